@@ -1,0 +1,161 @@
+"""Batches whose content depends on the seed and the iteration only, so that a run resumes exactly where it stopped.
+
+The samples form one endless stream: a permutation of the data set for each epoch, one after the other, nothing dropped
+at the borders. Batch t is places t·B to t·B+B-1 of the stream, and slot b of it is augmented by a generator of its own.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from apd.data.sample import SegmentationDataset
+from apd.data.transforms import Augmentation, augment
+
+_EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
+
+
+class Batch(NamedTuple):
+    """Training pictures: images_B3HW float32 in [0, 1], labels_BHW int64 with 255 for ignored pixels."""
+
+    images_B3HW: Tensor
+    labels_BHW: Tensor
+
+
+class EvaluationBatch(NamedTuple):
+    """Pictures to be judged, in the data set's order: images_B3HW float32 in [0, 1], labels_BHW int64, B names."""
+
+    images_B3HW: Tensor
+    labels_BHW: Tensor
+    names: tuple[str, ...]
+
+
+def generator_for(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers that depend on the seed and the key only; different keys of one length are independent."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+@lru_cache(maxsize=4)  # a batch looks its epoch's order up slot by slot
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order, (count,) int64, in which epoch `epoch` visits a data set of `count` samples."""
+    # sorting numbers instead of Generator.permutation: NumPy may change how it shuffles, less so its uniform numbers
+    order = np.argsort(generator_for(seed, _EPOCH, epoch).random(count), kind="stable")
+    order.flags.writeable = False  # it is cached
+    return order
+
+
+class BatchStream(Dataset):
+    """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_batches`."""
+
+    def __init__(self, dataset: SegmentationDataset, batch_size: int, augmentation: Augmentation, seed: int) -> None:
+        self.dataset, self.batch_size, self.augmentation, self.seed = dataset, batch_size, augmentation, seed
+        self._count = len(dataset)
+
+    def indices(self, iteration: int) -> list[int]:
+        """Which samples batch `iteration` holds, in order."""
+        first = iteration * self.batch_size
+        places = (divmod(place, self._count) for place in range(first, first + self.batch_size))
+        return [int(epoch_order(self.seed, epoch, self._count)[place]) for epoch, place in places]
+
+    def __getitem__(self, iteration: int) -> Batch:
+        pairs = [
+            augment(self.dataset[index], self.augmentation, generator_for(self.seed, _SAMPLE, iteration, slot))
+            for slot, index in enumerate(self.indices(iteration))
+        ]
+        images, labels = zip(*pairs, strict=True)
+        return Batch(_unit_range(torch.stack(images)), torch.stack(labels).long())
+
+
+def training_batches(
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    start_iteration: int = 0,
+    iterations: int,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream.
+
+    Batch t is a pure function of (data set, batch_size, augmentation, seed, t): a run that starts at t sees what the
+    uninterrupted one saw, any number of workers gives equal batches, and the global random state is neither read nor
+    changed. Every epoch visits every sample exactly once; a batch may reach over the border of two epochs.
+
+    Args:
+        dataset: samples of any size.
+        batch_size: samples in a batch, B.
+        augmentation: variation of the samples, and their size.
+        seed: whole number from 0.
+        start_iteration: number of the first batch (default 0).
+        iterations: total length of the run, the number after the last batch's. The iterator ends there.
+        workers: processes that prepare batches ahead (default 0: in this process, when asked for).
+
+    Returns:
+        Iterator over `iterations` - `start_iteration` batches with the augmentation's crop as H, W.
+
+    Raises:
+        ValueError: an empty data set, or a number out of its range.
+
+    Example:
+        >>> from apd.data.scenes import Scenes
+        >>> scenes = Scenes(8, height=48, width=64, context_shift=0.5, seed=0, split="train")
+        >>> crops = Augmentation(crop=(32, 48))
+        >>> batch = next(training_batches(scenes, batch_size=4, augmentation=crops, seed=1, iterations=10))
+        >>> batch.images_B3HW.shape, batch.labels_BHW.shape
+        (torch.Size([4, 3, 32, 48]), torch.Size([4, 32, 48]))
+    """
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty; training needs at least one sample")
+    least = {"batch_size": (batch_size, 1), "seed": (seed, 0), "iterations": (iterations, 0), "workers": (workers, 0)}
+    for field, (value, bound) in least.items():
+        if value < bound:
+            raise ValueError(f"{field}={value}; expected a whole number of at least {bound}")
+    if not 0 <= start_iteration <= iterations:
+        raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
+    stream, order = BatchStream(dataset, batch_size, augmentation, seed), range(start_iteration, iterations)
+    if workers == 0:
+        return (stream[iteration] for iteration in order)
+    # a generator of its own: the loader draws a seed for its workers, by default from the global state
+    return iter(DataLoader(stream, batch_size=None, sampler=order, num_workers=workers, generator=torch.Generator()))
+
+
+def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:
+    """The whole data set once, in order, not augmented; the last batch is shorter where the count does not divide.
+
+    Args:
+        dataset: samples of one size, or of any sizes with ``batch_size=1``.
+        batch_size: samples in a batch, B.
+
+    Raises:
+        ValueError: batch_size below 1, or samples of different size in one batch (both names are told).
+
+    Example:
+        >>> from apd.data.scenes import Scenes
+        >>> scenes = Scenes(5, height=48, width=64, context_shift=0.5, seed=0, split="val")
+        >>> [len(batch.names) for batch in evaluation_batches(scenes, 2)]
+        [2, 2, 1]
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
+    return (_evaluation_batch(dataset, first, batch_size) for first in range(0, len(dataset), batch_size))
+
+
+def _evaluation_batch(dataset: SegmentationDataset, first: int, batch_size: int) -> EvaluationBatch:
+    samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+    images, labels, names = zip(*samples, strict=True)
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"{names[0]!r} is {tuple(images[0].shape)} and {name!r} {tuple(image.shape)}: one batch needs one size; "
+                f"use batch_size=1, or give the data set a height and a width"
+            )
+    return EvaluationBatch(_unit_range(torch.stack(images)), torch.stack(labels).long(), names)
+
+
+def _unit_range(images_B3HW: Tensor) -> Tensor:
+    return images_B3HW.to(torch.float32).div_(255).contiguous()

@@ -1,0 +1,143 @@
+"""What each data set of the study contains: one `DatasetSpec` per data set, and the colours of its classes.
+
+A class keeps its colour in every figure, whichever data set it comes from: the table `CLASS_COLOURS` is keyed by
+class name and every spec looks its palette up there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+RGB = tuple[int, int, int]
+
+# Hue follows the thing where it can (sky blue, trees green); lightness does the separating, because it is what
+# remains under colour blindness. tests/test_catalogue.py measures all pairs under three simulated deficiencies.
+CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
+    {
+        "sky": (152, 204, 240),
+        "building": (178, 116, 86),
+        "pole": (250, 236, 150),
+        "road": (72, 72, 96),
+        "pavement": (190, 182, 200),
+        "tree": (52, 128, 84),
+        "sign": (240, 170, 20),
+        "fence": (116, 92, 20),
+        "car": (20, 84, 200),
+        "pedestrian": (222, 40, 80),
+        "bicyclist": (240, 130, 200),
+    }
+)
+IGNORE_COLOUR: RGB = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Names, colours and label conventions of one data set.
+
+    Attributes:
+        name: short name, used in records and messages.
+        class_names: one name per label, in label order: label `k` is `class_names[k]`.
+        palette: one RGB colour (0..255) per class, same order.
+        ignore_index: label of pixels that count neither in the loss nor in the scores. Default 255 (convention of
+            VOC and Cityscapes, and of the released code).
+        void_values: values in the label *files* that become `ignore_index` when read (CamVid: 11).
+        thing_names: the classes whose objects can be counted; the others are stuff.
+        splits: number of images per split where the data set fixes it; empty for generated data.
+
+    Raises:
+        ValueError: no classes, a palette of another length or with values outside 0..255, a name twice, an ignore
+            label or void value that is also a class, or a thing that is not a class.
+
+    Example:
+        >>> SCENES.num_classes, SCENES.index("car")
+        (10, 8)
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: tuple[RGB, ...]
+    ignore_index: int = 255
+    void_values: tuple[int, ...] = ()
+    thing_names: tuple[str, ...] = ()
+    splits: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.class_names)
+        if count == 0:
+            raise ValueError(f"{self.name}: class_names is empty; a data set needs at least one class")
+        if len(set(self.class_names)) != count:
+            raise ValueError(f"{self.name}: class_names {self.class_names} names a class twice; names must differ")
+        if len(self.palette) != count:
+            raise ValueError(f"{self.name}: palette has {len(self.palette)} colours for {count} classes; give one each")
+        for colour in self.palette:
+            if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+                raise ValueError(f"{self.name}: palette holds {colour}; expected three values from 0 to 255")
+        if not count <= self.ignore_index <= 255:
+            raise ValueError(
+                f"{self.name}: ignore_index={self.ignore_index}; expected {count}..255, a label no class uses"
+            )
+        if clash := [value for value in self.void_values if 0 <= value < count]:
+            raise ValueError(f"{self.name}: void_values {clash} are labels of classes; classes are 0..{count - 1}")
+        if unknown := [name for name in self.thing_names if name not in self.class_names]:
+            raise ValueError(f"{self.name}: thing_names {unknown} are not classes; classes are {self.class_names}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K; labels are 0..K-1."""
+        return len(self.class_names)
+
+    def index(self, class_name: str) -> int:
+        """Label of a class; ValueError with the known names when there is no such class."""
+        try:
+            return self.class_names.index(class_name)
+        except ValueError:
+            raise ValueError(f"{self.name} has no class {class_name!r}; it has {', '.join(self.class_names)}") from None
+
+    def colourise(self, labels_HW: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Picture of a label map: labels (H, W) of integers -> colours (H, W, 3) uint8; ignored pixels are white.
+
+        Raises:
+            ValueError: a label that is neither a class nor `ignore_index`.
+
+        Example:
+            >>> CAMVID.colourise(np.array([[0, 255]])).tolist()[0][1]
+            [255, 255, 255]
+        """
+        labels_HW = np.asarray(labels_HW)
+        wrong = np.setdiff1d(labels_HW, [*range(self.num_classes), self.ignore_index])
+        if wrong.size:
+            raise ValueError(
+                f"labels_HW holds {wrong[:5].tolist()}; {self.name} has labels 0..{self.num_classes - 1} "
+                f"and {self.ignore_index} for ignored pixels"
+            )
+        table = np.full((256, 3), IGNORE_COLOUR, dtype=np.uint8)
+        table[: self.num_classes] = self.palette
+        return table[labels_HW]
+
+
+def _colours(class_names: tuple[str, ...]) -> tuple[RGB, ...]:
+    return tuple(CLASS_COLOURS[name] for name in class_names)
+
+
+_STREET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian")
+
+SCENES = DatasetSpec(
+    name="scenes",
+    class_names=_STREET,
+    palette=_colours(_STREET),
+    # Poles stay stuff, as in Cityscapes: their visible parts are thin and often joined to a sign.
+    thing_names=("sign", "car", "pedestrian"),
+)
+"""The built-in street scenes (`apd.data.scenes`): CamVid's classes without the bicyclist."""
+
+CAMVID = DatasetSpec(
+    name="camvid",
+    class_names=(*_STREET, "bicyclist"),
+    palette=_colours((*_STREET, "bicyclist")),
+    void_values=(11,),
+    splits=(("train", 367), ("val", 101), ("test", 233)),
+)
+"""CamVid with the 11 classes, void label and split of the SegNet tutorial; it marks no instances."""

@@ -1,0 +1,144 @@
+"""Augmentation of an image and its labels together: random scale, crop, flip and colour jitter.
+
+One generator drives both, so the same numbers always give the same pair. Images stay uint8 and are resized bilinearly
+with antialiasing; labels are only ever copied from the nearest pixel.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apd.data.sample import Sample
+
+IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
+LABEL_PADDING = 255
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training pictures are varied. Checked at construction.
+
+    Scale 0.5 to 2, crop and flip are the released code's (and its base, semseg's); its rotation by ±10° and its blur
+    are left out here, and colour jitter, off by default, is this study's own choice.
+
+    Args:
+        crop: (height, width) in pixels of every augmented sample; smaller pictures are padded.
+        scale: least and greatest factor of size, drawn uniformly (default 0.5 to 2); (1, 1) keeps the size.
+        flip: probability of a horizontal flip (default 0.5).
+        colour: strength c in [0, 1) of colour jitter: brightness, contrast and saturation are each multiplied by a
+            factor drawn uniformly from 1-c to 1+c, in this order (default 0: none).
+
+    Raises:
+        ValueError: a field out of its range, with the value got and the one expected.
+
+    Example:
+        >>> Augmentation(crop=(160, 208), scale=(0.75, 1.5), colour=0.2)
+        Augmentation(crop=(160, 208), scale=(0.75, 1.5), flip=0.5, colour=0.2)
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.crop):
+            raise ValueError(f"crop={self.crop!r}; expected (height, width), two whole numbers of at least 1 pixel")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ValueError(f"scale={self.scale!r}; expected (least, greatest) with 0 < least <= greatest")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip={self.flip!r}; expected a probability from 0 to 1")
+        if not 0 <= self.colour < 1:
+            raise ValueError(f"colour={self.colour!r}; expected a strength from 0 (none) to below 1")
+
+
+def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A randomly scaled, cropped, flipped and recoloured copy of a sample.
+
+    Every call draws the same count of numbers, whatever the settings and the picture's size: switching one kind of
+    variation on or off leaves the others as they were.
+
+    Args:
+        sample: image_3HW uint8 and labels_HW uint8; not changed.
+        augmentation: the kinds of variation and their ranges.
+        generator: source of randomness, advanced by seven numbers.
+
+    Returns:
+        image_3hw uint8 and labels_hw uint8 with h, w = ``augmentation.crop``. Where the scaled picture is smaller than
+        the crop it lies at a random place on ImageNet's mean colour, its labels on 255.
+
+    Raises:
+        ValueError: the image is not 3×H×W uint8, or the labels are not H×W uint8 of the same size.
+
+    Example:
+        >>> from apd.data.sample import Sample
+        >>> grey = Sample(torch.full((3, 40, 60), 128, dtype=torch.uint8), torch.zeros(40, 60, dtype=torch.uint8), "grey")
+        >>> image_3hw, labels_hw = augment(grey, Augmentation(crop=(32, 32)), np.random.default_rng(0))
+        >>> image_3hw.shape, labels_hw.shape
+        (torch.Size([3, 32, 32]), torch.Size([32, 32]))
+    """
+    image, labels, name = sample
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"image of {name!r} is {tuple(image.shape)} {image.dtype}; expected (3, H, W) torch.uint8")
+    if labels.dtype != torch.uint8 or labels.shape != image.shape[1:]:
+        raise ValueError(
+            f"labels of {name!r} are {tuple(labels.shape)} {labels.dtype}; expected {tuple(image.shape[1:])} torch.uint8"
+        )
+    at_scale, at_top, at_left, at_flip, *at_colour = (float(number) for number in generator.random(7))
+    least, greatest = augmentation.scale
+    image, labels = _resize_pair(image, labels, least + (greatest - least) * at_scale)
+
+    size, crop = labels.shape, augmentation.crop
+    top, left = int(at_top * (abs(size[0] - crop[0]) + 1)), int(at_left * (abs(size[1] - crop[1]) + 1))
+    taken, placed = _overlap(size, crop, (top, left))
+    image, labels = image[:, *taken], labels[taken]
+    if at_flip < augmentation.flip:
+        # the place on a padded crop is uniform, so flipping before placing it changes no distribution
+        image, labels = image.flip(-1), labels.flip(-1)
+    image = _recolour(image, augmentation.colour, at_colour)
+    if labels.shape != crop:
+        padded_image = torch.tensor(IMAGE_PADDING, dtype=torch.uint8)[:, None, None].repeat(1, *crop)
+        padded_labels = torch.full(crop, LABEL_PADDING, dtype=torch.uint8)
+        padded_image[:, *placed], padded_labels[placed] = image, labels
+        return padded_image, padded_labels
+    return image.contiguous(), labels.contiguous()
+
+
+def _overlap(
+    size: tuple[int, int], crop: tuple[int, int], offset: tuple[int, int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What of the picture is taken and where in the crop it goes; along a side, the offset is in the longer of both."""
+    taken, placed = [], []
+    for length, wanted, start in zip(size, crop, offset, strict=True):
+        common = min(length, wanted)
+        taken.append(slice(start, start + common) if length > wanted else slice(0, common))
+        placed.append(slice(start, start + common) if length < wanted else slice(0, common))
+    return tuple(taken), tuple(placed)
+
+
+def _resize_pair(image_3HW: Tensor, labels_HW: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    size = [max(1, round(side * factor)) for side in labels_HW.shape]
+    if size == list(labels_HW.shape):
+        return image_3HW, labels_HW
+    # torchvision is imported where it is used: `import apd.data` must not need it
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    image = F.resize_image(image_3HW, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    # NEAREST_EXACT takes the pixel under the centre, where bilinear resizing looks too; NEAREST is half a pixel off
+    labels = F.resize_image(labels_HW[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    return image, labels
+
+
+def _recolour(image_3hw: Tensor, strength: float, numbers: list[float]) -> Tensor:
+    if strength == 0:
+        return image_3hw
+    from torchvision.transforms.v2 import functional as F
+
+    brightness, contrast, saturation = (1 - strength + 2 * strength * number for number in numbers)
+    image_3hw = F.adjust_brightness(image_3hw, brightness)
+    image_3hw = F.adjust_contrast(image_3hw, contrast)
+    return F.adjust_saturation(image_3hw, saturation)

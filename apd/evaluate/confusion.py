@@ -1,0 +1,99 @@
+"""The confusion matrix of a data set, and the scores that follow from it.
+
+Scores are always those of the whole set: intersections and unions are summed over all images before the division,
+which is what the papers' mIoU means. A class that neither occurs nor is predicted has no IoU: it is NaN, is left
+out of the mean, and the number of classes that were counted is reported beside it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scores(NamedTuple):
+    """Scores as fractions in [0, 1]."""
+
+    iou: Tensor
+    """(K,) intersection over union; NaN for a class that neither occurs nor is predicted."""
+    accuracy: Tensor
+    """(K,) recall; NaN for a class that does not occur."""
+    miou: float
+    """Mean of `iou` over the classes that have one."""
+    macc: float
+    """Mean of `accuracy` over the classes that have one."""
+    aacc: float
+    """Share of valid pixels that are right."""
+    classes_counted: int
+    """Classes in the mean of `iou`."""
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class), summed over images.
+
+    `matrix_KK[t, p]` is the number of valid pixels of class t that were called p. It is an int64 tensor that lives
+    where the first labels live; memory is K × K × 8 bytes.
+
+    Example:
+        >>> confusion = ConfusionMatrix(2)
+        >>> confusion.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]]))
+        >>> scores(confusion.matrix_KK).miou
+        1.0
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes = {num_classes}: expected at least 2")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.matrix_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        """Add the pixels of some images.
+
+        Args:
+            predictions: integer classes in 0..K-1, any shape.
+            labels: integer classes or `ignore_index`, same shape.
+
+        Raises:
+            ValueError: shapes differ, or a label or prediction lies outside its range; the values are named.
+        """
+        if predictions.shape != labels.shape:
+            raise ValueError(f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} differ in shape")
+        labels = labels.long()
+        valid = labels != self.ignore_index
+        truth, called = labels[valid], predictions.to(labels.device).long()[valid]
+        for name, values in (("labels", truth), ("predictions", called)):
+            if values.numel() and (values.amin() < 0 or values.amax() >= self.num_classes):
+                wrong = values[(values < 0) | (values >= self.num_classes)].unique().tolist()
+                raise ValueError(
+                    f"{name} hold {wrong}: expected 0..{self.num_classes - 1}"
+                    + (f" or {self.ignore_index} (ignore)" if name == "labels" else "")
+                )
+        counts = torch.bincount(truth * self.num_classes + called, minlength=self.num_classes**2)
+        self.matrix_KK = self.matrix_KK.to(counts.device) + counts.view(self.num_classes, self.num_classes)
+
+
+def scores(matrix_KK: Tensor) -> Scores:
+    """Per-class IoU and accuracy with their means, from counts[true, predicted].
+
+    An empty matrix (no valid pixel) gives NaN throughout and zero counted classes.
+    """
+    if matrix_KK.ndim != 2 or matrix_KK.shape[0] != matrix_KK.shape[1]:
+        raise ValueError(f"matrix has shape {tuple(matrix_KK.shape)}: expected (K, K)")
+    matrix_KK = matrix_KK.double().cpu()
+    hit, truth, called = matrix_KK.diagonal(), matrix_KK.sum(1), matrix_KK.sum(0)
+    iou, accuracy = hit / (truth + called - hit), hit / truth  # 0/0 is NaN: the class is absent
+    return Scores(
+        iou=iou,
+        accuracy=accuracy,
+        miou=iou.nanmean().item(),
+        macc=accuracy.nanmean().item(),
+        aacc=(hit.sum() / truth.sum()).item(),
+        classes_counted=int((~iou.isnan()).sum()),
+    )
+
+
+def agreement(matrix_KK: Tensor) -> float:
+    """Share of pixels on which two networks name the same class, from counts[teacher's class, student's class]."""
+    return scores(matrix_KK).aacc

@@ -1,0 +1,245 @@
+"""The four terms of Adaptive Perspective Distillation, as pure functions.
+
+Two things decide what a weight in front of a term means, so they are arguments. ``reduction="pixel"`` sums over
+classes and averages over valid pixels: the value does not depend on the number of classes, of ignored pixels or of
+images. ``reduction="element"``, the released code's, averages over every element of the map, ignored pixels
+included: a weight of 10 in front of it weighs 10 / K per pixel. Every term is a connected zero (value 0, gradient 0)
+when it has nothing to average over. Shape letters as in :mod:`apd.perspective`.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apd.perspective import (
+    ABSENT_LOGIT,
+    check_choice,
+    check_labels,
+    check_map,
+    full_precision,
+    match_grids,
+    resize_labels,
+    valid_pixels,
+)
+
+Reduction = Literal["pixel", "element"]
+
+
+def upsample(maps_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize with aligned corners, the released code's way from the feature grid to the label grid."""
+    if maps_BKhw.shape[2:] == size:
+        return maps_BKhw
+    return F.interpolate(maps_BKhw, size=size, mode="bilinear", align_corners=True)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` where ``mask`` is true; a connected zero when it is true nowhere."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _check_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{student_name} has shape {tuple(student.shape)} but {teacher_name} {tuple(teacher.shape)}: "
+            "they must be equal"
+        )
+
+
+def _check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
+    if present_BK.dtype != torch.bool or present_BK.shape != shape:
+        raise ValueError(
+            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: expected torch.bool of {tuple(shape)}"
+        )
+
+
+@full_precision
+def regularisation_loss(
+    teacher_observations_BKhw: Tensor,
+    labels_BHW: Tensor,
+    present_BK: Tensor | None = None,
+    *,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Cross-entropy of the teacher's observations, upsampled to the label grid, against the labels.
+
+    It makes the teacher's perspective a good classifier, and is the only term that trains the teacher's head. Mean
+    over counted pixels under either reduction.
+
+    Args:
+        teacher_observations_BKhw: from :func:`apd.observe`.
+        labels_BHW: integer labels, usually finer than the observations.
+        present_BK: which classes have a prototype. Pixels of a class that has none (it vanished on the feature grid)
+            are then not counted, since no perspective could get them right: the default, own choice, and needed with
+            ``absent="mask"``. ``None`` counts them, as the released code does with ``absent="zero"``.
+        ignore_index: label of pixels not to count.
+
+    Returns:
+        A scalar. Memory: two (B, K, H, W) maps, the largest of the four terms.
+
+    Raises:
+        ValueError, TypeError: wrong rank, dtype or batch. RuntimeError: labels out of range.
+
+    >>> observations = torch.tensor([[[[10.0]], [[0.0]]]])
+    >>> regularisation_loss(observations, torch.tensor([[[0, 255]]]))
+    tensor(4.5398e-05)
+    """
+    check_map("teacher_observations", teacher_observations_BKhw)
+    batch, num_classes = teacher_observations_BKhw.shape[:2]
+    check_labels(labels_BHW, batch)
+    counted_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=ignore_index)
+    labels_BHW = torch.where(counted_BHW, labels_BHW.long(), 0)
+    if present_BK is not None:
+        _check_present(present_BK, (batch, num_classes))
+        counted_BHW = counted_BHW & present_BK.gather(1, labels_BHW.flatten(1)).view_as(labels_BHW)
+    logits_BKHW = upsample(teacher_observations_BKhw, labels_BHW.shape[1:])
+    target_BHW = torch.where(counted_BHW, labels_BHW, -100)
+    total = F.cross_entropy(logits_BKHW, target_BHW, ignore_index=-100, reduction="sum")
+    return total / counted_BHW.sum().clamp(min=1)
+
+
+@full_precision
+def alignment_loss(student_prototypes_BKD: Tensor, teacher_prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
+    """Half the mean, over present (image, class) pairs, of 1 - cosine(student prototype, teacher prototype).
+
+    In [0, 1]. The teacher's prototypes are constants here: no gradient reaches them.
+
+    Args:
+        student_prototypes_BKD, teacher_prototypes_BKD: unit rows from :func:`apd.class_prototypes`.
+        present_BK: which rows exist.
+
+    >>> rows = torch.eye(2)[None]
+    >>> alignment_loss(rows, -rows, torch.tensor([[True, False]]))
+    tensor(1.)
+    """
+    _check_same_shape("student_prototypes", student_prototypes_BKD, "teacher_prototypes", teacher_prototypes_BKD)
+    _check_present(present_BK, student_prototypes_BKD.shape[:2])
+    cosines_BK = (student_prototypes_BKD * teacher_prototypes_BKD.detach()).sum(2)
+    return 0.5 * masked_mean(1.0 - cosines_BK, present_BK)
+
+
+@full_precision
+def observation_loss(
+    student_observations_BKhw: Tensor,
+    teacher_observations_BKhw: Tensor,
+    present_BK: Tensor,
+    labels_Bhw: Tensor,
+    *,
+    ignore_index: int = 255,
+    reduction: Reduction = "pixel",
+) -> Tensor:
+    """KL(teacher observations ‖ student observations) over present classes.
+
+    Each net is observed through its own perspective. The teacher's observations are constants here; the student's
+    carry gradient to its pixels and to its prototypes (released code; the abstract does not say).
+
+    Args:
+        student_observations_BKhw, teacher_observations_BKhw: from :func:`apd.observe`; the logits of absent classes
+            are of no account.
+        present_BK: which classes have a prototype.
+        labels_Bhw: integer labels on the same grid, for validity only.
+        ignore_index: label of pixels not to count.
+        reduction: ``"pixel"`` (default, own choice) sums over classes and averages over valid pixels; ``"element"``
+            (released code) averages over all pairs of a present class and a pixel, valid or not.
+
+    Returns:
+        A scalar. Memory: about four (B, K, h, w) maps.
+
+    >>> a, b = torch.tensor([[[[2.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[0.0]]]])
+    >>> observation_loss(b, a, torch.tensor([[True, True]]), torch.tensor([[[0]]]))
+    tensor(0.3279)
+    """
+    check_map("student_observations", student_observations_BKhw)
+    check_choice("reduction", reduction, ("pixel", "element"))
+    _check_same_shape(
+        "student_observations", student_observations_BKhw, "teacher_observations", teacher_observations_BKhw
+    )
+    batch, num_classes = student_observations_BKhw.shape[:2]
+    _check_present(present_BK, (batch, num_classes))
+    check_labels(labels_Bhw, batch)
+    if labels_Bhw.shape[1:] != student_observations_BKhw.shape[2:]:
+        raise ValueError(
+            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but observations on "
+            f"{tuple(student_observations_BKhw.shape[2:])}: call resize_labels(labels, observations.shape[2:]) first"
+        )
+    valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
+    absent_BK11 = ~present_BK[:, :, None, None]
+    divergence_BKhw = _divergence(
+        student_observations_BKhw.masked_fill(absent_BK11, ABSENT_LOGIT),
+        teacher_observations_BKhw.masked_fill(absent_BK11, ABSENT_LOGIT),
+    )
+    if reduction == "element":
+        elements = present_BK.sum() * labels_Bhw[0].numel()
+        return divergence_BKhw.sum() / elements.clamp(min=1)
+    return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
+
+
+@full_precision
+def pixel_kd_loss(
+    student_logits_BKhw: Tensor,
+    teacher_logits_BKhw: Tensor,
+    labels_BHW: Tensor,
+    *,
+    temperature: float = 1.0,
+    ignore_index: int = 255,
+    reduction: Reduction = "pixel",
+    upsample_to_labels: bool = False,
+) -> Tensor:
+    """Ordinary pixel distillation: T² KL(softmax(teacher / T) ‖ softmax(student / T)) of the classifiers' logits.
+
+    The teacher's logits are constants here.
+
+    Args:
+        student_logits_BKhw, teacher_logits_BKhw: raw logits; grids may differ, the coarser wins.
+        labels_BHW: integer labels on any grid, for validity only.
+        temperature: T (default 1, the released code's).
+        ignore_index: label of pixels not to count.
+        reduction: ``"pixel"`` (default, own choice) sums over classes and averages over valid pixels; ``"element"``
+            (released code) averages over classes and all pixels, valid or not.
+        upsample_to_labels: compare on the label grid after bilinear upsampling, as the released code does. Off by
+            default (own choice): the logits' own grid carries the same information at 1/64 of the memory for a
+            stride of 8, and the labels go to it by the nearest rule.
+
+    Returns:
+        A scalar. Memory: about four maps (B, K, h, w), or (B, K, H, W) when upsampled.
+
+    Raises:
+        ValueError, TypeError: wrong rank, dtype, batch or number of classes. RuntimeError: labels out of range.
+
+    >>> zeros, teacher = torch.zeros(1, 2, 1, 1), torch.tensor([[[[2.0]], [[0.0]]]])
+    >>> pixel_kd_loss(zeros, teacher, torch.tensor([[[0]]]))
+    tensor(0.3279)
+    """
+    check_map("student_logits", student_logits_BKhw)
+    check_map("teacher_logits", teacher_logits_BKhw)
+    check_choice("reduction", reduction, ("pixel", "element"))
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: expected a positive number")
+    if student_logits_BKhw.shape[:2] != teacher_logits_BKhw.shape[:2]:
+        raise ValueError(
+            f"student_logits has shape {tuple(student_logits_BKhw.shape)} but teacher_logits "
+            f"{tuple(teacher_logits_BKhw.shape)}: batch and classes (the first two axes) must be equal"
+        )
+    batch, num_classes = student_logits_BKhw.shape[:2]
+    check_labels(labels_BHW, batch)
+    teacher_logits_BKhw = teacher_logits_BKhw.detach()
+    if upsample_to_labels:
+        size = labels_BHW.shape[1:]
+        student_logits_BKhw = upsample(student_logits_BKhw, size)
+        teacher_logits_BKhw = upsample(teacher_logits_BKhw, size)
+    else:
+        student_logits_BKhw, teacher_logits_BKhw = match_grids(student_logits_BKhw, teacher_logits_BKhw)
+    valid_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=ignore_index)
+    valid_Bhw = resize_labels(valid_BHW.to(torch.uint8), student_logits_BKhw.shape[2:]).bool()
+    divergence_BKhw = temperature**2 * _divergence(student_logits_BKhw / temperature, teacher_logits_BKhw / temperature)
+    if reduction == "element":
+        return divergence_BKhw.mean()
+    return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
+
+
+def _divergence(student_BKhw: Tensor, teacher_BKhw: Tensor) -> Tensor:
+    """The summands, class by class, of KL(softmax(teacher) ‖ softmax(student)); the teacher is a constant."""
+    student_log_BKhw = F.log_softmax(student_BKhw, dim=1)
+    teacher_log_BKhw = F.log_softmax(teacher_BKhw.detach(), dim=1)
+    return F.kl_div(student_log_BKhw, teacher_log_BKhw, reduction="none", log_target=True)

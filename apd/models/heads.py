@@ -1,0 +1,96 @@
+"""Segmentation heads: PSPNet's pyramid pooling and the auxiliary head trained beside it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PSP_BINS = (1, 2, 3, 6)
+"""Grid sizes of the pyramid's poolings (as published)."""
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU; the size of the map is kept (`kernel_size` must be odd)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class PyramidPooling(nn.Module):
+    """The PSPNet head up to its feature map: pool at several grid sizes, upsample, concatenate, merge.
+
+    Each branch averages the map to `bin × bin`, applies a 1×1 convolution to `in_channels // 4` channels with batch
+    norm and ReLU, and is upsampled back bilinearly with `align_corners=True` (as published). The branches and the
+    input itself are concatenated and merged by a 3×3 convolution with batch norm and ReLU. Dropout and the 1×1
+    classifier come after it and belong to [`Segmenter`][apd.models.Segmenter].
+
+    Args:
+        in_channels: channels of the backbone's last map, at least 4.
+        out_channels: channels of the merged map (512 as published).
+        bins: grid sizes of the poolings (1, 2, 3, 6 as published). A map smaller than a bin is allowed: pooling
+            cells then overlap.
+
+    Raises:
+        ValueError: when constructed with fewer than 4 channels, or when called in training mode with a batch of one
+            image while a branch has a 1×1 grid: batch norm has then a single value per channel and no variance.
+            Skipping the norm there would train another network, so it is refused.
+
+    Example:
+        >>> head = PyramidPooling(320, 256)
+        >>> head(torch.rand(2, 320, 10, 13)).shape
+        torch.Size([2, 256, 10, 13])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bins: Sequence[int] = PSP_BINS) -> None:
+        super().__init__()
+        if in_channels < 4:
+            raise ValueError(f"in_channels: got {in_channels}, expected at least 4 (each branch keeps a quarter)")
+        self.bins = tuple(bins)
+        width = in_channels // 4
+        self.branches = nn.ModuleList(conv_bn_relu(in_channels, width, 1) for _ in self.bins)
+        self.merge = conv_bn_relu(in_channels + width * len(self.bins), out_channels, 3)
+
+    def forward(self, features_BChw: Tensor) -> Tensor:
+        """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
+        size_hw = features_BChw.shape[-2:]
+        maps = [features_BChw]
+        for grid, branch in zip(self.bins, self.branches, strict=True):
+            if branch[1].training and features_BChw.shape[0] * grid * grid == 1:
+                raise ValueError(
+                    "PyramidPooling: got a batch of 1 image in training mode, expected at least 2: the branch with a "
+                    "1×1 grid has one value per channel, which batch norm cannot normalise. Use a batch of 2 or more "
+                    "(drop a last batch of one), or put the head in eval mode to use its running statistics."
+                )
+            pooled = branch(F.adaptive_avg_pool2d(features_BChw, grid))
+            maps.append(F.interpolate(pooled, size=size_hw, mode="bilinear", align_corners=True))
+        return self.merge(torch.cat(maps, dim=1))
+
+
+class AuxiliaryHead(nn.Module):
+    """Second classifier on an earlier stage, used as an extra loss in training only (weight 0.4 as published).
+
+    3×3 convolution to `width` channels, batch norm, ReLU, channel dropout, 1×1 classifier.
+
+    Args:
+        in_channels: channels of the stage it reads.
+        num_classes: classes K.
+        width: channels in between (256 as published).
+        dropout: probability of dropping a whole channel (0.1 as published).
+
+    Example:
+        >>> AuxiliaryHead(112, 11, width=128)(torch.rand(2, 112, 10, 13)).shape
+        torch.Size([2, 11, 10, 13])
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *conv_bn_relu(in_channels, width, 3), nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1)
+        )
+
+    def forward(self, features_BChw: Tensor) -> Tensor:
+        """Stage map `B in_channels h w` → logits `B K h w`."""
+        return self.layers(features_BChw)

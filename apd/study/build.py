@@ -1,0 +1,152 @@
+"""From an experiment's fields to objects: data sets, networks, distillers, optimisers."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from apd.data.folder import CamVid, find_data
+from apd.data.sample import SegmentationDataset
+from apd.data.transforms import Augmentation
+from apd.distill import APDLoss
+from apd.models.segmenter import Segmenter, build_segmenter
+from apd.rivals import PixelKD
+from apd.study.experiment import (
+    APDConfig,
+    DataConfig,
+    DistillerConfig,
+    Experiment,
+    NetworkConfig,
+    PixelKDConfig,
+    TrainingConfig,
+)
+
+
+class Splits(NamedTuple):
+    """The data sets of one run. `evaluation` is `val` or `test`, as the experiment says."""
+
+    train: SegmentationDataset
+    val: SegmentationDataset
+    evaluation: SegmentationDataset
+
+
+def build_split(data: DataConfig, split: str) -> SegmentationDataset:
+    """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
+    if data.name == "camvid":
+        return CamVid(find_data("CamVid"), split, height=data.height, width=data.width)
+    from apd.data.scenes import Scenes
+
+    count = data.train_images if split == "train" else data.evaluation_images
+    return Scenes(
+        count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split
+    )
+
+
+def build_splits(data: DataConfig) -> Splits:
+    """Training, validation and evaluation data; the last two are one object when they are one split."""
+    val = build_split(data, "val")
+    evaluation = val if data.evaluation_split == "val" else build_split(data, data.evaluation_split)
+    return Splits(build_split(data, "train"), val, evaluation)
+
+
+def build_augmentation(data: DataConfig) -> Augmentation:
+    """How training images are varied."""
+    return Augmentation(
+        crop=(data.crop_height, data.crop_width),
+        scale=(data.scale_min, data.scale_max),
+        flip=data.flip,
+        colour=data.jitter,
+    )
+
+
+def build_network(
+    network: NetworkConfig, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
+) -> Segmenter:
+    """A network whose initial weights depend on the seed alone; the global random state is left as it was.
+
+    With `weights_follow` the caller loads a full state dict next, so ImageNet weights are not asked for: a trained
+    network can be read on a machine that does not have them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_segmenter(
+            network.backbone,
+            num_classes,
+            head=network.head,
+            head_width=network.head_width,
+            output_stride=network.output_stride,
+            weights="none" if weights_follow else network.weights,
+            dropout=network.dropout,
+        )
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def build_distiller(
+    config: DistillerConfig, *, student: Segmenter, teacher: Segmenter, ignore_index: int, seed: int
+) -> nn.Module:
+    """The loss module of one distiller, on the student's device, its heads initialised from the seed alone."""
+    device = next(student.parameters()).device
+    match config:
+        case PixelKDConfig():
+            module: nn.Module = PixelKD(temperature=config.temperature, weight=config.weight, ignore_index=ignore_index)
+        case APDConfig():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = APDLoss(
+                    student.feature_channels,
+                    teacher.feature_channels,
+                    student.num_classes,
+                    width=config.width,
+                    scale=config.scale,
+                    scope=config.scope,
+                    reduction=config.reduction,
+                    absent=config.absent,
+                    ignore_index=ignore_index,
+                    temperature=config.temperature,
+                    weights={
+                        "regularisation": config.regularisation,
+                        "alignment": config.alignment,
+                        "observation": config.observation,
+                        "pixel_kd": config.pixel_kd,
+                    },
+                )
+    return module.to(device)
+
+
+def build_optimisers(
+    experiment: Experiment, student: Segmenter, distillers: Iterable[tuple[DistillerConfig, nn.Module]]
+) -> dict[str, torch.optim.Optimizer]:
+    """The student's SGD, and Adam for the teacher's projection head when there is one.
+
+    Every parameter group carries `base_rate`, from which the schedule computes its rate; the group of a teacher's
+    head keeps its rate (released code).
+    """
+    training: TrainingConfig = experiment.training
+    head_parameters, teacher_groups = list(student.head_parameters()), []
+    for config, module in distillers:
+        head_parameters += list(module.student_parameters())
+        if parameters := list(module.teacher_parameters()):
+            assert isinstance(config, APDConfig)
+            teacher_groups.append({"params": parameters, "lr": config.teacher_head_rate})
+    head_rate = training.learning_rate * training.head_multiplier
+    sgd = torch.optim.SGD(
+        [
+            {"params": list(student.backbone_parameters()), "base_rate": training.learning_rate},
+            {"params": head_parameters, "base_rate": head_rate},
+        ],
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+    optimisers: dict[str, torch.optim.Optimizer] = {"student": sgd}
+    if teacher_groups:
+        optimisers["teacher_heads"] = torch.optim.Adam(teacher_groups, betas=(0.9, 0.99))
+    return optimisers
+
+
+def set_poly_rates(optimiser: torch.optim.Optimizer, step: int, iterations: int, power: float) -> None:
+    """Give each group of the student's optimiser base_rate · (1 − step/iterations)^power."""
+    factor = (1 - step / iterations) ** power
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_rate"] * factor

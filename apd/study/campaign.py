@@ -1,0 +1,133 @@
+"""Campaigns: named lists of experiments whose records are the study's evidence.
+
+A campaign can be stopped and continued at any time, on any machine: experiments with a record are skipped. They are
+ordered seed by seed, so that one stopped half-way is still a fair comparison of all its methods.
+
+Needs no command-line library: `python -m apd.study.campaign NAME`.
+"""
+
+import argparse
+import difflib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from apd.study.experiment import Experiment
+from apd.study.fingerprint import fingerprint
+from apd.study.folders import records_folder
+from apd.study.recipes import METHODS, recipe
+from apd.study.record import Record, read_record
+from apd.study.train import train
+
+
+def scenes_tiny() -> Iterator[Experiment]:
+    """The four methods on built-in scenes without and with a context of each image's own, five seeds."""
+    for seed in range(5):
+        for context_shift in (0.0, 1.0):
+            for method in METHODS:
+                experiment = recipe("tiny", method, seed=seed, context_shift=context_shift)
+                yield replace(experiment, name=f"{method}-context{context_shift:g}-seed{seed}")
+
+
+def camvid_small() -> Iterator[Experiment]:
+    """The four methods on CamVid at half resolution, scored on test, three seeds."""
+    for seed in range(3):
+        for method in METHODS:
+            yield replace(recipe("small", method, seed=seed), name=f"{method}-seed{seed}")
+
+
+def camvid_small_tuning() -> Iterator[Experiment]:
+    """How the small recipe's learning rates were chosen: short schedules, one seed, scored on val."""
+    student = recipe("small", "student")
+    data = replace(student.data, evaluation_split="val")
+    for rate in (0.005, 0.01, 0.02):
+        training = replace(student.teacher.training, iterations=400, learning_rate=rate, evaluations=0)
+        teacher = student.teacher_experiment()
+        yield replace(teacher, data=data, training=training, name=f"teacher-rate{rate:g}")
+    for rate in (0.01, 0.02, 0.04):
+        training = replace(student.training, iterations=600, learning_rate=rate, evaluations=0)
+        yield replace(student, data=data, training=training, teacher=None, name=f"student-rate{rate:g}")
+
+
+CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
+    "scenes-tiny": scenes_tiny,
+    "camvid-small": camvid_small,
+    "camvid-small-tuning": camvid_small_tuning,
+}
+
+
+class CampaignError(ValueError):
+    """There is no campaign of that name; the message tells the nearest."""
+
+
+def experiments_of(name: str) -> list[Experiment]:
+    """The experiments of a campaign, in order.
+
+    Raises:
+        CampaignError: the name is unknown.
+    """
+    if name not in CAMPAIGNS:
+        near = difflib.get_close_matches(name, CAMPAIGNS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CampaignError(f"there is no campaign {name!r}{hint} Known: {', '.join(CAMPAIGNS)}")
+    return list(CAMPAIGNS[name]())
+
+
+def existing_records(folder: Path) -> dict[str, Record]:
+    """The records of a folder by fingerprint; empty when there is no folder.
+
+    Raises:
+        RecordError: one of the files is damaged; it is named, and deleting it has its run repeated or found again.
+    """
+    return {record.content["fingerprint"]: record for record in map(read_record, sorted(folder.glob("*.json")))}
+
+
+def run_campaign(
+    name: str, *, folder: Path | None = None, device: str | None = None, only: str = "", progress: bool | None = None
+) -> list[Record]:
+    """Run what a campaign still lacks and return all its records.
+
+    Args:
+        name: a key of CAMPAIGNS.
+        folder: where its records go; default `book/results/<name>/`.
+        device: torch device; default is cuda where there is one, else cpu.
+        only: run only the experiments whose label contains this text.
+        progress: bars of the single runs; None shows them on a terminal only.
+    """
+    folder = folder or records_folder(name)
+    experiments = [e for e in experiments_of(name) if only in e.name]
+    done = existing_records(folder)
+    missing = [e for e in experiments if fingerprint(e) not in done]
+    print(f"{name}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record", flush=True)
+    spent = 0.0
+    for number, experiment in enumerate(missing):
+        begun = time.monotonic()
+        record = train(experiment, device=device, progress=progress, wait=True)
+        record.save(folder / f"{experiment.name}-{fingerprint(experiment)}.json")
+        done[fingerprint(experiment)] = record
+        spent += time.monotonic() - begun
+        left = spent / (number + 1) * (len(missing) - number - 1)
+        tqdm.write(
+            f"{name}: {number + 1}/{len(missing)} {experiment.name}: mIoU {record.scores.miou:.4f}, "
+            f"about {left / 60:.0f} min left"
+        )
+    return [done[fingerprint(e)] for e in experiments]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of `python -m apd.study.campaign`. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m apd.study.campaign", description=__doc__.split("\n")[0])
+    parser.add_argument("name", help=f"one of {', '.join(CAMPAIGNS)}")
+    parser.add_argument("--records", type=Path, help="folder of the records (default: book/results/NAME)")
+    parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
+    parser.add_argument("--only", default="", help="run only experiments whose label contains this text")
+    chosen = parser.parse_args(arguments)
+    run_campaign(chosen.name, folder=chosen.records, device=chosen.device, only=chosen.only)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

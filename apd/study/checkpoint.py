@@ -1,0 +1,179 @@
+"""Checkpoints that survive a kill at any moment, and one process per run.
+
+A checkpoint is a folder `step-00001200/` with `weights.safetensors` (the student alone), `state.safetensors`
+(everything else that is a tensor and does not belong to an optimiser), `optimisers.pt` (read back with
+`weights_only=True`: nothing is ever unpickled freely) and `manifest.json` with the sha256 of each. It is written
+beside its final name and renamed, so it is there whole or not at all; the one before it is kept.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+KEPT = 2
+_FILES = ("weights.safetensors", "state.safetensors", "optimisers.pt")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message names the file and what to do."""
+
+
+class RunBusyError(RuntimeError):
+    """Another process works on this run; the message says which."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a kill, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    weights: dict[str, Tensor],
+    state: dict[str, Tensor],
+    optimisers: dict[str, Any],
+    facts: dict[str, Any],
+) -> Path:
+    """Write checkpoint `step` under `folder`, keep the one before it and delete older ones.
+
+    Args:
+        folder: the run's checkpoint folder; made if it is not there.
+        step: optimiser steps done.
+        weights: the student's state dict.
+        state: further tensors by name (heads, random generators, averaged weights).
+        optimisers: optimiser state dicts by name.
+        facts: JSON values to find again (elapsed seconds, length of the log).
+
+    Raises:
+        CheckpointError: the disk is full or read-only; the checkpoints that were there are untouched.
+    """
+    final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_tensors(weights), partial / _FILES[0], metadata={"step": str(step)})
+        save_file(_tensors(state), partial / _FILES[1])
+        torch.save(optimisers, partial / _FILES[2])
+        manifest = {"step": step, "facts": facts, "sha256": {name: sha256_of(partial / name) for name in _FILES}}
+        write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1))
+        if final.exists():  # a damaged one of the same step, passed over by load_newest
+            shutil.rmtree(final)
+        partial.rename(final)
+    except Exception as error:  # torch and safetensors wrap the OSError in types of their own
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write checkpoint {final}: {error}. Nothing that was finished is lost: free space or make the "
+            "folder writable, then start the same command again; it goes on from the last checkpoint"
+        ) from error
+    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint whole: keys step, facts, weights, state, optimisers.
+
+    Raises:
+        CheckpointError: a file is missing or its content is not what was written.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name in _FILES:
+            if sha256_of(path / name) != manifest["sha256"][name]:
+                raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in manifest.json")
+        return {
+            "step": manifest["step"],
+            "facts": manifest["facts"],
+            "weights": load_file(path / _FILES[0]),
+            "state": load_file(path / _FILES[1]),
+            "optimisers": torch.load(path / _FILES[2], weights_only=True),
+        }
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for each damaged one passed over on the way."""
+    passed_over = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return load_checkpoint(path), passed_over
+        except CheckpointError as error:
+            passed_over.append(f"{error}; using the checkpoint before it")
+    return None, passed_over
+
+
+@contextlib.contextmanager
+def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a run's folder for this process.
+
+    The lock is the operating system's own on `folder/lock`: it vanishes with the process, however that ends.
+
+    Args:
+        folder: the run's folder; made if it is not there.
+        wait: block until the holder is done instead of raising.
+
+    Raises:
+        RunBusyError: another process holds it and `wait` is false; says which.
+        CheckpointError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to {folder}: {error.strerror}; make it writable or set APD_RUNS to another folder"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if not wait:
+                raise RunBusyError(
+                    f"{folder} is in use by {holder}; wait for it to end, or stop it and start this command again"
+                ) from None
+            print(f"waiting for {holder}, which works on {folder.name}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,252 @@
+"""What an experiment is: a frozen, validated configuration.
+
+Nothing here imports torch. Wrong values fail at construction with the field, the value and what was expected.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class ExperimentError(ValueError):
+    """A configuration that cannot be run; the message names the field, the value and what was expected."""
+
+
+def _require(condition: bool, owner: object, name: str, expected: str) -> None:
+    if not condition:
+        value = getattr(owner, name)
+        raise ExperimentError(f"{type(owner).__name__}.{name} = {value!r}: expected {expected}")
+
+
+def _require_choices(owner: object, **choices: tuple[str, ...]) -> None:
+    for name, allowed in choices.items():
+        value = getattr(owner, name)
+        if value not in allowed:
+            near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ExperimentError(
+                f"{type(owner).__name__}.{name} = {value!r}: expected one of {', '.join(allowed)}{hint}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, at which size, and how they are varied in training."""
+
+    name: Literal["scenes", "camvid"] = "scenes"
+    """Data set: the built-in scenes, or CamVid found through APD_DATA."""
+    height: int = 96
+    """Rows of an image after loading, in pixels."""
+    width: int = 128
+    """Columns of an image after loading, in pixels."""
+    evaluation_split: Literal["val", "test"] = "val"
+    """Split of the final scores; intermediate ones always use val."""
+    crop_height: int = 96
+    """Rows of a training crop."""
+    crop_width: int = 96
+    """Columns of a training crop."""
+    scale_min: float = 0.5
+    """Smallest random scale (released recipes: 0.5)."""
+    scale_max: float = 2.0
+    """Largest random scale (released recipes: 2)."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter; 0 switches it off."""
+    context_shift: float = 0.5
+    """Scenes only: how strongly each image has its own light, palette and texture, from 0 to 1."""
+    train_images: int = 200
+    """Scenes only: images in the training split."""
+    evaluation_images: int = 100
+    """Scenes only: images in val and in test."""
+    world: int = 0
+    """Scenes only: seed of the data set itself; the experiment's seed never changes the data."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, name=("scenes", "camvid"), evaluation_split=("val", "test"))
+        for name in ("height", "width", "crop_height", "crop_width"):
+            _require(isinstance(getattr(self, name), int) and getattr(self, name) >= 32, self, name, "an integer >= 32")
+        _require(
+            0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}"
+        )
+        _require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
+        _require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")
+        _require(0 <= self.context_shift <= 1, self, "context_shift", "a number between 0 and 1")
+        for name in ("train_images", "evaluation_images"):
+            _require(getattr(self, name) >= 1, self, name, "at least 1")
+        _require(self.world >= 0, self, "world", "an integer >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """A segmentation network: timm backbone, head and classifier."""
+
+    backbone: str = "mobilenetv2_050"
+    """Name of a timm backbone that offers features_only."""
+    head: Literal["psp"] = "psp"
+    """Head between backbone and classifier."""
+    head_width: int = 128
+    """Channels of the feature map before the classifier (paper: 512)."""
+    output_stride: Literal[8, 16] = 16
+    """Stride of the feature map (paper: 8)."""
+    weights: Literal["none", "imagenet"] = "none"
+    """Initial weights of the backbone."""
+    dropout: float = 0.1
+    """Channel dropout before the classifier (paper: 0.1)."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, head=("psp",), weights=("none", "imagenet"))
+        _require(self.output_stride in (8, 16), self, "output_stride", "8 or 16")
+        _require(self.head_width >= 4, self, "head_width", "an integer >= 4")
+        _require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimiser and schedule of one network. Defaults without a remark are those of the released code."""
+
+    iterations: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Images in one step."""
+    learning_rate: float = 0.01
+    """Initial rate of the backbone; follows (1 - t/T)^power."""
+    head_multiplier: float = 10.0
+    """Rate of heads and classifier, as a multiple of the backbone's."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    power: float = 0.9
+    """Exponent of the poly schedule."""
+    auxiliary_weight: float = 0.4
+    """Weight of the auxiliary head's cross-entropy."""
+    clip_norm: float | None = None
+    """Largest gradient norm; None leaves gradients alone."""
+    ema_decay: float | None = None
+    """Decay of an average of the weights that is evaluated in their place; None switches it off."""
+    evaluations: int = 4
+    """How many times the student is scored on val on the way (own choice)."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size"):
+            _require(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, self, name, "an integer >= 1")
+        _require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
+        for name in ("learning_rate", "head_multiplier"):
+            _require(getattr(self, name) > 0, self, name, "a number > 0")
+        for name in ("weight_decay", "power", "auxiliary_weight", "evaluations"):
+            _require(getattr(self, name) >= 0, self, name, "a number >= 0")
+        _require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
+        _require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
+        _require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelKDConfig:
+    """Ordinary pixel distillation of the logits."""
+
+    method: Literal["pixel_kd"] = "pixel_kd"
+    weight: float = 1.0
+    """Weight of the term, in the pixel reduction."""
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, self, "weight", "a number >= 0")
+        _require(self.temperature > 0, self, "temperature", "a number > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class APDConfig:
+    """Adaptive perspective distillation: every choice of `apd.APDLoss`, and the rate of the teacher's head."""
+
+    method: Literal["apd"] = "apd"
+    width: int | None = 128
+    """Width of both projection heads (released code: 512); None leaves them out."""
+    scale: float = 10.0
+    """Cosine scale of the observations (released code: 10)."""
+    scope: Literal["image", "batch"] = "image"
+    """What a prototype is pooled over: an image (paper) or the batch (released code)."""
+    reduction: Literal["pixel", "element"] = "pixel"
+    absent: Literal["mask", "zero"] = "mask"
+    regularisation: float = 1.0
+    """Weight of the teacher's cross-entropy through its adaptive perspective (trains its head only)."""
+    alignment: float = 10.0
+    """Weight of the prototypes' cosine distance (released code: 10)."""
+    observation: float = 1.0
+    """Weight of the observations' KL."""
+    pixel_kd: float = 1.0
+    """Weight of the logits' KL; 0 leaves it out."""
+    temperature: float = 1.0
+    """Temperature of the logits' KL."""
+    teacher_head_rate: float = 1e-3
+    """Adam rate of the teacher's head (released code: 1e-5 for schedules twenty to eighty times longer)."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, scope=("image", "batch"), reduction=("pixel", "element"), absent=("mask", "zero"))
+        _require(self.width is None or self.width >= 1, self, "width", "None or an integer >= 1")
+        for name in ("scale", "temperature", "teacher_head_rate"):
+            _require(getattr(self, name) > 0, self, name, "a number > 0")
+        for name in ("regularisation", "alignment", "observation", "pixel_kd"):
+            _require(getattr(self, name) >= 0, self, name, "a number >= 0")
+
+
+DistillerConfig = PixelKDConfig | APDConfig
+DISTILLERS: dict[str, type[DistillerConfig]] = {"pixel_kd": PixelKDConfig, "apd": APDConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The teacher: its network, and either the training that makes it or a file with its weights."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How the teacher is trained on the same data when `weights_file` is empty."""
+    seed: int = 0
+    weights_file: str = ""
+    """A safetensors file to load strictly instead of training."""
+    expected_miou: float = 0.0
+    """The run refuses a teacher that scores below this on the evaluation split (fraction, not per cent)."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.expected_miou <= 1, self, "expected_miou", "a fraction between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A full configuration. `name` is a label and does not enter the fingerprint."""
+
+    name: str = "experiment"
+    """Label of the run's folder."""
+    seed: int = 0
+    """Initial weights, order of images, augmentation and dropout."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    precision: Precision = "auto"
+    """Autocast: auto is bf16 where the device multiplies it natively, fp32 elsewhere."""
+    teacher: TeacherConfig | None = None
+    distillers: tuple[DistillerConfig, ...] = ()
+    """Distillation losses added to the task loss."""
+
+    def __post_init__(self) -> None:
+        _require_choices(self, precision=("auto", "fp32", "bf16"))
+        _require(self.seed >= 0, self, "seed", "an integer >= 0")
+        legal = self.name and all(c.isalnum() or c in "-_." for c in self.name)
+        _require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
+        if self.distillers and self.teacher is None:
+            raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
+        methods = [d.method for d in self.distillers]
+        _require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
+
+    def teacher_experiment(self) -> "Experiment":
+        """The experiment whose run is this one's teacher: same data, no distillers."""
+        if self.teacher is None:
+            raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")
+        return Experiment(
+            name=f"{self.data.name}-teacher",
+            seed=self.teacher.seed,
+            data=self.data,
+            network=self.teacher.network,
+            training=self.teacher.training,
+            precision=self.precision,
+        )

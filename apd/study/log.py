@@ -1,0 +1,117 @@
+"""What a run notes on its way: the log of its terms, a stop that was asked for, a batch that broke it."""
+
+import json
+import os
+import signal
+import statistics
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from safetensors.torch import save_file
+
+from apd.data.batches import Batch
+from apd.study.checkpoint import CheckpointError
+
+CURVE_POINTS = 100
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term became infinite or NaN; the message names it and the file with the batch."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A run was asked to stop and has written a checkpoint. A KeyboardInterrupt: no `except Exception` hides it."""
+
+
+class RunLog:
+    """The terms of every step as JSON lines. `lines` is their number; one line is one optimiser step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, 0
+
+    def start_over(self, lines: int) -> None:
+        """Keep the first `lines` lines: a resumed run writes those after its checkpoint anew."""
+        self.lines = lines
+        if not self.path.exists():
+            self.path.touch()
+        with self.path.open("rb+") as file:
+            for _ in range(lines):
+                file.readline()
+            file.truncate(file.tell())
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append a line. CheckpointError when the disk refuses it."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self.path}: {error.strerror}. Nothing that was finished is lost: free space, then "
+                "start the same command again; it goes on from the last checkpoint"
+            ) from error
+        self.lines += 1
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every line."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def summary(self) -> dict[str, Any]:
+        """The record's entries `seconds_per_iteration` (median over steps) and `curves`.
+
+        Curves have at most 100 points, each the mean over an equal stretch of steps; `iteration` is the number of
+        steps done at a stretch's end.
+        """
+        entries = self.read()
+        stretch = -(-len(entries) // CURVE_POINTS)
+        parts = [entries[i : i + stretch] for i in range(0, len(entries), stretch)]
+        names = [name for name in entries[0] if name not in ("step", "seconds")]
+        curves = {name: [_short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
+        return {
+            "seconds_per_iteration": _short(statistics.median(e["seconds"] for e in entries)),
+            "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves,
+        }
+
+
+def _short(value: float) -> float:
+    """Six significant digits: enough for a curve, and a third of the bytes."""
+    return float(f"{value:.6g}")
+
+
+def save_batch(path: Path, batch: Batch) -> Path:
+    """Keep a batch for inspection: images and labels as safetensors."""
+    save_file({"images_B3HW": batch.images_B3HW.contiguous(), "labels_BHW": batch.labels_BHW.contiguous()}, path)
+    return path
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps.
+
+    A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+    def leave_if_requested(self, folder: Path, step: int) -> None:
+        """Raise StoppedError if a stop was asked for. Called after the checkpoint of `step` is written."""
+        if self.requested:
+            raise StoppedError(f"stopped at step {step}; the same command goes on from there ({folder.name})")

@@ -1,0 +1,137 @@
+"""Recipes: one function returns the full configuration of an experiment, its size an argument.
+
+Within one size every method gets the same data, student, teacher, schedule and initial weights; only the list of
+distillers differs. How the values were chosen is told where they stand.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+from apd.study.experiment import (
+    APDConfig,
+    DataConfig,
+    DistillerConfig,
+    Experiment,
+    ExperimentError,
+    NetworkConfig,
+    PixelKDConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+
+Size = Literal["tiny", "small", "full"]
+Method = Literal["student", "pixel_kd", "apd", "apd_without_kd"]
+METHODS: tuple[Method, ...] = get_args(Method)
+METHOD_NAMES: dict[str, str] = {
+    "student": "student alone",
+    "pixel_kd": "+ pixel KD",
+    "apd_without_kd": "+ APD without pixel KD",
+    "apd": "+ APD",
+}
+
+
+def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
+    """The distillers a method adds to the task loss, with the weights that all sizes share."""
+    match method:
+        case "student":
+            return ()
+        case "pixel_kd":
+            return (PixelKDConfig(),)
+        case "apd":
+            return (APDConfig(),)
+        case "apd_without_kd":
+            return (APDConfig(pixel_kd=0.0),)
+    raise ExperimentError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
+
+
+def recipe(size: Size = "tiny", method: Method = "apd", *, seed: int = 0, context_shift: float = 0.5) -> Experiment:
+    """The experiment of one method at one size.
+
+    Args:
+        size: tiny (built-in scenes, under a minute a run on a CPU), small (CamVid at half resolution, minutes a run on
+            a CPU) or full (CamVid at 360×480, one GPU).
+        method: what is added to the student's task loss.
+        seed: of the student; data and teacher stay the same.
+        context_shift: of the scenes; no part of the CamVid sizes.
+
+    Example:
+        >>> recipe("tiny", "pixel_kd", seed=3).name
+        'tiny-pixel_kd-seed3'
+    """
+    match size:
+        case "tiny":
+            base = _tiny(context_shift)
+        case "small":
+            base = _small()
+        case "full":
+            base = _full()
+        case _:
+            raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(Size))}")
+    return dataclasses.replace(base, name=f"{size}-{method}-seed{seed}", seed=seed, distillers=distillers_of(method))
+
+
+def _tiny(context_shift: float) -> Experiment:
+    """Scenes; both networks start at random, so nothing is downloaded."""
+    return Experiment(
+        data=DataConfig(
+            name="scenes",
+            height=96,
+            width=96,
+            crop_height=96,
+            crop_width=96,
+            scale_min=0.75,
+            scale_max=1.5,
+            train_images=400,
+            evaluation_images=100,
+            context_shift=context_shift,
+        ),
+        network=NetworkConfig(backbone="mobilenetv2_050", head_width=64, output_stride=8),
+        training=TrainingConfig(iterations=300, learning_rate=0.01, evaluations=3),
+        precision="fp32",
+        teacher=TeacherConfig(
+            network=NetworkConfig(backbone="mobilenetv2_100", head_width=128, output_stride=8),
+            training=TrainingConfig(iterations=600, learning_rate=0.01, evaluations=3),
+        ),
+    )
+
+
+def _small() -> Experiment:
+    """CamVid at 180×240, output stride 16; sized for minutes a run on one CPU core."""
+    return Experiment(
+        data=DataConfig(
+            name="camvid",
+            height=180,
+            width=240,
+            evaluation_split="test",
+            crop_height=160,
+            crop_width=160,
+            jitter=0.2,
+        ),
+        network=NetworkConfig(backbone="mobilenetv2_050", head_width=128, output_stride=16),
+        training=TrainingConfig(iterations=1800, learning_rate=0.02),
+        teacher=TeacherConfig(
+            network=NetworkConfig(backbone="efficientnet_lite0", head_width=256, output_stride=16, weights="imagenet"),
+            training=TrainingConfig(iterations=1800, learning_rate=0.01),
+        ),
+    )
+
+
+def _full() -> Experiment:
+    """CamVid at its own size on one GPU: the small recipe with larger crops and batches and a longer schedule."""
+    small = _small()
+    longer = {"iterations": 12000, "batch_size": 16}
+    return dataclasses.replace(
+        small,
+        data=dataclasses.replace(small.data, height=360, width=480, crop_height=320, crop_width=320),
+        training=dataclasses.replace(small.training, **longer),
+        teacher=dataclasses.replace(small.teacher, training=dataclasses.replace(small.teacher.training, **longer)),
+    )
+
+
+def all_recipes() -> Iterator[tuple[str, Experiment]]:
+    """Every size with every method, by name."""
+    for size in get_args(Size):
+        for method in METHODS:
+            experiment = recipe(size, method)
+            yield experiment.name.rsplit("-", 1)[0], experiment

@@ -1,0 +1,219 @@
+"""Download and unpacking shared by the data scripts: resumable, checked by hash before use, never outside the folder.
+
+Standard library and tqdm only, so that a script runs before the project is installed.
+"""
+
+import hashlib
+import http.client
+import ssl
+import stat
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+CHUNK_BYTES = 1 << 18
+MAX_MEMBER_BYTES = 64 << 20  # no picture or list of a data set here comes near; a decompression bomb does
+
+
+class FetchError(Exception):
+    """A download, an archive or a data folder is not as it should be; the message says what to do."""
+
+
+def download(url: str, file: Path, *, attempts: int = 4, pause: float = 2.0, timeout: float = 60.0) -> None:
+    """Download `url` to `file`, going on from ``file.part`` where an earlier try stopped and the server can resume.
+
+    The part is only continued when the server confirms, by ETag or date, that it still has the same content;
+    otherwise the download starts anew. The file appears under its name when it is complete.
+
+    Args:
+        url: http or https address.
+        file: where the download goes; its folder must exist.
+        attempts: tries within this call before giving up.
+        pause: seconds before the second try, doubled before each further one.
+        timeout: seconds without an answer after which a try has failed.
+
+    Raises:
+        FetchError: another kind of address, a refusal by the server, or no complete download in `attempts` tries.
+
+    Example:
+        >>> download("https://example.org/pictures.zip", Path("pictures.zip"))    # doctest: +SKIP
+    """
+    if not url.startswith(("http://", "https://")):
+        raise FetchError(f"{url} is not an http or https address")
+    part = file.with_name(file.name + ".part")
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(pause * 2 ** (attempt - 1))
+        try:
+            if _continue_part(url, part, timeout):
+                part.replace(file)
+                _validator_file(part).unlink(missing_ok=True)
+                return
+            problem = "the connection closed before the end"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code != 429:
+                raise FetchError(f"{url} answered {error.code} {error.reason}; is the address still right?") from error
+            problem = f"the server answered {error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            problem = str(error)
+    raise FetchError(
+        f"{url} could not be downloaded in {attempts} tries ({problem}); what arrived is kept in {part}: "
+        f"run the same command again to go on from there"
+    )
+
+
+def _continue_part(url: str, part: Path, timeout: float) -> bool:
+    """One try; True when the part is complete."""
+    validator_file = _validator_file(part)
+    validator = validator_file.read_text(encoding="utf-8") if validator_file.is_file() else ""
+    have = part.stat().st_size if part.is_file() and validator else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "apd-data-script"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", validator)
+    try:
+        answer = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # nothing lies beyond the part: it was complete, or it is not what the server has
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return True
+        part.unlink()
+        return False
+    with answer:
+        if answer.status != 206:
+            have = 0
+            etag = answer.headers.get("ETag", "")
+            strong = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
+            validator_file.write_text(strong, encoding="utf-8")
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise FetchError(f"{url} answered with the wrong range; delete {part} and run the command again")
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
+        with progress, part.open("ab" if have else "wb") as out:
+            while chunk := answer.read(CHUNK_BYTES):
+                out.write(chunk)
+                progress.update(len(chunk))
+    return total is None or part.stat().st_size == total
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(part.name + ".validator")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_manifest(text: str, origin: str) -> dict[str, str]:
+    """Relative name -> sha256 of a list in the form of the tool sha256sum, every name checked by `safe_name`.
+
+    Raises:
+        FetchError: a line of another form, an unsafe name or a name twice; `origin` says whose list it is.
+    """
+    hashes: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or name in hashes:
+            raise FetchError(f"{origin} line {number}: {line[:90]!r}; expected 64 hex digits, two spaces, a new name")
+        hashes[safe_name(name, origin)] = digest
+    return hashes
+
+
+def safe_name(name: str, origin: str) -> str:
+    """The name itself if it stays below the folder it is joined to.
+
+    Raises:
+        FetchError: the name is absolute, climbs with ``..``, or has a backslash, a colon or a control character.
+    """
+    parts = name.rstrip("/").split("/")
+    if not name or any(part in ("", ".", "..") for part in parts) or any(c in "\\:" or ord(c) < 32 for c in name):
+        raise FetchError(f"{origin} holds the unsafe name {name!r}, which could leave the folder; nothing was written")
+    return name
+
+
+def extract_verified(archive: Path, folder_in_archive: str, hashes: Mapping[str, str], into: Path) -> None:
+    """Write the files that `hashes` names, from a folder of a zip archive, below `into`, checking each while writing.
+
+    All names in the archive are looked at before anything is written. Only the named files are written, none is
+    overwritten.
+
+    Args:
+        archive: zip file.
+        folder_in_archive: the folder with the files; ``"*/CamVid"`` stands for any single folder above.
+        hashes: relative name -> sha256.
+        into: existing folder.
+
+    Raises:
+        FetchError: no zip file or a damaged one, an unsafe name, a file that is missing, there twice, a link, too
+            large, or of another content than its hash says; the file is named.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _members_below(opened, archive, folder_in_archive)
+            for name, digest in tqdm(hashes.items(), desc="extract", unit="file", disable=None):
+                if name not in members:
+                    raise FetchError(f"{archive} lacks {folder_in_archive}/{name}; it is not the expected archive")
+                target = into / safe_name(name, str(archive))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _write_member(opened, members[name], target, digest, archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise FetchError(f"{archive} is not a complete zip archive ({error})") from error
+
+
+def read_member(archive: Path, name: str) -> bytes:
+    """One small file of a zip archive, at most `MAX_MEMBER_BYTES`.
+
+    Raises:
+        FetchError: no zip file, a damaged one, or no such file in it.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
+            return file.read(MAX_MEMBER_BYTES)
+    except KeyError as error:
+        raise FetchError(f"{archive} lacks {name}; it was not written by `pack`") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise FetchError(f"{archive} is not a complete zip archive ({error})") from error
+
+
+def _members_below(opened: zipfile.ZipFile, archive: Path, folder: str) -> dict[str, zipfile.ZipInfo]:
+    wanted, members = PurePosixPath(folder).parts, {}
+    for info in opened.infolist():
+        parts = PurePosixPath(safe_name(info.filename, str(archive))).parts
+        above = parts[: len(wanted)]
+        if info.is_dir() or len(parts) <= len(wanted):
+            continue
+        if all(pattern in ("*", part) for pattern, part in zip(wanted, above, strict=True)):
+            name = "/".join(parts[len(wanted) :])
+            if name in members:
+                raise FetchError(f"{archive} holds {info.filename} twice")
+            members[name] = info
+    return members
+
+
+def _write_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, expected: str, archive: Path) -> None:
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise FetchError(f"{archive} holds {info.filename} as a link; expected a file")
+    digest, written = hashlib.sha256(), 0
+    with opened.open(info) as source, target.open("xb") as out:
+        while chunk := source.read(CHUNK_BYTES):
+            written += len(chunk)
+            if written > MAX_MEMBER_BYTES:
+                raise FetchError(f"{info.filename} in {archive} is larger than {MAX_MEMBER_BYTES} bytes")
+            digest.update(chunk)
+            out.write(chunk)
+    if digest.hexdigest() != expected:
+        raise FetchError(
+            f"{info.filename} in {archive} has sha256 {digest.hexdigest()[:16]}…; expected {expected[:16]}…: "
+            f"its content is not the published one"
+        )

@@ -1,9 +1,9 @@
 """CamVid for the study: fetch it, check it, and carry it to a machine without a network.
 
-    python data_scripts/camvid.py fetch DEST          download into DEST/CamVid and check every file
-    python data_scripts/camvid.py check ROOT          check a CamVid folder, print what it holds
-    python data_scripts/camvid.py pack ROOT FILE      write one file of at most 40 MB
-    python data_scripts/camvid.py unpack FILE DEST    make DEST/CamVid from such a file
+    python data_scripts/camvid.py fetch DEST
+    python data_scripts/camvid.py check ROOT
+    python data_scripts/camvid.py pack ROOT FILE
+    python data_scripts/camvid.py unpack FILE DEST
 
 Afterwards set the environment variable APD_DATA to DEST. Needs Python 3.11, pillow, NumPy and tqdm; the network only
 for `fetch`. Exit code 0, or 1 with one message on what is wrong, or 130 after Ctrl-C.
@@ -12,16 +12,13 @@ for `fetch`. Exit code 0, or 1 with one message on what is wrong, or 130 after C
 import argparse
 import hashlib
 import io
-import os
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from fetching import FetchError, download, extract_verified, file_sha256, parse_manifest, read_member
+from fetching import FetchError, appearing_folder, download, extract_verified, file_sha256, parse_manifest, read_member
 from PIL import Image
 from tqdm import tqdm
 
@@ -39,7 +36,7 @@ PACK_QUALITY = 90
 
 
 def fetch(dest: Path, url: str) -> None:
-    """Download the published repository and leave its folder CamVid, every file checked, in ``dest/CamVid``."""
+    """Download the published repository and make DEST/CamVid from it, every file checked by its hash."""
     if _already_there(dest):
         return
     dest.mkdir(parents=True, exist_ok=True)
@@ -47,7 +44,7 @@ def fetch(dest: Path, url: str) -> None:
     if not archive.is_file():
         download(url, archive)
     try:
-        with _appearing(dest) as tree:
+        with appearing_folder(dest / "CamVid") as tree:
             extract_verified(archive, "*/CamVid", published_hashes(), tree)
     except FetchError as error:
         archive.unlink()  # kept, it would fail the same way for ever
@@ -57,14 +54,13 @@ def fetch(dest: Path, url: str) -> None:
 
 
 def check(root: Path) -> None:
-    """Check counts, names, pictures, labels and hashes of a tree; print a table. The first wrong file is named."""
+    """Check counts, names, pictures, labels and hashes of a CamVid folder; the first wrong file is named."""
     root = _tree(root)
     hashes, packed = expected_hashes(root)
     check_names(root)
     kinds: dict[str, set[str]] = {}
     shares: dict[str, np.ndarray] = {}
-    names = sorted(hashes)
-    for name in tqdm(names, desc="check", unit="file", disable=None):
+    for name in tqdm(sorted(hashes), desc="check", unit="file", disable=None):
         folder, is_picture = name.split("/")[0], "/" in name
         if not (root / name).is_file():
             raise FetchError(f"{root / name} is missing")
@@ -80,7 +76,7 @@ def check(root: Path) -> None:
 
 
 def pack(root: Path, file: Path, quality: int) -> None:
-    """Write a checked tree into one zip: images as JPEG, label PNGs byte for byte, lists and hashes to match."""
+    """Write a CamVid folder into one zip file of at most 40 MB: images as JPEG, labels and their PNGs unchanged."""
     root = _tree(root)
     hashes, packed = expected_hashes(root)
     if packed:
@@ -103,16 +99,14 @@ def pack(root: Path, file: Path, quality: int) -> None:
         size = part.stat().st_size
         if size > PACK_LIMIT_BYTES:
             raise FetchError(f"the file would take {size / 1e6:.1f} MB of at most 40; give --quality below {quality}")
-        os.link(part, file) if hasattr(os, "link") else part.rename(
-            file
-        )  # a link fails where `file` appeared meanwhile
+        part.rename(file)
     finally:
         part.unlink(missing_ok=True)
     print(f"{file}: {size / 1e6:.1f} MB, images as JPEG of quality {quality}, labels unchanged")
 
 
 def unpack(file: Path, dest: Path) -> None:
-    """Make ``dest/CamVid`` from a file written by `pack`, every file checked."""
+    """Make DEST/CamVid from a file that `pack` has written, every file checked by its hash."""
     if _already_there(dest):
         return
     if not file.is_file():
@@ -121,7 +115,7 @@ def unpack(file: Path, dest: Path) -> None:
     listing = read_member(file, name)
     hashes = _packed_hashes(listing.decode("utf-8", "replace"), f"{file}: {name}")
     dest.mkdir(parents=True, exist_ok=True)
-    with _appearing(dest) as tree:
+    with appearing_folder(dest / "CamVid") as tree:
         extract_verified(file, "CamVid", hashes, tree)
         (tree / PACKED_MANIFEST).write_bytes(listing)
         check_names(tree)
@@ -158,7 +152,7 @@ def _packed_hashes(text: str, origin: str) -> dict[str, str]:
 
 def _packed_name(name: str) -> str:
     is_image = "/" in name and "annot/" not in name
-    return str(Path(name).with_suffix(".jpg").as_posix()) if is_image else name
+    return Path(name).with_suffix(".jpg").as_posix() if is_image else name
 
 
 def _packed(root: Path, name: str, quality: int) -> tuple[str, bytes]:
@@ -206,15 +200,10 @@ def check_picture(root: Path, name: str) -> tuple[str, tuple[int, int], np.ndarr
     size = (picture.shape[1], picture.shape[0])
     if not is_mask:
         return mode, size, np.zeros(len(CLASS_NAMES), dtype=np.int64)
-    split = name.split("annot/")[0]
-    for suffix in (".png", ".jpg"):
-        image = (root / split / Path(name).name).with_suffix(suffix)
-        if image.is_file():
-            with Image.open(image) as opened:
-                if opened.size != size:
-                    raise FetchError(
-                        f"{root / name} is {size[0]}×{size[1]}, its image {image} {opened.width}×{opened.height}"
-                    )
+    for image in (root / name.split("annot/")[0]).glob(f"{Path(name).stem}.*"):
+        with Image.open(image) as opened:
+            if opened.size != size:
+                raise FetchError(f"{root / name} is {size[0]}×{size[1]}, its image {opened.width}×{opened.height}")
     counts = np.bincount(picture.ravel(), minlength=256)
     wrong = np.flatnonzero(counts[len(CLASS_NAMES) :]) + len(CLASS_NAMES)
     if len(wrong):
@@ -225,6 +214,8 @@ def check_picture(root: Path, name: str) -> tuple[str, tuple[int, int], np.ndarr
 
 def _decoded(path: Path) -> tuple[str, np.ndarray]:
     try:
+        with Image.open(path) as picture:
+            picture.verify()  # a PNG's checksums and end mark, which decoding does not look at
         with Image.open(path) as picture:
             return picture.mode, np.asarray(picture)
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
@@ -262,36 +253,30 @@ def _already_there(dest: Path) -> bool:
     return True
 
 
-@contextmanager
-def _appearing(dest: Path) -> Iterator[Path]:
-    """An empty folder that becomes ``dest/CamVid`` in one step if the block succeeds, and vanishes if it fails."""
-    with tempfile.TemporaryDirectory(prefix=".camvid-", dir=dest) as hidden:
-        tree = Path(hidden) / "CamVid"
-        tree.mkdir()
-        yield tree
-        if (dest / "CamVid").exists():
-            raise FetchError(f"{dest / 'CamVid'} appeared meanwhile; it was left as it is")
-        tree.rename(dest / "CamVid")
+def _quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 95:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1 to 95")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the script; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("fetch", help="download into DEST/CamVid and check every file")
-    one.add_argument("dest", type=Path, metavar="DEST")
-    one.add_argument("--url", default=URL, help="another address of the same archive (default: %(default)s)")
-    one = commands.add_parser("check", help="check a CamVid folder and print what it holds")
-    one.add_argument("root", type=Path, metavar="ROOT")
-    one = commands.add_parser("pack", help="write one file of at most 40 MB")
-    one.add_argument("root", type=Path, metavar="ROOT")
-    one.add_argument("file", type=Path, metavar="FILE")
-    one.add_argument("--quality", type=int, choices=range(1, 96), metavar="1..95", default=PACK_QUALITY)
-    one = commands.add_parser("unpack", help="make DEST/CamVid from a packed file")
-    one.add_argument("file", type=Path, metavar="FILE")
-    one.add_argument("dest", type=Path, metavar="DEST")
+    places = {fetch: ("dest",), check: ("root",), pack: ("root", "file"), unpack: ("file", "dest")}
+    for command, names in places.items():
+        one = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        one.set_defaults(command=command)
+        for name in names:
+            one.add_argument(name, type=Path, metavar=name.upper())
+    commands.choices["fetch"].add_argument(
+        "--url", default=URL, help="another address of the archive (now: %(default)s)"
+    )
+    commands.choices["pack"].add_argument(
+        "--quality", type=_quality, default=PACK_QUALITY, help="JPEG's, 1..95 (now: %(default)s)"
+    )
     options = vars(parser.parse_args(arguments))
-    command = {"fetch": fetch, "check": check, "pack": pack, "unpack": unpack}[options.pop("command")]
+    command = options.pop("command")
     try:
         command(**options)
     except (FetchError, OSError) as error:

@@ -7,12 +7,14 @@ import hashlib
 import http.client
 import ssl
 import stat
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -169,6 +171,22 @@ def extract_verified(archive: Path, folder_in_archive: str, hashes: Mapping[str,
                 _write_member(opened, members[name], target, digest, archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise FetchError(f"{archive} is not a complete zip archive ({error})") from error
+
+
+@contextmanager
+def appearing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its name in one step if the block succeeds, and vanishes if it fails.
+
+    Raises:
+        FileExistsError: something has that name by then; it is left as it is.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as hidden:
+        tree = Path(hidden) / folder.name
+        tree.mkdir()
+        yield tree
+        if folder.exists():
+            raise FileExistsError(f"{folder} appeared meanwhile; it was left as it is")
+        tree.rename(folder)
 
 
 def read_member(archive: Path, name: str) -> bytes:

@@ -151,7 +151,7 @@ def _evaluation_batch(dataset: SegmentationDataset, first: int, batch_size: int)
     for image, name in zip(images, names, strict=True):
         if image.shape != images[0].shape:
             raise ValueError(
-                f"{names[0]!r} is {tuple(images[0].shape)} and {name!r} {tuple(image.shape)}: one batch needs one size; "
+                f"{names[0]!r} is {tuple(images[0].shape)} and {name!r} {tuple(image.shape)}; a batch has one size: "
                 f"use batch_size=1, or give the data set a height and a width"
             )
     return EvaluationBatch(_unit_range(torch.stack(images)), torch.stack(labels).long(), names)

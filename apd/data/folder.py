@@ -6,6 +6,7 @@ file's name, before a training run has spent a minute.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def find_data(name: str, *, script: str | None = None) -> Path:
         script: file in `data_scripts/` that fetches it (default: the name in lower case + ``.py``).
 
     Raises:
-        MissingData: ``APD_DATA`` is not set, is no folder, or holds no folder of that name; the message says what to do.
+        MissingData: ``APD_DATA`` is not set, is no folder, or holds no such folder; the message says what to do.
 
     Example:
         >>> root = find_data("CamVid")                      # doctest: +SKIP
@@ -196,7 +197,10 @@ class FolderDataset:
 def _open(path: Path) -> Image.Image:
     """A picture, decoded to its last pixel; whatever pillow says of a damaged file becomes a DataError."""
     try:
-        with Image.open(path) as picture:
+        content = io.BytesIO(path.read_bytes())
+        with Image.open(content) as picture:
+            picture.verify()  # a PNG's checksums and end mark, which load() does not look at
+        with Image.open(content) as picture:
             picture.load()
             return picture
     except FileNotFoundError as error:

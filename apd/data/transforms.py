@@ -75,7 +75,8 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
 
     Example:
         >>> from apd.data.sample import Sample
-        >>> grey = Sample(torch.full((3, 40, 60), 128, dtype=torch.uint8), torch.zeros(40, 60, dtype=torch.uint8), "grey")
+        >>> image_3HW, labels_HW = torch.full((3, 40, 60), 128).byte(), torch.zeros(40, 60).byte()
+        >>> grey = Sample(image_3HW, labels_HW, "grey")
         >>> image_3hw, labels_hw = augment(grey, Augmentation(crop=(32, 32)), np.random.default_rng(0))
         >>> image_3hw.shape, labels_hw.shape
         (torch.Size([3, 32, 32]), torch.Size([32, 32]))
@@ -85,7 +86,8 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
         raise ValueError(f"image of {name!r} is {tuple(image.shape)} {image.dtype}; expected (3, H, W) torch.uint8")
     if labels.dtype != torch.uint8 or labels.shape != image.shape[1:]:
         raise ValueError(
-            f"labels of {name!r} are {tuple(labels.shape)} {labels.dtype}; expected {tuple(image.shape[1:])} torch.uint8"
+            f"labels of {name!r} are {tuple(labels.shape)} {labels.dtype}; "
+            f"expected {tuple(image.shape[1:])} torch.uint8"
         )
     at_scale, at_top, at_left, at_flip, *at_colour = (float(number) for number in generator.random(7))
     least, greatest = augmentation.scale

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from apd.data.catalogue import CAMVID, SCENES, DatasetSpec
 from apd.data.folder import CamVid, find_data
 from apd.data.sample import SegmentationDataset
+from apd.data.scenes import Scenes
 from apd.data.transforms import Augmentation
 from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter, build_segmenter
@@ -17,6 +19,7 @@ from apd.study.experiment import (
     DataConfig,
     DistillerConfig,
     Experiment,
+    ExperimentError,
     NetworkConfig,
     PixelKDConfig,
     TrainingConfig,
@@ -35,12 +38,15 @@ def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
     if data.name == "camvid":
         return CamVid(find_data("CamVid"), split, height=data.height, width=data.width)
-    from apd.data.scenes import Scenes
-
     count = data.train_images if split == "train" else data.evaluation_images
     return Scenes(
         count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split
     )
+
+
+def spec_of(data: DataConfig) -> DatasetSpec:
+    """Names and colours of the experiment's classes, without touching the data."""
+    return CAMVID if data.name == "camvid" else SCENES
 
 
 def build_splits(data: DataConfig) -> Splits:
@@ -70,15 +76,18 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_segmenter(
-            network.backbone,
-            num_classes,
-            head=network.head,
-            head_width=network.head_width,
-            output_stride=network.output_stride,
-            weights="none" if weights_follow else network.weights,
-            dropout=network.dropout,
-        )
+        try:
+            model = build_segmenter(
+                network.backbone,
+                num_classes,
+                head=network.head,
+                head_width=network.head_width,
+                output_stride=network.output_stride,
+                weights="none" if weights_follow else network.weights,
+                dropout=network.dropout,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ExperimentError(f"this network cannot be built: {error}") from error
     return model.to(device, memory_format=torch.channels_last)
 
 

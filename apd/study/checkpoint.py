@@ -58,6 +58,17 @@ def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
+    partial = path.with_suffix(".part")
+    try:
+        save_file(_tensors(weights), partial)
+        partial.replace(path)
+    except Exception as error:  # safetensors wraps the OSError in a type of its own
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error}; free space, then start the same command again") from error
+
+
 def save_checkpoint(
     folder: Path,
     step: int,

@@ -21,20 +21,24 @@ from apd.study.experiment import (
 )
 
 Size = Literal["tiny", "small", "full"]
-Method = Literal["student", "pixel_kd", "apd", "apd_without_kd"]
+Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {
     "student": "student alone",
+    "student_equal_seconds": "student alone, APD's seconds",
     "pixel_kd": "+ pixel KD",
     "apd_without_kd": "+ APD without pixel KD",
     "apd": "+ APD",
 }
+# A step of APD takes this many times as long as one of the plain student, the teacher's forward included: what
+# `seconds_per_iteration` of short runs on two CPU cores said, rounded. The records of the full runs tell whether it held.
+SECONDS_OF_APD: dict[str, float] = {"tiny": 1.6, "small": 1.45, "full": 1.45}
 
 
 def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
     """The distillers a method adds to the task loss, with the weights that all sizes share."""
     match method:
-        case "student":
+        case "student" | "student_equal_seconds":
             return ()
         case "pixel_kd":
             return (PixelKDConfig(),)
@@ -68,6 +72,9 @@ def recipe(size: Size = "tiny", method: Method = "apd", *, seed: int = 0, contex
             base = _full()
         case _:
             raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(Size))}")
+    if method == "student_equal_seconds":
+        longer = round(base.training.iterations * SECONDS_OF_APD[size])
+        base = dataclasses.replace(base, training=dataclasses.replace(base.training, iterations=longer))
     return dataclasses.replace(base, name=f"{size}-{method}-seed{seed}", seed=seed, distillers=distillers_of(method))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -108,10 +108,12 @@ class Record:
 
     @cached_property
     def experiment(self) -> Experiment:
+        """The configuration that was run."""
         return from_dict(self.content["experiment"])
 
     @cached_property
     def class_names(self) -> list[str]:
+        """Names in the order of the matrices' rows and columns."""
         return self.content["data"]["class_names"]
 
     @cached_property
@@ -131,11 +133,11 @@ class Record:
         teacher = self.content["teacher"]
         return None if teacher is None else agreement(torch.tensor(teacher["agreement"]))
 
-    def save(self, path: Path) -> Path:
-        """Write the file atomically; the folder is made."""
+    def save(self, path: Path) -> Self:
+        """Write the file atomically; the folder is made. Returns the record."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _compact_json(self.content) + "\n")
-        return path
+        return self
 
 
 def _compact_json(content: dict[str, Any]) -> str:

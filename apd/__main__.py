@@ -1,0 +1,5 @@
+"""`python -m apd`: the command line."""
+
+from apd.cli import main
+
+raise SystemExit(main())

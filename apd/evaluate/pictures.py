@@ -1,0 +1,65 @@
+"""Label maps and overlays of single pictures, as files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+
+from apd.data.catalogue import DatasetSpec
+from apd.data.folder import DataError
+from apd.evaluate.inference import predict_labels
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture as RGB. DataError naming the file when it is missing, no picture, or truncated."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, spec: DatasetSpec, opacity: float = 0.55) -> np.ndarray:
+    """The picture with its classes' colours laid over it, uint8 (H, W, 3); ignored pixels keep the picture."""
+    colours_K3 = np.zeros((256, 3), dtype=np.float32)
+    colours_K3[: len(spec.palette)] = spec.palette
+    weight_HW1 = np.where(labels_HW == spec.ignore_index, 0.0, opacity)[..., None]
+    return (image_HW3 * (1 - weight_HW1) + colours_K3[labels_HW] * weight_HW1).round().astype(np.uint8)
+
+
+def predict_picture(
+    model: nn.Module, path: Path, folder: Path, spec: DatasetSpec, *, size: tuple[int, int]
+) -> tuple[Path, Path]:
+    """Predict one picture and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
+
+    Args:
+        model: a network in eval mode, on any device.
+        path: the picture, of any size; it is shown to the network at `size`, the size it was trained for.
+        folder: where the two files go; made if it is not there.
+        spec: names and colours of the classes.
+        size: (height, width) of the network's input. The label map has the picture's own size.
+
+    Raises:
+        DataError: the picture cannot be read or the folder not written.
+    """
+    image = read_picture(path)
+    pixels_HW3 = np.asarray(image)
+    images_B3HW = torch.tensor(pixels_HW3).permute(2, 0, 1)[None].float() / 255
+    device = next(model.parameters()).device
+    resized = F.interpolate(images_B3HW, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    labels_HW = predict_labels(model, resized.to(device), pixels_HW3.shape[:2])[0].byte().cpu().numpy()
+    label_map = Image.fromarray(labels_HW, mode="P")
+    label_map.putpalette([channel for colour in spec.palette for channel in colour])
+    written = folder / f"{path.stem}-labels.png", folder / f"{path.stem}-overlay.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        label_map.save(written[0])
+        Image.fromarray(overlay(pixels_HW3, labels_HW, spec)).save(written[1])
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write predictions ({error})") from error
+    return written

@@ -1,0 +1,47 @@
+"""Browser libraries from the installed wheels, so that no page of the book loads anything from elsewhere.
+
+MathJax is used by every page with an equation, plotly (4.8 MB) and itables only where a notebook shows one. They are
+copied into the built book rather than kept under the source's ``_static``: jupyter-book puts every script it finds there
+on every page.
+"""
+
+import importlib
+import shutil
+from pathlib import Path
+
+VENDOR = "_static/vendor"
+ASSETS = {  # name in the built book: (module that ships it, path inside)
+    "tex-svg-full.js": ("sphinx-mathjax-offline", "static/mathjax/tex-svg-full.js"),  # one file, no fonts, all of TeX
+    "plotly.min.js": ("plotly", "package_data/plotly.min.js"),
+    "dt_bundle.js": ("itables", "html/dt_bundle.js"),
+    "dt_bundle.css": ("itables", "html/dt_bundle.css"),
+}
+
+
+def copy_assets(app, exception):
+    if exception is None and app.builder.format == "html":
+        folder = Path(app.outdir, VENDOR)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (module, inside) in ASSETS.items():
+            shutil.copyfile(Path(importlib.import_module(module).__file__).parent / inside, folder / name)
+
+
+def tidy_page(app, pagename, templatename, context, doctree):
+    body = context.get("body", "")
+    # docutils gives its citation list the role of a list without list items: screen readers stumble
+    context["body"] = body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    if "plotly-graph-div" in body:
+        app.add_js_file("vendor/plotly.min.js")
+    kept = {}  # Sphinx 7.4 emits inline scripts twice, and one of jupyter-book's names a CDN for a button we do not show
+    for script in context["script_files"]:
+        inline = getattr(script, "attributes", {}).get("body") or ""
+        if "thebe" not in f"{script}{inline}".lower():
+            kept.setdefault(inline or str(script), script)
+    context["script_files"][:] = kept.values()
+
+
+def setup(app):
+    app.config.mathjax_path = "vendor/tex-svg-full.js"
+    app.connect("build-finished", copy_assets)
+    app.connect("html-page-context", tidy_page, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,107 @@
+"""pyproject.toml, requirements.lock, requirements-conda.txt and environment.yml describe one environment."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from rattler import MatchSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def pins(text: str) -> list[Requirement]:
+    """The requirements of a lock file, without hashes and comments."""
+    lines = [line.removesuffix("\\").strip() for line in text.splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith(("#", "--hash"))]
+
+
+def pinned(name: str, python: str) -> list[Version]:
+    """The versions that the lock gives ``name`` on Linux under ``python``."""
+    where = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
+    return [
+        Version(next(iter(pin.specifier)).version)
+        for pin in pins(LOCK)
+        if canonicalize_name(pin.name) == name and (pin.marker is None or pin.marker.evaluate(where))
+    ]
+
+
+def direct_requirements() -> list[Requirement]:
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    asked = [Requirement(line) for line in PROJECT["dependencies"] + extras]
+    return [requirement for requirement in asked if requirement.name != PROJECT["name"]]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_the_lock_gives_each_direct_requirement_one_version_that_it_allows(requirement, python):
+    versions = pinned(canonicalize_name(requirement.name), python)
+    assert len(versions) == 1, f"{requirement.name} on Python {python}: {versions}. Run `make lock`."
+    assert versions[0] in requirement.specifier, f"{requirement} but the lock has {versions[0]}. Run `make lock`."
+
+
+def test_every_locked_version_is_exact_and_has_a_hash():
+    blocks = re.split(r"\n(?=[a-z0-9])", LOCK.strip())
+    assert len(blocks) == len(pins(LOCK)) > 100
+    loose = [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block]
+    assert loose == []
+    assert all(len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in pins(LOCK))
+
+
+@pytest.mark.parametrize("file", ["requirements.lock", "requirements-conda.txt", "environment.yml", "pyproject.toml"])
+def test_no_file_of_the_environment_names_the_address_of_a_registry(file):
+    text = (ROOT / file).read_text()
+    assert re.findall(r"\w+://\S*|--\S*index\S*|--find-links|@ file", text) == []
+
+
+def test_torch_and_torchvision_are_locked_as_a_pair_and_allowed_from_the_oldest_supported_pair():
+    torch, torchvision = pinned("torch", "3.11")[0], pinned("torchvision", "3.11")[0]
+    # a torchvision built for another torch does not import
+    assert (str(torch), str(torchvision)) == ("2.15.0", "0.29.2"), "a new pair: try it, then write it here"
+    asked = {requirement.name: requirement.specifier for requirement in direct_requirements()}
+    assert "2.11.0" in asked["torch"]
+    assert "2.10.0" not in asked["torch"]
+    assert "0.26.0" in asked["torchvision"]
+
+
+def test_the_core_asks_for_no_more_than_a_bare_gpu_machine_has():
+    core = {Requirement(line).name for line in PROJECT["dependencies"]}
+    assert core == {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "pillow"}
+
+
+def test_the_list_for_conda_is_the_lock_without_hashes():
+    conda = (ROOT / "requirements-conda.txt").read_text()
+    assert list(map(str, pins(conda))) == list(map(str, pins(LOCK))), "Run `make lock`."
+    assert "--hash" not in conda  # with hashes pip refuses the editable project beside the list
+
+
+def test_conda_brings_python_and_pip_and_pip_brings_the_locked_versions_and_the_project():
+    conda_lines = [line for line in CONDA["dependencies"] if isinstance(line, str)]
+    specs = {spec.name.normalized: spec for spec in map(MatchSpec, conda_lines)}
+    assert set(specs) == {"python", "pip"}
+    python = str(specs["python"].version).rstrip(".*").lstrip("=")
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert python in PYTHONS
+    (pip_lines,) = [line["pip"] for line in CONDA["dependencies"] if isinstance(line, dict)]
+    assert pip_lines == ["-r requirements-conda.txt", "-e ."]
+
+
+def test_a_wrong_conda_line_would_be_refused():
+    with pytest.raises(Exception, match=r"(?i)version|invalid|pars"):
+        MatchSpec("python=>>3.11")
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert [reference["doi"] for reference in citation["references"]] == ["10.1109/TPAMI.2022.3159581"]

@@ -1,0 +1,229 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apd.data.sample import Sample
+from apd.data.transforms import IMAGE_PADDING, Augmentation, augment
+
+PADDING = torch.tensor(IMAGE_PADDING, dtype=torch.uint8)[:, None, None]
+
+
+def coordinates(height, width):
+    """A sample whose pixels tell where they came from: red is the row, green the column; labels are 8×8 blocks."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([rows, columns, torch.full_like(rows, 7)]).byte()
+    return Sample(image, ((rows // 8 + columns // 8) % 5).byte(), "coordinates")
+
+
+def blocks():
+    """A sample whose image tells its labels: red is 40 times the label, in 16×16 blocks."""
+    labels = np.kron(np.random.default_rng(3).integers(0, 6, (4, 6)), np.ones((16, 16))).astype(np.uint8)
+    image = np.stack([40 * labels, np.full_like(labels, 90), np.full_like(labels, 90)])
+    return Sample(torch.from_numpy(image), torch.from_numpy(labels), "blocks")
+
+
+def draw(sample, seed=0, **settings):
+    return augment(sample, Augmentation(**settings), np.random.default_rng(seed))
+
+
+def test_no_variation_leaves_a_picture_of_the_crops_size_as_it_is():
+    sample = coordinates(24, 40)
+    image, labels = draw(sample, crop=(24, 40), scale=(1, 1), flip=0)
+    assert torch.equal(image, sample.image_3HW)
+    assert torch.equal(labels, sample.labels_HW)
+
+
+def test_a_certain_flip_mirrors_image_and_labels_and_a_chance_of_half_flips_half():
+    sample = coordinates(24, 40)
+    image, labels = draw(sample, crop=(24, 40), scale=(1, 1), flip=1)
+    assert torch.equal(image, sample.image_3HW.flip(2))
+    assert torch.equal(labels, sample.labels_HW.flip(1))
+    flips = [draw(sample, seed, crop=(24, 40), scale=(1, 1), flip=0.5)[0][1, 0, 0] == 39 for seed in range(400)]
+    assert 150 < sum(flips) < 250
+
+
+def test_crops_are_windows_of_the_picture_and_every_place_occurs():
+    sample, places = coordinates(12, 11), set()
+    for seed in range(400):
+        image, labels = draw(sample, seed, crop=(9, 10), scale=(1, 1), flip=0)
+        top, left = int(image[0, 0, 0]), int(image[1, 0, 0])
+        assert torch.equal(image, sample.image_3HW[:, top : top + 9, left : left + 10])
+        assert torch.equal(labels, sample.labels_HW[top : top + 9, left : left + 10])
+        places.add((top, left))
+    assert places == {(top, left) for top in range(4) for left in range(2)}
+
+
+def test_a_small_picture_lies_whole_at_every_place_on_mean_colour_and_ignored_labels():
+    sample, places = coordinates(12, 11), set()
+    for seed in range(400):
+        image, labels = draw(sample, seed, crop=(14, 12), scale=(1, 1), flip=0)
+        inside = labels != 255
+        top, left = (int(places[0]) for places in torch.nonzero(inside, as_tuple=True))
+        assert torch.equal(image[:, top : top + 12, left : left + 11], sample.image_3HW)
+        assert torch.equal(labels[top : top + 12, left : left + 11], sample.labels_HW)
+        assert inside.sum() == 12 * 11
+        assert (image == PADDING)[:, ~inside].all()
+        places.add((top, left))
+    assert places == {(top, left) for top in range(3) for left in range(2)}
+
+
+def test_a_picture_may_be_cropped_in_one_direction_and_padded_in_the_other():
+    sample = coordinates(10, 40)
+    image, labels = draw(sample, crop=(16, 20), scale=(1, 1), flip=0)
+    inside = labels != 255
+    assert inside.sum() == 10 * 20
+    assert inside.any(0).all()
+    top, left = int(inside.any(1).nonzero()[0]), int(image[1, inside][0])
+    assert torch.equal(image[:, top : top + 10], sample.image_3HW[:, :, left : left + 20])
+
+
+def test_image_and_labels_stay_together_under_every_variation():
+    sample = blocks()
+    for seed in range(40):
+        image, labels = draw(sample, seed, crop=(48, 64), scale=(0.5, 2))
+        inside = labels != 255
+        told = (image[0].float() / 40).round().byte()
+        # bilinear resizing mixes neighbours at the blocks' borders only
+        assert (told == labels)[inside].float().mean() > 0.8
+        assert (image == PADDING).all(0)[~inside].all()
+
+
+def test_the_scale_is_uniform_between_its_bounds_and_keeps_the_proportions():
+    sample, factors = coordinates(40, 60), []
+    for seed in range(300):
+        _, labels = draw(sample, seed, crop=(130, 130), scale=(0.5, 2), flip=0)
+        inside = labels != 255
+        height, width = int(inside.any(1).sum()), int(inside.any(0).sum())
+        assert abs(height / 40 - width / 60) < 0.03
+        factors.append(width / 60)
+    assert 0.49 < min(factors) < 0.55
+    assert 1.95 < max(factors) < 2.01
+    assert abs(np.mean(factors) - 1.25) < 0.08
+    assert abs(np.std(factors) - 1.5 / math.sqrt(12)) < 0.04
+
+
+def test_scaled_pixels_lie_where_the_picture_says():
+    sample = coordinates(60, 90)
+    image, labels = draw(sample, crop=(120, 180), scale=(2, 2), flip=0)
+    rows = (torch.arange(120) + 0.5) / 2 - 0.5
+    assert (image[0].float() - rows[:, None]).abs()[2:-2].max() <= 1
+    assert torch.equal(labels, sample.labels_HW.repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_the_same_generator_gives_the_same_and_the_sample_is_left_alone():
+    sample = blocks()
+    before = sample.image_3HW.clone(), sample.labels_HW.clone()
+    first, again, other = (draw(sample, seed, crop=(40, 40), colour=0.3) for seed in (5, 5, 6))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    first[0].zero_()
+    first[1].zero_()
+    assert torch.equal(sample.image_3HW, before[0])
+    assert torch.equal(sample.labels_HW, before[1])
+
+
+def test_one_kind_of_variation_does_not_disturb_the_others():
+    sample = blocks()
+    for seed in range(10):
+        image, labels = draw(sample, seed, crop=(40, 40), scale=(1, 1.5), flip=0)
+        flipped_image, flipped_labels = draw(sample, seed, crop=(40, 40), scale=(1, 1.5), flip=1)
+        assert torch.equal(flipped_image, image.flip(2))
+        assert torch.equal(flipped_labels, labels.flip(1))
+        assert torch.equal(draw(sample, seed, crop=(40, 40), scale=(1, 1.5), flip=0, colour=0.5)[1], labels)
+    for settings_ in ({"flip": 0}, {"flip": 1, "colour": 0.5}, {"scale": (1, 1)}):
+        generator = np.random.default_rng(1)
+        augment(sample, Augmentation(crop=(40, 40), **settings_), generator)
+        reference = np.random.default_rng(1)
+        reference.random(7)
+        assert generator.random() == reference.random()
+
+
+def test_brightness_of_an_even_grey_picture_is_multiplied_by_its_factor_alone():
+    # contrast is about the mean and saturation about grey: neither can change an even grey picture
+    grey = Sample(torch.full((3, 16, 16), 120).byte(), torch.zeros(16, 16).byte(), "grey")
+    values = []
+    for seed in range(60):
+        image, _ = draw(grey, seed, crop=(16, 16), scale=(1, 1), colour=0.4)
+        factor = 0.6 + 0.8 * np.random.default_rng(seed).random(7)[4]
+        assert (image.float() - 120 * factor).abs().max() <= 1.5
+        values.append(float(image.float().mean()))
+    assert min(values) < 85
+    assert max(values) > 155
+
+
+def test_contrast_and_saturation_spread_or_gather_colours():
+    sample = coordinates(32, 32)
+    spreads = []
+    for seed in range(60):
+        image, labels = draw(sample, seed, crop=(32, 32), scale=(1, 1), flip=0, colour=0.5)
+        assert torch.equal(labels, sample.labels_HW)
+        brightness, contrast, saturation = 0.5 + np.random.default_rng(seed).random(7)[4:]
+        pixels = sample.image_3HW.double() * brightness
+        grey = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+        pixels = (contrast * pixels + (1 - contrast) * (grey @ pixels.flatten(1)).mean()).clamp(0, 255)
+        pixels = saturation * pixels + (1 - saturation) * torch.einsum("c,chw->hw", grey, pixels)
+        assert (image - pixels.clamp(0, 255)).abs().max() <= 4
+        spreads.append(float(image.float().std()))
+    assert max(spreads) > 2 * min(spreads)
+
+
+def test_padding_is_not_recoloured():
+    image, labels = draw(blocks(), crop=(100, 140), scale=(1, 1), colour=0.9)
+    assert (image == PADDING)[:, labels == 255].all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    crop=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    bounds=st.tuples(st.floats(0.05, 3), st.floats(0.05, 3)),
+    seed=st.integers(0, 2**32),
+)
+def test_any_sizes_give_the_crop_and_no_new_label(size, crop, bounds, seed):
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(rng.choice(np.array([0, 3, 9, 255], dtype=np.uint8), size))
+    sample = Sample(torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)), labels, "noise")
+    image, new_labels = augment(sample, Augmentation(crop=crop, scale=tuple(sorted(bounds)), colour=0.2), rng)
+    assert image.shape == (3, *crop)
+    assert new_labels.shape == crop
+    assert image.dtype == new_labels.dtype == torch.uint8
+    assert image.is_contiguous()
+    assert set(new_labels.unique().tolist()) <= {*labels.unique().tolist(), 255}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("crop", (0, 8), "two whole numbers of at least 1"),
+        ("crop", (8,), "two whole numbers"),
+        ("crop", (8, 8.5), "two whole numbers"),
+        ("scale", (0, 1), "0 < least <= greatest"),
+        ("scale", (2, 1), "0 < least <= greatest"),
+        ("scale", (1, math.inf), "0 < least <= greatest"),
+        ("scale", (math.nan, 1), "0 < least <= greatest"),
+        ("flip", 1.5, "probability from 0 to 1"),
+        ("flip", math.nan, "probability"),
+        ("colour", 1, "from 0 .* to below 1"),
+        ("colour", -0.1, "from 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(field, value, expected):
+    with pytest.raises(ValueError, match=rf"^{field}=.*expected .*{expected}"):
+        Augmentation(**{"crop": (8, 8), field: value})
+
+
+def test_samples_of_a_wrong_kind_are_refused_by_name():
+    image, labels = torch.zeros(3, 8, 8).byte(), torch.zeros(8, 8).byte()
+    for wrong in (
+        Sample(image.float(), labels, "odd"),
+        Sample(image[:1], labels, "odd"),
+        Sample(image, labels.long(), "odd"),
+        Sample(image, labels[:4], "odd"),
+    ):
+        with pytest.raises(ValueError, match="of 'odd' (is|are) .*; expected"):
+            draw(wrong, crop=(8, 8))

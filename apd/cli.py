@@ -1,37 +1,23 @@
 """The command `apd`: train, evaluate, predict, campaign, cost, recipes.
 
-Each command is a frozen dataclass: tyro makes its options and its help from the fields. Mistakes of a user end in one
-message on standard error and exit code 1 (2 where the command line itself is wrong, 130 after Ctrl-C); anything else
-is a defect of this package and shows its traceback.
+Each command is a frozen dataclass: tyro makes its options and its help from the fields. What a user gets for a mistake
+is told in `apd.study.shell`.
 """
 
-import difflib
+import contextlib
+import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from apd.study.campaign import CAMPAIGNS, CampaignError, run_campaign
-from apd.study.checkpoint import CheckpointError, RunBusyError
-from apd.study.experiment import Experiment, ExperimentError
-from apd.study.log import NonFiniteLossError, StoppedError
-from apd.study.record import Record, RecordError, read_record
-from apd.study.teacher import TeacherError
-
-USER_ERRORS = (
-    CampaignError,
-    CheckpointError,
-    ExperimentError,
-    NonFiniteLossError,
-    RecordError,
-    RunBusyError,
-    TeacherError,
-)
-
-
-class UsageError(ValueError):
-    """A command line that cannot be understood."""
+from apd.study.campaign import CAMPAIGNS, run_campaign
+from apd.study.experiment import Experiment
+from apd.study.field_checks import did_you_mean
+from apd.study.record import Record, read_record
+from apd.study.shell import UsageError, exit_code_of
 
 
 def _train(arguments: list[str]) -> int:
@@ -49,7 +35,7 @@ def _train(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Train:
-        experiment: tyro.conf.OmitArgPrefixes[Experiment]
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")]
         size: Size = "tiny"
         """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU) or full (CamVid, GPU)."""
         method: Method = "apd"
@@ -59,11 +45,11 @@ def _train(arguments: list[str]) -> int:
 
     # size and method decide the defaults of everything else, so they are read first
     wanted = [a for a in arguments if a not in ("-h", "--help")]
-    base, _rest = tyro.cli(Base, args=_only(wanted, ("--size", "--method")), return_unknown_args=True, prog="apd train")
+    base = _parse(Base, _only(wanted, ("--size", "--method")), prog="apd train")
     start = recipe(base.size, base.method)
-    chosen = tyro.cli(
+    chosen = _parse(
         Train,
-        args=arguments,
+        arguments,
         default=Train(experiment=start, size=base.size, method=base.method),
         prog="apd train",
         description="Train one experiment and print where its record lies. Every field below can be changed.",
@@ -76,6 +62,25 @@ def _train(arguments: list[str]) -> int:
     print(_summary(record))
     print(run_folder(experiment) / "record.json")
     return 0
+
+
+def _parse(kind: type, arguments: list[str], **options: Any) -> Any:
+    """What tyro reads from a command line; below its message about a mistyped choice, the nearest one is told."""
+    import tyro
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(kind, args=arguments, **options)
+    except SystemExit:
+        text = re.sub(r"[│\s]+", " ", told.getvalue())  # its box wraps words at the terminal's width
+        if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
+            value, argument, choices = wrong.groups()
+            if hint := did_you_mean(value, re.findall(r"[^', ]+", choices)):
+                told.write(f"{options['prog']}: {argument} {value}{hint}\n")
+        raise
+    finally:
+        sys.stderr.write(told.getvalue())
 
 
 def _only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
@@ -91,7 +96,6 @@ def _only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
 
 def _evaluate(arguments: list[str]) -> int:
     """Score a finished run again on a split of its data."""
-    import torch
     import tyro
 
     from apd.evaluate.confusion import scores
@@ -101,17 +105,17 @@ def _evaluate(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Evaluate:
-        run: tyro.conf.Positional[Path]
+        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
         """Folder of a finished run (it holds record.json and weights.safetensors)."""
         split: Literal["train", "val", "test"] = "val"
         """Split of the run's own data."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
-    chosen = tyro.cli(Evaluate, args=arguments, prog="apd evaluate", description=_evaluate.__doc__)
+    chosen = _parse(Evaluate, arguments, prog="apd evaluate", description=_evaluate.__doc__)
     record = _record_of(chosen.run)
     dataset = build_split(record.experiment.data, chosen.split)
-    model = trained_network(chosen.run, device=chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = trained_network(chosen.run, device=chosen.device or None)
     result = scores(confusion_of(model, dataset, precision=record.experiment.precision, progress=chosen.split))
     for name, iou, accuracy in zip(dataset.spec.class_names, result.iou, result.accuracy, strict=True):
         print(f"{name:12s} IoU {iou:.4f}  accuracy {accuracy:.4f}")
@@ -132,16 +136,20 @@ def _predict(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Predict:
-        run: tyro.conf.Positional[Path]
+        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
         """Folder of a finished run."""
-        images: tyro.conf.Positional[tuple[Path, ...]]
+        images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE")]
         """Pictures of any size and format."""
         to: Path = Path("predictions")
         """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png."""
 
-    chosen = tyro.cli(Predict, args=arguments, prog="apd predict", description=_predict.__doc__)
+    chosen = _parse(Predict, arguments, prog="apd predict", description=_predict.__doc__)
     if not chosen.images:
         raise UsageError("apd predict needs at least one picture: apd predict RUN PICTURE…")
+    if len({image.stem for image in chosen.images}) < len(chosen.images):
+        raise UsageError(
+            "two of the pictures have one name, so their files would be one: predict them --to two folders"
+        )
     record = _record_of(chosen.run)
     model, data = trained_network(chosen.run), record.experiment.data
     for image in chosen.images:
@@ -156,7 +164,7 @@ def _campaign(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Campaign:
-        name: tyro.conf.Positional[str]
+        name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
         """Name of the campaign."""
         only: str = ""
         """Run only experiments whose label contains this text."""
@@ -166,7 +174,7 @@ def _campaign(arguments: list[str]) -> int:
         """Torch device; empty is cuda where there is one, else cpu."""
 
     description = f"{_campaign.__doc__} Campaigns: {', '.join(CAMPAIGNS)}."
-    chosen = tyro.cli(Campaign, args=arguments, prog="apd campaign", description=description)
+    chosen = _parse(Campaign, arguments, prog="apd campaign", description=description)
     for record in run_campaign(chosen.name, folder=chosen.records, only=chosen.only, device=chosen.device or None):
         print(_summary(record))
     return 0
@@ -174,11 +182,8 @@ def _campaign(arguments: list[str]) -> int:
 
 def _cost(arguments: list[str]) -> int:
     """Parameters, multiply-adds, latency and memory of a recipe's student and teacher."""
-    import torch
-    import tyro
-
     from apd.evaluate.cost import cost_of
-    from apd.study.build import build_network, spec_of
+    from apd.study.build import build_network, choose_device, spec_of
     from apd.study.recipes import Size, recipe
 
     @dataclass(frozen=True)
@@ -190,8 +195,10 @@ def _cost(arguments: list[str]) -> int:
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
-    chosen = tyro.cli(CostOptions, args=arguments, prog="apd cost", description=_cost.__doc__)
-    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _parse(CostOptions, arguments, prog="apd cost", description=_cost.__doc__)
+    if chosen.batch < 1:
+        raise UsageError(f"--batch {chosen.batch}: expected a whole number of at least 1")
+    device = choose_device(chosen.device)
     experiment = recipe(chosen.size)
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     for role, network in (("student", experiment.network), ("teacher", experiment.teacher.network)):
@@ -212,10 +219,10 @@ def _recipes(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Recipes:
-        name: tyro.conf.Positional[str] = ""
+        name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = ""
         """Recipe to show; empty lists all."""
 
-    chosen = tyro.cli(Recipes, args=arguments, prog="apd recipes", description=_recipes.__doc__)
+    chosen = _parse(Recipes, arguments, prog="apd recipes", description=_recipes.__doc__)
     recipes = dict(all_recipes())
     if not chosen.name:
         for name, experiment in recipes.items():
@@ -223,7 +230,8 @@ def _recipes(arguments: list[str]) -> int:
     elif chosen.name in recipes:
         print(json.dumps(to_dict(recipes[chosen.name]), indent=2))
     else:
-        raise UsageError(f"there is no recipe {chosen.name!r}{_nearest(chosen.name, recipes)}")
+        hint = did_you_mean(chosen.name, recipes)
+        raise UsageError(f"there is no recipe {chosen.name!r}: expected one of {', '.join(recipes)}{hint}")
     return 0
 
 
@@ -235,11 +243,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "cost": _cost,
     "recipes": _recipes,
 }
-
-
-def _nearest(name: str, known: object) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
 def _record_of(run: Path) -> Record:
@@ -269,22 +272,16 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
-    from apd.data.folder import DataError
+    return exit_code_of(lambda: _run(*arguments), "apd")
 
-    name, *rest = arguments
+
+def _run(name: str, *arguments: str) -> int:
+    if name not in COMMANDS:
+        raise UsageError(
+            f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
+        )
     try:
-        if name not in COMMANDS:
-            raise UsageError(f"there is no command {name!r}{_nearest(name, COMMANDS)}")
-        return COMMANDS[name](rest)
-    except UsageError as error:
-        print(f"apd: {error}", file=sys.stderr)
-        return 2
-    except (*USER_ERRORS, DataError) as error:
-        print(f"apd: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"apd: {error}" if isinstance(error, StoppedError) else "apd: stopped", file=sys.stderr)
-        return 130
+        return COMMANDS[name](list(arguments))
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise

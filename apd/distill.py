@@ -19,6 +19,7 @@ from apd.perspective import (
     match_grids,
     observe,
     resize_labels,
+    valid_pixels,
 )
 
 DEFAULT_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 1.0, "pixel_kd": 1.0}
@@ -39,6 +40,8 @@ class ProjectionHead(nn.Module):
         in_channels: channels of the features it reads.
         width: channels of its hidden and of its output map (512 in the released code).
 
+    >>> import torch
+    >>> from apd import ProjectionHead
     >>> ProjectionHead(64, 32)(torch.zeros(2, 64, 5, 5)).shape
     torch.Size([2, 32, 5, 5])
     """
@@ -70,25 +73,28 @@ class APDLoss(nn.Module):
     - ``pixel_kd``: KL between the two nets' ordinary logits.
 
     Only the last three reach the student and its head, and they never reach the teacher's head, so one ``backward``
-    fills both sets of parameters with what two separate updates would::
+    fills both sets of parameters with what two separate updates would. The five lines::
 
-        apd = APDLoss(512, 512, num_classes=19).to(device)               # 1 once
-        optimiser.add_param_group({"params": apd.student_parameters()})   # 2 once
-        teacher_optimiser = torch.optim.Adam(apd.teacher_parameters(), lr=1e-5, betas=(0.9, 0.99))  # 3 once
+        distiller = APDLoss(512, 512, num_classes=19).to(device)                                            # line 1
+        optimiser.add_param_group({"params": distiller.student_parameters()})                               # line 2
+        head_optimiser = torch.optim.Adam(distiller.teacher_parameters(), lr=1e-5)                          # line 3
 
         for images, labels in batches:
-            optimiser.zero_grad(), teacher_optimiser.zero_grad()
             student_logits, student_features = student(images)
-            with torch.no_grad():                                         # not inference_mode: its head is trained
+            with torch.no_grad():  # and not inference_mode, under which the teacher's head could not be trained
                 teacher_logits, teacher_features = teacher(images)
-            distilled = apd(student_features=student_features, teacher_features=teacher_features,
-                            student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)  # 4 each step
-            (task_loss(student_logits, labels) + distilled["loss"]).backward()
-            optimiser.step(), teacher_optimiser.step()                    # 5 each step
+            loss = task_loss(student_logits, labels)
+            loss = loss + distiller(student_features=student_features, teacher_features=teacher_features,
+                student_logits=student_logits, teacher_logits=teacher_logits, labels=labels)["loss"]        # line 4
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            head_optimiser.step(), head_optimiser.zero_grad()                                               # line 5
 
     Features are the maps before the classifiers. Their grids may differ: the coarser wins, the finer is averaged down
     to it. Labels go to the feature grid by the nearest rule. The arithmetic runs in float32 (float64 inputs stay so,
-    with ``apd.double()``) with autocast off. At inference nothing of this module is needed.
+    with ``.double()`` heads) with autocast off. Memory is linear in pixels: beside the heads' activations, a few maps
+    of (B, K, h, w), and two of (B, K, H, W) for the regularisation. At inference nothing of this module is needed.
 
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
@@ -204,6 +210,7 @@ class APDLoss(nn.Module):
             labels: (B, H, W) class indices, uint8 or a signed integer.
         """
         self._check_inputs(student_features, teacher_features, student_logits, teacher_logits, labels)
+        valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
         weights = self.weights
         terms: dict[str, Tensor] = {}
 
@@ -239,7 +246,7 @@ class APDLoss(nn.Module):
                 temperature=self.temperature,
                 ignore_index=self.ignore_index,
                 reduction=self.reduction,
-                upsample_to_labels=self.upsample_logits,
+                upsample_logits=self.upsample_logits,
             )
         return terms | {"loss": sum(weights[name] * term for name, term in terms.items())}
 

@@ -81,9 +81,11 @@ def regularisation_loss(
     Raises:
         ValueError, TypeError: wrong rank, dtype or batch. RuntimeError: labels out of range.
 
-    >>> observations = torch.tensor([[[[10.0]], [[0.0]]]])
+    >>> import torch
+    >>> from apd import regularisation_loss
+    >>> observations = torch.tensor([[[[2.0]], [[0.0]]]])
     >>> regularisation_loss(observations, torch.tensor([[[0, 255]]]))
-    tensor(4.5398e-05)
+    tensor(0.1269)
     """
     check_map("teacher_observations", teacher_observations_BKhw)
     batch, num_classes = teacher_observations_BKhw.shape[:2]
@@ -109,6 +111,8 @@ def alignment_loss(student_prototypes_BKD: Tensor, teacher_prototypes_BKD: Tenso
         student_prototypes_BKD, teacher_prototypes_BKD: unit rows from :func:`apd.class_prototypes`.
         present_BK: which rows exist.
 
+    >>> import torch
+    >>> from apd import alignment_loss
     >>> rows = torch.eye(2)[None]
     >>> alignment_loss(rows, -rows, torch.tensor([[True, False]]))
     tensor(1.)
@@ -146,9 +150,11 @@ def observation_loss(
     Returns:
         A scalar. Memory: about four (B, K, h, w) maps.
 
-    >>> a, b = torch.tensor([[[[2.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[0.0]]]])
-    >>> observation_loss(b, a, torch.tensor([[True, True]]), torch.tensor([[[0]]]))
-    tensor(0.3279)
+    >>> import torch
+    >>> from apd import observation_loss
+    >>> student, teacher = torch.tensor([[[[0.0]], [[0.0]]]]), torch.tensor([[[[2.0]], [[0.0]]]])
+    >>> observation_loss(student, teacher, torch.tensor([[True, True]]), torch.tensor([[[0]]]))
+    tensor(0.3278)
     """
     check_map("student_observations", student_observations_BKhw)
     check_choice("reduction", reduction, ("pixel", "element"))
@@ -184,7 +190,7 @@ def pixel_kd_loss(
     temperature: float = 1.0,
     ignore_index: int = 255,
     reduction: Reduction = "pixel",
-    upsample_to_labels: bool = False,
+    upsample_logits: bool = False,
 ) -> Tensor:
     """Ordinary pixel distillation: T² KL(softmax(teacher / T) ‖ softmax(student / T)) of the classifiers' logits.
 
@@ -197,7 +203,7 @@ def pixel_kd_loss(
         ignore_index: label of pixels not to count.
         reduction: ``"pixel"`` (default, own choice) sums over classes and averages over valid pixels; ``"element"``
             (released code) averages over classes and all pixels, valid or not.
-        upsample_to_labels: compare on the label grid after bilinear upsampling, as the released code does. Off by
+        upsample_logits: compare on the label grid after bilinear upsampling, as the released code does. Off by
             default (own choice): the logits' own grid carries the same information at 1/64 of the memory for a
             stride of 8, and the labels go to it by the nearest rule.
 
@@ -207,9 +213,11 @@ def pixel_kd_loss(
     Raises:
         ValueError, TypeError: wrong rank, dtype, batch or number of classes. RuntimeError: labels out of range.
 
-    >>> zeros, teacher = torch.zeros(1, 2, 1, 1), torch.tensor([[[[2.0]], [[0.0]]]])
-    >>> pixel_kd_loss(zeros, teacher, torch.tensor([[[0]]]))
-    tensor(0.3279)
+    >>> import torch
+    >>> from apd import pixel_kd_loss
+    >>> student, teacher = torch.tensor([[[[0.0]], [[0.0]]]]), torch.tensor([[[[2.0]], [[0.0]]]])
+    >>> pixel_kd_loss(student, teacher, torch.tensor([[[0]]]))
+    tensor(0.3278)
     """
     check_map("student_logits", student_logits_BKhw)
     check_map("teacher_logits", teacher_logits_BKhw)
@@ -224,7 +232,7 @@ def pixel_kd_loss(
     batch, num_classes = student_logits_BKhw.shape[:2]
     check_labels(labels_BHW, batch)
     teacher_logits_BKhw = teacher_logits_BKhw.detach()
-    if upsample_to_labels:
+    if upsample_logits:
         size = labels_BHW.shape[1:]
         student_logits_BKhw = upsample(student_logits_BKhw, size)
         teacher_logits_BKhw = upsample(teacher_logits_BKhw, size)

@@ -115,6 +115,8 @@ def resize_labels(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         ``labels_Bhw`` of the same dtype.
 
+    >>> import torch
+    >>> from apd import resize_labels
     >>> resize_labels(torch.tensor([[[0, 1, 2, 3]]]), (1, 2))
     tensor([[[0, 2]]])
     """
@@ -178,6 +180,8 @@ def class_prototypes(
         ValueError, TypeError: wrong rank, dtype, grid or choice.
         RuntimeError: labels out of range (see :func:`valid_pixels`).
 
+    >>> import torch
+    >>> from apd import class_prototypes
     >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # one image, D = 2, a grid of 1 x 2
     >>> class_prototypes(features, torch.tensor([[[0, 255]]]), num_classes=2)
     (tensor([[[1., 0.],
@@ -225,9 +229,13 @@ def observe(
     Returns:
         ``observations_BKhw``. Memory beside the input: one such map.
 
+    >>> import torch
+    >>> from apd import observe
     >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])
-    >>> observe(features, torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[True, False]])).flatten(1)
-    tensor([[    10.,      0., -10000., -10000.]])
+    >>> prototypes, present = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[True, False]])
+    >>> observe(features, prototypes, present).flatten(2)
+    tensor([[[    10.,      0.],
+             [-10000., -10000.]]])
     """
     check_map("features", features_BDhw)
     check_choice("absent", absent, ("mask", "zero"))

@@ -24,9 +24,15 @@ class PixelKD(nn.Module):
         reduction: ``"pixel"`` (default, own choice) or ``"element"``, see :mod:`apd.losses`.
         ignore_index: label of pixels not to count (default 255).
 
+    >>> import torch
+    >>> from apd import PixelKD
     >>> logits, labels = torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4, dtype=torch.long)
     >>> PixelKD()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
     tensor(0.)
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`, and for a temperature or weight that is not
+            positive.
     """
 
     def __init__(

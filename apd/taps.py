@@ -19,6 +19,9 @@ class FeatureTap:
     Raises:
         ValueError: the model has no such module; the message lists the nearest names.
 
+    >>> import torch
+    >>> from torch import nn
+    >>> from apd import FeatureTap
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     >>> with FeatureTap(model, "1") as tap:
     ...     logits = model(torch.zeros(1, 3, 4, 4))
@@ -45,7 +48,7 @@ class FeatureTap:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hook.remove()
+        self._hook.remove()  # the last features stay readable
 
     @property
     def features(self) -> Tensor:

@@ -24,10 +24,13 @@ from typing import Any
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError, strip_color
+from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 ASIDE = ROOT / "runs" / "notebooks"
+# a kernel talks over local sockets that other users of the machine could read, and warns of it on the terminal
+ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 WORDS = {"true": True, "false": False}
 
 
@@ -57,6 +60,14 @@ def find_notebooks(names: Sequence[str], folder: Path = FOLDER) -> list[Path]:
 def show(path: Path) -> str:
     """Path as a person would type it: relative to the working folder where it lies below."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def declared_parameters(notebook: Path) -> dict[str, dict[str, Any]]:
+    """Return what papermill reads from the cell tagged ``parameters``: name, type, default and comment of each."""
+    try:
+        return papermill.inspect_notebook(notebook)
+    except ValueError as error:  # also json's, for a file that is no notebook
+        raise WrongArgument(f"{show(notebook)} cannot be read as a notebook for python3: {error}") from None
 
 
 def default_of(notebook: str, parameter: dict[str, Any]) -> Any:
@@ -105,7 +116,7 @@ def plan(
     names = [name for name, _ in given]
     if len(set(names)) < len(names):
         raise WrongArgument(f"-p {max(names, key=names.count)} is given more than once.")
-    declared = {path: papermill.inspect_notebook(path) for path in notebooks}
+    declared = {path: declared_parameters(path) for path in notebooks}
     for name in names:
         lacking = [path for path in notebooks if name not in declared[path]]
         if lacking == list(notebooks) or (lacking and not all_of_them):
@@ -158,6 +169,7 @@ def run(source: Path, target: Path, parameters: dict[str, Any], *, aside: Path =
             kernel_name="python3",
             progress_bar=bar,
             coalesce_streams=True,
+            config=ENCRYPTED,
         )
         result = clean(nbformat.read(working, as_version=4))
         target.parent.mkdir(parents=True, exist_ok=True)

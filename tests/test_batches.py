@@ -12,6 +12,7 @@ from apd.data.transforms import Augmentation
 
 WHOLE = Augmentation(crop=(6, 8), scale=(1, 1), flip=0)
 VARIED = Augmentation(crop=(6, 8), scale=(0.5, 2), colour=0.3)
+ORDERS = ([7, 2, 0, 4, 3, 5, 6, 1], [3, 2, 7, 1, 5, 6, 4, 0])
 
 
 class Numbered:
@@ -55,9 +56,7 @@ def assert_equal(batches, others):
 
 @pytest.mark.parametrize(("count", "batch_size"), [(7, 3), (6, 3), (5, 8), (1, 4)])
 def test_every_epoch_visits_every_sample_once_across_the_borders_of_batches(count, batch_size):
-    batches = training_batches(
-        Numbered(count), batch_size=batch_size, augmentation=WHOLE, seed=4, iterations=4 * count
-    )
+    batches = training_batches(Numbered(count), batch_size=batch_size, augmentation=WHOLE, seed=4, iterations=4 * count)
     seen = numbers(batches)
     assert len(seen) == 4 * count * batch_size
     for first in range(0, len(seen), count):
@@ -65,9 +64,10 @@ def test_every_epoch_visits_every_sample_once_across_the_borders_of_batches(coun
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    stream = {seed: numbers(training_batches(
-        Numbered(20), batch_size=5, augmentation=WHOLE, seed=seed, iterations=12
-    )) for seed in (0, 1)}
+    stream = {
+        seed: numbers(training_batches(Numbered(20), batch_size=5, augmentation=WHOLE, seed=seed, iterations=12))
+        for seed in (0, 1)
+    }
     orders = [tuple(seen[first : first + 20]) for seen in stream.values() for first in (0, 20, 40)]
     assert len(set(orders)) == 6
     assert tuple(range(20)) not in orders
@@ -104,9 +104,7 @@ def test_a_run_that_starts_at_an_iteration_sees_what_the_whole_run_saw():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers):
     settings = {"batch_size": 4, "augmentation": VARIED, "seed": 11, "start_iteration": 3, "iterations": 9}
-    assert_equal(
-        training_batches(Noise(9), **settings, workers=workers), training_batches(Noise(9), **settings)
-    )
+    assert_equal(training_batches(Noise(9), **settings, workers=workers), training_batches(Noise(9), **settings))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -8,6 +8,17 @@ import time
 
 import nbformat
 import pytest
+from miniature_notebook import make_study, runner_of
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path)
+
+
+@pytest.fixture
+def runner(study):
+    return runner_of(study)
 
 
 def command(study, *arguments):
@@ -35,6 +46,12 @@ def test_a_folder_without_notebooks_is_an_error_and_not_an_empty_success(runner,
     (tmp_path / "empty").mkdir()
     with pytest.raises(runner.WrongArgument, match="no notebook"):
         runner.find_notebooks([], tmp_path / "empty")
+
+
+def test_a_file_that_is_no_notebook_is_named(runner, study):
+    (study / "02_torn.ipynb").write_text('{"cells": [')
+    with pytest.raises(runner.WrongArgument, match="02_torn.ipynb cannot be read"):
+        planned(runner)
 
 
 @pytest.mark.parametrize("names", [(), ("01_mini",)])
@@ -109,7 +126,7 @@ def test_a_run_writes_a_clean_copy_says_where_and_is_quiet_when_not_on_a_termina
     assert code == 0, err
     assert out.splitlines()[0] == "01_mini: running with seed=2"
     assert out.splitlines()[-1].endswith("out/01_mini.ipynb")
-    assert "%|" not in err
+    assert err == ""
     assert (study / "01_mini.ipynb").read_bytes() == before
     result = nbformat.read(study.parent / "out" / "01_mini.ipynb", as_version=4)
     printed = "".join(output.text for cell in result.cells for output in cell.get("outputs", []) if "text" in output)

@@ -112,6 +112,9 @@ def test_scaled_pixels_lie_where_the_picture_says():
     rows = (torch.arange(120) + 0.5) / 2 - 0.5
     assert (image[0].float() - rows[:, None]).abs()[2:-2].max() <= 1
     assert torch.equal(labels, sample.labels_HW.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    image, labels = draw(sample, crop=(20, 30), scale=(1 / 3, 1 / 3), flip=0)
+    assert (image[0].float() - (3 * torch.arange(20) + 1)[:, None]).abs()[1:-1].max() <= 1
+    assert torch.equal(labels, sample.labels_HW[1::3, 1::3])
 
 
 def test_the_same_generator_gives_the_same_and_the_sample_is_left_alone():
@@ -150,7 +153,7 @@ def test_brightness_of_an_even_grey_picture_is_multiplied_by_its_factor_alone():
     for seed in range(60):
         image, _ = draw(grey, seed, crop=(16, 16), scale=(1, 1), colour=0.4)
         factor = 0.6 + 0.8 * np.random.default_rng(seed).random(7)[4]
-        assert (image.float() - 120 * factor).abs().max() <= 1.5
+        assert (image.float() - 120 * factor).abs().max() < 3  # each of the three steps drops the fraction
         values.append(float(image.float().mean()))
     assert min(values) < 85
     assert max(values) > 155
@@ -225,5 +228,5 @@ def test_samples_of_a_wrong_kind_are_refused_by_name():
         Sample(image, labels.long(), "odd"),
         Sample(image, labels[:4], "odd"),
     ):
-        with pytest.raises(ValueError, match="of 'odd' (is|are) .*; expected"):
+        with pytest.raises(ValueError, match=r"of 'odd' (is|are) .*; expected"):
             draw(wrong, crop=(8, 8))

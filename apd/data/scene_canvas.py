@@ -125,27 +125,30 @@ class Canvas:
 
     def polygon(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
         """Fill a convex polygon given by its corners (x, y), in either sense."""
-        ys = [y for _, y in corners]
+        xs, ys = zip(*corners, strict=True)
+        if max(xs) <= 0 or min(xs) >= self.width:
+            return
         y0, y1 = cells(min(ys), max(ys), self.height)
         if y0 >= y1:
             return
+        area = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
         rows = self.rows[y0:y1]
-        left = np.full(rows.shape, np.float32(np.inf))
-        right = np.full(rows.shape, np.float32(-np.inf))
-        for (xa, ya), (xb, yb) in zip(corners, (*corners[1:], corners[0]), strict=True):
-            if ya == yb:
+        left = right = None
+        # A convex shape lies to one side of the whole line through each of its edges, so a row is bounded by the
+        # rightmost of the lines on its left and the leftmost of those on its right.
+        for i in range(len(xs)):
+            rise = ys[i] - ys[i - 1]
+            if rise == 0:
                 continue
-            if ya > yb:
-                xa, ya, xb, yb = xb, yb, xa, ya
-            e0, e1 = cells(ya, yb, self.height)
-            if e0 >= e1:
-                continue
-            slope = (xb - xa) / (yb - ya)
-            crossing = rows[e0 - y0 : e1 - y0] * np.float32(slope) + np.float32(xa - slope * ya)
-            span = slice(e0 - y0, e1 - y0)
-            np.minimum(left[span], crossing, out=left[span])
-            np.maximum(right[span], crossing, out=right[span])
-        self.rows_between(part, y0, left, right)
+            slope = (xs[i] - xs[i - 1]) / rise
+            crossing = rows * slope
+            crossing += xs[i] - slope * ys[i]
+            if (rise > 0) == (area > 0):
+                right = crossing if right is None else np.minimum(right, crossing, out=right)
+            else:
+                left = crossing if left is None else np.maximum(left, crossing, out=left)
+        if left is not None and right is not None:
+            self.rows_between(part, y0, left, right)
 
     def ellipse(self, part: int, x: float, y: float, across: float, down: float) -> None:
         """Fill an upright ellipse with centre (x, y) and radii `across` and `down`."""
@@ -180,6 +183,6 @@ class Canvas:
 
 def cells(low: float, high: float, size: int) -> tuple[int, int]:
     """First and one past the last cell whose centre lies in low <= centre < high, cut to 0..size."""
-    first = ceil(min(max(low - 0.5, 0.0), float(size)))
-    last = ceil(min(max(high - 0.5, 0.0), float(size)))
+    first = 0 if low <= 0.5 else size if low >= size else ceil(low - 0.5)
+    last = 0 if high <= 0.5 else size if high >= size else ceil(high - 0.5)
     return first, last

@@ -122,7 +122,8 @@ def _overlap(
 
 
 def _resize_pair(image_3HW: Tensor, labels_HW: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    size = [max(1, round(side * factor)) for side in labels_HW.shape]
+    # not below 2 pixels: torch's antialiased resize of a contiguous picture to 1×1 fails with an internal error
+    size = [max(min(side, 2), round(side * factor)) for side in labels_HW.shape]
     if size == list(labels_HW.shape):
         return image_3HW, labels_HW
     # torchvision is imported where it is used: `import apd.data` must not need it

@@ -56,8 +56,12 @@ class ConfusionMatrix:
             labels: integer classes or `ignore_index`, same shape.
 
         Raises:
-            ValueError: shapes differ, or a label or prediction lies outside its range; the values are named.
+            ValueError: shapes differ, values are no integers, or a label or prediction lies outside its range; the
+                values are named.
         """
+        for name, values in (("labels", labels), ("predictions", predictions)):
+            if values.is_floating_point() or values.is_complex():
+                raise ValueError(f"{name} are {values.dtype}: expected integer classes, such as logits.argmax(1)")
         if predictions.shape != labels.shape:
             raise ValueError(f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} differ in shape")
         labels = labels.long()

@@ -72,8 +72,9 @@ def predict_dataset(
         batches, total=total, desc=progress, leave=False, disable=None if progress else True
     ):
         images = images.to(device, memory_format=torch.channels_last)
-        with autocast(device, precision):
-            yield [predict_labels(model, images) for model in models], labels
+        with autocast(device, precision):  # left before the yield: whoever takes the answer does not run in it
+            predictions = [predict_labels(model, images) for model in models]
+        yield predictions, labels
 
 
 def confusion_of(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import nn
 
 from apd.data.catalogue import DatasetSpec
@@ -14,14 +14,21 @@ from apd.evaluate.inference import predict_labels
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB. DataError naming the file when it is missing, no picture, or truncated."""
+    """A picture as RGB, turned the way its camera was held.
+
+    Raises:
+        DataError: the file is missing, no picture, truncated, or has more than 8 bits a channel.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            upright = ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a picture ({error})") from error
+    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise DataError(f"{path}: cannot be read as a picture ({error}); expected a PNG, JPEG or the like") from error
+    if upright.mode.startswith(("I", "F")):  # pillow would clip them to 255 without a word
+        raise DataError(f"{path}: has mode {upright.mode}; expected 8 bits a channel, so convert it first")
+    return upright.convert("RGB")
 
 
 def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, spec: DatasetSpec, opacity: float = 0.55) -> np.ndarray:

@@ -15,6 +15,8 @@ Weights = Literal["none", "imagenet"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050 or resnet18"
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -60,22 +62,20 @@ def create_backbone(name: str, *, output_stride: int = 8, weights: Weights = "no
         raise ValueError(f"output_stride: got {output_stride!r}, expected 8 or 16")
     if weights not in ("none", "imagenet"):
         raise ValueError(f"weights: got {weights!r}, expected 'none' or 'imagenet'")
-    if not timm.is_model(name):
-        nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    if not isinstance(name, str) or not timm.is_model(name):
+        nearest = difflib.get_close_matches(str(name), timm.list_models(), n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "timm.list_models() lists all"
         raise ValueError(f"backbone: got {name!r}, expected a network of timm {timm.__version__}; {hint}")
 
     offline = OFFLINE_WEIGHTS.get(name)
     structure = offline.structure if offline else name
     arguments = {"features_only": True, "output_stride": output_stride, "out_indices": (-2, -1)}
-    if weights == "imagenet" and offline is None:
-        _check_stride(_create(structure, arguments), name, output_stride)  # before any download
+    network = _create(structure, arguments)
+    _check_stride(network, name, output_stride)  # before any download
+    if weights == "imagenet" and offline:
+        load_offline_weights(network, name)
+    elif weights == "imagenet":
         network = create_with_timm_weights(structure, **arguments)
-    else:
-        network = _create(structure, arguments)
-        _check_stride(network, name, output_stride)
-        if weights == "imagenet":
-            load_offline_weights(network, name)
 
     aux_channels, channels = network.feature_info.channels()
     if offline:
@@ -89,12 +89,10 @@ def create_backbone(name: str, *, output_stride: int = 8, weights: Weights = "no
 def _create(name: str, arguments: dict[str, object]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, AssertionError, NotImplementedError, RuntimeError, ValueError, AttributeError) as error:
-        # timm has no question to ask beforehand: networks without the option fail in as many ways as there are files
+    except Exception as error:  # networks without the option fail in as many ways as timm has files
         raise ValueError(
-            f"backbone: timm's {name!r} does not offer feature maps at output stride {arguments['output_stride']} "
-            f"({type(error).__name__}: {error}); choose a convolutional network that can be dilated, such as "
-            "mobilenetv2_050, resnet18 or efficientnet_lite0"
+            f"backbone: timm cannot build {name!r} for feature maps at output stride {arguments['output_stride']} "
+            f"({type(error).__name__}: {error}); {_SUITABLE}"
         ) from error
 
 
@@ -110,6 +108,5 @@ def _check_stride(network: nn.Module, name: str, output_stride: int) -> None:
     if len(maps) != 2 or got != expected:
         raise ValueError(
             f"backbone: timm's {name!r} gives a map of shape {got} for an image of 64×96, expected {expected} at "
-            f"output stride {output_stride}; choose a convolutional network that can be dilated, such as mobilenetv2_050, "
-            "resnet18 or efficientnet_lite0"
+            f"output stride {output_stride}; {_SUITABLE}"
         )

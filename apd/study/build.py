@@ -9,7 +9,6 @@ from torch import nn
 from apd.data.catalogue import CAMVID, SCENES, DatasetSpec
 from apd.data.folder import CamVid, find_data
 from apd.data.sample import SegmentationDataset
-from apd.data.scenes import Scenes
 from apd.data.transforms import Augmentation
 from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter, build_segmenter
@@ -34,10 +33,29 @@ class Splits(NamedTuple):
     evaluation: SegmentationDataset
 
 
+def choose_device(name: str | None = None) -> torch.device:
+    """The torch device of that name; without a name cuda where there is one, else cpu.
+
+    Raises:
+        ExperimentError: there is no such device here.
+    """
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ExperimentError(f"device = {name!r}: expected cpu, or cuda where there is a GPU ({reason})") from error
+    return device
+
+
 def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
     if data.name == "camvid":
         return CamVid(find_data("CamVid"), split, height=data.height, width=data.width)
+    from apd.data.scenes import Scenes
+
     count = data.train_images if split == "train" else data.evaluation_images
     return Scenes(
         count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split

@@ -7,19 +7,18 @@ Needs no command-line library: `python -m apd.study.campaign NAME`.
 """
 
 import argparse
-import difflib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from apd.study.experiment import Experiment
+from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint
 from apd.study.folders import records_folder
 from apd.study.recipes import METHODS, recipe
 from apd.study.record import Record, read_record
+from apd.study.shell import UsageError, exit_code_of
 from apd.study.train import train
 
 
@@ -59,8 +58,8 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
 }
 
 
-class CampaignError(ValueError):
-    """There is no campaign of that name; the message tells the nearest."""
+class CampaignError(UsageError):
+    """There is no campaign or experiment of that name; the message tells the nearest."""
 
 
 def experiments_of(name: str) -> list[Experiment]:
@@ -70,9 +69,8 @@ def experiments_of(name: str) -> list[Experiment]:
         CampaignError: the name is unknown.
     """
     if name not in CAMPAIGNS:
-        near = difflib.get_close_matches(name, CAMPAIGNS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise CampaignError(f"there is no campaign {name!r}{hint} Known: {', '.join(CAMPAIGNS)}")
+        hint = did_you_mean(name, CAMPAIGNS)
+        raise CampaignError(f"there is no campaign {name!r}: expected one of {', '.join(CAMPAIGNS)}{hint}")
     return list(CAMPAIGNS[name]())
 
 
@@ -96,9 +94,17 @@ def run_campaign(
         device: torch device; default is cuda where there is one, else cpu.
         only: run only the experiments whose label contains this text.
         progress: bars of the single runs; None shows them on a terminal only.
+
+    Raises:
+        CampaignError: the name is unknown, or `only` fits no experiment.
+        RecordError: one of the records there is damaged.
+        Everything that `train` raises; the records written so far stay.
     """
     folder = folder or records_folder(name)
-    experiments = [e for e in experiments_of(name) if only in e.name]
+    known = experiments_of(name)
+    experiments = [e for e in known if only in e.name]
+    if not experiments:
+        raise CampaignError(f"only = {only!r}: expected a part of one of the labels {', '.join(e.name for e in known)}")
     done = existing_records(folder)
     missing = [e for e in experiments if fingerprint(e) not in done]
     print(f"{name}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record", flush=True)
@@ -110,9 +116,10 @@ def run_campaign(
         done[fingerprint(experiment)] = record
         spent += time.monotonic() - begun
         left = spent / (number + 1) * (len(missing) - number - 1)
-        tqdm.write(
+        print(
             f"{name}: {number + 1}/{len(missing)} {experiment.name}: mIoU {record.scores.miou:.4f}, "
-            f"about {left / 60:.0f} min left"
+            f"about {left / 60:.0f} min left",
+            flush=True,
         )
     return [done[fingerprint(e)] for e in experiments]
 
@@ -125,8 +132,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
     parser.add_argument("--only", default="", help="run only experiments whose label contains this text")
     chosen = parser.parse_args(arguments)
-    run_campaign(chosen.name, folder=chosen.records, device=chosen.device, only=chosen.only)
-    return 0
+
+    def run() -> int:
+        run_campaign(chosen.name, folder=chosen.records, device=chosen.device, only=chosen.only)
+        return 0
+
+    return exit_code_of(run, "apd.study.campaign")
 
 
 if __name__ == "__main__":

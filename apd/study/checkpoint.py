@@ -40,9 +40,14 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill, sees the old content or the new, never a part."""
+    """Write a text file so that a reader, or a kill, sees the old content or the new, never a part.
+
+    Raises:
+        CheckpointError: the disk is full or read-only; what was there is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -65,7 +70,8 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
         save_file(_tensors(weights), partial)
         partial.replace(path)
     except Exception as error:  # safetensors wraps the OSError in a type of its own
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error}; free space, then start the same command again") from error
 
 
@@ -93,7 +99,8 @@ def save_checkpoint(
     """
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in folder.glob(".part-*"):  # a kill came while it was written
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(_tensors(weights), partial / _FILES[0], metadata={"step": str(step)})
         save_file(_tensors(state), partial / _FILES[1])
@@ -109,8 +116,10 @@ def save_checkpoint(
             f"cannot write checkpoint {final}: {error}. Nothing that was finished is lost: free space or make the "
             "folder writable, then start the same command again; it goes on from the last checkpoint"
         ) from error
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    present = sorted(folder.glob("step-*"))
+    newest = present.index(final)  # those after it were damaged, or the run would have gone on from them
+    for path in (*present[: max(0, newest + 1 - KEPT)], *present[newest + 1 :]):
+        shutil.rmtree(path, ignore_errors=True)
     return final
 
 
@@ -122,6 +131,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if path.name != f"step-{manifest['step']:08d}":
+            raise CheckpointError(f"{path / 'manifest.json'} is damaged: it says step {manifest['step']}")
         for name in _FILES:
             if sha256_of(path / name) != manifest["sha256"][name]:
                 raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in manifest.json")
@@ -132,19 +143,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "state": load_file(path / _FILES[1]),
             "optimisers": torch.load(path / _FILES[2], weights_only=True),
         }
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # json, safetensors and the unpickler each raise types of their own
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {reason}") from error
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each damaged one passed over on the way."""
-    passed_over = []
+    checkpoint, errors = None, []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            return load_checkpoint(path), passed_over
+            checkpoint = load_checkpoint(path)
+            break
         except CheckpointError as error:
-            passed_over.append(f"{error}; using the checkpoint before it")
-    return None, passed_over
+            errors.append(error)
+    instead = f"step {checkpoint['step']} before it is used" if checkpoint else "none before it is whole: step 0 again"
+    return checkpoint, [f"{error}; {instead}" for error in errors]
 
 
 @contextlib.contextmanager
@@ -180,10 +196,10 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 ) from None
             print(f"waiting for {holder}, which works on {folder.name}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        # written past Python's buffer, which on a full disk would try and fail again when the file is closed
+        with contextlib.suppress(OSError):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:

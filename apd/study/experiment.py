@@ -3,32 +3,12 @@
 Nothing here imports torch. Wrong values fail at construction with the field, the value and what was expected.
 """
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from apd.study.field_checks import ExperimentError, require, require_types
+
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-class ExperimentError(ValueError):
-    """A configuration that cannot be run; the message names the field, the value and what was expected."""
-
-
-def _require(condition: bool, owner: object, name: str, expected: str) -> None:
-    if not condition:
-        value = getattr(owner, name)
-        raise ExperimentError(f"{type(owner).__name__}.{name} = {value!r}: expected {expected}")
-
-
-def _require_choices(owner: object, **choices: tuple[str, ...]) -> None:
-    for name, allowed in choices.items():
-        value = getattr(owner, name)
-        if value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ExperimentError(
-                f"{type(owner).__name__}.{name} = {value!r}: expected one of {', '.join(allowed)}{hint}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +45,16 @@ class DataConfig:
     """Scenes only: seed of the data set itself; the experiment's seed never changes the data."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, name=("scenes", "camvid"), evaluation_split=("val", "test"))
+        require_types(self)
         for name in ("height", "width", "crop_height", "crop_width"):
-            _require(isinstance(getattr(self, name), int) and getattr(self, name) >= 32, self, name, "an integer >= 32")
-        _require(
-            0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}"
-        )
-        _require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
-        _require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")
-        _require(0 <= self.context_shift <= 1, self, "context_shift", "a number between 0 and 1")
+            require(getattr(self, name) >= 32, self, name, "an integer >= 32")
+        require(0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}")
+        require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
+        require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")
+        require(0 <= self.context_shift <= 1, self, "context_shift", "a number between 0 and 1")
         for name in ("train_images", "evaluation_images"):
-            _require(getattr(self, name) >= 1, self, name, "at least 1")
-        _require(self.world >= 0, self, "world", "an integer >= 0")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.world >= 0, self, "world", "an integer >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +75,9 @@ class NetworkConfig:
     """Channel dropout before the classifier (paper: 0.1)."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, head=("psp",), weights=("none", "imagenet"))
-        _require(self.output_stride in (8, 16), self, "output_stride", "8 or 16")
-        _require(self.head_width >= 4, self, "head_width", "an integer >= 4")
-        _require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
+        require_types(self)
+        require(self.head_width >= 4, self, "head_width", "an integer >= 4")
+        require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +106,16 @@ class TrainingConfig:
     """How many times the student is scored on val on the way (own choice)."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size"):
-            _require(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, self, name, "an integer >= 1")
-        _require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
+        require_types(self)
+        require(self.iterations >= 1, self, "iterations", "an integer >= 1")
+        require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
         for name in ("learning_rate", "head_multiplier"):
-            _require(getattr(self, name) > 0, self, name, "a number > 0")
+            require(getattr(self, name) > 0, self, name, "a number > 0")
         for name in ("weight_decay", "power", "auxiliary_weight", "evaluations"):
-            _require(getattr(self, name) >= 0, self, name, "a number >= 0")
-        _require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
-        _require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
-        _require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
+            require(getattr(self, name) >= 0, self, name, "a number >= 0")
+        require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
+        require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +128,9 @@ class PixelKDConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.weight >= 0, self, "weight", "a number >= 0")
-        _require(self.temperature > 0, self, "temperature", "a number > 0")
+        require_types(self)
+        require(self.weight > 0, self, "weight", "a number > 0; to leave the term out, leave the distiller out")
+        require(self.temperature > 0, self, "temperature", "a number > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +160,17 @@ class APDConfig:
     """Adam rate of the teacher's head (released code: 1e-5 for schedules twenty to eighty times longer)."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, scope=("image", "batch"), reduction=("pixel", "element"), absent=("mask", "zero"))
-        _require(self.width is None or self.width >= 1, self, "width", "None or an integer >= 1")
+        require_types(self)
+        require(self.width is None or self.width >= 1, self, "width", "None or an integer >= 1")
         for name in ("scale", "temperature", "teacher_head_rate"):
-            _require(getattr(self, name) > 0, self, name, "a number > 0")
-        for name in ("regularisation", "alignment", "observation", "pixel_kd"):
-            _require(getattr(self, name) >= 0, self, name, "a number >= 0")
+            require(getattr(self, name) > 0, self, name, "a number > 0")
+        terms = ("regularisation", "alignment", "observation", "pixel_kd")
+        for name in terms:
+            require(getattr(self, name) >= 0, self, name, "a number >= 0")
+        trains_a_head = self.width is not None or self.regularisation == 0
+        require(trains_a_head, self, "regularisation", "0 where width is None: it trains the teacher's head only")
+        if not any(getattr(self, name) for name in terms):
+            raise ExperimentError(f"APDConfig: {', '.join(terms)} are all 0: expected one above 0")
 
 
 DistillerConfig = PixelKDConfig | APDConfig
@@ -208,7 +191,9 @@ class TeacherConfig:
     """The run refuses a teacher that scores below this on the evaluation split (fraction, not per cent)."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.expected_miou <= 1, self, "expected_miou", "a fraction between 0 and 1")
+        require_types(self)
+        require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
+        require(0 <= self.expected_miou <= 1, self, "expected_miou", "a fraction between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,14 +214,22 @@ class Experiment:
     """Distillation losses added to the task loss."""
 
     def __post_init__(self) -> None:
-        _require_choices(self, precision=("auto", "fp32", "bf16"))
-        _require(self.seed >= 0, self, "seed", "an integer >= 0")
+        require_types(self)
+        require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = self.name and all(c.isalnum() or c in "-_." for c in self.name)
-        _require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
+        require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
         if self.distillers and self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]
-        _require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
+        require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
+        for distiller in self.distillers:
+            if isinstance(distiller, APDConfig) and distiller.width is None:
+                widths = self.network.head_width, self.teacher.network.head_width
+                if widths[0] != widths[1]:
+                    raise ExperimentError(
+                        f"APDConfig.width = None: expected heads of equal width then, got network.head_width = "
+                        f"{widths[0]} and teacher.network.head_width = {widths[1]}"
+                    )
 
     def teacher_experiment(self) -> "Experiment":
         """The experiment whose run is this one's teacher: same data, no distillers."""

@@ -1,7 +1,6 @@
 """Experiments as JSON, and the fingerprint that names the run of one."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from dataclasses import fields
@@ -17,6 +16,7 @@ from apd.study.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
+from apd.study.field_checks import did_you_mean
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -68,31 +68,33 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
     """Rebuild a configuration from `to_dict`; unknown fields are refused with the nearest known name.
 
     Fields that are absent take their defaults, so records written before a field existed stay readable.
+
+    Raises:
+        ExperimentError: a field is unknown, or holds what its configuration refuses.
     """
     if not isinstance(content, dict):
         raise ExperimentError(f"{kind.__name__}: expected a mapping of fields, got {type(content).__name__}")
     known = {f.name for f in fields(kind)}
     for name in content:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            hint = did_you_mean(name, sorted(known)) or f"; known: {', '.join(sorted(known))}"
             raise ExperimentError(f"{kind.__name__} has no field {name!r}{hint}")
     values = dict(content)
     for name, value in content.items():
         if (nested := _NESTED.get((kind, name))) and value is not None:
             values[name] = from_dict(value, nested)
     if kind is Experiment:
-        values["distillers"] = tuple(_distiller_from_dict(d) for d in content.get("distillers", ()))
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ExperimentError(f"{kind.__name__}: {error}") from None
+        values["distillers"] = _distillers_from_list(content.get("distillers", []))
+    return kind(**values)
 
 
-def _distiller_from_dict(content: dict[str, Any]) -> DistillerConfig:
-    method = content.get("method")
-    if method not in DISTILLERS:
-        near = difflib.get_close_matches(str(method), DISTILLERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ExperimentError(f"distillers.method = {method!r}: expected one of {', '.join(DISTILLERS)}{hint}")
-    return from_dict(content, DISTILLERS[method])
+def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:
+    if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
+        raise ExperimentError(
+            f"Experiment.distillers = {content!r:.80}: expected a list of mappings with a method each"
+        )
+    for entry in content:
+        if (method := entry.get("method")) not in tuple(DISTILLERS):
+            hint = did_you_mean(method, DISTILLERS)
+            raise ExperimentError(f"distillers.method = {method!r}: expected one of {', '.join(DISTILLERS)}{hint}")
+    return tuple(from_dict(entry, DISTILLERS[entry["method"]]) for entry in content)

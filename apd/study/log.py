@@ -1,10 +1,12 @@
 """What a run notes on its way: the log of its terms, a stop that was asked for, a batch that broke it."""
 
+import contextlib
 import json
 import os
 import signal
 import statistics
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -32,30 +34,49 @@ class RunLog:
         self.path, self.lines = path, 0
 
     def start_over(self, lines: int) -> None:
-        """Keep the first `lines` lines: a resumed run writes those after its checkpoint anew."""
+        """Keep the first `lines` lines: a resumed run writes those after its checkpoint anew.
+
+        Raises:
+            CheckpointError: the log is shorter than that, or the disk refuses.
+        """
         self.lines = lines
-        if not self.path.exists():
+        with self._told_errors():
             self.path.touch()
-        with self.path.open("rb+") as file:
-            for _ in range(lines):
-                file.readline()
-            file.truncate(file.tell())
+            with self.path.open("rb+") as file:
+                kept = sum(file.readline().endswith(b"\n") for _ in range(lines))
+                if kept == lines:
+                    file.truncate(file.tell())
+        if kept < lines:
+            raise CheckpointError(
+                f"{self.path} is damaged: it has {kept} whole lines where the checkpoint expects {lines}. Delete "
+                f"{self.path.parent / 'checkpoints'} and start the same command again: the run begins anew"
+            )
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. CheckpointError when the disk refuses it."""
+        with self._told_errors(), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.lines += 1
+
+    @contextlib.contextmanager
+    def _told_errors(self) -> Iterator[None]:
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            yield
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self.path}: {error.strerror}. Nothing that was finished is lost: free space, then "
                 "start the same command again; it goes on from the last checkpoint"
             ) from error
-        self.lines += 1
 
     def read(self) -> list[dict[str, Any]]:
-        """Every line."""
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        """Every line. CheckpointError when one is not what was written."""
+        try:
+            return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} is damaged ({error}). Delete {self.path.parent / 'checkpoints'} and start the same "
+                "command again: the run begins anew"
+            ) from error
 
     def summary(self) -> dict[str, Any]:
         """The record's entries `seconds_per_iteration` (median over steps) and `curves`.
@@ -79,10 +100,13 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def save_batch(path: Path, batch: Batch) -> Path:
-    """Keep a batch for inspection: images and labels as safetensors."""
-    save_file({"images_B3HW": batch.images_B3HW.contiguous(), "labels_BHW": batch.labels_BHW.contiguous()}, path)
-    return path
+def save_batch(path: Path, batch: Batch) -> str:
+    """Keep a batch for inspection, images and labels as safetensors; the sentence says where, or why not."""
+    try:
+        save_file({"images_B3HW": batch.images_B3HW.contiguous(), "labels_BHW": batch.labels_BHW.contiguous()}, path)
+    except Exception as error:  # safetensors wraps the OSError in a type of its own; the loss is the greater news
+        return f"the batch could not be saved in {path} ({error})"
+    return f"the batch is saved in {path}"
 
 
 class StopRequest:

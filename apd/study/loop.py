@@ -163,9 +163,9 @@ class Run:
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
         wrong = [name for name, value in values.items() if value - value != 0]  # inf - inf and nan are not 0
         if wrong:
-            path = save_batch(self.folder / "non-finite-batch.safetensors", batch)
+            saved = save_batch(self.folder / "non-finite-batch.safetensors", batch)
             raise NonFiniteLossError(
-                f"step {step}: {', '.join(f'{n} = {values[n]}' for n in wrong)}; the batch is saved in {path}. Lower "
+                f"step {step}: {', '.join(f'{n} = {values[n]}' for n in wrong)}; {saved}. Lower "
                 "training.learning_rate, set training.clip_norm or use precision fp32, then start again"
             )
         rate = (1 - step / self.experiment.training.iterations) ** self.experiment.training.power
@@ -202,7 +202,7 @@ class Run:
         """Load the newest whole checkpoint, if there is one, and return the steps done."""
         checkpoint, passed_over = load_newest(self.folder / "checkpoints")
         for sentence in passed_over:
-            tqdm.write(f"{self.experiment.name}: {sentence}")
+            print(f"{self.experiment.name}: {sentence}", flush=True)
         if checkpoint is None:
             self.facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
             self.log.start_over(0)
@@ -223,5 +223,5 @@ class Run:
             torch.cuda.set_rng_state(state["generator.cuda"], self.device)
         self.facts = checkpoint["facts"]
         self.log.start_over(self.facts["log_lines"])
-        tqdm.write(f"{self.experiment.name}: resumed at step {checkpoint['step']}")
+        print(f"{self.experiment.name}: resumed at step {checkpoint['step']}", flush=True)
         return checkpoint["step"]

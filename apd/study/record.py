@@ -5,6 +5,7 @@ number in the book cannot disagree with its evidence.
 """
 
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -43,20 +44,30 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "teacher": (dict, type(None)),
     "weights_sha256": str,
 }
+_KIND_NAMES = {
+    int: "a whole number",
+    (int, float): "a finite number",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+    (dict, type(None)): "a mapping or null",
+}
 
 
 class RecordError(ValueError):
     """A record that does not follow the schema; the message names the file and the entry."""
 
 
-def _matrix(value: Any, classes: int, entry: str, source: str) -> torch.Tensor:
-    try:
-        matrix_KK = torch.tensor(value, dtype=torch.int64)
-    except (TypeError, ValueError, RuntimeError):
-        matrix_KK = torch.empty(0)
-    if matrix_KK.shape != (classes, classes) or (matrix_KK < 0).any():
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    """A finite number, no bool."""
+    return isinstance(value, kind) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
+
+
+def _check_matrix(value: Any, classes: int, entry: str, source: str) -> None:
+    rows = value if isinstance(value, list) else []
+    whole = len(rows) == classes and all(isinstance(row, list) and len(row) == classes for row in rows)
+    if not whole or not all(_is_number(count, int) and 0 <= count < 2**63 for row in rows for count in row):
         raise RecordError(f"{source}: {entry} must be a {classes} x {classes} matrix of counts >= 0")
-    return matrix_KK
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,10 @@ class Record:
         for entry, kind in _TYPES.items():
             if entry not in self.content:
                 raise RecordError(f"{self.source}: entry {entry!r} is missing")
-            if not isinstance(self.content[entry], kind) or isinstance(self.content[entry], bool):
-                raise RecordError(f"{self.source}: {entry} = {self.content[entry]!r:.80} has the wrong type")
+            value = self.content[entry]
+            number = isinstance(value, int | float)
+            if not isinstance(value, kind) or (number and not _is_number(value)):
+                raise RecordError(f"{self.source}: {entry} = {value!r:.80} is not {_KIND_NAMES[kind]}")
         if self.content["schema"] != SCHEMA:
             raise RecordError(f"{self.source}: schema {self.content['schema']} is not {SCHEMA}, which this code reads")
         try:
@@ -89,22 +102,42 @@ class Record:
                 f"{self.source}: fingerprint {self.content['fingerprint']} is not that of its experiment "
                 f"({fingerprint(experiment)}): the file was edited, or a field's default was changed"
             )
-        names = self.content["data"].get("class_names")
-        if (
-            not isinstance(names, list)
-            or len(names) < 2
-            or not isinstance(self.content["data"].get("fingerprint"), str)
-        ):
-            raise RecordError(f"{self.source}: data must hold class_names (a list) and fingerprint (a string)")
-        _matrix(self.content["confusion"], len(names), "confusion", self.source)
-        if self.content["teacher"] is not None:
-            for entry in ("confusion", "agreement"):
-                _matrix(self.content["teacher"].get(entry), len(names), f"teacher.{entry}", self.source)
-        if (self.content["teacher"] is None) != (experiment.teacher is None):
+        classes = self._check_data()
+        _check_matrix(self.content["confusion"], classes, "confusion", self.source)
+        teacher = self.content["teacher"]
+        if (teacher is None) != (experiment.teacher is None):
             raise RecordError(f"{self.source}: teacher must be there exactly when the experiment has one")
+        for entry in () if teacher is None else ("confusion", "agreement"):
+            _check_matrix(teacher.get(entry), classes, f"teacher.{entry}", self.source)
+        self._check_progress(classes)
+
+    def _check_data(self) -> int:
+        """Check the entry `data` and return the number of classes."""
+        data, names = self.content["data"], self.content["data"].get("class_names")
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+            raise RecordError(f"{self.source}: data.class_names must be a list of at least two texts")
+        for entry in ("name", "split", "fingerprint", "training_fingerprint"):
+            if not isinstance(data.get(entry), str):
+                raise RecordError(f"{self.source}: data.{entry} = {data.get(entry)!r:.80} must be a text")
+        if not _is_number(data.get("images"), int):
+            raise RecordError(f"{self.source}: data.images = {data.get('images')!r:.80} must be a whole number")
+        return len(names)
+
+    def _check_progress(self, classes: int) -> None:
+        """Check what was noted on the way: `evaluations` and `curves`."""
+        for number, evaluation in enumerate(self.content["evaluations"]):
+            entry = f"evaluations[{number}]"
+            if not isinstance(evaluation, dict) or not _is_number(evaluation.get("step"), int):
+                raise RecordError(f"{self.source}: {entry} must hold step (a whole number), split and confusion")
+            _check_matrix(evaluation.get("confusion"), classes, f"{entry}.confusion", self.source)
         curves = self.content["curves"]
-        if not all(isinstance(c, list) and len(c) == len(curves.get("iteration", ())) for c in curves.values()):
-            raise RecordError(f"{self.source}: curves must be lists as long as curves.iteration")
+        if "iteration" not in curves:
+            raise RecordError(f"{self.source}: curves.iteration is missing")
+        for name, curve in curves.items():
+            if not isinstance(curve, list) or not all(map(_is_number, curve)):
+                raise RecordError(f"{self.source}: curves.{name} must be a list of finite numbers")
+            if len(curve) != len(curves["iteration"]):
+                raise RecordError(f"{self.source}: curves.{name} must be as long as curves.iteration")
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -134,8 +167,11 @@ class Record:
         return None if teacher is None else agreement(torch.tensor(teacher["agreement"]))
 
     def save(self, path: Path) -> Self:
-        """Write the file atomically; the folder is made. Returns the record."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the file atomically and return the record; the folder is made.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+        """
         write_atomically(path, _compact_json(self.content) + "\n")
         return self
 
@@ -154,9 +190,12 @@ def read_record(path: Path) -> Record:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: cannot be read as JSON: {error}") from error
-    return Record(content, source=str(path))
+        return Record(content, source=str(path))
+    except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
+        told = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
+        raise RecordError(
+            f"{told}. Restore the file (records are committed), or delete it to have it made again"
+        ) from error
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from apd.evaluate.confusion import scores
 from apd.evaluate.inference import confusion_of
@@ -26,10 +27,27 @@ def load_teacher(experiment: Experiment, path: Path, num_classes: int, device: t
         raise TeacherError(f"teacher weights {path}: there is no such file (field teacher.weights_file)")
     teacher = build_network(experiment.teacher.network, num_classes, device, seed=0, weights_follow=True)
     try:
-        teacher.load_state_dict(load_file(path), strict=True)
-    except Exception as error:  # safetensors and torch raise several types; all mean that the file does not fit
-        raise TeacherError(f"teacher weights {path} do not fit {experiment.teacher.network}: {error}") from error
+        weights = load_file(path)
+    except Exception as error:  # safetensors raises types of its own
+        raise TeacherError(f"teacher weights {path} cannot be read as safetensors: {error}") from error
+    if problems := _misfits(weights, teacher.state_dict()):
+        raise TeacherError(
+            f"teacher weights {path} do not fit {experiment.teacher.network} with {num_classes} classes: "
+            f"{len(problems)} tensors differ, first {'; '.join(problems[:3])}"
+        )
+    teacher.load_state_dict(weights, strict=True)
     return teacher.eval().requires_grad_(False)
+
+
+def _misfits(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """What is missing in a file of weights, does not belong there, or has another shape."""
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in expected]
+    return problems + [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
 
 
 def measure_teacher(experiment: Experiment, teacher: Segmenter, splits: Splits, precision: str) -> torch.Tensor:

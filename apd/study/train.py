@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from apd.evaluate.inference import agreement_of, confusion_of
 from apd.models.segmenter import Segmenter
-from apd.study.build import build_network, build_splits
+from apd.study.build import build_network, build_splits, choose_device
 from apd.study.checkpoint import CheckpointError, only_process, save_weights, sha256_of
 from apd.study.experiment import Experiment
 from apd.study.fingerprint import fingerprint, to_dict
@@ -46,6 +46,7 @@ def train(
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
         DataError: the data are missing or damaged.
+        ExperimentError: the device is not there, or the network cannot be built.
         TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou`.
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
         CheckpointError: the disk is full or read-only.
@@ -54,7 +55,7 @@ def train(
     folder = run_folder(experiment)
     if (folder / "record.json").exists():
         return read_record(folder / "record.json")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = choose_device(device)
     with only_process(folder, wait=wait):
         if (folder / "record.json").exists():  # the process we waited for has finished it
             return read_record(folder / "record.json")
@@ -71,12 +72,12 @@ def train(
         return _finish(run, origin)
 
 
-def trained_network(run: Experiment | Path, device: str = "cpu") -> Segmenter:
+def trained_network(run: Experiment | Path, device: str | None = "cpu") -> Segmenter:
     """The network of a finished run, in eval mode.
 
     Args:
         run: the experiment, or the folder of its run.
-        device: where the network goes.
+        device: where the network goes; None is cuda where there is one, else cpu.
 
     Raises:
         CheckpointError: there is no such run, it has not finished, or its weights are not those of its record.
@@ -89,7 +90,7 @@ def trained_network(run: Experiment | Path, device: str = "cpu") -> Segmenter:
     if not path.exists() or sha256_of(path) != record.content["weights_sha256"]:
         raise CheckpointError(f"{path} is missing or damaged; delete {folder / 'record.json'} to finish the run again")
     num_classes = len(record.class_names)
-    model = build_network(record.experiment.network, num_classes, torch.device(device), seed=0, weights_follow=True)
+    model = build_network(record.experiment.network, num_classes, choose_device(device), seed=0, weights_follow=True)
     model.load_state_dict(load_file(path))
     return model.eval()
 

@@ -1,0 +1,201 @@
+"""The figures of evidence: what methods score over seeds, how they differ from one another, and for which classes."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from apd.plots.page import Drawing
+from apd.plots.style import FAINT, INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
+from apd.study.recipes import METHOD_NAMES
+from apd.study.statistics import Comparison, paired_difference, spread
+
+POINTS = 100.0
+"""Scores are drawn and printed in per cent, differences in percentage points."""
+
+
+def _seed_points(axes: Axes, values: Sequence[float], row: float, colour: str) -> None:
+    """One small circle for each seed, spread a little so that equal ones stay apart."""
+    offsets = [0.16 * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
+    rows = [row + offset for offset in offsets]
+    axes.scatter(values, rows, s=26, facecolors="none", edgecolors=colour, linewidths=1.2, alpha=0.9, zorder=3)
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.spines["left"].set_visible(False)
+
+
+def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
+    """mIoU of every method: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
+    heights = [0.95 + 0.42 * len(c.arms) for c in comparisons]
+    with figure(height=sum(heights)) as fig:
+        said = []
+        for axes, comparison in zip(
+            fig.subplots(len(comparisons), 1, squeeze=False, height_ratios=heights)[:, 0], comparisons, strict=True
+        ):
+            said.append(f"{comparison.title}: {_draw_scores(axes, comparison)}")
+        fig.axes[-1].set_xlabel("mIoU, %")
+        return drawing(fig, "mIoU in per cent, mean over seeds. " + "; ".join(said))
+
+
+def _draw_scores(axes: Axes, comparison: Comparison) -> str:
+    said, seen = [], []
+    for row, method in enumerate(comparison.arms):
+        values = [POINTS * value for value in comparison.miou(method).values()]
+        mean, deviation, count = spread(values)
+        colour = METHOD_COLOURS[method]
+        _seed_points(axes, values, row, colour)
+        axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3.5, zorder=4)
+        said.append(f"{METHOD_NAMES[method]} {mean:.1f}")
+        seen += values
+        width = "" if math.isnan(deviation) else f" ± {deviation:.1f}"
+        axes.annotate(
+            f"{mean:.1f}{width}",
+            (1, row),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+        )
+    teacher = POINTS * comparison.teacher_miou
+    low, high = min(seen), max(seen)
+    room = max(high - low, 0.5)
+    near = low - 1.5 * room <= teacher <= high + 1.5 * room
+    if near:
+        low, high = min(low, teacher), max(high, teacher)
+        axes.axvline(teacher, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    else:  # drawn to scale it would press the methods into a corner
+        where, side, arrow = (1, "right", " →") if teacher > high else (0, "left", "")
+        axes.annotate(
+            f"{'' if arrow else '← '}teacher {teacher:.1f}{arrow}",
+            (where, 1.02),
+            xycoords="axes fraction",
+            ha=side,
+            va="bottom",
+        )
+    margin = 0.08 * max(high - low, 0.5)
+    axes.set_xlim(low - margin, high + margin)
+    if near:
+        inside = (teacher - low + margin) / (high - low + 2 * margin)
+        axes.annotate(
+            f"teacher {teacher:.1f}",
+            (teacher, 1.02),
+            xycoords=axes.get_xaxis_transform(),
+            ha="right" if inside > 0.5 else "left",
+            va="bottom",
+        )
+    _rows(axes, [METHOD_NAMES[method] for method in comparison.arms])
+    axes.set_title(comparison.title, pad=22)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    quiet_axes(axes, grid="x")
+    return f"{', '.join(said)}, teacher {teacher:.1f}"
+
+
+def differences(comparisons: Sequence[Comparison], reference: str, confidence: float = 0.95) -> Drawing:
+    """Each method minus the reference, paired by seed: circles for seeds, a bar for the interval of the mean."""
+    shown = [c for c in comparisons if c.miou(reference) and len(c.arms) > 1]
+    if not shown:
+        return Drawing(f"<p>No record of {METHOD_NAMES[reference]} yet.</p>", "no records to compare")
+    heights = [0.8 + 0.42 * (len(c.arms) - 1) for c in shown]
+    with figure(height=sum(heights) + 0.1) as fig:
+        said = []
+        all_axes = fig.subplots(len(shown), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+        for axes, comparison in zip(all_axes, shown, strict=True):
+            methods = [method for method in comparison.arms if method != reference]
+            for row, method in enumerate(methods):
+                found = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
+                colour = METHOD_COLOURS[method]
+                _seed_points(axes, [POINTS * value for value in found.pairs.values()], row, colour)
+                if not math.isnan(found.low):
+                    ends = [POINTS * found.low, POINTS * found.high]
+                    axes.plot(ends, [row, row], color=colour, linewidth=2.2, zorder=2)
+                axes.plot([POINTS * found.mean] * 2, [row - 0.28, row + 0.28], color=colour, linewidth=3.5, zorder=4)
+                said.append(f"{comparison.title}, {METHOD_NAMES[method]}: {POINTS * found.mean:+.1f}")
+            axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+            _rows(axes, [METHOD_NAMES[method] for method in methods])
+            axes.set_title(comparison.title)
+            quiet_axes(axes, grid="x")
+            axes.tick_params(labelbottom=axes is all_axes[-1])
+        all_axes[-1].xaxis.set_major_locator(MaxNLocator(7))
+        all_axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+        all_axes[-1].set_xlabel(f"mIoU minus that of {METHOD_NAMES[reference]}, percentage points")
+        return drawing(fig, f"Difference in mIoU to {METHOD_NAMES[reference]}, percentage points. " + "; ".join(said))
+
+
+def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
+    """IoU gained over the reference, class by class, one column for each method of as many steps."""
+    methods = [m for m in ("pixel_kd", "apd_without_kd", "apd") if m in comparison.arms]
+    if not methods or reference not in comparison.arms:
+        return Drawing(f"<p>{comparison.title}: no records to compare yet.</p>", "no records to compare")
+    names = comparison.any_record.class_names
+    pixels = [sum(row) for row in comparison.any_record.content["confusion"]]
+    order = sorted(range(len(names)), key=lambda k: -pixels[k])
+    with figure(width=WIDTH, height=1.1 + 0.31 * len(names)) as fig:
+        fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
+        said = []
+        all_axes = fig.subplots(1, len(methods), squeeze=False, sharex=True, sharey=True)[0]
+        for axes, method in zip(all_axes, methods, strict=True):
+            gains = (POINTS * comparison.class_gain(method, reference)).tolist()
+            arm, base = comparison.arms[method], comparison.arms[reference]
+            for row, k in enumerate(order):
+                per_seed = [
+                    POINTS * float(arm[s].scores.iou[k] - base[s].scores.iou[k]) for s in arm.keys() & base.keys()
+                ]
+                axes.barh(row, gains[k], height=0.5, color=METHOD_COLOURS[method], alpha=0.55, zorder=2)
+                _seed_points(axes, sorted(per_seed), row, METHOD_COLOURS[method])
+            axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
+            axes.set_title(METHOD_NAMES[method], fontsize=10.5, fontweight="normal", color=METHOD_COLOURS[method])
+            _rows(axes, [names[k] for k in order])
+            quiet_axes(axes, grid="x")
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+            said.append(f"{METHOD_NAMES[method]}: " + ", ".join(f"{names[k]} {gains[k]:+.1f}" for k in order))
+        fig.supxlabel(f"IoU minus that of {METHOD_NAMES[reference]}, percentage points", fontsize=11)
+        return drawing(fig, f"{comparison.title}, gains in IoU by class. " + "; ".join(said))
+
+
+def score_against_seconds(comparison: Comparison) -> Drawing:
+    """mIoU over the seconds that a run's training steps take: further up is better, further left is cheaper."""
+    with figure(height=3.3) as fig:
+        axes = fig.subplots()
+        said, marks = [], []
+        for method in comparison.arms:
+            step = spread(comparison.seconds(method).values()).mean
+            seconds = step * comparison.iterations(method)
+            values = [POINTS * value for value in comparison.miou(method).values()]
+            mean = spread(values).mean
+            axes.plot([seconds, seconds], [min(values), max(values)], color=METHOD_COLOURS[method], linewidth=2.2)
+            axes.scatter([seconds], [mean], s=60, color=METHOD_COLOURS[method], zorder=3)
+            marks.append((seconds, mean, method))
+            said.append(f"{METHOD_NAMES[method]} {mean:.1f} in {seconds:.0f} seconds")
+        _label_beside(axes, marks)
+        axes.set_xlim(0, 1.08 * max(seconds for seconds, _, _ in marks))
+        axes.set_title(comparison.title)
+        axes.set_xlabel("training steps of one run, seconds")
+        axes.set_ylabel("mIoU, %")
+        quiet_axes(axes, grid="y")
+        return drawing(fig, f"{comparison.title}, mIoU and training seconds of a run. " + "; ".join(said))
+
+
+def _label_beside(axes: Axes, marks: list[tuple[float, float, str]]) -> None:
+    """Names left of their marks, moved apart where they would overlap, with a thin line to the mark."""
+    low, high = axes.get_ylim()
+    least = 0.085 * (high - low)
+    placed: list[float] = []
+    left = min(seconds for seconds, _, _ in marks)
+    for seconds, mean, method in sorted(marks, key=lambda mark: mark[1]):
+        height = max(mean, placed[-1] + least) if placed else mean
+        placed.append(height)
+        axes.annotate(
+            METHOD_NAMES[method],
+            (seconds, mean),
+            xytext=(0.93 * left, height),
+            ha="right",
+            va="center",
+            color=METHOD_COLOURS[method],
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkB": 5, "relpos": (1, 0.5)},
+        )

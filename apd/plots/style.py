@@ -1,0 +1,114 @@
+"""How line figures look: one size of type, one colour for each method, ink that follows the page."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from apd.plots.page import Drawing
+
+INK = "#010203"
+"""Stands for the page's text colour: in the finished SVG it is `currentColor`."""
+FAINT = "#040506"
+"""The same at a third of its strength, for grids and guides."""
+
+# Each keeps a contrast of 3 on white and on the dark page; names stand beside the marks, so hue never stands alone.
+METHOD_COLOURS = {
+    "student": "#7d8796",
+    "student_equal_seconds": "#4c86c9",
+    "pixel_kd": "#c9742a",
+    "apd_without_kd": "#9a6bd0",
+    "apd": "#0e9384",
+    "teacher": INK,
+}
+WIDTH = 6.4
+"""Inches of a full-width figure; type of 11 points then has the size of the text beside it, and about 9 px on a phone."""
+
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
+_SETTINGS = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: it takes the page's font and can be searched
+    "svg.hashsalt": "apd",  # the same figure gives the same file
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def figure(width: float = WIDTH, height: float = 3.2) -> Iterator[Figure]:
+    """A figure in the book's style; `drawing` turns it into what a notebook shows.
+
+    Made without pyplot, so nothing is displayed twice and nothing is left open.
+    """
+    with mpl.rc_context({**mpl.rcParamsDefault, **_SETTINGS, "backend": mpl.get_backend()}):
+        yield Figure(figsize=(width, height))
+
+
+def drawing(fig: Figure, description: str) -> Drawing:
+    """The figure as inline SVG. Call it inside the `with` of `figure`.
+
+    Args:
+        fig: what was drawn.
+        description: what the figure shows, in a sentence, with its main numbers; read aloud in place of it.
+    """
+    if not description:
+        raise ValueError("description is empty: say in a sentence what the figure shows")
+    file = io.StringIO()
+    # the metadata's date would differ from run to run
+    fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = svg.replace("'DejaVu Sans', sans-serif", _FONTS)
+    # several drawings share a page: groups lose their numbered ids, and the style keeps to its drawing
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("*{stroke", ".apd-drawing *{stroke")
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(rf"(fill|stroke): {FAINT}", r"\g<1>: currentColor; \g<1>-opacity: 0.28", svg)
+    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', _opening(description), svg, count=1)
+    return Drawing(svg.strip(), description)
+
+
+def _opening(description: str) -> str:
+    name = escape(description, quote=True).replace("\\", "\\\\")
+    return (
+        rf'<svg class="apd-drawing" viewBox="\1" role="img" aria-label="{name}" '
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+
+
+def quiet_axes(axes: Axes, *, grid: str = "") -> None:
+    """Take away what carries no information: tick marks, and spines where a grid ("x", "y") does their work."""
+    axes.tick_params(length=0)
+    if grid:
+        axes.grid(axis=grid, zorder=0)
+        axes.spines["left" if grid == "y" else "bottom"].set_visible(False)
+    axes.set_axisbelow(True)

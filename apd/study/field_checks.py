@@ -1,0 +1,76 @@
+"""Checks of a configuration's fields: against their annotations, and against what a run can use.
+
+Every message names the class, the field, the value and what was expected. Nothing here imports torch.
+"""
+
+import difflib
+import math
+import types
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+class ExperimentError(ValueError):
+    """A configuration that cannot be run; the message names the field, the value and what was expected."""
+
+
+def require(condition: bool, owner: object, name: str, expected: str) -> None:
+    """Raise ExperimentError for field `name` of `owner` unless the condition holds."""
+    if not condition:
+        raise ExperimentError(f"{type(owner).__name__}.{name} = {getattr(owner, name)!r}: expected {expected}")
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The end of a message: the known name nearest to a mistyped one, empty when none is near."""
+    near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def require_types(owner: Any) -> None:
+    """Check every field of a frozen dataclass against its annotation.
+
+    A whole number given for a real one becomes a float, so that 1 and 1.0 make one experiment with one fingerprint.
+    Infinities and NaN are no numbers here, nor are True and False.
+
+    Raises:
+        ExperimentError: a field holds a value of another type, or none of its choices; the nearest one is told.
+    """
+    hints = _hints(type(owner))
+    for f in fields(owner):
+        kinds, value = _alternatives(hints[f.name]), getattr(owner, f.name)
+        if type(value) is int and float in kinds and int not in kinds:
+            object.__setattr__(owner, f.name, value := float(value))
+        if not any(_fits(value, kind) for kind in kinds):
+            choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+            expected = " or ".join(_describe(kind) for kind in kinds)
+            require(False, owner, f.name, expected + did_you_mean(value, choices))
+
+
+_hints = cache(get_type_hints)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(isinstance(v, _alternatives(get_args(kind)[0])) for v in value)
+    if kind is float:
+        return isinstance(value, float) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(str(choice) for choice in get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return f"a tuple of {' or '.join(k.__name__ for k in _alternatives(get_args(kind)[0]))}"
+    names = {int: "a whole number", float: "a finite number", str: "a text", type(None): "None"}
+    return names.get(kind) or f"a {kind.__name__}"

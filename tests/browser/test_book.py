@@ -1,0 +1,88 @@
+"""What a reader meets: pages that load nothing from elsewhere, links that lead somewhere, both modes, a phone."""
+
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+
+class Targets(HTMLParser):
+    """Collects what links into a page can point at."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {""}
+
+    def handle_starttag(self, tag, attrs):
+        self.found |= {value for key, value in attrs if key in ("id", "name") and value}
+
+
+def test_a_page_asks_for_nothing_outside_the_book(visit, name):
+    assert visit(name).watch.foreign == []
+
+
+def test_a_page_reports_no_error(visit, name):
+    assert visit(name).watch.errors == []
+
+
+def test_every_picture_is_shown(visit, name):
+    assert visit(name).broken_pictures == []
+
+
+def test_every_equation_is_set(visit, name):
+    assert (visit(name).raw_equations, visit(name).equations_in_error) == (0, 0)
+
+
+def test_every_link_within_the_book_leads_somewhere(visit, name, base, book):
+    for link in visit(name).links:
+        if link.startswith(base):
+            url = urlparse(link)
+            file = book / unquote(url.path.lstrip("/"))
+            file = file / "index.html" if file.is_dir() else file
+            assert file.exists(), link
+            if file.suffix == ".html" and file.name != "search.html":
+                targets = Targets()
+                targets.feed(file.read_text())
+                assert unquote(url.fragment) in targets.found, link
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_nothing_stands_in_the_way_of_a_reader_with_a_disability(visit, name, mode):
+    assert visit(name).violations[mode] == []
+
+
+def test_a_page_does_not_scroll_sideways_on_a_phone(visit, name):
+    assert visit(name).phone_width <= 390, visit(name).sticking_out
+
+
+def test_there_are_equations_to_set(book):
+    assert 'class="math' in (book / "intro.html").read_text()
+
+
+def test_a_search_finds_the_page_that_explains_the_word(page):
+    page.keyboard.press("Control+k")
+    page.keyboard.type("perspective")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li a", timeout=15000)
+    assert "intro.html" in " ".join(page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)"))
+
+
+def test_the_reader_goes_on_to_the_next_page_and_back(page):
+    first = page.title()
+    page.click("a.right-next")
+    page.wait_for_load_state("networkidle")
+    assert page.title() != first
+    page.click("a.left-prev")
+    page.wait_for_load_state("networkidle")
+    assert page.title() == first
+
+
+def test_the_button_changes_between_light_and_dark_and_the_logo_with_them(page):
+    seen = {}
+    for _ in range(3):
+        page.locator("button.theme-switch-button:visible").first.click()
+        page.wait_for_timeout(100)
+        mode = page.evaluate("document.documentElement.dataset.theme")
+        logo = page.eval_on_selector_all("img.logo__image", "all => all.filter(i => i.offsetParent).map(i => i.src)")
+        seen[mode] = [source.rsplit("/", 1)[-1] for source in logo][:1]
+    assert seen == {"light": ["logo-light.svg"], "dark": ["logo-dark.svg"]}

@@ -1,0 +1,83 @@
+"""Records of runs that never took place, with chosen confusion matrices, for tests of what is computed from records."""
+
+import math
+from collections.abc import Sequence
+
+from apd.study.build import spec_of
+from apd.study.experiment import Experiment
+from apd.study.fingerprint import fingerprint, to_dict
+from apd.study.record import SCHEMA, Record
+
+PIXELS = 1000
+
+
+def confusion(right: Sequence[float]) -> list[list[int]]:
+    """1000 pixels of each class, a share `right[k]` of them called k and the others called the class after it."""
+    rows = []
+    for label, share in enumerate(right):
+        row = [0] * len(right)
+        row[label] = round(PIXELS * share)
+        row[(label + 1) % len(right)] += PIXELS - row[label]
+        rows.append(row)
+    return rows
+
+
+def made_up_record(
+    experiment: Experiment,
+    right: float | Sequence[float] = 0.7,
+    *,
+    teacher_right: float = 0.9,
+    agreement: float = 0.8,
+    seconds: float = 0.1,
+    images: str = "f" * 64,
+) -> Record:
+    """A valid record of `experiment` whose student is right on these shares of each class's pixels."""
+    names = list(spec_of(experiment.data).class_names)
+    shares = [right] * len(names) if isinstance(right, float) else list(right)
+    terms = ["task", "auxiliary"]
+    for distiller in experiment.distillers:
+        weights = ("regularisation", "alignment", "observation", "pixel_kd")
+        own = [n for n in weights if distiller.method == "apd" and getattr(distiller, n)]
+        terms += [f"{distiller.method}.{name}" for name in own or ["pixel_kd"]]
+    steps = [experiment.training.iterations * (i + 1) // 20 for i in range(20)]
+    falling = [round(2 * math.exp(-3 * step / steps[-1]), 6) for step in steps]
+    rates = [experiment.training.learning_rate * (1 - step / steps[-1]) ** 0.9 for step in steps]
+    curves = {"iteration": steps, "learning_rate": rates} | dict.fromkeys([*terms, "loss"], falling)
+    evaluations = [
+        {"step": steps[9], "split": "val", "confusion": confusion([s * 0.8 for s in shares])},
+        {"step": steps[-1], "split": "val", "confusion": confusion(shares)},
+    ]
+    teacher = {
+        "confusion": confusion([teacher_right] * len(names)),
+        "agreement": confusion([agreement] * len(names)),
+    }
+    return Record(
+        {
+            "schema": SCHEMA,
+            "experiment": to_dict(experiment),
+            "fingerprint": fingerprint(experiment),
+            "data": {
+                "name": experiment.data.name,
+                "split": experiment.data.evaluation_split,
+                "images": 10,
+                "class_names": names,
+                "fingerprint": images,
+                "training_fingerprint": "e" * 64,
+            },
+            "git": {"commit": "0123456789abcdef", "clean": True},
+            "versions": {"python": "3.11.7", "apd": "0.1.0", "torch": "2.15.0"},
+            "device": {"type": "cpu", "name": "a processor", "threads": 1, "precision": "fp32"},
+            "command": "apd campaign made-up",
+            "started": "2026-01-02T03:04:05+00:00",
+            "wall_seconds": 30.0,
+            "seconds_per_iteration": seconds,
+            "curves": curves,
+            "peak_memory_bytes": 10**9,
+            "parameters": 10**6,
+            "evaluations": evaluations,
+            "confusion": confusion(shares),
+            "teacher": teacher if experiment.teacher is not None else None,
+            "weights_sha256": "0" * 64,
+        },
+        source=f"{experiment.name}.json",
+    )

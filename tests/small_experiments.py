@@ -1,0 +1,167 @@
+"""Experiments that train in a tenth of a second, and processes that die where a test wants them to."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from apd.study import checkpoint, loop, shell
+from apd.study.build import build_network, build_splits
+from apd.study.experiment import (
+    APDConfig,
+    DataConfig,
+    DistillerConfig,
+    Experiment,
+    NetworkConfig,
+    PixelKDConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+from apd.study.folders import run_folder
+from apd.study.loop import Run
+from apd.study.train import train
+
+DATA = DataConfig(height=32, width=48, crop_height=32, crop_width=32, train_images=6, evaluation_images=3)
+NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=8)
+TRAINING = TrainingConfig(iterations=6, batch_size=2, evaluations=2)
+TEACHER = TeacherConfig(
+    network=NetworkConfig(backbone="test_efficientnet", head_width=12),
+    training=TrainingConfig(iterations=4, batch_size=2, evaluations=1),
+)
+DISTILLERS: dict[str, tuple[DistillerConfig, ...]] = {
+    "student": (),
+    "pixel_kd": (PixelKDConfig(),),
+    "apd": (APDConfig(width=8),),
+    "both": (PixelKDConfig(), APDConfig(width=8, pixel_kd=0.0)),
+}
+
+
+def tiny(method: str = "student", *, seed: int = 0, **training: Any) -> Experiment:
+    """An experiment of six steps on six scenes; `training` changes fields of the student's training."""
+    return Experiment(
+        name=f"{method}-seed{seed}",
+        seed=seed,
+        data=DATA,
+        network=NETWORK,
+        training=replace(TRAINING, **training),
+        precision="fp32",
+        teacher=TEACHER if method != "student" else None,
+        distillers=DISTILLERS[method],
+    )
+
+
+def prepared_run(experiment: Experiment, folder: Path) -> Run:
+    """The run of an experiment before its first step, its teacher (if any) at random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device, splits = torch.device("cpu"), build_splits(experiment.data)
+    classes = len(splits.train.spec.class_names)
+    student = build_network(experiment.network, classes, device, seed=experiment.seed)
+    teacher = None
+    if experiment.teacher is not None:
+        teacher = build_network(experiment.teacher.network, classes, device, seed=100).eval().requires_grad_(False)
+    return Run(experiment, folder, device, False, splits, student, teacher)
+
+
+def digest(path: Path) -> str:
+    """sha256 over names, shapes and bits of the tensors in a safetensors file."""
+    found = hashlib.sha256()
+    for name, value in sorted(load_file(path).items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def outcome(experiment: Experiment) -> dict[str, Any]:
+    """Everything of a finished run that an interruption must not change, down to the last bit."""
+    folder = run_folder(experiment)
+    content = json.loads((folder / "record.json").read_text())
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {
+        "weights": digest(folder / "weights.safetensors"),
+        "log": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
+        **{entry: content[entry] for entry in ("confusion", "teacher", "evaluations", "curves", "fingerprint")},
+    }
+
+
+# Children come from a server that has imported the package once: one starts in a hundredth of the time of a new Python,
+# and, unlike a fork of the tests' own process, it inherits no threads.
+_CHILDREN = multiprocessing.get_context("forkserver")
+_CHILDREN.set_forkserver_preload(["apd.study.train", "torchvision.transforms.v2.functional"])
+
+
+def start(function: Callable[..., None], *arguments: Any, output: Path) -> multiprocessing.Process:
+    """Call a function of a test module in a process of its own; its stdout and stderr go to the file `output`."""
+    process = _CHILDREN.Process(target=_with_output, args=(function, arguments, output))
+    process.start()
+    return process
+
+
+def exit_code(function: Callable[..., None], *arguments: Any, output: Path) -> int:
+    """As `start`, wait for its end; -9 says that it was killed."""
+    process = start(function, *arguments, output=output)
+    process.join(120)
+    assert process.exitcode is not None, f"the process hangs: {output.read_text()}"
+    return process.exitcode
+
+
+def _with_output(function: Callable[..., None], arguments: tuple, output: Path) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def run_as_a_command(experiment: Experiment, runs: Path, on_step: Callable[[int], None] | None = None) -> None:
+    """Train as the command line does, in this process, and leave it with its exit code."""
+    os.environ["APD_RUNS"] = str(runs)
+    code = shell.exit_code_of(lambda: 0 if train(experiment, on_step=on_step) else 1, "apd")
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def train_until_killed(experiment: Experiment, runs: Path, touches: int) -> None:
+    """Train with a checkpoint after every step; SIGKILL before the run's files are touched that many times.
+
+    Opening, renaming, making and removing count, so every state that a kill can leave behind is met.
+    """
+    seen = 0
+    touching = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+
+    def count(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        if event in touching and str(arguments[0]).startswith(str(runs)):
+            seen += 1
+            if seen == touches:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.CHECKPOINT_SECONDS = 0.0
+    sys.addaudithook(count)
+    run_as_a_command(experiment, runs)
+
+
+def train_until_killed_in_a_file(experiment: Experiment, runs: Path, file: str, step: int) -> None:
+    """Train with a checkpoint after every step; SIGKILL when half of a file of checkpoint `step` is written."""
+    writers = {"weights.safetensors": "save_file", "state.safetensors": "save_file", "optimisers.pt": "torch.save"}
+    owner = checkpoint.torch if "." in writers[file] else checkpoint
+    name = writers[file].split(".")[-1]
+    write = getattr(owner, name)
+
+    def half(content: Any, path: Path, **options: Any) -> None:
+        write(content, path, **options)
+        if Path(path).name == file and Path(path).parent.name == f".part-{step:08d}":
+            os.truncate(path, Path(path).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, half)
+    loop.CHECKPOINT_SECONDS = 0.0
+    run_as_a_command(experiment, runs)

@@ -1,0 +1,143 @@
+"""Cost: figures against counts by hand, and a network that is left as it was."""
+
+import os
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from apd.evaluate.cost import cost_of
+from apd.models import build_segmenter
+
+
+class Small(nn.Module):
+    """Strided, grouped and depthwise convolutions, a norm, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 5, padding=2, groups=4, bias=False),
+            nn.Conv2d(12, 12, 3, padding=2, dilation=2, groups=12),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(48, 10),
+        )
+        self.aux_head = nn.Conv2d(8, 10, 1)
+
+    def forward(self, images):
+        if self.training:
+            return self.layers(images), self.aux_head(self.layers[0](images))
+        return self.layers(images)
+
+
+def test_multiply_accumulates_and_parameters_equal_a_count_by_hand():
+    cost = cost_of(Small(), height=20, width=15, repeats=2, warmup=1)
+    grid = 10 * 8
+    assert cost.macs == 8 * 3 * 9 * grid + 12 * 2 * 25 * grid + 12 * 1 * 9 * grid + 48 * 10
+    assert cost.parameters == (8 * 27 + 8) + 2 * 8 + 12 * 2 * 25 + (12 * 9 + 12) + (480 + 10)
+
+
+def test_a_segmenters_count_leaves_the_auxiliary_head_out_and_equals_a_count_by_hand():
+    model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=16)
+    cost = cost_of(model, height=64, width=96, repeats=2, warmup=1)
+    backbone = 0
+
+    def add(conv, _, output):
+        nonlocal backbone
+        backbone += conv.weight.numel() * output.shape[-2] * output.shape[-1]
+
+    for module in model.backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(add)
+    with torch.no_grad():
+        model.eval().backbone(torch.zeros(1, 3, 64, 96))
+    pyramid = sum(64 * 16 * grid * grid for grid in (1, 2, 3, 6))
+    assert cost.macs == backbone + pyramid + 128 * 16 * 9 * 4 * 6 + 16 * 5 * 4 * 6
+    auxiliary = sum(p.numel() for p in model.aux_head.parameters())
+    assert cost.parameters == sum(p.numel() for p in model.parameters()) - auxiliary
+
+
+def test_the_count_is_for_one_image_and_the_setting_is_told():
+    one, three = (cost_of(Small(), height=20, width=15, batch=batch, repeats=2, warmup=1) for batch in (1, 3))
+    assert one.macs == three.macs
+    assert one.parameters == three.parameters
+    assert (three.batch, three.height, three.width, three.device) == (3, 20, 15, "cpu")
+    assert three.threads == torch.get_num_threads()
+    assert "profiler" in three.memory_method
+
+
+class Doubling(nn.Module):
+    """Two maps of the input's size are alive at once, never three; big enough to be no rounding matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(7))
+        self.register_buffer("offset", torch.zeros(5, dtype=torch.float64))
+
+    def forward(self, images):
+        first = images + 1
+        second = first + 1
+        del first
+        return second + 1
+
+
+def test_the_peak_on_a_cpu_is_what_is_alive_at_once():
+    cost = cost_of(Doubling(), height=64, width=64, batch=2, repeats=2, warmup=1)
+    map_bytes = 2 * 3 * 64 * 64 * 4
+    expected = (1 + 2) * map_bytes + 7 * 4 + 5 * 8
+    assert expected <= cost.peak_memory_bytes <= expected + 64  # torch makes a tensor of a number that it adds
+
+
+def test_latency_is_in_milliseconds_with_ordered_quartiles():
+    class Slow(Doubling):
+        def forward(self, images):
+            time.sleep(0.01)
+            return images + 1
+
+    latency = cost_of(Slow(), height=8, width=8, repeats=5, warmup=1).latency_ms
+    assert 10 <= latency.lower <= latency.median <= latency.upper < 1000
+
+
+def test_the_network_the_generator_and_the_environment_are_left_as_they_were(monkeypatch, capfd):
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "3")
+    model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=16)
+    model.head.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    cost_of(model, height=64, width=96, repeats=2, warmup=1)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert os.environ["KINETO_LOG_LEVEL"] == "3"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_network_in_bfloat16_is_measured_in_bfloat16():
+    full = cost_of(build_segmenter("test_efficientnet", 5, head_width=16), height=64, width=64, repeats=2)
+    half = cost_of(build_segmenter("test_efficientnet", 5, head_width=16).bfloat16(), height=64, width=64, repeats=2)
+    assert half.macs == full.macs
+    assert half.peak_memory_bytes < 0.8 * full.peak_memory_bytes
+
+
+@pytest.mark.parametrize("name", ["height", "width", "batch", "warmup", "repeats"])
+def test_counts_below_their_least_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: got 0, expected at least"):
+        cost_of(Small(), **{"height": 20, "width": 15, name: 0})
+
+
+def test_a_device_without_a_memory_figure_is_refused():
+    with pytest.raises(ValueError, match="device: got 'meta', expected a CPU or CUDA device"):
+        cost_of(Small(), height=20, width=15, device="meta")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_peak_on_a_gpu_holds_at_least_the_weights_and_the_input():
+    cost = cost_of(Doubling(), height=64, width=64, batch=2, device="cuda", repeats=2)
+    map_bytes = 2 * 3 * 64 * 64 * 4
+    assert 3 * map_bytes <= cost.peak_memory_bytes < 4 * map_bytes
+    assert "CUDA" in cost.memory_method

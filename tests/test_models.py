@@ -1,0 +1,267 @@
+"""Segmentation networks: shapes, what flows where, and refusals."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from apd.models import build_segmenter
+from apd.models.heads import AuxiliaryHead, PyramidPooling
+
+TINY = "test_efficientnet"
+
+
+def tiny(seed: int = 0, **choices):
+    torch.manual_seed(seed)
+    return build_segmenter(TINY, 5, **{"head_width": 16, "output_stride": 16, **choices})
+
+
+def images(batch: int = 2, height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def with_random_norms(module: nn.Module) -> nn.Module:
+    """Fresh batch norms are identities in eval mode, which would hide mistakes."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2.0)
+            nn.init.normal_(norm.weight, 1.0, 0.1)
+            nn.init.normal_(norm.bias, 0.0, 0.1)
+    return module
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("size", [(64, 96), (97, 65), (33, 47), (32, 32)])
+def test_maps_have_the_wanted_stride_at_any_size(backbone, stride, size):
+    model = build_segmenter(backbone, 5, head_width=16, output_stride=stride)
+    grid = tuple(math.ceil(side / stride) for side in size)
+    for mode in (True, False):
+        logits, features, aux = model.train(mode)(images(2, *size))
+        assert logits.shape == (2, 5, *grid)
+        assert features.shape == (2, 16, *grid)
+        assert model.feature_channels == 16
+        assert aux is None if not mode else aux.shape == (2, 5, *grid)
+
+
+def test_in_eval_mode_the_logits_are_the_classifier_applied_to_the_features():
+    model = tiny().eval()
+    with torch.no_grad():
+        logits, features, aux = model(images())
+        weight, bias = model.classifier.weight[:, :, 0, 0], model.classifier.bias
+        torch.testing.assert_close(logits, torch.einsum("bchw,kc->bkhw", features, weight) + bias[:, None, None])
+    assert aux is None
+
+
+def test_features_are_taken_before_dropout():
+    model = tiny(dropout=0.5)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    first, second = model(images()), model(images())
+    torch.testing.assert_close(first.features, second.features)
+    assert not torch.allclose(first.logits, second.logits)
+    assert not torch.allclose(first.aux, second.aux)
+
+
+def test_a_checkpoint_is_complete_and_loads_strictly(tmp_path):
+    trained = with_random_norms(tiny(seed=1))
+    trained.image_mean += 0.1  # a net trained with another normalisation keeps it
+    save_file({key: value.contiguous() for key, value in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    fresh = tiny(seed=2)
+    fresh.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
+    with torch.no_grad():
+        before, after = trained.eval()(images()), fresh.eval()(images())
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.features, after.features)
+
+
+def test_both_losses_together_reach_every_parameter_and_the_auxiliary_one_not_the_last_stage():
+    model = tiny(dropout=0.0)
+    output = model(images(4))
+    (output.logits.square().mean() + output.aux.square().mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    model.zero_grad()
+    model(images(4)).aux.square().mean().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert any(name.startswith("aux_head.") for name in reached)
+    assert "backbone.conv_stem.weight" in reached
+    last_stage = f"backbone.blocks.{len(model.backbone.blocks) - 1}."
+    assert not any(name.startswith((last_stage, "head.", "classifier.")) for name in reached)
+
+
+def test_parameter_groups_are_disjoint_and_complete():
+    model = tiny()
+    backbone, heads = ({id(p) for p in group} for group in (model.backbone_parameters(), model.head_parameters()))
+    assert backbone.isdisjoint(heads)
+    assert backbone | heads == {id(p) for p in model.parameters()}
+    assert id(model.classifier.weight) in heads
+    assert id(model.backbone.conv_stem.weight) in backbone
+
+
+def test_the_seed_alone_decides_the_random_start():
+    same, other, again = tiny(3).state_dict(), tiny(4).state_dict(), tiny(3).state_dict()
+    assert all(torch.equal(same[key], again[key]) for key in same)
+    assert not torch.equal(same["backbone.conv_stem.weight"], other["backbone.conv_stem.weight"])
+    assert not torch.equal(same["classifier.weight"], other["classifier.weight"])
+
+
+def test_images_are_normalised_with_the_networks_own_mean_and_std():
+    seen = []
+    model = build_segmenter("efficientnet_lite0", 5, head_width=8, output_stride=16).eval()
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    eight_bit = torch.tensor([0.0, 127.0, 255.0]).repeat(32, 11)[None, None].expand(1, 3, 32, 33)
+    with torch.no_grad():
+        model(eight_bit / 255)
+    torch.testing.assert_close(seen[0], (eight_bit - 127) / 128)
+
+
+@pytest.mark.parametrize("grid_hw", [(5, 7), (10, 13), (2, 3), (1, 1)])
+def test_pyramid_pooling_equals_a_slow_one_written_by_hand(grid_hw):
+    torch.manual_seed(0)
+    head = with_random_norms(PyramidPooling(8, 6)).double().eval()
+    maps = torch.randn(2, 8, *grid_hw, dtype=torch.float64)
+    height, width = grid_hw
+
+    def normed(values_BChw, convolved, norm):
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shifted = (convolved - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+        return shifted.clamp_min(0)
+
+    pieces = [maps]
+    for bins, branch in zip((1, 2, 3, 6), head.branches, strict=True):
+        pooled = torch.empty(2, 8, bins, bins, dtype=torch.float64)
+        for row in range(bins):
+            for column in range(bins):
+                top, bottom = row * height // bins, math.ceil((row + 1) * height / bins)
+                left, right = column * width // bins, math.ceil((column + 1) * width / bins)
+                pooled[:, :, row, column] = maps[:, :, top:bottom, left:right].mean((2, 3))
+        reduced = normed(pooled, torch.einsum("bchw,oc->bohw", pooled, branch[0].weight[:, :, 0, 0]), branch[1])
+        grown = torch.empty(2, 2, height, width, dtype=torch.float64)
+        for row in range(height):
+            for column in range(width):  # corners aligned: the first and last cell of both grids lie on each other
+                y = row * (bins - 1) / max(height - 1, 1)
+                x = column * (bins - 1) / max(width - 1, 1)
+                y0, x0 = int(y), int(x)
+                y1, x1 = min(y0 + 1, bins - 1), min(x0 + 1, bins - 1)
+                upper = reduced[:, :, y0, x0] * (1 - (x - x0)) + reduced[:, :, y0, x1] * (x - x0)
+                lower = reduced[:, :, y1, x0] * (1 - (x - x0)) + reduced[:, :, y1, x1] * (x - x0)
+                grown[:, :, row, column] = upper * (1 - (y - y0)) + lower * (y - y0)
+        pieces.append(grown)
+    joined = torch.cat(pieces, dim=1)
+    expected = normed(joined, F.conv2d(joined, head.merge[0].weight, padding=1), head.merge[1])
+    with torch.no_grad():
+        torch.testing.assert_close(head(maps), expected)
+
+
+def test_head_widths_are_the_published_ones_at_the_published_width():
+    model = build_segmenter(TINY, 5)
+    assert model.head.merge[0].in_channels == 2 * 64
+    assert model.head.merge[0].out_channels == 512
+    assert [branch[0].out_channels for branch in model.head.branches] == [16] * 4
+    assert model.aux_head.layers[0].out_channels == 256
+    assert model.dropout.p == 0.1
+
+
+def test_a_training_batch_of_one_image_is_refused_and_one_in_eval_mode_is_not():
+    model = tiny()
+    with pytest.raises(ValueError, match="batch of 1 image in training mode, expected at least 2"):
+        model(images(1))
+    assert model.eval()(images(1)).logits.shape[0] == 1
+    frozen = tiny()
+    for norm in frozen.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    assert frozen(images(1)).aux is not None
+
+
+def test_channels_last_gives_the_same_and_bfloat16_nearly_so():
+    model = tiny().eval()
+    with torch.no_grad():
+        plain = model(images()).logits
+        last = model.to(memory_format=torch.channels_last)(images().contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(last.logits, plain, rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(images()).logits
+    assert half.dtype == torch.bfloat16
+    assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.999
+
+
+def test_the_network_is_one_graph_for_the_compiler():
+    model = tiny().eval()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images()).logits, model(images()).logits)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (torch.zeros(1, 3, 31, 64), ValueError, "31×64 pixels, expected sides of at least 32"),
+        (torch.zeros(1, 1, 64, 64), ValueError, r"shape \(1, 1, 64, 64\), expected \(batch, 3, height, width\)"),
+        (torch.zeros(3, 64, 64), ValueError, r"shape \(3, 64, 64\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, r"torch.uint8, .* images.float\(\) / 255"),
+        (torch.full((1, 3, 64, 64), 128.0), ValueError, r"values from 128 to 128, expected \[0, 1\]"),
+        (torch.full((1, 3, 64, 64), -1.0), ValueError, r"values from -1 to -1, expected \[0, 1\]"),
+        (torch.full((1, 3, 64, 64), math.nan), ValueError, r"values from nan to nan, expected \[0, 1\]"),
+    ],
+)
+def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
+    with pytest.raises(error, match=message):
+        tiny().eval()(bad)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "choices", "message"),
+    [
+        ("mobilnetv2_50", {}, "nearest: mobilenetv2_050"),
+        ("qqqqqqqqqq", {}, r"timm.list_models\(\) lists all"),
+        (7, {}, "backbone: got 7"),
+        (TINY, {"output_stride": 4}, "output_stride: got 4, expected 8 or 16"),
+        (TINY, {"weights": "imgnet"}, "weights: got 'imgnet', expected 'none' or 'imagenet'"),
+        (TINY, {"head": "aspp"}, "head: got 'aspp', expected 'psp'"),
+        (TINY, {"head_width": 1}, "head_width: got 1"),
+        (TINY, {"dropout": 1.0}, "dropout: got 1.0"),
+        (TINY, {"num_classes": 1}, "num_classes: got 1, expected at least 2"),
+        ("test_vit", {}, "cannot build 'test_vit' for feature maps at output stride 8 .* choose a convolutional"),
+        ("resnet18.nobody", {}, "nobody"),
+    ],
+)
+def test_impossible_networks_are_refused_by_name(backbone, choices, message):
+    with pytest.raises(ValueError, match=message):
+        build_segmenter(backbone, **{"num_classes": 5, **choices})
+
+
+def test_a_network_whose_maps_are_not_what_it_declares_is_refused(monkeypatch):
+    import timm
+
+    create = timm.create_model
+
+    def without_dilation(name, **arguments):
+        network = create(name, **{**arguments, "output_stride": 32})
+        network.feature_info.info[-1]["reduction"] = arguments["output_stride"]
+        return network
+
+    monkeypatch.setattr(timm, "create_model", without_dilation)
+    with pytest.raises(ValueError, match=r"gives a map of shape \(64, 2, 3\) .* expected \(64, 4, 6\)"):
+        build_segmenter(TINY, 5, output_stride=16)
+
+
+def test_too_few_channels_for_four_branches_are_refused():
+    with pytest.raises(ValueError, match="in_channels: got 3, expected at least 4"):
+        PyramidPooling(3, 8)
+
+
+def test_the_auxiliary_head_drops_channels_only_in_training():
+    torch.manual_seed(0)
+    head = AuxiliaryHead(4, 3, width=8, dropout=0.5)
+    head.layers[1].eval()
+    maps = torch.randn(2, 4, 3, 3)
+    assert not torch.equal(head(maps), head(maps))
+    head.eval()
+    assert torch.equal(head(maps), head(maps))

@@ -209,7 +209,8 @@ class APDLoss(nn.Module):
             student_logits, teacher_logits: (B, K, h, w); may be left out if and only if ``pixel_kd`` has weight 0.
             labels: (B, H, W) class indices, uint8 or a signed integer.
         """
-        self._check_inputs(student_features, teacher_features, student_logits, teacher_logits, labels)
+        self._check_maps((student_features, teacher_features, student_logits, teacher_logits))
+        check_labels(labels, student_features.shape[0])
         valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
         weights = self.weights
         terms: dict[str, Tensor] = {}
@@ -263,20 +264,14 @@ class APDLoss(nn.Module):
     def _observe(self, features_BDhw: Tensor, prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
         return observe(features_BDhw, prototypes_BKD, present_BK, scale=self.scale, absent=self.absent)
 
-    def _check_inputs(
-        self,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        labels: Tensor,
-    ) -> None:
-        for name, value, channels, argument in (
-            ("student_features", student_features, self.student_channels, "student_channels"),
-            ("teacher_features", teacher_features, self.teacher_channels, "teacher_channels"),
-            ("student_logits", student_logits, self.num_classes, "num_classes"),
-            ("teacher_logits", teacher_logits, self.num_classes, "num_classes"),
-        ):
+    def _check_maps(self, maps: tuple[Tensor | None, ...]) -> None:
+        expected = (
+            ("student_features", self.student_channels, "student_channels"),
+            ("teacher_features", self.teacher_channels, "teacher_channels"),
+            ("student_logits", self.num_classes, "num_classes"),
+            ("teacher_logits", self.num_classes, "num_classes"),
+        )
+        for value, (name, channels, argument) in zip(maps, expected, strict=True):
             if value is None and name.endswith("logits"):
                 if self.weights["pixel_kd"]:
                     raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
@@ -287,12 +282,11 @@ class APDLoss(nn.Module):
                     f"{name} has {value.shape[1]} channels (shape {tuple(value.shape)}): "
                     f"expected {channels}, the {argument} given at construction"
                 )
-            if value.shape[0] != student_features.shape[0]:
+            if value.shape[0] != maps[0].shape[0]:
                 raise ValueError(
-                    f"{name} holds {value.shape[0]} images but student_features {student_features.shape[0]}: "
+                    f"{name} holds {value.shape[0]} images but student_features {maps[0].shape[0]}: "
                     "the batches must agree"
                 )
-        check_labels(labels, student_features.shape[0])
 
 
 def _check_count(name: str, value: int) -> None:

@@ -211,7 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.in_place and options.given:
-            raise WrongArgument("--in-place stores the notebooks as they are committed, with their own defaults: no -p.")
+            raise WrongArgument(
+                "--in-place stores the notebooks as they are committed, with their own defaults: no -p."
+            )
         notebooks = find_notebooks(options.names)
         planned = plan(notebooks, options.given, all_of_them=not options.names)
     except WrongArgument as error:

@@ -9,8 +9,6 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import camvid as script
-import fetching
 import numpy as np
 import pytest
 from miniatures import write_camvid
@@ -18,6 +16,11 @@ from PIL import Image
 
 from apd.data.catalogue import CAMVID
 from apd.data.folder import CamVid, find_data
+
+# as Python does for a script: its own folder comes first
+sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
+import camvid as script
+import fetching
 
 COUNTS = {"train": 4, "val": 2, "test": 3}
 

@@ -99,7 +99,7 @@ def test_latency_is_in_milliseconds_with_ordered_quartiles():
             return images + 1
 
     latency = cost_of(Slow(), height=8, width=8, repeats=5, warmup=1).latency_ms
-    assert 10 <= latency.lower <= latency.median <= latency.upper < 1000
+    assert 10 <= latency.lower <= latency.median <= latency.upper < 9000
 
 
 def test_the_network_the_generator_and_the_environment_are_left_as_they_were(monkeypatch, capfd):

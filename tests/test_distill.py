@@ -1,9 +1,6 @@
-import ast
 import doctest
 import importlib
 import inspect
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -39,8 +36,11 @@ def gradients(module):
 
 
 @pytest.mark.parametrize("options", [{}, RELEASED, {"scope": "batch"}, {"scale": 3.0, "temperature": 2.0}])
-def test_terms_loss_and_gradients_equal_the_slow_reference(options):
-    module, batch = distiller(**options), random_batch(batch=3)
+@pytest.mark.parametrize("grid", [(5, 4), (1, 2)], ids=["fine", "so-coarse-that-classes-vanish"])
+def test_terms_loss_and_gradients_equal_the_slow_reference(options, grid):
+    module, batch = distiller(**options), random_batch(batch=3, grid=grid)
+    vanished = {*batch["labels"].unique().tolist()} - {*slow.nearest(batch["labels"], grid).unique().tolist()}
+    assert vanished == (set() if grid == (5, 4) else {2})
     pick = {"scope": "image", "reduction": "pixel", "absent": "mask", "scale": 10.0} | options
     scope, scale, reduction = pick["scope"], pick["scale"], pick["reduction"]
     student, teacher, labels = (
@@ -463,32 +463,6 @@ def test_projection_head_has_two_convolutions_with_biases_and_no_normalisation()
 
 
 # ---------------------------------------------------------------- the package
-
-
-def test_importing_the_package_loads_torch_and_nothing_heavier():
-    heavy = ["torchvision", "timm", "matplotlib", "plotly", "pandas", "scipy", "sklearn", "PIL", "tyro", "safetensors"]
-    code = (
-        f"import sys, torch; before = set(sys.modules); import apd; new = set(sys.modules) - before; "
-        f"print(sorted({{name.split('.')[0] for name in new}}), [name for name in {heavy} if name in sys.modules])"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert shown.strip() == "['apd'] []"
-
-
-@pytest.mark.parametrize("name", METHOD_MODULES)
-def test_the_method_imports_only_torch_the_standard_library_and_what_comes_before_it(name):
-    tree = ast.parse(inspect.getsource(importlib.import_module(f"apd.{name}")))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    allowed = {
-        "perspective": set(),
-        "losses": {"apd.perspective"},
-        "distill": {"apd.losses", "apd.perspective"},
-        "rivals": {"apd.losses", "apd.perspective"},
-        "taps": set(),
-    }[name]
-    outside = {module for module in imported if module.split(".")[0] not in sys.stdlib_module_names | {"torch"}}
-    assert outside <= allowed
 
 
 @pytest.mark.parametrize("name", METHOD_MODULES)

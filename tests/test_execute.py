@@ -33,7 +33,7 @@ def planned(runner, *given, names=()):
 
 
 def test_a_mistyped_notebook_is_answered_with_the_nearest(runner):
-    with pytest.raises(runner.WrongArgument, match="'01_mimi'.*did you mean '01_mini'"):
+    with pytest.raises(runner.WrongArgument, match=r"'01_mimi'.*did you mean '01_mini'"):
         runner.find_notebooks(["01_mimi"])
 
 
@@ -50,13 +50,13 @@ def test_a_folder_without_notebooks_is_an_error_and_not_an_empty_success(runner,
 
 def test_a_file_that_is_no_notebook_is_named(runner, study):
     (study / "02_torn.ipynb").write_text('{"cells": [')
-    with pytest.raises(runner.WrongArgument, match="02_torn.ipynb cannot be read"):
+    with pytest.raises(runner.WrongArgument, match=r"02_torn.ipynb cannot be read"):
         planned(runner)
 
 
 @pytest.mark.parametrize("names", [(), ("01_mini",)])
 def test_a_mistyped_parameter_is_answered_with_the_nearest(runner, names):
-    with pytest.raises(runner.WrongArgument, match="'sead'.*did you mean 'seed'.*rate, seed, size"):
+    with pytest.raises(runner.WrongArgument, match=r"'sead'.*did you mean 'seed'.*rate, seed, size"):
         planned(runner, ("sead", "1"), names=names)
 
 
@@ -90,7 +90,7 @@ def test_a_value_gets_the_type_that_the_notebook_declares(runner, name, text, ex
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_name_type_and_value(runner, name, text, kind):
-    with pytest.raises(runner.WrongArgument, match=f"01_mini.ipynb.*'{name}' takes .*{kind}.*got '{text}'"):
+    with pytest.raises(runner.WrongArgument, match=rf"01_mini.ipynb.*'{name}' takes .*{kind}.*got '{text}'"):
         planned(runner, (name, text))
 
 
@@ -109,7 +109,7 @@ def test_run_all_gives_a_parameter_to_the_notebooks_that_declare_it_and_named_on
     other.cells[1].source = "steps: int = 2  # how many"
     nbformat.write(other, study / "02_other.ipynb")
     assert [parameters for _, parameters in planned(runner, ("steps", "5"))] == [{}, {"steps": 5}]
-    with pytest.raises(runner.WrongArgument, match="'steps' in 01_mini.ipynb"):
+    with pytest.raises(runner.WrongArgument, match=r"'steps' in 01_mini.ipynb"):
         planned(runner, ("steps", "5"), names=("01_mini", "02_other"))
 
 

@@ -65,7 +65,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             assert node.level == 0, f"{path}: line {node.lineno} imports relatively: write the whole name"
             for alias in node.names:
                 below = f"{node.module}.{alias.name}"
-                is_module = (ROOT / below.replace(".", "/")).is_dir() or (ROOT / f"{below.replace('.', '/')}.py").exists()
+                is_module = (ROOT / below.replace(".", "/")).is_dir() or (
+                    ROOT / f"{below.replace('.', '/')}.py"
+                ).exists()
                 yield (below if is_module else node.module), id(node) in late
 
 

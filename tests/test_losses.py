@@ -67,7 +67,7 @@ def assert_same_values_and_gradients(fast, slowly, inputs):
 
 @pytest.mark.parametrize("scope", ["image", "batch"])
 @pytest.mark.parametrize("absent", ["mask", "zero"])
-@pytest.mark.parametrize("grid", [(5, 4), (2, 2)], ids=["fine", "so-coarse-that-classes-vanish"])
+@pytest.mark.parametrize("grid", [(5, 4), (1, 2)], ids=["fine", "so-coarse-that-classes-vanish"])
 def test_regularisation_equals_the_slow_reference(scope, absent, grid):
     batch = slow.random_batch(grid=grid, batch=3)
     teacher = batch["teacher_features"].requires_grad_()

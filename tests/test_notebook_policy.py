@@ -74,7 +74,11 @@ def parameter_problems(notebook, path: Path) -> list[str]:
     names = set()
     for node in ast.parse(cells[0].source).body:
         line = lines[node.lineno - 1]
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.end_lineno != node.lineno:
+        if (
+            not isinstance(node, ast.AnnAssign)
+            or not isinstance(node.target, ast.Name)
+            or node.end_lineno != node.lineno
+        ):
             found.append(f"parameter is not one line `name: type = value  # what it is`: {line}")
             continue
         name, kind = node.target.id, ast.unparse(node.annotation).split("[")[0]
@@ -91,7 +95,9 @@ def parameter_problems(notebook, path: Path) -> list[str]:
             if name == "size" and value != "tiny":
                 found.append(f"stored at size {value!r}, not tiny")
     if names != set(papermill.inspect_notebook(path)):
-        found.append("papermill does not read the parameters as they are written: keep to plain types and one line each")
+        found.append(
+            "papermill does not read the parameters as they are written: keep to plain types and one line each"
+        )
     return found
 
 
@@ -216,7 +222,10 @@ BROKEN = [
     (output(3, output_type="stream", name="stderr", text="Warning"), "warnings are stored"),
     (output(3, output_type="stream", name="stdout", text="0.12345678901"), "unrounded number"),
     (output(3, output_type="error", ename="E", evalue="", traceback=[]), "an exception is stored"),
-    (output(6, output_type="display_data", metadata={}, data={"application/vnd.jupyter.widget-view+json": {}}), "widget"),
+    (
+        output(6, output_type="display_data", metadata={}, data={"application/vnd.jupyter.widget-view+json": {}}),
+        "widget",
+    ),
     (output(6, output_type="display_data", metadata={}, data={"application/vnd.plotly.v1+json": {}}), "plotly"),
     (output(6, output_type="stream", name="stdout", text="long " * 300_000), "MB: smaller"),
     (lambda cells: cells[3].metadata.update(execution={"a": "2026"}), "timings are stored"),
@@ -273,7 +282,8 @@ def run_pytest(project, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"), [(unchanged, "5 passed"), (change_the_time, "5 passed"), (change_a_number, "1 failed, 4 passed")]
+    ("change", "expected"),
+    [(unchanged, "5 passed"), (change_the_time, "5 passed"), (change_a_number, "1 failed, 4 passed")],
 )
 def test_pytest_nbval_typed_at_the_root_compares_numbers_and_not_times(project, change, expected):
     notebook = nbformat.read(project / "notebooks" / "01_mini.ipynb", as_version=4)

@@ -52,8 +52,8 @@ def test_a_run_killed_at_random_moments_ends_bit_equal(name, uninterrupted, runs
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.safetensors", "optimisers.pt"])
 def test_a_run_killed_with_half_a_checkpoint_written_ends_bit_equal(file, uninterrupted, runs, tmp_path):
     experiment = EXPERIMENTS["apd"]
-    assert exit_code(train_until_killed_in_a_file, experiment, runs, file, 4, output=tmp_path / "killed") == -9
-    assert [path.name for path in run_folder(experiment).glob("checkpoints/.part-*")] == [".part-00000004"]
+    assert exit_code(train_until_killed_in_a_file, experiment, runs, file, 5, output=tmp_path / "killed") == -9
+    assert [path.name for path in run_folder(experiment).glob("checkpoints/.part-*")] == [".part-00000005"]
     train(experiment)
     assert outcome(experiment) == uninterrupted["apd"]
 

@@ -28,7 +28,7 @@ def checkpoint_of(name: str) -> dict[str, Tensor]:
 
 
 def reference_features(checkpoint: dict[str, Tensor], images: Tensor, output_stride: int) -> list[Tensor]:
-    """The last map of every stage, straight from the checkpoint's own tensors (a stage starts where the width changes)."""
+    """The last map of every stage, from the checkpoint's own tensors alone (a stage starts where the width changes)."""
 
     def norm(maps: Tensor, key: str) -> Tensor:
         mean, var, weight, bias = (

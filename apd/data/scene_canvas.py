@@ -8,7 +8,7 @@ Coordinates are in cells, y down; a cell is inside when its centre is.
 
 from collections.abc import Sequence
 from enum import IntEnum
-from math import ceil
+from math import ceil, inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from apd.data.scene_layout import Tint
 Floats = NDArray[np.float32]
 GROUND_PARTS = 4
 """Parts below this number lie on the ground, and `part + GROUND_PARTS` is the same part in shadow."""
+
+_FEW_ROWS = 12  # up to here a loop over rows is faster than array expressions
 
 
 class Surface(IntEnum):
@@ -43,32 +45,32 @@ class Detail(IntEnum):
     LIT = 8
 
 
-class Part(NamedTuple):
-    """What a patch looks like, relative to the colour of its class.
+class Parts(NamedTuple):
+    """What every part (N of them) looks like, relative to the colour of its class.
 
-    `lightness` is added in OkLab to the tint's; `detail` replaces `share` of the class colour; `depth` in metres is
-    for the haze (infinite: no haze, the sky has its own gradient).
+    `lab_N3` is added in OkLab to the colour of the class; `detail_N` then replaces `share_N` of it, as much darker as
+    the class colour was made by `shade_N`; `depth_N` in metres is for the haze (0: none).
     """
 
-    region: int
-    class_index: int
-    tint: Tint
-    lightness: float
-    detail: Detail
-    share: float
-    depth: float
-    surface: Surface
+    class_N: NDArray[np.uint8]
+    lab_N3: NDArray[np.float64]
+    shade_N: NDArray[np.float64]
+    detail_N: NDArray[np.intp]
+    share_N: NDArray[np.float64]
+    depth_N: Floats
+    surface_N: NDArray[np.uint8]
 
 
 class Canvas:
-    """Part numbers per cell (`parts_HW`) and what each number means (`parts`, `regions`)."""
+    """Part numbers per cell (`parts_HW`) and what each number means (`parts()`, `regions`)."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self.parts_HW = np.zeros((height, width), dtype=np.uint16)
         self.rows = np.arange(height, dtype=np.float32) + np.float32(0.5)
         self.columns = np.arange(width, dtype=np.float32) + np.float32(0.5)
-        self.parts: list[Part] = []
+        self._parts: list[tuple[float, ...]] = []
+        self._region_of_part: list[int] = []
         self.regions: list[tuple[int, bool]] = []  # (class, is it a counted object)
 
     def new_region(self, class_index: int, *, thing: bool = False) -> int:
@@ -88,8 +90,28 @@ class Canvas:
         surface: Surface = Surface.FLAT,
     ) -> int:
         """Start a part and return its number, to be handed to the drawing functions."""
-        self.parts.append(Part(region, self.regions[region][0], tint, lightness, detail, share, depth, surface))
-        return len(self.parts) - 1
+        self._region_of_part.append(region)
+        self._parts.append((*tint, lightness, self.regions[region][0], detail, share, depth, surface))
+        return len(self._parts) - 1
+
+    def parts(self) -> Parts:
+        """All parts started so far, as arrays; row n describes part n of `parts_HW`."""
+        table_N9 = np.array(self._parts)
+        lab_N3, (shade_N, class_N, detail_N, share_N, depth_N, surface_N) = table_N9[:, :3], table_N9[:, 3:].T
+        lab_N3[:, 0] += shade_N
+        return Parts(
+            class_N.astype(np.uint8),
+            lab_N3,
+            shade_N,
+            detail_N.astype(np.intp),
+            share_N,
+            depth_N.astype(np.float32),
+            surface_N.astype(np.uint8),
+        )
+
+    def region_of_part(self) -> NDArray[np.uint16]:
+        """The region of every part started so far."""
+        return np.array(self._region_of_part, dtype=np.uint16)
 
     def rectangle(self, part: int, left: float, top: float, right: float, bottom: float) -> None:
         """Fill left <= x < right, top <= y < bottom."""
@@ -131,54 +153,74 @@ class Canvas:
         y0, y1 = cells(min(ys), max(ys), self.height)
         if y0 >= y1:
             return
-        area = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
-        rows = self.rows[y0:y1]
-        left = right = None
+        # Which way round the corners go, from the turn at the second: the sense is the same at every corner.
+        turn = (xs[1] - xs[0]) * (ys[2] - ys[1]) - (xs[2] - xs[1]) * (ys[1] - ys[0])
         # A convex shape lies to one side of the whole line through each of its edges, so a row is bounded by the
-        # rightmost of the lines on its left and the leftmost of those on its right.
+        # rightmost of the lines on its left and the leftmost of those on its right. Lines are (slope, column at y = 0).
+        lefts, rights = [], []
         for i in range(len(xs)):
             rise = ys[i] - ys[i - 1]
-            if rise == 0:
-                continue
-            slope = (xs[i] - xs[i - 1]) / rise
-            crossing = rows * slope
-            crossing += xs[i] - slope * ys[i]
-            if (rise > 0) == (area > 0):
-                right = crossing if right is None else np.minimum(right, crossing, out=right)
-            else:
-                left = crossing if left is None else np.maximum(left, crossing, out=left)
-        if left is not None and right is not None:
-            self.rows_between(part, y0, left, right)
+            if rise != 0:
+                slope = (xs[i] - xs[i - 1]) / rise
+                (rights if (rise > 0) == (turn > 0) else lefts).append((slope, xs[i] - slope * ys[i]))
+        if not lefts or not rights:
+            return
+        if y1 - y0 <= _FEW_ROWS:
+            for i in range(y0, y1):
+                y, left, right = i + 0.5, -inf, inf
+                for slope, start in lefts:
+                    left = edge if (edge := slope * y + start) > left else left
+                for slope, start in rights:
+                    right = edge if (edge := slope * y + start) < right else right
+                self._row(part, i, left, right)
+            return
+        rows = self.rows[y0:y1]
+        left_H, right_H = (rows * lines[0][0] + lines[0][1] for lines in (lefts, rights))
+        for slope, start in lefts[1:]:
+            np.maximum(left_H, rows * slope + start, out=left_H)
+        for slope, start in rights[1:]:
+            np.minimum(right_H, rows * slope + start, out=right_H)
+        self.rows_between(part, y0, left_H, right_H)
+
+    def _row(self, part: int, row: int, left: float, right: float) -> None:
+        # As `cells`, but a slice may run past the end by itself.
+        x0 = ceil(left - 0.5) if left > 0.5 else 0
+        x1 = ceil(right - 0.5)
+        if x0 < x1:
+            self.parts_HW[row, x0:x1] = part
 
     def ellipse(self, part: int, x: float, y: float, across: float, down: float) -> None:
         """Fill an upright ellipse with centre (x, y) and radii `across` and `down`."""
-        self.ellipses(part, ((x, y, across, down),))
+        y0, y1 = cells(y - down, y + down, self.height)
+        if y1 - y0 > _FEW_ROWS:
+            self.ellipses(part, ((x, y, across, down),))
+            return
+        for i in range(y0, y1):
+            reach = across * sqrt(max(0.0, 1.0 - ((i + 0.5 - y) / down) ** 2))
+            self._row(part, i, x - reach, x + reach)
 
     def ellipses(self, part: int, shapes: Sequence[tuple[float, float, float, float]], below: float = np.inf) -> None:
         """Fill the union of upright ellipses (x, y, across, down), above the row `below` only."""
-        x0, x1 = cells(min(s[0] - s[2] for s in shapes), max(s[0] + s[2] for s in shapes), self.width)
-        bottom = min(max(s[1] + s[3] for s in shapes), below)
-        y0, y1 = cells(min(s[1] - s[3] for s in shapes), bottom, self.height)
+        x0, x1 = cells(min([s[0] - s[2] for s in shapes]), max([s[0] + s[2] for s in shapes]), self.width)
+        bottom = min(max([s[1] + s[3] for s in shapes]), below)
+        y0, y1 = cells(min([s[1] - s[3] for s in shapes]), bottom, self.height)
         if x0 >= x1 or y0 >= y1:
             return
         x, y, across, down = np.array(shapes, dtype=np.float32).T[:, :, None]
         dx_sq = ((self.columns[x0:x1] - x) / across) ** 2
         dy_sq = ((self.rows[y0:y1] - y) / down) ** 2
-        inside = (dy_sq[:, :, None] + dx_sq[:, None, :] < 1).any(axis=0)
+        inside = (dy_sq[:, :, None] + dx_sq[:, None, :]).min(axis=0) < 1
         np.putmask(self.parts_HW[y0:y1, x0:x1], inside, part)
 
     def shadow(self, x: float, y: float, across: float, down: float) -> None:
         """Darken the ground within an ellipse; what stands on the ground, and every label, stays as it is."""
-        x0, x1 = cells(x - across, x + across, self.width)
         y0, y1 = cells(y - down, y + down, self.height)
-        if x0 >= x1 or y0 >= y1:
-            return
-        target = self.parts_HW[y0:y1, x0:x1]
-        dx_sq = ((self.columns[x0:x1] - np.float32(x)) / np.float32(across)) ** 2
-        dy_sq = ((self.rows[y0:y1] - np.float32(y)) / np.float32(down)) ** 2
-        inside = dy_sq[:, None] + dx_sq < 1
-        inside &= target < GROUND_PARTS
-        target[inside] += GROUND_PARTS
+        for i in range(y0, y1):
+            reach = across * sqrt(max(0.0, 1.0 - ((i + 0.5 - y) / down) ** 2))
+            x0, x1 = cells(x - reach, x + reach, self.width)
+            if x0 < x1:
+                target = self.parts_HW[i, x0:x1]
+                target[target < GROUND_PARTS] += GROUND_PARTS
 
 
 def cells(low: float, high: float, size: int) -> tuple[int, int]:

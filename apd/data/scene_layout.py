@@ -5,7 +5,8 @@ about pixels or colours, so one (seed, split, index) is one street at every pict
 `tint` is the object's own deviation from the colour of its class, in OkLab (lightness, green-red, blue-yellow).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain, count, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,15 +21,16 @@ class Dice:
     """Uniform random numbers by number; only `Generator.random` is used, the most stable of NumPy's streams."""
 
     def __init__(self, *entropy: int) -> None:
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-        self._stream = self._blocks()
-
-    def _blocks(self) -> Iterator[float]:
-        while True:
-            yield from self._generator.random(512).tolist()
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        self._stream = chain.from_iterable(generator.random(512).tolist() for _ in count())
 
     def uniform(self, low: float, high: float) -> float:
+        """A number from low up to, not including, high."""
         return low + (high - low) * next(self._stream)
+
+    def numbers(self, how_many: int) -> list[float]:
+        """Several numbers from 0 up to, not including, 1."""
+        return list(islice(self._stream, how_many))
 
     def chance(self, probability: float) -> bool:
         return next(self._stream) < probability
@@ -77,7 +79,10 @@ class Building(NamedTuple):
     storey: float
     bay: float
     roof: float  # height of a pitched roof, 0 for a flat one
-    lit: tuple[float, ...]  # one number per window, to vary the panes
+    gable: bool  # the pitched roof shows a gable to the street
+    shop: bool  # the ground floor is a row of shops
+    windows: tuple[int, ...]  # 0..3, the kind of pane, bay by bay and storey by storey
+    end_seen: bool  # the wall facing the camera is not hidden by the next house
     tint: Tint
 
 
@@ -179,7 +184,7 @@ def draw_layout(dice: Dice) -> Layout:
     """Draw one street. The stream is read in a fixed order; changing that order changes every scene."""
     road = Road(
         half_width=dice.uniform(2.9, 4.3),
-        pavement=dice.uniform(1.9, 3.2),
+        pavement=dice.uniform(2.3, 3.8),
         dash=dice.choose((0.0, 5.0, 7.0, 9.0)),
         crossing=dice.uniform(7.0, 16.0) if dice.chance(0.35) else 0.0,
     )
@@ -213,16 +218,19 @@ def _row(dice: Dice, side: int, town: float) -> list[Segment]:
     segments: list[Segment] = []
     near, previous = dice.uniform(-4.0, 3.0), "none"
     while near < FAR_END:
-        roll = dice.uniform(0.0, 1.0)
+        roll, stretch = dice.uniform(0.0, 1.0), 1.0 + max(0.0, near) / 30.0  # detail is lost on what is far away
         if roll < 0.17 and previous not in ("street", "none") and near > 9.0:
             previous, far = "street", near + dice.uniform(6.0, 9.0)
             segments.append(SideStreet(side, near, far))
         elif roll < 0.56 - 0.16 * town and previous != "garden":
-            previous, far = "garden", near + dice.uniform(6.0, 13.0)
+            previous, far = "garden", near + stretch * dice.uniform(6.0, 13.0)
             segments.append(_garden(dice, side, near, far))
         else:
-            previous, far = "house", near + dice.uniform(6.0, 13.0)
-            segments.append(_building(dice, side, near, far, town))
+            previous, far = "house", near + stretch * dice.uniform(6.0, 13.0)
+            house = _building(dice, side, near, far, town)
+            before = segments[-1] if segments else None
+            hidden = isinstance(before, Building) and before.height >= house.height + house.roof
+            segments.append(house._replace(end_seen=not hidden))
         near = far
     return segments
 
@@ -240,7 +248,10 @@ def _building(dice: Dice, side: int, near: float, far: float, town: float) -> Bu
         storey=storey,
         bay=dice.uniform(1.9, 3.0),
         roof=dice.uniform(1.6, 3.0) if pitched else 0.0,
-        lit=tuple(dice.uniform(0.0, 1.0) for _ in range(24)),
+        gable=dice.chance(0.5),
+        shop=dice.chance(0.4),
+        windows=tuple(int(4 * number) for number in dice.numbers(15)),
+        end_seen=True,
         tint=dice.tint(0.05, 0.025),
     )
 
@@ -269,15 +280,15 @@ def _things(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment])
         entry = camera.focal * (edge + 0.35 - side * camera.x) / share
         things += _street_furniture(dice, side, kerb, entry)
         if dice.chance(0.45):
-            start, panel = entry + dice.uniform(-2.0, 6.0), dice.uniform(1.5, 2.2)
+            start, panel = entry + dice.uniform(-2.0, 6.0), dice.uniform(2.4, 3.2)
             tint, height = dice.tint(0.05, 0.02), dice.uniform(0.9, 1.2)
             things += [
                 Railing(side * (edge + 0.2), start + panel * number, panel, height, tint)
-                for number in range(dice.integer(3, 7))
+                for number in range(dice.integer(2, 5))
             ]
         for _ in range(dice.integer(1, 4)):
             x = side * dice.uniform(edge + 0.4, edge + road.pavement - 0.3)
-            things.append(_pedestrian(dice, x, entry + 0.5 + 16.0 * dice.uniform(0.0, 1.0) ** 1.6))
+            things.append(_pedestrian(dice, x, entry + 0.3 + 13.0 * dice.uniform(0.0, 1.0) ** 2))
         if dice.chance(0.5):
             z = entry + dice.uniform(0.0, 8.0)
             for _ in range(dice.integer(1, 3)):

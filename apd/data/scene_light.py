@@ -51,6 +51,7 @@ _DETAIL_LAB = {
     Detail.LAMP: (0.95, -0.01, 0.07),
     Detail.LIT: (0.85, 0.01, 0.08),
 }
+_DETAIL_TABLE = np.array([_DETAIL_LAB[detail] for detail in Detail])
 # Standard textures, in label order: which tile, its side in metres, and its strength.
 _STANDARD_TEXTURE = (
     (1, 14.0, 0.02),
@@ -64,8 +65,10 @@ _STANDARD_TEXTURE = (
     (0, 6.0, 0.02),
     (6, 3.0, 0.05),
 )
+_CALM = (0.4, *(1.0,) * (SCENES.num_classes - 1))  # share of a drawn texture's strength: skies have little
 _TILE = 256
-_CANDIDATES = 16
+_CANDIDATES = 8  # orders of the palette to choose from
+_MUTED = 0.8  # chroma of a picture's own palette: what is a spot of colour on a sign is loud on a whole road
 
 
 class Look(NamedTuple):
@@ -82,14 +85,14 @@ class Look(NamedTuple):
 def draw_look(dice: Dice, context_shift: float) -> Look:
     """Draw a picture's own look and mix it with the common one. The same numbers are drawn at every dial value."""
     own = float(context_shift)
-    turn, orders = dice.uniform(-pi, pi), [[dice.uniform(0, 1) for _ in range(10)] for _ in range(_CANDIDATES)]
+    turn, orders = dice.uniform(-pi, pi), [dice.numbers(SCENES.num_classes) for _ in range(_CANDIDATES)]
     jitter = np.array([dice.tint(0.05, 0.02) for _ in range(SCENES.num_classes)])
     class_lab_K3 = _mix_palettes(np.argsort(orders, axis=1), turn, jitter, own)
     warmth, tinge, exposure = dice.uniform(-1, 1), dice.uniform(-1, 1), dice.uniform(0.5, 1.15)
     cast = (1 + 0.28 * warmth, 1 + 0.10 * tinge, 1 - 0.28 * warmth)
     contrast, haze, glow = dice.uniform(0.78, 1.15), dice.uniform(60.0, 400.0), dice.uniform(0.0, 0.5)
     own_textures = tuple(
-        (dice.integer(0, 7), dice.uniform(2.5, 8.0), own * dice.uniform(0.04, 0.2)) for _ in range(SCENES.num_classes)
+        (dice.integer(0, 7), dice.uniform(2.5, 8.0), own * calm * dice.uniform(0.04, 0.2)) for calm in _CALM
     )
     return Look(
         class_lab_K3=class_lab_K3,
@@ -114,23 +117,23 @@ def _mix_palettes(
     standard_K3 = STANDARD_LAB - middle_3
     c, s = cos(turn), sin(turn)
     light_K, a_K, b_K = standard_K3.T
-    turned_K3 = np.stack([light_K, c * a_K - s * b_K, s * a_K + c * b_K], axis=1)
+    turned_K3 = np.stack([light_K, _MUTED * (c * a_K - s * b_K), _MUTED * (s * a_K + c * b_K)], axis=1)
     own_NK3 = turned_K3[orders_NK] + jitter_K3
 
     def mix(share: float) -> NDArray[np.float64]:
         return ((1 - share) * standard_K3 + share * own_NK3) / ((1 - share) ** 2 + share**2) ** 0.5
 
-    first, second = np.triu_indices(SCENES.num_classes, 1)
     closest_N = np.full(len(orders_NK), np.inf)
-    for share in (0.35, 0.65, 1.0):
-        mixed_NK3 = mix(share)
-        gap_NP = ((mixed_NK3[:, first] - mixed_NK3[:, second]) ** 2 * (1.0, 3.0, 3.0)).sum(axis=2)
-        closest_N = np.minimum(closest_N, np.partition(gap_NP, 4, axis=1)[:, :5].sum(axis=1))
+    for share in (0.5, 1.0):
+        mixed_NK3 = mix(share) * (1.0, 1.7, 1.7)
+        gaps_NKK = ((mixed_NK3[:, :, None] - mixed_NK3[:, None]) ** 2).sum(axis=3)
+        nearest_NK = np.sort(gaps_NKK, axis=2)[:, :, 1]
+        closest_N = np.minimum(closest_N, np.sort(nearest_NK, axis=1)[:, :5].sum(axis=1))
     return mix(own)[int(closest_N.argmax())] + middle_3
 
 
 def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
-    """OkLab (Ottosson 2020) to linear RGB, cut to what a screen can show."""
+    """OkLab (Ottosson 2020), (N, 3), to linear RGB, (3, N), cut to what a screen can show."""
     light, a, b = lab_N3.T
     long = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
@@ -138,12 +141,15 @@ def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
     red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
     green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
     blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
-    return np.clip(np.stack([red, green, blue], axis=1), 0.002, 1.0).astype(np.float32)
+    return np.clip(np.stack([red, green, blue]), 0.002, 1.0).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
-def texture_tiles() -> Floats:
-    """Eight periodic tiles of 256 x 256 in [-1, 1]: the same in every scene, mapped and weighted by its look."""
+def texture_tiles() -> NDArray[np.int8]:
+    """Eight periodic tiles of 256 x 256 in -127..127, one after the other: the same in every scene.
+
+    The look says which class shows which tile, how large and how strongly.
+    """
     noise = np.random.Generator(np.random.PCG64(20220716)).random((3, _TILE, _TILE)).astype(np.float32) * 2 - 1
 
     def smooth(field: Floats, radius: int) -> Floats:
@@ -161,50 +167,51 @@ def texture_tiles() -> Floats:
     hatch = np.where((i + j) // 16 % 2, 1.0, -1.0)
     spots = np.where((i % 64 - 32) ** 2 + (j % 64 - 32) ** 2 < 300, 1.0, -0.4)
     tiles = (grain, blotches, across, down, bricks, slabs, hatch, spots)
-    return np.stack([np.clip(0.85 * tile + 0.15 * grain, -1, 1) for tile in tiles]).astype(np.float32).ravel()
+    return np.stack([np.rint(127 * np.clip(0.85 * tile + 0.15 * grain, -1, 1)) for tile in tiles]).astype(np.int8).ravel()
 
 
 def develop(view: View, look: Look) -> NDArray[np.uint8]:
     """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) picture. Each pixel averages its four cells."""
     canvas = view.canvas
-    parts = canvas.parts
-    class_index = np.array([part.class_index for part in parts])
-    lab_N3 = look.class_lab_K3[class_index] + np.array([part.tint for part in parts])
-    lab_N3[:, 0] += np.array([part.lightness for part in parts])
-    share_N1 = np.array([part.share for part in parts])[:, None]
-    detail_N3 = np.array(list(_DETAIL_LAB.values()))[[part.detail for part in parts]]
-    shaded = np.array([part.lightness for part in parts])
-    detail_N3[:, 0] += np.minimum(shaded, 0.0)
-    colour_N3 = linear_rgb(lab_N3 * (1 - share_N1) + detail_N3 * share_N1) * np.float32(0.25)
-    cells_HW = canvas.parts_HW
-    image = colour_N3.take(cells_HW[0::2, 0::2], axis=0)
-    for i, j in ((0, 1), (1, 0), (1, 1)):
-        image += colour_N3.take(cells_HW[i::2, j::2], axis=0)
-
+    parts = canvas.parts()
+    detail_N3 = _DETAIL_TABLE[parts.detail_N]
+    detail_N3[:, 0] += np.minimum(parts.shade_N, 0.0)
+    lab_N3 = look.class_lab_K3[parts.class_N] + parts.lab_N3
+    lab_N3 += (detail_N3 - lab_N3) * parts.share_N[:, None]
+    air_13 = look.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
+    colour_3N = linear_rgb(np.concatenate([lab_N3, air_13]))
+    air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * look.glow)
+    colour_3N *= np.float32(0.25)
+    cells_HW = canvas.parts_HW.astype(np.intp)
     part_HW = cells_HW[0::2, 0::2]
-    surface_HW = np.array([part.surface for part in parts], dtype=np.uint8).take(part_HW)
-    class_HW = class_index.astype(np.uint8).take(part_HW)
+    image_3HW = colour_3N.take(part_HW, axis=1)
+    for i, j in ((0, 1), (1, 0), (1, 1)):
+        image_3HW += colour_3N.take(cells_HW[i::2, j::2], axis=1)
+
+    surface_HW = parts.surface_N.take(part_HW)
+    class_HW = parts.class_N.take(part_HW)
     rows, columns = canvas.rows[0::2] + np.float32(0.5), canvas.columns[0::2] + np.float32(0.5)
     below = np.maximum(rows - np.float32(view.horizon), np.float32(0.5))
     beside = np.maximum(np.abs(columns - np.float32(view.centre)), np.float32(0.5))
     focal, height = np.float32(view.focal), np.float32(view.camera.height)
-    on_ground, on_wall = surface_HW == Surface.GROUND, surface_HW == Surface.WALL
-    depth_HW = np.array([part.depth for part in parts], dtype=np.float32).take(part_HW)
+    on_ground, on_wall = surface_HW == Surface.GROUND.value, surface_HW == Surface.WALL.value
+    depth_HW = parts.depth_N.take(part_HW)
     ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
     depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
 
-    image *= (1 + _texture(view, look, class_HW, on_ground, on_wall, depth_HW, rows, columns))[:, :, None]
-    air_3 = linear_rgb(look.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0))[0]
+    image_3HW *= 1 + _texture(view, look, class_HW, on_ground, on_wall, depth_HW, rows, columns)
     air_HW = depth_HW / (depth_HW + np.float32(look.haze))
     low_H = np.clip(rows / np.float32(view.horizon), 0, 1)
-    air_HW = np.where(class_HW == SKY, (np.float32(look.glow) * low_H * low_H)[:, None], air_HW)[:, :, None]
-    image += (air_3 * np.float32(1 + 0.5 * look.glow) - image) * air_HW
-    image *= look.cast_3
-    np.sqrt(image, out=image)  # display gamma of 2: exact, unlike a power
-    image -= np.float32(0.5)
-    image *= np.float32(255 * look.contrast)
-    image += np.float32(128)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    air_HW = np.where(class_HW == SKY, (np.float32(look.glow) * low_H * low_H)[:, None], air_HW)
+    image_3HW += (air_311 - image_3HW) * air_HW
+    image_3HW *= look.cast_3[:, None, None]
+    np.sqrt(image_3HW, out=image_3HW)  # display gamma of 2: exact, unlike a power
+    image_3HW -= np.float32(0.5)
+    image_3HW *= np.float32(255 * look.contrast)
+    image_3HW += np.float32(128)
+    np.maximum(image_3HW, 0, out=image_3HW)
+    np.minimum(image_3HW, 255, out=image_3HW)
+    return np.ascontiguousarray(image_3HW.astype(np.uint8).transpose(1, 2, 0))
 
 
 def _texture(
@@ -229,13 +236,13 @@ def _texture(
     total_HW = np.zeros_like(u_HW)
     tiles = texture_tiles()
     for layer in look.textures:
-        if not any(strength for *_, strength in layer):
+        tile, side, strength = np.array(layer).T
+        if not strength.any():
             continue
-        tile, side, strength = (np.array(values) for values in zip(*layer, strict=True))
         texels = (_TILE / side).astype(np.float32).take(class_HW)
         at = (v_HW * texels).astype(np.int32) & (_TILE - 1)
         at *= _TILE
         at += (u_HW * texels).astype(np.int32) & (_TILE - 1)
         at += (tile * _TILE * _TILE).astype(np.int32).take(class_HW)
-        total_HW += tiles.take(at) * strength.astype(np.float32).take(class_HW)
+        total_HW += tiles.take(at) * (strength / 127).astype(np.float32).take(class_HW)
     return total_HW * fade_HW

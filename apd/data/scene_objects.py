@@ -49,6 +49,8 @@ class _Brush:
 
     def shadow(self, across: float, along: float, shift: float = 0.0) -> None:
         """Shadow on the ground, an ellipse of radii `across` and `along` metres moved away from the sun."""
+        if across * self.scale < 2.0:  # cells; smaller shadows are not seen
+            return
         down = self.foot - self.view.row(0.0, self.z + along)
         x = self.column - self.view.sun * shift * self.scale
         self.canvas.shadow(x, self.foot, across * self.scale, max(down, 0.08 * self.scale))
@@ -58,8 +60,9 @@ def paint_thing(view: View, thing: Thing) -> None:
     """Paint one object over whatever is further away; one behind or beside the camera is left out."""
     if thing.z < 4 * NEAREST:
         return
-    reach = 6.0 * view.scale(thing.z)
-    if not -reach < view.column(thing.x, thing.z) < view.canvas.width + reach:
+    near, far = view.column(thing.x, thing.z), view.column(thing.x, thing.z + _length(thing))
+    reach = _reach(thing) * view.scale(thing.z)
+    if max(near, far) + reach <= 0 or min(near, far) - reach >= view.canvas.width:
         return
     match thing:
         case Tree():
@@ -76,6 +79,26 @@ def paint_thing(view: View, thing: Thing) -> None:
             _paint_car(view, thing)
         case Car():
             _paint_crossing_car(view, thing)
+
+
+def _length(thing: Thing) -> float:
+    """Metres to the thing's far end."""
+    return thing.length if isinstance(thing, Railing) or (isinstance(thing, Car) and not thing.across) else 0.0
+
+
+def _reach(thing: Thing) -> float:
+    """Metres that the thing and its shadow reach to either side, at most."""
+    match thing:
+        case Tree():
+            return 1.7 * thing.radius
+        case Lamp():
+            return abs(thing.arm) + 0.8
+        case Sign():
+            return 0.8 * thing.size
+        case Car():
+            return thing.length / 2 if thing.across else 0.75 * thing.width
+        case _:
+            return 0.6
 
 
 def _paint_tree(view: View, tree: Tree) -> None:
@@ -152,12 +175,9 @@ def _paint_sign(view: View, sign: Sign) -> None:
 
 def _paint_railing(view: View, railing: Railing) -> None:
     brush = _Brush(view, FENCE, railing.x, railing.z, railing.tint)
-    panel, bars = brush.part(-0.01), brush.part(0.06)
     h, end = railing.height, railing.length
-    brush.solid(panel, [(0.0, 0.0, 0.0), (0.0, h, 0.0), (0.0, h, end), (0.0, 0.0, end)])
-    for up in (0.45 * h, 0.86 * h):
-        brush.solid(bars, [(0.0, up, 0.0), (0.0, up + 0.12, 0.0), (0.0, up + 0.12, end), (0.0, up, end)])
-    brush.box(panel, -0.07, 0.0, 0.07, h)
+    for part, low, high in ((brush.part(-0.01), 0.0, h), (brush.part(0.06), 0.7 * h, 0.85 * h)):
+        brush.solid(part, [(0.0, low, 0.0), (0.0, high, 0.0), (0.0, high, end), (0.0, low, end)])
 
 
 def _paint_pedestrian(view: View, person: Pedestrian) -> None:
@@ -170,7 +190,8 @@ def _paint_pedestrian(view: View, person: Pedestrian) -> None:
         brush.shape(
             trousers, [(-0.13, 0.5 * h), (0.13, 0.5 * h), (foot + 0.085, 0.0), (foot - 0.085, 0.0)]
         )
-    for hand in (-0.27 - 0.5 * abs(step), 0.27 + 0.5 * abs(step)):
+    fine = h * brush.scale > 8.0  # cells; on a smaller figure arms and hair are lost anyway
+    for hand in () if not fine else (-0.27 - 0.5 * abs(step), 0.27 + 0.5 * abs(step)):
         shoulder = 0.2 if hand > 0 else -0.2
         brush.shape(
             sleeve,
@@ -178,7 +199,8 @@ def _paint_pedestrian(view: View, person: Pedestrian) -> None:
         )
     brush.shape(coat, [(-0.24, 0.82 * h), (0.24, 0.82 * h), (0.2, 0.44 * h), (-0.2, 0.44 * h)])
     brush.blob(skin, 0.0, 0.91 * h, 0.115, 0.09 * h)
-    brush.blob(hair, -0.03 * person.facing, 0.95 * h, 0.12, 0.055 * h)
+    if fine:
+        brush.blob(hair, -0.03 * person.facing, 0.95 * h, 0.12, 0.055 * h)
 
 
 def _paint_car(view: View, car: Car) -> None:

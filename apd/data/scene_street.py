@@ -9,6 +9,7 @@ from math import floor, sqrt
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apd.data.catalogue import SCENES
 from apd.data.scene_canvas import GROUND_PARTS, Canvas, Detail, Floats, Surface, cells
@@ -80,9 +81,9 @@ def paint_street(view: View, layout: Layout) -> None:
 
 def _paint_sky(view: View, layout: Layout) -> None:
     canvas = view.canvas
-    sky = canvas.new_part(SKY, PLAIN, depth=np.inf)
+    sky = canvas.new_part(SKY, PLAIN, depth=0.0)
     canvas.parts_HW[:] = sky
-    bright = canvas.new_part(SKY, PLAIN, 0.07, depth=np.inf, detail=Detail.PAPER, share=0.25)
+    bright = canvas.new_part(SKY, PLAIN, 0.07, depth=0.0, detail=Detail.PAPER, share=0.25)
     for cloud in layout.clouds:
         _paint_cloud(view, cloud, bright)
 
@@ -169,30 +170,22 @@ def _paint_building(view: View, house: Building, x: float) -> None:
     shine = 0.035 if house.side != view.sun else -0.035
     depth = (near + house.far) / 2
 
-    def part(lightness: float, surface: Surface, detail: Detail = Detail.NONE, share: float = 0.0) -> int:
+    def part(lightness: float, detail: Detail = Detail.NONE, share: float = 0.0, surface: Surface = Surface.WALL) -> int:
         return canvas.new_part(
             BUILDING, house.tint, lightness, depth=depth, detail=detail, share=share, surface=surface
         )
 
-    front = part(shine - 0.06, Surface.FLAT)
-    panes = (
-        part(shine - 0.13, Surface.WALL, Detail.GLASS, 0.5),
-        part(shine - 0.06, Surface.WALL, Detail.GLASS, 0.4),
-        part(shine - 0.02, Surface.WALL, Detail.LIT, 0.5),
-    )
-    if house.near > NEAREST:
-        _paint_front(view, house, x, front, panes[0])
+    dark_pane = part(shine - 0.13, Detail.GLASS, 0.5)
+    if house.near > NEAREST and house.end_seen:
+        _paint_front(view, house, x, part(shine - 0.06, surface=Surface.FLAT), dark_pane)
     if house.roof:
-        tiles = part(shine - 0.12, Surface.FLAT)
         foot, top, middle = house.height, house.height + house.roof, (near + house.far) / 2
-        ridge = house.side * (x + 3.0)
-        corners = ((house.side * x, foot, near), (house.side * x, foot, house.far), (ridge, top, house.far))
-        if house.lit[0] < 0.5:  # a gable to the street
-            corners = ((house.side * x, foot, near), (house.side * x, foot, house.far), (house.side * x, top, middle))
-        else:
-            corners = (*corners, (ridge, top, near))
+        eave, ridge = house.side * x, house.side * (x + 3.0)
+        corners = [(eave, foot, near), (eave, foot, house.far)]
+        corners += [(eave, top, middle)] if house.gable else [(ridge, top, house.far), (ridge, top, near)]
+        tiles = part(shine - 0.12, surface=Surface.FLAT)
         canvas.polygon(tiles, [(view.column(a, c), view.row(b, c)) for a, b, c in corners])
-    wall = _wall(view, house.side, x, house.near, house.far)
+    wall = _wall(view, house.side, x, near, house.far)
     if wall is None:
         return
     top = np.float32(view.horizon) - wall.scale * np.float32(house.height - view.camera.height)
@@ -200,49 +193,62 @@ def _paint_building(view: View, house: Building, x: float) -> None:
     y0, y1 = cells(float(top.min()), float(bottom.max()), canvas.height)
     if y0 >= y1:
         return
-    # Height above the ground of every cell of the wall, then which storey and which bay it is in.
-    up = (np.float32(view.horizon) - canvas.rows[y0:y1])[:, None] / wall.scale + np.float32(view.camera.height)
-    bays = (wall.z - np.float32(near)) * np.float32(1 / house.bay)
-    bay = bays.astype(np.int8)
-    between = bays - bay
-    storeys = up * np.float32(1 / house.storey)
-    storey = storeys.astype(np.int8)
-    storeys -= storey
-    count = floor(house.height / house.storey)
-    table = np.zeros((storey.max() + 1 if storey.size else 1, bay.max() + 1), dtype=np.uint16)
-    plain = part(shine, Surface.WALL)
-    shop, cornice = part(shine - 0.1, Surface.WALL), part(shine + 0.05, Surface.WALL)
-    table[:] = plain
-    for floor_number in range(min(count, table.shape[0])):
-        for bay_number in range(table.shape[1]):
-            number = house.lit[(5 * floor_number + 3 * bay_number) % len(house.lit)]
-            table[floor_number, bay_number] = panes[0 if number < 0.55 else 1 if number < 0.85 else 2]
-    if house.storey > 3.1:
-        table[0] = np.where(np.arange(table.shape[1]) % 2 == 0, shop, panes[0])
-    pane = (storeys > 0.32) & (storeys < 0.78)
-    pane &= (between > 0.26) & (between < 0.74)
-    ids = np.where(pane, table[np.maximum(storey, 0), bay], np.uint16(plain))
-    np.copyto(ids, np.uint16(cornice), where=up > np.float32(house.height - 0.35))
-    inside = (up >= 0) & (up < np.float32(house.height))
-    np.copyto(canvas.parts_HW[y0:y1, wall.first : wall.first + wall.z.size], ids, where=inside)
+    # Which bay every column is in and which storey every cell is in, and how far along it.
+    bay_W, along_W = _split((wall.z - np.float32(near)) * np.float32(1 / house.bay))
+    up_HW = (np.float32(view.horizon) - canvas.rows[y0:y1])[:, None] / wall.scale + np.float32(view.camera.height)
+    storey_HW, above_HW = _split(up_HW * np.float32(1 / house.storey))
+    plain = part(shine)
+    panes = np.array([dark_pane, dark_pane, part(shine - 0.06, Detail.GLASS, 0.4), part(shine - 0.02, Detail.LIT, 0.5)])
+    storeys, bays = floor(house.height / house.storey), int(bay_W.max()) + 1
+    table = np.full((storeys + 1, bays), plain, dtype=np.uint16)
+    number = 5 * np.arange(storeys)[:, None] + 2 * np.arange(bays)
+    table[:storeys] = panes[np.array(house.windows)[number % len(house.windows)]]
+    if house.shop:
+        table[0, 0::2], table[0, 1::2] = part(shine - 0.1), dark_pane
+    pane_HW = above_HW > np.float32(0.32)
+    pane_HW &= above_HW < np.float32(0.78)
+    pane_HW &= np.abs(along_W - np.float32(0.5)) < np.float32(0.24)
+    storey_HW *= bays
+    storey_HW += bay_W
+    # Cells above and below the wall find no entry in the table; they are not painted.
+    ids_HW = np.where(pane_HW, table.ravel().take(storey_HW, mode="clip"), np.uint16(plain))
+    ids_HW[up_HW > np.float32(house.height - 0.35)] = part(shine + 0.05)
+    inside = up_HW >= 0
+    inside &= up_HW < np.float32(house.height)
+    np.copyto(canvas.parts_HW[y0:y1, wall.first : wall.first + wall.z.size], ids_HW, where=inside)
+
+
+def _split(values: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """Whole and remaining part of numbers that matter only where they are positive."""
+    whole = values.astype(np.intp)
+    return whole, values - whole.astype(np.float32)
 
 
 def _paint_front(view: View, house: Building, x: float, front: int, pane: int) -> None:
     """The wall that faces us at the near end of a house, seen where the next house is lower or missing."""
     canvas, z, side = view.canvas, house.near, house.side
+    scale, edge, foot = view.scale(z), view.column(side * x, z), view.row(0.0, z)
     depth = 6.0 if house.roof else 11.0
-    left, right = sorted((view.column(side * x, z), view.column(side * (x + depth), z)))
-    if right < 0 or left > canvas.width:
+
+    def box(part: int, near: float, low: float, far: float, high: float) -> None:
+        left, right = sorted((edge + side * near * scale, edge + side * far * scale))
+        canvas.rectangle(part, left, foot - high * scale, right, foot - low * scale)
+
+    if not -depth * scale < edge < canvas.width + depth * scale:
         return
-    canvas.rectangle(front, left, view.row(house.height, z), right, view.row(0.0, z))
+    box(front, 0.0, 0.0, depth, house.height)
     if house.roof:
         gable = [(0.0, house.height), (depth, house.height), (depth / 2, house.height + house.roof)]
-        canvas.polygon(front, [(view.column(side * (x + a), z), view.row(b, z)) for a, b in gable])
+        canvas.polygon(front, [(edge + side * a * scale, foot - b * scale) for a, b in gable])
     for storey in range(floor(house.height / house.storey)):
-        top, foot = view.row((storey + 0.78) * house.storey, z), view.row((storey + 0.32) * house.storey, z)
         for bay in range(int(depth / house.bay)):
-            ends = sorted(view.column(side * (x + (bay + at) * house.bay), z) for at in (0.26, 0.74))
-            canvas.rectangle(pane, ends[0], top, ends[1], foot)
+            box(
+                pane,
+                (bay + 0.26) * house.bay,
+                (storey + 0.32) * house.storey,
+                (bay + 0.74) * house.bay,
+                (storey + 0.78) * house.storey,
+            )
 
 
 def _paint_garden(view: View, garden: Garden, x: float) -> None:

@@ -4,6 +4,11 @@ Line figures are SVG whose ink is the page's text colour, pictures are PNG in a 
 plain HTML: all three follow the page into dark mode. Needs matplotlib and pandas (`pip install "apd[book]"`).
 """
 
+import warnings
+
 from apd.plots.page import Drawing, markdown
 
 __all__ = ["Drawing", "markdown"]
+
+# timm, on being imported by a notebook, has tqdm look for a widget that would need the network; the study shows none
+warnings.filterwarnings("ignore", message="IProgress not found")

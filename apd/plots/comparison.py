@@ -1,12 +1,14 @@
 """The figures of evidence: what methods score over seeds, how they differ from one another, and for which classes."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from apd.plots.page import Drawing
+from apd.plots.curves import spread_out
+from apd.plots.page import Drawing, nothing
 from apd.plots.style import FAINT, INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
 from apd.study.recipes import METHOD_NAMES
 from apd.study.statistics import Comparison, paired_difference, spread
@@ -23,15 +25,18 @@ def _seed_points(axes: Axes, values: Sequence[float], row: float, colour: str) -
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 16) for name in names])
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.spines["left"].set_visible(False)
 
 
 def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
     """mIoU of every method: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
-    heights = [0.95 + 0.42 * len(c.arms) for c in comparisons]
+    if not comparisons:
+        return nothing("No scores can be drawn: there is no record yet.")
+    heights = [1.05 + 0.44 * len(c.arms) for c in comparisons]
     with figure(height=sum(heights)) as fig:
+        fig.get_layout_engine().set(h_pad=0.1)
         said = []
         for axes, comparison in zip(
             fig.subplots(len(comparisons), 1, squeeze=False, height_ratios=heights)[:, 0], comparisons, strict=True
@@ -90,22 +95,30 @@ def _draw_scores(axes: Axes, comparison: Comparison) -> str:
         )
     _rows(axes, [METHOD_NAMES[method] for method in comparison.arms])
     axes.set_title(comparison.title, pad=22)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     quiet_axes(axes, grid="x")
     return f"{', '.join(said)}, teacher {teacher:.1f}"
 
 
+def _compared_with(comparison: Comparison, reference: str) -> list[str]:
+    """The other methods that have a seed in common with the reference."""
+    seeds = comparison.arms.get(reference, {}).keys()
+    return [method for method, arm in comparison.arms.items() if method != reference and arm.keys() & seeds]
+
+
 def differences(comparisons: Sequence[Comparison], reference: str, confidence: float = 0.95) -> Drawing:
     """Each method minus the reference, paired by seed: circles for seeds, a bar for the interval of the mean."""
-    shown = [c for c in comparisons if c.miou(reference) and len(c.arms) > 1]
+    rows = {c.title: _compared_with(c, reference) for c in comparisons}
+    shown = [c for c in comparisons if rows[c.title]]
     if not shown:
-        return Drawing(f"<p>No record of {METHOD_NAMES[reference]} yet.</p>", "no records to compare")
-    heights = [0.8 + 0.42 * (len(c.arms) - 1) for c in shown]
+        return nothing(f"No differences can be drawn: no seed has records of “{METHOD_NAMES[reference]}” and another.")
+    heights = [0.85 + 0.44 * len(rows[c.title]) for c in shown]
     with figure(height=sum(heights) + 0.1) as fig:
+        fig.get_layout_engine().set(h_pad=0.08)
         said = []
         all_axes = fig.subplots(len(shown), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
         for axes, comparison in zip(all_axes, shown, strict=True):
-            methods = [method for method in comparison.arms if method != reference]
+            methods = rows[comparison.title]
             for row, method in enumerate(methods):
                 found = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
                 colour = METHOD_COLOURS[method]
@@ -120,17 +133,17 @@ def differences(comparisons: Sequence[Comparison], reference: str, confidence: f
             axes.set_title(comparison.title)
             quiet_axes(axes, grid="x")
             axes.tick_params(labelbottom=axes is all_axes[-1])
-        all_axes[-1].xaxis.set_major_locator(MaxNLocator(7))
+        all_axes[-1].xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         all_axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-        all_axes[-1].set_xlabel(f"mIoU minus that of {METHOD_NAMES[reference]}, percentage points")
+        all_axes[-1].set_xlabel(f"mIoU minus that of “{METHOD_NAMES[reference]}”, percentage points")
         return drawing(fig, f"Difference in mIoU to {METHOD_NAMES[reference]}, percentage points. " + "; ".join(said))
 
 
 def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
     """IoU gained over the reference, class by class, one column for each method of as many steps."""
-    methods = [m for m in ("pixel_kd", "apd_without_kd", "apd") if m in comparison.arms]
-    if not methods or reference not in comparison.arms:
-        return Drawing(f"<p>{comparison.title}: no records to compare yet.</p>", "no records to compare")
+    methods = [m for m in ("pixel_kd", "apd_without_kd", "apd") if m in _compared_with(comparison, reference)]
+    if not methods:
+        return nothing(f"{comparison.title}: no seed has two records to compare.")
     names = comparison.any_record.class_names
     pixels = [sum(row) for row in comparison.any_record.content["confusion"]]
     order = sorted(range(len(names)), key=lambda k: -pixels[k])
@@ -151,10 +164,10 @@ def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
             axes.set_title(METHOD_NAMES[method], fontsize=10.5, fontweight="normal", color=METHOD_COLOURS[method])
             _rows(axes, [names[k] for k in order])
             quiet_axes(axes, grid="x")
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
             said.append(f"{METHOD_NAMES[method]}: " + ", ".join(f"{names[k]} {gains[k]:+.1f}" for k in order))
-        fig.supxlabel(f"IoU minus that of {METHOD_NAMES[reference]}, percentage points", fontsize=11)
+        fig.supxlabel(f"IoU minus that of “{METHOD_NAMES[reference]}”, percentage points", fontsize=11)
         return drawing(fig, f"{comparison.title}, gains in IoU by class. " + "; ".join(said))
 
 
@@ -182,18 +195,15 @@ def score_against_seconds(comparison: Comparison) -> Drawing:
 
 
 def _label_beside(axes: Axes, marks: list[tuple[float, float, str]]) -> None:
-    """Names left of their marks, moved apart where they would overlap, with a thin line to the mark."""
+    """Names left of all marks, moved apart where they would overlap, with a thin line to the mark."""
     low, high = axes.get_ylim()
-    least = 0.085 * (high - low)
-    placed: list[float] = []
-    left = min(seconds for seconds, _, _ in marks)
-    for seconds, mean, method in sorted(marks, key=lambda mark: mark[1]):
-        height = max(mean, placed[-1] + least) if placed else mean
-        placed.append(height)
+    heights = spread_out([mean for _, mean, _ in marks], 0.085 * (high - low))
+    left = 0.93 * min(seconds for seconds, _, _ in marks)
+    for (seconds, mean, method), height in zip(marks, heights, strict=True):
         axes.annotate(
             METHOD_NAMES[method],
             (seconds, mean),
-            xytext=(0.93 * left, height),
+            xytext=(left, height),
             ha="right",
             va="center",
             color=METHOD_COLOURS[method],

@@ -30,6 +30,9 @@ minmax(max(var(--least),calc((100% - (var(--columns) - 1)*.8rem)/var(--columns))
 border:1px solid rgba(128,128,128,.6)}
 .apd-key .apd-scale{width:8rem;max-width:40vw;height:.8em;border-radius:3px}
 .apd-table{overflow-x:auto}
+.apd-table tbody th{text-align:left;font-weight:600;white-space:nowrap}
+.apd-table thead th{text-align:right;vertical-align:bottom}
+.apd-table td{max-width:24rem}
 .apd-table caption{caption-side:top;text-align:left;font-size:.92rem;padding-bottom:.4rem;color:inherit}
 </style>"""
 
@@ -132,6 +135,11 @@ def table(frame: pd.DataFrame, caption: str) -> Drawing:
     name = escape(caption, quote=True)
     html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{name}">\n{text}\n</div>'
     return Drawing(html, f"{caption}\n{frame.to_string(index_names=False)}")
+
+
+def nothing(reason: str) -> Drawing:
+    """What stands where a figure cannot be drawn yet."""
+    return Drawing(f"<p><em>{escape(reason)}</em></p>", reason)
 
 
 def stack(*drawings: Drawing) -> Drawing:

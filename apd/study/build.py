@@ -9,6 +9,7 @@ from torch import nn
 from apd.data.catalogue import CAMVID, SCENES, DatasetSpec
 from apd.data.folder import CamVid, find_data
 from apd.data.sample import SegmentationDataset
+from apd.data.scenes import Scenes
 from apd.data.transforms import Augmentation
 from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter, build_segmenter
@@ -54,8 +55,6 @@ def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
     if data.name == "camvid":
         return CamVid(find_data("CamVid"), split, height=data.height, width=data.width)
-    from apd.data.scenes import Scenes
-
     count = data.train_images if split == "train" else data.evaluation_images
     return Scenes(
         count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split

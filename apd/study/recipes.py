@@ -80,7 +80,10 @@ def recipe(size: Size = "tiny", method: Method = "apd", *, seed: int = 0, contex
 
 
 def _tiny(context_shift: float) -> Experiment:
-    """Scenes; both networks start at random, so nothing is downloaded."""
+    """Scenes; both networks start at random, so nothing is downloaded.
+
+    The learning rate is the best of 0.01, 0.03 and 0.1 for the plain student on val (seed 0, context_shift 1).
+    """
     return Experiment(
         data=DataConfig(
             name="scenes",
@@ -94,12 +97,12 @@ def _tiny(context_shift: float) -> Experiment:
             evaluation_images=100,
             context_shift=context_shift,
         ),
-        network=NetworkConfig(backbone="mobilenetv2_050", head_width=64, output_stride=8),
-        training=TrainingConfig(iterations=300, learning_rate=0.01, evaluations=3),
+        network=NetworkConfig(backbone="mobilenetv2_035", head_width=32, output_stride=8),
+        training=TrainingConfig(iterations=200, learning_rate=0.1, evaluations=2),
         precision="fp32",
         teacher=TeacherConfig(
-            network=NetworkConfig(backbone="mobilenetv2_100", head_width=128, output_stride=8),
-            training=TrainingConfig(iterations=600, learning_rate=0.01, evaluations=3),
+            network=NetworkConfig(backbone="mobilenetv2_050", head_width=128, output_stride=8),
+            training=TrainingConfig(iterations=600, learning_rate=0.1, evaluations=2),
         ),
     )
 

@@ -69,11 +69,12 @@ def t_central(t: float, degrees: int) -> float:
     """P(-t < T < t) of Student's distribution, by its closed form for whole degrees of freedom (t >= 0)."""
     angle = math.atan2(t, math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
-    term, total = (1.0, 0.0) if degrees % 2 == 0 else (cosine, 0.0)
-    for k in range(2 - degrees % 2, degrees, 2):
+    odd = degrees % 2
+    term, total = cosine if odd else 1.0, 0.0
+    for k in range(1 + odd, degrees, 2):
         total += term
         term *= cosine * cosine * k / (k + 1)
-    return sine * total if degrees % 2 == 0 else 2 / math.pi * (angle + sine * total)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
 def t_factor(confidence: float, degrees: int) -> float:

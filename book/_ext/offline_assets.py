@@ -1,8 +1,8 @@
 """Browser libraries from the installed wheels, so that no page of the book loads anything from elsewhere.
 
 MathJax is used by every page with an equation, plotly (4.8 MB) and itables only where a notebook shows one. They are
-copied into the built book rather than kept under the source's ``_static``: jupyter-book puts every script it finds there
-on every page.
+copied into the built book rather than kept under the source's ``_static``: jupyter-book puts every script that it finds
+there on every page.
 """
 
 import importlib
@@ -16,6 +16,12 @@ ASSETS = {  # name in the built book: (module that ships it, path inside)
     "dt_bundle.js": ("itables", "html/dt_bundle.js"),
     "dt_bundle.css": ("itables", "html/dt_bundle.css"),
 }
+REPAIRS = (
+    # docutils gives its citation list the role of a list without list items: screen readers stumble
+    ('<div role="list" class="citation-list">', '<div class="citation-list">'),
+    # long lines of code can be scrolled by keyboard
+    ('<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">'),
+)
 
 
 def copy_assets(app, exception):
@@ -28,11 +34,12 @@ def copy_assets(app, exception):
 
 def tidy_page(app, pagename, templatename, context, doctree):
     body = context.get("body", "")
-    # docutils gives its citation list the role of a list without list items: screen readers stumble
-    context["body"] = body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    for before, after in REPAIRS:
+        body = body.replace(before, after)
+    context["body"] = body
     if "plotly-graph-div" in body:
         app.add_js_file("vendor/plotly.min.js")
-    kept = {}  # Sphinx 7.4 emits inline scripts twice, and one of jupyter-book's names a CDN for a button we do not show
+    kept = {}  # Sphinx 7.4 emits inline scripts twice; jupyter-book's thebe names a CDN, for a button not shown
     for script in context["script_files"]:
         inline = getattr(script, "attributes", {}).get("body") or ""
         if "thebe" not in f"{script}{inline}".lower():

@@ -6,7 +6,7 @@ from PIL import Image
 from apd.data.catalogue import SCENES
 from apd.data.scenes import draw_scene
 
-STREETS, SHIFTS, SIZE, GAP = (3, 8, 11, 20), (0.0, 0.5, 1.0), (168, 224), 8
+STREETS, SHIFTS, SIZE, GAP = (3, 8, 14, 17), (0.0, 0.5, 1.0), (180, 240), 6
 
 
 def draw() -> Image.Image:

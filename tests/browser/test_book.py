@@ -56,15 +56,17 @@ def test_a_page_does_not_scroll_sideways_on_a_phone(visit, name):
 
 
 def test_there_are_equations_to_set(book):
-    assert 'class="math' in (book / "intro.html").read_text()
+    assert any('<div class="math' in page.read_text() for page in book.rglob("*.html"))
 
 
 def test_a_search_finds_the_page_that_explains_the_word(page):
     page.keyboard.press("Control+k")
     page.keyboard.type("perspective")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#search-results li a", timeout=15000)
-    assert "intro.html" in " ".join(page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)"))
+    page.wait_for_selector("#search-results li a", timeout=60000)
+    assert "intro.html" in " ".join(
+        page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+    )
 
 
 def test_the_reader_goes_on_to_the_next_page_and_back(page):

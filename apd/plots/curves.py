@@ -1,0 +1,118 @@
+"""How runs went: their terms, learning rate and validation scores over the steps."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from apd.evaluate.confusion import scores
+from apd.plots.page import Drawing
+from apd.plots.style import INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
+from apd.study.recipes import METHOD_NAMES
+from apd.study.record import Record
+
+PANELS = {
+    "task": "task: cross-entropy with the labels",
+    "pixel_kd": "pixel_kd: logits, teacher and student",
+    "observation": "observation",
+    "alignment": "alignment",
+    "regularisation": "regularisation (teacher's head)",
+    "learning_rate": "learning rate of the backbone",
+}
+
+
+def _curves_of(record: Record) -> dict[str, list[float]]:
+    """A record's curves by the bare name of the term, whichever distiller it belongs to."""
+    return {name.split(".")[-1]: values for name, values in record.content["curves"].items()}
+
+
+def spread_out(heights: Sequence[float], least: float) -> list[float]:
+    """The same heights, moved up as far as neighbours that would stand closer than `least` ask for; order is kept.
+
+    >>> spread_out([1.0, 5.0, 1.0], 2.0)
+    [1.0, 5.0, 3.0]
+    """
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed: dict[int, float] = {}
+    floor = -float("inf")
+    for i in order:
+        placed[i] = max(heights[i], floor)
+        floor = placed[i] + least
+    return [placed[i] for i in range(len(heights))]
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], texts: Mapping[str, str]) -> None:
+    """Names at the right end of lines, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    heights = spread_out([y for _, y in ends.values()], 0.1 * (high - low))
+    for (method, (x, _)), height in zip(ends.items(), heights, strict=True):
+        axes.annotate(
+            texts[method],
+            (x, height),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=METHOD_COLOURS[method],
+            annotation_clip=False,
+        )
+
+
+def term_curves(records: Mapping[str, Record]) -> Drawing:
+    """Every loss term and the learning rate over the steps, one panel each, one line for each method."""
+    shown = [term for term in PANELS if any(term in _curves_of(record) for record in records.values())]
+    rows = -(-len(shown) // 2)
+    with figure(width=WIDTH, height=1.95 * rows) as fig:
+        fig.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+        all_axes = fig.subplots(rows, 2, squeeze=False, sharex=True).flat
+        said = []
+        for axes, term in zip(all_axes, shown, strict=False):
+            lasts = []
+            for method, record in records.items():
+                curves = _curves_of(record)
+                if term in curves:
+                    axes.plot(curves["iteration"], curves[term], color=METHOD_COLOURS[method], linewidth=1.6)
+                    lasts.append(f"{METHOD_NAMES[method]} {curves[term][-1]:.3g}")
+            axes.set_title(PANELS[term], fontsize=10, fontweight="normal")
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            quiet_axes(axes, grid="y")
+            said.append(f"{term}: {', '.join(lasts)}")
+        for axes in fig.axes[len(shown) :]:
+            axes.set_axis_off()
+        fig.supxlabel("steps", fontsize=11)
+        fig.legend(
+            handles=[Line2D([], [], color=METHOD_COLOURS[method], linewidth=3) for method in records],
+            labels=[METHOD_NAMES[method] for method in records],
+            loc="outside upper left",
+            ncols=2,
+            handlelength=1.2,
+            labelcolor=[METHOD_COLOURS[method] for method in records],
+        )
+        return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))
+
+
+def validation_curves(records: Mapping[str, Record], teacher: Record | None = None) -> Drawing:
+    """mIoU on the validation split on the way, one line for each method, the finished teacher as a dashed line."""
+    with figure(height=3.2) as fig:
+        axes = fig.subplots()
+        ends, texts = {}, {}
+        for method, record in records.items():
+            noted = [e for e in record.content["evaluations"] if e["split"] == "val"]
+            values = [100 * scores(torch.tensor(e["confusion"])).miou for e in noted]
+            steps = [e["step"] for e in noted]
+            axes.plot(steps, values, color=METHOD_COLOURS[method], marker="o", markersize=5)
+            ends[method], texts[method] = (steps[-1], values[-1]), f"{METHOD_NAMES[method]} {values[-1]:.1f}"
+        if teacher is not None:
+            last = 100 * scores(torch.tensor(teacher.content["evaluations"][-1]["confusion"])).miou
+            axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+            ends["teacher"], texts["teacher"] = (max(x for x, _ in ends.values()), last), f"teacher {last:.1f}"
+        axes.set_xlim(left=0)
+        axes.margins(y=0.08)
+        axes.set_xlabel("steps")
+        axes.set_ylabel("mIoU on val, %")
+        quiet_axes(axes, grid="y")
+        _label_ends(axes, ends, texts)
+        return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(texts.values()))

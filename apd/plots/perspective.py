@@ -1,0 +1,175 @@
+"""The method in pictures: features, the cosines inside a perspective, and what is observed through it."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apd.data.catalogue import DatasetSpec
+from apd.data.sample import Sample
+from apd.perspective import class_prototypes, observe
+from apd.plots.page import Drawing, Panel, PictureHW3, colour_scale, panels, stack, table
+from apd.plots.scenes import ERROR_KEY, class_key, error_picture, image_picture, label_picture, resize_picture
+from apd.plots.style import WIDTH, drawing, figure
+
+COSINES = "RdBu_r"
+CELL = 8  # screen pixels of a grid cell in stored pictures
+
+
+def _mapped(values: Tensor, low: float, high: float, colours: str) -> PictureHW3:
+    scaled = ((values.detach().float().cpu() - low) / (high - low)).clamp(0, 1).numpy()
+    return (mpl.colormaps[colours](scaled)[..., :3] * 255).round().astype(np.uint8)
+
+
+def _scale(colours: str, low: str, high: str) -> str:
+    stops = mpl.colormaps[colours](np.linspace(0, 1, 9))[:, :3]
+    return colour_scale((stops * 255).round().astype(np.uint8), low, high)
+
+
+def feature_pictures(sample: Sample, features: Mapping[str, Tensor]) -> Drawing:
+    """An image, and feature maps (D, h, w) of one width as colours: three principal directions as red, green and blue.
+
+    The directions are those of the first map's normalised pixels, used for all: equal colours mean equal directions.
+    """
+    unit = {name: F.normalize(value.detach().float(), dim=0).flatten(1).T for name, value in features.items()}
+    reference_ND = next(iter(unit.values()))
+    centre_D = reference_ND.mean(0)
+    _, _, directions_DD = torch.linalg.svd(reference_ND - centre_D, full_matrices=False)
+    seen = {name: (value - centre_D) @ directions_DD[:3].T for name, value in unit.items()}
+    spread_3 = next(iter(seen.values())).abs().quantile(0.95, dim=0)
+    cells = [Panel([image_picture(sample.image_3HW)], "image")]
+    for (name, value_N3), feature in zip(seen.items(), features.values(), strict=True):
+        colours = (0.5 + 0.45 * value_N3 / spread_3).clamp(0, 1).unflatten(0, feature.shape[1:])
+        picture = (colours * 255).round().to(torch.uint8).numpy()
+        note = "{} channels, {} × {} cells".format(*feature.shape)
+        cells.append(Panel([resize_picture(picture, CELL)], name, note))
+    return panels(cells, columns=len(cells), least="9.5rem")
+
+
+def cosine_matrices(
+    matrices: Mapping[str, Tensor], class_names: Sequence[str], present_K: Tensor | None = None
+) -> Drawing:
+    """Cosines between the rows of perspectives, one square for each matrix (K, K); absent classes stay empty.
+
+    Args:
+        matrices: title → cosines; a title's second line is drawn smaller.
+        class_names: K names.
+        present_K: which classes to draw; None draws all.
+    """
+    kept = torch.ones(len(class_names), dtype=torch.bool) if present_K is None else present_K.cpu()
+    names = [name for name, keep in zip(class_names, kept.tolist(), strict=True) if keep]
+    rows = -(-len(matrices) // 2)
+    with figure(width=WIDTH, height=0.9 + 2.95 * rows) as fig:
+        said = []
+        all_axes = fig.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat
+        for axes, (title, matrix_KK) in zip(all_axes, matrices.items(), strict=False):
+            shown = matrix_KK.detach().cpu()[kept][:, kept].numpy()
+            picture = axes.imshow(shown, cmap=COSINES, vmin=-1, vmax=1, interpolation="nearest")
+            axes.set_xticks(range(len(names)), names, rotation=90)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_title(title, fontsize=11, fontweight="normal")
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            between = shown[~np.eye(len(names), dtype=bool)].mean() if len(names) > 1 else float("nan")
+            said.append(f"{title}: {between:+.2f}")
+        for axes in fig.axes[len(matrices) :]:
+            axes.set_axis_off()
+        bar = fig.colorbar(picture, ax=fig.axes, location="bottom", shrink=0.45, aspect=30, pad=0.02, label="cosine")
+        bar.outline.set_visible(False)
+        return drawing(fig, "Cosines between classes, mean over pairs of different ones. " + "; ".join(said))
+
+
+def observation_maps(
+    teacher_KHW: Tensor, student_KHW: Tensor, present_K: Tensor, spec: DatasetSpec, *, scale: float = 10.0
+) -> Drawing:
+    """The observations of each present class: the teacher's on the left, the student's on the right, as cosines."""
+    cells = []
+    for k in torch.nonzero(present_K).flatten().tolist():
+        pictures = [
+            resize_picture(_mapped(observed[k] / scale, -1, 1, COSINES), CELL)
+            for observed in (teacher_KHW, student_KHW)
+        ]
+        cells.append(Panel(pictures, spec.class_names[k]))
+    below = _scale(COSINES, "left: teacher, right: student; cosine −1", "+1")
+    shown = panels(cells, columns=3, least="10rem", below=below)
+    return Drawing(shown.html, f"teacher's and student's cosines with each prototype; {shown.description}")
+
+
+def seen_labels(logits_KHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Most likely class (H, W) of logits or observations (K, h, w), resized as the losses do (aligned corners)."""
+    resized = F.interpolate(logits_KHW[None].detach(), tuple(size), mode="bilinear", align_corners=True)
+    return resized[0].argmax(0).cpu()
+
+
+def four_views(views: Mapping[str, Tensor], sample: Sample, spec: DatasetSpec) -> Drawing:
+    """What each of some logits (K, h, w) calls the pixels, with the share of valid pixels that it names right."""
+    valid_HW = sample.labels_HW != spec.ignore_index
+    cells = []
+    for name, logits_KHW in views.items():
+        seen_HW = seen_labels(logits_KHW, sample.labels_HW.shape)
+        right = float(((seen_HW == sample.labels_HW) & valid_HW).sum() / valid_HW.sum())
+        pictures = [label_picture(seen_HW, spec), error_picture(seen_HW, sample.labels_HW, spec.ignore_index)]
+        cells.append(Panel(pictures, name, f"{100 * right:.0f} % of pixels right"))
+    return panels(cells, columns=2, least="11rem", below=class_key(spec) + ERROR_KEY)
+
+
+@torch.no_grad()
+def seen_from_each(features_BDhw: Tensor, labels_Bhw: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Share of cells that each picture (row) has right when it is observed from each picture's perspective (column).
+
+    Counted are valid cells whose class the perspective has; NaN where there is none.
+    """
+    prototypes_BKD, present_BK = class_prototypes(features_BDhw, labels_Bhw, num_classes, ignore_index=ignore_index)
+    valid_Bhw = labels_Bhw != ignore_index
+    indices_Bhw = torch.where(valid_Bhw, labels_Bhw.long(), 0)
+    columns = []
+    for prototypes_KD, present_K in zip(prototypes_BKD, present_BK, strict=True):
+        batch = len(features_BDhw)
+        seen_BKhw = observe(features_BDhw, prototypes_KD.expand(batch, -1, -1), present_K.expand(batch, -1))
+        counted_Bhw = valid_Bhw & present_K[indices_Bhw]
+        right_Bhw = (seen_BKhw.argmax(1) == labels_Bhw) & counted_Bhw
+        columns.append(right_Bhw.flatten(1).sum(1) / counted_Bhw.flatten(1).sum(1))
+    return torch.stack(columns, dim=1)
+
+
+def exchange(
+    samples: Sequence[Sample], shares_NN: Tensor, spec: DatasetSpec, *, title: str = "cells named right, %"
+) -> Drawing:
+    """Pictures, and a table of how well each (row) is seen from each picture's perspective (column)."""
+    letters = [chr(ord("A") + i) for i in range(len(samples))]
+    pictures = panels(
+        [
+            Panel([image_picture(s.image_3HW), label_picture(s.labels_HW, spec)], letter)
+            for s, letter in zip(samples, letters, strict=True)
+        ],
+        columns=len(samples),
+        least="9rem",
+    )
+    frame = pd.DataFrame(
+        [[f"{100 * value:.0f}" for value in row] for row in shares_NN.tolist()],
+        index=[f"picture {letter}" for letter in letters],
+        columns=[f"seen from {letter}" for letter in letters],
+    )
+    return stack(pictures, table(frame, title))
+
+
+def who_learns(terms: Mapping[str, Tensor], groups: Mapping[str, Sequence[Tensor]]) -> Drawing:
+    """Which term's gradient reaches which parameters: a table of yes and no, found by asking autograd.
+
+    Args:
+        terms: scalars of one graph, by name.
+        groups: parameters by the name of their owner. "yes" means that some parameter's gradient is not zero.
+    """
+    rows = {}
+    for name, term in terms.items():
+        reached = {}
+        for group, parameters in groups.items():
+            trained = [p for p in parameters if p.requires_grad]
+            found = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True) if trained else ()
+            reached[group] = "yes" if any(g is not None and bool(g.abs().max() > 0) for g in found) else "no"
+        rows[name] = reached
+    return table(pd.DataFrame.from_dict(rows, orient="index"), f"whose parameters each of {len(rows)} terms trains")

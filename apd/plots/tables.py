@@ -1,0 +1,138 @@
+"""Tables of the book, computed from records: scores, differences, where the numbers come from."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from apd.plots.page import Drawing, nothing, table
+from apd.study.recipes import METHOD_NAMES
+from apd.study.record import Record
+from apd.study.statistics import Comparison, Difference, Spread, paired_difference, spread
+
+_FIXED = "\u00a0"  # a space at which no line is broken
+
+
+def points(value: float) -> str:
+    """A difference of two fractions in percentage points, with its sign: 0.0123 → "+1.2"."""
+    if math.isnan(value):
+        return "–"
+    text = f"{100 * value:+.1f}"
+    return "0.0" if not float(text) else text.replace("-", "−")
+
+
+def per_cent(values: Spread) -> str:
+    """Mean and standard deviation of fractions, in per cent."""
+    if not values.count:
+        return "–"
+    return f"{100 * values.mean:.1f}" + ("" if math.isnan(values.deviation) else f"{_FIXED}±{_FIXED}{100 * values.deviation:.1f}")
+
+
+def interval(difference: Difference) -> str:
+    """A difference with its interval, in percentage points."""
+    if math.isnan(difference.low):
+        return points(difference.mean)
+    return f"{points(difference.mean)}{_FIXED}[{points(difference.low)},{_FIXED}{points(difference.high)}]"
+
+
+def run_table(records: Mapping[str, Record]) -> Drawing:
+    """One run of each method: scores, agreement with the teacher, and what a step costs."""
+    rows = {}
+    for method, record in records.items():
+        scores, agreement = record.scores, record.agreement
+        rows[METHOD_NAMES.get(method, method)] = {
+            "mIoU, %": f"{100 * scores.miou:.1f}",
+            "mAcc, %": f"{100 * scores.macc:.1f}",
+            "aAcc, %": f"{100 * scores.aacc:.1f}",
+            "agrees with teacher, %": "–" if agreement is None else f"{100 * agreement:.1f}",
+            "steps": str(record.experiment.training.iterations),
+            "seconds a step": f"{record.content['seconds_per_iteration']:.3f}",
+        }
+    data = next(iter(records.values())).content["data"]
+    return table(pd.DataFrame.from_dict(rows, orient="index"), f"scores on {data['images']} images of {data['split']}")
+
+
+def campaign_table(comparison: Comparison, reference: str = "student", confidence: float = 0.95) -> Drawing:
+    """Every method of a comparison: mean ± standard deviation over seeds, and the paired difference to a reference."""
+    rows = {}
+    for method, arm in comparison.arms.items():
+        difference = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
+        accuracy = spread(record.scores.aacc for record in arm.values())
+        rows[METHOD_NAMES[method]] = {
+            "seeds": str(len(arm)),
+            "mIoU, %": per_cent(spread(comparison.miou(method).values())),
+            f"minus “{METHOD_NAMES[reference]}” [{100 * confidence:g} % interval]": "–"
+            if method == reference
+            else interval(difference),
+            "aAcc, %": per_cent(accuracy),
+            "agrees with teacher, %": per_cent(spread(comparison.agreement(method).values())),
+        }
+    data = comparison.any_record.content["data"]
+    caption = (
+        f"{comparison.title}: scores on {data['images']} images of {data['split']}; "
+        f"the teacher’s mIoU is {100 * comparison.teacher_miou:.1f} %"
+    )
+    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
+
+
+def cost_table(comparisons: Sequence[Comparison]) -> Drawing:
+    """What each method's training takes: steps, seconds a step as a multiple of the plain student's, and both."""
+    if not comparisons:
+        return nothing("No costs can be told: there is no record yet.")
+    rows = {}
+    for comparison in comparisons:
+        plain = comparison.seconds("student")
+        for method in comparison.arms:
+            seconds = comparison.seconds(method)
+            ratios = [seconds[seed] / plain[seed] for seed in sorted(seconds.keys() & plain.keys())]
+            step = spread(seconds.values()).mean
+            steps = comparison.iterations(method)
+            rows[(comparison.title, METHOD_NAMES[method])] = {
+                "steps": str(steps),
+                "seconds a step": f"{step:.3f}",
+                "times the plain step": f"{spread(ratios).mean:.2f}" if ratios else "–",
+                "steps × seconds": f"{step * steps:.0f}",
+            }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(rows)
+    return table(frame, "cost of training, mean over seeds; seconds are medians over a run’s steps")
+
+
+def _told(values: Sequence[str]) -> str:
+    """Different values with how often each occurs, when there is more than one."""
+    counts = Counter(values)
+    return "; ".join(f"{value} ({count})" if len(counts) > 1 else value for value, count in sorted(counts.items()))
+
+
+def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
+    """Where the numbers come from: code, machine, versions and data of every campaign's records."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, records in campaigns.items():
+        contents = [record.content for record in records]
+        if not contents:
+            rows[name] = {"records": "0"}
+            continue
+        rows[name] = {
+            "records": str(len(contents)),
+            "first run started (UTC)": min(c["started"] for c in contents)[:16].replace("T", " "),
+            "last run started (UTC)": max(c["started"] for c in contents)[:16].replace("T", " "),
+            "hours of training": f"{sum(c['wall_seconds'] for c in contents) / 3600:.1f}",
+            "commit": _told([_commit(c["git"]) for c in contents]),
+            "device": _told([_device(c["device"]) for c in contents]),
+            "evaluated images": _told([f"{c['data']['images']} of {c['data']['split']}" for c in contents]),
+            "data, sha256": _told([c["data"]["fingerprint"][:12] for c in contents]),
+        }
+        for package in sorted({package for c in contents for package in c["versions"]}):
+            rows[name][package] = _told([c["versions"].get(package, "unknown") for c in contents])
+    frame = pd.DataFrame.from_dict(rows, orient="columns").fillna("–")
+    return table(frame, f"provenance of {sum(map(len, campaigns.values()))} records")
+
+
+def _commit(git: Mapping[str, object]) -> str:
+    return (str(git["commit"])[:10] or "unknown") + ("" if git["clean"] else " with changes")
+
+
+def _device(device: Mapping[str, object]) -> str:
+    threads = f", {device['threads']} threads" if device["type"] == "cpu" else ""
+    return f"{device['name']}{threads}, {device['precision']}"

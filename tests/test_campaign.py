@@ -1,0 +1,175 @@
+"""A campaign skips what has a record, goes seed by seed, and can be stopped and continued."""
+
+import runpy
+import sys
+from dataclasses import replace
+
+import pytest
+from small_experiments import tiny
+
+from apd.study import campaign
+from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
+from apd.study.fingerprint import fingerprint
+from apd.study.recipes import METHODS
+from apd.study.record import RecordError, read_record
+from apd.study.train import train
+
+LABELS = ["student-seed0", "apd-seed0", "student-seed1", "apd-seed1"]
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, runs):
+    """Where the records of a campaign of four experiments go."""
+    monkeypatch.setitem(
+        CAMPAIGNS, "four", lambda: (tiny(method, seed=seed) for seed in range(2) for method in ("student", "apd"))
+    )
+    return tmp_path / "records"
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The labels of the experiments that a campaign has trained; the name in `stops` is stopped by Ctrl-C instead."""
+
+    class Labels(list):
+        stops = ""
+
+    labels = Labels()
+
+    def noted(experiment, **options):
+        if experiment.name == labels.stops:
+            raise KeyboardInterrupt
+        labels.append(experiment.name)
+        return train(experiment, **options)
+
+    monkeypatch.setattr(campaign, "train", noted)
+    return labels
+
+
+def files(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_campaign_leaves_a_record_of_every_experiment(folder, trained, capsys):
+    records = run_campaign("four", folder=folder)
+    assert trained == LABELS
+    assert [record.experiment.name for record in records] == LABELS
+    experiments = experiments_of("four")
+    assert files(folder) == {f"{e.name}-{fingerprint(e)}.json" for e in experiments}
+    out = capsys.readouterr().out
+    assert "four: 4 experiments, 0 have a record" in out
+    assert f"four: 4/4 apd-seed1: mIoU {records[-1].scores.miou:.4f}, about 0 min left" in out
+
+
+def test_what_has_a_record_is_skipped_wherever_its_run_was(folder, trained, runs, capsys):
+    run_campaign("four", folder=folder, only="seed0")
+    assert trained == LABELS[:2]
+    (runs / "elsewhere").mkdir()
+    for run in runs.iterdir():  # as on another machine, that has the committed records only
+        run.rename(runs.parent / f"away-{run.name}")
+    trained.clear()
+    records = run_campaign("four", folder=folder)
+    assert trained == LABELS[2:]
+    assert [record.experiment.name for record in records] == LABELS
+    assert "four: 4 experiments, 2 have a record" in capsys.readouterr().out
+
+
+def test_a_record_counts_by_its_fingerprint_and_not_by_its_file_name(folder, trained):
+    train(tiny()).save(folder / "any-name.json")
+    run_campaign("four", folder=folder)
+    assert trained == LABELS[1:]
+    assert "any-name.json" in files(folder)
+
+
+def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
+    trained.stops = "student-seed1"
+    with pytest.raises(KeyboardInterrupt):
+        run_campaign("four", folder=folder)
+    assert trained == LABELS[:2]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before) == 2
+    trained.stops = ""
+    run_campaign("four", folder=folder)
+    assert trained == LABELS
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, runs, monkeypatch):
+    train(tiny())
+    monkeypatch.setattr("apd.study.loop.Run._step", lambda *_: pytest.fail("a step was done again"))
+    (record,) = run_campaign("four", folder=folder, only="student-seed0")
+    assert record.content == train(tiny()).content
+
+
+def test_a_damaged_record_stops_a_campaign_before_it_starts_and_is_named(folder, trained):
+    folder.mkdir()
+    (folder / "student-seed0.json").write_text("{")
+    with pytest.raises(RecordError, match=r"student-seed0\.json: cannot be read as JSON"):
+        run_campaign("four", folder=folder)
+    assert trained == []
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_the_studys_campaigns_go_seed_by_seed_and_name_every_experiment_once(name):
+    experiments = experiments_of(name)
+    seeds = [experiment.seed for experiment in experiments]
+    assert seeds == sorted(seeds)
+    assert len({fingerprint(e) for e in experiments}) == len({e.name for e in experiments}) == len(experiments)
+
+
+@pytest.mark.parametrize(("name", "seeds", "settings"), [("scenes-tiny", 5, 2), ("camvid-small", 3, 1)])
+def test_the_evidence_has_every_method_with_enough_seeds_under_one_recipe(name, seeds, settings):
+    experiments = experiments_of(name)
+    assert len(experiments) >= seeds * settings * 4
+    for data in {experiment.data for experiment in experiments}:
+        group = [experiment for experiment in experiments if experiment.data == data]
+        assert len(group) == len(experiments) / settings
+        assert {e.seed for e in group} >= set(range(seeds))
+        for seed in range(seeds):  # any number of whole seeds is a fair comparison
+            methods = {e.name.split("-")[0] for e in group if e.seed == seed}
+            assert methods == set(METHODS)
+        assert len({replace(e, name="-", seed=0, distillers=(), training=group[0].training) for e in group}) == 1
+        assert len({e.training for e in group if "equal_seconds" not in e.name}) == 1
+
+
+def test_hyper_parameters_are_chosen_on_the_validation_split():
+    assert {experiment.data.evaluation_split for experiment in experiments_of("camvid-small-tuning")} == {"val"}
+
+
+def test_an_unknown_campaign_is_refused_and_the_nearest_told():
+    with pytest.raises(CampaignError, match=r"there is no campaign 'scenes-tny': .*did you mean 'scenes-tiny'\?"):
+        run_campaign("scenes-tny")
+
+
+def test_a_choice_of_experiments_that_fits_none_is_refused(folder):
+    with pytest.raises(CampaignError, match=r"only = 'apd-seed7': expected a part of .*student-seed0, apd-seed0"):
+        run_campaign("four", folder=folder, only="apd-seed7")
+
+
+def test_the_module_runs_campaigns_without_a_command_line_library(folder, trained, capsys):
+    arguments = ["four", "--records", str(folder), "--only", "student-seed0", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert trained == ["student-seed0"]
+    assert read_record(next(folder.iterdir())).experiment == tiny()
+
+
+def test_its_mistakes_are_told_in_one_line_and_an_exit_code(folder, capsys):
+    assert main(["forty"]) == 2
+    assert capsys.readouterr().err.startswith("apd.study.campaign: there is no campaign 'forty'")
+    assert main(["four", "--records", str(folder), "--device", "gpu"]) == 1
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("apd.study.campaign: device = 'gpu': expected cpu, or cuda where there is a GPU")
+
+
+def test_python_m_runs_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["campaign", "--help"])
+    monkeypatch.delitem(sys.modules, "apd.study.campaign")
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("apd.study.campaign", run_name="__main__")
+    assert left.value.code == 0
+    assert "scenes-tiny" in capsys.readouterr().out

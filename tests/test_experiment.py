@@ -1,0 +1,165 @@
+"""An experiment that cannot be run fails when it is made: field, value and what was expected are told."""
+
+import dataclasses
+import math
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from small_experiments import NETWORK, TEACHER, tiny
+
+from apd.study.experiment import (
+    APDConfig,
+    DataConfig,
+    Experiment,
+    ExperimentError,
+    NetworkConfig,
+    PixelKDConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+from apd.study.recipes import METHOD_NAMES, METHODS, Size, recipe
+
+CONFIGS = (DataConfig, NetworkConfig, TrainingConfig, PixelKDConfig, APDConfig, TeacherConfig, Experiment)
+
+WRONG = [
+    (DataConfig, "name", "camvd", "expected one of scenes, camvid; did you mean 'camvid'?"),
+    (DataConfig, "height", 31, "expected an integer >= 32"),
+    (DataConfig, "crop_width", 48.0, "expected a whole number"),
+    (DataConfig, "evaluation_split", "train", "expected one of val, test"),
+    (DataConfig, "scale_min", 3.0, "expected 0 < scale_min <= scale_max 2.0"),
+    (DataConfig, "scale_max", math.inf, "expected a finite number"),
+    (DataConfig, "flip", 1.5, "expected a probability between 0 and 1"),
+    (DataConfig, "jitter", 1.0, "expected 0 <= jitter < 1"),
+    (DataConfig, "context_shift", -0.1, "expected a number between 0 and 1"),
+    (DataConfig, "train_images", 0, "expected at least 1"),
+    (DataConfig, "evaluation_images", 2.5, "expected a whole number"),
+    (DataConfig, "world", -1, "expected an integer >= 0"),
+    (NetworkConfig, "backbone", None, "expected a text"),
+    (NetworkConfig, "head", "pspp", "expected one of psp; did you mean 'psp'?"),
+    (NetworkConfig, "output_stride", 32, "expected one of 8, 16"),
+    (NetworkConfig, "output_stride", 8.0, "expected one of 8, 16"),
+    (NetworkConfig, "weights", "imagnet", "expected one of none, imagenet; did you mean 'imagenet'?"),
+    (NetworkConfig, "head_width", 3, "expected an integer >= 4"),
+    (NetworkConfig, "dropout", 1.0, "expected 0 <= dropout < 1"),
+    (TrainingConfig, "iterations", 0, "expected an integer >= 1"),
+    (TrainingConfig, "batch_size", 1, "expected at least 2: batch norm cannot train on one pooled vector"),
+    (TrainingConfig, "batch_size", True, "expected a whole number"),
+    (TrainingConfig, "learning_rate", "fast", "expected a finite number"),
+    (TrainingConfig, "learning_rate", math.nan, "expected a finite number"),
+    (TrainingConfig, "learning_rate", 0.0, "expected a number > 0"),
+    (TrainingConfig, "head_multiplier", -10.0, "expected a number > 0"),
+    (TrainingConfig, "momentum", 1.0, "expected 0 <= momentum < 1"),
+    (TrainingConfig, "weight_decay", -1e-4, "expected a number >= 0"),
+    (TrainingConfig, "clip_norm", 0.0, "expected None or a number > 0"),
+    (TrainingConfig, "ema_decay", 1.0, "expected None or a number in (0, 1)"),
+    (TrainingConfig, "evaluations", 1.5, "expected a whole number"),
+    (PixelKDConfig, "weight", 0.0, "expected a number > 0; to leave the term out, leave the distiller out"),
+    (PixelKDConfig, "temperature", 0.0, "expected a number > 0"),
+    (PixelKDConfig, "method", "apd", "expected one of pixel_kd"),
+    (APDConfig, "width", 0, "expected None or an integer >= 1"),
+    (APDConfig, "width", None, "APDConfig.regularisation = 1.0: expected 0 where width is None"),
+    (APDConfig, "scale", 0.0, "expected a number > 0"),
+    (APDConfig, "scope", "images", "expected one of image, batch; did you mean 'image'?"),
+    (APDConfig, "observation", -1.0, "expected a number >= 0"),
+    (TeacherConfig, "seed", -1, "expected an integer from 0 to 2^63 - 1"),
+    (TeacherConfig, "network", "resnet18", "expected a NetworkConfig"),
+    (TeacherConfig, "expected_miou", 45.7, "expected a fraction between 0 and 1"),
+    (Experiment, "name", "a/b", "letters, digits, '-', '_' and '.' only: it names a folder"),
+    (Experiment, "name", "", "letters, digits, '-', '_' and '.' only: it names a folder"),
+    (Experiment, "seed", 2**63, "expected an integer from 0 to 2^63 - 1"),
+    (Experiment, "seed", 1.0, "expected a whole number"),
+    (Experiment, "data", {"name": "scenes"}, "expected a DataConfig"),
+    (Experiment, "precision", "fp16", "expected one of auto, fp32, bf16"),
+    (Experiment, "teacher", "resnet", "expected a TeacherConfig or None"),
+    (Experiment, "distillers", [PixelKDConfig()], "expected a tuple of PixelKDConfig or APDConfig"),
+    (Experiment, "distillers", (TrainingConfig(),), "expected a tuple of PixelKDConfig or APDConfig"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "told"), WRONG, ids=lambda x: getattr(x, "__name__", repr(x)[:30]))
+def test_a_wrong_value_is_refused_with_its_field_the_value_and_what_was_expected(kind, name, value, told):
+    with pytest.raises(ExperimentError) as caught:
+        kind(**{name: value})
+    assert told in str(caught.value)
+    if not told.startswith("APDConfig"):
+        assert str(caught.value).startswith(f"{kind.__name__}.{name} = {value!r}: expected ")
+
+
+def test_every_class_of_fields_has_been_given_wrong_values():
+    assert {kind for kind, *_ in WRONG} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_no_field_takes_a_value_of_a_foreign_type(kind):
+    for field in dataclasses.fields(kind):
+        with pytest.raises(ExperimentError, match=rf"{kind.__name__}\.{field.name} = "):
+            kind(**{field.name: object()})
+
+
+def test_a_whole_number_given_for_a_real_one_makes_the_same_experiment():
+    rate = TrainingConfig(learning_rate=1, clip_norm=5).learning_rate
+    assert (rate, type(rate)) == (1.0, float)
+    assert type(TrainingConfig(learning_rate=1, clip_norm=5).clip_norm) is float
+    assert type(TrainingConfig(iterations=7).iterations) is int
+
+
+def test_an_experiment_cannot_be_changed_after_its_checks():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny().seed = 1
+
+
+def test_distillers_without_a_teacher_are_refused():
+    with pytest.raises(ExperimentError, match=r"Experiment\.teacher = None: distillers need a teacher"):
+        Experiment(distillers=(PixelKDConfig(),))
+
+
+def test_a_method_given_twice_is_refused():
+    with pytest.raises(ExperimentError, match=r"Experiment\.distillers = .*: expected each method at most once"):
+        replace(tiny("apd"), distillers=(APDConfig(), APDConfig(width=4)))
+
+
+def test_apd_of_which_nothing_is_left_is_refused():
+    with pytest.raises(ExperimentError, match=r"APDConfig: .* are all 0: expected one above 0"):
+        APDConfig(regularisation=0, alignment=0, observation=0, pixel_kd=0)
+
+
+def test_without_projection_heads_both_networks_need_features_of_one_width():
+    headless = (APDConfig(width=None, regularisation=0),)
+    with pytest.raises(ExperimentError, match=r"network\.head_width = 8 and teacher\.network\.head_width = 12"):
+        replace(tiny("apd"), distillers=headless)
+    same = replace(tiny("apd"), distillers=headless, teacher=replace(TEACHER, network=NETWORK))
+    assert same.distillers == headless
+
+
+def test_the_teachers_experiment_has_the_students_data_and_no_teacher_of_its_own():
+    experiment = replace(tiny("apd", seed=5), teacher=replace(TEACHER, seed=2))
+    teacher = experiment.teacher_experiment()
+    assert (teacher.data, teacher.precision) == (experiment.data, experiment.precision)
+    assert (teacher.network, teacher.training, teacher.seed) == (TEACHER.network, TEACHER.training, 2)
+    assert (teacher.teacher, teacher.distillers) == (None, ())
+    with pytest.raises(ExperimentError, match="this experiment has no teacher"):
+        teacher.teacher_experiment()
+
+
+@pytest.mark.parametrize("size", get_args(Size))
+def test_the_methods_of_a_recipe_differ_in_what_the_method_is_and_in_nothing_else(size):
+    assert set(METHODS) == set(METHOD_NAMES)
+    student = recipe(size, "student", seed=3)
+    for method in METHODS:
+        other = recipe(size, method, seed=3)
+        assert (other.name, other.seed) == (f"{size}-{method}-seed3", 3)
+        if method == "student_equal_seconds":
+            assert other.training.iterations > student.training.iterations
+            other = replace(other, training=replace(other.training, iterations=student.training.iterations))
+        assert replace(other, name=student.name, distillers=()) == student
+        assert bool(other.distillers) == (not method.startswith("student"))
+        assert recipe(size, method, seed=3).teacher_experiment() == student.teacher_experiment()
+
+
+@pytest.mark.parametrize(
+    ("size", "method", "named"), [("tny", "apd", "size = 'tny'"), ("tiny", "adp", "method = 'adp'")]
+)
+def test_an_unknown_recipe_is_refused(size, method, named):
+    with pytest.raises(ExperimentError, match=named):
+        recipe(size, method)

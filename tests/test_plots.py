@@ -1,0 +1,335 @@
+"""Figures and tables: what they say is what the records say, and they are fit for both modes and for any page."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_up_records import made_up_record
+from torch import nn
+
+from apd import class_prototypes
+from apd.data.catalogue import SCENES
+from apd.data.scenes import Scenes, draw_scene
+from apd.models.segmenter import SegOutput
+from apd.plots import comparison as evidence
+from apd.plots import curves, perspective, scenes, style, tables, words
+from apd.plots.page import Panel, markdown, panels, png, table
+from apd.study.campaign import experiments_of
+from apd.study.recipes import METHODS, recipe
+from apd.study.record import RecordError
+from apd.study.statistics import compare, paired_difference
+
+RIGHT = {"student": 0.6, "student_equal_seconds": 0.63, "pixel_kd": 0.62, "apd_without_kd": 0.61, "apd": 0.66}
+DATA = Scenes(4, height=48, width=64, context_shift=0.5, seed=0, split="val")
+
+
+def campaign(name="scenes-tiny", **arms):
+    right = RIGHT | arms
+    planned = experiments_of(name)
+    return [made_up_record(e, right[e.name.split("-")[0]] + 0.004 * (e.seed % 3)) for e in planned]
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {"scenes-tiny": campaign(), "camvid-small": campaign("camvid-small")}
+
+
+@pytest.fixture(scope="module")
+def comparisons(records):
+    return words.comparisons_of(records)
+
+
+def all_figures(comparisons):
+    one_of_each = {method: arm[0] for method, arm in comparisons[0].arms.items()}
+    return [
+        evidence.scores_over_seeds(comparisons),
+        evidence.differences(comparisons, "student"),
+        evidence.class_gains(comparisons[0]),
+        evidence.score_against_seconds(comparisons[0]),
+        curves.term_curves(one_of_each),
+        curves.validation_curves(one_of_each, one_of_each["student"]),
+        perspective.cosine_matrices({"one": torch.eye(10), "two": -torch.eye(10)}, SCENES.class_names),
+    ]
+
+
+@pytest.fixture(scope="module")
+def figures(comparisons):
+    return all_figures(comparisons)
+
+
+def test_line_figures_are_well_formed_svg_with_the_pages_ink_and_a_description(figures):
+    for figure in figures:
+        svg = ElementTree.fromstring(figure.html)
+        assert svg.tag.endswith("svg")
+        assert svg.get("aria-label") == figure.description
+        assert "currentColor" in figure.html
+        for fixed in ("#000000", style.INK, style.FAINT, "fill: black", "#ffffff"):
+            assert fixed not in figure.html
+        assert "<script" not in figure.html
+
+
+def test_drawing_the_same_figure_again_gives_the_same_file(figures, comparisons):
+    assert [figure.html for figure in all_figures(comparisons)] == [figure.html for figure in figures]
+
+
+def test_drawings_that_share_a_page_share_no_name_but_that_of_equal_things(figures):
+    by_name: dict[str, str] = {}
+    for figure in figures:
+        svg = ElementTree.fromstring(figure.html)
+        assert "*{" not in figure.html.replace(".apd-drawing *{", "")  # no rule for the whole page
+        for element in svg.iter():
+            if name := element.get("id"):
+                assert by_name.setdefault(name, ElementTree.tostring(element)) == ElementTree.tostring(element)
+
+
+def test_a_figure_without_a_description_is_refused():
+    with style.figure() as figure, pytest.raises(ValueError, match="description is empty"):
+        style.drawing(figure, "")
+
+
+def test_a_description_with_markup_cannot_break_the_page():
+    with style.figure() as figure:
+        drawn = style.drawing(figure, 'a "<b>" & \\1')
+    assert ElementTree.fromstring(drawn.html).get("aria-label") == 'a "<b>" & \\1'
+
+
+def contrast(first, second):
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("page", ["#ffffff", "#14181e"])
+def test_a_methods_colour_stands_out_in_both_modes(method, page):
+    assert contrast(style.METHOD_COLOURS[method], page) >= 3
+
+
+def test_the_figures_tell_the_means_of_the_records(comparisons):
+    said = evidence.scores_over_seeds(comparisons).description
+    for comparison in comparisons:
+        mean = 100 * sum(comparison.miou("apd").values()) / len(comparison.miou("apd"))
+        assert f"+ APD {mean:.1f}" in said.split(comparison.title)[1].split("teacher")[0]
+
+
+def test_a_campaign_that_is_only_partly_there_is_drawn_as_far_as_it_goes(comparisons):
+    some = [r for r in campaign() if r.experiment.seed == 0 and r.experiment.distillers]  # the reference is missing
+    (first, _second) = compare(some)
+    assert "<svg" in evidence.scores_over_seeds([first]).html
+    assert "<svg" in evidence.score_against_seconds(first).html
+    assert "no seed has" in evidence.differences([first], "student").description
+    assert "no seed has" in evidence.class_gains(first).description
+    assert "nan" not in tables.campaign_table(first).html + tables.cost_table([first]).html
+    told = str(words.outcome([first]))
+    assert "not yet comparable" in told
+    assert "nan" not in told
+    mixed = [r for r in campaign() if r.experiment.seed == 0 or not r.experiment.distillers]
+    assert "<svg" in evidence.differences(compare(mixed), "student").html
+
+
+def test_without_any_record_every_part_says_so_in_words():
+    assert "no record" in evidence.scores_over_seeds([]).description
+    assert "no seed" in evidence.differences([], "student").description
+    assert "no record" in tables.cost_table([]).description
+    assert "no record" in str(words.outcome([]))
+    assert "cannot be compared" in str(words.gain_by_context([]))
+    assert "provenance of 0 records" in tables.provenance_table({"scenes-tiny": []}).description
+
+
+@pytest.mark.parametrize(("ahead", "verdict"), [(0.06, "above"), (-0.06, "below"), (0.0, "not distinguishable from")])
+def test_the_outcome_is_worded_by_what_the_records_say(ahead, verdict):
+    right = {"student": 0.6, "apd": 0.6 + ahead}
+    wobble = {"student": (0.0, 0.01, 0.02), "apd": (0.01, 0.0, 0.02)}
+    runs = [
+        made_up_record(recipe("tiny", method, seed=seed), right[method] + wobble[method][seed])
+        for method in right
+        for seed in range(3)
+    ]
+    first = str(words.outcome(compare(runs))).split("\n")[2]
+    assert first.startswith(f"- “+ APD” is **{verdict}** “student alone”:")
+    assert "3 seeds" in first
+
+
+def test_the_gain_by_context_is_the_difference_of_the_two_gains():
+    shifted = [
+        made_up_record(recipe("tiny", method, seed=seed, context_shift=shift), 0.6 + gain + 0.001 * seed)
+        for method, shift, gain in [("student", 0.0, 0), ("apd", 0.0, 0.01), ("student", 1.0, 0), ("apd", 1.0, 0.05)]
+        for seed in range(3)
+    ]
+    comparisons = compare(shifted)
+    gains = [paired_difference(c.miou("apd"), c.miou("student")) for c in comparisons]
+    told = str(words.gain_by_context(comparisons))
+    assert "**above**" in told
+    assert f"{100 * (gains[1].mean - gains[0].mean):+.1f}" in told
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    assert tables.points(-0.0002) == tables.points(0.0002) == "0.0"
+    assert (tables.points(0.0123), tables.points(-0.0123), tables.points(float("nan"))) == ("+1.2", "−1.2", "–")
+
+
+def test_campaigns_are_read_with_a_sentence_on_how_far_they_got(tmp_path):
+    planned = experiments_of("scenes-tiny")
+    for experiment in planned[:3]:
+        made_up_record(experiment).save(tmp_path_folder(tmp_path) / f"{experiment.name}.json")
+    stale = replace(planned[3], data=replace(planned[3].data, train_images=7))
+    made_up_record(stale).save(tmp_path / "scenes-tiny" / "stale.json")
+    records, progress = words.read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
+    assert (len(records["scenes-tiny"]), len(records["camvid-small"])) == (3, 0)
+    assert f"scenes-tiny: 3 of {len(planned)} planned runs have a record; 1 of other settings left out" in str(progress)
+    assert "`apd campaign camvid-small`" in str(progress)
+
+
+def tmp_path_folder(tmp_path):
+    (tmp_path / "scenes-tiny").mkdir(exist_ok=True)
+    return tmp_path / "scenes-tiny"
+
+
+def test_a_folder_of_records_that_is_not_there_or_damaged_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder; it should hold scenes-tiny"):
+        words.read_campaigns(["scenes-tiny"], tmp_path / "absent")
+    (tmp_path_folder(tmp_path) / "broken.json").write_text("{")
+    with pytest.raises(RecordError, match=r"broken\.json"):
+        words.read_campaigns(["scenes-tiny"], tmp_path)
+
+
+def test_tables_hold_the_records_numbers_and_scroll_by_keyboard(comparisons, records):
+    shown = tables.campaign_table(comparisons[0])
+    (frame,) = pd.read_html(__import__("io").StringIO(shown.html), index_col=0)
+    assert list(frame["seeds"]) == [5] * 5
+    mean = 100 * sum(comparisons[0].miou("apd").values()) / 5
+    assert frame.loc["+ APD", "mIoU, %"].startswith(f"{mean:.1f}")
+    assert 'tabindex="0" role="region" aria-label="' in shown.html
+    assert "0123456789" in tables.provenance_table(records).html  # the commit
+    assert f"{1.0:.2f}" in tables.cost_table(comparisons).html
+
+
+def test_text_in_tables_and_captions_is_escaped():
+    assert "<b>" not in table(pd.DataFrame({"a": ["<b>"]}), "<b>").html
+    cell = Panel([np.zeros((2, 2, 3), np.uint8)], "<b>", '"<i>"')
+    assert not re.search(r"<b>|<i>", panels([cell], columns=1).html)
+    assert "<b>" in str(markdown("<b>"))
+
+
+def test_a_picture_of_the_wrong_kind_is_refused():
+    with pytest.raises(ValueError, match=r"float64 of shape \(2, 2, 3\)"):
+        png(np.zeros((2, 2, 3)))
+
+
+def test_pictures_bring_their_words_and_are_left_alone_by_the_theme():
+    shown = scenes.show_sample(DATA[0], DATA[0].labels_HW[::8, ::8], SCENES)
+    images = re.findall(r"<img [^>]*>", shown.html)
+    assert len(images) == 3
+    assert all('class="dark-light"' in image and re.search(r'alt="[^"]+"', image) for image in images)
+    assert "6 × 8 cells" in shown.description
+    assert ">pedestrian<" in scenes.class_key(SCENES)
+
+
+def test_errors_are_red_where_wrong_grey_where_right_white_where_ignored():
+    labels = torch.tensor([[0, 1, 255]])
+    picture = scenes.error_picture(torch.tensor([[0, 0, 0]]), labels, 255)
+    assert picture[0, 0].tolist() == scenes.RIGHT.tolist()
+    assert picture[0, 1].tolist() == scenes.WRONG.tolist()
+    assert picture[0, 2].tolist() == [255, 255, 255]
+
+
+class Says(nn.Module):
+    """Calls every pixel by one class."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.nn.functional.one_hot(torch.tensor(label), 10).float())
+
+    def forward(self, images):
+        logits = self.logits[None, :, None, None].expand(len(images), -1, 4, 4)
+        return SegOutput(logits, logits, None)
+
+
+def test_pixels_right_are_counted_image_by_image_without_ignored_ones():
+    found = scenes.pixels_right({"sky": Says(0).eval(), "road": Says(3).eval()}, DATA, batch_size=3)
+    for name, label in (("sky", 0), ("road", 3)):
+        expected = [float((s.labels_HW == label).sum() / (s.labels_HW != 255).sum()) for s in DATA]
+        assert found[name].tolist() == pytest.approx(expected)
+
+
+def test_pictures_are_chosen_by_their_rank():
+    gains = torch.tensor([0.5, -0.2, 0.1, 0.3, 0.0])
+    assert scenes.at_quantiles(gains, (0.0, 0.5, 1.0)) == [1, 2, 0]
+
+
+def test_predictions_and_views_tell_the_share_of_pixels_that_is_right():
+    labels_HW = DATA[0].labels_HW
+    logits_KHW = torch.nn.functional.one_hot(labels_HW.long().clamp(max=9), 10).permute(2, 0, 1).float()
+    assert "100 % of pixels right" in perspective.four_views({"all": logits_KHW}, DATA[0], SCENES).description
+    wrong = {"none": (labels_HW + 1) % 10}
+    assert "0 % of pixels right" in scenes.show_predictions(DATA[0], wrong, SCENES).description
+
+
+def test_the_same_streets_are_shown_once_for_each_look():
+    drawn = {look: [draw_scene(0, i, height=32, width=32, context_shift=look) for i in range(2)] for look in (0.0, 1.0)}
+    assert scenes.show_looks(drawn).html.count("<img") == 4
+
+
+def test_equal_directions_get_equal_colours_in_both_feature_maps():
+    first = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    shown = perspective.feature_pictures(DATA[0], {"one": first, "other": 3 * first})
+    sources = re.findall(r'src="([^"]+)"', shown.html)
+    assert sources[1] == sources[2] != sources[0]
+
+
+def test_observation_maps_show_present_classes_only():
+    present = torch.zeros(10, dtype=torch.bool)
+    present[[0, 3]] = True
+    shown = perspective.observation_maps(torch.zeros(10, 3, 4), torch.zeros(10, 3, 4), present, SCENES)
+    assert shown.html.count("<img") == 4
+    assert "pictures: sky; road" in shown.description
+
+
+def test_seen_from_each_is_observing_pair_by_pair():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(3, 6, 4, 5, generator=generator)
+    labels = torch.randint(0, 4, (3, 4, 5), generator=generator)
+    labels[0][labels[0] == 2] = 255  # the first picture lacks class 2
+    found = perspective.seen_from_each(features, labels, 4)
+    prototypes, present = class_prototypes(features, labels, 4)
+    assert not present[0, 2]
+    for i in range(3):
+        for j in range(3):
+            right = counted = 0
+            for y in range(4):
+                for x in range(5):
+                    label = int(labels[i, y, x])
+                    if label == 255 or not present[j, label]:
+                        continue
+                    cosines = [
+                        float(prototypes[j, k] @ features[i, :, y, x]) if present[j, k] else -1e9 for k in range(4)
+                    ]
+                    counted += 1
+                    right += int(max(range(4), key=lambda k: cosines[k]) == label)
+            assert float(found[i, j]) == pytest.approx(right / counted)
+
+
+def test_who_learns_asks_autograd():
+    used, stopped, frozen = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    frozen.requires_grad_(False)
+    term = (used * stopped.detach() * frozen).sum() + 0 * stopped.sum()
+    shown = perspective.who_learns({"term": term}, {"used": [used], "stopped": [stopped], "frozen": [frozen]})
+    (frame,) = pd.read_html(__import__("io").StringIO(shown.html), index_col=0)
+    assert frame.loc["term"].to_dict() == {"used": "yes", "stopped": "no", "frozen": "no"}
+
+
+def test_labels_move_apart_and_keep_their_order():
+    heights = [1.0, 1.1, 5.0, 1.05]
+    placed = curves.spread_out(heights, 0.5)
+    assert sorted(range(4), key=lambda i: placed[i]) == sorted(range(4), key=lambda i: heights[i])
+    ordered = sorted(placed)
+    assert min(b - a for a, b in zip(ordered, ordered[1:], strict=False)) >= 0.5 - 1e-9
+    assert placed[2] == 5.0

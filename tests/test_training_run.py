@@ -19,6 +19,7 @@ from apd.study.folders import run_folder
 from apd.study.log import CURVE_POINTS, NonFiniteLossError, RunLog
 from apd.study.loop import task_loss
 from apd.study.train import train, trained_network
+from apd.study.trained_distiller import trained_distiller
 
 CPU = torch.device("cpu")
 
@@ -465,3 +466,25 @@ def test_a_loss_that_is_no_number_is_told_even_where_its_batch_cannot_be_saved(r
     monkeypatch.setattr(loop.Run, "_step", poison(loop.Run._step, 0))
     with pytest.raises(NonFiniteLossError, match=r"task = nan.*the batch could not be saved in .*No space left"):
         train(tiny())
+
+
+def test_the_distiller_of_a_run_comes_back_with_the_heads_it_had_trained(runs):
+    train(tiny("both"))
+    student = trained_network(tiny("both"))
+    teacher = trained_network(tiny("both").teacher_experiment())
+    distiller = trained_distiller(tiny("both"), student, teacher)
+    checkpoint = load_file(run_folder(tiny("both")) / "checkpoints" / "step-00000006" / "state.safetensors")
+    trained = copied(distiller)
+    assert not distiller.training
+    assert {f"distillers.apd.{name}" for name in trained} == {name for name in checkpoint if ".apd." in name}
+    assert all(torch.equal(value, checkpoint[f"distillers.apd.{name}"]) for name, value in trained.items())
+    fresh = copied(prepared_run(tiny("both"), runs / "fresh").distillers["apd"])
+    assert not any(torch.equal(trained[name], fresh[name]) for name in fresh if name.endswith("weight"))
+
+
+def test_a_distiller_that_a_run_does_not_have_is_told(runs):
+    network = build_network(tiny().network, 10, CPU, seed=0)
+    with pytest.raises(CheckpointError, match="'student-seed0' has no distiller 'apd': it has none at all"):
+        trained_distiller(tiny(), network, network)
+    with pytest.raises(CheckpointError, match=r"holds no whole checkpoint of the last step; delete .*apd-seed0-"):
+        trained_distiller(tiny("apd"), network, network)

@@ -198,7 +198,7 @@ def draw_layout(dice: Dice) -> Layout:
     sun = dice.choose((-1, 1))
     clouds = tuple(_cloud(dice) for _ in range(dice.integer(0, 4)))
     skyline = tuple(
-        (dice.uniform(3.0, 8.0), dice.uniform(4.0, 15.0), dice.chance(0.45), dice.tint(0.05, 0.02)) for _ in range(12)
+        (dice.uniform(3.0, 8.0), dice.uniform(4.0, 15.0), dice.chance(0.45), dice.tint(0.07, 0.03)) for _ in range(12)
     )
     town = dice.uniform(0.0, 1.0)  # suburb to city: how tall and how dense the houses are
     segments = sorted([*_row(dice, -1, town), *_row(dice, 1, town)], key=lambda segment: -segment.far)
@@ -252,7 +252,7 @@ def _building(dice: Dice, side: int, near: float, far: float, town: float) -> Bu
         shop=dice.chance(0.4),
         windows=tuple(int(4 * number) for number in dice.numbers(15)),
         end_seen=True,
-        tint=dice.tint(0.05, 0.025),
+        tint=dice.tint(0.09, 0.045),
     )
 
 
@@ -265,8 +265,8 @@ def _garden(dice: Dice, side: int, near: float, far: float) -> Garden:
         board=dice.uniform(0.35, 0.8),
         hedge=dice.uniform(2.2, 4.6),
         bumps=tuple(dice.uniform(-0.45, 0.45) for _ in range(8)),
-        tint=dice.tint(0.05, 0.02),
-        hedge_tint=dice.tint(0.04, 0.02),
+        tint=dice.tint(0.07, 0.035),
+        hedge_tint=dice.tint(0.06, 0.035),
     )
 
 
@@ -281,7 +281,7 @@ def _things(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment])
         things += _street_furniture(dice, side, kerb, entry)
         if dice.chance(0.45):
             start, panel = entry + dice.uniform(-2.0, 6.0), dice.uniform(2.4, 3.2)
-            tint, height = dice.tint(0.05, 0.02), dice.uniform(0.9, 1.2)
+            tint, height = dice.tint(0.08, 0.05), dice.uniform(0.9, 1.2)
             things += [
                 Railing(side * (edge + 0.2), start + panel * number, panel, height, tint)
                 for number in range(dice.integer(2, 5))
@@ -294,7 +294,7 @@ def _things(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment])
             for _ in range(dice.integer(1, 3)):
                 things.append(_car(dice, side * (edge - 1.0), z, away=dice.chance(0.5)))
                 z += dice.uniform(5.5, 8.0)
-        z = entry + dice.uniform(1.0, 12.0)
+        z = entry + dice.uniform(2.5, 12.0)
         while z < 45.0 and dice.chance(0.72):
             things.append(_tree(dice, side * (middle + dice.uniform(-0.2, 0.6)), z))
             z += dice.uniform(5.0, 14.0)
@@ -315,7 +315,7 @@ def _things(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment])
 def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[Thing]:
     """Lamps at a regular distance, and signs between them."""
     furniture: list[Thing] = []
-    height, width, tint = dice.uniform(5.0, 7.5), dice.uniform(0.26, 0.36), dice.tint(0.04, 0.02)
+    height, width, tint = dice.uniform(5.0, 7.5), dice.uniform(0.26, 0.36), dice.tint(0.07, 0.04)
     arm = -side * dice.uniform(0.8, 1.8) if dice.chance(0.7) else 0.0
     z, spacing = entry + dice.uniform(0.3, 9.0), dice.uniform(9.0, 15.0)
     while z < 50.0:
@@ -331,7 +331,7 @@ def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[
                 size=dice.uniform(0.95, 1.35),
                 shape=shape,
                 pole=dice.uniform(0.16, 0.22),
-                tint=dice.tint(0.05, 0.035),
+                tint=dice.tint(0.08, 0.08),
             )
         )
     return furniture
@@ -343,7 +343,7 @@ def _tree(dice: Dice, x: float, z: float) -> Tree:
         (dice.uniform(-0.75, 0.75), dice.uniform(-0.55, 0.6), dice.uniform(0.45, 0.65))
         for _ in range(dice.integer(6, 8))
     )
-    return Tree(x, z, height, height * dice.uniform(0.24, 0.32), dice.chance(0.2), lumps, dice.tint(0.045, 0.025))
+    return Tree(x, z, height, height * dice.uniform(0.24, 0.32), dice.chance(0.2), lumps, dice.tint(0.065, 0.04))
 
 
 def _car(dice: Dice, x: float, z: float, *, away: bool, across: int = 0) -> Car:
@@ -357,11 +357,11 @@ def _car(dice: Dice, x: float, z: float, *, away: bool, across: int = 0) -> Car:
         bonnet=dice.uniform(0.5, 0.58),
         away=away,
         across=across,
-        tint=dice.tint(0.09, 0.045),
+        tint=dice.tint(0.13, 0.10),
     )
 
 
 def _pedestrian(dice: Dice, x: float, z: float) -> Pedestrian:
     return Pedestrian(
-        x, z, dice.uniform(1.5, 1.9), dice.uniform(-0.3, 0.3), dice.choose((-1, 1)), dice.tint(0.06, 0.035)
+        x, z, dice.uniform(1.5, 1.9), dice.uniform(-0.3, 0.3), dice.choose((-1, 1)), dice.tint(0.12, 0.09)
     )

@@ -84,7 +84,8 @@ class Look(NamedTuple):
 
 def draw_look(dice: Dice, context_shift: float) -> Look:
     """Draw a picture's own look and mix it with the common one. The same numbers are drawn at every dial value."""
-    own = float(context_shift)
+    # Eased in, so that what colour alone can tell falls about evenly with the dial (tests/test_scenes.py measures it).
+    own = context_shift * (1 + context_shift) / 2
     turn, orders = dice.uniform(-pi, pi), [dice.numbers(SCENES.num_classes) for _ in range(_CANDIDATES)]
     jitter = np.array([dice.tint(0.05, 0.02) for _ in range(SCENES.num_classes)])
     class_lab_K3 = _mix_palettes(np.argsort(orders, axis=1), turn, jitter, own)

@@ -50,7 +50,7 @@ def _draw_scores(axes: Axes, comparison: Comparison) -> str:
     said, seen = [], []
     for row, method in enumerate(comparison.arms):
         values = [POINTS * value for value in comparison.miou(method).values()]
-        mean, deviation, count = spread(values)
+        mean, deviation, _count = spread(values)
         colour = METHOD_COLOURS[method]
         _seed_points(axes, values, row, colour)
         axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3.5, zorder=4)

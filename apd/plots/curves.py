@@ -29,18 +29,24 @@ def _curves_of(record: Record) -> dict[str, list[float]]:
 
 
 def spread_out(heights: Sequence[float], least: float) -> list[float]:
-    """The same heights, moved up as far as neighbours that would stand closer than `least` ask for; order is kept.
+    """The same heights, moved apart where neighbours stand closer than `least`; order and each cluster's middle stay.
 
     >>> spread_out([1.0, 5.0, 1.0], 2.0)
-    [1.0, 5.0, 3.0]
+    [0.0, 5.0, 2.0]
     """
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed: dict[int, float] = {}
-    floor = -float("inf")
-    for i in order:
-        placed[i] = max(heights[i], floor)
-        floor = placed[i] + least
-    return [placed[i] for i in range(len(heights))]
+    clusters: list[list[int]] = []
+    middles: list[float] = []
+    for i in sorted(range(len(heights)), key=lambda i: heights[i]):
+        clusters.append([i])
+        middles.append(heights[i])
+        while len(clusters) > 1 and middles[-1] - middles[-2] < least * (len(clusters[-1]) + len(clusters[-2])) / 2:
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+            middles[-2:] = [sum(heights[j] for j in clusters[-1]) / len(clusters[-1])]
+    placed = [0.0] * len(heights)
+    for cluster, middle in zip(clusters, middles, strict=True):
+        for place, i in enumerate(cluster):
+            placed[i] = middle + least * (place - (len(cluster) - 1) / 2)
+    return placed
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], texts: Mapping[str, str]) -> None:

@@ -98,7 +98,9 @@ def show_predictions(
     sample: Sample, predictions: Mapping[str, Tensor], spec: DatasetSpec, *, key_below: bool = True
 ) -> Drawing:
     """An image with its labels, and each prediction (H, W) beside a picture of its errors."""
-    image = Panel([image_picture(sample.image_3HW), label_picture(sample.labels_HW, spec)], "image and labels")
+    image = Panel(
+        [image_picture(sample.image_3HW), label_picture(sample.labels_HW, spec)], "image and labels", sample.name
+    )
     valid_HW = sample.labels_HW != spec.ignore_index
     cells = [image]
     for name, prediction_HW in predictions.items():

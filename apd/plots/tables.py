@@ -11,7 +11,23 @@ from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
 from apd.study.statistics import Comparison, Difference, Spread, paired_difference, spread
 
+_SHORT = {
+    "above": "above",
+    "below": "below",
+    "not distinguishable from": "undecided",
+    "not yet comparable with": "too few runs",
+}
 _FIXED = "\u00a0"  # a space at which no line is broken
+
+
+QUESTIONS: tuple[tuple[str, str, str], ...] = (
+    ("apd", "student", "as many steps, without a teacher"),
+    ("apd", "student_equal_seconds", "as many seconds, without a teacher"),
+    ("apd", "pixel_kd", "as many steps, with the teacher’s ordinary logits"),
+    ("apd_without_kd", "student", "the perspective’s terms alone, as many steps"),
+    ("pixel_kd", "student", "ordinary distillation alone, as many steps"),
+)
+"""Method, what it is compared with, and what that comparison holds equal."""
 
 
 def points(value: float) -> str:
@@ -26,7 +42,8 @@ def per_cent(values: Spread) -> str:
     """Mean and standard deviation of fractions, in per cent."""
     if not values.count:
         return "–"
-    return f"{100 * values.mean:.1f}" + ("" if math.isnan(values.deviation) else f"{_FIXED}±{_FIXED}{100 * values.deviation:.1f}")
+    mean, deviation = f"{100 * values.mean:.1f}", f"{100 * values.deviation:.1f}"
+    return mean if math.isnan(values.deviation) else f"{mean}{_FIXED}±{_FIXED}{deviation}"
 
 
 def interval(difference: Difference) -> str:
@@ -73,6 +90,21 @@ def campaign_table(comparison: Comparison, reference: str = "student", confidenc
         f"{comparison.title}: scores on {data['images']} images of {data['split']}; "
         f"the teacher’s mIoU is {100 * comparison.teacher_miou:.1f} %"
     )
+    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
+
+
+def answers_table(comparisons: Sequence[Comparison], confidence: float = 0.95) -> Drawing:
+    """The short answer: each question's verdict and mean difference, one column for each comparison."""
+    if not comparisons:
+        return nothing("There is no answer: there is no record yet.")
+    rows = {}
+    for method, reference, equal in QUESTIONS:
+        answers = {}
+        for comparison in comparisons:
+            found = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
+            answers[comparison.title] = f"{_SHORT[found.verdict]} {points(found.mean)}"
+        rows[f"“{METHOD_NAMES[method]}” against “{METHOD_NAMES[reference]}”: {equal}"] = answers
+    caption = f"mean difference in mIoU, percentage points; above or below: with {100 * confidence:g} % confidence"
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 

@@ -4,21 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apd.plots.page import Words
-from apd.plots.tables import interval, points
+from apd.plots.tables import QUESTIONS, interval, points
 from apd.study.campaign import experiments_of
 from apd.study.folders import records_folder
 from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record, read_record
 from apd.study.statistics import Comparison, Difference, compare, paired_difference, planned_and_done
-
-QUESTIONS: tuple[tuple[str, str, str], ...] = (
-    ("apd", "student", "as many steps, without a teacher"),
-    ("apd", "student_equal_seconds", "as many seconds, without a teacher"),
-    ("apd", "pixel_kd", "as many steps, with the teacher’s ordinary logits"),
-    ("apd_without_kd", "student", "the perspective’s terms alone, as many steps"),
-    ("pixel_kd", "student", "ordinary distillation alone, as many steps"),
-)
-"""Method, what it is compared with, and what that comparison holds equal."""
 
 
 def read_campaign(name: str, folder: Path | None = None) -> tuple[list[Record], str]:

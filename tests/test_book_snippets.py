@@ -1,0 +1,97 @@
+"""What the book's pages tell people to type works: their Python runs, their shell commands exist."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from apd.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]
+BLOCK = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON, SHELL = {"python", "{code-block} python"}, {"sh", "bash", "console", "shell"}
+FRAGMENTS = {"README.md"}
+"""Pages whose Python is meant to be read inside somebody else's loop."""
+
+
+def blocks(page: Path, kinds: set[str]) -> list[tuple[int, str]]:
+    """The fenced blocks of these kinds: the line that each starts on, and its code."""
+    text = page.read_text(encoding="utf-8")
+    found = [match for match in BLOCK.finditer(text) if match["kind"].strip() in kinds]
+    return [(text.count("\n", 0, match.start("code")), match["code"]) for match in found]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every line of every shell block, as (where, words)."""
+    for page in PAGES:
+        for first, code in blocks(page, SHELL):
+            for number, line in enumerate(code.splitlines(), start=first + 1):
+                if words := shlex.split(line, comments=True):
+                    yield f"{page.name}:{number}", words
+
+
+def beginning_with(*program: str) -> list:
+    """The commands of one program, without its name, as parameters of a test."""
+    size = len(program)
+    return [pytest.param(words[size:], id=where) for where, words in commands() if words[:size] == list(program)]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page, PYTHON) and page.name not in FRAGMENTS],
+    ids=lambda page: page.name,
+)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    names = {"__name__": page.stem}
+    for first, code in blocks(page, PYTHON):
+        # empty lines in front: a traceback tells the page's own line
+        exec(compile("\n" * first + code, str(page), "exec"), names)
+
+
+def test_python_that_does_not_run_is_found(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text("text\n\n```python\nfirst = 1\n```\n\n```python\nfirst + second\n```\n")
+    with pytest.raises(NameError, match="second") as caught:
+        test_the_python_of_a_page_runs_from_top_to_bottom(tmp_path / "page.md", monkeypatch)
+    assert caught.traceback[-1].lineno == 7  # counted from 0: the page's eighth line
+
+
+@pytest.mark.parametrize("words", beginning_with("apd") + beginning_with("python", "-m", "apd"))
+def test_a_command_of_apd_has_the_options_that_a_page_gives_it(words, capsys):
+    name, *rest = words
+    assert name in COMMANDS
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    told = capsys.readouterr().out
+    assert left.value.code == 0
+    assert [word for word in rest if word.startswith("--") and not re.search(rf"{re.escape(word)}\b", told)] == []
+
+
+@pytest.mark.parametrize("words", beginning_with("make"))
+def test_a_target_of_make_that_a_page_names_is_in_the_makefile(words):
+    targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert [word for word in words if "=" not in word and word not in targets] == []
+
+
+@pytest.mark.parametrize("words", beginning_with("python", "data_scripts/camvid.py"))
+def test_a_command_of_the_data_script_takes_what_a_page_gives_it(words, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "data_scripts")
+    import camvid
+
+    with pytest.raises(SystemExit) as left:
+        camvid.main([words[0], "--help"])
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    assert left.value.code == 0
+    places = [word for word in re.sub(r"\[.*?\]", "", usage).split() if word.isupper()]
+    assert len(places) == len([word for word in words[1:] if not word.startswith("--")])
+
+
+def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_known():
+    checked = {"apd", "make", "python"}
+    known = {"pip", "export", "papermill"}
+    assert {words[0] for _, words in commands()} - checked <= known

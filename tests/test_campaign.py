@@ -14,7 +14,13 @@ from apd.study.recipes import METHODS
 from apd.study.record import RecordError, read_record
 from apd.study.train import train
 
-LABELS = ["student-seed0", "apd-seed0", "student-seed1", "apd-seed1"]
+LABELS = ["short-seed0", "long-seed0", "short-seed1", "long-seed1"]
+
+
+def quick(method, seed=0):
+    """An experiment of one step or two."""
+    short = tiny(seed=seed, iterations={"short": 1, "long": 2}[method], evaluations=0)
+    return replace(short, name=f"{method}-seed{seed}")
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def runs(tmp_path, monkeypatch):
 def folder(tmp_path, monkeypatch, runs):
     """Where the records of a campaign of four experiments go."""
     monkeypatch.setitem(
-        CAMPAIGNS, "four", lambda: (tiny(method, seed=seed) for seed in range(2) for method in ("student", "apd"))
+        CAMPAIGNS, "four", lambda: (quick(method, seed) for seed in range(2) for method in ("short", "long"))
     )
     return tmp_path / "records"
 
@@ -63,7 +69,7 @@ def test_a_campaign_leaves_a_record_of_every_experiment(folder, trained, capsys)
     assert files(folder) == {f"{e.name}-{fingerprint(e)}.json" for e in experiments}
     out = capsys.readouterr().out
     assert "four: 4 experiments, 0 have a record" in out
-    assert f"four: 4/4 apd-seed1: mIoU {records[-1].scores.miou:.4f}, about 0 min left" in out
+    assert f"four: 4/4 long-seed1: mIoU {records[-1].scores.miou:.4f}, about 0 min left" in out
 
 
 def test_what_has_a_record_is_skipped_wherever_its_run_was(folder, trained, runs, capsys):
@@ -80,14 +86,14 @@ def test_what_has_a_record_is_skipped_wherever_its_run_was(folder, trained, runs
 
 
 def test_a_record_counts_by_its_fingerprint_and_not_by_its_file_name(folder, trained):
-    train(tiny()).save(folder / "any-name.json")
+    train(quick("short")).save(folder / "any-name.json")
     run_campaign("four", folder=folder)
     assert trained == LABELS[1:]
     assert "any-name.json" in files(folder)
 
 
 def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
-    trained.stops = "student-seed1"
+    trained.stops = "short-seed1"
     with pytest.raises(KeyboardInterrupt):
         run_campaign("four", folder=folder)
     assert trained == LABELS[:2]
@@ -100,16 +106,16 @@ def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
 
 
 def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, runs, monkeypatch):
-    train(tiny())
+    train(quick("short"))
     monkeypatch.setattr("apd.study.loop.Run._step", lambda *_: pytest.fail("a step was done again"))
-    (record,) = run_campaign("four", folder=folder, only="student-seed0")
-    assert record.content == train(tiny()).content
+    (record,) = run_campaign("four", folder=folder, only="short-seed0")
+    assert record.content == train(quick("short")).content
 
 
 def test_a_damaged_record_stops_a_campaign_before_it_starts_and_is_named(folder, trained):
     folder.mkdir()
-    (folder / "student-seed0.json").write_text("{")
-    with pytest.raises(RecordError, match=r"student-seed0\.json: cannot be read as JSON"):
+    (folder / "short-seed0.json").write_text("{")
+    with pytest.raises(RecordError, match=r"short-seed0\.json: cannot be read as JSON"):
         run_campaign("four", folder=folder)
     assert trained == []
 
@@ -147,15 +153,15 @@ def test_an_unknown_campaign_is_refused_and_the_nearest_told():
 
 
 def test_a_choice_of_experiments_that_fits_none_is_refused(folder):
-    with pytest.raises(CampaignError, match=r"only = 'apd-seed7': expected a part of .*student-seed0, apd-seed0"):
-        run_campaign("four", folder=folder, only="apd-seed7")
+    with pytest.raises(CampaignError, match=r"only = 'long-seed7': expected a part of .*short-seed0, long-seed0"):
+        run_campaign("four", folder=folder, only="long-seed7")
 
 
 def test_the_module_runs_campaigns_without_a_command_line_library(folder, trained, capsys):
-    arguments = ["four", "--records", str(folder), "--only", "student-seed0", "--device", "cpu"]
+    arguments = ["four", "--records", str(folder), "--only", "short-seed0", "--device", "cpu"]
     assert main(arguments) == 0
-    assert trained == ["student-seed0"]
-    assert read_record(next(folder.iterdir())).experiment == tiny()
+    assert trained == ["short-seed0"]
+    assert read_record(next(folder.iterdir())).experiment == quick("short")
 
 
 def test_its_mistakes_are_told_in_one_line_and_an_exit_code(folder, capsys):

@@ -39,7 +39,7 @@ def test_a_run_killed_at_random_moments_ends_bit_equal(name, uninterrupted, runs
     end while weights and record are written, and in the run of the teacher."""
     dice, output = random.Random(name), tmp_path / "output"
     codes = []
-    while (code := exit_code(train_until_killed, EXPERIMENTS[name], runs, dice.randint(8, 60), output=output)) == -9:
+    while (code := exit_code(train_until_killed, EXPERIMENTS[name], runs, dice.randint(20, 90), output=output)) == -9:
         codes.append(code)
         assert len(codes) < 60, "the run makes no progress"
     assert code == 0, output.read_text()

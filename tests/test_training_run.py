@@ -18,6 +18,7 @@ from apd.study.experiment import APDConfig, ExperimentError
 from apd.study.folders import run_folder
 from apd.study.log import CURVE_POINTS, NonFiniteLossError, RunLog
 from apd.study.loop import task_loss
+from apd.study.teacher import load_teacher
 from apd.study.train import train, trained_network
 from apd.study.trained_distiller import trained_distiller
 
@@ -364,6 +365,16 @@ def test_a_teacher_may_come_from_a_file(runs):
     given, trained = outcome(experiment), outcome(tiny("apd"))
     assert given.pop("fingerprint") != trained.pop("fingerprint")
     assert given == trained
+
+
+def test_a_teacher_is_loaded_strictly_frozen_and_in_eval_mode(runs):
+    experiment = tiny("apd")
+    train(experiment.teacher_experiment())
+    path = run_folder(experiment.teacher_experiment()) / "weights.safetensors"
+    teacher = load_teacher(experiment, path, 10, CPU)
+    assert equal(copied(teacher), load_file(path))
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def test_the_network_of_a_run_comes_back_as_it_was_scored(runs):

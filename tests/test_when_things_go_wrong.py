@@ -328,7 +328,7 @@ def test_ctrl_c_writes_a_checkpoint_leaves_with_130_and_the_same_command_goes_on
         "data.train-images": "4",
         "data.evaluation-images": "2",
         "training.batch-size": "2",
-        "training.iterations": "200",
+        "training.iterations": "100",
         "teacher.network.backbone": "test_efficientnet",
         "teacher.network.head-width": "8",
         "teacher.training.iterations": "2",
@@ -354,14 +354,14 @@ def test_ctrl_c_writes_a_checkpoint_leaves_with_130_and_the_same_command_goes_on
     assert message.startswith("apd: stopped at step ")
     assert "the same command goes on from there" in message
     step = int(message.split("step ")[1].split(";")[0])
-    assert 5 <= step < 200
+    assert 5 <= step < 100
     (folder,) = runs.glob("tiny-student-*")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{step:08d}"]
     monkeypatch.setenv("APD_RUNS", str(runs))
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert f"resumed at step {step}" in out
-    assert lines() == 200
+    assert lines() == 100
     assert Path(out.splitlines()[-1]) == folder / "record.json"
 
 

@@ -13,21 +13,22 @@ from numpy.typing import NDArray
 
 RGB = tuple[int, int, int]
 
-# Hue follows the thing where it can (sky blue, trees green); lightness does the separating, because it is what
-# remains under colour blindness. tests/test_catalogue.py measures all pairs under three simulated deficiencies.
+# Hue follows the thing where it can (sky blue, trees green); lightness separates what colour blindness joins. Found by
+# a search for the largest distances near such hues. In CIE Lab the closest two of the 55 pairs are 30 apart, 22 under
+# simulated protanopia and deuteranopia, 18 under tritanopia; tests/test_catalogue.py measures them.
 CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
     {
-        "sky": (152, 204, 240),
-        "building": (178, 116, 86),
-        "pole": (250, 236, 150),
-        "road": (72, 72, 96),
-        "pavement": (190, 182, 200),
-        "tree": (52, 128, 84),
-        "sign": (240, 170, 20),
-        "fence": (116, 92, 20),
-        "car": (20, 84, 200),
-        "pedestrian": (222, 40, 80),
-        "bicyclist": (240, 130, 200),
+        "sky": (122, 204, 250),
+        "building": (149, 88, 102),
+        "pole": (248, 237, 148),
+        "road": (52, 57, 86),
+        "pavement": (197, 190, 201),
+        "tree": (130, 193, 140),
+        "sign": (242, 172, 21),
+        "fence": (82, 60, 8),
+        "car": (12, 86, 203),
+        "pedestrian": (250, 90, 84),
+        "bicyclist": (203, 102, 176),
     }
 )
 IGNORE_COLOUR: RGB = (255, 255, 255)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from apd.data.scene_layout import Tint
+from apd.data.scene_world import Tint
 
 Floats = NDArray[np.float32]
 GROUND_PARTS = 4
@@ -146,7 +146,7 @@ class Canvas:
         np.copyto(target, part, where=inside, casting="unsafe")
 
     def polygon(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
-        """Fill a convex polygon given by its corners (x, y), in either sense."""
+        """Fill a convex polygon given by its corners (x, y), in either sense; the first three not in a line."""
         xs, ys = zip(*corners, strict=True)
         if max(xs) <= 0 or min(xs) >= self.width:
             return

@@ -14,7 +14,7 @@ Geometry and labels come from another stream of random numbers and do not depend
 """
 
 from functools import lru_cache
-from math import cos, pi, sin
+from math import cos, pi, sin, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from apd.data.catalogue import SCENES
 from apd.data.scene_canvas import Detail, Floats, Surface
-from apd.data.scene_layout import Dice
 from apd.data.scene_street import SKY, View
+from apd.data.scene_world import Dice
 
 # The common palette in OkLab (lightness, green-red, blue-yellow), in label order: a clear day. Own choice.
 STANDARD_LAB = np.array(
@@ -40,6 +40,7 @@ STANDARD_LAB = np.array(
         (0.54, 0.150, 0.030),  # pedestrian
     ]
 )
+_MIDDLE_LAB = STANDARD_LAB.mean(axis=0)
 _DETAIL_LAB = {
     Detail.NONE: (0.5, 0.0, 0.0),
     Detail.GLASS: (0.47, -0.02, -0.035),
@@ -86,9 +87,10 @@ def draw_look(dice: Dice, context_shift: float) -> Look:
     """Draw a picture's own look and mix it with the common one. The same numbers are drawn at every dial value."""
     # Eased in, so that what colour alone can tell falls about evenly with the dial (tests/test_scenes.py measures it).
     own = context_shift * (1 + context_shift) / 2
-    turn, orders = dice.uniform(-pi, pi), [dice.numbers(SCENES.num_classes) for _ in range(_CANDIDATES)]
+    turn, places = dice.uniform(-pi, pi), dice.numbers(_CANDIDATES * SCENES.num_classes)
+    orders_NK = np.argsort(np.array(places).reshape(_CANDIDATES, SCENES.num_classes), axis=1)
     jitter = np.array([dice.tint(0.05, 0.02) for _ in range(SCENES.num_classes)])
-    class_lab_K3 = _mix_palettes(np.argsort(orders, axis=1), turn, jitter, own)
+    class_lab_K3 = _mix_palettes(orders_NK, turn, jitter, own)
     warmth, tinge, exposure = dice.uniform(-1, 1), dice.uniform(-1, 1), dice.uniform(0.5, 1.15)
     cast = (1 + 0.28 * warmth, 1 + 0.10 * tinge, 1 - 0.28 * warmth)
     contrast, haze, glow = dice.uniform(0.78, 1.15), dice.uniform(60.0, 400.0), dice.uniform(0.0, 0.5)
@@ -114,15 +116,15 @@ def _mix_palettes(
     they are at the ends. Of several orders the one is taken that keeps the classes of this picture furthest apart all
     along the way, because two classes of one picture that look the same are not what the dial is about.
     """
-    middle_3 = STANDARD_LAB.mean(axis=0)
-    standard_K3 = STANDARD_LAB - middle_3
+    standard_K3 = STANDARD_LAB - _MIDDLE_LAB
     c, s = cos(turn), sin(turn)
-    light_K, a_K, b_K = standard_K3.T
-    turned_K3 = np.stack([light_K, _MUTED * (c * a_K - s * b_K), _MUTED * (s * a_K + c * b_K)], axis=1)
+    a_K, b_K = standard_K3[:, 1], standard_K3[:, 2]
+    turned_K3 = standard_K3.copy()
+    turned_K3[:, 1], turned_K3[:, 2] = _MUTED * (c * a_K - s * b_K), _MUTED * (s * a_K + c * b_K)
     own_NK3 = turned_K3[orders_NK] + jitter_K3
 
     def mix(share: float) -> NDArray[np.float64]:
-        return ((1 - share) * standard_K3 + share * own_NK3) / ((1 - share) ** 2 + share**2) ** 0.5
+        return ((1 - share) * standard_K3 + share * own_NK3) / sqrt((1 - share) ** 2 + share**2)
 
     closest_N = np.full(len(orders_NK), np.inf)
     for share in (0.5, 1.0):
@@ -130,15 +132,17 @@ def _mix_palettes(
         gaps_NKK = ((mixed_NK3[:, :, None] - mixed_NK3[:, None]) ** 2).sum(axis=3)
         nearest_NK = np.sort(gaps_NKK, axis=2)[:, :, 1]
         closest_N = np.minimum(closest_N, np.sort(nearest_NK, axis=1)[:, :5].sum(axis=1))
-    return mix(own)[int(closest_N.argmax())] + middle_3
+    return mix(own)[int(closest_N.argmax())] + _MIDDLE_LAB
 
 
 def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
     """OkLab (Ottosson 2020), (N, 3), to linear RGB, (3, N), cut to what a screen can show."""
     light, a, b = lab_N3.T
-    long = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    medium = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (light - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    long = light + 0.3963377774 * a + 0.2158037573 * b
+    medium = light - 0.1055613458 * a - 0.0638541728 * b
+    short = light - 0.0894841775 * a - 1.2914855480 * b
+    # Products, since a power may differ in its last bit from one processor to the next.
+    long, medium, short = long * long * long, medium * medium * medium, short * short * short
     red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
     green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
     blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
@@ -168,7 +172,9 @@ def texture_tiles() -> NDArray[np.int8]:
     hatch = np.where((i + j) // 16 % 2, 1.0, -1.0)
     spots = np.where((i % 64 - 32) ** 2 + (j % 64 - 32) ** 2 < 300, 1.0, -0.4)
     tiles = (grain, blotches, across, down, bricks, slabs, hatch, spots)
-    return np.stack([np.rint(127 * np.clip(0.85 * tile + 0.15 * grain, -1, 1)) for tile in tiles]).astype(np.int8).ravel()
+    return (
+        np.stack([np.rint(127 * np.clip(0.85 * tile + 0.15 * grain, -1, 1)) for tile in tiles]).astype(np.int8).ravel()
+    )
 
 
 def develop(view: View, look: Look) -> NDArray[np.uint8]:

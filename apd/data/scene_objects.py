@@ -7,8 +7,8 @@ an instance. A sign's post belongs to the poles.
 from collections.abc import Sequence
 
 from apd.data.scene_canvas import Detail
-from apd.data.scene_layout import Car, Lamp, Pedestrian, Railing, Sign, Thing, Tint, Tree
 from apd.data.scene_street import CAR, FENCE, NEAREST, PEDESTRIAN, PLAIN, POLE, SIGN, TREE, View
+from apd.data.scene_world import Car, Lamp, Pedestrian, Railing, Sign, Thing, Tint, Tree
 
 Point = tuple[float, float, float]
 
@@ -37,10 +37,13 @@ class _Brush:
 
     def solid(self, part: int, corners: Sequence[Point]) -> None:
         """Convex polygon in space: (across, up, further away)."""
-        view = self.view
-        self.canvas.polygon(
-            part, [(view.column(self.x + a, self.z + c), view.row(b, self.z + c)) for a, b, c in corners]
-        )
+        focal, centre, horizon = self.view.focal, self.view.centre, self.view.horizon
+        x, height = self.x - self.view.camera.x, self.view.camera.height
+        points = []
+        for across, up, beyond in corners:
+            scale = focal / (self.z + beyond)
+            points.append((centre + (x + across) * scale, horizon + (height - up) * scale))
+        self.canvas.polygon(part, points)
 
     def blob(self, part: int, x: float, y: float, across: float, up: float) -> None:
         """Ellipse at the object's depth."""
@@ -121,7 +124,9 @@ def _paint_tree(view: View, tree: Tree) -> None:
     toward = 0.16 * s
     view.canvas.ellipses(leaves, [(a + view.sun * toward, b - toward, 0.78 * c, 0.74 * c) for a, b, c, _ in crown])
     upper = sorted(crown, key=lambda lump: lump[1] - 0.5 * view.sun * lump[0])[:3]
-    view.canvas.ellipses(lit, [(a + 1.9 * view.sun * toward, b - 1.9 * toward, 0.42 * c, 0.36 * c) for a, b, c, _ in upper])
+    view.canvas.ellipses(
+        lit, [(a + 1.9 * view.sun * toward, b - 1.9 * toward, 0.42 * c, 0.36 * c) for a, b, c, _ in upper]
+    )
 
 
 def _paint_lamp(view: View, lamp: Lamp) -> None:
@@ -169,7 +174,11 @@ def _paint_sign(view: View, sign: Sign) -> None:
             brush.box(mark, -0.95 * r, y + line * r, 0.6 * r, y + (line + 0.18) * r)
     else:
         brush.box(face, -0.5 * r, y - 1.15 * r, 0.5 * r, y + 1.15 * r)
-        for part, level in ((brush.part(0.0, Detail.RED, 0.8), 0.7), (mark, 0.0), (brush.part(0.0, Detail.LIT, 0.5), -0.7)):
+        for part, level in (
+            (brush.part(0.0, Detail.RED, 0.8), 0.7),
+            (mark, 0.0),
+            (brush.part(0.0, Detail.LIT, 0.5), -0.7),
+        ):
             brush.blob(part, 0.0, y + level * r, 0.3 * r, 0.3 * r)
 
 
@@ -187,16 +196,11 @@ def _paint_pedestrian(view: View, person: Pedestrian) -> None:
     h, step = person.height, person.stride
     brush.shadow(0.38, 0.3, 0.15)
     for foot in (-step - 0.06, step + 0.06):
-        brush.shape(
-            trousers, [(-0.13, 0.5 * h), (0.13, 0.5 * h), (foot + 0.085, 0.0), (foot - 0.085, 0.0)]
-        )
+        brush.shape(trousers, [(-0.13, 0.5 * h), (0.13, 0.5 * h), (foot + 0.085, 0.0), (foot - 0.085, 0.0)])
     fine = h * brush.scale > 8.0  # cells; on a smaller figure arms and hair are lost anyway
     for hand in () if not fine else (-0.27 - 0.5 * abs(step), 0.27 + 0.5 * abs(step)):
-        shoulder = 0.2 if hand > 0 else -0.2
-        brush.shape(
-            sleeve,
-            [(shoulder - 0.06, 0.81 * h), (shoulder + 0.06, 0.81 * h), (hand + 0.055, 0.46 * h), (hand - 0.055, 0.46 * h)],
-        )
+        top, end = 0.2 if hand > 0 else -0.2, 0.46 * h
+        brush.shape(sleeve, [(top - 0.06, 0.81 * h), (top + 0.06, 0.81 * h), (hand + 0.055, end), (hand - 0.055, end)])
     brush.shape(coat, [(-0.24, 0.82 * h), (0.24, 0.82 * h), (0.2, 0.44 * h), (-0.2, 0.44 * h)])
     brush.blob(skin, 0.0, 0.91 * h, 0.115, 0.09 * h)
     if fine:
@@ -220,12 +224,17 @@ def _paint_car(view: View, car: Car) -> None:
     )
     inner = -w if car.x > view.camera.x else w
     shade = 0.82 * inner
-    brush.canvas.polygon(  # the ground under the car
-        dark, [(view.column(car.x + a, car.z + c), view.row(0.12, car.z + c)) for a, c in ((-w, 0), (w, 0), (w, end), (-w, end))]
-    )
+    # The darkness under the car counts as car: nothing of the road can be seen there.
+    brush.solid(dark, [(-w, 0.12, 0.0), (w, 0.12, 0.0), (w, 0.12, end), (-w, 0.12, end)])
     brush.solid(side, [(inner, 0.28, 0.0), (inner, waist, 0.0), (inner, waist, end), (inner, 0.28, end)])
     brush.solid(
-        glass, [(inner, waist, start * end), (shade, h, (start + slope) * end), (shade, h, (stop - slope) * end), (inner, waist, stop * end)]
+        glass,
+        [
+            (inner, waist, start * end),
+            (shade, h, (start + slope) * end),
+            (shade, h, (stop - slope) * end),
+            (inner, waist, stop * end),
+        ],
     )
     for at in (0.18, 0.8):
         depth, radius = car.z + at * end, 0.33
@@ -238,12 +247,15 @@ def _paint_car(view: View, car: Car) -> None:
         brush.box(dark, x - 0.12, 0.0, x + 0.12, 0.4)
     top, back = 0.82 * w, (start + slope) * end
     brush.solid(roof, [(-w, waist, 0.0), (w, waist, 0.0), (w, waist, start * end), (-w, waist, start * end)])
-    brush.solid(roof, [(-top, h, back), (top, h, back), (top, h, (stop - slope) * end), (-top, h, (stop - slope) * end)])
+    brush.solid(
+        roof, [(-top, h, back), (top, h, back), (top, h, (stop - slope) * end), (-top, h, (stop - slope) * end)]
+    )
     brush.solid(paint, [(-w, waist, start * end), (w, waist, start * end), (top, h, back), (-top, h, back)])
     inset = (0.86 * w, 0.74 * w)
     low, high = waist + 0.12 * (h - waist), waist + 0.86 * (h - waist)
     brush.solid(
-        glass, [(-inset[0], low, start * end), (inset[0], low, start * end), (inset[1], high, back), (-inset[1], high, back)]
+        glass,
+        [(-inset[0], low, start * end), (inset[0], low, start * end), (inset[1], high, back), (-inset[1], high, back)],
     )
     brush.box(paint, -w, 0.28, w, waist)
     brush.box(dark, -w, 0.26, w, 0.42)
@@ -261,7 +273,12 @@ def _paint_crossing_car(view: View, car: Car) -> None:
     brush.canvas.shadow(brush.column, brush.foot, 1.02 * half * brush.scale, 0.16 * brush.scale)
     van = h > 1.9
     nose, tail = (0.72, -0.98) if van else (0.5, -0.8)
-    cabin = [(d * half * tail, waist), (d * half * (tail + 0.14), h), (d * half * (nose - 0.28), h), (d * half * nose, waist)]
+    cabin = [
+        (d * half * tail, waist),
+        (d * half * (tail + 0.14), h),
+        (d * half * (nose - 0.28), h),
+        (d * half * nose, waist),
+    ]
     brush.shape(roof, cabin)
     middle = d * half * (nose + tail) / 2
     brush.shape(glass, [(middle + 0.86 * (a - middle), waist + 0.84 * (b - waist)) for a, b in cabin])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from apd.data.catalogue import SCENES
 from apd.data.scene_canvas import GROUND_PARTS, Canvas, Detail, Floats, Surface, cells
-from apd.data.scene_layout import FAR_END, Building, Camera, Cloud, Garden, Layout, SideStreet, Tint
+from apd.data.scene_world import FAR_END, Building, Camera, Cloud, Garden, Layout, SideStreet, Tint
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN = range(SCENES.num_classes)
 PLAIN: Tint = (0.0, 0.0, 0.0)
@@ -50,7 +50,12 @@ def begin(layout: Layout, height: int, width: int) -> View:
     for class_index in range(SCENES.num_classes):
         canvas.new_region(class_index)
     for darkness in (0.0, -0.17):
-        for region, lightness, share in ((PAVEMENT, 0.0, 0.0), (ROAD, 0.0, 0.0), (ROAD, 0.0, 0.6), (PAVEMENT, 0.06, 0.0)):
+        for region, lightness, share in (
+            (PAVEMENT, 0.0, 0.0),
+            (ROAD, 0.0, 0.0),
+            (ROAD, 0.0, 0.6),
+            (PAVEMENT, 0.06, 0.0),
+        ):
             canvas.new_part(
                 region,
                 PLAIN,
@@ -156,7 +161,7 @@ def _wall(view: View, side: int, x: float, near: float, far: float) -> _Wall | N
     """Columns of the plane X = side * x between two depths; None when it is outside the picture or behind us."""
     distance = x - side * view.camera.x
     near = max(near, NEAREST)
-    ends = sorted((view.centre + side * view.focal * distance / z for z in (near, far)))
+    ends = sorted(view.centre + side * view.focal * distance / z for z in (near, far))
     first, last = cells(*ends, view.canvas.width)
     if first >= last:
         return None
@@ -170,7 +175,9 @@ def _paint_building(view: View, house: Building, x: float) -> None:
     shine = 0.035 if house.side != view.sun else -0.035
     depth = (near + house.far) / 2
 
-    def part(lightness: float, detail: Detail = Detail.NONE, share: float = 0.0, surface: Surface = Surface.WALL) -> int:
+    def part(
+        lightness: float, detail: Detail = Detail.NONE, share: float = 0.0, surface: Surface = Surface.WALL
+    ) -> int:
         return canvas.new_part(
             BUILDING, house.tint, lightness, depth=depth, detail=detail, share=share, surface=surface
         )

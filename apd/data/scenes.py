@@ -8,6 +8,7 @@ of (seed, split, index) alone: the same street can be seen at any size and at an
 
 import hashlib
 import json
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from apd.data.catalogue import SCENES, DatasetSpec
 from apd.data.sample import Sample
 from apd.data.scene_canvas import Canvas
-from apd.data.scene_layout import Dice, draw_layout
+from apd.data.scene_layout import draw_layout
 from apd.data.scene_light import develop, draw_look
 from apd.data.scene_objects import paint_thing
 from apd.data.scene_street import begin, paint_street
+from apd.data.scene_world import Dice
 
 GENERATOR_VERSION = 1
 """Part of every fingerprint. Raise it whenever any pixel or label of any scene changes."""
@@ -40,16 +42,17 @@ class Scene(NamedTuple):
         image_HW3: uint8 RGB.
         labels_HW: uint8, the class of each pixel; 255 on the thin borders where two regions meet.
         instances_HW: uint16, 0 for stuff, else the number 1..n of the thing seen there, border included.
-        instance_classes_N: int64, class of things 1..n, in the order of their numbers (far to near).
-        boxes_N4: int64, (x0, y0, x1, y1) around the visible pixels of each thing; x1 and y1 are one past the last
-            pixel, so a width is x1 - x0 and `instances_HW[y0:y1, x0:x1]` is the cut-out.
+        instance_classes: int64 (n,), class of things 1..n, in the order of their numbers (far to near).
+        boxes: int64 (n, 4), (x0, y0, x1, y1) around the visible pixels of each thing; x1 and y1 are one past the last
+            pixel, so a width is x1 - x0 and `instances_HW[y0:y1, x0:x1]` is the cut-out. Far or hidden things can be
+            as small as one pixel.
     """
 
     image_HW3: NDArray[np.uint8]
     labels_HW: NDArray[np.uint8]
     instances_HW: NDArray[np.uint16]
-    instance_classes_N: NDArray[np.int64]
-    boxes_N4: NDArray[np.int64]
+    instance_classes: NDArray[np.int64]
+    boxes: NDArray[np.int64]
 
 
 def draw_scene(
@@ -70,7 +73,7 @@ def draw_scene(
 
     Example:
         >>> scene = draw_scene(0, 0, height=96, width=128)
-        >>> scene.image_HW3.shape, scene.labels_HW.shape, len(scene.boxes_N4) == scene.instances_HW.max()
+        >>> scene.image_HW3.shape, scene.labels_HW.shape, scene.boxes.shape == (scene.instances_HW.max(), 4)
         ((96, 128, 3), (96, 128), True)
     """
     _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
@@ -82,7 +85,7 @@ def draw_scene(
     paint_street(view, layout)
     for thing in layout.things:
         paint_thing(view, thing)
-    image_HW3 = develop(view, draw_look(Dice(*origin, 1), context_shift))
+    image_HW3 = develop(view, draw_look(Dice(*origin, 1), float(context_shift)))
     return Scene(image_HW3, *_label(view.canvas))
 
 
@@ -108,13 +111,13 @@ def _boxes(instances_HW: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
     """Bounds (x0, y0, x1, y1) of the pixels that carry each number 1..count."""
     rows, columns = np.nonzero(instances_HW)
     number = instances_HW[rows, columns] - 1
-    boxes_N4 = np.empty((count, 4), dtype=np.int64)
+    boxes = np.empty((count, 4), dtype=np.int64)
     for axis, place, size in ((0, columns, instances_HW.shape[1]), (1, rows, instances_HW.shape[0])):
         seen = np.zeros((count, size), dtype=bool)
         seen[number, place] = True
-        boxes_N4[:, axis] = seen.argmax(axis=1)
-        boxes_N4[:, axis + 2] = size - seen[:, ::-1].argmax(axis=1)
-    return boxes_N4
+        boxes[:, axis] = seen.argmax(axis=1)
+        boxes[:, axis + 2] = size - seen[:, ::-1].argmax(axis=1)
+    return boxes
 
 
 def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:
@@ -204,7 +207,7 @@ def _check(*, height: int, width: int, context_shift: float, seed: int, split: s
     for name, value in (("height", height), ("width", width)):
         if not _is_count(value) or value < SMALLEST:
             raise ValueError(f"{name}={value!r}; expected a number of pixels from {SMALLEST}, such as 96")
-    if isinstance(context_shift, bool) or not isinstance(context_shift, int | float) or not 0 <= context_shift <= 1:
+    if isinstance(context_shift, bool) or not isinstance(context_shift, Real) or not 0 <= context_shift <= 1:
         raise ValueError(
             f"context_shift={context_shift!r}; expected a number from 0 (one look for all pictures) "
             f"to 1 (each picture its own)"

@@ -147,7 +147,7 @@ def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
     names = comparison.any_record.class_names
     pixels = [sum(row) for row in comparison.any_record.content["confusion"]]
     order = sorted(range(len(names)), key=lambda k: -pixels[k])
-    with figure(width=WIDTH, height=1.1 + 0.31 * len(names)) as fig:
+    with figure(width=WIDTH, height=1.25 + 0.31 * len(names)) as fig:
         fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
         said = []
         all_axes = fig.subplots(1, len(methods), squeeze=False, sharex=True, sharey=True)[0]
@@ -161,7 +161,8 @@ def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
                 axes.barh(row, gains[k], height=0.5, color=METHOD_COLOURS[method], alpha=0.55, zorder=2)
                 _seed_points(axes, sorted(per_seed), row, METHOD_COLOURS[method])
             axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
-            axes.set_title(METHOD_NAMES[method], fontsize=10.5, fontweight="normal", color=METHOD_COLOURS[method])
+            name = textwrap.fill(METHOD_NAMES[method], 14)
+            axes.set_title(name, fontsize=10.5, fontweight="normal", color=METHOD_COLOURS[method])
             _rows(axes, [names[k] for k in order])
             quiet_axes(axes, grid="x")
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))

@@ -1,5 +1,6 @@
 """How runs went: their terms, learning rate and validation scores over the steps."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,12 +15,12 @@ from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
 
 PANELS = {
-    "task": "task: cross-entropy with the labels",
-    "pixel_kd": "pixel_kd: logits, teacher and student",
+    "task": "task: cross-entropy",
+    "pixel_kd": "pixel_kd",
     "observation": "observation",
     "alignment": "alignment",
-    "regularisation": "regularisation (teacher's head)",
-    "learning_rate": "learning rate of the backbone",
+    "regularisation": "regularisation",
+    "learning_rate": "learning rate",
 }
 
 
@@ -52,7 +53,7 @@ def spread_out(heights: Sequence[float], least: float) -> list[float]:
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], texts: Mapping[str, str]) -> None:
     """Names at the right end of lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    heights = spread_out([y for _, y in ends.values()], 0.1 * (high - low))
+    heights = spread_out([y for _, y in ends.values()], 0.15 * (high - low))
     for (method, (x, _)), height in zip(ends.items(), heights, strict=True):
         axes.annotate(
             texts[method],
@@ -60,6 +61,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], texts: Mapp
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
+            linespacing=0.95,
             color=METHOD_COLOURS[method],
             annotation_clip=False,
         )
@@ -83,7 +85,7 @@ def term_curves(records: Mapping[str, Record]) -> Drawing:
             axes.set_title(PANELS[term], fontsize=10, fontweight="normal")
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             quiet_axes(axes, grid="y")
             said.append(f"{term}: {', '.join(lasts)}")
         for axes in fig.axes[len(shown) :]:
@@ -102,7 +104,7 @@ def term_curves(records: Mapping[str, Record]) -> Drawing:
 
 def validation_curves(records: Mapping[str, Record], teacher: Record | None = None) -> Drawing:
     """mIoU on the validation split on the way, one line for each method, the finished teacher as a dashed line."""
-    with figure(height=3.2) as fig:
+    with figure(height=3.6) as fig:
         axes = fig.subplots()
         ends, texts = {}, {}
         for method, record in records.items():
@@ -110,7 +112,10 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
             values = [100 * scores(torch.tensor(e["confusion"])).miou for e in noted]
             steps = [e["step"] for e in noted]
             axes.plot(steps, values, color=METHOD_COLOURS[method], marker="o", markersize=5)
-            ends[method], texts[method] = (steps[-1], values[-1]), f"{METHOD_NAMES[method]} {values[-1]:.1f}"
+            ends[method], texts[method] = (
+                (steps[-1], values[-1]),
+                textwrap.fill(f"{METHOD_NAMES[method]} {values[-1]:.1f}", 16),
+            )
         if teacher is not None:
             last = 100 * scores(torch.tensor(teacher.content["evaluations"][-1]["confusion"])).miou
             axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -121,4 +126,6 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
         axes.set_ylabel("mIoU on val, %")
         quiet_axes(axes, grid="y")
         _label_ends(axes, ends, texts)
-        return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(texts.values()))
+        return drawing(
+            fig, "mIoU on the validation split after the last step: " + ", ".join(texts.values()).replace("\n", " ")
+        )

@@ -17,7 +17,7 @@ PictureHW3 = NDArray[np.uint8]
 _STYLE = """<style>
 .text_html:has(.apd-figure){background:transparent!important;color:inherit!important;padding:0!important}
 .apd-figure{margin:1rem 0;color:inherit}
-.apd-figure svg.apd-drawing{display:block;width:100%;height:auto;max-width:44rem;margin:auto}
+.apd-figure svg.apd-drawing{display:block;width:100%;height:auto;max-width:36rem;margin:auto}
 .apd-figure img{display:block;flex:1 1 0;width:100%;min-width:0;height:auto;image-rendering:pixelated;
 background:transparent!important;padding:0!important;margin:0;filter:none!important;border-radius:3px}
 .apd-panels{display:grid;gap:.9rem .8rem;grid-template-columns:repeat(auto-fill,

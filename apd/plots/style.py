@@ -26,8 +26,8 @@ METHOD_COLOURS = {
     "apd": "#0e9384",
     "teacher": INK,
 }
-WIDTH = 6.4
-"""Inches of a full-width figure; type of 11 points then has the size of the text beside it, about 9 px on a phone."""
+WIDTH = 5.4
+"""Inches of a full-width figure; type of 11 points then has the size of the text beside it, and 9 px on a phone."""
 
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 _SETTINGS = {

@@ -98,12 +98,12 @@ def answers_table(comparisons: Sequence[Comparison], confidence: float = 0.95) -
     if not comparisons:
         return nothing("There is no answer: there is no record yet.")
     rows = {}
-    for method, reference, equal in QUESTIONS:
+    for method, reference, _ in QUESTIONS:
         answers = {}
         for comparison in comparisons:
             found = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
-            answers[comparison.title] = f"{_SHORT[found.verdict]} {points(found.mean)}"
-        rows[f"“{METHOD_NAMES[method]}” against “{METHOD_NAMES[reference]}”: {equal}"] = answers
+            answers[comparison.title] = f"{_SHORT[found.verdict]}{_FIXED}{points(found.mean)}"
+        rows[f"{METHOD_NAMES[method]} against {METHOD_NAMES[reference]}"] = answers
     caption = f"mean difference in mIoU, percentage points; above or below: with {100 * confidence:g} % confidence"
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 

@@ -142,7 +142,8 @@ def visit(browser: Browser, base: str) -> Iterator[functools.cache]:
         page.add_style_tag(content=STILL)
         page.add_script_tag(path=str(AXE))
         light = page.evaluate(AXE_RUN)
-        page.evaluate("document.documentElement.dataset.theme = 'dark'")
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
         dark = page.evaluate(AXE_RUN)
         seen = dict(
             broken_pictures=page.evaluate(

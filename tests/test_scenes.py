@@ -1,0 +1,285 @@
+"""The built-in scenes: the same everywhere, exact in every mask, and with the one property the study turns on."""
+
+import hashlib
+import inspect
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apd.data.catalogue import SCENES
+from apd.data.sample import SegmentationDataset
+from apd.data.scene_canvas import Canvas
+from apd.data.scene_layout import draw_layout
+from apd.data.scene_objects import paint_thing
+from apd.data.scene_street import begin, paint_street
+from apd.data.scene_world import Dice
+from apd.data.scenes import GENERATOR_VERSION, Scene, Scenes, border_width, draw_scene
+
+# Of three scenes at three sizes and dial values. When a change of the generator is meant: raise GENERATOR_VERSION,
+# look at the scenes, and put the new value here. Records made with the old scenes no longer compare.
+GOLDEN = (1, "d572f893a1317bdb081e88686651485b8a417d8aff6cdfa6d419b8587ad47f57")
+FEW = [(0, 0, 48, 64, 0.0), (7, 3, 96, 96, 0.5), (1, 2, 130, 40, 1.0)]
+
+
+def digest() -> str:
+    content = hashlib.sha256()
+    for seed, index, height, width, shift in FEW:
+        for array in draw_scene(seed, index, height=height, width=width, context_shift=shift):
+            content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
+
+
+def paint(seed: int, index: int, height: int, width: int) -> Canvas:
+    """The canvas behind a training scene, repainted from its parts."""
+    layout = draw_layout(Dice(seed, 0, index, 0))
+    view = begin(layout, 2 * height, 2 * width)
+    paint_street(view, layout)
+    for thing in layout.things:
+        paint_thing(view, thing)
+    return view.canvas
+
+
+def regions(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray, list[tuple[int, bool]]]:
+    """What every pixel's upper left corner shows, before any border is drawn."""
+    canvas = paint(seed, index, height, width)
+    return canvas.region_of_part()[canvas.parts_HW[::2, ::2]], canvas.regions
+
+
+def test_scenes_have_not_changed_since_this_generator_version():
+    assert (GENERATOR_VERSION, digest()) == GOLDEN
+
+
+def test_another_process_with_other_hash_seed_and_threads_draws_the_same_bits():
+    program = f"""
+import hashlib, torch, numpy as np
+from apd.data.scenes import draw_scene
+torch.set_num_threads(2)
+FEW = {FEW}
+{inspect.getsource(digest)}
+print(digest())
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "2"}
+    other = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == digest()
+
+
+def test_drawing_in_another_order_changes_nothing():
+    data = Scenes(3, height=48, width=48, context_shift=1.0, seed=4)
+    forth = [data[i].image_3HW for i in (0, 1, 2)]
+    back = [data[i].image_3HW for i in (2, 1, 0)][::-1]
+    assert all((a == b).all() for a, b in zip(forth, back, strict=True))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"index": 1}, {"split": "val"}, {"split": "test"}])
+def test_seed_index_and_split_each_give_another_street(change):
+    settings_ = {"seed": 0, "index": 0, "split": "train"}
+    a = draw_scene(**settings_, height=64, width=64)
+    b = draw_scene(**{**settings_, **change}, height=64, width=64)
+    assert (a.labels_HW != b.labels_HW).mean() > 0.1
+
+
+def test_the_dial_changes_the_picture_and_nothing_else():
+    at_zero, *others = (draw_scene(0, 5, height=64, width=80, context_shift=shift) for shift in (0, 0.4, 1))
+    for other in others:
+        for name in ("labels_HW", "instances_HW", "instance_classes", "boxes"):
+            np.testing.assert_array_equal(getattr(at_zero, name), getattr(other, name))
+        assert (at_zero.image_HW3 != other.image_HW3).mean() > 0.5
+
+
+def test_the_dial_moves_the_picture_continuously_all_along():
+    for index in range(3):
+        dial = np.linspace(0, 1, 41)
+        pictures = [draw_scene(0, index, height=48, width=48, context_shift=s).image_HW3.astype(float) for s in dial]
+        steps = [np.abs(b - a).mean() for a, b in pairwise(pictures)]
+        assert max(steps) < 6, "a step of 0.025 is a small change of brightness"
+        assert np.abs(pictures[-1] - pictures[0]).mean() > 15
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**40),
+    index=st.integers(0, 10**6),
+    height=st.integers(32, 150),
+    width=st.integers(32, 150),
+    shift=st.floats(0, 1),
+    split=st.sampled_from(["train", "val", "test"]),
+)
+def test_labels_instances_classes_and_boxes_agree_in_any_scene(seed, index, height, width, shift, split):
+    scene = draw_scene(seed, index, height=height, width=width, context_shift=shift, split=split)
+    assert scene.image_HW3.shape == (height, width, 3)
+    assert scene.image_HW3.dtype == scene.labels_HW.dtype == np.uint8
+    assert set(np.unique(scene.labels_HW)) <= {*range(SCENES.num_classes), 255}
+    things = [SCENES.index(name) for name in SCENES.thing_names]
+    count = len(scene.instance_classes)
+    assert set(np.unique(scene.instances_HW)) == {*range(count + 1)}
+    assert scene.boxes.shape == (count, 4)
+    assert set(scene.instance_classes) <= set(things)
+    # Away from borders a pixel is a thing's exactly when its label is a thing's, and the label is that thing's class.
+    labelled = scene.labels_HW != 255
+    np.testing.assert_array_equal((scene.instances_HW > 0)[labelled], np.isin(scene.labels_HW, things)[labelled])
+    class_of = np.array([255, *scene.instance_classes])
+    on_thing = labelled & (scene.instances_HW > 0)
+    np.testing.assert_array_equal(class_of[scene.instances_HW][on_thing], scene.labels_HW[on_thing])
+    for number, (x0, y0, x1, y1) in enumerate(scene.boxes, start=1):
+        mask_HW = scene.instances_HW == number
+        cut = mask_HW[y0:y1, x0:x1]
+        assert cut.sum() == mask_HW.sum() > 0
+        assert all(side.any() for side in (cut[0], cut[-1], cut[:, 0], cut[:, -1]))
+
+
+def test_labels_are_the_classes_of_the_regions_and_borders_are_where_two_regions_meet():
+    for index in range(4):
+        region_HW, known = regions(3, index, 60, 70)
+        scene = draw_scene(3, index, height=60, width=70)
+        for row, column in np.ndindex(60, 70):
+            here = region_HW[row, column]
+            right, below = region_HW[row, min(column + 1, 69)], region_HW[min(row + 1, 59), column]
+            expected = known[here][0] if here == right == below else 255
+            assert scene.labels_HW[row, column] == expected, (row, column)
+            assert (scene.instances_HW[row, column] > 0) == known[here][1]
+
+
+@pytest.mark.parametrize(("height", "width", "border"), [(96, 96, 1), (359, 500, 1), (480, 640, 2), (1024, 2048, 4)])
+def test_borders_grow_with_the_picture_and_stay_thin(height, width, border):
+    assert border_width(height, width) == border
+    if height == 1024:
+        height, width = 960, 600  # the same border width in less time
+    region_HW, _ = regions(0, 1, height, width)
+    ignored_HW = draw_scene(0, 1, height=height, width=width).labels_HW == 255
+    meet_HW = np.zeros(region_HW.shape, dtype=bool)
+    meet_HW[:, :-1] = region_HW[:, 1:] != region_HW[:, :-1]
+    meet_HW[:-1] |= region_HW[1:] != region_HW[:-1]
+    assert ignored_HW[meet_HW].all()
+    padded = np.pad(meet_HW, border // 2)
+    near_HW = np.lib.stride_tricks.sliding_window_view(padded, (border // 2 * 2 + 1,) * 2).any(axis=(2, 3))
+    assert not (ignored_HW & ~near_HW).any()
+
+
+def test_the_same_street_is_seen_at_any_size():
+    for index in range(5):
+        small, large = (draw_scene(2, index, height=n, width=n).labels_HW for n in (64, 256))
+        large = large[1::4, 1::4]
+        both = (small != 255) & (large != 255)
+        assert (small == large)[both].mean() > 0.97
+
+
+def test_every_class_is_frequent_enough_to_learn():
+    scenes = [draw_scene(0, index, height=96, width=96) for index in range(60)]
+    counts = np.array([np.bincount(scene.labels_HW.ravel(), minlength=256) for scene in scenes])
+    share, presence = counts.sum(axis=0) / counts.sum(), (counts > 0).mean(axis=0)
+    for name, of_pixels, of_images in zip(SCENES.class_names, share, presence, strict=False):
+        assert of_pixels > 0.004, (name, of_pixels)
+        assert of_images > 0.85, (name, of_images)
+    assert share[255] < 0.15
+
+
+def colour_accuracy(shift: float) -> tuple[float, float]:
+    """How many pixels get the right class by the nearest class mean in colour and local contrast.
+
+    First with the means over many other pictures, then with the means of the very picture.
+    """
+
+    def read(index: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+        scene: Scene = draw_scene(0, index, height=48, width=48, context_shift=shift, split=split)
+        grey = np.pad(scene.image_HW3.mean(axis=2), 1, mode="edge")
+        contrast = np.lib.stride_tricks.sliding_window_view(grey, (3, 3)).std(axis=(2, 3))
+        features = np.concatenate([scene.image_HW3, 1.5 * contrast[:, :, None]], axis=2)
+        labelled = scene.labels_HW != 255
+        return features[labelled], scene.labels_HW[labelled]
+
+    def means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.array([features[labels == k].mean(axis=0) if (labels == k).any() else [1e6] * 4 for k in range(10)])
+
+    def right(features: np.ndarray, labels: np.ndarray, of: np.ndarray) -> float:
+        return float((((features[:, None] - of) ** 2).sum(axis=2).argmin(axis=1) == labels).mean())
+
+    pictures = [read(index, "train") for index in range(60)]
+    common = means(np.concatenate([f for f, _ in pictures]), np.concatenate([k for _, k in pictures]))
+    unseen = [read(index, "test") for index in range(25)]
+    return (
+        float(np.mean([right(f, k, common) for f, k in unseen])),
+        float(np.mean([right(f, k, means(f, k)) for f, k in unseen])),
+    )
+
+
+def test_turning_the_dial_takes_the_colours_of_classes_apart_between_pictures_but_not_within_one():
+    """The premise of the study: what is lost to a common classifier is still there for the picture's own one."""
+    common, own = zip(*(colour_accuracy(shift) for shift in (0, 0.25, 0.5, 0.75, 1)), strict=True)
+    assert all(b < a for a, b in pairwise(common)), common
+    assert common[0] > 0.75
+    assert 0.4 < common[2] < 0.7, "halfway is moderate"
+    assert common[-1] < 0.3
+    assert min(own) > 0.8, own
+    assert max(own) - min(own) < 0.06, "the pictures themselves stay equally readable"
+
+
+def test_without_context_shift_a_class_has_the_same_mean_colour_in_every_picture():
+    def spread(shift: float) -> np.ndarray:
+        scenes = [draw_scene(1, index, height=64, width=64, context_shift=shift) for index in range(30)]
+        means = [
+            [s.image_HW3[s.labels_HW == k].mean(axis=0) for s in scenes if (s.labels_HW == k).any()] for k in range(10)
+        ]
+        return np.array([np.std(of_class, axis=0).mean() for of_class in means])
+
+    still, moved = spread(0), spread(1)
+    assert still[[SCENES.index("sky"), SCENES.index("road"), SCENES.index("pavement")]].max() < 7
+    assert (moved > 1.5 * still).all(), (still, moved)
+
+
+def test_the_data_set_hands_out_samples_and_ends():
+    data = Scenes(4, height=40, width=56, context_shift=0.5, seed=2, split="val")
+    assert isinstance(data, SegmentationDataset)
+    samples = list(data)
+    assert len(samples) == len(data) == 4
+    scene = draw_scene(2, 3, height=40, width=56, context_shift=0.5, split="val")
+    np.testing.assert_array_equal(samples[3].image_3HW.permute(1, 2, 0).numpy(), scene.image_HW3)
+    np.testing.assert_array_equal(samples[3].labels_HW.numpy(), scene.labels_HW)
+    assert len({sample.name for sample in samples}) == 4
+    assert data.spec is SCENES
+    for index in (4, -1):
+        with pytest.raises(IndexError, match=rf"index {index} of a data set of 4 scenes"):
+            data[index]
+
+
+def test_the_fingerprint_tells_settings_apart_and_nothing_else():
+    same = {"count": 4, "height": 40, "width": 56, "context_shift": 1.0, "seed": 2, "split": "val"}
+    changes = {"count": 5, "height": 41, "width": 57, "context_shift": 0.9, "seed": 3, "split": "test"}
+    prints = {Scenes(**{**same, name: value}).fingerprint() for name, value in changes.items()}
+    prints.add(Scenes(**same).fingerprint())
+    assert len(prints) == 7
+    assert all(len(value) == 64 for value in prints)
+    assert Scenes(**{**same, "context_shift": 1}).fingerprint() == Scenes(**same).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context_shift": -0.01}, r"context_shift=-0.01; expected a number from 0"),
+        ({"context_shift": 1.01}, "context_shift=1.01"),
+        ({"context_shift": float("nan")}, "context_shift=nan"),
+        ({"context_shift": "0.5"}, "context_shift='0.5'"),
+        ({"height": 31}, "height=31; expected a number of pixels from 32"),
+        ({"width": 0}, "width=0"),
+        ({"width": 96.0}, "width=96.0"),
+        ({"seed": -1}, "seed=-1; expected an integer from 0"),
+        ({"split": "trian"}, "split='trian'; expected one of train, val, test"),
+        ({"index": -1}, "index=-1; expected an integer from 0"),
+        ({"index": 1.5}, "index=1.5"),
+        ({"count": 0}, "count=0; expected an integer from 1"),
+    ],
+)
+def test_an_argument_out_of_range_is_named_with_what_was_expected(change, message):
+    arguments = {"height": 48, "width": 48, "context_shift": 0.5, "seed": 0, "split": "train", **change}
+    index, count = arguments.pop("index", 0), arguments.pop("count", 1)
+    if "index" not in change:
+        with pytest.raises(ValueError, match=message):
+            Scenes(count, **arguments)
+    if "count" not in change:
+        with pytest.raises(ValueError, match=message):
+            draw_scene(index=index, **arguments)

@@ -87,7 +87,7 @@ def test_seed_index_and_split_each_give_another_street(change):
 def test_the_dial_changes_the_picture_and_nothing_else():
     at_zero, *others = (draw_scene(0, 5, height=64, width=80, context_shift=shift) for shift in (0, 0.4, 1))
     for other in others:
-        for name in ("labels_HW", "instances_HW", "instance_classes", "boxes"):
+        for name in ("labels_HW", "instances_HW", "instance_classes_N", "boxes_N4"):
             np.testing.assert_array_equal(getattr(at_zero, name), getattr(other, name))
         assert (at_zero.image_HW3 != other.image_HW3).mean() > 0.5
 
@@ -116,17 +116,17 @@ def test_labels_instances_classes_and_boxes_agree_in_any_scene(seed, index, heig
     assert scene.image_HW3.dtype == scene.labels_HW.dtype == np.uint8
     assert set(np.unique(scene.labels_HW)) <= {*range(SCENES.num_classes), 255}
     things = [SCENES.index(name) for name in SCENES.thing_names]
-    count = len(scene.instance_classes)
+    count = len(scene.instance_classes_N)
     assert set(np.unique(scene.instances_HW)) == {*range(count + 1)}
-    assert scene.boxes.shape == (count, 4)
-    assert set(scene.instance_classes) <= set(things)
+    assert scene.boxes_N4.shape == (count, 4)
+    assert set(scene.instance_classes_N) <= set(things)
     # Away from borders a pixel is a thing's exactly when its label is a thing's, and the label is that thing's class.
     labelled = scene.labels_HW != 255
     np.testing.assert_array_equal((scene.instances_HW > 0)[labelled], np.isin(scene.labels_HW, things)[labelled])
-    class_of = np.array([255, *scene.instance_classes])
+    class_of = np.array([255, *scene.instance_classes_N])
     on_thing = labelled & (scene.instances_HW > 0)
     np.testing.assert_array_equal(class_of[scene.instances_HW][on_thing], scene.labels_HW[on_thing])
-    for number, (x0, y0, x1, y1) in enumerate(scene.boxes, start=1):
+    for number, (x0, y0, x1, y1) in enumerate(scene.boxes_N4, start=1):
         mask_HW = scene.instances_HW == number
         cut = mask_HW[y0:y1, x0:x1]
         assert cut.sum() == mask_HW.sum() > 0

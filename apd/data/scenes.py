@@ -42,8 +42,8 @@ class Scene(NamedTuple):
         image_HW3: uint8 RGB.
         labels_HW: uint8, the class of each pixel; 255 on the thin borders where two regions meet.
         instances_HW: uint16, 0 for stuff, else the number 1..n of the thing seen there, border included.
-        instance_classes: int64 (n,), class of things 1..n, in the order of their numbers (far to near).
-        boxes: int64 (n, 4), (x0, y0, x1, y1) around the visible pixels of each thing; x1 and y1 are one past the last
+        instance_classes_N: int64 (n,), class of things 1..n, in the order of their numbers (far to near).
+        boxes_N4: int64 (n, 4), x0, y0, x1, y1 around the visible pixels of each thing; x1 and y1 are one past the last
             pixel, so a width is x1 - x0 and `instances_HW[y0:y1, x0:x1]` is the cut-out. Far or hidden things can be
             as small as one pixel.
     """
@@ -51,8 +51,8 @@ class Scene(NamedTuple):
     image_HW3: NDArray[np.uint8]
     labels_HW: NDArray[np.uint8]
     instances_HW: NDArray[np.uint16]
-    instance_classes: NDArray[np.int64]
-    boxes: NDArray[np.int64]
+    instance_classes_N: NDArray[np.int64]
+    boxes_N4: NDArray[np.int64]
 
 
 def draw_scene(
@@ -73,7 +73,7 @@ def draw_scene(
 
     Example:
         >>> scene = draw_scene(0, 0, height=96, width=128)
-        >>> scene.image_HW3.shape, scene.labels_HW.shape, scene.boxes.shape == (scene.instances_HW.max(), 4)
+        >>> scene.image_HW3.shape, scene.labels_HW.shape, scene.boxes_N4.shape == (scene.instances_HW.max(), 4)
         ((96, 128, 3), (96, 128), True)
     """
     _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
@@ -111,13 +111,13 @@ def _boxes(instances_HW: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
     """Bounds (x0, y0, x1, y1) of the pixels that carry each number 1..count."""
     rows, columns = np.nonzero(instances_HW)
     number = instances_HW[rows, columns] - 1
-    boxes = np.empty((count, 4), dtype=np.int64)
+    boxes_N4 = np.empty((count, 4), dtype=np.int64)
     for axis, place, size in ((0, columns, instances_HW.shape[1]), (1, rows, instances_HW.shape[0])):
         seen = np.zeros((count, size), dtype=bool)
         seen[number, place] = True
-        boxes[:, axis] = seen.argmax(axis=1)
-        boxes[:, axis + 2] = size - seen[:, ::-1].argmax(axis=1)
-    return boxes
+        boxes_N4[:, axis] = seen.argmax(axis=1)
+        boxes_N4[:, axis + 2] = size - seen[:, ::-1].argmax(axis=1)
+    return boxes_N4
 
 
 def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:

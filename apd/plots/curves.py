@@ -53,7 +53,7 @@ def spread_out(heights: Sequence[float], least: float) -> list[float]:
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], texts: Mapping[str, str]) -> None:
     """Names at the right end of lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    heights = spread_out([y for _, y in ends.values()], 0.15 * (high - low))
+    heights = spread_out([y for _, y in ends.values()], 0.13 * (high - low))
     for (method, (x, _)), height in zip(ends.items(), heights, strict=True):
         axes.annotate(
             texts[method],

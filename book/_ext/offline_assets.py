@@ -19,8 +19,9 @@ ASSETS = {  # name in the built book: (module that ships it, path inside)
 REPAIRS = (
     # docutils gives its citation list the role of a list without list items: screen readers stumble
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),
-    # long lines of code can be scrolled by keyboard
+    # long lines of code and wide tables can be scrolled by keyboard
     ('<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">'),
+    ('<div class="output text_html">', '<div class="output text_html" tabindex="0">'),
 )
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from apd.study import checkpoint, loop, shell
 from apd.study.build import build_network, build_splits
@@ -118,6 +120,9 @@ def _with_output(function: Callable[..., None], arguments: tuple, output: Path) 
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is shared between processes, and one that is killed would leave it behind
     function(*arguments)
 
 

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -28,6 +29,11 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [textwrap.fill(name, 16) for name in names])
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.spines["left"].set_visible(False)
+
+
+def _signed(value: float, _place: object = None) -> str:
+    """A tick's label with its sign."""
+    return f"{value:+g}".replace("-", "−") if value else "0"
 
 
 def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
@@ -134,19 +140,23 @@ def differences(comparisons: Sequence[Comparison], reference: str, confidence: f
             quiet_axes(axes, grid="x")
             axes.tick_params(labelbottom=axes is all_axes[-1])
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        all_axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+        all_axes[-1].xaxis.set_major_formatter(_signed)
         all_axes[-1].set_xlabel(f"mIoU minus that of “{METHOD_NAMES[reference]}”, percentage points")
         return drawing(fig, f"Difference in mIoU to {METHOD_NAMES[reference]}, percentage points. " + "; ".join(said))
 
 
 def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
-    """IoU gained over the reference, class by class, one column for each method of as many steps."""
+    """IoU gained over the reference, class by class, one column for each method of as many steps.
+
+    Beside a class stands the reference's own IoU in per cent; the most frequent class is at the top.
+    """
     methods = [m for m in ("pixel_kd", "apd_without_kd", "apd") if m in _compared_with(comparison, reference)]
     if not methods:
         return nothing(f"{comparison.title}: no seed has two records to compare.")
     names = comparison.any_record.class_names
     pixels = [sum(row) for row in comparison.any_record.content["confusion"]]
     order = sorted(range(len(names)), key=lambda k: -pixels[k])
+    level = torch.stack([record.scores.iou for record in comparison.arms[reference].values()]).mean(0).tolist()
     with figure(width=WIDTH, height=1.25 + 0.31 * len(names)) as fig:
         fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
         said = []
@@ -163,10 +173,10 @@ def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
             axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
             name = textwrap.fill(METHOD_NAMES[method], 14)
             axes.set_title(name, fontsize=10.5, fontweight="normal", color=METHOD_COLOURS[method])
-            _rows(axes, [names[k] for k in order])
+            _rows(axes, [f"{names[k]} {POINTS * level[k]:.0f}" for k in order])
             quiet_axes(axes, grid="x")
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+            axes.xaxis.set_major_formatter(_signed)
             said.append(f"{METHOD_NAMES[method]}: " + ", ".join(f"{names[k]} {gains[k]:+.1f}" for k in order))
         fig.supxlabel(f"IoU minus that of “{METHOD_NAMES[reference]}”, percentage points", fontsize=11)
         return drawing(fig, f"{comparison.title}, gains in IoU by class. " + "; ".join(said))

@@ -91,7 +91,7 @@ def gain_by_context(
     """Is a method's gain on scenes larger when every picture has a look of its own? Worded from the seeds."""
     scenes = sorted((c for c in comparisons if c.data.name == "scenes"), key=lambda c: c.data.context_shift)
     if len(scenes) < 2:
-        return Words("The scenes are not there at two context shifts yet, so their gains cannot be compared.")
+        return Words(f"Scenes have records at {len(scenes)} context shifts; the gains of 2 are needed to compare them.")
     gains = [paired_difference(c.miou(method), c.miou(reference), confidence) for c in (scenes[0], scenes[-1])]
     change = paired_difference(gains[1].pairs, gains[0].pairs, confidence)
     low, high = (f"{c.data.context_shift:g}" for c in (scenes[0], scenes[-1]))

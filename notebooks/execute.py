@@ -170,6 +170,8 @@ def run(source: Path, target: Path, parameters: dict[str, Any], *, aside: Path =
             progress_bar=bar,
             coalesce_streams=True,
             config=ENCRYPTED,
+            # a kernel that is shut down may log the interrupt that ends it as an error, which it is not
+            extra_arguments=["--log-level=CRITICAL"],
         )
         result = clean(nbformat.read(working, as_version=4))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -221,7 +221,7 @@ def campaign_on_a_bare_machine(runs):
     import apd.study.recipes
 
     apd.study.recipes.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
-    sys.argv = ["campaign", "scenes-tiny", "--only", "student-context0-seed0", "--records", str(runs / "records")]
+    sys.argv = ["campaign", "camvid-small", "--only", "student-seed0", "--records", str(runs / "records")]
     with contextlib.suppress(SystemExit):
         runpy.run_module("apd.study.campaign", run_name="__main__")
     os._exit(cli.main(["train"]))
@@ -231,9 +231,9 @@ def test_a_bare_machine_runs_campaigns_and_is_told_what_the_command_line_lacks(t
     output = tmp_path / "output"
     assert exit_code(campaign_on_a_bare_machine, tmp_path, output=output) == 1
     (record,) = (tmp_path / "records").iterdir()
-    assert read_record(record).experiment == replace(tiny(), name="student-context0-seed0")
+    assert read_record(record).experiment == replace(tiny(), name="student-seed0")
     *before, last = output.read_text().splitlines()
-    assert before[-1].startswith("scenes-tiny: 1/1 student-context0-seed0: mIoU ")
+    assert before[-1].startswith("camvid-small: 1/1 student-seed0: mIoU ")
     assert last == (
         "apd: the command line needs tyro (pip install 'apd[cli]'); without it, "
         "`python -m apd.study.campaign NAME` runs campaigns"

@@ -195,7 +195,7 @@ NETWORKS = st.builds(
     NetworkConfig,
     backbone=TEXTS,
     head_width=st.integers(4, 1024),
-    output_stride=st.sampled_from([8, 16]),
+    output_stride=st.sampled_from([4, 8, 16]),
     weights=st.sampled_from(["none", "imagenet"]),
     dropout=st.floats(0, 0.99),
 )

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -283,3 +284,14 @@ def test_an_argument_out_of_range_is_named_with_what_was_expected(change, messag
     if "count" not in change:
         with pytest.raises(ValueError, match=message):
             draw_scene(index=index, **arguments)
+
+
+@pytest.mark.parametrize("size", [48, 136])
+def test_what_a_caller_does_to_a_sample_does_not_reach_the_next_one(size):
+    scenes = Scenes(2, height=size, width=size, context_shift=0.5, seed=5)
+    first = scenes[1]
+    kept = [first.image_3HW.clone(), first.labels_HW.clone()]
+    first.image_3HW.zero_(), first.labels_HW.zero_()
+    again = scenes[1]
+    assert torch.equal(again.image_3HW, kept[0])
+    assert torch.equal(again.labels_HW, kept[1])

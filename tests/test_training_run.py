@@ -499,3 +499,10 @@ def test_a_distiller_that_a_run_does_not_have_is_told(runs):
         trained_distiller(tiny(), network, network)
     with pytest.raises(CheckpointError, match=r"holds no whole checkpoint of the last step; delete .*apd-seed0-"):
         trained_distiller(tiny("apd"), network, network)
+
+
+def test_a_finished_run_of_another_generator_of_scenes_is_refused(runs, monkeypatch):
+    train(tiny())
+    monkeypatch.setattr("apd.data.scenes.GENERATOR_VERSION", 0)
+    with pytest.raises(CheckpointError, match="scenes of another version of their generator: delete the folder"):
+        train(tiny())

@@ -8,8 +8,9 @@ of (seed, split, index) alone: the same street can be seen at any size and at an
 
 import hashlib
 import json
+from functools import lru_cache
 from numbers import Real
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ SMALLEST = 32
 Split = Literal["train", "val", "test"]
 _CELLS = 2  # canvas cells per pixel along each side, averaged for smooth edges
 _BORDER_PER_PIXEL = 240  # pixels of the shorter side for each pixel of border width
+_KEPT_PIXELS = 128 * 128  # pictures up to this size are kept after drawing, the last _KEPT of them: at most 128 MiB
+_KEPT = 2048
 
 
 class Scene(NamedTuple):
@@ -142,7 +145,10 @@ def border_width(height: int, width: int) -> int:
 
 
 class Scenes:
-    """A data set of `count` scenes; nothing is stored, every sample is drawn when asked for.
+    """A data set of `count` scenes; nothing is stored on disk, every sample is drawn when asked for.
+
+    Small pictures are kept in memory after the first time (128 MiB at most, shared by all data sets of the process):
+    an epoch after the first, or the next run of a campaign, does not draw them again.
 
     Args:
         count: number of scenes, at least 1.
@@ -173,30 +179,40 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index` from 0; IndexError past the end, and no counting from the end."""
-        scene = self.scene(index)
-        return Sample(
-            torch.from_numpy(scene.image_HW3).permute(2, 0, 1).contiguous(),
-            torch.from_numpy(scene.labels_HW),
+        draw = _kept_pixels if self.height * self.width <= _KEPT_PIXELS else _pixels
+        image_HW3, labels_HW = draw(*self._arguments(index))
+        return Sample(  # copies: what is kept is not the caller's to change
+            torch.tensor(image_HW3).permute(2, 0, 1).contiguous(),
+            torch.tensor(labels_HW),
             f"scenes-{self.split}-{self.seed}-{index}",
         )
 
     def scene(self, index: int) -> Scene:
         """The whole scene behind sample `index`, with its instances and boxes."""
+        return _draw(*self._arguments(index))
+
+    def _arguments(self, index: int) -> tuple[int, int, int, int, float, Split]:
         if not 0 <= index < self.count:
             raise IndexError(f"index {index} of a data set of {self.count} scenes; expected 0..{self.count - 1}")
-        return draw_scene(
-            self.seed,
-            int(index),
-            height=self.height,
-            width=self.width,
-            context_shift=self.context_shift,
-            split=self.split,
-        )
+        return self.seed, int(index), self.height, self.width, self.context_shift, self.split
 
     def fingerprint(self) -> str:
         """Hex sha256 of the generator's version and the settings: equal means the same pixels and labels."""
         settings = {"generator": GENERATOR_VERSION, **vars(self)}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _draw(seed: int, index: int, height: int, width: int, context_shift: float, split: Split) -> Scene:
+    return draw_scene(seed, index, height=height, width=width, context_shift=context_shift, split=split)
+
+
+def _pixels(*arguments: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image and labels of a scene, all that training and evaluation look at."""
+    scene = _draw(*arguments)
+    return scene.image_HW3, scene.labels_HW
+
+
+_kept_pixels = lru_cache(maxsize=_KEPT)(_pixels)
 
 
 def _is_count(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""timm networks as dilated feature extractors: the two last stages at output stride 8 or 16."""
+"""timm networks as dilated feature extractors: the two last stages at output stride 4, 8 or 16."""
 
 import difflib
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ class Backbone:
         network: called with normalised images `B 3 H W`, gives the maps of the last two stages, earlier one first.
         channels: channels of the last stage.
         aux_channels: channels of the stage before.
-        mean, std: normalisation for images in [0, 1], three numbers each.
+        mean: what is subtracted from each channel of an image in [0, 1].
+        std: what the difference is divided by, for each channel.
     """
 
     network: nn.Module
@@ -45,7 +46,7 @@ def create_backbone(name: str, *, output_stride: int = 8, weights: Weights = "no
 
     Args:
         name: any timm name, with or without tag, that offers `features_only` and `output_stride`.
-        output_stride: 8 (as published) or 16.
+        output_stride: 8 (as published), 16, or 4 (for small pictures; not every network can).
         weights: "none" (random) or "imagenet".
 
     Raises:
@@ -58,8 +59,8 @@ def create_backbone(name: str, *, output_stride: int = 8, weights: Weights = "no
         >>> backbone.channels, backbone.aux_channels
         (160, 48)
     """
-    if output_stride not in (8, 16):
-        raise ValueError(f"output_stride: got {output_stride!r}, expected 8 or 16")
+    if output_stride not in (4, 8, 16):
+        raise ValueError(f"output_stride: got {output_stride!r}, expected 4, 8 or 16")
     if weights not in ("none", "imagenet"):
         raise ValueError(f"weights: got {weights!r}, expected 'none' or 'imagenet'")
     if not isinstance(name, str) or not timm.is_model(name):

@@ -126,7 +126,7 @@ def build_segmenter(
         num_classes: classes K, at least 2.
         head: "psp", the only head so far.
         head_width: channels of the features before the classifier, at least 2 (512 as published).
-        output_stride: 8 (as published) or 16 (a quarter of the cells, for small machines).
+        output_stride: 8 (as published), 16 (a quarter of the cells, for small machines) or 4 (for small pictures).
         weights: "none" or "imagenet", for the backbone; heads always start at random.
         dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
 

@@ -67,8 +67,8 @@ class NetworkConfig:
     """Head between backbone and classifier."""
     head_width: int = 128
     """Channels of the feature map before the classifier (paper: 512)."""
-    output_stride: Literal[8, 16] = 16
-    """Stride of the feature map (paper: 8)."""
+    output_stride: Literal[4, 8, 16] = 16
+    """Stride of the feature map (paper: 8; 4 for small pictures, where the backbone can)."""
     weights: Literal["none", "imagenet"] = "none"
     """Initial weights of the backbone."""
     dropout: float = 0.1

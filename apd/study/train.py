@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from apd.evaluate.inference import agreement_of, confusion_of
 from apd.models.segmenter import Segmenter
-from apd.study.build import build_network, build_splits, choose_device
+from apd.study.build import build_network, build_split, build_splits, choose_device
 from apd.study.checkpoint import CheckpointError, only_process, save_weights, sha256_of
 from apd.study.experiment import Experiment
 from apd.study.fingerprint import fingerprint, to_dict
@@ -49,16 +49,16 @@ def train(
         ExperimentError: the device is not there, or the network cannot be built.
         TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou`.
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
-        CheckpointError: the disk is full or read-only.
+        CheckpointError: the disk is full or read-only, or the finished run is of an older generator of scenes.
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     folder = run_folder(experiment)
     if (folder / "record.json").exists():
-        return read_record(folder / "record.json")
+        return _finished(folder)
     where = choose_device(device)
     with only_process(folder, wait=wait):
         if (folder / "record.json").exists():  # the process we waited for has finished it
-            return read_record(folder / "record.json")
+            return _finished(folder)
         # what can be wrong with data or student is found before hours go into a teacher
         splits = build_splits(experiment.data)
         student = build_network(experiment.network, len(splits.train.spec.class_names), where, seed=experiment.seed)
@@ -93,6 +93,19 @@ def trained_network(run: Experiment | Path, device: str | None = "cpu") -> Segme
     model = build_network(record.experiment.network, num_classes, choose_device(device), seed=0, weights_follow=True)
     model.load_state_dict(load_file(path))
     return model.eval()
+
+
+def _finished(folder: Path) -> Record:
+    """The record of a finished run, unless the scenes it was made from are drawn differently today."""
+    record = read_record(folder / "record.json")
+    if record.experiment.data.name == "scenes":
+        today = build_split(record.experiment.data, "train").fingerprint()
+        if record.content["data"]["training_fingerprint"] != today:
+            raise CheckpointError(
+                f"{folder} was made from scenes of another version of their generator: delete the folder, or keep it "
+                "elsewhere, to have the run made again"
+            )
+    return record
 
 
 def _teacher_weights(experiment: Experiment, device: str | None, progress: bool | None) -> Path:

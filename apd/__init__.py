@@ -3,17 +3,42 @@
 ``import apd`` loads torch and nothing heavier. Shapes, letters and words are explained in :mod:`apd.perspective`.
 """
 
-from apd.distill import APDLoss, ProjectionHead
+from typing import TYPE_CHECKING, Any
+
+from apd.distill import APDLoss
 from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss
 from apd.perspective import class_prototypes, observe, resize_labels
-from apd.rivals import PixelKD
+from apd.projection import ProjectionHead
 from apd.taps import FeatureTap
+
+if TYPE_CHECKING:
+    from apd.rivals import (
+        CIRKD,
+        CWD,
+        DIST,
+        DKD,
+        IFVD,
+        MGD,
+        AttentionTransfer,
+        FitNet,
+        PairwiseSimilarity,
+        PixelKD,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CIRKD",
+    "CWD",
+    "DIST",
+    "DKD",
+    "IFVD",
+    "MGD",
     "APDLoss",
+    "AttentionTransfer",
     "FeatureTap",
+    "FitNet",
+    "PairwiseSimilarity",
     "PixelKD",
     "ProjectionHead",
     "__version__",
@@ -25,3 +50,16 @@ __all__ = [
     "regularisation_loss",
     "resize_labels",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The rivals are loaded when the first of them is asked for."""
+    if name in __all__:
+        import apd.rivals
+
+        return getattr(apd.rivals, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

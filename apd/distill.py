@@ -1,69 +1,38 @@
 """Adaptive Perspective Distillation as one module: the projection heads, the four terms and their weights."""
 
-import difflib
 import math
 from collections.abc import Mapping
-from typing import Self
+from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
-from apd.losses import Reduction, alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss
+from apd.losses import Reduction, alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, upsample
+from apd.occurring import SeenClasses, occurring_classes
+from apd.own_perspective import observe_itself
 from apd.perspective import (
     Absent,
     Scope,
     check_choice,
     check_labels,
     check_map,
-    class_prototypes,
     full_precision,
     match_grids,
-    observe,
     resize_labels,
     valid_pixels,
 )
+from apd.projection import ProjectionHead, check_count
+from apd.term_weights import RELEASED_WEIGHTS, checked_weights
 
-DEFAULT_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 1.0, "pixel_kd": 1.0}
-"""Own choice, for ``reduction="pixel"``. The released code's weight of 10 in front of its element means is 10 / K or
-10 / (classes present) per pixel, about 0.1 to 2 on its data sets, so the two KL terms get 1 here. The alignment does
-not depend on the reduction and keeps 10."""
-
-RELEASED_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 10.0, "pixel_kd": 10.0}
-"""The released code's, for ``reduction="element"``."""
-
-
-class ProjectionHead(nn.Module):
-    """Conv 1×1 - ReLU - conv 1×1 to ``width`` channels, with biases and without normalisation (as released).
-
-    It computes in the precision of its own parameters.
-
-    Args:
-        in_channels: channels of the features it reads.
-        width: channels of its hidden and of its output map (512 in the released code).
-
-    >>> import torch
-    >>> from apd import ProjectionHead
-    >>> ProjectionHead(64, 32)(torch.zeros(2, 64, 5, 5)).shape
-    torch.Size([2, 32, 5, 5])
-    """
-
-    def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__()
-        _check_count("in_channels", in_channels)
-        _check_count("width", width)
-        self.in_channels = in_channels
-        self.hidden = nn.Conv2d(in_channels, width, kernel_size=1)
-        self.out = nn.Conv2d(width, width, kernel_size=1)
-
-    def forward(self, features_BChw: Tensor) -> Tensor:
-        """``features_BChw`` to (B, width, h, w)."""
-        return self.out(self.hidden(features_BChw.to(self.hidden.weight.dtype)).relu())
+LabelSource = Literal["truth", "teacher"]
 
 
 class APDLoss(nn.Module):
     """Adaptive Perspective Distillation between any teacher and any student, in five lines of a training loop.
 
     Each net's features pass through its own head to a common width. From them and the labels, every image gets one
-    perspective per net (:func:`apd.class_prototypes`) through which its pixels are observed (:func:`apd.observe`).
+    perspective per net (:func:`apd.class_prototypes`) through which its pixels are observed (:func:`apd.observe`);
+    :func:`apd.own_perspective.observe_itself` does both in one step.
     The terms, by name:
 
     - ``regularisation``: cross-entropy of the teacher's observations against the labels; trains the teacher's head
@@ -94,11 +63,12 @@ class APDLoss(nn.Module):
     Features are the maps before the classifiers. Their grids may differ: the coarser wins, the finer is averaged down
     to it. Labels go to the feature grid by the nearest rule. The arithmetic runs in float32 (float64 inputs stay so,
     with ``.double()`` heads) with autocast off. Memory is linear in pixels: beside the heads' activations, a few maps
-    of (B, K, h, w), and two of (B, K, H, W) for the regularisation. At inference nothing of this module is needed.
+    of (B, K, h, w) and (B, K, h, W); on a CPU, K counts only the classes that occur. At inference nothing of this
+    module is needed.
 
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: K.
+        num_classes: number of classes K.
         width: output channels of the heads (default 512, released code). ``None`` means no heads: the channels must
             be equal then, and ``regularisation``, having nothing to train, gets no default weight.
         scale: inverse temperature of the observations (default 10, released code).
@@ -112,8 +82,14 @@ class APDLoss(nn.Module):
         ignore_index: label of pixels that belong to no class (default 255).
         temperature: of ``pixel_kd`` (default 1, released code).
         upsample_logits: compare logits on the label grid (released code) instead of their own (default, own choice).
-        weights: of the terms by name; names left out keep their default (:data:`DEFAULT_WEIGHTS`, own choice). A term
-            of weight 0 is not computed, and a head that no term trains is frozen.
+        labels_from: ``"truth"`` (default, paper): the labels given. ``"teacher"``: its own predictions in their place,
+            in every term and for every pixel, so that images without labels can be distilled; of ``labels``, only the
+            size and the range are looked at then, and ``teacher_logits`` are needed.
+        detach_prototypes: whether the observation term treats the student's prototypes as constants, so that it
+            moves the pixels only. Default False (released code: gradient flows through both).
+        weights: of the terms by name; names left out keep their default
+            (:data:`apd.term_weights.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed, and a head that
+            no term trains is frozen.
 
     Raises:
         ValueError, TypeError: at construction and at call, naming the argument, its value and what was expected.
@@ -134,15 +110,18 @@ class APDLoss(nn.Module):
         ignore_index: int = 255,
         temperature: float = 1.0,
         upsample_logits: bool = False,
+        labels_from: LabelSource = "truth",
+        detach_prototypes: bool = False,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        _check_count("student_channels", student_channels)
-        _check_count("teacher_channels", teacher_channels)
-        _check_count("num_classes", num_classes)
+        check_count("student_channels", student_channels)
+        check_count("teacher_channels", teacher_channels)
+        check_count("num_classes", num_classes)
         check_choice("scope", scope, ("image", "batch"))
         check_choice("reduction", reduction, ("pixel", "element"))
         check_choice("absent", absent, ("mask", "zero"))
+        check_choice("labels_from", labels_from, ("truth", "teacher"))
         for name, value in (("scale", scale), ("temperature", temperature)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value}: expected a positive number")
@@ -154,7 +133,8 @@ class APDLoss(nn.Module):
         self.student_channels, self.teacher_channels, self.num_classes = student_channels, teacher_channels, num_classes
         self.scale, self.scope, self.reduction, self.absent = scale, scope, reduction, absent
         self.ignore_index, self.temperature, self.upsample_logits = ignore_index, temperature, upsample_logits
-        self.weights = _checked_weights(weights or {}, has_heads=width is not None)
+        self.labels_from, self.detach_prototypes = labels_from, detach_prototypes
+        self.weights = checked_weights(weights or {}, has_heads=width is not None)
         self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
         self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)
         # Under DDP a parameter that requires a gradient and gets none stalls the reducer.
@@ -206,37 +186,40 @@ class APDLoss(nn.Module):
         Args:
             student_features, teacher_features: (B, C, h, w), each with its own channels and grid. The teacher's are
                 detached here.
-            student_logits, teacher_logits: (B, K, h, w); may be left out if and only if ``pixel_kd`` has weight 0.
+            student_logits, teacher_logits: (B, K, h, w); may be left out where ``pixel_kd`` has weight 0, the
+                teacher's only with ``labels_from="truth"``.
             labels: (B, H, W) class indices, uint8 or a signed integer.
         """
         self._check_maps((student_features, teacher_features, student_logits, teacher_logits))
         check_labels(labels, student_features.shape[0])
         valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
+        if self.labels_from == "teacher":
+            labels = upsample(teacher_logits.detach(), labels.shape[1:]).argmax(1)
         weights = self.weights
         terms: dict[str, Tensor] = {}
 
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
             student_BChw, teacher_BChw = match_grids(student_features, teacher_features.detach())
-            labels_Bhw = resize_labels(labels, teacher_BChw.shape[2:])
-            teacher_BDhw = self.teacher_head(teacher_BChw)
-            teacher_BKD, present_BK = self._perspective(teacher_BDhw, labels_Bhw)
-            if weights["regularisation"] or weights["observation"]:
-                teacher_BKhw = self._observe(teacher_BDhw, teacher_BKD, present_BK)
+            seen = self._classes_at_hand(labels, resize_labels(labels, teacher_BChw.shape[2:]))
+            teacher_BKD, present_BK, teacher_BKhw = self._observe(self.teacher_head(teacher_BChw), seen)
         if weights["regularisation"]:
             counted = present_BK if self.absent == "mask" else None
-            terms["regularisation"] = regularisation_loss(teacher_BKhw, labels, counted, ignore_index=self.ignore_index)
+            terms["regularisation"] = regularisation_loss(
+                teacher_BKhw, seen.labels_BHW, counted, ignore_index=seen.ignore_index
+            )
         if weights["alignment"] or weights["observation"]:
-            student_BDhw = self.student_head(student_BChw)
-            student_BKD, _ = self._perspective(student_BDhw, labels_Bhw)
+            student_BKD, _, student_BKhw = self._observe(
+                self.student_head(student_BChw), seen, detach_prototypes=self.detach_prototypes
+            )
         if weights["alignment"]:
             terms["alignment"] = alignment_loss(student_BKD, teacher_BKD, present_BK)
         if weights["observation"]:
             terms["observation"] = observation_loss(
-                self._observe(student_BDhw, student_BKD, present_BK),
+                student_BKhw,
                 teacher_BKhw,
                 present_BK,
-                labels_Bhw,
-                ignore_index=self.ignore_index,
+                seen.labels_Bhw,
+                ignore_index=seen.ignore_index,
                 reduction=self.reduction,
             )
         if weights["pixel_kd"]:
@@ -256,13 +239,31 @@ class APDLoss(nn.Module):
         weights = ", ".join(f"{name}={value:g}" for name, value in self.weights.items())
         return f"scope={self.scope!r}, reduction={self.reduction!r}, absent={self.absent!r}, weights: {weights}"
 
-    def _perspective(self, features_BDhw: Tensor, labels_Bhw: Tensor) -> tuple[Tensor, Tensor]:
-        return class_prototypes(
-            features_BDhw, labels_Bhw, self.num_classes, ignore_index=self.ignore_index, scope=self.scope
-        )
+    def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> SeenClasses:
+        """On a CPU, where looking at a value costs nothing: only the classes that occur. Elsewhere all of them.
 
-    def _observe(self, features_BDhw: Tensor, prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
-        return observe(features_BDhw, prototypes_BKD, present_BK, scale=self.scale, absent=self.absent)
+        Waiting for a GPU would cost more than it saves, and a compiled graph cannot have a size that depends on data.
+        Absent classes that are seen at logit 0 count in a softmax and cannot be left out.
+        """
+        if labels_BHW.is_cpu and self.absent == "mask" and not torch.compiler.is_compiling():
+            return occurring_classes(
+                labels_BHW, labels_Bhw, self.num_classes, ignore_index=self.ignore_index, scope=self.scope
+            )
+        return SeenClasses(labels_BHW, labels_Bhw, self.num_classes, self.ignore_index)
+
+    def _observe(
+        self, features_BDhw: Tensor, seen: SeenClasses, *, detach_prototypes: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return observe_itself(
+            features_BDhw,
+            seen.labels_Bhw,
+            seen.num_classes,
+            ignore_index=seen.ignore_index,
+            scope=self.scope,
+            scale=self.scale,
+            absent=self.absent,
+            detach_prototypes=detach_prototypes,
+        )
 
     def _check_maps(self, maps: tuple[Tensor | None, ...]) -> None:
         expected = (
@@ -275,6 +276,8 @@ class APDLoss(nn.Module):
             if value is None and name.endswith("logits"):
                 if self.weights["pixel_kd"]:
                     raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
+                if name == "teacher_logits" and self.labels_from == "teacher":
+                    raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
                 continue
             check_map(name, value)
             if value.shape[1] != channels:
@@ -287,29 +290,3 @@ class APDLoss(nn.Module):
                     f"{name} holds {value.shape[0]} images but student_features {maps[0].shape[0]}: "
                     "the batches must agree"
                 )
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected a positive integer")
-
-
-def _checked_weights(given: Mapping[str, float], *, has_heads: bool) -> dict[str, float]:
-    """Defaults overlaid with ``given``; refuses unknown names, values that are no weight, and all zeros."""
-    for name, value in given.items():
-        if name not in DEFAULT_WEIGHTS:
-            near = difflib.get_close_matches(str(name), DEFAULT_WEIGHTS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"weights has no term {name!r}: {hint}the terms are {', '.join(DEFAULT_WEIGHTS)}")
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"weights[{name!r}]={value}: expected a finite number, 0 or greater")
-    if not has_heads and given.get("regularisation"):
-        raise ValueError(
-            f"weights['regularisation']={given['regularisation']} with width=None: this term trains the teacher's "
-            "head and there is none; give a width, or weight 0"
-        )
-    defaults = DEFAULT_WEIGHTS if has_heads else DEFAULT_WEIGHTS | {"regularisation": 0.0}
-    weights = {name: float(given.get(name, default)) for name, default in defaults.items()}
-    if not any(weights.values()):
-        raise ValueError("weights are all 0: nothing would be distilled; give at least one term a positive weight")
-    return weights

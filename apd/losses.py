@@ -23,6 +23,7 @@ from apd.perspective import (
     resize_labels,
     valid_pixels,
 )
+from apd.upsampled_entropy import upsampled_entropy
 
 Reduction = Literal["pixel", "element"]
 
@@ -76,7 +77,8 @@ def regularisation_loss(
         ignore_index: label of pixels not to count.
 
     Returns:
-        A scalar. Memory: two (B, K, H, W) maps, the largest of the four terms.
+        A scalar. Memory: a few maps of (B, K, h, W); the label grid is worked through in bands of rows
+        (:mod:`apd.upsampled_entropy`).
 
     Raises:
         ValueError, TypeError: wrong rank, dtype or batch. RuntimeError: labels out of range.
@@ -95,10 +97,7 @@ def regularisation_loss(
     if present_BK is not None:
         _check_present(present_BK, (batch, num_classes))
         counted_BHW = counted_BHW & present_BK.gather(1, labels_BHW.flatten(1)).view_as(labels_BHW)
-    logits_BKHW = upsample(teacher_observations_BKhw, labels_BHW.shape[1:])
-    target_BHW = torch.where(counted_BHW, labels_BHW, -100)
-    total = F.cross_entropy(logits_BKHW, target_BHW, ignore_index=-100, reduction="sum")
-    return total / counted_BHW.sum().clamp(min=1)
+    return upsampled_entropy(teacher_observations_BKhw, labels_BHW, counted_BHW) / counted_BHW.sum().clamp(min=1)
 
 
 @full_precision

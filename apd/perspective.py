@@ -2,7 +2,7 @@
 
 A *perspective* is the set of an image's class prototypes (a class's mean normalised feature) used as a classifier; an
 *observation* is what the pixels look like through it. Everything here is a pure function of tensors, without a loop
-over classes, a host synchronisation or a branch on data, so it compiles to one graph. Shapes are suffixes:
+over classes, a host synchronisation or a branch on data, so it compiles to one graph. Shapes are suffixes::
 
     B batch   D feature channels   K classes   N pixels (h * w)   h w feature grid   H W label grid
 """
@@ -167,7 +167,7 @@ def class_prototypes(
     Args:
         features_BDhw: projected features; need not be normalised.
         labels_Bhw: integer labels on the same grid (see :func:`resize_labels`).
-        num_classes: K.
+        num_classes: number of classes K.
         ignore_index: label of pixels to leave out (default 255, the usual one).
         scope: ``"image"`` (default; the paper's) pools over one image, ``"batch"`` (the released code's) over all
             images of the batch, which makes the result depend on the batch size and on the number of processes; every

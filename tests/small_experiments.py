@@ -18,13 +18,11 @@ from tqdm import tqdm
 
 from apd.study import checkpoint, loop, shell
 from apd.study.build import build_network, build_splits
+from apd.study.distiller_configs import APDConfig, DistillerConfig, PixelKDConfig
 from apd.study.experiment import (
-    APDConfig,
     DataConfig,
-    DistillerConfig,
     Experiment,
     NetworkConfig,
-    PixelKDConfig,
     TeacherConfig,
     TrainingConfig,
 )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import apd
 from apd import APDLoss, ProjectionHead, pixel_kd_loss
-from apd.distill import DEFAULT_WEIGHTS
+from apd.term_weights import DEFAULT_WEIGHTS
 
 from . import slow_reference as slow
 
@@ -71,6 +71,48 @@ def test_terms_loss_and_gradients_equal_the_slow_reference(options, grid):
         torch.autograd.grad(out["loss"], wanted), torch.autograd.grad(slowly["loss"], wanted), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_labels_from_the_teacher_are_its_upsampled_predictions_and_the_given_ones_are_of_no_account():
+    batch = random_batch()
+    size = tuple(batch["labels"].shape[1:])
+    predicted = torch.stack([slow.bilinear(image, size) for image in batch["teacher_logits"]]).argmax(1)
+    module = distiller(labels_from="teacher")
+    told = distiller()
+    told.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(**batch), told(**batch | {"labels": predicted}))
+    nothing_known = torch.full_like(batch["labels"], 255)
+    torch.testing.assert_close(module(**batch | {"labels": nothing_known}), module(**batch))
+
+
+def test_detached_prototypes_change_the_gradient_of_the_observation_and_no_value():
+    batch, attached = random_batch(), distiller(weights=dict.fromkeys(TERMS, 0) | {"observation": 1})
+    detached = distiller(weights=attached.weights, detach_prototypes=True)
+    detached.load_state_dict(attached.state_dict())
+    torch.testing.assert_close(attached(**batch), detached(**batch))
+    pixels = batch["student_features"]
+    ours, other = (torch.autograd.grad(module(**batch)["loss"], pixels)[0] for module in (attached, detached))
+    assert not torch.allclose(ours, other)
+    # the slow reference with constant prototypes
+    student = detached.student_head(pixels)
+    teacher = detached.teacher_head(batch["teacher_features"]).detach()
+    labels_Bhw = slow.nearest(batch["labels"], student.shape[2:])
+    rows = [{k: v.detach() for k, v in image.items()} for image in slow.perspectives(student, labels_Bhw)]
+    theirs = slow.perspectives(teacher, labels_Bhw)
+    costs = [
+        slow.divergence(
+            torch.stack(list(slow.observations(student[b], rows[b]).values())),
+            torch.stack(list(slow.observations(teacher[b], theirs[b]).values())),
+        )[labels_Bhw[b] != 255]
+        for b in range(len(rows))
+    ]
+    torch.testing.assert_close(other, torch.autograd.grad(torch.cat(costs).mean(), pixels)[0])
+
+
+def test_labels_from_the_teacher_need_its_logits():
+    batch = random_batch() | {"student_logits": None, "teacher_logits": None}
+    with pytest.raises(ValueError, match="teacher_logits is missing: labels_from='teacher'"):
+        distiller(labels_from="teacher", weights={"pixel_kd": 0})(**batch)
 
 
 def test_the_finer_features_are_averaged_down_to_the_coarser_grid():
@@ -307,6 +349,7 @@ def test_the_compiled_method_equals_the_eager_one():
         ({"width": 0}, "width=0: expected a positive integer"),
         ({"scope": "images"}, "scope='images': expected one of 'image', 'batch'"),
         ({"reduction": "mean"}, "reduction='mean'"),
+        ({"labels_from": "student"}, "labels_from='student': expected one of 'truth', 'teacher'"),
         ({"absent": "drop"}, "absent='drop'"),
         ({"scale": 0.0}, "scale=0.0: expected a positive number"),
         ({"temperature": float("nan")}, "temperature=nan"),

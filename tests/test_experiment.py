@@ -8,13 +8,12 @@ from typing import get_args
 import pytest
 from small_experiments import NETWORK, TEACHER, tiny
 
+from apd.study.distiller_configs import APDConfig, PixelKDConfig
 from apd.study.experiment import (
-    APDConfig,
     DataConfig,
     Experiment,
     ExperimentError,
     NetworkConfig,
-    PixelKDConfig,
     TeacherConfig,
     TrainingConfig,
 )

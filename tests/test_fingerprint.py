@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_experiments import tiny
 
+from apd.study.distiller_configs import APDConfig, PixelKDConfig
 from apd.study.experiment import (
-    APDConfig,
     DataConfig,
     Experiment,
     ExperimentError,
     NetworkConfig,
-    PixelKDConfig,
     TeacherConfig,
     TrainingConfig,
 )
@@ -92,6 +91,9 @@ OTHER = {  # for every field a legal value that is not its default
         "pixel_kd": 0.0,
         "temperature": 4.0,
         "teacher_head_rate": 1e-5,
+        "teacher_head_schedule": "poly",
+        "labels_from": "teacher",
+        "detach_prototypes": True,
     },
     TeacherConfig: {
         "network": NetworkConfig(head_width=64),
@@ -299,7 +301,7 @@ def edited(path, value):
         (("teacher", "network", "hed_width"), 8, "NetworkConfig has no field 'hed_width'; did you mean 'head_width'?"),
         (("distillers", 0, "tempreature"), 8, "APDConfig has no field 'tempreature'; did you mean 'temperature'?"),
         (("data", "zzzz"), 8, "DataConfig has no field 'zzzz'; known: context_shift, crop_height"),
-        (("distillers", 0, "method"), "adp", "distillers.method = 'adp': expected one of pixel_kd, apd; did you mean"),
+        (("distillers", 0, "method"), "adp", "distillers.method = 'adp': expected one of pixel_kd, apd, "),
         (("distillers", 0, "method"), ["apd"], "distillers.method = ['apd']: expected one of pixel_kd, apd"),
         (("distillers", 0), "apd", "Experiment.distillers = ['apd']: expected a list of mappings"),
         (("distillers",), None, "Experiment.distillers = None: expected a list of mappings"),

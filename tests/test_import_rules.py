@@ -17,13 +17,21 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
-METHOD = ("perspective", "losses", "distill", "rivals", "taps")
+METHOD = (
+    *("perspective", "own_perspective", "occurring", "upsampled_entropy", "losses", "term_weights", "projection"),
+    *("distill", "rivals", "taps"),
+)
 BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
 # part of the package: (parts that it may import beside itself, third-party modules that it may import)
 ARROWS = {
     "perspective": ((), {"torch"}),
-    "losses": (("perspective",), {"torch"}),
-    "distill": (("perspective", "losses"), {"torch"}),
+    "own_perspective": (("perspective",), {"torch"}),
+    "occurring": (("perspective",), {"torch"}),
+    "upsampled_entropy": ((), {"torch"}),
+    "losses": (("perspective", "upsampled_entropy"), {"torch"}),
+    "term_weights": ((), set()),
+    "projection": ((), {"torch"}),
+    "distill": (("perspective", "own_perspective", "occurring", "losses", "term_weights", "projection"), {"torch"}),
     "rivals": (("perspective", "losses"), {"torch"}),
     "taps": ((), {"torch"}),
     "__init__": (METHOD, {"torch"}),

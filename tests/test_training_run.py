@@ -14,7 +14,8 @@ from apd.data.batches import Batch
 from apd.study import loop
 from apd.study.build import build_network, set_poly_rates
 from apd.study.checkpoint import CheckpointError
-from apd.study.experiment import APDConfig, ExperimentError
+from apd.study.distiller_configs import APDConfig
+from apd.study.experiment import ExperimentError
 from apd.study.folders import run_folder
 from apd.study.log import CURVE_POINTS, NonFiniteLossError, RunLog
 from apd.study.loop import task_loss
@@ -195,8 +196,11 @@ def test_with_an_average_its_network_is_scored_and_saved(runs):
 # rates
 
 
-def test_rates_follow_the_poly_schedule_and_the_teachers_head_keeps_its_own(tmp_path):
-    run = prepared_run(tiny("apd", power=0.5, iterations=8, learning_rate=0.02), tmp_path)
+@pytest.mark.parametrize("schedule", ["constant", "poly"])
+def test_rates_follow_the_poly_schedule_and_the_teachers_head_keeps_its_own_unless_told_to_follow(tmp_path, schedule):
+    experiment = tiny("apd", power=0.5, iterations=8, learning_rate=0.02)
+    distiller = replace(experiment.distillers[0], teacher_head_schedule=schedule)
+    run = prepared_run(replace(experiment, distillers=(distiller,)), tmp_path)
     seen = []
 
     def note(_optimiser, *_):
@@ -210,7 +214,7 @@ def test_rates_follow_the_poly_schedule_and_the_teachers_head_keeps_its_own(tmp_
     for step, (backbone, heads, teacher_head) in enumerate(seen):
         assert backbone == pytest.approx(0.02 * (1 - step / 8) ** 0.5, rel=1e-12)
         assert heads == pytest.approx(10 * backbone, rel=1e-12)
-        assert teacher_head == 1e-3
+        assert teacher_head == (1e-3 if schedule == "constant" else pytest.approx(1e-3 * (1 - step / 8) ** 0.5))
     assert [line["learning_rate"] for line in run.log.read()] == pytest.approx([rates[0] for rates in seen])
 
 

@@ -37,7 +37,9 @@ class Cost:
         latency_ms: for the whole batch.
         peak_memory_bytes: the network, its input and the most that was alive beside them in one forward pass.
         memory_method: how that peak was found, in words.
-        batch, height, width: of the images.
+        batch: images at once.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
         device: where it ran, such as "cpu" or "cuda:0".
         threads: of the CPU.
     """

@@ -36,7 +36,7 @@ def predict_labels(model: nn.Module, images_B3HW: Tensor, size: tuple[int, int] 
     """Most likely class of each pixel.
 
     Args:
-        model: a `Segmenter`, or any module whose output has `logits` (B, K, h, w). Must be in eval mode.
+        model: in eval mode; a :class:`~apd.models.Segmenter`, or any module whose output has `logits` (B, K, h, w).
         images_B3HW: float in [0, 1].
         size: grid of the answer; default is that of the images. Logits are resized bilinearly (align_corners, as
             published) before the arg max.

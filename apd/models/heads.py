@@ -25,7 +25,7 @@ class PyramidPooling(nn.Module):
     Each branch averages the map to `bin × bin`, applies a 1×1 convolution to `in_channels // 4` channels with batch
     norm and ReLU, and is upsampled back bilinearly with `align_corners=True` (as published). The branches and the
     input itself are concatenated and merged by a 3×3 convolution with batch norm and ReLU. Dropout and the 1×1
-    classifier come after it and belong to [`Segmenter`][apd.models.Segmenter].
+    classifier come after it and belong to :class:`~apd.models.Segmenter`.
 
     Args:
         in_channels: channels of the backbone's last map, at least 4.

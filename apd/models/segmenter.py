@@ -13,7 +13,7 @@ SMALLEST_SIDE = 32
 
 
 class SegOutput(NamedTuple):
-    """What a [`Segmenter`][apd.models.Segmenter] returns.
+    """What a :class:`~apd.models.Segmenter` returns.
 
     Attributes:
         logits: `B K h w`, at the output stride; resizing to the labels is left to the user.
@@ -31,7 +31,7 @@ class Segmenter(nn.Module):
     """Images in [0, 1] → class logits and the features that they come from.
 
     The image normalisation lies in buffers and so in the state dict: a checkpoint is complete, and teacher and student
-    may each have their own. Use [`build_segmenter`][apd.models.build_segmenter] to make one.
+    may each have their own. Use :func:`~apd.models.build_segmenter` to make one.
 
     Args:
         backbone: normalised images → a sequence of maps, of which the last two are used.
@@ -39,7 +39,8 @@ class Segmenter(nn.Module):
         aux_head: last map but one → logits.
         feature_channels: channels C of the features.
         num_classes: classes K.
-        mean, std: image normalisation, three numbers each.
+        mean: what is subtracted from each channel of an image in [0, 1].
+        std: what the difference is divided by, for each channel.
         dropout: probability of dropping a whole channel of the features before the classifier (0.1 as published).
 
     Raises:
@@ -72,7 +73,7 @@ class Segmenter(nn.Module):
         self.aux_head = aux_head
 
     def forward(self, images_B3HW: Tensor) -> SegOutput:
-        """Images `B 3 H W`, floating point in [0, 1] → [`SegOutput`][apd.models.SegOutput]."""
+        """Images `B 3 H W`, floating point in [0, 1] → :class:`~apd.models.SegOutput`."""
         _check_images(images_B3HW)
         early_BChw, late_BChw = self.backbone((images_B3HW - self.image_mean) / self.image_std)[-2:]
         features_BChw = self.head(late_BChw)
@@ -122,7 +123,7 @@ def build_segmenter(
     The auxiliary head reads the last stage but one and is half as wide as the head (256 beside 512 as published).
 
     Args:
-        backbone: timm name, see [`create_backbone`][apd.models.backbones.create_backbone].
+        backbone: timm name, see :func:`~apd.models.backbones.create_backbone`.
         num_classes: classes K, at least 2.
         head: "psp", the only head so far.
         head_width: channels of the features before the classifier, at least 2 (512 as published).

@@ -20,7 +20,8 @@ class OfflineWeights:
         file_class: class of the module whose `get_model_file_path()` names the file.
         sha256: of that file.
         structure: timm's name of the network that fits.
-        mean, std: normalisation of images in [0, 1].
+        mean: what is subtracted from each channel of an image in [0, 1].
+        std: what the difference is divided by, for each channel.
     """
 
     package: str

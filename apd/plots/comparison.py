@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -10,17 +10,17 @@ from matplotlib.ticker import MaxNLocator
 
 from apd.plots.curves import spread_out
 from apd.plots.page import Drawing, nothing
-from apd.plots.style import FAINT, INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
+from apd.plots.style import FAINT, INK, WIDTH, colour_of, drawing, figure, quiet_axes
 from apd.study.recipes import METHOD_NAMES
-from apd.study.statistics import Comparison, paired_difference, spread
+from apd.study.statistics import Comparison, spread
 
 POINTS = 100.0
 """Scores are drawn and printed in per cent, differences in percentage points."""
 
 
-def _seed_points(axes: Axes, values: Sequence[float], row: float, colour: str) -> None:
-    """One small circle for each seed, spread a little so that equal ones stay apart."""
-    offsets = [0.16 * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
+def seed_points(axes: Axes, values: Sequence[float], row: float, colour: str, height: float = 0.16) -> None:
+    """One small circle for each seed, spread over a `height` so that equal ones stay apart."""
+    offsets = [height * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
     rows = [row + offset for offset in offsets]
     axes.scatter(values, rows, s=26, facecolors="none", edgecolors=colour, linewidths=1.2, alpha=0.9, zorder=3)
 
@@ -31,7 +31,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _signed(value: float, _place: object = None) -> str:
+def signed(value: float, _place: object = None) -> str:
     """A tick's label with its sign."""
     return f"{value:+g}".replace("-", "−") if value else "0"
 
@@ -57,10 +57,10 @@ def _draw_scores(axes: Axes, comparison: Comparison) -> str:
     for row, method in enumerate(comparison.arms):
         values = [POINTS * value for value in comparison.miou(method).values()]
         mean, deviation, _count = spread(values)
-        colour = METHOD_COLOURS[method]
-        _seed_points(axes, values, row, colour)
+        colour = colour_of(method)
+        seed_points(axes, values, row, colour)
         axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3.5, zorder=4)
-        said.append(f"{METHOD_NAMES[method]} {mean:.1f}")
+        said.append(f"{comparison.names[method]} {mean:.1f}")
         seen += values
         width = "" if math.isnan(deviation) else f" ± {deviation:.1f}"
         axes.annotate(
@@ -99,7 +99,7 @@ def _draw_scores(axes: Axes, comparison: Comparison) -> str:
             ha="right" if inside > 0.5 else "left",
             va="bottom",
         )
-    _rows(axes, [METHOD_NAMES[method] for method in comparison.arms])
+    _rows(axes, [comparison.names[method] for method in comparison.arms])
     axes.set_title(comparison.title, pad=22)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     quiet_axes(axes, grid="x")
@@ -119,29 +119,30 @@ def differences(comparisons: Sequence[Comparison], reference: str, confidence: f
     if not shown:
         return nothing(f"No differences can be drawn: no seed has records of “{METHOD_NAMES[reference]}” and another.")
     heights = [0.85 + 0.44 * len(rows[c.title]) for c in shown]
-    with figure(height=sum(heights) + 0.1) as fig:
+    with figure(height=sum(heights) + 0.25) as fig:
         fig.get_layout_engine().set(h_pad=0.08)
         said = []
         all_axes = fig.subplots(len(shown), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
         for axes, comparison in zip(all_axes, shown, strict=True):
             methods = rows[comparison.title]
             for row, method in enumerate(methods):
-                found = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
-                colour = METHOD_COLOURS[method]
-                _seed_points(axes, [POINTS * value for value in found.pairs.values()], row, colour)
+                found = comparison.difference(method, reference, confidence)
+                colour = colour_of(method)
+                seed_points(axes, [POINTS * value for value in found.pairs.values()], row, colour)
                 if not math.isnan(found.low):
                     ends = [POINTS * found.low, POINTS * found.high]
                     axes.plot(ends, [row, row], color=colour, linewidth=2.2, zorder=2)
                 axes.plot([POINTS * found.mean] * 2, [row - 0.28, row + 0.28], color=colour, linewidth=3.5, zorder=4)
-                said.append(f"{comparison.title}, {METHOD_NAMES[method]}: {POINTS * found.mean:+.1f}")
+                said.append(f"{comparison.title}, {comparison.names[method]}: {POINTS * found.mean:+.1f}")
             axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-            _rows(axes, [METHOD_NAMES[method] for method in methods])
+            _rows(axes, [comparison.names[method] for method in methods])
             axes.set_title(comparison.title)
             quiet_axes(axes, grid="x")
             axes.tick_params(labelbottom=axes is all_axes[-1])
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        all_axes[-1].xaxis.set_major_formatter(_signed)
-        all_axes[-1].set_xlabel(f"mIoU minus that of “{METHOD_NAMES[reference]}”, percentage points")
+        all_axes[-1].xaxis.set_major_formatter(signed)
+        label = f"mIoU minus that of “{METHOD_NAMES[reference]}”, percentage points"
+        all_axes[-1].set_xlabel(textwrap.fill(label, 46))
         return drawing(fig, f"Difference in mIoU to {METHOD_NAMES[reference]}, percentage points. " + "; ".join(said))
 
 
@@ -168,36 +169,48 @@ def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
                 per_seed = [
                     POINTS * float(arm[s].scores.iou[k] - base[s].scores.iou[k]) for s in arm.keys() & base.keys()
                 ]
-                axes.barh(row, gains[k], height=0.5, color=METHOD_COLOURS[method], alpha=0.55, zorder=2)
-                _seed_points(axes, sorted(per_seed), row, METHOD_COLOURS[method])
+                axes.barh(row, gains[k], height=0.5, color=colour_of(method), alpha=0.55, zorder=2)
+                seed_points(axes, sorted(per_seed), row, colour_of(method))
             axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
-            name = textwrap.fill(METHOD_NAMES[method], 14)
-            axes.set_title(name, fontsize=10.5, fontweight="normal", color=METHOD_COLOURS[method])
+            name = textwrap.fill(comparison.names[method], 14)
+            axes.set_title(name, fontsize=10.5, fontweight="normal", color=colour_of(method))
             _rows(axes, [f"{names[k]} {POINTS * level[k]:.0f}" for k in order])
             quiet_axes(axes, grid="x")
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(_signed)
-            said.append(f"{METHOD_NAMES[method]}: " + ", ".join(f"{names[k]} {gains[k]:+.1f}" for k in order))
+            axes.xaxis.set_major_formatter(signed)
+            said.append(f"{comparison.names[method]}: " + ", ".join(f"{names[k]} {gains[k]:+.1f}" for k in order))
         fig.supxlabel(f"IoU minus that of “{METHOD_NAMES[reference]}”, percentage points", fontsize=11)
         return drawing(fig, f"{comparison.title}, gains in IoU by class. " + "; ".join(said))
 
 
+YARDSTICK = ("student", "student_equal_seconds")
+"""What the plain student makes of more seconds."""
+
+
 def score_against_seconds(comparison: Comparison) -> Drawing:
-    """mIoU over the seconds that a run's training steps take: further up is better, further left is cheaper."""
-    with figure(height=3.3) as fig:
+    """mIoU over the seconds that a run's training steps take: further up is better, further left is cheaper.
+
+    A dashed line joins the plain student and the plain student of APD's seconds: what lies below it does less with its
+    seconds than more steps of plain training do, as far as a straight line tells.
+    """
+    if not comparison.arms:
+        return nothing("No seconds can be drawn: there is no record yet.")
+    with figure(height=max(3.3, 0.9 + 0.34 * len(comparison.arms))) as fig:
         axes = fig.subplots()
-        said, marks = [], []
+        said, marks = [], {}
         for method in comparison.arms:
-            step = spread(comparison.seconds(method).values()).mean
-            seconds = step * comparison.iterations(method)
+            seconds = comparison.step_seconds(method) * comparison.iterations(method)
             values = [POINTS * value for value in comparison.miou(method).values()]
             mean = spread(values).mean
-            axes.plot([seconds, seconds], [min(values), max(values)], color=METHOD_COLOURS[method], linewidth=2.2)
-            axes.scatter([seconds], [mean], s=60, color=METHOD_COLOURS[method], zorder=3)
-            marks.append((seconds, mean, method))
-            said.append(f"{METHOD_NAMES[method]} {mean:.1f} in {seconds:.0f} seconds")
-        _label_beside(axes, marks)
-        axes.set_xlim(0, 1.08 * max(seconds for seconds, _, _ in marks))
+            axes.plot([seconds, seconds], [min(values), max(values)], color=colour_of(method), linewidth=2.2)
+            axes.scatter([seconds], [mean], s=60, color=colour_of(method), zorder=3)
+            marks[method] = (seconds, mean)
+            said.append(f"{comparison.names[method]} {mean:.1f} in {seconds:.0f} seconds")
+        if all(method in marks for method in YARDSTICK):
+            ends = zip(*(marks[method] for method in YARDSTICK), strict=True)
+            axes.plot(*ends, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        _label_beside(axes, marks, comparison)
+        axes.set_xlim(0, 1.08 * max(seconds for seconds, _ in marks.values()))
         axes.set_title(comparison.title)
         axes.set_xlabel("training steps of one run, seconds")
         axes.set_ylabel("mIoU, %")
@@ -205,18 +218,21 @@ def score_against_seconds(comparison: Comparison) -> Drawing:
         return drawing(fig, f"{comparison.title}, mIoU and training seconds of a run. " + "; ".join(said))
 
 
-def _label_beside(axes: Axes, marks: list[tuple[float, float, str]]) -> None:
+def _label_beside(axes: Axes, marks: Mapping[str, tuple[float, float]], comparison: Comparison) -> None:
     """Names left of all marks, moved apart where they would overlap, with a thin line to the mark."""
     low, high = axes.get_ylim()
-    heights = spread_out([mean for _, mean, _ in marks], 0.085 * (high - low))
-    left = 0.93 * min(seconds for seconds, _, _ in marks)
-    for (seconds, mean, method), height in zip(marks, heights, strict=True):
+    apart = min(0.085, 0.9 / len(marks))
+    heights = spread_out([mean for _, mean in marks.values()], apart * (high - low))
+    axes.set_ylim(min(low, *heights) - 0.02 * (high - low), max(high, *heights) + 0.02 * (high - low))
+    left = 0.93 * min(seconds for seconds, _ in marks.values())
+    for (method, mark), height in zip(marks.items(), heights, strict=True):
         axes.annotate(
-            METHOD_NAMES[method],
-            (seconds, mean),
+            textwrap.fill(comparison.names[method], 16),
+            mark,
             xytext=(left, height),
             ha="right",
             va="center",
-            color=METHOD_COLOURS[method],
+            linespacing=0.95,
+            color=colour_of(method),
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkB": 5, "relpos": (1, 0.5)},
         )

@@ -30,7 +30,7 @@ minmax(max(var(--least),calc((100% - (var(--columns) - 1)*.8rem)/var(--columns))
 border:1px solid rgba(128,128,128,.6)}
 .apd-key .apd-scale{width:8rem;max-width:40vw;height:.8em;border-radius:3px}
 .apd-table{overflow-x:auto}
-.apd-table tbody th{text-align:left;font-weight:600;min-width:7.5rem;max-width:18rem}
+.apd-table tbody th{text-align:left;font-weight:600;min-width:8.5rem;max-width:18rem}
 .apd-table thead th{text-align:right;vertical-align:bottom}
 .apd-table td{text-align:right;max-width:24rem}
 .apd-table caption{caption-side:top;text-align:left;font-size:.92rem;padding-bottom:.4rem;color:inherit}

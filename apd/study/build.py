@@ -11,19 +11,9 @@ from apd.data.folder import CamVid, find_data
 from apd.data.sample import SegmentationDataset
 from apd.data.scenes import Scenes
 from apd.data.transforms import Augmentation
-from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter, build_segmenter
-from apd.rivals import PixelKD
-from apd.study.experiment import (
-    APDConfig,
-    DataConfig,
-    DistillerConfig,
-    Experiment,
-    ExperimentError,
-    NetworkConfig,
-    PixelKDConfig,
-    TrainingConfig,
-)
+from apd.study.distiller_configs import APDConfig, DistillerConfig
+from apd.study.experiment import DataConfig, Experiment, ExperimentError, NetworkConfig, TrainingConfig
 
 
 class Splits(NamedTuple):
@@ -108,45 +98,13 @@ def build_network(
     return model.to(device, memory_format=torch.channels_last)
 
 
-def build_distiller(
-    config: DistillerConfig, *, student: Segmenter, teacher: Segmenter, ignore_index: int, seed: int
-) -> nn.Module:
-    """The loss module of one distiller, on the student's device, its heads initialised from the seed alone."""
-    device = next(student.parameters()).device
-    match config:
-        case PixelKDConfig():
-            module: nn.Module = PixelKD(temperature=config.temperature, weight=config.weight, ignore_index=ignore_index)
-        case APDConfig():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                module = APDLoss(
-                    student.feature_channels,
-                    teacher.feature_channels,
-                    student.num_classes,
-                    width=config.width,
-                    scale=config.scale,
-                    scope=config.scope,
-                    reduction=config.reduction,
-                    absent=config.absent,
-                    ignore_index=ignore_index,
-                    temperature=config.temperature,
-                    weights={
-                        "regularisation": config.regularisation,
-                        "alignment": config.alignment,
-                        "observation": config.observation,
-                        "pixel_kd": config.pixel_kd,
-                    },
-                )
-    return module.to(device)
-
-
 def build_optimisers(
     experiment: Experiment, student: Segmenter, distillers: Iterable[tuple[DistillerConfig, nn.Module]]
 ) -> dict[str, torch.optim.Optimizer]:
     """The student's SGD, and Adam for the teacher's projection head when there is one.
 
-    Every parameter group carries `base_rate`, from which the schedule computes its rate; the group of a teacher's
-    head keeps its rate (released code).
+    A parameter group that follows the schedule carries `base_rate`; that of a teacher's head does only where the
+    experiment says so, and else keeps its rate (released code).
     """
     training: TrainingConfig = experiment.training
     head_parameters, teacher_groups = list(student.head_parameters()), []
@@ -154,7 +112,10 @@ def build_optimisers(
         head_parameters += list(module.student_parameters())
         if parameters := list(module.teacher_parameters()):
             assert isinstance(config, APDConfig)
-            teacher_groups.append({"params": parameters, "lr": config.teacher_head_rate})
+            group = {"params": parameters, "lr": config.teacher_head_rate}
+            if config.teacher_head_schedule == "poly":
+                group["base_rate"] = config.teacher_head_rate
+            teacher_groups.append(group)
     head_rate = training.learning_rate * training.head_multiplier
     sgd = torch.optim.SGD(
         [
@@ -172,7 +133,8 @@ def build_optimisers(
 
 
 def set_poly_rates(optimiser: torch.optim.Optimizer, step: int, iterations: int, power: float) -> None:
-    """Give each group of the student's optimiser base_rate · (1 − step/iterations)^power."""
+    """Give each group that has a `base_rate` the rate base_rate · (1 − step/iterations)^power."""
     factor = (1 - step / iterations) ** power
     for group in optimiser.param_groups:
-        group["lr"] = group["base_rate"] * factor
+        if "base_rate" in group:
+            group["lr"] = group["base_rate"] * factor

@@ -8,10 +8,11 @@ Needs no command-line library: `python -m apd.study.campaign NAME`.
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from apd.study.arms import Arm, combined_arms, option_arms, rival_arms, term_arms
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint
@@ -48,6 +49,47 @@ def scenes_tiny_tuning() -> Iterator[Experiment]:
             yield replace(experiment, data=data, training=training, name=f"{who}-rate{rate:g}")
 
 
+def with_arms(arms: Iterable[Arm], seeds: int, context_shift: float) -> Iterator[Experiment]:
+    """Each seed with every arm, on scenes."""
+    for seed in range(seeds):
+        base = scenes_experiment("student", seed, context_shift)
+        for arm in arms:
+            yield replace(base, name=f"{arm.key}-context{context_shift:g}-seed{seed}", distillers=arm.distillers)
+
+
+def scenes_terms() -> Iterator[Experiment]:
+    """The combinations of APD's terms that no other campaign has, where every image has a context of its own."""
+    yield from with_arms(term_arms(), seeds=5, context_shift=1.0)
+
+
+def scenes_options() -> Iterator[Experiment]:
+    """The complete method with one choice changed, where every image has a context of its own."""
+    yield from with_arms(option_arms(), seeds=5, context_shift=1.0)
+
+
+def scenes_rivals() -> Iterator[Experiment]:
+    """The other methods at their published weights, where every image has a context of its own."""
+    yield from with_arms(rival_arms(), seeds=5, context_shift=1.0)
+
+
+def scenes_combined() -> Iterator[Experiment]:
+    """APD together with each of the other methods, where every image has a context of its own."""
+    yield from with_arms(combined_arms(), seeds=5, context_shift=1.0)
+
+
+def scenes_dial() -> Iterator[Experiment]:
+    """What the dial does between its ends, and to prototypes of the batch; the ends are in `scenes-tiny`."""
+    batch = next(arm for arm in option_arms() if arm.key == "scope_batch")
+    for seed in range(5):
+        for context_shift in (0.0, 0.25, 0.5, 0.75, 1.0):
+            if 0 < context_shift < 1:
+                for method in ("student", "pixel_kd", "apd"):
+                    yield scenes_experiment(method, seed, context_shift)
+            base = scenes_experiment("student", seed, context_shift)
+            name = f"{batch.key}-context{context_shift:g}-seed{seed}"
+            yield replace(base, name=name, distillers=batch.distillers)
+
+
 def camvid_small() -> Iterator[Experiment]:
     """The four methods on CamVid at half resolution, scored on test, three seeds."""
     for seed in range(3):
@@ -71,6 +113,11 @@ def camvid_small_tuning() -> Iterator[Experiment]:
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny": scenes_tiny,
     "scenes-tiny-tuning": scenes_tiny_tuning,
+    "scenes-dial": scenes_dial,
+    "scenes-terms": scenes_terms,
+    "scenes-options": scenes_options,
+    "scenes-rivals": scenes_rivals,
+    "scenes-combined": scenes_combined,
     "camvid-small": camvid_small,
     "camvid-small-tuning": camvid_small_tuning,
 }

@@ -6,6 +6,7 @@ Nothing here imports torch. Wrong values fail at construction with the field, th
 from dataclasses import dataclass, field
 from typing import Literal
 
+from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -116,65 +117,6 @@ class TrainingConfig:
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelKDConfig:
-    """Ordinary pixel distillation of the logits."""
-
-    method: Literal["pixel_kd"] = "pixel_kd"
-    weight: float = 1.0
-    """Weight of the term, in the pixel reduction."""
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(self.weight > 0, self, "weight", "a number > 0; to leave the term out, leave the distiller out")
-        require(self.temperature > 0, self, "temperature", "a number > 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class APDConfig:
-    """Adaptive perspective distillation: every choice of `apd.APDLoss`, and the rate of the teacher's head."""
-
-    method: Literal["apd"] = "apd"
-    width: int | None = 128
-    """Width of both projection heads (released code: 512); None leaves them out."""
-    scale: float = 10.0
-    """Cosine scale of the observations (released code: 10)."""
-    scope: Literal["image", "batch"] = "image"
-    """What a prototype is pooled over: an image (paper) or the batch (released code)."""
-    reduction: Literal["pixel", "element"] = "pixel"
-    absent: Literal["mask", "zero"] = "mask"
-    regularisation: float = 1.0
-    """Weight of the teacher's cross-entropy through its adaptive perspective (trains its head only)."""
-    alignment: float = 10.0
-    """Weight of the prototypes' cosine distance (released code: 10)."""
-    observation: float = 1.0
-    """Weight of the observations' KL."""
-    pixel_kd: float = 1.0
-    """Weight of the logits' KL; 0 leaves it out."""
-    temperature: float = 1.0
-    """Temperature of the logits' KL."""
-    teacher_head_rate: float = 1e-3
-    """Adam rate of the teacher's head (released code: 1e-5 for schedules twenty to eighty times longer)."""
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(self.width is None or self.width >= 1, self, "width", "None or an integer >= 1")
-        for name in ("scale", "temperature", "teacher_head_rate"):
-            require(getattr(self, name) > 0, self, name, "a number > 0")
-        terms = ("regularisation", "alignment", "observation", "pixel_kd")
-        for name in terms:
-            require(getattr(self, name) >= 0, self, name, "a number >= 0")
-        trains_a_head = self.width is not None or self.regularisation == 0
-        require(trains_a_head, self, "regularisation", "0 where width is None: it trains the teacher's head only")
-        if not any(getattr(self, name) for name in terms):
-            raise ExperimentError(f"APDConfig: {', '.join(terms)} are all 0: expected one above 0")
-
-
-DistillerConfig = PixelKDConfig | APDConfig
-DISTILLERS: dict[str, type[DistillerConfig]] = {"pixel_kd": PixelKDConfig, "apd": APDConfig}
 
 
 @dataclass(frozen=True, kw_only=True)

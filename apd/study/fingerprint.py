@@ -6,10 +6,9 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from apd.study.distiller_configs import DISTILLERS, DistillerConfig
 from apd.study.experiment import (
-    DISTILLERS,
     DataConfig,
-    DistillerConfig,
     Experiment,
     ExperimentError,
     NetworkConfig,

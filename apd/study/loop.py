@@ -19,8 +19,9 @@ from tqdm import tqdm
 from apd.data.batches import Batch, training_batches
 from apd.evaluate.inference import autocast, confusion_of, resolve_precision
 from apd.models.segmenter import Segmenter, SegOutput
-from apd.study.build import Splits, build_augmentation, build_distiller, build_optimisers, set_poly_rates
+from apd.study.build import Splits, build_augmentation, build_optimisers, set_poly_rates
 from apd.study.checkpoint import load_newest, save_checkpoint
+from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment
 from apd.study.log import NonFiniteLossError, RunLog, StopRequest, save_batch
 from apd.study.teacher import measure_teacher
@@ -103,7 +104,8 @@ class Run:
         saved_at = tick = time.perf_counter()
         with StopRequest() as stop, bar:
             for batch in batches:
-                set_poly_rates(self.optimisers["student"], step, training.iterations, training.power)
+                for optimiser in self.optimisers.values():
+                    set_poly_rates(optimiser, step, training.iterations, training.power)
                 terms = self._step(batch)
                 pending.append((step, time.perf_counter() - tick, terms, batch))
                 step += 1

@@ -8,14 +8,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+from apd.study.distiller_configs import APDConfig, DistillerConfig, PixelKDConfig
 from apd.study.experiment import (
-    APDConfig,
     DataConfig,
-    DistillerConfig,
     Experiment,
     ExperimentError,
     NetworkConfig,
-    PixelKDConfig,
     TeacherConfig,
     TrainingConfig,
 )

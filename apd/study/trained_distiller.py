@@ -3,8 +3,9 @@
 from torch import nn
 
 from apd.models.segmenter import Segmenter
-from apd.study.build import build_distiller, spec_of
+from apd.study.build import spec_of
 from apd.study.checkpoint import CheckpointError, load_newest
+from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment
 from apd.study.folders import run_folder
 

@@ -1,0 +1,129 @@
+"""Prototypes and observations of a map through its own perspective, in one step with its gradient written out.
+
+:func:`apd.class_prototypes` followed by :func:`apd.observe` says what is computed; :func:`observe_itself` computes the
+same and its gradient in fewer passes over the features, which have far more elements than anything else here. With
+x a pixel's features, u = x / |x|, M the membership of pixels in classes, S = M u the sums, P = S / |S| the prototypes
+and O = s P u the observations, the gradient in x is g - u (u · g), where g collects what arrives along x at constant
+length: from O directly, and from P through S. Everything in it but g itself is a product of thin matrices.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apd.perspective import (
+    ABSENT_LOGIT,
+    Absent,
+    Scope,
+    check_choice,
+    check_labels,
+    check_map,
+    full_precision,
+    inverse_length,
+    valid_pixels,
+)
+
+
+class _ObserveItself(torch.autograd.Function):
+    """(features_BDN, member_BKN, present_BK, …) to (prototypes_BKD, observations_BKN)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features_BDN: Tensor,
+        member_BKN: Tensor,
+        present_BK: Tensor,
+        scale: float,
+        fill: float,
+        pooled: bool,
+        detach_prototypes: bool,
+    ) -> tuple[Tensor, Tensor]:
+        inverse_B1N = inverse_length(features_BDN, dim=1)
+        weight_BKN = member_BKN * inverse_B1N
+        sums_BKD = weight_BKN @ features_BDN.mT
+        if pooled:
+            sums_BKD = sums_BKD.sum(0, keepdim=True).expand_as(sums_BKD)
+        inverse_BK1 = inverse_length(sums_BKD, dim=2)
+        prototypes_BKD = sums_BKD * inverse_BK1
+        observations_BKN = (prototypes_BKD @ features_BDN).mul_(scale * inverse_B1N)
+        observations_BKN.masked_fill_(~present_BK[:, :, None], fill)
+        ctx.save_for_backward(features_BDN, weight_BKN, inverse_B1N, prototypes_BKD, inverse_BK1, present_BK)
+        ctx.scale, ctx.pooled, ctx.detach_prototypes = scale, pooled, detach_prototypes
+        return prototypes_BKD, observations_BKN
+
+    @staticmethod
+    def backward(ctx: Any, to_prototypes_BKD: Tensor, to_observations_BKN: Tensor) -> tuple[Tensor | None, ...]:
+        features_BDN, weight_BKN, inverse_B1N, prototypes_BKD, inverse_BK1, present_BK = ctx.saved_tensors
+        cosines_BKN = (to_observations_BKN * (ctx.scale * inverse_B1N)).masked_fill(~present_BK[:, :, None], 0.0)
+        if not ctx.detach_prototypes:
+            to_prototypes_BKD = to_prototypes_BKD + cosines_BKN @ features_BDN.mT
+        if ctx.pooled:
+            to_prototypes_BKD = to_prototypes_BKD.sum(0, keepdim=True).expand_as(to_prototypes_BKD)
+        along_BK1 = (prototypes_BKD * to_prototypes_BKD).sum(2, keepdim=True)
+        to_sums_BKD = inverse_BK1 * (to_prototypes_BKD - prototypes_BKD * along_BK1)
+        rows = torch.cat([to_sums_BKD, prototypes_BKD], dim=1)  # 2K rows of D, against 2K rows of N
+        columns = torch.cat([weight_BKN, cosines_BKN], dim=1)
+        gradient_BDN = rows.mT @ columns
+        along_B1N = (columns * (rows @ features_BDN)).sum(1, keepdim=True)
+        gradient_BDN.addcmul_(features_BDN, along_B1N.mul_(inverse_B1N.square()), value=-1.0)
+        return gradient_BDN, None, None, None, None, None, None
+
+
+@full_precision
+def observe_itself(
+    features_BDhw: Tensor,
+    labels_Bhw: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    scope: Scope = "image",
+    scale: float = 10.0,
+    absent: Absent = "mask",
+    detach_prototypes: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A map's own perspective and what it looks like through it.
+
+    Args:
+        features_BDhw: projected features; need not be normalised.
+        labels_Bhw: integer labels on the same grid (see :func:`apd.resize_labels`).
+        num_classes, ignore_index, scope: as in :func:`apd.class_prototypes`.
+        scale, absent: as in :func:`apd.observe`.
+        detach_prototypes: the observations' gradient stops at the prototypes and reaches the pixels only.
+
+    Returns:
+        ``prototypes_BKD``, the boolean ``present_BK`` and ``observations_BKhw``. Memory beside the input: three
+        (B, K, N) maps; the gradient adds one map of the input's size and four (B, K, N) maps.
+
+    Raises:
+        ValueError, TypeError: wrong rank, dtype, grid or choice.
+        RuntimeError: labels out of range (see :func:`apd.perspective.valid_pixels`).
+
+    >>> import torch
+    >>> from apd.own_perspective import observe_itself
+    >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # one image, D = 2, a grid of 1 x 2
+    >>> prototypes, present, observations = observe_itself(features, torch.tensor([[[0, 255]]]), num_classes=2)
+    >>> observations.flatten(2)
+    tensor([[[    10.,      0.],
+             [-10000., -10000.]]])
+    """
+    check_map("features", features_BDhw)
+    check_labels(labels_Bhw, features_BDhw.shape[0])
+    check_choice("scope", scope, ("image", "batch"))
+    check_choice("absent", absent, ("mask", "zero"))
+    if labels_Bhw.shape[1:] != features_BDhw.shape[2:]:
+        raise ValueError(
+            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but features on {tuple(features_BDhw.shape[2:])}: "
+            "call resize_labels(labels, features.shape[2:]) first"
+        )
+    valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
+    labels_BN = torch.where(valid_Bhw, labels_Bhw.long(), -1).flatten(1)
+    member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
+    present_BK = member_BKN.any(dim=2)
+    if scope == "batch":
+        present_BK = present_BK.any(0, keepdim=True).expand_as(present_BK)
+    fill = ABSENT_LOGIT if absent == "mask" else 0.0
+    prototypes_BKD, observations_BKN = _ObserveItself.apply(
+        features_BDhw.flatten(2), member_BKN, present_BK, scale, fill, scope == "batch", detach_prototypes
+    )
+    return prototypes_BKD, present_BK, observations_BKN.unflatten(2, features_BDhw.shape[2:])

@@ -1,0 +1,138 @@
+"""The arms of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
+
+An arm differs from the study's methods (:mod:`apd.study.recipes`) in nothing but its distillers, so its runs are
+compared with theirs seed by seed.
+"""
+
+from itertools import product
+from typing import NamedTuple
+
+from apd.study.distiller_configs import (
+    APDConfig,
+    AttentionTransferConfig,
+    CIRKDConfig,
+    CWDConfig,
+    DISTConfig,
+    DistillerConfig,
+    DKDConfig,
+    FitNetConfig,
+    IFVDConfig,
+    MGDConfig,
+    PixelKDConfig,
+    SKDConfig,
+)
+
+
+class Arm(NamedTuple):
+    """One setting of an experiment's distillers.
+
+    Attributes:
+        key: its name in labels of runs and records; unique among all arms and methods.
+        name: its name in figures and tables.
+        group: what it varies.
+        distillers: the setting.
+    """
+
+    key: str
+    name: str
+    group: str
+    distillers: tuple[DistillerConfig, ...]
+
+
+TERMS = {"regularisation": "R", "alignment": "A", "observation": "O", "pixel_kd": "KD"}
+"""The terms of APD by field, with the letters that stand for them in the names of arms."""
+
+BY_CONSTRUCTION = {"": "student", "KD": "pixel_kd", "R": "student", "R+KD": "pixel_kd"}
+"""Combinations of terms that need no run of their own: the regularisation alone never reaches the student."""
+
+COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}
+"""Combinations that are methods of the study."""
+
+
+def combination(on: tuple[bool, ...]) -> str:
+    """The letters of the terms that are on, joined by +.
+
+    >>> combination((True, False, True, False))
+    'R+O'
+    """
+    return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
+
+
+def term_arms() -> list[Arm]:
+    """Every on/off combination of the four terms that needs runs of its own, each at its default weight."""
+    arms = []
+    for on in product((False, True), repeat=len(TERMS)):
+        letters = combination(on)
+        if letters not in BY_CONSTRUCTION and letters not in COMPLETE:
+            off = {term: 0.0 for term, is_on in zip(TERMS, on, strict=True) if not is_on}
+            key = "terms_" + letters.replace("+", "_").lower()
+            arms.append(Arm(key, letters.replace("+", " + "), "terms", (APDConfig(**off),)))
+    return arms
+
+
+RELEASED_REDUCTION = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)
+"""Element means with the weights that the released code puts in front of them."""
+
+
+def option_arms() -> list[Arm]:
+    """The complete method with one choice changed."""
+    settings = [
+        ("scope", "scope_batch", "prototypes of the batch", APDConfig(scope="batch")),
+        ("reduction", "reduction_element", "element means, weights 10", RELEASED_REDUCTION),
+        ("absent classes", "absent_zero", "absent classes at 0", APDConfig(absent="zero")),
+        ("labels", "labels_teacher", "labels from the teacher", APDConfig(labels_from="teacher")),
+        ("gradient", "detached", "student's prototypes constant", APDConfig(detach_prototypes=True)),
+        ("scale", "scale_5", "scale 5", APDConfig(scale=5.0)),
+        ("scale", "scale_20", "scale 20", APDConfig(scale=20.0)),
+        ("width of heads", "width_32", "heads 32 wide", APDConfig(width=32)),
+        ("width of heads", "width_512", "heads 512 wide", APDConfig(width=512)),
+        ("teacher's head", "head_1e-5", "rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
+        ("teacher's head", "head_1e-4", "rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
+        ("teacher's head", "head_1e-2", "rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
+        ("teacher's head", "head_poly", "rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
+        ("weights", "alignment_1", "alignment 1", APDConfig(alignment=1.0)),
+        ("weights", "alignment_100", "alignment 100", APDConfig(alignment=100.0)),
+        ("weights", "observation_0.3", "observation 0.3", APDConfig(observation=0.3)),
+        ("weights", "observation_3", "observation 3", APDConfig(observation=3.0)),
+        ("weights", "kd_0.3", "pixel KD 0.3", APDConfig(pixel_kd=0.3)),
+        ("weights", "kd_3", "pixel KD 3", APDConfig(pixel_kd=3.0)),
+    ]
+    return [Arm(key, name, group, (config,)) for group, key, name, config in settings]
+
+
+RIVALS: dict[str, tuple[str, DistillerConfig]] = {
+    "fitnet": ("FitNet", FitNetConfig()),
+    "attention_transfer": ("AT", AttentionTransferConfig()),
+    "skd": ("SKD", SKDConfig()),
+    "ifvd": ("IFVD", IFVDConfig()),
+    "cwd": ("CWD", CWDConfig()),
+    "cirkd": ("CIRKD", CIRKDConfig()),
+    "mgd": ("MGD", MGDConfig()),
+    "dist": ("DIST", DISTConfig()),
+    "dkd": ("DKD", DKDConfig()),
+}
+"""The other methods at their published weights, by key."""
+
+IN_PLACE_OF_KD = ("dist", "dkd")
+"""Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
+
+
+def rival_arms() -> list[Arm]:
+    """The other methods at their published weights."""
+    return [
+        Arm(key, name, "published weight", (config,) if key in IN_PLACE_OF_KD else (PixelKDConfig(), config))
+        for key, (name, config) in RIVALS.items()
+    ]
+
+
+def combined_arms() -> list[Arm]:
+    """APD, its pixel KD included, with each of the other methods added."""
+    return [
+        Arm(f"apd_and_{key}", f"APD + {name}", "APD added", (APDConfig(), config))
+        for key, (name, config) in RIVALS.items()
+    ]
+
+
+def arm_names() -> dict[str, str]:
+    """The name of every arm, by key."""
+    return {arm.key: arm.name for arms in (term_arms, option_arms, rival_arms, combined_arms) for arm in arms()}

@@ -1,0 +1,150 @@
+"""The memories of CIRKD: what is queued, where, and that a checkpoint holds it."""
+
+import copy
+
+import pytest
+import torch
+
+from apd import CIRKD
+from apd.rivals.cirkd import pooling_window
+from apd.rivals.class_memory import ClassMemory
+
+from . import slow_reference as slow
+
+
+def method(**options):
+    sizes = {"pixel_slots": 64, "region_slots": 6}
+    return CIRKD(6, 8, 5, **(sizes | options)).double()
+
+
+def random_batch(**options):
+    return slow.random_batch(**({"teacher_channels": 8} | options))
+
+
+@pytest.mark.parametrize("candidates", [3, 7, 12], ids=["few", "as-many-as-slots", "more-than-slots"])
+def test_queues_hold_what_a_list_for_each_class_would_hold(candidates):
+    torch.manual_seed(1)
+    memory = ClassMemory(3, 2, slots=7, samples=5)
+    lists, starts = [list(rows.clone()) for rows in memory.vectors], [0, 0, 0]
+    for _ in range(9):
+        offered, wanted = torch.randn(3, candidates, 2), torch.rand(3, candidates) < 0.4
+        memory.append(offered, wanted)
+        for label in range(3):
+            for vector in offered[label][wanted[label]][:7]:
+                lists[label][starts[label] % 7] = vector
+                starts[label] += 1
+    assert torch.equal(memory.vectors, torch.stack([torch.stack(rows) for rows in lists]))
+    assert memory.written.tolist() == starts
+
+
+def test_slots_that_were_never_written_hold_different_directions():
+    vectors = ClassMemory(2, 16, slots=5, samples=5).vectors
+    torch.testing.assert_close(vectors.norm(dim=2), torch.ones(2, 5))
+    cosines = vectors.flatten(0, 1) @ vectors.flatten(0, 1).T
+    assert (cosines - torch.eye(10)).max() < 0.95
+
+
+@pytest.mark.parametrize(("samples", "each"), [(4, 3), (7, 4), (1000, 6)])
+def test_a_sample_is_the_same_random_slots_of_every_class_without_repetition(samples, each):
+    memory = ClassMemory(2, 1, slots=6, samples=samples)
+    memory.vectors.copy_(torch.arange(12.0).view(2, 6, 1))
+    drawn = memory.sample().view(2, -1)
+    assert drawn.shape == (2, each)
+    assert torch.equal(drawn[1], drawn[0] + 6)
+    assert len(set(drawn[0].tolist())) == each
+    assert len({tuple(sorted(memory.sample()[:each, 0].tolist())) for _ in range(50)}) > (each < 6)
+
+
+def test_a_call_queues_random_normalised_teacher_pixels_of_the_class_itself():
+    """The released code queues pixels of other classes, see :class:`apd.CIRKD`."""
+    module, batch = method(new_pixels=2), random_batch(labels=(5, 4))
+    module(**batch)
+    memory = module.memories["pixel_memory"]
+    directions = torch.nn.functional.normalize(batch["teacher_features"], dim=1)
+    for label in range(5):
+        of_image = [directions[b][:, batch["labels"][b] == label].T for b in range(2)]
+        expected = [min(2, len(rows)) for rows in of_image]
+        assert memory.written[label] == sum(expected)
+        written = memory.vectors[label, : sum(expected)].split(expected)
+        for rows, queued in zip(of_image, written, strict=True):
+            found = [int((rows - vector).abs().sum(1).argmin()) for vector in queued]
+            torch.testing.assert_close(rows[found], queued)
+            assert len(set(found)) == len(found), "a pixel was queued twice"
+    assert memory.written[4] == 0  # the class is nowhere
+    again = method(new_pixels=2)
+    again(**batch)
+    assert not torch.equal(again.memories["pixel_memory"].vectors[:, :2], memory.vectors[:, :2])
+
+
+def test_a_call_queues_the_direction_of_the_mean_of_each_class_in_each_image():
+    module, batch = method(), random_batch(labels=(5, 4))
+    module(**batch)
+    memory = module.memories["region_memory"]
+    images = slow.perspectives(batch["teacher_features"], batch["labels"])
+    for label in range(5):
+        expected = [rows[label] for rows in images if label in rows]
+        assert memory.written[label] == len(expected)
+        for vector, row in zip(memory.vectors[label], expected, strict=False):
+            torch.testing.assert_close(vector, row)
+
+
+def test_pixels_of_this_batch_are_in_the_memory_that_it_is_compared_with():
+    module, batch = method(batch_pixels=0, region_memory=0, pixel_slots=4, new_pixels=4), random_batch(batch=1)
+    seen = []
+    module.memories["pixel_memory"].sample = lambda: (
+        seen.append(module.memories["pixel_memory"].written.sum().item())
+        or (module.memories["pixel_memory"].vectors.flatten(0, 1))
+    )
+    module(**batch)
+    assert seen[0] > 0
+
+
+def test_evaluation_reads_the_memories_and_does_not_write_them():
+    module, batch = method().eval(), random_batch()
+    before = copy.deepcopy(module.state_dict())
+    module(**batch)
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    module.train()(**batch)
+    assert all(memory.written.sum() > 0 for memory in module.memories.values())
+
+
+def test_a_method_restored_from_its_state_goes_on_bit_equal():
+    torch.manual_seed(5)
+    module, batches = method(), [random_batch(seed=seed) for seed in range(6)]
+    for batch in batches[:3]:
+        module(**batch)
+    state, random_state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+    expected = [module(**batch) for batch in batches[3:]]
+    torch.manual_seed(99)
+    restored = method()
+    restored.load_state_dict(state)
+    torch.set_rng_state(random_state)
+    assert [restored(**batch) for batch in batches[3:]] == expected
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in restored.state_dict().items())
+
+
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
+def test_terms_of_weight_zero_are_not_computed_and_have_no_queue(weights):
+    names = ("batch_pixels", "pixel_memory", "region_memory")
+    chosen = dict(zip(names, weights, strict=True))
+    module = method(**chosen)
+    wanted = [name for name in names if chosen[name]]
+    assert list(module(**random_batch())) == [*wanted, "loss"]
+    assert list(module.memories) == [name for name in wanted if name != "batch_pixels"]
+    assert bool(module.student_parameters()) == bool(module.memories)
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "window"),
+    [((16, 16), 256, 1), ((17, 16), 256, 2), ((90, 90), 256, 6), ((1, 9), 4, 3), ((5, 5), 1, 5)],
+)
+def test_the_grid_is_pooled_by_the_smallest_whole_window_that_is_enough(size, most, window):
+    assert pooling_window(size, most) == window
+
+
+def test_no_matrix_is_larger_than_the_stated_number_of_pixels_allows(monkeypatch):
+    shapes = []
+    multiply = torch.einsum
+    monkeypatch.setattr(torch, "einsum", lambda *a: shapes.append(multiply(*a).shape) or multiply(*a))
+    method(pixel_memory=0, region_memory=0, most_pixels=30)(**random_batch(grid=(40, 40)))
+    assert shapes == [(2, 25, 2, 25)] * 2

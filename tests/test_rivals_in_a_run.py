@@ -1,0 +1,165 @@
+"""Rivals as part of an experiment: their configurations, their modules, and a run of all of them together."""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from small_experiments import NETWORK, TEACHER, outcome, prepared_run, tiny
+
+from apd.study import loop
+from apd.study.build import build_network
+from apd.study.distiller_configs import (
+    DISTILLERS,
+    AttentionTransferConfig,
+    CIRKDConfig,
+    CWDConfig,
+    DISTConfig,
+    DKDConfig,
+    FitNetConfig,
+    IFVDConfig,
+    MGDConfig,
+    SKDConfig,
+)
+from apd.study.distillers import build_distiller
+from apd.study.field_checks import ExperimentError
+from apd.study.fingerprint import fingerprint, from_dict, to_dict
+from apd.study.train import train
+
+OTHER = {  # for every field a legal value that is not its default
+    FitNetConfig: {"weight": 1.0},
+    AttentionTransferConfig: {"weight": 1.0},
+    SKDConfig: {"weight": 1.0, "pool": 0.25},
+    IFVDConfig: {"weight": 20.0},
+    CWDConfig: {"logits": 5.0, "features": 50.0, "temperature": 1.0},
+    CIRKDConfig: {
+        "batch_pixels": 0.0,
+        "pixel_memory": 0.01,
+        "region_memory": 0.01,
+        "temperature": 0.2,
+        "most_pixels": 25,
+        "pixel_slots": 30,
+        "region_slots": 7,
+        "pixel_samples": 40,
+        "region_samples": 20,
+        "new_pixels": 3,
+    },
+    DISTConfig: {"inter": 2.0, "intra": 2.0, "temperature": 4.0},
+    MGDConfig: {"weight": 1.0, "masked": 0.5},
+    DKDConfig: {"target": 2.0, "non_target": 8.0, "temperature": 4.0},
+}
+RIVALS = tuple(OTHER)
+ALL = (*tiny("both").distillers, *(kind() for kind in RIVALS[:5]), CIRKDConfig(pixel_slots=30, region_slots=7))
+ALL += tuple(kind() for kind in RIVALS[6:])
+
+
+def with_distillers(*distillers):
+    """The rate is low: on a map of four pixels the published weight of attention transfer is out of all proportion."""
+    return replace(tiny("both", learning_rate=1e-5), name="rivals", distillers=distillers)
+
+
+def test_every_method_of_the_study_is_tried_here():
+    assert {kind().method: kind for kind in DISTILLERS.values()} == DISTILLERS
+    assert [type(config) for config in ALL] == list(DISTILLERS.values())
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_every_field_changes_the_fingerprint_and_comes_back_from_json(kind):
+    assert {"method", *OTHER[kind]} == {field.name for field in dataclasses.fields(kind)}
+    changed = [with_distillers(kind(**{name: value})) for name, value in OTHER[kind].items()]
+    experiments = [with_distillers(kind()), with_distillers(kind(**OTHER[kind])), *changed]
+    assert len({fingerprint(e) for e in experiments}) == len(experiments) - (len(changed) == 1)
+    assert [from_dict(json.loads(json.dumps(to_dict(e)))) for e in experiments] == experiments
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_no_field_takes_a_value_that_its_method_cannot_use(kind):
+    for field in dataclasses.fields(kind):
+        for value in (object(), -1.0, -1, float("nan"), True):
+            with pytest.raises(ExperimentError, match=rf"^{kind.__name__}\.{field.name} = "):
+                kind(**{field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [
+        (FitNetConfig, {"weight": 0.0}, "weight = 0.0: expected a number > 0; to leave the term out, leave the"),
+        (SKDConfig, {"pool": 1.5}, "pool = 1.5: expected 0 < pool <= 1"),
+        (MGDConfig, {"masked": 1.0}, "masked = 1.0: expected 0 <= masked < 1"),
+        (CWDConfig, {"logits": 0}, "CWDConfig: logits, features are all 0: expected one above 0"),
+        (DISTConfig, {"inter": 0, "intra": 0}, "DISTConfig: inter, intra are all 0"),
+        (DKDConfig, {"target": 0, "non_target": 0}, "DKDConfig: target, non_target are all 0"),
+        (CIRKDConfig, {"batch_pixels": 0, "pixel_memory": 0, "region_memory": 0}, "CIRKDConfig: batch_pixels, pixel"),
+        (CIRKDConfig, {"most_pixels": 0}, "most_pixels = 0: expected an integer >= 1"),
+    ],
+)
+def test_settings_out_of_range_are_named(kind, options, told):
+    with pytest.raises(ExperimentError) as caught:
+        kind(**options)
+    assert told in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    student, teacher = (build_network(config, 5, torch.device("cpu"), seed=0) for config in (NETWORK, TEACHER.network))
+    return {"student": student, "teacher": teacher, "ignore_index": 9}
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_a_module_has_every_setting_of_its_configuration(kind, networks):
+    config = kind(**OTHER[kind])
+    module = build_distiller(config, **networks, seed=3)
+    assert module.ignore_index == 9
+    weights = [name for name in OTHER[kind] if name in module.weights or name == "weight"]
+    assert list(module.weights.values()) == [OTHER[kind][name] for name in weights]
+    kept = {name: getattr(module, name) for name in OTHER[kind] if name not in weights and hasattr(module, name)}
+    if kind is CIRKDConfig:
+        memories = module.memories.values()
+        kept |= dict(zip(("pixel_slots", "region_slots"), (m.vectors.shape[1] for m in memories), strict=True))
+        assert [memory.samples for memory in memories] == [40 // 5 + 1, 20 // 5 + 1]
+        kept |= {"pixel_samples": 40, "region_samples": 20}
+    assert kept == {name: value for name, value in OTHER[kind].items() if name not in weights}
+
+
+@pytest.mark.parametrize("kind", [FitNetConfig, MGDConfig, CIRKDConfig])
+def test_adapters_and_memories_start_from_the_seed_alone_and_leave_the_random_state_as_it_was(kind, networks):
+    before = torch.get_rng_state()
+    first, again = (build_distiller(kind(), **networks, seed=3).state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = build_distiller(kind(), **networks, seed=4).state_dict()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_adapters_are_trained_by_the_students_optimiser(tmp_path):
+    run = prepared_run(with_distillers(*ALL), tmp_path)
+    trained = {id(p) for group in run.optimisers["student"].param_groups for p in group["params"]}
+    for name, distiller in run.distillers.items():
+        assert {id(p) for p in distiller.student_parameters()} <= trained, name
+
+
+class Thrown(Exception):
+    pass
+
+
+def throw_at_four(step):
+    if step == 4:
+        raise Thrown
+
+
+def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monkeypatch):
+    experiment = with_distillers(*ALL)
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "whole"))
+    train(experiment)
+    expected = outcome(experiment)
+    terms = set(expected["log"][0])
+    for name in ("fitnet.fitnet", "skd.skd", "cwd.logits", "cirkd.pixel_memory", "dist.intra", "mgd.mgd", "dkd.target"):
+        assert name in terms
+
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "parts"))
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Thrown):
+        train(experiment, on_step=throw_at_four)
+    train(experiment)
+    assert outcome(experiment) == expected

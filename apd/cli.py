@@ -181,8 +181,10 @@ def _campaign(arguments: list[str]) -> int:
 
 
 def _cost(arguments: list[str]) -> int:
-    """Parameters, multiply-adds, latency and memory of a recipe's student and teacher."""
+    """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; or, with --loss, the
+    milliseconds and memory of the method's forward and backward pass at published sizes."""
     from apd.evaluate.cost import cost_of
+    from apd.evaluate.loss_cost import method_costs
     from apd.study.build import build_network, choose_device, spec_of
     from apd.study.recipes import Size, recipe
 
@@ -192,6 +194,8 @@ def _cost(arguments: list[str]) -> int:
         """Recipe whose networks are measured, at its image size."""
         batch: int = 1
         """Images at a time."""
+        loss: bool = False
+        """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -199,6 +203,10 @@ def _cost(arguments: list[str]) -> int:
     if chosen.batch < 1:
         raise UsageError(f"--batch {chosen.batch}: expected a whole number of at least 1")
     device = choose_device(chosen.device)
+    if chosen.loss:
+        for line in method_costs(device):
+            print(line)
+        return 0
     experiment = recipe(chosen.size)
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     for role, network in (("student", experiment.network), ("teacher", experiment.teacher.network)):

@@ -14,6 +14,7 @@ from apd.perspective import (
     Absent,
     Scope,
     check_choice,
+    check_count,
     check_labels,
     check_map,
     full_precision,
@@ -21,7 +22,7 @@ from apd.perspective import (
     resize_labels,
     valid_pixels,
 )
-from apd.projection import ProjectionHead, check_count
+from apd.projection import ProjectionHead
 from apd.term_weights import RELEASED_WEIGHTS, checked_weights
 
 LabelSource = Literal["truth", "teacher"]

@@ -53,6 +53,12 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise ``ValueError`` naming the argument unless ``value`` is an integer above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}: expected a positive integer")
+
+
 def check_map(name: str, value: Tensor) -> None:
     """Raise when ``value`` is not a floating (batch, channels, height, width) tensor with at least one element."""
     if not isinstance(value, Tensor):

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from apd.perspective import check_count
+
 
 class ProjectionHead(nn.Module):
     """Conv 1×1 - ReLU - conv 1×1 to ``width`` channels, with biases and without normalisation (as released).
@@ -29,9 +31,3 @@ class ProjectionHead(nn.Module):
     def forward(self, features_BChw: Tensor) -> Tensor:
         """``features_BChw`` to (B, width, h, w)."""
         return self.out(self.hidden(features_BChw.to(self.hidden.weight.dtype)).relu())
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise ``ValueError`` when ``value`` is not a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected a positive integer")

@@ -15,6 +15,7 @@ from PIL import Image
 from small_experiments import exit_code, tiny
 
 from apd import cli
+from apd.evaluate.loss_cost import LossShape
 from apd.study.campaign import CAMPAIGNS
 from apd.study.experiment import Experiment
 from apd.study.fingerprint import from_dict, to_dict
@@ -170,6 +171,16 @@ def test_cost_tells_both_networks(runs, capsys):
     student, teacher = capsys.readouterr().out.splitlines()
     assert student.startswith("student: test_efficientnet, 2x32x48 on cpu: ")
     assert teacher.startswith("teacher: test_efficientnet, 2x32x48 on cpu: ")
+
+
+def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monkeypatch, capsys):
+    tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
+    monkeypatch.setattr("apd.evaluate.loss_cost.method_costs.__defaults__", ("cpu", tiny_shape))
+    assert leave(["cost", "--loss", "--device", "cpu"]) == 0
+    bare, with_heads = capsys.readouterr().out.splitlines()
+    assert bare.startswith("tiny, no heads: ")
+    assert with_heads.startswith("tiny, heads 4 wide: ")
+    assert "floor: " in bare
 
 
 def test_recipes_are_listed_and_shown_as_they_are_run(capsys):

@@ -128,7 +128,7 @@ def cost_of(
         peak = torch.cuda.max_memory_allocated(place) - before
         method = "peak of the CUDA caching allocator over one forward pass, above the level before the network"
     else:
-        peak = _cpu_peak(forward) + _bytes_of(network, images)
+        peak = cpu_peak(forward) + _bytes_of(network, images)
         method = "peak of torch's CPU allocations in one forward pass (profiler), plus parameters, buffers and input"
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
@@ -160,7 +160,7 @@ def _bytes_of(network: nn.Module, images: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _cpu_peak(forward: Callable[[], None]) -> int:
+def cpu_peak(forward: Callable[[], None]) -> int:
     """Largest sum of bytes alive at one time among those that torch allocated during the call."""
     with _quiet_profiler(), tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:

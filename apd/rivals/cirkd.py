@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apd.losses import masked_mean
-from apd.perspective import class_prototypes, full_precision, inverse_length
+from apd.perspective import check_count, class_prototypes, full_precision, inverse_length
 from apd.rivals.class_memory import ClassMemory
-from apd.rivals.distiller import IGNORED, FeatureRival, check_count, check_positive, convolved
+from apd.rivals.distiller import IGNORED, FeatureRival, check_positive, convolved
 
 
 def pooling_window(size: tuple[int, int], most: int) -> int:

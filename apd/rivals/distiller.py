@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from apd.perspective import check_labels, check_map, match_grids, resize_labels, valid_pixels
+from apd.perspective import check_count, check_labels, check_map, match_grids, resize_labels, valid_pixels
 
 IGNORED = -1
 """What labels hold, inside this part of the package, at pixels that belong to no class."""
@@ -15,12 +15,6 @@ def check_positive(name: str, value: float) -> None:
     """Raise ``ValueError`` naming the argument unless ``value`` is finite and above 0."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name}={value}: expected a positive number")
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise ``ValueError`` naming the argument unless ``value`` is an integer above 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected a positive integer")
 
 
 class Rival(nn.Module):

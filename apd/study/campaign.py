@@ -89,7 +89,7 @@ def scenes_dial() -> Iterator[Experiment]:
     for seed in range(5):
         for context_shift in (0.0, 0.25, 0.5, 0.75, 1.0):
             if 0 < context_shift < 1:
-                for method in ("student", "pixel_kd", "apd"):
+                for method in ("pixel_kd", "apd"):
                     yield scenes_experiment(method, seed, context_shift)
             base = scenes_experiment("student", seed, context_shift)
             name = f"{batch.key}-context{context_shift:g}-seed{seed}"

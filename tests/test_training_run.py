@@ -132,12 +132,14 @@ def test_the_auxiliary_term_is_there_just_when_it_has_a_weight(tmp_path, weight,
     assert ("auxiliary" in run._step(a_batch(run))) == there
 
 
-def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path):
+@pytest.mark.parametrize("method", ["student", "apd"])
+def test_gradients_of_the_student_and_its_heads_are_clipped_together_to_the_norm_asked_for(tmp_path, method):
     norms = {}
     for clip in (None, 0.01):
-        run = prepared_run(tiny(clip_norm=clip), tmp_path)
+        run = prepared_run(tiny(method, clip_norm=clip), tmp_path)
         run._step(a_batch(run))
-        norms[clip] = torch.stack([p.grad.norm() for p in run.student.parameters() if p.grad is not None]).norm()
+        trained = [*run.student.parameters(), *(p for d in run.distillers.values() for p in d.student_parameters())]
+        norms[clip] = torch.stack([p.grad.norm() for p in trained if p.grad is not None]).norm()
     assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
     assert norms[None] > 0.1
 

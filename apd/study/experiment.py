@@ -100,7 +100,7 @@ class TrainingConfig:
     auxiliary_weight: float = 0.4
     """Weight of the auxiliary head's cross-entropy."""
     clip_norm: float | None = None
-    """Largest gradient norm; None leaves gradients alone."""
+    """Largest norm of the gradient of the student and its heads; None leaves gradients alone."""
     ema_decay: float | None = None
     """Decay of an average of the weights that is evaluated in their place; None switches it off."""
     evaluations: int = 4

@@ -153,7 +153,8 @@ class Run:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.experiment.training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), self.experiment.training.clip_norm)
+            trained = [p for group in self.optimisers["student"].param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.experiment.training.clip_norm)
         for optimiser in self.optimisers.values():
             optimiser.step()
         if self.average is not None:

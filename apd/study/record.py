@@ -215,7 +215,8 @@ def provenance(device: torch.device, precision: str) -> dict[str, Any]:
     return {
         "git": _git_state(),
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("apd", "torch", "torchvision", "timm", "numpy")},
+        | {name: _version(name) for name in ("apd", "torchvision", "timm", "numpy")}
+        | {"torch": str(torch.__version__)},  # with the suffix of its build, which the package's version lacks
         "device": {
             "type": device.type,
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),

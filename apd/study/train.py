@@ -62,14 +62,14 @@ def train(
         # what can be wrong with data or student is found before hours go into a teacher
         splits = build_splits(experiment.data)
         student = build_network(experiment.network, len(splits.train.spec.class_names), where, seed=experiment.seed)
-        teacher = None
+        teacher, weights = None, None
         if experiment.teacher is not None:
             weights = _teacher_weights(experiment, device=device, progress=progress)
             teacher = load_teacher(experiment, weights, student.num_classes, where)
         run = Run(experiment, folder, where, progress, splits, student, teacher)
         origin = provenance(where, run.precision)  # before the first step: the code that runs, not what it becomes
         run.execute(on_step)
-        return _finish(run, origin)
+        return _finish(run, origin, weights)
 
 
 def trained_network(run: Experiment | Path, device: str | None = "cpu") -> Segmenter:
@@ -117,13 +117,14 @@ def _teacher_weights(experiment: Experiment, device: str | None, progress: bool 
     return run_folder(teacher) / "weights.safetensors"
 
 
-def _finish(run: Run, origin: dict[str, Any]) -> Record:
+def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> Record:
     """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
     model, evaluation, experiment = run.evaluated.eval(), run.splits.evaluation, run.experiment
     teacher = run.facts["teacher"]
     if run.teacher is not None:
         matrix_KK = agreement_of(model, run.teacher, evaluation, precision=run.precision)
-        teacher = {**teacher, "agreement": matrix_KK.tolist()}
+        # a file of weights can be replaced under its name: the record says which it was
+        teacher = {**teacher, "agreement": matrix_KK.tolist(), "weights_sha256": sha256_of(teacher_weights)}
     weights = run.folder / "weights.safetensors"
     save_weights(weights, model.state_dict())
     content = {

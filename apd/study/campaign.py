@@ -116,6 +116,18 @@ def camvid_small_tuning() -> Iterator[Experiment]:
         yield replace(student, data=data, training=training, teacher=None, name=f"student-rate{rate:g}")
 
 
+def camvid_small_rates() -> Iterator[Experiment]:
+    """Whether the student's rate, chosen for the student alone, serves the distilled ones: lower rates, one seed.
+
+    To be read by the score on val after the last step; at the recipe's own rate the runs are those of `camvid-small`.
+    """
+    for method in ("apd", "pixel_kd", "student", "apd_without_kd"):
+        for rate in (0.02, 0.01):
+            experiment = recipe("small", method)
+            training = replace(experiment.training, learning_rate=rate)
+            yield replace(experiment, training=training, name=f"{method}-rate{rate:g}-seed0")
+
+
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny": scenes_tiny,
     "scenes-tiny-tuning": scenes_tiny_tuning,
@@ -126,6 +138,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-combined": scenes_combined,
     "camvid-small": camvid_small,
     "camvid-small-tuning": camvid_small_tuning,
+    "camvid-small-rates": camvid_small_rates,
 }
 
 

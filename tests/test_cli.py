@@ -80,7 +80,7 @@ def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_c
                 for place, entry in enumerate(value):
                     yield from flags(entry, f"{name}.{place}.")
             else:
-                yield f"--{name} "
+                yield f"--{name}," if isinstance(value, bool) else f"--{name} "  # a bool has a --no- form beside it
 
     expected = list(flags(tiny("apd")))
     assert len(expected) > 60

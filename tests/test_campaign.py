@@ -9,7 +9,7 @@ from small_experiments import tiny
 
 from apd.study import campaign
 from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
-from apd.study.fingerprint import fingerprint
+from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.recipes import METHODS
 from apd.study.record import RecordError, read_record
 from apd.study.train import train
@@ -106,10 +106,12 @@ def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
 
 
 def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, runs, monkeypatch):
-    train(quick("short"))
+    train(replace(quick("short"), name="begun-elsewhere"))
     monkeypatch.setattr("apd.study.loop.Run._step", lambda *_: pytest.fail("a step was done again"))
     (record,) = run_campaign("four", folder=folder, only="short-seed0")
-    assert record.content == train(quick("short")).content
+    found = train(quick("short"))
+    assert (record.experiment.name, found.experiment.name) == ("short-seed0", "begun-elsewhere")
+    assert record.content == found.content | {"experiment": to_dict(record.experiment)}
 
 
 def test_a_damaged_record_stops_a_campaign_before_it_starts_and_is_named(folder, trained):

@@ -15,7 +15,7 @@ from pathlib import Path
 from apd.study.arms import Arm, combined_arms, option_arms, rival_arms, term_arms
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
-from apd.study.fingerprint import fingerprint
+from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import records_folder
 from apd.study.recipes import METHODS, Method, lengthened, recipe
 from apd.study.record import Record, read_record
@@ -195,7 +195,9 @@ def run_campaign(
     spent = 0.0
     for number, experiment in enumerate(missing):
         begun = time.monotonic()
-        record = train(experiment, device=device, progress=progress, wait=True)
+        found = train(experiment, device=device, progress=progress, wait=True)
+        # a run that another campaign began has that one's label
+        record = Record({**found.content, "experiment": to_dict(experiment)})
         record.save(folder / f"{experiment.name}-{fingerprint(experiment)}.json")
         done[fingerprint(experiment)] = record
         spent += time.monotonic() - begun

@@ -14,7 +14,7 @@ from apd.term_weights import DEFAULT_WEIGHTS
 
 from . import slow_reference as slow
 
-METHOD_MODULES = ("perspective", "losses", "distill", "rivals", "taps")
+METHOD_MODULES = ("perspective", "own_perspective", "occurring", "losses", "projection", "taps")
 RELEASED = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
 TERMS = tuple(DEFAULT_WEIGHTS)
 

@@ -18,8 +18,11 @@ from apd.data.scenes import Scenes, draw_scene
 from apd.models.segmenter import SegOutput
 from apd.plots import comparison as evidence
 from apd.plots import curves, perspective, scenes, style, tables, words
+from apd.plots.design import term_combinations
+from apd.plots.forest import forest
 from apd.plots.page import Panel, markdown, panels, png, table
 from apd.study.campaign import experiments_of
+from apd.study.many_comparisons import judged_arms
 from apd.study.recipes import METHODS, recipe
 from apd.study.record import RecordError
 from apd.study.statistics import compare, paired_difference
@@ -53,6 +56,8 @@ def all_figures(comparisons):
         evidence.score_against_seconds(comparisons[0]),
         curves.term_curves(one_of_each),
         curves.validation_curves(one_of_each, one_of_each["student"]),
+        forest(judged_arms(comparisons[0], METHODS, "student"), comparisons[0].names, axis="points"),
+        term_combinations(comparisons[0]),
         perspective.cosine_matrices({"one": torch.eye(10), "two": -torch.eye(10)}, SCENES.class_names),
     ]
 
@@ -141,7 +146,7 @@ def test_without_any_record_every_part_says_so_in_words():
     assert "no seed" in evidence.differences([], "student").description
     assert "no record" in tables.cost_table([]).description
     assert "no record" in tables.answers_table([]).description
-    assert "no record" in str(words.outcome([]))
+    assert "0 records" in str(words.outcome([]))
     assert "records at 0 context shifts" in str(words.gain_by_context([]))
     assert "provenance of 0 records" in tables.provenance_table({"scenes-tiny": []}).description
 

@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import replace
+from itertools import chain, combinations
 
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_up_records import made_up_record
 from scipy import stats
 
+from apd.study.arms import RIVALS, arm_names
 from apd.study.campaign import CAMPAIGNS, experiments_of
-from apd.study.recipes import METHODS, recipe
+from apd.study.many_comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
+from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 from apd.study.statistics import (
     ComparisonError,
     compare,
@@ -89,6 +93,165 @@ def test_pairing_takes_out_what_seeds_share():
     luck = {0: -0.2, 1: 0.0, 2: 0.2}
     ahead = {seed: 0.5 + value + 0.01 for seed, value in luck.items()}
     assert paired_difference(ahead, {seed: 0.5 + value for seed, value in luck.items()}).verdict == "above"
+
+
+@given(SCORES)
+def test_the_standard_error_is_scipys(values):
+    assert spread(values).error == pytest.approx(stats.sem(values), abs=1e-12)
+    assert math.isnan(spread(values[:1]).error)
+
+
+# many comparisons
+
+
+@settings(deadline=None)
+@given(SCORES, st.randoms(use_true_random=False), st.sampled_from([0.8, 0.95]))
+def test_a_p_value_is_scipys_and_agrees_with_the_interval(values, random, confidence):
+    reference = {seed: random.random() for seed in range(len(values))}
+    found = paired_difference(dict(enumerate(values)), reference, confidence)
+    assume(spread(found.pairs.values()).error > 1e-9)
+    assert p_value(found) == pytest.approx(stats.ttest_rel(values, list(reference.values())).pvalue, abs=1e-9)
+    assert (p_value(found) < 1 - confidence) == (found.verdict in ("above", "below"))
+
+
+def test_a_p_value_without_spread_or_without_pairs():
+    ahead = {0: 0.75, 1: 0.75}
+    assert p_value(paired_difference(ahead, ahead)) == 1.0
+    assert p_value(paired_difference(ahead, {0: 0.5, 1: 0.5})) == 0.0
+    assert math.isnan(p_value(paired_difference({0: 0.75}, ahead)))
+
+
+def holm_by_closed_testing(p_values):
+    """A hypothesis is given up when Bonferroni's test gives up every set of hypotheses that it belongs to."""
+    sets = list(chain.from_iterable(combinations(p_values, size) for size in range(1, len(p_values) + 1)))
+    return {
+        name: max(min(1.0, len(those) * min(p_values[other] for other in those)) for those in sets if name in those)
+        for name in p_values
+    }
+
+
+@given(st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=1, max_size=7))
+def test_holms_correction_is_closed_testing_with_bonferronis_test(values):
+    p_values = {str(place): value for place, value in enumerate(values)}
+    assert holm(p_values) == pytest.approx(holm_by_closed_testing(p_values))
+
+
+def test_what_has_no_p_value_yet_is_not_counted_by_the_correction():
+    corrected = holm({"a": 0.02, "b": math.nan, "c": 0.5})
+    assert math.isnan(corrected.pop("b"))
+    assert corrected == {"a": 0.04, "c": 0.5}
+
+
+def test_where_nothing_is_there_the_correction_errs_once_in_twenty_families_at_most():
+    none = dict.fromkeys(range(5), 0.0)
+    draws = stats.norm.rvs(size=(300, 20, 5), random_state=0).tolist()
+    families = [
+        judged({str(i): paired_difference(dict(enumerate(row)), none) for i, row in enumerate(family)})
+        for family in draws
+    ]
+    found = [any(row.found.verdict in ("above", "below") for row in family.values()) for family in families]
+    sure = [any(row.sure for row in family.values()) for family in families]
+    assert sum(found) / len(found) > 0.5  # 1 - 0.95^20 = 0.64
+    assert 0 < sum(sure) / len(sure) < 0.09
+
+
+FACTORS = "ABCD"
+
+
+def effects_by_regression(scores):
+    """Twice the coefficients of a linear model in products of ±1, solved cell by cell without any contrast."""
+    cells = list(subsets(FACTORS))
+    rows = [[math.prod(1 if f in cell else -1 for f in of) for of in cells] for cell in cells]
+    coefficients = torch.linalg.solve(
+        torch.tensor(rows, dtype=torch.float64), torch.tensor([scores[cell] for cell in cells], dtype=torch.float64)
+    )
+    return {of: 2 * float(value) for of, value in zip(cells, coefficients, strict=True) if of}
+
+
+def test_effects_of_a_design_are_those_of_a_linear_model_for_each_seed():
+    random = torch.Generator().manual_seed(0)
+    tables = [{cell: float(torch.rand((), generator=random)) for cell in subsets(FACTORS)} for _ in range(2)]
+    scores = {cell: {seed: table[cell] for seed, table in enumerate(tables)} for cell in tables[0]}
+    scores[frozenset("A")][2] = 0.5  # a seed that the other combinations lack
+    found = factorial_effects(scores, FACTORS)
+    assert len(found) == 15
+    for seed, table in enumerate(tables):
+        expected = effects_by_regression(table)
+        assert {of: effect[seed] for of, effect in found.items()} == pytest.approx(expected)
+    assert all(set(effect) == {0, 1} for effect in found.values())
+
+
+def test_a_design_that_lacks_a_combination_is_refused_by_its_name():
+    scores = {cell: {0: 0.5} for cell in subsets("AB") if cell != {"A", "B"}}
+    with pytest.raises(ValueError, match=r"lacks the combination \['A', 'B'\]"):
+        factorial_effects(scores, "AB")
+
+
+# methods and arms
+
+
+@pytest.mark.parametrize("name", ["scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined"])
+def test_every_experiment_of_a_campaign_of_arms_is_one_of_its_arms(name):
+    names = METHOD_NAMES | arm_names()
+    planned = experiments_of(name)
+    found = [method_of(experiment, names) for experiment in planned]
+    assert [f"{key}-context1-seed{e.seed}" for key, e in zip(found, planned, strict=True)] == [e.name for e in planned]
+    assert {names[key] for key in found} <= set(arm_names().values())
+
+
+@pytest.mark.parametrize(
+    ("label", "key"),
+    [
+        ("head_1e-5-context1-seed0", "head_1e-5"),
+        ("terms_a-context1-seed0", "terms_a"),
+        ("terms_a_o_kd-seed0", "terms_a_o_kd"),
+        ("apd_and_cwd-context1-seed0", "apd_and_cwd"),
+        ("observation_0.3-context1-seed0", "observation_0.3"),
+        ("tiny-apd-seed0", "apd"),
+        ("kd_3", "kd_3"),
+    ],
+)
+def test_a_label_names_the_longest_key_that_stands_in_it_between_hyphens(label, key):
+    assert method_of(replace(recipe("tiny", "apd"), name=label), METHOD_NAMES | arm_names()) == key
+
+
+def test_arms_stand_beside_methods_in_one_comparison_in_the_order_of_their_names():
+    names = METHOD_NAMES | arm_names()
+    planned = [e for name in ("scenes-rivals", "scenes-tiny") for e in experiments_of(name) if e.seed < 2]
+    (comparison,) = compare([made_up_record(e) for e in planned if e.data.context_shift == 1], names)
+    assert list(comparison.arms) == [*METHOD_NAMES, *RIVALS]
+    assert comparison.names["cwd"] == "CWD"
+    assert list(comparison.only(["cwd", "apd", "terms_a"]).arms) == ["cwd", "apd"]
+    with pytest.raises(ComparisonError, match=r"fitnet-context1-seed0.*names none of"):
+        compare([made_up_record(e) for e in planned])
+
+
+def test_arms_are_judged_together_against_one_of_them():
+    scores = {"student": 0.6, "pixel_kd": 0.61, "apd": 0.7}
+    luck = {"student": (0, 0.01, 0.02), "pixel_kd": (0.02, 0.03, 0.0), "apd": (0.0, 0.012, 0.02)}
+    records = [made_up_record(recipe("tiny", m, seed=s), scores[m] + luck[m][s]) for m in scores for s in range(3)]
+    alone = made_up_record(recipe("tiny", "apd_without_kd", seed=9))
+    (comparison,) = compare([*records, alone])
+    rows = judged_arms(comparison, METHODS, "student")
+    assert list(rows) == ["pixel_kd", "apd"]  # in the order asked for, without the reference and what shares no seed
+    assert rows["apd"].sure
+    assert not rows["pixel_kd"].sure
+    assert rows["apd"].corrected == pytest.approx(2 * p_value(comparison.difference("apd", "student")))
+
+
+def test_a_step_is_timed_where_nothing_else_ran_beside_it():
+    seconds = {"student": (0.1, 0.1, 0.4), "apd": (0.5, 0.9, 0.2)}
+    records = [
+        made_up_record(recipe("tiny", method, seed=seed), seconds=values[seed])
+        for method, values in seconds.items()
+        for seed in range(3)
+    ]
+    (comparison,) = compare(records)
+    assert comparison.step_seconds("apd") == 0.2
+    assert comparison.times_the_plain_step("apd") == pytest.approx(2.0)
+    assert comparison.times_the_plain_step("student") == 1.0
+    assert math.isnan(comparison.times_the_plain_step("pixel_kd"))
+    assert math.isnan(comparison.only(["apd"]).times_the_plain_step("apd"))
 
 
 @pytest.mark.parametrize("name", ["scenes-tiny", "camvid-small"])

@@ -1,6 +1,7 @@
 """The figures of evidence: what methods score over seeds, how they differ from one another, and for which classes."""
 
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +37,17 @@ def signed(value: float, _place: object = None) -> str:
     return f"{value:+g}".replace("-", "−") if value else "0"
 
 
+def outlying(comparison: Comparison) -> set[str]:
+    """Methods so far from the others that a figure with all of them to scale would show nothing else.
+
+    Eight times as far from the middle method as the methods are in the middle, and at least eight points.
+    """
+    means = {method: spread(comparison.miou(method).values()).mean for method in comparison.arms}
+    middle = statistics.median(means.values())
+    usual = max(statistics.median(abs(mean - middle) for mean in means.values()), 0.01)
+    return {method for method, mean in means.items() if abs(mean - middle) > 8 * usual}
+
+
 def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
     """mIoU of every method: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
     if not comparisons:
@@ -53,15 +65,18 @@ def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
 
 
 def _draw_scores(axes: Axes, comparison: Comparison) -> str:
-    said, seen = [], []
+    said, seen, outside, far = [], [], {}, outlying(comparison)
     for row, method in enumerate(comparison.arms):
         values = [POINTS * value for value in comparison.miou(method).values()]
         mean, deviation, _count = spread(values)
         colour = colour_of(method)
-        seed_points(axes, values, row, colour)
-        axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3.5, zorder=4)
         said.append(f"{comparison.names[method]} {mean:.1f}")
-        seen += values
+        if method in far:
+            outside[row] = (mean, colour)
+        else:
+            seed_points(axes, values, row, colour)
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3.5, zorder=4)
+            seen += values
         width = "" if math.isnan(deviation) else f" ± {deviation:.1f}"
         axes.annotate(
             f"{mean:.1f}{width}",
@@ -90,6 +105,9 @@ def _draw_scores(axes: Axes, comparison: Comparison) -> str:
         )
     margin = 0.08 * max(high - low, 0.5)
     axes.set_xlim(low - margin, high + margin)
+    for row, (mean, colour) in outside.items():
+        edge, marker = (low - margin / 2, "<") if mean < low else (high + margin / 2, ">")
+        axes.plot([edge], [row], marker, color=colour, markersize=6, zorder=5)
     if near:
         inside = (teacher - low + margin) / (high - low + 2 * margin)
         axes.annotate(
@@ -191,24 +209,35 @@ def score_against_seconds(comparison: Comparison) -> Drawing:
     """mIoU over the seconds that a run's training steps take: further up is better, further left is cheaper.
 
     A dashed line joins the plain student and the plain student of APD's seconds: what lies below it does less with its
-    seconds than more steps of plain training do, as far as a straight line tells.
+    seconds than more steps of plain training do, as far as a straight line tells. Outlying methods are arrowheads at
+    the edge.
     """
     if not comparison.arms:
         return nothing("No seconds can be drawn: there is no record yet.")
-    with figure(height=max(3.3, 0.9 + 0.34 * len(comparison.arms))) as fig:
+    far = outlying(comparison)
+    with figure(height=max(3.3, 1.0 + 0.36 * len(comparison.arms))) as fig:
         axes = fig.subplots()
         said, marks = [], {}
         for method in comparison.arms:
             seconds = comparison.step_seconds(method) * comparison.iterations(method)
             values = [POINTS * value for value in comparison.miou(method).values()]
             mean = spread(values).mean
-            axes.plot([seconds, seconds], [min(values), max(values)], color=colour_of(method), linewidth=2.2)
-            axes.scatter([seconds], [mean], s=60, color=colour_of(method), zorder=3)
             marks[method] = (seconds, mean)
             said.append(f"{comparison.names[method]} {mean:.1f} in {seconds:.0f} seconds")
+            if method not in far:
+                axes.plot([seconds, seconds], [min(values), max(values)], color=colour_of(method), linewidth=2.2)
+                axes.scatter([seconds], [mean], s=60, color=colour_of(method), zorder=3)
+        low, high = axes.get_ylim()
+        for method in far:
+            seconds, mean = marks[method]
+            marks[method] = (seconds, min(max(mean, low), high))
+            axes.scatter(
+                *marks[method], s=60, marker="v" if mean < low else "^", color=colour_of(method), clip_on=False
+            )
         if all(method in marks for method in YARDSTICK):
             ends = zip(*(marks[method] for method in YARDSTICK), strict=True)
             axes.plot(*ends, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        axes.set_ylim(low, high)
         _label_beside(axes, marks, comparison)
         axes.set_xlim(0, 1.08 * max(seconds for seconds, _ in marks.values()))
         axes.set_title(comparison.title)
@@ -219,11 +248,18 @@ def score_against_seconds(comparison: Comparison) -> Drawing:
 
 
 def _label_beside(axes: Axes, marks: Mapping[str, tuple[float, float]], comparison: Comparison) -> None:
-    """Names left of all marks, moved apart where they would overlap, with a thin line to the mark."""
+    """Names left of all marks, moved apart where they would overlap, with a thin line to the mark.
+
+    Where there are many they take the whole height, evenly and in the order of the marks.
+    """
     low, high = axes.get_ylim()
-    apart = min(0.085, 0.9 / len(marks))
-    heights = spread_out([mean for _, mean in marks.values()], apart * (high - low))
-    axes.set_ylim(min(low, *heights) - 0.02 * (high - low), max(high, *heights) + 0.02 * (high - low))
+    if len(marks) > 6:
+        order = sorted(marks, key=lambda method: marks[method][1])
+        step = (high - low) / len(order)
+        heights = [low + step * (order.index(method) + 0.5) for method in marks]
+    else:
+        heights = spread_out([mean for _, mean in marks.values()], 0.13 * (high - low))
+        axes.set_ylim(min(low, *(height - 0.05 * (high - low) for height in heights)), max(high, *heights))
     left = 0.93 * min(seconds for seconds, _ in marks.values())
     for (method, mark), height in zip(marks.items(), heights, strict=True):
         axes.annotate(

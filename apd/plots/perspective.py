@@ -1,6 +1,7 @@
 """The method in pictures: features, the cosines inside a perspective, and what is observed through it."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -11,12 +12,16 @@ from torch.nn import functional as F
 
 from apd.data.catalogue import DatasetSpec
 from apd.data.sample import Sample
-from apd.perspective import class_prototypes, observe
+from apd.distill import APDLoss
+from apd.models.segmenter import Segmenter
+from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
+from apd.plots.interactive import View, cell_panels, view_of
 from apd.plots.page import Drawing, Panel, PictureHW3, colour_scale, panels, stack, table
 from apd.plots.scenes import ERROR_KEY, class_key, error_picture, image_picture, label_picture, resize_picture
 from apd.plots.style import WIDTH, drawing, figure
 
 COSINES = "RdBu_r"
+SCORES = "viridis"
 CELL = 8  # screen pixels of a grid cell in stored pictures
 
 
@@ -56,7 +61,7 @@ def cosine_matrices(
     """Cosines between the rows of perspectives, one square for each matrix (K, K); absent classes stay empty.
 
     Args:
-        matrices: title → cosines; a title's second line is drawn smaller.
+        matrices: title → cosines; NaN stays empty.
         class_names: K names.
         present_K: which classes to draw; None draws all.
     """
@@ -74,7 +79,8 @@ def cosine_matrices(
             axes.set_title(title, fontsize=11, fontweight="normal")
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-            between = shown[~np.eye(len(names), dtype=bool)].mean() if len(names) > 1 else float("nan")
+            others = shown[~np.eye(len(names), dtype=bool)]
+            between = np.nanmean(others) if (~np.isnan(others)).any() else float("nan")
             said.append(f"{title}: {between:+.2f}")
         for axes in fig.axes[len(matrices) :]:
             axes.set_axis_off()
@@ -97,6 +103,84 @@ def observation_maps(
     below = _scale(COSINES, "left: teacher, right: student; cosine −1", "+1")
     shown = panels(cells, columns=3, least="10rem", below=below)
     return Drawing(shown.html, f"teacher's and student's cosines with each prototype; {shown.description}")
+
+
+class Seen(NamedTuple):
+    """One image as two networks see it, each through its classifier and through the image's own perspective.
+
+    Attributes:
+        views: name -> scores of classes (K, h, w) on the grid of the features.
+        labels_hw, present_K: the image's labels there, and which classes they hold.
+    """
+
+    views: dict[str, Tensor]
+    labels_hw: Tensor
+    present_K: Tensor
+
+
+@torch.no_grad()
+def seen_by_both(teacher: Segmenter, student: Segmenter, distiller: APDLoss, sample: Sample, ignore_index: int) -> Seen:
+    """What an image looks like to teacher and student (in eval mode), through the shared and the own perspective."""
+    device = next(teacher.parameters()).device
+    image_13HW = sample.image_3HW[None].to(device) / 255
+    by_teacher, by_student = teacher(image_13HW), student(image_13HW)
+    features = match_grids(by_student.features, by_teacher.features)
+    labels_1hw = resize_labels(sample.labels_HW[None].long().to(device), features[0].shape[2:])
+    views = {}
+    for who, output, head, features_1Chw in (
+        ("teacher", by_teacher, distiller.teacher_head, features[1]),
+        ("student", by_student, distiller.student_head, features[0]),
+    ):
+        projected_1Dhw = head(features_1Chw)
+        prototypes_1KD, present_1K = class_prototypes(
+            projected_1Dhw, labels_1hw, teacher.num_classes, ignore_index=ignore_index
+        )
+        logits_1Khw, _ = match_grids(output.logits, projected_1Dhw)
+        views[f"{who}, shared perspective"] = logits_1Khw[0]
+        views[f"{who}, own perspective"] = observe(projected_1Dhw, prototypes_1KD, present_1K, scale=distiller.scale)[0]
+    return Seen(views, labels_1hw[0].cpu(), present_1K[0].cpu())
+
+
+def shared_and_own(seen: Seen, sample: Sample, spec: DatasetSpec, label: int) -> Drawing:
+    """One image through several perspectives: what each calls the cells, where it errs, and its score of one class.
+
+    Only the image's present classes are told apart, by every view. A pointer on a cell reads what all views call it.
+
+    Args:
+        seen: from `seen_by_both`.
+        sample: the image.
+        spec: names and colours of the classes.
+        label: the class whose probability is drawn.
+    """
+    called = [view_of(name, scores_Khw, seen.present_K) for name, scores_Khw in seen.views.items()]
+    labels_hw = seen.labels_hw
+    valid_hw = labels_hw != spec.ignore_index
+    mask_hw = _mapped((labels_hw == label).float(), 0, 1, SCORES)
+    grid = [label_picture(labels_hw, spec), mask_hw]
+    cells = [
+        Panel(
+            [image_picture(sample.image_3HW), *(resize_picture(picture, CELL) for picture in grid)],
+            "image and labels",
+            f"{sample.name}; right: cells of {spec.class_names[label]}",
+        )
+    ]
+    for view, scores_Khw in zip(called, seen.views.values(), strict=True):
+        right = float(((view.labels_hw == labels_hw) & valid_hw).sum() / valid_hw.sum())
+        absent_K11 = ~seen.present_K[:, None, None]
+        score_hw = scores_Khw.detach().float().cpu().masked_fill(absent_K11, ABSENT_LOGIT).softmax(0)[label]
+        pictures = [
+            label_picture(view.labels_hw, spec),
+            error_picture(view.labels_hw, labels_hw, spec.ignore_index),
+            _mapped(score_hw, 0, 1, SCORES),
+        ]
+        note = f"{100 * right:.0f} % of cells right"
+        cells.append(Panel([resize_picture(picture, CELL) for picture in pictures], view.name, note))
+    present = torch.nonzero(seen.present_K).flatten().tolist()
+    below = class_key(spec, present) + ERROR_KEY
+    below += _scale(SCORES, f"probability of {spec.class_names[label]}: 0", "1")
+    return cell_panels(
+        cells, [View("labels", labels_hw), *called], spec.class_names, columns=2, least="17rem", below=below
+    )
 
 
 def seen_labels(logits_KHW: Tensor, size: Sequence[int]) -> Tensor:

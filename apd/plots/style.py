@@ -26,6 +26,8 @@ METHOD_COLOURS = {
     "apd": "#0e9384",
     "teacher": INK,
 }
+ARM_COLOUR = "#8c7a5b"
+"""Of what is no method of the study itself: an ablation's setting, a method of others."""
 WIDTH = 5.4
 """Inches of a full-width figure; type of 11 points then has the size of the text beside it, and 9 px on a phone."""
 
@@ -61,6 +63,11 @@ _SETTINGS = {
     "svg.hashsalt": "apd",  # the same figure gives the same file
     "figure.constrained_layout.use": True,
 }
+
+
+def colour_of(method: str) -> str:
+    """The colour of a method of the study, or the one that all other arms share."""
+    return METHOD_COLOURS.get(method, ARM_COLOUR)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 from apd.plots.page import Drawing, nothing, table
 from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
-from apd.study.statistics import Comparison, Difference, Spread, paired_difference, spread
+from apd.study.statistics import Comparison, Difference, Spread, spread
 
 _SHORT = {
     "above": "above",
@@ -30,12 +30,12 @@ QUESTIONS: tuple[tuple[str, str, str], ...] = (
 """Method, what it is compared with, and what that comparison holds equal."""
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 1) -> str:
     """A difference of two fractions in percentage points, with its sign: 0.0123 → "+1.2"."""
     if math.isnan(value):
         return "–"
-    text = f"{100 * value:+.1f}"
-    return "0.0" if not float(text) else text.replace("-", "−")
+    text = f"{100 * value:+.{digits}f}"
+    return text[1:] if not float(text) else text.replace("-", "−")
 
 
 def per_cent(values: Spread) -> str:
@@ -46,11 +46,24 @@ def per_cent(values: Spread) -> str:
     return mean if math.isnan(values.deviation) else f"{mean}{_FIXED}±{_FIXED}{deviation}"
 
 
+def digits_of(difference: Difference) -> int:
+    """Decimals that its interval needs: one, or more where an end that is not zero would read 0.0 beside a verdict."""
+    if difference.verdict not in ("above", "below"):
+        return 1
+    nearest = min(abs(difference.low), abs(difference.high))
+    return next(digits for digits in range(1, 9) if digits == 8 or float(f"{100 * nearest:.{digits}f}"))
+
+
 def interval(difference: Difference) -> str:
     """A difference with its interval, in percentage points."""
-    if math.isnan(difference.low):
-        return points(difference.mean)
-    return f"{points(difference.mean)}{_FIXED}[{points(difference.low)},{_FIXED}{points(difference.high)}]"
+    mean, low, high = (points(value, digits_of(difference)) for value in difference[:3])
+    return mean if math.isnan(difference.low) else f"{mean}{_FIXED}[{low},{_FIXED}{high}]"
+
+
+def times(comparison: Comparison, method: str) -> str:
+    """A step's seconds as a multiple of the plain student's."""
+    multiple = comparison.times_the_plain_step(method)
+    return "–" if math.isnan(multiple) else f"{multiple:.2f}"
 
 
 def run_table(records: Mapping[str, Record]) -> Drawing:
@@ -74,9 +87,9 @@ def campaign_table(comparison: Comparison, reference: str = "student", confidenc
     """Every method of a comparison: mean ± standard deviation over seeds, and the paired difference to a reference."""
     rows = {}
     for method, arm in comparison.arms.items():
-        difference = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
+        difference = comparison.difference(method, reference, confidence)
         accuracy = spread(record.scores.aacc for record in arm.values())
-        rows[METHOD_NAMES[method]] = {
+        rows[comparison.names[method]] = {
             "seeds": str(len(arm)),
             "mIoU, %": per_cent(spread(comparison.miou(method).values())),
             f"minus “{METHOD_NAMES[reference]}” [{100 * confidence:g} % interval]": "–"
@@ -101,7 +114,7 @@ def answers_table(comparisons: Sequence[Comparison], confidence: float = 0.95) -
     for method, reference, _ in QUESTIONS:
         answers = {}
         for comparison in comparisons:
-            found = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
+            found = comparison.difference(method, reference, confidence)
             answers[comparison.title] = f"{_SHORT[found.verdict]}{_FIXED}{points(found.mean)}"
         rows[f"{METHOD_NAMES[method]} against {METHOD_NAMES[reference]}"] = answers
     caption = f"mean difference in mIoU, percentage points; above or below: with {100 * confidence:g} % confidence"
@@ -114,21 +127,17 @@ def cost_table(comparisons: Sequence[Comparison]) -> Drawing:
         return nothing("No costs can be told: there is no record yet.")
     rows = {}
     for comparison in comparisons:
-        plain = comparison.seconds("student")
         for method in comparison.arms:
-            seconds = comparison.seconds(method)
-            ratios = [seconds[seed] / plain[seed] for seed in sorted(seconds.keys() & plain.keys())]
-            step = spread(seconds.values()).mean
-            steps = comparison.iterations(method)
-            rows[(comparison.title, METHOD_NAMES[method])] = {
+            step, steps = comparison.step_seconds(method), comparison.iterations(method)
+            rows[(comparison.title, comparison.names[method])] = {
                 "steps": str(steps),
                 "seconds a step": f"{step:.3f}",
-                "times the plain step": f"{spread(ratios).mean:.2f}" if ratios else "–",
+                "times the plain step": times(comparison, method),
                 "steps × seconds": f"{step * steps:.0f}",
             }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index = pd.MultiIndex.from_tuples(rows)
-    return table(frame, "cost of training, mean over seeds; seconds are medians over a run’s steps")
+    return table(frame, "cost of training; seconds: median over a run’s steps, and of those the least over seeds")
 
 
 def _told(values: Sequence[str]) -> str:

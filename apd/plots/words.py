@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apd.plots.page import Words
-from apd.plots.tables import QUESTIONS, interval, points
+from apd.plots.tables import QUESTIONS, digits_of, interval, points
+from apd.study.arms import arm_names
 from apd.study.campaign import experiments_of
 from apd.study.folders import records_folder
 from apd.study.recipes import METHOD_NAMES
@@ -59,30 +60,61 @@ def comparisons_of(campaigns: Mapping[str, Sequence[Record]]) -> list[Comparison
     return [comparison for records in campaigns.values() for comparison in compare(records)]
 
 
-def outcome(comparisons: Sequence[Comparison], confidence: float = 0.95) -> Words:
-    """For each comparison, what each question's paired difference says: above, below, or not distinguishable."""
-    lines = [] if comparisons else ["There is no record yet, so there is no result."]
+def beside_methods(campaigns: Mapping[str, Sequence[Record]], arms: Mapping[str, str]) -> list[Comparison]:
+    """Comparisons in which arms stand beside the methods of the study, on the data of the arms.
+
+    Args:
+        campaigns: records by campaign.
+        arms: for each campaign of arms the campaign of methods that goes with it; unknown ones are passed over, and
+            campaigns that share their methods become one comparison.
+
+    Raises:
+        ComparisonError: records that cannot be compared.
+    """
+    names = METHOD_NAMES | arm_names()
+    comparisons = []
+    for methods in dict.fromkeys(arms.values()):
+        joined = [arm for arm in arms if arms[arm] == methods and arm in campaigns]
+        wanted = {experiment.data for arm in joined for experiment in experiments_of(arm)}
+        records = [record for name in (methods, *joined) for record in campaigns[name]]
+        comparisons += compare([record for record in records if record.experiment.data in wanted], names)
+    return comparisons
+
+
+def outcome(
+    comparisons: Sequence[Comparison], confidence: float = 0.95, questions: Sequence[tuple[str, str, str]] = QUESTIONS
+) -> Words:
+    """For each comparison, what each question's paired difference says: above, below, or not distinguishable.
+
+    Questions of which no seed has both records are counted.
+
+    Args:
+        comparisons: whose records answer.
+        confidence: of the intervals.
+        questions: method, what it is compared with, and a remark.
+    """
+    lines = [] if comparisons else ["There is no result, because there are 0 records yet."]
     for comparison in comparisons:
         lines.append(f"**{comparison.title}**\n")
-        for method, reference, equal in QUESTIONS:
-            found = paired_difference(comparison.miou(method), comparison.miou(reference), confidence)
-            lines.append(f"- {sentence(method, reference, found, confidence)} ({equal}).")
+        found = {question: comparison.difference(*question[:2], confidence) for question in questions}
+        for (method, reference, remark), difference in found.items():
+            if difference.pairs:
+                lines.append(f"- {sentence(method, reference, difference, confidence, comparison.names)} ({remark}).")
+        if open_questions := sum(not difference.pairs for difference in found.values()):
+            lines.append(f"- {open_questions} of {len(found)} questions have no seed with both records.")
         lines.append("")
     return Words("\n".join(lines))
 
 
-def sentence(method: str, reference: str, found: Difference, confidence: float) -> str:
+def sentence(
+    method: str, reference: str, found: Difference, confidence: float, names: Mapping[str, str] = METHOD_NAMES
+) -> str:
     """One difference in words."""
-    said = f"“{METHOD_NAMES[method]}” is **{found.verdict}** “{METHOD_NAMES[reference]}”"
-    if not found.pairs:
-        return f"{said}: no seed has both"
+    said = f"“{names[method]}” is **{found.verdict}** “{names[reference]}”"
     if len(found.pairs) == 1:
         return f"{said}: {points(found.mean)} points, one seed"
-    low, high = points(found.low), points(found.high)
-    return (
-        f"{said}: {points(found.mean)} points of mIoU, {100 * confidence:g} % interval {low} to {high}, "
-        f"{len(found.pairs)} seeds"
-    )
+    mean, low, high = (points(value, digits_of(found)) for value in found[:3])
+    return f"{said}: {mean} points of mIoU, {100 * confidence:g} % interval {low} to {high}, {len(found.pairs)} seeds"
 
 
 def gain_by_context(

@@ -6,9 +6,9 @@ seed: the interval is that of the mean difference, which the luck of a seed does
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +32,15 @@ class Spread(NamedTuple):
     mean: float
     deviation: float
     count: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; NaN below two values.
+
+        >>> spread([1.0, 3.0]).error
+        1.0
+        """
+        return self.deviation / math.sqrt(self.count) if self.count > 1 else math.nan
 
 
 class Difference(NamedTuple):
@@ -120,24 +129,31 @@ def paired_difference(
     return Difference(mean, mean - half, mean + half, pairs)
 
 
-def method_of(experiment: Experiment) -> str:
-    """Which method of the study an experiment is, by its label.
+def method_of(experiment: Experiment, names: Mapping[str, str] = METHOD_NAMES) -> str:
+    """Which method or arm an experiment is: the longest of the keys that stand in its label between hyphens.
+
+    A key may hold hyphens itself, as `head_1e-5` does.
+
+    Args:
+        experiment: labelled as those of the campaigns, such as `head_1e-5-context1-seed0`.
+        names: the keys to look for, with what they are called.
 
     Raises:
-        ComparisonError: no part of the label between hyphens is a method.
+        ComparisonError: the label holds none of the keys.
     """
-    for part in experiment.name.split("-"):
-        if part in METHOD_NAMES:
-            return part
-    raise ComparisonError(f"experiment {experiment.name!r}: its label names none of {', '.join(METHOD_NAMES)}")
+    found = [key for key in names if f"-{key}-" in f"-{experiment.name}-"]
+    if not found:
+        raise ComparisonError(f"experiment {experiment.name!r}: its label names none of {', '.join(names)}")
+    return max(found, key=len)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Records of one data set, one teacher and one recipe: `arms[method][seed]`."""
+    """Records of one data set, one teacher and one recipe: `arms[method][seed]`, and what the methods are called."""
 
     data: DataConfig
     arms: Mapping[str, Mapping[int, Record]]
+    names: Mapping[str, str] = field(default_factory=lambda: METHOD_NAMES)
 
     @cached_property
     def any_record(self) -> Record:
@@ -173,6 +189,24 @@ class Comparison:
         """Median seconds of a training step, by seed."""
         return {seed: r.content["seconds_per_iteration"] for seed, r in self.arms.get(method, {}).items()}
 
+    def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:
+        """Paired difference in mIoU, method minus reference."""
+        return paired_difference(self.miou(method), self.miou(reference), confidence)
+
+    def step_seconds(self, method: str) -> float:
+        """A step's seconds, the least over seeds: other programs make a run's steps longer, never shorter."""
+        return min(self.seconds(method).values())
+
+    def times_the_plain_step(self, method: str) -> float:
+        """A step's seconds as a multiple of the plain student's; NaN where either has no record."""
+        if method not in self.arms or "student" not in self.arms:
+            return math.nan
+        return self.step_seconds(method) / self.step_seconds("student")
+
+    def only(self, methods: Iterable[str]) -> Self:
+        """The comparison of some of its methods; those that it lacks are passed over."""
+        return replace(self, arms={method: self.arms[method] for method in methods if method in self.arms})
+
     def iterations(self, method: str) -> int:
         """Steps of each of the method's runs."""
         return next(iter(self.arms[method].values())).experiment.training.iterations
@@ -186,28 +220,32 @@ class Comparison:
         return torch.stack(gains).mean(0)
 
 
-def compare(records: Sequence[Record]) -> list[Comparison]:
-    """Sort records into comparisons, one for each data configuration, methods in the order of the study.
+def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) -> list[Comparison]:
+    """Sort records into comparisons, one for each data configuration, methods in the order of `names`.
+
+    Args:
+        records: of any campaigns; those of a data configuration have to fit one another.
+        names: the methods and arms that labels may name, with what they are called.
 
     Raises:
-        ComparisonError: within a comparison two records have the same method and seed, were scored on different
-            images or by different teachers, or their recipes differ in more than seed and distillers (the plain
-            student of equal seconds: iterations).
+        ComparisonError: a label names none of `names`, or within a comparison two records have the same method and
+            seed, were scored on different images or by different teachers, or their recipes differ in more than seed
+            and distillers (the plain student of equal seconds: iterations).
     """
     groups: dict[DataConfig, list[Record]] = {}
     for record in records:
         groups.setdefault(record.experiment.data, []).append(record)
     comparisons = []
     for data in sorted(groups, key=lambda d: (d.name != "scenes", d.context_shift, d.height)):
-        arms: dict[str, dict[int, Record]] = {method: {} for method in METHOD_NAMES}
+        arms: dict[str, dict[int, Record]] = {method: {} for method in names}
         for record in groups[data]:
-            arm, seed = arms[method_of(record.experiment)], record.experiment.seed
+            arm, seed = arms[method_of(record.experiment, names)], record.experiment.seed
             if seed in arm:
                 raise ComparisonError(f"{record.source} and {arm[seed].source} are the same method and seed")
             arm[seed] = record
         arms = {method: dict(sorted(arm.items())) for method, arm in arms.items() if arm}
         _check_comparable(arms)
-        comparisons.append(Comparison(data, arms))
+        comparisons.append(Comparison(data, arms, names))
     return comparisons
 
 

@@ -1,0 +1,171 @@
+"""Prototypes over the steps of a run: one plane for both networks, and whether they stay apart."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from apd.data.catalogue import DatasetSpec
+from apd.plots.curves import spread_out
+from apd.plots.interactive import Mark, hoverable
+from apd.plots.page import Drawing
+from apd.plots.scenes import class_key
+from apd.plots.style import INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
+from apd.study.perspective_trace import Trace, pairwise_cosine
+
+MARKERS = {"teacher": "o", "student": "^"}
+
+
+def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The two principal directions of present prototypes: their mean (D,), the directions (D, 2), and their share.
+
+    The share is that of the squared distances to the mean which the plane keeps, from 0 to 1. A direction's sign is
+    that which makes its largest component positive, so that the same prototypes give the same picture anywhere.
+
+    Raises:
+        ValueError: fewer than three prototypes.
+    """
+    rows_ND = prototypes_BKD[present_BK].double()
+    if len(rows_ND) < 3:
+        raise ValueError(f"{len(rows_ND)} prototypes: expected at least 3 to lay a plane through")
+    mean_D = rows_ND.mean(0)
+    _, lengths_N, directions_ND = torch.linalg.svd(rows_ND - mean_D, full_matrices=False)
+    directions_D2 = directions_ND[:2].T
+    largest_2 = directions_D2.gather(0, directions_D2.abs().argmax(0, keepdim=True))
+    kept = float(lengths_N[:2].square().sum() / lengths_N.square().sum().clamp(min=1e-12))
+    return mean_D, directions_D2 * largest_2.sign(), kept
+
+
+def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Drawing:
+    """Prototypes of both networks in one plane at four moments; a mark tells its image, class and cosine.
+
+    The plane is laid through the teacher's prototypes after the last step and is the same for both networks and all
+    moments: the first, the one after it, the middle and the last. Circles are the teacher's prototypes, triangles the
+    student's, colours are classes.
+
+    Args:
+        trace: from :func:`apd.study.perspective_trace.watch`.
+        spec: names and colours of the classes.
+        names: of the watched images.
+    """
+    mean_D, directions_D2, kept = plane_of(trace.teacher_SBKD[-1], trace.present_BK)
+    last, columns = len(trace.steps) - 1, 2
+    chosen = sorted({0, min(1, last), last // 2, last})  # the teacher's head moves most in its first steps
+    rows = -(-len(chosen) // columns)
+    colours = np.array(spec.palette) / 255
+    with figure(width=WIDTH, height=0.75 + 2.5 * rows) as fig:
+        marks: list[Mark] = []
+        all_axes = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+        for axes, moment in zip(all_axes, chosen, strict=False):
+            for who, prototypes_SBKD in (("teacher", trace.teacher_SBKD), ("student", trace.student_SBKD)):
+                placed_BK2 = ((prototypes_SBKD[moment].double() - mean_D) @ directions_D2).numpy()
+                _draw_plane(axes, who, placed_BK2, trace.present_BK, colours)
+                marks += _plane_marks(axes, trace, moment, who, placed_BK2, spec, names)
+            axes.set_title(f"step {trace.steps[moment]}", fontsize=10.5, fontweight="normal")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            axes.axhline(0, color=INK, linewidth=0.6, alpha=0.25, zorder=0)
+            axes.axvline(0, color=INK, linewidth=0.6, alpha=0.25, zorder=0)
+        for axes in fig.axes[len(chosen) :]:
+            axes.set_axis_off()
+        fig.legend(
+            handles=[
+                Line2D([], [], linestyle="", marker=marker, markerfacecolor="none", color=INK)
+                for marker in MARKERS.values()
+            ],
+            labels=list(MARKERS),
+            loc="outside upper left",
+            ncols=2,
+        )
+        description = (
+            f"Prototypes of teacher and student in the plane of the teacher's last ones, which keeps "
+            f"{100 * kept:.0f} % of their spread, at steps {', '.join(str(trace.steps[moment]) for moment in chosen)}"
+        )
+        shown = hoverable(fig, marks, description)
+    return Drawing(shown.html + class_key(spec, ignored=False), description)
+
+
+def _draw_plane(axes: Axes, who: str, placed_BK2: np.ndarray, present_BK: Tensor, colours: np.ndarray) -> None:
+    for k in range(present_BK.shape[1]):
+        here = placed_BK2[present_BK[:, k].numpy(), k]
+        axes.scatter(
+            *here.T,
+            s=26,
+            marker=MARKERS[who],
+            facecolors=[(*colours[k], 0.85)],
+            edgecolors=INK,
+            linewidths=0.5,
+            zorder=2 if who == "teacher" else 3,
+        )
+
+
+def _plane_marks(
+    axes: Axes,
+    trace: Trace,
+    moment: int,
+    who: str,
+    placed_BK2: np.ndarray,
+    spec: DatasetSpec,
+    names: Sequence[str],
+) -> list[Mark]:
+    between_BK = (trace.teacher_SBKD[moment] * trace.student_SBKD[moment]).sum(2)
+    marks = []
+    for b, k in torch.nonzero(trace.present_BK).tolist():
+        lines = (
+            f"{names[b]}, {spec.class_names[k]}",
+            f"{who}, step {trace.steps[moment]}",
+            f"cosine of teacher’s and student’s {float(between_BK[b, k]):.2f}",
+        )
+        marks.append(Mark(axes, *placed_BK2[b, k], lines, group=f"{b}.{k}"))
+    return marks
+
+
+def apart_over_steps(trace: Trace) -> Drawing:
+    """Mean cosine between an image's prototypes over the steps, for each way to treat the teacher's head.
+
+    Lines are means over the watched images, shades reach from the 10th to the 90th per cent of them.
+    """
+    flat_SB = pairwise_cosine(trace.untrained_BKD, trace.present_BK).expand(len(trace.steps), -1)
+    lines = {
+        "alignment trains\nthe head": ("#c9742a", pairwise_cosine(trace.aligned_SBKD, trace.present_BK)),
+        "nothing trains\nthe head": ("#7d8796", flat_SB),
+        "the student’s\nprototypes": (INK, pairwise_cosine(trace.student_SBKD, trace.present_BK)),
+        "regularisation\ntrains the head": (
+            METHOD_COLOURS["apd"],
+            pairwise_cosine(trace.teacher_SBKD, trace.present_BK),
+        ),
+    }
+    with figure(height=3.5) as fig:
+        axes = fig.subplots()
+        ends, said = [], []
+        for name, (colour, values_SB) in lines.items():
+            mean_S = values_SB.nanmean(1)
+            low_S, high_S = torch.nanquantile(values_SB, torch.tensor([0.1, 0.9]), dim=1)
+            axes.fill_between(trace.steps, low_S, high_S, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(trace.steps, mean_S, color=colour, linestyle="--" if colour == INK else "-")
+            ends.append(float(mean_S[-1]))
+            said.append(f"{name}: {float(mean_S[0]):.2f} to {ends[-1]:.2f}".replace("\n", " "))
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
+        axes.set_xlim(0, trace.steps[-1])
+        heights = spread_out(ends, 0.135 * (axes.get_ylim()[1] - axes.get_ylim()[0]))
+        for (name, (colour, _)), height in zip(lines.items(), heights, strict=True):
+            axes.annotate(
+                name,
+                (trace.steps[-1], height),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                linespacing=0.95,
+                color=colour,
+                annotation_clip=False,
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.set_xlabel("steps")
+        axes.set_ylabel("cosine between prototypes")
+        quiet_axes(axes, grid="y")
+        return drawing(fig, "Mean cosine between an image's prototypes, first to last step. " + "; ".join(said))

@@ -1,0 +1,114 @@
+"""What the method costs, drawn from the files that `python -m tests.measure_speed` leaves."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from apd.plots.page import Drawing, Words, nothing, table
+from apd.plots.style import INK, METHOD_COLOURS, colour_of, drawing, figure, quiet_axes
+from apd.study.folders import records_folder
+
+Measurement = Mapping[str, Any]
+SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small"}
+CLASS_BY_CLASS = ", class by class"
+_MIB = 2**20
+
+
+def read_measurements(folder: Path | None = None) -> list[Measurement]:
+    """Every file of measurements, one for each processor; empty when there is none."""
+    return [json.loads(path.read_text()) for path in sorted((folder or records_folder("speed")).glob("*.json"))]
+
+
+def rows_of(measurement: Measurement, shape: str, dtype: str = "fp32", way: str = "eager") -> dict[str, Mapping]:
+    """The rows of a shape, by name of the loss."""
+    wanted = (shape, dtype, way)
+    return {r["loss"]: r for r in measurement["rows"] if (r["shape"], r["dtype"], r["way"]) == wanted}
+
+
+def sizes(measurement: Measurement, shape: str) -> str:
+    """The sizes of a shape in words."""
+    s = measurement["shapes"][shape]
+    return (
+        f"{SHAPE_NAMES[shape]}: {s['batch']} × {s['channels']} × {s['grid']} × {s['grid']}, "
+        f"{s['classes']} classes, labels {s['labels']} × {s['labels']}"
+    )
+
+
+def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
+    """Median milliseconds of a forward and backward pass, fastest at the top, on a logarithmic axis."""
+    rows = sorted(rows_of(measurement, shape).values(), key=lambda row: row["milliseconds"][1])
+    if not rows:
+        return nothing(f"{SHAPE_NAMES[shape]}: nothing was measured.")
+    with figure(height=0.9 + 0.27 * len(rows)) as fig:
+        axes = fig.subplots()
+        for place, row in enumerate(rows):
+            low, middle, high = row["milliseconds"]
+            colour = METHOD_COLOURS["apd"] if row["loss"].startswith("APD") else colour_of("")
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.2)
+            hollow = (
+                {"facecolors": "none", "edgecolors": colour} if CLASS_BY_CLASS in row["loss"] else {"color": colour}
+            )
+            axes.scatter([middle], [place], s=38, zorder=3, **hollow)
+            axes.annotate(
+                f"{middle:.3g}",
+                (1, place),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+            )
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(rows)), [row["loss"].replace(CLASS_BY_CLASS, ", by class") for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("milliseconds of a forward and backward pass")
+        axes.set_title(SHAPE_NAMES[shape])
+        axes.spines["left"].set_visible(False)
+        quiet_axes(axes, grid="x")
+        told = ", ".join(f"{row['loss']} {row['milliseconds'][1]:.3g}" for row in rows)
+        return drawing(fig, f"{SHAPE_NAMES[shape]}, median milliseconds of a forward and backward pass: {told}")
+
+
+def speed_table(measurement: Measurement, shape: str) -> Drawing:
+    """Time and memory of every loss at a shape; bf16 and compiled where they were measured."""
+    rows = rows_of(measurement, shape)
+    half, compiled = rows_of(measurement, shape, "bf16"), rows_of(measurement, shape, way="compiled")
+    frame = {
+        name: {
+            "ms": f"{row['milliseconds'][1]:.3g}",
+            "quartiles": f"{row['milliseconds'][0]:.3g} to {row['milliseconds'][2]:.3g}",
+            "peak, MiB": f"{row['peak_bytes'] / _MIB:.3g}",
+            "ms, bf16 maps": f"{half[name]['milliseconds'][1]:.3g}" if name in half else "–",
+            "ms, compiled": f"{compiled[name]['milliseconds'][1]:.3g}" if name in compiled else "–",
+        }
+        for name, row in rows.items()
+    }
+    return table(pd.DataFrame.from_dict(frame, orient="index"), f"{sizes(measurement, shape)}; forward and backward")
+
+
+def against_the_reference(measurements: Sequence[Measurement]) -> Words:
+    """How many times faster than class by class, at which share of its memory, and how far above the floor."""
+    if not measurements:
+        return Words("Nothing has been measured yet: `python -m tests.measure_speed` does it.")
+    lines = []
+    for measurement in measurements:
+        lines.append(f"**{measurement['device']['name']}**, {measurement['device']['type']}\n")
+        for shape in measurement["shapes"]:
+            rows = rows_of(measurement, shape)
+            for name, heads in (("APD, no heads", "no heads"), ("APD", "heads")):
+                ours, slow = rows[name], rows[name + CLASS_BY_CLASS]
+                faster = slow["milliseconds"][1] / ours["milliseconds"][1]
+                share = ours["peak_bytes"] / slow["peak_bytes"]
+                moved, operations = measurement["floor"][shape][heads]
+                seconds = ours["milliseconds"][1] / 1e3
+                lines.append(
+                    f"- {SHAPE_NAMES[shape]}, {'with heads' if heads == 'heads' else heads}: **{faster:.1f} times** as "
+                    f"fast as class by class, at **{100 * share:.0f} %** of its memory. The floor is "
+                    f"{moved / _MIB:.0f} MiB moved and {operations / 1e9:.1f} G operations; in its time the method "
+                    f"does {operations / 1e9 / seconds:.0f} G of them a second."
+                )
+        lines.append("")
+    return Words("\n".join(lines))

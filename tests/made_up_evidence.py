@@ -1,0 +1,73 @@
+"""Evidence on perspectives of runs that never took place, with chosen numbers and scores."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from apd.data.catalogue import SCENES
+from apd.study.campaign import scenes_experiment
+from apd.study.evidence_file import SCHEMA, Evidence, rounded
+from apd.study.experiment import Experiment
+from apd.study.fingerprint import fingerprint, to_dict
+
+IMAGES = 40
+
+
+def made_up_evidence(
+    context_shift: float = 1.0,
+    seed: int = 0,
+    *,
+    experiment: Experiment | None = None,
+    distance: Sequence[float] | None = None,
+    miou: Mapping[str, Sequence[float]] | None = None,
+    images: int = IMAGES,
+    weights: Mapping[str, str] | None = None,
+) -> Evidence:
+    """Valid evidence: random numbers, the same for each seed, and random scores, unless they are given."""
+    experiment = experiment or scenes_experiment("apd", seed, context_shift)
+    of_images, of_seed = np.random.default_rng(0), np.random.default_rng(1 + seed)
+    distance = of_images.uniform(0.1, 0.5, images) if distance is None else distance
+    numbers = {
+        "distance": list(distance),
+        "divergence": of_images.uniform(0, 0.3, images).tolist(),
+        "disagreement": of_images.uniform(0, 0.2, images).tolist(),
+        "own_right": of_images.uniform(0.85, 0.95, images).tolist(),
+        "shared_right": of_images.uniform(0.8, 0.9, images).tolist(),
+    }
+    networks = ["teacher", "student", "pixel_kd", "apd", "apd_without_kd"]
+    scores = {name: {"miou": of_seed.uniform(0.3, 0.6, images).tolist()} for name in networks}
+    for name, values in (miou or {}).items():
+        scores[name]["miou"] = list(values)
+    for name in networks:
+        scores[name]["right"] = of_seed.uniform(0.7, 0.9, images).tolist()
+    return Evidence(
+        {
+            "schema": SCHEMA,
+            "experiment": to_dict(experiment),
+            "runs": {
+                name: {
+                    "fingerprint": fingerprint(experiment) if name == "apd" else "0" * 12,
+                    "weights_sha256": (weights or {}).get(name, "9" * 64),
+                }
+                for name in networks
+            },
+            "data": {
+                "name": "scenes",
+                "split": "test",
+                "images": images,
+                "class_names": list(SCENES.class_names),
+                "fingerprint": "f" * 64,
+            },
+            "git": {"commit": "0123456789abcdef", "clean": True},
+            "versions": {"python": "3.11.7", "torch": "2.15.0"},
+            "device": {"type": "cpu", "name": "a processor", "threads": 1, "precision": "fp32"},
+            "command": "perspective_study.py",
+            "valid": [9000] * images,
+            "furthest": [i % SCENES.num_classes for i in range(images)],
+            "perspective": {name: rounded(values, 4) for name, values in numbers.items()},
+            "scores": {
+                name: {score: rounded(values, 3) for score, values in found.items()} for name, found in scores.items()
+            },
+        },
+        source=f"context{context_shift:g}-seed{seed}.json",
+    )

@@ -17,6 +17,15 @@ CLASS_BY_CLASS = ", class by class"
 _MIB = 2**20
 
 
+def three_digits(value: float) -> str:
+    """A number to three significant digits, without an exponent.
+
+    >>> three_digits(1234.5), three_digits(0.66312)
+    ('1234', '0.663')
+    """
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def read_measurements(folder: Path | None = None) -> list[Measurement]:
     """Every file of measurements, one for each processor; empty when there is none."""
     return [json.loads(path.read_text()) for path in sorted((folder or records_folder("speed")).glob("*.json"))]
@@ -53,7 +62,7 @@ def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
             )
             axes.scatter([middle], [place], s=38, zorder=3, **hollow)
             axes.annotate(
-                f"{middle:.3g}",
+                three_digits(middle),
                 (1, place),
                 xycoords=axes.get_yaxis_transform(),
                 xytext=(6, 0),
@@ -68,7 +77,7 @@ def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
         axes.set_title(SHAPE_NAMES[shape])
         axes.spines["left"].set_visible(False)
         quiet_axes(axes, grid="x")
-        told = ", ".join(f"{row['loss']} {row['milliseconds'][1]:.3g}" for row in rows)
+        told = ", ".join(f"{row['loss']} {three_digits(row['milliseconds'][1])}" for row in rows)
         return drawing(fig, f"{SHAPE_NAMES[shape]}, median milliseconds of a forward and backward pass: {told}")
 
 
@@ -78,11 +87,11 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
     half, compiled = rows_of(measurement, shape, "bf16"), rows_of(measurement, shape, way="compiled")
     frame = {
         name: {
-            "ms": f"{row['milliseconds'][1]:.3g}",
-            "quartiles": f"{row['milliseconds'][0]:.3g} to {row['milliseconds'][2]:.3g}",
-            "peak, MiB": f"{row['peak_bytes'] / _MIB:.3g}",
-            "ms, bf16 maps": f"{half[name]['milliseconds'][1]:.3g}" if name in half else "–",
-            "ms, compiled": f"{compiled[name]['milliseconds'][1]:.3g}" if name in compiled else "–",
+            "ms": three_digits(row["milliseconds"][1]),
+            "quartiles": f"{three_digits(row['milliseconds'][0])} to {three_digits(row['milliseconds'][2])}",
+            "peak, MiB": three_digits(row["peak_bytes"] / _MIB),
+            "ms, bf16 maps": three_digits(half[name]["milliseconds"][1]) if name in half else "–",
+            "ms, compiled": three_digits(compiled[name]["milliseconds"][1]) if name in compiled else "–",
         }
         for name, row in rows.items()
     }

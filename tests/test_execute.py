@@ -171,9 +171,8 @@ def test_a_failing_cell_is_named_the_good_notebook_stays_and_the_partial_one_is_
     assert sorted(path.name for path in (study.parent / "out").iterdir()) == ["01_mini.ipynb"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def interrupted(process: subprocess.Popen) -> str:
-    """What a process says when Ctrl-C is pressed, again where nothing happens: a callback of asyncio can swallow one."""
+    """What a process says to Ctrl-C, pressed again where nothing happens: a callback of asyncio can swallow one."""
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         try:
@@ -184,6 +183,7 @@ def interrupted(process: subprocess.Popen) -> str:
     pytest.fail(f"Ctrl-C was pressed three times in vain: {process.communicate()[1]}")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_leaves_with_130_and_everything_finished_in_place(study):
     slow = nbformat.read(study / "01_mini.ipynb", as_version=4)
     slow.cells[-1].source = "import time\nfrom pathlib import Path\nPath('reached').touch()\ntime.sleep(60)"

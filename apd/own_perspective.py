@@ -17,11 +17,9 @@ from apd.perspective import (
     Absent,
     Scope,
     check_choice,
-    check_labels,
-    check_map,
+    class_members,
     full_precision,
     inverse_length,
-    valid_pixels,
 )
 
 
@@ -107,21 +105,10 @@ def observe_itself(
     tensor([[[    10.,      0.],
              [-10000., -10000.]]])
     """
-    check_map("features", features_BDhw)
-    check_labels(labels_Bhw, features_BDhw.shape[0])
-    check_choice("scope", scope, ("image", "batch"))
     check_choice("absent", absent, ("mask", "zero"))
-    if labels_Bhw.shape[1:] != features_BDhw.shape[2:]:
-        raise ValueError(
-            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but features on {tuple(features_BDhw.shape[2:])}: "
-            "call resize_labels(labels, features.shape[2:]) first"
-        )
-    valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
-    labels_BN = torch.where(valid_Bhw, labels_Bhw.long(), -1).flatten(1)
-    member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
-    present_BK = member_BKN.any(dim=2)
-    if scope == "batch":
-        present_BK = present_BK.any(0, keepdim=True).expand_as(present_BK)
+    member_BKN, present_BK = class_members(
+        features_BDhw, labels_Bhw, num_classes, ignore_index=ignore_index, scope=scope
+    )
     fill = ABSENT_LOGIT if absent == "mask" else 0.0
     prototypes_BKD, observations_BKN = _ObserveItself.apply(
         features_BDhw.flatten(2), member_BKN, present_BK, scale, fill, scope == "batch", detach_prototypes

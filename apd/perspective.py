@@ -155,6 +155,30 @@ def inverse_length(vectors: Tensor, dim: int) -> Tensor:
     return torch.where(has_direction, torch.where(has_direction, length, 1.0).reciprocal(), 0.0)
 
 
+def class_members(
+    features_BDhw: Tensor, labels_Bhw: Tensor, num_classes: int, *, ignore_index: int, scope: Scope
+) -> tuple[Tensor, Tensor]:
+    """Which pixels belong to which class, ``member_BKN``, and which classes have a prototype, ``present_BK``.
+
+    Both boolean; arguments and errors as in :func:`class_prototypes`, whose checks of the input these are.
+    """
+    check_map("features", features_BDhw)
+    check_labels(labels_Bhw, features_BDhw.shape[0])
+    check_choice("scope", scope, ("image", "batch"))
+    if labels_Bhw.shape[1:] != features_BDhw.shape[2:]:
+        raise ValueError(
+            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but features on {tuple(features_BDhw.shape[2:])}: "
+            "call resize_labels(labels, features.shape[2:]) first"
+        )
+    valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
+    labels_BN = torch.where(valid_Bhw, labels_Bhw.long(), -1).flatten(1)
+    member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
+    present_BK = member_BKN.any(dim=2)
+    if scope == "batch":
+        present_BK = present_BK.any(0, keepdim=True).expand_as(present_BK)
+    return member_BKN, present_BK
+
+
 @full_precision
 def class_prototypes(
     features_BDhw: Tensor,
@@ -193,24 +217,14 @@ def class_prototypes(
     (tensor([[[1., 0.],
              [0., 0.]]]), tensor([[ True, False]]))
     """
-    check_map("features", features_BDhw)
-    check_labels(labels_Bhw, features_BDhw.shape[0])
-    check_choice("scope", scope, ("image", "batch"))
-    if labels_Bhw.shape[1:] != features_BDhw.shape[2:]:
-        raise ValueError(
-            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but features on {tuple(features_BDhw.shape[2:])}: "
-            "call resize_labels(labels, features.shape[2:]) first"
-        )
-    valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
-    labels_BN = torch.where(valid_Bhw, labels_Bhw.long(), -1).flatten(1)
+    member_BKN, present_BK = class_members(
+        features_BDhw, labels_Bhw, num_classes, ignore_index=ignore_index, scope=scope
+    )
     features_BDN = features_BDhw.flatten(2)
-    member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
     # A class's mean and its sum have the same direction, so the division by the pixel count is left out.
     sums_BKD = (member_BKN * inverse_length(features_BDN, dim=1)) @ features_BDN.mT
-    present_BK = member_BKN.any(dim=2)
     if scope == "batch":
         sums_BKD = sums_BKD.sum(0, keepdim=True).expand_as(sums_BKD)
-        present_BK = present_BK.any(0, keepdim=True).expand_as(present_BK)
     return sums_BKD * inverse_length(sums_BKD, dim=2), present_BK
 
 

@@ -150,13 +150,15 @@ def closure(names: set[str]) -> set[str]:
 
 
 def beyond_the_core() -> list[str]:
-    """Top-level modules that only pyproject's extras bring."""
+    """Top-level modules that only pyproject's extras bring; never Python's own, of which one has a backport here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = closure({canonicalize_name(Requirement(line).name) for line in project["dependencies"]})
     return sorted(
         module
         for module, distributions in packages_distributions().items()
-        if module.isidentifier() and module != "apd" and not {canonicalize_name(name) for name in distributions} & core
+        if module.isidentifier()
+        and module not in {"apd", *sys.stdlib_module_names}
+        and not {canonicalize_name(name) for name in distributions} & core
     )
 
 

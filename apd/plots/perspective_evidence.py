@@ -1,7 +1,7 @@
 """Do images gain where their own perspective is far from the shared one? The evidence, image by image."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from apd.plots.interactive import Mark, hoverable
 from apd.plots.page import Drawing, Words, nothing, table
 from apd.plots.style import INK, METHOD_COLOURS, WIDTH, figure, quiet_axes
-from apd.plots.tables import interval, points
+from apd.plots.tables import commit_words, interval, points
 from apd.study.perspective_relation import PerImage, relations, seeds_agree
 from apd.study.recipes import METHOD_NAMES
 from apd.study.statistics import paired_difference
@@ -163,19 +163,12 @@ def evidence_table(images: Sequence[PerImage]) -> Drawing:
             "seeds": ", ".join(map(str, one.seeds)),
             "images": f"{data['images']} of {data['split']}",
             "networks": ", ".join(METHOD_NAMES.get(name, name) for name in one.scores),
-            "commit": _different(
-                (c["git"]["commit"][:10] or "unknown") + ("" if c["git"]["clean"] else " with changes")
-                for c in contents
-            ),
+            "commit": _different(commit_words(c["git"]) for c in contents),
             "device": _different(c["device"]["name"] for c in contents),
             "torch": _different(c["versions"].get("torch", "unknown") for c in contents),
             "data, sha256": _different(c["data"]["fingerprint"][:12] for c in contents),
         }
     return table(pd.DataFrame.from_dict(rows, orient="index").T, f"evidence on {len(images)} context shifts")
-
-
-def _commit(git: Mapping[str, object]) -> str:
-    return (str(git["commit"])[:10] or "unknown") + ("" if git["clean"] else " with changes")
 
 
 def _different(values: Iterable[str]) -> str:

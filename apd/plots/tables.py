@@ -159,7 +159,7 @@ def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
             "first run started (UTC)": min(c["started"] for c in contents)[:16].replace("T", " "),
             "last run started (UTC)": max(c["started"] for c in contents)[:16].replace("T", " "),
             "hours of training": f"{sum(c['wall_seconds'] for c in contents) / 3600:.1f}",
-            "commit": _told([_commit(c["git"]) for c in contents]),
+            "commit": _told([commit_words(c["git"]) for c in contents]),
             "device": _told([_device(c["device"]) for c in contents]),
             "evaluated images": _told([f"{c['data']['images']} of {c['data']['split']}" for c in contents]),
             "data, sha256": _told([c["data"]["fingerprint"][:12] for c in contents]),
@@ -170,7 +170,8 @@ def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
     return table(frame, f"provenance of {sum(map(len, campaigns.values()))} records")
 
 
-def _commit(git: Mapping[str, object]) -> str:
+def commit_words(git: Mapping[str, object]) -> str:
+    """The commit of the code that made something, and whether it had been changed since."""
     return (str(git["commit"])[:10] or "unknown") + ("" if git["clean"] else " with changes")
 
 

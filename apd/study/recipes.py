@@ -28,9 +28,10 @@ METHOD_NAMES: dict[str, str] = {
     "apd_without_kd": "+ APD without pixel KD",
     "apd": "+ APD",
 }
-# A step of APD takes this many times as long as one of the plain student, the teacher's forward included:
-# `seconds_per_iteration` of short runs on one CPU core, rounded; the records of the full runs tell whether it held.
-# On a GPU it has not been measured: "full" takes the value of "small".
+# A step of APD takes about this many times as long as one of the plain student, the teacher's forward included. The
+# factor was set beforehand, from short runs on one CPU core, and belongs to the experiments that were run with it: what
+# it should have been is in their records (chapter 3 prints it; the tiny networks of today have about 1.7). On a GPU it
+# has not been measured: "full" takes the value of "small".
 SECONDS_OF_APD: dict[str, float] = {"tiny": 1.6, "small": 1.45, "full": 1.45}
 
 

@@ -2,16 +2,19 @@
 
 import runpy
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import product
 
 import pytest
 from small_experiments import tiny
 
 from apd.study import campaign
+from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms
 from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
 from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.recipes import METHODS
+from apd.study.recipes import METHOD_NAMES, METHODS
 from apd.study.record import RecordError, read_record
+from apd.study.statistics import method_of
 from apd.study.train import train
 
 LABELS = ["short-seed0", "long-seed0", "short-seed1", "long-seed1"]
@@ -147,6 +150,29 @@ def test_the_evidence_has_every_method_with_enough_seeds_under_one_recipe(name, 
 
 def test_hyper_parameters_are_chosen_on_the_validation_split():
     assert {experiment.data.evaluation_split for experiment in experiments_of("camvid-small-tuning")} == {"val"}
+
+
+def test_every_method_gets_the_same_trials_of_its_weights():
+    planned = [method_of(e, METHOD_NAMES | arm_names()) for e in experiments_of("scenes-rivals-tuning")]
+    tried = {(key.rsplit("_x", 1)[0], float(key.rsplit("_x", 1)[1])) for key in planned}
+    assert tried == set(product(["pixel_kd", "apd", *RIVALS], [0.1, 10.0]))
+    assert len(planned) == len(tried)
+
+
+@pytest.mark.parametrize("arm", plain_arms(), ids=lambda arm: arm.key)
+def test_a_trial_multiplies_the_weights_of_the_method_and_nothing_else(arm):
+    main, stronger = arm.distillers[-1], arm_of_strength(arm, 10.0).distillers[-1]
+    changed = {f.name for f in fields(main) if getattr(main, f.name) != getattr(stronger, f.name)}
+    assert changed == {name for name in WEIGHTS[main.method] if getattr(main, name)}
+    assert all(getattr(stronger, name) == pytest.approx(10 * getattr(main, name)) for name in changed)
+    assert arm_of_strength(arm, 10.0).distillers[:-1] == arm.distillers[:-1]
+    assert arm_of_strength(arm, 1.0) == arm
+
+
+def test_the_runs_on_heads_differ_in_nothing_but_their_distillers():
+    planned = experiments_of("scenes-heads")
+    assert len({replace(e, name="-", seed=0, distillers=()) for e in planned}) == 1
+    assert {e.network.head_width for e in planned} == {e.teacher.network.head_width for e in planned}
 
 
 def test_an_unknown_campaign_is_refused_and_the_nearest_told():

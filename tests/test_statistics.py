@@ -190,7 +190,9 @@ def test_a_design_that_lacks_a_combination_is_refused_by_its_name():
 # methods and arms
 
 
-@pytest.mark.parametrize("name", ["scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined"])
+@pytest.mark.parametrize(
+    "name", ["scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-rivals-tuning"]
+)
 def test_every_experiment_of_a_campaign_of_arms_is_one_of_its_arms(name):
     names = METHOD_NAMES | arm_names()
     planned = experiments_of(name)

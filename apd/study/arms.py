@@ -4,6 +4,7 @@ An arm differs from the study's methods (:mod:`apd.study.recipes`) in nothing bu
 compared with theirs seed by seed.
 """
 
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -133,6 +134,60 @@ def combined_arms() -> list[Arm]:
     ]
 
 
+FACTORS = (0.1, 1.0, 10.0)
+"""What the weights of a method are multiplied by in its trials: every method gets the same three."""
+
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "pixel_kd": ("weight",),
+    "apd": ("alignment", "observation"),
+    "fitnet": ("weight",),
+    "attention_transfer": ("weight",),
+    "skd": ("weight",),
+    "ifvd": ("weight",),
+    "cwd": ("logits", "features"),
+    "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
+    "mgd": ("weight",),
+    "dist": ("inter", "intra"),
+    "dkd": ("target", "non_target"),
+}
+"""The fields of each method's configuration that weigh what reaches the student."""
+
+
+def stronger(config: DistillerConfig, factor: float) -> DistillerConfig:
+    """A method's configuration with its weights multiplied.
+
+    >>> stronger(APDConfig(), 0.1).alignment
+    1.0
+    """
+    names = WEIGHTS[config.method]
+    return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
+
+
+def plain_arms() -> list[Arm]:
+    """The methods whose weights are tried, as they are compared elsewhere: pixel KD, APD and the others."""
+    pixel_kd = Arm("pixel_kd", "pixel KD", "", (PixelKDConfig(),))
+    return [pixel_kd, Arm("apd", "APD", "", (APDConfig(),)), *rival_arms()]
+
+
+def arm_of_strength(arm: Arm, factor: float) -> Arm:
+    """A method at its weights times a factor, the method as it is for 1; pixel KD beside another keeps its weight."""
+    if factor == 1:
+        return arm
+    *beside, main = arm.distillers
+    return Arm(f"{arm.key}_x{factor:g}", f"{arm.name} × {factor:g}", "weight", (*beside, stronger(main, factor)))
+
+
+def trial_arms() -> list[Arm]:
+    """All trials that need runs of their own, factor by factor."""
+    return [arm_of_strength(arm, factor) for factor in FACTORS if factor != 1 for arm in plain_arms()]
+
+
+def heads_arm() -> Arm:
+    """APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
+    return Arm("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
+
+
 def arm_names() -> dict[str, str]:
     """The name of every arm, by key."""
-    return {arm.key: arm.name for arms in (term_arms, option_arms, rival_arms, combined_arms) for arm in arms()}
+    makers = (term_arms, option_arms, rival_arms, combined_arms, trial_arms)
+    return {arm.key: arm.name for arms in makers for arm in arms()} | {heads_arm().key: heads_arm().name}

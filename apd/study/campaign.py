@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from apd.study.arms import Arm, combined_arms, option_arms, rival_arms, term_arms
+from apd.study.arms import Arm, combined_arms, heads_arm, option_arms, rival_arms, term_arms, trial_arms
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import records_folder
-from apd.study.recipes import METHODS, Method, lengthened, recipe
+from apd.study.recipes import METHODS, Method, distillers_of, lengthened, recipe
 from apd.study.record import Record, read_record
 from apd.study.shell import UsageError, exit_code_of
 from apd.study.train import train
@@ -83,6 +83,26 @@ def scenes_combined() -> Iterator[Experiment]:
     yield from with_arms(combined_arms(), seeds=5, context_shift=1.0)
 
 
+def scenes_rivals_tuning() -> Iterator[Experiment]:
+    """A tenth of each method's weights, and ten times them, one seed.
+
+    To be read by the score on val after the last step; with the weights as they are, the runs are those of
+    `scenes-rivals` and `scenes-tiny`.
+    """
+    yield from with_arms(trial_arms(), seeds=1, context_shift=1.0)
+
+
+def scenes_heads() -> Iterator[Experiment]:
+    """With and without projection heads, which takes a student whose features are as wide as the teacher's."""
+    arms = {method: distillers_of(method) for method in ("student", "pixel_kd", "apd")}
+    arms[heads_arm().key] = heads_arm().distillers
+    for seed in range(5):
+        base = scenes_experiment("student", seed, context_shift=1.0)
+        wide = replace(base.network, head_width=base.teacher.network.head_width)
+        for key, distillers in arms.items():
+            yield replace(base, network=wide, distillers=distillers, name=f"{key}-context1-seed{seed}")
+
+
 def scenes_dial() -> Iterator[Experiment]:
     """What the dial does between its ends, and to prototypes of the batch; the ends are in `scenes-tiny`."""
     batch = next(arm for arm in option_arms() if arm.key == "scope_batch")
@@ -135,6 +155,8 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-terms": scenes_terms,
     "scenes-options": scenes_options,
     "scenes-rivals": scenes_rivals,
+    "scenes-rivals-tuning": scenes_rivals_tuning,
+    "scenes-heads": scenes_heads,
     "scenes-combined": scenes_combined,
     "camvid-small": camvid_small,
     "camvid-small-tuning": camvid_small_tuning,

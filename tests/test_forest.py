@@ -6,7 +6,6 @@ import importlib
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from made_up_records import made_up_record
 
 from apd.plots import style
-from apd.plots.arm_tables import arms_table, settings_in_words, tuning_table
+from apd.plots.arm_tables import arms_table, settings_in_words
 from apd.plots.comparison import outlying, score_against_seconds, scores_over_seeds
 from apd.plots.forest import forest, limits
 from apd.plots.tables import digits_of, interval, points
@@ -24,9 +23,8 @@ from apd.plots.verdicts import added_to_rivals, complements, seconds_in_words, t
 from apd.plots.words import beside_methods, outcome
 from apd.study.arms import RIVALS, option_arms
 from apd.study.campaign import experiments_of
-from apd.study.distiller_configs import CWDConfig, PixelKDConfig
 from apd.study.many_comparisons import judged, judged_arms
-from apd.study.recipes import METHODS, recipe
+from apd.study.recipes import METHODS
 from apd.study.statistics import compare, paired_difference
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -271,25 +269,6 @@ def test_the_settings_of_every_method_are_listed():
     assert "- **CWD**, beside pixel KD: `logits` 3, `features` 0, `temperature` 4" in told
     assert "- **DKD**, in place of pixel KD: `target` 1, `non_target` 0.25, `temperature` 1" in told
     assert len(told) == len(RIVALS)
-
-
-def test_trials_are_listed_with_what_was_changed_and_the_best_of_each_method_first():
-    base = recipe("tiny", "student")
-    trials = [
-        ((PixelKDConfig(), CWDConfig()), 0, 0.60),
-        ((PixelKDConfig(), CWDConfig()), 1, 0.62),
-        ((PixelKDConfig(weight=0.5), CWDConfig(logits=1.5)), 0, 0.7),
-        ((PixelKDConfig(weight=2.0),), 0, 0.65),
-    ]
-    records = [made_up_record(replace(base, distillers=d, seed=seed), right) for d, seed, right in trials]
-    _, lines = table_rows(tuning_table([*records, made_up_record(base)]))
-    assert [line[:2] for line in lines] == [
-        ["CWD", "pixel KD weight 0.5; logits 1.5"],
-        ["as published", f"{100 * (0.6 / 1.4 + 0.62 / 1.38) / 2:.2f}"],  # the method's name spans both rows
-        ["pixel KD", "weight 2"],
-    ]
-    assert [line[-1] for line in lines] == ["1", "2", "1"]
-    assert "0 records" in tuning_table([]).description
 
 
 def test_questions_are_answered_by_the_names_of_arms(comparison):

@@ -1,10 +1,11 @@
-"""The table of learning rates: validation scores of the last step, one seed, each method's best marked."""
+"""The tables of learning rates and weights: validation scores of the last step, one seed, each method's best marked."""
 
 from dataclasses import replace
 
 from made_up_records import made_up_record
 
-from apd.plots.rates import rates_table, validation_miou
+from apd.plots.rates import rates_table, validation_by_strength, validation_miou, weights_table
+from apd.study.arms import arm_of_strength, plain_arms
 from apd.study.recipes import recipe
 
 
@@ -41,3 +42,29 @@ def test_each_methods_best_rate_is_marked_and_other_seeds_and_lengths_are_left_o
 
 def test_without_a_score_on_val_it_is_said():
     assert "no run with a score" in rates_table([], "made up").description
+
+
+def trial(arm, factor, right, *, seed=0):
+    experiment = replace(recipe("tiny", "student", seed=seed), distillers=arm_of_strength(arm, factor).distillers)
+    return made_up_record(experiment, right)
+
+
+def test_trials_of_weights_are_found_by_their_distillers_and_each_methods_best_is_marked():
+    arms = {arm.key: arm for arm in plain_arms()}
+    records = [
+        *(trial(arms["cwd"], factor, right) for factor, right in ((0.1, 0.6), (1, 0.7), (10, 0.5))),
+        *(trial(arms["pixel_kd"], factor, right) for factor, right in ((0.1, 0.8), (1, 0.7))),
+        trial(arms["apd"], 10, 0.9, seed=1),
+        made_up_record(recipe("tiny", "student")),
+    ]
+    found = validation_by_strength(records)
+    assert {key: max(values, key=values.get) for key, values in found.items()} == {"cwd": 1, "pixel_kd": 0.1}
+    told = weights_table(records, "made up").description
+    lines = {line.split("  ")[0].strip(): line.split() for line in told.splitlines()}
+    assert lines["CWD"].index("◂") == 3  # after the second score
+    assert lines["pixel KD"][-1] == "–"
+    assert "APD" not in lines
+
+
+def test_without_another_weight_there_is_nothing_to_choose_from():
+    assert "no trial of other weights" in weights_table([trial(plain_arms()[0], 1, 0.5)], "made up").description

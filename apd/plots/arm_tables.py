@@ -1,4 +1,4 @@
-"""Tables of many arms: scores, differences and costs side by side, settings, and the trials of a search."""
+"""Tables of many arms: scores, differences and costs side by side, and settings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import pandas as pd
 from apd.plots.page import Drawing, Words, nothing, table
 from apd.plots.tables import interval, times
 from apd.study.arms import IN_PLACE_OF_KD, RIVALS
-from apd.study.distiller_configs import DISTILLERS, DistillerConfig
+from apd.study.distiller_configs import DistillerConfig
 from apd.study.many_comparisons import Judged
 from apd.study.record import Record
 from apd.study.statistics import Comparison, spread
@@ -83,36 +83,3 @@ def settings_in_words() -> Words:
         settings = ", ".join(f"`{field}` {value:g}" for field, value in _settings(config).items())
         lines.append(f"- **{name}**, {'in place of' if key in IN_PLACE_OF_KD else 'beside'} pixel KD: {settings}")
     return Words("\n".join(lines))
-
-
-def tuning_table(records: Sequence[Record]) -> Drawing:
-    """The trials of a search over settings: what differs from the defaults, and the score, each method's best first."""
-    trials: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        if distillers := record.experiment.distillers:
-            main = next((config for config in distillers if config.method != "pixel_kd"), distillers[0])
-            changed = [("" if c is main else f"{_NAMES[c.method]} ") + _changes(c) for c in distillers if _changes(c)]
-            trial = _NAMES[main.method], "; ".join(changed) or "as published"
-            trials.setdefault(trial, []).append(record.scores.miou)
-    if not trials:
-        return nothing("No trial of other weights can be shown: 0 records yet.")
-    methods = list(dict.fromkeys(name for name, _ in trials))
-    best_first = sorted(trials, key=lambda trial: (methods.index(trial[0]), -spread(trials[trial]).mean))
-    lines = {
-        trial: {"mIoU, %": f"{100 * spread(trials[trial]).mean:.2f}", "seeds": str(len(trials[trial]))}
-        for trial in best_first
-    }
-    frame = pd.DataFrame.from_dict(lines, orient="index")
-    frame.index = pd.MultiIndex.from_tuples(lines)
-    data = records[0].content["data"]
-    return table(frame, f"{len(lines)} settings tried, scored on {data['images']} images of {data['split']}")
-
-
-_NAMES = {"pixel_kd": "pixel KD", "apd": "APD"} | {config.method: name for name, config in RIVALS.values()}
-
-
-def _changes(config: DistillerConfig) -> str:
-    """What of a distiller's settings differs from their defaults."""
-    defaults = _settings(DISTILLERS[config.method]())
-    changed = ((name, value) for name, value in _settings(config).items() if value != defaults[name])
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in changed)

@@ -1,12 +1,13 @@
-"""How the learning rates were chosen: scores on the validation split for each method and rate."""
+"""How learning rates and weights were chosen: scores on the validation split for each method and trial."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 
 from apd.evaluate.confusion import scores
 from apd.plots.page import Drawing, nothing, table
+from apd.study.arms import FACTORS, arm_of_strength, plain_arms
 from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
 
@@ -36,19 +37,41 @@ def rates_table(records: Sequence[Record], title: str) -> Drawing:
     if not found:
         return nothing(f"{title}: no run with a score on the validation split is recorded.")
     rates = sorted({rate for values in found.values() for rate in values})
-    rows = {
-        METHOD_NAMES[method]: {
-            f"rate {rate:g}": f"{100 * found[method][rate]:.1f}{' ◂' if rate == _best(found[method]) else ''}"
-            if rate in found[method]
-            else "–"
-            for rate in rates
-        }
-        for method in METHOD_NAMES
-        if method in found
-    }
+    rows = {METHOD_NAMES[m]: _marked(found[m], rates, "rate {:g}") for m in METHOD_NAMES if m in found}
     caption = f"{title}: mIoU in per cent on val after the last step, one seed; ◂ marks a method's best rate"
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 
-def _best(values: dict[float, float]) -> float:
-    return max(values, key=lambda rate: values[rate])
+def validation_by_strength(records: Sequence[Record], seed: int = 0) -> dict[str, dict[float, float]]:
+    """mIoU on val of each method's trials: by its key, then by what its weights were multiplied with."""
+    trials = {arm_of_strength(arm, factor).distillers: (arm.key, factor) for arm in plain_arms() for factor in FACTORS}
+    found: dict[str, dict[float, float]] = {}
+    for record in records:
+        trial = trials.get(record.experiment.distillers)
+        if trial and record.experiment.seed == seed and (miou := validation_miou(record)) is not None:
+            found.setdefault(trial[0], {})[trial[1]] = miou
+    return found
+
+
+def weights_table(records: Sequence[Record], title: str) -> Drawing:
+    """Validation mIoU of each method at a tenth of its weights, at its weights, and at ten times them.
+
+    Args:
+        records: of one data set and recipe; runs that are no trial of a method's weights are left out.
+        title: of what.
+    """
+    found = validation_by_strength(records)
+    rows = {arm.name: _marked(found[arm.key], FACTORS, "weights × {:g}") for arm in plain_arms() if arm.key in found}
+    if not any(factor != 1 for values in found.values() for factor in values):
+        return nothing(f"{title}: no trial of other weights is recorded.")
+    caption = f"{title}: mIoU in per cent on val after the last step, one seed; ◂ marks a method's best of three"
+    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
+
+
+def _marked(values: Mapping[float, float], trials: Sequence[float], name: str) -> dict[str, str]:
+    """A row of a table: each trial's score, the best one marked, a dash for what is missing."""
+    best = max(values, key=values.__getitem__)
+    return {
+        name.format(trial): f"{100 * values[trial]:.1f}{' ◂' if trial == best else ''}" if trial in values else "–"
+        for trial in trials
+    }

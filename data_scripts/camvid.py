@@ -14,11 +14,13 @@ import hashlib
 import io
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from command_line import run_script
 from fetching import FetchError, appearing_folder, download, extract_verified, file_sha256, parse_manifest, read_member
+from label_trees import decoded, find_tree
 from PIL import Image
 from tqdm import tqdm
 
@@ -55,7 +57,7 @@ def fetch(dest: Path, url: str) -> None:
 
 def check(root: Path) -> None:
     """Check counts, names, pictures, labels and hashes of a CamVid folder; the first wrong file is named."""
-    root = _tree(root)
+    root = find_tree(root, "CamVid")
     hashes, packed = expected_hashes(root)
     check_names(root)
     kinds: dict[str, set[str]] = {}
@@ -77,7 +79,7 @@ def check(root: Path) -> None:
 
 def pack(root: Path, file: Path, quality: int) -> None:
     """Write a CamVid folder into one zip file of at most 40 MB: images as JPEG, labels and their PNGs unchanged."""
-    root = _tree(root)
+    root = find_tree(root, "CamVid")
     hashes, packed = expected_hashes(root)
     if packed:
         raise FetchError(f"{root} comes from a packed file; pack the published PNGs, or copy that file")
@@ -193,7 +195,7 @@ def check_names(root: Path) -> None:
 
 def check_picture(root: Path, name: str) -> tuple[str, tuple[int, int], np.ndarray]:
     """Mode, (width, height) and label histogram (12,) of one picture; of an image the histogram is all zero."""
-    mode, picture = _decoded(root / name)
+    mode, picture = decoded(root / name)
     is_mask = "annot/" in name
     if mode != ("L" if is_mask else "RGB"):
         raise FetchError(f"{root / name} has mode {mode}; expected {'L' if is_mask else 'RGB'}")
@@ -212,16 +214,6 @@ def check_picture(root: Path, name: str) -> tuple[str, tuple[int, int], np.ndarr
     return mode, size, counts[: len(CLASS_NAMES)]
 
 
-def _decoded(path: Path) -> tuple[str, np.ndarray]:
-    try:
-        with Image.open(path) as picture:
-            picture.verify()  # a PNG's checksums and end mark, which decoding does not look at
-        with Image.open(path) as picture:
-            return picture.mode, np.asarray(picture)
-    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise FetchError(f"{path} cannot be read as a picture ({error}); it is damaged or truncated") from error
-
-
 def _print_table(root: Path, kinds: dict[str, set[str]], shares: dict[str, np.ndarray]) -> None:
     print(f"{root}\n\n{'folder':<12}{'files':>6}  pictures")
     for split, count in SPLITS.items():
@@ -231,14 +223,6 @@ def _print_table(root: Path, kinds: dict[str, set[str]], shares: dict[str, np.nd
     for label, class_name in enumerate(CLASS_NAMES):
         row = (100 * shares[f"{split}annot"][label] / shares[f"{split}annot"].sum() for split in SPLITS)
         print(f"{label:>2} {class_name:<11}".ljust(12) + "".join(f"{share:8.2f}" for share in row))
-
-
-def _tree(root: Path) -> Path:
-    """`root`, or its folder CamVid, as people give either."""
-    tree = root / "CamVid" if (root / "CamVid").is_dir() else root
-    if not tree.is_dir():
-        raise FetchError(f"{root} is not a folder; expected the folder CamVid, or the one that contains it")
-    return tree
 
 
 def _already_there(dest: Path) -> bool:
@@ -259,33 +243,17 @@ def _quality(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of the script; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    places = {fetch: ("dest",), check: ("root",), pack: ("root", "file"), unpack: ("file", "dest")}
-    for command, names in places.items():
-        one = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
-        one.set_defaults(command=command)
-        for name in names:
-            one.add_argument(name, type=Path, metavar=name.upper())
-    commands.choices["fetch"].add_argument(
-        "--url", default=URL, help="another address of the archive (now: %(default)s)"
-    )
-    commands.choices["pack"].add_argument(
+def _options(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    parsers["fetch"].add_argument("--url", default=URL, help="another address of the archive (now: %(default)s)")
+    parsers["pack"].add_argument(
         "--quality", type=_quality, default=PACK_QUALITY, help="JPEG's, 1..95 (now: %(default)s)"
     )
-    options = vars(parser.parse_args(arguments))
-    command = options.pop("command")
-    try:
-        command(**options)
-    except (FetchError, OSError) as error:
-        print(f"camvid.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("camvid.py: interrupted; nothing half-finished was left under its final name", file=sys.stderr)
-        return 130
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the script; returns the exit code."""
+    commands = {fetch: ("dest",), check: ("root",), pack: ("root", "file"), unpack: ("file", "dest")}
+    return run_script("camvid.py", __doc__, commands, arguments, _options)
 
 
 if __name__ == "__main__":

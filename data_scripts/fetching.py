@@ -204,6 +204,11 @@ def read_member(archive: Path, name: str) -> bytes:
         raise FetchError(f"{archive} is not a complete zip archive ({error})") from error
 
 
+def is_link(info: zipfile.ZipInfo) -> bool:
+    """Whether a member of a zip archive is a symbolic link."""
+    return stat.S_ISLNK(info.external_attr >> 16)
+
+
 def _members_below(opened: zipfile.ZipFile, archive: Path, folder: str) -> dict[str, zipfile.ZipInfo]:
     wanted, members = PurePosixPath(folder).parts, {}
     for info in opened.infolist():
@@ -220,7 +225,7 @@ def _members_below(opened: zipfile.ZipFile, archive: Path, folder: str) -> dict[
 
 
 def _write_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, expected: str, archive: Path) -> None:
-    if stat.S_ISLNK(info.external_attr >> 16):
+    if is_link(info):
         raise FetchError(f"{archive} holds {info.filename} as a link; expected a file")
     digest, written = hashlib.sha256(), 0
     with opened.open(info) as source, target.open("xb") as out:

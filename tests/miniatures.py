@@ -1,14 +1,21 @@
 """Miniatures of real data sets for the tests: the same tree, names and kinds of files, made in a moment."""
 
-from collections.abc import Mapping
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
 from apd.data.catalogue import CAMVID
+from apd.data.published_sets import ADE20K, COCO_STUFF, PASCAL_CONTEXT_59
 
 VOID = 11
+FEW = {"train": 4, "val": 3}
 
 
 def write_camvid(
@@ -37,3 +44,172 @@ def write_camvid(
             lines.append(f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n")
         (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     return root
+
+
+def write_cityscapes(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+    """A Cityscapes tree: two cities a split, every id from 0 to 33, and the files that the study does not use."""
+    rng = np.random.default_rng(seed)
+    cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "munster"), "test": ("berlin", "bonn")}
+    for split, count in {**counts, "test": 2}.items():
+        for number in range(count):
+            city = cities[split][number % 2]
+            images, masks = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
+            images.mkdir(parents=True, exist_ok=True)
+            masks.mkdir(parents=True, exist_ok=True)
+            name = f"{city}_{number:06d}_000019"
+            ids_HW = _blocks(rng, range(34) if split != "test" else (0, 1))
+            _image_of(rng, ids_HW).save(images / f"{name}_leftImg8bit.png", compress_level=1)
+            Image.fromarray(ids_HW).save(masks / f"{name}_gtFine_labelIds.png")
+            Image.fromarray(ids_HW.astype(np.uint16) * 1000).save(masks / f"{name}_gtFine_instanceIds.png")
+            _image_of(rng, ids_HW).convert("RGBA").save(masks / f"{name}_gtFine_color.png")
+            (masks / f"{name}_gtFine_polygons.json").write_text("{}")
+    return root
+
+
+def write_ade20k(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+    """An ADEChallengeData2016 tree: pictures of several sizes, values 0 to 150, and the table of classes."""
+    rng = np.random.default_rng(seed)
+    sizes = [(32, 32), (32, 48), (40, 32)]
+    root.mkdir(parents=True)
+    for split, folder in (("train", "training"), ("val", "validation")):
+        for number in range(1, counts[split] + 1):
+            values_HW = _blocks(rng, range(151), *sizes[number % 3])
+            _save_pair(
+                _image_of(rng, values_HW),
+                values_HW,
+                root / "images" / folder / f"ADE_{split}_{number:08d}.jpg",
+                root / "annotations" / folder / f"ADE_{split}_{number:08d}.png",
+            )
+    # as in the published file: further names after a comma, and a blank at the end of some lines
+    rows = [f"{i}\t0.0001\t10\t1\t{name}, another {name} " for i, name in enumerate(ADE20K.class_names, start=1)]
+    (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows, ""]))
+    (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
+    return root
+
+
+def write_pascal_context(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+    """A pascal_context folder: VOC's tree, maps of 0 to 59, and their list in an order of its own."""
+    rng = np.random.default_rng(seed)
+    lists = root / "VOC2010" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for split, year in (("train", 2008), ("val", 2009)):
+        stems = [f"{year}_{number:06d}" for number in range(counts[split])]
+        for number, stem in enumerate(stems):
+            values_HW = _blocks(rng, range(60), *((32, 48), (48, 32))[number % 2])
+            _save_pair(
+                _image_of(rng, values_HW),
+                values_HW,
+                root / "VOC2010" / "JPEGImages" / f"{stem}.jpg",
+                root / "59_context_labels" / f"{stem}.png",
+            )
+        (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems[::-1]))
+        (lists / f"aeroplane_{split}.txt").write_text("".join(f"{stem} -1\n" for stem in stems))
+    spelled = {"table": "diningtable", "bedclothes": "bedcloth", "cloth": "clothes", "pottedplant": "potted plant"}
+    order = sorted(PASCAL_CONTEXT_59.class_names, key=lambda name: (len(name), name))
+    lines = [f"{number}: {spelled.get(name, name)}\n" for number, name in enumerate(order, start=1)]
+    (root / "59_labels.txt").write_text("".join(lines))
+    return root
+
+
+def write_coco(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+    """A coco folder: images, instances with polygons and a crowd, pixel maps of 171 values and 255, and their list."""
+    rng = np.random.default_rng(seed)
+    listed = _coco_stuff_names()
+    used = [number - 1 for number, name in enumerate(listed) if name in COCO_STUFF.class_names]
+    categories = [
+        {"supercategory": "thing", "id": number, "name": name}
+        for number, name in enumerate(listed)
+        if name in COCO_STUFF.thing_names
+    ]
+    for split, count in counts.items():
+        images, objects = [], []
+        for number in range(count):
+            height, width = ((32, 48), (40, 32))[number % 2]
+            values_HW = _blocks(rng, [*used, 255], height, width)
+            name = f"{139 + 7 * number:012d}"
+            _save_pair(
+                _image_of(rng, values_HW) if number else _image_of(rng, values_HW).convert("L"),
+                values_HW,
+                root / f"{split}2017" / f"{name}.jpg",
+                root / "stuffthingmaps" / f"{split}2017" / f"{name}.png",
+            )
+            images.append({"id": int(name), "file_name": f"{name}.jpg", "height": height, "width": width})
+            for crowd in (0, 1):
+                box, category = [4.5, 8.25, 16.0, 12.5], categories[(3 * number + crowd) % len(categories)]["id"]
+                shape = {"counts": [40, 30, 10], "size": [height, width]} if crowd else [[4, 8, 20, 8, 20, 20]]
+                objects.append(
+                    {"id": 2 * number + crowd, "image_id": int(name), "category_id": category, "iscrowd": crowd}
+                    | {"segmentation": shape, "bbox": box, "area": 200.0}
+                )
+        content = {"images": images, "annotations": objects, "categories": categories}
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    (root / "labels.txt").write_text("".join(f"{number}: {name}\n" for number, name in enumerate(listed)))
+    return root
+
+
+def _coco_stuff_names() -> list[str]:
+    """The 183 names of COCO-Stuff's list: the classes of the spec with what never occurs put back in its places."""
+    never = {12: "street sign", 26: "hat", 29: "shoe", 30: "eye glasses", 45: "plate", 66: "mirror", 68: "window"}
+    never |= {69: "desk", 71: "door", 83: "blender", 91: "hair brush"}
+    names = iter(COCO_STUFF.class_names)
+    return ["unlabeled", *(never.get(number) or next(names) for number in range(1, 183))]
+
+
+WRITERS = {
+    "cityscapes": (write_cityscapes, "cityscapes"),
+    "ade20k": (write_ade20k, "ADEChallengeData2016"),
+    "pascal_context": (write_pascal_context, "pascal_context"),
+    "coco": (write_coco, "coco"),
+}
+
+
+def data_script(name: str) -> ModuleType:
+    """A script of `data_scripts/`, imported as Python runs it: its own folder comes first."""
+    folder = str(Path(__file__).parents[1] / "data_scripts")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
+def for_counts(name: str, counts: Mapping[str, int]) -> "mock._patch":
+    """A patch under which a script takes a miniature of so many pairs for the published data."""
+    script = data_script(name)
+    splits = {
+        split: counts[split] if isinstance(published, int) else (published[0], counts[split])
+        for split, published in script.SPLITS.items()
+        if split in counts
+    }
+    return mock.patch.object(script, "SPLITS", splits)
+
+
+def write_converted(parent: Path, name: str, *, counts: Mapping[str, int] = FEW) -> Path:
+    """The miniature of a published data set below `parent`, as its script has converted it; returns its folder.
+
+    Example: ``write_converted(tmp_path, "ade20k")`` and APD_DATA set to `tmp_path`.
+    """
+    write, folder = WRITERS[name]
+    root = write(parent / folder, counts=counts)
+    with for_counts(name, counts):
+        data_script(name).convert(root)
+    return root
+
+
+def _blocks(rng: np.random.Generator, values: Sequence[int], height: int = 32, width: int = 32) -> np.ndarray:
+    """A map (height, width) uint8 of 8×8 blocks of random ones of `values`."""
+    blocks = rng.choice(np.array(values, dtype=np.uint8), (-(-height // 8), -(-width // 8)))
+    return np.kron(blocks, np.ones((8, 8), dtype=np.uint8))[:height, :width]
+
+
+def _image_of(rng: np.random.Generator, values_HW: np.ndarray) -> Image.Image:
+    """A picture that shows values as colours under noise."""
+    colours_HW3 = np.stack([values_HW * factor for factor in (37, 91, 151)], axis=-1).astype(np.int16) % 256
+    noise = rng.integers(-20, 21, (*values_HW.shape, 1), dtype=np.int16)
+    return Image.fromarray((colours_HW3 + noise).clip(0, 255).astype(np.uint8))
+
+
+def _save_pair(image: Image.Image, values_HW: np.ndarray, image_file: Path, mask_file: Path) -> None:
+    image_file.parent.mkdir(parents=True, exist_ok=True)
+    mask_file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(image_file, quality=90)
+    Image.fromarray(values_HW).save(mask_file)

@@ -180,10 +180,15 @@ def test_evaluation_goes_through_the_data_once_in_order(batch_size, lengths):
     assert batches[0].labels_BHW.dtype == torch.int64
 
 
-def test_pictures_of_different_size_are_evaluated_one_by_one_or_refused_by_name():
-    mixed = Numbered(3, [(6, 8), (6, 8), (4, 8)])
-    assert [batch.images_B3HW.shape[2] for batch in evaluation_batches(mixed, 1)] == [6, 6, 4]
-    with pytest.raises(ValueError, match=r"'number 0' is \(3, 6, 8\) and 'number 2' \(3, 4, 8\).*batch_size=1"):
-        list(evaluation_batches(mixed, 3))
+def test_a_batch_of_evaluation_ends_where_the_next_picture_has_another_size():
+    mixed = Numbered(6, [(6, 8), (6, 8), (4, 8), (6, 8), (6, 8), (6, 8)])
+    batches = list(evaluation_batches(mixed, 2))
+    assert [tuple(batch.images_B3HW.shape) for batch in batches] == [
+        (2, 3, 6, 8),
+        (1, 3, 4, 8),
+        (2, 3, 6, 8),
+        (1, 3, 6, 8),
+    ]
+    assert [name for batch in batches for name in batch.names] == [f"number {index}" for index in range(6)]
     with pytest.raises(ValueError, match="batch_size=0"):
         evaluation_batches(mixed, 0)

@@ -22,8 +22,11 @@ from apd.study.recipes import METHOD_NAMES, METHODS, Size, recipe
 CONFIGS = (DataConfig, NetworkConfig, TrainingConfig, PixelKDConfig, APDConfig, TeacherConfig, Experiment)
 
 WRONG = [
-    (DataConfig, "name", "camvd", "expected one of scenes, camvid; did you mean 'camvid'?"),
-    (DataConfig, "height", 31, "expected an integer >= 32"),
+    (DataConfig, "name", "camvd", "folder; did you mean 'camvid'?"),
+    (DataConfig, "height", 31, "expected an integer >= 32, or 0"),
+    (DataConfig, "height", -1, "expected an integer >= 32, or 0"),
+    (DataConfig, "long_side", 31, "expected an integer >= 32, or 0"),
+    (DataConfig, "folder", None, "expected a text"),
     (DataConfig, "crop_width", 48.0, "expected a whole number"),
     (DataConfig, "evaluation_split", "train", "expected one of val, test"),
     (DataConfig, "scale_min", 3.0, "expected 0 < scale_min <= scale_max 2.0"),
@@ -83,6 +86,22 @@ def test_a_wrong_value_is_refused_with_its_field_the_value_and_what_was_expected
     assert told in str(caught.value)
     if not told.startswith("APDConfig"):
         assert str(caught.value).startswith(f"{kind.__name__}.{name} = {value!r}: expected ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "ade20k", "height": 0}, "DataConfig.width = 128: expected 0 only together with height 0"),
+        ({"name": "ade20k", "width": 0}, "DataConfig.width = 0: expected 0 only together with height 96"),
+        ({"height": 0, "width": 0}, "DataConfig.height = 0: expected an integer >= 32: scenes have no own size"),
+        ({"name": "folder"}, "DataConfig.folder = '': expected the path of a folder with a dataset.toml"),
+    ],
+    ids=["height", "width", "scenes", "folder"],
+)
+def test_fields_of_the_data_that_do_not_fit_together_are_refused(fields, told):
+    with pytest.raises(ExperimentError, match=f"^{told}$"):
+        DataConfig(**fields)
+    assert DataConfig(name="ade20k", height=0, width=0, long_side=512).long_side == 512
 
 
 def test_every_class_of_fields_has_been_given_wrong_values():

@@ -44,8 +44,10 @@ def test_fingerprints_are_those_of_the_first_records():
 OTHER = {  # for every field a legal value that is not its default
     DataConfig: {
         "name": "camvid",
+        "folder": "fields",
         "height": 64,
         "width": 64,
+        "long_side": 512,
         "evaluation_split": "test",
         "crop_height": 64,
         "crop_width": 64,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from apd.data.sample import SegmentationDataset
+from apd.data.sample import Sample, SegmentationDataset
 from apd.data.transforms import Augmentation, augment
 
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
@@ -27,7 +27,10 @@ class Batch(NamedTuple):
 
 
 class EvaluationBatch(NamedTuple):
-    """Pictures to be judged, in the data set's order: images_B3HW float32 in [0, 1], labels_BHW int64, B names."""
+    """Pictures to be judged, in the data set's order: images_B3HW float32 in [0, 1], labels_BHW int64, B names.
+
+    Labels may have another size than the images (see :class:`~apd.data.long_side.LongSide`); scores are on theirs.
+    """
 
     images_B3HW: Tensor
     labels_BHW: Tensor
@@ -125,14 +128,17 @@ def training_batches(
 
 
 def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:
-    """The whole data set once, in order, not augmented; the last batch is shorter where the count does not divide.
+    """The whole data set once, in order, not augmented.
+
+    A batch ends early where the next picture or its labels have another size, so pictures of many sizes come one by
+    one; the last batch is shorter where the count does not divide.
 
     Args:
-        dataset: samples of one size, or of any sizes with ``batch_size=1``.
-        batch_size: samples in a batch, B.
+        dataset: samples of any sizes.
+        batch_size: most samples in a batch, B.
 
     Raises:
-        ValueError: batch_size below 1, or samples of different size in one batch (both names are told).
+        ValueError: batch_size below 1.
 
     Example:
         >>> from apd.data.scenes import Scenes
@@ -142,18 +148,27 @@ def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterato
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
-    return (_evaluation_batch(dataset, first, batch_size) for first in range(0, len(dataset), batch_size))
+    return _evaluation_batches(dataset, batch_size)
 
 
-def _evaluation_batch(dataset: SegmentationDataset, first: int, batch_size: int) -> EvaluationBatch:
-    samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+def _evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:
+    together: list[Sample] = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if together and (len(together) == batch_size or _sizes(sample) != _sizes(together[0])):
+            yield _evaluation_batch(together)
+            together = []
+        together.append(sample)
+    if together:
+        yield _evaluation_batch(together)
+
+
+def _sizes(sample: Sample) -> tuple[torch.Size, torch.Size]:
+    return sample.image_3HW.shape, sample.labels_HW.shape
+
+
+def _evaluation_batch(samples: list[Sample]) -> EvaluationBatch:
     images, labels, names = zip(*samples, strict=True)
-    for image, name in zip(images, names, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(
-                f"{names[0]!r} is {tuple(images[0].shape)} and {name!r} {tuple(image.shape)}; a batch has one size: "
-                f"use batch_size=1, or give the data set a height and a width"
-            )
     return EvaluationBatch(_unit_range(torch.stack(images)), torch.stack(labels).long(), names)
 
 

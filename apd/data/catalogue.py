@@ -1,7 +1,7 @@
-"""What each data set of the study contains: one `DatasetSpec` per data set, and the colours of its classes.
+"""What a data set contains: `DatasetSpec`, those of the built-in scenes and CamVid, and the colours of their classes.
 
-A class keeps its colour in every figure, whichever data set it comes from: the table `CLASS_COLOURS` is keyed by
-class name and every spec looks its palette up there.
+A class keeps its colour in every figure of the study, whichever of the two it comes from: the table `CLASS_COLOURS` is
+keyed by class name and both specs look their palettes up there. The published sets are in `apd.data.published_sets`.
 """
 
 from collections.abc import Mapping
@@ -45,12 +45,15 @@ class DatasetSpec:
         ignore_index: label of pixels that count neither in the loss nor in the scores. Default 255 (convention of
             VOC and Cityscapes, and of the released code).
         void_values: values in the label *files* that become `ignore_index` when read (CamVid: 11).
+        file_values: value of each class in the label *files*, in label order, where these are not the labels
+            themselves (a mask of 0 and 255, say). Default: empty, 0..K-1.
         thing_names: the classes whose objects can be counted; the others are stuff.
         splits: number of images per split where the data set fixes it; empty for generated data.
 
     Raises:
         ValueError: no classes, a palette of another length or with values outside 0..255, a name twice, an ignore
-            label or void value that is also a class, or a thing that is not a class.
+            label or void value that is also a class, file values that are not one of 0..255 for each class, or a
+            thing that is not a class.
 
     Example:
         >>> SCENES.num_classes, SCENES.index("car")
@@ -62,6 +65,7 @@ class DatasetSpec:
     palette: tuple[RGB, ...]
     ignore_index: int = 255
     void_values: tuple[int, ...] = ()
+    file_values: tuple[int, ...] = ()
     thing_names: tuple[str, ...] = ()
     splits: tuple[tuple[str, int], ...] = ()
 
@@ -80,8 +84,14 @@ class DatasetSpec:
             raise ValueError(
                 f"{self.name}: ignore_index={self.ignore_index}; expected {count}..255, a label no class uses"
             )
-        if clash := [value for value in self.void_values if 0 <= value < count]:
-            raise ValueError(f"{self.name}: void_values {clash} are labels of classes; classes are 0..{count - 1}")
+        values = self.file_values
+        if values and (len(values) != count or len(set(values)) != count or not all(0 <= v <= 255 for v in values)):
+            raise ValueError(f"{self.name}: file_values {values}; expected {count} different values from 0 to 255")
+        if clash := [value for value in self.void_values if value in (values or range(count))]:
+            told = values or f"0..{count - 1}"
+            raise ValueError(f"{self.name}: void_values {clash} are labels of classes; classes are {told}")
+        if wrong := [value for value in self.void_values if not 0 <= value <= 255]:
+            raise ValueError(f"{self.name}: void_values {wrong}; a label file holds values from 0 to 255")
         if unknown := [name for name in self.thing_names if name not in self.class_names]:
             raise ValueError(f"{self.name}: thing_names {unknown} are not classes; classes are {self.class_names}")
 

@@ -1,12 +1,11 @@
 """Pictures and masks in folders: a checked reader for image/mask pairs, and CamVid on top of it.
 
 Nothing here downloads. A data set is found through the environment variable ``APD_DATA``, the folder that contains
-``CamVid/``; `data_scripts/camvid.py` puts it there. Whatever is wrong with the files is said at construction, with the
-file's name, before a training run has spent a minute.
+``CamVid/`` and the others; the scripts in `data_scripts/` put them there. Whatever is wrong with files that fit into
+memory is said at construction, with the file's name, before a training run has spent a minute.
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +15,18 @@ import torch
 from PIL import Image
 
 from apd.data.catalogue import CAMVID, DatasetSpec
+from apd.data.picture_files import (
+    IMAGE_MODES,
+    DataError,
+    MissingData,
+    open_picture,
+    pair_folders,
+    picture_size,
+    pictures,
+)
 from apd.data.sample import Sample
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-class DataError(Exception):
-    """Data on disk are not what they should be; the message names the file, what was found, and what to do."""
-
-
-class MissingData(DataError, FileNotFoundError):
-    """A data folder or file is not there."""
+CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and Cityscapes (25 GB) do not
 
 
 def find_data(name: str, *, script: str | None = None) -> Path:
@@ -55,56 +55,19 @@ def find_data(name: str, *, script: str | None = None) -> Path:
     return root
 
 
-def pictures(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder (``.png``, ``.jpg``, ``.jpeg``; hidden files left out) by stem, sorted by name.
-
-    Raises:
-        MissingData: the folder is not there.
-        DataError: two pictures have the same stem.
-    """
-    if not folder.is_dir():
-        raise MissingData(f"data folder {folder} is missing; expected a folder with pictures")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"{folder} holds both {found[path.stem].name} and {path.name}; remove one of them")
-            found[path.stem] = path
-    return found
-
-
-def pair_folders(image_dir: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
-    """(image, mask) paths of two folders, paired by stem and sorted by name.
-
-    Raises:
-        MissingData: a folder is not there.
-        DataError: a folder has no picture, or a picture has no partner (the first such file is named).
-    """
-    images, masks = pictures(image_dir), pictures(mask_dir)
-    for own, other, folder in ((images, masks, mask_dir), (masks, images, image_dir)):
-        alone = [path for stem, path in own.items() if stem not in other]
-        if alone:
-            raise DataError(
-                f"{alone[0]} has no partner in {folder} ({len(alone)} such files); "
-                f"image and mask must have the same name, suffix aside"
-            )
-    if not images:
-        raise DataError(f"{image_dir} holds no picture; expected {', '.join(PICTURE_SUFFIXES)} files")
-    return [(path, masks[stem]) for stem, path in images.items()]
-
-
 class FolderDataset:
     """Image/mask pairs on disk, checked and resized when read, by default kept in memory.
 
     Args:
-        spec: classes of the data set; its `void_values` are the labels on disk that become its `ignore_index`.
+        spec: classes of the data set; its `file_values` and `void_values` say what the values on disk mean.
         pairs: (image, mask) paths, as of `pair_folders`. An image is anything pillow turns into RGB; a mask has one
             8-bit channel that holds label values.
         height, width: size in pixels to which every pair is brought, both or neither (default: as on disk). Images
             are resized bilinearly with antialiasing, masks by the nearest pixel, so that no label is invented.
         cache: read everything at construction, so that every fault shows before any training, and keep it as uint8:
             4·height·width bytes a pair (367 pairs take 63 MB at 180×240 and 254 MB at 360×480), shared by forked
-            data-loader workers. With False each access reads and checks the files again.
+            data-loader workers. With False each access reads and checks the files again. None keeps what takes at
+            most 2 GiB (own choice).
 
     Raises:
         DataError: no pairs; an unreadable or truncated file; a mask with several channels; image and mask of
@@ -123,7 +86,7 @@ class FolderDataset:
         *,
         height: int | None = None,
         width: int | None = None,
-        cache: bool = True,
+        cache: bool | None = True,
     ) -> None:
         if (height is None) != (width is None):
             raise ValueError(f"height={height} and width={width}: give both, or neither to keep the size on disk")
@@ -136,6 +99,8 @@ class FolderDataset:
         self._size_wh = None if height is None or width is None else (width, height)
         self._table = _label_table(spec)
         self._fingerprint: str | None = None
+        if cache is None:
+            cache = self._fits(CACHE_BYTES)
         self._cached = [self._read(i) for i in range(len(self.pairs))] if cache else None
 
     def __len__(self) -> int:
@@ -151,10 +116,24 @@ class FolderDataset:
         image_3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1)
         return Sample(image_3HW, torch.from_numpy(labels_HW.copy()), self.pairs[index][0].stem)
 
+    def check(self) -> np.ndarray:
+        """Read every pair from disk and count its pixels: (K + 1,) int64, the classes' and, last, the ignored ones.
+
+        What was kept in memory was checked when it was read; this is for what is too large for that.
+
+        Raises:
+            DataError: as at construction.
+        """
+        counts = np.zeros(256, dtype=np.int64)
+        for index in range(len(self.pairs)):
+            counts += np.bincount(self._read(index)[1].ravel(), minlength=256)
+        return np.append(counts[: self.spec.num_classes], counts[self.spec.ignore_index])
+
     def fingerprint(self) -> str:
         """sha256 (hex) over folder, name and content of every file in order, and over the size if they are resized.
 
-        Computed once per instance, from the files: well under a second for CamVid.
+        Computed once per instance, from the files: well under a second for CamVid, as long as the disk needs to read
+        them for a data set of many gigabytes.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(repr(self._size_wh).encode())
@@ -166,11 +145,13 @@ class FolderDataset:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
-        image, mask = _open(image_path), _open(mask_path)
+        image, mask = open_picture(image_path), open_picture(mask_path)
         if mask.mode not in ("L", "P"):
             raise DataError(f"{mask_path} has mode {mask.mode}; a mask needs one 8-bit channel of labels (L or P)")
-        if image.mode not in ("RGB", "RGBA", "L", "P"):  # pillow clips 16-bit and float pictures without a word
-            raise DataError(f"{image_path} has mode {image.mode}; an image needs 8 bits a channel (RGB, RGBA, L or P)")
+        if image.mode not in IMAGE_MODES:
+            raise DataError(
+                f"{image_path} has mode {image.mode}; an image needs 8 bits a channel ({', '.join(IMAGE_MODES)})"
+            )
         if image.size != mask.size:
             raise DataError(
                 f"{image_path} is {image.width}×{image.height} pixels and its mask {mask_path} {mask.width}×"
@@ -189,33 +170,31 @@ class FolderDataset:
             labels_HW = np.asarray(mask.resize(self._size_wh, Image.Resampling.NEAREST))
         return np.asarray(image), self._table[labels_HW].astype(np.uint8)
 
+    def _fits(self, limit: int) -> bool:
+        """Whether all pairs together take at most `limit` bytes in memory; sizes on disk are read until they do not."""
+        taken = 0
+        for image, _ in self.pairs:
+            width, height = self._size_wh or picture_size(image)
+            taken += 4 * height * width
+            if taken > limit:
+                return False
+        return True
+
     def _expected(self) -> str:
-        ignored = " or ".join(str(value) for value in (*self.spec.void_values, self.spec.ignore_index))
-        return f"0..{self.spec.num_classes - 1}, or {ignored} for pixels to be ignored"
-
-
-def _open(path: Path) -> Image.Image:
-    """A picture, decoded to its last pixel; whatever pillow says of a damaged file becomes a DataError."""
-    try:
-        content = io.BytesIO(path.read_bytes())
-        with Image.open(content) as picture:
-            picture.verify()  # a PNG's checksums and end mark, which load() does not look at
-        with Image.open(content) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError as error:
-        raise MissingData(f"{path} is missing; fetch the data again") from error
-    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(
-            f"{path} cannot be read as a picture ({error}): damaged or truncated, fetch it again"
-        ) from error
+        known = sorted(self.spec.file_values) or list(range(self.spec.num_classes))
+        starts = [value for value in known if value - 1 not in known]
+        ends = [value for value in known if value + 1 not in known]
+        classes = ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in zip(starts, ends, strict=True))
+        ignored = sorted({*self.spec.void_values, self.spec.ignore_index} - set(known))
+        ending = f", or {' or '.join(map(str, ignored))} for pixels to be ignored" if ignored else ""
+        return classes + ending
 
 
 def _label_table(spec: DatasetSpec) -> np.ndarray:
     """(256,) int16: the label of each value on disk, -1 where the value is refused."""
     table = np.full(256, -1, dtype=np.int16)
-    table[: spec.num_classes] = np.arange(spec.num_classes)
     table[[spec.ignore_index, *spec.void_values]] = spec.ignore_index
+    table[list(spec.file_values) or slice(spec.num_classes)] = np.arange(spec.num_classes)
     return table
 
 

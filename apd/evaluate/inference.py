@@ -63,7 +63,10 @@ def predict_dataset(
     precision: str = "fp32",
     progress: str = "",
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Predictions of several networks on the same batches: yields ([(B, H, W) per model], labels (B, H, W))."""
+    """Predictions of several networks on the same batches: yields ([(B, H, W) per model], labels (B, H, W)).
+
+    Predictions are on the labels' grid, which may be another than the images'.
+    """
     models = list(models)
     device = _device(models[0])
     total = -(-len(dataset) // batch_size)
@@ -73,7 +76,7 @@ def predict_dataset(
     ):
         images = images.to(device, memory_format=torch.channels_last)
         with autocast(device, precision):  # left before the yield: whoever takes the answer does not run in it
-            predictions = [predict_labels(model, images) for model in models]
+            predictions = [predict_labels(model, images, tuple(labels.shape[-2:])) for model in models]
         yield predictions, labels
 
 

@@ -7,13 +7,19 @@ import torch
 from torch import nn
 
 from apd.data.catalogue import CAMVID, SCENES, DatasetSpec
+from apd.data.converted import ConvertedDataset
 from apd.data.folder import CamVid, find_data
+from apd.data.long_side import LongSide
+from apd.data.own_folder import folder_spec, open_folder
+from apd.data.published_sets import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60
 from apd.data.sample import SegmentationDataset
 from apd.data.scenes import Scenes
 from apd.data.transforms import Augmentation
 from apd.models.segmenter import Segmenter, build_segmenter
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.experiment import DataConfig, Experiment, ExperimentError, NetworkConfig, TrainingConfig
+
+_PUBLISHED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)}
 
 
 class Splits(NamedTuple):
@@ -42,18 +48,34 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def build_split(data: DataConfig, split: str) -> SegmentationDataset:
-    """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
+    """One split of the experiment's data; missing or damaged data raises a DataError that says what to do.
+
+    `long_side` is for evaluation: the training split keeps the size of `height` and `width`.
+    """
+    if data.name == "scenes":
+        count = data.train_images if split == "train" else data.evaluation_images
+        return Scenes(
+            count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split
+        )
+    size = {"height": data.height or None, "width": data.width or None}
+    dataset: SegmentationDataset
     if data.name == "camvid":
-        return CamVid(find_data("CamVid"), split, height=data.height, width=data.width)
-    count = data.train_images if split == "train" else data.evaluation_images
-    return Scenes(
-        count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split
-    )
+        dataset = CamVid(find_data("CamVid"), split, **size)
+    elif data.name == "folder":
+        dataset = open_folder(data.folder, split, **size)
+    else:
+        spec = _PUBLISHED[data.name]
+        if split not in dict(spec.splits):
+            raise ExperimentError(f"split = {split!r}: the labels of {spec.name}'s {split} are not public, so use val")
+        dataset = ConvertedDataset(spec, split, **size)
+    return LongSide(dataset, data.long_side) if data.long_side and split != "train" else dataset
 
 
 def spec_of(data: DataConfig) -> DatasetSpec:
-    """Names and colours of the experiment's classes, without touching the data."""
-    return CAMVID if data.name == "camvid" else SCENES
+    """Names and colours of the experiment's classes, without touching pictures (a folder's dataset.toml is read)."""
+    if data.name == "folder":
+        return folder_spec(data.folder)
+    return {"camvid": CAMVID, "scenes": SCENES, **_PUBLISHED}[data.name]
 
 
 def build_splits(data: DataConfig) -> Splits:

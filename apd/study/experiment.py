@@ -16,12 +16,19 @@ Precision = Literal["auto", "fp32", "bf16"]
 class DataConfig:
     """Which images, at which size, and how they are varied in training."""
 
-    name: Literal["scenes", "camvid"] = "scenes"
-    """Data set: the built-in scenes, or CamVid found through APD_DATA."""
+    name: Literal[
+        "scenes", "camvid", "cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco", "folder"
+    ] = "scenes"
+    """Data set: the built-in scenes, a published one found through APD_DATA, or a folder of your own."""
+    folder: str = ""
+    """Folder only: the folder that holds dataset.toml; a relative path is looked for below APD_DATA first."""
     height: int = 96
-    """Rows of an image after loading, in pixels."""
+    """Rows of an image after loading, in pixels; with height and width 0 every image keeps its own size."""
     width: int = 128
     """Columns of an image after loading, in pixels."""
+    long_side: int = 0
+    """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or
+    2048); 0 leaves images as loaded."""
     evaluation_split: Literal["val", "test"] = "val"
     """Split of the final scores; intermediate ones always use val."""
     crop_height: int = 96
@@ -47,8 +54,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("height", "width", "crop_height", "crop_width"):
+        for name in ("crop_height", "crop_width"):
             require(getattr(self, name) >= 32, self, name, "an integer >= 32")
+        for name in ("height", "width"):
+            require(getattr(self, name) >= 32 or getattr(self, name) == 0, self, name, "an integer >= 32, or 0")
+        require((self.height == 0) == (self.width == 0), self, "width", f"0 only together with height {self.height}")
+        require(self.name != "scenes" or self.height > 0, self, "height", "an integer >= 32: scenes have no own size")
+        require(self.long_side >= 32 or self.long_side == 0, self, "long_side", "an integer >= 32, or 0")
+        require(self.name != "folder" or bool(self.folder), self, "folder", "the path of a folder with a dataset.toml")
         require(0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}")
         require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
         require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")

@@ -1,0 +1,451 @@
+"""The scripts of the published data sets, on miniatures with the real names and kinds of files."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniatures import FEW, WRITERS, data_script, for_counts, write_ade20k, write_cityscapes, write_converted
+from PIL import Image
+
+from apd.data.published_sets import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_60
+
+label_trees = data_script("label_trees")
+SPECS = {"cityscapes": CITYSCAPES, "ade20k": ADE20K, "pascal_context": PASCAL_CONTEXT_60, "coco": COCO_STUFF}
+
+
+@pytest.fixture(params=WRITERS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def tree(name, tmp_path):
+    """A miniature that the script takes for the published data."""
+    write, folder = WRITERS[name]
+    with for_counts(name, FEW):
+        yield write(tmp_path / folder)
+
+
+def run(name, capsys, *arguments):
+    code = data_script(name).main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def published(name, root):
+    """The pairs (image, mask) of val, by hand, and what each of its values means: a label, or 255."""
+    match name:
+        case "cityscapes":
+            from cityscapesscripts.helpers.labels import labels
+
+            images = sorted((root / "leftImg8bit" / "val").glob("*/*.png"))
+            masks = [
+                root / "gtFine" / "val" / p.parent.name / p.name.replace("leftImg8bit", "gtFine_labelIds")
+                for p in images
+            ]
+            meaning = {label.id: label.trainId for label in labels if label.id >= 0}
+        case "ade20k":
+            images = sorted((root / "images" / "validation").iterdir())
+            masks = [root / "annotations" / "validation" / f"{path.stem}.png" for path in images]
+            meaning = {0: 255, **{value: value - 1 for value in range(1, 151)}}
+        case "pascal_context":
+            stems = (root / "VOC2010/ImageSets/Main/val.txt").read_text().split()
+            images = [root / "VOC2010" / "JPEGImages" / f"{stem}.jpg" for stem in stems]
+            masks = [root / "59_context_labels" / f"{stem}.png" for stem in stems]
+            same = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth", "potted plant": "pottedplant"}
+            lines = [line.split(": ") for line in (root / "59_labels.txt").read_text().splitlines()]
+            meaning = {0: 0, **{int(i): PASCAL_CONTEXT_60.index(same.get(n, n)) for i, n in lines}}
+        case "coco":
+            images = sorted((root / "val2017").iterdir())
+            masks = [root / "stuffthingmaps" / "val2017" / f"{path.stem}.png" for path in images]
+            lines = [line.split(": ") for line in (root / "labels.txt").read_text().splitlines()]
+            known = {int(i) - 1: COCO_STUFF.index(n) for i, n in lines if n in COCO_STUFF.class_names}
+            meaning = {255: 255, **known}
+    return list(zip(images, masks, strict=True)), meaning
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_tree_is_told_with_counts_sizes_and_label_shares(name, tree, capsys):
+    before = files_of(tree)
+    for given in (tree, tree.parent):
+        code, said = run(name, capsys, "check", given)
+        assert code == 0
+        assert "complete: 7 pairs; now run `convert`" in said
+    assert files_of(tree) == before
+    pairs, meaning = published(name, tree)
+    sizes = {Image.open(image).size for image, _ in pairs}
+    told = re.search(r"val +3  (\d+)×(\d+)(?: to (\d+)×(\d+))?, ([\w, ]+)\n", said)
+    assert (int(told[1]), int(told[2])) in sizes
+    assert bool(told[3]) == (len(sizes) > 1)
+    assert told[5] == ("L, RGB" if name == "coco" else "RGB")
+    labels = np.concatenate([np.vectorize(meaning.get)(pixels(mask)).ravel() for _, mask in pairs])
+    rows = re.findall(r"^ *(\d+) (.+?) +([\d.]+) +([\d.]+)$", said.split("% of pixels")[1], re.MULTILINE)
+    assert [row[1] for row in rows] == [*SPECS[name].class_names, "ignored"]
+    for label, row in enumerate(rows):
+        wanted = label if label < SPECS[name].num_classes else 255
+        assert float(row[3]) == pytest.approx(100 * np.mean(labels == wanted), abs=0.0006)
+
+
+def first(root, pattern):
+    return sorted(root.glob(pattern))[0]
+
+
+def masks_pattern(name):
+    return {
+        "cityscapes": "gtFine/train/*/*_labelIds.png",
+        "ade20k": "annotations/training/*.png",
+        "pascal_context": "59_context_labels/*.png",
+        "coco": "stuffthingmaps/train2017/*.png",
+    }[name]
+
+
+def images_pattern(name):
+    return {
+        "cityscapes": "leftImg8bit/train/*/*.png",
+        "ade20k": "images/training/*.jpg",
+        "pascal_context": "VOC2010/JPEGImages/*.jpg",
+        "coco": "train2017/*.jpg",
+    }[name]
+
+
+UNKNOWN = {"cityscapes": 34, "ade20k": 151, "pascal_context": 60, "coco": 11}
+
+
+def spoil(name, root, fault):
+    """Plant a fault and return (file that must be named, what must be said)."""
+    mask, image = first(root, masks_pattern(name)), first(root, images_pattern(name))
+    match fault:
+        case "no mask":
+            mask.unlink()
+            stem = mask.stem.removesuffix("_gtFine_labelIds")
+            return stem, "no label map|is missing"
+        case "no image":
+            image.unlink()
+            return image.stem.removesuffix("_leftImg8bit"), "no image|is missing"
+        case "pair gone":
+            mask.unlink()
+            image.unlink()
+            return root.name, "is not complete|no image|is missing or cannot"
+        case "folder gone":
+            shutil.rmtree(mask.parent.parent if name == "cityscapes" else mask.parent)
+            return root.name, "is missing|no label map"
+        case "truncated mask":
+            mask.write_bytes(mask.read_bytes()[:-20])
+            return mask.name, "damaged or truncated"
+        case "truncated image":
+            image.write_bytes(image.read_bytes()[: image.stat().st_size * 2 // 3])
+            return image.name, "damaged or truncated|cannot be read"
+        case "value":
+            values = pixels(mask).copy()
+            values[:2, :3] = UNKNOWN[name]
+            Image.fromarray(values).save(mask)
+            return mask.name, rf"holds the label values {UNKNOWN[name]} \(6 pixels\); expected \d+\.\.\d+"
+        case "rgb mask":
+            Image.open(mask).convert("RGB").save(mask)
+            return mask.name, "has mode RGB; expected one channel of 8 bits"
+        case "size":
+            Image.fromarray(pixels(mask)[:-1]).save(mask)
+            return mask.name, r"is \d+×\d+, its image \S+ \d+×\d+"
+        case "16 bit image":
+            Image.fromarray(np.zeros(pixels(mask).shape, dtype=np.uint16)).save(image, "PNG")
+            return image.name, r"has mode I;16; expected one of RGB"
+    raise AssertionError(fault)
+
+
+FAULTS = ["no mask", "no image", "pair gone", "folder gone", "truncated mask", "truncated image", "value", "rgb mask"]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "size", "16 bit image"])
+def test_the_first_wrong_file_is_named_and_the_exit_code_is_1(name, tree, capsys, fault):
+    file, message = spoil(name, tree, fault)
+    code, said = run(name, capsys, "check", tree)
+    assert code == 1
+    assert file in said
+    assert re.search(message, said.splitlines()[-1])
+    assert not re.search("^complete:", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("ade20k", lambda root: (root / "objectInfo150.txt").unlink(), "objectInfo150.txt is missing"),
+        ("ade20k", lambda root: drop_line(root / "objectInfo150.txt", 7), "objectInfo150.txt is not the published"),
+        ("pascal_context", lambda root: (root / "59_labels.txt").unlink(), "59_labels.txt is missing"),
+        ("pascal_context", lambda root: drop_line(root / "59_labels.txt", 7), "is not in both"),
+        (
+            "pascal_context",
+            lambda root: edit(root / "59_labels.txt", "59: ", "58: "),
+            "its numbers are not 1 to 59",
+        ),
+        (
+            "pascal_context",
+            lambda root: edit(root / "VOC2010/ImageSets/Main/val.txt", "2009_000000", "2008_000000"),
+            r"val.txt names 2008_000000, which another split has",
+        ),
+        (
+            "pascal_context",
+            lambda root: shutil.copy(
+                root / "59_context_labels/2008_000000.png", root / "59_context_labels/2010_000000.png"
+            ),
+            r"2010_000000.png belongs to no split",
+        ),
+        ("pascal_context", lambda root: (root / "VOC2010/ImageSets/Main/val.txt").unlink(), "val.txt is missing"),
+        ("coco", lambda root: (root / "labels.txt").unlink(), "labels.txt is missing"),
+        ("coco", lambda root: drop_line(root / "labels.txt", 7), "labels.txt is not the published list"),
+        ("coco", lambda root: (root / "annotations/instances_val2017.json").unlink(), "instances_val2017.json is miss"),
+        (
+            "coco",
+            lambda root: (root / "annotations/instances_val2017.json").write_text("[]"),
+            "instances_val2017.json is not a file of COCO's instances",
+        ),
+        ("coco", lambda root: instances(root, "images", -1), "has 2 images of 3"),
+        ("coco", lambda root: instances(root, "categories", -1), "79 categories of 80"),
+        ("coco", lambda root: instances(root, "image_id", 99), "object 0 names an image or a category"),
+        ("coco", lambda root: instances(root, "category_id", 12), "object 0 names an image or a category"),
+        ("coco", lambda root: instances(root, "bbox", [0, 0, -1, 2]), r"object 0 has the box \[0, 0, -1, 2\]"),
+        ("coco", lambda root: instances(root, "bbox", [70, 0, 1, 2]), r"object 0 has the box \[70, 0, 1, 2\]"),
+        ("coco", lambda root: instances(root, "height", 31), r"000000000139.jpg is 48×32, its entry says 48×31"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_a_fault_in_a_table_or_a_list_is_named(name, change, message, tmp_path, capsys):
+    write, folder = WRITERS[name]
+    root = write(tmp_path / folder)
+    change(root)
+    with for_counts(name, FEW):
+        code, said = run(name, capsys, "check", root)
+    assert code == 1
+    assert re.search(message, said.splitlines()[-1])
+
+
+def drop_line(file, number):
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:number] + lines[number + 1 :]))
+
+
+def edit(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def instances(root, entry, value):
+    """Change the instances of val: shorten a list by one, or give the first object or image another value."""
+    file = root / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    if entry in content:
+        content[entry] = content[entry][:value]
+    else:
+        content["images" if entry == "height" else "annotations"][0][entry] = value
+    file.write_text(json.dumps(content))
+
+
+def test_the_instances_of_coco_are_counted_by_category(tmp_path, capsys):
+    root = WRITERS["coco"][0](tmp_path / "coco")
+    with for_counts("coco", FEW):
+        said = run("coco", capsys, "check", root)[1]
+    assert re.search(r"train +4 +8 +4\nval +3 +6 +3\n", said)
+    # pictures 0, 1, 2 of val have an object of categories 0, 3, 6 and a crowd of 1, 4, 7
+    assert re.search(r" 0 person +12\.500 +16\.667\n", said)
+    assert re.search(r" 2 car +0\.000 +0\.000\n", said)
+
+
+def test_a_folder_that_is_not_there_is_told(name, tmp_path, capsys):
+    for command in ("check", "convert"):
+        code, said = run(name, capsys, command, tmp_path / "nowhere")
+        assert code == 1
+        assert f"nowhere is not a folder; expected the folder {WRITERS[name][1]}" in said
+
+
+def test_without_the_package_of_cityscapes_labels_it_is_said_how_to_get_it(tmp_path, capsys, monkeypatch):
+    root = write_cityscapes(tmp_path / "cityscapes")
+    monkeypatch.setitem(__import__("sys").modules, "cityscapesscripts.helpers.labels", None)
+    with for_counts("cityscapes", FEW):
+        code, said = run("cityscapes", capsys, "check", root)
+    assert code == 1
+    assert "pip install 'apd[cityscapes]'" in said
+
+
+# --- convert ---------------------------------------------------------------------------------------------------------
+
+
+def test_converted_maps_hold_the_labels_of_the_published_values(name, tree, capsys):
+    before = files_of(tree)
+    code, said = run(name, capsys, "convert", tree)
+    assert code == 0
+    assert "train: 4 maps written, 0 were there" in said
+    assert f"set APD_DATA to {tree.parent}" in said
+    pairs, meaning = published(name, tree)
+    lines = [line.split("\t") for line in (tree / "apd_labels/val.txt").read_text().splitlines()]
+    assert [tree / image for image, _ in lines] == [image for image, _ in pairs]
+    for (image, mask), (_, converted) in zip(pairs, lines, strict=True):
+        assert Image.open(tree / converted).mode == "L"
+        assert np.array_equal(pixels(tree / converted), np.vectorize(meaning.get)(pixels(mask)))
+        assert pixels(image).shape[:2] == pixels(tree / converted).shape
+    seen = {int(value) for _, mask in pairs for value in np.unique(pixels(mask))}
+    assert len(seen) > 12, "the miniature is too poor to tell a wrong table"
+    assert json.loads((tree / "apd_labels/classes.json").read_text())["classes"] == list(SPECS[name].class_names)
+    assert {k: v for k, v in files_of(tree).items() if not k.startswith("apd_labels")} == before
+    code, said = run(name, capsys, "check", tree)
+    assert code == 0
+    assert "complete: 7 pairs; the converted maps in apd_labels are those of these labels" in said
+
+
+def test_a_second_conversion_writes_nothing(name, tree, capsys):
+    assert run(name, capsys, "convert", tree)[0] == 0
+    stamps = {path: path.stat().st_mtime_ns for path in (tree / "apd_labels").rglob("*.[pt]*")}
+    assert len(stamps) == 9
+    code, said = run(name, capsys, "convert", tree)
+    assert code == 0
+    assert "val: all 3 maps are there; nothing was done" in said
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_an_interrupted_conversion_continues_and_ends_as_an_uninterrupted_one(
+    name, tmp_path, capsys, monkeypatch, after
+):
+    whole = write_converted(tmp_path / "whole", name)
+    write, folder = WRITERS[name]
+    root = write(tmp_path / folder)
+    convert, done = label_trees._convert, []
+
+    def until_interrupted(*arguments):
+        if len(done) >= after:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return convert(*arguments)
+
+    monkeypatch.setattr(label_trees.os, "cpu_count", lambda: 1)  # else threads count to different ends
+    monkeypatch.setattr(label_trees, "_convert", until_interrupted)
+    with for_counts(name, FEW):
+        code, said = run(name, capsys, "convert", root)
+        assert (code, "interrupted" in said) == (130, True)
+        assert not (root / "apd_labels" / "val.txt").exists()
+        kept = {path: path.stat().st_mtime_ns for path in (root / "apd_labels").rglob("*.png")}
+        assert len(kept) == after
+        # what a kill in the middle of writing leaves behind
+        (root / "apd_labels" / "train").mkdir(exist_ok=True)
+        (root / "apd_labels" / "train" / ".half.png.part").write_bytes(b"half")
+        monkeypatch.setattr(label_trees, "_convert", convert)
+        assert run(name, capsys, "convert", root)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    (root / "apd_labels" / "train" / ".half.png.part").unlink()
+    assert files_of(root) == files_of(whole)
+
+
+def test_nothing_that_was_made_otherwise_is_overwritten(name, tree, capsys):
+    assert run(name, capsys, "convert", tree)[0] == 0
+    made = tree / "apd_labels"
+    faults = {
+        "classes.json": lambda file: edit(file, SPECS[name].class_names[3], "something else"),
+        "val.txt": lambda file: drop_line(file, 1),
+    }
+    for file, change in faults.items():
+        content = (made / file).read_bytes()
+        change(made / file)
+        spoiled = files_of(made)
+        for command in ("convert", "check"):
+            code, said = run(name, capsys, command, tree)
+            assert code == 1
+            assert file in said
+            assert "move" in said
+            assert files_of(made) == spoiled
+        (made / file).write_bytes(content)
+    lost = first(made, "val/**/*.png")
+    lost.unlink()
+    code, said = run(name, capsys, "convert", tree)
+    assert code == 1
+    assert f"{lost} is missing, val.txt names it" in said
+
+
+def test_a_converted_map_of_other_content_is_found_by_check(name, tree, capsys):
+    assert run(name, capsys, "convert", tree)[0] == 0
+    path = first(tree, "apd_labels/val/**/*.png")
+    labels = pixels(path).copy()
+    labels[0, 0] = 1 if labels[0, 0] != 1 else 2
+    Image.fromarray(labels).save(path)
+    code, said = run(name, capsys, "check", tree)
+    assert code == 1
+    assert f"{path} is not what" in said
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "truncated image"] + ["size"])
+def test_a_conversion_stops_at_a_fault_and_leaves_no_list(name, tree, capsys, fault):
+    file, message = spoil(name, tree, fault)
+    code, said = run(name, capsys, "convert", tree)
+    assert code == 1
+    assert file in said
+    assert re.search(message, said)
+    assert not (tree / "apd_labels" / "train.txt").exists()
+
+
+def test_errors_come_in_the_order_of_the_files_whichever_thread_is_first(monkeypatch):
+    import threading
+
+    second_has_failed = threading.Event()
+
+    def look(number):
+        if number == 2:
+            second_has_failed.set()
+            raise label_trees.FetchError("2")
+        if number == 1:
+            second_has_failed.wait(5)
+            raise label_trees.FetchError("1")
+        return number
+
+    monkeypatch.setattr(label_trees.os, "cpu_count", lambda: 4)
+    with pytest.raises(label_trees.FetchError, match="1"):
+        list(label_trees.in_order(look, range(200), "test"))
+    assert list(label_trees.in_order(lambda x: x * x, range(200), "test")) == [x * x for x in range(200)]
+
+
+# --- the real samples ------------------------------------------------------------------------------------------------
+
+SAMPLES = Path(os.environ.get("APD_DATA", "nowhere")) / "ade20k_sample"
+TINY_COCO = Path(os.environ.get("APD_DATA", "nowhere")) / "tiny_coco"
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="APD_DATA holds no ade20k_sample/")
+def test_the_three_real_pictures_of_ade20k_are_checked_and_converted(tmp_path, capsys):
+    root = write_ade20k(tmp_path / "ADEChallengeData2016", counts={"train": 0, "val": 0})
+    shutil.copytree(SAMPLES / "sampleData" / "images", root / "images" / "validation")
+    shutil.copytree(SAMPLES / "sampleData" / "annotations", root / "annotations" / "validation")
+    with for_counts("ade20k", {"val": 3}):
+        assert run("ade20k", capsys, "convert", root)[0] == 0
+        code, said = run("ade20k", capsys, "check", root)
+    assert code == 0
+    assert re.search(r"val +3  400×300 to 683×512, RGB\n", said)
+    for line in (root / "apd_labels" / "val.txt").read_text().splitlines():
+        image, converted = (root / name for name in line.split("\t"))
+        values = pixels(SAMPLES / "sampleData" / "annotations" / f"{image.stem}.png").astype(int)
+        assert np.array_equal(pixels(converted), np.where(values == 0, 255, values - 1))
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="APD_DATA holds no ade20k_sample/")
+def test_the_names_of_ade20k_are_those_of_its_own_table():
+    rows = (SAMPLES / "objectInfo150.csv").read_text().splitlines()[1:]
+    # there both a blank and the comma between names have become a semicolon
+    assert len(rows) == ADE20K.num_classes
+    for row, name in zip(rows, ADE20K.class_names, strict=True):
+        assert f"{row.split(',')[5]};".startswith(f"{name.replace(' ', ';')};")
+
+
+@pytest.mark.skipif(not TINY_COCO.is_dir(), reason="APD_DATA holds no tiny_coco/")
+def test_the_instances_of_a_hundred_real_pictures_of_coco_are_checked(capsys):
+    data_script("coco").check_instances(TINY_COCO, {"train": ("train2017", 50), "val": ("val2017", 50)})
+    assert re.search(r"train +50 +470 +5\nval +50 +382 +5\n", capsys.readouterr().out)

@@ -1,0 +1,313 @@
+"""Archives are fetched, compared and unpacked whole, and nothing that they hold gets out of their folder."""
+
+import hashlib
+import io
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+
+import pytest
+from file_server import Server
+from miniatures import FEW, WRITERS, data_script, for_counts
+
+fetching = data_script("fetching")
+unpacking = data_script("unpacking")
+FetchError, Archive = fetching.FetchError, unpacking.Archive
+
+CONTENT = {"top/a/1.txt": b"one", "top/a/2.txt": b"two" * 50000, "top/b/3.txt": b"", "README": b"read me"}
+FORMS = ["zip", "tar", "tar.gz"]
+
+
+def packed(file, content, *, links=()):
+    """An archive of names and contents in the form that the file's name says; `links` are names of symbolic links."""
+    if file.name.endswith(".zip"):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+            for name, data in content.items():
+                out.writestr(name, data)
+            for name in links:
+                info = zipfile.ZipInfo(name)
+                info.external_attr = (stat.S_IFLNK | 0o777) << 16
+                out.writestr(info, "/etc/passwd")
+        return file
+    with tarfile.open(file, "w:gz" if file.name.endswith("gz") else "w") as out:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+        for name in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            out.addfile(info)
+    return file
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+@pytest.fixture
+def place(tmp_path):
+    """The folder that may be written to; beside it lies nothing but the archive."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+def test_a_folder_of_an_archive_becomes_the_target_and_nothing_else_is_left(form, tmp_path, place):
+    archive = packed(tmp_path / f"x.{form}", CONTENT)
+    assert unpacking.unpack(archive, place / "all") == 4
+    assert files_of(place / "all") == CONTENT
+    assert unpacking.unpack(archive, place / "top", inside="top") == 3
+    assert unpacking.unpack(archive, place / "any", inside="*/a") == 2
+    assert files_of(place / "any") == {"1.txt": b"one", "2.txt": CONTENT["top/a/2.txt"]}
+    assert unpacking.unpack(archive, place / "only", inside="top", only=("b/", "a/1")) == 2
+    assert set(files_of(place / "only")) == {"a/1.txt", "b/3.txt"}
+    assert {path.name for path in place.iterdir()} == {"all", "top", "any", "only"}
+
+
+@pytest.mark.parametrize("above", ["", "one/", "./one/two/"])
+def test_the_folder_above_all_files_is_found_whatever_it_is(form, tmp_path, place, above):
+    content = {f"{above}1.png": b"1", f"{above}2.png": b"2", f"{above}._1.png": b"junk"}
+    if form == "zip":
+        content = {name.removeprefix("./"): data for name, data in content.items()} | {"__MACOSX/1.png": b"junk"}
+    unpacking.unpack(packed(tmp_path / f"x.{form}", content), place / "maps", inside=None)
+    assert files_of(place / "maps") == {"1.png": b"1", "2.png": b"2"}
+
+
+ESCAPES = ["../evil", "top/../../evil", "/evil", "top/../evil", "C:\\evil", "top\\..\\evil", "top//evil", "top/\nevil"]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_no_name_leads_out_of_the_folder_and_nothing_is_written(form, tmp_path, place, name):
+    archive = packed(tmp_path / f"x.{form}", {**CONTENT, name: b"evil"})
+    with pytest.raises(FetchError, match="unsafe name"):
+        unpacking.unpack(archive, place / "top", inside="top")
+    assert list(place.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"place", archive.name}
+
+
+def test_links_and_devices_are_refused(form, tmp_path, place):
+    archive = packed(tmp_path / f"x.{form}", CONTENT, links=["top/passwd"])
+    with pytest.raises(FetchError, match="top/passwd as a link"):
+        unpacking.unpack(archive, place / "top", inside="top")
+    if form != "zip":
+        with tarfile.open(archive, "w") as out:
+            for kind, told in ((tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.FIFOTYPE, "device")):
+                info = tarfile.TarInfo(f"top/{told}{kind.decode()}")
+                info.type = kind
+                out.addfile(info)
+        with pytest.raises(FetchError, match=r"top/link1 as a link"):
+            unpacking.unpack(archive, place / "top", inside="top")
+    assert list(place.iterdir()) == []
+
+
+def test_unpacking_goes_on_with_the_file_where_it_stopped(form, tmp_path, place, monkeypatch):
+    content = {f"top/{number:02d}": bytes([number]) * 1000 for number in range(20)}
+    archive, write, written = packed(tmp_path / f"x.{form}", content), unpacking._write, []
+
+    def until_interrupted(member, target, archive):
+        if len(written) == 7:
+            target.with_name(f".{target.name}.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+        written.append(member.name)
+        write(member, target, archive)
+
+    monkeypatch.setattr(unpacking, "_write", until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpacking.unpack(archive, place / "top", inside="top")
+    assert [path.name for path in place.iterdir()] == [".top-unpacking"]
+    again = []
+    monkeypatch.setattr(unpacking, "_write", lambda m, t, a: (again.append(m.name), write(m, t, a)))
+    assert unpacking.unpack(archive, place / "top", inside="top") == 20
+    assert (written, again) == (sorted(content)[:7], sorted(content)[7:])
+    assert files_of(place / "top") == {name.removeprefix("top/"): data for name, data in content.items()}
+    assert [path.name for path in place.iterdir()] == ["top"]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_a_cut_archive_is_told_and_makes_no_folder(form, tmp_path, place, kept):
+    archive = packed(tmp_path / f"x.{form}", {"top/noise": os.urandom(300_000), "top/last": os.urandom(300_000)})
+    archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * kept)])
+    with pytest.raises(FetchError, match=r"not a complete archive|as the archive says|has no files"):
+        unpacking.unpack(archive, place / "top", inside="top")
+    assert not (place / "top").exists()
+
+
+def test_a_changed_byte_in_a_zip_is_found(tmp_path, place):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("top/a", b"a" * 1000)
+    archive.write_bytes(archive.read_bytes().replace(b"a" * 1000, b"a" * 500 + b"b" + b"a" * 499))
+    with pytest.raises(FetchError, match="Bad CRC"):
+        unpacking.unpack(archive, place / "top", inside="top")
+    assert not (place / "top").exists()
+
+
+def test_what_is_there_is_not_touched_and_what_is_not_in_the_archive_is_told(form, tmp_path, place):
+    archive = packed(tmp_path / f"x.{form}", CONTENT)
+    (place / "top").mkdir()
+    with pytest.raises(FileExistsError, match="top exists"):
+        unpacking.unpack(archive, place / "top", inside="top")
+    with pytest.raises(FetchError, match=r"no files in its folder other \(it holds top/a/1.txt"):
+        unpacking.unpack(archive, place / "new", inside="other")
+    assert list(place.iterdir()) == [place / "top"]
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path, place):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("top/a", "1")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            out.writestr("top/a", "2")
+    with pytest.raises(FetchError, match="top/a twice"):
+        unpacking.unpack(archive, place / "top", inside="top")
+
+
+def test_an_archive_that_needs_more_room_than_there_is_is_refused_before_it_is_written(
+    form, tmp_path, place, monkeypatch
+):
+    archive = packed(tmp_path / f"x.{form}", CONTENT)
+    usage = shutil.disk_usage(place)
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(FetchError, match=r"takes 0.0 GB and .* has 0.0 GB left; make room"):
+        unpacking.unpack(archive, place / "top", inside="top")
+    assert not files_of(place)
+
+
+# --- fetching --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def offered(server, tmp_path):
+    """An archive that the server offers, with everything that is known of it."""
+    server.content = packed(tmp_path / "made.zip", CONTENT).read_bytes()
+    return Archive(
+        "x.zip",
+        "set/top",
+        url=server.url,
+        inside="top",
+        size=len(server.content),
+        digest=f"sha256:{hashlib.sha256(server.content).hexdigest()}",
+        witness="as this test lists it",
+    )
+
+
+def test_fetching_makes_the_folder_and_leaves_nothing_else_and_does_it_once(server, offered, place, capsys):
+    for requests in (1, 1):
+        unpacking.fetch_all(place, [offered])
+        assert len(server.requests) == requests
+        assert set(files_of(place)) == {"set/top/a/1.txt", "set/top/a/2.txt", "set/top/b/3.txt"}
+        assert [path.name for path in place.iterdir()] == ["set"]
+    assert "already there" in capsys.readouterr().out
+
+
+def test_a_broken_download_is_continued_by_the_next_call(server, offered, place):
+    server.break_after = [100, 0, 0, 0]
+    with pytest.raises(FetchError, match="could not be downloaded in 4 tries"):
+        unpacking.fetch_all(place, [offered])
+    unpacking.fetch_all(place, [offered])
+    assert server.requests == [None, *["bytes=100-"] * 4]
+    assert (place / "set" / "top" / "a" / "1.txt").read_bytes() == b"one"
+
+
+def test_an_archive_that_lies_there_is_used_and_kept(server, offered, place):
+    place.joinpath("x.zip").write_bytes(server.content)
+    unpacking.fetch_all(place, [offered])
+    assert server.requests == []
+    assert {path.name for path in place.iterdir()} == {"set", "x.zip"}
+
+
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_content_of_another_size_or_hash_is_refused_and_named(server, offered, place, kind):
+    digest = hashlib.new(kind, server.content).hexdigest()
+    known = unpacking.Archive(**{**vars(offered), "digest": f"{kind}:{digest}"})
+    for content, told in (
+        (server.content + b" ", rf"has {len(server.content) + 1} bytes; expected {len(server.content)}: delete it"),
+        (server.content[:-1] + b" ", rf"has {kind} .*expected {digest[:16]}… \(as this test lists it\): delete it"),
+    ):
+        place.joinpath("x.zip").write_bytes(content)
+        with pytest.raises(FetchError, match=told):
+            unpacking.fetch_all(place, [known])
+        assert [path.name for path in place.iterdir()] == ["x.zip"]
+
+
+def test_of_a_file_without_published_checksum_that_is_said(server, offered, place, capsys):
+    unpacking.fetch_all(place, [unpacking.Archive("x.zip", "top", url=server.url, inside="top")])
+    assert "x.zip: no checksum of this file is published" in capsys.readouterr().out
+
+
+def test_a_plain_file_is_put_into_its_place(server, place):
+    server.content = b"1: aeroplane\n"
+    unpacking.fetch_all(place, [Archive("labels.txt", "set/labels.txt", url=server.url, plain=True)])
+    assert files_of(place) == {"set/labels.txt": server.content}
+
+
+def test_a_download_without_room_for_it_is_not_begun(server, offered, place):
+    with pytest.raises(FetchError, match=r"x.zip takes 1000000000.0 GB and .* left; make room"):
+        unpacking.fetch_all(place, [unpacking.Archive(**{**vars(offered), "size": 10**18})])
+    assert server.requests == []
+
+
+# --- the scripts' own archives ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "ade20k", "pascal_context", "coco"])
+def test_what_a_script_fetches_becomes_what_it_checks(name, tmp_path, place, capsys, monkeypatch):
+    """Archives in the published form, made from a miniature, lie where a person has put them."""
+    script, (write, folder) = data_script(name), WRITERS[name]
+    made = write(tmp_path / "made")
+    for archive in script.ARCHIVES:
+        relative = archive.becomes.removeprefix(folder).lstrip("/")
+        source = made / relative
+        if archive.plain:
+            shutil.copy(source, place / archive.file)
+            continue
+        above = "59_context_labels" if archive.inside is None else archive.inside
+        content = {f"{above}/{path}".lstrip("/"): data for path, data in files_of(source).items()}
+        packed(place / archive.file, {**content, "README": b"", "license.txt": b""} if archive.inside else content)
+    known = [unpacking.Archive(**{**vars(a), "size": 0, "digest": "", "url": ""}) for a in script.ARCHIVES]
+    monkeypatch.setattr(script, "ARCHIVES", known)
+    assert script.main(["fetch", str(place)]) == 0
+    with for_counts(name, FEW):
+        assert script.main(["check", str(place)]) == 0
+        assert script.main(["convert", str(place / folder)]) == 0
+    wanted = files_of(made)
+    assert {k: v for k, v in files_of(place / folder).items() if not k.startswith("apd_labels")} == wanted
+    capsys.readouterr()
+    assert script.main(["fetch", str(place)]) == 0
+    assert capsys.readouterr().out.count("already there") == len(known)
+
+
+def test_cityscapes_tells_the_steps_to_the_files_that_are_missing(place, capsys):
+    script = data_script("cityscapes")
+    assert script.main(["fetch", str(place)]) == 1
+    said = capsys.readouterr().err
+    assert "register at https://www.cityscapes-dataset.com/register/" in said
+    assert f"csDownload -d {place} gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip" in said
+    packed(place / "gtFine_trainvaltest.zip", {"gtFine/train/aachen/x.png": b""})
+    assert script.main(["fetch", str(place)]) == 1
+    assert f"csDownload -d {place} leftImg8bit_trainvaltest.zip\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "ade20k", "pascal_context", "coco"])
+def test_a_script_names_a_witness_for_every_hash_and_an_address_for_every_file(name):
+    for archive in data_script(name).ARCHIVES:
+        assert bool(archive.digest) == bool(archive.witness)
+        assert archive.url.startswith(("http://", "https://")) or name == "cityscapes"
+        if archive.digest:
+            kind, digest = archive.digest.split(":")
+            assert len(digest) == {"sha256": 64, "md5": 32}[kind]

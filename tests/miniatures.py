@@ -125,7 +125,7 @@ def write_coco(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) ->
         images, objects = [], []
         for number in range(count):
             height, width = ((32, 48), (40, 32))[number % 2]
-            values_HW = _blocks(rng, [*used, 255], height, width)
+            values_HW = _blocks(rng, [255, *used], height, width)
             name = f"{139 + 7 * number:012d}"
             _save_pair(
                 _image_of(rng, values_HW) if number else _image_of(rng, values_HW).convert("L"),
@@ -196,8 +196,9 @@ def write_converted(parent: Path, name: str, *, counts: Mapping[str, int] = FEW)
 
 
 def _blocks(rng: np.random.Generator, values: Sequence[int], height: int = 32, width: int = 32) -> np.ndarray:
-    """A map (height, width) uint8 of 8×8 blocks of random ones of `values`."""
+    """A map (height, width) uint8 of 8×8 blocks, the first one of the first of `values`, the others random."""
     blocks = rng.choice(np.array(values, dtype=np.uint8), (-(-height // 8), -(-width // 8)))
+    blocks[0, 0] = values[0]
     return np.kron(blocks, np.ones((8, 8), dtype=np.uint8))[:height, :width]
 
 

@@ -154,17 +154,13 @@ def _is_list(value: Any, kind: type) -> bool:
 
 def _spec(described: dict[str, Any], folder: Path) -> DatasetSpec:
     classes = tuple(described["classes"])
+    values = tuple(described.get("values", ()))
+    palette: tuple[RGB, ...] = tuple(tuple(colour) for colour in described.get("palette", ()))
     try:
-        palette: tuple[RGB, ...] = tuple(tuple(c) for c in described.get("palette", ())) or distinct_colours(
-            len(classes)
-        )
-        values = tuple(described.get("values", ()))
-        ignore_index = 255
         return DatasetSpec(
             name=described.get("name", folder.resolve().name),
             class_names=classes,
-            palette=palette,
-            ignore_index=ignore_index,
+            palette=palette or (distinct_colours(len(classes)) if classes else ()),
             void_values=tuple(described.get("ignore", ())),
             file_values=values if values != tuple(range(len(classes))) else (),
         )

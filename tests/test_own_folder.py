@@ -1,0 +1,225 @@
+"""A folder of pictures and masks with a dataset.toml is a data set: described, checked, trained on from the shell."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apd.cli import main
+from apd.data.own_folder import folder_spec, locate_folder, open_folder
+from apd.data.palettes import distinct_colours
+from apd.data.picture_files import DataError, MissingData
+from apd.study.build import build_split, build_splits, spec_of
+from apd.study.experiment import DataConfig
+
+CLASSES = 'classes = ["soil", "crop"]\n'
+
+
+def write_pairs(folder, split, count, *, values=(0, 1, 255), first=0):
+    """Pictures of 48×40 pixels below images/ and masks/, with the values in stripes."""
+    rng = np.random.default_rng(first)
+    for number in range(first, first + count):
+        mask = np.repeat(np.array(values, dtype=np.uint8), -(-40 // len(values)))[:40, None].repeat(48, axis=1)
+        image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        for kind, content, suffix in (("images", image, "jpg"), ("masks", mask, "png")):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(folder / kind / split / f"{number:03d}.{suffix}")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The smallest description, and two splits in their default places."""
+    monkeypatch.delenv("APD_DATA", raising=False)
+    root = tmp_path / "fields"
+    root.mkdir()
+    (root / "dataset.toml").write_text(CLASSES)
+    write_pairs(root, "train", 4)
+    write_pairs(root, "val", 2, first=10)
+    return root
+
+
+def describe(folder, text):
+    (folder / "dataset.toml").write_text(CLASSES + text if "classes =" not in text else text)
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def test_one_line_is_enough(folder):
+    spec = folder_spec(folder)
+    assert (spec.name, spec.class_names, spec.palette) == ("fields", ("soil", "crop"), distinct_colours(2))
+    assert (spec.ignore_index, spec.void_values, spec.file_values) == (255, (), ())
+    train, val = open_folder(folder, "train"), open_folder(folder, "val")
+    assert [sample.name for sample in val] == ["010", "011"]
+    assert len(train) == 4
+    assert train[0].image_3HW.shape == (3, 40, 48)
+    assert train[0].labels_HW.unique().tolist() == [0, 1, 255]
+    assert open_folder(folder, "val", height=32, width=32)[0].labels_HW.shape == (32, 32)
+
+
+def test_values_ignored_ones_colours_and_a_name_can_be_said(folder):
+    describe(folder, 'name = "my-fields"\nvalues = [7, 255]\nignore = [0, 9]\npalette = [[1, 2, 3], [4, 5, 6]]\n')
+    for split, first in (("train", 0), ("val", 10)):
+        write_pairs(folder, split, 2, values=(7, 255, 9, 0), first=first)
+    shutil.rmtree(folder / "images" / "train"), shutil.rmtree(folder / "masks" / "train")
+    write_pairs(folder, "train", 2, values=(7, 255, 9, 0))
+    spec = folder_spec(folder)
+    assert (spec.name, spec.palette, spec.file_values) == ("my-fields", ((1, 2, 3), (4, 5, 6)), (7, 255))
+    labels = open_folder(folder, "val")[0].labels_HW
+    assert labels[:, 0].tolist() == [0] * 10 + [1] * 10 + [255] * 20
+
+
+def test_splits_can_lie_anywhere_and_be_lists_of_names(folder, tmp_path):
+    write_pairs(tmp_path / "elsewhere", "all", 5)
+    where = tmp_path / "elsewhere"
+    describe(
+        folder,
+        f'[splits.train]\nimages = "{where}/images/all"\nmasks = "../elsewhere/masks/all"\nlist = "train.txt"\n'
+        '[splits.val]\nimages = "../elsewhere/images/all"\nmasks = "../elsewhere/masks/all"\nlist = "val.txt"\n'
+        "[splits.test]\n",
+    )
+    (folder / "train.txt").write_text("003\n001.jpg\n\n")
+    (folder / "val.txt").write_text("000.png\n")
+    write_pairs(folder, "test", 1, first=30)
+    assert [sample.name for sample in open_folder(folder, "train")] == ["003", "001"]
+    assert [sample.name for sample in open_folder(folder, "val")] == ["000"]
+    assert [sample.name for sample in open_folder(folder, "test")] == ["030"]
+
+
+def test_a_relative_path_is_looked_for_below_apd_data_and_then_in_the_working_directory(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert locate_folder("fields") == Path("fields")
+    other = tmp_path / "data" / "fields"
+    shutil.copytree(folder, other)
+    monkeypatch.setenv("APD_DATA", str(tmp_path / "data"))
+    assert locate_folder("fields") == other
+    assert locate_folder(folder) == folder
+    shutil.rmtree(other)
+    assert locate_folder("fields") == Path("fields")
+    with pytest.raises(MissingData, match=r"no dataset.toml in .*data/nowhere and .*/nowhere; give the folder"):
+        locate_folder("nowhere")
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes = [", "dataset.toml is not valid TOML: "),
+        ('name = "x"\nclasses =', "is not valid TOML"),
+        ("# classes =", r'names no classes; expected an entry such as classes = \["soil", "crop"\]'),
+        ('classes = "soil"', "classes = 'soil'; expected a list of names"),
+        ("classes = [1, 2]", r"classes = \[1, 2\]; expected a list of names"),
+        ("classes = []", "class_names is empty"),
+        ('classes = ["soil", "soil"]', "names a class twice"),
+        ("class = 3", r"unknown entry class; did you mean 'classes'\?"),
+        ("zzzz = 3", "unknown entry zzzz; known are classes, name, values"),
+        ("ignore = 9", "ignore = 9; expected a list of whole numbers"),
+        ("ignore = [1]", r"void_values \[1\] are labels of classes"),
+        ("ignore = [300]", r"void_values \[300\]"),
+        ("values = [0, true]", r"values = \[0, True\]; expected a list of whole numbers"),
+        ("values = [3]", r"file_values \(3,\); expected 2 different values"),
+        ("palette = [[1, 2, 3]]", "palette has 1 colours for 2 classes"),
+        ("palette = [1, 2]", r"expected a list of \[red, green, blue\]"),
+        ("palette = [[1, 2, 3], [1, 2, 256]]", "three values from 0 to 255"),
+        ("[splits.valid]", r"unknown entry splits.valid; did you mean 'val'\?"),
+        ("splits = 3", r"splits = 3; expected tables \[splits.train\]"),
+        ("[splits]\ntrain = 3", "splits.train = 3; expected a table"),
+        ("[splits.train]\nimage = 'x'", r"unknown entry splits.train.image; did you mean 'images'\?"),
+        ("[splits.train]\nimages = 3", "splits.train.images = 3; expected a path"),
+        ("[splits.val]", r"dataset.toml has no \[splits.train\]; it has val"),
+    ],
+)
+def test_a_description_that_cannot_be_meant_is_refused(folder, text, message):
+    describe(folder, text)
+    with pytest.raises(DataError, match=message):
+        open_folder(folder, "train")
+
+
+def mask(folder, split="train", number=1):
+    return sorted((folder / "masks" / split).iterdir())[number]
+
+
+FAULTS = {
+    "no mask": (lambda f: mask(f).unlink(), r"images/train/001.jpg has no partner in .*masks/train \(1 such"),
+    "no image": (lambda f: (f / "images/train/001.jpg").unlink(), r"masks/train/001.png has no partner in .*images"),
+    "size": (
+        lambda f: Image.open(mask(f)).resize((20, 40)).save(mask(f)),
+        r"001.jpg is 48×40 pixels and its mask .*001.png 20×40; .*same size",
+    ),
+    "value": (
+        lambda f: Image.fromarray(np.full((40, 48), 7, dtype=np.uint8)).save(mask(f)),
+        r"001.png holds the label values 7 \(1920 pixels\); expected 0..1, or 255 for pixels to be ignored",
+    ),
+    "coloured mask": (
+        lambda f: Image.open(mask(f)).convert("RGB").save(mask(f)),
+        r"001.png has mode RGB; a mask needs",
+    ),
+    "no folder": (lambda f: shutil.rmtree(f / "masks"), r"data folder .*masks/val is missing"),
+    "empty": (
+        lambda f: [path.unlink() for kind in ("images", "masks") for path in (f / kind / "train").iterdir()],
+        "images/train holds no picture",
+    ),
+    "not apart": (
+        lambda f: describe(f, "[splits.train]\n[splits.val]\nimages = 'images/train'\nmasks = 'masks/train'\n"),
+        r"000.jpg is in the splits train and val \(4 such pictures\); keep them apart",
+    ),
+    "no list": (lambda f: describe(f, "[splits.train]\nlist = 'a.txt'\n[splits.val]\n"), "the list .*a.txt is missing"),
+    "empty list": (lambda f: listed(f, "\n"), "the list .*a.txt is empty"),
+    "unknown in list": (lambda f: listed(f, "000\n009\n"), "a.txt line 2: there is no picture '009'"),
+    "twice in list": (lambda f: listed(f, "000\n000.jpg\n"), "a.txt line 2 names '000.jpg' a second time"),
+    "list without mask": (lambda f: (listed(f, "001\n"), mask(f).unlink()), "001.jpg has no partner"),
+}
+
+
+def listed(folder, lines):
+    describe(folder, "[splits.train]\nlist = 'a.txt'\n[splits.val]\n")
+    (folder / "a.txt").write_text(lines)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_first_file_that_is_wrong_is_named_before_any_training(folder, fault):
+    change, message = FAULTS[fault]
+    change(folder)
+    with pytest.raises(DataError, match=message):
+        build_splits(DataConfig(name="folder", folder=str(folder), height=0, width=0))
+
+
+def test_a_split_that_is_not_described_is_told(folder):
+    with pytest.raises(MissingData, match=r"images/test is missing"):
+        open_folder(folder, "test")
+    with pytest.raises(ValueError, match="split='valid' is unknown; expected one of train, val, test"):
+        open_folder(folder, "valid")
+
+
+# --- in an experiment ------------------------------------------------------------------------------------------------
+
+
+def test_an_experiment_reads_it_by_its_path(folder):
+    data = DataConfig(name="folder", folder=str(folder), height=32, width=48)
+    assert spec_of(data).class_names == ("soil", "crop")
+    assert build_split(data, "train")[0].labels_HW.shape == (32, 48)
+    assert torch.equal(
+        build_split(data, "val")[0].labels_HW, open_folder(folder, "val", height=32, width=48)[0].labels_HW
+    )
+
+
+def test_it_is_trained_on_from_the_shell(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    network = ["--network.backbone", "test_efficientnet", "--network.head-width", "8", "--network.output-stride", "16"]
+    command = ["train", "--method", "student", "--data.name", "folder", "--data.folder", str(folder), *network]
+    size = ["--data.height", "0", "--data.width", "0", "--data.crop-height", "32", "--data.crop-width", "32"]
+    steps = ["--training.iterations", "2", "--teacher.training.iterations", "2", "--data.evaluation-split", "val"]
+    code = main([*command, *size, *steps])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert re.search(r"mIoU 0\.\d+, .* on val; teacher", said.out)
+    mask(folder).unlink()
+    code = main([*command, *size, *steps, "--seed", "5"])
+    assert code != 0
+    assert "images/train/001.jpg has no partner" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What the book's pages tell people to type works: their Python runs, their shell commands exist."""
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -78,17 +79,26 @@ def test_a_target_of_make_that_a_page_names_is_in_the_makefile(words):
     assert [word for word in words if "=" not in word and word not in targets] == []
 
 
-@pytest.mark.parametrize("words", beginning_with("python", "data_scripts/camvid.py"))
-def test_a_command_of_the_data_script_takes_what_a_page_gives_it(words, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "data_scripts")
-    import camvid
+SCRIPTS = [param for param in beginning_with("python") if param.values[0][0].startswith("data_scripts/")]
 
+
+@pytest.mark.parametrize("words", SCRIPTS)
+def test_a_command_of_a_data_script_takes_what_a_page_gives_it(words, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "data_scripts")
+    script, command, *rest = words
     with pytest.raises(SystemExit) as left:
-        camvid.main([words[0], "--help"])
+        importlib.import_module(Path(script).stem).main([command, "--help"])
     usage = capsys.readouterr().out.split("\n\n")[0]
     assert left.value.code == 0
     places = [word for word in re.sub(r"\[.*?\]", "", usage).split() if word.isupper()]
-    assert len(places) == len([word for word in words[1:] if not word.startswith("--")])
+    assert len(places) == len([word for word in rest if not word.startswith("--")])
+
+
+def test_every_data_script_is_on_a_page_with_its_commands():
+    told = {(Path(param.values[0][0]).stem, param.values[0][1]) for param in SCRIPTS}
+    for name in ("cityscapes", "ade20k", "pascal_context", "coco"):
+        assert {(name, command) for command in ("fetch", "check", "convert")} <= told
+    assert {("camvid", "fetch"), ("camvid", "check")} <= told
 
 
 def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_known():

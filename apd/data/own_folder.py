@@ -50,7 +50,10 @@ def folder_spec(folder: Path | str) -> DatasetSpec:
         DataError: the file is no TOML, or has an unknown entry, one of a wrong kind, or entries that contradict.
 
     Example:
-        >>> folder_spec("fields").class_names    # doctest: +SKIP
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> _ = (folder / "dataset.toml").write_text('classes = ["soil", "crop"]')
+        >>> folder_spec(folder).class_names
         ('soil', 'crop')
     """
     folder = locate_folder(folder)

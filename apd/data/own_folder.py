@@ -89,7 +89,8 @@ def open_folder(
     Args:
         folder: the folder that holds ``dataset.toml``; a relative path is looked for below ``APD_DATA`` first.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        height, width, cache: as in `FolderDataset`; here the default is to keep what takes at most 2 GiB.
+        height, width: as in `FolderDataset` (default: each picture's own size).
+        cache: as in `FolderDataset` (default None: what takes at most 2 GiB is kept in memory).
 
     Raises:
         MissingData: a folder, a file or the split is not there.

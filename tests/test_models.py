@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from apd.models import build_segmenter
-from apd.models.heads import AuxiliaryHead, PyramidPooling
+from apd.models.backbones import create_backbone
+from apd.models.heads import AtrousPooling, AuxiliaryHead, PyramidPooling, aspp_dilations
 
 TINY = "test_efficientnet"
 
@@ -83,8 +84,9 @@ def test_a_checkpoint_is_complete_and_loads_strictly(tmp_path):
     assert torch.equal(before.features, after.features)
 
 
-def test_both_losses_together_reach_every_parameter_and_the_auxiliary_one_not_the_last_stage():
-    model = tiny(dropout=0.0)
+@pytest.mark.parametrize("head", ["psp", "aspp"])
+def test_both_losses_together_reach_every_parameter_and_the_auxiliary_one_not_the_last_stage(head):
+    model = tiny(dropout=0.0, head=head)
     output = model(images(4))
     (output.logits.square().mean() + output.aux.square().mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -162,6 +164,80 @@ def test_pyramid_pooling_equals_a_slow_one_written_by_hand(grid_hw):
         torch.testing.assert_close(head(maps), expected)
 
 
+@pytest.mark.parametrize("grid_hw", [(5, 7), (9, 4), (1, 1)])
+def test_atrous_pooling_equals_a_slow_one_written_by_hand(grid_hw):
+    torch.manual_seed(0)
+    head = with_random_norms(AtrousPooling(6, 4, dilations=(1, 2, 3))).double().eval()
+    maps = torch.randn(2, 6, *grid_hw, dtype=torch.float64)
+    height, width = grid_hw
+
+    def normed(convolved, norm):
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shifted = (convolved - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+        return shifted.clamp_min(0)
+
+    def around(values, weight, dilation):
+        total = torch.zeros(2, weight.shape[0], height, width, dtype=torch.float64)
+        for row, column, i, j in itertools.product(range(height), range(width), range(3), range(3)):
+            y, x = row + (i - 1) * dilation, column + (j - 1) * dilation
+            if 0 <= y < height and 0 <= x < width:
+                total[:, :, row, column] += values[:, :, y, x] @ weight[:, :, i, j].T
+        return total
+
+    whole = normed(
+        torch.einsum("bc,oc->bo", maps.mean((2, 3)), head.image_pool[0].weight[:, :, 0, 0])[:, :, None, None],
+        head.image_pool[1],
+    )
+    pieces = [whole.expand(2, 4, height, width)]
+    pieces.append(
+        normed(torch.einsum("bchw,oc->bohw", maps, head.branches[0][0].weight[:, :, 0, 0]), head.branches[0][1])
+    )
+    for dilation, branch in zip((1, 2, 3), list(head.branches)[1:], strict=True):
+        pieces.append(normed(around(maps, branch[0].weight, dilation), branch[1]))
+    expected = normed(around(torch.cat(pieces, dim=1), head.merge[0].weight, 1), head.merge[1])
+    with torch.no_grad():
+        torch.testing.assert_close(head(maps), expected)
+
+
+def test_dilations_of_the_atrous_pooling_stay_the_same_in_the_image():
+    def of(model):
+        return [branch[0].dilation[0] for branch in model.head.branches]
+
+    assert of(build_segmenter(TINY, 5, head="aspp", output_stride=8)) == [1, 12, 24, 36]
+    assert of(build_segmenter(TINY, 5, head="aspp", output_stride=16)) == [1, 6, 12, 18]
+    assert of(build_segmenter(TINY, 5, head="aspp", output_stride=4, aspp_reach=48)) == [1, 4, 8, 12]
+    assert aspp_dilations(96, 16) == (2, 4, 6)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (33, 47)])
+def test_deeplab_has_the_same_outputs_as_pspnet_and_a_branch_as_wide_as_the_head(size):
+    model = tiny(head="aspp")
+    grid = tuple(math.ceil(side / 16) for side in size)
+    logits, features, aux = model(images(2, *size))
+    assert (logits.shape, features.shape, aux.shape) == ((2, 5, *grid), (2, 16, *grid), (2, 5, *grid))
+    assert {branch[0].out_channels for branch in (*model.head.branches, model.head.image_pool)} == {16}
+    with pytest.raises(ValueError, match="AtrousPooling: got a batch of 1 image in training mode, expected at least 2"):
+        model(images(1, *size))
+    assert model.eval()(images(1, *size)).aux is None
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "aux_channels"),
+    [("mobilenetv2_100", 320, 96), ("mobilenetv2_050", 160, 48), ("efficientnet_b0", 320, 112)],
+)
+@pytest.mark.parametrize("stride", [8, 16])
+def test_the_small_students_give_the_maps_that_the_docstring_of_create_backbone_tells(
+    name, channels, aux_channels, stride
+):
+    backbone = create_backbone(name, output_stride=stride)
+    assert (backbone.channels, backbone.aux_channels) == (channels, aux_channels)
+    depthwise = {k: m for k, m in backbone.network.named_modules() if k.endswith("conv_dw")}
+    strided = [name for name, conv in depthwise.items() if conv.stride == (2, 2)]
+    assert strided == [f"blocks.{stage}.0.conv_dw" for stage in ((1, 2) if stride == 8 else (1, 2, 3))]
+    last = [conv.dilation[0] for name, conv in depthwise.items() if name.startswith("blocks.5.")]
+    assert last[:3] == ([2, 4, 4] if stride == 8 else [1, 2, 2])  # every block, where the released code has the first
+
+
 def test_head_widths_are_the_published_ones_at_the_published_width():
     model = build_segmenter(TINY, 5)
     assert model.head.merge[0].in_channels == 2 * 64
@@ -226,8 +302,9 @@ def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
         ("qqqqqqqqqq", {}, r"timm.list_models\(\) lists all"),
         (7, {}, "backbone: got 7"),
         (TINY, {"output_stride": 32}, "output_stride: got 32, expected 4, 8 or 16"),
-        (TINY, {"weights": "imgnet"}, "weights: got 'imgnet', expected 'none' or 'imagenet'"),
-        (TINY, {"head": "aspp"}, "head: got 'aspp', expected 'psp'"),
+        (TINY, {"weights": "imgnet"}, "weights: got 'imgnet', expected 'none', 'imagenet' or 'torchvision'"),
+        (TINY, {"head": "asp"}, "head: got 'asp', expected 'psp' or 'aspp'"),
+        (TINY, {"head": "aspp", "aspp_reach": 23}, "aspp_reach: got 23, expected at least three times output_stride=8"),
         (TINY, {"head_width": 1}, "head_width: got 1"),
         (TINY, {"dropout": 1.0}, "dropout: got 1.0"),
         (TINY, {"num_classes": 1}, "num_classes: got 1, expected at least 2"),

@@ -6,11 +6,13 @@ import sys
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apd.models import build_segmenter
 from apd.models.backbones import create_backbone
+from apd.models.torchvision_weights import TORCHVISION_WEIGHTS, load_torchvision_weights, torchvision_state_dict
 from apd.models.weights import (
     OFFLINE_WEIGHTS,
     create_with_timm_weights,
@@ -212,3 +214,82 @@ def test_timms_weights_are_taken_from_a_file_whole_or_not_at_all(tmp_path):
     overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "part.pth")}}
     with pytest.raises(RuntimeError, match=r"left \d+ weights at their random start, the first is blocks.2"):
         create_with_timm_weights("test_efficientnet", **TINY, **overlay)
+
+
+def torchvision_classifier(name: str) -> nn.Module:
+    """torchvision's own network of random weights, its norms no identities."""
+    builder = {"mobilenetv2_100": "mobilenet_v2"}.get(name, name)
+    torch.manual_seed(5)
+    model = getattr(torchvision.models, builder)(weights=None)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2.0)
+            nn.init.normal_(norm.weight, 1.0, 0.1)
+            nn.init.normal_(norm.bias, 0.0, 0.1)
+    return model.eval()
+
+
+def torchvision_maps(model: nn.Module, images: Tensor) -> Tensor:
+    """The map before the classifier, or before the 1×1 convolution that leads to it."""
+    if hasattr(model, "features"):
+        return model.features[:-1](images)
+    for child in list(model.children())[:-2]:
+        images = child(images)
+    return images
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2_100", "efficientnet_b0"])
+def test_a_network_with_torchvisions_weights_computes_what_torchvisions_own_does(name):
+    theirs = torchvision_classifier(name)
+    ours = timm.create_model(name, features_only=True, out_indices=(-2, -1)).eval()
+    ours.load_state_dict(torchvision_state_dict(theirs.state_dict(), ours, name), strict=True)
+    pictures = torch.rand(1, 3, 45, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pictures)[-1], torchvision_maps(theirs, pictures), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TORCHVISION_WEIGHTS)
+def test_every_tensor_but_torchvisions_classifier_has_a_partner_with_or_without_counters(name):
+    with torch.device("meta"):
+        checkpoint = getattr(torchvision.models, {"mobilenetv2_100": "mobilenet_v2"}.get(name, name))().state_dict()
+        network = timm.create_model(name, features_only=True)
+    matched = torchvision_state_dict(checkpoint, network, name)
+    assert list(matched) == list(network.state_dict())
+    without = {key: value for key, value in checkpoint.items() if not key.endswith("num_batches_tracked")}
+    matched = torchvision_state_dict(without, network, name)  # as in the oldest of torchvision's files
+    assert list(matched) == list(network.state_dict())
+    mean, std = timm.get_pretrained_cfg(name).mean, timm.get_pretrained_cfg(name).std
+    transform = torchvision.models.get_weight(TORCHVISION_WEIGHTS[name][0]).transforms()
+    assert (list(mean), list(std)) == (transform.mean, transform.std)
+
+
+def test_torchvisions_file_is_hash_checked_and_read_without_running_it(monkeypatch):
+    asked = {}
+
+    def download(url, **options):
+        asked.update(options, url=url)
+        return torchvision_classifier("resnet18").state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    network = create_backbone("resnet18", weights="torchvision").network
+    assert torch.equal(network.conv1.weight, torchvision_classifier("resnet18").conv1.weight)
+    assert asked["url"].endswith("resnet18-f37072fd.pth")
+    assert asked["check_hash"]
+    assert asked["weights_only"]
+
+
+def test_torchvision_weights_that_cannot_be_had_are_an_error_that_says_what_to_do(monkeypatch):
+    def unreachable(url, **options):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(RuntimeError) as caught:
+        build_segmenter("mobilenetv2_100", 5, weights="torchvision", output_stride=16)
+    message = str(caught.value)
+    assert "weights='torchvision' for backbone 'mobilenetv2_100': tried MobileNet_V2_Weights.IMAGENET1K_V1" in message
+    assert "Network is unreachable" in message
+    assert "weights='none'" in message
+    assert "efficientnet_lite0" in message
+    with pytest.raises(ValueError, match=r"'torchvision' for backbone 'mobilenetv2_050', expected one of resnet18, "):
+        load_torchvision_weights(nn.Identity(), "mobilenetv2_050")

@@ -1,4 +1,4 @@
-"""Segmentation heads: PSPNet's pyramid pooling and the auxiliary head trained beside it."""
+"""Segmentation heads: PSPNet's pyramid pooling, DeepLabV3's atrous pooling, and the auxiliary head beside either."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,15 @@ from torch.nn import functional as F
 PSP_BINS = (1, 2, 3, 6)
 """Grid sizes of the pyramid's poolings (as published)."""
 
+ASPP_REACH = 288
+"""Pixels of the image from a cell to the outermost taps of the atrous pooling: 36 cells of stride 8 (as published)."""
 
-def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+
+def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias, batch norm, ReLU; the size of the map is kept (`kernel_size` must be odd)."""
+    padding = dilation * (kernel_size // 2)
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
@@ -58,15 +62,74 @@ class PyramidPooling(nn.Module):
         size_hw = features_BChw.shape[-2:]
         maps = [features_BChw]
         for grid, branch in zip(self.bins, self.branches, strict=True):
-            if branch[1].training and features_BChw.shape[0] * grid * grid == 1:
-                raise ValueError(
-                    "PyramidPooling: got a batch of 1 image in training mode, expected at least 2: the branch with a "
-                    "1×1 grid has one value per channel, which batch norm cannot normalise. Use a batch of 2 or more "
-                    "(drop a last batch of one), or put the head in eval mode to use its running statistics."
-                )
+            if grid == 1:
+                _check_batch(self, branch, features_BChw)
             pooled = branch(F.adaptive_avg_pool2d(features_BChw, grid))
             maps.append(F.interpolate(pooled, size=size_hw, mode="bilinear", align_corners=True))
         return self.merge(torch.cat(maps, dim=1))
+
+
+class AtrousPooling(nn.Module):
+    """The DeepLabV3 head up to its feature map: look around at several distances, concatenate, merge.
+
+    Five branches of `out_channels` channels with batch norm and ReLU each: the mean over the image through a 1×1
+    convolution, spread over the map again; a 1×1 convolution; and a 3×3 convolution at each dilation. They are
+    concatenated in this order and merged by a 3×3 convolution with batch norm and ReLU. Dropout and the 1×1
+    classifier come after it and belong to :class:`~apd.models.Segmenter`.
+
+    Args:
+        in_channels: channels of the backbone's last map.
+        out_channels: channels of each branch and of the merged map (512 as published).
+        dilations: of the 3×3 convolutions, in cells (12, 24, 36 as published, at output stride 8); see
+            :func:`aspp_dilations`. On a map smaller than a dilation, that branch's outer taps see padding only and
+            it is no more than a 1×1 convolution.
+
+    Raises:
+        ValueError: when called in training mode with a batch of one image, as :class:`PyramidPooling`.
+
+    Example:
+        >>> head = AtrousPooling(320, 256, dilations=(2, 4, 6))
+        >>> head(torch.rand(2, 320, 10, 13)).shape
+        torch.Size([2, 256, 10, 13])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, dilations: Sequence[int] = (12, 24, 36)) -> None:
+        super().__init__()
+        self.image_pool = conv_bn_relu(in_channels, out_channels, 1)
+        around = [conv_bn_relu(in_channels, out_channels, 3, dilation=dilation) for dilation in dilations]
+        self.branches = nn.ModuleList([conv_bn_relu(in_channels, out_channels, 1), *around])
+        self.merge = conv_bn_relu((2 + len(dilations)) * out_channels, out_channels, 3)
+
+    def forward(self, features_BChw: Tensor) -> Tensor:
+        """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
+        _check_batch(self, self.image_pool, features_BChw)
+        pooled_BC11 = self.image_pool(F.adaptive_avg_pool2d(features_BChw, 1))
+        maps = [pooled_BC11.expand(-1, -1, *features_BChw.shape[-2:])]
+        maps += [branch(features_BChw) for branch in self.branches]
+        return self.merge(torch.cat(maps, dim=1))
+
+
+def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
+    """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away.
+
+    DeepLabV3 doubles its dilations when it halves the output stride, so that they stay the same in the image; the
+    released code has 12, 24 and 36 at stride 8. Crops there are 473 or 713 pixels wide; smaller pictures want a
+    smaller reach.
+
+    Example:
+        >>> aspp_dilations(ASPP_REACH, 8), aspp_dilations(ASPP_REACH, 16), aspp_dilations(48, 4)
+        ((12, 24, 36), (6, 12, 18), (4, 8, 12))
+    """
+    return tuple(max(1, round(reach * part / (3 * output_stride))) for part in (1, 2, 3))
+
+
+def _check_batch(head: nn.Module, pooled_branch: nn.Sequential, features_BChw: Tensor) -> None:
+    if pooled_branch[1].training and features_BChw.shape[0] == 1:
+        raise ValueError(
+            f"{type(head).__name__}: got a batch of 1 image in training mode, expected at least 2: the branch with a "
+            "1×1 grid has one value per channel, which batch norm cannot normalise. Use a batch of 2 or more "
+            "(drop a last batch of one), or put the head in eval mode to use its running statistics."
+        )
 
 
 class AuxiliaryHead(nn.Module):

@@ -1,13 +1,17 @@
 """The segmentation network: backbone, head, classifier, and an auxiliary classifier for training."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from apd.models.backbones import Weights, create_backbone
-from apd.models.heads import AuxiliaryHead, PyramidPooling
+from apd.models.heads import ASPP_REACH, AtrousPooling, AuxiliaryHead, PyramidPooling, aspp_dilations
+from apd.models.resnet import Dilation
+
+Head = Literal["psp", "aspp"]
 
 SMALLEST_SIDE = 32
 
@@ -112,24 +116,31 @@ def build_segmenter(
     backbone: str,
     num_classes: int,
     *,
-    head: str = "psp",
+    head: Head = "psp",
     head_width: int = 512,
     output_stride: int = 8,
     weights: Weights = "none",
     dropout: float = 0.1,
+    dilation: Dilation = "one_conv",
+    aspp_reach: int = ASPP_REACH,
+    weights_file: str | Path = "",
 ) -> Segmenter:
-    """PSPNet on a timm backbone; random values come from torch's global generator (`torch.manual_seed` before it).
+    """PSPNet or DeepLabV3 on a dilated backbone; random values come from torch's global generator.
 
     The auxiliary head reads the last stage but one and is half as wide as the head (256 beside 512 as published).
 
     Args:
-        backbone: timm name, see :func:`~apd.models.backbones.create_backbone`.
+        backbone: `resnet18_deep`, `resnet50_deep` or `resnet101_deep` (the published ones), or a name of timm; see
+            :func:`~apd.models.backbones.create_backbone`.
         num_classes: classes K, at least 2.
-        head: "psp", the only head so far.
+        head: "psp" (PSPNet) or "aspp" (DeepLabV3).
         head_width: channels of the features before the classifier, at least 2 (512 as published).
         output_stride: 8 (as published), 16 (a quarter of the cells, for small machines) or 4 (for small pictures).
-        weights: "none" or "imagenet", for the backbone; heads always start at random.
+        weights: "none", "imagenet" or "torchvision", for the backbone; heads always start at random.
         dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
+        dilation: rule of the deep-stem ResNets, "one_conv" or "all_convs"; see :func:`~apd.models.resnet.dilate`.
+        aspp_reach: of the head "aspp", in pixels of the image; see :func:`~apd.models.heads.aspp_dilations`.
+        weights_file: ImageNet weights for a deep-stem ResNet, with `weights="imagenet"`.
 
     Raises:
         ValueError: an argument out of its range, or a backbone that timm does not have or cannot dilate.
@@ -140,19 +151,33 @@ def build_segmenter(
         >>> output = student(torch.rand(1, 3, 160, 208))
         >>> output.logits.shape, output.features.shape, output.aux
         (torch.Size([1, 11, 10, 13]), torch.Size([1, 128, 10, 13]), None)
+        >>> deeplab = build_segmenter("resnet18_deep", 19, head="aspp")
+        >>> f"{sum(p.numel() for p in deeplab.parameters()) / 1e6:.1f} M with the auxiliary head"
+        '31.3 M with the auxiliary head'
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
-    if head != "psp":
-        raise ValueError(f"head: got {head!r}, expected 'psp'")
+    if head not in get_args(Head):
+        raise ValueError(f"head: got {head!r}, expected 'psp' or 'aspp'")
     if head_width < 2:
         raise ValueError(f"head_width: got {head_width}, expected at least 2")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: got {dropout}, expected a probability in [0, 1)")
-    made = create_backbone(backbone, output_stride=output_stride, weights=weights)
+    if head == "aspp" and aspp_reach < 3 * output_stride:
+        raise ValueError(
+            f"aspp_reach: got {aspp_reach}, expected at least three times output_stride={output_stride}, so that the "
+            "three dilations differ"
+        )
+    made = create_backbone(
+        backbone, output_stride=output_stride, weights=weights, dilation=dilation, weights_file=weights_file
+    )
+    if head == "psp":
+        pooling = PyramidPooling(made.channels, head_width)
+    else:
+        pooling = AtrousPooling(made.channels, head_width, dilations=aspp_dilations(aspp_reach, output_stride))
     return Segmenter(
         backbone=made.network,
-        head=PyramidPooling(made.channels, head_width),
+        head=pooling,
         aux_head=AuxiliaryHead(made.aux_channels, num_classes, width=head_width // 2, dropout=dropout),
         feature_channels=head_width,
         num_classes=num_classes,

@@ -114,6 +114,9 @@ def build_network(
                 output_stride=network.output_stride,
                 weights="none" if weights_follow else network.weights,
                 dropout=network.dropout,
+                dilation=network.dilation,
+                aspp_reach=network.aspp_reach,
+                weights_file="" if weights_follow else network.weights_file,
             )
         except (ValueError, RuntimeError) as error:
             raise ExperimentError(f"this network cannot be built: {error}") from error

@@ -73,25 +73,39 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """A segmentation network: timm backbone, head and classifier."""
+    """A segmentation network: backbone, head and classifier."""
 
     backbone: str = "mobilenetv2_050"
-    """Name of a timm backbone that offers features_only."""
-    head: Literal["psp"] = "psp"
-    """Head between backbone and classifier."""
+    """resnet18_deep, resnet50_deep or resnet101_deep (as published), or a timm backbone that offers features_only."""
+    head: Literal["psp", "aspp"] = "psp"
+    """Head between backbone and classifier: PSPNet's or DeepLabV3's."""
     head_width: int = 128
     """Channels of the feature map before the classifier (paper: 512)."""
     output_stride: Literal[4, 8, 16] = 16
     """Stride of the feature map (paper: 8; 4 for small pictures, where the backbone can)."""
-    weights: Literal["none", "imagenet"] = "none"
-    """Initial weights of the backbone."""
+    weights: Literal["none", "imagenet", "torchvision"] = "none"
+    """Initial weights of the backbone: random, ImageNet's from an offline package or timm, or torchvision's."""
     dropout: float = 0.1
     """Channel dropout before the classifier (paper: 0.1)."""
+    dilation: Literal["one_conv", "all_convs"] = "one_conv"
+    """Deep-stem ResNets only: dilate one 3x3 convolution of a block (released code) or all (there, with 60 classes)."""
+    aspp_reach: int = 288
+    """Head aspp only: pixels of the image to the outermost taps (released code: 36 cells of stride 8)."""
+    weights_file: str = ""
+    """Deep-stem ResNets with weights imagenet only: a file of ImageNet weights in place of timm's."""
 
     def __post_init__(self) -> None:
         require_types(self)
         require(self.head_width >= 4, self, "head_width", "an integer >= 4")
         require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
+        if self.head == "aspp":
+            least = 3 * self.output_stride
+            require(self.aspp_reach >= least, self, "aspp_reach", f"at least {least}, three times output_stride")
+        else:
+            require(self.aspp_reach == 288, self, "aspp_reach", f"288, the default: the head {self.head} has none")
+        if self.weights_file:
+            told = f"weights = 'imagenet' beside it, not {self.weights!r}"
+            require(self.weights == "imagenet", self, "weights_file", told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +155,7 @@ class TeacherConfig:
     """How the teacher is trained on the same data when `weights_file` is empty."""
     seed: int = 0
     weights_file: str = ""
-    """A safetensors file to load strictly instead of training."""
+    """A file to load strictly instead of training: of one of this project's runs, or a released checkpoint."""
     expected_miou: float = 0.0
     """The run refuses a teacher that scores below this on the evaluation split (fraction, not per cent)."""
 

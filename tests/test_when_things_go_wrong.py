@@ -139,7 +139,7 @@ def test_a_teacher_of_another_width_is_told_with_both_shapes(runs, told):
     train(tiny("apd").teacher_experiment())
     file = run_folder(tiny("apd").teacher_experiment()) / "weights.safetensors"
     message = told("train", "--teacher.weights-file", file, "--teacher.network.head-width", 8)
-    assert "do not fit NetworkConfig(backbone='test_efficientnet'" in message
+    assert "; the network is NetworkConfig(backbone='test_efficientnet'" in message
     assert "tensors differ, first head.merge.0.weight is (12, 128, 3, 3), expected (8, 128, 3, 3);" in message
 
 

@@ -57,11 +57,11 @@ def _load_checkpoint(path: str | Path) -> object:
             "the file holds more than tensors and plain values, and is not unpickled, because that can run any code. "
             "Where you trust it, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE). "
-            f"({str(error).splitlines()[0]:.200})"
+            f"({str(error):.200})"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file fails in whatever way its broken bytes lead to
         raise RuntimeError(
-            f"the file cannot be read as a torch checkpoint: {str(error).splitlines()[0]:.200}"
+            f"the file cannot be read as a torch checkpoint: {type(error).__name__}: {str(error):.200}"
         ) from error
 
 

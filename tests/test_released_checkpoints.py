@@ -1,0 +1,378 @@
+"""Checkpoints of APD and of the semseg code line: their names and shapes, made here, and what their tensors compute."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_experiments import DATA
+from torch import Tensor
+from torch.nn import functional as F
+
+from apd.models import build_segmenter, load_weights
+from apd.models.released import released_state_dict
+from apd.models.weight_files import match_tensors, read_tensors
+from apd.study.build import build_splits, choose_device
+from apd.study.experiment import Experiment, NetworkConfig, TeacherConfig
+from apd.study.teacher import TeacherError, load_teacher, measure_teacher
+
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+Source = dict[str, Tensor]
+
+
+def released_shapes(depth: int, classes: int, kind: str, width: int = 512) -> dict[str, tuple[int, ...]]:
+    """Shapes by name in the released code's state dicts; a norm's name stands for its five tensors.
+
+    `kind`: "apd-psp", "apd-aspp" (mmsegmentation's names inside) or "semseg-psp".
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    inner = 3
+    for place, channels in ((0, 64), (3, 64), (6, 128)):
+        shapes |= {f"layer0.{place}.weight": (channels, inner, 3, 3), f"layer0.{place + 1}": (channels,)}
+        inner = channels
+    wide = 1 if depth == 18 else 4
+    for stage, blocks in enumerate(BLOCKS[depth], start=1):
+        narrow = 32 * 2**stage
+        for block in range(blocks):
+            where = f"layer{stage}.{block}"
+            sides = [(narrow, inner, 3), (narrow, narrow, 3)]
+            if depth > 18:
+                sides = [(narrow, inner, 1), (narrow, narrow, 3), (4 * narrow, narrow, 1)]
+            for number, (channels, inputs, side) in enumerate(sides, start=1):
+                shapes[f"{where}.conv{number}.weight"] = (channels, inputs, side, side)
+                shapes[f"{where}.bn{number}"] = (channels,)
+            if block == 0 and (stage > 1 or depth > 18 or inner != narrow):
+                shapes[f"{where}.downsample.0.weight"] = (wide * narrow, inner, 1, 1)
+                shapes[f"{where}.downsample.1"] = (wide * narrow,)
+            inner = wide * narrow
+    deep = 512 * wide
+    if kind == "apd-aspp":
+        shapes |= {"ppm.image_pool.1.conv.weight": (width, deep, 1, 1), "ppm.image_pool.1.bn": (width,)}
+        for branch in range(4):
+            side = 1 if branch == 0 else 3
+            shapes[f"ppm.aspp_modules.{branch}.conv.weight"] = (width, deep, side, side)
+            shapes[f"ppm.aspp_modules.{branch}.bn"] = (width,)
+        shapes |= {"ppm.bottleneck.conv.weight": (width, 5 * width, 3, 3), "ppm.bottleneck.bn": (width,)}
+    else:
+        for branch in range(4):
+            shapes[f"ppm.features.{branch}.1.weight"] = (deep // 4, deep, 1, 1)
+            shapes[f"ppm.features.{branch}.2"] = (deep // 4,)
+        merge = "ppm.merge" if kind == "apd-psp" else "cls"
+        shapes |= {f"{merge}.0.weight": (width, 2 * deep, 3, 3), f"{merge}.1": (width,)}
+    last = "cls.4" if kind == "semseg-psp" else "cls.0"
+    shapes |= {f"{last}.weight": (classes, width, 1, 1), f"{last}.bias": (classes,)}
+    shapes |= {"aux.0.weight": (width // 2, deep // 2, 3, 3), "aux.1": (width // 2,)}
+    return shapes | {"aux.4.weight": (classes, width // 2, 1, 1), "aux.4.bias": (classes,)}
+
+
+def released(depth: int = 18, classes: int = 5, kind: str = "apd-psp", width: int = 8, seed: int = 0) -> Source:
+    """A made-up checkpoint whose values keep the maps' size alive through all layers."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Source = {}
+    for name, shape in released_shapes(depth, classes, kind, width).items():
+        if name.endswith(("weight", "bias")):
+            fan_in = max(1, torch.Size(shape[1:]).numel())
+            tensors[name] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+            continue
+        tensors[f"{name}.weight"] = 0.5 + torch.rand(shape, generator=generator)
+        tensors[f"{name}.bias"] = 0.2 * torch.randn(shape, generator=generator)
+        tensors[f"{name}.running_mean"] = 0.1 * torch.randn(shape, generator=generator)
+        tensors[f"{name}.running_var"] = 0.5 + torch.rand(shape, generator=generator)
+        tensors[f"{name}.num_batches_tracked"] = torch.tensor(7)
+    return tensors
+
+
+def what_the_tensors_dictate(t: Source, images: Tensor, *, rule: str = "one_conv") -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, features and auxiliary logits of the released network in eval mode, from its tensors alone.
+
+    `images` are in 0..255, as its programs read them.
+    """
+
+    def conv(maps: Tensor, name: str, stride: int = 1, dilation: int = 1) -> Tensor:
+        weight = t[f"{name}.weight"]
+        padding = dilation * (weight.shape[-1] // 2)
+        return F.conv2d(maps, weight, t.get(f"{name}.bias"), stride=stride, padding=padding, dilation=dilation)
+
+    def norm(maps: Tensor, name: str) -> Tensor:
+        weight, bias, mean, var = (t[f"{name}.{leaf}"][:, None, None] for leaf in NORM[:4])
+        return (maps - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    mean, std = ([255 * value for value in values] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    maps = (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+    for place, stride in ((0, 2), (3, 1), (6, 1)):
+        maps = norm(conv(maps, f"layer0.{place}", stride), f"layer0.{place + 1}").relu()
+    maps = F.max_pool2d(maps, 3, stride=2, padding=1)
+    for stage in range(1, 5):
+        blocks = {int(name.split(".")[1]) for name in t if name.startswith(f"layer{stage}.")}
+        for block in sorted(blocks):
+            where, shortcut = f"layer{stage}.{block}", maps
+            stride = 2 if stage == 2 and block == 0 else 1
+            rate = {1: 1, 2: 1, 3: 2, 4: 4}[stage]
+            first = rate // 2 if rule == "all_convs" and block == 0 and stage > 2 else rate
+            if f"{where}.conv3.weight" in t:
+                maps = norm(conv(maps, f"{where}.conv1"), f"{where}.bn1").relu()
+                maps = norm(conv(maps, f"{where}.conv2", stride, first), f"{where}.bn2").relu()
+                maps = norm(conv(maps, f"{where}.conv3"), f"{where}.bn3")
+            else:
+                second = rate if rule == "all_convs" else 1
+                maps = norm(conv(maps, f"{where}.conv1", stride, first), f"{where}.bn1").relu()
+                maps = norm(conv(maps, f"{where}.conv2", dilation=second), f"{where}.bn2")
+            if f"{where}.downsample.0.weight" in t:
+                shortcut = norm(conv(shortcut, f"{where}.downsample.0", stride), f"{where}.downsample.1")
+            maps = (maps + shortcut).relu()
+        if stage == 3:
+            early = maps
+    aux = conv(norm(conv(early, "aux.0"), "aux.1").relu(), "aux.4")
+    size = maps.shape[2:]
+    if "ppm.bottleneck.conv.weight" in t:
+        pooled = norm(conv(F.adaptive_avg_pool2d(maps, 1), "ppm.image_pool.1.conv"), "ppm.image_pool.1.bn").relu()
+        pieces = [F.interpolate(pooled, size, mode="bilinear", align_corners=True)]
+        for branch, rate in enumerate((1, 12, 24, 36)):
+            where = f"ppm.aspp_modules.{branch}"
+            dilation = rate if branch else 1
+            pieces.append(norm(conv(maps, f"{where}.conv", dilation=dilation), f"{where}.bn").relu())
+        features = norm(conv(torch.cat(pieces, 1), "ppm.bottleneck.conv"), "ppm.bottleneck.bn").relu()
+        return conv(features, "cls.0"), features, aux
+    pieces = [maps]
+    for branch, bins in enumerate((1, 2, 3, 6)):
+        pooled = conv(F.adaptive_avg_pool2d(maps, bins), f"ppm.features.{branch}.1")
+        pooled = norm(pooled, f"ppm.features.{branch}.2").relu()
+        pieces.append(F.interpolate(pooled, size, mode="bilinear", align_corners=True))
+    merge, last = ("ppm.merge", "cls.0") if "ppm.merge.0.weight" in t else ("cls", "cls.4")
+    features = norm(conv(torch.cat(pieces, 1), f"{merge}.0"), f"{merge}.1").relu()
+    return conv(features, last), features, aux
+
+
+def saved(path: Path, tensors: Source, *, prefix: str = "module.") -> Path:
+    """As the released code saves: wrapped, with epoch and optimiser."""
+    state = {prefix + name: value for name, value in tensors.items()}
+    torch.save({"epoch": 100, "state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, path)
+    return path
+
+
+def network(depth: int = 18, classes: int = 5, head: str = "psp", width: int = 8, **choices):
+    torch.manual_seed(1)
+    return build_segmenter(f"resnet{depth}_deep", classes, head=head, head_width=width, **choices)
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "classes", "rule"),
+    [
+        (18, "apd-psp", 5, "one_conv"),
+        (18, "apd-psp", 60, "all_convs"),
+        (18, "apd-aspp", 5, "one_conv"),
+        (50, "semseg-psp", 60, "one_conv"),
+        (50, "apd-aspp", 60, "all_convs"),
+    ],
+)
+def test_the_loaded_network_computes_what_the_released_tensors_dictate(tmp_path, depth, kind, classes, rule):
+    source = released(depth, classes, kind)
+    model = network(depth, classes, "aspp" if "aspp" in kind else "psp", dilation=rule)
+    load_weights(model, saved(tmp_path / "epoch_100.pth", source))
+    # in double precision: through fifty layers of made-up values rounding grows to the size of a mistake
+    model.double()
+    source = {name: value.double() for name, value in source.items()}
+    images = 255 * torch.rand(1, 3, 41, 57, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        logits, features, aux = what_the_tensors_dictate(source, images, rule=rule)
+        for part in model.modules():  # the auxiliary head speaks in training mode only
+            part.training = part is model
+        output = model(images / 255)
+    torch.testing.assert_close(output.features, features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.logits, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.aux, aux, rtol=1e-4, atol=1e-4)
+    assert logits.std() > 0.05  # no agreement of zeros
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "classes"),
+    [(18, "apd-psp", 150), (101, "apd-psp", 19), (101, "apd-aspp", 19), (50, "semseg-psp", 21)],
+)
+def test_the_published_networks_have_the_released_names_and_shapes(depth, kind, classes):
+    with torch.device("meta"):
+        model = build_segmenter(f"resnet{depth}_deep", classes, head="aspp" if "aspp" in kind else "psp")
+        tensors = {}
+        for name, shape in released_shapes(depth, classes, kind).items():
+            if name.endswith(("weight", "bias")):
+                tensors[name] = torch.zeros(shape)
+            else:
+                tensors |= {f"{name}.{leaf}": torch.zeros(shape if leaf != NORM[-1] else ()) for leaf in NORM}
+    matched = released_state_dict(tensors, model)
+    assert matched.keys() == model.state_dict().keys()
+    assert len(matched) == len(tensors) + 2  # the image normalisation, which the released files leave to their reader
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_prefix_wrapping_and_format_do_not_matter(tmp_path, prefix):
+    source, images = released(), torch.rand(1, 3, 33, 33)
+    files = [
+        saved(tmp_path / "wrapped.pth", source, prefix=prefix),
+        tmp_path / "bare.pth",
+        tmp_path / "bare.safetensors",
+    ]
+    torch.save({prefix + name: value for name, value in source.items()}, files[1])
+    save_file({prefix + name: value for name, value in source.items()}, files[2])
+    old = tmp_path / "old.pth"
+    torch.save({"state_dict": source}, old, _use_new_zipfile_serialization=False)
+    answers = []
+    for file in (*files, old):
+        model = network().eval()
+        load_weights(model, file)
+        with torch.no_grad():
+            answers.append(model(images).logits)
+    assert all(torch.equal(answers[0], answer) for answer in answers[1:])
+
+
+def test_files_from_before_norms_counted_batches_fit(tmp_path):
+    source = {name: value for name, value in released().items() if not name.endswith("num_batches_tracked")}
+    model = network()
+    load_weights(model, saved(tmp_path / "old.pth", source))
+    assert model.backbone.bn1.num_batches_tracked == 0
+    assert torch.equal(model.backbone.bn1.weight, source["layer0.7.weight"])
+
+
+def test_a_key_that_is_missing_unknown_or_misshaped_is_told_by_the_files_own_name(tmp_path):
+    whole = released()
+    missing = {name: value for name, value in whole.items() if name != "ppm.features.2.2.bias"}
+    with pytest.raises(RuntimeError, match=r"lacks\.pth: 1 tensors differ, first ppm\.features\.2\.2\.bias is missing"):
+        load_weights(network(), saved(tmp_path / "lacks.pth", missing))
+    with pytest.raises(RuntimeError, match=r"1 tensors differ, first layer5\.0\.weight is unknown"):
+        load_weights(network(), saved(tmp_path / "more.pth", whole | {"layer5.0.weight": torch.zeros(1)}))
+    with pytest.raises(RuntimeError, match=r"1 tensors differ, first aux\.4\.bias is \(4,\), expected \(5,\)"):
+        load_weights(network(), saved(tmp_path / "other.pth", whole | {"aux.4.bias": torch.zeros(4)}))
+    part = {name: value for name, value in whole.items() if name != "layer1.0.bn1.num_batches_tracked"}
+    with pytest.raises(RuntimeError, match=r"layer1\.0\.bn1\.num_batches_tracked is missing"):
+        load_weights(network(), saved(tmp_path / "part.pth", part))
+
+
+def test_a_refused_file_leaves_the_network_as_it_was(tmp_path):
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="tensors differ"):
+        load_weights(model, saved(tmp_path / "r18.pth", released(classes=6)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "message"),
+    [
+        (lambda: released(50), network, "layer1.0.conv3.weight is unknown"),
+        (released, lambda: network(50), "layer1.0.conv3.weight is missing"),
+        (released, lambda: network(head="aspp"), "with the other head than AtrousPooling"),
+        (lambda: released(kind="apd-aspp"), network, "with the other head than PyramidPooling"),
+        (released, lambda: network(output_stride=16), "output stride 8 with dilation='one_conv'"),
+        (released, lambda: network(dilation="all_convs"), "output stride 8 with dilation='one_conv'"),
+        (lambda: released(classes=60), lambda: network(classes=60), "output stride 8 with dilation='all_convs'"),
+        (
+            lambda: released(kind="semseg-psp", classes=60),
+            lambda: network(classes=60, dilation="all_convs"),
+            "output stride 8 with dilation='one_conv'",
+        ),
+        (released, lambda: build_segmenter("resnet18", 5, head_width=8), "but the network has another backbone"),
+        (released, lambda: build_segmenter("test_resnet", 5, head_width=8), "tensors differ, first"),
+        (released, lambda: build_segmenter("test_efficientnet", 5, head_width=8), "the network has another backbone"),
+    ],
+    ids=["depth", "shallow", "psp", "aspp", "stride", "rule", "context", "semseg", "stem", "small", "efficientnet"],
+)
+def test_a_network_that_would_compute_something_else_is_refused(tmp_path, source, model, message):
+    with pytest.raises(RuntimeError) as caught:
+        load_weights(model(), saved(tmp_path / "released.pth", source()))
+    assert message in str(caught.value)
+
+
+def test_timms_own_resnet_with_that_stem_is_refused_because_it_is_dilated_differently(tmp_path):
+    model = build_segmenter("resnet50s", 5, head_width=8)
+    assert model.state_dict().keys() == network(50).state_dict().keys()
+    with pytest.raises(RuntimeError, match="has other strides or dilations"):
+        load_weights(model, saved(tmp_path / "r50.pth", released(50)))
+
+
+class Payload:
+    """What an evil checkpoint may hold."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("the file was executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"layer0.0.weight": Payload()}}, "not unpickled, because that can run any code"),
+        ({"state_dict": {"layer0.0.weight": "text"}}, "holds a str under 'layer0.0.weight', expected tensors by name"),
+        (
+            {"model": {"layer0.0.weight": torch.zeros(1)}},
+            "holds a dict under 'model', expected tensors by name, or such",
+        ),
+        ([torch.zeros(1)], "the file holds a list, expected tensors by name"),
+    ],
+    ids=["code", "text", "other key", "list"],
+)
+@pytest.mark.parametrize("new", [True, False])
+def test_a_checkpoint_is_never_executed_and_must_hold_tensors_by_name(tmp_path, content, message, new):
+    file = tmp_path / "evil.pth"
+    torch.save(content, file, _use_new_zipfile_serialization=new)
+    with pytest.raises(RuntimeError) as caught:
+        read_tensors(file)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [3, 30, 2000])
+@pytest.mark.parametrize("new", [True, False])
+def test_a_file_that_was_cut_is_refused(tmp_path, kept, new):
+    file = tmp_path / "cut.pth"
+    torch.save({"state_dict": released()}, file, _use_new_zipfile_serialization=new)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(RuntimeError, match="cannot be read as"):
+        read_tensors(file)
+
+
+def test_a_safetensors_file_whose_length_looks_like_a_pickle_is_read_as_what_it_is(tmp_path):
+    for size in range(200):  # the first byte is the header's length modulo 256
+        file = tmp_path / f"{size}.safetensors"
+        save_file({"x": torch.ones(1)}, file, metadata={"note": "x" * size})
+        if file.read_bytes()[:1] == b"\x80":
+            assert torch.equal(read_tensors(file)["x"], torch.ones(1))
+            return
+    pytest.fail("no header of that length")
+
+
+def test_matching_by_the_same_names_is_strict():
+    tensors = {"a": torch.zeros(2), "b": torch.ones(1)}
+    assert match_tensors(tensors, tensors) == tensors
+    with pytest.raises(RuntimeError, match="2 tensors differ, first c is missing; b is unknown"):
+        match_tensors(tensors, {"a": torch.zeros(2), "c": torch.zeros(1)})
+    assert list(match_tensors(tensors, {"a": torch.zeros(2)}, left_out=("b",))) == ["a"]
+
+
+def experiment_with(teacher: Path, expected_miou: float = 0.0) -> Experiment:
+    config = NetworkConfig(backbone="resnet18_deep", head_width=8, output_stride=8)
+    return Experiment(
+        data=DATA, teacher=TeacherConfig(network=config, weights_file=str(teacher), expected_miou=expected_miou)
+    )
+
+
+def test_a_released_checkpoint_serves_as_a_runs_teacher_and_its_score_is_told_and_demanded(tmp_path, capsys):
+    file = saved(tmp_path / "train_epoch_100.pth", released(classes=10))
+    experiment, device = experiment_with(file), choose_device("cpu")
+    teacher = load_teacher(experiment, file, 10, device)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert torch.equal(teacher.classifier.weight, released(classes=10)["cls.0.weight"])
+    splits = build_splits(DATA)
+    measure_teacher(experiment, teacher, splits, "fp32")
+    assert "teacher mIoU 0." in capsys.readouterr().out
+    with pytest.raises(TeacherError, match=r"below teacher\.expected_miou = 0\.99"):
+        measure_teacher(replace(experiment_with(file, 0.99)), teacher, splits, "fp32")
+
+
+def test_a_released_checkpoint_of_other_classes_is_no_teacher(tmp_path):
+    file = saved(tmp_path / "cityscapes.pth", released(classes=19))
+    with pytest.raises(TeacherError) as caught:
+        load_teacher(experiment_with(file), file, 10, choose_device("cpu"))
+    message = str(caught.value)
+    assert message.startswith(
+        f"teacher weights {file}: 4 tensors differ, first cls.0.weight is (19, 8, 1, 1), expected"
+    )
+    assert "; the network is NetworkConfig(backbone='resnet18_deep'" in message

@@ -212,7 +212,8 @@ def _cost(arguments: list[str]) -> int:
     for role, network in (("student", experiment.network), ("teacher", experiment.teacher.network)):
         model = build_network(network, classes, device, seed=0, weights_follow=True).eval()
         cost = cost_of(model, height=data.height, width=data.width, batch=chosen.batch, device=device)
-        print(f"{role}: {network.backbone}, {chosen.batch}x{data.height}x{data.width} on {device}: {cost}")
+        images = f"{chosen.batch}x{data.height}x{data.width}"
+        print(f"{role}: {network.backbone} {network.head}, {images} on {device}: {cost}")
     return 0
 
 

@@ -282,9 +282,12 @@ class APDLoss(nn.Module):
                 continue
             check_map(name, value)
             if value.shape[1] != channels:
+                hint = "; both networks have to tell the same classes" if name.endswith("logits") else ""
+                if value.shape[3] == channels:
+                    hint = f"; its last axis is {channels}: with channels in the last axis use .permute(0, 3, 1, 2)"
                 raise ValueError(
                     f"{name} has {value.shape[1]} channels (shape {tuple(value.shape)}): "
-                    f"expected {channels}, the {argument} given at construction"
+                    f"expected {channels}, the {argument} given at construction{hint}"
                 )
             if value.shape[0] != maps[0].shape[0]:
                 raise ValueError(

@@ -64,9 +64,9 @@ def check_map(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}: expected a tensor (batch, channels, height, width)")
     if value.ndim != 4 or 0 in value.shape:
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}: expected four non-empty axes (batch, channels, height, width)"
-        )
+        hint = "; tokens (batch, h * w, channels) become a map by .mT.unflatten(2, (h, w))" if value.ndim == 3 else ""
+        expected = f"expected four non-empty axes (batch, channels, height, width){hint}"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: {expected}")
     if not value.is_floating_point():
         raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype")
 

@@ -169,8 +169,8 @@ def test_campaign_trains_what_lacks_a_record_and_prints_every_score(runs, tmp_pa
 def test_cost_tells_both_networks(runs, capsys):
     assert leave(["cost", "--batch", "2", "--device", "cpu"]) == 0
     student, teacher = capsys.readouterr().out.splitlines()
-    assert student.startswith("student: test_efficientnet, 2x32x48 on cpu: ")
-    assert teacher.startswith("teacher: test_efficientnet, 2x32x48 on cpu: ")
+    assert student.startswith("student: test_efficientnet psp, 2x32x48 on cpu: ")
+    assert teacher.startswith("teacher: test_efficientnet psp, 2x32x48 on cpu: ")
 
 
 def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monkeypatch, capsys):

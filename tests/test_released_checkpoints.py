@@ -236,11 +236,11 @@ def test_files_from_before_norms_counted_batches_fit(tmp_path):
 def test_a_key_that_is_missing_unknown_or_misshaped_is_told_by_the_files_own_name(tmp_path):
     whole = released()
     missing = {name: value for name, value in whole.items() if name != "ppm.features.2.2.bias"}
-    with pytest.raises(RuntimeError, match=r"lacks\.pth: 1 tensors differ, first ppm\.features\.2\.2\.bias is missing"):
+    with pytest.raises(RuntimeError, match=r"lacks\.pth: 1 tensor differs: ppm\.features\.2\.2\.bias is missing"):
         load_weights(network(), saved(tmp_path / "lacks.pth", missing))
-    with pytest.raises(RuntimeError, match=r"1 tensors differ, first layer5\.0\.weight is unknown"):
+    with pytest.raises(RuntimeError, match=r"1 tensor differs: layer5\.0\.weight is unknown"):
         load_weights(network(), saved(tmp_path / "more.pth", whole | {"layer5.0.weight": torch.zeros(1)}))
-    with pytest.raises(RuntimeError, match=r"1 tensors differ, first aux\.4\.bias is \(4,\), expected \(5,\)"):
+    with pytest.raises(RuntimeError, match=r"1 tensor differs: aux\.4\.bias is \(4,\), expected \(5,\)"):
         load_weights(network(), saved(tmp_path / "other.pth", whole | {"aux.4.bias": torch.zeros(4)}))
     part = {name: value for name, value in whole.items() if name != "layer1.0.bn1.num_batches_tracked"}
     with pytest.raises(RuntimeError, match=r"layer1\.0\.bn1\.num_batches_tracked is missing"):

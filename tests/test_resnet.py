@@ -146,7 +146,7 @@ def test_a_file_that_does_not_fit_is_refused_by_its_own_names(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         create_backbone("resnet18_deep", weights="imagenet", weights_file=str(tmp_path / "usual.pth"))
     message = str(caught.value)
-    assert message.startswith(f"weights_file {tmp_path / 'usual.pth'} for backbone 'resnet18_deep': 1 tensors differ")
+    assert message.startswith(f"weights_file {tmp_path / 'usual.pth'} for backbone 'resnet18_deep': 1 tensor differs")
     assert "conv1.weight is (64, 3, 7, 7), expected (64, 3, 3, 3)" in message
     with pytest.raises(RuntimeError, match=r"weights_file gone\.pth for backbone 'resnet18_deep': .*No such file"):
         create_backbone("resnet18_deep", weights="imagenet", weights_file="gone.pth")

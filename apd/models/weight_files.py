@@ -57,11 +57,11 @@ def _load_checkpoint(path: str | Path) -> object:
             "the file holds more than tensors and plain values, and is not unpickled, because that can run any code. "
             "Where you trust it, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE). "
-            f"({str(error):.200})"
+            f"({error!s:.200})"
         ) from error
     except Exception as error:  # a damaged file fails in whatever way its broken bytes lead to
         raise RuntimeError(
-            f"the file cannot be read as a torch checkpoint: {type(error).__name__}: {str(error):.200}"
+            f"the file cannot be read as a torch checkpoint: {type(error).__name__}: {error!s:.200}"
         ) from error
 
 
@@ -121,5 +121,6 @@ def match_tensors(
     known = set(names.values())
     unknown = [f"{name} is unknown" for name in tensors if name not in known and not name.startswith(left_out)]
     if problems := missing + unknown + misshaped:
-        raise RuntimeError(f"{len(problems)} tensors differ, first {'; '.join(problems[:3])}")
+        told = "1 tensor differs:" if len(problems) == 1 else f"{len(problems)} tensors differ, first"
+        raise RuntimeError(f"{told} {'; '.join(problems[:3])}")
     return matched

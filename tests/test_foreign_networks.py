@@ -1,0 +1,172 @@
+"""Networks of other libraries, unedited: one of segmentation-models-pytorch learns from a SegFormer of transformers."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from apd import CWD, APDLoss, FeatureTap
+
+CLASSES = 5
+GRIDS = {"student": (8, 12), "teacher": (16, 24)}  # strides 8 and 4 of a picture of 64×96
+WIDTHS = {"student": 32, "teacher": 48}
+
+
+class Pair:
+    """Student and teacher with their taps; `maps` are the keywords of any distiller."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        torch.manual_seed(0)
+        self.student = smp.DeepLabV3("tu-test_efficientnet", encoder_weights=None, decoder_channels=32, classes=CLASSES)
+        config = SegformerConfig(
+            num_labels=CLASSES,
+            depths=(1, 1, 1, 1),
+            hidden_sizes=(8, 16, 24, 32),
+            num_attention_heads=(1, 1, 2, 2),
+            decoder_hidden_size=48,
+        )
+        self.teacher = SegformerForSemanticSegmentation(config).eval().requires_grad_(False)
+        self.student_features = stack.enter_context(FeatureTap(self.student, "decoder"))
+        self.student_logits = stack.enter_context(FeatureTap(self.student, "segmentation_head.0"))
+        self.teacher_features = stack.enter_context(FeatureTap(self.teacher, "decode_head.activation"))
+        self.images = torch.rand(2, 3, 64, 96)
+        self.labels = torch.randint(0, CLASSES - 1, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
+        self.labels[:, :3] = 255
+
+    def maps(self) -> dict[str, Tensor]:
+        """Of one forward pass of both networks."""
+        self.enlarged = self.student(self.images)
+        with torch.no_grad():
+            teacher_logits = self.teacher(pixel_values=self.images).logits
+        return {
+            "student_features": self.student_features.features,
+            "teacher_features": self.teacher_features.features,
+            "student_logits": self.student_logits.features,
+            "teacher_logits": teacher_logits,
+            "labels": self.labels,
+        }
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with ExitStack() as stack:
+        yield Pair(stack)
+
+
+def gradients(module: nn.Module) -> set[str]:
+    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_the_tapped_maps_are_what_the_classifiers_read_at_their_own_strides_and_widths(pair):
+    pair.student.eval()
+    maps = pair.maps()
+    for role in ("student", "teacher"):
+        assert maps[f"{role}_features"].shape == (2, WIDTHS[role], *GRIDS[role])
+        assert maps[f"{role}_logits"].shape == (2, CLASSES, *GRIDS[role])
+    assert pair.enlarged.shape == (2, CLASSES, 64, 96)
+    head, classifier = pair.student.segmentation_head[0], pair.teacher.decode_head.classifier
+    torch.testing.assert_close(head(maps["student_features"]), maps["student_logits"])
+    torch.testing.assert_close(classifier(maps["teacher_features"]), maps["teacher_logits"])
+
+
+def test_a_step_trains_student_and_heads_and_leaves_the_teacher_as_it_was(pair):
+    distiller = APDLoss(WIDTHS["student"], WIDTHS["teacher"], CLASSES, width=16)
+    before = {name: value.clone() for name, value in pair.teacher.state_dict().items()}
+    maps = pair.maps()
+    terms = distiller(**maps)
+    assert set(terms) == {"regularisation", "alignment", "observation", "pixel_kd", "loss"}
+    assert all(term.isfinite() and term > 0 for term in terms.values())
+    task = F.cross_entropy(pair.enlarged, pair.labels, ignore_index=255)
+    (task + terms["loss"]).backward()
+    unreached = {name for name, _ in pair.student.named_parameters()} - gradients(pair.student)
+    assert {name for name in unreached if not name.startswith("encoder.")} == set()
+    assert gradients(distiller) == {name for name, _ in distiller.named_parameters()}
+    assert gradients(pair.teacher) == set()
+    assert all(torch.equal(value, before[name]) for name, value in pair.teacher.state_dict().items())
+
+
+def test_what_the_teachers_head_learns_does_not_reach_the_student_and_the_reverse(pair):
+    distiller = APDLoss(WIDTHS["student"], WIDTHS["teacher"], CLASSES, width=16)
+    distiller(**pair.maps())["regularisation"].backward()
+    assert gradients(pair.student) == set()
+    assert gradients(distiller) == {f"teacher_head.{name}" for name, _ in distiller.teacher_head.named_parameters()}
+    distiller.zero_grad()
+    terms = distiller(**pair.maps())
+    (terms["alignment"] + terms["observation"] + terms["pixel_kd"]).backward()
+    assert gradients(distiller) == {f"student_head.{name}" for name, _ in distiller.student_head.named_parameters()}
+    assert "segmentation_head.0.weight" in gradients(pair.student)
+
+
+@pytest.mark.parametrize("kind", [APDLoss, CWD])
+def test_a_few_steps_lower_the_loss(pair, kind):
+    options = {"width": 16} if kind is APDLoss else {}
+    distiller = kind(WIDTHS["student"], WIDTHS["teacher"], CLASSES, **options)
+    optimiser = torch.optim.Adam([*pair.student.parameters(), *distiller.parameters()], lr=3e-3)
+    losses = []
+    for _ in range(8):
+        terms = distiller(**pair.maps())
+        optimiser.zero_grad()
+        terms["loss"].backward()
+        optimiser.step()
+        losses.append({name: term.item() for name, term in terms.items()})
+    assert losses[-1]["loss"] < 0.8 * losses[0]["loss"]
+    assert all(losses[-1][name] < losses[0][name] for name in losses[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda maps: {"teacher_features": maps["teacher_features"].flatten(2).mT},  # as transformers keep them
+            ValueError,
+            r"teacher_features has shape \(2, 384, 48\): expected four .*tokens .*\.mT\.unflatten\(2, \(h, w\)\)",
+        ),
+        (
+            lambda maps: {"teacher_features": maps["teacher_features"].permute(0, 2, 3, 1)},
+            ValueError,
+            r"teacher_features has 16 channels .* expected 48, .*; its last axis is 48: .*permute\(0, 3, 1, 2\)",
+        ),
+        (
+            lambda maps: {"teacher_logits": maps["teacher_logits"].repeat(1, 30, 1, 1)},
+            ValueError,
+            r"teacher_logits has 150 channels .*expected 5, the num_classes .*; both networks have to",
+        ),
+        (
+            lambda maps: {"student_features": maps["teacher_features"], "teacher_features": maps["student_features"]},
+            ValueError,
+            r"student_features has 48 channels .*expected 32, the student_channels given at construction",
+        ),
+        (
+            lambda maps: {"teacher_features": maps["teacher_features"][:1]},
+            ValueError,
+            "teacher_features holds 1 images but student_features 2: the batches must agree",
+        ),
+        (lambda maps: {"labels": maps["labels"][None]}, ValueError, r"labels has shape \(1, 2, 64, 96\)"),
+    ],
+    ids=["tokens", "channels last", "classes", "swapped", "batch", "labels"],
+)
+def test_maps_that_do_not_go_together_are_named(pair, change: Any, error, message):
+    distiller, maps = APDLoss(WIDTHS["student"], WIDTHS["teacher"], CLASSES, width=16), pair.maps()
+    with pytest.raises(error, match=message):
+        distiller(**maps | change(maps))
+
+
+def test_a_path_that_is_not_there_is_answered_with_the_nearest_ones(pair):
+    with pytest.raises(ValueError, match=r"has no module 'decode_head\.activaton'.*'decode_head\.activation'"):
+        FeatureTap(pair.teacher, "decode_head.activaton")
+    with pytest.raises(ValueError, match=r"DeepLabV3 has no module 'segmentation_head\.conv'.*'segmentation_head"):
+        FeatureTap(pair.student, "segmentation_head.conv")
+
+
+def test_a_module_that_returns_many_maps_is_refused_by_name(pair):
+    with (
+        FeatureTap(pair.student, "encoder"),
+        pytest.raises(TypeError, match=r"'encoder' \(.*\) returned a list: tap a module inside"),
+    ):
+        pair.student(pair.images)

@@ -39,12 +39,8 @@ def load_weights(model: Segmenter, path: str | Path) -> None:
     """Fill a network from a file, strictly: one that this project wrote, or a released checkpoint.
 
     Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of the semseg code line
-    (PSPNet); which it is, is told by the names in the file. Networks of 512 head channels fit, and the layout has to
-    be the one they were trained with:
-
-    >>> from apd.models import build_segmenter
-    >>> teacher = build_segmenter("resnet101_deep", 19)                               # Cityscapes, ADE20K
-    >>> teacher = build_segmenter("resnet101_deep", 60, dilation="all_convs").eval()  # APD's PASCAL-Context
+    (PSPNet); which it is, is told by the names in the file. The network is built as theirs was, which the defaults of
+    :func:`~apd.models.build_segmenter` do but for APD's networks of 60 classes: those have `dilation="all_convs"`.
 
     Args:
         model: from :func:`~apd.models.build_segmenter`.
@@ -54,6 +50,16 @@ def load_weights(model: Segmenter, path: str | Path) -> None:
         FileNotFoundError: there is no such file.
         RuntimeError: the file cannot be read, a tensor of either side has no partner or another shape, or the strides
             and dilations of the network are not those that a released checkpoint was trained with.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from apd.models import build_segmenter
+        >>> trained, fresh = (build_segmenter("test_resnet", 5, head_width=8).eval() for _ in range(2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(trained.state_dict(), f"{folder}/weights.pth")
+        ...     load_weights(fresh, f"{folder}/weights.pth")
+        >>> torch.equal(fresh.classifier.weight, trained.classifier.weight)
+        True
     """
     try:
         tensors = read_tensors(path)

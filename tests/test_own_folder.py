@@ -219,6 +219,10 @@ def test_it_is_trained_on_from_the_shell(folder, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert code == 0, said.err
     assert re.search(r"mIoU 0\.\d+, .* on val; teacher", said.out)
+    write_pairs(folder, "train", 1, first=20)
+    code = main([*command, *size, *steps])
+    assert code != 0
+    assert "was made from other pictures or labels than" in capsys.readouterr().err
     mask(folder).unlink()
     code = main([*command, *size, *steps, "--seed", "5"])
     assert code != 0

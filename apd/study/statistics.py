@@ -165,7 +165,8 @@ class Comparison:
         """The data in a few words."""
         if self.data.name == "scenes":
             return f"scenes, context shift {self.data.context_shift:g}"
-        return f"CamVid at {self.data.height} × {self.data.width}"
+        name = "CamVid" if self.data.name == "camvid" else self.any_record.content["data"]["name"]
+        return f"{name} at {self.data.height} × {self.data.width}" if self.data.height else name
 
     @property
     def seeds(self) -> list[int]:

@@ -96,14 +96,22 @@ def trained_network(run: Experiment | Path, device: str | None = "cpu") -> Segme
 
 
 def _finished(folder: Path) -> Record:
-    """The record of a finished run, unless the scenes it was made from are drawn differently today."""
+    """The record of a finished run, unless what it was trained on is another today.
+
+    Scenes change with their generator, and a folder of one's own with whoever puts a picture there.
+    """
     record = read_record(folder / "record.json")
-    if record.experiment.data.name == "scenes":
-        today = build_split(record.experiment.data, "train").fingerprint()
+    data = record.experiment.data
+    changed = {
+        "scenes": "scenes of another version of their generator",
+        "folder": f"other pictures or labels than {data.folder} holds today",
+    }
+    if data.name in changed:
+        today = build_split(data, "train").fingerprint()
         if record.content["data"]["training_fingerprint"] != today:
             raise CheckpointError(
-                f"{folder} was made from scenes of another version of their generator: delete the folder, or keep it "
-                "elsewhere, to have the run made again"
+                f"{folder} was made from {changed[data.name]}: delete the folder, or keep it elsewhere, to have the "
+                "run made again"
             )
     return record
 

@@ -33,6 +33,8 @@ WRONG = [
     (DataConfig, "scale_max", math.inf, "expected a finite number"),
     (DataConfig, "flip", 1.5, "expected a probability between 0 and 1"),
     (DataConfig, "jitter", 1.0, "expected 0 <= jitter < 1"),
+    (DataConfig, "rotation", 190.0, "expected degrees between 0 and 180"),
+    (DataConfig, "blur", 5.0, "expected a probability between 0 and 1"),
     (DataConfig, "context_shift", -0.1, "expected a number between 0 and 1"),
     (DataConfig, "train_images", 0, "expected at least 1"),
     (DataConfig, "evaluation_images", 2.5, "expected a whole number"),

@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import numpy as np
@@ -138,12 +139,115 @@ def test_one_kind_of_variation_does_not_disturb_the_others():
         assert torch.equal(flipped_image, image.flip(2))
         assert torch.equal(flipped_labels, labels.flip(1))
         assert torch.equal(draw(sample, seed, crop=(40, 40), scale=(1, 1.5), flip=0, colour=0.5)[1], labels)
-    for settings_ in ({"flip": 0}, {"flip": 1, "colour": 0.5}, {"scale": (1, 1)}):
+    for settings_ in ({"flip": 0}, {"flip": 1, "colour": 0.5}, {"scale": (1, 1)}, {"rotation": 9, "blur": 1}):
         generator = np.random.default_rng(1)
         augment(sample, Augmentation(crop=(40, 40), **settings_), generator)
         reference = np.random.default_rng(1)
-        reference.random(7)
+        reference.random(10)
         assert generator.random() == reference.random()
+
+
+def slow_rotation(pixels_HWC, angle, padding, nearest=False):
+    """Every pixel of a picture turned counter-clockwise about its centre, looked up one by one."""
+    height, width, _ = pixels_HWC.shape
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    result = np.empty(pixels_HWC.shape)
+
+    def at(row, column):
+        inside = 0 <= row < height and 0 <= column < width
+        return pixels_HWC[row, column].astype(float) if inside else np.array(padding, dtype=float)
+
+    for row in range(height):
+        for column in range(width):
+            y, x = row + 0.5 - height / 2, column + 0.5 - width / 2
+            y, x = height / 2 + cosine * y + sine * x - 0.5, width / 2 + cosine * x - sine * y - 0.5
+            if nearest:
+                result[row, column] = at(round(y), round(x))
+                continue
+            top, left = math.floor(y), math.floor(x)
+            down, right = y - top, x - left
+            upper = at(top, left) * (1 - right) + at(top, left + 1) * right
+            lower = at(top + 1, left) * (1 - right) + at(top + 1, left + 1) * right
+            result[row, column] = upper * (1 - down) + lower * down
+    return result.round()
+
+
+def slow_blur(pixels_HWC):
+    weights = np.exp(-(np.arange(-2, 3) ** 2) / (2 * 1.1**2))
+    weights /= weights.sum()
+    for axis in (0, 1):
+        size, others = pixels_HWC.shape[axis], [(0, 0)] * 3
+        others[axis] = (2, 2)
+        wide = np.pad(pixels_HWC, others, mode="reflect")
+        pixels_HWC = sum(w * wide.take(range(k, k + size), axis) for k, w in enumerate(weights))
+    return pixels_HWC.round()
+
+
+@pytest.mark.parametrize("size", [(36, 52), (60, 24), (20, 20)])
+def test_a_crop_is_that_of_the_whole_picture_turned_blurred_and_flipped(size):
+    rng = np.random.default_rng(8)
+    soft = rng.integers(0, 256, (3, size[0] // 4, size[1] // 4), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    sample = Sample(torch.from_numpy(soft), torch.from_numpy(soft[0] // 40), "soft")
+    turned = 0
+    for seed in range(12):
+        settings_ = {"scale": (1, 1), "flip": 0.5, "rotation": 40, "blur": 0.5}
+        image, labels = draw(sample, seed, crop=(24, 32), **settings_)
+        plain = np.arange(size[0] * size[1]).reshape(size)  # tells where each pixel of the crop lies in the picture
+        places = [torch.from_numpy((plain // 256**k % 256).astype(np.uint8)) for k in range(3)]
+        where, inside = draw(
+            Sample(torch.stack(places), torch.zeros(size).byte(), ""), seed, crop=(24, 32), scale=(1, 1)
+        )
+        where = (where.long() * torch.tensor([1, 256, 65536])[:, None, None]).sum(0)[inside != 255].numpy()
+
+        numbers = np.random.default_rng(seed).random(10)
+        whole, labelled = soft.transpose(1, 2, 0).astype(float), soft[0][..., None] // 40
+        if numbers[7] < 0.5:
+            angle, turned = 40 * (2 * numbers[8] - 1), turned + 1
+            whole, labelled = slow_rotation(whole, angle, IMAGE_PADDING), slow_rotation(labelled, angle, (255,), True)
+        if numbers[9] < 0.5:
+            whole = slow_blur(whole)
+        found = image[:, inside != 255].numpy().T
+        assert np.abs(found - whole.reshape(-1, 3)[where]).max() <= 1  # rounded after each of two steps
+        assert (labels[inside != 255].numpy() == labelled.reshape(-1)[where]).mean() > 0.995  # ties of two neighbours
+        assert (labels[inside == 255] == 255).all()
+    assert 3 <= turned <= 9
+
+
+def test_half_of_the_pictures_are_turned_and_the_rest_are_as_without_rotation():
+    sample, angles = coordinates(41, 61), []
+    for seed in range(200):
+        plain, turned = (draw(sample, seed, crop=(41, 61), scale=(1, 1), flip=0, rotation=r) for r in (0, 10))
+        if torch.equal(plain[0], turned[0]):
+            assert torch.equal(plain[1], turned[1])
+            continue
+        down = (turned[0][0, 20, 40] - turned[0][0, 20, 20].float()) / 20  # rows passed on a level line
+        angles.append(math.degrees(math.asin(down)))
+    assert 70 < len(angles) < 130
+    assert max(map(abs, angles)) < 10.5 + 3  # a row's number is rounded
+    assert abs(np.mean(angles)) < 2
+    assert abs(np.std(angles) - 20 / math.sqrt(12)) < 1.2
+
+
+def test_blur_leaves_labels_alone_and_takes_its_share_of_the_pictures():
+    sample, blurred = blocks(), 0
+    for seed in range(200):
+        plain, other = (draw(sample, seed, crop=(40, 40), scale=(1, 1), blur=b) for b in (0, 0.3))
+        assert torch.equal(plain[1], other[1])
+        blurred += not torch.equal(plain[0], other[0])
+    assert 40 < blurred < 80
+
+
+def test_corners_that_a_rotation_leaves_empty_have_the_mean_colour_and_count_nowhere():
+    sample = Sample(torch.full((3, 40, 80), 9).byte(), torch.full((40, 80), 3).byte(), "dark")
+    for seed in range(30):
+        image, labels = draw(sample, seed, crop=(40, 80), scale=(1, 1), rotation=60)
+        assert set(labels.unique().tolist()) <= {3, 255}
+        empty = labels == 255
+        framed = torch.nn.functional.pad(empty, (1, 1, 1, 1), value=True)[None].float()  # beyond the picture is empty
+        near = torch.nn.functional.max_pool2d(framed, 3, 1)[0] > 0
+        far = torch.nn.functional.max_pool2d((~empty)[None].float(), 3, 1, 1)[0] == 0
+        assert (image == 9)[:, ~near].all()
+        assert (image == PADDING)[:, far].all()
 
 
 def test_brightness_of_an_even_grey_picture_is_multiplied_by_its_factor_alone():
@@ -185,13 +289,15 @@ def test_padding_is_not_recoloured():
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     crop=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     bounds=st.tuples(st.floats(0.05, 3), st.floats(0.05, 3)),
+    rotation=st.sampled_from([0, 10, 180]),
     seed=st.integers(0, 2**32),
 )
-def test_any_sizes_give_the_crop_and_no_new_label(size, crop, bounds, seed):
+def test_any_sizes_give_the_crop_and_no_new_label(size, crop, bounds, rotation, seed):
     rng = np.random.default_rng(seed)
     labels = torch.from_numpy(rng.choice(np.array([0, 3, 9, 255], dtype=np.uint8), size))
     sample = Sample(torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)), labels, "noise")
-    image, new_labels = augment(sample, Augmentation(crop=crop, scale=tuple(sorted(bounds)), colour=0.2), rng)
+    varied = Augmentation(crop=crop, scale=tuple(sorted(bounds)), colour=0.2, rotation=rotation, blur=0.5)
+    image, new_labels = augment(sample, varied, rng)
     assert image.shape == (3, *crop)
     assert new_labels.shape == crop
     assert image.dtype == new_labels.dtype == torch.uint8
@@ -213,11 +319,36 @@ def test_any_sizes_give_the_crop_and_no_new_label(size, crop, bounds, seed):
         ("flip", math.nan, "probability"),
         ("colour", 1, "from 0 .* to below 1"),
         ("colour", -0.1, "from 0"),
+        ("blur", 5, "probability from 0 to 1"),
+        ("rotation", -10, r"degrees from 0 \(none\) to 180"),
+        ("rotation", math.nan, "degrees"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(field, value, expected):
     with pytest.raises(ValueError, match=rf"^{field}=.*expected .*{expected}"):
         Augmentation(**{"crop": (8, 8), field: value})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_sample_on_a_gpu_is_varied_there_as_on_a_cpu():
+    sample = coordinates(40, 60)
+    there = Sample(sample.image_3HW.cuda(), sample.labels_HW.cuda(), "there")
+    for seed in range(10):
+        settings_ = {"crop": (48, 48), "scale": (1, 1), "rotation": 30, "blur": 0.5}
+        (image, labels), (cpu_image, cpu_labels) = (draw(s, seed, **settings_) for s in (there, sample))
+        assert image.is_cuda
+        assert labels.is_cuda
+        assert (image.cpu().int() - cpu_image).abs().float().mean() < 0.1
+        assert (labels.cpu() == cpu_labels).float().mean() > 0.99
+
+
+def test_whole_pixels_are_those_of_the_first_records():
+    """If this fails, old runs can no longer be repeated. Nothing here is resampled, so every machine agrees."""
+    found = hashlib.sha256()
+    for seed in range(20):
+        for part in draw(coordinates(30, 50), seed, crop=(24, 60), scale=(1, 1)):
+            found.update(part.numpy().tobytes())
+    assert found.hexdigest()[:16] == "740f43cc9be889e4"
 
 
 def test_samples_of_a_wrong_kind_are_refused_by_name():

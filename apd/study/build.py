@@ -92,6 +92,8 @@ def build_augmentation(data: DataConfig) -> Augmentation:
         scale=(data.scale_min, data.scale_max),
         flip=data.flip,
         colour=data.jitter,
+        rotation=data.rotation,
+        blur=data.blur,
     )
 
 

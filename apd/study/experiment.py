@@ -43,6 +43,10 @@ class DataConfig:
     """Probability of a horizontal flip."""
     jitter: float = 0.0
     """Strength of brightness, contrast and saturation jitter; 0 switches it off."""
+    rotation: float = 0.0
+    """Largest rotation either way in degrees, for every other image on average (released recipes: 10)."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur (released recipes: 0.5, from their base semseg)."""
     context_shift: float = 0.5
     """Scenes only: how strongly each image has its own light, palette and texture, from 0 to 1."""
     train_images: int = 200
@@ -65,6 +69,8 @@ class DataConfig:
         require(0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}")
         require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
         require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")
+        require(0 <= self.rotation <= 180, self, "rotation", "degrees between 0 and 180")
+        require(0 <= self.blur <= 1, self, "blur", "a probability between 0 and 1")
         require(0 <= self.context_shift <= 1, self, "context_shift", "a number between 0 and 1")
         for name in ("train_images", "evaluation_images"):
             require(getattr(self, name) >= 1, self, name, "at least 1")

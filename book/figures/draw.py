@@ -26,13 +26,15 @@ def drawings() -> dict[str, str]:
 
 def main() -> None:
     """Write all files and say which."""
+    import augmentation
     import scenes
 
     for name, content in drawings().items():
         (STATIC / name).write_text(content, encoding="utf-8")
         print(STATIC / name)
-    scenes.draw().save(STATIC / "scenes-dial.jpg", quality=90, subsampling=0, optimize=True)
-    print(STATIC / "scenes-dial.jpg")
+    for name, picture in (("scenes-dial", scenes.draw()), ("augmentation", augmentation.draw())):
+        picture.save(STATIC / f"{name}.jpg", quality=90, subsampling=0, optimize=True)
+        print(STATIC / f"{name}.jpg")
 
 
 if __name__ == "__main__":

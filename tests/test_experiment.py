@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 from small_experiments import NETWORK, TEACHER, tiny
 
+from apd.evaluate.protocol import Inference
 from apd.study.distiller_configs import APDConfig, PixelKDConfig
 from apd.study.experiment import (
     DataConfig,
@@ -79,6 +80,19 @@ WRONG = [
     (Experiment, "data", {"name": "scenes"}, "expected a DataConfig"),
     (Experiment, "precision", "fp16", "expected one of auto, fp32, bf16"),
     (Experiment, "teacher", "resnet", "expected a TeacherConfig or None"),
+    (Experiment, "inference", None, "expected an Inference"),
+    (
+        Experiment,
+        "inference",
+        Inference(scales=(0.25, 1)),
+        "expected all looks to have sides of at least 32 pixels, got 24",
+    ),
+    (
+        Experiment,
+        "inference",
+        Inference(window=(96, 31)),
+        "expected all looks to have sides of at least 32 pixels, got 31",
+    ),
     (Experiment, "distillers", [PixelKDConfig()], "expected a tuple of PixelKDConfig or APDConfig"),
     (Experiment, "distillers", (TrainingConfig(),), "expected a tuple of PixelKDConfig or APDConfig"),
 ]
@@ -161,6 +175,8 @@ def test_the_teachers_experiment_has_the_students_data_and_no_teacher_of_its_own
     assert (teacher.data, teacher.precision) == (experiment.data, experiment.precision)
     assert (teacher.network, teacher.training, teacher.seed) == (TEACHER.network, TEACHER.training, 2)
     assert (teacher.teacher, teacher.distillers) == (None, ())
+    flipped = replace(experiment, inference=Inference(flip=True))
+    assert flipped.teacher_experiment() == teacher, "one teacher serves all ways to look"
     with pytest.raises(ExperimentError, match="this experiment has no teacher"):
         teacher.teacher_experiment()
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_experiments import tiny
 
+from apd.evaluate.protocol import Inference
 from apd.study.distiller_configs import APDConfig, PixelKDConfig
 from apd.study.experiment import (
     DataConfig,
@@ -118,6 +119,13 @@ OTHER = {  # for every field a legal value that is not its default
         "precision": "bf16",
         "teacher": TeacherConfig(seed=1),
         "distillers": (),
+        "inference": Inference(flip=True),
+    },
+    Inference: {
+        "window": (64, 48),
+        "stride": 0.5,
+        "flip": True,
+        "scales": (0.5, 1.0),
     },
 }
 LABELS = {Experiment: {"name"}, PixelKDConfig: {"method"}, APDConfig: {"method"}}
@@ -148,6 +156,8 @@ def full(config):
             return replace(whole, distillers=(PixelKDConfig(), config))
         case TeacherConfig():
             return replace(whole, teacher=config)
+        case Inference():
+            return replace(whole, inference=config)
     raise AssertionError(config)
 
 
@@ -189,6 +199,8 @@ def test_the_label_plays_no_part():
 
 def test_a_whole_number_for_a_real_one_keeps_the_fingerprint():
     as_float, as_int = TrainingConfig(learning_rate=1.0), TrainingConfig(learning_rate=1)
+    assert fingerprint(full(as_float)) == fingerprint(full(as_int))
+    as_float, as_int = Inference(scales=(1.0, 2.0), stride=1.0), Inference(scales=(1, 2), stride=1)
     assert fingerprint(full(as_float)) == fingerprint(full(as_int))
 
 
@@ -256,6 +268,13 @@ TEACHERS = st.builds(
     weights_file=TEXTS,
     expected_miou=st.floats(0, 1),
 )
+INFERENCES = st.builds(
+    Inference,
+    window=st.none() | st.tuples(SIDES, SIDES),
+    stride=st.floats(0.01, 1),
+    flip=st.booleans(),
+    scales=st.lists(st.floats(1, 3) | st.integers(1, 3), min_size=1, max_size=3).map(tuple),
+)
 EXPERIMENTS = st.builds(
     Experiment,
     name=st.from_regex(r"[A-Za-z0-9_.-]{1,20}", fullmatch=True),
@@ -266,6 +285,7 @@ EXPERIMENTS = st.builds(
     precision=st.sampled_from(["auto", "fp32", "bf16"]),
     teacher=TEACHERS,
     distillers=st.one_of(st.just(()), st.tuples(KD), st.tuples(APD), st.tuples(APD, KD)),
+    inference=INFERENCES,
 )
 
 
@@ -323,6 +343,9 @@ def edited(path, value):
         (("training", "iterations"), 6.0, "TrainingConfig.iterations = 6.0: expected a whole number"),
         (("training",), None, "Experiment.training = None: expected a TrainingConfig"),
         (("network",), "resnet18", "NetworkConfig: expected a mapping of fields, got str"),
+        (("inference", "strde"), 1, "Inference has no field 'strde'; did you mean 'stride'?"),
+        (("inference", "stride"), 2, "Inference.stride = 2: expected a part of the window, above 0 and at most 1"),
+        (("inference", "window"), [713], "Inference.window = (713,): expected None or (height, width)"),
     ],
 )
 def test_a_file_with_a_wrong_field_is_refused_and_the_nearest_name_told(path, value, told):

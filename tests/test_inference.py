@@ -133,9 +133,12 @@ def test_agreement_counts_pairs_of_predictions_at_valid_pixels():
 
 def test_several_networks_see_the_same_images():
     data = Noise(3)
-    for (one, other), labels in predict_dataset([ByRed().eval(), ByRed(shift=2).eval()], data, batch_size=2):
+    seen = []
+    for (one, other), labels, names in predict_dataset([ByRed().eval(), ByRed(shift=2).eval()], data, batch_size=2):
         assert one.shape == other.shape == labels.shape
         assert torch.equal((one + 2) % 10, other)
+        seen += names
+    assert seen == ["noise-0", "noise-1", "noise-2"]
 
 
 def test_whoever_takes_predictions_does_not_run_in_their_autocast():

@@ -11,6 +11,7 @@ from torch import nn
 from apd.data.catalogue import DatasetSpec
 from apd.data.folder import DataError
 from apd.evaluate.inference import predict_labels
+from apd.evaluate.protocol import WHOLE_PICTURE, Inference
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -40,7 +41,13 @@ def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, spec: DatasetSpec, opa
 
 
 def predict_picture(
-    model: nn.Module, path: Path, folder: Path, spec: DatasetSpec, *, size: tuple[int, int]
+    model: nn.Module,
+    path: Path,
+    folder: Path,
+    spec: DatasetSpec,
+    *,
+    size: tuple[int, int],
+    inference: Inference = WHOLE_PICTURE,
 ) -> tuple[Path, Path]:
     """Predict one picture and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
 
@@ -49,7 +56,8 @@ def predict_picture(
         path: the picture, of any size; it is shown to the network at `size`, the size it was trained for.
         folder: where the two files go; made if it is not there.
         spec: names and colours of the classes.
-        size: (height, width) of the network's input. The label map has the picture's own size.
+        size: (height, width) at which the network is shown pictures. The label map has the picture's own size.
+        inference: windows, mirror images and sizes to average over; default is one look at the whole picture.
 
     Raises:
         DataError: the picture cannot be read or the folder not written.
@@ -59,14 +67,33 @@ def predict_picture(
     images_B3HW = torch.tensor(pixels_HW3).permute(2, 0, 1)[None].float() / 255
     device = next(model.parameters()).device
     resized = F.interpolate(images_B3HW, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
-    labels_HW = predict_labels(model, resized.to(device), pixels_HW3.shape[:2])[0].byte().cpu().numpy()
+    found = predict_labels(model, resized.to(device), pixels_HW3.shape[:2], inference=inference)
+    labels_HW = found[0].byte().cpu().numpy()
+    written = folder / f"{path.stem}-labels.png", folder / f"{path.stem}-overlay.png"
+    write_label_map(labels_HW, written[0], spec)
+    _write(Image.fromarray(overlay(pixels_HW3, labels_HW, spec)), written[1])
+    return written
+
+
+def write_label_map(labels_HW: np.ndarray, path: Path, spec: DatasetSpec) -> None:
+    """Write class numbers as a palette picture: its pixels are the numbers, shown in the classes' colours.
+
+    Args:
+        labels_HW: uint8.
+        path: a PNG file; its folder is made if it is not there.
+        spec: colours of the classes.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     label_map = Image.fromarray(labels_HW, mode="P")
     label_map.putpalette([channel for colour in spec.palette for channel in colour])
-    written = folder / f"{path.stem}-labels.png", folder / f"{path.stem}-overlay.png"
+    _write(label_map, path)
+
+
+def _write(picture: Image.Image, path: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        label_map.save(written[0])
-        Image.fromarray(overlay(pixels_HW3, labels_HW, spec)).save(written[1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
     except OSError as error:
-        raise DataError(f"{folder}: cannot write predictions ({error})") from error
-    return written
+        raise DataError(f"{path.parent}: cannot write predictions ({error})") from error

@@ -76,7 +76,7 @@ def pixels_right(
     The networks must be in eval mode. An image without a valid pixel gives NaN.
     """
     shares: dict[str, list[Tensor]] = {name: [] for name in models}
-    for predictions, labels_BHW in predict_dataset(list(models.values()), dataset, batch_size=batch_size):
+    for predictions, labels_BHW, _names in predict_dataset(list(models.values()), dataset, batch_size=batch_size):
         valid_B = (labels_BHW != dataset.spec.ignore_index).flatten(1).sum(1)
         for name, prediction_BHW in zip(models, predictions, strict=True):
             right_B = (prediction_BHW.cpu() == labels_BHW).flatten(1).sum(1)

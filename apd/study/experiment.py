@@ -6,6 +6,7 @@ Nothing here imports torch. Wrong values fail at construction with the field, th
 from dataclasses import dataclass, field
 from typing import Literal
 
+from apd.evaluate.protocol import WHOLE_PICTURE, Inference
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
 
@@ -187,12 +188,16 @@ class Experiment:
     teacher: TeacherConfig | None = None
     distillers: tuple[DistillerConfig, ...] = ()
     """Distillation losses added to the task loss."""
+    inference: Inference = WHOLE_PICTURE
+    """How the final scores look at an image; those on the way always look once at the whole image."""
 
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = self.name and all(c.isalnum() or c in "-_." for c in self.name)
         require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
+        least = self.inference.least_side(self.data.height, self.data.width)
+        require(least >= 32, self, "inference", f"all looks to have sides of at least 32 pixels, got {least}")
         if self.distillers and self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]
@@ -207,7 +212,10 @@ class Experiment:
                     )
 
     def teacher_experiment(self) -> "Experiment":
-        """The experiment whose run is this one's teacher: same data, no distillers."""
+        """The experiment whose run is this one's teacher: same data, no distillers.
+
+        `inference` is left at its default: it changes no weight, so that one teacher serves all ways to look.
+        """
         if self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")
         return Experiment(

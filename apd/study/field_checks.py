@@ -73,4 +73,4 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"a tuple of {' or '.join(k.__name__ for k in _alternatives(get_args(kind)[0]))}"
     names = {int: "a whole number", float: "a finite number", str: "a text", type(None): "None"}
-    return names.get(kind) or f"a {kind.__name__}"
+    return names.get(kind) or f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"

@@ -6,6 +6,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from apd.evaluate.protocol import Inference
 from apd.study.distiller_configs import DISTILLERS, DistillerConfig
 from apd.study.experiment import (
     DataConfig,
@@ -58,6 +59,7 @@ _NESTED = {
     (Experiment, "network"): NetworkConfig,
     (Experiment, "training"): TrainingConfig,
     (Experiment, "teacher"): TeacherConfig,
+    (Experiment, "inference"): Inference,
     (TeacherConfig, "network"): NetworkConfig,
     (TeacherConfig, "training"): TrainingConfig,
 }
@@ -84,7 +86,12 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
             values[name] = from_dict(value, nested)
     if kind is Experiment:
         values["distillers"] = _distillers_from_list(content.get("distillers", []))
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ExperimentError:
+        raise
+    except ValueError as error:  # of a part below the study, such as Inference
+        raise ExperimentError(str(error)) from error
 
 
 def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:

@@ -90,7 +90,7 @@ def own_perspectives(
 def scores_by_image(networks: Mapping[str, Segmenter], dataset: SegmentationDataset) -> dict[str, ImageScores]:
     """Every image's scores, by network; the networks must be in eval mode."""
     spec, parts = dataset.spec, {name: [] for name in networks}
-    for predictions, labels_BHW in predict_dataset(networks.values(), dataset):
+    for predictions, labels_BHW, _names in predict_dataset(networks.values(), dataset):
         for name, prediction_BHW in zip(networks, predictions, strict=True):
             found = image_scores(prediction_BHW.cpu(), labels_BHW, spec.num_classes, ignore_index=spec.ignore_index)
             parts[name].append(found)

@@ -41,7 +41,7 @@ def measure_teacher(experiment: Experiment, teacher: Segmenter, splits: Splits, 
     Raises:
         TeacherError: its mIoU is below `teacher.expected_miou`.
     """
-    matrix_KK = confusion_of(teacher, splits.evaluation, precision=precision)
+    matrix_KK = confusion_of(teacher, splits.evaluation, precision=precision, inference=experiment.inference)
     miou, split = scores(matrix_KK).miou, experiment.data.evaluation_split
     print(f"{experiment.name}: teacher mIoU {miou:.4f} on {split}", flush=True)
     if not miou >= experiment.teacher.expected_miou:

@@ -130,7 +130,9 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
     model, evaluation, experiment = run.evaluated.eval(), run.splits.evaluation, run.experiment
     teacher = run.facts["teacher"]
     if run.teacher is not None:
-        matrix_KK = agreement_of(model, run.teacher, evaluation, precision=run.precision)
+        matrix_KK = agreement_of(
+            model, run.teacher, evaluation, precision=run.precision, inference=experiment.inference
+        )
         # a file of weights can be replaced under its name: the record says which it was
         teacher = {**teacher, "agreement": matrix_KK.tolist(), "weights_sha256": sha256_of(teacher_weights)}
     weights = run.folder / "weights.safetensors"
@@ -154,7 +156,7 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
         "peak_memory_bytes": _peak_memory(run.device),
         "parameters": sum(p.numel() for p in run.student.parameters()),
         "evaluations": run.facts["evaluations"],
-        "confusion": confusion_of(model, evaluation, precision=run.precision).tolist(),
+        "confusion": confusion_of(model, evaluation, precision=run.precision, inference=experiment.inference).tolist(),
         "teacher": teacher,
         "weights_sha256": sha256_of(weights),
     }

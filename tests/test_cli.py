@@ -76,7 +76,7 @@ def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_c
             name = f"{prefix}{field.name}".replace("_", "-")
             if dataclasses.is_dataclass(value):
                 yield from flags(value, f"{name}.")
-            elif isinstance(value, tuple):
+            elif isinstance(value, tuple) and all(map(dataclasses.is_dataclass, value)):
                 for place, entry in enumerate(value):
                     yield from flags(entry, f"{name}.{place}.")
             else:

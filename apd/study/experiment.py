@@ -196,8 +196,9 @@ class Experiment:
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = self.name and all(c.isalnum() or c in "-_." for c in self.name)
         require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
-        least = self.inference.least_side(self.data.height, self.data.width)
-        require(least >= 32, self, "inference", f"all looks to have sides of at least 32 pixels, got {least}")
+        if self.data.height and not self.data.long_side:  # else every image has a size of its own
+            least = self.inference.least_side(self.data.height, self.data.width)
+            require(least >= 32, self, "inference", f"all looks to have sides of at least 32 pixels, got {least}")
         if self.distillers and self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]

@@ -41,6 +41,7 @@ DEEP_RESNETS = {
     "resnet50_deep": DeepResNet((3, 4, 6, 3), Bottleneck, "resnet50s", "resnet50_v2.pth"),
     "resnet101_deep": DeepResNet((3, 4, 23, 3), Bottleneck, "resnet101s", "resnet101_v2.pth"),
 }
+"""The deep-stem ResNets by name."""
 
 
 def create_deep_resnet(

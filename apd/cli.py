@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal
 from apd.study.campaign import CAMPAIGNS, run_campaign
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
+from apd.study.ranks import started_rank
 from apd.study.record import Record, read_record
+from apd.study.shard import Shard
 from apd.study.shell import UsageError, exit_code_of
 
 
@@ -59,8 +61,9 @@ def _train(arguments: list[str]) -> int:
     if experiment.name == start.name:
         experiment = replace(experiment, name=f"{base.size}-{base.method}-seed{experiment.seed}")
     record = train(experiment, device=chosen.device or None)
-    print(_summary(record))
-    print(run_folder(experiment) / "record.json")
+    if not started_rank():
+        print(_summary(record))
+        print(run_folder(experiment) / "record.json")
     return 0
 
 
@@ -80,7 +83,8 @@ def _parse(kind: type, arguments: list[str], **options: Any) -> Any:
                 told.write(f"{options['prog']}: {argument} {value}{hint}\n")
         raise
     finally:
-        sys.stderr.write(told.getvalue())
+        if not started_rank():  # the others have read the same
+            sys.stderr.write(told.getvalue())
 
 
 def _only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
@@ -168,6 +172,8 @@ def _campaign(arguments: list[str]) -> int:
         """Name of the campaign."""
         only: str = ""
         """Run only experiments whose label contains this text."""
+        shard: str = ""
+        """i/n: run only worker i's part when n workers share the campaign."""
         records: Path | None = None
         """Folder of the records; default is book/results/NAME."""
         device: str = ""
@@ -175,18 +181,27 @@ def _campaign(arguments: list[str]) -> int:
 
     description = f"{_campaign.__doc__} Campaigns: {', '.join(CAMPAIGNS)}."
     chosen = _parse(Campaign, arguments, prog="apd campaign", description=description)
-    for record in run_campaign(chosen.name, folder=chosen.records, only=chosen.only, device=chosen.device or None):
+    records = run_campaign(
+        chosen.name,
+        folder=chosen.records,
+        only=chosen.only,
+        shard=Shard.parse(chosen.shard),
+        device=chosen.device or None,
+    )
+    for record in () if started_rank() else records:
         print(_summary(record))
     return 0
 
 
 def _cost(arguments: list[str]) -> int:
     """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; or, with --loss, the
-    milliseconds and memory of the method's forward and backward pass at published sizes."""
+    milliseconds and memory of the method's forward and backward pass at published sizes; or, with --switches, the
+    seconds of the student's optimiser step with each switch of the recipe the other way."""
     from apd.evaluate.cost import cost_of
     from apd.evaluate.loss_cost import method_costs
     from apd.study.build import build_network, choose_device, spec_of
     from apd.study.recipes import Size, recipe
+    from apd.study.switch_cost import switch_table
 
     @dataclass(frozen=True)
     class CostOptions:
@@ -196,6 +211,9 @@ def _cost(arguments: list[str]) -> int:
         """Images at a time."""
         loss: bool = False
         """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
+        switches: bool = False
+        """Measure a training step with precision, memory layout, fused optimiser, compilation and accumulation each
+        the other way instead of networks; compilation takes minutes."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -208,6 +226,10 @@ def _cost(arguments: list[str]) -> int:
             print(line)
         return 0
     experiment = recipe(chosen.size)
+    if chosen.switches:
+        for line in switch_table(experiment, device):
+            print(line, flush=True)
+        return 0
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     for role, network in (("student", experiment.network), ("teacher", experiment.teacher.network)):
         model = build_network(network, classes, device, seed=0, weights_follow=True).eval()

@@ -4,7 +4,8 @@ Two things decide what a weight in front of a term means, so they are arguments.
 classes and averages over valid pixels: the value does not depend on the number of classes, of ignored pixels or of
 images. ``reduction="element"``, the released code's, averages over every element of the map, ignored pixels
 included: a weight of 10 in front of it weighs 10 / K per pixel. Every term is a connected zero (value 0, gradient 0)
-when it has nothing to average over. Shape letters as in :mod:`apd.perspective`.
+when it has nothing to average over. Of a batch that is divided over processes or steps, :mod:`apd.means` makes them
+means over the whole. Shape letters as in :mod:`apd.perspective`.
 """
 
 from typing import Literal
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apd.means import divisor
 from apd.perspective import (
     ABSENT_LOGIT,
     check_choice,
@@ -37,7 +39,7 @@ def upsample(maps_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``values`` where ``mask`` is true; a connected zero when it is true nowhere."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+    return torch.where(mask, values, 0.0).sum() / divisor(mask.sum())
 
 
 def _check_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:
@@ -97,7 +99,7 @@ def regularisation_loss(
     if present_BK is not None:
         _check_present(present_BK, (batch, num_classes))
         counted_BHW = counted_BHW & present_BK.gather(1, labels_BHW.flatten(1)).view_as(labels_BHW)
-    return upsampled_entropy(teacher_observations_BKhw, labels_BHW, counted_BHW) / counted_BHW.sum().clamp(min=1)
+    return upsampled_entropy(teacher_observations_BKhw, labels_BHW, counted_BHW) / divisor(counted_BHW.sum())
 
 
 @full_precision
@@ -176,7 +178,7 @@ def observation_loss(
     )
     if reduction == "element":
         elements = present_BK.sum() * labels_Bhw[0].numel()
-        return divergence_BKhw.sum() / elements.clamp(min=1)
+        return divergence_BKhw.sum() / divisor(elements)
     return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
 
 
@@ -241,7 +243,8 @@ def pixel_kd_loss(
     valid_Bhw = resize_labels(valid_BHW.to(torch.uint8), student_logits_BKhw.shape[2:]).bool()
     divergence_BKhw = temperature**2 * _divergence(student_logits_BKhw / temperature, teacher_logits_BKhw / temperature)
     if reduction == "element":
-        return divergence_BKhw.mean()
+        elements = torch.full((), divergence_BKhw.numel(), device=divergence_BKhw.device)
+        return divergence_BKhw.sum() / divisor(elements)
     return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
 
 

@@ -5,8 +5,10 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +113,38 @@ def exit_code(function: Callable[..., None], *arguments: Any, output: Path) -> i
     process.join(120)
     assert process.exitcode is not None, f"the process hangs: {output.read_text()}"
     return process.exitcode
+
+
+def start_ranks(
+    function: Callable[..., None], *arguments: Any, outputs: Path, size: int = 2
+) -> list[multiprocessing.Process]:
+    """Call a function in `size` processes that find each other as those of `torchrun` do.
+
+    Their stdout and stderr go to the files `outputs/0`, `outputs/1`, …; see `exit_codes`.
+    """
+    outputs.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [start(_as_rank, rank, size, port, function, arguments, output=outputs / str(rank)) for rank in range(size)]
+
+
+def exit_codes(processes: list[multiprocessing.Process]) -> list[int | None]:
+    """Wait for processes; None for one that still hangs after 100 seconds, which is killed."""
+    end = time.monotonic() + 100
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes
+
+
+def _as_rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(*arguments)
 
 
 def _with_output(function: Callable[..., None], arguments: tuple, output: Path) -> None:

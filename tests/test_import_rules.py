@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
 METHOD = (
-    *("perspective", "own_perspective", "occurring", "upsampled_entropy", "losses", "term_weights", "projection"),
+    *("perspective", "own_perspective", "occurring", "upsampled_entropy", "means", "losses", "term_weights"),
+    "projection",
     *("distill", "rivals", "taps"),
 )
 BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
@@ -28,11 +29,12 @@ ARROWS = {
     "own_perspective": (("perspective",), {"torch"}),
     "occurring": (("perspective",), {"torch"}),
     "upsampled_entropy": ((), {"torch"}),
-    "losses": (("perspective", "upsampled_entropy"), {"torch"}),
+    "means": ((), {"torch"}),
+    "losses": (("perspective", "upsampled_entropy", "means"), {"torch"}),
     "term_weights": ((), set()),
     "projection": (("perspective",), {"torch"}),
     "distill": (("perspective", "own_perspective", "occurring", "losses", "term_weights", "projection"), {"torch"}),
-    "rivals": (("perspective", "losses"), {"torch"}),
+    "rivals": (("perspective", "losses", "means"), {"torch"}),
     "taps": ((), {"torch"}),
     "__init__": (METHOD, {"torch"}),
     "models": ((), BARE),

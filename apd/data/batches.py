@@ -54,20 +54,30 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 class BatchStream(Dataset):
     """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_batches`."""
 
-    def __init__(self, dataset: SegmentationDataset, batch_size: int, augmentation: Augmentation, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self.dataset, self.batch_size, self.augmentation, self.seed = dataset, batch_size, augmentation, seed
         self._count = len(dataset)
+        number, parts = part
+        self.slots = range(number * batch_size // parts, (number + 1) * batch_size // parts)
 
     def indices(self, iteration: int) -> list[int]:
-        """Which samples batch `iteration` holds, in order."""
+        """Which samples the whole batch `iteration` holds, in order."""
         first = iteration * self.batch_size
         places = (divmod(place, self._count) for place in range(first, first + self.batch_size))
         return [int(epoch_order(self.seed, epoch, self._count)[place]) for epoch, place in places]
 
     def __getitem__(self, iteration: int) -> Batch:
+        indices = self.indices(iteration)
         pairs = [
-            augment(self.dataset[index], self.augmentation, generator_for(self.seed, _SAMPLE, iteration, slot))
-            for slot, index in enumerate(self.indices(iteration))
+            augment(self.dataset[indices[slot]], self.augmentation, generator_for(self.seed, _SAMPLE, iteration, slot))
+            for slot in self.slots
         ]
         images, labels = zip(*pairs, strict=True)
         return Batch(_unit_range(torch.stack(images)), torch.stack(labels).long())
@@ -82,6 +92,7 @@ def training_batches(
     start_iteration: int = 0,
     iterations: int,
     workers: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream.
 
@@ -97,6 +108,8 @@ def training_batches(
         start_iteration: number of the first batch (default 0).
         iterations: total length of the run, the number after the last batch's. The iterator ends there.
         workers: processes that prepare batches ahead (default 0: in this process, when asked for).
+        part: (r, n) gives part r of n of every batch, its slots in order, so that n processes share the batches of
+            one (default: all of it).
 
     Returns:
         Iterator over `iterations` - `start_iteration` batches with the augmentation's crop as H, W.
@@ -120,7 +133,10 @@ def training_batches(
             raise ValueError(f"{field}={value}; expected a whole number of at least {bound}")
     if not 0 <= start_iteration <= iterations:
         raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
-    stream, order = BatchStream(dataset, batch_size, augmentation, seed), range(start_iteration, iterations)
+    number, parts = part
+    if not 0 <= number < parts or batch_size % parts:
+        raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
+    stream, order = BatchStream(dataset, batch_size, augmentation, seed, part), range(start_iteration, iterations)
     if workers == 0:
         return (stream[iteration] for iteration in order)
     # a generator of its own: the loader draws a seed for its workers, by default from the global state

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apd.losses import masked_mean
+from apd.means import divisor
 from apd.perspective import full_precision, inverse_length
 from apd.rivals.distiller import IGNORED, FeatureRival, convolved
 
@@ -38,7 +39,8 @@ def attention_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor
 def generation_loss(generated_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
     """Squared distance of two feature maps of one shape: sum over channels and valid pixels, mean over images."""
     squared_Bhw = (generated_BChw - teacher_BChw).square().sum(1)
-    return torch.where(valid_Bhw, squared_Bhw, 0.0).sum() / len(squared_Bhw)
+    images = torch.full((), len(squared_Bhw), device=squared_Bhw.device)
+    return torch.where(valid_Bhw, squared_Bhw, 0.0).sum() / divisor(images)
 
 
 class FitNet(FeatureRival):

@@ -18,6 +18,7 @@ from apd.data.transforms import Augmentation
 from apd.models.segmenter import Segmenter, build_segmenter
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.experiment import DataConfig, Experiment, ExperimentError, NetworkConfig, TrainingConfig
+from apd.study.ranks import Ranks, of_every_rank, own_gpu
 
 _PUBLISHED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)}
 
@@ -33,11 +34,15 @@ class Splits(NamedTuple):
 def choose_device(name: str | None = None) -> torch.device:
     """The torch device of that name; without a name cuda where there is one, else cpu.
 
+    Of several ranks, each takes the GPU of its own number where none is named.
+
     Raises:
         ExperimentError: there is no such device here.
     """
     if not name:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = own_gpu()
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine
@@ -45,6 +50,23 @@ def choose_device(name: str | None = None) -> torch.device:
         reason = str(error).split("\n")[0]
         raise ExperimentError(f"device = {name!r}: expected cpu, or cuda where there is a GPU ({reason})") from error
     return device
+
+
+def require_equal_parts(training: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
+    """Refuse a batch that cannot be divided evenly over ranks and the steps of an accumulation.
+
+    Raises:
+        ExperimentError: it cannot, or a part is too small for batch norm to train on.
+    """
+    parts = ranks.size * training.accumulation
+    least = 1 if ranks.size > 1 and device.type == "cuda" else 2  # synchronised over GPUs, one image each will do
+    if training.batch_size % parts or training.batch_size < least * parts:
+        raise of_every_rank(
+            ExperimentError(
+                f"TrainingConfig.batch_size = {training.batch_size}: expected a multiple of ranks x accumulation = "
+                f"{ranks.size} x {training.accumulation} = {parts}, and {least} or more images in each part"
+            )
+        )
 
 
 def build_split(data: DataConfig, split: str) -> SegmentationDataset:
@@ -152,10 +174,11 @@ def build_optimisers(
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
+        fused=training.fused or None,  # None leaves the choice to torch, which does not take the fused one
     )
     optimisers: dict[str, torch.optim.Optimizer] = {"student": sgd}
     if teacher_groups:
-        optimisers["teacher_heads"] = torch.optim.Adam(teacher_groups, betas=(0.9, 0.99))
+        optimisers["teacher_heads"] = torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=training.fused or None)
     return optimisers
 
 

@@ -3,7 +3,8 @@
 A campaign can be stopped and continued at any time, on any machine: experiments with a record are skipped. They are
 ordered seed by seed, so that one stopped half-way is still a fair comparison of all its methods.
 
-Needs no command-line library: `python -m apd.study.campaign NAME`.
+Workers that share a file system take a shard each. Needs no command-line library: `python -m apd.study.campaign NAME`,
+or `torchrun -m apd.study.campaign NAME` for several processes on each run.
 """
 
 import argparse
@@ -17,8 +18,10 @@ from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import records_folder
+from apd.study.ranks import join
 from apd.study.recipes import METHODS, Method, distillers_of, lengthened, recipe
 from apd.study.record import Record, read_record
+from apd.study.shard import WHOLE, Shard
 from apd.study.shell import UsageError, exit_code_of
 from apd.study.train import train
 
@@ -190,15 +193,24 @@ def existing_records(folder: Path) -> dict[str, Record]:
 
 
 def run_campaign(
-    name: str, *, folder: Path | None = None, device: str | None = None, only: str = "", progress: bool | None = None
+    name: str,
+    *,
+    folder: Path | None = None,
+    device: str | None = None,
+    only: str = "",
+    shard: Shard = WHOLE,
+    progress: bool | None = None,
 ) -> list[Record]:
-    """Run what a campaign still lacks and return all its records.
+    """Run what a campaign, or one shard of it, still lacks, and return all its records.
+
+    Workers may share one file system: a run that another holds is waited for, so that a teacher is trained once.
 
     Args:
         name: a key of CAMPAIGNS.
         folder: where its records go; default `book/results/<name>/`.
         device: torch device; default is cuda where there is one, else cpu.
         only: run only the experiments whose label contains this text.
+        shard: this worker's part of them; may be empty.
         progress: bars of the single runs; None shows them on a terminal only.
 
     Raises:
@@ -206,28 +218,31 @@ def run_campaign(
         RecordError: one of the records there is damaged.
         Everything that `train` raises; the records written so far stay.
     """
+    ranks = join()
     folder = folder or records_folder(name)
     known = experiments_of(name)
     experiments = [e for e in known if only in e.name]
     if not experiments:
         raise CampaignError(f"only = {only!r}: expected a part of one of the labels {', '.join(e.name for e in known)}")
-    done = existing_records(folder)
+    experiments = shard.of_list(experiments)
+    done = ranks.by_first(lambda: existing_records(folder))
     missing = [e for e in experiments if fingerprint(e) not in done]
-    print(f"{name}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record", flush=True)
+    part = f", shard {shard.number}/{shard.of}" if shard.of > 1 else ""
+    ranks.tell(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
     spent = 0.0
     for number, experiment in enumerate(missing):
         begun = time.monotonic()
         found = train(experiment, device=device, progress=progress, wait=True)
         # a run that another campaign began has that one's label
         record = Record({**found.content, "experiment": to_dict(experiment)})
-        record.save(folder / f"{experiment.name}-{fingerprint(experiment)}.json")
         done[fingerprint(experiment)] = record
+        if ranks.first:
+            record.save(folder / f"{experiment.name}-{fingerprint(experiment)}.json")
         spent += time.monotonic() - begun
         left = spent / (number + 1) * (len(missing) - number - 1)
-        print(
+        ranks.tell(
             f"{name}: {number + 1}/{len(missing)} {experiment.name}: mIoU {record.scores.miou:.4f}, "
-            f"about {left / 60:.0f} min left",
-            flush=True,
+            f"about {left / 60:.0f} min left"
         )
     return [done[fingerprint(e)] for e in experiments]
 
@@ -239,10 +254,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, help="folder of the records (default: book/results/NAME)")
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
     parser.add_argument("--only", default="", help="run only experiments whose label contains this text")
+    parser.add_argument("--shard", default="", help="i/n: run only worker i's part when n workers share the campaign")
     chosen = parser.parse_args(arguments)
 
     def run() -> int:
-        run_campaign(chosen.name, folder=chosen.records, device=chosen.device, only=chosen.only)
+        shard = Shard.parse(chosen.shard)
+        run_campaign(chosen.name, folder=chosen.records, device=chosen.device, only=chosen.only, shard=shard)
         return 0
 
     return exit_code_of(run, "apd.study.campaign")

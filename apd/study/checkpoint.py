@@ -167,7 +167,10 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a run's folder for this process.
 
-    The lock is the operating system's own on `folder/lock`: it vanishes with the process, however that ends.
+    The lock is the operating system's own on `folder/lock` (`flock`): it vanishes with the process, however that ends.
+    Between processes of one machine it always holds. Between machines it holds where the shared file system carries it
+    to its server: NFS on Linux does, Lustre when it is mounted with `flock` (with `localflock` it holds within a
+    machine only, and nothing tells so).
 
     Args:
         folder: the run's folder; made if it is not there.
@@ -175,7 +178,7 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         RunBusyError: another process holds it and `wait` is false; says which.
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or its file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,6 +199,11 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 ) from None
             print(f"waiting for {holder}, which works on {folder.name}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot lock {folder / 'lock'}: {error.strerror}; have the file system mounted with locks (Lustre: "
+                "option flock), or set APD_RUNS to a folder on another one"
+            ) from error
         # written past Python's buffer, which on a full disk would try and fail again when the file is closed
         with contextlib.suppress(OSError):
             os.truncate(file.fileno(), 0)

@@ -122,7 +122,7 @@ class TrainingConfig:
     iterations: int = 1000
     """Optimiser steps."""
     batch_size: int = 8
-    """Images in one step."""
+    """Images in one optimiser step, of all processes and of all parts of an accumulation together."""
     learning_rate: float = 0.01
     """Initial rate of the backbone; follows (1 - t/T)^power."""
     head_multiplier: float = 10.0
@@ -139,6 +139,16 @@ class TrainingConfig:
     """Decay of an average of the weights that is evaluated in their place; None switches it off."""
     evaluations: int = 4
     """How many times the student is scored on val on the way (own choice)."""
+    accumulation: int = 1
+    """Parts, computed one after the other, that a batch is divided into to save memory. Batch norm sees one part."""
+    compile: bool = False
+    """Whether student and teacher go through torch.compile in training; needs a compiler, and minutes at the start."""
+    channels_last: bool = True
+    """Whether images and weights lie in memory channels last."""
+    fused: bool = False
+    """Whether an optimiser step is one kernel for many parameters."""
+    pinned_memory: bool = False
+    """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -149,6 +159,9 @@ class TrainingConfig:
         for name in ("weight_decay", "power", "auxiliary_weight", "evaluations"):
             require(getattr(self, name) >= 0, self, name, "a number >= 0")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
+        require(self.accumulation >= 1, self, "accumulation", "an integer >= 1")
+        whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
+        require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
 

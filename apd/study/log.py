@@ -113,10 +113,13 @@ class StopRequest:
     """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps.
 
     A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, it changes nothing.
+
+    Args:
+        notice: whether to tell on standard error that the request was heard.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, *, notice: bool = True) -> None:
+        self.requested, self.notice = False, notice
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -133,9 +136,5 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        os.write(2, b"\nstopping after this step; once more stops at once\n")
-
-    def leave_if_requested(self, folder: Path, step: int) -> None:
-        """Raise StoppedError if a stop was asked for. Called after the checkpoint of `step` is written."""
-        if self.requested:
-            raise StoppedError(f"stopped at step {step}; the same command goes on from there ({folder.name})")
+        if self.notice:
+            os.write(2, b"\nstopping after this step; once more stops at once\n")

@@ -210,8 +210,11 @@ def read_records(folder: Path) -> list[Record]:
     return [read_record(path) for path in paths]
 
 
-def provenance(device: torch.device, precision: str) -> dict[str, Any]:
-    """The entries of a record that say where it came from: commit, versions, device, command."""
+def provenance(device: torch.device, precision: str, ranks: int = 1) -> dict[str, Any]:
+    """The entries of a record that say where it came from: commit, versions, device, command.
+
+    `ranks`, the number of processes that shared the work, is told where it is not 1.
+    """
     return {
         "git": _git_state(),
         "versions": {"python": platform.python_version()}
@@ -222,7 +225,8 @@ def provenance(device: torch.device, precision: str) -> dict[str, Any]:
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "threads": torch.get_num_threads(),
             "precision": precision,
-        },
+        }
+        | ({"ranks": ranks} if ranks > 1 else {}),
         "command": shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
     }
 

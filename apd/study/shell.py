@@ -1,5 +1,7 @@
 """What a shell user gets for a mistake: one message on standard error and an exit code, no traceback.
 
+Of several ranks, rank 0 tells what all of them have met; the others tell only what is their own, with their number.
+
 Exit codes: 0 done, 1 a mistake told by its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
 Anything else that is raised is a defect of this package and shows its traceback.
 """
@@ -12,6 +14,7 @@ from apd.data.folder import DataError
 from apd.study.checkpoint import CheckpointError, RunBusyError
 from apd.study.experiment import ExperimentError
 from apd.study.log import NonFiniteLossError, StoppedError
+from apd.study.ranks import LostRankError, is_told_by_first, leave, of_every_rank, started_rank
 from apd.study.record import RecordError
 from apd.study.teacher import TeacherError
 
@@ -24,6 +27,7 @@ USER_ERRORS = (
     CheckpointError,
     DataError,
     ExperimentError,
+    LostRankError,
     NonFiniteLossError,
     RecordError,
     RunBusyError,
@@ -34,6 +38,8 @@ USER_ERRORS = (
 def exit_code_of(command: Callable[[], int], program: str) -> int:
     """Run a command, tell what went wrong on standard error, and return the exit code.
 
+    It is the last that a rank does: the ranks part here.
+
     Args:
         command: does the work and returns an exit code.
         program: name before the message, such as "apd".
@@ -41,18 +47,21 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
     try:
         code = command()
         sys.stdout.flush()
+        return leave(code)
     except UsageError as error:
-        return _tell(program, error, 2)
+        return _tell(program, of_every_rank(error), 2)
     except USER_ERRORS as error:
         return _tell(program, error, 1)
     except KeyboardInterrupt as error:
-        return _tell(program, error if isinstance(error, StoppedError) else "stopped", 130)
+        told = error if isinstance(error, StoppedError) else of_every_rank(KeyboardInterrupt("stopped"))
+        return _tell(program, told, 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
+        return leave(1)
 
 
-def _tell(program: str, message: object, code: int) -> int:
-    print(f"{program}: {message}", file=sys.stderr)
-    return code
+def _tell(program: str, error: BaseException, code: int) -> int:
+    rank = started_rank()
+    if not (rank and is_told_by_first(error)):
+        print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+    return leave(code)

@@ -10,6 +10,7 @@ from apd.models.released import load_weights
 from apd.models.segmenter import Segmenter
 from apd.study.build import Splits, build_network
 from apd.study.experiment import Experiment
+from apd.study.ranks import ALONE, Ranks, of_every_rank
 
 
 class TeacherError(RuntimeError):
@@ -35,18 +36,23 @@ def load_teacher(experiment: Experiment, path: Path, num_classes: int, device: t
     return teacher.eval().requires_grad_(False)
 
 
-def measure_teacher(experiment: Experiment, teacher: Segmenter, splits: Splits, precision: str) -> torch.Tensor:
-    """The teacher's confusion matrix on the evaluation split.
+def measure_teacher(
+    experiment: Experiment, teacher: Segmenter, splits: Splits, precision: str, ranks: Ranks = ALONE
+) -> torch.Tensor:
+    """The teacher's confusion matrix on the evaluation split, each rank taking its part of the images.
 
     Raises:
         TeacherError: its mIoU is below `teacher.expected_miou`.
     """
-    matrix_KK = confusion_of(teacher, splits.evaluation, precision=precision, inference=experiment.inference)
+    part, inference = ranks.part(splits.evaluation), experiment.inference
+    matrix_KK = ranks.total(confusion_of(teacher, part, precision=precision, inference=inference))
     miou, split = scores(matrix_KK).miou, experiment.data.evaluation_split
-    print(f"{experiment.name}: teacher mIoU {miou:.4f} on {split}", flush=True)
+    ranks.tell(f"{experiment.name}: teacher mIoU {miou:.4f} on {split}")
     if not miou >= experiment.teacher.expected_miou:
-        raise TeacherError(
-            f"the teacher's mIoU is {miou:.4f} on {split}, below teacher.expected_miou = "
-            f"{experiment.teacher.expected_miou}: wrong weights, wrong data or wrong image size"
+        raise of_every_rank(
+            TeacherError(
+                f"the teacher's mIoU is {miou:.4f} on {split}, below teacher.expected_miou = "
+                f"{experiment.teacher.expected_miou}: wrong weights, wrong data or wrong image size"
+            )
         )
     return matrix_KK

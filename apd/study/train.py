@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from apd.evaluate.inference import agreement_of, confusion_of
+from apd.evaluate.inference import agreement_of
 from apd.models.segmenter import Segmenter
-from apd.study.build import build_network, build_split, build_splits, choose_device
-from apd.study.checkpoint import CheckpointError, only_process, save_weights, sha256_of
+from apd.study.build import build_network, build_split, build_splits, choose_device, require_equal_parts
+from apd.study.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.study.experiment import Experiment
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import run_folder
 from apd.study.loop import Run
+from apd.study.ranks import join, told_losses
 from apd.study.record import SCHEMA, Record, provenance, read_record
 from apd.study.teacher import load_teacher
 
 
+@told_losses()
 def train(
     experiment: Experiment,
     *,
@@ -34,11 +36,12 @@ def train(
 ) -> Record:
     """Run an experiment to its end, or find it finished, and return its record.
 
-    A teacher that has to be trained is trained first, as a run of its own that all its students share.
+    A teacher that has to be trained is trained first, as a run of its own that all its students share. Under `torchrun`
+    every process calls this alike; they share the work, and each gets the record.
 
     Args:
         experiment: the full configuration.
-        device: torch device; default is cuda where there is one, else cpu.
+        device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
         progress: show a bar; None shows it on a terminal only.
         wait: when another process works on this run, wait for it instead of raising.
         on_step: called with the number of steps done after each one.
@@ -46,28 +49,34 @@ def train(
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
         DataError: the data are missing or damaged.
-        ExperimentError: the device is not there, or the network cannot be built.
+        ExperimentError: the device is not there, the network cannot be built, or the batch cannot be divided evenly
+            over the ranks.
         TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou`.
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
         CheckpointError: the disk is full or read-only, or the finished run is of an older generator of scenes.
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
+        LostRankError: another rank of this run has gone.
     """
-    folder = run_folder(experiment)
-    if (folder / "record.json").exists():
-        return _finished(folder)
+    ranks = join()
+    folder = ranks.by_first(lambda: run_folder(experiment))
+    if record := ranks.by_first(lambda: _finished(folder)):
+        return record
     where = choose_device(device)
-    with only_process(folder, wait=wait):
-        if (folder / "record.json").exists():  # the process we waited for has finished it
-            return _finished(folder)
+    require_equal_parts(experiment.training, ranks, where)
+    with ranks.hold(folder, wait=wait):
+        if record := ranks.by_first(lambda: _finished(folder)):  # by the process that we waited for
+            return record
         # what can be wrong with data or student is found before hours go into a teacher
-        splits = build_splits(experiment.data)
-        student = build_network(experiment.network, len(splits.train.spec.class_names), where, seed=experiment.seed)
+        splits = ranks.first_then_all(lambda: build_splits(experiment.data))
+        classes = len(splits.train.spec.class_names)
+        student = ranks.first_then_all(lambda: build_network(experiment.network, classes, where, seed=experiment.seed))
         teacher, weights = None, None
         if experiment.teacher is not None:
             weights = _teacher_weights(experiment, device=device, progress=progress)
-            teacher = load_teacher(experiment, weights, student.num_classes, where)
-        run = Run(experiment, folder, where, progress, splits, student, teacher)
-        origin = provenance(where, run.precision)  # before the first step: the code that runs, not what it becomes
+            teacher = ranks.first_then_all(lambda: load_teacher(experiment, weights, student.num_classes, where))
+        run = Run(experiment, folder, where, progress, splits, student, teacher, ranks)
+        # before the first step: the code that runs, not what it becomes
+        origin = provenance(where, run.precision, ranks.size)
         run.execute(on_step)
         return _finish(run, origin, weights)
 
@@ -95,11 +104,13 @@ def trained_network(run: Experiment | Path, device: str | None = "cpu") -> Segme
     return model.eval()
 
 
-def _finished(folder: Path) -> Record:
+def _finished(folder: Path) -> Record | None:
     """The record of a finished run, unless what it was trained on is another today.
 
     Scenes change with their generator, and a folder of one's own with whoever puts a picture there.
     """
+    if not (folder / "record.json").exists():
+        return None
     record = read_record(folder / "record.json")
     data = record.experiment.data
     changed = {
@@ -127,16 +138,22 @@ def _teacher_weights(experiment: Experiment, device: str | None, progress: bool 
 
 def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> Record:
     """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
-    model, evaluation, experiment = run.evaluated.eval(), run.splits.evaluation, run.experiment
-    teacher = run.facts["teacher"]
+    evaluation, ranks = run.splits.evaluation, run.ranks
+    run.evaluated.eval()
+    confusion, teacher = run.confusion(evaluation, run.experiment.inference).tolist(), None
     if run.teacher is not None:
-        matrix_KK = agreement_of(
-            model, run.teacher, evaluation, precision=run.precision, inference=experiment.inference
-        )
+        part, inference = ranks.part(evaluation), run.experiment.inference
+        counts = agreement_of(run.evaluated, run.teacher, part, precision=run.precision, inference=inference)
         # a file of weights can be replaced under its name: the record says which it was
-        teacher = {**teacher, "agreement": matrix_KK.tolist(), "weights_sha256": sha256_of(teacher_weights)}
+        teacher = {"agreement": ranks.total(counts).tolist(), "weights_sha256": sha256_of(teacher_weights)}
+        teacher = {**run.facts["teacher"], **teacher}
+    return ranks.by_first(lambda: _write(run, origin, confusion, teacher))
+
+
+def _write(run: Run, origin: dict[str, Any], confusion: list, teacher: dict[str, Any] | None) -> Record:
+    evaluation, experiment = run.splits.evaluation, run.experiment
     weights = run.folder / "weights.safetensors"
-    save_weights(weights, model.state_dict())
+    save_weights(weights, run.evaluated.state_dict())
     content = {
         "schema": SCHEMA,
         "experiment": to_dict(experiment),
@@ -156,7 +173,7 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
         "peak_memory_bytes": _peak_memory(run.device),
         "parameters": sum(p.numel() for p in run.student.parameters()),
         "evaluations": run.facts["evaluations"],
-        "confusion": confusion_of(model, evaluation, precision=run.precision, inference=experiment.inference).tolist(),
+        "confusion": confusion,
         "teacher": teacher,
         "weights_sha256": sha256_of(weights),
     }

@@ -181,22 +181,16 @@ def _campaign(arguments: list[str]) -> int:
 
     description = f"{_campaign.__doc__} Campaigns: {', '.join(CAMPAIGNS)}."
     chosen = _parse(Campaign, arguments, prog="apd campaign", description=description)
-    records = run_campaign(
-        chosen.name,
-        folder=chosen.records,
-        only=chosen.only,
-        shard=Shard.parse(chosen.shard),
-        device=chosen.device or None,
-    )
+    shard, device = Shard.parse(chosen.shard), chosen.device or None
+    records = run_campaign(chosen.name, folder=chosen.records, only=chosen.only, shard=shard, device=device)
     for record in () if started_rank() else records:
         print(_summary(record))
     return 0
 
 
 def _cost(arguments: list[str]) -> int:
-    """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; or, with --loss, the
-    milliseconds and memory of the method's forward and backward pass at published sizes; or, with --switches, the
-    seconds of the student's optimiser step with each switch of the recipe the other way."""
+    """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, milliseconds and
+    memory of the method's forward and backward pass at published sizes; with --switches, seconds of a training step."""
     from apd.evaluate.cost import cost_of
     from apd.evaluate.loss_cost import method_costs
     from apd.study.build import build_network, choose_device, spec_of
@@ -212,8 +206,7 @@ def _cost(arguments: list[str]) -> int:
         loss: bool = False
         """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
         switches: bool = False
-        """Measure a training step with precision, memory layout, fused optimiser, compilation and accumulation each
-        the other way instead of networks; compilation takes minutes."""
+        """Measure a training step with each switch of the recipe the other way; the compiled one takes minutes."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 

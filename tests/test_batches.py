@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from apd.data.batches import BatchStream, epoch_order, evaluation_batches, training_batches
+from apd.data.batches import Batch, BatchStream, epoch_order, evaluation_batches, training_batches
 from apd.data.catalogue import SCENES
 from apd.data.sample import Sample
 from apd.data.transforms import Augmentation
@@ -139,6 +139,22 @@ def test_batches_can_be_asked_for_in_any_order():
     stream = BatchStream(Noise(9), 4, VARIED, seed=1)
     forwards = [stream[iteration] for iteration in range(8)]
     assert_equal([stream[iteration] for iteration in reversed(range(8))], forwards[::-1])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_the_parts_of_a_batch_make_the_whole_in_order(parts):
+    settings = {"batch_size": 6, "augmentation": VARIED, "seed": 11, "start_iteration": 2, "iterations": 7}
+    whole = training_batches(Noise(9), **settings)
+    pieces = [training_batches(Noise(9), **settings, part=(number, parts)) for number in range(parts)]
+    joined = [Batch(*map(torch.cat, zip(*batches, strict=True))) for batches in zip(*pieces, strict=True)]
+    assert len(joined) == 5
+    assert_equal(joined, whole)
+
+
+@pytest.mark.parametrize("part", [(0, 4), (2, 2), (-1, 2), (0, 0)])
+def test_a_part_that_is_none_is_refused(part):
+    with pytest.raises(ValueError, match=r"part=.*: expected \(r, n\) with 0 <= r < n, n a divisor of batch_size=6"):
+        training_batches(Numbered(9), batch_size=6, augmentation=WHOLE, seed=0, iterations=1, part=part)
 
 
 def test_the_order_cannot_be_changed_from_outside():

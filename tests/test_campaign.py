@@ -1,12 +1,14 @@
 """A campaign skips what has a record, goes seed by seed, and can be stopped and continued."""
 
+import json
+import os
 import runpy
 import sys
 from dataclasses import fields, replace
 from itertools import product
 
 import pytest
-from small_experiments import tiny
+from small_experiments import exit_codes, start, tiny
 
 from apd.study import campaign
 from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms
@@ -14,6 +16,7 @@ from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, r
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.recipes import METHOD_NAMES, METHODS
 from apd.study.record import RecordError, read_record
+from apd.study.shard import Shard
 from apd.study.statistics import method_of
 from apd.study.train import train
 
@@ -183,6 +186,77 @@ def test_an_unknown_campaign_is_refused_and_the_nearest_told():
 def test_a_choice_of_experiments_that_fits_none_is_refused(folder):
     with pytest.raises(CampaignError, match=r"only = 'long-seed7': expected a part of .*short-seed0, long-seed0"):
         run_campaign("four", folder=folder, only="long-seed7")
+
+
+# several workers
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 7, 500])
+def test_shards_have_every_experiment_of_a_campaign_once_and_are_as_large(workers):
+    experiments = experiments_of("camvid-small")
+    shards = [Shard(number, workers).of_list(experiments) for number in range(1, workers + 1)]
+    dealt = [experiment for shard in shards for experiment in shard]
+    assert sorted(e.name for e in dealt) == sorted(e.name for e in experiments)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    for shard in shards:
+        assert shard == [e for e in experiments if e in shard], "a campaign's order is kept"
+
+
+def test_with_a_worker_for_each_method_no_worker_has_one_method_only():
+    for shard in (Shard(number, 4).of_list(experiments_of("camvid-small")) for number in range(1, 5)):
+        assert len({experiment.name.split("-")[0] for experiment in shard}) > 1
+
+
+def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, trained, capsys):
+    records = run_campaign("four", folder=folder, shard=Shard(2, 3))
+    assert trained == ["long-seed0"]
+    assert [record.experiment.name for record in records] == ["long-seed0"]
+    run_campaign("four", folder=folder, shard=Shard(3, 3))
+    run_campaign("four", folder=folder, shard=Shard(2, 3))
+    assert trained == ["long-seed0", "short-seed1", "long-seed1"]
+    out = capsys.readouterr().out
+    assert "four, shard 2/3: 1 experiments, 0 have a record" in out
+    assert "four, shard 3/3: 2 experiments, 0 have a record" in out
+    run_campaign("four", folder=folder)
+    assert sorted(trained) == sorted(LABELS)
+
+
+def test_more_workers_than_experiments_leave_some_without_work(folder, trained, capsys):
+    assert run_campaign("four", folder=folder, shard=Shard(9, 9)) == []
+    assert trained == []
+    assert "four, shard 9/9: 0 experiments" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "shard"), [("", Shard(1, 1)), ("1/1", Shard(1, 1)), ("3/8", Shard(3, 8))])
+def test_a_shard_is_read_from_a_text(text, shard):
+    assert Shard.parse(text) == shard
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/", "/4", "a/b", "-1/4", "1/4/2", "1.5/4"])
+def test_what_is_no_shard_is_refused_before_anything_runs(text, folder, trained, capsys):
+    assert main(["four", "--records", str(folder), f"--shard={text}"]) == 2
+    assert f"shard = {text!r}: expected i/n with 1 <= i <= n, such as 2/8" in capsys.readouterr().err
+    assert trained == []
+
+
+def run_shard(runs, records, number):
+    os.environ["APD_RUNS"] = str(runs)
+    CAMPAIGNS["taught"] = lambda: (tiny(method, seed=seed) for seed in range(2) for method in ("pixel_kd", "apd"))
+    sys.exit(main(["taught", "--records", str(records), "--shard", f"{number}/2"]))
+
+
+def test_two_workers_on_one_file_system_train_their_teacher_once(tmp_path):
+    runs, records = tmp_path / "runs", tmp_path / "records"
+    workers = [start(run_shard, runs, records, number, output=tmp_path / str(number)) for number in (1, 2)]
+    assert exit_codes(workers) == [0, 0], [(tmp_path / number).read_text() for number in "12"]
+    assert len(files(records)) == 4
+    (teacher,) = runs.glob("scenes-teacher-*")
+    assert [json.loads(line)["step"] for line in (teacher / "log.jsonl").read_text().splitlines()] == list(range(4))
+    hashes = {read_record(path).content["teacher"]["weights_sha256"] for path in records.iterdir()}
+    assert hashes == {read_record(teacher / "record.json").content["weights_sha256"]}
+
+
+# the command
 
 
 def test_the_module_runs_campaigns_without_a_command_line_library(folder, trained, capsys):

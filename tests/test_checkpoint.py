@@ -284,3 +284,12 @@ def test_a_full_disk_does_not_keep_a_run_from_being_held(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.os, "write", full)
     with only_process(tmp_path), pytest.raises(RunBusyError, match="in use by another process"):
         hold(tmp_path)
+
+
+def test_a_file_system_without_locks_is_told_and_what_to_do(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", unsupported)
+    with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; have the file system"):
+        hold(tmp_path)

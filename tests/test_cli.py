@@ -15,6 +15,7 @@ from PIL import Image
 from small_experiments import exit_code, tiny
 
 from apd import cli
+from apd.evaluate.cost import Latency
 from apd.evaluate.loss_cost import LossShape
 from apd.study.campaign import CAMPAIGNS
 from apd.study.experiment import Experiment
@@ -183,6 +184,21 @@ def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monke
     assert "floor: " in bare
 
 
+def test_cost_of_the_switches_is_a_table_with_the_recipe_first(runs, monkeypatch, capsys):
+    monkeypatch.setattr("apd.study.switch_cost._step_latency", lambda *_: Latency(90.0, 100.0, 110.0))
+    assert leave(["cost", "--switches", "--device", "cpu"]) == 0
+    head, first, *others = capsys.readouterr().out.splitlines()
+    assert head == "apd-seed0: one optimiser step, batch of 2, on cpu"
+    assert first.startswith("as it is ")
+    assert [line.split()[0] for line in others] == ["precision", "channels_last", "fused", "compile"]
+
+
+def test_a_worker_of_a_campaign_runs_its_shard(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
+    assert leave(["campaign", "two", "--records", str(tmp_path / "records"), "--shard", "2/2"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-1:]] == ["student-seed1"]
+
+
 def test_recipes_are_listed_and_shown_as_they_are_run(capsys):
     assert leave(["recipes"]) == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
@@ -213,6 +229,7 @@ def test_recipes_are_listed_and_shown_as_they_are_run(capsys):
         (["predict", "here"], ["at least one picture"]),
         (["predict", "here", "x/a.png", "y/a.jpg"], ["two of the pictures have one name"]),
         (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
+        (["campaign", "scenes-tiny", "--shard", "3/2"], ["shard = '3/2'", "such as 2/8"]),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_is_told_with_what_is_nearest(arguments, told, capsys):

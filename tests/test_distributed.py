@@ -18,6 +18,7 @@ from small_experiments import (
     TEACHER,
     exit_codes,
     outcome,
+    prepared_run,
     run_as_a_command,
     start_ranks,
     tiny,
@@ -41,6 +42,7 @@ from apd.study.distiller_configs import (
     PixelKDConfig,
     SKDConfig,
 )
+from apd.study.experiment import ExperimentError
 from apd.study.folders import run_folder
 from apd.study.ranks import ALONE, Ranks, join
 from apd.study.record import read_record
@@ -208,6 +210,76 @@ def test_gradients_are_sent_on_the_last_step_of_an_accumulation_only(tmp_path):
     assert exit_codes(start_ranks(count_reductions, tmp_path / "counts", outputs=tmp_path)) == [0, 0]
     counts = json.loads((tmp_path / "counts").read_text())
     assert counts["1"] == counts["2"] > 0
+
+
+# what a rank is given
+
+
+@pytest.mark.parametrize(("count", "size"), [(7, 3), (6, 2), (2, 4), (1, 2), (0, 2)])
+def test_the_parts_of_an_evaluation_have_every_picture_once(count, size):
+    class Pictures(list):
+        spec = "spec"
+
+        def fingerprint(self):
+            return "whole"
+
+    pictures = Pictures(f"picture {number}" for number in range(count))
+    parts = [Ranks(rank, size).part(pictures) for rank in range(size)]
+    seen = [part[place] for part in parts for place in range(len(part))]
+    assert sorted(seen) == sorted(pictures)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert {(part.spec, part.fingerprint()) for part in parts} == {("spec", "whole")}
+    for part in parts:
+        assert list(part) == [part[place] for place in range(len(part))], "it does not end"
+    assert ALONE.part(pictures) is pictures
+
+
+def test_synchronised_norms_keep_activations_names_and_parameters():
+    """They run on GPUs only, but in evaluation they are what they were."""
+    network = build_network(NETWORK, CLASSES, CPU, seed=0).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before, names, parameters = network(images), list(network.state_dict()), list(network.parameters())
+    ranks.convert_sync_batchnorm(network)
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 10
+    assert {isinstance(norm, nn.SyncBatchNorm) for norm in norms} == {True}
+    torch.testing.assert_close(network(images), before)
+    assert list(network.state_dict()) == names
+    assert [id(parameter) for parameter in network.parameters()] == [id(parameter) for parameter in parameters]
+
+
+def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
+    """One that waits for a gradient and gets none would stall several ranks."""
+    for name, weight in itertools.product(OBJECTIVES, (0.4, 0.0)):
+        experiment = objective_experiment(name)
+        experiment = replace(experiment, training=replace(experiment.training, auxiliary_weight=weight))
+        run = prepared_run(experiment, tmp_path)
+        run.student.train()
+        run._step(batch_with("unevenly_ignored"))
+        trained = nn.ModuleList([run.student, run.distillers]).named_parameters()
+        assert [name for name, p in trained if p.requires_grad and p.grad is None] == []
+
+
+def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks.own_gpu() == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ranks.own_gpu() == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ExperimentError, match="rank 5 is process 2 of its machine, which has 2 GPUs: start"):
+        ranks.own_gpu()
+
+
+def test_ranks_draw_dropout_of_their_own_and_the_first_what_one_process_would():
+    draws = set()
+    for rank, step in itertools.product(range(3), (0, 7)):
+        Ranks(rank, 3).seed(5, step)
+        draws.add(torch.rand(4).numpy().tobytes())
+    assert len(draws) == 5, "rank 0 starts alike at any step, the others do not"
+    torch.manual_seed(5)
+    assert torch.rand(4).numpy().tobytes() in draws
 
 
 # a run

@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -141,9 +142,7 @@ class Ranks:
         if self.size == 1:
             return
         if next(network.parameters()).is_cuda:
-            from timm.layers import convert_sync_batchnorm  # torch's own would lose the activations in timm's norms
-
-            convert_sync_batchnorm(network)
+            convert_sync_batchnorm(network)  # timm's: torch's would lose the activations that are in timm's norms
         else:
             self.tell(
                 f"batch norm: each of the {self.size} ranks takes the statistics of its own images, "

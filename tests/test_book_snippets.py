@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from apd.cli import COMMANDS, main
+from apd.study.campaign import CAMPAIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]
@@ -73,6 +74,17 @@ def test_a_command_of_apd_has_the_options_that_a_page_gives_it(words, capsys):
     assert [word for word in rest if word.startswith("--") and not re.search(rf"{re.escape(word)}\b", told)] == []
 
 
+@pytest.mark.parametrize("words", beginning_with("torchrun"))
+def test_a_job_of_several_processes_has_the_options_that_a_page_gives_it(words, capsys):
+    """Those of torchrun itself are not looked at: they stand before the module."""
+    module, *rest = words[words.index("-m") + 1 :]
+    if module == "apd":
+        test_a_command_of_apd_has_the_options_that_a_page_gives_it(rest, capsys)
+    else:
+        assert module == "apd.study.campaign"
+        assert rest[0] in CAMPAIGNS
+
+
 @pytest.mark.parametrize("words", beginning_with("make"))
 def test_a_target_of_make_that_a_page_names_is_in_the_makefile(words):
     targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
@@ -102,6 +114,6 @@ def test_every_data_script_is_on_a_page_with_its_commands():
 
 
 def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_known():
-    checked = {"apd", "make", "python"}
+    checked = {"apd", "make", "python", "torchrun"}
     known = {"pip", "export", "papermill"}
     assert {words[0] for _, words in commands()} - checked <= known

@@ -86,6 +86,11 @@ OTHER = {  # for every field a legal value that is not its default
         "clip_norm": 1.0,
         "ema_decay": 0.9,
         "evaluations": 0,
+        "accumulation": 2,
+        "compile": True,
+        "channels_last": False,
+        "fused": True,
+        "pinned_memory": True,
     },
     PixelKDConfig: {"weight": 2.0, "temperature": 4.0},
     APDConfig: {
@@ -230,13 +235,15 @@ NETWORKS = st.builds(
 TRAININGS = st.builds(
     TrainingConfig,
     iterations=st.integers(1, 10**6),
-    batch_size=st.integers(2, 64),
+    batch_size=st.integers(1, 8).map(lambda eighths: 8 * eighths),
     learning_rate=POSITIVE | st.integers(1, 9),
     head_multiplier=POSITIVE,
     momentum=st.floats(0, 0.999),
     clip_norm=st.none() | POSITIVE,
     ema_decay=st.none() | st.floats(0.01, 0.999),
     evaluations=st.integers(0, 9),
+    accumulation=st.sampled_from([1, 2, 4]),
+    fused=st.booleans(),
 )
 DATA = st.builds(
     DataConfig,

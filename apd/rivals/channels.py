@@ -151,7 +151,8 @@ class DIST(Rival):
     """DIST (Huang et al. 2022): correlate the two nets' class probabilities instead of matching them.
 
     ``inter`` is 1 - the Pearson correlation over the classes of a pixel, mean over pixels; ``intra`` is 1 - the
-    correlation over all pixels of the batch of a class, mean over classes; both times T².
+    correlation over all pixels of the batch of a class, mean over classes; both times T². Where a batch is divided over
+    processes or steps, ``intra`` correlates the pixels of each part.
 
     Args:
         inter, intra: weights of the two terms in ``"loss"`` (default 1 and 1, official code, which applies the method

@@ -114,7 +114,9 @@ class CIRKD(FeatureRival):
     head to the teacher's channels. The memories are buffers, one queue a class, so checkpoints hold them; in training
     mode every call writes to them, before it reads, at most ``new_pixels`` random pixels and one region for each
     image and class. Slots not yet written hold random directions, as released. Random draws use the global generator
-    of the features' device. Under DDP each process has queues of its own (the released code gathers from all).
+    of the features' device. Under DDP each process has queues of its own, and ``batch_pixels`` and the
+    head's norm are over its own images, so the method depends on how a batch is divided (the released code gathers from
+    all).
 
     In the released code the pixels queued for a class are drawn from the image's first pixels, as many as the class
     has, whatever their labels; here they are the class's own. Its pixel KD of weight 1 is a distiller of its own,

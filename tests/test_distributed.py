@@ -467,7 +467,8 @@ def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, 
 # torchrun
 
 
-def torchrun(runs, **options):
+def torchrun(runs, iterations):
+    """`torchrun -m apd train` on two processes, whose first run is the teacher's."""
     small = {
         "network.backbone": "test_efficientnet",
         "network.head-width": 8,
@@ -478,7 +479,9 @@ def torchrun(runs, **options):
         "data.train-images": 4,
         "data.evaluation-images": 2,
         "training.batch-size": 4,
-        **options,
+        "teacher.network.head-width": 8,
+        "teacher.training.batch-size": 4,
+        "teacher.training.iterations": iterations,
     }
     arguments = ["train", "--method", "student", *(f"--{name}={value}" for name, value in small.items())]
     return subprocess.Popen(
@@ -491,7 +494,7 @@ def torchrun(runs, **options):
 
 
 def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
-    job = torchrun(tmp_path, **{"training.iterations": 100_000})
+    job = torchrun(tmp_path, iterations=100_000)
     while not (logs := list(tmp_path.glob("*/log.jsonl"))) or len(logs[0].read_text().splitlines()) < 3:
         assert job.poll() is None, job.stderr.read()
         time.sleep(0.05)

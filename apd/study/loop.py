@@ -50,12 +50,13 @@ class Run:
         self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
         self.splits, self.student, self.teacher, self.ranks = splits, student, teacher, ranks
         self.precision = resolve_precision(device, experiment.precision)
+        self.ignore_index = splits.train.spec.ignore_index
         self.update = Update(
             experiment,
             student,
             teacher,
             precision=self.precision,
-            ignore_index=splits.train.spec.ignore_index,
+            ignore_index=self.ignore_index,
             ranks=ranks,
         )
         self.distillers, self.optimisers = self.update.distillers, self.update.optimisers

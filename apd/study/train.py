@@ -62,6 +62,8 @@ def train(
     if record := ranks.by_first(lambda: _finished(folder)):
         return record
     where = choose_device(device)
+    if ranks.size > 1 and where.type == "cuda":
+        torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
     require_equal_parts(experiment.training, ranks, where)
     with ranks.hold(folder, wait=wait):
         if record := ranks.by_first(lambda: _finished(folder)):  # by the process that we waited for

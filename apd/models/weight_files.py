@@ -1,8 +1,8 @@
 """Files of weights: reading one without running what it may contain, and matching its tensors by name, strictly."""
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -52,7 +52,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def _load_checkpoint(path: str | Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise RuntimeError(
             "the file holds more than tensors and plain values, and is not unpickled, because that can run any code. "
             "Where you trust it, save its tensors alone: "

@@ -102,9 +102,8 @@ class _Watcher:
         self.optimiser.step()
 
     def _prototypes(self, projected_BDhw: Tensor, labels_Bhw: Tensor) -> tuple[Tensor, Tensor]:
-        return class_prototypes(
-            projected_BDhw, labels_Bhw, self.run.student.num_classes, ignore_index=self.run.ignore_index
-        )
+        spec = self.run.splits.train.spec
+        return class_prototypes(projected_BDhw, labels_Bhw, spec.num_classes, ignore_index=spec.ignore_index)
 
     @torch.no_grad()
     def note(self) -> dict[str, Tensor]:

@@ -1,23 +1,22 @@
-"""The command `apd`: train, evaluate, predict, campaign, cost, recipes.
+"""The command `apd`: train, evaluate, predict, export, campaign, cost, recipes.
 
 Each command is a frozen dataclass: tyro makes its options and its help from the fields. What a user gets for a mistake
 is told in `apd.study.shell`.
 """
 
-import contextlib
-import io
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
+from apd.commands.parsing import only, parse
+from apd.commands.using import evaluate, export, predict
 from apd.study.campaign import CAMPAIGNS, run_campaign
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.ranks import started_rank
-from apd.study.record import Record, read_record
+from apd.study.record import Record
 from apd.study.shard import Shard
 from apd.study.shell import UsageError, exit_code_of
 
@@ -47,9 +46,9 @@ def _train(arguments: list[str]) -> int:
 
     # size and method decide the defaults of everything else, so they are read first
     wanted = [a for a in arguments if a not in ("-h", "--help")]
-    base = _parse(Base, _only(wanted, ("--size", "--method")), prog="apd train")
+    base = parse(Base, only(wanted, ("--size", "--method")), prog="apd train")
     start = recipe(base.size, base.method)
-    chosen = _parse(
+    chosen = parse(
         Train,
         arguments,
         default=Train(experiment=start, size=base.size, method=base.method),
@@ -64,101 +63,6 @@ def _train(arguments: list[str]) -> int:
     if not started_rank():
         print(_summary(record))
         print(run_folder(experiment) / "record.json")
-    return 0
-
-
-def _parse(kind: type, arguments: list[str], **options: Any) -> Any:
-    """What tyro reads from a command line; below its message about a mistyped choice, the nearest one is told."""
-    import tyro
-
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, args=arguments, **options)
-    except SystemExit:
-        text = re.sub(r"[│\s]+", " ", told.getvalue())  # its box wraps words at the terminal's width
-        if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
-            value, argument, choices = wrong.groups()
-            if hint := did_you_mean(value, re.findall(r"[^', ]+", choices)):
-                told.write(f"{options['prog']}: {argument} {value}{hint}\n")
-        raise
-    finally:
-        if not started_rank():  # the others have read the same
-            sys.stderr.write(told.getvalue())
-
-
-def _only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
-    """Those of `flags` that stand in the command line, with their values, in either spelling."""
-    kept = []
-    for place, argument in enumerate(arguments):
-        if argument in flags:
-            kept += arguments[place : place + 2]
-        elif argument.startswith(tuple(f"{flag}=" for flag in flags)):
-            kept.append(argument)
-    return kept
-
-
-def _evaluate(arguments: list[str]) -> int:
-    """Score a finished run again on a split of its data."""
-    import tyro
-
-    from apd.evaluate.confusion import scores
-    from apd.evaluate.inference import confusion_of
-    from apd.study.build import build_split
-    from apd.study.train import trained_network
-
-    @dataclass(frozen=True)
-    class Evaluate:
-        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-        """Folder of a finished run (it holds record.json and weights.safetensors)."""
-        split: Literal["train", "val", "test"] = "val"
-        """Split of the run's own data."""
-        device: str = ""
-        """Torch device; empty is cuda where there is one, else cpu."""
-
-    chosen = _parse(Evaluate, arguments, prog="apd evaluate", description=_evaluate.__doc__)
-    record = _record_of(chosen.run)
-    dataset = build_split(record.experiment.data, chosen.split)
-    model = trained_network(chosen.run, device=chosen.device or None)
-    result = scores(confusion_of(model, dataset, precision=record.experiment.precision, progress=chosen.split))
-    for name, iou, accuracy in zip(dataset.spec.class_names, result.iou, result.accuracy, strict=True):
-        print(f"{name:12s} IoU {iou:.4f}  accuracy {accuracy:.4f}")
-    print(
-        f"mIoU {result.miou:.4f} over {result.classes_counted} classes, mAcc {result.macc:.4f}, "
-        f"aAcc {result.aacc:.4f}, {len(dataset)} images of {chosen.split}"
-    )
-    return 0
-
-
-def _predict(arguments: list[str]) -> int:
-    """Write the label map and an overlay of any picture."""
-    import tyro
-
-    from apd.evaluate.pictures import predict_picture
-    from apd.study.build import spec_of
-    from apd.study.train import trained_network
-
-    @dataclass(frozen=True)
-    class Predict:
-        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-        """Folder of a finished run."""
-        images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE")]
-        """Pictures of any size and format."""
-        to: Path = Path("predictions")
-        """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png."""
-
-    chosen = _parse(Predict, arguments, prog="apd predict", description=_predict.__doc__)
-    if not chosen.images:
-        raise UsageError("apd predict needs at least one picture: apd predict RUN PICTURE…")
-    if len({image.stem for image in chosen.images}) < len(chosen.images):
-        raise UsageError(
-            "two of the pictures have one name, so their files would be one: predict them --to two folders"
-        )
-    record = _record_of(chosen.run)
-    model, data = trained_network(chosen.run), record.experiment.data
-    for image in chosen.images:
-        for path in predict_picture(model, image, chosen.to, spec_of(data), size=(data.height, data.width)):
-            print(path)
     return 0
 
 
@@ -180,7 +84,7 @@ def _campaign(arguments: list[str]) -> int:
         """Torch device; empty is cuda where there is one, else cpu."""
 
     description = f"{_campaign.__doc__} Campaigns: {', '.join(CAMPAIGNS)}."
-    chosen = _parse(Campaign, arguments, prog="apd campaign", description=description)
+    chosen = parse(Campaign, arguments, prog="apd campaign", description=description)
     shard, device = Shard.parse(chosen.shard), chosen.device or None
     records = run_campaign(chosen.name, folder=chosen.records, only=chosen.only, shard=shard, device=device)
     for record in () if started_rank() else records:
@@ -210,7 +114,7 @@ def _cost(arguments: list[str]) -> int:
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
-    chosen = _parse(CostOptions, arguments, prog="apd cost", description=_cost.__doc__)
+    chosen = parse(CostOptions, arguments, prog="apd cost", description=_cost.__doc__)
     if chosen.batch < 1:
         raise UsageError(f"--batch {chosen.batch}: expected a whole number of at least 1")
     device = choose_device(chosen.device)
@@ -246,7 +150,7 @@ def _recipes(arguments: list[str]) -> int:
         name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = ""
         """Recipe to show; empty lists all."""
 
-    chosen = _parse(Recipes, arguments, prog="apd recipes", description=_recipes.__doc__)
+    chosen = parse(Recipes, arguments, prog="apd recipes", description=_recipes.__doc__)
     recipes = dict(all_recipes())
     if not chosen.name:
         for name, experiment in recipes.items():
@@ -261,18 +165,13 @@ def _recipes(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    "evaluate": _evaluate,
-    "predict": _predict,
+    "evaluate": evaluate,
+    "predict": predict,
+    "export": export,
     "campaign": _campaign,
     "cost": _cost,
     "recipes": _recipes,
 }
-
-
-def _record_of(run: Path) -> Record:
-    if not (run / "record.json").is_file():
-        raise UsageError(f"{run} is not the folder of a finished run: it holds no record.json")
-    return read_record(run / "record.json")
 
 
 def _summary(record: Record) -> str:

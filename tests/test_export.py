@@ -1,0 +1,213 @@
+"""A file for other programs computes what the network does, and holds the student and nothing else."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from timm.layers import create_conv2d
+from torch import nn
+
+from apd.evaluate import export
+from apd.evaluate.export import ExportError, export_network, pool_by_matrices
+from apd.models import build_segmenter
+
+SIDES = st.integers(1, 30)
+OTHER_SIZES = ((1, 32, 32), (2, 75, 41), (5, 33, 130))
+
+
+class Output(NamedTuple):
+    logits: torch.Tensor
+
+
+class Small(nn.Module):
+    """A strided convolution, two poolings to a grid, a resize: what makes free sizes hard."""
+
+    def __init__(self, stem=None, classes=4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = stem or nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.classifier = nn.Conv2d(18, classes, 1)
+
+    def forward(self, images):
+        maps = self.stem(images)
+        pooled = [F.adaptive_avg_pool2d(maps, 1), nn.AdaptiveAvgPool2d((3, 2))(maps)]
+        wide = [F.interpolate(part, maps.shape[-2:], mode="bilinear", align_corners=True) for part in pooled]
+        return Output(self.classifier(torch.cat([maps, *wide], 1)))
+
+
+def at_full_size(model, images):
+    with torch.no_grad():
+        return F.interpolate(model(images).logits, images.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def random_images(batch, height, width):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
+
+
+def in_onnxruntime(path):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+RUNNERS = {".onnx": in_onnxruntime, ".pt2": lambda path: torch.export.load(path).module()}
+
+
+@given(height=SIDES, width=SIDES, rows=st.integers(1, 7), columns=st.integers(1, 7))
+def test_matrices_pool_as_adaptive_pooling_does(height, width, rows, columns):
+    maps = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+    expected = F.adaptive_avg_pool2d(maps, (rows, columns))
+    torch.testing.assert_close(pool_by_matrices(maps, (rows, columns)), expected)
+    torch.testing.assert_close(pool_by_matrices(maps[0], (rows, columns)), expected[0])
+
+
+def test_a_program_computes_the_networks_logits_at_any_batch_height_and_width(tmp_path):
+    model = Small().train()
+    made = export_network(model, tmp_path / "net.pt2", size=(48, 64))
+    assert model.training
+    assert (made.path, made.multiple) == (tmp_path / "net.pt2", 1)
+    assert made.size == made.path.stat().st_size
+    assert made.sizes == ((1, 48, 64), (3, 36, 80))
+    assert 0 <= made.difference < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
+    run = torch.export.load(made.path).module()
+    for size in OTHER_SIZES:
+        images = random_images(*size)
+        torch.testing.assert_close(run(images), at_full_size(model, images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """A student whose norms have statistics, and its ONNX file of any size."""
+    torch.manual_seed(0)
+    model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=8)
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.rand(4, 3, 64, 64))
+    path = tmp_path_factory.mktemp("export") / "student.onnx"
+    names = ("road", "sky", "tree", "car", "a, b")
+    assert export_network(model.eval(), path, size=(64, 96), class_names=names).multiple == 1
+    return model, path
+
+
+def test_a_student_in_onnx_answers_at_sizes_it_was_not_written_at(student):
+    model, path = student
+    run = in_onnxruntime(path)
+    for size in OTHER_SIZES:
+        images = random_images(*size)
+        found, expected = run(images), at_full_size(model, images)
+        assert found.shape == (size[0], 5, *size[1:])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.999
+
+
+def test_the_file_holds_the_students_inference_and_nothing_else(student):
+    model, path = student
+    graph = onnx.load(path).graph
+    assert [value.name for value in graph.input] == ["images"]
+    assert [value.name for value in graph.output] == ["logits"]
+    axes = [
+        [axis.dim_param or axis.dim_value for axis in v.type.tensor_type.shape.dim]
+        for v in (*graph.input, *graph.output)
+    ]
+    assert axes == [["batch", 3, "height", "width"], ["batch", 5, "height", "width"]]
+    # norms are folded into the convolutions before them: their biases are named after the weights
+    names = {tensor.name.removeprefix("network.").removesuffix("_bias") for tensor in graph.initializer}
+    own = set(model.state_dict())
+    assert {name for name in names if name.endswith(("weight", "bias"))} <= own
+    assert any(name.startswith("head.merge") for name in names)
+    everything = [node.name for node in graph.node] + [tensor.name for tensor in graph.initializer]
+    assert not [name for name in everything if re.search("aux|teacher|project|distil|prototype|apd", name)]
+    kept = sum(np.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    held = sum(value.numel() for name, value in model.state_dict().items() if not name.startswith("aux_head"))
+    assert 0.9 * held < kept <= held + 100
+
+
+def test_the_file_says_what_it_expects_and_nothing_of_the_machine_that_wrote_it(student, tmp_path):
+    _, path = student
+    about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert "[0, 1]" in about["input"]
+    assert about["height and width"] == "any from 32"
+    assert json.loads(about["classes"]) == ["road", "sky", "tree", "car", "a, b"]
+    made = export_network(Small(), tmp_path / "small.pt2", size=(32, 32), class_names=("a", "b", "c", "d"))
+    extra = {"about.json": ""}
+    torch.export.load(made.path, extra_files=extra)
+    assert json.loads(json.loads(extra["about.json"])["classes"]) == ["a", "b", "c", "d"]
+    with zipfile.ZipFile(made.path) as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    for written in (content, path.read_bytes()):
+        assert export.__file__.encode() not in written
+        assert b'File "' not in written
+
+
+def test_paddings_that_follow_the_size_are_written_for_multiples_of_32(tmp_path):
+    model = Small(create_conv2d(3, 6, 3, stride=2, padding="same"))
+    for suffix, runner in RUNNERS.items():
+        made = export_network(model, tmp_path / f"net{suffix}", size=(40, 64))
+        assert made.multiple == 32
+        assert made.sizes == ((1, 64, 64), (3, 64, 96))
+        assert "height and width multiples of 32 from 64;" in str(made)
+        images = random_images(2, 96, 160)
+        torch.testing.assert_close(runner(made.path)(images), at_full_size(model, images), rtol=1e-4, atol=1e-5)
+        for size in ((72, 64), (64, 72)):
+            with pytest.raises((AssertionError, Fail)):
+                runner(made.path)(random_images(1, *size))
+
+
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path / "net.pt2").write_text("an earlier one")
+    monkeypatch.setattr(export, "pool_by_matrices", lambda maps, size: 1.01 * pool_by_matrices(maps, size))
+    with pytest.raises(ExportError, match=r"does not compute what the network does: logits differ by .* at 1×32×32"):
+        export_network(Small(), tmp_path / "net.pt2", size=(32, 32))
+    assert (tmp_path / "net.pt2").read_text() == "an earlier one"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
+
+
+def test_a_network_that_looks_at_its_values_is_refused_with_the_reason(tmp_path):
+    class Looking(Small):
+        def forward(self, images):
+            return super().forward(images if float(images.mean()) > 0.5 else 1 - images)
+
+    with pytest.raises(ExportError, match=r"cannot be traced by torch\.export: "):
+        export_network(Looking(), tmp_path / "net.pt2", size=(32, 32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_traced(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_traced", lambda *_: pytest.fail("traced"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pt2").mkdir()
+    for path in (tmp_path / "file" / "net.pt2", tmp_path / "folder.pt2"):
+        with pytest.raises(ExportError, match="cannot be written"):
+            export_network(Small(), path, size=(32, 32))
+    with pytest.raises(ValueError, match=r"path: got 'net\.txt', expected a name that ends with \.onnx or \.pt2"):
+        export_network(Small(), tmp_path / "net.txt", size=(32, 32))
+    with pytest.raises(ValueError, match="size: got 16×64 pixels"):
+        export_network(Small(), tmp_path / "net.pt2", size=(16, 64))
+
+
+def test_without_onnx_the_extra_that_brings_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match=r"onnxruntime is not installed: pip install 'apd\[export\]'"):
+        export_network(Small(), tmp_path / "net.onnx", size=(32, 32))
+
+
+def test_a_program_runs_where_this_package_is_not_installed(tmp_path):
+    made = export_network(Small(), tmp_path / "net.pt2", size=(32, 48))
+    code = (
+        "import sys, torch; sys.modules['apd'] = None\n"
+        f"print(tuple(torch.export.load({str(made.path)!r}).module()(torch.zeros(1, 3, 40, 33)).shape))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.stdout.strip() == "(1, 4, 40, 33)", result.stderr

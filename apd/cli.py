@@ -25,6 +25,7 @@ def _train(arguments: list[str]) -> int:
     """Train one experiment: a recipe, and any of its fields changed."""
     import tyro
 
+    from apd.study.dry_run import dry_run
     from apd.study.folders import run_folder
     from apd.study.recipes import Method, Size, recipe
     from apd.study.train import train
@@ -38,9 +39,12 @@ def _train(arguments: list[str]) -> int:
     class Train:
         experiment: Annotated[Experiment, tyro.conf.arg(name="")]
         size: Size = "tiny"
-        """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU) or full (CamVid, GPU)."""
+        """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's
+        data sets (several GPUs), as released or with the corrected loss."""
         method: Method = "apd"
         """What the recipe adds to the student's task loss."""
+        dry_run: bool = False
+        """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -59,6 +63,10 @@ def _train(arguments: list[str]) -> int:
     experiment = chosen.experiment
     if experiment.name == start.name:
         experiment = replace(experiment, name=f"{base.size}-{base.method}-seed{experiment.seed}")
+    if chosen.dry_run:
+        if missing := dry_run(experiment, device=chosen.device or None):
+            print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
+        return 1 if missing else 0
     record = train(experiment, device=chosen.device or None)
     if not started_rank():
         print(_summary(record))
@@ -104,7 +112,7 @@ def _cost(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class CostOptions:
         size: Size = "tiny"
-        """Recipe whose networks are measured, at its image size."""
+        """Recipe whose networks are measured, at its image size (the paper's: at its crop)."""
         batch: int = 1
         """Images at a time."""
         loss: bool = False
@@ -128,21 +136,24 @@ def _cost(arguments: list[str]) -> int:
             print(line, flush=True)
         return 0
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
+    height, width = data.height or data.crop_height, data.width or data.crop_width
     for role, network in (("student", experiment.network), ("teacher", experiment.teacher.network)):
         model = build_network(network, classes, device, seed=0, weights_follow=True).eval()
-        cost = cost_of(model, height=data.height, width=data.width, batch=chosen.batch, device=device)
-        images = f"{chosen.batch}x{data.height}x{data.width}"
+        cost = cost_of(model, height=height, width=width, batch=chosen.batch, device=device)
+        images = f"{chosen.batch}x{height}x{width}"
         print(f"{role}: {network.backbone} {network.head}, {images} on {device}: {cost}")
     return 0
 
 
 def _recipes(arguments: list[str]) -> int:
-    """List the recipes, or show one with every field."""
+    """List the recipes, or show one with every field; those of the paper with the source of each value."""
     import json
 
     import tyro
 
     from apd.study.fingerprint import to_dict
+    from apd.study.paper_recipes import PUBLISHED
+    from apd.study.paper_sources import sourced_lines
     from apd.study.recipes import all_recipes
 
     @dataclass(frozen=True)
@@ -154,7 +165,10 @@ def _recipes(arguments: list[str]) -> int:
     recipes = dict(all_recipes())
     if not chosen.name:
         for name, experiment in recipes.items():
-            print(f"{name:24s} {experiment.data.name}, {experiment.training.iterations} iterations")
+            print(f"{name:40s} {experiment.data.name}, {experiment.training.iterations} iterations")
+    elif chosen.name.startswith(tuple(PUBLISHED)) and chosen.name in recipes:
+        for line in sourced_lines(chosen.name):
+            print(line)
     elif chosen.name in recipes:
         print(json.dumps(to_dict(recipes[chosen.name]), indent=2))
     else:

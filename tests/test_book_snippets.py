@@ -33,7 +33,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
         for first, code in blocks(page, SHELL):
             for number, line in enumerate(code.splitlines(), start=first + 1):
                 if words := shlex.split(line, comments=True):
-                    yield f"{page.name}:{number}", words
+                    # what several processes run is checked as what one runs
+                    started = words[0] == "torchrun" and "-m" in words
+                    yield f"{page.name}:{number}", ["python", *words[words.index("-m") :]] if started else words
 
 
 def beginning_with(*program: str) -> list:

@@ -92,7 +92,7 @@ OTHER = {  # for every field a legal value that is not its default
         "fused": True,
         "pinned_memory": True,
     },
-    PixelKDConfig: {"weight": 2.0, "temperature": 4.0},
+    PixelKDConfig: {"weight": 2.0, "temperature": 4.0, "reduction": "element", "upsample_logits": True},
     APDConfig: {
         "width": 64,
         "scale": 5.0,
@@ -108,6 +108,7 @@ OTHER = {  # for every field a legal value that is not its default
         "teacher_head_schedule": "poly",
         "labels_from": "teacher",
         "detach_prototypes": True,
+        "upsample_logits": True,
     },
     TeacherConfig: {
         "network": NetworkConfig(head_width=64),

@@ -47,6 +47,7 @@ class PixelKD(Rival):
         temperature: T (default 1).
         weight: of the term in ``"loss"`` (default 1, own choice).
         reduction: ``"pixel"`` (default, own choice) or ``"element"``, see :mod:`apd.losses`.
+        upsample_logits: compare on the label grid instead of the logits' own (default, own choice).
         ignore_index: label of pixels not to count (default 255).
 
     >>> import torch
@@ -66,12 +67,13 @@ class PixelKD(Rival):
         temperature: float = 1.0,
         weight: float = 1.0,
         reduction: Reduction = "pixel",
+        upsample_logits: bool = False,
         ignore_index: int = 255,
     ) -> None:
         super().__init__({"pixel_kd": weight}, ignore_index=ignore_index)
         check_choice("reduction", reduction, ("pixel", "element"))
         check_positive("temperature", temperature)
-        self.temperature, self.reduction = temperature, reduction
+        self.temperature, self.reduction, self.upsample_logits = temperature, reduction, upsample_logits
 
     def forward(
         self,
@@ -90,6 +92,7 @@ class PixelKD(Rival):
             temperature=self.temperature,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            upsample_logits=self.upsample_logits,
         )
         return self._with_loss({"pixel_kd": term})
 

@@ -26,8 +26,12 @@ class PixelKDConfig:
 
     method: Literal["pixel_kd"] = "pixel_kd"
     weight: float = 1.0
-    """Weight of the term, in the pixel reduction."""
+    """Weight of the term."""
     temperature: float = 1.0
+    reduction: Literal["pixel", "element"] = "pixel"
+    """Mean over valid pixels, or over all pixels and classes (released code): there, 10 weighs 10 / K per pixel."""
+    upsample_logits: bool = False
+    """Whether logits are compared on the labels' grid (released code) instead of their own."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -66,6 +70,8 @@ class APDConfig:
     """Labels of the perspectives: the data's, or the teacher's predictions, which images without labels have too."""
     detach_prototypes: bool = False
     """Whether the observation term moves the student's pixels only and not its prototypes."""
+    upsample_logits: bool = False
+    """Whether pixel_kd compares logits on the labels' grid (released code) instead of their own."""
 
     def __post_init__(self) -> None:
         require_types(self)

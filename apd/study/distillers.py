@@ -38,7 +38,13 @@ def _module(config: DistillerConfig, sizes: tuple[int, int, int], ignore_index: 
     """The module of a configuration; ``sizes`` are the student's and the teacher's channels and the classes."""
     match config:
         case PixelKDConfig():
-            return PixelKD(temperature=config.temperature, weight=config.weight, ignore_index=ignore_index)
+            return PixelKD(
+                temperature=config.temperature,
+                weight=config.weight,
+                reduction=config.reduction,
+                upsample_logits=config.upsample_logits,
+                ignore_index=ignore_index,
+            )
         case APDConfig():
             return APDLoss(
                 *sizes,
@@ -49,6 +55,7 @@ def _module(config: DistillerConfig, sizes: tuple[int, int, int], ignore_index: 
                 absent=config.absent,
                 ignore_index=ignore_index,
                 temperature=config.temperature,
+                upsample_logits=config.upsample_logits,
                 labels_from=config.labels_from,
                 detach_prototypes=config.detach_prototypes,
                 weights={

@@ -17,8 +17,9 @@ from apd.study.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
+from apd.study.paper_recipes import PAPER_METHODS, PaperSize, paper_recipe
 
-Size = Literal["tiny", "small", "full"]
+Size = Literal[Literal["tiny", "small", "full"], PaperSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {
@@ -35,8 +36,13 @@ METHOD_NAMES: dict[str, str] = {
 SECONDS_OF_APD: dict[str, float] = {"tiny": 1.6, "small": 1.45, "full": 1.45}
 
 
+def methods_of(size: Size) -> tuple[Method, ...]:
+    """The methods that a size has: all, but at the paper's size none that needs the measured seconds of a step."""
+    return PAPER_METHODS if size in get_args(PaperSize) else METHODS
+
+
 def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
-    """The distillers a method adds to the task loss, with the weights that all sizes share."""
+    """The distillers a method adds to the task loss, with the weights that all sizes but the paper's share."""
     match method:
         case "student" | "student_equal_seconds":
             return ()
@@ -54,15 +60,21 @@ def recipe(size: Size = "tiny", method: Method = "apd", *, seed: int = 0, contex
 
     Args:
         size: tiny (built-in scenes, under a minute a run on a CPU), small (CamVid at half resolution, minutes a run on
-            a CPU) or full (CamVid at 360×480, one GPU).
+            a CPU), full (CamVid at 360×480, one GPU), or one of :func:`apd.study.paper_recipes.paper_recipe` (four
+            GPUs).
         method: what is added to the student's task loss.
         seed: of the student; data and teacher stay the same.
-        context_shift: of the scenes; no part of the CamVid sizes.
+        context_shift: of the scenes; no part of the other sizes.
+
+    Raises:
+        ExperimentError: an unknown size, or a method that is unknown or not among :func:`methods_of` the size.
 
     Example:
         >>> recipe("tiny", "pixel_kd", seed=3).name
         'tiny-pixel_kd-seed3'
     """
+    if size in get_args(PaperSize):
+        return paper_recipe(size, method, seed=seed)
     match size:
         case "tiny":
             base = _tiny(context_shift)
@@ -162,6 +174,6 @@ def _full() -> Experiment:
 def all_recipes() -> Iterator[tuple[str, Experiment]]:
     """Every size with every method, by name."""
     for size in get_args(Size):
-        for method in METHODS:
+        for method in methods_of(size):
             experiment = recipe(size, method)
             yield experiment.name.rsplit("-", 1)[0], experiment

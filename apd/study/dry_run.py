@@ -1,0 +1,290 @@
+"""A run that does not run: everything is built and checked, and what training would take is told.
+
+Nothing is written into the folder of runs. A thing that is missing is told and put aside, so that one dry run names all
+of them, and tells what can be known without them.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from apd.data.batches import training_batches
+from apd.data.catalogue import DatasetSpec
+from apd.data.picture_files import DataError
+from apd.data.sample import Sample
+from apd.models.segmenter import Segmenter
+from apd.study.build import Splits, build_augmentation, build_network, build_splits, choose_device, spec_of
+from apd.study.experiment import Experiment, ExperimentError
+from apd.study.fingerprint import fingerprint
+from apd.study.folders import run_folder
+from apd.study.loop import Run
+from apd.study.step_cost import StepCost, step_cost, teacher_step_cost
+from apd.study.teacher import TeacherError, load_teacher
+
+CHECKED = 20
+"""Images of each split that are read, spread evenly over it (own choice); the script of a data set checks all."""
+PATIENCE = 20.0  # seconds; a machine whose first step takes longer is not asked for more of them
+MACS_ON_A_CPU = 10**11  # a larger step is measured with two images there: nobody trains it on a CPU
+
+
+class Measured(NamedTuple):
+    """A few training steps on this machine.
+
+    Attributes:
+        steps: how many were timed.
+        images: in each; fewer than the experiment's batch on a CPU, or where a GPU's memory does not hold it.
+        load_seconds: of reading and augmenting an image in this process.
+        step_seconds: of computing, for an image.
+        classes_seen: mean number of classes in a crop, and in all crops of a step.
+    """
+
+    steps: int
+    images: int
+    load_seconds: float
+    step_seconds: float
+    classes_seen: tuple[float, float]
+
+
+def dry_run(
+    experiment: Experiment, *, device: str | None = None, steps: int = 3, tell: Callable[[str], object] = print
+) -> list[str]:
+    """Build and check all that a run needs, tell what it will take, and return what is missing.
+
+    Told are the data (:data:`CHECKED` images of each split are read), parameters and multiply-accumulates, an estimate
+    of memory, the number of steps, and an estimate of time from measured steps at the real crop: on noise where the
+    data are missing, with random weights where files of weights are. The teacher is loaded or built, and not scored.
+
+    Args:
+        experiment: the full configuration.
+        device: torch device; default is cuda where there is one, else cpu.
+        steps: timed steps, after one that is not, at least 1.
+        tell: called with each line.
+
+    Returns:
+        One message for each thing that is missing or wrong, empty when training can start.
+
+    Raises:
+        ExperimentError: the device is not there, or a network cannot be built whatever its weights.
+        ValueError: fewer than one step.
+
+    Example:
+        >>> from apd.study.recipes import recipe
+        >>> dry_run(recipe("tiny", "student"), device="cpu", steps=1, tell=lambda line: None)
+        []
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: expected at least 1")
+    where, missing = choose_device(device), []
+    tell(f"{experiment.name}, fingerprint {fingerprint(experiment)}, on {where}")
+    if (run_folder(experiment) / "record.json").exists():
+        tell(f"this run is finished: {run_folder(experiment) / 'record.json'}")
+    splits = _splits(experiment, missing, tell)
+    try:
+        spec = spec_of(experiment.data)
+    except DataError:  # a folder without its dataset.toml: nobody knows its classes
+        return missing
+    student = _network(experiment, "student", spec, where, missing, tell)
+    teacher = _network(experiment, "teacher", spec, where, missing, tell) if experiment.teacher is not None else None
+    cost = step_cost(experiment, spec.num_classes)
+    _tell_cost(experiment, cost, tell)
+    training = experiment.training
+    seen = training.iterations * training.batch_size
+    passes = f", {seen / len(splits.train):.1f} times each training image" if splits is not None else ""
+    tell(f"iterations: {training.iterations} of {training.batch_size} images{passes}")
+    made_up = None if splits is not None else Noise(spec, (experiment.data.crop_height, experiment.data.crop_width))
+    source = splits or Splits(made_up, made_up, made_up)
+    images = training.batch_size
+    if where.type == "cpu" and images * cost.macs_per_image > MACS_ON_A_CPU:
+        images = 2
+    measured = measure_steps(experiment, student, teacher, source, steps, images)
+    _tell_time(experiment, cost, measured, spec, "noise" if splits is None else "the data", tell)
+    for number, message in enumerate(missing, start=1):
+        tell(f"missing {number} of {len(missing)}: {message}")
+    return missing
+
+
+def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], object]) -> Splits | None:
+    """The data, if they are there and what is read of them is in order."""
+    try:
+        splits = build_splits(experiment.data)
+        for split in splits:
+            count = len(split)
+            for index in sorted({round(place) for place in np.linspace(0, count - 1, min(CHECKED, count))}):
+                split[index]
+    except DataError as error:
+        missing.append(str(error))
+        tell(f"data: {experiment.data.name}, NOT in order")
+        return None
+    named = f"{len(splits.train)} images to train, {len(splits.val)} of val"
+    if splits.evaluation is not splits.val:
+        named += f", {len(splits.evaluation)} of {experiment.data.evaluation_split}"
+    tell(f"data: {experiment.data.name}, {named}; at most {CHECKED} of each were read and are in order")
+    return splits
+
+
+def _network(
+    experiment: Experiment,
+    role: str,
+    spec: DatasetSpec,
+    device: torch.device,
+    missing: list[str],
+    tell: Callable[[str], object],
+) -> Segmenter:
+    """Student or teacher with the weights it starts from, or with random ones where those are missing."""
+    config = experiment.network if role == "student" else experiment.teacher.network
+    told = f"{role}: {config.backbone} {config.head}, {config.head_width} channels, stride {config.output_stride}"
+    try:
+        if role == "teacher" and experiment.teacher.weights_file:
+            path = Path(experiment.teacher.weights_file)
+            network = load_teacher(experiment, path, spec.num_classes, device)
+            told += f", weights of {path}; must reach mIoU {experiment.teacher.expected_miou} before the first step"
+        else:
+            network = build_network(config, spec.num_classes, device, seed=experiment.seed)
+            told += ", trained first unless its run is finished" if role == "teacher" else ""
+    except (ExperimentError, TeacherError) as error:
+        missing.append(f"{role}: {error}")
+        network = build_network(config, spec.num_classes, device, seed=experiment.seed, weights_follow=True)
+        told += ", weights MISSING"
+    tell(told)
+    return network.eval().requires_grad_(False) if role == "teacher" else network.train()
+
+
+def _tell_cost(experiment: Experiment, cost: StepCost, tell: Callable[[str], object]) -> None:
+    data, batch = experiment.data, experiment.training.batch_size
+    for role, network in (("student", cost.student), ("teacher", cost.teacher)):
+        if network is not None:
+            size = f"{data.crop_height}x{data.crop_width}"
+            tell(f"{role}: {network.parameters / 1e6:.1f} M parameters, {network.macs / 1e9:.1f} GMAC at {size}")
+    tell(f"a step: {cost.macs_per_image / 1e9:.1f} GMAC for an image, forward and backward")
+    tell(
+        f"memory, estimated in fp32: {_size(cost.fixed_bytes)} and {_size(cost.bytes_per_image)} for an image, and "
+        "workspaces on top"
+    )
+    for ranks in (1, 2, 4):
+        if batch % ranks == 0 and batch // ranks >= 2:
+            told = f"{_size(cost.memory_bytes(batch // ranks))} for {batch // ranks} images"
+            tell(f"  {told} in each of {ranks} processes" if ranks > 1 else f"  {told} in one process")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def measure_steps(
+    experiment: Experiment, student: Segmenter, teacher: Segmenter | None, splits: Splits, steps: int, images: int
+) -> Measured:
+    """Time some steps of training on so many images each; the networks are changed by them.
+
+    On a GPU whose memory does not hold the batch, the largest half, quarter and so on that it does hold is taken.
+    """
+    while True:
+        try:
+            return _measure(experiment, student, teacher, splits, steps, images)
+        except torch.OutOfMemoryError:
+            if images < 4:
+                raise
+            images //= 2
+            torch.cuda.empty_cache()
+
+
+def _measure(
+    experiment: Experiment, student: Segmenter, teacher: Segmenter | None, splits: Splits, steps: int, images: int
+) -> Measured:
+    device = next(student.parameters()).device
+    batches = training_batches(
+        splits.train,
+        batch_size=images,
+        augmentation=build_augmentation(experiment.data),
+        seed=experiment.seed,
+        iterations=steps + 1,
+    )
+    smaller = replace(experiment, training=replace(experiment.training, batch_size=images))
+    times, seen = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(smaller, Path(folder), device, False, splits, student, teacher)
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            batch = next(batches)
+            loaded = time.perf_counter()
+            run._step(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append((loaded - start, time.perf_counter() - loaded))
+            seen.append(_classes_seen(batch.labels_BHW, run.ignore_index))
+            if sum(times[0]) > PATIENCE:
+                break
+    timed = times[1:] or times  # the first one also allocates and chooses algorithms
+    load, step = (float(np.median([pair[part] for pair in timed])) / images for part in (0, 1))
+    return Measured(len(timed), images, load, step, tuple(np.mean(seen, axis=0).tolist()))
+
+
+def _classes_seen(labels_BHW: torch.Tensor, ignore_index: int) -> tuple[float, float]:
+    """Mean number of classes in an image, and number in all images."""
+
+    def count(labels: torch.Tensor) -> int:
+        return len(set(labels.unique().tolist()) - {ignore_index})
+
+    return float(np.mean([count(labels_HW) for labels_HW in labels_BHW])), float(count(labels_BHW))
+
+
+def _tell_time(
+    experiment: Experiment,
+    cost: StepCost,
+    measured: Measured,
+    spec: DatasetSpec,
+    source: str,
+    tell: Callable[[str], object],
+) -> None:
+    training = experiment.training
+    tell(
+        f"measured on {source}: {measured.steps} steps of {measured.images} images; an image takes "
+        f"{measured.load_seconds:.3f} s to load and {measured.step_seconds:.3f} s to compute"
+    )
+    if source != "noise":
+        in_one, in_all = measured.classes_seen
+        tell(f"classes in sight: {in_one:.1f} in a crop, {in_all:.1f} in {measured.images} crops, of {spec.num_classes}")
+    images = training.iterations * training.batch_size
+    seconds = images * (measured.load_seconds + measured.step_seconds)
+    tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
+    if experiment.teacher is not None and not experiment.teacher.weights_file:
+        own = experiment.teacher.training
+        macs = teacher_step_cost(experiment, spec.num_classes).macs_per_image / cost.macs_per_image
+        first = own.iterations * own.batch_size * (measured.load_seconds + measured.step_seconds * macs)
+        tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(first)}")
+
+
+class Noise:
+    """One picture without meaning, in the place of data that are missing: random colours, labels in an 8×8 grid.
+
+    Args:
+        spec: whose classes the labels are.
+        size: height and width in pixels.
+    """
+
+    def __init__(self, spec: DatasetSpec, size: tuple[int, int]) -> None:
+        self.spec, self._size = spec, size
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        """The picture, the same every time."""
+        random, (height, width) = torch.Generator().manual_seed(0), self._size
+        grid = torch.randint(self.spec.num_classes, (8, 8), generator=random, dtype=torch.uint8)
+        rows, columns = (torch.arange(side) * 8 // side for side in self._size)
+        image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
+        return Sample(image_3HW, grid[rows][:, columns].contiguous(), "noise")
+
+    def fingerprint(self) -> str:
+        """A text that no data have."""
+        return "noise"

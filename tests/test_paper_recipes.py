@@ -1,0 +1,237 @@
+"""The published experiments: their values, their sources, and two real steps of each on miniatures of the real data."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from miniatures import write_converted
+from test_resnet import semseg_classifier
+
+from apd import APDLoss
+from apd.cli import main
+from apd.evaluate.protocol import Inference
+from apd.study.build import build_network, spec_of
+from apd.study.checkpoint import save_weights
+from apd.study.distillers import build_distiller
+from apd.study.experiment import Experiment, ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.study.paper_recipes import (
+    CLASSES_SEEN,
+    PAPER_METHODS,
+    PUBLISHED,
+    PaperSize,
+    paper_recipe,
+    pixel_weight,
+    published_of,
+)
+from apd.study.paper_sources import COMMON, IN_THE_CORRECTED, Source, leaves, source_of
+from apd.study.recipes import all_recipes, recipe
+from apd.study.train import train
+
+SIZES = get_args(PaperSize)
+RELEASED_SIZES = [size for size in SIZES if not size.endswith("_corrected")]
+ALL = [(size, method) for size in SIZES for method in PAPER_METHODS]
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "crop", "batch", "rate", "iterations", "long_side", "dilation"),
+    [
+        ("cityscapes", 19, 713, 8, 0.005, 74_400, 2048, "one_conv"),
+        ("ade20k", 150, 473, 8, 0.005, 252_600, 512, "one_conv"),
+        ("pascal_context", 60, 473, 12, 0.00075, 41_600, 512, "all_convs"),
+    ],
+)
+def test_the_values_are_those_of_the_released_configurations(
+    size, classes, crop, batch, rate, iterations, long_side, dilation
+):
+    experiment = recipe(size, "apd")
+    training, data = experiment.training, experiment.data
+    assert spec_of(data).num_classes == classes
+    assert (data.crop_height, data.crop_width, data.long_side) == (crop, crop, long_side)
+    assert (data.height, data.width, data.rotation, data.scale_min, data.scale_max) == (0, 0, 10.0, 0.5, 2.0)
+    assert (training.batch_size, training.learning_rate, training.iterations) == (batch, rate, iterations)
+    assert (training.momentum, training.weight_decay, training.power) == (0.9, 1e-4, 0.9)
+    assert (training.head_multiplier, training.auxiliary_weight) == (10.0, 0.4)
+    assert experiment.inference == Inference(window=(crop, crop), stride=2 / 3, flip=True, scales=(1.0,))
+    for network, backbone in ((experiment.network, "resnet18_deep"), (experiment.teacher.network, "resnet101_deep")):
+        assert (network.backbone, network.head, network.head_width) == (backbone, "psp", 512)
+        assert (network.output_stride, network.dropout, network.dilation) == (8, 0.1, dilation)
+    (apd,) = experiment.distillers
+    assert (apd.width, apd.scale, apd.temperature) == (512, 10.0, 1.0)
+    assert (apd.teacher_head_rate, apd.teacher_head_schedule) == (1e-5, "constant")
+
+
+@pytest.mark.parametrize("size", RELEASED_SIZES)
+def test_as_released_the_loss_is_the_released_one(size):
+    classes = published_of(size).spec.num_classes
+    student = build_network(NetworkConfig(backbone="test_efficientnet", head_width=512), classes, torch.device("cpu"), 0)
+    released = APDLoss.as_released(512, 512, classes)
+    (config,) = paper_recipe(size, "apd").distillers
+    ours = build_distiller(config, student=student, teacher=student, ignore_index=255, seed=0)
+    plain = {k: v for k, v in vars(released).items() if not k.startswith("_") and k != "training"}
+    assert len(plain) > 8
+    assert {name: vars(ours)[name] for name in plain} == plain
+    (config,) = paper_recipe(size, "pixel_kd").distillers
+    alone = build_distiller(config, student=student, teacher=student, ignore_index=255, seed=0)
+    assert (alone.reduction, alone.upsample_logits, alone.weights) == ("element", True, {"pixel_kd": 10.0})
+
+
+@pytest.mark.parametrize("size", RELEASED_SIZES)
+def test_the_corrected_form_differs_in_the_loss_and_in_nothing_else(size):
+    for method in PAPER_METHODS:
+        released, corrected = paper_recipe(size, method), paper_recipe(f"{size}_corrected", method)
+        assert replace(corrected, name=released.name, distillers=released.distillers) == released
+        assert (corrected == replace(released, name=corrected.name)) == (method == "student")
+    (apd,) = paper_recipe(f"{size}_corrected", "apd").distillers
+    assert (apd.scope, apd.reduction, apd.absent) == ("image", "pixel", "mask")
+    assert (apd.alignment, apd.regularisation, apd.observation) == (10.0, 1.0, 1.0)
+    assert apd.pixel_kd == pytest.approx(10 / published_of(size).spec.num_classes)
+
+
+@pytest.mark.parametrize("size", RELEASED_SIZES)
+def test_converted_weights_pull_as_the_released_ones_where_the_stated_number_of_classes_is_in_sight(size):
+    """Every label valid, the logits' grid that of the labels, one image: all other differences are gone."""
+    classes, side = published_of(size).spec.num_classes, 10
+    labels = torch.arange(CLASSES_SEEN).repeat_interleave(side)[torch.randperm(CLASSES_SEEN * side)]
+    labels = labels.view(1, CLASSES_SEEN, side)
+    features = [torch.randn(1, 6, CLASSES_SEEN, side) for _ in range(2)]
+    logits = [torch.randn(1, classes, CLASSES_SEEN, side) for _ in range(2)]
+    pulls = {}
+    for name in (size, f"{size}_corrected"):
+        (config,) = paper_recipe(name, "apd").distillers
+        weights = {"observation": config.observation, "pixel_kd": config.pixel_kd, "alignment": config.alignment}
+        loss = APDLoss(
+            6, 6, classes, width=None, scope=config.scope, reduction=config.reduction, absent=config.absent,
+            weights={**weights, "regularisation": 0.0},
+        )  # fmt: skip
+        terms = loss(
+            student_features=features[0],
+            teacher_features=features[1],
+            student_logits=logits[0],
+            teacher_logits=logits[1],
+            labels=labels,
+        )
+        pulls[name] = torch.stack([weights[term] * terms[term] for term in weights])
+    torch.testing.assert_close(*pulls.values())
+
+
+def test_pixel_weight_is_ten_over_the_classes():
+    assert [pixel_weight(classes) for classes in (10, 20, 1)] == [1.0, 0.5, 10.0]
+
+
+def test_an_unknown_size_or_method_is_refused_with_what_there_is():
+    with pytest.raises(ExperimentError, match="size = 'cityscape': expected one of cityscapes, cityscapes_corrected"):
+        paper_recipe("cityscape", "apd")
+    with pytest.raises(ExperimentError, match="'student_equal_seconds': expected one of student, pixel_kd, apd"):
+        recipe("ade20k", "student_equal_seconds")
+
+
+def test_every_recipe_is_listed_under_its_name():
+    listed = dict(all_recipes())
+    assert all(listed[f"{size}-{method}"] == recipe(size, method) for size, method in ALL)
+
+
+# ---------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize(("size", "method"), ALL)
+def test_every_field_that_differs_from_its_default_has_a_source(size, method):
+    differing = [field for field, value, default in leaves(paper_recipe(size, method)) if value != default]
+    assert len(differing) > 20
+    assert [field for field in differing if source_of(size, method, field) is None] == []
+
+
+def test_every_source_is_of_a_field_that_a_recipe_has():
+    known = {field for size, method in ALL for field, _, _ in leaves(paper_recipe(size, method))}
+    assert set(COMMON) - known == set()
+    assert set(IN_THE_CORRECTED) - set(COMMON) == set()
+
+
+def test_the_leaves_of_an_experiment_are_all_its_fields():
+    experiment = paper_recipe("ade20k", "apd")
+    found = {field: (value, default) for field, value, default in leaves(experiment)}
+    assert found["data.name"] == ("ade20k", "scenes")
+    assert found["teacher.training.batch_size"] == (8, 8)
+    assert found["distillers.apd.width"] == (512, 128)
+    assert "name" not in found
+    assert not any(field.endswith(".method") for field in found)
+
+
+@pytest.mark.parametrize("size", ["cityscapes", "cityscapes_corrected"])
+def test_a_value_that_was_corrected_is_not_said_to_be_released(size):
+    released, corrected = (dict(_values(paper_recipe(name, "apd"))) for name in (size.removesuffix("_corrected"), size))
+    changed = {field for field in released if released[field] != corrected[field]}
+    assert bool(changed) == size.endswith("_corrected")
+    for field in changed:
+        assert source_of(size, "apd", field).where in ("paper", "own choice"), field
+
+
+def _values(experiment: Experiment):
+    return ((field, value) for field, value, _ in leaves(experiment))
+
+
+def test_a_recipe_of_the_paper_is_shown_with_value_and_source_of_every_field(capsys):
+    assert main(["recipes", "ade20k-apd"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [field for field, _ in _values(paper_recipe("ade20k", "apd"))]
+    shown = {line.split()[0]: line for line in lines}
+    assert shown["training.iterations"].split()[1:4] == ["252600", "released", "code:"]
+    assert "43.1 per cent" in shown["teacher.expected_miou"]
+    assert shown["training.clip_norm"].endswith("default of this project")
+
+
+def test_a_source_is_written_with_its_note():
+    assert str(Source("paper")) == "paper"
+    assert str(Source("own choice", "why")) == "own choice: why"
+
+
+# ---------------------------------------------------------------- two real steps
+
+CROP = 33
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the miniatures of all three data sets and ImageNet weights for the student."""
+    folder = tmp_path_factory.mktemp("paper")
+    for name in PUBLISHED:
+        write_converted(folder, name)
+    torch.save(semseg_classifier("resnet18_deep"), folder / "resnet18-imagenet.pth")
+    return folder
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_two_steps_of_the_recipe_are_made_on_the_converted_data(size, place, tmp_path, monkeypatch):
+    """Only what takes time is smaller: crop, images of the test, steps, and a ResNet-18 for the teacher's ResNet-101."""
+    monkeypatch.setenv("APD_DATA", str(place))
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+    start = recipe(size, "apd")
+    small = replace(start.teacher.network, backbone="resnet18_deep", weights="none")
+    classes, file = spec_of(start.data).num_classes, tmp_path / "teacher.safetensors"
+    save_weights(file, build_network(small, classes, torch.device("cpu"), seed=0).state_dict())
+    experiment = replace(
+        start,
+        data=replace(start.data, crop_height=CROP, crop_width=CROP, long_side=48),
+        network=replace(start.network, weights_file=str(place / "resnet18-imagenet.pth")),
+        training=replace(start.training, iterations=2, evaluations=0),
+        teacher=TeacherConfig(network=small, training=TrainingConfig(), weights_file=str(file)),
+        inference=replace(start.inference, window=(CROP, CROP)),
+    )
+    record = train(experiment, device="cpu", progress=False)
+    curves = record.content["curves"]
+    assert len(curves["step"]) == 2
+    terms = {"task", "auxiliary", "apd.regularisation", "apd.alignment", "apd.observation", "apd.pixel_kd", "loss"}
+    assert terms <= set(curves)
+    (apd,) = start.distillers
+    for step in range(2):
+        value = {term: curves[term][step] for term in terms}
+        distilled = sum(getattr(apd, name.removeprefix("apd.")) * value[name] for name in terms if "." in name)
+        assert value["loss"] == pytest.approx(value["task"] + 0.4 * value["auxiliary"] + distilled, rel=1e-4)
+        assert value["apd.pixel_kd"] > 0
+        assert value["apd.observation"] > 0
+    assert record.content["data"]["images"] == 3
+    assert record.teacher_scores is not None
+    assert record.content["parameters"] > 16e6

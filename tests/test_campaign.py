@@ -14,6 +14,7 @@ from apd.study import campaign
 from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms
 from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
 from apd.study.fingerprint import fingerprint, to_dict
+from apd.study.log import NonFiniteLossError
 from apd.study.recipes import METHOD_NAMES, METHODS
 from apd.study.record import RecordError, read_record
 from apd.study.shard import Shard
@@ -49,13 +50,15 @@ def trained(monkeypatch):
     """The labels of the experiments that a campaign has trained; the name in `stops` is stopped by Ctrl-C instead."""
 
     class Labels(list):
-        stops = ""
+        stops, diverges = "", ""
 
     labels = Labels()
 
     def noted(experiment, **options):
         if experiment.name == labels.stops:
             raise KeyboardInterrupt
+        if experiment.name == labels.diverges:
+            raise NonFiniteLossError("step 8: loss = nan")
         labels.append(experiment.name)
         return train(experiment, **options)
 
@@ -96,6 +99,15 @@ def test_a_record_counts_by_its_fingerprint_and_not_by_its_file_name(folder, tra
     run_campaign("four", folder=folder)
     assert trained == LABELS[1:]
     assert "any-name.json" in files(folder)
+
+
+def test_an_experiment_that_diverges_does_not_keep_the_others_from_their_records(folder, trained, capsys):
+    trained.diverges = "long-seed0"
+    with pytest.raises(NonFiniteLossError, match=r"four: 1 of 4 experiments diverged.*: long-seed0"):
+        run_campaign("four", folder=folder)
+    assert trained == [label for label in LABELS if label != "long-seed0"]
+    assert len(files(folder)) == 3
+    assert "four: 2/4 long-seed0 diverged and has no record: step 8: loss = nan" in capsys.readouterr().out
 
 
 def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):

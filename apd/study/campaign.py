@@ -18,7 +18,8 @@ from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import records_folder
-from apd.study.ranks import join
+from apd.study.log import NonFiniteLossError
+from apd.study.ranks import join, of_every_rank
 from apd.study.recipes import METHODS, Method, distillers_of, lengthened, recipe
 from apd.study.record import Record, read_record
 from apd.study.shard import WHOLE, Shard
@@ -216,6 +217,7 @@ def run_campaign(
     Raises:
         CampaignError: the name is unknown, or `only` fits no experiment.
         RecordError: one of the records there is damaged.
+        NonFiniteLossError: at the end, when all others are done, if a loss of some experiments became infinite or NaN.
         Everything that `train` raises; the records written so far stay.
     """
     ranks = join()
@@ -229,10 +231,15 @@ def run_campaign(
     missing = [e for e in experiments if fingerprint(e) not in done]
     part = f", shard {shard.number}/{shard.of}" if shard.of > 1 else ""
     ranks.tell(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
-    spent = 0.0
+    spent, diverged = 0.0, []
     for number, experiment in enumerate(missing):
         begun = time.monotonic()
-        found = train(experiment, device=device, progress=progress, wait=True)
+        try:
+            found = train(experiment, device=device, progress=progress, wait=True)
+        except NonFiniteLossError as error:
+            diverged.append(experiment.name)
+            ranks.tell(f"{name}: {number + 1}/{len(missing)} {experiment.name} diverged and has no record: {error}")
+            continue
         # a run that another campaign began has that one's label
         record = Record({**found.content, "experiment": to_dict(experiment)})
         done[fingerprint(experiment)] = record
@@ -243,6 +250,12 @@ def run_campaign(
         ranks.tell(
             f"{name}: {number + 1}/{len(missing)} {experiment.name}: mIoU {record.scores.miou:.4f}, "
             f"about {left / 60:.0f} min left"
+        )
+    if diverged:
+        raise of_every_rank(
+            NonFiniteLossError(
+                f"{name}: {len(diverged)} of {len(missing)} experiments diverged and have no record: {', '.join(diverged)}"
+            )
         )
     return [done[fingerprint(e)] for e in experiments]
 

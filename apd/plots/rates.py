@@ -65,8 +65,8 @@ def weights_table(records: Sequence[Record], title: str) -> Drawing:
     if not any(factor != 1 for values in found.values() for factor in values):
         return nothing(f"{title}: no trial of other weights is recorded.")
     caption = (
-        f"{title}: mIoU in per cent on val after the last step, one seed; ◂ marks a method's best of three; a dash: not "
-        "run, or stopped by a loss that was not finite"
+        f"{title}: mIoU in per cent on val after the last step, one seed; ◂ marks a method's best of three; "
+        "a dash: not run, or stopped by a loss that was not finite"
     )
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 

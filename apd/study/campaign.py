@@ -252,11 +252,8 @@ def run_campaign(
             f"about {left / 60:.0f} min left"
         )
     if diverged:
-        raise of_every_rank(
-            NonFiniteLossError(
-                f"{name}: {len(diverged)} of {len(missing)} experiments diverged and have no record: {', '.join(diverged)}"
-            )
-        )
+        told = f"{len(diverged)} of {len(missing)} experiments diverged and have no record: {', '.join(diverged)}"
+        raise of_every_rank(NonFiniteLossError(f"{name}: {told}"))
     return [done[fingerprint(e)] for e in experiments]
 
 

@@ -44,7 +44,9 @@ def test_a_command_for_each_published_score_is_on_the_page_and_names_a_recipe():
     asked = set()
     for where, words in commands():
         if where.startswith("reproduce_paper.md") and "train" in words:
-            options = dict(zip(words[words.index("train") + 1 :: 2], words[words.index("train") + 2 :: 2], strict=False))
+            options = dict(
+                zip(words[words.index("train") + 1 :: 2], words[words.index("train") + 2 :: 2], strict=False)
+            )
             size, method = options["--size"], options["--method"]
             assert recipe(size, method).data.name.startswith(size)
             asked.add((size, method))
@@ -68,4 +70,3 @@ def test_the_examples_in_the_docstrings_are_true(name, tmp_path, monkeypatch):
     results = doctest.testmod(importlib.import_module(f"apd.study.{name}"))
     assert results.attempted > 0
     assert results.failed == 0
-

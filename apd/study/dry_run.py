@@ -81,6 +81,15 @@ def dry_run(
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
     where, missing = choose_device(device), []
+    _build_and_tell(experiment, where, steps, missing, tell)
+    for number, message in enumerate(missing, start=1):
+        tell(f"missing {number} of {len(missing)}: {message}")
+    return missing
+
+
+def _build_and_tell(
+    experiment: Experiment, where: torch.device, steps: int, missing: list[str], tell: Callable[[str], object]
+) -> None:
     tell(f"{experiment.name}, fingerprint {fingerprint(experiment)}, on {where}")
     if (run_folder(experiment) / "record.json").exists():
         tell(f"this run is finished: {run_folder(experiment) / 'record.json'}")
@@ -88,7 +97,7 @@ def dry_run(
     try:
         spec = spec_of(experiment.data)
     except DataError:  # a folder without its dataset.toml: nobody knows its classes
-        return missing
+        return
     student = _network(experiment, "student", spec, where, missing, tell)
     teacher = _network(experiment, "teacher", spec, where, missing, tell) if experiment.teacher is not None else None
     cost = step_cost(experiment, spec.num_classes)
@@ -104,9 +113,6 @@ def dry_run(
         images = 2
     measured = measure_steps(experiment, student, teacher, source, steps, images)
     _tell_time(experiment, cost, measured, spec, "noise" if splits is None else "the data", tell)
-    for number, message in enumerate(missing, start=1):
-        tell(f"missing {number} of {len(missing)}: {message}")
-    return missing
 
 
 def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], object]) -> Splits | None:
@@ -252,7 +258,9 @@ def _tell_time(
     )
     if source != "noise":
         in_one, in_all = measured.classes_seen
-        tell(f"classes in sight: {in_one:.1f} in a crop, {in_all:.1f} in {measured.images} crops, of {spec.num_classes}")
+        tell(
+            f"classes in sight: {in_one:.1f} in a crop, {in_all:.1f} in {measured.images} crops, of {spec.num_classes}"
+        )
     images = training.iterations * training.batch_size
     seconds = images * (measured.load_seconds + measured.step_seconds)
     tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")

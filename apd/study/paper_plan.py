@@ -1,8 +1,8 @@
 """What the published experiments would take: a table of steps, operations and GPU-hours, by a stated formula.
 
-GPU-hours = 2 · MACs of an image's training step · images · steps / (operations a GPU sustains in a second) / 3600. What a
-step computes is counted by :func:`apd.study.step_cost.step_cost`; what a GPU sustains is assumed. Loading, scoring and
-communication are left out.
+GPU-hours = 2 · MACs of an image's training step · images · steps / (operations a GPU sustains in a second) / 3600.
+What a step computes is counted by :func:`apd.study.step_cost.step_cost`; what a GPU sustains is assumed. Loading,
+scoring and communication are left out.
 """
 
 from collections.abc import Iterator

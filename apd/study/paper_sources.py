@@ -1,14 +1,14 @@
 """Where each value of the paper's recipes comes from, field by field.
 
 Three sources are told apart. *Released code*: read in the authors' repository, of which nothing is copied. *Paper*: its
-abstract, since its body could not be obtained. *Own choice*: a decision of this project, with its reason. A field that is
-not named here has the default of its class.
+abstract, since its body could not be obtained. *Own choice*: a decision of this project, with its reason. A field that
+is not named here has the default of its class.
 """
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from apd.study.distiller_configs import DISTILLERS
 from apd.study.experiment import Experiment
@@ -167,7 +167,6 @@ def sourced_lines(name: str) -> Iterator[str]:
         ['training.learning_rate               0.005            released code']
     """
     size, method = name.rsplit("-", 1)
-    assert size in get_args(PaperSize) and method in get_args(PaperMethod)
     experiment: Experiment = paper_recipe(size, method)
     for field, value, _ in leaves(experiment):
         source = source_of(size, method, field)

@@ -19,7 +19,7 @@ from apd.study.experiment import (
 )
 from apd.study.paper_recipes import PAPER_METHODS, PaperSize, paper_recipe
 
-Size = Literal[Literal["tiny", "small", "full"], PaperSize]
+Size = Literal["tiny", "small", "full", PaperSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {

@@ -61,7 +61,7 @@ def forest(
             if key is None:
                 label.set_fontweight("bold")
             else:
-                _draw_row(axes, rows[key], place, colour_of(key))
+                draw_row(axes, rows[key], place, colour_of(key))
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(signed)
@@ -107,7 +107,8 @@ def _reach(found: Difference) -> float:
     return max(abs(value) for value in found.pairs.values())
 
 
-def _draw_row(axes: Axes, row: Judged, place: float, colour: str) -> None:
+def draw_row(axes: Axes, row: Judged, place: float, colour: str) -> None:
+    """One difference at a height: seeds, mean, interval, and the mean in words at the right, bold where it is sure."""
     low, high = axes.get_xlim()
     mean = POINTS * row.found.mean
     inside = [value for v in row.found.pairs.values() if low <= (value := POINTS * v) <= high]

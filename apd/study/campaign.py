@@ -19,6 +19,7 @@ from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import records_folder
 from apd.study.log import NonFiniteLossError
+from apd.study.pair_recipes import camvid_pairs, scenes_pairs, scenes_pairs_tuning
 from apd.study.ranks import join, of_every_rank
 from apd.study.recipes import METHODS, Method, distillers_of, lengthened, recipe
 from apd.study.record import Record, read_record
@@ -162,9 +163,12 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-rivals-tuning": scenes_rivals_tuning,
     "scenes-heads": scenes_heads,
     "scenes-combined": scenes_combined,
+    "scenes-pairs": scenes_pairs,
+    "scenes-pairs-tuning": scenes_pairs_tuning,
     "camvid-small": camvid_small,
     "camvid-small-tuning": camvid_small_tuning,
     "camvid-small-rates": camvid_small_rates,
+    "camvid-pairs": camvid_pairs,
 }
 
 

@@ -1,15 +1,13 @@
 """Forest plots, tables and sentences about many arms: they say what the records say, however many there are."""
 
-import ast
 import doctest
 import importlib
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
-import nbformat
 import pytest
+from chapter_cells import run_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_records import made_up_record
@@ -27,7 +25,6 @@ from apd.study.many_comparisons import judged, judged_arms
 from apd.study.recipes import METHODS
 from apd.study.statistics import compare, paired_difference
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 ARMS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined")
 CAMPAIGNS_OF_ARMS = dict.fromkeys(ARMS, "scenes-tiny")
 RIGHT = {"student": 0.6, "pixel_kd": 0.62, "apd": 0.66, "attention_transfer": 0.35, "apd_and_cwd": 0.7, "skd": 0.58}
@@ -292,23 +289,6 @@ def test_examples_in_docstrings_run(module):
 
 
 # the chapters
-
-
-def run_cells(name, folder):
-    """A notebook's code cells, run one after the other with other records; what they display."""
-    shown = []
-    scope = {"display": shown.append}
-    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            *body, last = ast.parse(cell.source).body
-            exec(compile(ast.Module(body, []), name, "exec"), scope)
-            if isinstance(last, ast.Expr):
-                shown.append(eval(compile(ast.Expression(last.value), name, "eval"), scope))
-            else:
-                exec(compile(ast.Module([last], []), name, "exec"), scope)
-        if "parameters" in cell.metadata.get("tags", []):
-            scope["records"] = str(folder)
-    return [item for item in shown if item is not None]
 
 
 @pytest.mark.parametrize("name", ["04_ablations", "05_rivals"])

@@ -34,7 +34,9 @@ from apd.study.statistics import Difference, paired_difference, spread
 
 TAUGHT = PAIR_METHODS[1:]
 """The methods that have a teacher."""
-KINDS = {False: "teacher of the student’s kind", True: "crossed"}
+KINDS = {False: "one kind", True: "crossed"}
+APART = 0.25
+"""Inches between the two methods of a pair, so that the seeds of one do not lie among those of the other."""
 
 
 def by_data(pairs: Sequence[Pair]) -> dict[DataConfig, list[Pair]]:
@@ -56,19 +58,22 @@ def gain_by_pair(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
 
     Ours: a circle for each seed, a bar at the mean, a line for the interval, the mean also at the right, bold where it
     withstands the correction for all rows of its panel. Published ones are diamonds under a heading of their own: they
-    have one run, other data, and networks and schedules many times the size.
+    have one run, other data, and networks and schedules many times the size. All panels have one scale.
     """
     panels = [(those, rows) for those in by_data(pairs).values() if (rows := judged_gains(those, confidence))]
     if not panels:
         return nothing("No gain can be drawn: 0 pairs have a seed in common with the student alone.")
     heights = [_height(_grouped(those, rows)) for those, rows in panels]
-    heights.append((LINE + GAP) * len(PUBLISHED))
+    heights.append((LINE + GAP) * (len(PUBLISHED) + 1.6))
+    ends = [limits([row.found for row in rows.values()]) for _, rows in panels]
+    low, high = min(low for low, _ in ends), max([1.1 * row.gain for row in PUBLISHED] + [high for _, high in ends])
     with figure(height=sum(heights) + 0.62 * len(heights) + 0.75) as fig:
         fig.get_layout_engine().set(h_pad=0.06)
         all_axes = fig.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes in all_axes:  # one scale: a gain of a point is as long everywhere
+            axes.set_xlim(low, high)
         said = []
         for axes, (those, rows), height in zip(all_axes, panels, heights, strict=False):
-            axes.set_xlim(*limits([row.found for row in rows.values()]))
             axes.set_ylim(height, 0)
             axes.set_title(those[0].runs.title)
             _draw_panel(axes, _grouped(those, rows))
@@ -104,7 +109,7 @@ def _places(lines: Sequence[tuple[str, list[tuple[str, Judged]]]]) -> Iterator[t
     """Top and height, in inches, of each line."""
     top = 0.0
     for _, drawn in lines:
-        height = LINE * (len(drawn) or 2) + GAP
+        height = GAP + (APART * len(drawn) or 2 * LINE)
         yield top, height
         top += height
 
@@ -118,7 +123,7 @@ def _draw_panel(axes: Axes, lines: Sequence[tuple[str, list[tuple[str, Judged]]]
     for (_, drawn), (top, height) in zip(lines, _places(lines), strict=True):
         middles.append(top + height / 2)
         for i, (method, row) in enumerate(drawn):
-            draw_row(axes, row, top + GAP / 2 + LINE * (i + 0.5), colour_of(method))
+            draw_row(axes, row, top + GAP / 2 + APART * (i + 0.5), colour_of(method))
     axes.set_yticks(middles, [text for text, _ in lines])
     for label, (_, drawn) in zip(axes.get_yticklabels(), lines, strict=True):
         label.set_fontweight("normal" if drawn else "bold")
@@ -132,10 +137,11 @@ def _draw_published(axes: Axes) -> str:
     for place, gain in enumerate(gains):
         style = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "color": INK}
         axes.annotate(f"{gain:+.2f}", (1, place), xytext=(8, 0), **style)
-    axes.set_xlim(-0.08 * max(gains), 1.25 * max(gains))
-    axes.set_ylim(len(gains) - 0.4, -0.6)
-    axes.set_yticks(range(len(gains)), [row.data for row in PUBLISHED])
-    axes.set_title("published: other data, other scale, one run each\nPSPNet ResNet-18 ← PSPNet ResNet-101, APD")
+    axes.set_ylim(len(gains) - 0.4, -2.2)
+    heading = "PSPNet ResNet-18\n← PSPNet ResNet-101"
+    axes.set_yticks([-1.2, *range(len(gains))], [heading, *(row.data for row in PUBLISHED)])
+    axes.get_yticklabels()[0].set_fontweight("bold")
+    axes.set_title("published, in the code’s README:\nother data and scale, one run")
     _finish(axes)
     told = ", ".join(f"{row.data} {row.gain:+.2f}" for row in PUBLISHED)
     return f"Published for APD, on other data, at another scale and without a spread: {told}"
@@ -205,6 +211,26 @@ def kinship_rows(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[
         if difference.pairs
     }
     return judged(found, confidence)
+
+
+def kinship_names(
+    rows: Mapping[tuple[str, str], Judged],
+) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """What the rows of :func:`kinship_rows` are called, and the method that they stand below."""
+    return {key: key[1] for key in rows}, {key: METHOD_NAMES[key[0]] for key in rows}
+
+
+def published_table() -> Drawing:
+    """The published rows that have both scores, with where they stand."""
+    rows = {
+        row.data: {"alone": f"{row.alone:.2f}", "with APD": f"{row.taught:.2f}", "gain": f"{row.gain:+.2f}"}
+        for row in PUBLISHED
+    }
+    caption = (
+        "published for APD, PSPNet ResNet-18 ← PSPNet ResNet-101: mIoU in per cent on val, as the README of the "
+        "released code has it (github.com/dvlab-research/APD); not measured here"
+    )
+    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 
 def kinship_in_words(pairs: Sequence[Pair], confidence: float = 0.95) -> Words:

@@ -25,7 +25,7 @@ To be read off the campaign `scenes-pairs-tuning`; until it has been run, the ra
 """
 
 TEACHER_RATES: dict[Head, float] = {"psp": 0.1, "aspp": 0.1}
-"""Rate of each teacher on scenes, by its head: to be read off `scenes-pairs-tuning` too, until then the tiny recipe's."""
+"""Rate of each teacher on scenes, by its head. Read off as the students' rates; until then the tiny recipe's."""
 
 TRIED_RATES = (0.01, 0.03, 0.1)
 TRIED_TEACHER_RATES = (0.03, 0.1)

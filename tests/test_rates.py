@@ -5,8 +5,10 @@ from dataclasses import replace
 from made_up_records import made_up_record
 
 from apd.plots.rates import rates_table, validation_by_strength, validation_miou, weights_table
-from apd.study.arms import arm_of_strength, plain_arms
+from apd.study.arms import BEST, arm_of_strength, plain_arms
+from apd.study.folders import records_folder
 from apd.study.recipes import recipe
+from apd.study.record import read_records
 
 
 def run(method, rate, right, *, seed=0, factor=1):
@@ -64,6 +66,17 @@ def test_trials_of_weights_are_found_by_their_distillers_and_each_methods_best_i
     assert lines["CWD"].index("◂") == 3  # after the second score
     assert lines["pixel KD"][-1] == "–"
     assert "APD" not in lines
+
+
+def test_the_weights_that_are_called_best_are_those_of_the_records():
+    campaigns = ("scenes-tiny", "scenes-rivals", "scenes-rivals-tuning")
+    records = [r for name in campaigns for r in read_records(records_folder(name)) if r.experiment.data.context_shift]
+    found = validation_by_strength(records)
+    tried = {key: values for key, values in found.items() if len(values) > 1}
+    assert len(tried) >= 10
+    assert {key: max(values, key=values.get) for key, values in tried.items()} == {
+        key: BEST.get(key, 1.0) for key in tried
+    }
 
 
 def test_without_another_weight_there_is_nothing_to_choose_from():

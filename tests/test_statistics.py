@@ -191,7 +191,8 @@ def test_a_design_that_lacks_a_combination_is_refused_by_its_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-rivals-tuning"]
+    "name",
+    ["scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-rivals-tuning", "scenes-tuned"],
 )
 def test_every_experiment_of_a_campaign_of_arms_is_one_of_its_arms(name):
     names = METHOD_NAMES | arm_names()

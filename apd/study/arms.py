@@ -182,6 +182,24 @@ def trial_arms() -> list[Arm]:
     return [arm_of_strength(arm, factor) for factor in FACTORS if factor != 1 for arm in plain_arms()]
 
 
+BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "cwd": 0.1, "mgd": 0.1}
+"""The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
+
+
+def tuned_arms() -> list[Arm]:
+    """The methods that another weight than the published one serves better on val, at that weight."""
+    return [arm_of_strength(arm, BEST[arm.key]) for arm in plain_arms() if arm.key in BEST]
+
+
+def at_best(key: str) -> str:
+    """The arm of a method at the best of its trials.
+
+    >>> at_best("cwd"), at_best("dist")
+    ('cwd_x0.1', 'dist')
+    """
+    return f"{key}_x{BEST[key]:g}" if key in BEST else key
+
+
 def heads_arm() -> Arm:
     """APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
     return Arm("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from apd.study.arms import Arm, combined_arms, heads_arm, option_arms, rival_arms, term_arms, trial_arms
+from apd.study.arms import (
+    Arm,
+    combined_arms,
+    heads_arm,
+    option_arms,
+    rival_arms,
+    term_arms,
+    trial_arms,
+    tuned_arms,
+)
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint, to_dict
@@ -97,6 +106,11 @@ def scenes_rivals_tuning() -> Iterator[Experiment]:
     yield from with_arms(trial_arms(), seeds=1, context_shift=1.0)
 
 
+def scenes_tuned() -> Iterator[Experiment]:
+    """The methods that did better on val with another weight than their published one, at that weight."""
+    yield from with_arms(tuned_arms(), seeds=5, context_shift=1.0)
+
+
 def scenes_heads() -> Iterator[Experiment]:
     """With and without projection heads, which takes a student whose features are as wide as the teacher's."""
     arms = {method: distillers_of(method) for method in ("student", "pixel_kd", "apd")}
@@ -161,6 +175,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-options": scenes_options,
     "scenes-rivals": scenes_rivals,
     "scenes-rivals-tuning": scenes_rivals_tuning,
+    "scenes-tuned": scenes_tuned,
     "scenes-heads": scenes_heads,
     "scenes-combined": scenes_combined,
     "scenes-pairs": scenes_pairs,

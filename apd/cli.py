@@ -47,6 +47,8 @@ def _train(arguments: list[str]) -> int:
         """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
+        workers: int = 0
+        """Processes that prepare batches ahead; any number gives the same batches (see apd cost --feeding)."""
 
     # size and method decide the defaults of everything else, so they are read first
     wanted = [a for a in arguments if a not in ("-h", "--help")]
@@ -63,11 +65,13 @@ def _train(arguments: list[str]) -> int:
     experiment = chosen.experiment
     if experiment.name == start.name:
         experiment = replace(experiment, name=f"{base.size}-{base.method}-seed{experiment.seed}")
+    if chosen.workers < 0:
+        raise UsageError(f"--workers {chosen.workers}: expected a whole number of at least 0")
     if chosen.dry_run:
         if missing := dry_run(experiment, device=chosen.device or None):
             print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
         return 1 if missing else 0
-    record = train(experiment, device=chosen.device or None)
+    record = train(experiment, device=chosen.device or None, workers=chosen.workers)
     if not started_rank():
         print(_summary(record))
         print(run_folder(experiment) / "record.json")
@@ -102,10 +106,12 @@ def _campaign(arguments: list[str]) -> int:
 
 def _cost(arguments: list[str]) -> int:
     """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, milliseconds and
-    memory of the method's forward and backward pass at published sizes; with --switches, seconds of a training step."""
+    memory of the method's forward and backward pass at published sizes; with --switches, seconds of a training step;
+    with --feeding, images per second of the loader and of the student's training."""
     from apd.evaluate.cost import cost_of
     from apd.evaluate.loss_cost import method_costs
     from apd.study.build import build_network, choose_device, spec_of
+    from apd.study.feeding import feeding_of_experiment
     from apd.study.recipes import Size, recipe
     from apd.study.switch_cost import switch_table
 
@@ -119,6 +125,10 @@ def _cost(arguments: list[str]) -> int:
         """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
         switches: bool = False
         """Measure a training step with each switch of the recipe the other way; the compiled one takes minutes."""
+        feeding: bool = False
+        """Measure whether the recipe's pictures come as fast as its student trains, instead of networks."""
+        workers: tuple[int, ...] = (0, 1, 2)
+        """With --feeding: numbers of loading processes to try."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -133,6 +143,13 @@ def _cost(arguments: list[str]) -> int:
     experiment = recipe(chosen.size)
     if chosen.switches:
         for line in switch_table(experiment, device):
+            print(line, flush=True)
+        return 0
+    if chosen.feeding:
+        if not chosen.workers or min(chosen.workers) < 0:
+            raise UsageError(f"--workers {' '.join(map(str, chosen.workers))}: expected whole numbers of at least 0")
+        print(f"{experiment.network.backbone} on {device}, batches of {experiment.training.batch_size}")
+        for line in feeding_of_experiment(experiment, device, workers=chosen.workers):
             print(line, flush=True)
         return 0
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)

@@ -4,6 +4,7 @@ The samples form one endless stream: a permutation of the data set for each epoc
 at the borders. Batch t is places t·B to t·B+B-1 of the stream, and slot b of it is augmented by a generator of its own.
 """
 
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -139,8 +140,23 @@ def training_batches(
     stream, order = BatchStream(dataset, batch_size, augmentation, seed, part), range(start_iteration, iterations)
     if workers == 0:
         return (stream[iteration] for iteration in order)
-    # a generator of its own: the loader draws a seed for its workers, by default from the global state
-    return iter(DataLoader(stream, batch_size=None, sampler=order, num_workers=workers, generator=torch.Generator()))
+    return iter(
+        DataLoader(
+            stream,
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            worker_init_fn=_leave_stopping_to_the_trainer,
+            # of its own: the loader draws a seed for its workers, by default from the global state
+            generator=torch.Generator(),
+        )
+    )
+
+
+def _leave_stopping_to_the_trainer(_worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes; the trainer finishes its step, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:

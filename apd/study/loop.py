@@ -46,9 +46,10 @@ class Run:
         student: Segmenter,
         teacher: Segmenter | None,
         ranks: Ranks = ALONE,
+        workers: int = 0,
     ) -> None:
         self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
-        self.splits, self.student, self.teacher, self.ranks = splits, student, teacher, ranks
+        self.splits, self.student, self.teacher, self.ranks, self.workers = splits, student, teacher, ranks, workers
         self.precision = resolve_precision(device, experiment.precision)
         self.ignore_index = splits.train.spec.ignore_index
         self.update = Update(
@@ -82,6 +83,7 @@ class Run:
             start_iteration=step,
             iterations=training.iterations,
             part=(self.ranks.rank, self.ranks.size),
+            workers=self.workers,
         )
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         bar = tqdm(

@@ -16,7 +16,7 @@ from apd.evaluate.inference import agreement_of
 from apd.models.segmenter import Segmenter
 from apd.study.build import build_network, build_split, build_splits, choose_device, require_equal_parts
 from apd.study.checkpoint import CheckpointError, save_weights, sha256_of
-from apd.study.experiment import Experiment
+from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import run_folder
 from apd.study.loop import Run
@@ -32,6 +32,7 @@ def train(
     device: str | None = None,
     progress: bool | None = None,
     wait: bool = False,
+    workers: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Record:
     """Run an experiment to its end, or find it finished, and return its record.
@@ -44,13 +45,15 @@ def train(
         device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
         progress: show a bar; None shows it on a terminal only.
         wait: when another process works on this run, wait for it instead of raising.
+        workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
+            number gives the same batches. `apd cost --feeding` measures what a machine needs.
         on_step: called with the number of steps done after each one.
 
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
         DataError: the data are missing or damaged.
-        ExperimentError: the device is not there, the network cannot be built, or the batch cannot be divided evenly
-            over the ranks.
+        ExperimentError: the device is not there, the network cannot be built, the batch cannot be divided evenly over
+            the ranks, or `workers` is negative.
         TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou`.
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
         CheckpointError: the disk is full or read-only, or the finished run is of an older generator of scenes.
@@ -65,6 +68,8 @@ def train(
     if ranks.size > 1 and where.type == "cuda":
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
     require_equal_parts(experiment.training, ranks, where)
+    if workers < 0:
+        raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0")
     with ranks.hold(folder, wait=wait):
         if record := ranks.by_first(lambda: _finished(folder)):  # by the process that we waited for
             return record
@@ -74,9 +79,9 @@ def train(
         student = ranks.first_then_all(lambda: build_network(experiment.network, classes, where, seed=experiment.seed))
         teacher, weights = None, None
         if experiment.teacher is not None:
-            weights = _teacher_weights(experiment, device=device, progress=progress)
+            weights = _teacher_weights(experiment, device=device, progress=progress, workers=workers)
             teacher = ranks.first_then_all(lambda: load_teacher(experiment, weights, student.num_classes, where))
-        run = Run(experiment, folder, where, progress, splits, student, teacher, ranks)
+        run = Run(experiment, folder, where, progress, splits, student, teacher, ranks, workers)
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, run.precision, ranks.size)
         run.execute(on_step)
@@ -129,12 +134,12 @@ def _finished(folder: Path) -> Record | None:
     return record
 
 
-def _teacher_weights(experiment: Experiment, device: str | None, progress: bool | None) -> Path:
+def _teacher_weights(experiment: Experiment, device: str | None, progress: bool | None, workers: int) -> Path:
     """The file with the teacher's weights, which is trained now unless that was done or a file is given."""
     if experiment.teacher.weights_file:
         return Path(experiment.teacher.weights_file)
     teacher = experiment.teacher_experiment()
-    train(teacher, device=device, progress=progress, wait=True)
+    train(teacher, device=device, progress=progress, wait=True, workers=workers)
     return run_folder(teacher) / "weights.safetensors"
 
 

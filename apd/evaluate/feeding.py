@@ -1,0 +1,114 @@
+"""Whether pictures come as fast as training takes them: images per second of loader and training, side by side."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from apd.data.batches import Batch, training_batches
+from apd.data.sample import SegmentationDataset
+from apd.data.transforms import Augmentation
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """Images per second with one number of workers.
+
+    Attributes:
+        workers: processes that prepare batches; 0 prepares each when it is asked for.
+        loader: what reading and augmentation give when nobody computes.
+        training: what training takes when a batch is there already.
+        together: what training gets done on the loader's batches.
+    """
+
+    workers: int
+    loader: float
+    training: float
+    together: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.workers} workers: loader {self.loader:.1f}, training {self.training:.1f}, "
+            f"together {self.together:.1f} images/s ({self.together / self.training:.0%} of training alone)"
+        )
+
+
+def feeding_of(
+    step: Callable[[Batch], object],
+    dataset: SegmentationDataset,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    workers: Iterable[int] = (0, 1, 2),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    warmup: int = 2,
+    batches: int = 10,
+) -> Iterator[Feeding]:
+    """Measure the loader, training, and both together.
+
+    Where the loader is faster than training, workers hide it; without workers the two take turns. Workers take cores
+    from training where there are few, which only the last number tells. The batches are gone through once before: what
+    a data set or the system keeps in memory is there, as in a second epoch.
+
+    Args:
+        step: trains on a batch; it may leave work in a GPU's queue, which is waited for.
+        dataset: read as in training.
+        augmentation: as in training.
+        batch_size: images in a batch.
+        workers: numbers of processes to measure, one result each.
+        seed: of order and augmentation.
+        device: where `step` computes.
+        warmup: batches before the clock starts, at least 1.
+        batches: timed batches, at least 2.
+
+    Raises:
+        ValueError: a count below its least.
+
+    Example:
+        >>> from apd.data.scenes import Scenes
+        >>> scenes = Scenes(8, height=48, width=64, context_shift=0.5, seed=0, split="train")
+        >>> crops = Augmentation(crop=(32, 48))
+        >>> (found,) = feeding_of(lambda batch: None, scenes, crops, batch_size=2, workers=[0], batches=2)
+        >>> found.workers, found.loader > 0
+        (0, True)
+    """
+    for name, value, least in (("warmup", warmup, 1), ("batches", batches, 2)):
+        if value < least:
+            raise ValueError(f"{name}: got {value}, expected at least {least}")
+    device = torch.device(device)
+
+    def supply(count: int) -> Iterator[Batch]:
+        return training_batches(
+            dataset,
+            batch_size=batch_size,
+            augmentation=augmentation,
+            seed=seed,
+            iterations=warmup + batches,
+            workers=count,
+        )
+
+    def rate(supplied: Iterator[Batch], work: Callable[[Batch], object]) -> float:
+        """Images per second from the end of the warm-up to the last batch's end."""
+        for batch in itertools.islice(supplied, warmup):
+            work(batch)
+        _wait(device)
+        start, done = time.perf_counter(), 0
+        for batch in supplied:
+            work(batch)
+            done += 1
+        _wait(device)
+        return done * batch_size / (time.perf_counter() - start)
+
+    rate(supply(0), lambda batch: None)
+    training = rate(itertools.repeat(next(supply(0)), warmup + batches), step)
+    for count in workers:
+        loader = rate(supply(count), lambda batch: None)
+        yield Feeding(count, loader, training, rate(supply(count), step))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,51 @@
+"""Loader against training for an experiment: its own data, augmentation and student."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from apd.evaluate.feeding import Feeding, feeding_of
+from apd.study.build import build_augmentation, build_network, build_splits, set_poly_rates
+from apd.study.experiment import Experiment
+from apd.study.loop import Run
+
+
+def feeding_of_experiment(
+    experiment: Experiment, device: torch.device, *, workers: Iterable[int] = (0, 1, 2), batches: int = 10
+) -> Iterator[Feeding]:
+    """Images per second of the loader and of the plain student's training step.
+
+    The teacher and the distillers are left out: a step with them takes longer, so the loader has it easier there.
+
+    Args:
+        experiment: whose training split, crops, batch size, student and precision are taken.
+        device: where the student trains.
+        workers: numbers of loading processes to measure.
+        batches: timed batches for each number.
+
+    Raises:
+        DataError: the data are missing or damaged.
+        ExperimentError: the network cannot be built.
+    """
+    alone = dataclasses.replace(experiment, teacher=None, distillers=())
+    splits, training = build_splits(alone.data), alone.training
+    classes = len(splits.train.spec.class_names)
+    student = build_network(alone.network, classes, device, seed=alone.seed, weights_follow=True)
+    with tempfile.TemporaryDirectory() as folder:  # a run has one, and these steps leave nothing in it
+        run = Run(alone, Path(folder), device, False, splits, student, None)
+        for optimiser in run.optimisers.values():
+            set_poly_rates(optimiser, 0, training.iterations, training.power)
+        run.student.train()
+        yield from feeding_of(
+            run._step,
+            splits.train,
+            build_augmentation(alone.data),
+            batch_size=training.batch_size,
+            workers=workers,
+            seed=alone.seed,
+            device=device,
+            batches=batches,
+        )

@@ -14,8 +14,8 @@ from apd.study.build import build_network, build_splits, choose_device, spec_of
 from apd.study.distiller_configs import APDConfig
 from apd.study.dry_run import Noise, dry_run, measure_steps
 from apd.study.experiment import DataConfig, ExperimentError, NetworkConfig
-from apd.study.loop import task_loss
 from apd.study.recipes import recipe
+from apd.study.step import task_loss
 from apd.study.step_cost import step_cost, teacher_step_cost
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
     ticks = iter([0.0, 100.0, 100.0, *(t for n in range(3) for t in (n, n + 0.5, n + 2.5))])
     monkeypatch.setattr(module, "PATIENCE", 1000.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks, 0.0))
-    monkeypatch.setattr(module.Run, "_step", lambda self, batch: None)
+    monkeypatch.setattr(module.Update, "__call__", lambda self, batch: None)
     measured = measure_steps(experiment, *networks, splits, 3, 2)
     assert (measured.steps, measured.load_seconds, measured.step_seconds) == (3, 0.25, 1.0)
 

@@ -19,8 +19,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from timm.layers import create_conv2d
 from torch import nn
 
-from apd.evaluate import export
-from apd.evaluate.export import ExportError, export_network, pool_by_matrices
+from apd.evaluate import export, traceable
+from apd.evaluate.export import ExportError, export_network
+from apd.evaluate.traceable import pool_by_matrices
 from apd.models import build_segmenter
 
 SIDES = st.integers(1, 30)
@@ -167,7 +168,7 @@ def test_paddings_that_follow_the_size_are_written_for_multiples_of_32(tmp_path)
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     (tmp_path / "net.pt2").write_text("an earlier one")
-    monkeypatch.setattr(export, "pool_by_matrices", lambda maps, size: 1.01 * pool_by_matrices(maps, size))
+    monkeypatch.setattr(traceable, "pool_by_matrices", lambda maps, size: 1.01 * pool_by_matrices(maps, size))
     with pytest.raises(ExportError, match=r"does not compute what the network does: logits differ by .* at 1×32×32"):
         export_network(Small(), tmp_path / "net.pt2", size=(32, 32))
     assert (tmp_path / "net.pt2").read_text() == "an earlier one"

@@ -4,7 +4,6 @@ Nothing is written into the folder of runs. A thing that is missing is told and 
 of them, and tells what can be known without them.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +17,13 @@ from apd.data.batches import training_batches
 from apd.data.catalogue import DatasetSpec
 from apd.data.picture_files import DataError
 from apd.data.sample import Sample
+from apd.evaluate.inference import resolve_precision
 from apd.models.segmenter import Segmenter
 from apd.study.build import Splits, build_augmentation, build_network, build_splits, choose_device, spec_of
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint
 from apd.study.folders import run_folder
-from apd.study.loop import Run
+from apd.study.step import Update
 from apd.study.step_cost import StepCost, step_cost, teacher_step_cost
 from apd.study.teacher import TeacherError, load_teacher
 
@@ -214,21 +214,23 @@ def _measure(
         seed=experiment.seed,
         iterations=steps + 1,
     )
-    smaller = replace(experiment, training=replace(experiment.training, batch_size=images))
+    # one process measures a step of its own: a batch as large as the device takes, in one part
+    smaller = replace(experiment, training=replace(experiment.training, batch_size=images, accumulation=1))
+    ignore = splits.train.spec.ignore_index
+    precision = resolve_precision(device, experiment.precision)
+    update = Update(smaller, student.train(), teacher, precision=precision, ignore_index=ignore)
     times, seen = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(smaller, Path(folder), device, False, splits, student, teacher)
-        for _ in range(steps + 1):
-            start = time.perf_counter()
-            batch = next(batches)
-            loaded = time.perf_counter()
-            run._step(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append((loaded - start, time.perf_counter() - loaded))
-            seen.append(_classes_seen(batch.labels_BHW, run.ignore_index))
-            if sum(times[0]) > PATIENCE:
-                break
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        batch = next(batches)
+        loaded = time.perf_counter()
+        update(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append((loaded - start, time.perf_counter() - loaded))
+        seen.append(_classes_seen(batch.labels_BHW, ignore))
+        if sum(times[0]) > PATIENCE:
+            break
     timed = times[1:] or times  # the first one also allocates and chooses algorithms
     load, step = (float(np.median([pair[part] for pair in timed])) / images for part in (0, 1))
     return Measured(len(timed), images, load, step, tuple(np.mean(seen, axis=0).tolist()))

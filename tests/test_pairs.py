@@ -330,6 +330,7 @@ def test_one_crossed_pair_alone_is_told_with_what_it_leaves_open(pairs):
     told = str(kinship_in_words(on_camvid))
     assert "one student, PSPNet, so that the better of two teachers counts as well" in told
     assert not kinship_rows(on_camvid)
+    assert "“+ APD”: 0 students have runs with both teachers." in str(kinship_in_words(on_camvid[:1]))
 
 
 def test_gains_are_told_by_role_and_then_judged_together(pairs):

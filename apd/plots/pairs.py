@@ -249,7 +249,10 @@ def kinship_in_words(pairs: Sequence[Pair], confidence: float = 0.95) -> Words:
                 count = len({pair.backbone for pair in those})
                 what = f"mean over {count} student {'backbone' if count == 1 else 'backbones'} and both heads"
                 lines.append(_line(method, balanced[method], what, confidence))
-            for student, values in crossed_minus_own(those, method).items() if not has_both else ():
+            single = {} if has_both else crossed_minus_own(those, method)
+            if not has_both and not single:
+                lines.append(f"- “{METHOD_NAMES[method]}”: 0 students have runs with both teachers.")
+            for student, values in single.items():
                 found = paired_difference(values, dict.fromkeys(values, 0.0), confidence)
                 what = f"one student, {HEAD_NAMES[student.head]}, so that the better of two teachers counts as well"
                 lines.append(_line(method, found, what, confidence))

@@ -16,18 +16,16 @@ from scipy import stats
 from small_experiments import TEACHER, tiny
 
 from apd.plots import style
+from apd.plots.pair_rates import best_rate, pair_rates_table, tried_rates
 from apd.plots.pairs import (
-    best_rate,
     by_data,
     gain_by_pair,
     gains_in_words,
     judged_gains,
     kinship_in_words,
     kinship_rows,
-    pair_rates_table,
     pairs_table,
     published_table,
-    tried_rates,
 )
 from apd.plots.tables import interval
 from apd.plots.words import read_campaigns
@@ -352,7 +350,7 @@ def test_the_best_rate_is_marked_and_a_rate_with_fewer_trials_cannot_be_it():
     assert "0 runs" in pair_rates_table([]).description
 
 
-@pytest.mark.parametrize("module", ["study.pair_recipes", "plots.pairs"])
+@pytest.mark.parametrize("module", ["study.pair_recipes", "plots.pair_rates"])
 def test_examples_in_docstrings_run(module):
     results = doctest.testmod(importlib.import_module(f"apd.{module}"))
     assert results.attempted > 0

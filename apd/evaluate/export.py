@@ -25,8 +25,8 @@ from apd.evaluate.traceable import PaddingFollowsSizeError, Traceable
 SUFFIXES = (".onnx", ".pt2")
 LEAST_SIDE = 32
 TOLERANCE = 1e-3
-"""Largest difference from the network that is kept, as a part of its largest logit (own choice; a part that computes
-something else differs by more than a hundredth, rounding by less than a hundred-thousandth)."""
+"""Largest difference from the network that is kept, as a part of its largest logit (own choice: paddings gone wrong
+differed by more than a tenth, rounding by less than a hundred-thousandth)."""
 
 
 class ExportError(RuntimeError):
@@ -86,7 +86,7 @@ def export_network(
         >>> from apd.models import build_segmenter
         >>> student = build_segmenter("mobilenetv2_050", 11, head_width=64, output_stride=16)
         >>> export_network(student, "student.onnx", size=(160, 208))  # doctest: +SKIP
-        Exported(path=PosixPath('student.onnx'), size=3480245, multiple=1, ...)
+        Exported(path=PosixPath('student.onnx'), ...)
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from apd.commands.parsing import parse
 from apd.data.long_side import long_side_size
-from apd.data.picture_files import DataError, picture_size
+from apd.data.picture_files import DataError
 from apd.evaluate.protocol import Inference
 from apd.study.experiment import DataConfig, Experiment
 from apd.study.record import Record, read_record
@@ -112,7 +112,7 @@ def predict(arguments: list[str]) -> int:
     """Write the label map and an overlay of any picture."""
     import tyro
 
-    from apd.evaluate.pictures import predict_picture
+    from apd.evaluate.pictures import predict_picture, read_picture
     from apd.study.build import spec_of
     from apd.study.train import trained_network
 
@@ -138,7 +138,7 @@ def predict(arguments: list[str]) -> int:
     looks, data = chosen.inference(experiment), experiment.data
     model = trained_network(chosen.run, device=chosen.device or None)
     for image in chosen.images:
-        size = shown_size(data, *picture_size(image))
+        size = shown_size(data, *read_picture(image).size)
         for path in predict_picture(model, image, chosen.to, spec_of(data), size=size, inference=looks):
             print(path)
     return 0

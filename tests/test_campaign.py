@@ -160,7 +160,10 @@ def test_the_evidence_has_every_method_with_enough_seeds_under_one_recipe(name, 
             methods = {e.name.split("-")[0] for e in group if e.seed == seed}
             assert methods == set(METHODS)
         assert len({replace(e, name="-", seed=0, distillers=(), training=group[0].training) for e in group}) == 1
-        assert len({e.training for e in group if "equal_seconds" not in e.name}) == 1
+        schedules = {replace(e.training, learning_rate=1.0) for e in group if "equal_seconds" not in e.name}
+        assert len(schedules) == 1
+        rates = {(e.name.split("-")[0], e.training.learning_rate) for e in group}
+        assert len(rates) == len(METHODS), "a method has one rate"
 
 
 def test_hyper_parameters_are_chosen_on_the_validation_split():

@@ -1,14 +1,18 @@
 """The tables of learning rates and weights: validation scores of the last step, one seed, each method's best marked."""
 
 from dataclasses import replace
+from statistics import fmean
 
+import pytest
 from made_up_records import made_up_record
 
 from apd.plots.rates import rates_table, validation_by_strength, validation_miou, weights_table
-from apd.study.arms import BEST, arm_of_strength, plain_arms
+from apd.study.arms import BEST, RIVALS, arm_names, arm_of_strength, at_best, plain_arms
+from apd.study.camvid_campaigns import BEST_RIVALS, TRIED_METHODS, TRIED_RATES
 from apd.study.folders import records_folder
-from apd.study.recipes import recipe
+from apd.study.recipes import SMALL_RATES, recipe
 from apd.study.record import read_records
+from apd.study.statistics import method_of
 
 
 def run(method, rate, right, *, seed=0, factor=1):
@@ -79,5 +83,26 @@ def test_the_weights_that_are_called_best_are_those_of_the_records():
     }
 
 
+def test_the_best_rivals_are_those_of_the_records():
+    found = {}
+    for record in (r for name in ("scenes-rivals", "scenes-tuned") for r in read_records(records_folder(name))):
+        key = method_of(record.experiment, arm_names())
+        found.setdefault(key, []).append(validation_miou(record))
+    means = {key: fmean(found[at_best(key)]) for key in RIVALS}
+    assert set(BEST_RIVALS) == set(sorted(means, key=means.get)[-3:])
+    assert BEST_RIVALS[0] == max(means, key=means.get)
+
+
 def test_without_another_weight_there_is_nothing_to_choose_from():
     assert "no trial of other weights" in weights_table([trial(plain_arms()[0], 1, 0.5)], "made up").description
+
+
+def test_every_methods_rate_on_camvid_is_the_best_of_its_records():
+    found = {}
+    for record in read_records(records_folder("camvid-small-rates")):
+        method, rate = record.experiment.name.split("-")[0], record.experiment.training.learning_rate
+        found.setdefault(method, {})[rate] = validation_miou(record)
+    if sum(map(len, found.values())) < len(TRIED_METHODS) * len(TRIED_RATES):
+        pytest.skip("camvid-small-rates has not been run to its end")
+    for method in TRIED_METHODS:
+        assert max(found[method], key=found[method].get) == SMALL_RATES[method]

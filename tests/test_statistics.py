@@ -312,6 +312,10 @@ WEIGHT = (replace(APD.distillers[0], alignment=3.0),)
         ([made_up_record(APD), changed(recipe("tiny", "student"), training=LONGER)], "number of iterations"),
         (
             [made_up_record(APD), changed(APD, seed=1, training=replace(APD.training, learning_rate=0.3))],
+            "rate of apd",
+        ),
+        (
+            [made_up_record(APD), changed(recipe("tiny", "student"), training=replace(APD.training, momentum=0.5))],
             "recipe",
         ),
         ([made_up_record(APD), made_up_record(replace(APD, seed=1), images="a" * 64)], "images of the evaluation"),
@@ -322,6 +326,12 @@ WEIGHT = (replace(APD.distillers[0], alignment=3.0),)
 def test_records_that_differ_in_more_than_seed_and_method_are_not_compared(records, differs):
     with pytest.raises(ComparisonError, match=differs):
         compare(records)
+
+
+def test_a_method_may_have_a_rate_of_its_own():
+    slower = replace(APD.training, learning_rate=APD.training.learning_rate / 2)
+    (comparison,) = compare([made_up_record(APD), changed(recipe("tiny", "student"), training=slower)])
+    assert set(comparison.arms) == {"apd", "student"}
 
 
 def test_only_the_arm_of_equal_seconds_may_train_longer():

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from apd.plots.page import Words
 from apd.plots.tables import interval
-from apd.study.arms import RIVALS
+from apd.study.arms import RIVALS, at_best
 from apd.study.many_comparisons import Factors, Judged, judged, judged_arms
 from apd.study.statistics import Comparison
 from apd.study.term_design import letters_of
@@ -97,8 +97,10 @@ def _does(row: Judged) -> str:
 
 
 def added_to_rivals(comparison: Comparison, confidence: float = 0.95) -> tuple[dict[str, Judged], dict[str, Judged]]:
-    """APD with each of the other methods, by that method's key: minus the method alone, and minus APD alone."""
-    found = {key: comparison.difference(f"apd_and_{key}", key, confidence) for key in RIVALS}
+    """APD with each of the other methods, by that method's key: minus the method alone, and minus APD alone.
+
+    The method is at the best of its weights in both."""
+    found = {key: comparison.difference(f"apd_and_{key}", at_best(key), confidence) for key in RIVALS}
     against_rival = judged({key: difference for key, difference in found.items() if difference.pairs}, confidence)
     against_apd = judged_arms(comparison, (f"apd_and_{key}" for key in RIVALS), "apd", confidence)
     return against_rival, {key.removeprefix("apd_and_"): row for key, row in against_apd.items()}

@@ -126,14 +126,6 @@ def rival_arms() -> list[Arm]:
     ]
 
 
-def combined_arms() -> list[Arm]:
-    """APD, its pixel KD included, with each of the other methods added."""
-    return [
-        Arm(f"apd_and_{key}", f"APD + {name}", "APD added", (APDConfig(), config))
-        for key, (name, config) in RIVALS.items()
-    ]
-
-
 FACTORS = (0.1, 1.0, 10.0)
 """What the weights of a method are multiplied by in its trials: every method gets the same three."""
 
@@ -186,9 +178,29 @@ BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "
 """The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
 
 
+def arm_at_best(arm: Arm) -> Arm:
+    """A method at the best of its trials."""
+    return arm_of_strength(arm, BEST.get(arm.key, 1.0))
+
+
 def tuned_arms() -> list[Arm]:
     """The methods that another weight than the published one serves better on val, at that weight."""
-    return [arm_of_strength(arm, BEST[arm.key]) for arm in plain_arms() if arm.key in BEST]
+    return [arm_at_best(arm) for arm in plain_arms() if arm.key in BEST]
+
+
+def with_apd(arm: Arm) -> Arm:
+    """A method added to APD, whose own pixel KD takes the place of the one beside the method.
+
+    >>> with_apd(arm_at_best(rival_arms()[2])).name
+    'APD + SKD × 10'
+    """
+    main = arm.distillers[-1]
+    return Arm(f"apd_and_{main.method}", f"APD + {arm.name}", "APD added", (APDConfig(), main))
+
+
+def combined_arms() -> list[Arm]:
+    """APD, its pixel KD included, with each of the other methods added at the best of its weights."""
+    return [with_apd(arm_at_best(arm)) for arm in rival_arms()]
 
 
 def at_best(key: str) -> str:

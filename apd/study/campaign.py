@@ -23,6 +23,13 @@ from apd.study.arms import (
     trial_arms,
     tuned_arms,
 )
+from apd.study.camvid_campaigns import (
+    camvid_small,
+    camvid_small_ablations,
+    camvid_small_rates,
+    camvid_small_rivals,
+    camvid_small_tuning,
+)
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint, to_dict
@@ -93,7 +100,7 @@ def scenes_rivals() -> Iterator[Experiment]:
 
 
 def scenes_combined() -> Iterator[Experiment]:
-    """APD together with each of the other methods, where every image has a context of its own."""
+    """APD with each of the other methods at its best weight, where every image has a context of its own."""
     yield from with_arms(combined_arms(), seeds=5, context_shift=1.0)
 
 
@@ -135,38 +142,6 @@ def scenes_dial() -> Iterator[Experiment]:
             yield replace(base, name=name, distillers=batch.distillers)
 
 
-def camvid_small() -> Iterator[Experiment]:
-    """The four methods on CamVid at half resolution, scored on test, three seeds."""
-    for seed in range(3):
-        for method in METHODS:
-            yield replace(recipe("small", method, seed=seed), name=f"{method}-seed{seed}")
-
-
-def camvid_small_tuning() -> Iterator[Experiment]:
-    """How the small recipe's learning rates were chosen: short schedules, one seed, scored on val."""
-    student = recipe("small", "student")
-    data = replace(student.data, evaluation_split="val")
-    for rate in (0.005, 0.01, 0.02):
-        training = replace(student.teacher.training, iterations=400, learning_rate=rate, evaluations=0)
-        teacher = student.teacher_experiment()
-        yield replace(teacher, data=data, training=training, name=f"teacher-rate{rate:g}")
-    for rate in (0.01, 0.02, 0.04):
-        training = replace(student.training, iterations=600, learning_rate=rate, evaluations=0)
-        yield replace(student, data=data, training=training, teacher=None, name=f"student-rate{rate:g}")
-
-
-def camvid_small_rates() -> Iterator[Experiment]:
-    """Whether the student's rate, chosen for the student alone, serves the distilled ones: lower rates, one seed.
-
-    To be read by the score on val after the last step; at the recipe's own rate the runs are those of `camvid-small`.
-    """
-    for method in ("apd", "pixel_kd", "student", "apd_without_kd"):
-        for rate in (0.02, 0.01):
-            experiment = recipe("small", method)
-            training = replace(experiment.training, learning_rate=rate)
-            yield replace(experiment, training=training, name=f"{method}-rate{rate:g}-seed0")
-
-
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny": scenes_tiny,
     "scenes-tiny-tuning": scenes_tiny_tuning,
@@ -183,6 +158,8 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-small": camvid_small,
     "camvid-small-tuning": camvid_small_tuning,
     "camvid-small-rates": camvid_small_rates,
+    "camvid-small-ablations": camvid_small_ablations,
+    "camvid-small-rivals": camvid_small_rivals,
     "camvid-pairs": camvid_pairs,
 }
 

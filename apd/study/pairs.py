@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from apd.study.experiment import DataConfig, NetworkConfig, TeacherConfig
+from apd.study.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig
 from apd.study.pair_recipes import HEADS, PAIR_METHODS
 from apd.study.record import Record
 from apd.study.statistics import Comparison, ComparisonError, Difference, compare, method_of, paired_difference
@@ -117,9 +117,15 @@ def _order(pair: Pair) -> tuple[bool, bool, int]:
 
 
 def _check_same_recipe(plain: Record, taught: Record) -> None:
-    """What a student alone must share with the same student beside a teacher: all but the teacher and the losses."""
+    """What a student alone must share with the same student beside a teacher: all but teacher, losses and rate."""
+
+    def shared(record: Record) -> Experiment:
+        experiment = record.experiment
+        training = replace(experiment.training, learning_rate=1.0)  # on CamVid every method has its own
+        return replace(experiment, name="experiment", seed=0, distillers=(), teacher=None, training=training)
+
     for what, of in {
-        "recipe": lambda r: replace(r.experiment, name="experiment", seed=0, distillers=(), teacher=None),
+        "recipe": shared,
         "images of the evaluation split": lambda r: r.content["data"]["fingerprint"],
         "training images": lambda r: r.content["data"].get("training_fingerprint"),
     }.items():

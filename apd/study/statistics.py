@@ -230,8 +230,8 @@ def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) 
 
     Raises:
         ComparisonError: a label names none of `names`, or within a comparison two records have the same method and
-            seed, were scored on different images or by different teachers, or their recipes differ in more than seed
-            and distillers (the plain student of equal seconds: iterations).
+            seed, were scored on different images or by different teachers, or their recipes differ in more than seed,
+            distillers and the method's own rate (the plain student of equal seconds: iterations).
     """
     groups: dict[DataConfig, list[Record]] = {}
     for record in records:
@@ -253,7 +253,7 @@ def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) 
 def _common(record: Record) -> dict[str, object]:
     """What the records of a comparison must share, by what to call it."""
     experiment = record.experiment
-    training = replace(experiment.training, iterations=1)
+    training = replace(experiment.training, iterations=1, learning_rate=1.0)
     return {
         "recipe": replace(experiment, name="experiment", seed=0, distillers=(), training=training),
         "images of the evaluation split": record.content["data"]["fingerprint"],
@@ -274,6 +274,8 @@ def _check_comparable(arms: Mapping[str, Mapping[int, Record]]) -> None:
                     raise ComparisonError(f"{record.source} and {first.source} differ in the {what}")
             if record.experiment.distillers != arm_first.experiment.distillers:
                 raise ComparisonError(f"{record.source} and {arm_first.source} differ in the settings of {method}")
+            if record.experiment.training.learning_rate != arm_first.experiment.training.learning_rate:
+                raise ComparisonError(f"{record.source} and {arm_first.source} differ in the rate of {method}")
             if record.experiment.training.iterations != reference.experiment.training.iterations:
                 raise ComparisonError(f"{record.source} and {reference.source} differ in the number of iterations")
 

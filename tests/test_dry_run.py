@@ -44,6 +44,7 @@ def test_a_dry_run_tells_data_sizes_steps_memory_and_time_and_writes_nothing(run
     assert missing == []
     assert "data: scenes, 6 images to train, 3 of val; at most 20 of each were read and are in order" in text
     assert "iterations: 6 of 2 images, 2.0 times each training image" in text
+    assert "optimiser: sgd, rate 0.01 and 0.1 for heads, poly with power 0.9" in text
     assert "measured on the data: 3 steps of 2 images" in text
     assert "classes in sight: " in text
     assert "student: test_efficientnet psp, 8 channels, stride 16" in text
@@ -209,6 +210,8 @@ def test_the_memory_of_a_step_grows_with_its_images_from_what_the_networks_take(
     alone = step_cost(tiny("student"), 10)
     numbers, counters = sum(p.numel() for p in student.parameters()), list(student.buffers())
     assert alone.fixed_bytes == 3 * 4 * numbers + sum(b.numel() * b.element_size() for b in counters)
+    with_adamw = step_cost(tiny("student", optimiser="adamw"), 10)
+    assert with_adamw.fixed_bytes == alone.fixed_bytes + 4 * numbers, "two moments in the place of one"
 
 
 def test_the_estimate_of_memory_is_near_what_a_step_allocates():

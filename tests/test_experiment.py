@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -62,6 +63,13 @@ WRONG = [
     (TrainingConfig, "clip_norm", 0.0, "expected None or a number > 0"),
     (TrainingConfig, "ema_decay", 1.0, "expected None or a number in (0, 1)"),
     (TrainingConfig, "evaluations", 1.5, "expected a whole number"),
+    (TrainingConfig, "optimiser", "adam", "expected one of sgd, adamw; did you mean 'adamw'?"),
+    (TrainingConfig, "schedule", "step", "expected one of poly, steps; did you mean 'steps'?"),
+    (TrainingConfig, "milestones", (600,), "expected (), the default: the schedule poly has none"),
+    (TrainingConfig, "milestones", (0.6,), "expected a tuple of whole numbers"),
+    (TrainingConfig, "milestones", (True,), "expected a tuple of whole numbers"),
+    (TrainingConfig, "warmup", -1, "expected an integer from 0 to below iterations 1000"),
+    (TrainingConfig, "warmup", 1000, "expected an integer from 0 to below iterations 1000"),
     (PixelKDConfig, "weight", 0.0, "expected a number > 0; to leave the term out, leave the distiller out"),
     (PixelKDConfig, "temperature", 0.0, "expected a number > 0"),
     (PixelKDConfig, "method", "apd", "expected one of pixel_kd"),
@@ -121,6 +129,30 @@ def test_fields_of_the_data_that_do_not_fit_together_are_refused(fields, told):
     with pytest.raises(ExperimentError, match=f"^{told}$"):
         DataConfig(**fields)
     assert DataConfig(name="ade20k", height=0, width=0, long_side=512).long_side == 512
+
+
+@pytest.mark.parametrize("milestones", [(), (0,), (1000,), (600, 600), (800, 600), (-5, 600)])
+def test_milestones_stand_in_order_between_the_first_and_the_last_iteration(milestones):
+    told = f"TrainingConfig.milestones = {milestones}: expected at least one iteration, increasing, above 0 and below"
+    with pytest.raises(ExperimentError, match=f"^{re.escape(told)} iterations 1000$"):
+        TrainingConfig(schedule="steps", milestones=milestones)
+    assert TrainingConfig(schedule="steps", milestones=[1, 999]).milestones == (1, 999)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"optimiser": "adamw", "momentum": 0.8}, "momentum = 0.8: expected 0.9, the default: the optimiser adamw"),
+        (
+            {"schedule": "steps", "milestones": (9,), "power": 1.0},
+            "power = 1.0: expected 0.9, the default: the schedule steps has none",
+        ),
+    ],
+    ids=["momentum", "power"],
+)
+def test_a_field_that_plays_no_part_is_left_at_its_default(fields, told):
+    with pytest.raises(ExperimentError, match=re.escape(f"TrainingConfig.{told}")):
+        TrainingConfig(**fields)
 
 
 def test_every_class_of_fields_has_been_given_wrong_values():

@@ -91,6 +91,10 @@ OTHER = {  # for every field a legal value that is not its default
         "channels_last": False,
         "fused": True,
         "pinned_memory": True,
+        "optimiser": "adamw",
+        "schedule": "steps",
+        "milestones": (500, 800),
+        "warmup": 100,
     },
     PixelKDConfig: {"weight": 2.0, "temperature": 4.0, "reduction": "element", "upsample_logits": True},
     APDConfig: {
@@ -138,6 +142,8 @@ LABELS = {Experiment: {"name"}, PixelKDConfig: {"method"}, APDConfig: {"method"}
 COMPANIONS = {  # refused without
     (NetworkConfig, "aspp_reach"): {"head": "aspp"},
     (NetworkConfig, "weights_file"): {"weights": "imagenet"},
+    (TrainingConfig, "schedule"): {"milestones": (500, 700)},
+    (TrainingConfig, "milestones"): {"schedule": "steps"},
 }
 
 
@@ -246,6 +252,14 @@ TRAININGS = st.builds(
     accumulation=st.sampled_from([1, 2, 4]),
     fused=st.booleans(),
 )
+STEPPED = st.builds(
+    TrainingConfig,
+    iterations=st.integers(2001, 10**6),
+    optimiser=st.sampled_from(["sgd", "adamw"]),
+    schedule=st.just("steps"),
+    milestones=st.sets(st.integers(1, 2000), min_size=1, max_size=3).map(sorted).map(tuple),
+    warmup=st.integers(0, 2000),
+)
 DATA = st.builds(
     DataConfig,
     name=st.sampled_from(["scenes", "camvid"]),
@@ -271,7 +285,7 @@ APD = st.builds(
 TEACHERS = st.builds(
     TeacherConfig,
     network=NETWORKS,
-    training=TRAININGS,
+    training=TRAININGS | STEPPED,
     seed=st.integers(0, 9),
     weights_file=TEXTS,
     expected_miou=st.floats(0, 1),
@@ -289,7 +303,7 @@ EXPERIMENTS = st.builds(
     seed=st.integers(0, 2**63 - 1),
     data=DATA,
     network=NETWORKS,
-    training=TRAININGS,
+    training=TRAININGS | STEPPED,
     precision=st.sampled_from(["auto", "fp32", "bf16"]),
     teacher=TEACHERS,
     distillers=st.one_of(st.just(()), st.tuples(KD), st.tuples(APD), st.tuples(APD, KD)),
@@ -349,6 +363,7 @@ def edited(path, value):
         (("distillers",), None, "Experiment.distillers = None: expected a list of mappings"),
         (("training", "learning_rate"), "fast", "TrainingConfig.learning_rate = 'fast': expected a finite number"),
         (("training", "iterations"), 6.0, "TrainingConfig.iterations = 6.0: expected a whole number"),
+        (("training", "milestones"), 5, "TrainingConfig.milestones = 5: expected a tuple of whole numbers"),
         (("training",), None, "Experiment.training = None: expected a TrainingConfig"),
         (("network",), "resnet18", "NetworkConfig: expected a mapping of fields, got str"),
         (("inference", "strde"), 1, "Inference has no field 'strde'; did you mean 'stride'?"),

@@ -14,6 +14,7 @@ from apd.study.train import train
 EXPERIMENTS = {
     "apd": tiny("apd"),  # two optimisers
     "both_with_average": tiny("both", seed=1, ema_decay=0.9, clip_norm=1.0),
+    "adamw_warming_up": tiny(optimiser="adamw", warmup=4, schedule="steps", milestones=(5,), learning_rate=1e-3),
 }
 
 
@@ -33,7 +34,7 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", ["apd", "both_with_average"])
 def test_a_run_killed_at_random_moments_ends_bit_equal(name, uninterrupted, runs, tmp_path):
     """The kills fall anywhere: while a checkpoint is written, renamed or pruned, between log and checkpoint, at the
     end while weights and record are written, and in the run of the teacher."""
@@ -83,6 +84,19 @@ def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(uninterr
     train(experiment, on_step=steps.append)
     assert steps == [5, 6]
     assert outcome(experiment) == uninterrupted["apd"]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_that_stops_in_its_warm_up_or_at_its_end_ends_bit_equal(step, uninterrupted, runs, monkeypatch, capsys):
+    experiment = EXPERIMENTS["adamw_warming_up"]
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Thrown):
+        train(experiment, on_step=thrown_at(step))
+    train(experiment)
+    assert f"resumed at step {step}" in capsys.readouterr().out
+    assert outcome(experiment) == uninterrupted["adamw_warming_up"]
+    rates = [line["learning_rate"] for line in outcome(experiment)["log"]]
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-4])
 
 
 def test_a_run_that_never_reached_a_checkpoint_starts_again(uninterrupted, runs):

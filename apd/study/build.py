@@ -150,9 +150,9 @@ def build_network(
 def build_optimisers(
     experiment: Experiment, student: Segmenter, distillers: Iterable[tuple[DistillerConfig, nn.Module]]
 ) -> dict[str, torch.optim.Optimizer]:
-    """The student's SGD, and Adam for the teacher's projection head when there is one.
+    """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
 
-    A parameter group that follows the schedule carries `base_rate`; that of a teacher's head does only where the
+    A parameter group that follows a schedule carries `base_rate`; that of a teacher's head does only where the
     experiment says so, and else keeps its rate (released code).
     """
     training: TrainingConfig = experiment.training
@@ -166,25 +166,17 @@ def build_optimisers(
                 group["base_rate"] = config.teacher_head_rate
             teacher_groups.append(group)
     head_rate = training.learning_rate * training.head_multiplier
-    sgd = torch.optim.SGD(
-        [
-            {"params": list(student.backbone_parameters()), "base_rate": training.learning_rate},
-            {"params": head_parameters, "base_rate": head_rate},
-        ],
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        fused=training.fused or None,  # None leaves the choice to torch, which does not take the fused one
-    )
-    optimisers: dict[str, torch.optim.Optimizer] = {"student": sgd}
+    groups = [
+        {"params": list(student.backbone_parameters()), "base_rate": training.learning_rate},
+        {"params": head_parameters, "base_rate": head_rate},
+    ]
+    # fused None leaves the choice to torch, which does not take the fused one
+    common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": training.fused or None}
+    optimisers: dict[str, torch.optim.Optimizer] = {
+        "student": torch.optim.AdamW(groups, **common)
+        if training.optimiser == "adamw"
+        else torch.optim.SGD(groups, momentum=training.momentum, **common)
+    }
     if teacher_groups:
         optimisers["teacher_heads"] = torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=training.fused or None)
     return optimisers
-
-
-def set_poly_rates(optimiser: torch.optim.Optimizer, step: int, iterations: int, power: float) -> None:
-    """Give each group that has a `base_rate` the rate base_rate · (1 − step/iterations)^power."""
-    factor = (1 - step / iterations) ** power
-    for group in optimiser.param_groups:
-        if "base_rate" in group:
-            group["lr"] = group["base_rate"] * factor

@@ -65,7 +65,7 @@ class APDConfig:
     teacher_head_rate: float = 1e-3
     """Adam rate of the teacher's head (released code: 1e-5 for schedules twenty to eighty times longer)."""
     teacher_head_schedule: Literal["constant", "poly"] = "constant"
-    """Constant (released code), or falling as the student's."""
+    """Constant (released code), or falling as (1 - t/T)^power, whatever the student's does."""
     labels_from: Literal["truth", "teacher"] = "truth"
     """Labels of the perspectives: the data's, or the teacher's predictions, which images without labels have too."""
     detach_prototypes: bool = False

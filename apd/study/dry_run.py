@@ -23,6 +23,7 @@ from apd.study.build import Splits, build_augmentation, build_network, build_spl
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint
 from apd.study.folders import run_folder
+from apd.study.schedule import described
 from apd.study.step import Update
 from apd.study.step_cost import StepCost, step_cost, teacher_step_cost
 from apd.study.teacher import TeacherError, load_teacher
@@ -106,6 +107,7 @@ def _build_and_tell(
     seen = training.iterations * training.batch_size
     passes = f", {seen / len(splits.train):.1f} times each training image" if splits is not None else ""
     tell(f"iterations: {training.iterations} of {training.batch_size} images{passes}")
+    tell(f"optimiser: {described(training)}")
     made_up = None if splits is not None else Noise(spec, (experiment.data.crop_height, experiment.data.crop_width))
     source = splits or Splits(made_up, made_up, made_up)
     images = training.batch_size

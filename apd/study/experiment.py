@@ -3,6 +3,7 @@
 Nothing here imports torch. Wrong values fail at construction with the field, the value and what was expected.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -123,14 +124,24 @@ class TrainingConfig:
     """Optimiser steps."""
     batch_size: int = 8
     """Images in one optimiser step, of all processes and of all parts of an accumulation together."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """Of the student and its heads: SGD with momentum, or AdamW with PyTorch's betas (own choice)."""
     learning_rate: float = 0.01
-    """Initial rate of the backbone; follows (1 - t/T)^power."""
+    """Rate of the backbone, which the schedule and the warm-up scale from step to step."""
     head_multiplier: float = 10.0
     """Rate of heads and classifier, as a multiple of the backbone's."""
     momentum: float = 0.9
+    """SGD's; no part of AdamW, with which it stays at its default."""
     weight_decay: float = 1e-4
+    """Of every parameter: in the gradient with SGD, beside it with AdamW."""
+    schedule: Literal["poly", "steps"] = "poly"
+    """How the rate falls: as (1 - t/T)^power, or to a tenth at each milestone."""
     power: float = 0.9
-    """Exponent of the poly schedule."""
+    """Exponent of the poly schedule; no part of steps, with which it stays at its default."""
+    milestones: tuple[int, ...] = ()
+    """Schedule steps only: the iterations from which on the rate is a tenth of what it was, in order."""
+    warmup: int = 0
+    """Iterations over which the rate rises evenly to what the schedule says; 0 starts there (released code)."""
     auxiliary_weight: float = 0.4
     """Weight of the auxiliary head's cross-entropy."""
     clip_norm: float | None = None
@@ -151,6 +162,8 @@ class TrainingConfig:
     """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.milestones, list):  # JSON has lists
+            object.__setattr__(self, "milestones", tuple(self.milestones))
         require_types(self)
         require(self.iterations >= 1, self, "iterations", "an integer >= 1")
         require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
@@ -164,6 +177,21 @@ class TrainingConfig:
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        if self.optimiser == "adamw":
+            require(self.momentum == 0.9, self, "momentum", "0.9, the default: the optimiser adamw has none")
+        if self.schedule == "steps":
+            require(self.power == 0.9, self, "power", "0.9, the default: the schedule steps has none")
+            told = f"at least one iteration, increasing, above 0 and below iterations {self.iterations}"
+            borders = (0, *self.milestones, self.iterations)
+            increasing = all(earlier < later for earlier, later in itertools.pairwise(borders))
+            require(bool(self.milestones) and increasing, self, "milestones", told)
+        else:
+            require(not self.milestones, self, "milestones", f"(), the default: the schedule {self.schedule} has none")
+        told = f"an integer from 0 to below iterations {self.iterations}"
+        require(0 <= self.warmup < self.iterations, self, "warmup", told)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from apd.evaluate.feeding import Feeding, feeding_of
-from apd.study.build import build_augmentation, build_network, build_splits, set_poly_rates
+from apd.study.build import build_augmentation, build_network, build_splits
 from apd.study.experiment import Experiment
 from apd.study.loop import Run
+from apd.study.schedule import set_rates
 
 
 def feeding_of_experiment(
@@ -36,8 +37,7 @@ def feeding_of_experiment(
     student = build_network(alone.network, classes, device, seed=alone.seed, weights_follow=True)
     with tempfile.TemporaryDirectory() as folder:  # a run has one, and these steps leave nothing in it
         run = Run(alone, Path(folder), device, False, splits, student, None)
-        for optimiser in run.optimisers.values():
-            set_poly_rates(optimiser, 0, training.iterations, training.power)
+        set_rates(run.optimisers, training, 0)
         run.student.train()
         yield from feeding_of(
             run._step,

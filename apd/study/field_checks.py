@@ -59,7 +59,9 @@ def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(isinstance(v, _alternatives(get_args(kind)[0])) for v in value)
+        return isinstance(value, tuple) and all(
+            any(_fits(v, k) for k in _alternatives(get_args(kind)[0])) for v in value
+        )
     if kind is float:
         return isinstance(value, float) and math.isfinite(value)
     if kind is int:
@@ -71,6 +73,7 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(str(choice) for choice in get_args(kind))}"
     if get_origin(kind) is tuple:
-        return f"a tuple of {' or '.join(k.__name__ for k in _alternatives(get_args(kind)[0]))}"
+        several = {int: "whole numbers", float: "finite numbers"}
+        return f"a tuple of {' or '.join(several.get(k, k.__name__) for k in _alternatives(get_args(kind)[0]))}"
     names = {int: "a whole number", float: "a finite number", str: "a text", type(None): "None"}
     return names.get(kind) or f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"

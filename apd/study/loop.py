@@ -22,11 +22,12 @@ from apd.data.sample import SegmentationDataset
 from apd.evaluate.inference import confusion_of, resolve_precision
 from apd.evaluate.protocol import WHOLE_PICTURE, Inference
 from apd.models.segmenter import Segmenter
-from apd.study.build import Splits, build_augmentation, set_poly_rates
+from apd.study.build import Splits, build_augmentation
 from apd.study.checkpoint import load_newest, save_checkpoint
 from apd.study.experiment import Experiment
 from apd.study.log import NonFiniteLossError, RunLog, StoppedError, StopRequest, save_batch
 from apd.study.ranks import ALONE, Ranks, of_every_rank
+from apd.study.schedule import rate_factor, set_rates
 from apd.study.step import Update
 from apd.study.teacher import measure_teacher
 
@@ -97,8 +98,7 @@ class Run:
         saved_at = tick = time.perf_counter()
         with StopRequest(notice=self.ranks.first) as stop, bar:
             for batch in batches:
-                for optimiser in self.optimisers.values():
-                    set_poly_rates(optimiser, step, training.iterations, training.power)
+                set_rates(self.optimisers, training, step)
                 terms = self._step(batch)
                 pending.append((step, time.perf_counter() - tick, terms, batch))
                 step += 1
@@ -143,8 +143,7 @@ class Run:
                     "training.learning_rate, set training.clip_norm or use precision fp32, then start again"
                 )
             )
-        rate = (1 - step / self.experiment.training.iterations) ** self.experiment.training.power
-        rate *= self.experiment.training.learning_rate
+        rate = self.experiment.training.learning_rate * rate_factor(self.experiment.training, step)
         if self.ranks.first:
             self.log.write({"step": step, "seconds": round(seconds, 6), "learning_rate": rate, **values})
 

@@ -40,11 +40,15 @@ _NETWORK = {
 _TRAINING = {
     "iterations": Source("released code", "its epochs, with the incomplete batches that its loader leaves out"),
     "batch_size": Source("released code", "on four GPUs together, batch norm over all of them"),
+    "optimiser": RELEASED,
     "learning_rate": RELEASED,
     "head_multiplier": RELEASED,
     "momentum": RELEASED,
     "weight_decay": RELEASED,
+    "schedule": RELEASED,
     "power": RELEASED,
+    "milestones": Source("released code", "none: its schedule has no steps"),
+    "warmup": Source("released code", "none"),
     "auxiliary_weight": RELEASED,
     "evaluations": Source("own choice", "released code: after every epoch, on centre crops; nothing is chosen by it"),
 }

@@ -136,10 +136,14 @@ def _tiny(context_shift: float) -> Experiment:
 
 
 def lengthened(experiment: Experiment, *, student: float, teacher: float) -> Experiment:
-    """The same experiment with that many times the steps, for the student and for its teacher's training."""
+    """The same experiment with that many times the steps, for the student and for its teacher's training.
+
+    Milestones of a schedule move along; a warm-up stays as long as it is.
+    """
 
     def longer(training: TrainingConfig, factor: float) -> TrainingConfig:
-        return dataclasses.replace(training, iterations=round(training.iterations * factor))
+        milestones = tuple(round(milestone * factor) for milestone in training.milestones)
+        return dataclasses.replace(training, iterations=round(training.iterations * factor), milestones=milestones)
 
     trained = experiment.teacher and dataclasses.replace(
         experiment.teacher, training=longer(experiment.teacher.training, teacher)

@@ -116,7 +116,7 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         student=NetworkCost(_inferring_parameters(student), in_inference.get_total_flops() // 2),
         teacher=teacher and NetworkCost(_inferring_parameters(teacher), in_teacher.get_total_flops() // 2 // PICTURES),
         macs_per_image=(trained + in_teacher.get_total_flops()) // 2 // PICTURES,
-        fixed_bytes=_fixed_bytes(student, teacher, distillers),
+        fixed_bytes=_fixed_bytes(student, teacher, distillers, experiment.training.optimiser),
         bytes_per_image=saved // PICTURES,
     )
 
@@ -162,13 +162,13 @@ def _loss(
     return loss
 
 
-def _fixed_bytes(student: nn.Module, teacher: nn.Module | None, distillers: nn.ModuleList) -> int:
+def _fixed_bytes(student: nn.Module, teacher: nn.Module | None, distillers: nn.ModuleList, optimiser: str) -> int:
     """Parameters and buffers; a gradient and SGD's momentum, or Adam's two moments, for those that are trained."""
 
     def size(tensors) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     fixed = sum(size((*m.parameters(), *m.buffers())) for m in (student, teacher, distillers) if m is not None)
-    with_sgd = [p for module in distillers for p in module.student_parameters()] + list(student.parameters())
-    with_adam = [p for module in distillers for p in module.teacher_parameters()]
-    return fixed + 2 * size(with_sgd) + 3 * size(with_adam)
+    of_student = [p for module in distillers for p in module.student_parameters()] + list(student.parameters())
+    of_teacher = [p for module in distillers for p in module.teacher_parameters()]
+    return fixed + (2 if optimiser == "sgd" else 3) * size(of_student) + 3 * size(of_teacher)

@@ -1,0 +1,124 @@
+"""Rates at every step against PyTorch's own schedulers, and at the borders against numbers worked out by hand."""
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from small_experiments import prepared_run, tiny
+from torch import nn
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR, PolynomialLR
+
+from apd.study.experiment import ExperimentError, TrainingConfig
+from apd.study.recipes import lengthened
+from apd.study.schedule import described, rate_factor, set_rates
+
+ITERATIONS = 40
+
+
+def optimiser_with(**rates):
+    """An optimiser with a parameter group for each base rate; a rate of None is a group that follows nothing."""
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))]} | ({} if rate is None else {"base_rate": rate})
+        for rate in rates.values()
+    ]
+    return torch.optim.SGD(groups, lr=1.0)
+
+
+@pytest.mark.parametrize("warmup", [0, 2, 7, 30])
+@pytest.mark.parametrize("schedule", ["poly", "steps"])
+def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
+    reference = optimiser_with(all=0.3)
+    if schedule == "poly":
+        fields = {"power": 0.7}
+        schedulers = [PolynomialLR(reference, total_iters=ITERATIONS, power=0.7)]
+    else:
+        fields = {"milestones": (10, 11, 35)}
+        schedulers = [MultiStepLR(reference, milestones=[10, 11, 35], gamma=0.1)]
+    if warmup:
+        schedulers.append(LinearLR(reference, start_factor=1 / warmup, total_iters=warmup - 1))
+    chained = ChainedScheduler(schedulers, reference)
+    training = TrainingConfig(iterations=ITERATIONS, schedule=schedule, warmup=warmup, **fields)
+    for step in range(ITERATIONS):
+        assert rate_factor(training, step) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an optimiser that makes no step is what is wanted here
+            chained.step()
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 1.0), (50, 0.5**0.9), (99, 0.01**0.9)])
+def test_the_poly_schedule_at_its_ends_and_middle(step, factor):
+    assert rate_factor(TrainingConfig(iterations=100), step) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [(0, 0.001), (499, 0.5), (999, 1.0), (119_999, 1.0), (120_000, 0.1), (159_999, 0.1), (160_000, 0.01)],
+)
+def test_the_published_schedule_of_detection_at_its_borders(step, factor):
+    training = TrainingConfig(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000)
+    assert rate_factor(training, step) == pytest.approx(factor, rel=1e-9)
+
+
+def test_a_warm_up_of_one_step_is_none():
+    factors = [rate_factor(TrainingConfig(iterations=9, warmup=warmup), 0) for warmup in (0, 1)]
+    assert factors == [1.0, 1.0]
+
+
+def test_groups_with_a_base_rate_follow_and_others_keep_theirs():
+    training = TrainingConfig(iterations=10, schedule="steps", milestones=(4,), warmup=2)
+    optimisers = {"student": optimiser_with(backbone=0.2, heads=2.0), "teacher_heads": optimiser_with(a=None, b=0.5)}
+    seen = []
+    for step in (0, 5):
+        set_rates(optimisers, training, step)
+        seen += [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers.values()]
+    assert seen[0] == pytest.approx([0.1, 1.0])
+    assert seen[2] == pytest.approx([0.02, 0.2])
+    assert seen[1] == [1.0, 0.5], "the teacher's head knows no warm-up"
+    assert seen[3] == [1.0, pytest.approx(0.5 * 0.5**0.9)], "and falls by poly, whatever the student does"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_is_pytorchs_with_decay_beside_the_gradient(tmp_path, fused):
+    run = prepared_run(tiny("apd", optimiser="adamw", weight_decay=0.05, learning_rate=0.002, fused=fused), tmp_path)
+    student, heads = run.optimisers["student"], run.optimisers["teacher_heads"]
+    assert type(student) is torch.optim.AdamW
+    assert type(heads) is torch.optim.Adam
+    assert (student.defaults["betas"], student.defaults["weight_decay"]) == ((0.9, 0.999), 0.05)
+    assert [group["base_rate"] for group in student.param_groups] == pytest.approx([0.002, 0.02])
+    before = {name: value.clone() for name, value in run.student.named_parameters()}
+    run.execute()
+    assert any(not torch.equal(value, before[name]) for name, value in run.student.named_parameters())
+    rates = [line["learning_rate"] for line in run.log.read()]
+    assert rates == pytest.approx([0.002 * (1 - step / 6) ** 0.9 for step in range(6)])
+
+
+def test_the_logged_rate_is_that_of_the_backbone(tmp_path):
+    run = prepared_run(tiny(warmup=3, schedule="steps", milestones=(4,), learning_rate=0.03), tmp_path)
+    seen = []
+    run.optimisers["student"].register_step_pre_hook(lambda optimiser, *_: seen.append(optimiser.param_groups[0]["lr"]))
+    run.execute()
+    assert seen == pytest.approx([0.01, 0.02, 0.03, 0.03, 0.003, 0.003])
+    assert [line["learning_rate"] for line in run.log.read()] == seen
+
+
+def test_a_lengthened_training_has_its_milestones_moved_along_and_its_warm_up_kept():
+    start = tiny(iterations=90, schedule="steps", milestones=(60, 80), warmup=5)
+    longer = lengthened(start, student=1.5, teacher=1).training
+    assert (longer.iterations, longer.milestones, longer.warmup) == (135, (90, 120), 5)
+    with pytest.raises(ExperimentError, match=r"warmup = 5: expected an integer from 0 to below iterations 5"):
+        dataclasses.replace(TrainingConfig(iterations=50, warmup=5), iterations=5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "sgd, rate 0.01 and 0.1 for heads, poly with power 0.9"),
+        (
+            {"optimiser": "adamw", "schedule": "steps", "milestones": (600, 800), "warmup": 50},
+            "adamw, rate 0.01 and 0.1 for heads, a tenth from 600, 800 on, rising over the first 50 steps",
+        ),
+    ],
+)
+def test_a_schedule_is_told_in_words(fields, told):
+    assert described(TrainingConfig(**fields)) == told

@@ -116,7 +116,7 @@ def test_a_lengthened_training_has_its_milestones_moved_along_and_its_warm_up_ke
         ({}, "sgd, rate 0.01 and 0.1 for heads, poly with power 0.9"),
         (
             {"optimiser": "adamw", "schedule": "steps", "milestones": (600, 800), "warmup": 50},
-            "adamw, rate 0.01 and 0.1 for heads, a tenth from 600, 800 on, rising over the first 50 steps",
+            "adamw, rate 0.01 and 0.1 for heads, falling to a tenth at 600, 800, rising over the first 50 steps",
         ),
     ],
 )

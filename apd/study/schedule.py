@@ -64,5 +64,5 @@ def described(training: TrainingConfig) -> str:
     if training.schedule == "poly":
         told += f"poly with power {training.power:g}"
     else:
-        told += f"a tenth from {', '.join(map(str, training.milestones))} on"
+        told += f"falling to a tenth at {', '.join(map(str, training.milestones))}"
     return told + (f", rising over the first {training.warmup} steps" if training.warmup else "")

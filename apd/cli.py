@@ -12,6 +12,7 @@ from typing import Annotated
 
 from apd.commands.parsing import only, parse
 from apd.commands.using import evaluate, export, predict
+from apd.evaluate.coco_ap import APScores, Kind
 from apd.study.campaign import CAMPAIGNS, run_campaign
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
@@ -206,13 +207,25 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _summary(record: Record) -> str:
-    result, split = record.scores, record.content["data"]["split"]
+    split = record.content["data"]["split"]
+    if record.experiment.task == "detection":
+        return _detection_summary(record, split)
+    result = record.scores
     text = (
         f"{record.experiment.name}: mIoU {result.miou:.4f}, mAcc {result.macc:.4f}, aAcc {result.aacc:.4f} on {split}"
     )
     if record.teacher_scores is not None:
         text += f"; teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}"
     return text
+
+
+def _detection_summary(record: Record, split: str) -> str:
+    def told(found: dict[Kind, APScores]) -> str:
+        names = {"boxes": "box", "masks": "mask"}
+        return ", ".join(f"{names[kind]} AP {one.ap:.4f} (AP50 {one.ap50:.4f})" for kind, one in found.items())
+
+    text = f"{record.experiment.name}: {told(record.ap)} on {split}"
+    return text if record.teacher_ap is None else f"{text}; teacher {told(record.teacher_ap)}"
 
 
 def _help() -> str:

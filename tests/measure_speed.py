@@ -22,7 +22,7 @@ from apd import CIRKD, CWD, DIST, DKD, IFVD, MGD, APDLoss, AttentionTransfer, Fi
 from apd.evaluate.loss_cost import LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
 from apd.study.checkpoint import write_atomically
 from apd.study.folders import records_folder
-from apd.study.record import provenance
+from apd.study.provenance import provenance
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -108,7 +108,7 @@ def one_step(name, labels, job, accumulation=1):
     student = build_network(experiment.network, CLASSES, CPU, seed=0)
     student.__class__ = Frozen
     teacher = build_network(experiment.teacher.network, CLASSES, CPU, seed=1).eval().requires_grad_(False)
-    update = Update(experiment, student.train(), teacher, precision="fp32", ignore_index=IGNORE, ranks=job)
+    update = Update(experiment, student.train(), teacher, precision="fp32", ranks=job)
     size = 8 // job.size
     batch = Batch(*(value[job.rank * size : (job.rank + 1) * size] for value in batch_with(labels)))
     terms = job.mean(update(batch))
@@ -188,7 +188,7 @@ def count_reductions(file):
         experiment = objective_experiment("apd", accumulation)
         student = build_network(experiment.network, CLASSES, CPU, seed=0).train()
         teacher = build_network(experiment.teacher.network, CLASSES, CPU, seed=1).eval().requires_grad_(False)
-        update = Update(experiment, student, teacher, precision="fp32", ignore_index=IGNORE, ranks=job)
+        update = Update(experiment, student, teacher, precision="fp32", ranks=job)
         calls = []
 
         def hook(_state, bucket, calls=calls):
@@ -405,9 +405,9 @@ def without_data(experiment, runs, rank):
         raise DataError(f"no data on rank {ranks.started_rank()}")
 
     if rank is None or ranks.started_rank() == rank:
-        import apd.study.train
+        import apd.study.segmentation_task
 
-        apd.study.train.build_splits = missing
+        apd.study.segmentation_task.build_splits = missing
     run_as_a_command(experiment, runs)
 
 

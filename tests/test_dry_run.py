@@ -15,7 +15,7 @@ from apd.study.distiller_configs import APDConfig
 from apd.study.dry_run import Noise, dry_run, measure_steps
 from apd.study.experiment import DataConfig, ExperimentError, NetworkConfig
 from apd.study.recipes import recipe
-from apd.study.step import task_loss
+from apd.study.segmentation_objective import task_loss
 from apd.study.step_cost import step_cost, teacher_step_cost
 
 CPU = torch.device("cpu")

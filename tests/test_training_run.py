@@ -18,7 +18,7 @@ from apd.study.distiller_configs import APDConfig
 from apd.study.experiment import ExperimentError
 from apd.study.folders import run_folder
 from apd.study.log import CURVE_POINTS, NonFiniteLossError, RunLog
-from apd.study.step import task_loss
+from apd.study.segmentation_objective import task_loss
 from apd.study.teacher import load_teacher
 from apd.study.train import train, trained_network
 from apd.study.trained_distiller import trained_distiller

@@ -270,7 +270,7 @@ def test_a_read_only_disk_is_told_before_anything_is_computed(runs, told, monkey
     """A regular file in the place of a folder stands for it: root may write everywhere else."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "file" / "runs"))
-    monkeypatch.setattr("apd.study.train.build_splits", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("apd.study.segmentation_task.build_splits", lambda *_: pytest.fail("too late"))
     message = told("train", "--method", "student")
     assert f"cannot write to {tmp_path / 'file' / 'runs'}" in message
     assert "make it writable or set APD_RUNS to another folder" in message
@@ -437,7 +437,7 @@ def test_a_device_that_is_not_there_is_told(runs, told):
 
 
 def test_a_defect_of_the_package_shows_its_traceback(runs, monkeypatch):
-    monkeypatch.setattr("apd.study.train.build_splits", lambda *_: [][0])
+    monkeypatch.setattr("apd.study.segmentation_task.build_splits", lambda *_: [][0])
     with pytest.raises(IndexError):
         cli.main(["train", "--method", "student"])
 

@@ -26,6 +26,10 @@ class Batch(NamedTuple):
     images_B3HW: Tensor
     labels_BHW: Tensor
 
+    def by_name(self) -> dict[str, Tensor]:
+        """The tensors with their names, as they are kept in a file."""
+        return self._asdict()
+
 
 class EvaluationBatch(NamedTuple):
     """Pictures to be judged, in the data set's order: images_B3HW float32 in [0, 1], labels_BHW int64, B names.
@@ -146,14 +150,14 @@ def training_batches(
             batch_size=None,
             sampler=order,
             num_workers=workers,
-            worker_init_fn=_leave_stopping_to_the_trainer,
+            worker_init_fn=leave_stopping_to_the_trainer,
             # of its own: the loader draws a seed for its workers, by default from the global state
             generator=torch.Generator(),
         )
     )
 
 
-def _leave_stopping_to_the_trainer(_worker: int) -> None:
+def leave_stopping_to_the_trainer(_worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach all processes; the trainer finishes its step, then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -145,8 +145,15 @@ class CocoInstances:
             raise DataError(f"{self._file}: annotation {thing['id']}: {error}") from error
 
 
-def coco_split(name: str, split: str, **options: Any) -> CocoInstances:
-    """One split of a data set in COCO's own tree below ``APD_DATA``.
+def coco_split(
+    name: str,
+    split: str,
+    *,
+    annotations: str = "annotations/instances_{split}.json",
+    pictures: str = "{split}",
+    **options: Any,
+) -> CocoInstances:
+    """One split of a data set below ``APD_DATA``, by default in COCO's own tree.
 
     The tree is ``NAME/annotations/instances_SPLIT.json`` with the pictures in ``NAME/SPLIT/``, as COCO 2017 is
     distributed and as the 100 pictures of tiny_coco are.
@@ -154,6 +161,7 @@ def coco_split(name: str, split: str, **options: Any) -> CocoInstances:
     Args:
         name: folder below ``APD_DATA``, such as "coco" or "tiny_coco".
         split: such as "train2017" or "val2017".
+        annotations, pictures: where in that folder the file and the pictures of a split are.
         options: of :class:`CocoInstances`.
 
     Raises:
@@ -171,14 +179,15 @@ def coco_split(name: str, split: str, **options: Any) -> CocoInstances:
             f"that contains {name}/, which holds annotations/ and the pictures' folders as COCO 2017 is distributed"
         )
     root = Path(parent).expanduser() / name
-    file = root / "annotations" / f"instances_{split}.json"
-    for path in (file, root / split):
+    # replaced, not formatted: a stray brace in a folder's name is no error
+    file, folder = (text.replace("{split}", split) for text in (annotations, pictures))
+    for path in (root / file, root / folder):
         if not path.exists():
             raise MissingData(
-                f"{path} is missing: expected {name}/annotations/instances_{split}.json and the folder "
-                f"{name}/{split}/, as COCO 2017 is distributed"
+                f"{path} is missing: expected {name}/{file} and the folder {name}/{folder}/"
+                + (", as COCO 2017 is distributed" if annotations == "annotations/instances_{split}.json" else "")
             )
-    return CocoInstances(file, root / split, name=name, **options)
+    return CocoInstances(root / file, root / folder, name=name, **options)
 
 
 def _picture(path: Path) -> Image.Image:

@@ -1,13 +1,13 @@
 """Batches of pictures with things, by the rules of :mod:`apd.data.batches`: a function of seed and iteration only."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from apd.data.batches import BatchStream, generator_for
+from apd.data.batches import BatchStream, generator_for, leave_stopping_to_the_trainer
 from apd.data.instance_transforms import InstanceAugmentation, vary
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 
@@ -22,20 +22,34 @@ class InstanceBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "InstanceBatch":
         """The batch on a device."""
-        images = [image.to(device, non_blocking=True) for image in self.images]
-        targets = [
-            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in self.targets
-        ]
-        return InstanceBatch(images, targets)
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> "InstanceBatch":
+        """The batch in page-locked memory, from which a GPU copies without being waited for."""
+        return self._each(Tensor.pin_memory)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
+        images = {f"image.{number}": image for number, image in enumerate(self.images)}
+        return images | {
+            f"target.{number}.{name}": value
+            for number, target in enumerate(self.targets)
+            for name, value in target.items()
+        }
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "InstanceBatch":
+        targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
+        return InstanceBatch([change(image) for image in self.images], targets)
 
 
 class InstanceStream(BatchStream):
     """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
 
     def __getitem__(self, iteration: int) -> InstanceBatch:
+        indices = self.indices(iteration)
         samples = [
-            vary(self.dataset[index], self.augmentation, generator_for(self.seed, _VARIATION, iteration, slot))
-            for slot, index in enumerate(self.indices(iteration))
+            vary(self.dataset[indices[slot]], self.augmentation, generator_for(self.seed, _VARIATION, iteration, slot))
+            for slot in self.slots
         ]
         return InstanceBatch(
             [unit_range(sample.image_3HW) for sample in samples], [as_target(sample) for sample in samples]
@@ -51,6 +65,7 @@ def training_instance_batches(
     start_iteration: int = 0,
     iterations: int,
     workers: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[InstanceBatch]:
     """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream.
 
@@ -64,6 +79,7 @@ def training_instance_batches(
         start_iteration: number of the first batch (default 0).
         iterations: total length of the run, the number after the last batch's. The iterator ends there.
         workers: processes that prepare batches ahead (default 0: in this process, when asked for).
+        part: (r, n) gives part r of n of every batch, its slots in order (default: all of it).
 
     Raises:
         ValueError: an empty data set, or a number out of its range.
@@ -86,13 +102,23 @@ def training_instance_batches(
             raise ValueError(f"{field}={value}; expected a whole number of at least {bound}")
     if not 0 <= start_iteration <= iterations:
         raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
-    stream = InstanceStream(dataset, batch_size, augmentation, seed)
+    number, parts = part
+    if not 0 <= number < parts or batch_size % parts:
+        raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
+    stream = InstanceStream(dataset, batch_size, augmentation, seed, part)
     if workers == 0:
         return (stream[iteration] for iteration in range(start_iteration, iterations))
-    # a generator of its own: the loader draws a seed for its workers, by default from the global state
-    generator = torch.Generator()
-    order = range(start_iteration, iterations)
-    return iter(DataLoader(stream, batch_size=None, sampler=order, num_workers=workers, generator=generator))
+    return iter(
+        DataLoader(
+            stream,
+            batch_size=None,
+            sampler=range(start_iteration, iterations),
+            num_workers=workers,
+            worker_init_fn=leave_stopping_to_the_trainer,
+            # of its own: the loader draws a seed for its workers, by default from the global state
+            generator=torch.Generator(),
+        )
+    )
 
 
 def evaluation_instance_batches(

@@ -5,6 +5,7 @@ papers print are means over parts of it, and are computed whenever they are aske
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -86,6 +87,15 @@ def ap_scores(table: APTable) -> APScores:
     )
 
 
+class _Picture(NamedTuple):
+    """One picture as the library wants it, its own number and its things' left out."""
+
+    height: int
+    width: int
+    things: list[dict[str, Any]]
+    found: dict[str, list[dict[str, Any]]]
+
+
 class DetectionScorer:
     """Compares detections with the truth, picture by picture.
 
@@ -111,9 +121,7 @@ class DetectionScorer:
         if not kinds or not set(kinds) <= set(_LIBRARY_KIND):
             raise ValueError(f"kinds={tuple(kinds)!r}: expected 'boxes', 'masks' or both")
         self.spec, self.kinds = spec, tuple(kinds)
-        self._images: list[dict[str, Any]] = []
-        self._things: list[dict[str, Any]] = []
-        self._found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        self._pictures: list[_Picture] = []
 
     def update(self, sample: InstanceSample, found: Detections) -> None:
         """Add a picture.
@@ -123,21 +131,35 @@ class DetectionScorer:
                 score or box is not finite.
         """
         self._check(sample, found)
-        image_id, (height, width) = len(self._images) + 1, sample.image_3HW.shape[1:]
-        self._images.append({"id": image_id, "height": height, "width": width})
         masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else [[]] * len(sample.labels_N)
         rows = zip(_corner_and_size(sample.boxes_N4), sample.labels_N.tolist(), masks, strict=True)
-        for (box, label, mask), crowd, area in zip(rows, sample.crowd_N.tolist(), sample.areas_N.tolist(), strict=True):
-            thing = {"id": len(self._things) + 1, "image_id": image_id, "category_id": label + 1}
-            self._things.append(thing | {"bbox": box, "segmentation": mask, "iscrowd": int(crowd), "area": area})
+        things = [
+            {"category_id": label + 1, "bbox": box, "segmentation": mask, "iscrowd": int(crowd), "area": area}
+            for (box, label, mask), crowd, area in zip(
+                rows, sample.crowd_N.tolist(), sample.areas_N.tolist(), strict=True
+            )
+        ]
         scored = list(zip(found.labels_N.tolist(), found.scores_N.tolist(), strict=True))
-        for kind in self.kinds:
-            shapes = found.masks if kind == "masks" else _corner_and_size(found.boxes_N4)
-            name = "segmentation" if kind == "masks" else "bbox"
-            self._found[kind] += [
-                {"image_id": image_id, "category_id": label + 1, "score": score, name: shape}
-                for (label, score), shape in zip(scored, shapes, strict=True)
+        shapes = {"boxes": ("bbox", _corner_and_size(found.boxes_N4)), "masks": ("segmentation", found.masks)}
+        entries = {
+            kind: [
+                {"category_id": label + 1, "score": score, shapes[kind][0]: shape}
+                for (label, score), shape in zip(scored, shapes[kind][1], strict=True)
             ]
+            for kind in self.kinds
+        }
+        height, width = sample.image_3HW.shape[1:]
+        self._pictures.append(_Picture(height, width, things, entries))
+
+    def joined(self, others: "Sequence[DetectionScorer]") -> "DetectionScorer":
+        """A scorer of this one's pictures and the others', each in turn: what was dealt out to several is put together.
+
+        AP is no mean of the parts' APs, so parts that were looked at apart have to be counted as one.
+        """
+        whole = DetectionScorer(self.spec, self.kinds)
+        dealt = zip_longest(self._pictures, *(other._pictures for other in others))
+        whole._pictures = [picture for turn in dealt for picture in turn if picture is not None]
+        return whole
 
     def tables(self) -> dict[Kind, APTable]:
         """The tables of all pictures so far.
@@ -145,7 +167,7 @@ class DetectionScorer:
         Raises:
             ValueError: there was no picture.
         """
-        if not self._images:
+        if not self._pictures:
             raise ValueError("no picture was added: call update(sample, detections) for each first")
         return {kind: self._table(kind) for kind in self.kinds}
 
@@ -155,15 +177,19 @@ class DetectionScorer:
         def silent(*_: object) -> None:
             pass
 
+        numbered = list(enumerate(self._pictures, start=1))
+        things = [{"image_id": number, **thing} for number, picture in numbered for thing in picture.things]
         truth = library.COCO(
             {
-                "images": self._images,
-                "annotations": [dict(thing) for thing in self._things],
+                "images": [{"id": number, "height": p.height, "width": p.width} for number, p in numbered],
+                "annotations": [{"id": number, **thing} for number, thing in enumerate(things, start=1)],
                 "categories": [{"id": label, "name": str(label)} for label in classes],
             },
             print_function=silent,
         )
-        found = truth.loadRes([dict(entry) for entry in self._found[kind]])
+        found = truth.loadRes(
+            [{"image_id": number, **entry} for number, picture in numbered for entry in picture.found[kind]]
+        )
         evaluation = library.COCOeval_faster(truth, found, _LIBRARY_KIND[kind], print_function=silent)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -172,7 +198,7 @@ class DetectionScorer:
         assert precision_TRKA.shape == shape, f"faster-coco-eval gave {tuple(precision_TRKA.shape)}, not {shape}"
         assert evaluation.params.maxDets[-1] == _MOST_DETECTIONS
         ap_TKA = torch.where(precision_TRKA < 0, torch.nan, precision_TRKA).mean(1)
-        counted = [thing["category_id"] - 1 for thing in self._things if not thing["iscrowd"]]
+        counted = [thing["category_id"] - 1 for thing in things if not thing["iscrowd"]]
         things_K = torch.bincount(torch.tensor(counted, dtype=torch.int64), minlength=self.spec.num_classes)
         return APTable(ap_TKA, things_K)
 

@@ -53,6 +53,20 @@ def ap_of(
 ) -> dict[Kind, APTable]:
     """AP tables of a detector on every picture of a data set: of boxes, and of masks where it has them.
 
+    See :func:`scored`, which this asks for its tables.
+
+    Raises:
+        ValueError: as :class:`~apd.evaluate.coco_ap.DetectionScorer`, or a data set without a picture.
+        DetectionExtraMissing: faster-coco-eval is not installed.
+    """
+    return scored(detector, dataset, batch_size=batch_size, progress=progress).tables()
+
+
+def scored(
+    detector: nn.Module, dataset: InstanceDataset, *, batch_size: int = 8, progress: str = ""
+) -> DetectionScorer:
+    """A scorer that has seen a detector's findings on every picture of a data set, or of a part of one.
+
     In single precision: under autocast torchvision would compute boxes in half, too coarse for coordinates.
 
     The detector is put into eval mode for the call and back into its mode after it.
@@ -84,4 +98,4 @@ def ap_of(
                 scorer.update(sample, detections)
     finally:
         detector.train(training)
-    return scorer.tables()
+    return scorer

@@ -17,7 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from apd.models.detector_view import LEVELS
-from apd.models.detector_weights import fill_from_coco, fill_from_imagenet
+from apd.models.detector_weights import fill_from_coco, fill_from_imagenet, use_coco_eps
 
 DetectorWeights = Literal["none", "imagenet", "coco"]
 
@@ -148,8 +148,10 @@ def build_detector(
     )
     if weights == "imagenet" and fetch:
         fill_from_imagenet(detector, backbone)
-    elif weights == "coco" and fetch:
-        fill_from_coco(detector, backbone, class_names)
+    elif weights == "coco":
+        use_coco_eps(detector)
+        if fetch:
+            fill_from_coco(detector, backbone, class_names)
     return detector
 
 

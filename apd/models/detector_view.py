@@ -100,6 +100,14 @@ class DetectorTap:
             heads.box_head.register_forward_hook(lambda _m, _i, output: self._keep(vectors=output)),
             heads.box_predictor.register_forward_hook(lambda _m, _i, output: self._keep(logits=output[0])),
         ]
+        self._sampler_before = detector.rpn.fg_bg_sampler
+
+        def sample_and_keep(labels: list[Tensor]) -> tuple:
+            sampled = self._sampler_before(labels)
+            self._keep(anchors=sampled)
+            return sampled
+
+        detector.rpn.fg_bg_sampler = sample_and_keep
         draw = heads.select_training_samples
         self._drawn_before = heads.__dict__.get("select_training_samples")
 
@@ -117,6 +125,7 @@ class DetectorTap:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._detector.rpn.fg_bg_sampler = self._sampler_before
         if self._drawn_before is None:
             del self._detector.roi_heads.select_training_samples
         else:  # an outer tap's
@@ -144,6 +153,15 @@ class DetectorTap:
     def labels_B1N(self) -> Tensor:
         """The label that each box was matched with; :data:`NO_BOX` in the places that a picture leaves free."""
         return _side_by_side([labels[:, None] for labels in self._get("labels")], fill=NO_BOX)[:, 0]
+
+    @property
+    def loss_counts(self) -> dict[str, Tensor]:
+        """What each of torchvision's task losses is a mean over, by its name: how many boxes, things or anchors."""
+        labels = torch.cat(self._get("labels"))
+        boxes, things = labels.new_tensor(len(labels)), (labels > 0).sum()
+        anchors = sum(chosen.count_nonzero() for side in self._get("anchors") for chosen in side)
+        counts = {"loss_classifier": boxes, "loss_box_reg": boxes, "loss_mask": things}
+        return counts | {"loss_objectness": anchors, "loss_rpn_box_reg": anchors}
 
     @property
     def padded_size(self) -> tuple[int, int]:

@@ -92,6 +92,10 @@ def fill_from_coco(
                 per_class = state[name].unflatten(0, (len(kind.COCO_V1.meta["categories"]), -1))
                 state[name] = per_class[rows].flatten(0, 1)
     _load(detector, state, wanted, f"torchvision's COCO weights of {backbone}")
+
+
+def use_coco_eps(detector: FasterRCNN) -> None:
+    """Give frozen batch norms the eps that torchvision's COCO weights were trained with; no file of weights has it."""
     for module in detector.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.eps = _COCO_EPS

@@ -9,6 +9,7 @@ from torch import nn
 from apd.data.catalogue import CAMVID, SCENES, DatasetSpec
 from apd.data.converted import ConvertedDataset
 from apd.data.folder import CamVid, find_data
+from apd.data.instances import InstanceDataset
 from apd.data.long_side import LongSide
 from apd.data.own_folder import folder_spec, open_folder
 from apd.data.published_sets import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60
@@ -16,6 +17,7 @@ from apd.data.sample import SegmentationDataset
 from apd.data.scenes import Scenes
 from apd.data.transforms import Augmentation
 from apd.models.segmenter import Segmenter, build_segmenter
+from apd.study.detection_distiller_configs import DenseAPDConfig, DetectionDistillerConfig, RoIAPDConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.experiment import DataConfig, Experiment, ExperimentError, NetworkConfig, TrainingConfig
 from apd.study.ranks import Ranks, of_every_rank, own_gpu
@@ -26,9 +28,9 @@ _PUBLISHED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59
 class Splits(NamedTuple):
     """The data sets of one run. `evaluation` is `val` or `test`, as the experiment says."""
 
-    train: SegmentationDataset
-    val: SegmentationDataset
-    evaluation: SegmentationDataset
+    train: SegmentationDataset | InstanceDataset
+    val: SegmentationDataset | InstanceDataset
+    evaluation: SegmentationDataset | InstanceDataset
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -52,14 +54,18 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
-def require_equal_parts(training: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
+def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> None:
     """Refuse a batch that cannot be divided evenly over ranks and the steps of an accumulation.
+
+    Args:
+        training: whose batch and accumulation are divided.
+        ranks: the processes that share a batch.
+        least: images that a part must have for batch norm to train on.
 
     Raises:
         ExperimentError: it cannot, or a part is too small for batch norm to train on.
     """
     parts = ranks.size * training.accumulation
-    least = 1 if ranks.size > 1 and device.type == "cuda" else 2  # synchronised over GPUs, one image each will do
     if training.batch_size % parts or training.batch_size < least * parts:
         raise of_every_rank(
             ExperimentError(
@@ -148,26 +154,30 @@ def build_network(
 
 
 def build_optimisers(
-    experiment: Experiment, student: Segmenter, distillers: Iterable[tuple[DistillerConfig, nn.Module]]
+    experiment: Experiment,
+    student: tuple[list[nn.Parameter], list[nn.Parameter]],
+    distillers: Iterable[tuple[DistillerConfig | DetectionDistillerConfig, nn.Module]],
 ) -> dict[str, torch.optim.Optimizer]:
     """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
 
     A parameter group that follows a schedule carries `base_rate`; that of a teacher's head does only where the
-    experiment says so, and else keeps its rate (released code).
+    experiment says so, and else keeps its rate (released code). `student` are the parameters of its backbone, and the
+    rest, which learn `head_multiplier` times as fast.
     """
     training: TrainingConfig = experiment.training
-    head_parameters, teacher_groups = list(student.head_parameters()), []
+    backbone_parameters, head_parameters = map(list, student)
+    teacher_groups = []
     for config, module in distillers:
         head_parameters += list(module.student_parameters())
         if parameters := list(module.teacher_parameters()):
-            assert isinstance(config, APDConfig)
+            assert isinstance(config, APDConfig | RoIAPDConfig | DenseAPDConfig)
             group = {"params": parameters, "lr": config.teacher_head_rate}
             if config.teacher_head_schedule == "poly":
                 group["base_rate"] = config.teacher_head_rate
             teacher_groups.append(group)
     head_rate = training.learning_rate * training.head_multiplier
     groups = [
-        {"params": list(student.backbone_parameters()), "base_rate": training.learning_rate},
+        {"params": backbone_parameters, "base_rate": training.learning_rate},
         {"params": head_parameters, "base_rate": head_rate},
     ]
     # fused None leaves the choice to torch, which does not take the fused one

@@ -243,8 +243,9 @@ def run_campaign(
             record.save(folder / f"{experiment.name}-{fingerprint(experiment)}.json")
         spent += time.monotonic() - begun
         left = spent / (number + 1) * (len(missing) - number - 1)
+        score, value = record.headline
         ranks.tell(
-            f"{name}: {number + 1}/{len(missing)} {experiment.name}: mIoU {record.scores.miou:.4f}, "
+            f"{name}: {number + 1}/{len(missing)} {experiment.name}: {score} {value:.4f}, "
             f"about {left / 60:.0f} min left"
         )
     if diverged:

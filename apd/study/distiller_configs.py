@@ -7,17 +7,7 @@ The module of a method, its formula and the sources of its published weights are
 from dataclasses import dataclass
 from typing import Literal
 
-from apd.study.field_checks import ExperimentError, require, require_types
-
-_LEAVE_OUT = "a number > 0; to leave the term out, leave the distiller out"
-
-
-def _require_weights(owner: object, *names: str) -> None:
-    """Each at least 0, and one above."""
-    for name in names:
-        require(getattr(owner, name) >= 0, owner, name, "a number >= 0")
-    if not any(getattr(owner, name) for name in names):
-        raise ExperimentError(f"{type(owner).__name__}: {', '.join(names)} are all 0: expected one above 0")
+from apd.study.field_checks import LEAVE_OUT, ExperimentError, require, require_types, require_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +25,7 @@ class PixelKDConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.weight > 0, self, "weight", _LEAVE_OUT)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
         require(self.temperature > 0, self, "temperature", "a number > 0")
 
 
@@ -96,7 +86,7 @@ class FitNetConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.weight > 0, self, "weight", _LEAVE_OUT)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +98,7 @@ class AttentionTransferConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.weight > 0, self, "weight", _LEAVE_OUT)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +112,7 @@ class SKDConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.weight > 0, self, "weight", _LEAVE_OUT)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
         require(0 < self.pool <= 1, self, "pool", "0 < pool <= 1")
 
 
@@ -135,7 +125,7 @@ class IFVDConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.weight > 0, self, "weight", _LEAVE_OUT)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +141,7 @@ class CWDConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_weights(self, "logits", "features")
+        require_weights(self, "logits", "features")
         require(self.temperature > 0, self, "temperature", "a number > 0")
 
 
@@ -185,7 +175,7 @@ class CIRKDConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_weights(self, "batch_pixels", "pixel_memory", "region_memory")
+        require_weights(self, "batch_pixels", "pixel_memory", "region_memory")
         require(self.temperature > 0, self, "temperature", "a number > 0")
         for name in ("most_pixels", "pixel_slots", "region_slots", "pixel_samples", "region_samples", "new_pixels"):
             require(getattr(self, name) >= 1, self, name, "an integer >= 1")
@@ -204,7 +194,7 @@ class DISTConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_weights(self, "inter", "intra")
+        require_weights(self, "inter", "intra")
         require(self.temperature > 0, self, "temperature", "a number > 0")
 
 
@@ -220,7 +210,7 @@ class MGDConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.weight > 0, self, "weight", _LEAVE_OUT)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
         require(0 <= self.masked < 1, self, "masked", "0 <= masked < 1")
 
 
@@ -237,7 +227,7 @@ class DKDConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        _require_weights(self, "target", "non_target")
+        require_weights(self, "target", "non_target")
         require(self.temperature > 0, self, "temperature", "a number > 0")
 
 

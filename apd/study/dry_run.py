@@ -220,7 +220,7 @@ def _measure(
     smaller = replace(experiment, training=replace(experiment.training, batch_size=images, accumulation=1))
     ignore = splits.train.spec.ignore_index
     precision = resolve_precision(device, experiment.precision)
-    update = Update(smaller, student.train(), teacher, precision=precision, ignore_index=ignore)
+    update = Update(smaller, student.train(), teacher, precision=precision)
     times, seen = [], []
     for _ in range(steps + 1):
         start = time.perf_counter()

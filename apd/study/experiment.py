@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from apd.evaluate.protocol import WHOLE_PICTURE, Inference
+from apd.study.detection_config import DetectorConfig, InstanceDataConfig
+from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
+from apd.study.task_checks import TaskName, require_fit_for_detection, require_one_task, task_of_data
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -198,7 +201,7 @@ class TrainingConfig:
 class TeacherConfig:
     """The teacher: its network, and either the training that makes it or a file with its weights."""
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How the teacher is trained on the same data when `weights_file` is empty."""
     seed: int = 0
@@ -206,11 +209,17 @@ class TeacherConfig:
     """A file to load strictly instead of training: of one of this project's runs, or a released checkpoint."""
     expected_miou: float = 0.0
     """The run refuses a teacher that scores below this on the evaluation split (fraction, not per cent)."""
+    expected_ap: float = 0.0
+    """The same for a detector, by its mean box AP."""
 
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
-        require(0 <= self.expected_miou <= 1, self, "expected_miou", "a fraction between 0 and 1")
+        for name, other in (("expected_miou", DetectorConfig), ("expected_ap", NetworkConfig)):
+            require(0 <= getattr(self, name) <= 1, self, name, "a fraction between 0 and 1")
+            if isinstance(self.network, other):
+                right = "expected_ap" if name == "expected_miou" else "expected_miou"
+                require(getattr(self, name) == 0, self, name, f"0, the default: for a {other.__name__} set {right}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +230,14 @@ class Experiment:
     """Label of the run's folder."""
     seed: int = 0
     """Initial weights, order of images, augmentation and dropout."""
-    data: DataConfig = field(default_factory=DataConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig | InstanceDataConfig = field(default_factory=DataConfig)
+    """Its class decides the task; networks and distillers must be of the same."""
+    network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     precision: Precision = "auto"
-    """Autocast: auto is bf16 where the device multiplies it natively, fp32 elsewhere."""
+    """Autocast: auto is bf16 where the device multiplies it natively, fp32 elsewhere, and for detectors everywhere."""
     teacher: TeacherConfig | None = None
-    distillers: tuple[DistillerConfig, ...] = ()
+    distillers: tuple[DistillerConfig | DetectionDistillerConfig, ...] = ()
     """Distillation losses added to the task loss."""
     inference: Inference = WHOLE_PICTURE
     """How the final scores look at an image; those on the way always look once at the whole image."""
@@ -237,7 +247,8 @@ class Experiment:
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = self.name and all(c.isalnum() or c in "-_." for c in self.name)
         require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
-        if self.data.height and not self.data.long_side:  # else every image has a size of its own
+        require_one_task(self)
+        if self.task == "segmentation" and self.data.height and not self.data.long_side:  # else images have own sizes
             least = self.inference.least_side(self.data.height, self.data.width)
             require(least >= 32, self, "inference", f"all looks to have sides of at least 32 pixels, got {least}")
         if self.distillers and self.teacher is None:
@@ -252,6 +263,13 @@ class Experiment:
                         f"APDConfig.width = None: expected heads of equal width then, got network.head_width = "
                         f"{widths[0]} and teacher.network.head_width = {widths[1]}"
                     )
+        if self.task == "detection":
+            require_fit_for_detection(self)
+
+    @property
+    def task(self) -> TaskName:
+        """What the network predicts: "segmentation" or "detection", by the class of `data`."""
+        return task_of_data(self.data)
 
     def teacher_experiment(self) -> "Experiment":
         """The experiment whose run is this one's teacher: same data, no distillers.

@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from apd.evaluate.protocol import Inference
+from apd.study.detection_config import DetectorConfig, InstanceDataConfig
+from apd.study.detection_distiller_configs import DETECTION_DISTILLERS, DetectionDistillerConfig
 from apd.study.distiller_configs import DISTILLERS, DistillerConfig
 from apd.study.experiment import (
     DataConfig,
@@ -25,7 +27,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def _significant(config: Any) -> dict[str, Any]:
-    """Fields that differ from their class's default, nested; a distiller always keeps its method's name.
+    """Fields that differ from their class's default, nested; what names its class, `method` or `kind`, is always kept.
 
     Leaving defaults out means that an option added later, whose default is the old behaviour, keeps every existing
     fingerprint and so every record. The price is a promise: the default of a field is never changed; a better
@@ -35,7 +37,7 @@ def _significant(config: Any) -> dict[str, Any]:
     for f in fields(config):
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if f.name == "method":
+        if f.name in ("method", "kind"):
             result[f.name] = value
         elif value == default:
             continue
@@ -55,14 +57,17 @@ def fingerprint(experiment: Experiment) -> str:
 
 
 _NESTED = {
-    (Experiment, "data"): DataConfig,
-    (Experiment, "network"): NetworkConfig,
-    (Experiment, "training"): TrainingConfig,
-    (Experiment, "teacher"): TeacherConfig,
-    (Experiment, "inference"): Inference,
-    (TeacherConfig, "network"): NetworkConfig,
-    (TeacherConfig, "training"): TrainingConfig,
+    (Experiment, "data"): (DataConfig, InstanceDataConfig),
+    (Experiment, "network"): (NetworkConfig, DetectorConfig),
+    (Experiment, "training"): (TrainingConfig,),
+    (Experiment, "teacher"): (TeacherConfig,),
+    (Experiment, "inference"): (Inference,),
+    (TeacherConfig, "network"): (NetworkConfig, DetectorConfig),
+    (TeacherConfig, "training"): (TrainingConfig,),
 }
+"""Classes of a field that is a mapping; of two, a mapping with `kind` is of the second."""
+_OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}
+_METHODS = DISTILLERS | DETECTION_DISTILLERS
 
 
 def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
@@ -79,11 +84,14 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
     for name in content:
         if name not in known:
             hint = did_you_mean(name, sorted(known)) or f"; known: {', '.join(sorted(known))}"
+            if kind in _OF_DETECTION and name in {f.name for f in fields(_OF_DETECTION[kind])}:
+                hint = f"; {_OF_DETECTION[kind].__name__} has it, which is told by its field kind"
             raise ExperimentError(f"{kind.__name__} has no field {name!r}{hint}")
     values = dict(content)
     for name, value in content.items():
         if (nested := _NESTED.get((kind, name))) and value is not None:
-            values[name] = from_dict(value, nested)
+            of_detection = isinstance(value, dict) and "kind" in value
+            values[name] = from_dict(value, nested[-1] if of_detection else nested[0])
     if kind is Experiment:
         values["distillers"] = _distillers_from_list(content.get("distillers", []))
     try:
@@ -94,13 +102,13 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
         raise ExperimentError(str(error)) from error
 
 
-def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:
+def _distillers_from_list(content: Any) -> tuple[DistillerConfig | DetectionDistillerConfig, ...]:
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
         raise ExperimentError(
             f"Experiment.distillers = {content!r:.80}: expected a list of mappings with a method each"
         )
     for entry in content:
-        if (method := entry.get("method")) not in tuple(DISTILLERS):
-            hint = did_you_mean(method, DISTILLERS)
-            raise ExperimentError(f"distillers.method = {method!r}: expected one of {', '.join(DISTILLERS)}{hint}")
-    return tuple(from_dict(entry, DISTILLERS[entry["method"]]) for entry in content)
+        if (method := entry.get("method")) not in tuple(_METHODS):
+            hint = did_you_mean(method, _METHODS)
+            raise ExperimentError(f"distillers.method = {method!r}: expected one of {', '.join(_METHODS)}{hint}")
+    return tuple(from_dict(entry, _METHODS[entry["method"]]) for entry in content)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from safetensors.torch import save_file
 
 from apd.data.batches import Batch
+from apd.data.instance_batches import InstanceBatch
 from apd.study.checkpoint import CheckpointError
 
 CURVE_POINTS = 100
@@ -100,10 +101,10 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def save_batch(path: Path, batch: Batch) -> str:
-    """Keep a batch for inspection, images and labels as safetensors; the sentence says where, or why not."""
+def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
+    """Keep a batch for inspection, its tensors as safetensors; the sentence says where, or why not."""
     try:
-        save_file({"images_B3HW": batch.images_B3HW.contiguous(), "labels_BHW": batch.labels_BHW.contiguous()}, path)
+        save_file({name: value.contiguous() for name, value in batch.by_name().items()}, path)
     except Exception as error:  # safetensors wraps the OSError in a type of its own; the loss is the greater news
         return f"the batch could not be saved in {path} ({error})"
     return f"the batch is saved in {path}"

@@ -17,18 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apd.data.batches import Batch, training_batches
-from apd.data.sample import SegmentationDataset
-from apd.evaluate.inference import confusion_of, resolve_precision
 from apd.evaluate.protocol import WHOLE_PICTURE, Inference
-from apd.models.segmenter import Segmenter
-from apd.study.build import Splits, build_augmentation
+from apd.study.build import Splits
 from apd.study.checkpoint import load_newest, save_checkpoint
 from apd.study.experiment import Experiment
 from apd.study.log import NonFiniteLossError, RunLog, StoppedError, StopRequest, save_batch
 from apd.study.ranks import ALONE, Ranks, of_every_rank
 from apd.study.schedule import rate_factor, set_rates
 from apd.study.step import Update
+from apd.study.tasks import Batch, task_of
 from apd.study.teacher import measure_teacher
 
 CHECKPOINT_SECONDS = 60.0
@@ -44,23 +41,16 @@ class Run:
         device: torch.device,
         progress: bool | None,
         splits: Splits,
-        student: Segmenter,
-        teacher: Segmenter | None,
+        student: nn.Module,
+        teacher: nn.Module | None,
         ranks: Ranks = ALONE,
         workers: int = 0,
     ) -> None:
         self.experiment, self.folder, self.device, self.progress = experiment, folder, device, progress
         self.splits, self.student, self.teacher, self.ranks, self.workers = splits, student, teacher, ranks, workers
-        self.precision = resolve_precision(device, experiment.precision)
-        self.ignore_index = splits.train.spec.ignore_index
-        self.update = Update(
-            experiment,
-            student,
-            teacher,
-            precision=self.precision,
-            ignore_index=self.ignore_index,
-            ranks=ranks,
-        )
+        self.task = task_of(experiment)
+        self.precision = self.task.precision(device)
+        self.update = Update(experiment, student, teacher, precision=self.precision, ranks=ranks)
         self.distillers, self.optimisers = self.update.distillers, self.update.optimisers
         self.average = self.update.average
         self.log = RunLog(folder / "log.jsonl")
@@ -70,22 +60,14 @@ class Run:
         """Resume where the newest whole checkpoint stands, and train to the last step."""
         step = self._resume()
         if self.teacher is not None and self.facts["teacher"] is None:
-            matrix = measure_teacher(self.experiment, self.teacher, self.splits, self.precision, self.ranks)
-            self.facts["teacher"] = {"confusion": matrix.tolist()}
+            self.facts["teacher"] = measure_teacher(
+                self.experiment, self.teacher, self.splits, self.precision, self.ranks
+            )
         self._train_from(step, on_step)
 
     def _train_from(self, step: int, on_step: Callable[[int], None] | None) -> None:
         training = self.experiment.training
-        batches = training_batches(
-            self.splits.train,
-            batch_size=training.batch_size,
-            augmentation=build_augmentation(self.experiment.data),
-            seed=self.experiment.seed,
-            start_iteration=step,
-            iterations=training.iterations,
-            part=(self.ranks.rank, self.ranks.size),
-            workers=self.workers,
-        )
+        batches = self.task.batches(self.splits.train, start=step, ranks=self.ranks, workers=self.workers)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         bar = tqdm(
             total=training.iterations,
@@ -152,15 +134,15 @@ class Run:
         """The network that is scored: the student, or the average of its weights where the experiment keeps one."""
         return self.student if self.average is None else self.average.module
 
-    def confusion(self, dataset: SegmentationDataset, inference: Inference = WHOLE_PICTURE) -> Tensor:
-        """The confusion matrix of the network that is scored, each rank taking its part of the images."""
+    def measured(self, dataset: Any, inference: Inference = WHOLE_PICTURE) -> dict[str, Any]:
+        """What the task measures of the network that is scored, each rank looking at its part of the images."""
         self.ranks.take_buffers_of_first(self.evaluated)
-        part = self.ranks.part(dataset)
-        return self.ranks.total(confusion_of(self.evaluated, part, precision=self.precision, inference=inference))
+        return self.task.evaluate(
+            self.evaluated, dataset, precision=self.precision, inference=inference, ranks=self.ranks
+        )
 
     def _evaluate_on_the_way(self, step: int) -> None:
-        matrix = self.confusion(self.splits.val)
-        self.facts["evaluations"].append({"step": step, "split": "val", "confusion": matrix.tolist()})
+        self.facts["evaluations"].append({"step": step, "split": "val", **self.measured(self.splits.val)})
 
     def _save(self, step: int) -> None:
         state = {f"distillers.{name}": value for name, value in self.distillers.state_dict().items()}
@@ -215,7 +197,7 @@ class Run:
         return checkpoint
 
     def _generators(self) -> dict[str, Tensor]:
-        """The states of the random generators that dropout draws from."""
+        """The states of the random generators that dropout, and a detector's choice of boxes, draw from."""
         states = {"generator.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["generator.cuda"] = torch.cuda.get_rng_state(self.device)

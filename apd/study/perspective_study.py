@@ -26,7 +26,8 @@ from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import run_folder
 from apd.study.perspective_distance import ImageScores, Views, compare_views, distance_to_shared, image_scores
-from apd.study.record import provenance, read_record
+from apd.study.provenance import provenance
+from apd.study.record import read_record
 from apd.study.shell import exit_code_of
 from apd.study.train import trained_network
 from apd.study.trained_distiller import trained_distiller

@@ -26,12 +26,14 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from apd.data.instances import InstanceDataset, InstanceSample
 from apd.data.sample import Sample, SegmentationDataset
 from apd.study.checkpoint import RunBusyError, only_process
 from apd.study.field_checks import ExperimentError
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
+D = TypeVar("D", bound=SegmentationDataset | InstanceDataset)
 ASK_AGAIN_SECONDS = 2.0
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _SEND_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _ARGUMENTS)
@@ -44,14 +46,14 @@ class LostRankError(RuntimeError):
 class EveryNth:
     """The samples `first`, `first + step`, … of a data set: parts of one step share no sample and leave none out."""
 
-    def __init__(self, dataset: SegmentationDataset, first: int, step: int) -> None:
+    def __init__(self, dataset: SegmentationDataset | InstanceDataset, first: int, step: int) -> None:
         self.dataset, self.spec = dataset, dataset.spec
         self._places = range(first, len(dataset), step)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | InstanceSample:
         return self.dataset[self._places[index]]
 
     def fingerprint(self) -> str:
@@ -118,6 +120,14 @@ class Ranks:
         distributed.all_gather_object(values, value)
         return values
 
+    def to_first(self, value: T) -> list[T]:
+        """The value of every rank, in their order, on rank 0; an empty list on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size if self.first else []
+        distributed.gather_object(value, values or None, dst=0)
+        return values
+
     def mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars by name, averaged over ranks; nothing waits for a GPU."""
         if self.size == 1:
@@ -133,7 +143,7 @@ class Ranks:
             distributed.all_reduce(counts)
         return counts
 
-    def part(self, dataset: SegmentationDataset) -> SegmentationDataset:
+    def part(self, dataset: D) -> D | EveryNth:
         """This rank's samples of a data set: each sample is one rank's."""
         return dataset if self.size == 1 else EveryNth(dataset, self.rank, self.size)
 

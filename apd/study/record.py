@@ -1,27 +1,25 @@
 """What a run leaves behind: one JSON file from which every number of the book is drawn.
 
-A record holds no score. It holds confusion matrices, and scores are computed from them whenever it is read, so a
-number in the book cannot disagree with its evidence.
+A record holds no score. It holds confusion matrices, or tables of average precision, and scores are computed from them
+whenever it is read, so a number in the book cannot disagree with its evidence.
 """
 
 import json
 import math
-import platform
-import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from apd.evaluate.coco_ap import APScores, Kind, ap_scores
 from apd.evaluate.confusion import Scores, agreement, scores
+from apd.study.ap_entry import tables_of, what_is_wrong
 from apd.study.checkpoint import write_atomically
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint, from_dict
+from apd.study.task_checks import TaskName
 
 SCHEMA = 1
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -40,7 +38,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "parameters": int,
     "curves": dict,
     "evaluations": list,
-    "confusion": list,
     "teacher": (dict, type(None)),
     "weights_sha256": str,
 }
@@ -102,20 +99,39 @@ class Record:
                 f"{self.source}: fingerprint {self.content['fingerprint']} is not that of its experiment "
                 f"({fingerprint(experiment)}): the file was edited, or a field's default was changed"
             )
-        classes = self._check_data()
-        _check_matrix(self.content["confusion"], classes, "confusion", self.source)
+        classes = self._check_data(least=1 if experiment.task == "detection" else 2)
+        self._check_measured(self.content, classes, "")
         teacher = self.content["teacher"]
         if (teacher is None) != (experiment.teacher is None):
             raise RecordError(f"{self.source}: teacher must be there exactly when the experiment has one")
-        for entry in () if teacher is None else ("confusion", "agreement"):
-            _check_matrix(teacher.get(entry), classes, f"teacher.{entry}", self.source)
+        if teacher is not None:
+            self._check_measured(teacher, classes, "teacher.")
+            if experiment.task == "segmentation":
+                _check_matrix(teacher.get("agreement"), classes, "teacher.agreement", self.source)
         self._check_progress(classes)
 
-    def _check_data(self) -> int:
-        """Check the entry `data` and return the number of classes."""
+    def _check_measured(self, owner: dict[str, Any], classes: int, prefix: str) -> None:
+        """Check what the task measured of a network: `confusion`, or `ap`."""
+        entry, other = ("ap", "confusion") if self.experiment.task == "detection" else ("confusion", "ap")
+        if other in owner:
+            raise RecordError(f"{self.source}: {prefix}{other} is no entry of a record of {self.experiment.task}")
+        if entry not in owner:
+            raise RecordError(f"{self.source}: entry {f'{prefix}{entry}'!r} is missing")
+        if entry == "confusion":
+            _check_matrix(owner[entry], classes, f"{prefix}{entry}", self.source)
+            return
+        is_teacher = prefix == "teacher."
+        network = self.experiment.teacher.network if is_teacher else self.experiment.network
+        kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
+        if told := what_is_wrong(owner[entry], classes, kinds):
+            raise RecordError(f"{self.source}: {prefix}ap {told}")
+
+    def _check_data(self, least: int) -> int:
+        """Check the entry `data`, with at least so many classes, and return their number."""
         data, names = self.content["data"], self.content["data"].get("class_names")
-        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-            raise RecordError(f"{self.source}: data.class_names must be a list of at least two texts")
+        if not isinstance(names, list) or len(names) < least or not all(isinstance(name, str) for name in names):
+            number = {1: "one text", 2: "two texts"}[least]
+            raise RecordError(f"{self.source}: data.class_names must be a list of at least {number}")
         for entry in ("name", "split", "fingerprint", "training_fingerprint"):
             if not isinstance(data.get(entry), str):
                 raise RecordError(f"{self.source}: data.{entry} = {data.get(entry)!r:.80} must be a text")
@@ -128,8 +144,8 @@ class Record:
         for number, evaluation in enumerate(self.content["evaluations"]):
             entry = f"evaluations[{number}]"
             if not isinstance(evaluation, dict) or not _is_number(evaluation.get("step"), int):
-                raise RecordError(f"{self.source}: {entry} must hold step (a whole number), split and confusion")
-            _check_matrix(evaluation.get("confusion"), classes, f"{entry}.confusion", self.source)
+                raise RecordError(f"{self.source}: {entry} must hold step (a whole number), split and scores")
+            self._check_measured(evaluation, classes, f"{entry}.")
         curves = self.content["curves"]
         if "iteration" not in curves:
             raise RecordError(f"{self.source}: curves.iteration is missing")
@@ -149,20 +165,58 @@ class Record:
         """Names in the order of the matrices' rows and columns."""
         return self.content["data"]["class_names"]
 
+    def _of(self, task: TaskName, wanted: str, instead: str) -> None:
+        if self.experiment.task != task:
+            told = f"a record of {self.experiment.task} has no {wanted}: use Record.{instead}"
+            raise RecordError(f"{self.source}: {told}")
+
+    @cached_property
+    def headline(self) -> tuple[str, float]:
+        """Name and value of the one score by which runs of this task are compared: "mIoU", or "box AP"."""
+        return ("box AP", self.ap["boxes"].ap) if self.experiment.task == "detection" else ("mIoU", self.scores.miou)
+
+    @cached_property
+    def ap(self) -> dict[Kind, APScores]:
+        """Average precision of the last step's student on the evaluation split: "boxes", and "masks" of a Mask R-CNN.
+
+        Raises:
+            RecordError: the record is of segmentation.
+        """
+        self._of("detection", "average precision", "scores")
+        return {kind: ap_scores(table) for kind, table in tables_of(self.content["ap"]).items()}
+
+    @cached_property
+    def teacher_ap(self) -> dict[Kind, APScores] | None:
+        """The teacher's average precision on the same images; None when there is no teacher. RecordError as `ap`."""
+        self._of("detection", "average precision", "teacher_scores")
+        teacher = self.content["teacher"]
+        return None if teacher is None else {k: ap_scores(table) for k, table in tables_of(teacher["ap"]).items()}
+
     @cached_property
     def scores(self) -> Scores:
-        """Scores of the last step's student on the evaluation split."""
+        """Scores of the last step's student on the evaluation split.
+
+        Raises:
+            RecordError: the record is of detection.
+        """
+        self._of("segmentation", "scores of pixels", "ap")
         return scores(torch.tensor(self.content["confusion"]))
 
     @cached_property
     def teacher_scores(self) -> Scores | None:
-        """The teacher's scores on the same images; None when there is no teacher."""
+        """The teacher's scores on the same images; None when there is no teacher. RecordError as `scores`."""
+        self._of("segmentation", "scores of pixels", "teacher_ap")
         teacher = self.content["teacher"]
         return None if teacher is None else scores(torch.tensor(teacher["confusion"]))
 
     @cached_property
     def agreement(self) -> float | None:
-        """Share of valid pixels on which student and teacher name the same class; None when there is no teacher."""
+        """Share of valid pixels on which student and teacher name the same class; None when there is no teacher.
+
+        Raises:
+            RecordError: the record is of detection, where boxes of two networks have no common places to agree on.
+        """
+        self._of("segmentation", "agreement of pixels", "teacher_ap")
         teacher = self.content["teacher"]
         return None if teacher is None else agreement(torch.tensor(teacher["agreement"]))
 
@@ -208,59 +262,3 @@ def read_records(folder: Path) -> list[Record]:
     if not paths:
         raise RecordError(f"{folder}: no records; run the campaign of that name (apd campaign {Path(folder).name})")
     return [read_record(path) for path in paths]
-
-
-def provenance(device: torch.device, precision: str, ranks: int = 1) -> dict[str, Any]:
-    """The entries of a record that say where it came from: commit, versions, device, command.
-
-    `ranks`, the number of processes that shared the work, is told where it is not 1.
-    """
-    return {
-        "git": _git_state(),
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("apd", "torchvision", "timm", "numpy")}
-        | {"torch": str(torch.__version__)},  # with the suffix of its build, which the package's version lacks
-        "device": {
-            "type": device.type,
-            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-            "threads": torch.get_num_threads(),
-            "precision": precision,
-        }
-        | ({"ranks": ranks} if ranks > 1 else {}),
-        "command": shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    """The processor's model name as Linux tells it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-@cache
-def _git_state() -> dict[str, Any]:
-    """Commit of the source tree and whether the package differs from it; empty commit where there is no git.
-
-    Asked once a process, when its first run begins: that is the code which runs, whatever is edited meanwhile.
-    """
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return {"commit": commit, "clean": bool(commit) and not git("status", "--porcelain", "--", str(here.parent))}
-    except (OSError, subprocess.TimeoutExpired):
-        return {"commit": "", "clean": False}

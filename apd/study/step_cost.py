@@ -14,7 +14,7 @@ from apd.models.segmenter import SegOutput
 from apd.study.build import build_network
 from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment
-from apd.study.step import task_loss
+from apd.study.segmentation_objective import task_loss
 
 FAKE_DEVICE = "cuda"  # what the code sees; no GPU is needed. As on a CPU, it would look into the labels, which are none
 PICTURES = 2  # batch norm cannot train on one pooled vector; everything below is per image

@@ -84,7 +84,7 @@ def _step_latency(experiment: Experiment, device: torch.device, warmup: int, rep
         teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
         teacher.eval().requires_grad_(False)
     precision = resolve_precision(device, experiment.precision)
-    update = Update(experiment, student, teacher, precision=precision, ignore_index=spec.ignore_index)
+    update = Update(experiment, student, teacher, precision=precision)
     batch = random_batch(experiment, classes)
     milliseconds = []
     for number in range(-warmup, repeats):

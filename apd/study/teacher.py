@@ -1,23 +1,23 @@
 """The teacher of a run: where its weights come from, and whether they are good enough."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from apd.evaluate.confusion import scores
-from apd.evaluate.inference import confusion_of
 from apd.models.released import load_weights
-from apd.models.segmenter import Segmenter
-from apd.study.build import Splits, build_network
+from apd.study.build import Splits
 from apd.study.experiment import Experiment
 from apd.study.ranks import ALONE, Ranks, of_every_rank
+from apd.study.tasks import task_of
 
 
 class TeacherError(RuntimeError):
     """Teacher weights that do not fit, or that score below what the experiment states."""
 
 
-def load_teacher(experiment: Experiment, path: Path, num_classes: int, device: torch.device) -> Segmenter:
+def load_teacher(experiment: Experiment, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The teacher with strictly loaded weights, in eval mode, without gradients.
 
     The file may be one of this project's runs or a released checkpoint (see :func:`~apd.models.load_weights`).
@@ -28,7 +28,7 @@ def load_teacher(experiment: Experiment, path: Path, num_classes: int, device: t
     if not path.is_file():
         raise TeacherError(f"teacher weights {path}: there is no such file (field teacher.weights_file)")
     network = experiment.teacher.network
-    teacher = build_network(network, num_classes, device, seed=0, weights_follow=True)
+    teacher = task_of(experiment).network(network, num_classes, device, seed=0, weights_follow=True)
     try:
         load_weights(teacher, path)
     except (RuntimeError, OSError) as error:
@@ -37,22 +37,23 @@ def load_teacher(experiment: Experiment, path: Path, num_classes: int, device: t
 
 
 def measure_teacher(
-    experiment: Experiment, teacher: Segmenter, splits: Splits, precision: str, ranks: Ranks = ALONE
-) -> torch.Tensor:
-    """The teacher's confusion matrix on the evaluation split, each rank taking its part of the images.
+    experiment: Experiment, teacher: nn.Module, splits: Splits, precision: str, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """What the task measures of the teacher on the evaluation split, each rank taking its part of the images.
 
     Raises:
-        TeacherError: its mIoU is below `teacher.expected_miou`.
+        TeacherError: its mIoU, or mean box AP, is below `teacher.expected_miou`, or `teacher.expected_ap`.
     """
-    part, inference = ranks.part(splits.evaluation), experiment.inference
-    matrix_KK = ranks.total(confusion_of(teacher, part, precision=precision, inference=inference))
-    miou, split = scores(matrix_KK).miou, experiment.data.evaluation_split
-    ranks.tell(f"{experiment.name}: teacher mIoU {miou:.4f} on {split}")
-    if not miou >= experiment.teacher.expected_miou:
+    task, inference, split = task_of(experiment), experiment.inference, experiment.data.evaluation_split
+    fact = task.evaluate(teacher, splits.evaluation, precision=precision, inference=inference, ranks=ranks)
+    score, value = task.headline(fact)
+    expected = getattr(experiment.teacher, task.expected)
+    ranks.tell(f"{experiment.name}: teacher {score} {value:.4f} on {split}")
+    if not value >= expected:
         raise of_every_rank(
             TeacherError(
-                f"the teacher's mIoU is {miou:.4f} on {split}, below teacher.expected_miou = "
-                f"{experiment.teacher.expected_miou}: wrong weights, wrong data or wrong image size"
+                f"the teacher's {score} is {value:.4f} on {split}, below teacher.{task.expected} = {expected}: wrong "
+                "weights, wrong data or wrong image size"
             )
         )
-    return matrix_KK
+    return fact

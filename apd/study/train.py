@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from apd.evaluate.inference import agreement_of
-from apd.models.segmenter import Segmenter
-from apd.study.build import build_network, build_split, build_splits, choose_device, require_equal_parts
+from apd.study.build import choose_device, require_equal_parts
 from apd.study.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import run_folder
 from apd.study.loop import Run
+from apd.study.provenance import provenance
 from apd.study.ranks import join, told_losses
-from apd.study.record import SCHEMA, Record, provenance, read_record
+from apd.study.record import SCHEMA, Record, read_record
+from apd.study.tasks import task_of
 from apd.study.teacher import load_teacher
 
 
@@ -53,8 +54,9 @@ def train(
         RunBusyError: another process works on this run and `wait` is false.
         DataError: the data are missing or damaged.
         ExperimentError: the device is not there, the network cannot be built, the batch cannot be divided evenly over
-            the ranks, or `workers` is negative.
-        TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou`.
+            the ranks, `workers` is negative, or a run of detection lacks the extra `detection`.
+        TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou` (a detector:
+            `expected_ap`).
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
         CheckpointError: the disk is full or read-only, or the finished run is of an older generator of scenes.
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
@@ -67,29 +69,32 @@ def train(
     where = choose_device(device)
     if ranks.size > 1 and where.type == "cuda":
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
-    require_equal_parts(experiment.training, ranks, where)
+    task = task_of(experiment)
+    require_equal_parts(experiment.training, ranks, task.least_part(ranks, where))
     if workers < 0:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0")
     with ranks.hold(folder, wait=wait):
         if record := ranks.by_first(lambda: _finished(folder)):  # by the process that we waited for
             return record
         # what can be wrong with data or student is found before hours go into a teacher
-        splits = ranks.first_then_all(lambda: build_splits(experiment.data))
-        classes = len(splits.train.spec.class_names)
-        student = ranks.first_then_all(lambda: build_network(experiment.network, classes, where, seed=experiment.seed))
+        splits = ranks.first_then_all(task.splits)
+        names = splits.train.spec.class_names
+        student = ranks.first_then_all(
+            lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
+        )
         teacher, weights = None, None
         if experiment.teacher is not None:
             weights = _teacher_weights(experiment, device=device, progress=progress, workers=workers)
-            teacher = ranks.first_then_all(lambda: load_teacher(experiment, weights, student.num_classes, where))
+            teacher = ranks.first_then_all(lambda: load_teacher(experiment, weights, len(names), where))
         run = Run(experiment, folder, where, progress, splits, student, teacher, ranks, workers)
         # before the first step: the code that runs, not what it becomes
-        origin = provenance(where, run.precision, ranks.size)
+        origin = provenance(where, run.precision, ranks.size, task.libraries)
         run.execute(on_step)
         return _finish(run, origin, weights)
 
 
-def trained_network(run: Experiment | Path, device: str | None = "cpu") -> Segmenter:
-    """The network of a finished run, in eval mode.
+def trained_network(run: Experiment | Path, device: str | None = "cpu") -> nn.Module:
+    """The network of a finished run, in eval mode: a segmentation network, or a detector of torchvision.
 
     Args:
         run: the experiment, or the folder of its run.
@@ -105,8 +110,8 @@ def trained_network(run: Experiment | Path, device: str | None = "cpu") -> Segme
     path = folder / "weights.safetensors"
     if not path.exists() or sha256_of(path) != record.content["weights_sha256"]:
         raise CheckpointError(f"{path} is missing or damaged; delete {folder / 'record.json'} to finish the run again")
-    num_classes = len(record.class_names)
-    model = build_network(record.experiment.network, num_classes, choose_device(device), seed=0, weights_follow=True)
+    network, task = record.experiment.network, task_of(record.experiment)
+    model = task.network(network, len(record.class_names), choose_device(device), seed=0, weights_follow=True)
     model.load_state_dict(load_file(path))
     return model.eval()
 
@@ -125,7 +130,7 @@ def _finished(folder: Path) -> Record | None:
         "folder": f"other pictures or labels than {data.folder} holds today",
     }
     if data.name in changed:
-        today = build_split(data, "train").fingerprint()
+        today = task_of(record.experiment).split("train").fingerprint()
         if record.content["data"]["training_fingerprint"] != today:
             raise CheckpointError(
                 f"{folder} was made from {changed[data.name]}: delete the folder, or keep it elsewhere, to have the "
@@ -147,17 +152,16 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
     """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
     evaluation, ranks = run.splits.evaluation, run.ranks
     run.evaluated.eval()
-    confusion, teacher = run.confusion(evaluation, run.experiment.inference).tolist(), None
+    measured, teacher = run.measured(evaluation, run.experiment.inference), None
     if run.teacher is not None:
-        part, inference = ranks.part(evaluation), run.experiment.inference
-        counts = agreement_of(run.evaluated, run.teacher, part, precision=run.precision, inference=inference)
+        both = run.task.compare(run.evaluated, run.teacher, evaluation, precision=run.precision, ranks=ranks)
         # a file of weights can be replaced under its name: the record says which it was
         digest = ranks.by_first(lambda: sha256_of(teacher_weights))
-        teacher = {**run.facts["teacher"], "agreement": ranks.total(counts).tolist(), "weights_sha256": digest}
-    return ranks.by_first(lambda: _write(run, origin, confusion, teacher))
+        teacher = {**run.facts["teacher"], **both, "weights_sha256": digest}
+    return ranks.by_first(lambda: _write(run, origin, measured, teacher))
 
 
-def _write(run: Run, origin: dict[str, Any], confusion: list, teacher: dict[str, Any] | None) -> Record:
+def _write(run: Run, origin: dict[str, Any], measured: dict[str, Any], teacher: dict[str, Any] | None) -> Record:
     evaluation, experiment = run.splits.evaluation, run.experiment
     weights = run.folder / "weights.safetensors"
     save_weights(weights, run.evaluated.state_dict())
@@ -180,7 +184,7 @@ def _write(run: Run, origin: dict[str, Any], confusion: list, teacher: dict[str,
         "peak_memory_bytes": _peak_memory(run.device),
         "parameters": sum(p.numel() for p in run.student.parameters()),
         "evaluations": run.facts["evaluations"],
-        "confusion": confusion,
+        **measured,
         "teacher": teacher,
         "weights_sha256": sha256_of(weights),
     }

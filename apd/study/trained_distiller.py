@@ -2,15 +2,13 @@
 
 from torch import nn
 
-from apd.models.segmenter import Segmenter
-from apd.study.build import spec_of
 from apd.study.checkpoint import CheckpointError, load_newest
-from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment
 from apd.study.folders import run_folder
+from apd.study.tasks import task_of
 
 
-def trained_distiller(experiment: Experiment, student: Segmenter, teacher: Segmenter, method: str = "apd") -> nn.Module:
+def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
     """One of the experiment's distillers as it was after the last step, in eval mode.
 
     Heads are no part of the student and so not of its weights; they are in the run's last checkpoint.
@@ -34,13 +32,7 @@ def trained_distiller(experiment: Experiment, student: Segmenter, teacher: Segme
             f"{folder / 'checkpoints'} holds no whole checkpoint of the last step; delete {folder} and run "
             "train(experiment) again"
         )
-    distiller = build_distiller(
-        configs[method],
-        student=student,
-        teacher=teacher,
-        ignore_index=spec_of(experiment.data).ignore_index,
-        seed=experiment.seed,
-    )
+    distiller = task_of(experiment).distiller(configs[method], student, teacher)
     prefix = f"distillers.{method}."
     state = {name.removeprefix(prefix): v for name, v in checkpoint["state"].items() if name.startswith(prefix)}
     distiller.load_state_dict(state)

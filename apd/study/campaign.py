@@ -30,6 +30,7 @@ from apd.study.camvid_campaigns import (
     camvid_small_rivals,
     camvid_small_tuning,
 )
+from apd.study.detection_recipes import scenes_detection, scenes_detection_tuning
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.fingerprint import fingerprint, to_dict
@@ -161,6 +162,8 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-small-ablations": camvid_small_ablations,
     "camvid-small-rivals": camvid_small_rivals,
     "camvid-pairs": camvid_pairs,
+    "scenes-detection": scenes_detection,
+    "scenes-detection-tuning": scenes_detection_tuning,
 }
 
 

@@ -13,6 +13,7 @@ from apd.losses import masked_mean
 from apd.perspective import check_count, class_prototypes, full_precision, inverse_length
 from apd.rivals.class_memory import ClassMemory
 from apd.rivals.distiller import IGNORED, FeatureRival, check_positive, convolved
+from apd.rivals.relation_divergence import relation_divergence
 
 
 def pooling_window(size: tuple[int, int], most: int) -> int:
@@ -57,19 +58,16 @@ def memory_loss(
 ) -> Tensor:
     """KL between the two nets' similarities of a pixel with samples of a memory: mean over valid pixels.
 
-    Similarities are cosines / T under a softmax over the samples. Memory: about five (B, h, w, S) maps.
+    Similarities are cosines / T under a softmax over the samples; teacher and samples are constants. Memory: a few maps
+    of the features' size, whatever the number of samples (see :mod:`apd.rivals.relation_divergence`).
     """
 
-    def log_similarities(features_BDhw: Tensor) -> Tensor:
-        features_BDN = features_BDhw.flatten(2)
-        directions_BND = (features_BDN * inverse_length(features_BDN, dim=1)).mT
-        # Samples last: a softmax runs fastest over the innermost axis.
-        return F.log_softmax(directions_BND @ samples_SD.T / temperature, dim=2)
+    def directions(features_BDhw: Tensor) -> Tensor:
+        sharpened_BDhw = features_BDhw * (inverse_length(features_BDhw, dim=1) / temperature)
+        return sharpened_BDhw.flatten(2).mT.flatten(0, 1)
 
-    divergence_BNS = F.kl_div(
-        log_similarities(student_BDhw), log_similarities(teacher_BDhw), reduction="none", log_target=True
-    )
-    return masked_mean(divergence_BNS.sum(2), valid_Bhw.flatten(1))
+    divergence_N = relation_divergence(directions(student_BDhw), directions(teacher_BDhw), samples_SD)
+    return masked_mean(divergence_N, valid_Bhw.flatten())
 
 
 class RelationHead(nn.Module):

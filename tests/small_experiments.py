@@ -86,11 +86,12 @@ def outcome(experiment: Experiment) -> dict[str, Any]:
     """Everything of a finished run that an interruption must not change, down to the last bit."""
     folder = run_folder(experiment)
     content = json.loads((folder / "record.json").read_text())
+    measured = "ap" if experiment.task == "detection" else "confusion"
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
         "weights": digest(folder / "weights.safetensors"),
         "log": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
-        **{entry: content[entry] for entry in ("confusion", "teacher", "evaluations", "curves", "fingerprint")},
+        **{entry: content[entry] for entry in (measured, "teacher", "evaluations", "curves", "fingerprint")},
     }
 
 

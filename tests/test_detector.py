@@ -373,3 +373,11 @@ def test_the_examples_in_the_docstrings_are_true(part):
     results = doctest.testmod(importlib.import_module(f"apd.models.{part}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_a_network_to_be_filled_from_a_file_has_the_eps_that_coco_weights_were_trained_with():
+    """No file of weights holds it, so a network that comes back from one would be another."""
+    filled = build_detector("resnet50", 2, weights="coco", fetch=False)
+    assert {module.eps for module in filled.modules() if isinstance(module, FrozenBatchNorm2d)} == {0.0}
+    plain = build_detector("resnet18", 2, weights="imagenet", width=16, box_width=16, fetch=False)
+    assert {module.eps for module in plain.modules() if isinstance(module, FrozenBatchNorm2d)} == {1e-5}

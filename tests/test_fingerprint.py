@@ -10,6 +10,16 @@ from hypothesis import strategies as st
 from small_experiments import tiny
 
 from apd.evaluate.protocol import Inference
+from apd.study.detection_config import DetectorConfig, InstanceDataConfig
+from apd.study.detection_distiller_configs import (
+    DETECTION_DISTILLERS,
+    DenseAPDConfig,
+    PyramidMatchingConfig,
+    ReviewKDConfig,
+    RoIAPDConfig,
+    RoIDKDConfig,
+    RoIKDConfig,
+)
 from apd.study.distiller_configs import APDConfig, PixelKDConfig
 from apd.study.experiment import (
     DataConfig,
@@ -33,6 +43,13 @@ GOLDEN = Experiment(
     distillers=(PixelKDConfig(temperature=2.0), APDConfig(width=64, pixel_kd=0.0)),
 )
 
+DETECTION = Experiment(
+    data=InstanceDataConfig(),
+    network=DetectorConfig(),
+    teacher=TeacherConfig(network=DetectorConfig(backbone="resnet50")),
+    distillers=tuple(kind() for kind in DETECTION_DISTILLERS.values()),
+)
+
 
 def test_fingerprints_are_those_of_the_first_records():
     """If this fails, a field's default was changed or a field was renamed: every record made so far loses its run.
@@ -40,6 +57,8 @@ def test_fingerprints_are_those_of_the_first_records():
     assert fingerprint(Experiment()) == "44136fa355b3"
     assert fingerprint(GOLDEN) == "8b9fe9a483fe"
     assert fingerprint(GOLDEN.teacher_experiment()) == "cd645d501f8d"
+    assert fingerprint(DETECTION) == "cb37620fe562"
+    assert fingerprint(DETECTION.teacher_experiment()) == "e841ba86f93c"
 
 
 OTHER = {  # for every field a legal value that is not its default
@@ -120,7 +139,65 @@ OTHER = {  # for every field a legal value that is not its default
         "seed": 1,
         "weights_file": "teacher.safetensors",
         "expected_miou": 0.3,
+        "expected_ap": 0.3,
     },
+    InstanceDataConfig: {
+        "name": "coco",
+        "folder": "tiny_coco",
+        "annotations": "instances_{split}.json",
+        "pictures": "pictures/{split}",
+        "train_part": "train",
+        "val_part": "val",
+        "masks": False,
+        "height": 64,
+        "width": 64,
+        "evaluation_split": "test",
+        "flip": 0.25,
+        "scale_min": 0.75,
+        "scale_max": 1.5,
+        "jitter": 0.1,
+        "context_shift": 1.0,
+        "train_images": 7,
+        "evaluation_images": 7,
+        "world": 1,
+        "least_pixels": 1,
+    },
+    DetectorConfig: {
+        "kind": "faster_rcnn",
+        "backbone": "resnet50",
+        "width": 64,
+        "box_width": 64,
+        "smallest_anchor": 8,
+        "proposals": 100,
+        "rois": 64,
+        "detections": 50,
+        "weights": "imagenet",
+    },
+    RoIAPDConfig: {
+        "width": 64,
+        "scale": 5.0,
+        "regularisation": 0.0,
+        "alignment": 0.0,
+        "observation": 0.0,
+        "pixel_kd": 0.0,
+        "temperature": 4.0,
+        "teacher_head_rate": 1e-5,
+        "teacher_head_schedule": "poly",
+    },
+    DenseAPDConfig: {
+        "levels": ("0", "2"),
+        "width": 64,
+        "scale": 5.0,
+        "regularisation": 0.0,
+        "alignment": 0.0,
+        "observation": 0.0,
+        "teacher_head_rate": 1e-5,
+        "teacher_head_schedule": "poly",
+    },
+    RoIKDConfig: {"weight": 2.0, "temperature": 4.0},
+    RoIDKDConfig: {"target": 2.0, "non_target": 8.0, "temperature": 4.0},
+    PyramidMatchingConfig: {"levels": ("1",), "weight": 2.0},
+    ReviewKDConfig: {"levels": ("0", "1"), "width": 64, "weight": 2.0},
     Experiment: {
         "seed": 1,
         "data": DataConfig(world=1),
@@ -138,8 +215,11 @@ OTHER = {  # for every field a legal value that is not its default
         "scales": (0.5, 1.0),
     },
 }
-LABELS = {Experiment: {"name"}, PixelKDConfig: {"method"}, APDConfig: {"method"}}
+LABELS = {Experiment: {"name"}, PixelKDConfig: {"method"}, APDConfig: {"method"}, InstanceDataConfig: {"kind"}}
+LABELS |= {kind: {"method"} for kind in DETECTION_DISTILLERS.values()}
 COMPANIONS = {  # refused without
+    (TeacherConfig, "expected_ap"): {"network": DetectorConfig()},
+    (InstanceDataConfig, "name"): {"folder": "coco"},
     (NetworkConfig, "aspp_reach"): {"head": "aspp"},
     (NetworkConfig, "weights_file"): {"weights": "imagenet"},
     (TrainingConfig, "schedule"): {"milestones": (500, 700)},
@@ -166,8 +246,19 @@ def full(config):
             return replace(whole, distillers=(config, APDConfig()))
         case APDConfig():
             return replace(whole, distillers=(PixelKDConfig(), config))
-        case TeacherConfig():
+        case TeacherConfig(network=NetworkConfig()):
             return replace(whole, teacher=config)
+        case TeacherConfig(network=DetectorConfig()):
+            return replace(DETECTION, teacher=config)
+        case InstanceDataConfig():
+            return replace(DETECTION, data=config)
+        case DetectorConfig():
+            return replace(DETECTION, network=config)
+        case _ if type(config) in DETECTION_DISTILLERS.values():
+            place = list(DETECTION_DISTILLERS.values()).index(type(config))
+            return replace(
+                DETECTION, distillers=(*DETECTION.distillers[:place], config, *DETECTION.distillers[place + 1 :])
+            )
         case Inference():
             return replace(whole, inference=config)
     raise AssertionError(config)
@@ -226,6 +317,7 @@ def test_no_two_experiments_of_the_recipes_share_a_fingerprint():
     assert len({fingerprint(experiment) for experiment in experiments}) == len(experiments)
 
 
+DETECTION_CONFIGS = (InstanceDataConfig, DetectorConfig, *DETECTION_DISTILLERS.values())
 TEXTS = st.text("abz_09.-äß/ ", max_size=12)
 POSITIVE = st.floats(1e-6, 1e3)
 SIDES = st.integers(32, 400)
@@ -323,6 +415,28 @@ def test_fingerprints_are_equal_just_when_experiments_are(one, other):
     assert (fingerprint(one) == fingerprint(other)) == (one == replace(other, name=one.name))
 
 
+@pytest.mark.parametrize("kind", DETECTION_CONFIGS)
+def test_an_experiment_of_detection_comes_back_from_json_as_it_was(kind):
+    fields = OTHER[kind] | ({"masks": True, "evaluation_split": "val"} if kind is InstanceDataConfig else {})
+    if kind is DenseAPDConfig:
+        fields = fields | {"alignment": 3.0}
+    experiment = full(kind(**(fields | ({"pixel_kd": 2.0} if kind is RoIAPDConfig else {}))))
+    back = from_dict(json.loads(json.dumps(to_dict(experiment))))
+    assert back == experiment
+    assert fingerprint(back) == fingerprint(experiment)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "class_names"),
+    [(DETECTION, ("InstanceDataConfig", "DetectorConfig")), (tiny("apd"), ("DataConfig", "NetworkConfig"))],
+    ids=["detection", "segmentation"],
+)
+def test_the_field_kind_tells_the_class_of_data_and_networks(experiment, class_names):
+    back = from_dict(to_dict(experiment))
+    found = [type(part).__name__ for part in (back.data, back.network, back.teacher.network)]
+    assert found == [class_names[0], class_names[1], class_names[1]]
+
+
 @given(experiment=EXPERIMENTS)
 def test_fields_that_a_file_leaves_out_take_their_defaults(experiment):
     def stripped(config):
@@ -330,7 +444,7 @@ def test_fields_that_a_file_leaves_out_take_their_defaults(experiment):
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
             default = field.default_factory() if callable(field.default_factory) else field.default
-            if value != default or field.name == "method":
+            if value != default or field.name in ("method", "kind"):
                 kept[field.name] = stripped(value) if dataclasses.is_dataclass(value) else value
         return kept
 
@@ -360,6 +474,11 @@ def edited(path, value):
         (("distillers", 0, "method"), "adp", "distillers.method = 'adp': expected one of pixel_kd, apd, "),
         (("distillers", 0, "method"), ["apd"], "distillers.method = ['apd']: expected one of pixel_kd, apd"),
         (("distillers", 0), "apd", "Experiment.distillers = ['apd']: expected a list of mappings"),
+        (("network", "kind"), "mask_rcnn", "DetectorConfig has no field 'head'; known: backbone, box_width"),
+        (("network", "rois"), 8, "NetworkConfig has no field 'rois'; DetectorConfig has it, which is told by"),
+        (("data", "least_pixels"), 8, "DataConfig has no field 'least_pixels'; InstanceDataConfig has it, which"),
+        (("network",), {"kind": "mask_rcn"}, "DetectorConfig.kind = 'mask_rcn': expected one of mask_rcnn"),
+        (("data",), {"kind": "instanced"}, "InstanceDataConfig.kind = 'instanced': expected one of instances; did you"),
         (("distillers",), None, "Experiment.distillers = None: expected a list of mappings"),
         (("training", "learning_rate"), "fast", "TrainingConfig.learning_rate = 'fast': expected a finite number"),
         (("training", "iterations"), 6.0, "TrainingConfig.iterations = 6.0: expected a whole number"),

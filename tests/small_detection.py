@@ -1,0 +1,64 @@
+"""Experiments in detection that train in a second: few scenes of 64 pixels, the smallest networks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apd.study.detection_config import DetectorConfig, InstanceDataConfig
+from apd.study.detection_distiller_configs import (
+    DenseAPDConfig,
+    DetectionDistillerConfig,
+    PyramidMatchingConfig,
+    ReviewKDConfig,
+    RoIAPDConfig,
+    RoIDKDConfig,
+    RoIKDConfig,
+)
+from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.study.loop import Run
+from apd.study.tasks import task_of
+
+DATA = InstanceDataConfig(height=64, width=64, train_images=6, evaluation_images=3, scale_min=0.8, scale_max=1.25)
+NETWORK = DetectorConfig(
+    backbone="mobilenet_v3_small", width=16, box_width=32, smallest_anchor=8, proposals=50, rois=16
+)
+TRAINING = TrainingConfig(iterations=4, batch_size=2, evaluations=2, head_multiplier=1.0)
+TEACHER = TeacherConfig(
+    network=replace(NETWORK, width=24, box_width=40), training=replace(TRAINING, iterations=2, evaluations=1)
+)
+METHODS: dict[str, tuple[DetectionDistillerConfig, ...]] = {
+    "student": (),
+    "roi_apd": (RoIAPDConfig(width=8),),
+    "dense_apd": (DenseAPDConfig(levels=("0", "1"), width=8),),
+    "roi_kd": (RoIKDConfig(),),
+    "roi_dkd": (RoIDKDConfig(),),
+    "pyramid_matching": (PyramidMatchingConfig(),),
+    "review_kd": (ReviewKDConfig(width=8),),
+    "several": (RoIAPDConfig(width=8, pixel_kd=0.0), RoIKDConfig(), ReviewKDConfig(width=8)),
+}
+
+
+def small(method: str = "student", *, data: InstanceDataConfig = DATA, **training: Any) -> Experiment:
+    """An experiment of four steps on six scenes; `training` changes fields of the student's training."""
+    return Experiment(
+        name=f"boxes-{method}",
+        data=data,
+        network=NETWORK,
+        training=replace(TRAINING, **training),
+        teacher=TEACHER if method != "student" else None,
+        distillers=METHODS[method],
+    )
+
+
+def prepared(experiment: Experiment, folder: Path) -> Run:
+    """The run of an experiment before its first step, its teacher (if any) at random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    task, device = task_of(experiment), torch.device("cpu")
+    splits = task.splits()
+    classes = splits.train.spec.num_classes
+    student, teacher = task.network(experiment.network, classes, device, experiment.seed), None
+    if experiment.teacher is not None:
+        teacher = task.network(experiment.teacher.network, classes, device, 100).eval().requires_grad_(False)
+    return Run(experiment, folder, device, False, splits, student, teacher)

@@ -1,0 +1,241 @@
+"""Two ranks train a detector as one process does, and count what both have found as one."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from small_detection import METHODS, NETWORK, TEACHER, TRAINING, small
+from small_experiments import exit_codes, run_as_a_command, start_ranks
+from torch import nn
+
+from apd.data.instance_batches import InstanceBatch, training_instance_batches
+from apd.data.instance_transforms import InstanceAugmentation
+from apd.data.instances import as_target
+from apd.data.scene_instances import SceneInstances
+from apd.evaluate.coco_ap import Detections, DetectionScorer, ap_scores
+from apd.evaluate.detections import ap_of
+from apd.models.detector_view import DetectorTap
+from apd.study import ranks
+from apd.study.ap_entry import tables_of
+from apd.study.experiment import ExperimentError
+from apd.study.folders import run_folder
+from apd.study.ranks import ALONE, Ranks, join
+from apd.study.record import read_record
+from apd.study.step import Update
+from apd.study.tasks import task_of
+from apd.study.train import trained_network
+
+CPU = torch.device("cpu")
+THINGS = SceneInstances(8, height=64, width=64, context_shift=0.5, seed=0)
+# ReviewKD's heads have batch norms, which torch does not synchronise on a CPU
+DISTILLED = [*(METHODS[name][0] for name in ("roi_kd", "roi_dkd", "pyramid_matching")), *METHODS["dense_apd"]]
+OBJECTIVES = {"student": (), "roi_apd": METHODS["roi_apd"], "others": tuple(DISTILLED)}
+CASES = [(name, uneven) for name in OBJECTIVES for uneven in ("all", "second_half_empty")]
+
+
+def batch_of(uneven):
+    """Four scenes; of the last two every thing may be gone."""
+    samples = [THINGS[index] for index in range(4)]
+    targets = [as_target(sample) for sample in samples]
+    if uneven == "second_half_empty":
+        for number in (2, 3):
+            empty = {name: value[:0] for name, value in targets[number].items()}
+            targets[number] = empty | {"class_map": torch.zeros_like(targets[number]["class_map"])}
+    return InstanceBatch([sample.image_3HW / 255 for sample in samples], targets)
+
+
+def part_of(batch, job):
+    size = len(batch.images) // job.size
+    return InstanceBatch(*(part[job.rank * size : (job.rank + 1) * size] for part in batch))
+
+
+def without_chance(detector):
+    """Every anchor and every proposal is drawn, and batch norm couples no pictures."""
+    detector.rpn.fg_bg_sampler.batch_size_per_image = 10**5
+    detector.roi_heads.fg_bg_sampler.batch_size_per_image = 10**4
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return detector
+
+
+def one_step(name, uneven, job):
+    """Terms, gradients and new weights of one optimiser step."""
+    experiment = replace(
+        small("roi_apd"), training=replace(TRAINING, batch_size=4, clip_norm=5.0), distillers=OBJECTIVES[name]
+    )
+    task = task_of(experiment)
+    student = without_chance(task.network(NETWORK, 3, CPU, 0).train())
+    teacher = task.network(TEACHER.network, 3, CPU, 1).eval().requires_grad_(False)
+    update = Update(experiment, student, teacher, precision="fp32", ranks=job)
+    torch.manual_seed(job.rank)
+    terms = job.mean(update(part_of(batch_of(uneven), job)))
+    everything = nn.ModuleDict({"student": student, "distillers": update.distillers})
+    return {
+        **{f"term.{term}": value for term, value in terms.items()},
+        **{f"gradient.{n}": p.grad for n, p in everything.named_parameters() if p.requires_grad},
+        **{f"weight.{n}": p.detach() for n, p in everything.named_parameters()},
+    }
+
+
+def save_steps(folder):
+    job = join()
+    for name, uneven in CASES:
+        torch.save(one_step(name, uneven, job), folder / f"{name}-{uneven}-{job.rank}")
+    sys.exit(ranks.leave(0))
+
+
+@pytest.fixture(scope="module")
+def steps_of_two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    codes = exit_codes(start_ranks(save_steps, folder, outputs=folder / "out"))
+    assert codes == [0, 0], [(folder / "out" / name).read_text() for name in "01"]
+    return folder
+
+
+@pytest.mark.parametrize(("name", "uneven"), CASES)
+def test_two_ranks_with_half_a_batch_do_the_step_of_one_with_all_of_it(name, uneven, steps_of_two_ranks):
+    """A rank whose pictures hold no thing neither hangs nor changes what the others' things count."""
+    expected = one_step(name, uneven, ALONE)
+    for rank in (0, 1):
+        found = torch.load(steps_of_two_ranks / f"{name}-{uneven}-{rank}")
+        assert found.keys() == expected.keys()
+        for entry, value in expected.items():
+            tolerance = {"rtol": 1e-3, "atol": 1e-4 * value.abs().max().item() + 1e-7}
+            if "teacher_head" in entry and entry.startswith("weight"):
+                tolerance = {"rtol": 0.0, "atol": 2.1e-3}  # Adam's first step is the rate times the gradient's sign
+            torch.testing.assert_close(
+                found[entry], value, **tolerance, msg=lambda text, entry=entry: f"{entry}: {text}"
+            )
+
+
+def test_torchvisions_own_means_would_give_another_number():
+    """Else the test above would show nothing."""
+    task, batch = task_of(small()), batch_of("second_half_empty")
+    student = without_chance(task.network(NETWORK, 3, CPU, 0).train())
+    losses = [student(*part_of(batch, Ranks(rank, size))) for rank, size in ((0, 1), (0, 2), (1, 2))]
+    mean_of_means = (losses[1]["loss_mask"] + losses[2]["loss_mask"]) / 2
+    assert mean_of_means < 0.6 * losses[0]["loss_mask"]
+
+
+def test_what_the_losses_are_means_over_is_counted_as_torchvision_does():
+    task, batch = task_of(small()), batch_of("second_half_empty")
+    student = task.network(NETWORK, 3, CPU, 0).train()
+    sampler = student.rpn.fg_bg_sampler
+    with DetectorTap(student) as tap:
+        assert student.rpn.fg_bg_sampler is not sampler
+        student(*batch)
+        counts = {name: int(count) for name, count in tap.loss_counts.items()}
+        labels = tap.labels_B1N
+    assert student.rpn.fg_bg_sampler is sampler
+    assert counts["loss_objectness"] == counts["loss_rpn_box_reg"] == 4 * sampler.batch_size_per_image
+    assert counts["loss_classifier"] == counts["loss_box_reg"] == int((labels >= 0).sum())
+    assert counts["loss_mask"] == int((labels > 0).sum()) > 0
+    assert int((labels[2:] > 0).sum()) == 0
+
+
+# what a rank is given
+
+
+def test_the_parts_of_a_batch_are_those_of_the_whole():
+    settings = dict(batch_size=4, augmentation=InstanceAugmentation(scale=(0.8, 1.2)), seed=1, iterations=3)
+    whole = list(training_instance_batches(THINGS, **settings))
+    parts = [list(training_instance_batches(THINGS, **settings, part=(rank, 2))) for rank in (0, 1)]
+    for number, batch in enumerate(whole):
+        joined = InstanceBatch(*(first + second for first, second in zip(*(p[number] for p in parts), strict=True)))
+        assert batch.by_name().keys() == joined.by_name().keys()
+        assert all(torch.equal(value, joined.by_name()[name]) for name, value in batch.by_name().items())
+    with pytest.raises(ValueError, match=r"part=\(2, 2\): expected \(r, n\) with 0 <= r < n, n a divisor of"):
+        training_instance_batches(THINGS, **settings, part=(2, 2))
+    with pytest.raises(ValueError, match=r"part=\(0, 3\): expected \(r, n\) with 0 <= r < n, n a divisor of"):
+        training_instance_batches(THINGS, **settings, part=(0, 3))
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_scorers_of_parts_joined_are_the_scorer_of_the_whole(size):
+    """Scores are few, so that ties between pictures are many: the order of pictures counts, too."""
+    random = torch.Generator().manual_seed(5)
+
+    def guesses(sample):
+        number = len(sample.labels_N)
+        moved = sample.boxes_N4 + torch.randn(number, 4, generator=random)
+        moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)
+        return Detections(moved, torch.randint(1, 4, (number,), generator=random) / 4, sample.labels_N, None)
+
+    found = [guesses(sample) for sample in THINGS]
+
+    def scorer(places):
+        made = DetectionScorer(THINGS.spec, ("boxes",))
+        for place in places:
+            made.update(THINGS[place], found[place])
+        return made
+
+    whole = scorer(range(8)).tables()["boxes"]
+    parts = [scorer(range(rank, 8, size)) for rank in range(size)]
+    joined = parts[0].joined(parts[1:]).tables()["boxes"]
+    assert torch.equal(joined.ap_TKA.nan_to_num(-1), whole.ap_TKA.nan_to_num(-1))
+    assert torch.equal(joined.things_K, whole.things_K)
+    if size == 2:
+        mean = sum(ap_scores(part.tables()["boxes"]).ap for part in parts) / 2
+        assert abs(mean - ap_scores(whole).ap) > 1e-3, "a mean of the parts' AP would do, and this shows nothing"
+
+
+# a run
+
+
+def shared(method="roi_apd", **training):
+    """An experiment whose batches two ranks can share; a pretty high rate, so that something is found."""
+    experiment = small(method, batch_size=4, **training)
+    if experiment.teacher is None:
+        return experiment
+    teacher = replace(experiment.teacher, training=replace(experiment.teacher.training, batch_size=4))
+    return replace(experiment, teacher=teacher)
+
+
+def train_and_keep_weights(experiment, runs, folder):
+    import apd.study.train
+
+    finish = apd.study.train._finish
+
+    def keep_and_finish(run, *rest):
+        record = finish(run, *rest)
+        torch.save(run.student.state_dict(), folder / f"{run.experiment.name}-{run.ranks.rank}.pt")
+        return record
+
+    apd.study.train._finish = keep_and_finish
+    run_as_a_command(experiment, runs)
+
+
+def test_two_ranks_leave_one_record_of_all_pictures_and_end_with_equal_weights(tmp_path, monkeypatch):
+    experiment = shared()
+    started = start_ranks(train_and_keep_weights, experiment, tmp_path / "runs", tmp_path, outputs=tmp_path / "out")
+    assert exit_codes(started) == [0, 0], [(tmp_path / "out" / name).read_text() for name in "01"]
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    record = read_record(run_folder(experiment) / "record.json")
+    assert record.content["device"]["ranks"] == 2
+    val = task_of(experiment).split("val")
+    things = [sample.labels_N[~sample.crowd_N] for sample in val]
+    assert record.content["ap"]["boxes"]["things"] == torch.bincount(torch.cat(things), minlength=3).tolist()
+    for run in (experiment, experiment.teacher_experiment()):
+        alone = ap_of(trained_network(run), val)
+        for kind, table in tables_of(read_record(run_folder(run) / "record.json").content["ap"]).items():
+            torch.testing.assert_close(table.ap_TKA, alone[kind].ap_TKA, equal_nan=True, rtol=0, atol=1e-3)
+        first, second = (torch.load(tmp_path / f"{run.name}-{rank}.pt") for rank in (0, 1))
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    lines = [json.loads(line) for line in (run_folder(experiment) / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(4))
+    assert (tmp_path / "out" / "0").read_text().count("teacher box AP") == 1
+    assert (tmp_path / "out" / "1").read_text() == ""
+
+
+def test_a_rank_may_have_a_single_picture():
+    from apd.study.build import require_equal_parts
+
+    task = task_of(small())
+    require_equal_parts(replace(TRAINING, batch_size=2), Ranks(0, 2), task.least_part(Ranks(0, 2), CPU))
+    with pytest.raises(
+        ExperimentError, match="batch_size = 3: expected a multiple of ranks x accumulation = 2 x 1 = 2"
+    ):
+        require_equal_parts(replace(TRAINING, batch_size=3), Ranks(0, 2), task.least_part(Ranks(0, 2), CPU))

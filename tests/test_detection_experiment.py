@@ -1,6 +1,7 @@
 """An experiment in detection that cannot be run fails when it is made, and no part of one task gets into the other."""
 
 import dataclasses
+import doctest
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
@@ -13,7 +14,8 @@ from apd.detection import ReviewKD, RoIAPD
 from apd.evaluate.protocol import Inference
 from apd.models.detector import BODIES
 from apd.models.detector_view import LEVELS
-from apd.study import detection_distiller_configs
+from apd.study import detection_config, detection_distiller_configs
+from apd.study.build import build_network, spec_of
 from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import (
     DETECTION_DISTILLERS,
@@ -26,6 +28,7 @@ from apd.study.detection_distiller_configs import (
 )
 from apd.study.detection_distillers import build_detection_distiller
 from apd.study.distiller_configs import DISTILLERS, APDConfig
+from apd.study.dry_run import dry_run
 from apd.study.experiment import ExperimentError, NetworkConfig, TeacherConfig
 from apd.study.tasks import task_of
 
@@ -217,6 +220,14 @@ def test_heads_and_networks_depend_on_the_seed_alone_and_leave_the_random_state(
     assert all(torch.equal(value, ours[name]) for name, value in again.state_dict().items())
 
 
+def test_what_is_there_for_segmentation_only_says_so():
+    for wanted in (dry_run, lambda experiment: spec_of(experiment.data)):
+        with pytest.raises(ExperimentError, match="InstanceDataConfig belongs to detection, and what was asked for is"):
+            wanted(small())
+    with pytest.raises(ExperimentError, match="DetectorConfig belongs to detection, and what was asked for is"):
+        build_network(NETWORK, 3, torch.device("cpu"), 0)
+
+
 def test_a_detector_brings_pictures_to_the_size_of_the_data():
     data = replace(DATA, height=80, width=96)
     detector = task_of(small(data=data)).network(NETWORK, 3, torch.device("cpu"), 0)
@@ -227,3 +238,8 @@ def test_a_network_that_cannot_be_built_is_an_error_of_the_experiment():
     network = DetectorConfig(backbone="resnet50", weights="coco")
     with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*COCO has no class 'pedestrian'"):
         task_of(small()).network(network, 1, torch.device("cpu"), 0, class_names=("pedestrian",))
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    results = doctest.testmod(detection_config)
+    assert (results.failed, results.attempted) == (0, 2)

@@ -17,6 +17,7 @@ from apd.data.sample import SegmentationDataset
 from apd.data.scenes import Scenes
 from apd.data.transforms import Augmentation
 from apd.models.segmenter import Segmenter, build_segmenter
+from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import DenseAPDConfig, DetectionDistillerConfig, RoIAPDConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.experiment import DataConfig, Experiment, ExperimentError, NetworkConfig, TrainingConfig
@@ -75,11 +76,21 @@ def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> N
         )
 
 
+def _require_segmentation(config: object) -> None:
+    """What knows of segmentation only refuses the parts of a detection experiment, instead of stumbling over them."""
+    if isinstance(config, InstanceDataConfig | DetectorConfig):
+        raise ExperimentError(
+            f"{type(config).__name__} belongs to detection, and what was asked for is there for segmentation only: "
+            "apd.study.tasks.task_of(experiment) gives data and networks of both tasks"
+        )
+
+
 def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     """One split of the experiment's data; missing or damaged data raises a DataError that says what to do.
 
     `long_side` is for evaluation: the training split keeps the size of `height` and `width`.
     """
+    _require_segmentation(data)
     if data.name == "scenes":
         count = data.train_images if split == "train" else data.evaluation_images
         return Scenes(
@@ -101,6 +112,7 @@ def build_split(data: DataConfig, split: str) -> SegmentationDataset:
 
 def spec_of(data: DataConfig) -> DatasetSpec:
     """Names and colours of the experiment's classes, without touching pictures (a folder's dataset.toml is read)."""
+    _require_segmentation(data)
     if data.name == "folder":
         return folder_spec(data.folder)
     return {"camvid": CAMVID, "scenes": SCENES, **_PUBLISHED}[data.name]
@@ -133,6 +145,7 @@ def build_network(
     With `weights_follow` the caller loads a full state dict next, so ImageNet weights are not asked for: a trained
     network can be read on a machine that does not have them.
     """
+    _require_segmentation(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_detection import DATA, METHODS, NETWORK, TEACHER, prepared, small
+from small_detection import DATA, NETWORK, TEACHER, prepared, small
 from small_experiments import outcome, tiny
 from test_coco import CONTENT
 from test_coco import folder as coco_folder  # noqa: F401 (a fixture)
@@ -92,7 +92,7 @@ def test_the_terms_are_torchvisions_losses_and_the_distillers_and_the_loss_their
     assert len(terms) == 1 + len(TERMS) + sum(len(found) - 1 for found in distilled.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["student", "roi_apd", "dense_apd", "several"])
 def test_every_parameter_of_a_step_gets_a_gradient_also_where_a_picture_has_no_thing(method, tmp_path):
     run = prepared(small(method), tmp_path)
     run.student.train()
@@ -228,6 +228,17 @@ def test_a_faster_rcnn_is_scored_by_its_boxes(runs):
     record = train(experiment)
     assert set(record.ap) == set(record.content["ap"]) == {"boxes"}
     assert "loss_mask" not in record.content["curves"]
+
+
+def test_a_teacher_may_come_from_a_file_that_fits(finished, undisturbed, tmp_path, monkeypatch):
+    weights = run_folder(finished.teacher_experiment()) / "weights.safetensors"
+    expected = train(finished).content["teacher"]
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+    given = replace(small("roi_apd", iterations=1, evaluations=0), teacher=replace(TEACHER, weights_file=str(weights)))
+    assert train(given).content["teacher"] == expected
+    wider = replace(given, teacher=replace(given.teacher, network=NETWORK))
+    with pytest.raises(TeacherError, match=r"teacher weights .*; the network is DetectorConfig\(kind='mask_rcnn'"):
+        train(wider)
 
 
 def test_a_teacher_below_its_stated_score_is_refused(finished, capsys):

@@ -86,6 +86,17 @@ def test_a_target_counts_classes_from_one_and_leaves_crowds_to_the_class_map():
     assert sorted(as_target(sample._replace(masks_NHW=None))) == ["boxes", "labels"]
 
 
+def test_a_target_leaves_out_boxes_too_thin_to_keep_a_side_when_resized():
+    sample = made_up()._replace(crowd_N=torch.zeros(6, dtype=torch.bool))
+    boxes_N4 = sample.boxes_N4.clone()
+    boxes_N4[2, 2] = boxes_N4[2, 0] + 1e-3
+    boxes_N4[4, 3] = boxes_N4[4, 1]
+    target, kept = as_target(sample._replace(boxes_N4=boxes_N4)), [0, 1, 3, 5]
+    assert torch.equal(target["boxes"], boxes_N4[kept])
+    assert torch.equal(target["labels"], sample.labels_N[kept] + 1)
+    assert torch.equal(target["masks"].bool(), sample.masks_NHW[kept])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -18,6 +18,9 @@ Not 255 as in the other data sets: some detection data have more than 255 classe
 BACKGROUND = 0
 """A detector's label of what is no thing; class k is its label k + 1."""
 
+THINNEST = 0.01
+"""Pixels (own choice): float32 keeps the ends of such a side apart in pictures of thousands of pixels, also reduced."""
+
 
 @dataclass(frozen=True)
 class InstanceSpec:
@@ -137,13 +140,15 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
 def as_target(sample: InstanceSample) -> dict[str, Tensor]:
     """What torchvision's detectors want to know of a training picture, and its :func:`class_map`.
 
-    Crowd regions are left out of the boxes, as torchvision's own training does; the class map knows them.
+    Crowd regions are left out of the boxes, as torchvision's own training does; the class map knows them. Boxes with a
+    side below a hundredth of a pixel are left out, too: resized they may have none at all, at which torchvision stops.
 
     Returns:
         `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and where the sample has masks `masks` uint8 (n, H, W) and
         `class_map` int64 (H, W).
     """
-    wanted_N = ~sample.crowd_N
+    sides_N2 = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
+    wanted_N = ~sample.crowd_N & (sides_N2 >= THINNEST).all(1)
     target = {"boxes": sample.boxes_N4[wanted_N], "labels": sample.labels_N[wanted_N] + 1}
     if sample.masks_NHW is not None:
         target["masks"] = sample.masks_NHW[wanted_N].to(torch.uint8)

@@ -36,10 +36,10 @@ def arms_table(
     for arm in (reference, *rows):
         if arm not in comparison.arms:
             continue
-        values, row = spread(comparison.miou(arm).values()), rows.get(arm)
+        values, row = spread(comparison.values(arm).values()), rows.get(arm)
         lines[(groups or {}).get(arm, ""), comparison.names[arm]] = {
             "seeds": str(values.count),
-            "mIoU, %": f"{100 * values.mean:.2f}",
+            f"{comparison.score.name}, %": f"{100 * values.mean:.2f}",
             "standard error": "–" if math.isnan(values.error) else f"{100 * values.error:.2f}",
             column: interval(row.found) if row else "–",
             "p, corrected": "–" if row is None else _p_text(row.corrected),

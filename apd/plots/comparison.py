@@ -42,14 +42,14 @@ def outlying(comparison: Comparison) -> set[str]:
 
     Eight times as far from the middle method as the methods are in the middle, and at least eight points.
     """
-    means = {method: spread(comparison.miou(method).values()).mean for method in comparison.arms}
+    means = {method: spread(comparison.values(method).values()).mean for method in comparison.arms}
     middle = statistics.median(means.values())
     usual = max(statistics.median(abs(mean - middle) for mean in means.values()), 0.01)
     return {method for method, mean in means.items() if abs(mean - middle) > 8 * usual}
 
 
 def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
-    """mIoU of every method: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
+    """The score of every method: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
     if not comparisons:
         return nothing("No scores can be drawn: there is no record yet.")
     heights = [1.05 + 0.44 * len(c.arms) for c in comparisons]
@@ -60,14 +60,15 @@ def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
             fig.subplots(len(comparisons), 1, squeeze=False, height_ratios=heights)[:, 0], comparisons, strict=True
         ):
             said.append(f"{comparison.title}: {_draw_scores(axes, comparison)}")
-        fig.axes[-1].set_xlabel("mIoU, %")
-        return drawing(fig, "mIoU in per cent, mean over seeds. " + "; ".join(said))
+        score = comparisons[-1].score.name
+        fig.axes[-1].set_xlabel(f"{score}, %")
+        return drawing(fig, f"{score} in per cent, mean over seeds. " + "; ".join(said))
 
 
 def _draw_scores(axes: Axes, comparison: Comparison) -> str:
     said, seen, outside, far = [], [], {}, outlying(comparison)
     for row, method in enumerate(comparison.arms):
-        values = [POINTS * value for value in comparison.miou(method).values()]
+        values = [POINTS * value for value in comparison.values(method).values()]
         mean, deviation, _count = spread(values)
         colour = colour_of(method)
         said.append(f"{comparison.names[method]} {mean:.1f}")
@@ -87,14 +88,14 @@ def _draw_scores(axes: Axes, comparison: Comparison) -> str:
             va="center",
             color=INK,
         )
-    teacher = POINTS * comparison.teacher_miou
+    teacher = POINTS * comparison.teacher_score
     low, high = min(seen), max(seen)
     room = max(high - low, 0.5)
-    near = low - 1.5 * room <= teacher <= high + 1.5 * room
+    near = low - 1.5 * room <= teacher <= high + 1.5 * room  # never for NaN, which is no teacher
     if near:
         low, high = min(low, teacher), max(high, teacher)
         axes.axvline(teacher, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    else:  # drawn to scale it would press the methods into a corner
+    elif not math.isnan(teacher):  # drawn to scale it would press the methods into a corner
         where, side, arrow = (1, "right", " →") if teacher > high else (0, "left", "")
         axes.annotate(
             f"{'' if arrow else '← '}teacher {teacher:.1f}{arrow}",
@@ -121,7 +122,7 @@ def _draw_scores(axes: Axes, comparison: Comparison) -> str:
     axes.set_title(comparison.title, pad=22)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     quiet_axes(axes, grid="x")
-    return f"{', '.join(said)}, teacher {teacher:.1f}"
+    return ", ".join(said) + ("" if math.isnan(teacher) else f", teacher {teacher:.1f}")
 
 
 def _compared_with(comparison: Comparison, reference: str) -> list[str]:

@@ -26,6 +26,12 @@ METHOD_COLOURS = {
     "apd": "#0e9384",
     "teacher": INK,
 }
+# between detectors: what is KD of boxes, APD of boxes, and APD of another kind, as in segmentation
+METHOD_COLOURS |= {
+    "roi_kd": METHOD_COLOURS["pixel_kd"],
+    "roi_apd": METHOD_COLOURS["apd"],
+    "dense_apd": METHOD_COLOURS["apd_without_kd"],
+}
 ARM_COLOUR = "#8c7a5b"
 """Of what is no method of the study itself: an ablation's setting, a method of others."""
 WIDTH = 5.4

@@ -17,6 +17,7 @@ from apd.study.experiment import DataConfig, Experiment
 from apd.study.fingerprint import fingerprint
 from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
+from apd.study.score import MIOU, Score
 
 LONGER = "student_equal_seconds"
 """The one method whose runs may have another number of iterations."""
@@ -154,6 +155,8 @@ class Comparison:
     data: DataConfig
     arms: Mapping[str, Mapping[int, Record]]
     names: Mapping[str, str] = field(default_factory=lambda: METHOD_NAMES)
+    score: Score = MIOU
+    """By which they are compared."""
 
     @cached_property
     def any_record(self) -> Record:
@@ -174,13 +177,27 @@ class Comparison:
         return sorted({seed for arm in self.arms.values() for seed in arm})
 
     @property
+    def teacher_score(self) -> float:
+        """The teacher's score on the evaluation split; NaN where no run has a teacher."""
+        told = (self.score.of_teacher(record) for arm in self.arms.values() for record in arm.values())
+        return next((value for value in told if not math.isnan(value)), math.nan)
+
+    @property
     def teacher_miou(self) -> float:
         """The teacher's mIoU on the evaluation split."""
-        return self.any_record.teacher_scores.miou
+        return self.by(MIOU).teacher_score
+
+    def by(self, score: Score) -> Self:
+        """The same runs, compared by another score."""
+        return replace(self, score=score)
+
+    def values(self, method: str) -> dict[int, float]:
+        """The score of the last step's student, by seed; empty when the method has no record."""
+        return {seed: self.score.of(record) for seed, record in self.arms.get(method, {}).items()}
 
     def miou(self, method: str) -> dict[int, float]:
         """mIoU of the last step's student, by seed; empty when the method has no record."""
-        return {seed: record.scores.miou for seed, record in self.arms.get(method, {}).items()}
+        return self.by(MIOU).values(method)
 
     def agreement(self, method: str) -> dict[int, float]:
         """Share of valid pixels that student and teacher call the same, by seed."""
@@ -191,8 +208,8 @@ class Comparison:
         return {seed: r.content["seconds_per_iteration"] for seed, r in self.arms.get(method, {}).items()}
 
     def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:
-        """Paired difference in mIoU, method minus reference."""
-        return paired_difference(self.miou(method), self.miou(reference), confidence)
+        """Paired difference in the score, method minus reference."""
+        return paired_difference(self.values(method), self.values(reference), confidence)
 
     def step_seconds(self, method: str) -> float:
         """A step's seconds, the least over seeds: other programs make a run's steps longer, never shorter."""
@@ -259,6 +276,7 @@ def _common(record: Record) -> dict[str, object]:
         "images of the evaluation split": record.content["data"]["fingerprint"],
         "training images": record.content["data"].get("training_fingerprint"),
         "teacher's confusion matrix": (record.content["teacher"] or {}).get("confusion"),
+        "teacher's AP": (record.content["teacher"] or {}).get("ap"),
     }
 
 

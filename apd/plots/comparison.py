@@ -49,7 +49,7 @@ def outlying(comparison: Comparison) -> set[str]:
 
 
 def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
-    """The score of every method: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
+    """Every method's score: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
     if not comparisons:
         return nothing("No scores can be drawn: there is no record yet.")
     heights = [1.05 + 0.44 * len(c.arms) for c in comparisons]

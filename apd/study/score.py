@@ -1,7 +1,7 @@
 """The scores by which methods are compared: each a number that is read off a record.
 
-Segmentation has one, mIoU. Detection has the average precision (AP) of boxes and that of masks, and parts of each: by the
-overlap that is asked for, by the size of things, by class.
+Segmentation has one, mIoU. Detection has the average precision (AP) of boxes and that of masks, and parts of each: by
+the overlap that is asked for, by the size of things, by class.
 """
 
 import math

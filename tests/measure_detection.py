@@ -1,0 +1,125 @@
+"""Measure what each distiller adds to a training step of a detector, and write it down.
+
+    python -m tests.measure_detection                            the study's small scenes, on the CPU, one thread
+    python -m tests.measure_detection --device cuda --coco       and COCO's pictures at their size, on a GPU
+
+The file, `book/results/detection-speed/<device>.json`, is what the chapter on detection is drawn from. Run it on a
+quiet machine.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+
+from apd.detection import ReviewKD, RoIAPD, dense_apd, pyramid_matching, roi_dkd, roi_kd
+from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
+from apd.models.detector import build_detector
+from apd.study.checkpoint import write_atomically
+from apd.study.folders import records_folder
+from apd.study.record import provenance
+
+SMALL = dict(smallest_anchor=8, proposals=200, rois=64)
+SHAPES: dict[str, dict[str, Any]] = {
+    "scenes": dict(
+        batch=8,
+        height=96,
+        width=128,
+        classes=3,
+        heads=64,
+        student=dict(backbone="resnet18", width=32, box_width=128, **SMALL),
+        teacher=dict(backbone="resnet50", width=64, box_width=256, **SMALL),
+    ),
+    "coco": dict(
+        batch=2,
+        height=800,
+        width=1216,
+        classes=80,
+        heads=256,
+        student=dict(backbone="resnet18"),
+        teacher=dict(backbone="resnet50"),
+    ),
+}
+"""Sizes of the built-in scenes, and COCO's in the batch of one GPU; `heads` is the width of APD's projections."""
+
+
+def built(config: dict[str, Any], shape: dict[str, Any], device: torch.device) -> FasterRCNN:
+    """A Mask R-CNN of random weights."""
+    torch.manual_seed(0)
+    sides = sorted((shape["height"], shape["width"]))
+    return build_detector(num_classes=shape["classes"], min_size=sides[0], max_size=sides[1], **config).to(device)
+
+
+def distillers_for(student: FasterRCNN, teacher: FasterRCNN, classes: int, heads: int) -> dict[str, nn.Module]:
+    """Every distiller between detectors, by the key of its arm."""
+    pyramids = student.backbone.out_channels, teacher.backbone.out_channels
+    vectors = tuple(net.roi_heads.box_predictor.cls_score.in_features for net in (student, teacher))
+    return {
+        "roi_kd": roi_kd(),
+        "roi_dkd": roi_dkd(),
+        "pyramid_matching": pyramid_matching(*pyramids),
+        "review_kd": ReviewKD(*pyramids),
+        "roi_apd": RoIAPD(*vectors, classes, width=heads),
+        "dense_apd": dense_apd(*pyramids, classes, width=heads),
+    }
+
+
+def measured(device: torch.device, names: list[str], repeats: int) -> Iterator[dict[str, Any]]:
+    """A row for each shape."""
+    for name in names:
+        shape = SHAPES[name]
+        student, teacher = (built(shape[who], shape, device) for who in ("student", "teacher"))
+        teacher.eval().requires_grad_(False)
+        batch = made_up_batch(shape["batch"], shape["height"], shape["width"], num_classes=shape["classes"])
+        distillers = distillers_for(student, teacher, shape["classes"], shape["heads"])
+        distillers = {key: distiller.to(device) for key, distiller in distillers.items()}
+        cost = detector_step_cost(student, teacher, distillers, batch.to(device), repeats=repeats)
+        row = {
+            "shape": name,
+            "student": rounded(cost.student),
+            "teacher": rounded(cost.teacher),
+            "steps": {key: rounded(value) for key, value in cost.steps.items()},
+            "added": {key: rounded(value) for key, value in cost.added.items()},
+        }
+        print(row, file=sys.stderr, flush=True)
+        yield row
+
+
+def rounded(values: tuple[float, ...]) -> list[float]:
+    """Three decimals."""
+    return [round(value, 3) for value in values]
+
+
+def main() -> None:
+    """Measure, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--coco", action="store_true", help="also at COCO's size, which a CPU takes minutes for")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--to", type=Path, default=records_folder("detection-speed"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(chosen.device)
+    names = [name for name in SHAPES if name != "coco" or chosen.coco]
+    content = {
+        **provenance(device, "fp32"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "shapes": {name: SHAPES[name] for name in names},
+        "rows": list(measured(device, names, chosen.repeats)),
+    }
+    chosen.to.mkdir(parents=True, exist_ok=True)
+    file = chosen.to / f"{re.sub(r'[^a-z0-9]+', '-', content['device']['name'].lower()).strip('-')}.json"
+    write_atomically(file, json.dumps(content, indent=1) + "\n")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()

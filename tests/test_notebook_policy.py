@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = {
     *("01_method", "02_train", "03_does_it_work", "04_ablations", "05_rivals", "06_perspectives", "07_pairs"),
-    "08_speed",
+    *("08_speed", "09_detection"),
 }
 
 IGNORED = "nbval-ignore-output"  # the one way to leave an output uncompared, for curves, timings and pictures

@@ -180,7 +180,7 @@ def parts_of_gains(
             axes.set_ylim(len(scores) - 0.45, -0.55)
             axes.spines["left"].set_visible(False)
             quiet_axes(axes, grid="x")
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(signed)
             said.append(f"{comparison.names[arm]}: {', '.join(told)}")
         label = f"AP minus that of “{comparison.names[reference]}”, points"

@@ -16,7 +16,7 @@ class BoxPerspectives(NamedTuple):
     """What a picture's boxes are and how alike its classes look, for a student and its teacher; all on the CPU.
 
     Attributes:
-        boxes_N4: that the student's box head would be trained on, in the picture's pixels, the true ones among them.
+        boxes_N4: drawn from the student's proposals and the true boxes, to train its box head on; in pixels.
         labels_N: int64 label that each was matched with, 0 for the background.
         student_KK, teacher_KK: cosines between the prototypes of the labels, the background first; NaN where a label
             has no box.

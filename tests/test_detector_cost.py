@@ -1,0 +1,129 @@
+"""What a distiller adds to a step is told from the step, the student's own and the teacher's, of the same boxes."""
+
+import doctest
+import json
+import sys
+
+import pytest
+import torch
+
+from apd.detection import roi_kd
+from apd.evaluate import detector_cost
+from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
+from apd.models.detector import build_detector
+from apd.plots import detector_cost as told
+from apd.study.detection_comparison import ARM_NAMES
+from tests import measure_detection
+
+SMALL = dict(min_size=64, max_size=64, smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return build_detector("mobilenet_v3_small", 3, **SMALL), build_detector("mobilenet_v3_small", 3, **SMALL).eval()
+
+
+class Slow(torch.nn.Module):
+    """A distiller whose loss takes as long as it is told to, by the clock of the test."""
+
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.distiller, self.clock, self.seconds, self.labels = roi_kd(), clock, seconds, []
+
+    def forward(self, pair):
+        self.clock[0] += self.seconds
+        self.labels.append(pair.labels_B1N)
+        return self.distiller(pair)
+
+
+def test_what_is_added_is_the_step_without_the_students_and_the_teachers(networks, monkeypatch):
+    student, teacher = networks
+    clock, forward = [0.0], teacher.backbone.forward
+
+    def slowly(images):
+        clock[0] += 2.0
+        return forward(images)
+
+    monkeypatch.setattr(teacher.backbone, "forward", slowly)
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: clock.__setitem__(0, clock[0] + 4.0 * (type(module).__name__ == "MaskRCNN"))
+    )
+    monkeypatch.setattr(detector_cost, "_now", lambda device: clock[0])
+    slow, slower = Slow(clock, 0.5), Slow(clock, 1.0)
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    before = torch.random.get_rng_state()
+    try:
+        batch = made_up_batch(2, 64, 64, num_classes=3)
+        cost = detector_step_cost(student, teacher, {"slow": slow, "slower": slower}, batch, repeats=2, warmup=0)
+    finally:
+        hook.remove()
+    assert cost.student == (4000.0, 4000.0, 4000.0)
+    assert cost.teacher == (2000.0, 2000.0, 2000.0)
+    assert cost.steps["slow"].median == 6500.0
+    assert cost.added == {"slow": (0.125, 0.125, 0.125), "slower": (0.25, 0.25, 0.25)}
+    assert all(torch.equal(one, other) for one, other in zip(slow.labels, slower.labels, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_too_few_repeats_are_refused(networks):
+    student, teacher = networks
+    with pytest.raises(ValueError, match="repeats=1"):
+        detector_step_cost(student, teacher, {}, made_up_batch(1, 64, 64, num_classes=3), repeats=1)
+
+
+def test_made_up_things_lie_in_their_pictures_and_repeat():
+    images, targets = made_up_batch(3, 48, 80, num_classes=4, things=5, seed=1)
+    for target in targets:
+        boxes = target["boxes"]
+        assert bool((boxes[:, 2:] > boxes[:, :2]).all())
+        assert bool((boxes >= 0).all())
+        assert bool((boxes[:, 2:] <= torch.tensor([80.0, 48.0])).all())
+        assert torch.equal(target["masks"].flatten(1).sum(1).float(), (boxes[:, 2:] - boxes[:, :2]).prod(1))
+        assert set(target["labels"].tolist()) <= {1, 2, 3, 4}
+    again = made_up_batch(3, 48, 80, num_classes=4, things=5, seed=1)
+    assert torch.equal(torch.stack(images), torch.stack(again.images))
+
+
+@pytest.fixture(scope="module")
+def measurement(tmp_path_factory):
+    """A real measurement, of the smallest networks."""
+    folder, threads = tmp_path_factory.mktemp("speed"), torch.get_num_threads()
+    net = dict(backbone="mobilenet_v3_small", smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
+    shape = dict(batch=2, height=64, width=64, classes=3, heads=8, student=net, teacher=net)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_detection, "SHAPES", {"scenes": shape})
+        patch.setattr(sys, "argv", ["measure_detection", "--repeats", "2", "--to", str(folder)])
+        measure_detection.main()
+    torch.set_num_threads(threads)
+    (found,) = told.read_step_costs(folder)
+    return found
+
+
+def test_every_distiller_is_measured_and_the_table_has_its_median(measurement):
+    (row,) = measurement["rows"]
+    assert set(row["steps"]) == set(row["added"]) == set(ARM_NAMES) - {"student"}
+    shown = told.step_cost_table(measurement, row).description
+    assert "step with APD of boxes" in shown
+    assert told.share(row["added"]["roi_apd"][1]) in shown
+
+
+def test_the_sentence_sorts_distillers_by_the_aim(measurement):
+    changed = json.loads(json.dumps(measurement))
+    changed["rows"][0]["added"] = {
+        "roi_kd": [0.0, 0.02, 0.1],
+        "roi_apd": [0.2, 0.25, 0.3],
+        "review_kd": [0.2, 0.26, 0.3],
+    }
+    said = str(told.step_costs_in_words([changed])).replace("\N{NO-BREAK SPACE}", " ")
+    assert "at most 25 % of the student’s step (2): KD of boxes 2 %, APD of boxes 25 %; more (1): ReviewKD 26 %" in said
+    assert "0 machines were measured" in str(told.step_costs_in_words([]))
+
+
+@pytest.mark.parametrize("module", [detector_cost, told])
+def test_examples_in_docstrings_run(module):
+    results = doctest.testmod(module)
+    assert results.attempted > 0
+    assert results.failed == 0

@@ -6,7 +6,7 @@ from apd.data.instances import InstanceSample
 from apd.data.run_length import encode
 from apd.data.scene_instances import SceneInstances
 from apd.evaluate.coco_ap import Detections
-from apd.study.detection_findings import SCHEMA, Findings, _kept, settings_of
+from apd.study.detection_findings import SCHEMA, Findings, settings_of, sure_findings
 
 SCENES = SceneInstances(6, height=96, width=128, context_shift=1.0, seed=0, split="test")
 FOUND = {"student": (3, 1), "roi_apd": (2, 0), "teacher": (99, 0)}
@@ -31,7 +31,7 @@ def detections(sample: InstanceSample, every: int, false: int) -> Detections:
 def made_up_findings(arm: str = "roi_apd") -> Findings:
     """Findings of a student alone, an arm and a teacher in all scenes."""
     found = {
-        arm if name == "roi_apd" else name: [_kept(detections(sample, *rule)) for sample in SCENES]
+        arm if name == "roi_apd" else name: [sure_findings(detections(sample, *rule)) for sample in SCENES]
         for name, rule in FOUND.items()
     }
     sample = SCENES[0]

@@ -164,7 +164,7 @@ def test_the_figure_of_parts_tells_gains_and_the_references_level(comparison):
     drawn = parts_of_gains(comparison, "boxes")
     ElementTree.fromstring(drawn.html)
     gain = 100 * comparison.difference("roi_apd", "student").mean
-    assert f"APD of boxes: box AP {gain:+.1f}" in drawn.description
+    assert f"APD of boxes: box AP +{gain:.1f}" in drawn.description
     level = 100 * spread(comparison.values("student").values()).mean
     assert f"box AP {level:.0f}" in drawn.html
     assert "0 arms have a seed in common" in parts_of_gains(comparison.only(["roi_apd"]), "boxes").description

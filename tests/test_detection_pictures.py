@@ -6,6 +6,9 @@ import importlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +34,7 @@ from apd.study import detection_findings
 from apd.study.box_perspectives import box_perspectives, cosines_of_prototypes, first_with_all_classes
 from apd.study.detection_example import method_example
 from apd.study.detection_findings import Findings, findings_of, read_findings
+from apd.study.experiment import ExperimentError
 from apd.study.record import RecordError
 
 SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)
@@ -268,6 +272,64 @@ def test_findings_are_those_of_the_detectors_that_are_sure_enough(networks, monk
     assert found["student"][2]["labels"] == (expected["labels"][sure] - 1).tolist()
     assert found["student"][2]["scores"] == pytest.approx(expected["scores"][sure].tolist(), abs=6e-4)
     json.dumps(found)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is read of an experiment whose run has finished."""
+
+    name: str
+    data: SimpleNamespace
+    seed: int = 0
+
+    def teacher_experiment(self):
+        return Run("scenes-teacher", self.data)
+
+
+@pytest.fixture
+def finished(monkeypatch, networks):
+    """Runs of a campaign that have finished, with small networks of random weights."""
+    kept = detection_findings.settings_of(SCENES) | {"evaluation_images": len(SCENES), "name": "scenes"}
+    data = Frozen(kept | {"world": SCENES.scenes.seed, "evaluation_split": "test"})
+    runs = [Run(f"{arm}-seed0", data) for arm in ("student", "roi_apd")]
+    student, teacher = networks
+    content = {"fingerprint": "a" * 12, "weights_sha256": "0" * 64, "data": {"fingerprint": SCENES.fingerprint()}}
+    monkeypatch.setattr(detection_findings, "experiments_of", lambda name: runs)
+    monkeypatch.setattr(
+        detection_findings, "trained_network", lambda run, device: teacher if "teacher" in run.name else student
+    )
+    monkeypatch.setattr(detection_findings, "run_folder", lambda run: Path(run.name))
+    monkeypatch.setattr(detection_findings, "read_record", lambda path: SimpleNamespace(content=content))
+    return content
+
+
+class Frozen(SimpleNamespace):
+    """Settings that can be a member of a set."""
+
+    def __init__(self, settings):
+        super().__init__(**settings)
+
+    def __hash__(self):
+        return hash(self.name)
+
+
+def test_the_command_writes_what_finished_runs_find_and_what_the_method_sees(tmp_path, finished, capsys):
+    assert detection_findings.main(["--to", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip().endswith("roi_apd-seed0.json")
+    (made,) = read_findings(tmp_path)
+    assert list(made.content["runs"]) == ["student", "roi_apd", "teacher"]
+    assert made.boxes_of == first_with_all_classes(SCENES)
+    assert len(made.boxes().labels_N) == 64
+    assert made.boxes().teacher_KK.diagonal().tolist() == pytest.approx([1.0] * 4)
+    assert len(svg_of(pictures_side_by_side(made))) == 4 * len(chosen_pictures(made))
+
+
+def test_runs_that_are_not_planned_or_were_scored_on_other_scenes_are_refused(tmp_path, finished):
+    with pytest.raises(ExperimentError, match="plans no run dense_apd-seed0"):
+        detection_findings.write_findings(0, "dense_apd", tmp_path)
+    finished["data"] = {"fingerprint": "0" * 64}
+    with pytest.raises(ExperimentError, match="scored on other scenes"):
+        detection_findings.write_findings(0, "roi_apd", tmp_path)
 
 
 # the choice

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from apd.plots.comparison import POINTS, seed_points, signed
 from apd.plots.page import Drawing, Words, nothing, table
 from apd.plots.style import INK, WIDTH, colour_of, drawing, figure, quiet_axes
-from apd.plots.tables import per_cent
+from apd.plots.tables import per_cent, points
 from apd.plots.verdicts import tally
 from apd.study.detection_comparison import ARM_NAMES, added_to, counted
 from apd.study.experiment import Experiment
@@ -172,7 +172,7 @@ def parts_of_gains(
                 found = comparison.by(score).difference(arm, reference)
                 axes.barh(row, POINTS * found.mean, height=0.5, color=colour_of(arm), alpha=0.55, zorder=2)
                 seed_points(axes, sorted(POINTS * value for value in found.pairs.values()), row, colour_of(arm))
-                told.append(f"{score.name} {POINTS * found.mean:+.1f}")
+                told.append(f"{score.name} {points(found.mean)}")
             axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
             title = textwrap.fill(comparison.names[arm], 14)
             axes.set_title(title, fontsize=10.5, fontweight="normal", color=colour_of(arm))

@@ -185,7 +185,7 @@ def rule_in_words(name: str, reference: str) -> str:
         f"A picture's score is the number of things found (same class, boxes that overlap by {LEAST_OVERLAP:g} or more)"
         f" minus that of false findings, among findings of a score of {LEAST_SCORE:g} or more. Shown are the pictures "
         f"with the greatest, the median and the least difference between “{name}” and “{reference}”, of equal ones the "
-        "first."
+        "first that is not shown already."
     )
 
 

@@ -20,7 +20,7 @@ from apd.evaluate.coco_ap import Detections
 from apd.evaluate.detections import detect
 from apd.evaluate.per_picture_detections import LEAST_SCORE
 from apd.study.box_perspectives import BoxPerspectives, box_perspectives, first_with_all_classes
-from apd.study.build import build_split, choose_device
+from apd.study.build import choose_device
 from apd.study.campaign import experiments_of
 from apd.study.checkpoint import write_atomically
 from apd.study.experiment import Experiment, ExperimentError
@@ -129,7 +129,7 @@ def _with_nulls(values_KK: Tensor) -> list[list[float | None]]:
     return [[None if value != value else round(value, 3) for value in row] for row in values_KK.tolist()]
 
 
-def _kept(found: Detections) -> dict[str, Any]:
+def sure_findings(found: Detections) -> dict[str, Any]:
     """The findings that are sure enough to be drawn, as they stand in a file."""
     sure = (found.scores_N >= LEAST_SCORE).nonzero().flatten().tolist()
     masks = None if found.masks is None else [found.masks[i]["counts"] for i in sure]
@@ -156,7 +156,7 @@ def findings_of(
     device = next(next(iter(networks.values())).parameters()).device
     for images, _ in evaluation_instance_batches(dataset, batch_size):
         for name, network in networks.items():
-            found[name] += [_kept(each) for each in detect(network, [image.to(device) for image in images])]
+            found[name] += [sure_findings(each) for each in detect(network, [image.to(device) for image in images])]
         if len(found[name]) >= pictures:
             break
     return {name: each[:pictures] for name, each in found.items()}
@@ -178,7 +178,7 @@ def measure(runs: Mapping[str, Experiment], device: str | None = "cpu", pictures
         pictures: see :func:`findings_of`.
 
     Raises:
-        ExperimentError: the runs are not on scenes, or on different ones.
+        ExperimentError: the runs are not on scenes, or on different ones, or on those of another generator.
         CheckpointError: a run has not finished, or what it left is damaged.
     """
     data = {run.data for run in runs.values()}
@@ -186,8 +186,19 @@ def measure(runs: Mapping[str, Experiment], device: str | None = "cpu", pictures
         raise ExperimentError("runs: expected detection on one set of built-in scenes, as only these are shown")
     networks = {name: trained_network(run, device) for name, run in runs.items()}
     (config,) = data
-    dataset = build_split(config, config.evaluation_split)
+    dataset = SceneInstances(
+        config.evaluation_images,
+        height=config.height,
+        width=config.width,
+        context_shift=config.context_shift,
+        seed=config.world,
+        split=config.evaluation_split,
+        least_pixels=config.least_pixels,
+    )
     records = {name: read_record(run_folder(run) / "record.json").content for name, run in runs.items()}
+    scored = {record["data"]["fingerprint"] for record in records.values()}
+    if scored != {dataset.fingerprint()}:
+        raise ExperimentError("runs: they were scored on other scenes than today's; run the campaign again")
     distilled = next(name for name in runs if name not in (ALONE, TEACHER))
     place = first_with_all_classes(dataset)
     seen = box_perspectives(networks[distilled], networks[TEACHER], dataset[place])

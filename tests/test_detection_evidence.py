@@ -6,6 +6,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from chapter_cells import run_cells
@@ -28,7 +29,14 @@ from apd.plots.detection_evidence import (
 )
 from apd.plots.tables import interval
 from apd.study.campaign import CAMPAIGNS, scenes_experiment
-from apd.study.detection_comparison import added_to, counted, detection_comparisons, detection_names, parts_of_arm
+from apd.study.detection_comparison import (
+    added_to,
+    counted,
+    detection_campaigns,
+    detection_comparisons,
+    detection_names,
+    parts_of_arm,
+)
 from apd.study.score import BOX_AP, MASK_AP, MIOU, parts_of_ap
 from apd.study.statistics import ComparisonError, compare, paired_difference, spread
 
@@ -214,7 +222,9 @@ KEPT = {
 @pytest.mark.parametrize("kept", KEPT)
 def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch, kept):
     records = [record for place, record in enumerate(campaign()) if KEPT[kept](place, record)]
-    monkeypatch.setitem(CAMPAIGNS, "scenes-detection", lambda: iter(()))
+    monkeypatch.setitem(CAMPAIGNS, "scenes-detection", lambda: iter([SimpleNamespace(task="detection")]))
+    assert "scenes-detection" in detection_campaigns()
+    assert "scenes-tiny" not in detection_campaigns()
     told = f"- scenes-detection: {len(records)} of 18 planned runs have a record."
     found = {"scenes-detection": records}
     monkeypatch.setattr(words, "read_campaigns", lambda names, folder: (found, words.Words(told)))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from apd.study.campaign import CAMPAIGNS
 from apd.study.many_comparisons import Judged, judged
 from apd.study.record import Record
 from apd.study.score import BOX_AP, Score
@@ -28,6 +29,12 @@ REFERENCES = ("student", "roi_kd")
 """What every arm is held against: no teacher, and the plainest use of one."""
 
 _AND = "_and_"
+
+
+def detection_campaigns() -> list[str]:
+    """The campaigns whose experiments are of detection, in their order."""
+    firsts = {name: next(iter(experiments()), None) for name, experiments in CAMPAIGNS.items()}
+    return [name for name, first in firsts.items() if getattr(first, "task", "") == "detection"]
 
 
 def parts_of_arm(arm: str) -> list[str]:

@@ -1,16 +1,19 @@
-"""Measure the method against its class-by-class reference and against the other methods, and write it down.
+"""Measure losses, switches of a training step and loaders, and write it down: what the chapter on speed is drawn from.
 
-    python -m tests.measure_speed                                on the CPU, one thread
-    python -m tests.measure_speed --device cuda --compiled       on a GPU, compiled too
+    python -m tests.measure_speed                                on the CPU: about ten minutes on two quiet cores
+    python -m tests.measure_speed --device cuda --compiled       on a GPU, the loss compiled too
 
-The file, `book/results/speed/<device>.json`, is what the chapter on speed is drawn from. Run it on a quiet machine.
+The method is held against its class-by-class reference and the other methods, on one thread; the recipes `tiny` and
+`small` go through what `apd cost --switches` and `apd cost --feeding` do, on as many threads as torch takes by itself.
+CamVid is found through APD_DATA; without it, its line in the table of loaders says so. The one file,
+`book/results/speed/<device>.json`, is written anew after each of the three parts, so that a part that fails loses none.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,22 @@ import torch
 from torch import Tensor, nn
 
 from apd import CIRKD, CWD, DIST, DKD, IFVD, MGD, APDLoss, AttentionTransfer, FitNet, PairwiseSimilarity, PixelKD
+from apd.data.picture_files import DataError
+from apd.evaluate.inference import resolve_precision
 from apd.evaluate.loss_cost import LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
 from apd.study.checkpoint import write_atomically
+from apd.study.feeding import feeding_of_experiment
 from apd.study.folders import records_folder
 from apd.study.provenance import provenance
+from apd.study.recipes import recipe
+from apd.study.switch_cost import switch_costs
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RECIPES = ("tiny", "small")
+"""Those whose steps and loaders are measured: the ones that a CPU trains."""
+WORKERS = (0, 1, 2)
+"""Numbers of loading processes."""
 
 
 class ClassByClass(nn.Module):
@@ -86,8 +98,58 @@ def measured(device: torch.device, *, compiled: bool, repeats: int) -> Iterator[
                     row = {"shape": shape_name, "loss": name, "dtype": dtype_name, "way": way}
                     row |= {"milliseconds": [round(value, 3) for value in cost.milliseconds]}
                     row |= {"peak_bytes": cost.peak_bytes}
-                    print(row, file=sys.stderr, flush=True)
                     yield row
+
+
+def recipes_in_words(device: torch.device) -> dict[str, dict[str, Any]]:
+    """What a step of each recipe is: networks, batch, crop and number format."""
+    experiments = {size: recipe(size) for size in RECIPES}
+    return {
+        size: {
+            "student": e.network.backbone,
+            "teacher": e.teacher.network.backbone,
+            "methods": [distiller.method for distiller in e.distillers],
+            "batch": e.training.batch_size,
+            "crop": [e.data.crop_height, e.data.crop_width],
+            "precision": resolve_precision(device, e.precision),
+        }
+        for size, e in experiments.items()
+    }
+
+
+def switches(device: torch.device) -> Iterator[dict[str, Any]]:
+    """A row for each recipe and setting of a training step; milliseconds are null where a setting cannot be had."""
+    for size in RECIPES:
+        for cost in switch_costs(recipe(size), device):
+            quartiles = cost.milliseconds and [round(value, 1) for value in cost.milliseconds]
+            # a library's message may hold a path of this machine: its kind is enough
+            yield {
+                "recipe": size,
+                "setting": cost.setting,
+                "milliseconds": quartiles,
+                "reason": cost.reason.split(":")[0],
+            }
+
+
+def feeding(device: torch.device) -> Iterator[dict[str, Any]]:
+    """A row for each recipe and number of loading processes; one without numbers where the data are missing."""
+    for size in RECIPES:
+        try:
+            for found in feeding_of_experiment(recipe(size), device, workers=WORKERS):
+                rates = {name: round(getattr(found, name), 2) for name in ("loader", "training", "together")}
+                yield {"recipe": size, "workers": found.workers, **rates}
+        except DataError as error:
+            print(f"{size}: {error}", file=sys.stderr)
+            yield {"recipe": size, "workers": None, "reason": "its data were not on this machine"}
+
+
+def shown(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, each printed when it is there."""
+    found = []
+    for row in rows:
+        print(row, file=sys.stderr, flush=True)
+        found.append(row)
+    return found
 
 
 def main() -> None:
@@ -98,8 +160,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--to", type=Path, default=records_folder("speed"))
     chosen = parser.parse_args()
+    device, threads = torch.device(chosen.device), torch.get_num_threads()
     torch.set_num_threads(1)
-    device = torch.device(chosen.device)
     content = {
         **provenance(device, "fp32 and bf16"),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,11 +170,20 @@ def main() -> None:
             name: {"no heads": floor_of(shape), "heads": floor_of(shape, shape.channels)}
             for name, shape in LOSS_SHAPES.items()
         },
-        "rows": list(measured(device, compiled=chosen.compiled, repeats=chosen.repeats)),
     }
-    chosen.to.mkdir(parents=True, exist_ok=True)
     file = chosen.to / f"{re.sub(r'[^a-z0-9]+', '-', content['device']['name'].lower()).strip('-')}.json"
-    write_atomically(file, json.dumps(content, indent=1) + "\n")
+    parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+        "rows": lambda: measured(device, compiled=chosen.compiled, repeats=chosen.repeats),
+        "switches": lambda: switches(device),
+        "feeding": lambda: feeding(device),
+    }
+    for part, measure in parts.items():
+        if part != "rows":
+            torch.set_num_threads(threads)
+            content["steps"] = {"threads": threads, "recipes": recipes_in_words(device)}
+        content[part] = shown(measure())
+        chosen.to.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(content, indent=1) + "\n")
     print(file)
 
 

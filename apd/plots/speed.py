@@ -10,10 +10,13 @@ import pandas as pd
 from apd.plots.page import Drawing, Words, nothing, table
 from apd.plots.style import INK, METHOD_COLOURS, colour_of, drawing, figure, quiet_axes
 from apd.study.folders import records_folder
+from apd.study.record import RecordError
 
 Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small"}
 CLASS_BY_CLASS = ", class by class"
+COMMAND = "python -m tests.measure_speed"
+"""What makes a file of measurements, with all its parts."""
 _MIB = 2**20
 
 
@@ -27,8 +30,24 @@ def three_digits(value: float) -> str:
 
 
 def read_measurements(folder: Path | None = None) -> list[Measurement]:
-    """Every file of measurements, one for each processor; empty when there is none."""
-    return [json.loads(path.read_text()) for path in sorted((folder or records_folder("speed")).glob("*.json"))]
+    """Every file of measurements, one for each processor; empty when there is none.
+
+    Raises:
+        RecordError: a file is none, or lacks an entry that every one has.
+    """
+    return [_read(path) for path in sorted((folder or records_folder("speed")).glob("*.json"))]
+
+
+def _read(path: Path) -> Measurement:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read as JSON: {error}. Delete it and run {COMMAND}") from error
+    needed = ("git", "versions", "device", "started", "shapes", "floor", "rows")
+    missing = [entry for entry in needed if not isinstance(content, dict) or entry not in content]
+    if missing:
+        raise RecordError(f"{path}: {', '.join(missing)} missing. Delete it and run {COMMAND}")
+    return content
 
 
 def rows_of(measurement: Measurement, shape: str, dtype: str = "fp32", way: str = "eager") -> dict[str, Mapping]:
@@ -101,7 +120,7 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
 def against_the_reference(measurements: Sequence[Measurement]) -> Words:
     """How many times faster than class by class, at which share of its memory, and how far above the floor."""
     if not measurements:
-        return Words("Nothing has been measured yet: `python -m tests.measure_speed` does it.")
+        return Words(f"Nothing has been measured yet: `{COMMAND}` does it.")
     lines = []
     for measurement in measurements:
         lines.append(f"**{measurement['device']['name']}**, {measurement['device']['type']}\n")
@@ -121,3 +140,57 @@ def against_the_reference(measurements: Sequence[Measurement]) -> Words:
                 )
         lines.append("")
     return Words("\n".join(lines))
+
+
+def switches_table(measurement: Measurement) -> Drawing:
+    """Seconds of a training step under each setting, and as a multiple of the recipe as it is; a column a recipe."""
+    rows = measurement.get("switches")
+    if not rows:
+        return _not_measured(measurement, "the switches of a training step have")
+    before = {row["recipe"]: row["milliseconds"][1] for row in rows if row["setting"] == "as it is"}
+    frame: dict[str, dict[str, str]] = {}
+    for row in rows:
+        told = f"not here ({row['reason']})"
+        if row["milliseconds"]:
+            low, middle, high = (three_digits(value / 1e3) for value in row["milliseconds"])
+            told = f"{middle} s ({low} to {high}), {row['milliseconds'][1] / before[row['recipe']]:.2f} times"
+        frame.setdefault(row["setting"], {})[_step(measurement, row["recipe"])] = told
+    caption = f"a training step on {_where(measurement)}: median and quartiles, and times the recipe as it is"
+    return table(pd.DataFrame.from_dict(frame, orient="index").fillna("–"), caption)
+
+
+def feeding_table(measurement: Measurement) -> Drawing:
+    """Images per second of the loader, of training, and of both together, by recipe and number of processes."""
+    rows = measurement.get("feeding")
+    if not rows:
+        return _not_measured(measurement, "loaders have")
+    frame = {}
+    for row in rows:
+        name, recipe = f"{row['recipe']}, {row['workers']} workers", measurement["steps"]["recipes"][row["recipe"]]
+        if row["workers"] is None:
+            frame[row["recipe"]] = {"student": recipe["student"], "loader": f"not measured: {row['reason']}"}
+            continue
+        frame[name] = {"student": recipe["student"]}
+        frame[name] |= {rate: three_digits(row[rate]) for rate in ("loader", "training", "together")}
+        frame[name]["share of training alone"] = f"{100 * row['together'] / row['training']:.0f} %"
+    columns = ["student", "loader", "training", "together", "share of training alone"]
+    caption = f"images per second on {_where(measurement)}, the student trained alone"
+    return table(pd.DataFrame.from_dict(frame, orient="index").reindex(columns=columns).fillna("–"), caption)
+
+
+def _step(measurement: Measurement, recipe: str) -> str:
+    step = measurement["steps"]["recipes"][recipe]
+    height, width = step["crop"]
+    return (
+        f"{recipe}: {step['student']} from {step['teacher']}, {' and '.join(step['methods'])}, "
+        f"{step['batch']} × {height} × {width}, {step['precision']}"
+    )
+
+
+def _where(measurement: Measurement) -> str:
+    device, threads = measurement["device"], measurement["steps"]["threads"]
+    return device["name"] + (f", {threads} thread{'s' if threads != 1 else ''}" if device["type"] == "cpu" else "")
+
+
+def _not_measured(measurement: Measurement, what: str) -> Drawing:
+    return nothing(f"On {measurement['device']['name']}, {what} not been measured yet: {COMMAND} does it.")

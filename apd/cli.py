@@ -95,11 +95,19 @@ def _campaign(arguments: list[str]) -> int:
         """Folder of the records; default is book/results/NAME."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
+        workers: int = 0
+        """Processes that prepare batches ahead in every run; any number gives the same batches."""
 
     description = f"{_campaign.__doc__} Campaigns: {', '.join(CAMPAIGNS)}."
     chosen = parse(Campaign, arguments, prog="apd campaign", description=description)
-    shard, device = Shard.parse(chosen.shard), chosen.device or None
-    records = run_campaign(chosen.name, folder=chosen.records, only=chosen.only, shard=shard, device=device)
+    records = run_campaign(
+        chosen.name,
+        folder=chosen.records,
+        only=chosen.only,
+        shard=Shard.parse(chosen.shard),
+        device=chosen.device or None,
+        workers=chosen.workers,
+    )
     for record in () if started_rank() else records:
         print(_summary(record))
     return 0

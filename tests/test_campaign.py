@@ -281,6 +281,25 @@ def test_the_module_runs_campaigns_without_a_command_line_library(folder, traine
     assert read_record(next(folder.iterdir())).experiment == quick("short")
 
 
+def test_processes_that_prepare_batches_are_asked_for_in_every_run(folder, monkeypatch):
+    asked = []
+
+    def noted(experiment, *, workers, **options):
+        asked.append(workers)
+        return train(experiment, **options)
+
+    monkeypatch.setattr(campaign, "train", noted)
+    assert main(["four", "--records", str(folder), "--workers", "2"]) == 0
+    run_campaign("four", folder=folder)
+    assert asked == [2, 2, 2, 2]
+
+
+def test_fewer_than_no_workers_are_refused_before_anything_runs(folder, trained, capsys):
+    assert main(["four", "--records", str(folder), "--workers", "-1"]) == 2
+    assert capsys.readouterr().err == "apd.study.campaign: workers = -1: expected a whole number of at least 0\n"
+    assert trained == []
+
+
 def test_its_mistakes_are_told_in_one_line_and_an_exit_code(folder, capsys):
     assert main(["forty"]) == 2
     assert capsys.readouterr().err.startswith("apd.study.campaign: there is no campaign 'forty'")

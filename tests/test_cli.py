@@ -204,7 +204,7 @@ def test_cost_of_the_switches_is_a_table_with_the_recipe_first(runs, monkeypatch
 
 def test_a_worker_of_a_campaign_runs_its_shard(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
-    assert leave(["campaign", "two", "--records", str(tmp_path / "records"), "--shard", "2/2"]) == 0
+    assert leave(["campaign", "two", "--records", str(tmp_path / "records"), "--shard", "2/2", "--workers", "1"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-1:]] == ["student-seed1"]
 
 
@@ -241,6 +241,7 @@ def test_recipes_are_listed_and_shown_as_they_are_run(capsys):
         (["predict", "here", "x/a.png", "y/a.jpg"], ["two of the pictures have one name"]),
         (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
         (["campaign", "scenes-tiny", "--shard", "3/2"], ["shard = '3/2'", "such as 2/8"]),
+        (["campaign", "scenes-tiny", "--workers", "-1"], ["workers = -1: expected a whole number of at least 0"]),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_is_told_with_what_is_nearest(arguments, told, capsys):

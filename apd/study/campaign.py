@@ -168,7 +168,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
 
 
 class CampaignError(UsageError):
-    """There is no campaign or experiment of that name; the message tells the nearest."""
+    """There is no campaign or experiment of that name, or a number is wrong; the message tells what was expected."""
 
 
 def experiments_of(name: str) -> list[Experiment]:
@@ -200,6 +200,7 @@ def run_campaign(
     only: str = "",
     shard: Shard = WHOLE,
     progress: bool | None = None,
+    workers: int = 0,
 ) -> list[Record]:
     """Run what a campaign, or one shard of it, still lacks, and return all its records.
 
@@ -212,13 +213,16 @@ def run_campaign(
         only: run only the experiments whose label contains this text.
         shard: this worker's part of them; may be empty.
         progress: bars of the single runs; None shows them on a terminal only.
+        workers: processes that prepare batches ahead in every run, teachers' included; any number gives the same.
 
     Raises:
-        CampaignError: the name is unknown, or `only` fits no experiment.
+        CampaignError: the name is unknown, `only` fits no experiment, or `workers` is negative.
         RecordError: one of the records there is damaged.
         NonFiniteLossError: at the end, when all others are done, if a loss of some experiments became infinite or NaN.
         Everything that `train` raises; the records written so far stay.
     """
+    if workers < 0:
+        raise CampaignError(f"workers = {workers}: expected a whole number of at least 0")
     ranks = join()
     folder = folder or records_folder(name)
     known = experiments_of(name)
@@ -234,7 +238,7 @@ def run_campaign(
     for number, experiment in enumerate(missing):
         begun = time.monotonic()
         try:
-            found = train(experiment, device=device, progress=progress, wait=True)
+            found = train(experiment, device=device, progress=progress, wait=True, workers=workers)
         except NonFiniteLossError as error:
             diverged.append(experiment.name)
             ranks.tell(f"{name}: {number + 1}/{len(missing)} {experiment.name} diverged and has no record: {error}")
@@ -265,11 +269,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
     parser.add_argument("--only", default="", help="run only experiments whose label contains this text")
     parser.add_argument("--shard", default="", help="i/n: run only worker i's part when n workers share the campaign")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches ahead (default: 0)")
     chosen = parser.parse_args(arguments)
 
     def run() -> int:
-        shard = Shard.parse(chosen.shard)
-        run_campaign(chosen.name, folder=chosen.records, device=chosen.device, only=chosen.only, shard=shard)
+        run_campaign(
+            chosen.name,
+            folder=chosen.records,
+            device=chosen.device,
+            only=chosen.only,
+            shard=Shard.parse(chosen.shard),
+            workers=chosen.workers,
+        )
         return 0
 
     return exit_code_of(run, "apd.study.campaign")

@@ -47,7 +47,8 @@ class DatasetSpec:
         void_values: values in the label *files* that become `ignore_index` when read (CamVid: 11).
         file_values: value of each class in the label *files*, in label order, where these are not the labels
             themselves (a mask of 0 and 255, say). Default: empty, 0..K-1.
-        thing_names: the classes whose objects can be counted; the others are stuff.
+        thing_names: the classes whose objects can be counted, where the label table tells them; empty says nothing
+            about the classes. Training and scores do not look at it.
         splits: number of images per split where the data set fixes it; empty for generated data.
 
     Raises:

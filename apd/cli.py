@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from apd.commands.parsing import only, parse
+from apd.commands.parsing import only, parse, recipe_parts, with_recipe
 from apd.commands.using import evaluate, export, predict
 from apd.evaluate.coco_ap import APScores, Kind
 from apd.study.campaign import CAMPAIGNS, run_campaign
@@ -23,7 +23,7 @@ from apd.study.shell import UsageError, exit_code_of
 
 
 def _train(arguments: list[str]) -> int:
-    """Train one experiment: a recipe, and any of its fields changed."""
+    """Train one experiment: a recipe, by name or size and method, and any of its fields changed."""
     import tyro
 
     from apd.study.dry_run import dry_run
@@ -51,6 +51,7 @@ def _train(arguments: list[str]) -> int:
         workers: int = 0
         """Processes that prepare batches ahead; any number gives the same batches (see apd cost --feeding)."""
 
+    arguments = with_recipe(arguments)
     # size and method decide the defaults of everything else, so they are read first
     wanted = [a for a in arguments if a not in ("-h", "--help")]
     base = parse(Base, only(wanted, ("--size", "--method")), prog="apd train")
@@ -60,7 +61,8 @@ def _train(arguments: list[str]) -> int:
         arguments,
         default=Train(experiment=start, size=base.size, method=base.method),
         prog="apd train",
-        description="Train one experiment and print where its record lies. Every field below can be changed.",
+        description="Train one experiment and print where its record lies. `apd train NAME` starts from the recipe of "
+        "that name, which `apd recipes` lists; every field below can be changed.",
         config=(tyro.conf.AvoidSubcommands,),
     )
     experiment = chosen.experiment
@@ -185,21 +187,22 @@ def _recipes(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Recipes:
         name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = ""
-        """Recipe to show; empty lists all."""
+        """Recipe to show (`apd recipes show NAME` is the same); empty lists all."""
 
+    if arguments[:1] == ["show"]:
+        arguments = arguments[1:] or ["show"]  # of nothing: told that there is no such recipe
     chosen = parse(Recipes, arguments, prog="apd recipes", description=_recipes.__doc__)
     recipes = dict(all_recipes())
     if not chosen.name:
         for name, experiment in recipes.items():
             print(f"{name:40s} {experiment.data.name}, {experiment.training.iterations} iterations")
-    elif chosen.name.startswith(tuple(PUBLISHED)) and chosen.name in recipes:
-        for line in sourced_lines(chosen.name):
+        return 0
+    name = "-".join(recipe_parts(chosen.name))
+    if name.startswith(tuple(PUBLISHED)):
+        for line in sourced_lines(name):
             print(line)
-    elif chosen.name in recipes:
-        print(json.dumps(to_dict(recipes[chosen.name]), indent=2))
     else:
-        hint = did_you_mean(chosen.name, recipes)
-        raise UsageError(f"there is no recipe {chosen.name!r}: expected one of {', '.join(recipes)}{hint}")
+        print(json.dumps(to_dict(recipes[name]), indent=2))
     return 0
 
 

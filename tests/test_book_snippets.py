@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from apd.cli import COMMANDS, main
+from apd.commands.parsing import recipe_parts, with_recipe
 from apd.study.campaign import CAMPAIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,10 @@ def test_a_command_of_apd_has_the_options_that_a_page_gives_it(words, capsys):
     told = capsys.readouterr().out
     assert left.value.code == 0
     assert [word for word in rest if word.startswith("--") and not re.search(rf"{re.escape(word)}\b", told)] == []
+    if name == "train":
+        with_recipe(rest)  # a recipe that there is, or none
+    if name == "recipes" and rest:
+        recipe_parts(rest[-1])
 
 
 @pytest.mark.parametrize("words", beginning_with("torchrun"))

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import doctest
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from PIL import Image
 from small_experiments import exit_code, tiny
 
 from apd import cli
+from apd.commands import parsing
 from apd.evaluate.confusion import scores
 from apd.evaluate.cost import Latency
 from apd.evaluate.inference import confusion_of, predict_labels
@@ -202,6 +204,15 @@ def test_cost_of_the_switches_is_a_table_with_the_recipe_first(runs, monkeypatch
     assert [line.split()[0] for line in others] == ["precision", "channels_last", "fused", "compile"]
 
 
+@pytest.mark.parametrize(("name", "size", "method"), [("small-pixel_kd", "small", "pixel_kd"), ("full", "full", "apd")])
+def test_a_recipe_can_be_trained_by_its_name(name, size, method, runs, monkeypatch, capsys):
+    asked, of_the_tests = [], "apd.study.recipes.recipe"
+    monkeypatch.setattr(of_the_tests, lambda size, method, **_: asked.append((size, method)) or tiny(method))
+    assert leave(["train", name, "--dry-run", "--device", "cpu", "--training.warmup", "2"]) == 0
+    assert asked == [(size, method)]
+    assert f"{size}-{method}-seed0, fingerprint" in capsys.readouterr().out
+
+
 def test_a_worker_of_a_campaign_runs_its_shard(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
     assert leave(["campaign", "two", "--records", str(tmp_path / "records"), "--shard", "2/2", "--workers", "1"]) == 0
@@ -219,10 +230,26 @@ def test_recipes_are_listed_and_shown_as_they_are_run(capsys):
     assert isinstance(from_dict(shown), Experiment)
 
 
+@pytest.mark.parametrize("words", [["show", "tiny-apd"], ["tiny"], ["show", "tiny"]])
+def test_a_recipe_can_be_shown_in_two_words_and_by_its_size(words, capsys):
+    assert leave(["recipes", *words]) == 0
+    assert json.loads(capsys.readouterr().out) == to_dict(dict(all_recipes())["tiny-apd"])
+
+
+def test_every_recipe_that_is_listed_is_known_by_its_name():
+    assert all("-".join(parsing.recipe_parts(name)) == name for name, _ in all_recipes())
+    assert doctest.testmod(parsing) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["trian"], ["there is no command 'trian'", "did you mean 'train'?"]),
+        (["recipes", "show"], ["there is no recipe 'show'"]),
+        (["recipes", "show", "tiny-"], ["there is no recipe 'tiny-'", "did you mean 'tiny-apd'?"]),
+        (["train", "tny-apd"], ["there is no recipe 'tny-apd'", "did you mean 'tiny-apd'?"]),
+        (["train", "cityscapes-student_equal_seconds"], ["there is no recipe 'cityscapes-student_equal_seconds'"]),
+        (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
         (["recipes", "tny-apd"], ["there is no recipe 'tny-apd'", "did you mean 'tiny-apd'?"]),
         (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
         (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_book_snippets import blocks, commands
 
+from apd.commands.parsing import with_recipe
 from apd.study.field_checks import ExperimentError
 from apd.study.paper_plan import PEAK, SHARE, plan_table
 from apd.study.paper_recipes import PUBLISHED
@@ -44,9 +45,8 @@ def test_a_command_for_each_published_score_is_on_the_page_and_names_a_recipe():
     asked = set()
     for where, words in commands():
         if where.startswith("reproduce_paper.md") and "train" in words:
-            options = dict(
-                zip(words[words.index("train") + 1 :: 2], words[words.index("train") + 2 :: 2], strict=False)
-            )
+            words = with_recipe(words[words.index("train") + 1 :])
+            options = dict(zip(words[::2], words[1::2], strict=False))
             size, method = options["--size"], options["--method"]
             assert recipe(size, method).data.name.startswith(size)
             asked.add((size, method))
@@ -64,7 +64,7 @@ def test_a_command_that_names_no_recipe_would_be_found():
         recipe("cityscapes", "student_equal_seconds")
 
 
-@pytest.mark.parametrize("name", ["paper_recipes", "paper_sources", "step_cost", "dry_run", "recipes"])
+@pytest.mark.parametrize("name", ["paper_recipes", "paper_sources", "step_cost", "dry_run", "recipes", "schedule"])
 def test_the_examples_in_the_docstrings_are_true(name, tmp_path, monkeypatch):
     monkeypatch.setenv("APD_RUNS", str(tmp_path))
     results = doctest.testmod(importlib.import_module(f"apd.study.{name}"))

@@ -4,10 +4,11 @@ import contextlib
 import io
 import re
 import sys
-from typing import Any
+from typing import Any, get_args
 
 from apd.study.field_checks import did_you_mean
 from apd.study.ranks import started_rank
+from apd.study.shell import UsageError
 
 
 def parse(kind: type, arguments: list[str], **options: Any) -> Any:
@@ -39,3 +40,38 @@ def only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
         elif argument.startswith(tuple(f"{flag}=" for flag in flags)):
             kept.append(argument)
     return kept
+
+
+def recipe_parts(name: str) -> tuple[str, str]:
+    """Size and method of a recipe's name as `apd recipes` lists it; of a size alone, the method is APD.
+
+    Raises:
+        UsageError: there is no such recipe; the nearest name is told.
+
+    Example:
+        >>> recipe_parts("ade20k_corrected-pixel_kd"), recipe_parts("tiny")
+        (('ade20k_corrected', 'pixel_kd'), ('tiny', 'apd'))
+    """
+    from apd.study.recipes import Size, methods_of
+
+    recipes = [f"{known}-{way}" for known in get_args(Size) for way in methods_of(known)]
+    size, _, method = name.partition("-")
+    if f"{size}-{method or 'apd'}" not in recipes or name.endswith("-"):
+        hint = did_you_mean(name, recipes)
+        raise UsageError(f"there is no recipe {name!r}: expected one of {', '.join(recipes)}{hint}")
+    return size, method or "apd"
+
+
+def with_recipe(arguments: list[str]) -> list[str]:
+    """The command line with a recipe's name in front written as --size and --method; any other as it is.
+
+    Raises:
+        UsageError: the name is of no recipe, or one of the two options stands beside it.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return arguments
+    name, *rest = arguments
+    size, method = recipe_parts(name)
+    if said := only(rest, ("--size", "--method")):
+        raise UsageError(f"{' '.join(said)}: the recipe {name} says it already, so leave one of them out")
+    return ["--size", size, "--method", method, *rest]

@@ -87,7 +87,8 @@ class NetworkConfig:
     """A segmentation network: backbone, head and classifier."""
 
     backbone: str = "mobilenetv2_050"
-    """resnet18_deep, resnet50_deep or resnet101_deep (as published), or a timm backbone that offers features_only."""
+    """resnet18_deep, resnet50_deep or resnet101_deep (as published), or a timm backbone that offers features_only and
+    can be dilated."""
     head: Literal["psp", "aspp"] = "psp"
     """Head between backbone and classifier: PSPNet's or DeepLabV3's."""
     head_width: int = 128

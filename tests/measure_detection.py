@@ -112,6 +112,7 @@ def main() -> None:
     content = {
         **provenance(device, "fp32"),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "repeats": chosen.repeats,
         "shapes": {name: SHAPES[name] for name in names},
         "rows": list(measured(device, names, chosen.repeats)),
     }

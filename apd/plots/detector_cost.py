@@ -62,7 +62,7 @@ def step_cost_table(measurement: Mapping[str, Any], row: Mapping[str, Any]) -> D
     caption = (
         f"{SHAPE_NAMES.get(row['shape'], row['shape'])}, {shape['batch']} pictures of {shape['height']} × "
         f"{shape['width']}, Mask R-CNN {nets}, on {measurement['device']['name']}: forward and backward, without the "
-        "optimiser"
+        f"optimiser; quartiles of {measurement['repeats']} repeats"
     )
     return table(pd.DataFrame.from_dict(frame, orient="index").fillna("–"), caption)
 

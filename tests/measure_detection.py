@@ -25,7 +25,7 @@ from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
 from apd.models.detector import build_detector
 from apd.study.checkpoint import write_atomically
 from apd.study.folders import records_folder
-from apd.study.record import provenance
+from apd.study.provenance import provenance
 
 SMALL = dict(smallest_anchor=8, proposals=200, rois=64)
 SHAPES: dict[str, dict[str, Any]] = {

@@ -25,7 +25,8 @@ from apd.study.campaign import experiments_of
 from apd.study.checkpoint import write_atomically
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.folders import records_folder, run_folder
-from apd.study.record import RecordError, provenance, read_record
+from apd.study.provenance import provenance
+from apd.study.record import RecordError, read_record
 from apd.study.shell import exit_code_of
 from apd.study.train import trained_network
 

@@ -1,7 +1,7 @@
 """Measure losses, switches of a training step and loaders, and write it down: what the chapter on speed is drawn from.
 
     python -m tests.measure_speed                                on the CPU: about ten minutes on two quiet cores
-    python -m tests.measure_speed --device cuda --compiled       on a GPU, the loss compiled too
+    python -m tests.measure_speed --device cuda --compiled       on a GPU, the loss and `small` compiled too
 
 The method is held against its class-by-class reference and the other methods, on one thread; the recipes `tiny` and
 `small` go through what `apd cost --switches` and `apd cost --feeding` do, on as many threads as torch takes by itself.
@@ -117,10 +117,11 @@ def recipes_in_words(device: torch.device) -> dict[str, dict[str, Any]]:
     }
 
 
-def switches(device: torch.device) -> Iterator[dict[str, Any]]:
+def switches(device: torch.device, *, compiled: bool) -> Iterator[dict[str, Any]]:
     """A row for each recipe and setting of a training step; milliseconds are null where a setting cannot be had."""
     for size in RECIPES:
-        for cost in switch_costs(recipe(size), device):
+        # the smallest networks compile in half a minute
+        for cost in switch_costs(recipe(size), device, compiled=compiled or size == "tiny"):
             quartiles = cost.milliseconds and [round(value, 1) for value in cost.milliseconds]
             # a library's message may hold a path of this machine: its kind is enough
             yield {
@@ -174,7 +175,7 @@ def main() -> None:
     file = chosen.to / f"{re.sub(r'[^a-z0-9]+', '-', content['device']['name'].lower()).strip('-')}.json"
     parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
         "rows": lambda: measured(device, compiled=chosen.compiled, repeats=chosen.repeats),
-        "switches": lambda: switches(device),
+        "switches": lambda: switches(device, compiled=chosen.compiled),
         "feeding": lambda: feeding(device),
     }
     for part, measure in parts.items():

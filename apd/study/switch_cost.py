@@ -45,7 +45,7 @@ def other_settings(experiment: Experiment, device: torch.device) -> Iterator[tup
 
 
 def switch_costs(
-    experiment: Experiment, device: torch.device, *, warmup: int = 2, repeats: int = 7
+    experiment: Experiment, device: torch.device, *, warmup: int = 2, repeats: int = 7, compiled: bool = True
 ) -> Iterator[SwitchCost]:
     """Time the student's optimiser step, teacher and distillers included, under each of `other_settings`.
 
@@ -57,6 +57,7 @@ def switch_costs(
         device: where it runs.
         warmup: steps before the clock starts, at least 1.
         repeats: timed steps, at least 2.
+        compiled: measure `compile` too.
 
     Raises:
         ValueError: too few steps.
@@ -65,6 +66,8 @@ def switch_costs(
     if warmup < 1 or repeats < 2:
         raise ValueError(f"warmup={warmup}, repeats={repeats}: expected at least 1 and 2")
     for setting, changed in other_settings(experiment, device):
+        if setting.startswith("compile") and not compiled:
+            continue
         try:
             yield SwitchCost(setting, _step_latency(changed, device, warmup, repeats))
         except ExperimentError:

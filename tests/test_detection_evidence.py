@@ -110,7 +110,7 @@ def test_a_student_alone_that_was_run_without_the_teacher_stands_beside_the_othe
 
 def test_records_of_another_recipe_are_refused():
     records = list(campaign(("student", "roi_kd"), alone_has_teacher=False))
-    training = replace(records[0].experiment.training, learning_rate=0.5)
+    training = replace(records[0].experiment.training, batch_size=5)
     stray = replace(records[0], experiment=replace(records[0].experiment, training=training))
     with pytest.raises(ComparisonError, match="differ in the recipe"):
         detection_comparisons([stray, *records[1:]])

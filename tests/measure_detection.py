@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,28 @@ from apd.detection import ReviewKD, RoIAPD, dense_apd, pyramid_matching, roi_dkd
 from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
 from apd.models.detector import build_detector
 from apd.study.checkpoint import write_atomically
+from apd.study.detection_config import DetectorConfig
+from apd.study.detection_recipes import HEAD_WIDTH, scenes_detection_experiment
 from apd.study.folders import records_folder
 from apd.study.provenance import provenance
 
-SMALL = dict(smallest_anchor=8, proposals=200, rois=64)
+RECIPE = scenes_detection_experiment("student", seed=0)
+
+
+def sizes_of(network: DetectorConfig) -> dict[str, Any]:
+    """A detector's sizes as :func:`apd.models.detector.build_detector` names them."""
+    return {name: value for name, value in asdict(network).items() if name not in ("kind", "weights")}
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "scenes": dict(
-        batch=8,
-        height=96,
-        width=128,
+        batch=RECIPE.training.batch_size,
+        height=RECIPE.data.height,
+        width=RECIPE.data.width,
         classes=3,
-        heads=64,
-        student=dict(backbone="resnet18", width=32, box_width=128, **SMALL),
-        teacher=dict(backbone="resnet50", width=64, box_width=256, **SMALL),
+        heads=HEAD_WIDTH,
+        student=sizes_of(RECIPE.network),
+        teacher=sizes_of(RECIPE.teacher.network),
     ),
     "coco": dict(
         batch=2,
@@ -48,7 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         teacher=dict(backbone="resnet50"),
     ),
 }
-"""Sizes of the built-in scenes, and COCO's in the batch of one GPU; `heads` is the width of APD's projections."""
+"""Sizes of the campaign on scenes, and COCO's in the batch of one GPU; `heads` is the width of APD's projections."""
 
 
 def built(config: dict[str, Any], shape: dict[str, Any], device: torch.device) -> FasterRCNN:
@@ -66,7 +76,7 @@ def distillers_for(student: FasterRCNN, teacher: FasterRCNN, classes: int, heads
         "roi_kd": roi_kd(),
         "roi_dkd": roi_dkd(),
         "pyramid_matching": pyramid_matching(*pyramids),
-        "review_kd": ReviewKD(*pyramids),
+        "review_kd": ReviewKD(*pyramids, width=heads),
         "roi_apd": RoIAPD(*vectors, classes, width=heads),
         "dense_apd": dense_apd(*pyramids, classes, width=heads),
     }

@@ -37,7 +37,8 @@ DETECTION_DISTILLERS_ON_SCENES: dict[str, tuple[DetectionDistillerConfig, ...]] 
 """Methods by key, at their published or default weights. The dense variant has no logits, so it stands beside RoI-KD,
 as APD stands beside pixel KD in segmentation."""
 
-DETECTION_RIVALS = ("roi_kd", "roi_dkd", "pyramid_matching", "review_kd")
+DETECTION_RIVALS = ("roi_dkd", "pyramid_matching", "review_kd")
+"""Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
 BEST_DETECTION_RIVAL = "roi_dkd"
 """The rival that scores best on val with the first seed; APD is added to it (a test holds it to the records)."""
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from apd.commands.parsing import only, parse, recipe_parts, with_recipe
 from apd.commands.using import evaluate, export, predict
+from apd.evaluate.ap_table import NAMES
 from apd.evaluate.coco_ap import APScores, Kind
 from apd.study.campaign import CAMPAIGNS, run_campaign
 from apd.study.experiment import Experiment
@@ -28,22 +29,26 @@ def _train(arguments: list[str]) -> int:
 
     from apd.study.dry_run import dry_run
     from apd.study.folders import run_folder
-    from apd.study.recipes import Method, Size, recipe
+    from apd.study.recipes import AnyMethod, Size, default_method, recipe
     from apd.study.train import train
 
     @dataclass(frozen=True)
-    class Base:
+    class Sized:
         size: Size = "tiny"
-        method: Method = "apd"
+
+    @dataclass(frozen=True)
+    class Base(Sized):
+        method: AnyMethod = "apd"
 
     @dataclass(frozen=True)
     class Train:
         experiment: Annotated[Experiment, tyro.conf.arg(name="")]
         size: Size = "tiny"
         """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's
-        data sets (several GPUs), as released or with the corrected loss."""
-        method: Method = "apd"
-        """What the recipe adds to the student's task loss."""
+        data sets (several GPUs), as released or with the corrected loss; of detection: scenes_detection (built-in
+        scenes), tiny_coco (50 pictures, CPU), or COCO at the paper's scale, with masks and without."""
+        method: AnyMethod = "apd"
+        """What the recipe adds to the student's task loss: one of `apd recipes` at this size."""
         dry_run: bool = False
         """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
         device: str = ""
@@ -54,7 +59,9 @@ def _train(arguments: list[str]) -> int:
     arguments = with_recipe(arguments)
     # size and method decide the defaults of everything else, so they are read first
     wanted = [a for a in arguments if a not in ("-h", "--help")]
-    base = parse(Base, only(wanted, ("--size", "--method")), prog="apd train")
+    size = parse(Sized, only(wanted, ("--size",)), prog="apd train").size
+    default = Base(size=size, method=default_method(size))
+    base = parse(Base, only(wanted, ("--size", "--method")), default=default, prog="apd train")
     start = recipe(base.size, base.method)
     chosen = parse(
         Train,
@@ -152,6 +159,11 @@ def _cost(arguments: list[str]) -> int:
             print(line)
         return 0
     experiment = recipe(chosen.size)
+    if experiment.task == "detection":
+        raise UsageError(
+            f"--size {chosen.size}: apd cost measures segmentation; `apd train --size {chosen.size} --dry-run` tells a "
+            "detector's parameters, multiply-adds, memory and seconds"
+        )
     if chosen.switches:
         for line in switch_table(experiment, device):
             print(line, flush=True)
@@ -174,11 +186,12 @@ def _cost(arguments: list[str]) -> int:
 
 
 def _recipes(arguments: list[str]) -> int:
-    """List the recipes, or show one with every field; those of the paper with the source of each value."""
+    """List the recipes, or show one with every field; those of the paper's size with the source of each value."""
     import json
 
     import tyro
 
+    from apd.study.coco_sources import coco_sourced_lines
     from apd.study.fingerprint import to_dict
     from apd.study.paper_recipes import PUBLISHED
     from apd.study.paper_sources import sourced_lines
@@ -195,11 +208,16 @@ def _recipes(arguments: list[str]) -> int:
     recipes = dict(all_recipes())
     if not chosen.name:
         for name, experiment in recipes.items():
-            print(f"{name:40s} {experiment.data.name}, {experiment.training.iterations} iterations")
+            data = experiment.data
+            told = data.folder if experiment.task == "detection" and data.folder else data.name
+            print(f"{name:40s} {told}, {experiment.training.iterations} iterations")
         return 0
     name = "-".join(recipe_parts(chosen.name))
     if name.startswith(tuple(PUBLISHED)):
         for line in sourced_lines(name):
+            print(line)
+    elif name.startswith("coco"):
+        for line in coco_sourced_lines(name):
             print(line)
     else:
         print(json.dumps(to_dict(recipes[name]), indent=2))
@@ -231,11 +249,12 @@ def _summary(record: Record) -> str:
 
 
 def _detection_summary(record: Record, split: str) -> str:
-    def told(found: dict[Kind, APScores]) -> str:
-        names = {"boxes": "box", "masks": "mask"}
-        return ", ".join(f"{names[kind]} AP {one.ap:.4f} (AP50 {one.ap50:.4f})" for kind, one in found.items())
+    from apd.commands.detecting import split_in_words
 
-    text = f"{record.experiment.name}: {told(record.ap)} on {split}"
+    def told(found: dict[Kind, APScores]) -> str:
+        return ", ".join(f"{NAMES[kind]} AP {one.ap:.4f} (AP50 {one.ap50:.4f})" for kind, one in found.items())
+
+    text = f"{record.experiment.name}: {told(record.ap)} on {split_in_words(record, split)}"
     return text if record.teacher_ap is None else f"{text}; teacher {told(record.teacher_ap)}"
 
 

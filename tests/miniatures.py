@@ -136,9 +136,13 @@ def write_coco(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) ->
             images.append({"id": int(name), "file_name": f"{name}.jpg", "height": height, "width": width})
             for crowd in (0, 1):
                 box, category = [4.5, 8.25, 16.0, 12.5], categories[(3 * number + crowd) % len(categories)]["id"]
-                shape = {"counts": [40, 30, 10], "size": [height, width]} if crowd else [[4, 8, 20, 8, 20, 20]]
+                shape = (
+                    {"counts": [40, 30, height * width - 70], "size": [height, width]}
+                    if crowd
+                    else [[4, 8, 20, 8, 20, 20]]
+                )
                 objects.append(
-                    {"id": 2 * number + crowd, "image_id": int(name), "category_id": category, "iscrowd": crowd}
+                    {"id": 2 * number + crowd + 1, "image_id": int(name), "category_id": category, "iscrowd": crowd}
                     | {"segmentation": shape, "bbox": box, "area": 200.0}
                 )
         content = {"images": images, "annotations": objects, "categories": categories}

@@ -8,11 +8,12 @@ from miniatures import write_converted
 from small_experiments import tiny
 
 from apd import cli
+from apd.data.noise import Noise
 from apd.evaluate.cost import cost_of, cpu_peak
 from apd.study import dry_run as module
 from apd.study.build import build_network, build_splits, choose_device, spec_of
 from apd.study.distiller_configs import APDConfig
-from apd.study.dry_run import Noise, dry_run, measure_steps
+from apd.study.dry_run import dry_run, measure_steps
 from apd.study.experiment import DataConfig, ExperimentError, NetworkConfig
 from apd.study.recipes import recipe
 from apd.study.segmentation_objective import task_loss
@@ -75,7 +76,7 @@ def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 1000.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks, 0.0))
     monkeypatch.setattr(module.Update, "__call__", lambda self, batch: None)
-    measured = measure_steps(experiment, *networks, splits, 3, 2)
+    measured = measure_steps(experiment, *networks, splits.train, 3, 2)
     assert (measured.steps, measured.load_seconds, measured.step_seconds) == (3, 0.25, 1.0)
 
 
@@ -83,7 +84,7 @@ def test_a_machine_that_is_slow_is_not_asked_for_more_steps(monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 0.0)
     experiment = tiny("student")
     student = build_network(experiment.network, 10, CPU, seed=0)
-    assert measure_steps(experiment, student, None, build_splits(experiment.data), 3, 2).steps == 1
+    assert measure_steps(experiment, student, None, build_splits(experiment.data).train, 3, 2).steps == 1
 
 
 def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch):

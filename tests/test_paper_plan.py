@@ -3,12 +3,16 @@
 import doctest
 import importlib
 import re
+from itertools import groupby
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from test_book_snippets import blocks, commands
 
 from apd.commands.parsing import with_recipe
+from apd.study.coco_plan import detection_plan_table
+from apd.study.coco_recipes import CocoSize, detection_methods_of
 from apd.study.field_checks import ExperimentError
 from apd.study.paper_plan import PEAK, SHARE, plan_table
 from apd.study.paper_recipes import PUBLISHED
@@ -23,8 +27,26 @@ def table():
 
 
 def test_the_pages_table_is_what_is_counted_today(table):
-    shown = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    assert shown == table
+    assert shown_tables()[0] == table
+
+
+def test_cocos_table_is_what_is_counted_today_and_names_every_pair():
+    head, line, *rows = shown_tables()[1]
+    sizes = get_args(CocoSize)
+    assert list(dict.fromkeys(row.split("|")[1].strip() for row in rows)) == list(sizes)
+    one = "coco_boxes"  # to count all of them takes half a minute
+    assert [head, line, *(row for row in rows if row.startswith(f"| {one} |"))] == list(detection_plan_table([one]))
+    for row in rows:
+        *_, operations, gpu_hours, hours = (cell.strip() for cell in row.split("|")[1:-1])
+        expected = float(operations) * 1e15 / (PEAK * SHARE) / 3600
+        assert float(gpu_hours) == pytest.approx(expected, rel=0.01, abs=0.06)
+        assert float(hours) == pytest.approx(expected / 4, rel=0.01, abs=0.06)
+
+
+def shown_tables():
+    """The tables of the page, each a list of lines."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    return [list(rows) for is_row, rows in groupby(lines, lambda line: line.startswith("|")) if is_row]
 
 
 def test_the_formula_on_the_page_gives_the_tables_hours(table):
@@ -48,14 +70,16 @@ def test_a_command_for_each_published_score_is_on_the_page_and_names_a_recipe():
             words = with_recipe(words[words.index("train") + 1 :])
             options = dict(zip(words[::2], words[1::2], strict=False))
             size, method = options["--size"], options["--method"]
-            assert recipe(size, method).data.name.startswith(size)
+            assert recipe(size, method).data.name.startswith(size.partition("_")[0])
             asked.add((size, method))
-    assert asked == {(name, method) for name in PUBLISHED for method in ("student", "apd")}
+    forms_of_apd = {(size, method) for size in get_args(CocoSize) for method in detection_methods_of(size)}
+    ours = {(size, method) for size, method in forms_of_apd if method in ("student", "roi_apd", "dense_apd")}
+    assert asked == {(name, method) for name in PUBLISHED for method in ("student", "apd")} | ours
 
 
 def test_every_run_on_the_page_is_for_as_many_processes_as_the_release():
     lines = [line for _, code in blocks(PAGE, {"sh"}) for line in code.splitlines() if line.startswith("torchrun")]
-    assert len(lines) == 6
+    assert len([line for line in lines if "--size coco" not in line]) == 6
     assert all(re.match(r"torchrun --nproc-per-node 4 -m apd train ", line) for line in lines)
 
 
@@ -64,7 +88,20 @@ def test_a_command_that_names_no_recipe_would_be_found():
         recipe("cityscapes", "student_equal_seconds")
 
 
-@pytest.mark.parametrize("name", ["paper_recipes", "paper_sources", "step_cost", "dry_run", "recipes", "schedule"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "paper_recipes",
+        "paper_sources",
+        "step_cost",
+        "dry_run",
+        "recipes",
+        "schedule",
+        "coco_recipes",
+        "coco_sources",
+        "detector_step_cost",
+    ],
+)
 def test_the_examples_in_the_docstrings_are_true(name, tmp_path, monkeypatch):
     monkeypatch.setenv("APD_RUNS", str(tmp_path))
     results = doctest.testmod(importlib.import_module(f"apd.study.{name}"))

@@ -49,17 +49,18 @@ def recipe_parts(name: str) -> tuple[str, str]:
         UsageError: there is no such recipe; the nearest name is told.
 
     Example:
-        >>> recipe_parts("ade20k_corrected-pixel_kd"), recipe_parts("tiny")
-        (('ade20k_corrected', 'pixel_kd'), ('tiny', 'apd'))
+        >>> recipe_parts("ade20k_corrected-pixel_kd"), recipe_parts("tiny"), recipe_parts("tiny_coco")
+        (('ade20k_corrected', 'pixel_kd'), ('tiny', 'apd'), ('tiny_coco', 'roi_apd'))
     """
-    from apd.study.recipes import Size, methods_of
+    from apd.study.recipes import Size, default_method, methods_of
 
     recipes = [f"{known}-{way}" for known in get_args(Size) for way in methods_of(known)]
     size, _, method = name.partition("-")
-    if f"{size}-{method or 'apd'}" not in recipes or name.endswith("-"):
+    method = method or default_method(size)
+    if f"{size}-{method}" not in recipes or name.endswith("-"):
         hint = did_you_mean(name, recipes)
         raise UsageError(f"there is no recipe {name!r}: expected one of {', '.join(recipes)}{hint}")
-    return size, method or "apd"
+    return size, method
 
 
 def with_recipe(arguments: list[str]) -> list[str]:

@@ -30,6 +30,9 @@ class Looks:
         """What was asked for, or else what the experiment says."""
         if self.sliding_window is None and not self.flip and not self.scales:
             return experiment.inference
+        if experiment.task == "detection":
+            told = "a detector looks once at the whole picture, at the size that it was trained for"
+            raise UsageError(f"--sliding-window, --flip and --scales are for segmentation: {told}")
         data, scales = experiment.data, self.scales or (1.0,)
         window = None if self.sliding_window is None else (data.crop_height, data.crop_width)
         stride = Inference.stride if self.sliding_window is None else self.sliding_window
@@ -50,6 +53,7 @@ def evaluate(arguments: list[str]) -> int:
     """Score a finished run again on a split of its data."""
     import tyro
 
+    from apd.commands.detecting import evaluate_detector
     from apd.evaluate.confusion import class_csv, scores
     from apd.evaluate.inference import confusion_of
     from apd.evaluate.pictures import write_label_map
@@ -63,22 +67,27 @@ def evaluate(arguments: list[str]) -> int:
         split: Literal["train", "val", "test"] = "val"
         """Split of the run's own data."""
         csv: Path | None = None
-        """File for a table: name, IoU, accuracy and labelled pixels of each class."""
+        """File for a table of the classes: IoU, accuracy and labelled pixels, or of a detector AP, AP50 and AP75."""
         pictures: Path | None = None
-        """Folder for the label map of every image, NAME-labels.png, with the class colours as palette."""
+        """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
+        finds in it, NAME-found.png."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
     chosen = parse(Evaluate, arguments, prog="apd evaluate", description=evaluate.__doc__, config=_flags())
-    experiment = record_of(chosen.run).experiment
+    record = record_of(chosen.run)
+    experiment, device = record.experiment, chosen.device or None
     looks = chosen.inference(experiment)
     # before minutes go into scores that could not be written
     if chosen.csv is not None and (chosen.csv.is_dir() or not os.access(chosen.csv.parent, os.W_OK)):
         raise UsageError(f"--csv {chosen.csv}: expected a file in a folder that is there and can be written")
     if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
+    if experiment.task == "detection":
+        files = dict(table=chosen.csv, pictures=chosen.pictures)
+        return evaluate_detector(chosen.run, record, chosen.split, **files, device=device)
     dataset = build_split(experiment.data, chosen.split)
-    model = trained_network(chosen.run, device=chosen.device or None)
+    model = trained_network(chosen.run, device=device)
 
     def write(predictions_BHW, names: tuple[str, ...]) -> None:
         for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
@@ -109,9 +118,10 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """Write the label map and an overlay of any picture."""
+    """Write the label map and an overlay of any picture, or what a detector finds in it."""
     import tyro
 
+    from apd.commands.detecting import predict_things
     from apd.evaluate.pictures import predict_picture, read_picture
     from apd.study.build import spec_of
     from apd.study.train import trained_network
@@ -123,7 +133,10 @@ def predict(arguments: list[str]) -> int:
         images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE")]
         """Pictures of any size and format."""
         to: Path = Path("predictions")
-        """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png."""
+        """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png; of a
+        detector for NAME-found.png and detections.json (COCO's results format)."""
+        least_score: float | None = None
+        """Detectors only: findings below this score are not drawn (0.5 if it is not given)."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -134,9 +147,15 @@ def predict(arguments: list[str]) -> int:
         raise UsageError(
             "two of the pictures have one name, so their files would be one: predict them --to two folders"
         )
-    experiment = record_of(chosen.run).experiment
+    record = record_of(chosen.run)
+    experiment, device = record.experiment, chosen.device or None
     looks, data = chosen.inference(experiment), experiment.data
-    model = trained_network(chosen.run, device=chosen.device or None)
+    if experiment.task == "detection":
+        score = chosen.least_score
+        return predict_things(chosen.run, record, chosen.images, chosen.to, least_score=score, device=device)
+    if chosen.least_score is not None:
+        raise UsageError(f"--least-score {chosen.least_score}: this run is of segmentation, which has no findings")
+    model = trained_network(chosen.run, device=device)
     for image in chosen.images:
         size = shown_size(data, *read_picture(image).size)
         for path in predict_picture(model, image, chosen.to, spec_of(data), size=size, inference=looks):
@@ -162,7 +181,14 @@ def export(arguments: list[str]) -> int:
     chosen = parse(Export, arguments, prog="apd export", description=export.__doc__)
     if chosen.to.suffix not in SUFFIXES:
         raise UsageError(f"--to {chosen.to}: expected a name that ends with {' or '.join(SUFFIXES)}")
-    data = record_of(chosen.run).experiment.data
+    experiment = record_of(chosen.run).experiment
+    data = experiment.data
+    if experiment.task == "detection":
+        raise UsageError(
+            "apd export writes networks of segmentation: this run's is a detector, whose findings vary in number. Its "
+            "network is torchvision's own, from apd.study.train.trained_network(RUN), and torchvision's documentation "
+            "tells how its detectors are exported"
+        )
     model = trained_network(chosen.run, device="cpu")
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
     print(export_network(model, chosen.to, size=size, class_names=spec_of(data).class_names))

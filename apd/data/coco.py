@@ -172,6 +172,22 @@ def coco_split(
         >>> len(data), data.spec.num_classes                            # doctest: +SKIP
         (50, 80)
     """
+    file, folder = _in_the_tree(name, split, annotations, pictures)
+    return CocoInstances(file, folder, name=name, **options)
+
+
+def coco_spec(name: str, split: str, *, annotations: str = "annotations/instances_{split}.json") -> InstanceSpec:
+    """Names and numbers of the categories in a split's file; arguments and errors as :func:`coco_split`.
+
+    >>> coco_spec("tiny_coco", "train2017").category_ids[-1]    # doctest: +SKIP
+    90
+    """
+    (file,) = _in_the_tree(name, split, annotations)
+    return _categories(_read_json(file)[1], name, file)
+
+
+def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
+    """Where a split's file, and the folder of its pictures, are below APD_DATA."""
     parent = os.environ.get("APD_DATA")
     if not parent:
         raise MissingData(
@@ -180,14 +196,13 @@ def coco_split(
         )
     root = Path(parent).expanduser() / name
     # replaced, not formatted: a stray brace in a folder's name is no error
-    file, folder = (text.replace("{split}", split) for text in (annotations, pictures))
-    for path in (root / file, root / folder):
-        if not path.exists():
-            raise MissingData(
-                f"{path} is missing: expected {name}/{file} and the folder {name}/{folder}/"
-                + (", as COCO 2017 is distributed" if annotations == "annotations/instances_{split}.json" else "")
-            )
-    return CocoInstances(root / file, root / folder, name=name, **options)
+    within = [text.replace("{split}", split) for text in wanted]
+    for path in within:
+        if not (root / path).exists():
+            told = " and ".join(f"{name}/{part}" for part in within)
+            as_usual = ", as COCO 2017 is distributed" if wanted[0] == "annotations/instances_{split}.json" else ""
+            raise MissingData(f"{root / path} is missing: expected {told}{as_usual}")
+    return [root / path for path in within]
 
 
 def _picture(path: Path) -> Image.Image:

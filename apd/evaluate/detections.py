@@ -1,11 +1,13 @@
 """A detector's findings on a data set, and their average precision."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from apd.data.instance_batches import evaluation_instance_batches
-from apd.data.instances import InstanceDataset
+from apd.data.instances import InstanceDataset, InstanceSample
 from apd.data.run_length import encode
 from apd.evaluate.coco_ap import APTable, Detections, DetectionScorer, Kind
 
@@ -63,7 +65,12 @@ def ap_of(
 
 
 def scored(
-    detector: nn.Module, dataset: InstanceDataset, *, batch_size: int = 8, progress: str = ""
+    detector: nn.Module,
+    dataset: InstanceDataset,
+    *,
+    batch_size: int = 8,
+    progress: str = "",
+    on_picture: Callable[[InstanceSample, Detections], object] | None = None,
 ) -> DetectionScorer:
     """A scorer that has seen a detector's findings on every picture of a data set, or of a part of one.
 
@@ -76,6 +83,7 @@ def scored(
         dataset: for masks, one that has them.
         batch_size: pictures at a time (default 8).
         progress: text beside a progress bar; none by default.
+        on_picture: called with each picture and what was found in it.
 
     Raises:
         ValueError: as :class:`~apd.evaluate.coco_ap.DetectionScorer`.
@@ -96,6 +104,8 @@ def scored(
                 found = detect(detector, [image.to(device) for image in images])
             for sample, detections in zip(samples, found, strict=True):
                 scorer.update(sample, detections)
+                if on_picture is not None:
+                    on_picture(sample, detections)
     finally:
         detector.train(training)
     return scorer

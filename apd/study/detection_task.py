@@ -153,16 +153,23 @@ class DetectionTask:
             part=(ranks.rank, ranks.size),
         )
 
+    @property
+    def at_a_time(self) -> int:
+        """Pictures that are scored together.
+
+        Those of several sizes are looked at one by one: padded to a larger one, a picture would be seen otherwise, and
+        scores depend on its neighbours.
+        """
+        return _SCENES_AT_A_TIME if self.experiment.data.name == "scenes" else 1
+
     def evaluate(
         self, network: FasterRCNN, dataset: InstanceDataset, *, precision: str, inference: Inference, ranks: Ranks
     ) -> dict[str, Any]:
         """Tables of average precision as `ap`.
 
-        AP is no mean of parts' APs, so rank 0 counts what all ranks have found. Pictures of several sizes are looked
-        at one by one: padded to a larger one, a picture would be seen otherwise, and scores depend on its neighbours.
+        AP is no mean of parts' APs, so rank 0 counts what all ranks have found.
         """
-        at_a_time = _SCENES_AT_A_TIME if self.experiment.data.name == "scenes" else 1
-        parts = ranks.to_first(scored(network, ranks.part(dataset), batch_size=at_a_time))
+        parts = ranks.to_first(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
         return ranks.by_first(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
 
     def compare(

@@ -8,24 +8,30 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from apd.data.batches import training_batches
 from apd.data.catalogue import DatasetSpec
+from apd.data.instance_batches import InstanceBatch
+from apd.data.instances import IGNORED, InstanceSpec
+from apd.data.noise import Noise, NoiseThings
 from apd.data.picture_files import DataError
-from apd.data.sample import Sample
-from apd.evaluate.inference import resolve_precision
-from apd.models.segmenter import Segmenter
-from apd.study.build import Splits, build_augmentation, build_network, build_splits, choose_device, spec_of
+from apd.data.published_sets import COCO_STUFF
+from apd.data.scene_instances import THINGS
+from apd.study.build import Splits, choose_device, spec_of
+from apd.study.detection_config import DetectorConfig
+from apd.study.detector_step_cost import detector_step_cost
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint
 from apd.study.folders import run_folder
+from apd.study.ranks import ALONE
 from apd.study.schedule import described
 from apd.study.step import Update
-from apd.study.step_cost import StepCost, step_cost, teacher_step_cost
+from apd.study.step_cost import StepCost, step_cost
+from apd.study.tasks import Batch, task_of
 from apd.study.teacher import TeacherError, load_teacher
 
 CHECKED = 20
@@ -42,7 +48,7 @@ class Measured(NamedTuple):
         images: in each; fewer than the experiment's batch on a CPU, or where a GPU's memory does not hold it.
         load_seconds: of reading and augmenting an image in this process.
         step_seconds: of computing, for an image.
-        classes_seen: mean number of classes in a crop, and in all crops of a step.
+        classes_seen: mean number of classes in a crop, or picture of things, and in all of a step.
     """
 
     steps: int
@@ -96,20 +102,19 @@ def _build_and_tell(
         tell(f"this run is finished: {run_folder(experiment) / 'record.json'}")
     splits = _splits(experiment, missing, tell)
     try:
-        spec = spec_of(experiment.data)
+        spec = splits.train.spec if splits is not None else _spec_without_data(experiment)
     except DataError:  # a folder without its dataset.toml: nobody knows its classes
         return
     student = _network(experiment, "student", spec, where, missing, tell)
     teacher = _network(experiment, "teacher", spec, where, missing, tell) if experiment.teacher is not None else None
-    cost = step_cost(experiment, spec.num_classes)
+    cost = _cost(experiment, spec)
     _tell_cost(experiment, cost, tell)
     training = experiment.training
     seen = training.iterations * training.batch_size
     passes = f", {seen / len(splits.train):.1f} times each training image" if splits is not None else ""
     tell(f"iterations: {training.iterations} of {training.batch_size} images{passes}")
     tell(f"optimiser: {described(training)}")
-    made_up = None if splits is not None else Noise(spec, (experiment.data.crop_height, experiment.data.crop_width))
-    source = splits or Splits(made_up, made_up, made_up)
+    source = splits.train if splits is not None else _noise(experiment, spec)
     images = training.batch_size
     if where.type == "cpu" and images * cost.macs_per_image > MACS_ON_A_CPU:
         images = 2
@@ -117,15 +122,34 @@ def _build_and_tell(
     _tell_time(experiment, cost, measured, spec, "noise" if splits is None else "the data", tell)
 
 
+def _spec_without_data(experiment: Experiment) -> DatasetSpec | InstanceSpec:
+    """Names of the classes; of an absent COCO folder, those of COCO itself."""
+    if experiment.task == "segmentation":
+        return spec_of(experiment.data)
+    return THINGS if experiment.data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
+
+
+def _noise(experiment: Experiment, spec: DatasetSpec | InstanceSpec) -> Noise | NoiseThings:
+    data = experiment.data
+    if experiment.task == "detection":
+        return NoiseThings(spec, (data.height, data.width), masks=data.masks)
+    return Noise(spec, (data.crop_height, data.crop_width))
+
+
+def _cost(experiment: Experiment, spec: DatasetSpec | InstanceSpec) -> StepCost:
+    count = detector_step_cost if experiment.task == "detection" else step_cost
+    return count(experiment, spec.num_classes)
+
+
 def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], object]) -> Splits | None:
     """The data, if they are there and what is read of them is in order."""
     try:
-        splits = build_splits(experiment.data)
+        splits = task_of(experiment).splits()
         for split in splits:
             count = len(split)
             for index in sorted({round(place) for place in np.linspace(0, count - 1, min(CHECKED, count))}):
                 split[index]
-    except DataError as error:
+    except (DataError, ExperimentError) as error:  # the second where a library is missing
         missing.append(str(error))
         tell(f"data: {experiment.data.name}, NOT in order")
         return None
@@ -139,25 +163,33 @@ def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], ob
 def _network(
     experiment: Experiment,
     role: str,
-    spec: DatasetSpec,
+    spec: DatasetSpec | InstanceSpec,
     device: torch.device,
     missing: list[str],
     tell: Callable[[str], object],
-) -> Segmenter:
+) -> nn.Module:
     """Student or teacher with the weights it starts from, or with random ones where those are missing."""
     config = experiment.network if role == "student" else experiment.teacher.network
-    told = f"{role}: {config.backbone} {config.head}, {config.head_width} channels, stride {config.output_stride}"
+    task, classes = task_of(experiment), spec.num_classes
+    if isinstance(config, DetectorConfig):
+        told = f"{role}: {config.kind} {config.backbone}, {config.width} channels, boxes' vectors of {config.box_width}"
+    else:
+        told = f"{role}: {config.backbone} {config.head}, {config.head_width} channels, stride {config.output_stride}"
     try:
         if role == "teacher" and experiment.teacher.weights_file:
             path = Path(experiment.teacher.weights_file)
-            network = load_teacher(experiment, path, spec.num_classes, device)
-            told += f", weights of {path}; must reach mIoU {experiment.teacher.expected_miou} before the first step"
+            network = load_teacher(experiment, path, classes, device)
+            score = "box AP" if experiment.task == "detection" else "mIoU"
+            least = getattr(experiment.teacher, task.expected)
+            told += f", weights of {path}; must reach {score} {least} before the first step"
         else:
-            network = build_network(config, spec.num_classes, device, seed=experiment.seed)
+            network = task.network(config, classes, device, experiment.seed, class_names=spec.class_names)
             told += ", trained first unless its run is finished" if role == "teacher" else ""
     except (ExperimentError, TeacherError) as error:
         missing.append(f"{role}: {error}")
-        network = build_network(config, spec.num_classes, device, seed=experiment.seed, weights_follow=True)
+        if isinstance(config, DetectorConfig):  # a frozen norm without its weights lets numbers grow beyond bounds
+            config = replace(config, weights="none")
+        network = task.network(config, classes, device, experiment.seed, weights_follow=True)
         told += ", weights MISSING"
     tell(told)
     return network.eval().requires_grad_(False) if role == "teacher" else network.train()
@@ -165,9 +197,10 @@ def _network(
 
 def _tell_cost(experiment: Experiment, cost: StepCost, tell: Callable[[str], object]) -> None:
     data, batch = experiment.data, experiment.training.batch_size
+    detection = experiment.task == "detection"
+    size = f"{data.height}x{data.width}" if detection else f"{data.crop_height}x{data.crop_width}"
     for role, network in (("student", cost.student), ("teacher", cost.teacher)):
         if network is not None:
-            size = f"{data.crop_height}x{data.crop_width}"
             tell(f"{role}: {network.parameters / 1e6:.1f} M parameters, {network.macs / 1e9:.1f} GMAC at {size}")
     tell(f"a step: {cost.macs_per_image / 1e9:.1f} GMAC for an image, forward and backward")
     tell(
@@ -175,8 +208,9 @@ def _tell_cost(experiment: Experiment, cost: StepCost, tell: Callable[[str], obj
         "workspaces on top"
     )
     for ranks in (1, 2, 4):
-        if batch % ranks == 0 and batch // ranks >= 2:
-            told = f"{_size(cost.memory_bytes(batch // ranks))} for {batch // ranks} images"
+        if batch % ranks == 0 and batch // ranks >= (1 if detection else 2):  # see Task.least_part
+            count = batch // ranks
+            told = f"{_size(cost.memory_bytes(count))} for {f'{count} images' if count > 1 else 'an image'}"
             tell(f"  {told} in each of {ranks} processes" if ranks > 1 else f"  {told} in one process")
 
 
@@ -189,7 +223,7 @@ def _duration(seconds: float) -> str:
 
 
 def measure_steps(
-    experiment: Experiment, student: Segmenter, teacher: Segmenter | None, splits: Splits, steps: int, images: int
+    experiment: Experiment, student: nn.Module, teacher: nn.Module | None, dataset: Any, steps: int, images: int
 ) -> Measured:
     """Time some steps of training on so many images each; the networks are changed by them.
 
@@ -197,7 +231,7 @@ def measure_steps(
     """
     while True:
         try:
-            return _measure(experiment, student, teacher, splits, steps, images)
+            return _measure(experiment, student, teacher, dataset, steps, images)
         except torch.OutOfMemoryError:
             if images < 4:
                 raise
@@ -206,21 +240,15 @@ def measure_steps(
 
 
 def _measure(
-    experiment: Experiment, student: Segmenter, teacher: Segmenter | None, splits: Splits, steps: int, images: int
+    experiment: Experiment, student: nn.Module, teacher: nn.Module | None, dataset: Any, steps: int, images: int
 ) -> Measured:
-    device = next(student.parameters()).device
-    batches = training_batches(
-        splits.train,
-        batch_size=images,
-        augmentation=build_augmentation(experiment.data),
-        seed=experiment.seed,
-        iterations=steps + 1,
-    )
+    device, longest = next(student.parameters()).device, max(experiment.training.iterations, steps + 1)
     # one process measures a step of its own: a batch as large as the device takes, in one part
-    smaller = replace(experiment, training=replace(experiment.training, batch_size=images, accumulation=1))
-    ignore = splits.train.spec.ignore_index
-    precision = resolve_precision(device, experiment.precision)
-    update = Update(smaller, student.train(), teacher, precision=precision)
+    training = replace(experiment.training, batch_size=images, accumulation=1, iterations=longest)
+    task = task_of(replace(experiment, training=training))
+    batches = task.batches(dataset, start=0, ranks=ALONE, workers=0)
+    update = Update(task.experiment, student.train(), teacher, precision=task.precision(device))
+    ignore = IGNORED if experiment.task == "detection" else dataset.spec.ignore_index
     times, seen = [], []
     for _ in range(steps + 1):
         start = time.perf_counter()
@@ -230,7 +258,7 @@ def _measure(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append((loaded - start, time.perf_counter() - loaded))
-        seen.append(_classes_seen(batch.labels_BHW, ignore))
+        seen.append(_classes_seen(_labels(batch), ignore))
         if sum(times[0]) > PATIENCE:
             break
     timed = times[1:] or times  # the first one also allocates and chooses algorithms
@@ -238,20 +266,24 @@ def _measure(
     return Measured(len(timed), images, load, step, tuple(np.mean(seen, axis=0).tolist()))
 
 
-def _classes_seen(labels_BHW: torch.Tensor, ignore_index: int) -> tuple[float, float]:
+def _labels(batch: Batch) -> list[torch.Tensor]:
+    """The labels of each image: of its pixels, or of its things."""
+    return (
+        [target["labels"] for target in batch.targets] if isinstance(batch, InstanceBatch) else list(batch.labels_BHW)
+    )
+
+
+def _classes_seen(labels: list[torch.Tensor], ignore_index: int) -> tuple[float, float]:
     """Mean number of classes in an image, and number in all images."""
-
-    def count(labels: torch.Tensor) -> int:
-        return len(set(labels.unique().tolist()) - {ignore_index})
-
-    return float(np.mean([count(labels_HW) for labels_HW in labels_BHW])), float(count(labels_BHW))
+    seen = [set(part.unique().tolist()) - {ignore_index} for part in labels]
+    return float(np.mean([len(classes) for classes in seen])), float(len(set().union(*seen)))
 
 
 def _tell_time(
     experiment: Experiment,
     cost: StepCost,
     measured: Measured,
-    spec: DatasetSpec,
+    spec: DatasetSpec | InstanceSpec,
     source: str,
     tell: Callable[[str], object],
 ) -> None:
@@ -262,41 +294,13 @@ def _tell_time(
     )
     if source != "noise":
         in_one, in_all = measured.classes_seen
-        tell(
-            f"classes in sight: {in_one:.1f} in a crop, {in_all:.1f} in {measured.images} crops, of {spec.num_classes}"
-        )
+        seen = f"{in_one:.1f} in a {{0}}, {in_all:.1f} in {measured.images} {{0}}s, of {spec.num_classes}"
+        tell(f"classes in sight: {seen.format('picture' if experiment.task == 'detection' else 'crop')}")
     images = training.iterations * training.batch_size
     seconds = images * (measured.load_seconds + measured.step_seconds)
     tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
     if experiment.teacher is not None and not experiment.teacher.weights_file:
         own = experiment.teacher.training
-        macs = teacher_step_cost(experiment, spec.num_classes).macs_per_image / cost.macs_per_image
+        macs = _cost(experiment.teacher_experiment(), spec).macs_per_image / cost.macs_per_image
         first = own.iterations * own.batch_size * (measured.load_seconds + measured.step_seconds * macs)
         tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(first)}")
-
-
-class Noise:
-    """One picture without meaning, in the place of data that are missing: random colours, labels in an 8×8 grid.
-
-    Args:
-        spec: whose classes the labels are.
-        size: height and width in pixels.
-    """
-
-    def __init__(self, spec: DatasetSpec, size: tuple[int, int]) -> None:
-        self.spec, self._size = spec, size
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Sample:
-        """The picture, the same every time."""
-        random, (height, width) = torch.Generator().manual_seed(0), self._size
-        grid = torch.randint(self.spec.num_classes, (8, 8), generator=random, dtype=torch.uint8)
-        rows, columns = (torch.arange(side) * 8 // side for side in self._size)
-        image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
-        return Sample(image_3HW, grid[rows][:, columns].contiguous(), "noise")
-
-    def fingerprint(self) -> str:
-        """A text that no data have."""
-        return "noise"

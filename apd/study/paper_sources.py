@@ -5,16 +5,19 @@ abstract, since its body could not be obtained. *Own choice*: a decision of this
 is not named here has the default of its class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from apd.study.detection_distiller_configs import DETECTION_DISTILLERS
 from apd.study.distiller_configs import DISTILLERS
 from apd.study.experiment import Experiment
 from apd.study.paper_recipes import CLASSES_SEEN, CORRECTED, PaperMethod, PaperSize, paper_recipe, published_of
 
-Where = Literal["released code", "paper", "own choice"]
+Where = Literal["released code", "paper", "own choice", "ReviewKD's code", "torchvision", "Detectron2"]
+"""The last three are of detection only, see :mod:`apd.study.coco_sources`."""
 
 
 class Source(NamedTuple):
@@ -156,7 +159,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield from leaves(value, f"{name}.")
         elif field.name == "distillers":
             for distiller in value:
-                assert type(distiller) is DISTILLERS[distiller.method]
+                assert type(distiller) is (DISTILLERS | DETECTION_DISTILLERS)[distiller.method]
                 yield from leaves(distiller, f"{name}.{distiller.method}.")
         elif field.name not in ("name", "method") or prefix == "data.":
             default = field.default
@@ -171,8 +174,12 @@ def sourced_lines(name: str) -> Iterator[str]:
         ['training.learning_rate               0.005            released code']
     """
     size, method = name.rsplit("-", 1)
-    experiment: Experiment = paper_recipe(size, method)
+    yield from lines_with_sources(paper_recipe(size, method), partial(source_of, size, method))
+
+
+def lines_with_sources(experiment: Experiment, source_of_field: Callable[[str], Source | None]) -> Iterator[str]:
+    """Every field of an experiment with its value and the source of it."""
     for field, value, _ in leaves(experiment):
-        source = source_of(size, method, field)
+        source = source_of_field(field)
         shown = f"{value:.6g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
         yield f"{field:36s} {shown:16s} {source or 'default of this project'}"

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+from apd.study.coco_recipes import DetectionMethod, DetectionSize, detection_methods_of, detection_recipe
 from apd.study.distiller_configs import APDConfig, DistillerConfig, PixelKDConfig
 from apd.study.experiment import (
     DataConfig,
@@ -20,8 +21,9 @@ from apd.study.experiment import (
 )
 from apd.study.paper_recipes import PAPER_METHODS, PaperSize, paper_recipe
 
-Size = Literal["tiny", "small", "full", PaperSize]
+Size = Literal["tiny", "small", "full", PaperSize, DetectionSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
+AnyMethod = Literal[Method, DetectionMethod]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {
     "student": "student alone",
@@ -48,9 +50,20 @@ The length of the gradient grows with every loss that is added, so one rate woul
 """
 
 
-def methods_of(size: Size) -> tuple[Method, ...]:
-    """The methods that a size has: all, but at the paper's size none that needs the measured seconds of a step."""
+def methods_of(size: Size) -> tuple[AnyMethod, ...]:
+    """The methods that a size has: all of its task, but at the paper's size none that needs a step's measured seconds.
+
+    >>> "roi_apd" in methods_of("tiny_coco"), "apd" in methods_of("tiny_coco")
+    (True, False)
+    """
+    if size in get_args(DetectionSize):
+        return detection_methods_of(size)
     return PAPER_METHODS if size in get_args(PaperSize) else METHODS
+
+
+def default_method(size: Size) -> AnyMethod:
+    """APD, in the form that is for the size's task: "apd", or "roi_apd" of boxes."""
+    return "roi_apd" if size in get_args(DetectionSize) else "apd"
 
 
 def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
@@ -67,16 +80,22 @@ def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
     raise ExperimentError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
 
 
-def recipe(size: Size = "tiny", method: Method = "apd", *, seed: int = 0, context_shift: float = 0.5) -> Experiment:
+def recipe(
+    size: Size = "tiny",
+    method: AnyMethod | None = None,
+    *,
+    seed: int = 0,
+    context_shift: float = 0.5,
+) -> Experiment:
     """The experiment of one method at one size.
 
     Args:
         size: tiny (built-in scenes, under a minute a run on a CPU), small (CamVid at half resolution, minutes a run on
-            a CPU), full (CamVid at 360×480, one GPU), or one of :func:`apd.study.paper_recipes.paper_recipe` (four
-            GPUs).
-        method: what is added to the student's task loss.
+            a CPU), full (CamVid at 360×480, one GPU), one of :func:`apd.study.paper_recipes.paper_recipe` (four GPUs),
+            or one of detection, see :func:`apd.study.coco_recipes.detection_recipe`.
+        method: what is added to the student's task loss; None is :func:`default_method`.
         seed: of the student; data and teacher stay the same.
-        context_shift: of the scenes; no part of the other sizes.
+        context_shift: of the tiny recipe's scenes; no part of the other sizes.
 
     Raises:
         ExperimentError: an unknown size, or a method that is unknown or not among :func:`methods_of` the size.
@@ -85,6 +104,10 @@ def recipe(size: Size = "tiny", method: Method = "apd", *, seed: int = 0, contex
         >>> recipe("tiny", "pixel_kd", seed=3).name
         'tiny-pixel_kd-seed3'
     """
+    if method is None:
+        method = default_method(size)
+    if size in get_args(DetectionSize):
+        return detection_recipe(size, method, seed=seed)
     if size in get_args(PaperSize):
         return paper_recipe(size, method, seed=seed)
     distillers = distillers_of(method)

@@ -90,7 +90,7 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         )
     with FakeTensorMode():
         for module in filter(None, (student, teacher, distillers)):
-            _give_fake_tensors(module)
+            give_fake_tensors(module)
         images = torch.empty(PICTURES, 3, height, width, device=FAKE_DEVICE)
         labels = torch.zeros(PICTURES, height, width, dtype=torch.long, device=FAKE_DEVICE)
         with FlopCounterMode(display=False) as in_inference, torch.no_grad():
@@ -104,11 +104,11 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         for parameter in (*student.parameters(), *distillers.parameters()):
             keep(parameter)
         own = set(kept)
-        with FlopCounterMode(display=False) as in_student, torch.autograd.graph.saved_tensors_hooks(keep, _as_it_is):
+        with FlopCounterMode(display=False) as in_student, torch.autograd.graph.saved_tensors_hooks(keep, as_it_is):
             seen = student.train()(images)
         with FlopCounterMode(display=False) as in_teacher, torch.no_grad():
             taught = None if teacher is None else teacher(images)
-        with FlopCounterMode(display=False) as in_loss, torch.autograd.graph.saved_tensors_hooks(keep, _as_it_is):
+        with FlopCounterMode(display=False) as in_loss, torch.autograd.graph.saved_tensors_hooks(keep, as_it_is):
             _loss(experiment, distillers, seen, taught, labels)
         saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
     trained = (1 + BACKWARD) * (in_student.get_total_flops() + in_loss.get_total_flops())
@@ -116,7 +116,7 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         student=NetworkCost(_inferring_parameters(student), in_inference.get_total_flops() // 2),
         teacher=teacher and NetworkCost(_inferring_parameters(teacher), in_teacher.get_total_flops() // 2 // PICTURES),
         macs_per_image=(trained + in_teacher.get_total_flops()) // 2 // PICTURES,
-        fixed_bytes=_fixed_bytes(student, teacher, distillers, experiment.training.optimiser),
+        fixed_bytes=fixed_bytes_of(student, teacher, distillers, experiment.training.optimiser),
         bytes_per_image=saved // PICTURES,
     )
 
@@ -126,7 +126,7 @@ def teacher_step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     return step_cost(replace(experiment.teacher_experiment(), name="teacher"), num_classes)
 
 
-def _give_fake_tensors(network: nn.Module) -> None:
+def give_fake_tensors(network: nn.Module) -> None:
     """Put a fake tensor in the place of each parameter and buffer; the mode refuses `Module.to`."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -136,7 +136,8 @@ def _give_fake_tensors(network: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=FAKE_DEVICE))
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def as_it_is(tensor: Tensor) -> Tensor:
+    """The tensor: how a saved one is unpacked."""
     return tensor
 
 
@@ -162,7 +163,7 @@ def _loss(
     return loss
 
 
-def _fixed_bytes(student: nn.Module, teacher: nn.Module | None, distillers: nn.ModuleList, optimiser: str) -> int:
+def fixed_bytes_of(student: nn.Module, teacher: nn.Module | None, distillers: nn.ModuleList, optimiser: str) -> int:
     """Parameters and buffers; a gradient and SGD's momentum, or Adam's two moments, for those that are trained."""
 
     def size(tensors) -> int:

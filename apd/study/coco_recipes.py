@@ -1,0 +1,170 @@
+"""Recipes of detection by size and method: built-in scenes, the hundred pictures of tiny_coco, and COCO at paper scale.
+
+Within one size every method gets the same pictures, student, teacher, schedule and initial weights; only the list of
+distillers differs. The student alone knows no teacher, so none is trained for it. How the paper applies APD to
+detection was never released: the methods are this project's. Where the values at paper scale come from is in
+:mod:`apd.study.coco_sources`.
+"""
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+from apd.study.detection_config import DetectorConfig, InstanceDataConfig
+from apd.study.detection_distiller_configs import (
+    DenseAPDConfig,
+    DetectionDistillerConfig,
+    ReviewKDConfig,
+    RoIAPDConfig,
+    RoIKDConfig,
+)
+from apd.study.detection_recipes import DETECTION_DISTILLERS_ON_SCENES, SCENES_DETECTOR, scenes_detection_experiment
+from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.study.field_checks import ExperimentError, did_you_mean
+
+CocoSize = Literal["coco", "coco_mobilenet", "coco_boxes", "coco_boxes_mobilenet"]
+DetectionSize = Literal["scenes_detection", "tiny_coco", CocoSize]
+DetectionMethod = Literal["student", "roi_kd", "roi_dkd", "pyramid_matching", "review_kd", "roi_apd", "dense_apd"]
+DETECTION_METHODS: tuple[DetectionMethod, ...] = get_args(DetectionMethod)
+COCO_METHODS: tuple[DetectionMethod, ...] = ("student", "roi_kd", "review_kd", "roi_apd", "dense_apd")
+"""Methods at paper scale: what the published study is likely to have been compared with, and both forms of APD."""
+
+REVIEW_WEIGHTS: dict[CocoSize, float] = {
+    "coco": 1.5,
+    "coco_mobilenet": 1.0,
+    "coco_boxes": 1.2,
+    "coco_boxes_mobilenet": 2.0,
+}
+"""ReviewKD's weight in its own configurations: of ResNet-18 and MobileNetV2, with masks and without."""
+
+
+def detection_methods_of(size: DetectionSize) -> tuple[DetectionMethod, ...]:
+    """The methods that a size has; what compares the pixels of masks is left out where no masks are learned."""
+    if size not in get_args(CocoSize):
+        return DETECTION_METHODS
+    return COCO_METHODS if with_masks(size) else COCO_METHODS[:-1]
+
+
+def with_masks(size: CocoSize) -> bool:
+    """Whether a size's detectors are Mask R-CNN."""
+    return "boxes" not in size
+
+
+def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *, seed: int = 0) -> Experiment:
+    """One experiment of detection; :func:`apd.study.recipes.recipe` gives it under the same name.
+
+    Args:
+        size: scenes_detection (built-in pictures, minutes on a CPU), tiny_coco (50 real pictures, minutes on a CPU), or
+            COCO at paper scale (GPUs, days): Mask R-CNN with a ResNet-18 taught by one with a ResNet-101 (coco), with a
+            MobileNetV3 by one with a ResNet-50 (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes,
+            coco_boxes_mobilenet).
+        method: what is added to the student's task losses.
+        seed: of the student; data and teacher stay the same.
+
+    Raises:
+        ExperimentError: an unknown size, or a method that is not among :func:`detection_methods_of` it.
+
+    Example:
+        >>> experiment = detection_recipe("coco", "dense_apd")
+        >>> experiment.training.milestones, experiment.teacher.network.backbone
+        ((120000, 160000), 'resnet101')
+    """
+    if size not in get_args(DetectionSize):
+        raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(DetectionSize))}")
+    methods = detection_methods_of(size)
+    if method not in methods:
+        raise ExperimentError(
+            f"method = {method!r}: expected one of {', '.join(methods)} at size {size}{did_you_mean(method, methods)}"
+        )
+    match size:
+        case "scenes_detection":
+            experiment = scenes_detection_experiment(method, seed)
+        case "tiny_coco":
+            experiment = replace(_tiny_coco(), distillers=DETECTION_DISTILLERS_ON_SCENES[method])
+        case _:
+            experiment = replace(_coco(size), distillers=_coco_distillers(method, size))
+    if method == "student" and size != "scenes_detection":  # whose campaign has the teacher's score beside all methods
+        experiment = replace(experiment, teacher=None)
+    return replace(experiment, name=f"{size}-{method}-seed{seed}", seed=seed)
+
+
+def _tiny_coco() -> Experiment:
+    """Fifty real pictures learned by heart: scored on what was trained on, since so few can show no more.
+
+    The shorter side is brought to 128 pixels, the widths are those of the scenes' recipe and both networks start at
+    random, so that a run takes minutes on one core of a CPU and nothing is downloaded. No picture is mirrored: what is
+    asked for are these pictures. AdamW, rate and steps are own choices from short trials.
+    """
+    detector = replace(SCENES_DETECTOR, smallest_anchor=12)
+    training = TrainingConfig(
+        iterations=800,
+        batch_size=2,
+        optimiser="adamw",
+        learning_rate=1e-3,
+        head_multiplier=1.0,
+        weight_decay=0.01,
+        warmup=20,
+        clip_norm=10.0,
+        evaluations=1,
+    )
+    return Experiment(
+        data=InstanceDataConfig(
+            name="coco",
+            folder="tiny_coco",
+            train_part="train2017",
+            val_part="train2017",
+            height=128,
+            width=171,
+            flip=0.0,
+        ),
+        network=detector,
+        training=training,
+        precision="fp32",
+        teacher=TeacherConfig(network=replace(detector, backbone="resnet50"), training=training),
+    )
+
+
+def _coco(size: CocoSize) -> Experiment:
+    """COCO 2017 as ReviewKD's code trains on it, as far as torchvision's detectors go; teacher and student alike."""
+    student, teacher = ("mobilenet_v3_large", "resnet50") if "mobilenet" in size else ("resnet18", "resnet101")
+    detector = DetectorConfig(
+        kind="mask_rcnn" if with_masks(size) else "faster_rcnn", backbone=student, weights="imagenet"
+    )
+    training = TrainingConfig(
+        iterations=180_000,
+        batch_size=8,
+        learning_rate=0.01,
+        head_multiplier=1.0,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="steps",
+        milestones=(120_000, 160_000),
+        warmup=1000,
+    )
+    return Experiment(
+        data=InstanceDataConfig(
+            name="coco",
+            folder="coco",
+            train_part="train2017",
+            val_part="val2017",
+            masks=with_masks(size),
+            height=800,
+            width=1333,
+        ),
+        network=detector,
+        training=training,
+        precision="fp32",
+        teacher=TeacherConfig(network=replace(detector, backbone=teacher), training=training),
+    )
+
+
+def _coco_distillers(method: DetectionMethod, size: CocoSize) -> tuple[DetectionDistillerConfig, ...]:
+    match method:
+        case "roi_kd":
+            return (RoIKDConfig(),)
+        case "review_kd":
+            return (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),)
+        case "roi_apd":
+            return (RoIAPDConfig(),)
+        case "dense_apd":  # it has no logits, so it stands beside RoI-KD, as APD stands beside pixel KD
+            return (RoIKDConfig(), DenseAPDConfig())
+    return ()

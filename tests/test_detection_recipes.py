@@ -47,7 +47,7 @@ def test_apd_beside_a_method_that_compares_logits_does_not_compare_them_again():
     assert (added.pixel_kd == 0) == (BEST_DETECTION_RIVAL == "roi_dkd")
 
 
-def test_hyper_parameters_of_detection_are_scored_on_val_before_the_test_split_is_looked_at():
+def test_runs_that_choose_rates_of_detection_are_scored_on_val_after_the_last_step():
     for experiment in experiments_of("scenes-detection-tuning"):
         assert experiment.training.evaluations == 1
 

@@ -6,14 +6,18 @@ import pytest
 
 from apd.evaluate.coco_ap import ap_scores
 from apd.study.ap_entry import tables_of
+from apd.study.arms import FACTORS
 from apd.study.campaign import experiments_of
 from apd.study.detection_recipes import (
     BEST_DETECTION_RIVAL,
+    BEST_FACTORS,
     DETECTION_RIVALS,
+    RATE_METHODS,
     STUDENT_RATE,
     TEACHER_RATE,
     TRIED_STUDENT_RATES,
     TRIED_TEACHER_RATES,
+    UNTUNED,
     detection_arms,
 )
 from apd.study.fingerprint import fingerprint
@@ -56,9 +60,17 @@ def test_the_rates_of_detection_are_the_best_of_the_records():
     found = box_ap_on_val("scenes-detection-tuning")
     teachers = {rate: found[f"teacher-rate{rate:g}"] for rate in TRIED_TEACHER_RATES}
     assert max(teachers, key=teachers.get) == TEACHER_RATE
-    arms = ("student", "roi_kd", "roi_apd")
-    students = {rate: sum(found[f"{arm}-rate{rate:g}-seed0"] for arm in arms) for rate in TRIED_STUDENT_RATES}
+    students = {rate: sum(found[f"{arm}-rate{rate:g}-seed0"] for arm in RATE_METHODS) for rate in TRIED_STUDENT_RATES}
     assert max(students, key=students.get) == STUDENT_RATE
+
+
+def test_the_weights_of_detection_are_the_best_of_the_records_and_all_have_the_same_trials():
+    found = box_ap_on_val("scenes-detection-tuning")
+    for method in UNTUNED.keys() - {"student"}:
+        trials = {factor: found.get(f"{method}_x{factor:g}-seed0") for factor in FACTORS}
+        if method in RATE_METHODS:
+            trials[1.0] = found[f"{method}-rate{STUDENT_RATE:g}-seed0"]
+        assert max(trials, key=trials.get) == BEST_FACTORS.get(method, 1.0)
 
 
 def test_the_best_rival_of_detection_is_that_of_the_records():

@@ -6,8 +6,9 @@ compared with theirs seed by seed.
 
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.distiller_configs import (
     APDConfig,
     AttentionTransferConfig,
@@ -22,6 +23,8 @@ from apd.study.distiller_configs import (
     PixelKDConfig,
     SKDConfig,
 )
+
+Config = TypeVar("Config", bound=DistillerConfig | DetectionDistillerConfig)
 
 
 class Arm(NamedTuple):
@@ -141,11 +144,17 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "mgd": ("weight",),
     "dist": ("inter", "intra"),
     "dkd": ("target", "non_target"),
+    "roi_kd": ("weight",),
+    "roi_dkd": ("target", "non_target"),
+    "pyramid_matching": ("weight",),
+    "review_kd": ("weight",),
+    "roi_apd": ("alignment", "observation"),
+    "dense_apd": ("alignment", "observation"),
 }
 """The fields of each method's configuration that weigh what reaches the student."""
 
 
-def stronger(config: DistillerConfig, factor: float) -> DistillerConfig:
+def stronger(config: Config, factor: float) -> Config:
     """A method's configuration with its weights multiplied.
 
     >>> stronger(APDConfig(), 0.1).alignment

@@ -30,6 +30,7 @@ from apd.study.camvid_campaigns import (
     camvid_small_rivals,
     camvid_small_tuning,
 )
+from apd.study.coco_recipes import tiny_coco
 from apd.study.detection_recipes import scenes_detection, scenes_detection_tuning
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
@@ -164,6 +165,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-pairs": camvid_pairs,
     "scenes-detection": scenes_detection,
     "scenes-detection-tuning": scenes_detection_tuning,
+    "tiny-coco": tiny_coco,
 }
 
 

@@ -6,6 +6,7 @@ detection was never released: the methods are this project's. Where the values a
 :mod:`apd.study.coco_sources`.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -17,7 +18,7 @@ from apd.study.detection_distiller_configs import (
     RoIAPDConfig,
     RoIKDConfig,
 )
-from apd.study.detection_recipes import DETECTION_DISTILLERS_ON_SCENES, SCENES_DETECTOR, scenes_detection_experiment
+from apd.study.detection_recipes import SCENES_DETECTOR, UNTUNED, scenes_detection_experiment
 from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.study.field_checks import ExperimentError, did_you_mean
 
@@ -79,12 +80,18 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
         case "scenes_detection":
             experiment = scenes_detection_experiment(method, seed)
         case "tiny_coco":
-            experiment = replace(_tiny_coco(), distillers=DETECTION_DISTILLERS_ON_SCENES[method])
+            experiment = replace(_tiny_coco(), distillers=UNTUNED[method])
         case _:
             experiment = replace(_coco(size), distillers=_coco_distillers(method, size))
     if method == "student" and size != "scenes_detection":  # whose campaign has the teacher's score beside all methods
         experiment = replace(experiment, teacher=None)
     return replace(experiment, name=f"{size}-{method}-seed{seed}", seed=seed)
+
+
+def tiny_coco() -> Iterator[Experiment]:
+    """Training and evaluation on real pictures: the student alone, then with APD from a ResNet-50, one seed."""
+    for method in ("student", "roi_apd"):
+        yield replace(detection_recipe("tiny_coco", method), name=f"{method}-seed0")
 
 
 def _tiny_coco() -> Experiment:

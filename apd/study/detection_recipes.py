@@ -7,6 +7,7 @@ distillers differs. How the values were chosen is told where they stand.
 from collections.abc import Iterator
 from dataclasses import replace
 
+from apd.study.arms import FACTORS, stronger
 from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import (
     DenseAPDConfig,
@@ -25,7 +26,7 @@ SCENES_DETECTOR = DetectorConfig(width=64, box_width=256, smallest_anchor=8, pro
 HEAD_WIDTH = 64
 """Of APD's projection heads and of what ReviewKD hands down: a quarter of the boxes' vectors, and all of a level."""
 
-DETECTION_DISTILLERS_ON_SCENES: dict[str, tuple[DetectionDistillerConfig, ...]] = {
+UNTUNED: dict[str, tuple[DetectionDistillerConfig, ...]] = {
     "student": (),
     "roi_kd": (RoIKDConfig(),),
     "roi_dkd": (RoIDKDConfig(),),
@@ -36,6 +37,10 @@ DETECTION_DISTILLERS_ON_SCENES: dict[str, tuple[DetectionDistillerConfig, ...]] 
 }
 """Methods by key, at their published or default weights. The dense variant has no logits, so it stands beside RoI-KD,
 as APD stands beside pixel KD in segmentation."""
+
+BEST_FACTORS: dict[str, float] = {}
+"""What a method's weights are multiplied with where that is not 1: the best of three trials by box AP on val with one
+seed (campaign `scenes-detection-tuning`; a test holds it to the records). Every method has the same three trials."""
 
 DETECTION_RIVALS = ("roi_dkd", "pyramid_matching", "review_kd")
 """Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
@@ -48,18 +53,32 @@ TRIED_TEACHER_RATES = (1e-3, 2e-3)
 
 STUDENT_RATE = 2e-3
 TRIED_STUDENT_RATES = (1e-3, 2e-3, 4e-3)
-"""Of the student and of the methods that teach it: one rate serves all, the best by the mean of three methods."""
+RATE_METHODS = ("student", "roi_kd", "roi_apd")
+"""Rates of the student: one serves all methods, the best by the mean of three of them."""
+
+
+def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[DetectionDistillerConfig, ...]:
+    """A method's distillers with its weights times a factor, by default the best one; RoI-KD beside it keeps its own.
+
+    >>> distillers_on_scenes("roi_apd", 0.1)[0].alignment
+    1.0
+    """
+    *beside, main = UNTUNED[method] or (None,)
+    if main is None:
+        return ()
+    factor = BEST_FACTORS.get(method, 1.0) if factor is None else factor
+    return (*beside, stronger(main, factor))
 
 
 def detection_arms() -> dict[str, tuple[DetectionDistillerConfig, ...]]:
-    """Every arm of the study of detection, by key: the methods, and APD (RoI) on top of the best rival.
+    """Every arm of the study of detection, by key: the methods at their best weights, and APD (RoI) on top of a rival.
 
     Two methods that both compare logits would count them twice, so with APD on top the logits' KL is the rival's.
     """
-    rival = DETECTION_DISTILLERS_ON_SCENES[BEST_DETECTION_RIVAL]
-    compares_logits = BEST_DETECTION_RIVAL in ("roi_kd", "roi_dkd")
-    added = RoIAPDConfig(width=HEAD_WIDTH, pixel_kd=0.0 if compares_logits else 1.0)
-    return DETECTION_DISTILLERS_ON_SCENES | {f"roi_apd_and_{BEST_DETECTION_RIVAL}": (*rival, added)}
+    arms = {method: distillers_on_scenes(method) for method in UNTUNED}
+    (apd,) = arms["roi_apd"]
+    added = replace(apd, pixel_kd=0.0) if BEST_DETECTION_RIVAL == "roi_dkd" else apd
+    return arms | {f"roi_apd_and_{BEST_DETECTION_RIVAL}": (*arms[BEST_DETECTION_RIVAL], added)}
 
 
 def scenes_detection_experiment(arm: str, seed: int) -> Experiment:
@@ -117,16 +136,23 @@ def scenes_detection() -> Iterator[Experiment]:
 
 
 def scenes_detection_tuning() -> Iterator[Experiment]:
-    """How the rates were chosen: box AP on val after the last step, one seed; teachers first, as students need one.
+    """How rates and weights were chosen: box AP on val after the last step, one seed.
 
-    At the chosen rates the runs are those of `scenes-detection`, and its teacher's.
+    Teachers first, as students need one; then the rate of the students, by three methods at their untuned weights; then
+    every method's weights at that rate. Runs at what was chosen are those of `scenes-detection`.
     """
     for rate in TRIED_TEACHER_RATES:
         teacher = scenes_detection_experiment("student", seed=0).teacher_experiment()
         training = replace(teacher.training, learning_rate=rate)
         yield replace(teacher, training=training, name=f"teacher-rate{rate:g}")
+    student = scenes_detection_experiment("student", seed=0)
     for rate in TRIED_STUDENT_RATES:
-        for arm in ("student", "roi_kd", "roi_apd"):
-            experiment = scenes_detection_experiment(arm, seed=0)
-            training = replace(experiment.training, learning_rate=rate)
-            yield replace(experiment, training=training, name=f"{arm}-rate{rate:g}-seed0")
+        training = replace(student.training, learning_rate=rate)
+        for method in RATE_METHODS:
+            name, distillers = f"{method}-rate{rate:g}-seed0", distillers_on_scenes(method, 1.0)
+            yield replace(student, training=training, name=name, distillers=distillers)
+    for factor in FACTORS:
+        for method in UNTUNED:
+            if method != "student" and not (factor == 1 and method in RATE_METHODS):  # those were run above
+                name, distillers = f"{method}_x{factor:g}-seed0", distillers_on_scenes(method, factor)
+                yield replace(student, name=name, distillers=distillers)

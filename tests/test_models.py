@@ -4,6 +4,7 @@ import doctest
 import importlib
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -317,6 +318,17 @@ def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
 def test_impossible_networks_are_refused_by_name(backbone, choices, message):
     with pytest.raises(ValueError, match=message):
         build_segmenter(backbone, **{"num_classes": 5, **choices})
+
+
+@pytest.mark.parametrize(("backbone", "stride"), [("hrnet_w18_small", 8), ("vgg11", 16)])
+def test_a_network_that_timm_refuses_without_a_word_is_refused_with_the_reason_and_what_fits(backbone, stride):
+    told = (
+        f"backbone: timm cannot build '{backbone}' for feature maps at output stride {stride} (AssertionError: its "
+        "strides are fixed, timm does not dilate it); choose a convolutional network that can be dilated, such as "
+        "mobilenetv2_050, efficientnet_b0, resnet18 or resnet18_deep"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        create_backbone(backbone, output_stride=stride)
 
 
 def test_a_network_whose_maps_are_not_what_it_declares_is_refused(monkeypatch):

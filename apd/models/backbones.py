@@ -18,7 +18,10 @@ Weights = Literal["none", "imagenet", "torchvision"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050 or resnet18"
+_SUITABLE = (
+    "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18 or "
+    "resnet18_deep"
+)
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,11 @@ def _create(name: str, arguments: dict[str, object]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:  # networks without the option fail in as many ways as timm has files
+        # some of them with a bare assertion that the stride is 32
+        told = str(error) or "its strides are fixed, timm does not dilate it"
         raise ValueError(
             f"backbone: timm cannot build {name!r} for feature maps at output stride {arguments['output_stride']} "
-            f"({type(error).__name__}: {error}); {_SUITABLE}"
+            f"({type(error).__name__}: {told}); {_SUITABLE}"
         ) from error
 
 

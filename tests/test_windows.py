@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_experiments import tiny
 from torch import nn
 
-from apd.data.transforms import IMAGE_PADDING
+from apd.data.sample import IMAGE_PADDING
 from apd.evaluate.cost import cpu_peak
 from apd.evaluate.inference import agreement_of, confusion_of, predict_labels
 from apd.evaluate.protocol import WHOLE_PICTURE, Inference

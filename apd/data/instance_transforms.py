@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from apd.data.instances import InstanceSample
-from apd.data.transforms import IMAGE_PADDING, _overlap, _recolour
+from apd.data.sample import IMAGE_PADDING
+from apd.data.transforms import _overlap
 
 LEAST_SIDE = 1.0
 """A thing whose box is left with a side below this, in pixels, after cropping is gone."""
@@ -73,7 +74,13 @@ def vary(sample: InstanceSample, augmentation: InstanceAugmentation, generator: 
     sample = _rescale(sample, least + (greatest - least) * at_scale, (at_top, at_left))
     if at_flip < augmentation.flip:
         sample = _flip(sample)
-    return sample._replace(image_3HW=_recolour(sample.image_3HW, augmentation.colour, at_colour).contiguous())
+    image = sample.image_3HW
+    if augmentation.colour:
+        # torchvision is imported where it is used: `import apd.data` must not need it
+        from apd.data.paired_pixels import recoloured
+
+        image = recoloured(image, augmentation.colour, at_colour)
+    return sample._replace(image_3HW=image.contiguous())
 
 
 def _flip(sample: InstanceSample) -> InstanceSample:

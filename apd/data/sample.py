@@ -1,10 +1,13 @@
-"""What a data set hands out, and what it must offer to be trained on: `Sample` and `SegmentationDataset`."""
+"""What a data set hands out, what it must offer to be trained on, and what stands where a picture ends."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from apd.data.catalogue import DatasetSpec
+
+IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
+LABEL_PADDING = 255
 
 
 class Sample(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apd.data.transforms import IMAGE_PADDING
+from apd.data.sample import IMAGE_PADDING
 from apd.evaluate.protocol import Inference, scaled_side
 
 WINDOWS_AT_ONCE = 8

@@ -138,7 +138,8 @@ def feeding(device: torch.device) -> Iterator[dict[str, Any]]:
         try:
             for found in feeding_of_experiment(recipe(size), device, workers=WORKERS):
                 rates = {name: round(getattr(found, name), 2) for name in ("loader", "training", "together")}
-                yield {"recipe": size, "workers": found.workers, **rates}
+                where = {"device_augmentation": True} if found.device_augmentation else {}
+                yield {"recipe": size, "workers": found.workers, **where, **rates}
         except DataError as error:
             print(f"{size}: {error}", file=sys.stderr)
             yield {"recipe": size, "workers": None, "reason": "its data were not on this machine"}

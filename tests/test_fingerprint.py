@@ -110,6 +110,7 @@ OTHER = {  # for every field a legal value that is not its default
         "channels_last": False,
         "fused": True,
         "pinned_memory": True,
+        "device_augmentation": True,
         "optimiser": "adamw",
         "schedule": "steps",
         "milestones": (500, 800),

@@ -7,7 +7,7 @@ at the borders. Batch t is places t·B to t·B+B-1 of the stream, and slot b of 
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ class Batch(NamedTuple):
 
     images_B3HW: Tensor
     labels_BHW: Tensor
+
+    def pinned(self) -> "Batch":
+        """The batch in page-locked memory, from which a GPU copies without being waited for."""
+        return Batch(self.images_B3HW.pin_memory(), self.labels_BHW.pin_memory())
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with their names, as they are kept in a file."""
@@ -57,7 +61,11 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 class BatchStream(Dataset):
-    """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_batches`."""
+    """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_batches`.
+
+    Raises:
+        ValueError: an empty data set, or a number out of its range.
+    """
 
     def __init__(
         self,
@@ -67,9 +75,16 @@ class BatchStream(Dataset):
         seed: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the data set is empty; training needs at least one sample")
+        for field, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{field}={value}; expected a whole number of at least {least}")
+        number, parts = part
+        if not 0 <= number < parts or batch_size % parts:
+            raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
         self.dataset, self.batch_size, self.augmentation, self.seed = dataset, batch_size, augmentation, seed
         self._count = len(dataset)
-        number, parts = part
         self.slots = range(number * batch_size // parts, (number + 1) * batch_size // parts)
 
     def indices(self, iteration: int) -> list[int]:
@@ -78,14 +93,16 @@ class BatchStream(Dataset):
         places = (divmod(place, self._count) for place in range(first, first + self.batch_size))
         return [int(epoch_order(self.seed, epoch, self._count)[place]) for epoch, place in places]
 
-    def __getitem__(self, iteration: int) -> Batch:
+    def samples(self, iteration: int) -> Iterator[tuple[Sample, np.random.Generator]]:
+        """This part's samples of batch `iteration` as they are stored, each with the source of its random numbers."""
         indices = self.indices(iteration)
-        pairs = [
-            augment(self.dataset[indices[slot]], self.augmentation, generator_for(self.seed, _SAMPLE, iteration, slot))
-            for slot in self.slots
-        ]
+        for slot in self.slots:
+            yield self.dataset[indices[slot]], generator_for(self.seed, _SAMPLE, iteration, slot)
+
+    def __getitem__(self, iteration: int) -> Batch:
+        pairs = [augment(sample, self.augmentation, generator) for sample, generator in self.samples(iteration)]
         images, labels = zip(*pairs, strict=True)
-        return Batch(_unit_range(torch.stack(images)), torch.stack(labels).long())
+        return Batch(unit_range(torch.stack(images)), torch.stack(labels).long())
 
 
 def training_batches(
@@ -130,18 +147,22 @@ def training_batches(
         >>> batch.images_B3HW.shape, batch.labels_BHW.shape
         (torch.Size([4, 3, 32, 48]), torch.Size([4, 32, 48]))
     """
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty; training needs at least one sample")
-    least = {"batch_size": (batch_size, 1), "seed": (seed, 0), "iterations": (iterations, 0), "workers": (workers, 0)}
-    for field, (value, bound) in least.items():
-        if value < bound:
-            raise ValueError(f"{field}={value}; expected a whole number of at least {bound}")
+    stream = BatchStream(dataset, batch_size, augmentation, seed, part)
+    return served(stream, start_iteration, iterations, workers)
+
+
+def served(stream: BatchStream, start_iteration: int, iterations: int, workers: int) -> Iterator[Any]:
+    """A stream's items `start_iteration` to `iterations` - 1, prepared by worker processes where there are some.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    for field, value in (("iterations", iterations), ("workers", workers)):
+        if value < 0:
+            raise ValueError(f"{field}={value}; expected a whole number of at least 0")
     if not 0 <= start_iteration <= iterations:
         raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
-    number, parts = part
-    if not 0 <= number < parts or batch_size % parts:
-        raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
-    stream, order = BatchStream(dataset, batch_size, augmentation, seed, part), range(start_iteration, iterations)
+    order = range(start_iteration, iterations)
     if workers == 0:
         return (stream[iteration] for iteration in order)
     return iter(
@@ -205,8 +226,9 @@ def _sizes(sample: Sample) -> tuple[torch.Size, torch.Size]:
 
 def _evaluation_batch(samples: list[Sample]) -> EvaluationBatch:
     images, labels, names = zip(*samples, strict=True)
-    return EvaluationBatch(_unit_range(torch.stack(images)), torch.stack(labels).long(), names)
+    return EvaluationBatch(unit_range(torch.stack(images)), torch.stack(labels).long(), names)
 
 
-def _unit_range(images_B3HW: Tensor) -> Tensor:
+def unit_range(images_B3HW: Tensor) -> Tensor:
+    """uint8 0..255 to float32 in [0, 1]."""
     return images_B3HW.to(torch.float32).div_(255).contiguous()

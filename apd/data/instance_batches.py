@@ -5,13 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from apd.data.batches import BatchStream, generator_for, leave_stopping_to_the_trainer
+from apd.data.batches import BatchStream, served, unit_range
 from apd.data.instance_transforms import InstanceAugmentation, vary
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
-
-_VARIATION = 1  # first word of the augmentation's key, apart from the order's 0
 
 
 class InstanceBatch(NamedTuple):
@@ -46,11 +43,7 @@ class InstanceStream(BatchStream):
     """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
 
     def __getitem__(self, iteration: int) -> InstanceBatch:
-        indices = self.indices(iteration)
-        samples = [
-            vary(self.dataset[indices[slot]], self.augmentation, generator_for(self.seed, _VARIATION, iteration, slot))
-            for slot in self.slots
-        ]
+        samples = [vary(sample, self.augmentation, generator) for sample, generator in self.samples(iteration)]
         return InstanceBatch(
             [unit_range(sample.image_3HW) for sample in samples], [as_target(sample) for sample in samples]
         )
@@ -94,31 +87,7 @@ def training_instance_batches(
         >>> images[0].shape, sorted(targets[0])
         (torch.Size([3, 48, 64]), ['boxes', 'class_map', 'labels', 'masks'])
     """
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty; training needs at least one sample")
-    least = {"batch_size": (batch_size, 1), "seed": (seed, 0), "iterations": (iterations, 0), "workers": (workers, 0)}
-    for field, (value, bound) in least.items():
-        if value < bound:
-            raise ValueError(f"{field}={value}; expected a whole number of at least {bound}")
-    if not 0 <= start_iteration <= iterations:
-        raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
-    number, parts = part
-    if not 0 <= number < parts or batch_size % parts:
-        raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
-    stream = InstanceStream(dataset, batch_size, augmentation, seed, part)
-    if workers == 0:
-        return (stream[iteration] for iteration in range(start_iteration, iterations))
-    return iter(
-        DataLoader(
-            stream,
-            batch_size=None,
-            sampler=range(start_iteration, iterations),
-            num_workers=workers,
-            worker_init_fn=leave_stopping_to_the_trainer,
-            # of its own: the loader draws a seed for its workers, by default from the global state
-            generator=torch.Generator(),
-        )
-    )
+    return served(InstanceStream(dataset, batch_size, augmentation, seed, part), start_iteration, iterations, workers)
 
 
 def evaluation_instance_batches(
@@ -140,8 +109,3 @@ def evaluation_instance_batches(
     for first in range(0, len(dataset), batch_size):
         samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
         yield [unit_range(sample.image_3HW) for sample in samples], samples
-
-
-def unit_range(image_3HW: Tensor) -> Tensor:
-    """uint8 0..255 to float32 in [0, 1]."""
-    return image_3HW.to(torch.float32).div_(255).contiguous()

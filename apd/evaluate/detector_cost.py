@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from apd.data.instance_batches import InstanceBatch, unit_range
+from apd.data.batches import unit_range
+from apd.data.instance_batches import InstanceBatch
 from apd.data.instances import InstanceSample, as_target
 from apd.evaluate.cost import Latency
 from apd.models.detector_view import DetectorPair, DetectorTap, teacher_view, training_step

@@ -4,11 +4,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from apd.data.batches import Batch, training_batches
 from apd.data.sample import SegmentationDataset
+from apd.data.stored_batches import StoredBatch, stored_batches
 from apd.data.transforms import Augmentation
 
 
@@ -21,22 +23,25 @@ class Feeding:
         loader: what reading and augmentation give when nobody computes.
         training: what training takes when a batch is there already.
         together: what training gets done on the loader's batches.
+        device_augmentation: whether pictures are varied on the device, as a part of training, and not by the loader.
     """
 
     workers: int
     loader: float
     training: float
     together: float
+    device_augmentation: bool = False
 
     def __str__(self) -> str:
+        where = ", varied on the device" if self.device_augmentation else ""
         return (
-            f"{self.workers} workers: loader {self.loader:.1f}, training {self.training:.1f}, "
+            f"{self.workers} workers{where}: loader {self.loader:.1f}, training {self.training:.1f}, "
             f"together {self.together:.1f} images/s ({self.together / self.training:.0%} of training alone)"
         )
 
 
 def feeding_of(
-    step: Callable[[Batch], object],
+    step: Callable[[Batch | StoredBatch], object],
     dataset: SegmentationDataset,
     augmentation: Augmentation,
     *,
@@ -46,6 +51,7 @@ def feeding_of(
     device: torch.device | str = "cpu",
     warmup: int = 2,
     batches: int = 10,
+    device_augmentation: bool = False,
 ) -> Iterator[Feeding]:
     """Measure the loader, training, and both together.
 
@@ -63,6 +69,8 @@ def feeding_of(
         device: where `step` computes.
         warmup: batches before the clock starts, at least 1.
         batches: timed batches, at least 2.
+        device_augmentation: give `step` stored samples, which it varies itself, see
+            :class:`~apd.data.stored_batches.StoredBatch`.
 
     Raises:
         ValueError: a count below its least.
@@ -80,8 +88,8 @@ def feeding_of(
             raise ValueError(f"{name}: got {value}, expected at least {least}")
     device = torch.device(device)
 
-    def supply(count: int) -> Iterator[Batch]:
-        return training_batches(
+    def supply(count: int) -> Iterator[Batch] | Iterator[StoredBatch]:
+        return (stored_batches if device_augmentation else training_batches)(
             dataset,
             batch_size=batch_size,
             augmentation=augmentation,
@@ -90,7 +98,7 @@ def feeding_of(
             workers=count,
         )
 
-    def rate(supplied: Iterator[Batch], work: Callable[[Batch], object]) -> float:
+    def rate(supplied: Iterator, work: Callable[[Any], object]) -> float:
         """Images per second from the end of the warm-up to the last batch's end."""
         for batch in itertools.islice(supplied, warmup):
             work(batch)
@@ -106,7 +114,7 @@ def feeding_of(
     training = rate(itertools.repeat(next(supply(0)), warmup + batches), step)
     for count in workers:
         loader = rate(supply(count), lambda batch: None)
-        yield Feeding(count, loader, training, rate(supply(count), step))
+        yield Feeding(count, loader, training, rate(supply(count), step), device_augmentation)
 
 
 def _wait(device: torch.device) -> None:

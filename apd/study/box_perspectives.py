@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from apd.data.instance_batches import unit_range
+from apd.data.batches import unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 from apd.models.detector_view import NO_BOX, DetectorTap, training_step
 from apd.perspective import class_prototypes

@@ -164,6 +164,8 @@ class TrainingConfig:
     """Whether an optimiser step is one kernel for many parameters."""
     pinned_memory: bool = False
     """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
+    device_augmentation: bool = False
+    """Segmentation only: whether samples reach the device as stored and are scaled, rotated, cropped and so on there."""
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):  # JSON has lists

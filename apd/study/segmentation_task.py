@@ -10,6 +10,7 @@ from torch import nn
 from apd.data.batches import Batch, training_batches
 from apd.data.catalogue import DatasetSpec
 from apd.data.sample import SegmentationDataset
+from apd.data.stored_batches import StoredBatch, stored_batches
 from apd.evaluate.confusion import scores
 from apd.evaluate.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluate.protocol import Inference
@@ -80,10 +81,13 @@ class SegmentationTask:
         ignore_index = self._spec.ignore_index
         return SegmentationObjective(self.experiment, student, teacher, distillers, ignore_index, precision)
 
-    def batches(self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int) -> Iterator[Batch]:
-        """Crops of one size."""
+    def batches(
+        self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int
+    ) -> Iterator[Batch] | Iterator[StoredBatch]:
+        """Crops of one size, or what the objective makes them of on the device."""
         training = self.experiment.training
-        return training_batches(
+        supply = stored_batches if training.device_augmentation else training_batches
+        return supply(
             dataset,
             batch_size=training.batch_size,
             augmentation=build_augmentation(self.experiment.data),

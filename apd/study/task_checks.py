@@ -55,6 +55,8 @@ def require_fit_for_detection(experiment: Any) -> None:
         told = "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch"
         require(training.accumulation == 1, training, "accumulation", told)
         require(not training.compile, training, "compile", "False in detection: its number of boxes varies")
+        told = "False in detection: things are cut and dropped with their boxes and masks, which the loader does"
+        require(not training.device_augmentation, training, "device_augmentation", told)
         told = "0.4, the default: a detector has no auxiliary head"
         require(training.auxiliary_weight == 0.4, training, "auxiliary_weight", told)
     wants_masks = [network.kind for network in networks if network.kind == "mask_rcnn"]

@@ -26,7 +26,10 @@ Fact = Mapping[str, Any]
 
 
 class Batch(Protocol):
-    """Training pictures and what is known of them: a named tuple, whose parts an objective's forward takes."""
+    """Training pictures and what is known of them: a named tuple, whose parts an objective's forward takes.
+
+    What a task's `batches` gives may still be short of that: the objective's `parts` makes it of it on the device.
+    """
 
     def __iter__(self) -> Iterator[Any]:
         """The parts."""

@@ -1,5 +1,6 @@
 """Samples handed out as stored and varied later: the same batches, wherever the work is done."""
 
+import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from small_experiments import outcome, tiny
 
+from apd.data import stored_batches as module
 from apd.data.batches import Batch, training_batches
 from apd.data.catalogue import SCENES
 from apd.data.sample import Sample
@@ -121,6 +123,11 @@ def test_a_sample_of_a_wrong_kind_and_wrong_numbers_are_refused_as_for_other_bat
         stored_batches(Mixed(0), batch_size=2, augmentation=VARIED, seed=0, iterations=1)
     with pytest.raises(ValueError, match="start_iteration=2; expected 0 to iterations=1"):
         stored_batches(Mixed(), batch_size=2, augmentation=VARIED, seed=0, iterations=1, start_iteration=2)
+
+
+def test_the_example_is_true():
+    failed, tried = doctest.testmod(module)
+    assert (failed, tried > 0) == (0, True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

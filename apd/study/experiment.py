@@ -165,7 +165,7 @@ class TrainingConfig:
     pinned_memory: bool = False
     """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
     device_augmentation: bool = False
-    """Segmentation only: whether samples reach the device as stored and are scaled, rotated, cropped and so on there."""
+    """Segmentation only: whether samples go to the device as stored and are scaled, turned, cropped and so on there."""
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):  # JSON has lists

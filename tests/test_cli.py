@@ -285,9 +285,9 @@ def campaign_on_a_bare_machine(runs):
     assert not set(extras) & set(sys.modules)
     sys.modules.update(dict.fromkeys(extras))  # None: importing it fails as if it were not installed
     os.environ["APD_RUNS"] = str(runs)
-    import apd.study.recipes
+    import apd.study.camvid_campaigns
 
-    apd.study.recipes.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
+    apd.study.camvid_campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
     sys.argv = ["campaign", "camvid-small", "--only", "student-seed0", "--records", str(runs / "records")]
     with contextlib.suppress(SystemExit):
         runpy.run_module("apd.study.campaign", run_name="__main__")

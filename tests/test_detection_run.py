@@ -306,7 +306,7 @@ def test_annotations_and_pictures_may_lie_elsewhere(coco_folder, monkeypatch):  
     )
     task = task_of(small(data=data))
     assert len(task.split("train")) == 3
-    with pytest.raises(DataError, match=r"of-val2017\.json is missing: expected shapes/of-val2017\.json and the"):
+    with pytest.raises(DataError, match=r"of-val2017\.json is missing: expected shapes/of-val2017\.json and shapes/"):
         task.split("val")
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from apd.evaluate.coco_ap import ap_scores
 from apd.study.ap_entry import tables_of
-from apd.study.arms import FACTORS
 from apd.study.campaign import experiments_of
 from apd.study.detection_recipes import (
     BEST_DETECTION_RIVAL,
     BEST_FACTORS,
+    DETECTION_FACTORS,
     DETECTION_RIVALS,
     RATE_METHODS,
     STUDENT_RATE,
@@ -67,7 +67,7 @@ def test_the_rates_of_detection_are_the_best_of_the_records():
 def test_the_weights_of_detection_are_the_best_of_the_records_and_all_have_the_same_trials():
     found = box_ap_on_val("scenes-detection-tuning")
     for method in UNTUNED.keys() - {"student"}:
-        trials = {factor: found.get(f"{method}_x{factor:g}-seed0") for factor in FACTORS}
+        trials = {factor: found.get(f"{method}_x{factor:g}-seed0") for factor in DETECTION_FACTORS}
         if method in RATE_METHODS:
             trials[1.0] = found[f"{method}-rate{STUDENT_RATE:g}-seed0"]
         assert max(trials, key=trials.get) == BEST_FACTORS.get(method, 1.0)

@@ -7,7 +7,7 @@ distillers differs. How the values were chosen is told where they stand.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from apd.study.arms import FACTORS, stronger
+from apd.study.arms import stronger
 from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import (
     DenseAPDConfig,
@@ -38,9 +38,13 @@ UNTUNED: dict[str, tuple[DetectionDistillerConfig, ...]] = {
 """Methods by key, at their published or default weights. The dense variant has no logits, so it stands beside RoI-KD,
 as APD stands beside pixel KD in segmentation."""
 
+DETECTION_FACTORS = (0.01, 0.1, 1.0, 10.0)
+"""What every method's weights are multiplied with in its trials. One more than in segmentation: the published weights
+of losses on a pyramid's features ruin these students, and a tenth of them still harms them."""
+
 BEST_FACTORS: dict[str, float] = {}
-"""What a method's weights are multiplied with where that is not 1: the best of three trials by box AP on val with one
-seed (campaign `scenes-detection-tuning`; a test holds it to the records). Every method has the same three trials."""
+"""What a method's weights are multiplied with where that is not 1: the best of the trials by box AP on val with one
+seed (campaign `scenes-detection-tuning`; a test holds it to the records)."""
 
 DETECTION_RIVALS = ("roi_dkd", "pyramid_matching", "review_kd")
 """Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
@@ -151,7 +155,7 @@ def scenes_detection_tuning() -> Iterator[Experiment]:
         for method in RATE_METHODS:
             name, distillers = f"{method}-rate{rate:g}-seed0", distillers_on_scenes(method, 1.0)
             yield replace(student, training=training, name=name, distillers=distillers)
-    for factor in FACTORS:
+    for factor in DETECTION_FACTORS:
         for method in UNTUNED:
             if method != "student" and not (factor == 1 and method in RATE_METHODS):  # those were run above
                 name, distillers = f"{method}_x{factor:g}-seed0", distillers_on_scenes(method, factor)

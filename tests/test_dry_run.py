@@ -55,6 +55,17 @@ def test_a_dry_run_tells_data_sizes_steps_memory_and_time_and_writes_nothing(run
     assert not runs.exists()
 
 
+def test_the_classes_in_sight_are_those_of_the_crops_wherever_these_are_made(runs):
+    def classes_in_sight(experiment):
+        missing, text = told_by(experiment, steps=1)
+        assert missing == []
+        return next(line for line in text.splitlines() if line.startswith("classes in sight: "))
+
+    experiment = tiny("student")
+    there = replace(experiment, training=replace(experiment.training, device_augmentation=True))
+    assert classes_in_sight(there) == classes_in_sight(experiment)
+
+
 def test_a_student_without_a_teacher_is_told_without_one(runs):
     missing, text = told_by(tiny("student"), steps=1)
     assert missing == []

@@ -18,7 +18,7 @@ from apd.study.detection_distiller_configs import (
     RoIAPDConfig,
     RoIKDConfig,
 )
-from apd.study.detection_recipes import SCENES_DETECTOR, UNTUNED, scenes_detection_experiment
+from apd.study.detection_recipes import FROM_SCRATCH, SCENES_DETECTOR, UNTUNED, scenes_detection_experiment
 from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.study.field_checks import ExperimentError, did_you_mean
 
@@ -102,17 +102,7 @@ def _tiny_coco() -> Experiment:
     asked for are these pictures. AdamW, rate and steps are own choices from short trials.
     """
     detector = replace(SCENES_DETECTOR, smallest_anchor=12)
-    training = TrainingConfig(
-        iterations=800,
-        batch_size=2,
-        optimiser="adamw",
-        learning_rate=1e-3,
-        head_multiplier=1.0,
-        weight_decay=0.01,
-        warmup=20,
-        clip_norm=10.0,
-        evaluations=1,
-    )
+    training = replace(FROM_SCRATCH, iterations=800, batch_size=2, learning_rate=1e-3)
     return Experiment(
         data=InstanceDataConfig(
             name="coco",

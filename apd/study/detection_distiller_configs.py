@@ -7,6 +7,7 @@ default of a field is never changed: fingerprints leave it out.
 from dataclasses import dataclass
 from typing import Literal
 
+from apd.study.distiller_configs import DKDConfig
 from apd.study.field_checks import LEAVE_OUT, require, require_types, require_weights
 
 LEVELS = ("0", "1", "2", "3", "pool")
@@ -24,22 +25,12 @@ def _require_levels(owner: object, *, ordered: bool = False) -> None:
     require(legal, owner, "levels", f"some of {', '.join(LEVELS)}, each once" + (", in this order" if ordered else ""))
 
 
-def _require_apd(owner: object, terms: tuple[str, ...]) -> None:
-    require(owner.width is None or owner.width >= 1, owner, "width", "None or an integer >= 1")
-    for name in ("scale", "teacher_head_rate"):
-        require(getattr(owner, name) > 0, owner, name, "a number > 0")
-    trains_a_head = owner.width is not None or owner.regularisation == 0
-    require_weights(owner, *terms)
-    require(trains_a_head, owner, "regularisation", "0 where width is None: it trains the teacher's head only")
-
-
 @dataclass(frozen=True, kw_only=True)
-class RoIAPDConfig:
-    """Adaptive perspective distillation of the student's boxes, as `apd.detection.RoIAPD`."""
+class _PerspectivesConfig:
+    """What both forms of APD have: the terms that need projection heads, and the teacher's head."""
 
-    method: Literal["roi_apd"] = "roi_apd"
     width: int | None = 256
-    """Width of both projection heads (own choice); None leaves them out."""
+    """Width of both projection heads, on a pyramid those of each level (own choice); None leaves them out."""
     scale: float = 10.0
     """Cosine scale of the observations (released segmentation code: 10)."""
     regularisation: float = 1.0
@@ -47,47 +38,49 @@ class RoIAPDConfig:
     alignment: float = 10.0
     """Weight of the prototypes' cosine distance (released segmentation code: 10)."""
     observation: float = 1.0
-    """Weight of the observations' KL, things and background apart."""
-    pixel_kd: float = 1.0
-    """Weight of the KL between the class layers' logits of the boxes; 0 leaves it out."""
-    temperature: float = 1.0
-    """Temperature of that KL."""
+    """Weight of the observations' KL; of boxes, things and background apart."""
     teacher_head_rate: float = 1e-3
     """Adam rate of the teacher's head (as in segmentation)."""
     teacher_head_schedule: Literal["constant", "poly"] = "constant"
     """Constant (released segmentation code), or falling as the student's."""
 
-    def __post_init__(self) -> None:
-        require_types(self)
-        require(self.temperature > 0, self, "temperature", "a number > 0")
-        _require_apd(self, ("regularisation", "alignment", "observation", "pixel_kd"))
+    def _check(self, *terms: str) -> None:
+        """The fields above, and that one of the terms has a weight."""
+        require(self.width is None or self.width >= 1, self, "width", "None or an integer >= 1")
+        for name in ("scale", "teacher_head_rate"):
+            require(getattr(self, name) > 0, self, name, "a number > 0")
+        require_weights(self, "regularisation", "alignment", "observation", *terms)
+        trains_a_head = self.width is not None or self.regularisation == 0
+        require(trains_a_head, self, "regularisation", "0 where width is None: it trains the teacher's head only")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseAPDConfig:
+class RoIAPDConfig(_PerspectivesConfig):
+    """Adaptive perspective distillation of the student's boxes, as `apd.detection.RoIAPD`."""
+
+    method: Literal["roi_apd"] = "roi_apd"
+    pixel_kd: float = 1.0
+    """Weight of the KL between the class layers' logits of the boxes; 0 leaves it out."""
+    temperature: float = 1.0
+    """Temperature of that KL."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.temperature > 0, self, "temperature", "a number > 0")
+        self._check("pixel_kd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseAPDConfig(_PerspectivesConfig):
     """Adaptive perspective distillation of the pyramid's pixels, as `apd.detection.dense_apd`."""
 
     method: Literal["dense_apd"] = "dense_apd"
     levels: tuple[str, ...] = ("1",)
     """Levels of the pyramid: "0" (stride 4) to "3" (stride 32), and "pool"."""
-    width: int | None = 256
-    """Width of both projection heads of a level (own choice); None leaves them out."""
-    scale: float = 10.0
-    """Cosine scale of the observations (released segmentation code: 10)."""
-    regularisation: float = 1.0
-    """Weight of the teacher's cross-entropy through its adaptive perspective (trains its head only)."""
-    alignment: float = 10.0
-    """Weight of the prototypes' cosine distance (released segmentation code: 10)."""
-    observation: float = 1.0
-    """Weight of the observations' KL."""
-    teacher_head_rate: float = 1e-3
-    """Adam rate of the teacher's heads (as in segmentation)."""
-    teacher_head_schedule: Literal["constant", "poly"] = "constant"
-    """Constant (released segmentation code), or falling as the student's."""
 
     def __post_init__(self) -> None:
         _require_levels(self)
-        _require_apd(self, ("regularisation", "alignment", "observation"))
+        self._check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +98,10 @@ class RoIKDConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoIDKDConfig:
+class RoIDKDConfig(DKDConfig):
     """Decoupled distillation of the boxes' logits, as `apd.detection.roi_dkd`; defaults are its authors' on COCO."""
 
     method: Literal["roi_dkd"] = "roi_dkd"
-    target: float = 1.0
-    """Weight of the KL between the probabilities of the labelled class; 0 leaves it out."""
-    non_target: float = 0.25
-    """Weight of the KL among the other classes; 0 leaves it out."""
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        require_weights(self, "target", "non_target")
-        require(self.temperature > 0, self, "temperature", "a number > 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,11 @@ from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
 SCENES_DETECTOR = DetectorConfig(width=64, box_width=256, smallest_anchor=8, proposals=300, rois=64)
 """torchvision's Mask R-CNN at a quarter of its widths, with anchors and counts for pictures of 100 pixels."""
 
+FROM_SCRATCH = TrainingConfig(
+    optimiser="adamw", head_multiplier=1.0, weight_decay=0.01, warmup=20, clip_norm=10.0, evaluations=1
+)
+"""How a small detector learns from random weights in some hundred steps (own choice)."""
+
 HEAD_WIDTH = 64
 """Of APD's projection heads and of what ReviewKD hands down: a quarter of the boxes' vectors, and all of a level."""
 
@@ -104,17 +109,7 @@ def scenes_detection_experiment(arm: str, seed: int) -> Experiment:
         >>> experiment.name, experiment.network.backbone, experiment.teacher.network.backbone
         ('roi_apd-seed1', 'resnet18', 'resnet50')
     """
-    training = TrainingConfig(
-        iterations=400,
-        batch_size=4,
-        optimiser="adamw",
-        learning_rate=STUDENT_RATE,
-        head_multiplier=1.0,
-        weight_decay=0.01,
-        warmup=20,
-        clip_norm=10.0,
-        evaluations=1,
-    )
+    training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_RATE)
     return Experiment(
         name=f"{arm}-seed{seed}",
         seed=seed,

@@ -15,12 +15,11 @@ from torchvision.models.detection import FasterRCNN
 from apd.models.detector_view import DetectorPair, DetectorView
 from apd.study.experiment import Experiment
 from apd.study.step_cost import (
-    BACKWARD,
     FAKE_DEVICE,
     PICTURES,
     NetworkCost,
     StepCost,
-    as_it_is,
+    count_step,
     fixed_bytes_of,
     give_fake_tensors,
 )
@@ -74,26 +73,12 @@ def detector_step_cost(experiment: Experiment, num_classes: int) -> StepCost:
             give_fake_tensors(module)
         images = torch.empty(PICTURES, 3, *size, device=FAKE_DEVICE)
         in_inference = [_inference_flops(network, images[:1]) for network in filter(None, (student, teacher))]
-        kept: dict[int, Tensor] = {}  # by storage: what two operations keep is in memory once
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage()._cdata] = tensor
-            return tensor
-
-        for parameter in (*student.parameters(), *distillers.parameters()):
-            keep(parameter)
-        own = set(kept)
-        with FlopCounterMode(display=False) as in_student, torch.autograd.graph.saved_tensors_hooks(keep, as_it_is):
-            seen = _forward(student.train(), images, drawn)
-        with FlopCounterMode(display=False) as in_teacher, torch.no_grad():
-            taught = None if teacher is None else _forward(teacher, images, looked_at, proposing=False)
-        with FlopCounterMode(display=False) as in_loss, torch.autograd.graph.saved_tensors_hooks(keep, as_it_is):
-            if taught is not None:
-                pair = _pair(seen, taught, size)
-                for distiller in distillers:
-                    distiller(pair)
-        saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
-    trained = (1 + BACKWARD) * (in_student.get_total_flops() + in_loss.get_total_flops())
+        counted = count_step(
+            (student, distillers),
+            lambda: _forward(student.train(), images, drawn),
+            lambda: None if teacher is None else _forward(teacher, images, looked_at, proposing=False),
+            lambda seen, taught: [distiller(_pair(seen, taught, size)) for distiller in distillers],
+        )
     costs = [
         NetworkCost(sum(p.numel() for p in network.parameters()), flops // 2)
         for network, flops in zip(filter(None, (student, teacher)), in_inference, strict=True)
@@ -101,9 +86,9 @@ def detector_step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     return StepCost(
         student=costs[0],
         teacher=costs[1] if teacher is not None else None,
-        macs_per_image=(trained + in_teacher.get_total_flops()) // 2 // PICTURES,
+        macs_per_image=counted.macs,
         fixed_bytes=fixed_bytes_of(student, teacher, distillers, experiment.training.optimiser),
-        bytes_per_image=saved // PICTURES,
+        bytes_per_image=counted.kept_bytes,
     )
 
 

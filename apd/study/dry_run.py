@@ -21,6 +21,7 @@ from apd.data.noise import Noise, NoiseThings
 from apd.data.picture_files import DataError
 from apd.data.published_sets import COCO_STUFF
 from apd.data.scene_instances import THINGS
+from apd.data.stored_batches import StoredBatch
 from apd.study.build import Splits, choose_device, spec_of
 from apd.study.detection_config import DetectorConfig
 from apd.study.detector_step_cost import detector_step_cost
@@ -268,9 +269,9 @@ def _measure(
 
 def _labels(batch: Batch) -> list[torch.Tensor]:
     """The labels of each image: of its pixels, or of its things."""
-    return (
-        [target["labels"] for target in batch.targets] if isinstance(batch, InstanceBatch) else list(batch.labels_BHW)
-    )
+    if isinstance(batch, InstanceBatch):
+        return [target["labels"] for target in batch.targets]
+    return list((batch.varied() if isinstance(batch, StoredBatch) else batch).labels_BHW)
 
 
 def _classes_seen(labels: list[torch.Tensor], ignore_index: int) -> tuple[float, float]:

@@ -3,7 +3,9 @@
 PyTorch's fake tensors have shapes and no numbers, so a step at the real size takes seconds on any machine.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,30 +97,63 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         labels = torch.zeros(PICTURES, height, width, dtype=torch.long, device=FAKE_DEVICE)
         with FlopCounterMode(display=False) as in_inference, torch.no_grad():
             student.eval()(images[:1])
-        kept: dict[int, Tensor] = {}  # by storage: what two operations keep is in memory once
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage()._cdata] = tensor
-            return tensor
-
-        for parameter in (*student.parameters(), *distillers.parameters()):
-            keep(parameter)
-        own = set(kept)
-        with FlopCounterMode(display=False) as in_student, torch.autograd.graph.saved_tensors_hooks(keep, as_it_is):
-            seen = student.train()(images)
-        with FlopCounterMode(display=False) as in_teacher, torch.no_grad():
-            taught = None if teacher is None else teacher(images)
-        with FlopCounterMode(display=False) as in_loss, torch.autograd.graph.saved_tensors_hooks(keep, as_it_is):
-            _loss(experiment, distillers, seen, taught, labels)
-        saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
-    trained = (1 + BACKWARD) * (in_student.get_total_flops() + in_loss.get_total_flops())
+        counted = count_step(
+            (student, distillers),
+            lambda: student.train()(images),
+            lambda: None if teacher is None else teacher(images),
+            lambda seen, taught: _loss(experiment, distillers, seen, taught, labels),
+        )
     return StepCost(
         student=NetworkCost(_inferring_parameters(student), in_inference.get_total_flops() // 2),
-        teacher=teacher and NetworkCost(_inferring_parameters(teacher), in_teacher.get_total_flops() // 2 // PICTURES),
-        macs_per_image=(trained + in_teacher.get_total_flops()) // 2 // PICTURES,
+        teacher=teacher and NetworkCost(_inferring_parameters(teacher), counted.teacher_macs),
+        macs_per_image=counted.macs,
         fixed_bytes=fixed_bytes_of(student, teacher, distillers, experiment.training.optimiser),
-        bytes_per_image=saved // PICTURES,
+        bytes_per_image=counted.kept_bytes,
     )
+
+
+class Counted(NamedTuple):
+    """A step on fake tensors, per image: multiply-accumulates of the teacher and of all, and bytes kept by autograd."""
+
+    teacher_macs: int
+    macs: int
+    kept_bytes: int
+
+
+def count_step(
+    trained: Iterable[nn.Module],
+    look: Callable[[], Any],
+    teach: Callable[[], Any],
+    judge: Callable[[Any, Any], object],
+) -> Counted:
+    """Count a step on :data:`PICTURES` fake images, inside a FakeTensorMode.
+
+    Args:
+        trained: the modules with trained parameters, which are no part of what is kept.
+        look: the student's forward pass in training.
+        teach: the teacher's; counted without gradients.
+        judge: the losses of what both saw.
+    """
+    kept: dict[int, Tensor] = {}  # by storage: what two operations keep is in memory once
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    for module in trained:
+        for parameter in module.parameters():
+            keep(parameter)
+    own = set(kept)
+    with FlopCounterMode(display=False) as in_student, torch.autograd.graph.saved_tensors_hooks(keep, _as_it_is):
+        seen = look()
+    with FlopCounterMode(display=False) as in_teacher, torch.no_grad():
+        taught = teach()
+    with FlopCounterMode(display=False) as in_loss, torch.autograd.graph.saved_tensors_hooks(keep, _as_it_is):
+        judge(seen, taught)
+    saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+    forward = in_student.get_total_flops() + in_loss.get_total_flops()
+    teacher = in_teacher.get_total_flops()
+    return Counted(teacher // 2 // PICTURES, ((1 + BACKWARD) * forward + teacher) // 2 // PICTURES, saved // PICTURES)
 
 
 def teacher_step_cost(experiment: Experiment, num_classes: int) -> StepCost:
@@ -136,7 +171,7 @@ def give_fake_tensors(network: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=FAKE_DEVICE))
 
 
-def as_it_is(tensor: Tensor) -> Tensor:
+def _as_it_is(tensor: Tensor) -> Tensor:
     """The tensor: how a saved one is unpacked."""
     return tensor
 

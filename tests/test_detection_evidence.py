@@ -27,6 +27,7 @@ from apd.plots.detection_evidence import (
     seen_by_heart,
     setup_table,
 )
+from apd.plots.detection_trials import detection_rates_table, detection_weights_table, validation_box_ap
 from apd.plots.tables import interval
 from apd.study.campaign import CAMPAIGNS, scenes_experiment
 from apd.study.detection_comparison import (
@@ -37,6 +38,10 @@ from apd.study.detection_comparison import (
     detection_names,
     parts_of_arm,
 )
+from apd.study.detection_recipes import STUDENT_RATE
+from apd.study.fingerprint import fingerprint, to_dict
+from apd.study.folders import records_folder
+from apd.study.record import Record, read_records
 from apd.study.score import BOX_AP, MASK_AP, MIOU, parts_of_ap
 from apd.study.statistics import ComparisonError, compare, paired_difference, spread
 
@@ -49,7 +54,25 @@ def comparison():
     return found
 
 
+@pytest.fixture(scope="module")
+def trials():
+    return read_records(records_folder("scenes-detection-tuning"))
+
+
 # scores and comparisons
+
+
+def test_real_records_are_compared_by_the_average_precision_that_each_of_them_holds(trials):
+    kept = [r for r in trials if r.experiment.name.endswith(f"-rate{STUDENT_RATE:g}-seed0")]
+    (found,) = detection_comparisons(kept)
+    assert set(found.arms) == {"student", "roi_kd", "roi_apd"}
+    for record in kept:
+        method = record.experiment.name.split("-")[0]
+        assert found.values(method) == {0: record.ap["boxes"].ap}
+        assert found.by(MASK_AP).values(method) == {0: record.ap["masks"].ap}
+        assert 0.1 < record.ap["masks"].ap < record.teacher_ap["masks"].ap
+    assert [each.score for each in by_kind([found])] == [BOX_AP, MASK_AP]
+    assert f"{STUDENT_RATE:g}" in setup_table(found).description
 
 
 def test_a_comparison_is_by_the_score_that_is_asked_for(comparison):
@@ -238,3 +261,40 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
     assert ("minus ReviewKD alone” +" in said) == (kept == "all")
     assert ("box AP minus that of “student alone”, points" in said) == (kept in ("all", "half of the first seed"))
     assert ("box AP minus that of “KD of boxes”, points" in said) == (kept == "all")
+
+
+# trials of rates and weights
+
+
+def test_the_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(trials):
+    rates, weights = detection_rates_table(trials), detection_weights_table(trials)
+    assert "◂" not in detection_rates_table([]).description
+    for told, name, trial in (
+        (rates, "teacher", "teacher-rate0.001"),
+        (rates, "student alone", "student-rate0.002-seed0"),
+        (weights, "DKD of boxes", "roi_dkd_x1-seed0"),
+        (weights, "KD of boxes", "roi_kd-rate0.002-seed0"),
+    ):
+        row = next(line for line in told.description.splitlines()[1:] if line.startswith(name + " "))
+        (record,) = (r for r in trials if r.experiment.name == trial)
+        scores = [cell for cell in row[len(name) :].split() if cell not in "◂–"]
+        assert f"{100 * validation_box_ap(record):.1f}" in scores
+        assert row.split()[row.split().index("◂") - 1] == max(scores, key=float)
+
+
+def with_experiment(record, experiment):
+    told = {"experiment": to_dict(experiment), "fingerprint": fingerprint(experiment)}
+    return Record({**record.content, **told})
+
+
+def test_a_trial_of_another_seed_or_another_rate_is_no_trial_of_weights(trials):
+    (record,) = (r for r in trials if r.experiment.name == "roi_dkd_x1-seed0")
+    training = replace(record.experiment.training, learning_rate=0.5)
+    others = [
+        with_experiment(record, replace(record.experiment, seed=1)),
+        with_experiment(record, replace(record.experiment, training=training)),
+    ]
+    (tenth,) = (r for r in trials if r.experiment.name == "roi_dkd_x0.1-seed0")
+    told = detection_weights_table([*others, tenth]).description
+    row = next(line for line in told.splitlines() if line.startswith("DKD of boxes"))
+    assert row.count("–") == 3

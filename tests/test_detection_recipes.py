@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from apd.evaluate.coco_ap import ap_scores
-from apd.study.ap_entry import tables_of
+from apd.plots.detection_trials import validation_box_ap
 from apd.study.campaign import experiments_of
 from apd.study.detection_recipes import (
     BEST_DETECTION_RIVAL,
@@ -31,10 +30,8 @@ def box_ap_on_val(name, labels):
     planned = {fingerprint(experiment) for experiment in experiments_of(name)}
     found = {}
     for record in records:
-        last = record.content["evaluations"][-1]
-        assert (last["split"], last["step"]) == ("val", record.experiment.training.iterations)
         if record.content["fingerprint"] in planned:
-            found[record.experiment.name] = ap_scores(tables_of(last["ap"])["boxes"]).ap
+            found[record.experiment.name] = validation_box_ap(record)
     if missing := set(labels) - set(found):
         pytest.skip(f"{name}: {', '.join(sorted(missing))} have not been run")
     return found

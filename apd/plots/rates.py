@@ -37,7 +37,7 @@ def rates_table(records: Sequence[Record], title: str) -> Drawing:
     if not found:
         return nothing(f"{title}: no run with a score on the validation split is recorded.")
     rates = sorted({rate for values in found.values() for rate in values})
-    rows = {METHOD_NAMES[m]: _marked(found[m], rates, "rate {:g}") for m in METHOD_NAMES if m in found}
+    rows = {METHOD_NAMES[m]: marked_row(found[m], rates, "rate {:g}") for m in METHOD_NAMES if m in found}
     caption = f"{title}: mIoU in per cent on val after the last step, one seed; ◂ marks a method's best rate"
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
@@ -61,7 +61,7 @@ def weights_table(records: Sequence[Record], title: str) -> Drawing:
         title: of what.
     """
     found = validation_by_strength(records)
-    rows = {arm.name: _marked(found[arm.key], FACTORS, "weights × {:g}") for arm in plain_arms() if arm.key in found}
+    rows = {arm.name: marked_row(found[arm.key], FACTORS, "weights × {:g}") for arm in plain_arms() if arm.key in found}
     if not any(factor != 1 for values in found.values() for factor in values):
         return nothing(f"{title}: no trial of other weights is recorded.")
     caption = (
@@ -71,7 +71,7 @@ def weights_table(records: Sequence[Record], title: str) -> Drawing:
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 
-def _marked(values: Mapping[float, float], trials: Sequence[float], name: str) -> dict[str, str]:
+def marked_row(values: Mapping[float, float], trials: Sequence[float], name: str) -> dict[str, str]:
     """A row of a table: each trial's score, the best one marked, a dash for what is missing."""
     best = max(values, key=values.__getitem__)
     return {

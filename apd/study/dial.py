@@ -13,7 +13,7 @@ from apd.study.arms import option_arms
 from apd.study.experiment import Experiment
 from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
-from apd.study.statistics import Comparison, ComparisonError, Difference, compare, paired_difference
+from apd.study.statistics import Comparison, ComparisonError, Difference, compare, of_any_length, paired_difference
 
 ARM_NAMES = METHOD_NAMES | {arm.key: f"+ APD, {arm.name}" for arm in option_arms() if arm.key == "scope_batch"}
 """The methods and arms on the dial, by key."""
@@ -76,7 +76,7 @@ def on_the_dial(records: Sequence[Record]) -> dict[float, Comparison]:
 
 
 def _recipe(experiment: Experiment) -> Experiment:
-    data, training = replace(experiment.data, context_shift=0.0), replace(experiment.training, iterations=1)
+    data, training = replace(experiment.data, context_shift=0.0), of_any_length(experiment.training)
     return replace(experiment, name="experiment", seed=0, distillers=(), data=data, training=training)
 
 

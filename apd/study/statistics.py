@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from apd.study.experiment import DataConfig, Experiment
+from apd.study.experiment import DataConfig, Experiment, TrainingConfig
 from apd.study.fingerprint import fingerprint
 from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
@@ -267,10 +267,15 @@ def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) 
     return comparisons
 
 
+def of_any_length(training: TrainingConfig) -> TrainingConfig:
+    """A training as any other that differs in the number of steps alone; warm-up and milestones fit into it."""
+    return replace(training, iterations=10**9)
+
+
 def _common(record: Record) -> dict[str, object]:
     """What the records of a comparison must share, by what to call it."""
     experiment = record.experiment
-    training = replace(experiment.training, iterations=1, learning_rate=1.0)
+    training = replace(of_any_length(experiment.training), learning_rate=1.0)
     return {
         "recipe": replace(experiment, name="experiment", seed=0, distillers=(), training=training),
         "images of the evaluation split": record.content["data"]["fingerprint"],

@@ -249,7 +249,7 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
     assert "scenes-detection" in detection_campaigns()
     assert "scenes-tiny" not in detection_campaigns()
     told = f"- scenes-detection: {len(records)} of 18 planned runs have a record."
-    found = {"scenes-detection": records}
+    found = {"scenes-detection": records, "scenes-detection-tuning": []}
     monkeypatch.setattr(words, "read_campaigns", lambda names, folder: (found, words.Words(told)))
     shown = run_cells("09_detection", tmp_path)
     said = "\n".join(f"{item!r}" for item in shown)

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,9 @@ def test_torch_and_torchvision_are_locked_as_a_pair_and_allowed_from_the_oldest_
 
 def test_the_core_asks_for_no_more_than_a_bare_gpu_machine_has():
     core = {Requirement(line).name for line in PROJECT["dependencies"]}
-    assert core == {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "pillow"}
+    brought_by_timm = {"pyyaml"}  # named because it is imported here, too
+    assert core == {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "pillow"} | brought_by_timm
+    assert brought_by_timm <= {Requirement(line).name for line in metadata.requires("timm")}
 
 
 def test_the_list_for_conda_is_the_lock_without_hashes():

@@ -121,7 +121,7 @@ def test_a_wrong_value_is_refused_with_its_field_the_value_and_what_was_expected
         ({"name": "ade20k", "height": 0}, "DataConfig.width = 128: expected 0 only together with height 0"),
         ({"name": "ade20k", "width": 0}, "DataConfig.width = 0: expected 0 only together with height 96"),
         ({"height": 0, "width": 0}, "DataConfig.height = 0: expected an integer >= 32: scenes have no own size"),
-        ({"name": "folder"}, "DataConfig.folder = '': expected the path of a folder with a dataset.toml"),
+        ({"name": "folder"}, "DataConfig.folder = '': expected the path of a folder with a dataset.yaml"),
     ],
     ids=["height", "width", "scenes", "folder"],
 )

@@ -39,7 +39,7 @@ ARROWS = {
     "__init__": (METHOD, {"torch"}),
     "models": ((), BARE),
     "detection": ((*METHOD, "models"), {"torch"}),
-    "data": ((), BARE),
+    "data": ((), BARE | {"yaml"}),  # which timm needs itself
     "evaluate": ((*METHOD, "models", "data"), BARE),
     "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE),
     "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "plotly", "seaborn", "pandas"}),

@@ -1,4 +1,4 @@
-"""A folder of pictures and masks with a dataset.toml is a data set: described, checked, trained on from the shell."""
+"""A folder of pictures and masks with a dataset.yaml is a data set: described, checked, trained on from the shell."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from apd.data.picture_files import DataError, MissingData
 from apd.study.build import build_split, build_splits, spec_of
 from apd.study.experiment import DataConfig
 
-CLASSES = 'classes = ["soil", "crop"]\n'
+CLASSES = "classes: [soil, crop]\n"
 
 
 def write_pairs(folder, split, count, *, values=(0, 1, 255), first=0):
@@ -36,14 +36,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("APD_DATA", raising=False)
     root = tmp_path / "fields"
     root.mkdir()
-    (root / "dataset.toml").write_text(CLASSES)
+    (root / "dataset.yaml").write_text(CLASSES)
     write_pairs(root, "train", 4)
     write_pairs(root, "val", 2, first=10)
     return root
 
 
 def describe(folder, text):
-    (folder / "dataset.toml").write_text(CLASSES + text if "classes =" not in text else text)
+    (folder / "dataset.yaml").write_text(CLASSES + text if "classes:" not in text else text)
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_one_line_is_enough(folder):
 
 
 def test_values_ignored_ones_colours_and_a_name_can_be_said(folder):
-    describe(folder, 'name = "my-fields"\nvalues = [7, 255]\nignore = [0, 9]\npalette = [[1, 2, 3], [4, 5, 6]]\n')
+    describe(folder, "name: my-fields\nvalues: [7, 255]\nignore: [0, 9]\npalette: [[1, 2, 3], [4, 5, 6]]\n")
     for split, first in (("train", 0), ("val", 10)):
         write_pairs(folder, split, 2, values=(7, 255, 9, 0), first=first)
     shutil.rmtree(folder / "images" / "train"), shutil.rmtree(folder / "masks" / "train")
@@ -78,9 +78,9 @@ def test_splits_can_lie_anywhere_and_be_lists_of_names(folder, tmp_path):
     where = tmp_path / "elsewhere"
     describe(
         folder,
-        f'[splits.train]\nimages = "{where}/images/all"\nmasks = "../elsewhere/masks/all"\nlist = "train.txt"\n'
-        '[splits.val]\nimages = "../elsewhere/images/all"\nmasks = "../elsewhere/masks/all"\nlist = "val.txt"\n'
-        "[splits.test]\n",
+        f"splits:\n  train: {{images: {where}/images/all, masks: ../elsewhere/masks/all, list: train.txt}}\n"
+        "  val:\n    images: ../elsewhere/images/all\n    masks: ../elsewhere/masks/all\n    list: val.txt\n"
+        "  test: {}\n",
     )
     (folder / "train.txt").write_text("003\n001.jpg\n\n")
     (folder / "val.txt").write_text("000.png\n")
@@ -100,7 +100,7 @@ def test_a_relative_path_is_looked_for_below_apd_data_and_then_in_the_working_di
     assert locate_folder(folder) == folder
     shutil.rmtree(other)
     assert locate_folder("fields") == Path("fields")
-    with pytest.raises(MissingData, match=r"no dataset.toml in .*data/nowhere and .*/nowhere; give the folder"):
+    with pytest.raises(MissingData, match=r"no dataset.yaml in .*data/nowhere and .*/nowhere; give the folder"):
         locate_folder("nowhere")
 
 
@@ -110,29 +110,33 @@ def test_a_relative_path_is_looked_for_below_apd_data_and_then_in_the_working_di
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes = [", "dataset.toml is not valid TOML: "),
-        ('name = "x"\nclasses =', "is not valid TOML"),
-        ("# classes =", r'names no classes; expected an entry such as classes = \["soil", "crop"\]'),
-        ('classes = "soil"', "classes = 'soil'; expected a list of names"),
-        ("classes = [1, 2]", r"classes = \[1, 2\]; expected a list of names"),
-        ("classes = []", "class_names is empty"),
-        ('classes = ["soil", "soil"]', "names a class twice"),
-        ("class = 3", r"unknown entry class; did you mean 'classes'\?"),
-        ("zzzz = 3", "unknown entry zzzz; known are classes, name, values"),
-        ("ignore = 9", "ignore = 9; expected a list of whole numbers"),
-        ("ignore = [1]", r"void_values \[1\] are labels of classes"),
-        ("ignore = [300]", r"void_values \[300\]"),
-        ("values = [0, true]", r"values = \[0, True\]; expected a list of whole numbers"),
-        ("values = [3]", r"file_values \(3,\); expected 2 different values"),
-        ("palette = [[1, 2, 3]]", "palette has 1 colours for 2 classes"),
-        ("palette = [1, 2]", r"expected a list of \[red, green, blue\]"),
-        ("palette = [[1, 2, 3], [1, 2, 256]]", "three values from 0 to 255"),
-        ("[splits.valid]", r"unknown entry splits.valid; did you mean 'val'\?"),
-        ("splits = 3", r"splits = 3; expected tables \[splits.train\]"),
-        ("[splits]\ntrain = 3", "splits.train = 3; expected a table"),
-        ("[splits.train]\nimage = 'x'", r"unknown entry splits.train.image; did you mean 'images'\?"),
-        ("[splits.train]\nimages = 3", "splits.train.images = 3; expected a path"),
-        ("[splits.val]", r"dataset.toml has no \[splits.train\]; it has val"),
+        ("classes: [", "dataset.yaml is not valid YAML: "),
+        ("name: x\nclasses: [a, b]\nname: y", "is not valid YAML: name is there twice"),
+        ("? [a]\n: 3", "(?s)is not valid YAML: .*unhashable key"),
+        ("# classes:", r"names no classes; expected an entry such as classes: \[soil, crop\]"),
+        ("- classes: x", r"holds \[\{'classes': 'x'\}\]; expected entries, such as classes: \[soil, crop\]"),
+        ("classes: soil", "classes = 'soil'; expected a list of names"),
+        ("classes: [1, 2]", r"classes = \[1, 2\]; expected a list of names"),
+        ("classes: [no, yes]", r"classes = \[False, True\]; expected a list of names, in quotes where they are"),
+        ("classes: []", "class_names is empty"),
+        ("classes: [soil, soil]", "names a class twice"),
+        ("class: 3", r"unknown entry class; did you mean 'classes'\?"),
+        ("zzzz: 3", "unknown entry zzzz; known are classes, name, values"),
+        ("3: [soil]", "unknown entry 3; known are classes, name, values"),
+        ("ignore: 9", "ignore = 9; expected a list of whole numbers"),
+        ("ignore: [1]", r"void_values \[1\] are labels of classes"),
+        ("ignore: [300]", r"void_values \[300\]"),
+        ("values: [0, true]", r"values = \[0, True\]; expected a list of whole numbers"),
+        ("values: [3]", r"file_values \(3,\); expected 2 different values"),
+        ("palette: [[1, 2, 3]]", "palette has 1 colours for 2 classes"),
+        ("palette: [1, 2]", r"expected a list of \[red, green, blue\]"),
+        ("palette: [[1, 2, 3], [1, 2, 256]]", "three values from 0 to 255"),
+        ("splits: {valid: {}}", r"unknown entry splits.valid; did you mean 'val'\?"),
+        ("splits: 3", r"splits = 3; expected entries train, val and test"),
+        ("splits: {train: 3}", "splits.train = 3; expected entries images, masks or list"),
+        ("splits: {train: {image: x}}", r"unknown entry splits.train.image; did you mean 'images'\?"),
+        ("splits: {train: {images: 3}}", "splits.train.images = 3; expected a path"),
+        ("splits: {val: {}}", r"dataset.yaml has no splits.train; it has val"),
     ],
 )
 def test_a_description_that_cannot_be_meant_is_refused(folder, text, message):
@@ -166,10 +170,10 @@ FAULTS = {
         "images/train holds no picture",
     ),
     "not apart": (
-        lambda f: describe(f, "[splits.train]\n[splits.val]\nimages = 'images/train'\nmasks = 'masks/train'\n"),
+        lambda f: describe(f, "splits: {train: {}, val: {images: images/train, masks: masks/train}}"),
         r"000.jpg is in the splits train and val \(4 such pictures\); keep them apart",
     ),
-    "no list": (lambda f: describe(f, "[splits.train]\nlist = 'a.txt'\n[splits.val]\n"), "the list .*a.txt is missing"),
+    "no list": (lambda f: describe(f, "splits: {train: {list: a.txt}, val: {}}"), "the list .*a.txt is missing"),
     "empty list": (lambda f: listed(f, "\n"), "the list .*a.txt is empty"),
     "unknown in list": (lambda f: listed(f, "000\n009\n"), "a.txt line 2: there is no picture '009'"),
     "twice in list": (lambda f: listed(f, "000\n000.jpg\n"), "a.txt line 2 names '000.jpg' a second time"),
@@ -178,7 +182,7 @@ FAULTS = {
 
 
 def listed(folder, lines):
-    describe(folder, "[splits.train]\nlist = 'a.txt'\n[splits.val]\n")
+    describe(folder, "splits: {train: {list: a.txt}, val: {}}")
     (folder / "a.txt").write_text(lines)
 
 

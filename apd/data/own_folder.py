@@ -1,24 +1,26 @@
-"""A folder of pictures and masks of anybody's own as a data set: a small file ``dataset.toml`` in it says what is what.
+"""A folder of pictures and masks of anybody's own as a data set: a small file ``dataset.yaml`` in it says what is what.
 
-The file is TOML because Python reads that without a further package. All it must say is the classes::
+All it must say is the classes::
 
-    classes = ["soil", "crop"]
+    classes: [soil, crop]
 
 Everything else has a default, see `open_folder`.
 """
 
 import difflib
 import os
-import tomllib
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from apd.data.catalogue import RGB, DatasetSpec
 from apd.data.folder import FolderDataset
 from apd.data.palettes import distinct_colours
 from apd.data.picture_files import DataError, MissingData, pair_folders, pictures
 
-DESCRIPTION = "dataset.toml"
+DESCRIPTION = "dataset.yaml"
 SPLITS = ("train", "val", "test")
 
 
@@ -26,7 +28,7 @@ def locate_folder(folder: Path | str) -> Path:
     """The folder itself where the path is absolute; else that below ``APD_DATA``, or else below the working directory.
 
     Raises:
-        MissingData: it is in neither place, or holds no ``dataset.toml``.
+        MissingData: it is in neither place, or holds no ``dataset.yaml``.
     """
     given = Path(folder).expanduser()
     places = [given]
@@ -38,21 +40,21 @@ def locate_folder(folder: Path | str) -> Path:
     tried = " and ".join(str(place.absolute()) for place in places)
     raise MissingData(
         f"there is no {DESCRIPTION} in {tried}; give the folder that holds it, and write into it at least the classes, "
-        f'as in: classes = ["soil", "crop"]'
+        "as in: classes: [soil, crop]"
     )
 
 
 def folder_spec(folder: Path | str) -> DatasetSpec:
-    """The `DatasetSpec` that a folder's ``dataset.toml`` describes; its pictures are not looked at.
+    """The `DatasetSpec` that a folder's ``dataset.yaml`` describes; its pictures are not looked at.
 
     Raises:
         MissingData: there is no such folder or file.
-        DataError: the file is no TOML, or has an unknown entry, one of a wrong kind, or entries that contradict.
+        DataError: the file is no YAML, or has an unknown entry, one of a wrong kind, or entries that contradict.
 
     Example:
         >>> from tempfile import mkdtemp
         >>> folder = Path(mkdtemp())
-        >>> _ = (folder / "dataset.toml").write_text('classes = ["soil", "crop"]')
+        >>> _ = (folder / "dataset.yaml").write_text("classes: [soil, crop]")
         >>> folder_spec(folder).class_names
         ('soil', 'crop')
     """
@@ -68,7 +70,7 @@ def open_folder(
     width: int | None = None,
     cache: bool | None = None,
 ) -> FolderDataset:
-    """One split of the data set in a folder that holds a ``dataset.toml``, checked.
+    """One split of the data set in a folder that holds a ``dataset.yaml``, checked.
 
     The file's entries, of which only `classes` must be there:
 
@@ -78,8 +80,8 @@ def open_folder(
     ``values``              value of each class in the masks (default: 0, 1, 2, ...)
     ``ignore``              values in the masks that count nowhere (default: none beside 255)
     ``palette``             an RGB colour for each class (default: colours far apart)
-    ``[splits.train]``      where a split is, and the same for ``val`` and ``test``: ``images`` and ``masks`` are
-                            folders (default: ``images/train`` and ``masks/train``); ``list``, a text file with a
+    ``splits``              where each of ``train``, ``val`` and ``test`` is: ``images`` and ``masks`` are folders
+                            (default: ``images/train`` and ``masks/train``); ``list``, a text file with a
                             name on each line, takes only these of them (default: all)
     ======================  =====================================================================================
 
@@ -87,7 +89,7 @@ def open_folder(
     the value of a class.
 
     Args:
-        folder: the folder that holds ``dataset.toml``; a relative path is looked for below ``APD_DATA`` first.
+        folder: the folder that holds ``dataset.yaml``; a relative path is looked for below ``APD_DATA`` first.
         split: ``"train"``, ``"val"`` or ``"test"``.
         height, width: as in `FolderDataset` (default: each picture's own size).
         cache: as in `FolderDataset` (default None: what takes at most 2 GiB is kept in memory).
@@ -115,25 +117,45 @@ def open_folder(
     return FolderDataset(spec, pairs, height=height, width=width, cache=cache)
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's plain types; of an entry that is there twice PyYAML itself takes the last one, in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key} is there twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _described(file: Path) -> dict[str, Any]:
-    """The content of a ``dataset.toml`` whose entries all have known names and kinds."""
+    """The content of a ``dataset.yaml`` whose entries all have known names and kinds."""
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not valid TOML: {error}") from error
+        content = yaml.load(file.read_text(encoding="utf-8"), _EachKeyOnce) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds {content!r:.80}; expected entries, such as classes: [soil, crop]")
     whole_numbers = ("a list of whole numbers", lambda v: _is_list(v, int))
     kinds = {
-        "classes": ("a list of names", lambda v: _is_list(v, str)),
+        "classes": (
+            "a list of names, in quotes where they are such as no or 1",
+            lambda v: _is_list(v, str),
+        ),
         "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
         "values": whole_numbers,
         "ignore": whole_numbers,
         "palette": ("a list of [red, green, blue]", lambda v: _is_list(v, list) and all(_is_list(c, int) for c in v)),
-        "splits": ("tables [splits.train], [splits.val], [splits.test]", lambda v: isinstance(v, dict)),
+        "splits": ("entries train, val and test", lambda v: isinstance(v, dict)),
     }
     _demand(content, kinds, file, "")
     if "classes" not in content:
-        raise DataError(f'{file} names no classes; expected an entry such as classes = ["soil", "crop"]')
-    tables = ("a table", lambda v: isinstance(v, dict))
+        raise DataError(f"{file} names no classes; expected an entry such as classes: [soil, crop]")
+    tables = ("entries images, masks or list", lambda v: isinstance(v, dict))
     _demand(content.get("splits", {}), dict.fromkeys(SPLITS, tables), file, "splits.")
     for split, table in content.get("splits", {}).items():
         paths = ("a path", lambda v: isinstance(v, str) and bool(v))
@@ -144,7 +166,7 @@ def _described(file: Path) -> dict[str, Any]:
 def _demand(content: dict[str, Any], kinds: dict[str, Any], file: Path, above: str) -> None:
     for name, value in content.items():
         if name not in kinds:
-            near = difflib.get_close_matches(name, list(kinds), n=1, cutoff=0.4)
+            near = difflib.get_close_matches(str(name), list(kinds), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
             raise DataError(f"{file} has the unknown entry {above}{name}; {hint}")
         expected, fits = kinds[name]
@@ -175,7 +197,7 @@ def _spec(described: dict[str, Any], folder: Path) -> DatasetSpec:
 def _pairs(described: dict[str, Any], folder: Path, split: str) -> list[tuple[Path, Path]]:
     tables = described.get("splits")
     if tables is not None and split not in tables:
-        raise MissingData(f"{folder / DESCRIPTION} has no [splits.{split}]; it has {', '.join(tables) or 'none'}")
+        raise MissingData(f"{folder / DESCRIPTION} has no splits.{split}; it has {', '.join(tables) or 'none'}")
     table = {} if tables is None else tables[split]
     images, masks = (folder / table.get(kind, f"{kind}/{split}") for kind in ("images", "masks"))
     if "list" not in table:

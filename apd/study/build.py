@@ -111,7 +111,7 @@ def build_split(data: DataConfig, split: str) -> SegmentationDataset:
 
 
 def spec_of(data: DataConfig) -> DatasetSpec:
-    """Names and colours of the experiment's classes, without touching pictures (a folder's dataset.toml is read)."""
+    """Names and colours of the experiment's classes, without touching pictures (a folder's dataset.yaml is read)."""
     _require_segmentation(data)
     if data.name == "folder":
         return folder_spec(data.folder)

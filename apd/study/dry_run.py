@@ -104,7 +104,7 @@ def _build_and_tell(
     splits = _splits(experiment, missing, tell)
     try:
         spec = splits.train.spec if splits is not None else _spec_without_data(experiment)
-    except DataError:  # a folder without its dataset.toml: nobody knows its classes
+    except DataError:  # a folder without its dataset.yaml: nobody knows its classes
         return
     student = _network(experiment, "student", spec, where, missing, tell)
     teacher = _network(experiment, "teacher", spec, where, missing, tell) if experiment.teacher is not None else None

@@ -27,7 +27,13 @@ from apd.plots.detection_evidence import (
     seen_by_heart,
     setup_table,
 )
-from apd.plots.detection_trials import detection_rates_table, detection_weights_table, validation_box_ap
+from apd.plots.detection_trials import (
+    detection_rates_table,
+    detection_weights_table,
+    share_of_distillers,
+    shares_table,
+    validation_box_ap,
+)
 from apd.plots.tables import interval
 from apd.study.campaign import CAMPAIGNS, scenes_experiment
 from apd.study.detection_comparison import (
@@ -223,7 +229,14 @@ def test_runs_on_real_pictures_are_told_to_be_by_heart_only_where_they_are():
 
 
 @pytest.mark.parametrize(
-    "module", ["study.score", "study.detection_comparison", "study.box_perspectives", "study.detection_example"]
+    "module",
+    [
+        "plots.detection_trials",
+        "study.score",
+        "study.detection_comparison",
+        "study.box_perspectives",
+        "study.detection_example",
+    ],
 )
 def test_examples_in_docstrings_run(module):
     results = doctest.testmod(importlib.import_module(f"apd.{module}"))
@@ -280,6 +293,19 @@ def test_the_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_
         scores = [cell for cell in row[len(name) :].split() if cell not in "◂–"]
         assert f"{100 * validation_box_ap(record):.1f}" in scores
         assert row.split()[row.split().index("◂") - 1] == max(scores, key=float)
+
+
+def test_the_distillers_share_of_the_loss_is_what_the_detectors_own_losses_leave(trials):
+    told = shares_table(trials).description
+    assert "0 runs" in shares_table([]).description
+    (record,) = (r for r in trials if r.experiment.name == "roi_dkd_x1-seed0")
+    curves = record.content["curves"]
+    last = slice(-(-len(curves["loss"]) // 10) * -1, None)
+    theirs = sum(curves["roi_dkd.target"][last]) + 0.25 * sum(curves["roi_dkd.non_target"][last])
+    share = theirs / sum(curves["loss"][last])
+    assert share_of_distillers(curves) == pytest.approx(share, rel=1e-3)  # curves are rounded
+    row = next(line for line in told.splitlines() if line.startswith("DKD of boxes"))
+    assert f"{100 * share:.0f}" in row.split()
 
 
 def with_experiment(record, experiment):

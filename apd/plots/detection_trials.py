@@ -1,6 +1,7 @@
 """How the learning rates and weights of detection were chosen: box AP on the validation split for each trial."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from apd.study.detection_comparison import ARM_NAMES
 from apd.study.detection_recipes import DETECTION_FACTORS, STUDENT_RATE, UNTUNED, distillers_on_scenes
 from apd.study.record import Record
 
+_WEIGHTS = "weights × {:g}"
 _CAPTION = (
     "box AP in per cent on val after the last step, one seed; ◂ marks the best of a row; "
     "a dash: not run, or stopped by a loss that was not finite"
@@ -51,21 +53,54 @@ def detection_weights_table(records: Sequence[Record]) -> Drawing:
     Args:
         records: of `scenes-detection-tuning`; trials of rates are left out.
     """
-    tried_methods = [method for method in UNTUNED if UNTUNED[method]]
-    trials = {
-        distillers_on_scenes(method, factor): (method, factor)
-        for method in tried_methods
-        for factor in DETECTION_FACTORS
-    }
     found: dict[str, dict[float, float]] = {}
-    for record, score in _scored(records):
-        trial = trials.get(record.experiment.distillers)
-        if trial is not None and record.experiment.training.learning_rate == STUDENT_RATE:
-            method, factor = trial
-            found.setdefault(method, {})[factor] = score
+    for method, factor, record in _weight_trials(records):
+        found.setdefault(method, {})[factor] = validation_box_ap(record)
     if not any(factor != 1 for scores in found.values() for factor in scores):
         return nothing("No trial of detection’s weights is recorded yet: 0 runs have a score on val.")
-    return _table(found, ARM_NAMES, "weights × {:g}", DETECTION_FACTORS)
+    return _table(found, ARM_NAMES, _WEIGHTS, DETECTION_FACTORS)
+
+
+def shares_table(records: Sequence[Record]) -> Drawing:
+    """How much of the summed loss is the distiller's over the last tenth of the curves, by method and factor.
+
+    Args:
+        records: as of :func:`detection_weights_table`.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for method, factor, record in _weight_trials(records):
+        row = found.setdefault(method, dict.fromkeys(map(_WEIGHTS.format, DETECTION_FACTORS), "–"))
+        row[_WEIGHTS.format(factor)] = f"{100 * share_of_distillers(record.content['curves']):.0f}"
+    if not found:
+        return nothing("No trial of detection’s weights is recorded yet: 0 runs have curves.")
+    rows = {name: found[method] for method, name in ARM_NAMES.items() if method in found}
+    caption = "per cent of the summed loss that is the distillers’, mean over the last tenth of a run; a dash: as above"
+    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
+
+
+def share_of_distillers(curves: Mapping[str, Sequence[float]]) -> float:
+    """What the detector's own losses leave of the summed loss, as a fraction, over the last tenth of the entries.
+
+    >>> share_of_distillers({"loss": [9.0, 4.0], "loss_mask": [1.0, 1.0], "loss_classifier": [1.0, 2.0]})
+    0.25
+    """
+    last = math.ceil(len(curves["loss"]) / 10)
+    own = math.fsum(value for name in curves if name.startswith("loss_") for value in curves[name][-last:])
+    return 1 - own / math.fsum(curves["loss"][-last:])
+
+
+def _weight_trials(records: Sequence[Record]) -> Iterator[tuple[str, float, Record]]:
+    """The runs that are a trial of a method's weights: method, factor, record."""
+    trials = {
+        distillers_on_scenes(method, factor): (method, factor)
+        for method in UNTUNED
+        for factor in DETECTION_FACTORS
+        if UNTUNED[method]
+    }
+    for record, _ in _scored(records):
+        trial = trials.get(record.experiment.distillers)
+        if trial is not None and record.experiment.training.learning_rate == STUDENT_RATE:
+            yield *trial, record
 
 
 def _scored(records: Sequence[Record]) -> list[tuple[Record, float]]:

@@ -47,7 +47,7 @@ DETECTION_FACTORS = (0.01, 0.1, 1.0, 10.0)
 """What every method's weights are multiplied with in its trials. One more than in segmentation: the published weights
 of losses on a pyramid's features ruin these students, and a tenth of them still harms them."""
 
-BEST_FACTORS: dict[str, float] = {}
+BEST_FACTORS = {"pyramid_matching": 0.01, "review_kd": 0.01, "roi_apd": 0.1, "dense_apd": 0.1}
 """What a method's weights are multiplied with where that is not 1: the best of the trials by box AP on val with one
 seed (campaign `scenes-detection-tuning`; a test holds it to the records)."""
 

@@ -18,7 +18,7 @@ from apd.study.detection_distiller_configs import (
     RoIAPDConfig,
     RoIKDConfig,
 )
-from apd.study.detection_recipes import FROM_SCRATCH, SCENES_DETECTOR, UNTUNED, scenes_detection_experiment
+from apd.study.detection_recipes import FROM_SCRATCH, SCENES_DETECTOR, distillers_on_scenes, scenes_detection_experiment
 from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.study.field_checks import ExperimentError, did_you_mean
 
@@ -80,7 +80,7 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
         case "scenes_detection":
             experiment = scenes_detection_experiment(method, seed)
         case "tiny_coco":
-            experiment = replace(_tiny_coco(), distillers=UNTUNED[method])
+            experiment = replace(_tiny_coco(), distillers=distillers_on_scenes(method))
         case _:
             experiment = replace(_coco(size), distillers=_coco_distillers(method, size))
     if method == "student" and size != "scenes_detection":  # whose campaign has the teacher's score beside all methods
@@ -99,7 +99,8 @@ def _tiny_coco() -> Experiment:
 
     The shorter side is brought to 128 pixels, the widths are those of the scenes' recipe and both networks start at
     random, so that a run takes minutes on one core of a CPU and nothing is downloaded. No picture is mirrored: what is
-    asked for are these pictures. AdamW, rate and steps are own choices from short trials.
+    asked for are these pictures. AdamW, rate and steps are own choices from short trials; the methods'
+    weights are those chosen on scenes.
     """
     detector = replace(SCENES_DETECTOR, smallest_anchor=12)
     training = replace(FROM_SCRATCH, iterations=800, batch_size=2, learning_rate=1e-3)

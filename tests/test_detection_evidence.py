@@ -274,6 +274,11 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
     assert ("minus ReviewKD alone” +" in said) == (kept == "all")
     assert ("box AP minus that of “student alone”, points" in said) == (kept in ("all", "half of the first seed"))
     assert ("box AP minus that of “KD of boxes”, points" in said) == (kept == "all")
+    if kept == "all":
+        (found,) = detection_comparisons(records)
+        for score in (BOX_AP, MASK_AP):
+            gain = 100 * found.by(score).difference("review_kd", "student").mean
+            assert re.search(rf"{score.name} minus that of “student alone”, points: .*ReviewKD \+{gain:.1f}\s", said)
 
 
 # trials of rates and weights

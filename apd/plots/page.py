@@ -29,7 +29,8 @@ minmax(max(var(--least),calc((100% - (var(--columns) - 1)*.8rem)/var(--columns))
 .apd-key i{display:inline-block;width:1em;height:1em;border-radius:3px;margin-right:.4em;vertical-align:-.12em;
 border:1px solid rgba(128,128,128,.6)}
 .apd-key .apd-scale{width:8rem;max-width:40vw;height:.8em;border-radius:3px}
-.apd-table{overflow-x:auto}
+.apd-table{overflow-x:auto;container-type:inline-size}
+.apd-table caption span{display:inline-block;position:sticky;left:0;max-width:100cqi}
 .apd-table tbody th{text-align:left;font-weight:600;min-width:8.5rem;max-width:18rem}
 .apd-table thead th{text-align:right;vertical-align:bottom}
 .apd-table td{text-align:right;max-width:24rem}
@@ -131,7 +132,7 @@ def colour_scale(colours_N3: NDArray[np.uint8], low: str, high: str) -> str:
 def table(frame: pd.DataFrame, caption: str) -> Drawing:
     """A table of text that is already formatted, its index as the first column; it scrolls inside itself."""
     text = frame.to_html(border=0, classes="dataframe", index_names=False, justify="unset")
-    text = text.replace("<thead>", f"<caption>{escape(caption)}</caption>\n  <thead>", 1)
+    text = text.replace("<thead>", f"<caption><span>{escape(caption)}</span></caption>\n  <thead>", 1)
     name = escape(caption, quote=True)
     html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{name}">\n{text}\n</div>'
     return Drawing(html, f"{caption}\n{frame.to_string(index_names=False)}")

@@ -37,6 +37,7 @@ from apd.plots.detection_trials import (
 from apd.plots.tables import interval
 from apd.study.campaign import CAMPAIGNS, scenes_experiment
 from apd.study.detection_comparison import (
+    ARM_NAMES,
     added_to,
     counted,
     detection_campaigns,
@@ -231,7 +232,6 @@ def test_runs_on_real_pictures_are_told_to_be_by_heart_only_where_they_are():
 @pytest.mark.parametrize(
     "module",
     [
-        "plots.detection_trials",
         "study.score",
         "study.detection_comparison",
         "study.box_perspectives",
@@ -303,14 +303,20 @@ def test_the_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_
 def test_the_distillers_share_of_the_loss_is_what_the_detectors_own_losses_leave(trials):
     told = shares_table(trials).description
     assert "0 runs" in shares_table([]).description
-    (record,) = (r for r in trials if r.experiment.name == "roi_dkd_x1-seed0")
-    curves = record.content["curves"]
-    last = slice(-(-len(curves["loss"]) // 10) * -1, None)
-    theirs = sum(curves["roi_dkd.target"][last]) + 0.25 * sum(curves["roi_dkd.non_target"][last])
-    share = theirs / sum(curves["loss"][last])
-    assert share_of_distillers(curves) == pytest.approx(share, rel=1e-3)  # curves are rounded
-    row = next(line for line in told.splitlines() if line.startswith("DKD of boxes"))
-    assert f"{100 * share:.0f}" in row.split()
+    parts = {
+        "roi_dkd_x1-seed0": {"roi_dkd.target": 1, "roi_dkd.non_target": 0.25},
+        "dense_apd_x10-seed0": {"roi_kd.pixel_kd": 1, "dense_apd.alignment": 100, "dense_apd.observation": 10},
+    }
+    for trial, weights in parts.items():
+        (record,) = (r for r in trials if r.experiment.name == trial)
+        curves = record.content["curves"]
+        last = slice(-math.ceil(len(curves["loss"]) / 10), None)
+        theirs = sum(weight * value for name, weight in weights.items() for value in curves[name][last])
+        own = sum(value for name in curves if name.startswith("loss_") for value in curves[name][last])
+        share = theirs / (own + theirs)
+        assert share_of_distillers(record) == pytest.approx(share, rel=1e-3)  # curves are rounded
+        row = next(line for line in told.splitlines() if line.startswith(ARM_NAMES[trial.split("_x")[0]]))
+        assert f"{100 * share:.0f}" in row.split()
 
 
 def with_experiment(record, experiment):

@@ -62,7 +62,7 @@ def detection_weights_table(records: Sequence[Record]) -> Drawing:
 
 
 def shares_table(records: Sequence[Record]) -> Drawing:
-    """How much of the summed loss is the distiller's over the last tenth of the curves, by method and factor.
+    """How much of the student's loss is the distillers' over the last tenth of the curves, by method and factor.
 
     Args:
         records: as of :func:`detection_weights_table`.
@@ -70,23 +70,35 @@ def shares_table(records: Sequence[Record]) -> Drawing:
     found: dict[str, dict[str, str]] = {}
     for method, factor, record in _weight_trials(records):
         row = found.setdefault(method, dict.fromkeys(map(_WEIGHTS.format, DETECTION_FACTORS), "–"))
-        row[_WEIGHTS.format(factor)] = f"{100 * share_of_distillers(record.content['curves']):.0f}"
+        row[_WEIGHTS.format(factor)] = f"{100 * share_of_distillers(record):.0f}"
     if not found:
         return nothing("No trial of detection’s weights is recorded yet: 0 runs have curves.")
     rows = {name: found[method] for method, name in ARM_NAMES.items() if method in found}
-    caption = "per cent of the summed loss that is the distillers’, mean over the last tenth of a run; a dash: as above"
+    caption = "per cent of the student’s loss that are the distillers’, over the last tenth of a run; a dash: as above"
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 
-def share_of_distillers(curves: Mapping[str, Sequence[float]]) -> float:
-    """What the detector's own losses leave of the summed loss, as a fraction, over the last tenth of the entries.
+def share_of_distillers(record: Record) -> float:
+    """What the detector's own losses leave of the loss that trains the student, over the last tenth of the curves.
 
-    >>> share_of_distillers({"loss": [9.0, 4.0], "loss_mask": [1.0, 1.0], "loss_classifier": [1.0, 2.0]})
-    0.25
+    The regularisation of APD is left out of both: it trains the teacher's head alone.
+
+    Returns:
+        a fraction.
     """
+    curves = record.content["curves"]
     last = math.ceil(len(curves["loss"]) / 10)
-    own = math.fsum(value for name in curves if name.startswith("loss_") for value in curves[name][-last:])
-    return 1 - own / math.fsum(curves["loss"][-last:])
+
+    def total(name: str) -> float:
+        return math.fsum(curves[name][-last:])
+
+    own = math.fsum(total(name) for name in curves if name.startswith("loss_"))
+    of_the_teacher = math.fsum(
+        distiller.regularisation * total(f"{distiller.method}.regularisation")
+        for distiller in record.experiment.distillers
+        if getattr(distiller, "regularisation", 0)
+    )
+    return 1 - own / (total("loss") - of_the_teacher)
 
 
 def _weight_trials(records: Sequence[Record]) -> Iterator[tuple[str, float, Record]]:

@@ -24,6 +24,10 @@ class Data:
     width: int = 128
     context_shift: float = 1.0
     evaluation_split: str = "test"
+    train_images: int = 3
+    evaluation_images: int = 2
+    world: int = 0
+    least_pixels: int = 16
     train_part: str = "train2017"
     val_part: str = "val2017"
 

@@ -26,6 +26,7 @@ from apd.plots.detection_evidence import (
     parts_table,
     seen_by_heart,
     setup_table,
+    things_in_words,
 )
 from apd.plots.detection_trials import (
     detection_rates_table,
@@ -80,6 +81,21 @@ def test_real_records_are_compared_by_the_average_precision_that_each_of_them_ho
         assert 0.1 < record.ap["masks"].ap < record.teacher_ap["masks"].ap
     assert [each.score for each in by_kind([found])] == [BOX_AP, MASK_AP]
     assert f"{STUDENT_RATE:g}" in setup_table(found).description
+
+
+def test_things_are_counted_by_size_where_the_scenes_are_those_that_were_scored(trials, comparison):
+    (found,) = detection_comparisons([r for r in trials if r.experiment.name == f"student-rate{STUDENT_RATE:g}-seed0"])
+    told = str(things_in_words([found]))
+    total, pictures, small, medium, large = map(
+        int, re.findall(r"(?<![\d.])(\d+) (?:things|pict|small|medium|large)", told)
+    )
+    assert total == small + medium + large == sum(found.any_record.content["ap"]["boxes"]["things"])
+    assert pictures == found.any_record.content["data"]["images"]
+    scores = found.any_record.ap["boxes"]
+    assert [count > 0 for count in (small, medium, large)] == [
+        not math.isnan(score) for score in (scores.small, scores.medium, scores.large)
+    ]
+    assert str(things_in_words([comparison])) == "Of 0 sets of scenes the things can be counted."
 
 
 def test_a_comparison_is_by_the_score_that_is_asked_for(comparison):

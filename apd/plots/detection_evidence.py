@@ -6,14 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 import pandas as pd
+import torch
 from matplotlib.ticker import MaxNLocator
 
+from apd.evaluate.coco_ap import AREAS
 from apd.plots.comparison import POINTS, seed_points, signed
 from apd.plots.page import Drawing, Words, nothing, table
 from apd.plots.style import INK, WIDTH, colour_of, drawing, figure, quiet_axes
 from apd.plots.tables import per_cent, points
 from apd.plots.verdicts import tally
 from apd.study.detection_comparison import ARM_NAMES, added_to, counted
+from apd.study.detection_task import DetectionTask
 from apd.study.experiment import Experiment
 from apd.study.many_comparisons import Judged, judged_arms
 from apd.study.score import MAIN_AP, Kind, Score, parts_of_ap
@@ -34,6 +37,9 @@ NETWORK_WORDS = {
 TRAINING_WORDS = {"iterations": "steps", "batch_size": "pictures in a step", "learning_rate": "learning rate"}
 DRAWN = ("roi_kd", "roi_apd", "dense_apd")
 """Arms of the figure of parts: as many columns as a page has room for."""
+SIZES = AREAS[1:]
+AREA_BORDERS = (32.0**2, 96.0**2)
+"""In pixels, between COCO's small, medium and large things."""
 
 
 def _text(value: object) -> str:
@@ -190,6 +196,25 @@ def parts_of_gains(
 
 def _level(comparison: Comparison, arm: str) -> float:
     return spread(comparison.values(arm).values()).mean
+
+
+def things_in_words(comparisons: Sequence[Comparison]) -> Words:
+    """How many things of each size there were to be found in scenes: AP over few of them is left to chance.
+
+    Scenes that today's generator would not draw again are not counted.
+    """
+    lines = []
+    for comparison in comparisons:
+        record = comparison.any_record
+        scenes = DetectionTask(record.experiment).split(record.experiment.data.evaluation_split)
+        if scenes.fingerprint() == record.content["data"]["fingerprint"]:
+            areas_N = torch.cat([sample.areas_N[~sample.crowd_N] for sample in scenes])
+            counts = torch.bucketize(areas_N, torch.tensor(AREA_BORDERS)).bincount(minlength=len(SIZES)).tolist()
+            told = ", ".join(f"{count} {size}" for count, size in zip(counts, SIZES, strict=True))
+            lines.append(
+                f"**{comparison.title}**: {len(areas_N)} things to be found in {len(scenes)} pictures; {told}."
+            )
+    return Words("\n\n".join(lines) or "Of 0 sets of scenes the things can be counted.")
 
 
 def seen_by_heart(comparisons: Sequence[Comparison]) -> Words:

@@ -44,7 +44,7 @@ def pictures_side_by_side(findings: Findings) -> Drawing:
     for kind, place in chosen.items():
         here = {name: each[place] for name, each in found.items()}
         title = f"{kind} difference, picture {place}"
-        drawn.append(Drawing(f"<p><strong>{escape(title)}</strong></p>", title))
+        drawn.append(Drawing(f'<p class="apd-above"><strong>{escape(title)}</strong></p>', title))
         drawn.append(side_by_side(dataset[place], here, dataset.spec, key_below=place == list(chosen.values())[-1]))
     return stack(*drawn) if drawn else nothing("0 pictures have findings.")
 

@@ -22,6 +22,7 @@ _STYLE = """<style>
 background:transparent!important;padding:0!important;margin:0;filter:none!important;border-radius:3px}
 .apd-panels{display:grid;gap:.9rem .8rem;grid-template-columns:repeat(auto-fill,
 minmax(max(var(--least),calc((100% - (var(--columns) - 1)*.8rem)/var(--columns))),1fr))}
+.apd-above{margin:1.4rem 0 .5rem}
 .apd-panel{display:flex;flex-direction:column;gap:.25rem;line-height:1.3;font-size:.88rem}
 .apd-panel .apd-pictures{display:flex;gap:3px}
 .apd-panel .apd-note{opacity:.85}

@@ -23,6 +23,7 @@ from apd.study.box_perspectives import BoxPerspectives, box_perspectives, first_
 from apd.study.build import choose_device
 from apd.study.campaign import experiments_of
 from apd.study.checkpoint import write_atomically
+from apd.study.detection_task import DetectionTask
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.folders import records_folder, run_folder
 from apd.study.provenance import provenance
@@ -187,15 +188,7 @@ def measure(runs: Mapping[str, Experiment], device: str | None = "cpu", pictures
         raise ExperimentError("runs: expected detection on one set of built-in scenes, as only these are shown")
     networks = {name: trained_network(run, device) for name, run in runs.items()}
     (config,) = data
-    dataset = SceneInstances(
-        config.evaluation_images,
-        height=config.height,
-        width=config.width,
-        context_shift=config.context_shift,
-        seed=config.world,
-        split=config.evaluation_split,
-        least_pixels=config.least_pixels,
-    )
+    dataset = DetectionTask(runs[TEACHER]).split(config.evaluation_split)
     records = {name: read_record(run_folder(run) / "record.json").content for name, run in runs.items()}
     scored = {record["data"]["fingerprint"] for record in records.values()}
     if scored != {dataset.fingerprint()}:

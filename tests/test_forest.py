@@ -191,6 +191,16 @@ def test_a_tally_sorts_rows_by_what_can_be_said_of_them():
     assert lines["- fewer than two seeds so far (1)"] == "“one seed” −1.0"
 
 
+def test_a_tally_lists_few_undecided_rows_and_counts_many():
+    many = differences(**{f"none{i}": [0.01, -0.012, 0.004] for i in range(11)})
+    names = {key: f"setting {key}" for key in many}
+    assert tally(many, names, "x").endswith(
+        "- not distinguishable (11): all others; their intervals stand in the table"
+    )
+    few = dict(list(many.items())[:10])
+    assert tally(few, names, "x").count("“setting none") == 10
+
+
 def test_a_tally_of_nothing_says_that_nothing_is_above_or_below():
     assert tally({}, {}, "x").endswith("- **above** (0): none\n- **below** (0): none")
     assert "0 records" in str(tallies([], "apd"))

@@ -9,6 +9,9 @@ from apd.study.many_comparisons import Factors, Judged, judged, judged_arms
 from apd.study.statistics import Comparison
 from apd.study.term_design import letters_of
 
+MOST_LISTED = 10
+"""Of settings that cannot be told from the reference; a longer list is a wall of numbers that a table has better."""
+
 
 def tally(rows: Mapping[str, Judged], names: Mapping[str, str], against: str, confidence: float = 0.95) -> str:
     """Rows sorted by what can be said of them, as a Markdown list under a sentence that counts them.
@@ -32,8 +35,11 @@ def tally(rows: Mapping[str, Judged], names: Mapping[str, str], against: str, co
         verdict = row.found.verdict
         kind = "before" if verdict in ("above", "below") and not row.sure else verdict
         kinds[kind].append(f"“{names[key]}” {interval(row.found)}")
+    told = {kind: ", ".join(found) or "none" for kind, found in kinds.items()}
+    if len(kinds["not distinguishable from"]) > MOST_LISTED:
+        told["not distinguishable from"] = "all others; their intervals stand in the table"
     lines = [
-        f"- {heading} ({len(kinds[kind])}): {', '.join(kinds[kind]) or 'none'}"
+        f"- {heading} ({len(kinds[kind])}): {told[kind]}"
         for kind, heading in headings.items()
         if kinds[kind] or kind in ("above", "below")
     ]

@@ -242,6 +242,12 @@ def test_runs_on_real_pictures_are_told_to_be_by_heart_only_where_they_are():
         said = str(seen_by_heart(detection_comparisons(real)))
         assert told in said
         assert "the loss falls, from 2.00 to 0.50 in 400 steps" in said
+        assert f"the teacher: box AP {60 * FACTOR:.1f}" in said
+        assert "little to learn" not in said
+    weak = [made_up(r.experiment, 0.3, teacher=0.1) for r in real]
+    assert "less than the student alone, so that there is little to learn" in str(
+        seen_by_heart(detection_comparisons(weak))
+    )
     assert "0 runs on real pictures" in str(seen_by_heart(detection_comparisons(records)))
 
 

@@ -232,4 +232,8 @@ def seen_by_heart(comparisons: Sequence[Comparison]) -> Words:
                 f"{'those that it was trained on' if by_heart else 'not seen in training'}; in the first run the loss "
                 f"{falls}, from {loss[0]:.2f} to {loss[-1]:.2f} in {record.experiment.training.iterations} steps"
             )
+        teacher, alone = comparison.teacher_score, _level(comparison, "student") if "student" in comparison.arms else 0
+        if not math.isnan(teacher):
+            lacks = ", less than the student alone, so that there is little to learn from it" if teacher < alone else ""
+            lines.append(f"- {comparison.title}, the teacher: {comparison.score.name} {POINTS * teacher:.1f}{lacks}")
     return Words("\n".join(lines) or "0 runs on real pictures are recorded here.")

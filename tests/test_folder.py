@@ -295,7 +295,7 @@ def test_reading_and_batching_need_no_torchvision_until_something_is_augmented()
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif("APD_DATA" not in os.environ, reason="APD_DATA is not set")
+@pytest.mark.skipif(not os.environ.get("APD_DATA"), reason="APD_DATA is not set")
 def test_the_real_camvid_is_read_whole():
     root = find_data("CamVid")
     assert [len(CamVid(root, split, cache=False)) for split, _ in CAMVID.splits] == [367, 101, 233]

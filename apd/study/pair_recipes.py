@@ -94,7 +94,7 @@ def scenes_pairs_tuning() -> Iterator[Experiment]:
     """How the rates of `scenes-pairs` are chosen: by the score on val after the last step, one seed.
 
     A teacher's rate by its own score; they come first, because students need them. A student backbone's by the mean
-    over both heads, alone and with APD from a teacher of its own kind: crossed pairs have no say, and the rate at which
+    over both heads and all methods, with a teacher of its own kind: crossed pairs have no say, and the rate at which
     the student alone is at its best can be too high for the larger gradient of a sum of losses. Runs at the chosen
     rates are runs of `scenes-pairs`, and are found there.
     """
@@ -102,7 +102,7 @@ def scenes_pairs_tuning() -> Iterator[Experiment]:
         teacher = scenes_pair(head, head, "resnet18", "apd").teacher_experiment()
         for rate in TRIED_RATES:
             yield _at_rate(replace(teacher, name=f"teacher-{head}"), rate)
-    for backbone, head, rate, method in product(STUDENT_RATES, HEADS, TRIED_RATES, ("student", "apd")):
+    for backbone, head, rate, method in product(STUDENT_RATES, HEADS, TRIED_RATES, PAIR_METHODS):
         experiment = scenes_pair(head, head, backbone, method)
         yield _at_rate(replace(experiment, name=f"{method}-{head}_{backbone}"), rate)
 

@@ -142,10 +142,7 @@ def _described(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} holds {content!r:.80}; expected entries, such as classes: [soil, crop]")
     whole_numbers = ("a list of whole numbers", lambda v: _is_list(v, int))
     kinds = {
-        "classes": (
-            "a list of names, in quotes where they are such as no or 1",
-            lambda v: _is_list(v, str),
-        ),
+        "classes": ("a list of names, in quotes where they are such as no or 1", lambda v: _is_list(v, str)),
         "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
         "values": whole_numbers,
         "ignore": whole_numbers,

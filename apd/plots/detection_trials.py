@@ -7,7 +7,7 @@ import pandas as pd
 
 from apd.evaluate.coco_ap import ap_scores
 from apd.plots.page import Drawing, nothing, table
-from apd.plots.rates import marked_row
+from apd.plots.rates import last_validation, marked_row
 from apd.study.ap_entry import tables_of
 from apd.study.detection_comparison import ARM_NAMES
 from apd.study.detection_recipes import DETECTION_FACTORS, STUDENT_RATE, UNTUNED, distillers_on_scenes
@@ -22,9 +22,8 @@ _CAPTION = (
 
 def validation_box_ap(record: Record) -> float | None:
     """Box AP on val after the last step; None where the run was not scored there."""
-    last = record.experiment.training.iterations
-    found = [e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val"]
-    return ap_scores(tables_of(found[0]["ap"])["boxes"]).ap if found else None
+    found = last_validation(record)
+    return ap_scores(tables_of(found["ap"])["boxes"]).ap if found else None
 
 
 def detection_rates_table(records: Sequence[Record]) -> Drawing:

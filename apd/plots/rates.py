@@ -1,6 +1,7 @@
 """How learning rates and weights were chosen: scores on the validation split for each method and trial."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,11 +13,16 @@ from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
 
 
+def last_validation(record: Record) -> Mapping[str, Any] | None:
+    """The record's entry of what was measured on val after the last step; None where nothing was."""
+    last = record.experiment.training.iterations
+    return next((e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val"), None)
+
+
 def validation_miou(record: Record) -> float | None:
     """mIoU on val after the last step; None where the run was not scored there."""
-    last = record.experiment.training.iterations
-    found = [e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val"]
-    return scores(torch.tensor(found[0]["confusion"])).miou if found else None
+    found = last_validation(record)
+    return scores(torch.tensor(found["confusion"])).miou if found else None
 
 
 def rates_table(records: Sequence[Record], title: str) -> Drawing:

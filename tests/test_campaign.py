@@ -1,7 +1,9 @@
 """A campaign skips what has a record, goes seed by seed, and can be stopped and continued."""
 
+import contextlib
 import json
 import os
+import re
 import runpy
 import sys
 from dataclasses import fields, replace
@@ -13,7 +15,9 @@ from small_experiments import exit_codes, start, tiny
 from apd.study import campaign
 from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms
 from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
+from apd.study.checkpoint import only_process
 from apd.study.fingerprint import fingerprint, to_dict
+from apd.study.folders import run_folder
 from apd.study.log import NonFiniteLossError
 from apd.study.recipes import METHOD_NAMES, METHODS
 from apd.study.record import RecordError, read_record
@@ -269,6 +273,26 @@ def test_two_workers_on_one_file_system_train_their_teacher_once(tmp_path):
     assert [json.loads(line)["step"] for line in (teacher / "log.jsonl").read_text().splitlines()] == list(range(4))
     hashes = {read_record(path).content["teacher"]["weights_sha256"] for path in records.iterdir()}
     assert hashes == {read_record(teacher / "record.json").content["weights_sha256"]}
+
+
+def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, runs, monkeypatch, capsys):
+    asked = []
+    with contextlib.ExitStack() as elsewhere:
+        elsewhere.enter_context(only_process(run_folder(quick("short"))))
+
+        def noted(experiment, **options):
+            asked.append(experiment.name)
+            if len(asked) > len(LABELS):
+                elsewhere.close()
+            return train(experiment, **options)
+
+        monkeypatch.setattr(campaign, "train", noted)
+        records = run_campaign("four", folder=folder)
+    assert asked == [*LABELS, "short-seed0"]
+    assert [record.experiment.name for record in records] == LABELS
+    told = capsys.readouterr().out
+    assert "four: short-seed0 is another worker's and left for the end\n" in told
+    assert re.search(r"4/4 short-seed0: mIoU 0\.\d+, about 0 min left\n$", told)
 
 
 # the command

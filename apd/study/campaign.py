@@ -3,12 +3,13 @@
 A campaign can be stopped and continued at any time, on any machine: experiments with a record are skipped. They are
 ordered seed by seed, so that one stopped half-way is still a fair comparison of all its methods.
 
-Workers that share a file system take a shard each. Needs no command-line library: `python -m apd.study.campaign NAME`,
-or `torchrun -m apd.study.campaign NAME` for several processes on each run.
+Workers that share a file system pass each other's runs over, or take a shard each. Needs no command-line library:
+`python -m apd.study.campaign NAME`, or `torchrun -m apd.study.campaign NAME` for several processes on each run.
 """
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from apd.study.camvid_campaigns import (
     camvid_small_rivals,
     camvid_small_tuning,
 )
+from apd.study.checkpoint import RunBusyError
 from apd.study.coco_recipes import tiny_coco
 from apd.study.detection_recipes import scenes_detection, scenes_detection_tuning
 from apd.study.experiment import Experiment
@@ -206,7 +208,8 @@ def run_campaign(
 ) -> list[Record]:
     """Run what a campaign, or one shard of it, still lacks, and return all its records.
 
-    Workers may share one file system: a run that another holds is waited for, so that a teacher is trained once.
+    Workers may share one file system: a run that another holds is left for the end and then waited for, and a teacher
+    is trained once.
 
     Args:
         name: a key of CAMPAIGNS.
@@ -236,14 +239,21 @@ def run_campaign(
     missing = [e for e in experiments if fingerprint(e) not in done]
     part = f", shard {shard.number}/{shard.of}" if shard.of > 1 else ""
     ranks.tell(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
+    queue = deque((experiment, False) for experiment in missing)
     spent, diverged = 0.0, []
-    for number, experiment in enumerate(missing):
+    while queue:
+        experiment, wait = queue.popleft()
         begun = time.monotonic()
         try:
-            found = train(experiment, device=device, progress=progress, wait=True, workers=workers)
+            found = train(experiment, device=device, progress=progress, wait=wait, workers=workers)
+        except RunBusyError:
+            ranks.tell(f"{name}: {experiment.name} is another worker's and left for the end")
+            queue.append((experiment, True))
+            continue
         except NonFiniteLossError as error:
             diverged.append(experiment.name)
-            ranks.tell(f"{name}: {number + 1}/{len(missing)} {experiment.name} diverged and has no record: {error}")
+            number = len(missing) - len(queue)
+            ranks.tell(f"{name}: {number}/{len(missing)} {experiment.name} diverged and has no record: {error}")
             continue
         # a run that another campaign began has that one's label
         record = Record({**found.content, "experiment": to_dict(experiment)})
@@ -251,11 +261,11 @@ def run_campaign(
         if ranks.first:
             record.save(folder / f"{experiment.name}-{fingerprint(experiment)}.json")
         spent += time.monotonic() - begun
-        left = spent / (number + 1) * (len(missing) - number - 1)
+        number = len(missing) - len(queue)
+        left = spent / number * len(queue)
         score, value = record.headline
         ranks.tell(
-            f"{name}: {number + 1}/{len(missing)} {experiment.name}: {score} {value:.4f}, "
-            f"about {left / 60:.0f} min left"
+            f"{name}: {number}/{len(missing)} {experiment.name}: {score} {value:.4f}, about {left / 60:.0f} min left"
         )
     if diverged:
         told = f"{len(diverged)} of {len(missing)} experiments diverged and have no record: {', '.join(diverged)}"

@@ -226,10 +226,15 @@ def test_arms_added_to_apd_are_held_against_both(comparison):
     expected = paired_difference(comparison.miou("apd_and_cwd"), comparison.miou(at_best("cwd")))
     assert against_rival["cwd"].found == expected
     assert against_apd["cwd"].found == comparison.difference("apd_and_cwd", "apd")
-    told = str(complements(against_rival, against_apd))
-    assert f"Of {len(RIVALS)} methods" in told
+    told = str(complements(comparison, against_rival, against_apd))
+    assert told.startswith(f"**{comparison.title}**: of {len(RIVALS)} methods")
     assert "complement each other: **CWD**" in told
-    assert "0 methods have records" in str(complements({}, against_apd))
+    for rows, alone in ((against_rival, "the method alone"), (against_apd, "APD alone")):
+        assert tally(rows, {key: f"{name} and APD" for key, (name, _) in RIVALS.items()}, alone) in told
+    one = str(complements(comparison, {"cwd": against_rival["cwd"]}, {"cwd": against_apd["cwd"]}))
+    assert "of 1 method, adding" in one
+    assert "1 setting against APD alone" in one
+    assert "0 methods have records" in str(complements(comparison, {}, against_apd))
 
 
 def test_seconds_are_told_as_shares_of_the_yardsticks(comparison):

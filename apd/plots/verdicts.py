@@ -22,7 +22,8 @@ def tally(rows: Mapping[str, Judged], names: Mapping[str, str], against: str, co
         against: what all of them are compared with.
         confidence: of the intervals, and of the correction.
     """
-    said = f"{len(rows)} settings against {against}, judged together at {100 * confidence:g} %."
+    settings = "1 setting" if len(rows) == 1 else f"{len(rows)} settings"
+    said = f"{settings} against {against}, judged together at {100 * confidence:g} %."
     headings = {
         "above": "**above**",
         "below": "**below**",
@@ -112,18 +113,27 @@ def added_to_rivals(comparison: Comparison, confidence: float = 0.95) -> tuple[d
     return against_rival, {key.removeprefix("apd_and_"): row for key, row in against_apd.items()}
 
 
-def complements(against_rival: Mapping[str, Judged], against_apd: Mapping[str, Judged]) -> Words:
-    """Whether APD and another method do more together than either alone, counted after the correction."""
+def complements(
+    comparison: Comparison,
+    against_rival: Mapping[str, Judged],
+    against_apd: Mapping[str, Judged],
+    confidence: float = 0.95,
+) -> Words:
+    """Whether APD and another method do more together than either alone, counted after the correction, and all rows."""
     both = [key for key in against_rival if key in against_apd]
     if not both:
-        return Words("0 methods have records alone and together with APD, so nothing can be said yet.")
+        return Words(f"**{comparison.title}**: 0 methods have records alone and together with APD.")
     over_rival = [key for key in both if against_rival[key].sure and against_rival[key].found.mean > 0]
     over_apd = [key for key in both if against_apd[key].sure and against_apd[key].found.mean > 0]
     over_both = [RIVALS[key][0] for key in over_rival if key in over_apd]
+    names = {key: f"{name} and APD" for key, (name, _) in RIVALS.items()}
     return Words(
-        f"Of {len(both)} methods, adding APD is above the method alone for **{len(over_rival)}**, and adding the "
-        f"method is above APD alone for **{len(over_apd)}**, after the corrections. Above both alone, so that the two "
-        f"complement each other: **{', '.join(over_both) or 'none'}**."
+        f"**{comparison.title}**: of {len(both)} {'method' if len(both) == 1 else 'methods'}, adding APD is above the "
+        f"method alone for **{len(over_rival)}**, and adding the method is above APD alone for **{len(over_apd)}**, "
+        f"after the corrections. Above both alone, so that the two complement each other: "
+        f"**{', '.join(over_both) or 'none'}**.\n\n"
+        f"{tally(against_rival, names, 'the method alone', confidence)}\n\n"
+        f"{tally(against_apd, names, 'APD alone', confidence)}"
     )
 
 

@@ -52,7 +52,7 @@ def camvid_small_rates() -> Iterator[Experiment]:
 def camvid_small_ablations() -> Iterator[Experiment]:
     """APD without its regularisation, alignment or observation, and with prototypes of the batch, three seeds.
 
-    APD without pixel KD is a method of `camvid-small`.
+    APD without pixel KD is a method of `camvid-small`, where it has a rate of its own.
     """
     one_term_less = [arm for arm in term_arms() if arm.key in ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd")]
     scope = [arm for arm in option_arms() if arm.key == "scope_batch"]

@@ -202,12 +202,23 @@ def test_every_experiment_of_a_campaign_of_arms_is_one_of_its_arms(name):
     assert {names[key] for key in found} <= set(arm_names().values())
 
 
+@pytest.mark.parametrize("name", ["camvid-small-ablations", "camvid-small-rivals"])
+def test_arms_on_camvid_differ_from_its_run_of_apd_in_their_distillers_only(name):
+    apd = {e.seed: e for e in experiments_of("camvid-small") if e.name.startswith("apd-")}
+    planned = experiments_of(name)
+    assert len({(method_of(e, arm_names()), e.seed) for e in planned}) == len(planned)
+    for arm in planned:
+        assert arm.distillers != apd[arm.seed].distillers
+        assert replace(arm, name="any", distillers=()) == replace(apd[arm.seed], name="any", distillers=())
+
+
 @pytest.mark.parametrize(
     ("label", "key"),
     [
         ("head_1e-5-context1-seed0", "head_1e-5"),
         ("terms_a-context1-seed0", "terms_a"),
         ("terms_a_o_kd-seed0", "terms_a_o_kd"),
+        ("terms_r_a_o-seed0", "terms_r_a_o"),
         ("apd_and_cwd-context1-seed0", "apd_and_cwd"),
         ("observation_0.3-context1-seed0", "observation_0.3"),
         ("tiny-apd-seed0", "apd"),

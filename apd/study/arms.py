@@ -5,7 +5,7 @@ compared with theirs seed by seed.
 """
 
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple, TypeVar
 
 from apd.study.detection_distiller_configs import DetectionDistillerConfig
@@ -72,6 +72,11 @@ def term_arms() -> list[Arm]:
             key = "terms_" + letters.replace("+", "_").lower()
             arms.append(Arm(key, letters.replace("+", " + "), "terms", (APDConfig(**off),)))
     return arms
+
+
+def without_kd_arm() -> Arm:
+    """All terms but pixel KD as an arm, for data on which the method of these terms has a learning rate of its own."""
+    return Arm("terms_r_a_o", "R + A + O at APD’s rate", "terms", (APDConfig(pixel_kd=0.0),))
 
 
 RELEASED_REDUCTION = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)
@@ -229,4 +234,5 @@ def heads_arm() -> Arm:
 def arm_names() -> dict[str, str]:
     """The name of every arm, by key."""
     makers = (term_arms, option_arms, rival_arms, combined_arms, trial_arms)
-    return {arm.key: arm.name for arms in makers for arm in arms()} | {heads_arm().key: heads_arm().name}
+    single = (heads_arm(), without_kd_arm())
+    return {arm.key: arm.name for arm in (*chain.from_iterable(arms() for arms in makers), *single)}

@@ -80,6 +80,16 @@ def scenes_tiny_tuning() -> Iterator[Experiment]:
         yield replace(teacher, training=training, name=f"teacher-rate{rate:g}")
 
 
+def scenes_longer() -> Iterator[Experiment]:
+    """The methods with four times the steps that `scenes-tiny` gives its students, taught by the same teacher.
+
+    The rates are those of the shorter runs and were not tried anew.
+    """
+    for seed in range(5):
+        for method in METHODS:
+            yield lengthened(scenes_experiment(method, seed, context_shift=1.0), student=4, teacher=1)
+
+
 def with_arms(arms: Iterable[Arm], seeds: int, context_shift: float) -> Iterator[Experiment]:
     """Each seed with every arm, on scenes."""
     for seed in range(seeds):
@@ -149,6 +159,7 @@ def scenes_dial() -> Iterator[Experiment]:
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny": scenes_tiny,
     "scenes-tiny-tuning": scenes_tiny_tuning,
+    "scenes-longer": scenes_longer,
     "scenes-dial": scenes_dial,
     "scenes-terms": scenes_terms,
     "scenes-options": scenes_options,

@@ -152,7 +152,9 @@ def test_the_studys_campaigns_go_seed_by_seed_and_name_every_experiment_once(nam
     assert len({fingerprint(e) for e in experiments}) == len({e.name for e in experiments}) == len(experiments)
 
 
-@pytest.mark.parametrize(("name", "seeds", "settings"), [("scenes-tiny", 5, 2), ("scenes-longer", 5, 1), ("camvid-small", 5, 1)])
+@pytest.mark.parametrize(
+    ("name", "seeds", "settings"), [("scenes-tiny", 5, 2), ("scenes-longer", 5, 1), ("camvid-small", 5, 1)]
+)
 def test_the_evidence_has_every_method_with_enough_seeds_under_one_recipe(name, seeds, settings):
     experiments = experiments_of(name)
     assert len(experiments) >= seeds * settings * 4

@@ -23,7 +23,7 @@ from apd.plots.forest import forest
 from apd.plots.page import Panel, markdown, panels, png, table
 from apd.study.campaign import experiments_of
 from apd.study.many_comparisons import judged_arms
-from apd.study.recipes import METHODS, recipe
+from apd.study.recipes import METHODS, lengthened, recipe
 from apd.study.record import RecordError
 from apd.study.statistics import compare, paired_difference
 
@@ -180,6 +180,32 @@ def test_the_gain_by_context_is_the_difference_of_the_two_gains():
     told = str(words.gain_by_context(comparisons))
     assert "**above**" in told
     assert f"{100 * (gains[1].mean - gains[0].mean):+.1f}" in told
+
+
+def of_length(times, gains):
+    runs = [
+        made_up_record(
+            lengthened(recipe("tiny", method, seed=seed), student=times, teacher=1), 0.6 + gain + 0.001 * seed
+        )
+        for method, gain in gains.items()
+        for seed in range(3)
+    ]
+    return replace(compare(runs)[0], remark=f"{times} times the steps")
+
+
+def test_the_gain_by_length_is_told_for_every_question_that_both_lengths_answer():
+    short, long = of_length(1, {"student": 0, "pixel_kd": 0.0, "apd": 0.05}), of_length(4, {"student": 0, "apd": 0.01})
+    told = str(words.gain_by_length(short, long, [("apd", "student"), ("apd", "pixel_kd"), ("apd", "apd_without_kd")]))
+    (line,) = told.splitlines()
+    first, second = (100 * c.difference("apd", "student").mean for c in (short, long))
+    assert f"“+ APD” over “student alone” is {first:+.1f}" in line
+    assert "after 200 steps" in line
+    assert f"after 800. The second is **below** the first: −{first - second:.1f}" in line
+    assert "no record of both" in str(words.gain_by_length(short, long, [("pixel_kd", "apd_without_kd")]))
+
+
+def test_a_remark_tells_comparisons_on_the_same_data_apart_in_their_titles():
+    assert of_length(4, {"student": 0}).title == "scenes, context shift 0.5, 4 times the steps"
 
 
 def test_a_difference_that_rounds_to_nothing_has_no_sign():

@@ -124,11 +124,45 @@ def gain_by_context(
     scenes = sorted((c for c in comparisons if c.data.name == "scenes"), key=lambda c: c.data.context_shift)
     if len(scenes) < 2:
         return Words(f"Scenes have records at {len(scenes)} context shifts; the gains of 2 are needed to compare them.")
-    gains = [paired_difference(c.miou(method), c.miou(reference), confidence) for c in (scenes[0], scenes[-1])]
-    change = paired_difference(gains[1].pairs, gains[0].pairs, confidence)
     low, high = (f"{c.data.context_shift:g}" for c in (scenes[0], scenes[-1]))
-    return Words(
-        f"The gain of “{METHOD_NAMES[method]}” over “{METHOD_NAMES[reference]}” is {interval(gains[0])} points at a "
-        f"context shift of {low} and {interval(gains[1])} at {high}. The second is **{change.verdict}** the first: "
+    places = (f"at a context shift of {low}", f"at {high}")
+    return Words(_change_of_gain((scenes[0], scenes[-1]), places, method, reference, confidence))
+
+
+def gain_by_length(
+    short: Comparison, long: Comparison, questions: Sequence[tuple[str, str]], confidence: float = 0.95
+) -> Words:
+    """Is a method's gain larger after a longer training? A sentence for each method and its reference, from the seeds.
+
+    Args:
+        short, long: the same methods on the same data, with fewer and with more steps.
+        questions: method, and what it is compared with.
+        confidence: of the intervals.
+    """
+    lines = []
+    for method, reference in questions:
+        steps = [
+            next(iter(c.arms[reference].values())).experiment.training.iterations
+            for c in (short, long)
+            if reference in c.arms
+        ]
+        if len(steps) == 2:
+            places = (f"after {steps[0]} steps", f"after {steps[1]}")
+            lines.append(f"- {_change_of_gain((short, long), places, method, reference, confidence)}")
+    return Words("\n".join(lines) or "There is no record of both lengths yet.")
+
+
+def _change_of_gain(
+    comparisons: tuple[Comparison, Comparison],
+    places: tuple[str, str],
+    method: str,
+    reference: str,
+    confidence: float,
+) -> str:
+    gains = [paired_difference(c.miou(method), c.miou(reference), confidence) for c in comparisons]
+    change = paired_difference(gains[1].pairs, gains[0].pairs, confidence)
+    return (
+        f"The gain of “{METHOD_NAMES[method]}” over “{METHOD_NAMES[reference]}” is {interval(gains[0])} points "
+        f"{places[0]} and {interval(gains[1])} {places[1]}. The second is **{change.verdict}** the first: "
         f"{interval(change)} points."
     )

@@ -157,6 +157,8 @@ class Comparison:
     names: Mapping[str, str] = field(default_factory=lambda: METHOD_NAMES)
     score: Score = MIOU
     """By which they are compared."""
+    remark: str = ""
+    """What tells it from another comparison on the same data; part of its title."""
 
     @cached_property
     def any_record(self) -> Record:
@@ -165,7 +167,11 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The data in a few words."""
+        """The data in a few words, and the remark."""
+        return f"{self._data_in_words}, {self.remark}" if self.remark else self._data_in_words
+
+    @property
+    def _data_in_words(self) -> str:
         if self.data.name == "scenes":
             return f"scenes, context shift {self.data.context_shift:g}"
         name = "CamVid" if self.data.name == "camvid" else self.any_record.content["data"]["name"]

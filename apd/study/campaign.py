@@ -86,8 +86,9 @@ def scenes_longer() -> Iterator[Experiment]:
     The rates are those of the shorter runs and were not tried anew.
     """
     for seed in range(5):
-        for method in METHODS:
-            yield lengthened(scenes_experiment(method, seed, context_shift=1.0), student=4, teacher=1)
+        for context_shift in (1.0, 0.0):
+            for method in METHODS:
+                yield lengthened(scenes_experiment(method, seed, context_shift), student=4, teacher=1)
 
 
 def with_arms(arms: Iterable[Arm], seeds: int, context_shift: float) -> Iterator[Experiment]:

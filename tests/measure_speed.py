@@ -1,7 +1,8 @@
 """Measure losses, switches of a training step and loaders, and write it down: what the chapter on speed is drawn from.
 
     python -m tests.measure_speed                                on the CPU: about ten minutes on two quiet cores
-    python -m tests.measure_speed --device cuda --compiled       on a GPU, the loss and `small` compiled too
+    python -m tests.measure_speed --compiled                     the loss compiled, too
+    python -m tests.measure_speed --device cuda --compiled       on a GPU, `small` compiled as well
 
 The method is held against its class-by-class reference and the other methods, on one thread; the recipes `tiny` and
 `small` go through what `apd cost --switches` and `apd cost --feeding` do, on as many threads as torch takes by itself.
@@ -120,8 +121,9 @@ def recipes_in_words(device: torch.device) -> dict[str, dict[str, Any]]:
 def switches(device: torch.device, *, compiled: bool) -> Iterator[dict[str, Any]]:
     """A row for each recipe and setting of a training step; milliseconds are null where a setting cannot be had."""
     for size in RECIPES:
-        # the smallest networks compile in half a minute
-        for cost in switch_costs(recipe(size), device, compiled=compiled or size == "tiny"):
+        # the smallest networks compile in half a minute; on two CPU cores those of `small` had not after five
+        too_long = size != "tiny" and (device.type == "cpu" or not compiled)
+        for cost in switch_costs(recipe(size), device, compiled=not too_long):
             quartiles = cost.milliseconds and [round(value, 1) for value in cost.milliseconds]
             # a library's message may hold a path of this machine: its kind is enough
             yield {

@@ -141,12 +141,9 @@ def gain_by_length(
     """
     lines = []
     for method, reference in questions:
-        steps = [
-            next(iter(c.arms[reference].values())).experiment.training.iterations
-            for c in (short, long)
-            if reference in c.arms
-        ]
-        if len(steps) == 2:
+        both = [c.arms[method] for c in (short, long) if {method, reference} <= c.arms.keys()]
+        if len(both) == 2:
+            steps = [next(iter(runs.values())).experiment.training.iterations for runs in both]
             places = (f"after {steps[0]} steps", f"after {steps[1]}")
             lines.append(f"- {_change_of_gain((short, long), places, method, reference, confidence)}")
     return Words("\n".join(lines) or "There is no record of both lengths yet.")

@@ -196,7 +196,8 @@ def of_length(times, gains):
 def test_the_gain_by_length_is_told_for_every_question_that_both_lengths_answer():
     short, long = of_length(1, {"student": 0, "pixel_kd": 0.0, "apd": 0.05}), of_length(4, {"student": 0, "apd": 0.01})
     told = str(words.gain_by_length(short, long, [("apd", "student"), ("apd", "pixel_kd"), ("apd", "apd_without_kd")]))
-    (line,) = told.splitlines()
+    title, _, line = told.splitlines()
+    assert title == f"**{short.title}**"
     first, second = (100 * c.difference("apd", "student").mean for c in (short, long))
     assert f"“+ APD” over “student alone” is {first:+.1f}" in line
     assert "after 200 steps" in line

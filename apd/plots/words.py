@@ -146,7 +146,8 @@ def gain_by_length(
             steps = [next(iter(runs.values())).experiment.training.iterations for runs in both]
             places = (f"after {steps[0]} steps", f"after {steps[1]}")
             lines.append(f"- {_change_of_gain((short, long), places, method, reference, confidence)}")
-    return Words("\n".join(lines) or "There is no record of both lengths yet.")
+    said = "\n".join(lines) or "There is no record of both lengths yet."
+    return Words(f"**{short.title}**\n\n{said}")
 
 
 def _change_of_gain(

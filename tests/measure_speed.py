@@ -121,9 +121,9 @@ def recipes_in_words(device: torch.device) -> dict[str, dict[str, Any]]:
 def switches(device: torch.device, *, compiled: bool) -> Iterator[dict[str, Any]]:
     """A row for each recipe and setting of a training step; milliseconds are null where a setting cannot be had."""
     for size in RECIPES:
-        # the smallest networks compile in half a minute; on two CPU cores those of `small` had not after five
-        too_long = size != "tiny" and (device.type == "cpu" or not compiled)
-        for cost in switch_costs(recipe(size), device, compiled=not too_long):
+        # the smallest networks compile in half a minute anywhere, those of `small` on a CPU in no useful time
+        compile_step = size == "tiny" or (compiled and device.type != "cpu")
+        for cost in switch_costs(recipe(size), device, compiled=compile_step):
             quartiles = cost.milliseconds and [round(value, 1) for value in cost.milliseconds]
             # a library's message may hold a path of this machine: its kind is enough
             yield {

@@ -2,7 +2,8 @@
 
 Prototypes are those of :func:`apd.class_prototypes`: of unit length, pooled over one image, pixels of ``ignore_index``
 left out. Both methods look at all pairs of an image's classes: K² · D operations and a few (B, K, K) maps on top of
-what prototypes cost, whatever the number of pixels. Shape letters as in :mod:`apd.perspective`.
+what prototypes cost, whatever the number of pixels (on a GPU, with 25 classes or fewer, :func:`torch.cdist` takes
+(B, K, K, D) numbers in its backward pass). Shape letters as in :mod:`apd.perspective`.
 """
 
 import torch

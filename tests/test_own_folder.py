@@ -167,15 +167,15 @@ FAULTS = {
     "no folder": (lambda f: shutil.rmtree(f / "masks"), r"data folder .*masks/val is missing"),
     "empty": (
         lambda f: [path.unlink() for kind in ("images", "masks") for path in (f / kind / "train").iterdir()],
-        "images/train holds no picture",
+        "images/train holds no image",
     ),
     "not apart": (
         lambda f: describe(f, "splits: {train: {}, val: {images: images/train, masks: masks/train}}"),
-        r"000.jpg is in the splits train and val \(4 such pictures\); keep them apart",
+        r"000.jpg is in the splits train and val \(4 such images\); keep them apart",
     ),
     "no list": (lambda f: describe(f, "splits: {train: {list: a.txt}, val: {}}"), "the list .*a.txt is missing"),
     "empty list": (lambda f: listed(f, "\n"), "the list .*a.txt is empty"),
-    "unknown in list": (lambda f: listed(f, "000\n009\n"), "a.txt line 2: there is no picture '009'"),
+    "unknown in list": (lambda f: listed(f, "000\n009\n"), "a.txt line 2: there is no image '009'"),
     "twice in list": (lambda f: listed(f, "000\n000.jpg\n"), "a.txt line 2 names '000.jpg' a second time"),
     "list without mask": (lambda f: (listed(f, "001\n"), mask(f).unlink()), "001.jpg has no partner"),
 }

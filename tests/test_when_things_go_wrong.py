@@ -419,7 +419,7 @@ def test_what_is_no_picture_is_told_and_pictures_before_it_stay(runs, told, tmp_
     (tmp_path / "text.png").write_text("this is no picture")
     Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
     message = told("predict", run_folder(tiny()), tmp_path / "good.png", tmp_path / "text.png", "--to", tmp_path / "to")
-    assert message.startswith(f"apd: {tmp_path / 'text.png'}: cannot be read as a picture")
+    assert message.startswith(f"apd: {tmp_path / 'text.png'}: cannot be read as an image")
     assert {path.name for path in (tmp_path / "to").iterdir()} == {"good-labels.png", "good-overlay.png"}
 
 

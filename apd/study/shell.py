@@ -8,9 +8,10 @@ Anything else that is raised is a defect of this package and shows its traceback
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
-from apd.data.folder import DataError
+from apd.data.picture_files import DataError, DataWarning
 from apd.evaluate.export import ExportError
 from apd.study.checkpoint import CheckpointError, RunBusyError
 from apd.study.experiment import ExperimentError
@@ -38,7 +39,7 @@ USER_ERRORS = (
 
 
 def exit_code_of(command: Callable[[], int], program: str) -> int:
-    """Run a command, tell what went wrong on standard error, and return the exit code.
+    """Run a command, report what went wrong and data that are left out on standard error, and return the exit code.
 
     It is the last that a rank does: the ranks part here.
 
@@ -47,7 +48,16 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
         program: name before the message, such as "apd".
     """
     try:
-        code = command()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if started_rank() else "default", DataWarning)
+            shown = warnings.formatwarning
+            warnings.formatwarning = lambda message, category, *place: (
+                f"{program}: note: {message}\n" if category is DataWarning else shown(message, category, *place)
+            )
+            try:
+                code = command()
+            finally:
+                warnings.formatwarning = shown
         sys.stdout.flush()
         return leave(code)
     except UsageError as error:

@@ -182,7 +182,7 @@ def test_no_pairs_are_refused(tmp_path):
     with pytest.raises(DataError, match="is given for images and for masks"):
         pair_folders(tmp_path / "a", tmp_path / "a")
     (tmp_path / "c").mkdir()
-    with pytest.raises(DataError, match="a holds no image; expected .png"):
+    with pytest.raises(DataError, match=r"a holds no image; expected \.png"):
         pair_folders(tmp_path / "a", tmp_path / "c")
     with pytest.raises(MissingData, match="missing"):
         pair_folders(tmp_path / "a", tmp_path / "b")

@@ -122,8 +122,7 @@ def predict(arguments: list[str]) -> int:
 
     from apd.commands.detecting import predict_things
     from apd.data.paired_files import names_of
-    from apd.data.picture_files import picture_size
-    from apd.evaluate.pictures import predict_picture
+    from apd.evaluate.pictures import predict_picture, read_picture
     from apd.study.build import spec_of
     from apd.study.train import trained_network
 
@@ -153,7 +152,7 @@ def predict(arguments: list[str]) -> int:
         return predict_things(chosen.run, record, chosen.images, chosen.to, least_score=score, device=device)
     if chosen.least_score is not None:
         raise UsageError(f"--least-score {chosen.least_score}: this run is of segmentation, which has no findings")
-    sizes = [picture_size(image) for image in chosen.images]  # before the first is predicted
+    sizes = [read_picture(image).size for image in chosen.images]  # all are read before the first is predicted
     model = trained_network(chosen.run, device=device)
     for image, name, (width, height) in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
         size = shown_size(data, width, height)

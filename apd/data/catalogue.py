@@ -81,6 +81,8 @@ class DatasetSpec:
             raise ValueError(f"{self.name}: class_names is empty; a data set needs at least one class")
         if len(set(self.class_names)) != count:
             raise ValueError(f"{self.name}: class_names {self.class_names} names a class twice; names must differ")
+        if self.file_colours and len(set(self.file_colours)) != count:
+            raise ValueError(f"{self.name}: file_colours {self.file_colours}; expected {count} different colours")
         if len(self.palette) != count:
             raise ValueError(f"{self.name}: palette has {len(self.palette)} colours for {count} classes; give one each")
         for field in ("palette", "file_colours", "void_colours"):
@@ -99,8 +101,6 @@ class DatasetSpec:
             raise ValueError(f"{self.name}: void_values {clash} are labels of classes; classes are {told}")
         if wrong := [value for value in self.void_values if not 0 <= value <= 255]:
             raise ValueError(f"{self.name}: void_values {wrong}; a label file holds values from 0 to 255")
-        if self.file_colours and len(set(self.file_colours)) != count:
-            raise ValueError(f"{self.name}: file_colours {self.file_colours}; expected {count} different colours")
         if self.file_values and self.file_colours:
             raise ValueError(f"{self.name}: file_values and file_colours are both given; label files hold one of them")
         if clash := [colour for colour in self.void_colours if colour in self.file_colours or not self.file_colours]:

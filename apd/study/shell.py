@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from apd.data.picture_files import DataError, DataWarning
 from apd.evaluate.export import ExportError
@@ -50,14 +51,16 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if started_rank() else "default", DataWarning)
-            shown = warnings.formatwarning
-            warnings.formatwarning = lambda message, category, *place: (
-                f"{program}: note: {message}\n" if category is DataWarning else shown(message, category, *place)
-            )
-            try:
-                code = command()
-            finally:
-                warnings.formatwarning = shown
+            plain = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+                if category is DataWarning:
+                    print(f"{program}: note: {message}", file=sys.stderr)
+                else:
+                    plain(message, category, *place)
+
+            warnings.showwarning = show
+            code = command()
         sys.stdout.flush()
         return leave(code)
     except UsageError as error:

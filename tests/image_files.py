@@ -76,7 +76,7 @@ def exif(orientation):
 def palette(transparent=False):
     image = Image.fromarray(GREY // 16, mode="P")
     image.putpalette([channel for entry in range(16) for channel in (entry * 16, 255 - entry, 7)])
-    return saved(image, **({"transparency": 3} if transparent else {}))
+    return saved(image, **({"transparency": bytes(range(0, 160, 10))} if transparent else {}))
 
 
 OF_PALETTE = np.stack([GREY // 16 * 16, 255 - GREY // 16, np.full_like(GREY, 7)], axis=-1)

@@ -88,6 +88,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_file_is_the_same_image_in_training_prediction_and_coco(tmp_path, kind):
     suffix, write, expected, tolerance = KINDS[kind]

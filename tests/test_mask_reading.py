@@ -29,6 +29,7 @@ MASKS = {
     "palette": ("png", indexed(LABELS), {}, LABELS),
     "palette of 2 bits": ("png", indexed(LABELS, bits=2), {}, LABELS),
     "transparent palette": ("png", indexed(LABELS, transparency=0), {}, LABELS),
+    "palette with alpha": ("png", indexed(LABELS, transparency=bytes(range(3))), {}, LABELS),
     "ignored": ("png", saved(VOID), {}, VOID),
     "1 bit": ("png", saved(LABELS > 0), {}, (LABELS > 0) * 1),
     "1 bit, white is a class": ("png", saved(LABELS > 0), WHITE, (LABELS > 0) * 1),
@@ -61,6 +62,7 @@ def spec(**fields):
     return DatasetSpec("fields", SPEC.class_names, SPEC.palette, **fields)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", MASKS)
 def test_a_kind_of_mask_gives_its_labels(tmp_path, kind):
     suffix, write, fields, expected = MASKS[kind]

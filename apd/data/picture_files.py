@@ -75,9 +75,10 @@ def picture_size(path: Path) -> tuple[int, int]:
     with _told_by_name(path), Image.open(path) as picture:
         if picture.format == "TIFF":  # pillow turns these, and their size, by itself
             return picture.size
-        chunks = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-        if picture.format == "PNG" and not any(chunk in path.read_bytes() for chunk in chunks):
-            return picture.size
+        if picture.format == "PNG":  # its EXIF may stand behind the pixels
+            content = path.read_bytes()
+            if not any(chunk in content for chunk in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
+                return picture.size
         return picture.size[::-1] if _orientation(picture) >= 5 else picture.size
 
 
@@ -229,6 +230,7 @@ def opened(path: Path) -> tuple[Image.Image, Stored]:
                 levels=2 ** int(few[1]) if few else 256,
             )
             picture.load()
+            picture.info.pop("transparency", None)  # else pillow warns, of a palette with alpha values, when converting
             return ImageOps.exif_transpose(picture) if _orientation(picture) > 1 else picture, stored
 
 

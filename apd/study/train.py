@@ -4,7 +4,7 @@ A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished
 from its newest whole checkpoint.
 """
 
-import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,4 +195,12 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows; a bare GPU machine may lack psutil, so it is not asked first
+        import psutil
+
+        used = psutil.Process().memory_info()
+        return getattr(used, "peak_wset", used.rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # KiB but on macOS

@@ -302,7 +302,7 @@ def test_a_bare_machine_runs_campaigns_and_is_told_what_the_command_line_lacks(t
     *before, last = output.read_text().splitlines()
     assert before[-1].startswith("camvid-small: 1/1 student-seed0: mIoU ")
     assert last == (
-        "apd: the command line needs tyro (pip install 'apd[cli]'); without it, "
+        "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
         "`python -m apd.study.campaign NAME` runs campaigns"
     )
 

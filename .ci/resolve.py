@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -45,13 +46,13 @@ def resolve(python: str, requirements: list[str]) -> int:
 def main() -> int:
     """Resolve for the oldest and the newest supported Python."""
     oldest, *_, newest = supported()
-    for python in (oldest, newest):
-        requirements = locked(python)
-        print(f"Python {python}: looking for the wheels of {len(requirements)} locked versions", flush=True)
-        if resolve(python, requirements):
-            print(f"requirements.lock cannot be installed on Python {python}", file=sys.stderr)
-            return 1
-    return 0
+    asked = {python: locked(python) for python in (oldest, newest)}
+    with ThreadPoolExecutor() as pool:
+        codes = dict(zip(asked, pool.map(resolve, asked, asked.values()), strict=True))
+    for python, code in codes.items():
+        found = "every one has a wheel" if code == 0 else "cannot be installed"
+        print(f"Python {python}, {len(asked[python])} locked versions: {found}")
+    return max(codes.values())
 
 
 if __name__ == "__main__":

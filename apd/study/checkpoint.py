@@ -184,7 +184,7 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
     path, name = folder / "lock", folder / "holder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
     except OSError as error:
         raise CheckpointError(
             f"cannot write to {folder}: {error.strerror}; make it writable or set APD_RUNS to another folder"

@@ -80,6 +80,15 @@ def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_py
     assert looked_at > 300
 
 
+def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_for(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    assets = importlib.import_module("offline_assets").ASSETS
+    brought = {canonicalize_name(module) for module, _ in assets.values()}
+    assert brought <= {canonicalize_name(requirement.name) for requirement in direct_requirements()}
+    for module, inside in assets.values():
+        assert (Path(importlib.import_module(module).__file__).parent / inside).is_file()
+
+
 def test_the_index_is_asked_for_the_locked_versions_of_the_oldest_and_the_newest_python(monkeypatch, capsys):
     """By `.ci/run`, which has a network; here pip is not called."""
     monkeypatch.syspath_prepend(ROOT / ".ci")

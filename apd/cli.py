@@ -283,7 +283,7 @@ def _run(name: str, *arguments: str) -> int:
         if error.name != "tyro":
             raise
         print(
-            "apd: the command line needs tyro (pip install 'apd[cli]'); without it, "
+            "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
             "`python -m apd.study.campaign NAME` runs campaigns",
             file=sys.stderr,
         )

@@ -89,18 +89,30 @@ def check_labels(labels_BHW: Tensor, batch: int) -> None:
         raise ValueError(f"labels holds {labels_BHW.shape[0]} images but the maps hold {batch}: the batches must agree")
 
 
+def assert_without_waiting(holds: Tensor, message: str) -> None:
+    """Raise ``RuntimeError`` unless all of ``holds`` is true; on CUDA at the next synchronisation.
+
+    MPS has no asynchronous assertion, so there the host waits for the answer.
+    """
+    if holds.device.type == "mps":
+        if not holds.all():
+            raise RuntimeError(message)
+    else:
+        torch._assert_async(holds.all(), message)
+
+
 def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
     """Mask, of the labels' shape, of the pixels whose label is not ``ignore_index``.
 
     A label that is neither ``ignore_index`` nor in ``0 .. num_classes - 1`` is an error: on a CPU a ``RuntimeError``
     at once, on a GPU a device-side assertion that surfaces at the next synchronisation (the price of not waiting for
-    the device at every step). Both survive ``torch.compile``.
+    the device at every step), on MPS at once. All survive ``torch.compile``.
     """
     labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
     ignored_BHW = labels_BHW == ignore_index
     known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes)
-    torch._assert_async(
-        (known_BHW | ignored_BHW).all(),
+    assert_without_waiting(
+        known_BHW | ignored_BHW,
         f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: "
         "map the data set's labels to these, or correct num_classes or ignore_index",
     )

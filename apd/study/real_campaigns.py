@@ -12,7 +12,7 @@ from apd.study.experiment import Experiment
 from apd.study.real_recipes import SECOND_STUDENT, SECOND_TEACHER, RealSize, real_experiment
 from apd.study.recipes import METHODS, Method, recipe
 
-LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
+TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
 """Tried with every method, from the middle outwards."""
 TUNED_METHODS: tuple[Method, ...] = ("student", "apd", "pixel_kd", "apd_without_kd")
 """Methods with learning rates of their own; the student of equal seconds has the student's."""
@@ -38,7 +38,7 @@ def facade_tuning() -> Iterator[Experiment]:
 def facade_learning_rates() -> Iterator[Experiment]:
     """Every method at every learning rate, seed 0; first the student and APD. The chosen are in `facade-small`."""
     for methods in (TUNED_METHODS[:2], TUNED_METHODS[2:]):
-        for learning_rate, method in product(LEARNING_RATES, methods):
+        for learning_rate, method in product(TRIED_LEARNING_RATES, methods):
             experiment = recipe("facade-small", method)
             training = replace(experiment.training, learning_rate=learning_rate)
             yield replace(experiment, training=training, name=f"{method}-rate{learning_rate:g}-seed0")

@@ -25,6 +25,15 @@ SECOND_TEACHER = NetworkConfig(
 # rates at which the methods are at their best lie closer together than with SGD.
 ADAMW = TrainingConfig(optimiser="adamw", learning_rate=2e-4, weight_decay=0.01)
 
+LEARNING_RATES: dict[str, float] = {
+    "student": 2e-4,
+    "student_equal_seconds": 2e-4,
+    "pixel_kd": 2e-4,
+    "apd": 2e-4,
+    "apd_without_kd": 2e-4,
+}
+"""Of each method: the best on val of those tried in the campaign `facade-learning-rates` (a test holds it)."""
+
 _SMALL = {"crop_height": 160, "crop_width": 224, "jitter": 0.2, "evaluation_split": "test"}
 _FULL = {**_SMALL, "crop_height": 320, "crop_width": 320}
 # Images keep their shape and are loaded with their short side of 320 pixels.
@@ -45,8 +54,8 @@ _STEPS: dict[RealSize, tuple[int, int]] = {
 """Of the student and of the teacher."""
 
 
-def real_experiment(size: RealSize) -> Experiment:
-    """The student with its teacher and no distillers, as all methods of a size share it.
+def real_experiment(size: RealSize, method: str = "student") -> Experiment:
+    """The student with its teacher and no distillers; methods of a size share it but for the learning rate.
 
     Example:
         >>> real_experiment("facade-small").teacher.network.backbone
@@ -57,6 +66,6 @@ def real_experiment(size: RealSize) -> Experiment:
     return Experiment(
         data=_DATA[size],
         network=STUDENT,
-        training=replace(ADAMW, iterations=student, batch_size=batch),
+        training=replace(ADAMW, learning_rate=LEARNING_RATES[method], iterations=student, batch_size=batch),
         teacher=TeacherConfig(network=TEACHER, training=replace(ADAMW, iterations=teacher, batch_size=batch)),
     )

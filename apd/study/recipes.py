@@ -116,7 +116,7 @@ def recipe(
     distillers = distillers_of(method)
     match size:
         case _ if size in REAL_SIZES:
-            base = real_experiment(size)
+            base = real_experiment(size, method)
         case "tiny":
             base = _tiny(context_shift)
         case "small":

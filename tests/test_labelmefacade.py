@@ -16,6 +16,8 @@ from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade, listed_splits
 from apd.data.picture_files import MissingData
 from apd.study.experiment import DataConfig, ExperimentError
 from apd.study.record import Record, RecordError
+from apd.study.score import miou_on
+from apd.study.statistics import compare
 from apd.study.train import train
 
 script = data_script("labelmefacade")
@@ -168,12 +170,15 @@ def experiment(parent, tmp_path, monkeypatch):
 
 
 def test_a_run_scored_on_test_is_scored_out_of_place_as_well(experiment):
-    record = train(experiment)
+    named = replace(experiment, name="student-seed0")
+    record = train(named)
     assert record.content["data"]["images"] == 200
     others = record.content["other_splits"]
     assert {split: other["images"] for split, other in others.items()} == {"test_out_of_place": 268, "night": 12}
     assert len({record.content["data"]["fingerprint"], *(other["fingerprint"] for other in others.values())}) == 3
     assert record.scores_on("test") == record.scores
+    (comparison,) = compare([record])
+    assert comparison.by(miou_on("night")).values("student") == {0: record.scores_on("night").miou}
     alone = train(replace(experiment, data=replace(experiment.data, evaluation_split="night")))
     assert "other_splits" not in alone.content
     assert alone.scores_on("night").miou == record.scores_on("night").miou

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from statistics import fmean
 
+import pytest
 from made_up_records import made_up_record
 
 from apd.plots.rates import rates_table, validation_by_strength, validation_miou, weights_table
@@ -12,7 +13,7 @@ from apd.study.camvid_campaigns import BEST_RIVALS, TRIED_METHODS, TRIED_RATES
 from apd.study.fingerprint import fingerprint
 from apd.study.folders import records_folder
 from apd.study.real_campaigns import TRIED_LEARNING_RATES
-from apd.study.real_recipes import LEARNING_RATES
+from apd.study.real_recipes import LEARNING_RATES, SECONDS_OF_REAL_APD
 from apd.study.recipes import SMALL_RATES, recipe
 from apd.study.record import read_record, read_records
 from apd.study.statistics import method_of
@@ -123,3 +124,15 @@ def test_every_methods_learning_rate_on_labelmefacade_is_the_best_of_its_records
             assert LEARNING_RATES[method] == best
             assert min(scores) < best < max(scores)
     assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]
+
+
+def test_the_longer_student_has_the_core_seconds_of_apd_within_three_per_cent():
+    least = {}
+    for record in (read_record(path) for path in records_folder("facade-learning-rates").glob("*.json")):
+        method, seconds = method_of(record.experiment), record.content["core_seconds_per_iteration"]
+        least[method] = min(seconds, least.get(method, seconds))
+    if {"student", "apd"} <= set(least):
+        expected = pytest.approx(least["apd"] / least["student"], rel=0.03)
+        assert SECONDS_OF_REAL_APD["facade-small"] == expected, "set it to what was measured, before facade-small runs"
+    longer, student = (recipe("facade-small", method).training for method in ("student_equal_seconds", "student"))
+    assert longer.iterations == round(student.iterations * SECONDS_OF_REAL_APD["facade-small"])

@@ -52,6 +52,15 @@ _STEPS: dict[RealSize, tuple[int, int]] = {
     "camvid-full": (3000, 6000),
 }
 """Of the student and of the teacher."""
+SECONDS_OF_REAL_APD: dict[RealSize, float] = {
+    "facade-small": 2.09,
+    "facade-full": 1.5,
+    "camvid-small": 1.96,
+    "camvid-full": 1.5,
+}
+"""A step of APD as a multiple of the plain student's. Small sizes: the ratio of core seconds, medians of alternating
+steps, which a test holds to the records of `facade-learning-rates` within 3 %. Full sizes: a guess, as no GPU has
+measured it."""
 
 
 def real_experiment(size: RealSize, method: str = "student") -> Experiment:

@@ -20,7 +20,7 @@ from apd.study.experiment import (
     TrainingConfig,
 )
 from apd.study.paper_recipes import PAPER_METHODS, PaperSize, paper_recipe
-from apd.study.real_recipes import REAL_SIZES, RealSize, real_experiment
+from apd.study.real_recipes import REAL_SIZES, SECONDS_OF_REAL_APD, RealSize, real_experiment
 
 Size = Literal["tiny", "small", "full", RealSize, PaperSize, DetectionSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
@@ -37,7 +37,7 @@ METHOD_NAMES: dict[str, str] = {
 # factor was set beforehand, from short runs on one CPU core, and belongs to the experiments that were run with it: what
 # it should have been is in their records (chapter 3 prints it; the tiny networks of today have about 1.7). On a GPU it
 # has not been measured: "full" takes the value of "small".
-SECONDS_OF_APD: dict[str, float] = {"tiny": 1.6, "small": 1.45, "full": 1.45, **dict.fromkeys(REAL_SIZES, 1.9)}
+SECONDS_OF_APD: dict[str, float] = {"tiny": 1.6, "small": 1.45, "full": 1.45, **SECONDS_OF_REAL_APD}
 SMALL_RATES: dict[str, float] = {
     "student": 0.04,
     "student_equal_seconds": 0.04,

@@ -41,6 +41,7 @@ from apd.study.folders import records_folder
 from apd.study.log import NonFiniteLossError
 from apd.study.pair_recipes import camvid_pairs, scenes_pairs, scenes_pairs_tuning
 from apd.study.ranks import join, of_every_rank
+from apd.study.real_campaigns import REAL_CAMPAIGNS
 from apd.study.recipes import METHODS, Method, distillers_of, lengthened, recipe
 from apd.study.record import Record, read_record
 from apd.study.shard import WHOLE, Shard
@@ -177,6 +178,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-small-ablations": camvid_small_ablations,
     "camvid-small-rivals": camvid_small_rivals,
     "camvid-pairs": camvid_pairs,
+    **REAL_CAMPAIGNS,
     "scenes-detection": scenes_detection,
     "scenes-detection-tuning": scenes_detection_tuning,
     "tiny-coco": tiny_coco,

@@ -22,7 +22,15 @@ class DataConfig:
     """Which images, at which size, and how they are varied in training."""
 
     name: Literal[
-        "scenes", "camvid", "cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco", "folder"
+        "scenes",
+        "camvid",
+        "labelmefacade",
+        "cityscapes",
+        "ade20k",
+        "pascal_context_59",
+        "pascal_context_60",
+        "coco",
+        "folder",
     ] = "scenes"
     """Data set: the built-in scenes, a published one found through APD_DATA, or a folder of your own."""
     folder: str = ""
@@ -34,8 +42,9 @@ class DataConfig:
     long_side: int = 0
     """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or
     2048); 0 leaves images as loaded."""
-    evaluation_split: Literal["val", "test"] = "val"
-    """Split of the final scores; intermediate ones always use val."""
+    evaluation_split: Literal["val", "test", "test_out_of_place", "night"] = "val"
+    """Split of the final scores; intermediate ones always use val. The last two: labelmefacade only, which is scored on
+    them, too, with test."""
     crop_height: int = 96
     """Rows of a training crop."""
     crop_width: int = 96
@@ -80,6 +89,14 @@ class DataConfig:
         for name in ("train_images", "evaluation_images"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require(self.world >= 0, self, "world", "an integer >= 0")
+        own = self.name == "labelmefacade" or self.evaluation_split in ("val", "test")
+        require(own, self, "evaluation_split", f"val or test: {self.name} has no other")
+
+    @property
+    def other_splits(self) -> tuple[str, ...]:
+        """Further test splits, on which a run with evaluation_split test is scored at its end as well."""
+        is_tested = self.name == "labelmefacade" and self.evaluation_split == "test"
+        return ("test_out_of_place", "night") if is_tested else ()
 
 
 @dataclass(frozen=True, kw_only=True)

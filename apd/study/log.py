@@ -81,7 +81,10 @@ class RunLog:
             ) from error
 
     def summary(self) -> dict[str, Any]:
-        """The record's entries `seconds_per_iteration` (median over steps) and `curves`.
+        """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
+
+        The first two are medians over steps. Core seconds are those in which the process ran: other programs make the
+        seconds of the clock longer, these not.
 
         Curves have at most 100 points, each the mean over an equal stretch of steps; `iteration` is the number of
         steps done at a stretch's end.
@@ -89,10 +92,12 @@ class RunLog:
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)
         parts = [entries[i : i + stretch] for i in range(0, len(entries), stretch)]
-        names = [name for name in entries[0] if name not in ("step", "seconds")]
+        names = [name for name in entries[0] if name not in ("step", "seconds", "core_seconds")]
+        core = [entry["core_seconds"] for entry in entries if "core_seconds" in entry]
         curves = {name: [_short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
         return {
             "seconds_per_iteration": _short(statistics.median(e["seconds"] for e in entries)),
+            **({"core_seconds_per_iteration": _short(statistics.median(core))} if core else {}),
             "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves,
         }
 

@@ -75,14 +75,17 @@ class Run:
             desc=self.experiment.name,
             disable=not self.ranks.first or (None if self.progress is None else not self.progress),
         )
-        pending: list[tuple[int, float, dict[str, Tensor], Batch]] = []
+        pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
         self.student.train()
-        saved_at = tick = time.perf_counter()
+        saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
         with StopRequest(notice=self.ranks.first) as stop, bar:
             for batch in batches:
                 set_rates(self.optimisers, training, step)
                 terms = self._step(batch)
-                pending.append((step, time.perf_counter() - tick, terms, batch))
+                taken = {"seconds": time.perf_counter() - tick}
+                if self.device.type == "cpu":
+                    taken["core_seconds"] = time.process_time() - core_tick
+                pending.append((step, taken, terms, batch))
                 step += 1
                 bar.update()
                 late = tick - saved_at > CHECKPOINT_SECONDS
@@ -106,13 +109,13 @@ class Run:
                         )
                 if on_step is not None:
                     on_step(step)
-                tick = time.perf_counter()
+                tick, core_tick = time.perf_counter(), time.process_time()
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the student, its heads and the teacher's heads. Returns the detached terms."""
         return self.ranks.mean(self.update(batch))
 
-    def _note(self, step: int, seconds: float, terms: dict[str, Tensor], batch: Batch) -> None:
+    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
         """Log the terms of a step; stop the run if one of them is not a finite number."""
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
         wrong = [name for name, value in values.items() if value - value != 0]  # inf - inf and nan are not 0
@@ -127,7 +130,8 @@ class Run:
             )
         rate = self.experiment.training.learning_rate * rate_factor(self.experiment.training, step)
         if self.ranks.first:
-            self.log.write({"step": step, "seconds": round(seconds, 6), "learning_rate": rate, **values})
+            taken = {name: round(seconds, 6) for name, seconds in taken.items()}
+            self.log.write({"step": step, **taken, "learning_rate": rate, **values})
 
     @property
     def evaluated(self) -> nn.Module:

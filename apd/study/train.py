@@ -154,6 +154,15 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
     evaluation, ranks = run.splits.evaluation, run.ranks
     run.evaluated.eval()
     measured, teacher = run.measured(evaluation, run.experiment.inference), None
+    if others := run.splits.others:
+        measured["other_splits"] = {
+            name: {
+                "images": len(dataset),
+                "fingerprint": dataset.fingerprint(),
+                **run.measured(dataset, run.experiment.inference),
+            }
+            for name, dataset in others.items()
+        }
     if run.teacher is not None:
         both = run.task.compare(run.evaluated, run.teacher, evaluation, precision=run.precision, ranks=ranks)
         # a file of weights can be replaced under its name: the record says which it was

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from apd.losses import masked_mean
 from apd.perspective import full_precision, inverse_length
-from apd.rivals.distiller import IGNORED, FeatureRival, Rival, check_positive, convolved
+from apd.rivals.distiller import IGNORED, FeatureRival, Rival, convolved
+from apd.validation import RULED_OUT, check_positive
 
 
 @full_precision
@@ -18,7 +19,7 @@ def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, 
     """T² KL between the two nets' distributions of a channel over an image's valid pixels.
 
     A channel's distribution is the softmax over pixels of its values / T. Mean over channels and over the images that
-    have a valid pixel.
+    have a valid pixel. A channel that the teacher rules out at every pixel has none, and costs nothing.
     """
     valid_B1N = valid_Bhw.flatten(1)[:, None]
 
@@ -29,7 +30,9 @@ def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, 
     divergence_BCN = F.kl_div(
         log_distributions(student_BChw), log_distributions(teacher_BChw), reduction="none", log_target=True
     )
-    return temperature**2 * masked_mean(divergence_BCN.sum(2).mean(1), valid_B1N.any(2)[:, 0])
+    has_some_BC = teacher_BChw.flatten(2).masked_fill(~valid_B1N, RULED_OUT).amax(2) > RULED_OUT / 2
+    divergence_BC = torch.where(has_some_BC, divergence_BCN.sum(2), 0.0)
+    return temperature**2 * masked_mean(divergence_BC.mean(1), valid_B1N.any(2)[:, 0])
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, counted: Tensor, dim: int) -> Tensor:
@@ -129,12 +132,9 @@ class CWD(FeatureRival):
         """The terms of positive weight and ``"loss"``; maps of a term of weight 0 may be left out."""
         terms = {}
         if self.weights["logits"]:
-            student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
-            if student.shape[1] != self.num_classes:
-                raise ValueError(
-                    f"student_logits has {student.shape[1]} channels: expected {self.num_classes}, "
-                    "the num_classes given at construction"
-                )
+            student, teacher, labels_Bhw = self._on_one_grid(
+                "logits", student_logits, teacher_logits, labels, self.num_classes
+            )
             terms["logits"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
         if self.adapter is not None:
             student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)

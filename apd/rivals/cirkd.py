@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apd.losses import masked_mean
-from apd.perspective import check_count, class_prototypes, full_precision, inverse_length
+from apd.perspective import class_prototypes, full_precision, inverse_length
 from apd.rivals.class_memory import ClassMemory
-from apd.rivals.distiller import IGNORED, FeatureRival, check_positive, convolved
+from apd.rivals.distiller import IGNORED, FeatureRival, convolved
 from apd.rivals.relation_divergence import relation_divergence
+from apd.validation import check_count, check_positive
 
 
 def pooling_window(size: tuple[int, int], most: int) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from apd.losses import masked_mean
 from apd.perspective import class_prototypes, full_precision
-from apd.rivals.distiller import IGNORED, FeatureRival, check_positive, convolved
+from apd.rivals.distiller import IGNORED, FeatureRival, convolved
+from apd.validation import check_positive
 
 
 def prototypes_of_both(

@@ -52,8 +52,8 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     ):
         raise ValueError(
             f"tokens has {tokens_BNC.shape[1]} tokens, {patches} after prefix_tokens={prefix_tokens}: they fill no "
-            f"grid of the aspect ratio {height}:{width} of grid={grid}; count the CLS and register tokens in prefix_tokens, "
-            "and give the grid of patches or the size of the image as grid"
+            f"grid of the aspect ratio {height}:{width} of grid={grid}; count the CLS and register tokens in "
+            "prefix_tokens, and give the grid of patches or the size of the image as grid"
         )
     return tokens_BNC[:, prefix_tokens:].mT.unflatten(2, (h, w))
 

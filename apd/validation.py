@@ -134,8 +134,8 @@ def _of_one_image(first: tuple[int, int], second: tuple[int, int]) -> bool:
     A network of stride s makes floor(H / s) to ceil(H / s) cells of H pixels: each axis is off by less than a cell of
     its own grid, which leaves the ratio of the two grids an interval in each axis, and the intervals must overlap. A
     network that rounds up to whole patches first and refines its grid afterwards (a ViT or a pyramid under a decoder)
-    has the cells of a padded image: paddings up to 32 pixels are tried. None of this makes the longer side the shorter, which is asked of grids of 8 cells
-    or more, where the first rule misses a near-square map that is turned.
+    has the cells of a padded image: paddings up to 32 pixels are tried. None of this makes the longer side the shorter, which is asked of grids of 8
+    cells or more: the first rule misses a turned map that is nearly square.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:

@@ -48,7 +48,7 @@ class RoIAPD(nn.Module):
         >>> def view():
         ...     return DetectorView({}, torch.rand(2, 32, 1, 16), torch.rand(2, 4, 1, 16), [(64, 64)] * 2)
         >>> pair = DetectorPair(view(), view(), torch.randint(0, 4, (2, 1, 16)), None, torch.zeros(2, 64, 64).long())
-        >>> list(RoIAPD(32, 32, 3, width=8)(pair))
+        >>> list(RoIAPD(32, 32, 3, width=8).eval()(pair))
         ['regularisation', 'alignment', 'observation', 'pixel_kd', 'loss']
     """
 

@@ -91,7 +91,7 @@ class CWD(FeatureRival):
     >>> import torch
     >>> from apd import CWD
     >>> student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 0.0]]]])
-    >>> distiller = CWD(8, 8, num_classes=1, temperature=1.0)
+    >>> distiller = CWD(8, 8, num_classes=1, temperature=1.0).eval()  # only to measure
     >>> distiller(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0, 0]]]))["logits"]
     tensor(0.3278)
     """
@@ -168,7 +168,7 @@ class DIST(Rival):
     >>> import torch
     >>> from apd import DIST
     >>> logits = torch.tensor([[[[2.0, 0.0]], [[0.0, 2.0]]]])
-    >>> out = DIST()(student_logits=-logits, teacher_logits=logits, labels=torch.tensor([[[0, 1]]]))
+    >>> out = DIST().eval()(student_logits=-logits, teacher_logits=logits, labels=torch.tensor([[[0, 1]]]))
     >>> [round(value.item(), 4) for value in out.values()]  # inter, intra, loss
     [2.0, 2.0, 4.0]
     """

@@ -143,7 +143,7 @@ class CIRKD(FeatureRival):
 
     >>> import torch
     >>> from apd import CIRKD
-    >>> features, labels = torch.randn(2, 4, 8, 8), torch.zeros(2, 64, 64, dtype=torch.long)
+    >>> features, labels = torch.randn(2, 4, 8, 8, requires_grad=True), torch.zeros(2, 64, 64, dtype=torch.long)
     >>> distiller = CIRKD(4, 4, num_classes=3, pixel_slots=100, region_slots=10)
     >>> out = distiller(student_features=features, teacher_features=features, labels=labels)
     >>> [(name, bool(value > 0)) for name, value in out.items()]

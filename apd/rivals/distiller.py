@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from apd.perspective import match_grids, resize_labels, valid_pixels
 from apd.validation import (
     check_call,
-    check_classes,
     check_count,
     check_ignore_index,
     check_positive,
@@ -67,7 +66,6 @@ class Rival(nn.Module):
         maps = {f"student_{kind}": student, f"teacher_{kind}": teacher}
         check_call(self, maps, labels_BHW, trained=[f"student_{kind}"])
         if kind == "logits":
-            check_classes(student, teacher, least=num_classes or 2)
             teacher = without_infinities(teacher)
         student, teacher = match_grids(student, teacher.detach())
         num_classes = student.shape[1] if num_classes is None else num_classes

@@ -65,7 +65,7 @@ class PixelKD(Rival):
     >>> import torch
     >>> from apd import PixelKD
     >>> logits, labels = torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4, dtype=torch.long)
-    >>> PixelKD()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
+    >>> PixelKD().eval()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
     tensor(0.)
 
     Raises:
@@ -139,7 +139,7 @@ class LSKD(Rival):
     >>> from apd import LSKD
     >>> teacher = torch.tensor([-3.0, 3.0, 1.0, -1.0]).view(1, 4, 1, 1)
     >>> student, labels = torch.tensor([-6.0, 3.0, 4.0, -1.0]).view(1, 4, 1, 1), torch.tensor([[[1]]])
-    >>> distiller = LSKD(temperature=1.0)
+    >>> distiller = LSKD(temperature=1.0).eval()  # only to measure
     >>> distiller(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]  # figure 2: 0.0995
     tensor(0.0995)
     """
@@ -195,7 +195,7 @@ class DKD(Rival):
     >>> import torch
     >>> from apd import DKD
     >>> student, teacher = torch.zeros(1, 3, 1, 1), torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)
-    >>> out = DKD()(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0]]]))
+    >>> out = DKD().eval()(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0]]]))
     >>> [round(value.item(), 4) for value in out.values()]  # target, non_target, loss
     [0.433, 0.0, 0.433]
     """

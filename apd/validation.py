@@ -128,27 +128,28 @@ def check_classes(student_BKhw: Tensor, teacher_BKhw: Tensor, least: int = 2) ->
         )
 
 
-def _of_one_image(first: tuple[int, int], second: tuple[int, int]) -> bool:
+def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: bool = False) -> bool:
     """Whether two grids (height, width) can lie on one image, each with the stride of its network in both axes.
 
     A network of stride s makes floor(H / s) to ceil(H / s) cells of H pixels: each axis is off by less than a cell of
-    its own grid, which leaves the ratio of the two grids an interval in each axis, and the intervals must overlap. A
-    network that rounds up to whole patches first and refines its grid afterwards (a ViT or a pyramid under a decoder)
-    has the cells of a padded image: paddings up to 32 pixels are tried. None of this makes the longer side the shorter, which is asked of grids of 8
-    cells or more: the first rule misses a turned map that is nearly square.
+    its own grid (of the second not, where that is the image's), which leaves the ratio of the two grids an interval in
+    each axis, and the intervals must overlap. A network that rounds up to whole patches first and refines its grid
+    afterwards (a ViT or a pyramid under a decoder) has the cells of a padded image: the usual patches, up to a quarter
+    of the shorter side, are tried. None of this makes the longer side the shorter; that is asked of grids of 8 cells or
+    more, where a turned map that is nearly square would go unnoticed.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:
-        (h, w), (H, W) = second, first
+        (h, w), (H, W), is_image = second, first, False
     if min(h, w) >= 8 and (h - w) * (H - W) < 0:
         return False
-    padded = (H, W)
-    for patch in range(2, 34):
-        if (h - 1) * (padded[1] - 1) < (w + 1) * (padded[0] + 1) and (w - 1) * (padded[0] - 1) < (h + 1) * (
-            padded[1] + 1
-        ):
+    off = 0 if is_image else 1
+    for patch in (1, 8, 14, 16, 32):
+        if patch > max(1, min(H, W) // 4):
+            break
+        rows, columns = -(-H // patch) * patch, -(-W // patch) * patch
+        if (h - 1) * (columns - off) < (w + 1) * (rows + off) and (w - 1) * (rows - off) < (h + 1) * (columns + off):
             return True
-        padded = (-(-H // patch) * patch, -(-W // patch) * patch)
     return False
 
 
@@ -156,7 +157,7 @@ def check_grids(values: Mapping[str, Tensor]) -> None:
     """Raise ``ValueError`` when the (height, width) of two of the maps and labels cannot be those of one image."""
     for (first_name, first), (second_name, second) in combinations(values.items(), 2):
         (h, w), (H, W) = first.shape[-2:], second.shape[-2:]
-        if (h == H and w == W) or _of_one_image((h, w), (H, W)):
+        if (h == H and w == W) or _of_one_image((h, w), (H, W), is_image=second_name == "labels"):
             continue
         fix = "show both networks the same crop, that of the labels; resize a map first that is squeezed on purpose"
         if _of_one_image((w, h), (H, W)):

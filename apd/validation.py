@@ -7,7 +7,8 @@ module's first call only, since looking at a value waits for the device; a compi
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import combinations
 from numbers import Integral, Real
 
@@ -28,10 +29,6 @@ BINARY = (
     "a binary network of one sigmoid channel z has the two classes of apd.two_channel_logits(z): pass those of both "
     "networks, with num_classes=2 and labels 0 and 1 (of masks 0 and 255: (masks > 0).long())"
 )
-
-
-class NonFiniteInputError(ValueError):
-    """A map holds NaN or infinities."""
 
 
 # ---------------------------------------------------------------- settings
@@ -100,7 +97,7 @@ def check_map(name: str, value: Tensor) -> None:
 def check_labels(labels_BHW: Tensor, batch: int) -> None:
     """Raise when ``labels_BHW`` is not an integer (batch, height, width) tensor of ``batch`` images.
 
-    Only what can be known without looking at values; :func:`apd.perspective.valid_pixels` checks those.
+    :func:`apd.perspective.valid_pixels` checks the values.
     """
     if not isinstance(labels_BHW, Tensor):
         raise TypeError(f"labels is a {type(labels_BHW).__name__}: expected an integer tensor (batch, height, width)")
@@ -183,6 +180,21 @@ def check_trained(module: nn.Module, name: str, value: Tensor) -> None:
 # ---------------------------------------------------------------- values
 
 
+_looking = True
+NON_FINITE = "its network has diverged, overflowed in half precision, or was given such an image"
+
+
+@contextmanager
+def values_unchecked() -> Iterator[None]:
+    """Inside, the values of maps are not looked at: for a loop that stops by itself where a loss is not finite."""
+    global _looking
+    before, _looking = _looking, False
+    try:
+        yield
+    finally:
+        _looking = before
+
+
 def _total(values: Tensor) -> float:
     return float(values.detach().sum(dtype=torch.promote_types(values.dtype, torch.float32)))
 
@@ -193,7 +205,7 @@ def _check_features(name: str, value: Tensor) -> None:
         torch.linalg.vector_norm(value.detach(), dtype=torch.promote_types(value.dtype, torch.float32))
     ):
         if not value.isfinite().all():
-            raise NonFiniteInputError(_non_finite(name, "NaN or an infinity"))
+            raise ValueError(f"{name} holds NaN or an infinity: {NON_FINITE}")
         raise ValueError(f"{name} holds values up to {value.abs().max():.1e}: the lengths of such vectors overflow")
 
 
@@ -203,13 +215,9 @@ def _check_logits(name: str, value: Tensor) -> None:
         return
     allowed = -math.inf if name.startswith("teacher") else None
     if not (value.isfinite() | (value == allowed if allowed else False)).all():
-        raise NonFiniteInputError(_non_finite(name, "NaN or +inf" if allowed else "NaN or an infinity"))
+        raise ValueError(f"{name} holds NaN or {'+inf' if allowed else 'an infinity'}: {NON_FINITE}")
     if (value == -math.inf).all(1).any():
-        raise NonFiniteInputError(f"{name} is -inf for every class of a pixel: at least one has to be left to it")
-
-
-def _non_finite(name: str, what: str) -> str:
-    return f"{name} holds {what}: its network has diverged, overflowed in half precision, or was given such an image"
+        raise ValueError(f"{name} is -inf for every class of a pixel: at least one has to be left to it")
 
 
 def _are_probabilities(logits_BKhw: Tensor) -> bool:
@@ -227,7 +235,7 @@ def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
         module: whose call this is; None for a pure function, which looks at values on a CPU only.
         maps: by name, which ends with "logits" or "features".
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _looking:
         return
     state = {} if module is None else module.__dict__
     first = module is not None and not state.get("_has_looked", False)

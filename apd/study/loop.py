@@ -27,7 +27,6 @@ from apd.study.schedule import rate_factor, set_rates
 from apd.study.step import Update
 from apd.study.tasks import Batch, task_of
 from apd.study.teacher import measure_teacher
-from apd.validation import NonFiniteInputError
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -82,10 +81,7 @@ class Run:
         with StopRequest(notice=self.ranks.first) as stop, bar:
             for batch in batches:
                 set_rates(self.optimisers, training, step)
-                try:
-                    terms = self._step(batch)
-                except NonFiniteInputError as error:
-                    raise self._diverged(step, str(error), batch) from error
+                terms = self._step(batch)
                 pending.append((step, time.perf_counter() - tick, terms, batch))
                 step += 1
                 bar.update()
@@ -121,19 +117,17 @@ class Run:
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
         wrong = [name for name, value in values.items() if value - value != 0]  # inf - inf and nan are not 0
         if wrong:
-            raise of_every_rank(self._diverged(step, ", ".join(f"{n} = {values[n]}" for n in wrong), batch))
+            number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
+            saved = save_batch(self.folder / f"non-finite-batch{number}.safetensors", batch)
+            raise of_every_rank(
+                NonFiniteLossError(
+                    f"step {step}: {', '.join(f'{n} = {values[n]}' for n in wrong)}; {saved}. Lower "
+                    "training.learning_rate, set training.clip_norm or use precision fp32, then start again"
+                )
+            )
         rate = self.experiment.training.learning_rate * rate_factor(self.experiment.training, step)
         if self.ranks.first:
             self.log.write({"step": step, "seconds": round(seconds, 6), "learning_rate": rate, **values})
-
-    def _diverged(self, step: int, what: str, batch: Batch) -> NonFiniteLossError:
-        """The error of a step that is not finite, once its batch is saved."""
-        number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
-        saved = save_batch(self.folder / f"non-finite-batch{number}.safetensors", batch)
-        return NonFiniteLossError(
-            f"step {step}: {what}; {saved}. Lower training.learning_rate, set training.clip_norm or use precision fp32, "
-            "then start again"
-        )
 
     @property
     def evaluated(self) -> nn.Module:

@@ -18,24 +18,37 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
 METHOD = (
-    *("perspective", "own_perspective", "occurring", "upsampled_entropy", "means", "losses", "term_weights"),
+    *(
+        "validation",
+        "perspective",
+        "own_perspective",
+        "occurring",
+        "upsampled_entropy",
+        "means",
+        "losses",
+        "term_weights",
+    ),
     "projection",
     *("distill", "rivals", "taps"),
 )
 BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
 # part of the package: (parts that it may import beside itself, third-party modules that it may import)
 ARROWS = {
-    "perspective": ((), {"torch"}),
-    "own_perspective": (("perspective",), {"torch"}),
+    "validation": ((), {"torch"}),
+    "perspective": (("validation",), {"torch"}),
+    "own_perspective": (("validation", "perspective"), {"torch"}),
     "occurring": (("perspective",), {"torch"}),
     "upsampled_entropy": ((), {"torch"}),
     "means": ((), {"torch"}),
-    "losses": (("perspective", "upsampled_entropy", "means"), {"torch"}),
-    "term_weights": ((), set()),
-    "projection": (("perspective",), {"torch"}),
-    "distill": (("perspective", "own_perspective", "occurring", "losses", "term_weights", "projection"), {"torch"}),
-    "rivals": (("perspective", "losses", "means"), {"torch"}),
-    "taps": ((), {"torch"}),
+    "losses": (("validation", "perspective", "upsampled_entropy", "means"), {"torch"}),
+    "term_weights": (("validation",), set()),
+    "projection": (("validation",), {"torch"}),
+    "distill": (
+        ("validation", "perspective", "own_perspective", "occurring", "losses", "term_weights", "projection"),
+        {"torch"},
+    ),
+    "rivals": (("validation", "perspective", "losses", "means"), {"torch"}),
+    "taps": (("validation",), {"torch"}),
     "__init__": (METHOD, {"torch"}),
     "models": ((), BARE),
     "detection": ((*METHOD, "models"), {"torch"}),

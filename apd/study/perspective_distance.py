@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.perspective import ABSENT_LOGIT, assert_without_waiting, check_labels, inverse_length, valid_pixels
+from apd.perspective import ABSENT_LOGIT, assert_without_waiting, inverse_length, valid_pixels
+from apd.validation import check_labels
 
 
 class Distance(NamedTuple):

@@ -42,7 +42,7 @@ ARROWS = {
     "data": ((), BARE | {"yaml"}),  # which timm needs itself
     "evaluate": ((*METHOD, "models", "data"), BARE),
     "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE),
-    "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "plotly", "seaborn", "pandas"}),
+    "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "seaborn", "pandas"}),
     "cli": ((*METHOD, "models", "data", "evaluate", "study", "plots", "commands"), BARE | {"tyro"}),
     "commands": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),

@@ -65,7 +65,7 @@ def draw_rows(axes: Axes, rows: Sequence[Row], *, aside: float = 0.26, alpha: fl
         x, y = zip(*seeds, strict=True)
         below = {place + aside: colour for place, colour in colours.items()}
         y = [place + aside for place in y]
-        sns.stripplot(x=x, y=y, hue=y, palette=below, jitter=False, size=5, alpha=0.6 * alpha, linewidth=0, **look)
+        sns.stripplot(x=x, y=y, hue=y, palette=below, jitter=False, size=5, alpha=0.75 * alpha, linewidth=0, **look)
     axes.set(xlabel="", ylabel="")
     low, high = axes.get_xlim()
     inwards = 0.015 * (high - low)

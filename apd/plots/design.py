@@ -63,6 +63,5 @@ def _draw_dots(axes: Axes, order: list[frozenset[str]]) -> None:
     axes.set_xticks(range(len(columns)), columns)
     axes.xaxis.tick_top()
     axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)

@@ -38,7 +38,7 @@ def dial_figure(dials: Sequence[Dial]) -> Drawing:
             bar |= {"err_kws": {"linewidth": 3, "alpha": 0.45}}
             sns.pointplot(x=[x for x, _ in ends], y=[y for _, y in ends], label=_name(dial), **bar, **look)
             sns.stripplot(
-                x=[x + STEP / 2 for x, _ in seeds], y=[y for _, y in seeds], jitter=False, size=4, alpha=0.6, **look
+                x=[x + STEP / 2 for x, _ in seeds], y=[y for _, y in seeds], jitter=False, size=4, alpha=0.75, **look
             )
             told = ", ".join(f"{POINTS * gain.mean:+.1f} at {shift:g}" for shift, gain in dial.gains.items())
             said.append(f"{_name(dial)}: {told}")

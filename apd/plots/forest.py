@@ -16,7 +16,8 @@ Key = TypeVar("Key", bound=Hashable)
 LINE, GAP, ASIDE = 0.19, 0.13, 0.09
 """Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
-"""Rows this many times as far out as the next ones are drawn as arrows at the edge: they would squeeze the others."""
+"""Rows this many times as far out as the nearest three quarters are drawn as arrows at the edge: they would squeeze
+the others."""
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
 
@@ -80,10 +81,8 @@ def _lines(
 def limits(differences: Sequence[Difference]) -> tuple[float, float]:
     """Ends of the axis in percentage points: all rows but outlying ones, zero, and intervals as far as is sensible."""
     kept = sorted(differences, key=_reach)
-    for place in range((3 * len(kept) + 3) // 4, len(kept)):  # a quarter of the rows at most
-        if _reach(kept[place]) > OUTLYING * max(_reach(kept[place - 1]), 0.0025):
-            kept = kept[:place]
-            break
+    most = OUTLYING * max(_reach(kept[(3 * len(kept) + 3) // 4 - 1]), 0.0025)
+    kept = [found for found in kept if _reach(found) <= most]
     values = [value for found in kept for value in found.pairs.values()]
     low, high = min(0.0, *values), max(0.0, *values)
     beyond = BEYOND * max(high - low, 0.002)

@@ -12,7 +12,13 @@ from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
-from apd.study.task_checks import TaskName, require_fit_for_detection, require_one_task, task_of_data
+from apd.study.task_checks import (
+    TaskName,
+    require_fit_for_detection,
+    require_fit_for_device,
+    require_one_task,
+    task_of_data,
+)
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -165,7 +171,8 @@ class TrainingConfig:
     pinned_memory: bool = False
     """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
     device_augmentation: bool = False
-    """Segmentation only: whether samples go to the device as stored and are scaled, turned, cropped and so on there."""
+    """Segmentation only: whether all training images stay on the device and are scaled, cropped, flipped and so on
+    there, in one go for a batch; no rotation or blur."""
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):  # JSON has lists
@@ -266,8 +273,7 @@ class Experiment:
                         f"APDConfig.width = None: expected heads of equal width then, got network.head_width = "
                         f"{widths[0]} and teacher.network.head_width = {widths[1]}"
                     )
-        if self.task == "detection":
-            require_fit_for_detection(self)
+        (require_fit_for_detection if self.task == "detection" else require_fit_for_device)(self)
 
     @property
     def task(self) -> TaskName:

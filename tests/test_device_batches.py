@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_experiments import outcome, tiny
+from small_experiments import tiny
 
 from apd.data import device_batches as module
 from apd.data.batches import training_batches

@@ -118,7 +118,7 @@ def _sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _sampled(axis_B6: Tensor, crop: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each place along one side of the crop: the nearest pixel, the weights of all pixels, and whether it shows any.
+    """Along one side of the crop, for each place: the nearest pixel, the weights of all, and whether it shows any.
 
     Args:
         axis_B6: for each image its length, that length scaled, the first scaled pixel that is taken, the first place
@@ -143,7 +143,7 @@ def _sampled(axis_B6: Tensor, crop: int, longest: int) -> tuple[Tensor, Tensor, 
 
 
 def _recoloured(pixels_B3hw: Tensor, shown_B1hw: Tensor, factors_B3: Tensor) -> Tensor:
-    """Brightness, contrast and saturation as torchvision changes them, whole numbers after each; contrast by what shows."""
+    """Brightness, contrast and saturation as torchvision changes them, to whole numbers; contrast by what shows."""
 
     def grey(image_B3hw: Tensor) -> Tensor:
         red, green, blue = image_B3hw.unbind(1)

@@ -24,6 +24,10 @@ class NonFiniteLossError(RuntimeError):
     """A loss term became infinite or NaN; the message names it and the file with the batch."""
 
 
+class UnfinishedRunsError(RuntimeError):
+    """Some runs of a campaign were given up; the message names them."""
+
+
 class StoppedError(KeyboardInterrupt):
     """A run was asked to stop and has written a checkpoint. A KeyboardInterrupt: no `except Exception` hides it."""
 

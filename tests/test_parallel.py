@@ -1,4 +1,4 @@
-"""Runs side by side: all finish, a deadline leaves checkpoints, and a worker that fails loses nothing that is finished."""
+"""Runs side by side: all finish, a deadline leaves checkpoints, and a worker that fails loses nothing finished."""
 
 import os
 import re
@@ -76,8 +76,8 @@ def test_at_the_deadline_runs_stop_with_checkpoints_and_what_is_left_is_said(fol
     assert 0 < reached < ENDLESS.training.iterations
     out = capfd.readouterr().out
     assert re.search(
-        rf"endless: 1 experiments are left, about [1-9]\d* min; begun: endless at step {reached} of 100000\. The same command "
-        r"goes on from there \(\d+\.\d steps/s, 2 at a time\)",
+        rf"endless: 1 experiments are left, about [1-9]\d* min; begun: endless at step {reached} of 100000\. The "
+        r"same command goes on from there \(\d+\.\d steps/s, 2 at a time\)",
         out,
     )
     assert run_campaign("endless", folder=folder, processes=1, minutes=0.05)[0].content == record.content

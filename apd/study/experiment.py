@@ -164,6 +164,8 @@ class TrainingConfig:
     """Parts, computed one after the other, that a batch is divided into to save memory. Batch norm sees one part."""
     compile: bool = False
     """Whether student and teacher go through torch.compile in training; needs a compiler, and minutes at the start."""
+    cuda_graph: bool = False
+    """One GPU only: whether a step's forward and backward passes are recorded once and replayed as a CUDA graph."""
     channels_last: bool = True
     """Whether images and weights lie in memory channels last."""
     fused: bool = False
@@ -188,6 +190,8 @@ class TrainingConfig:
         require(self.accumulation >= 1, self, "accumulation", "an integer >= 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
+        told = "False beside compile, and beside accumulation above 1: one recording is one whole step"
+        require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", told)
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
         self._check_schedule()

@@ -66,7 +66,9 @@ def require_fit_for_detection(experiment: Any) -> None:
     for training in trainings:
         told = "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch"
         require(training.accumulation == 1, training, "accumulation", told)
-        require(not training.compile, training, "compile", "False in detection: its number of boxes varies")
+        for switch in ("compile", "cuda_graph"):
+            told = "False in detection: its number of boxes varies"
+            require(not getattr(training, switch), training, switch, told)
         told = "False in detection: things are cut and dropped with their boxes and masks, which the loader does"
         require(not training.device_augmentation, training, "device_augmentation", told)
         told = "0.4, the default: a detector has no auxiliary head"

@@ -194,7 +194,7 @@ def test_the_table_tells_seconds_and_factors(monkeypatch):
             raise value
         return value
 
-    monkeypatch.setattr(switch_cost, "_step_latency", latency)
+    monkeypatch.setattr(switch_cost, "step_latency", latency)
     head, first, second, third, *_ = switch_table(tiny("apd", batch_size=4), CPU)
     assert head == "apd-seed0: one optimiser step, batch of 4, on cpu"
     assert first.split() == ["as", "it", "is", "0.1000", "s", "(0.0900", "to", "0.1100),", "1.00", "times"]
@@ -206,7 +206,7 @@ def test_an_experiment_that_cannot_be_measured_at_all_is_an_error(monkeypatch):
     def broken(*_):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(switch_cost, "_step_latency", broken)
+    monkeypatch.setattr(switch_cost, "step_latency", broken)
     with pytest.raises(RuntimeError, match="no memory"):
         next(switch_costs(tiny(), CPU))
 

@@ -70,7 +70,7 @@ def switch_costs(
         if setting.startswith("compile") and not compiled:
             continue
         try:
-            yield SwitchCost(setting, _step_latency(changed, device, warmup, repeats))
+            yield SwitchCost(setting, step_latency(changed, device, warmup, repeats))
         except ExperimentError:
             raise
         except Exception as error:  # no compiler, no kernel, no memory: each library has types of its own for that
@@ -79,7 +79,8 @@ def switch_costs(
             yield SwitchCost(setting, None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.100}")
 
 
-def _step_latency(experiment: Experiment, device: torch.device, warmup: int, repeats: int) -> Latency:
+def step_latency(experiment: Experiment, device: torch.device, warmup: int, repeats: int) -> Latency:
+    """Quartiles of an optimiser step's milliseconds, on random weights and a random batch; see `switch_costs`."""
     spec = spec_of(experiment.data)
     classes = len(spec.class_names)
     student = build_network(experiment.network, classes, device, seed=0, weights_follow=True).train()

@@ -14,7 +14,9 @@
 #   LEASE_TOY=1    tiny networks and shapes, as the rehearsal on a CPU has them
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-python=${PYTHON:-python3}
+python=.venv/bin/python # which does not travel
+[ -x "$python" ] || python=python3
+python=${PYTHON:-$python}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/tests:${PYTHONPATH:-}"
 export LEASE_BEGAN=$(($(date +%s))) LEASE_SECONDS=${LEASE_SECONDS:-570} LEASE_DEVICE=${LEASE_DEVICE:-cuda}
 phase=${1:?pack, checks, campaign or unpack}

@@ -167,7 +167,7 @@ def feeding_table(measurement: Measurement) -> Drawing:
             frame[row["recipe"]] = {"student": recipe["student"], "loader": f"not measured: {row['reason']}"}
             continue
         if row.get("device_augmentation"):
-            name += ", varied on the GPU"
+            name += ", augmented on the GPU"
         frame[name] = {"student": recipe["student"]}
         frame[name] |= {rate: three_digits(row[rate]) for rate in ("loader", "training", "together")}
         frame[name]["share of training alone"] = f"{100 * row['together'] / row['training']:.0f} %"

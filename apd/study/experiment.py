@@ -12,7 +12,13 @@ from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
-from apd.study.task_checks import TaskName, require_fit_for_detection, require_one_task, task_of_data
+from apd.study.task_checks import (
+    TaskName,
+    require_fit_for_detection,
+    require_fit_for_device,
+    require_one_task,
+    task_of_data,
+)
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -175,6 +181,8 @@ class TrainingConfig:
     """Parts, computed one after the other, that a batch is divided into to save memory. Batch norm sees one part."""
     compile: bool = False
     """Whether student and teacher go through torch.compile in training; needs a compiler, and minutes at the start."""
+    cuda_graph: bool = False
+    """One GPU only: whether a step's forward and backward passes are recorded once and replayed as a CUDA graph."""
     channels_last: bool = True
     """Whether images and weights lie in memory channels last."""
     fused: bool = False
@@ -182,7 +190,8 @@ class TrainingConfig:
     pinned_memory: bool = False
     """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
     device_augmentation: bool = False
-    """Segmentation only: whether samples go to the device as stored and are scaled, turned, cropped and so on there."""
+    """Segmentation only: whether all training images stay on the device and are scaled, cropped, flipped and so on
+    there, in one go for a batch; no rotation or blur."""
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):  # JSON has lists
@@ -198,6 +207,8 @@ class TrainingConfig:
         require(self.accumulation >= 1, self, "accumulation", "an integer >= 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
+        told = "False beside compile, and beside accumulation above 1: one recording is one whole step"
+        require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", told)
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
         self._check_schedule()
@@ -283,8 +294,7 @@ class Experiment:
                         f"APDConfig.width = None: expected heads of equal width then, got network.head_width = "
                         f"{widths[0]} and teacher.network.head_width = {widths[1]}"
                     )
-        if self.task == "detection":
-            require_fit_for_detection(self)
+        (require_fit_for_detection if self.task == "detection" else require_fit_for_device)(self)
 
     @property
     def task(self) -> TaskName:

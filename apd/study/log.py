@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from apd.data.batches import Batch
 from apd.data.instance_batches import InstanceBatch
-from apd.data.stored_batches import StoredBatch
 from apd.study.checkpoint import CheckpointError
 
 CURVE_POINTS = 100
@@ -23,6 +22,10 @@ CURVE_POINTS = 100
 
 class NonFiniteLossError(RuntimeError):
     """A loss term became infinite or NaN; the message names it and the file with the batch."""
+
+
+class UnfinishedRunsError(RuntimeError):
+    """Some runs of a campaign were given up; the message names them."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -107,7 +110,7 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def save_batch(path: Path, batch: Batch | InstanceBatch | StoredBatch) -> str:
+def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
     """Keep a batch for inspection, its tensors as safetensors; the sentence says where, or why not."""
     try:
         save_file({name: value.contiguous() for name, value in batch.by_name().items()}, path)

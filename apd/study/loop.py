@@ -67,7 +67,9 @@ class Run:
 
     def _train_from(self, step: int, on_step: Callable[[int], None] | None) -> None:
         training = self.experiment.training
-        batches = self.task.batches(self.splits.train, start=step, ranks=self.ranks, workers=self.workers)
+        batches = self.task.batches(
+            self.splits.train, start=step, ranks=self.ranks, workers=self.workers, device=self.device
+        )
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         bar = tqdm(
             total=training.iterations,

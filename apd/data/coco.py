@@ -103,6 +103,12 @@ class CocoInstances:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def label_counts(self) -> np.ndarray:
+        """(K + 1,) int64: annotations of each class and, last, crowd regions; no picture is read."""
+        crowd = self.spec.num_classes
+        labels = [crowd if thing["crowd"] else thing["label"] for things in self._things for thing in things]
+        return np.bincount(np.array(labels, dtype=np.int64), minlength=crowd + 1)
+
     def _read(self, index: int) -> InstanceSample:
         image, things = self._images[index], self._things[index]
         path = self._folder / image["file_name"]
@@ -296,7 +302,9 @@ def _things(
         if len(box) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in box):
             raise DataError(f"{where} has bbox = {box!r:.60}: expected [x, y, width, height], four finite numbers")
         if masks and not entry.get("segmentation"):
-            raise DataError(f"{where} has no segmentation: read this file with masks=False")
+            raise DataError(
+                f"{where} has no segmentation: read this file without masks (--data.no-masks, or masks=False in Python)"
+            )
         place = place_of[entry["image_id"]]
         width, height = images[place]["width"], images[place]["height"]
         x0, y0 = max(0.0, float(box[0])), max(0.0, float(box[1]))

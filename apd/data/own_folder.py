@@ -18,7 +18,7 @@ import yaml
 from apd.data.catalogue import RGB, DatasetSpec
 from apd.data.folder import FolderDataset
 from apd.data.palettes import distinct_colours
-from apd.data.picture_files import DataError, MissingData, pair_folders, pictures
+from apd.data.picture_files import DataError, MissingData, pair_folders, picture_size, pictures
 
 DESCRIPTION = "dataset.yaml"
 SPLITS = ("train", "val", "test")
@@ -115,6 +115,28 @@ def open_folder(
                 f"{both[0]} is in the splits train and {split} ({len(both)} such pictures); keep them apart"
             )
     return FolderDataset(spec, pairs, height=height, width=width, cache=cache)
+
+
+def has_split(folder: Path | str, split: str) -> bool:
+    """Whether a folder has a split: its ``dataset.yaml`` lists it or, where that lists none, ``images/SPLIT`` is there.
+
+    Raises:
+        DataError: as `folder_spec`.
+    """
+    folder = locate_folder(folder)
+    tables = _described(folder / DESCRIPTION).get("splits")
+    return (folder / "images" / split).is_dir() if tables is None else split in tables
+
+
+def image_sizes(folder: Path | str, split: str) -> list[tuple[int, int]]:
+    """(height, width) of each image of a split on disk, in order; only the first bytes of files are read.
+
+    Raises:
+        DataError: as `open_folder`, for what can be seen without pixels.
+    """
+    folder = locate_folder(folder)
+    pairs = _pairs(_described(folder / DESCRIPTION), folder, split)
+    return [picture_size(image)[::-1] for image, _ in pairs]
 
 
 class _EachKeyOnce(yaml.SafeLoader):

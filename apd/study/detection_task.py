@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from apd.data.census import Census, census_of
 from apd.data.coco import CocoInstances, coco_split
 from apd.data.folder import DataError
 from apd.data.instance_batches import InstanceBatch, training_instance_batches
@@ -19,7 +20,7 @@ from apd.evaluate.detections import scored
 from apd.evaluate.protocol import Inference
 from apd.models.detector import build_detector
 from apd.study.ap_entry import ap_entry, tables_of
-from apd.study.build import Splits
+from apd.study.build import Splits, by_name
 from apd.study.detection_config import DetectorConfig
 from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.detection_distillers import build_detection_distiller
@@ -78,6 +79,10 @@ class DetectionTask:
                 f"{val.spec.num_classes}, not the same ones in the same order: a network has one set of classes"
             )
         return Splits(train, val, evaluation)
+
+    def census(self, splits: Splits) -> Census | None:
+        """Of files of annotations, which are in memory; not of scenes."""
+        return census_of(by_name(splits, self.experiment)) if self.experiment.data.name == "coco" else None
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """One: every map that batch norm sees has several cells."""

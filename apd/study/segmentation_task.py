@@ -9,18 +9,20 @@ from torch import nn
 
 from apd.data.batches import Batch, training_batches
 from apd.data.catalogue import DatasetSpec
+from apd.data.census import Census, census_of
 from apd.data.sample import SegmentationDataset
 from apd.data.stored_batches import StoredBatch, stored_batches
 from apd.evaluate.confusion import scores
 from apd.evaluate.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluate.protocol import Inference
 from apd.models.segmenter import Segmenter
-from apd.study.build import Splits, build_augmentation, build_network, build_split, build_splits, spec_of
+from apd.study.build import Splits, build_augmentation, build_network, build_split, build_splits, by_name, spec_of
 from apd.study.distiller_configs import DistillerConfig
 from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment, NetworkConfig
 from apd.study.ranks import Ranks
 from apd.study.segmentation_objective import SegmentationObjective
+from apd.study.shown_size import require_split_sides
 
 
 class SegmentationTask:
@@ -42,7 +44,14 @@ class SegmentationTask:
 
     def splits(self) -> Splits:
         """All that a run needs."""
-        return build_splits(self.experiment.data)
+        data, splits = self.experiment.data, build_splits(self.experiment.data)
+        require_split_sides(data, splits.val)
+        require_split_sides(data, splits.evaluation, self.experiment.inference)
+        return splits
+
+    def census(self, splits: Splits) -> Census | None:
+        """Of a folder of one's own."""
+        return census_of(by_name(splits, self.experiment)) if self.experiment.data.name == "folder" else None
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Two, since the pooled branch has one vector an image; one where norms are synchronised over GPUs."""

@@ -14,6 +14,7 @@ from apd.evaluate.confusion import too_weak
 from apd.study.dry_run import dry_run
 from apd.study.experiment import Experiment
 from apd.study.folders import run_folder
+from apd.study.log import in_this_output
 from apd.study.own_recipe import OwnRecipe, own_recipe
 from apd.study.ranks import started_rank
 from apd.study.recipes import AnyMethod, Size, default_method, recipe
@@ -66,7 +67,7 @@ def train(arguments: list[str]) -> int:
         if missing := dry_run(experiment, device=chosen.device or None):
             print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
         return 1 if missing else 0
-    record = train(experiment, device=chosen.device or None, workers=chosen.workers)
+    record = train(experiment, device=chosen.device or None, progress=in_this_output(), workers=chosen.workers)
     if not started_rank():
         print(summary(record))
         print(run_folder(experiment) / "record.json")

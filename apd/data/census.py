@@ -63,8 +63,9 @@ class Census(NamedTuple):
         in_train = trained[1][:-1] > 0
         if not objects and self.spec.num_classes > 1 and in_train.sum() == 1:
             raise DataError(
-                f"{where}: the masks of {trained[0]} hold one class only, {names[in_train][0]}; {_listed(names[~in_train])} "
-                f"{_occur(~in_train)} in none of them, so there is nothing to learn{fix or '; check the masks'}"
+                f"{where}: the masks of {trained[0]} hold one class only, {names[in_train][0]}; "
+                f"{_listed(names[~in_train])} {_occur(~in_train)} in none of them, so there is nothing to learn"
+                f"{fix or '; check the masks'}"
             )
         sentences = []
         if nowhere.any():
@@ -86,11 +87,12 @@ class Census(NamedTuple):
         """What helps where 255 was meant to be the class that is missing, as paint programs write two-class masks."""
         spec = self.spec
         values = list(spec.file_values or range(spec.num_classes))
-        if nowhere.sum() != 1 or 255 in (*values, *spec.void_values) or not all(c[-1] for c in self.counts.values()):
+        if nowhere.sum() != 1 or 255 in (*values, *spec.void_values) or not any(c[-1] for c in self.counts.values()):
             return ""
         place = int(np.flatnonzero(nowhere)[0])
         values[place] = 255
-        return f". 255 is ignored; if it is {spec.class_names[place]} in these masks, write values: {values} in dataset.yaml"
+        name = spec.class_names[place]
+        return f". 255 is ignored; if it means {name} in these masks, write into dataset.yaml: `values: {values}`"
 
 
 def census_of(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> Census:

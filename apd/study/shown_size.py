@@ -43,7 +43,7 @@ def require_sides(data: Any, inference: Inference, images: Iterable[tuple[object
 
 
 def require_split_sides(data: Any, dataset: Any, inference: Inference = WHOLE_PICTURE) -> None:
-    """Raise DataError unless every image of an evaluation split can be shown to a network; files' first bytes are read."""
+    """Raise DataError unless every image of an evaluation split can be shown to a network; only headers are read."""
     if not data.height:  # of one size for all, the experiment is checked
         pairs = getattr(dataset, "dataset", dataset).pairs  # of what a LongSide wraps
         require_sides(data, inference, ((image, picture_size(image)[::-1]) for image, _ in pairs))

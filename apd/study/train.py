@@ -20,7 +20,7 @@ from apd.study.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import finished_folder, run_folder
-from apd.study.loop import Run
+from apd.study.loop import Progress, Run
 from apd.study.provenance import provenance
 from apd.study.ranks import Ranks, join, told_losses
 from apd.study.record import SCHEMA, Record, read_record
@@ -33,7 +33,7 @@ def train(
     experiment: Experiment,
     *,
     device: str | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
     wait: bool = False,
     workers: int = 0,
     on_step: Callable[[int], None] | None = None,
@@ -46,7 +46,8 @@ def train(
     Args:
         experiment: the full configuration.
         device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
-        progress: show a bar; None shows it on a terminal only.
+        progress: show a bar; None shows it on a terminal only, "lines" prints lines for a log: at most two a minute,
+            and the scores on the way.
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
             number gives the same batches. `apd cost --feeding` measures what a machine needs.
@@ -70,7 +71,7 @@ def train(
 def _trained(
     experiment: Experiment,
     device: str | None,
-    progress: bool | None,
+    progress: Progress,
     wait: bool,
     workers: int,
     on_step: Callable[[int], None] | None = None,
@@ -169,7 +170,7 @@ def _tell_census(census: Census, experiment: Experiment, ranks: Ranks) -> None:
             print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
-def _teacher_weights(experiment: Experiment, device: str | None, progress: bool | None, workers: int) -> Path:
+def _teacher_weights(experiment: Experiment, device: str | None, progress: Progress, workers: int) -> Path:
     """The file with the teacher's weights, which is trained now unless that was done or a file is given."""
     if experiment.teacher.weights_file:
         return Path(experiment.teacher.weights_file)

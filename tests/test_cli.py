@@ -36,7 +36,7 @@ from apd.study.recipes import all_recipes
 from apd.study.record import read_record
 from apd.study.train import train, trained_network
 
-COMMANDS = ("train", "evaluate", "predict", "export", "campaign", "cost", "recipes")
+COMMANDS = ("train", "check", "evaluate", "predict", "export", "campaign", "cost", "recipes")
 
 
 @pytest.fixture
@@ -105,13 +105,14 @@ def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_c
 def test_train_prints_the_scores_and_where_the_record_lies(runs, capsys):
     assert leave(["train", "--method", "student"]) == 0
     captured = capsys.readouterr()
-    summary, path = captured.out.splitlines()
+    *progress, summary, path = captured.out.splitlines()
+    assert progress[0] == "tiny-student-seed0: step 0 of 6"
     record = read_record(Path(path))
     assert summary.startswith(f"tiny-student-seed0: mIoU {record.scores.miou:.4f}, mAcc {record.scores.macc:.4f}")
     assert Path(path).is_relative_to(runs)
     assert captured.err == "", "the bar is for terminals"
     assert leave(["train", "--method=student"]) == 0
-    assert capsys.readouterr().out == captured.out, "a finished run is found again"
+    assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
 
 
 def test_train_tells_the_teachers_score_and_the_agreement(runs, capsys):

@@ -11,13 +11,14 @@ from apd.commands.parsing import only, parse, with_recipe
 from apd.evaluate.ap_table import NAMES
 from apd.evaluate.coco_ap import APScores, Kind
 from apd.evaluate.confusion import too_weak
+from apd.study import recipes
 from apd.study.dry_run import dry_run
 from apd.study.experiment import Experiment
 from apd.study.folders import run_folder
 from apd.study.log import in_this_output
 from apd.study.own_recipe import OwnRecipe, own_recipe
 from apd.study.ranks import started_rank
-from apd.study.recipes import AnyMethod, Size, default_method, recipe
+from apd.study.recipes import AnyMethod, Size, default_method
 from apd.study.record import Record
 from apd.study.shell import UsageError
 
@@ -98,8 +99,11 @@ def _start(arguments: list[str]) -> tuple[Experiment, Size, AnyMethod, OwnRecipe
         height, width = (int(side) if side.isdecimal() else -1 for side in sides)
         sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks tell what is wrong
         own = own_recipe(folder, base.method, size=(height, width) if sensible else None)
+        if base.method == "student" and not any(word.startswith("--teacher.") for word in wanted):
+            # a teacher that nobody asked for and nothing is learned from would take half of the time
+            own = own._replace(experiment=replace(own.experiment, teacher=None))
         return own.experiment, base.size, base.method, own
-    return recipe(base.size, base.method), base.size, base.method, None
+    return recipes.recipe(base.size, base.method), base.size, base.method, None
 
 
 def _last(arguments: list[str], flag: str) -> str:

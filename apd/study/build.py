@@ -34,12 +34,6 @@ class Splits(NamedTuple):
     evaluation: SegmentationDataset | InstanceDataset
 
 
-def by_name(splits: Splits, experiment: Experiment) -> dict[str, SegmentationDataset | InstanceDataset]:
-    """The data sets of a run by the names of their splits, each once, that of training first."""
-    named = {"train": splits.train, "val": splits.val, experiment.data.evaluation_split: splits.evaluation}
-    return {name: dataset for name, dataset in named.items() if name == "train" or dataset is not splits.train}
-
-
 def choose_device(name: str | None = None) -> torch.device:
     """The torch device of that name; without a name cuda where there is one, else cpu.
 

@@ -20,7 +20,7 @@ from apd.evaluate.detections import scored
 from apd.evaluate.protocol import Inference
 from apd.models.detector import build_detector
 from apd.study.ap_entry import ap_entry, tables_of
-from apd.study.build import Splits, by_name
+from apd.study.build import Splits
 from apd.study.detection_config import DetectorConfig
 from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.detection_distillers import build_detection_distiller
@@ -82,7 +82,8 @@ class DetectionTask:
 
     def census(self, splits: Splits) -> Census | None:
         """Of files of annotations, which are in memory; not of scenes."""
-        return census_of(by_name(splits, self.experiment)) if self.experiment.data.name == "coco" else None
+        data = self.experiment.data
+        return census_of({data.train_part: splits.train, data.val_part: splits.val}) if data.name == "coco" else None
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """One: every map that batch norm sees has several cells."""

@@ -28,7 +28,7 @@ IMAGE_AREA, CROP_AREA = 256 * 320, 160 * 224
 """Pixels of an image and of a training crop at most: half a second a step on one CPU core (own choice)."""
 STEPS, IMAGES = 300, 30
 """Optimiser steps of student and teacher for so many training images; they grow with the root of the number."""
-FEWEST_STEPS, MOST_STEPS = 150, 10_000
+FEWEST_STEPS, MOST_STEPS = 100, 10_000
 STUDENTS = (("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet"))
 TEACHERS = (("efficientnet_lite2", "imagenet"), ("efficientnet_lite1", "imagenet"), ("mobilenetv2_100", "torchvision"))
 OWN_METHODS = tuple(method for method in METHODS if method != "student_equal_seconds")
@@ -45,6 +45,8 @@ class OwnRecipe(NamedTuple):
     """(height, width) of the training image with the fewest pixels."""
     largest: tuple[int, int]
     """(height, width) of that with the most."""
+    size_asked: bool
+    """Whether the size of images after loading was given."""
 
     def lines(self, experiment: Experiment) -> list[str]:
         """What was chosen and why, in a few lines; `experiment` is what the options given beside it made of it."""
@@ -55,7 +57,7 @@ class OwnRecipe(NamedTuple):
             return "as asked" if changed or not reason else reason
 
         chosen = self.experiment.data
-        mean = f"their mean shape, at most {IMAGE_AREA} pixels" if chosen.height else ""
+        mean = "" if self.size_asked else f"their mean shape, at most {IMAGE_AREA} pixels"
         size = f"{data.height}x{data.width}" if data.height else "each at its own size"
         if data.long_side:
             size += f", scored at a longest side of {data.long_side}"
@@ -100,7 +102,7 @@ def own_recipe(
 
     Args:
         folder: as in :func:`apd.data.own_folder.open_folder`.
-        method: what is added to the student's task loss, one of `OWN_METHODS`; for ``"student"`` there is no teacher.
+        method: what is added to the student's task loss, one of `OWN_METHODS`.
         seed: of the student.
         size: (height, width) of an image after loading, or (0, 0) for each image's own; default is a choice.
 
@@ -130,14 +132,14 @@ def own_recipe(
         data=data,
         network=networks[0],
         training=training,
-        teacher=None if method == "student" else TeacherConfig(network=networks[1], training=training),
+        teacher=TeacherConfig(network=networks[1], training=training),
         distillers=distillers_of(method),
     )
-    return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1])
+    return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1], size is not None)
 
 
 def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int] | None) -> DataConfig:
-    mean = tuple(math.exp(math.fsum(math.log(sides[axis]) for sides in sizes) / len(sizes)) for axis in (0, 1))
+    mean = tuple(round(math.exp(math.fsum(math.log(sides[axis]) for sides in sizes) / len(sizes))) for axis in (0, 1))
     height, width = _fitted(mean, IMAGE_AREA) if size is None else size
     crop = _fitted((height, width) if height else mean, CROP_AREA)
     data = DataConfig(
@@ -163,9 +165,10 @@ def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int
 
 
 def _fitted(shape: tuple[float, float], area: int) -> tuple[int, int]:
-    """Sides of about that shape, at most about so many pixels and not larger: multiples of 32, as backbones prefer."""
+    """Sides of about that shape and at most about so many pixels: multiples of 32, or a smaller image's own."""
     zoom = min(1.0, math.sqrt(area / (shape[0] * shape[1])))
-    return tuple(max(SMALLEST_SIDE, round(side * zoom / SMALLEST_SIDE) * SMALLEST_SIDE) for side in shape)
+    rounded = (round(side * zoom / SMALLEST_SIDE) * SMALLEST_SIDE for side in shape)
+    return tuple(max(SMALLEST_SIDE, min(near, int(side))) for near, side in zip(rounded, shape, strict=True))
 
 
 def _steps(images: int) -> int:

@@ -16,7 +16,7 @@ from apd.evaluate.confusion import scores
 from apd.evaluate.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluate.protocol import Inference
 from apd.models.segmenter import Segmenter
-from apd.study.build import Splits, build_augmentation, build_network, build_split, build_splits, by_name, spec_of
+from apd.study.build import Splits, build_augmentation, build_network, build_split, build_splits, spec_of
 from apd.study.distiller_configs import DistillerConfig
 from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment, NetworkConfig
@@ -51,7 +51,9 @@ class SegmentationTask:
 
     def census(self, splits: Splits) -> Census | None:
         """Of a folder of one's own."""
-        return census_of(by_name(splits, self.experiment)) if self.experiment.data.name == "folder" else None
+        data = self.experiment.data
+        named = {"train": splits.train, "val": splits.val, data.evaluation_split: splits.evaluation}
+        return census_of(named) if data.name == "folder" else None
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Two, since the pooled branch has one vector an image; one where norms are synchronised over GPUs."""

@@ -59,7 +59,8 @@ def train(arguments: list[str]) -> int:
     )
     experiment = chosen.experiment
     if experiment.name == start.name:
-        experiment = replace(experiment, name=f"{start.name.rpartition('-seed')[0]}-seed{experiment.seed}")
+        label = f"{size}-{method}" if own is None else start.name.rpartition("-seed")[0]
+        experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
     if chosen.workers < 0:
         raise UsageError(f"--workers {chosen.workers}: expected a whole number of at least 0")
     if own is not None and not started_rank():
@@ -70,7 +71,9 @@ def train(arguments: list[str]) -> int:
         return 1 if missing else 0
     record = train(experiment, device=chosen.device or None, progress=in_this_output(), workers=chosen.workers)
     if not started_rank():
-        print(summary(record))
+        print(summary(record), flush=True)
+        for sentence in _weaknesses(record):
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
         print(run_folder(experiment) / "record.json")
     return 0
 
@@ -113,7 +116,7 @@ def _last(arguments: list[str], flag: str) -> str:
 
 
 def summary(record: Record) -> str:
-    """The scores of a run in a line, and below it what they mean where they mean little."""
+    """The scores of a run in a line."""
     split = record.content["data"]["split"]
     if record.experiment.task == "detection":
         return _detection_summary(record, split)
@@ -123,11 +126,17 @@ def summary(record: Record) -> str:
     )
     if record.teacher_scores is not None:
         text += f"; teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}"
-        if told := too_weak(torch.tensor(record.content["teacher"]["confusion"]), record.class_names):
-            text += f"\nwarning: teacher: {told}"
-    if told := too_weak(torch.tensor(record.content["confusion"]), record.class_names):
-        text += f"\nwarning: student: {told}"
     return text
+
+
+def _weaknesses(record: Record) -> list[str]:
+    """What the scores of teacher and student mean where they mean little."""
+    if record.experiment.task == "detection":
+        return []
+    facts = {"the teacher": record.content["teacher"] or {}, "the student": record.content}
+    found = {who: fact["confusion"] for who, fact in facts.items() if "confusion" in fact}
+    told = {who: too_weak(torch.tensor(matrix), record.class_names) for who, matrix in found.items()}
+    return [f"{who}: {sentence}" for who, sentence in told.items() if sentence]
 
 
 def _detection_summary(record: Record, split: str) -> str:

@@ -1,6 +1,7 @@
 """The commands for a finished run: evaluate, predict, export."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +43,10 @@ class Looks:
         except ValueError as error:
             raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
         if data.height:  # else every image has a size of its own
-            require_sides(data, looks, [("an image of this run", (data.height, data.width))])
+            try:
+                require_sides(data, looks, [("an image of this run", (data.height, data.width))])
+            except DataError as error:
+                raise UsageError(f"--scales {' '.join(map(str, scales))}: {error}") from error
         return looks
 
 
@@ -108,7 +112,7 @@ def evaluate(arguments: list[str]) -> int:
         f"aAcc {result.aacc:.4f}, {len(dataset)} images of {chosen.split}"
     )
     if told := too_weak(matrix_KK, names):
-        print(f"warning: {told}")
+        print(f"warning: {told}", file=sys.stderr)
     if chosen.csv is not None:
         try:
             chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")

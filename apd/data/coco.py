@@ -302,9 +302,7 @@ def _things(
         if len(box) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in box):
             raise DataError(f"{where} has bbox = {box!r:.60}: expected [x, y, width, height], four finite numbers")
         if masks and not entry.get("segmentation"):
-            raise DataError(
-                f"{where} has no segmentation: read this file without masks (--data.no-masks, or masks=False in Python)"
-            )
+            raise DataError(f"{where} has no segmentation: read this file with masks=False (--data.no-masks)")
         place = place_of[entry["image_id"]]
         width, height = images[place]["width"], images[place]["height"]
         x0, y0 = max(0.0, float(box[0])), max(0.0, float(box[1]))

@@ -132,7 +132,7 @@ class Run:
             raise of_every_rank(
                 NonFiniteLossError(
                     f"step {step}: {', '.join(f'{n} = {values[n]}' for n in wrong)}; {saved}. Lower "
-                    "training.learning_rate, set training.clip_norm or use precision fp32, then start again"
+                    "--training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
                 )
             )
         self._loss = values["loss"]

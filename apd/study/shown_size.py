@@ -37,8 +37,8 @@ def require_sides(data: Any, inference: Inference, images: Iterable[tuple[object
         else:
             fix = "enlarge it or leave it out, or train with one size for all images (--data.height, --data.width)"
         raise DataError(
-            f"{name} has {size[0]}x{size[1]} pixels (height x width), of which a network would be shown a side of "
-            f"{least}; the least is {SMALLEST_SIDE}: {fix}"
+            f"{name} has {size[0]}×{size[1]} pixels (height × width), of which a network would be shown a side of "
+            f"{least} pixels; the least is {SMALLEST_SIDE}: {fix}"
         )
 
 

@@ -21,9 +21,8 @@ from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, OWN_METHODS, own_recipe
 from apd.study.recipes import recipe
 from apd.study.record import read_record
 
-SMALL = ["--network.backbone", "test_efficientnet", "--network.head-width", "8", "--network.weights", "none"]
-SMALL += [f"--teacher{option[1:]}" if option.startswith("--") else option for option in SMALL]
-SMALL = [option.replace("--teacher-network", "--teacher.network") for option in SMALL]
+SMALL = ["--network.backbone", "test_efficientnet", "--network.head-width", "8"]
+SMALL_TEACHER = ["--teacher.network.backbone", "test_efficientnet", "--teacher.network.head-width", "8"]
 STEPS = ["--training.iterations", "2", "--teacher.training.iterations", "2"]
 
 
@@ -69,7 +68,7 @@ def leave(*words):
 
 
 def trained(folder, *more):
-    return leave("train", "--data.name", "folder", "--data.folder", folder, *SMALL, *STEPS, *more)
+    return leave("train", "--data.name", "folder", "--data.folder", folder, *SMALL, *SMALL_TEACHER, *STEPS, *more)
 
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
@@ -96,6 +95,14 @@ def test_networks_start_from_the_imagenet_weights_that_are_at_hand(known, studen
     said = "\n".join(chosen.lines(experiment))
     assert ("no ImageNet weights are at hand" in said) == ("none" in (student[1], teacher[1]))
     assert experiment.training.optimiser == experiment.teacher.training.optimiser == "adamw"
+
+
+def test_a_backbone_that_is_asked_for_starts_from_its_own_weights_or_from_none(tmp_path, at_hand):
+    at_hand(TV, LITE0, LITE2, ("resnet18", "torchvision"))
+    experiment = own_recipe(make(tmp_path / "fields"), student="resnet18", teacher="test_efficientnet").experiment
+    assert (experiment.network.backbone, experiment.network.weights) == ("resnet18", "torchvision")
+    teacher = experiment.teacher.network
+    assert (teacher.backbone, teacher.weights) == ("test_efficientnet", "none")
 
 
 def test_weights_are_looked_for_where_they_would_be_loaded_from_and_nothing_is_downloaded(tmp_path, monkeypatch):
@@ -226,7 +233,7 @@ def test_any_option_wins_over_the_choice_and_is_told(tmp_path, capsys):
 
 def test_the_student_alone_trains_no_teacher_unless_options_ask_for_one(tmp_path, capsys):
     folder = make(tmp_path / "fields")
-    alone = ["--method", "student", *SMALL[:6], *STEPS[:2]]
+    alone = ["--method", "student", *SMALL, *STEPS[:2]]
     assert leave("train", "--data.name=folder", f"--data.folder={folder}", *alone) == 0
     out = capsys.readouterr().out
     assert "teacher" not in out

@@ -101,7 +101,13 @@ def _start(arguments: list[str]) -> tuple[Experiment, Size, AnyMethod, OwnRecipe
         sides = [_last(wanted, flag) for flag in ("--data.height", "--data.width")]
         height, width = (int(side) if side.isdecimal() else -1 for side in sides)
         sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks tell what is wrong
-        own = own_recipe(folder, base.method, size=(height, width) if sensible else None)
+        own = own_recipe(
+            folder,
+            base.method,
+            size=(height, width) if sensible else None,
+            student=_last(wanted, "--network.backbone"),
+            teacher=_last(wanted, "--teacher.network.backbone"),
+        )
         if base.method == "student" and not any(word.startswith("--teacher.") for word in wanted):
             # a teacher that nobody asked for and nothing is learned from would take half of the time
             own = own._replace(experiment=replace(own.experiment, teacher=None))

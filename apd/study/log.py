@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
@@ -136,7 +137,7 @@ class ProgressLines:
     def step_done(self, step: int, loss: float) -> None:
         """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
         now = time.monotonic()
-        if now - self.told_at < LINE_SECONDS:
+        if now - self.told_at < LINE_SECONDS or math.isnan(loss):  # the first loss is known a step late
             return
         self.told_at, seconds = now, (now - self.begun) / (step - self.first)
         left = seconds * (self.steps - step)

@@ -91,7 +91,13 @@ class OwnRecipe(NamedTuple):
 
 
 def own_recipe(
-    folder: Path | str, method: AnyMethod = "apd", *, seed: int = 0, size: tuple[int, int] | None = None
+    folder: Path | str,
+    method: AnyMethod = "apd",
+    *,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    student: str = "",
+    teacher: str = "",
 ) -> OwnRecipe:
     """A recipe that fits a folder with a ``dataset.yaml``: minutes on one CPU core for some dozens of images.
 
@@ -105,6 +111,7 @@ def own_recipe(
         method: what is added to the student's task loss, one of `OWN_METHODS`.
         seed: of the student.
         size: (height, width) of an image after loading, or (0, 0) for each image's own; default is a choice.
+        student, teacher: backbones, with ImageNet weights where some are on this machine; default is a choice.
 
     Raises:
         DataError: the folder, its description or its training images are missing or cannot be read.
@@ -124,7 +131,7 @@ def own_recipe(
     stride = 16 if data.crop_height * data.crop_width > CROP_AREA / 4 else 8
     networks = [
         NetworkConfig(backbone=backbone, weights=weights, head_width=width, output_stride=stride)
-        for (backbone, weights), width in ((_first_at_hand(STUDENTS), 128), (_first_at_hand(TEACHERS), 256))
+        for (backbone, weights), width in ((_start(STUDENTS, student), 128), (_start(TEACHERS, teacher), 256))
     ]
     experiment = Experiment(
         name=f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}",
@@ -176,14 +183,18 @@ def _steps(images: int) -> int:
     return min(max(steps, FEWEST_STEPS), MOST_STEPS)
 
 
-def _first_at_hand(known: tuple[tuple[str, str], ...]) -> tuple[str, str]:
-    """Backbone and source of the first weights that are on this machine, or the first backbone without any."""
+def _start(known: tuple[tuple[str, str], ...], asked: str) -> tuple[str, str]:
+    """Backbone and source of the first weights that are on this machine; where there are none, a random start."""
+    if asked:
+        known = tuple((asked, source) for source in ("torchvision", "imagenet"))
     return next((pair for pair in known if _at_hand(*pair)), (known[0][0], "none"))
 
 
 def _at_hand(backbone: str, source: str) -> bool:
     if source == "imagenet":
-        return importlib.util.find_spec(OFFLINE_WEIGHTS[backbone].module) is not None
+        return backbone in OFFLINE_WEIGHTS and importlib.util.find_spec(OFFLINE_WEIGHTS[backbone].module) is not None
+    if backbone not in TORCHVISION_WEIGHTS:
+        return False
     from torchvision.models import get_weight
 
     file = Path(get_weight(TORCHVISION_WEIGHTS[backbone][0]).url).name

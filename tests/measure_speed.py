@@ -22,7 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apd import CIRKD, CWD, DIST, DKD, IFVD, MGD, APDLoss, AttentionTransfer, FitNet, PairwiseSimilarity, PixelKD
+from apd import (
+    CIRKD,
+    CWD,
+    DIST,
+    DKD,
+    I2CKD,
+    IFVD,
+    LSKD,
+    MGD,
+    APDLoss,
+    AttentionTransfer,
+    FitNet,
+    InterClassDistance,
+    PairwiseSimilarity,
+    PixelKD,
+)
 from apd.data.picture_files import DataError
 from apd.evaluate.inference import resolve_precision
 from apd.evaluate.loss_cost import LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
@@ -76,10 +91,10 @@ def losses(shape: LossShape) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
         yield f"{name}, class by class", ClassByClass(module)
     yield "pixel KD", PixelKD()
-    for kind in (FitNet, AttentionTransfer, PairwiseSimilarity, IFVD, CWD, CIRKD, MGD):
+    for kind in (FitNet, AttentionTransfer, PairwiseSimilarity, IFVD, CWD, CIRKD, MGD, I2CKD, InterClassDistance):
         yield kind.__name__, kind(*sizes)
-    yield "DIST", DIST()
-    yield "DKD", DKD()
+    for kind in (DIST, DKD, LSKD):
+        yield kind.__name__, kind()
 
 
 def measured(device: torch.device, *, compiled: bool, repeats: int) -> Iterator[dict[str, Any]]:

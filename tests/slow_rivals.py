@@ -117,6 +117,49 @@ def ifvd(student, teacher, labels):
     return {"ifvd": mean(costs, student)}
 
 
+def class_means(student, teacher, labels):
+    """An image's classes in turn: the two networks' mean of a class's normalised pixels, normalised."""
+    places = valid_places(labels, student.shape[2:])
+    for image in range(len(student)):
+        found = []
+        for k in sorted({label for b, _, _, label in places if b == image}):
+            own = [(i, j) for b, i, j, label in places if (b, label) == (image, k)]
+            means = [
+                sum(net[image, :, i, j] / net[image, :, i, j].norm() for i, j in own) for net in (student, teacher)
+            ]
+            found.append([mean / mean.norm() for mean in means])
+        yield found
+
+
+def i2ckd(student, teacher, labels, *, adapter, margin):
+    adapted = torch.stack([convolution(features, adapter, None) for features in student])
+    costs = []
+    for classes in class_means(adapted, teacher, labels):
+        for k, (anchor, positive) in enumerate(classes):
+            negatives = [theirs for j, (_, theirs) in enumerate(classes) if j != k]
+            costs += [((anchor - positive).norm() - (anchor - n).norm() + margin).clamp(min=0) for n in negatives]
+    return {"i2ckd": mean(costs, adapted)}
+
+
+def idd(student, teacher, labels):
+    costs = []
+    for classes in class_means(student, teacher, labels):
+        for k, a in enumerate(classes):
+            costs += [((a[0] - b[0]).norm() - (a[1] - b[1]).norm()).square() for b in classes[:k]]
+    return {"idd": mean(costs, student)}
+
+
+def lskd(student, teacher, labels, *, temperature):
+    costs = []
+    for b, i, j, _ in valid_places(labels, student.shape[2:]):
+        ours, theirs = (
+            (net[b, :, i, j] - net[b, :, i, j].mean()) / net[b, :, i, j].std() / temperature
+            for net in (student, teacher)
+        )
+        costs.append(temperature**2 * divergence(ours, theirs))
+    return {"lskd": mean(costs, student)}
+
+
 def cwd(student, teacher, labels, *, temperature):
     costs = []
     for image in range(len(student)):

@@ -13,9 +13,11 @@ import pytest
 from small_experiments import exit_codes, start, tiny
 
 from apd.study import campaign
-from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms
+from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms, stronger
 from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
 from apd.study.checkpoint import only_process
+from apd.study.detection_distiller_configs import DETECTION_DISTILLERS
+from apd.study.distiller_configs import DISTILLERS
 from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import run_folder
 from apd.study.log import NonFiniteLossError
@@ -181,6 +183,13 @@ def test_every_method_gets_the_same_trials_of_its_weights():
     tried = {(key.rsplit("_x", 1)[0], float(key.rsplit("_x", 1)[1])) for key in planned}
     assert tried == set(product(["pixel_kd", "apd", *RIVALS], [0.1, 10.0]))
     assert len(planned) == len(tried)
+
+
+def test_the_weights_of_every_method_can_be_multiplied():
+    for method, kind in (DISTILLERS | DETECTION_DISTILLERS).items():
+        assert stronger(kind(), 10.0) == replace(
+            kind(), **{name: 10 * getattr(kind(), name) for name in WEIGHTS[method]}
+        )
 
 
 @pytest.mark.parametrize("arm", plain_arms(), ids=lambda arm: arm.key)

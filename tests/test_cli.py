@@ -269,7 +269,6 @@ def test_every_recipe_that_is_listed_is_known_by_its_name():
         (["export", "here"], ["Missing", "--to"]),
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
         (["predict", "here"], ["at least one picture"]),
-        (["predict", "here", "x/a.png", "y/a.jpg"], ["two of the pictures have one name"]),
         (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
         (["campaign", "scenes-tiny", "--shard", "3/2"], ["shard = '3/2'", "such as 2/8"]),
         (["campaign", "scenes-tiny", "--workers", "-1"], ["workers = -1: expected a whole number of at least 0"]),

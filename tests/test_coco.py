@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,18 @@ def test_categories_are_numbered_densely_in_the_order_of_their_ids_and_degenerat
     assert empty.masks_NHW.shape == (0, 8, 8)
     assert empty.boxes_N4.shape == (0, 4)
     assert empty.image_3HW.shape == (3, 8, 8)  # a grey picture has three equal channels
+
+
+def test_accents_may_be_stored_in_another_form_and_stems_may_repeat_in_folders(folder):
+    content = copy.deepcopy(CONTENT)
+    for image, name in zip(content["images"], ("tür/1.png", "b/1.jpg", "b/2.png"), strict=True):
+        place = folder / "shapes" / "train" / unicodedata.normalize("NFD", name)
+        place.parent.mkdir(exist_ok=True)
+        (folder / "shapes" / "train" / image["file_name"]).rename(place)
+        image["file_name"] = name
+    write(folder, content)
+    assert [sample.name for sample in read(folder)] == ["tür/1", "b/1", "b/2"]
+    assert len(read(folder).fingerprint()) == 64
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'

@@ -37,7 +37,10 @@ from apd.study.distiller_configs import (
     DISTConfig,
     DKDConfig,
     FitNetConfig,
+    I2CKDConfig,
+    IDDConfig,
     IFVDConfig,
+    LSKDConfig,
     MGDConfig,
     PixelKDConfig,
     SKDConfig,
@@ -60,8 +63,9 @@ OBJECTIVES = {
     "apd_without_heads": (APDConfig(width=None, regularisation=0.0),),
     "apd_element_means": (APDConfig(width=8, reduction="element", absent="zero"),),
     "apd_labels_of_the_teacher": (APDConfig(width=8, labels_from="teacher"),),
-    "logits": (PixelKDConfig(), DKDConfig(), CWDConfig(), DISTConfig(intra=0.0)),
+    "logits": (PixelKDConfig(), DKDConfig(), CWDConfig(), DISTConfig(intra=0.0), LSKDConfig()),
     "features": (FitNetConfig(), AttentionTransferConfig(), SKDConfig(), IFVDConfig(), MGDConfig(masked=0.0)),
+    "prototypes": (I2CKDConfig(), IDDConfig()),
 }
 LABELS = ("unevenly_ignored", "second_half_ignored")
 CASES = list(itertools.product(OBJECTIVES, LABELS))

@@ -21,7 +21,7 @@ from apd.evaluate.inference import (
     predict_labels,
     resolve_precision,
 )
-from apd.evaluate.pictures import overlay, predict_picture, read_picture
+from apd.evaluate.pictures import overlay, predict_picture
 from apd.study.build import build_network, build_split
 
 CPU = torch.device("cpu")
@@ -202,61 +202,6 @@ def test_an_overlay_mixes_picture_and_colours_and_keeps_ignored_pixels():
     expected = [[round(50 + channel / 2) for channel in SCENES.palette[k]] for k in (0, 9)]
     assert np.abs(mixed[0, :2].astype(int) - expected).max() <= 1
     assert mixed[0, 2].tolist() == [100, 100, 100]
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
-def test_pictures_of_any_eight_bit_mode_are_read_as_rgb(tmp_path, mode):
-    Image.open(picture(tmp_path / "a.png")).convert(mode).save(tmp_path / "b.tiff")
-    image = read_picture(tmp_path / "b.tiff")
-    assert (image.mode, image.size) == ("RGB", (60, 40))
-    assert np.abs(np.asarray(image)[0, [0, 59]].astype(int) - [[0] * 3, [255] * 3]).max() <= 3
-
-
-def test_a_photograph_is_turned_the_way_its_camera_was_held(tmp_path):
-    turned = Image.Exif()
-    turned[0x0112] = 6  # orientation: the sensor's right side was down
-    image = read_picture(picture(tmp_path / "photo.jpg", exif=turned))
-    assert image.size == (40, 60)
-    assert np.asarray(image)[[5, 55], 20].mean(-1).round().tolist() == [0, 255]
-
-
-def write_text(path):
-    path.write_text("this is no picture")
-
-
-def write_half(path):
-    picture(path.with_suffix(".png"), size=(200, 200))
-    content = path.with_suffix(".png").read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def write_sixteen_bits(path):
-    Image.fromarray(np.full((40, 40), 60000, dtype=np.uint16)).save(path, format="PNG")
-
-
-@pytest.mark.parametrize(
-    ("write", "told"),
-    [
-        (lambda _path: None, "there is no such file"),
-        (lambda path: path.mkdir(), "cannot be read as a picture"),
-        (write_text, "cannot be read as a picture"),
-        (lambda path: path.touch(), "cannot be read as a picture"),
-        (write_half, "cannot be read as a picture"),
-        (write_sixteen_bits, "has mode I;16; expected 8 bits a channel"),
-    ],
-)
-def test_what_is_no_picture_is_refused_by_name(tmp_path, write, told):
-    path = tmp_path / "thing"
-    write(path)
-    with pytest.raises(DataError) as caught:
-        read_picture(path)
-    assert str(caught.value).startswith(f"{path}: {told}")
-
-
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"a\.png: cannot be read as a picture .*decompression bomb"):
-        read_picture(picture(tmp_path / "a.png"))
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

@@ -167,15 +167,15 @@ FAULTS = {
     "no folder": (lambda f: shutil.rmtree(f / "masks"), r"data folder .*masks/val is missing"),
     "empty": (
         lambda f: [path.unlink() for kind in ("images", "masks") for path in (f / kind / "train").iterdir()],
-        "images/train holds no picture",
+        "images/train holds no image",
     ),
     "not apart": (
         lambda f: describe(f, "splits: {train: {}, val: {images: images/train, masks: masks/train}}"),
-        r"000.jpg is in the splits train and val \(4 such pictures\); keep them apart",
+        r"000.jpg is in the splits train and val \(4 such images\); keep them apart",
     ),
     "no list": (lambda f: describe(f, "splits: {train: {list: a.txt}, val: {}}"), "the list .*a.txt is missing"),
     "empty list": (lambda f: listed(f, "\n"), "the list .*a.txt is empty"),
-    "unknown in list": (lambda f: listed(f, "000\n009\n"), "a.txt line 2: there is no picture '009'"),
+    "unknown in list": (lambda f: listed(f, "000\n009\n"), "a.txt line 2: there is no image '009'"),
     "twice in list": (lambda f: listed(f, "000\n000.jpg\n"), "a.txt line 2 names '000.jpg' a second time"),
     "list without mask": (lambda f: (listed(f, "001\n"), mask(f).unlink()), "001.jpg has no partner"),
 }
@@ -199,6 +199,68 @@ def test_a_split_that_is_not_described_is_told(folder):
         open_folder(folder, "test")
     with pytest.raises(ValueError, match="split='valid' is unknown; expected one of train, val, test"):
         open_folder(folder, "valid")
+
+
+# --- colours ---------------------------------------------------------------------------------------------------------
+
+
+STRIPES = np.repeat(np.array([0, 1, 2]), [16, 16, 8])[:, None].repeat(48, axis=1)
+COLOURS = np.array([[120, 90, 60], [0, 255, 0], [0, 0, 0]], dtype=np.uint8)
+
+
+def coloured(folder, yaml):
+    """The folder with masks of colours, the last of them of no class."""
+    describe(folder, yaml)
+    for path in (folder / "masks" / "train").iterdir():
+        Image.fromarray(COLOURS[STRIPES]).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "yaml", ["colours: {crop: [0, 255, 0], soil: [120, 90, 60]}", "colours: [[120, 90, 60], [0, 255, 0]]"]
+)
+def test_colours_of_masks_are_a_table_by_class_or_a_list_in_order(folder, yaml):
+    ignored = "\nignore: [[0, 0, 0]]"
+    data = open_folder(coloured(folder, yaml + ignored), "train")
+    assert torch.equal(data[0].labels_HW, torch.from_numpy(np.where(STRIPES == 2, 255, STRIPES).astype(np.uint8)))
+    assert folder_spec(folder).palette == ((120, 90, 60), (0, 255, 0))
+    swapped = yaml.replace("0, 255, 0", "9, 9, 9").replace("120, 90, 60", "0, 255, 0").replace("9, 9, 9", "120, 90, 60")
+    describe(folder, swapped + ignored)
+    assert open_folder(folder, "train").fingerprint() != data.fingerprint(), "the same files mean something else"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("colours: [[120, 90, 60], [0, 250, 0]]\nignore: [[0, 0, 0]]",
+         r"000.png holds the colour \[0, 255, 0\] \(768 pixels\); the nearest entry is \[0, 250, 0\] of crop"),
+        ("colours: [[120, 90, 60]]", "expected 2 different colours"),
+        ("colours: [[0, 0, 0], [0, 0, 0]]", "expected 2 different colours"),
+        ("colours: {soil: [120, 90, 60]}", "colours: crop has no colour"),
+        ("colours: {soil: [1, 1, 1], crop: [2, 2, 2], tree: [3, 3, 3]}", "colours: tree is no class; .*to ignore"),
+        ("colours: [[0, 0], [1, 1]]", "three values from 0 to 255"),
+        ("colours: ['#ffffff', '#000000']", r"colours = .*; expected a list of \[red, green, blue\], or a table of"),
+        ("colours: [[0, 0, 0], [1, 1, 1]]\nvalues: [0, 255]\n", "file_values and file_colours are both given"),
+        ("colours: [[0, 0, 0], [1, 1, 1]]\nignore: [[1, 1, 1]]", r"void_colours \[\(1, 1, 1\)\] are those of classes"),
+        ("ignore: [[1, 1, 1]]", r"void_colours \[\(1, 1, 1\)\] are given without file_colours"),
+        ("ignore: [9, [1, 1, 1]]", "expected a list of whole numbers, or of colours"),
+    ],
+)  # fmt: skip
+def test_colours_that_cannot_be_meant_are_refused(folder, yaml, message):
+    with pytest.raises(DataError, match=message):
+        open_folder(coloured(folder, yaml), "train")
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [(name, "classes") for name in ("names", "labels", "categories", "class_names", "nc", "num_classes", "Names")]
+    + [("colors", "colours"), ("colormap", "colours"), ("ignore_index", "ignore"), ("train", "splits")]
+    + [("mask_name", "masks"), ("mask", "masks"), ("image", "images")],
+)
+def test_an_entry_as_other_tools_call_it_is_answered_with_its_name_here(folder, entry, meant):
+    describe(folder, f"{entry}: 3")
+    with pytest.raises(DataError, match=f"unknown entry {entry}; did you mean '{meant}'"):
+        folder_spec(folder)
 
 
 # --- in an experiment ------------------------------------------------------------------------------------------------

@@ -14,11 +14,14 @@ from apd import (
     CWD,
     DIST,
     DKD,
+    I2CKD,
     IFVD,
+    LSKD,
     MGD,
     APDLoss,
     AttentionTransfer,
     FitNet,
+    InterClassDistance,
     PairwiseSimilarity,
     PixelKD,
     pixel_kd_loss,
@@ -40,7 +43,11 @@ METHODS = {
     "dist": lambda sizes=SIZES: DIST(temperature=2.0),
     "mgd": lambda sizes=SIZES: MGD(*sizes),
     "dkd": lambda sizes=SIZES: DKD(temperature=2.0),
+    "lskd": lambda sizes=SIZES: LSKD(),
+    "i2ckd": lambda sizes=SIZES: I2CKD(*sizes),
+    "idd": lambda sizes=SIZES: InterClassDistance(*sizes),
 }
+OF_LOGITS = ("pixel_kd", "cwd", "dist", "dkd", "lskd")
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -83,7 +90,9 @@ def slow_terms(name, module, batch):
                 "logits": slow_rivals.cwd(*logits, temperature=4.0),
                 "features": slow_rivals.cwd(adapted, *features[1:], temperature=4.0),
             }
-        case "dist" | "dkd":
+        case "i2ckd":
+            return slow_rivals.i2ckd(*features, adapter=module.adapter.weight, margin=1.0)
+        case "dist" | "dkd" | "lskd":
             return getattr(slow_rivals, name)(*logits, temperature=2.0)
         case "skd":
             return slow_rivals.skd(*features, window=(max(1, size[0] // 2), max(1, size[1] // 2)))
@@ -141,12 +150,13 @@ PUBLISHED = {
     "dist": {"inter": 1, "intra": 1},
     "mgd": {"mgd": 2e-5},
     "dkd": {"target": 1, "non_target": 0.25},
+    "lskd": {"lskd": 9},
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_weights_are_the_defaults(name):
-    kinds = {"dist": DIST, "dkd": DKD}
+    kinds = {"dist": DIST, "dkd": DKD, "lskd": LSKD}
     module = (
         kinds[name]() if name in kinds else type(METHODS[name]())(6, 8, 5, **(SMALL_QUEUES if name == "cirkd" else {}))
     )
@@ -165,8 +175,8 @@ def test_a_student_that_is_its_teacher_costs_nothing(name):
     if name in ("fitnet", "cwd"):
         torch.nn.init.dirac_(module.adapter.weight)
     batch |= {f"student_{kind}": batch[f"teacher_{kind}"].clone() for kind in ("features", "logits")}
-    # these pass through layers that know nothing of the teacher yet
-    never = {"mgd": {"mgd"}, "cirkd": {"pixel_memory", "region_memory"}}.get(name, set())
+    # two pass through layers that know nothing of the teacher yet; to the third the teacher's classes are too near
+    never = {"mgd": {"mgd"}, "cirkd": {"pixel_memory", "region_memory"}, "i2ckd": {"i2ckd"}}.get(name, set())
     out = call(module, batch)
     for term in set(out) - never - {"loss"}:
         torch.testing.assert_close(out[term], torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
@@ -229,7 +239,7 @@ def test_a_finer_teacher_is_averaged_down_to_the_students_grid(name):
     torch.testing.assert_close(call(module, fine), call(module, coarse))
 
 
-@pytest.mark.parametrize("name", ["fitnet", "attention_transfer", "skd", "ifvd", "mgd"])
+@pytest.mark.parametrize("name", ["fitnet", "attention_transfer", "skd", "ifvd", "mgd", "i2ckd", "idd"])
 def test_classes_that_are_nowhere_play_no_part(name):
     batch = random_batch()
     few, many = make(name), make(name, sizes=(6, 8, 50))
@@ -246,12 +256,12 @@ def test_gradient_reaches_the_student_and_its_adapter_and_never_the_teacher(name
     batch["teacher_logits"].requires_grad_()
     call(module, batch)["loss"].backward()
     assert (batch["teacher_features"].grad, batch["teacher_logits"].grad) == (None, None)
-    of_logits = name in ("pixel_kd", "cwd", "dist", "dkd")
+    of_logits = name in OF_LOGITS
     of_features = name == "cwd" or not of_logits
     for key, reached in (("student_features", of_features), ("student_logits", of_logits)):
         assert (batch[key].grad is not None and bool(batch[key].grad.any())) == reached
     assert [p.shape for p in module.student_parameters()] == [p.shape for p in module.parameters()]
-    assert bool(module.student_parameters()) == (name in ("fitnet", "cwd", "cirkd", "mgd"))
+    assert bool(module.student_parameters()) == (name in ("fitnet", "cwd", "cirkd", "mgd", "i2ckd"))
     assert all(parameter.grad.any() for parameter in module.student_parameters())
     assert module.teacher_parameters() == []
 
@@ -346,6 +356,10 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
         (lambda: DIST(temperature=0), "temperature=0"),
         (lambda: DKD(target=0, non_target=0), "target, non_target are all 0"),
         (lambda: DKD(temperature=0), "temperature=0"),
+        (lambda: LSKD(temperature=0), "temperature=0"),
+        (lambda: LSKD(weight=0), "weight=0: expected a positive number"),
+        (lambda: I2CKD(6, 8, 5, margin=0), "margin=0: expected a positive number"),
+        (lambda: InterClassDistance(6, 8, 5, weight=-1), "weight=-1: expected a positive number"),
         (lambda: CIRKD(6, 8, 5, temperature=0), "temperature=0"),
         (lambda: CIRKD(6, 8, 5, most_pixels=0), "most_pixels=0: expected a positive integer"),
         (lambda: CIRKD(6, 8, 5, pixel_slots=2.5), r"pixel_slots=2\.5: expected a positive integer"),
@@ -360,7 +374,7 @@ def test_wrong_settings_are_named(build, message):
 @every_method
 def test_wrong_inputs_are_named(name):
     module, batch = make(name), random_batch()
-    kind = "logits" if name in ("pixel_kd", "cwd", "dist", "dkd") else "features"
+    kind = "logits" if name in OF_LOGITS else "features"
     student, teacher = f"student_{kind}", f"teacher_{kind}"
     wrong = [
         ({teacher: None}, TypeError, f"{teacher} is a NoneType"),
@@ -417,14 +431,14 @@ def test_pixel_kd_is_the_function_and_the_term_of_apd():
     torch.testing.assert_close(out["loss"], 0.5 * slow.pixel_kd(*logits, batch["labels"], **options))
 
 
-@pytest.mark.parametrize("name", ["pixel_kd", "dist", "dkd"])
+@pytest.mark.parametrize("name", ["pixel_kd", "dist", "dkd", "lskd"])
 def test_methods_of_logits_need_no_features(name):
     batch = random_batch()
     bare = {key: batch[key] for key in ("student_logits", "teacher_logits", "labels")}
     assert make(name)(**bare) == make(name)(**batch)
 
 
-@pytest.mark.parametrize("name", ["fitnet", "attention_transfer", "skd", "ifvd", "mgd", "cirkd"])
+@pytest.mark.parametrize("name", ["fitnet", "attention_transfer", "skd", "ifvd", "mgd", "cirkd", "i2ckd", "idd"])
 def test_methods_of_features_need_no_logits(name):
     batch = random_batch()
     bare = {key: batch[key] for key in ("student_features", "teacher_features", "labels")}
@@ -474,6 +488,78 @@ def test_a_class_in_which_the_teacher_does_not_vary_has_no_correlation_to_be_wro
     assert out["loss"] == 0
 
 
+@pytest.mark.parametrize("name", ["lskd", "i2ckd", "idd"])
+def test_the_gradients_are_those_of_finite_differences(name):
+    module, batch = make(name), random_batch()
+    kind = "logits" if name in OF_LOGITS else "features"
+    student = batch[f"student_{kind}"].detach().requires_grad_()
+
+    def loss(student, *parameters):
+        changed = dict(zip(dict(module.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(module, changed, kwargs=batch | {f"student_{kind}": student})["loss"]
+
+    assert torch.autograd.gradcheck(loss, (student, *module.parameters()))
+
+
+def test_standardised_distillation_sees_neither_a_shift_nor_a_scale_of_a_pixels_logits():
+    batch = random_batch()
+    scale, shift = torch.rand(2, *batch["student_logits"][:, :1].shape, dtype=torch.float64) + 0.5
+    changed = batch | {"student_logits": scale * batch["student_logits"] + shift}
+    torch.testing.assert_close(LSKD()(**changed), LSKD()(**batch))
+    twins = batch | {"student_logits": scale * batch["teacher_logits"] + shift}
+    torch.testing.assert_close(LSKD()(**twins)["loss"], torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_logits_of_a_single_class_have_nothing_to_standardise():
+    logits = torch.randn(1, 1, 2, 2, requires_grad=True)
+    out = LSKD()(student_logits=logits, teacher_logits=torch.ones(1, 1, 2, 2), labels=torch.zeros(1, 2, 2).long())
+    out["loss"].backward()
+    assert (out["loss"].item(), logits.grad.any().item()) == (0.0, False)
+
+
+@pytest.mark.parametrize("name", ["i2ckd", "idd"])
+def test_an_image_of_one_class_has_no_pair_of_prototypes_and_costs_a_connected_zero(name):
+    module, batch = make(name), random_batch()
+    batch["labels"] = torch.where(batch["labels"] == 255, 255, torch.tensor([1, 3])[:, None, None])
+    out = call(module, batch)
+    assert out["loss"] == 0
+    assert not any(g.any() for g in gradients(out["loss"], module, batch) if g is not None)
+
+
+@pytest.mark.parametrize("name", ["i2ckd", "idd"])
+def test_classes_that_share_their_prototype_leave_everything_finite(name):
+    """A Euclidean distance of 0 has no slope of its own."""
+    module, batch = make(name), random_batch()
+    batch["student_features"] = torch.ones_like(batch["student_features"]).requires_grad_()
+    out = call(module, batch)
+    assert out["loss"] > 0
+    assert all(g.isfinite().all() for g in gradients(out["loss"], module, batch) if g is not None)
+
+
+@pytest.mark.parametrize("name", ["i2ckd", "idd"])
+def test_more_classes_than_are_compared_one_by_one_give_the_same(name):
+    """Beyond 25 rows :func:`torch.cdist` takes a matrix product in place of differences."""
+    classes, channels = 27, 4
+    module = make(name, sizes=(channels, channels, classes))
+    student, teacher = (torch.randn(1, channels, 1, classes, dtype=torch.float64) for _ in range(2))
+    student.requires_grad_()
+    batch = {"student_features": student, "teacher_features": teacher, "labels": torch.arange(classes)[None, None]}
+    options = {"adapter": module.adapter.weight, "margin": 1.0} if name == "i2ckd" else {}
+    values = module(**batch)[name], getattr(slow_rivals, name)(*batch.values(), **options)[name]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in values))
+
+
+def test_triplets_of_classes_far_apart_cost_nothing_once_each_is_at_its_own():
+    teacher = torch.eye(5, dtype=torch.float64).view(1, 5, 5, 1)
+    batch = {"teacher_features": teacher, "labels": torch.arange(5).view(1, 5, 1)}
+    module = I2CKD(5, 5, 5).double()
+    torch.nn.init.dirac_(module.adapter.weight)
+    assert module(student_features=teacher, **batch)["loss"] == 0
+    swapped = module(student_features=teacher.flip(2), **batch)["loss"]
+    torch.testing.assert_close(swapped, torch.tensor(4 * (2**0.5 + 1 + 3) / 20, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(("side", "nodes"), [(8, 2), (9, 3)])
 def test_the_pairwise_matrix_has_few_nodes_whatever_the_grid(side, nodes, monkeypatch):
     shapes = []
@@ -501,7 +587,7 @@ def test_an_unknown_name_is_no_attribute_of_the_package():
     assert set(apd.__all__) <= set(dir(apd))
 
 
-@pytest.mark.parametrize("part", ["channels", "cirkd", "class_memory", "features", "pixels", "relations"])
+@pytest.mark.parametrize("part", ["channels", "cirkd", "class_memory", "features", "pixels", "prototypes", "relations"])
 def test_the_examples_in_the_docstrings_are_true(part):
     results = doctest.testmod(importlib.import_module(f"apd.rivals.{part}"))
     assert results.attempted > 0

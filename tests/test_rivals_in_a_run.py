@@ -18,7 +18,10 @@ from apd.study.distiller_configs import (
     DISTConfig,
     DKDConfig,
     FitNetConfig,
+    I2CKDConfig,
+    IDDConfig,
     IFVDConfig,
+    LSKDConfig,
     MGDConfig,
     SKDConfig,
 )
@@ -48,6 +51,9 @@ OTHER = {  # for every field a legal value that is not its default
     DISTConfig: {"inter": 2.0, "intra": 2.0, "temperature": 4.0},
     MGDConfig: {"weight": 1.0, "masked": 0.5},
     DKDConfig: {"target": 2.0, "non_target": 8.0, "temperature": 4.0},
+    LSKDConfig: {"weight": 1.0, "temperature": 4.0},
+    I2CKDConfig: {"weight": 2.0, "margin": 0.5},
+    IDDConfig: {"weight": 1.0},
 }
 RIVALS = tuple(OTHER)
 ALL = (*tiny("both").distillers, *(kind() for kind in RIVALS[:5]), CIRKDConfig(pixel_slots=30, region_slots=7))
@@ -122,7 +128,7 @@ def test_a_module_has_every_setting_of_its_configuration(kind, networks):
     assert kept == {name: value for name, value in OTHER[kind].items() if name not in weights}
 
 
-@pytest.mark.parametrize("kind", [FitNetConfig, MGDConfig, CIRKDConfig])
+@pytest.mark.parametrize("kind", [FitNetConfig, MGDConfig, CIRKDConfig, I2CKDConfig])
 def test_adapters_and_memories_start_from_the_seed_alone_and_leave_the_random_state_as_it_was(kind, networks):
     before = torch.get_rng_state()
     first, again = (build_distiller(kind(), **networks, seed=3).state_dict() for _ in range(2))
@@ -154,8 +160,8 @@ def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monk
     train(experiment)
     expected = outcome(experiment)
     terms = set(expected["log"][0])
-    for name in ("fitnet.fitnet", "skd.skd", "cwd.logits", "cirkd.pixel_memory", "dist.intra", "mgd.mgd", "dkd.target"):
-        assert name in terms
+    some = {"fitnet.fitnet", "skd.skd", "cwd.logits", "cirkd.pixel_memory", "dist.intra", "mgd.mgd", "dkd.target"}
+    assert some | {"lskd.lskd", "i2ckd.i2ckd", "idd.idd"} <= terms
 
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "parts"))
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)

@@ -414,13 +414,13 @@ def test_a_folder_that_is_no_run_is_told(told, tmp_path, command):
         assert message == f"apd: {folder} is not the folder of a finished run: it holds no record.json"
 
 
-def test_what_is_no_picture_is_told_and_pictures_before_it_stay(runs, told, tmp_path):
+def test_what_is_no_image_is_reported_before_any_image_is_predicted(runs, told, tmp_path):
     train(tiny())
     (tmp_path / "text.png").write_text("this is no picture")
     Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
     message = told("predict", run_folder(tiny()), tmp_path / "good.png", tmp_path / "text.png", "--to", tmp_path / "to")
-    assert message.startswith(f"apd: {tmp_path / 'text.png'}: cannot be read as a picture")
-    assert {path.name for path in (tmp_path / "to").iterdir()} == {"good-labels.png", "good-overlay.png"}
+    assert message.startswith(f"apd: {tmp_path / 'text.png'}: cannot be read as an image")
+    assert not (tmp_path / "to").exists()
 
 
 def test_damaged_weights_of_a_run_are_told(runs, told):

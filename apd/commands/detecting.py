@@ -31,8 +31,7 @@ def evaluate_detector(
 
     def write(sample: InstanceSample, found: Detections) -> None:
         picture = drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
-        # a name may hold the folder of its picture, and stays inside this one
-        save_picture(picture, pictures / f"{sample.name.replace('/', '-')}-found.png")
+        save_picture(picture, pictures / f"{sample.name}-found.png")
 
     found = scored(
         detector,

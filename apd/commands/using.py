@@ -71,7 +71,7 @@ def evaluate(arguments: list[str]) -> int:
         """File for a table of the classes: IoU, accuracy and labelled pixels, or of a detector AP, AP50 and AP75."""
         pictures: Path | None = None
         """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
-        finds in it, NAME-found.png."""
+        finds in it, NAME-found.png. Where stems repeat, NAME begins with folders."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -93,8 +93,7 @@ def evaluate(arguments: list[str]) -> int:
 
     def write(predictions_BHW, names: tuple[str, ...]) -> None:
         for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
-            # a name may hold the folder of its picture, and stays inside this one
-            write_label_map(labels_HW, chosen.pictures / f"{name.replace('/', '-')}-labels.png", dataset.spec)
+            write_label_map(labels_HW, chosen.pictures / f"{name}-labels.png", dataset.spec)
 
     matrix_KK = confusion_of(
         model,
@@ -126,6 +125,7 @@ def predict(arguments: list[str]) -> int:
     import tyro
 
     from apd.commands.detecting import predict_things
+    from apd.data.paired_files import names_of
     from apd.evaluate.pictures import predict_picture, read_picture
     from apd.study.build import spec_of
     from apd.study.train import trained_network
@@ -138,7 +138,8 @@ def predict(arguments: list[str]) -> int:
         """Pictures of any size and format."""
         to: Path = Path("predictions")
         """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png; of a
-        detector for NAME-found.png and detections.json (COCO's results format)."""
+        detector for NAME-found.png and detections.json (COCO's results format). Where stems repeat, NAME begins with
+        folders."""
         least_score: float | None = None
         """Detectors only: findings below this score are not drawn (0.5 if it is not given)."""
         device: str = ""
@@ -147,10 +148,6 @@ def predict(arguments: list[str]) -> int:
     chosen = parse(Predict, arguments, prog="apd predict", description=predict.__doc__, config=_flags())
     if not chosen.images:
         raise UsageError("apd predict needs at least one picture: apd predict RUN PICTURE…")
-    if len({image.stem for image in chosen.images}) < len(chosen.images):
-        raise UsageError(
-            "two of the pictures have one name, so their files would be one: predict them --to two folders"
-        )
     record = record_of(chosen.run)
     experiment, device = record.experiment, chosen.device or None
     looks, data = chosen.inference(experiment), experiment.data
@@ -159,12 +156,12 @@ def predict(arguments: list[str]) -> int:
         return predict_things(chosen.run, record, chosen.images, chosen.to, least_score=score, device=device)
     if chosen.least_score is not None:
         raise UsageError(f"--least-score {chosen.least_score}: this run is of segmentation, which has no findings")
-    sizes = [read_picture(image).size[::-1] for image in chosen.images]  # (height, width)
+    sizes = [read_picture(image).size[::-1] for image in chosen.images]  # all are read before the first is predicted
     require_sides(data, looks, zip(chosen.images, sizes, strict=True))
     model = trained_network(chosen.run, device=device)
-    for image, (height, width) in zip(chosen.images, sizes, strict=True):
-        size = shown_size(data, height, width)
-        for path in predict_picture(model, image, chosen.to, spec_of(data), size=size, inference=looks):
+    for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
+        shown = shown_size(data, *size)
+        for path in predict_picture(model, image, chosen.to, spec_of(data), size=shown, inference=looks, name=name):
             print(path)
     return 0
 

@@ -47,14 +47,17 @@ class DatasetSpec:
         void_values: values in the label *files* that become `ignore_index` when read (CamVid: 11).
         file_values: value of each class in the label *files*, in label order, where these are not the labels
             themselves (a mask of 0 and 255, say). Default: empty, 0..K-1.
+        file_colours: RGB colour of each class in the label files, in label order, where these hold colours in place of
+            values. Default: empty.
+        void_colours: colours in such files that become `ignore_index` when read.
         thing_names: the classes whose objects can be counted, where the label table tells them; empty says nothing
             about the classes. Training and scores do not look at it.
         splits: number of images per split where the data set fixes it; empty for generated data.
 
     Raises:
         ValueError: no classes, a palette of another length or with values outside 0..255, a name twice, an ignore
-            label or void value that is also a class, file values that are not one of 0..255 for each class, or a
-            thing that is not a class.
+            label or void value that is also a class, file values that are not one of 0..255 for each class, file
+            colours that are not one for each class, or a thing that is not a class.
 
     Example:
         >>> SCENES.num_classes, SCENES.index("car")
@@ -67,6 +70,8 @@ class DatasetSpec:
     ignore_index: int = 255
     void_values: tuple[int, ...] = ()
     file_values: tuple[int, ...] = ()
+    file_colours: tuple[RGB, ...] = ()
+    void_colours: tuple[RGB, ...] = ()
     thing_names: tuple[str, ...] = ()
     splits: tuple[tuple[str, int], ...] = ()
 
@@ -76,11 +81,14 @@ class DatasetSpec:
             raise ValueError(f"{self.name}: class_names is empty; a data set needs at least one class")
         if len(set(self.class_names)) != count:
             raise ValueError(f"{self.name}: class_names {self.class_names} names a class twice; names must differ")
+        if self.file_colours and len(set(self.file_colours)) != count:
+            raise ValueError(f"{self.name}: file_colours {self.file_colours}; expected {count} different colours")
         if len(self.palette) != count:
             raise ValueError(f"{self.name}: palette has {len(self.palette)} colours for {count} classes; give one each")
-        for colour in self.palette:
-            if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-                raise ValueError(f"{self.name}: palette holds {colour}; expected three values from 0 to 255")
+        for field in ("palette", "file_colours", "void_colours"):
+            for colour in getattr(self, field):
+                if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+                    raise ValueError(f"{self.name}: {field} holds {colour}; expected three values from 0 to 255")
         if not count <= self.ignore_index <= 255:
             raise ValueError(
                 f"{self.name}: ignore_index={self.ignore_index}; expected {count}..255, a label no class uses"
@@ -93,6 +101,11 @@ class DatasetSpec:
             raise ValueError(f"{self.name}: void_values {clash} are labels of classes; classes are {told}")
         if wrong := [value for value in self.void_values if not 0 <= value <= 255]:
             raise ValueError(f"{self.name}: void_values {wrong}; a label file holds values from 0 to 255")
+        if self.file_values and self.file_colours:
+            raise ValueError(f"{self.name}: file_values and file_colours are both given; label files hold one of them")
+        if clash := [colour for colour in self.void_colours if colour in self.file_colours or not self.file_colours]:
+            told = "are those of classes" if self.file_colours else "are given without file_colours"
+            raise ValueError(f"{self.name}: void_colours {clash} {told}")
         if unknown := [name for name in self.thing_names if name not in self.class_names]:
             raise ValueError(f"{self.name}: thing_names {unknown} are not classes; classes are {self.class_names}")
 

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from apd.data.catalogue import DatasetSpec
+from apd.data.coco import CocoInstances
 from apd.data.instances import InstanceDataset, InstanceSpec
 from apd.data.picture_files import DataError
 from apd.data.sample import SegmentationDataset
@@ -81,11 +82,14 @@ class Census(NamedTuple):
         return [f"{where}: {sentence}" for sentence in sentences]
 
     def _ignored(self) -> str:
-        return f"value {' or '.join(map(str, sorted({*self.spec.void_values, self.spec.ignore_index})))}"
+        values = sorted({*self.spec.void_values, self.spec.ignore_index})
+        return f"value {' or '.join(map(str, values))}" if not self.spec.file_colours else "colours of `ignore`"
 
     def _fix(self, nowhere: np.ndarray) -> str:
         """What helps where 255 was meant to be the class that is missing, as paint programs write two-class masks."""
         spec = self.spec
+        if spec.file_colours:
+            return ""
         values = list(spec.file_values or range(spec.num_classes))
         if nowhere.sum() != 1 or 255 in (*values, *spec.void_values) or not any(c[-1] for c in self.counts.values()):
             return ""
@@ -115,8 +119,10 @@ def census_of(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> Ce
 
 
 def _counts(dataset: SegmentationDataset | InstanceDataset, name: str) -> np.ndarray:
-    if hasattr(dataset, "label_counts"):
-        return dataset.label_counts()
+    if isinstance(dataset, CocoInstances):  # whose annotations are in memory: no image is read
+        crowd = dataset.spec.num_classes
+        labels = [crowd if thing["crowd"] else thing["label"] for things in dataset.things for thing in things]
+        return np.bincount(np.array(labels, dtype=np.int64), minlength=crowd + 1)
     dataset = getattr(dataset, "dataset", dataset)  # labels alone: a LongSide would resize images for nothing
     classes = dataset.spec.num_classes
     ignored = dataset.spec.ignore_index if isinstance(dataset.spec, DatasetSpec) else classes

@@ -7,6 +7,7 @@ run has spent a minute.
 import hashlib
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from apd.data.folder import DataError, MissingData
 from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.paired_files import names_of
+from apd.data.picture_files import DataError, MissingData, read_picture
 from apd.data.run_length import coco_library, decode
 
 
@@ -69,14 +71,15 @@ class CocoInstances:
         for field, value in (("longest", longest), ("least_pixels", least_pixels)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{field}={value!r}; expected an integer from 1")
-        self._file, self._folder = Path(annotations), Path(pictures)
+        self._file = Path(annotations)
         self._longest, self._with_masks, self._least_pixels = longest, masks, least_pixels
         self._digest, content = _read_json(self._file)
         self.spec = _categories(content, name or self._file.stem, self._file)
-        self._images = _pictures(content, self._folder, self._file)
-        self._things, self.dropped = _things(content, self._images, self.spec, masks, self._file)
-        if masks and any(isinstance(t["segmentation"], list) for things in self._things for t in things):
+        self._images = _pictures(content, Path(pictures), self._file)
+        self.things, self.dropped = _things(content, self._images, self.spec, masks, self._file)
+        if masks and any(isinstance(t["segmentation"], list) for things in self.things for t in things):
             coco_library(f"drawing the polygons of {self._file.name}")
+        self._names = names_of([Path(image["file_name"]) for image in self._images])
         self._fingerprint: str | None = None
         self._cached = [self._read(index) for index in range(len(self))] if cache else None
 
@@ -98,25 +101,19 @@ class CocoInstances:
             settings = (self._longest, self._with_masks, self._least_pixels)
             digest = hashlib.sha256(f"{settings} {self._digest}\n".encode())
             for image in self._images:
-                content = hashlib.sha256((self._folder / image["file_name"]).read_bytes()).hexdigest()
+                content = hashlib.sha256(image["path"].read_bytes()).hexdigest()
                 digest.update(f"{content} {image['file_name']}\n".encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def label_counts(self) -> np.ndarray:
-        """(K + 1,) int64: annotations of each class and, last, crowd regions; no picture is read."""
-        crowd = self.spec.num_classes
-        labels = [crowd if thing["crowd"] else thing["label"] for things in self._things for thing in things]
-        return np.bincount(np.array(labels, dtype=np.int64), minlength=crowd + 1)
-
     def _read(self, index: int) -> InstanceSample:
-        image, things = self._images[index], self._things[index]
-        path = self._folder / image["file_name"]
-        picture = _picture(path)
+        image, things = self._images[index], self.things[index]
+        path = image["path"]
+        picture = read_picture(path)
         if picture.size != (image["width"], image["height"]):
             raise DataError(
                 f"{path} is {picture.width}×{picture.height} pixels, but {self._file} says {image['width']}×"
-                f"{image['height']} of it: boxes would be in the wrong place"
+                f"{image['height']} of it: boxes would be in the wrong place (images are turned as their EXIF says)"
             )
         factor = 1.0 if self._longest is None else min(1.0, self._longest / max(picture.size))
         width, height = (max(1, round(side * factor)) for side in picture.size)
@@ -141,7 +138,7 @@ class CocoInstances:
             masks_NHW,
             crowd_N,
             torch.tensor([thing["area"] for thing in things], dtype=torch.float32) * (scale[0] * scale[1]),
-            Path(image["file_name"]).stem,
+            self._names[index],
         )
 
     def _mask(self, thing: dict[str, Any], height: int, width: int, scale: tuple[float, float]) -> np.ndarray:
@@ -211,15 +208,6 @@ def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
     return [root / path for path in within]
 
 
-def _picture(path: Path) -> Image.Image:
-    """A picture as RGB, decoded to its last pixel."""
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(f"{path} cannot be read as a picture ({error}): damaged, fetch it again") from error
-
-
 def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
     """The file's sha256 and content, after a look at what it is."""
     try:
@@ -275,7 +263,13 @@ def _pictures(content: dict[str, Any], folder: Path, file: Path) -> list[dict[st
         raise DataError(f"{file} lists no picture")
     if not folder.is_dir():
         raise MissingData(f"picture folder {folder} is missing")
-    missing = [image["file_name"] for image in images if not (folder / image["file_name"]).is_file()]
+    missing = []
+    for image in images:
+        # a file system may store an accent in another form than the JSON file
+        forms = [image["file_name"], *(unicodedata.normalize(form, image["file_name"]) for form in ("NFC", "NFD"))]
+        image["path"] = next((folder / name for name in forms if (folder / name).exists()), None)
+        if image["path"] is None:
+            missing.append(image["file_name"])
     if missing:
         raise MissingData(f"{folder / missing[0]} is missing ({len(missing)} of {len(images)} pictures of {file.name})")
     return images

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apd.data.catalogue import DatasetSpec
 from apd.data.folder import FolderDataset, find_data
-from apd.data.picture_files import DataError, MissingData
+from apd.data.picture_files import DataError, MissingData, read_text
 
 CONVERTED = "apd_labels"
 # name of a spec -> the data set's folder below APD_DATA, and the script that makes it
@@ -91,7 +91,7 @@ def _listed_pairs(root: Path, file: Path, advice: str) -> list[tuple[Path, Path]
     if not file.is_file():
         raise MissingData(f"{file} is missing: the conversion has not come to its end; {advice}")
     pairs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         names = line.split("\t")
         if len(names) != 2:
             raise DataError(f"{file} line {number}: {line[:90]!r}; expected image and label map with a tab between")

@@ -1,4 +1,4 @@
-"""Pictures and masks in folders: a checked reader for image/mask pairs, and CamVid on top of it.
+"""Images and masks in folders: a checked reader for image/mask pairs, and CamVid on top of it.
 
 Nothing here downloads. A data set is found through the environment variable ``APD_DATA``, the folder that contains
 ``CamVid/`` and the others; the scripts in `data_scripts/` put them there. Whatever is wrong with files that fit into
@@ -15,15 +15,8 @@ import torch
 from PIL import Image
 
 from apd.data.catalogue import CAMVID, DatasetSpec
-from apd.data.picture_files import (
-    IMAGE_MODES,
-    DataError,
-    MissingData,
-    open_picture,
-    pair_folders,
-    picture_size,
-    pictures,
-)
+from apd.data.paired_files import names_of, pair_folders, pictures
+from apd.data.picture_files import DataError, MissingData, picture_size, read_mask, read_picture, read_text
 from apd.data.sample import Sample
 
 CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and Cityscapes (25 GB) do not
@@ -59,9 +52,9 @@ class FolderDataset:
     """Image/mask pairs on disk, checked and resized when read, by default kept in memory.
 
     Args:
-        spec: classes of the data set; its `file_values` and `void_values` say what the values on disk mean.
-        pairs: (image, mask) paths, as of `pair_folders`. An image is anything pillow turns into RGB; a mask has one
-            8-bit channel that holds label values.
+        spec: classes of the data set; `file_values` and `void_values`, or `file_colours` and `void_colours`, say what
+            the pixels of masks mean.
+        pairs: (image, mask) paths, as of `pair_folders`. `read_picture` and `read_mask` say what these files may be.
         height, width: size in pixels to which every pair is brought, both or neither (default: as on disk). Images
             are resized bilinearly with antialiasing, masks by the nearest pixel, so that no label is invented.
         cache: read everything at construction, so that every fault shows before any training, and keep it as uint8:
@@ -70,8 +63,7 @@ class FolderDataset:
             most 2 GiB (own choice).
 
     Raises:
-        DataError: no pairs; an unreadable or truncated file; a mask with several channels; image and mask of
-            different size; a label outside 0..K-1 that is not the ignore index (file, values and counts are named).
+        DataError: no pairs; what `read_picture` or `read_mask` refuses; image and mask of different size.
         ValueError: height without width, or a size below 1.
 
     Example:
@@ -97,7 +89,7 @@ class FolderDataset:
         self.spec = spec
         self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
         self._size_wh = None if height is None or width is None else (width, height)
-        self._table = _label_table(spec)
+        self._names = names_of([image for image, _ in self.pairs])
         self._fingerprint: str | None = None
         if cache is None:
             cache = self._fits(CACHE_BYTES)
@@ -107,14 +99,14 @@ class FolderDataset:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Pair `index` as a `Sample`: image_3HW uint8, labels_HW uint8 with the ignore index, name (the image's stem).
+        """Pair `index` as a `Sample`: image_3HW uint8, labels_HW uint8 with the ignore index, name (see `names_of`).
 
         The tensors are the caller's own: changing them does not change the data set.
         """
         index = range(len(self.pairs))[index]
         image_HW3, labels_HW = self._read(index) if self._cached is None else self._cached[index]
         image_3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1)
-        return Sample(image_3HW, torch.from_numpy(labels_HW.copy()), self.pairs[index][0].stem)
+        return Sample(image_3HW, torch.from_numpy(labels_HW.copy()), self._names[index])
 
     def check(self) -> np.ndarray:
         """Read every pair from disk and count its pixels: (K + 1,) int64, the classes' and, last, the ignored ones.
@@ -130,13 +122,15 @@ class FolderDataset:
         return np.append(counts[: self.spec.num_classes], counts[self.spec.ignore_index])
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over folder, name and content of every file in order, and over the size if they are resized.
+        """sha256 (hex) over folder, name and content of every file in order, the size if they are resized, and colours.
 
         Computed once per instance, from the files: well under a second for CamVid, as long as the disk needs to read
         them for a data set of many gigabytes.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(repr(self._size_wh).encode())
+            if self.spec.file_colours:
+                digest.update(repr((self.spec.file_colours, self.spec.void_colours)).encode())
             for path in (path for pair in self.pairs for path in pair):
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 digest.update(f"{content} {path.parent.name}/{path.name}\n".encode())
@@ -145,30 +139,16 @@ class FolderDataset:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
-        image, mask = open_picture(image_path), open_picture(mask_path)
-        if mask.mode not in ("L", "P"):
-            raise DataError(f"{mask_path} has mode {mask.mode}; a mask needs one 8-bit channel of labels (L or P)")
-        if image.mode not in IMAGE_MODES:
+        image, labels_HW = read_picture(image_path), read_mask(mask_path, self.spec)
+        if image.size != labels_HW.shape[::-1]:
             raise DataError(
-                f"{image_path} has mode {image.mode}; an image needs 8 bits a channel ({', '.join(IMAGE_MODES)})"
+                f"{image_path} is {image.width}×{image.height} pixels and its mask {mask_path} {labels_HW.shape[1]}×"
+                f"{labels_HW.shape[0]}; image and mask must have the same size, as they are seen (turned as EXIF says)"
             )
-        if image.size != mask.size:
-            raise DataError(
-                f"{image_path} is {image.width}×{image.height} pixels and its mask {mask_path} {mask.width}×"
-                f"{mask.height}; image and mask must have the same size"
-            )
-        image = image.convert("RGB")
-        labels_HW = np.asarray(mask)
-        counts = np.bincount(labels_HW.ravel(), minlength=256)
-        wrong = np.flatnonzero((counts > 0) & (self._table < 0))
-        if len(wrong):
-            named = ", ".join(f"{value} ({counts[value]} pixels)" for value in wrong[:8])
-            more = f" and {len(wrong) - 8} more values" if len(wrong) > 8 else ""
-            raise DataError(f"{mask_path} holds the label values {named}{more}; expected {self._expected()}")
         if self._size_wh is not None and image.size != self._size_wh:
             image = image.resize(self._size_wh, Image.Resampling.BILINEAR)  # pillow widens the filter: antialiased
-            labels_HW = np.asarray(mask.resize(self._size_wh, Image.Resampling.NEAREST))
-        return np.asarray(image), self._table[labels_HW].astype(np.uint8)
+            labels_HW = np.asarray(Image.fromarray(labels_HW).resize(self._size_wh, Image.Resampling.NEAREST))
+        return np.asarray(image), labels_HW
 
     def _fits(self, limit: int) -> bool:
         """Whether all pairs together take at most `limit` bytes in memory; sizes on disk are read until they do not."""
@@ -179,23 +159,6 @@ class FolderDataset:
             if taken > limit:
                 return False
         return True
-
-    def _expected(self) -> str:
-        known = sorted(self.spec.file_values) or list(range(self.spec.num_classes))
-        starts = [value for value in known if value - 1 not in known]
-        ends = [value for value in known if value + 1 not in known]
-        classes = ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in zip(starts, ends, strict=True))
-        ignored = sorted({*self.spec.void_values, self.spec.ignore_index} - set(known))
-        ending = f", or {' or '.join(map(str, ignored))} for pixels to be ignored" if ignored else ""
-        return classes + ending
-
-
-def _label_table(spec: DatasetSpec) -> np.ndarray:
-    """(256,) int16: the label of each value on disk, -1 where the value is refused."""
-    table = np.full(256, -1, dtype=np.int16)
-    table[[spec.ignore_index, *spec.void_values]] = spec.ignore_index
-    table[list(spec.file_values) or slice(spec.num_classes)] = np.arange(spec.num_classes)
-    return table
 
 
 class CamVid(FolderDataset):
@@ -251,7 +214,7 @@ def _in_list_order(pairs: list[tuple[Path, Path]], list_file: Path) -> list[tupl
         return pairs
     by_stem = {image.stem: (image, mask) for image, mask in pairs}
     stems = []
-    for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(list_file).splitlines(), start=1):
         parts = [Path(part).stem for part in line.split()]
         if not parts:
             continue

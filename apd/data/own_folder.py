@@ -1,4 +1,4 @@
-"""A folder of pictures and masks of anybody's own as a data set: a small file ``dataset.yaml`` in it says what is what.
+"""A folder of images and masks of anybody's own as a data set: a small file ``dataset.yaml`` in it says what is what.
 
 All it must say is the classes::
 
@@ -9,7 +9,10 @@ Everything else has a default, see `open_folder`.
 
 import difflib
 import os
-from collections.abc import Hashable
+import re
+import unicodedata
+import warnings
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,20 @@ import yaml
 
 from apd.data.catalogue import RGB, DatasetSpec
 from apd.data.folder import FolderDataset
+from apd.data.paired_files import STEM, PairedFolders, stem_of
 from apd.data.palettes import distinct_colours
-from apd.data.picture_files import DataError, MissingData, pair_folders, picture_size, pictures
+from apd.data.picture_files import DataError, DataWarning, MissingData, picture_size, read_text
 
 DESCRIPTION = "dataset.yaml"
 SPLITS = ("train", "val", "test")
+# what other tools call these entries
+_ALIASES = {
+    **dict.fromkeys(("names", "labels", "categories", "class_names", "nc", "num_classes"), "classes"),
+    **dict.fromkeys(("ignore_index", "ignore_label", "ignored", "void"), "ignore"),
+    **dict.fromkeys(("colormap", "color_map", "class_colors", "class_colours"), "colours"),
+    **dict.fromkeys(("train", "val", "test"), "splits"),
+    **dict.fromkeys(("annotations", "targets", "mask_name", "mask_suffix"), "masks"),
+}
 
 
 def locate_folder(folder: Path | str) -> Path:
@@ -78,15 +90,20 @@ def open_folder(
     ``classes``             names, in label order
     ``name``                the data set's name in records and messages (default: that of the folder)
     ``values``              value of each class in the masks (default: 0, 1, 2, ...)
-    ``ignore``              values in the masks that count nowhere (default: none beside 255)
-    ``palette``             an RGB colour for each class (default: colours far apart)
-    ``splits``              where each of ``train``, ``val`` and ``test`` is: ``images`` and ``masks`` are folders
-                            (default: ``images/train`` and ``masks/train``); ``list``, a text file with a
-                            name on each line, takes only these of them (default: all)
+    ``colours``             or else the RGB colour of each class in the masks: a table by class, or a list in order
+    ``ignore``              values, or colours, in the masks that count nowhere (default: none beside 255)
+    ``palette``             an RGB colour for each class in figures (default: `colours`, or colours far apart)
+    ``images``, ``masks``   where the files of a split are (default: the folders ``images/{split}`` and
+                            ``masks/{split}``); with ``{stem}`` a pattern of names, as in ``"{stem}_mask.png"``
+    ``splits``              the same for each of ``train``, ``val`` and ``test`` that there is (default: the entries
+                            above); ``list``, a text file with a name on each line, takes only these (default: all)
     ======================  =====================================================================================
 
-    Paths are relative to the folder. Image and mask have one name, suffix aside. 255 in a mask is ignored unless it is
-    the value of a class.
+    Paths are relative to the folder, and folders below are searched as well. Image and mask have one path in theirs,
+    suffix aside, or one ``{stem}``. A pattern without a folder stands for files in the default folder, or, for masks
+    where there is none, beside the images. 255 in a mask is ignored unless it is the value of a class.
+
+    A `DataWarning` tells how many files are neither image nor mask.
 
     Args:
         folder: the folder that holds ``dataset.yaml``; a relative path is looked for below ``APD_DATA`` first.
@@ -107,25 +124,22 @@ def open_folder(
         raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(SPLITS)}")
     folder = locate_folder(folder)
     described = _described(folder / DESCRIPTION)
-    spec, pairs = _spec(described, folder), _pairs(described, folder, split)
+    spec, pairs = _spec(described, folder), _pairs(described, folder, split, warn=True)
     if split != "train":
         trained_on = {image.resolve() for image, _ in _pairs(described, folder, "train")}
         if both := [image for image, _ in pairs if image.resolve() in trained_on]:
-            raise DataError(
-                f"{both[0]} is in the splits train and {split} ({len(both)} such pictures); keep them apart"
-            )
+            raise DataError(f"{both[0]} is in the splits train and {split} ({len(both)} such images); keep them apart")
     return FolderDataset(spec, pairs, height=height, width=width, cache=cache)
 
 
 def has_split(folder: Path | str, split: str) -> bool:
-    """Whether a folder has a split: its ``dataset.yaml`` lists it or, where that lists none, ``images/SPLIT`` is there.
-
-    Raises:
-        DataError: as `folder_spec`.
-    """
+    """Whether its ``dataset.yaml`` lists a split or, where that lists none, the images' folder is there."""
     folder = locate_folder(folder)
-    tables = _described(folder / DESCRIPTION).get("splits")
-    return (folder / "images" / split).is_dir() if tables is None else split in tables
+    described = _described(folder / DESCRIPTION)
+    if (tables := described.get("splits")) is not None:
+        return split in tables
+    (images, _), *_ = _where(described, folder, split)
+    return images.is_dir()
 
 
 def image_sizes(folder: Path | str, split: str) -> list[tuple[int, int]]:
@@ -157,18 +171,28 @@ class _EachKeyOnce(yaml.SafeLoader):
 def _described(file: Path) -> dict[str, Any]:
     """The content of a ``dataset.yaml`` whose entries all have known names and kinds."""
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _EachKeyOnce) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(read_text(file), _EachKeyOnce) or {}
+    except yaml.YAMLError as error:
         raise DataError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds {content!r:.80}; expected entries, such as classes: [soil, crop]")
-    whole_numbers = ("a list of whole numbers", lambda v: _is_list(v, int))
+    colours = ("a list of [red, green, blue]", lambda v: _is_list(v, list) and all(_is_list(c, int) for c in v))
+    place = (f"a path, in whose last part {STEM} may stand for the name of an image", _is_place)
     kinds = {
         "classes": ("a list of names, in quotes where they are such as no or 1", lambda v: _is_list(v, str)),
         "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
-        "values": whole_numbers,
-        "ignore": whole_numbers,
-        "palette": ("a list of [red, green, blue]", lambda v: _is_list(v, list) and all(_is_list(c, int) for c in v)),
+        "values": ("a list of whole numbers", lambda v: _is_list(v, int)),
+        "colours": (
+            f"{colours[0]}, or a table of class: [red, green, blue]",
+            lambda v: colours[1](list(v.values()) if isinstance(v, dict) else v),
+        ),
+        "ignore": (
+            "a list of whole numbers, or of colours [red, green, blue]",
+            lambda v: _is_list(v, int) or colours[1](v),
+        ),
+        "palette": colours,
+        "images": place,
+        "masks": place,
         "splits": ("entries train, val and test", lambda v: isinstance(v, dict)),
     }
     _demand(content, kinds, file, "")
@@ -176,16 +200,25 @@ def _described(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} names no classes; expected an entry such as classes: [soil, crop]")
     tables = ("entries images, masks or list", lambda v: isinstance(v, dict))
     _demand(content.get("splits", {}), dict.fromkeys(SPLITS, tables), file, "splits.")
+    path = ("a path", lambda v: isinstance(v, str) and bool(v))
     for split, table in content.get("splits", {}).items():
-        paths = ("a path", lambda v: isinstance(v, str) and bool(v))
-        _demand(table, dict.fromkeys(("images", "masks", "list"), paths), file, f"splits.{split}.")
+        _demand(table, {"images": place, "masks": place, "list": path}, file, f"splits.{split}.")
     return content
+
+
+def _is_place(value: Any) -> bool:
+    """A path; placeholders are {split} anywhere and one {stem} in its last part, and others are a mistake."""
+    if not isinstance(value, str) or not value or "*" in value:
+        return False
+    unknown = set(re.findall(r"\{[a-z_]*\}", value)) - {STEM, "{split}"}
+    return not unknown and value.count(STEM) == value.rpartition("/")[2].count(STEM) <= 1
 
 
 def _demand(content: dict[str, Any], kinds: dict[str, Any], file: Path, above: str) -> None:
     for name, value in content.items():
         if name not in kinds:
-            near = difflib.get_close_matches(str(name), list(kinds), n=1, cutoff=0.4)
+            alias = _ALIASES.get(str(name).lower())
+            near = [alias] if alias in kinds else difflib.get_close_matches(str(name), list(kinds), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
             raise DataError(f"{file} has the unknown entry {above}{name}; {hint}")
         expected, fits = kinds[name]
@@ -198,48 +231,87 @@ def _is_list(value: Any, kind: type) -> bool:
 
 
 def _spec(described: dict[str, Any], folder: Path) -> DatasetSpec:
-    classes = tuple(described["classes"])
-    values = tuple(described.get("values", ()))
-    palette: tuple[RGB, ...] = tuple(tuple(colour) for colour in described.get("palette", ()))
+    file, classes = folder / DESCRIPTION, tuple(described["classes"])
+    values, ignored = tuple(described.get("values", ())), described.get("ignore", ())
+    colours = described.get("colours", ())
+    if isinstance(colours, dict):
+        if wrong := [name for name in (*colours, *classes) if (name in colours) != (name in classes)]:
+            told = "is no class" if wrong[0] in colours else "has no colour"
+            raise DataError(f"{file}: colours: {wrong[0]} {told}; give each class one, and those of no class to ignore")
+        colours = [colours[name] for name in classes]
+    colours, palette = _rgb(colours), _rgb(described.get("palette", ()))
     try:
         return DatasetSpec(
             name=described.get("name", folder.resolve().name),
             class_names=classes,
-            palette=palette or (distinct_colours(len(classes)) if classes else ()),
-            void_values=tuple(described.get("ignore", ())),
+            palette=palette or colours or (distinct_colours(len(classes)) if classes else ()),
+            void_values=tuple(entry for entry in ignored if isinstance(entry, int)),
             file_values=values if values != tuple(range(len(classes))) else (),
+            file_colours=colours,
+            void_colours=_rgb(entry for entry in ignored if isinstance(entry, list)),
         )
     except ValueError as error:
-        raise DataError(f"{folder / DESCRIPTION}: {error}") from error
+        raise DataError(f"{file}: {error}") from error
 
 
-def _pairs(described: dict[str, Any], folder: Path, split: str) -> list[tuple[Path, Path]]:
+def _rgb(colours: Iterable[list[int]]) -> tuple[RGB, ...]:
+    return tuple(tuple(colour) for colour in colours)
+
+
+def _where(described: dict[str, Any], folder: Path, split: str) -> tuple[tuple[Path, str], tuple[Path, str], str]:
+    """Of images and of masks the folder and the pattern of names, and the list file or nothing."""
     tables = described.get("splits")
     if tables is not None and split not in tables:
         raise MissingData(f"{folder / DESCRIPTION} has no splits.{split}; it has {', '.join(tables) or 'none'}")
     table = {} if tables is None else tables[split]
-    images, masks = (folder / table.get(kind, f"{kind}/{split}") for kind in ("images", "masks"))
-    if "list" not in table:
-        return pair_folders(images, masks)
-    return _listed(pictures(images), pictures(masks), folder / table["list"], masks)
+    places = []
+    for kind in ("images", "masks"):
+        default = f"{kind}/{split}"
+        text = table.get(kind, described.get(kind, default)).replace("{split}", split)
+        above, _, name = text.rpartition("/")
+        if STEM not in name:
+            places.append((folder / text, STEM))
+        elif kind == "masks" and not above and not (folder / default).is_dir():
+            places.append((places[0][0], name))  # beside the images
+        else:
+            places.append((folder / (above or default), name))
+    return places[0], places[1], table.get("list", "")
 
 
-def _listed(images: dict[str, Path], masks: dict[str, Path], file: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
-    """The pairs whose names, with or without suffix, stand on the lines of a file, in its order."""
+def _pairs(described: dict[str, Any], folder: Path, split: str, *, warn: bool = False) -> list[tuple[Path, Path]]:
+    (image_dir, image_name), (mask_dir, mask_name), listing = _where(described, folder, split)
+    found = PairedFolders.found(image_dir, mask_dir, image_name=image_name, mask_name=mask_name)
+    if listing:
+        return _listed(found, folder / listing)
+    pairs = found.pairs()
+    if warn and (told := found.left_out()):
+        warnings.warn(told, DataWarning, stacklevel=3)
+    return pairs
+
+
+def _listed(found: PairedFolders, file: Path) -> list[tuple[Path, Path]]:
+    """The pairs whose names, with or without suffix and folders above, stand on the lines of a file, in its order."""
     if not file.is_file():
-        raise MissingData(f"the list {file} is missing; expected a text file with the name of a picture on each line")
+        raise MissingData(f"the list {file} is missing; expected a text file with the name of an image on each line")
     pairs: dict[str, tuple[Path, Path]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    stems = {stem_of(path.relative_to(found.image_dir)): stem for stem, path in found.images.items()}
+    stems |= {stem: stem for stem in found.images}
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not (name := line.strip()):
             continue
-        stem = name if name in images else Path(name).stem
-        if stem not in images:
-            raise DataError(f"{file} line {number}: there is no picture {name!r} in the split's folder of images")
-        if stem not in masks:
-            raise DataError(f"{images[stem]} has no partner in {mask_dir}; image and mask must have the same name")
+        parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+        below = ["/".join(parts[first:]) for first in range(len(parts))]
+        known = [key for path in below for key in (path, path.removesuffix(Path(path).suffix)) if key in stems]
+        if not known:
+            raise DataError(f"{file} line {number}: there is no image {name!r} in {found.image_dir}{found.hint()}")
+        stem = stems[known[0]]
+        if stem not in found.masks:
+            raise DataError(
+                f"{found.images[stem]} has no partner in {found.mask_dir}; image and mask must have the same name"
+            )
         if stem in pairs:
             raise DataError(f"{file} line {number} names {name!r} a second time")
-        pairs[stem] = images[stem], masks[stem]
+        pairs[stem] = found.images[stem], found.masks[stem]
     if not pairs:
-        raise DataError(f"the list {file} is empty; expected the name of a picture on each line")
+        raise DataError(f"the list {file} is empty; expected the name of an image on each line")
     return list(pairs.values())

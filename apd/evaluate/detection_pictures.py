@@ -15,14 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from apd.data.catalogue import RGB, SCENES
-from apd.data.folder import DataError
 from apd.data.instance_batches import unit_range
 from apd.data.instances import InstanceSpec
+from apd.data.paired_files import names_of
 from apd.data.palettes import distinct_colours
+from apd.data.picture_files import DataError, read_picture
 from apd.data.run_length import decode
 from apd.evaluate.coco_ap import Detections
 from apd.evaluate.detections import detect
-from apd.evaluate.pictures import read_picture
 
 LEAST_SCORE = 0.5
 """Findings below this are not drawn (Detectron2's demo: 0.5); files of results hold all of them."""
@@ -126,7 +126,8 @@ def detect_in_pictures(
 ) -> list[Path]:
     """Find things in pictures; write `NAME-found.png` for each, and `detections.json` with all findings.
 
-    The file is a list in COCO's results format, each entry with the picture's `file_name` besides.
+    NAME is that of `names_of`, so no file takes another's place. The JSON file is a list in COCO's results format, each
+    entry with the picture's `file_name` besides: its name, with folders where stems repeat.
 
     Args:
         detector: in eval mode, on any device.
@@ -143,12 +144,15 @@ def detect_in_pictures(
         DetectionExtraMissing: masks without faster-coco-eval.
     """
     device, entries, written = next(detector.parameters()).device, [], []
-    for path, image_id in zip(pictures, image_ids(pictures), strict=True):
+    for path, image_id, name in zip(pictures, image_ids(pictures), names_of(pictures), strict=True):
         pixels_HW3 = np.asarray(read_picture(path))
         image_3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))
         (found,) = detect(detector, [image_3HW.to(device)])
-        entries += [{**entry, "file_name": path.name} for entry in coco_results(found, image_id, spec)]
-        written.append(folder / f"{path.stem}-found.png")
+        entries += [
+            {**entry, "file_name": name.removesuffix(path.suffix) + path.suffix}
+            for entry in coco_results(found, image_id, spec)
+        ]
+        written.append(folder / f"{name}-found.png")
         save_picture(drawn(pixels_HW3, found, spec, least_score), written[-1])
     written.append(folder / RESULTS)
     try:

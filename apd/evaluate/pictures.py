@@ -5,31 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from apd.data.catalogue import DatasetSpec
-from apd.data.folder import DataError
+from apd.data.picture_files import DataError, read_picture
 from apd.evaluate.inference import predict_labels
 from apd.evaluate.protocol import WHOLE_PICTURE, Inference
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB, turned the way its camera was held.
-
-    Raises:
-        DataError: the file is missing, no picture, truncated, or has more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(f"{path}: cannot be read as a picture ({error}); expected a PNG, JPEG or the like") from error
-    if upright.mode.startswith(("I", "F")):  # pillow would clip them to 255 without a word
-        raise DataError(f"{path}: has mode {upright.mode}; expected 8 bits a channel, so convert it first")
-    return upright.convert("RGB")
 
 
 def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, spec: DatasetSpec, opacity: float = 0.55) -> np.ndarray:
@@ -48,6 +30,7 @@ def predict_picture(
     *,
     size: tuple[int, int],
     inference: Inference = WHOLE_PICTURE,
+    name: str = "",
 ) -> tuple[Path, Path]:
     """Predict one picture and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
 
@@ -58,6 +41,7 @@ def predict_picture(
         spec: names and colours of the classes.
         size: (height, width) at which the network is shown pictures. The label map has the picture's own size.
         inference: windows, mirror images and sizes to average over; default is one look at the whole picture.
+        name: NAME of the files, which may begin with folders, as of `names_of`; default is the picture's stem.
 
     Raises:
         DataError: the picture cannot be read or the folder not written.
@@ -69,7 +53,8 @@ def predict_picture(
     resized = F.interpolate(images_B3HW, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
     found = predict_labels(model, resized.to(device), pixels_HW3.shape[:2], inference=inference)
     labels_HW = found[0].byte().cpu().numpy()
-    written = folder / f"{path.stem}-labels.png", folder / f"{path.stem}-overlay.png"
+    name = name or path.stem
+    written = folder / f"{name}-labels.png", folder / f"{name}-overlay.png"
     write_label_map(labels_HW, written[0], spec)
     _write(Image.fromarray(overlay(pixels_HW3, labels_HW, spec)), written[1])
     return written

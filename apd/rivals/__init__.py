@@ -22,7 +22,8 @@ valid.
 from apd.rivals.channels import CWD, DIST
 from apd.rivals.cirkd import CIRKD
 from apd.rivals.features import MGD, AttentionTransfer, FitNet
-from apd.rivals.pixels import DKD, PixelKD
+from apd.rivals.pixels import DKD, LSKD, PixelKD
+from apd.rivals.prototypes import I2CKD, InterClassDistance
 from apd.rivals.relations import IFVD, PairwiseSimilarity
 
 __all__ = [
@@ -30,10 +31,13 @@ __all__ = [
     "CWD",
     "DIST",
     "DKD",
+    "I2CKD",
     "IFVD",
+    "LSKD",
     "MGD",
     "AttentionTransfer",
     "FitNet",
+    "InterClassDistance",
     "PairwiseSimilarity",
     "PixelKD",
 ]

@@ -1,11 +1,11 @@
-"""Rivals that compare the two nets' logits pixel by pixel: ordinary and decoupled knowledge distillation."""
+"""Rivals that compare the two nets' logits pixel by pixel: ordinary, standardised and decoupled distillation."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from apd.losses import Reduction, masked_mean, pixel_kd_loss
-from apd.perspective import check_choice, full_precision
+from apd.perspective import check_choice, full_precision, inverse_length
 from apd.rivals.distiller import IGNORED, Rival, check_positive
 
 
@@ -35,6 +35,12 @@ def decoupled_losses(
 
     student, teacher = parts(student_BKhw), parts(teacher_BKhw)
     return mean_divergence(student[0], teacher[0]), mean_divergence(student[1], teacher[1])
+
+
+def standardised(logits_BKhw: Tensor) -> Tensor:
+    """Each pixel's logits minus their mean, over their standard deviation (K - 1); 0 where they do not vary."""
+    centred_BKhw = logits_BKhw - logits_BKhw.mean(1, keepdim=True)
+    return centred_BKhw * (inverse_length(centred_BKhw, dim=1) * (logits_BKhw.shape[1] - 1) ** 0.5)
 
 
 class PixelKD(Rival):
@@ -99,6 +105,60 @@ class PixelKD(Rival):
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
         return f"{super().extra_repr()}, temperature={self.temperature:g}, reduction={self.reduction!r}"
+
+
+class LSKD(Rival):
+    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel.
+
+    Each network's logits of a pixel have their mean over classes taken away and are divided by their standard
+    deviation, so that the student has to match the teacher's relations between classes and not its range of logits;
+    the term is then that of :class:`PixelKD`, T² KL, mean over valid pixels. The standard deviation is that over
+    K - 1 of the released code and of the paper's figure 2 (its algorithm 1 divides by K, another T). The method was
+    published for the classification of whole images; pixels are this project's reading. A finer map is averaged down
+    to the other's grid before it is standardised.
+
+    Args:
+        weight: of the term in ``"loss"`` (default 9 beside a cross-entropy of weight 1, released code, CIFAR-100).
+        temperature: T, the paper's base temperature (default 2, released code, CIFAR-100).
+        ignore_index: label of pixels not to count (default 255).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`, and for a temperature or weight that is not
+            positive.
+
+    >>> import torch
+    >>> from apd import LSKD
+    >>> teacher = torch.tensor([-3.0, 3.0, 1.0, -1.0]).view(1, 4, 1, 1)
+    >>> student, labels = torch.tensor([-6.0, 3.0, 4.0, -1.0]).view(1, 4, 1, 1), torch.tensor([[[1]]])
+    >>> distiller = LSKD(temperature=1.0)
+    >>> distiller(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]  # figure 2: 0.0995
+    tensor(0.0995)
+    """
+
+    def __init__(self, *, weight: float = 9.0, temperature: float = 2.0, ignore_index: int = 255) -> None:
+        super().__init__({"lskd": weight}, ignore_index=ignore_index)
+        check_positive("temperature", temperature)
+        self.temperature = temperature
+
+    @full_precision
+    def forward(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        student_features: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """``{"lskd": the term, "loss": weight × term}``; features are accepted and not looked at."""
+        student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+        logits = standardised(student), standardised(teacher)
+        term = pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)
+        return self._with_loss({"lskd": term})
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` says of the settings."""
+        return f"{super().extra_repr()}, temperature={self.temperature:g}"
 
 
 class DKD(Rival):

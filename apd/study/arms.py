@@ -122,7 +122,7 @@ RIVALS: dict[str, tuple[str, DistillerConfig]] = {
 }
 """The other methods at their published weights, by key."""
 
-IN_PLACE_OF_KD = ("dist", "dkd")
+IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
 """Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
 
 
@@ -149,6 +149,9 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "mgd": ("weight",),
     "dist": ("inter", "intra"),
     "dkd": ("target", "non_target"),
+    "lskd": ("weight",),
+    "i2ckd": ("weight",),
+    "idd": ("weight",),
     "roi_kd": ("weight",),
     "roi_dkd": ("target", "non_target"),
     "pyramid_matching": ("weight",),

@@ -231,6 +231,47 @@ class DKDConfig:
         require(self.temperature > 0, self, "temperature", "a number > 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LSKDConfig:
+    """Distillation of standardised logits, as `apd.LSKD`."""
+
+    method: Literal["lskd"] = "lskd"
+    weight: float = 9.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
+        require(self.temperature > 0, self, "temperature", "a number > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class I2CKDConfig:
+    """Triplets of class prototypes, as `apd.I2CKD`."""
+
+    method: Literal["i2ckd"] = "i2ckd"
+    weight: float = 1.0
+    margin: float = 1.0
+    """By how much another class has to be farther than the own one."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
+        require(self.margin > 0, self, "margin", "a number > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDDConfig:
+    """Distances between class prototypes, as `apd.InterClassDistance`."""
+
+    method: Literal["idd"] = "idd"
+    weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require(self.weight > 0, self, "weight", LEAVE_OUT)
+
+
 DistillerConfig = (
     PixelKDConfig
     | APDConfig
@@ -243,6 +284,9 @@ DistillerConfig = (
     | DISTConfig
     | MGDConfig
     | DKDConfig
+    | LSKDConfig
+    | I2CKDConfig
+    | IDDConfig
 )
 DISTILLERS: dict[str, type[DistillerConfig]] = {
     "pixel_kd": PixelKDConfig,
@@ -256,4 +300,7 @@ DISTILLERS: dict[str, type[DistillerConfig]] = {
     "dist": DISTConfig,
     "mgd": MGDConfig,
     "dkd": DKDConfig,
+    "lskd": LSKDConfig,
+    "i2ckd": I2CKDConfig,
+    "idd": IDDConfig,
 }

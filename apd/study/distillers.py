@@ -5,7 +5,21 @@ from torch import nn
 
 from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter
-from apd.rivals import CIRKD, CWD, DIST, DKD, IFVD, MGD, AttentionTransfer, FitNet, PairwiseSimilarity, PixelKD
+from apd.rivals import (
+    CIRKD,
+    CWD,
+    DIST,
+    DKD,
+    I2CKD,
+    IFVD,
+    LSKD,
+    MGD,
+    AttentionTransfer,
+    FitNet,
+    InterClassDistance,
+    PairwiseSimilarity,
+    PixelKD,
+)
 from apd.study.distiller_configs import (
     APDConfig,
     AttentionTransferConfig,
@@ -15,7 +29,10 @@ from apd.study.distiller_configs import (
     DistillerConfig,
     DKDConfig,
     FitNetConfig,
+    I2CKDConfig,
+    IDDConfig,
     IFVDConfig,
+    LSKDConfig,
     MGDConfig,
     PixelKDConfig,
     SKDConfig,
@@ -109,4 +126,10 @@ def _module(config: DistillerConfig, sizes: tuple[int, int, int], ignore_index: 
                 temperature=config.temperature,
                 ignore_index=ignore_index,
             )
+        case LSKDConfig():
+            return LSKD(weight=config.weight, temperature=config.temperature, ignore_index=ignore_index)
+        case I2CKDConfig():
+            return I2CKD(*sizes, weight=config.weight, margin=config.margin, ignore_index=ignore_index)
+        case IDDConfig():
+            return InterClassDistance(*sizes, weight=config.weight, ignore_index=ignore_index)
     raise TypeError(f"config is a {type(config).__name__}: expected the configuration of a distiller")

@@ -8,9 +8,11 @@ Anything else that is raised is a defect of this package and shows its traceback
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Any
 
-from apd.data.folder import DataError
+from apd.data.picture_files import DataError, DataWarning
 from apd.evaluate.export import ExportError
 from apd.study.checkpoint import CheckpointError, RunBusyError
 from apd.study.experiment import ExperimentError
@@ -38,7 +40,7 @@ USER_ERRORS = (
 
 
 def exit_code_of(command: Callable[[], int], program: str) -> int:
-    """Run a command, tell what went wrong on standard error, and return the exit code.
+    """Run a command, report what went wrong and data that are left out on standard error, and return the exit code.
 
     It is the last that a rank does: the ranks part here.
 
@@ -47,7 +49,18 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
         program: name before the message, such as "apd".
     """
     try:
-        code = command()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if started_rank() else "default", DataWarning)
+            plain = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+                if category is DataWarning:
+                    print(f"{program}: note: {message}", file=sys.stderr)
+                else:
+                    plain(message, category, *place)
+
+            warnings.showwarning = show
+            code = command()
         sys.stdout.flush()
         return leave(code)
     except UsageError as error:

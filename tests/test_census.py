@@ -114,6 +114,26 @@ def test_the_fix_that_is_advised_for_masks_of_0_and_255_works(tmp_path):
     assert trained(folder) == 0
 
 
+def test_colours_that_all_count_nowhere_are_refused_and_no_value_is_advised(tmp_path):
+    folder = make(
+        tmp_path / "fields", yaml="classes: [soil, crop]\ncolours: [[0, 0, 0], [9, 9, 9]]\nignore: [[7, 7, 7]]\n"
+    )
+    for split in ("train", "val"):
+        for path in (folder / "masks" / split).iterdir():
+            Image.new("RGB", (96, 64), (7, 7, 7)).save(path)
+    train = open_folder(folder, "train")
+    with pytest.raises(
+        DataError, match="the split train has no labelled pixel: all masks are ignored .colours of `ign"
+    ):
+        census_of({"train": train}).warnings("here")
+    for path in (folder / "masks" / "train").iterdir():
+        half = Image.new("RGB", (96, 64), (7, 7, 7))
+        half.paste((9, 9, 9), (0, 0, 48, 64))
+        half.save(path)
+    with pytest.raises(DataError, match="one class only, crop; class soil .* nothing to learn; check the masks"):
+        census_of({"train": open_folder(folder, "train")}).warnings("here")
+
+
 WARNED = {
     "nowhere": (dict(yaml="classes: [soil, crop, weed]\n"), "", "class weed occurs nowhere in train or val"),
     "nowhere and 255": (

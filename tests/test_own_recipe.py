@@ -262,7 +262,7 @@ OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--data.folder", "FOLDER"], "DataConfig.folder = .*: expected '' unless name is 'folder'"),
+        (["--data.folder", "FOLDER"], "--data.folder .*: --data.name is scenes, so give --data.name folder with it"),
         (["--data.name", "folder"], "DataConfig.folder = '': expected the path of a folder"),
         ([*OWN, "--data.height", "0"], "width"),
         ([*OWN, "--data.height", "0", "--data.width", "64"], "width"),

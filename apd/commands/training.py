@@ -63,6 +63,9 @@ def train(arguments: list[str]) -> int:
         experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
     if chosen.workers < 0:
         raise UsageError(f"--workers {chosen.workers}: expected a whole number of at least 0")
+    data = experiment.data
+    if experiment.task == "segmentation" and data.folder and data.name != "folder":
+        raise UsageError(f"--data.folder {data.folder}: --data.name is {data.name}, so give --data.name folder with it")
     if own is not None and not started_rank():
         print("\n".join(own.lines(experiment)), flush=True)
     if chosen.dry_run:

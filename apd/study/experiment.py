@@ -71,8 +71,7 @@ class DataConfig:
         require((self.height == 0) == (self.width == 0), self, "width", f"0 only together with height {self.height}")
         require(self.name != "scenes" or self.height > 0, self, "height", "an integer >= 32: scenes have no own size")
         require(self.long_side >= 32 or self.long_side == 0, self, "long_side", "an integer >= 32, or 0")
-        told = "the path of a folder with a dataset.yaml" if self.name == "folder" else "'' unless name is 'folder'"
-        require((self.name == "folder") == bool(self.folder), self, "folder", told)
+        require(self.name != "folder" or bool(self.folder), self, "folder", "the path of a folder with a dataset.yaml")
         require(0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}")
         require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
         require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")

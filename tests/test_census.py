@@ -122,15 +122,13 @@ def test_colours_that_all_count_nowhere_are_refused_and_no_value_is_advised(tmp_
         for path in (folder / "masks" / split).iterdir():
             Image.new("RGB", (96, 64), (7, 7, 7)).save(path)
     train = open_folder(folder, "train")
-    with pytest.raises(
-        DataError, match="the split train has no labelled pixel: all masks are ignored .colours of `ign"
-    ):
+    with pytest.raises(DataError, match=r"train has no labelled pixel: all masks are ignored \(colours of `ignore`"):
         census_of({"train": train}).warnings("here")
     for path in (folder / "masks" / "train").iterdir():
         half = Image.new("RGB", (96, 64), (7, 7, 7))
         half.paste((9, 9, 9), (0, 0, 48, 64))
         half.save(path)
-    with pytest.raises(DataError, match="one class only, crop; class soil .* nothing to learn; check the masks"):
+    with pytest.raises(DataError, match=r"one class only, crop; class soil .* nothing to learn; check the masks"):
         census_of({"train": open_folder(folder, "train")}).warnings("here")
 
 
@@ -256,6 +254,6 @@ def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys)
 def test_the_census_of_a_split_refuses_what_cannot_be_read(tmp_path):
     folder = make(tmp_path / "fields")
     (folder / "masks" / "train" / "train001.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"train001.png cannot be read"):
+    with pytest.raises(DataError, match=r"train001.png.* cannot be read"):
         census_of({"train": open_folder(folder, "train", cache=False)})
     assert folder_spec(folder).num_classes == 2

@@ -1,4 +1,4 @@
-"""The command `apd`: train, evaluate, predict, export, campaign, cost, recipes.
+"""The command `apd`: train, check, evaluate, predict, export, campaign, cost, recipes.
 
 Each command is a frozen dataclass: tyro makes its options and its help from the fields. What a user gets for a mistake
 is told in `apd.study.shell`.
@@ -6,86 +6,19 @@ is told in `apd.study.shell`.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from apd.commands.parsing import only, parse, recipe_parts, with_recipe
+from apd.commands.checking import check
+from apd.commands.parsing import parse, recipe_parts
+from apd.commands.training import summary, train
 from apd.commands.using import evaluate, export, predict
-from apd.evaluate.ap_table import NAMES
-from apd.evaluate.coco_ap import APScores, Kind
 from apd.study.campaign import CAMPAIGNS, run_campaign
-from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
 from apd.study.ranks import started_rank
-from apd.study.record import Record
 from apd.study.shard import Shard
 from apd.study.shell import UsageError, exit_code_of
-
-
-def _train(arguments: list[str]) -> int:
-    """Train one experiment: a recipe, by name or size and method, and any of its fields changed."""
-    import tyro
-
-    from apd.study.dry_run import dry_run
-    from apd.study.folders import run_folder
-    from apd.study.recipes import AnyMethod, Size, default_method, recipe
-    from apd.study.train import train
-
-    @dataclass(frozen=True)
-    class Sized:
-        size: Size = "tiny"
-
-    @dataclass(frozen=True)
-    class Base(Sized):
-        method: AnyMethod = "apd"
-
-    @dataclass(frozen=True)
-    class Train:
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-        size: Size = "tiny"
-        """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's
-        data sets (several GPUs), as released or with the corrected loss; of detection: scenes_detection (built-in
-        scenes), tiny_coco (50 pictures, CPU), or COCO at the paper's scale, with masks and without."""
-        method: AnyMethod = "apd"
-        """What the recipe adds to the student's task loss: one of `apd recipes` at this size."""
-        dry_run: bool = False
-        """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
-        device: str = ""
-        """Torch device; empty is cuda where there is one, else cpu."""
-        workers: int = 0
-        """Processes that prepare batches ahead; any number gives the same batches (see apd cost --feeding)."""
-
-    arguments = with_recipe(arguments)
-    # size and method decide the defaults of everything else, so they are read first
-    wanted = [a for a in arguments if a not in ("-h", "--help")]
-    size = parse(Sized, only(wanted, ("--size",)), prog="apd train").size
-    default = Base(size=size, method=default_method(size))
-    base = parse(Base, only(wanted, ("--size", "--method")), default=default, prog="apd train")
-    start = recipe(base.size, base.method)
-    chosen = parse(
-        Train,
-        arguments,
-        default=Train(experiment=start, size=base.size, method=base.method),
-        prog="apd train",
-        description="Train one experiment and print where its record lies. `apd train NAME` starts from the recipe of "
-        "that name, which `apd recipes` lists; every field below can be changed.",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    experiment = chosen.experiment
-    if experiment.name == start.name:
-        experiment = replace(experiment, name=f"{base.size}-{base.method}-seed{experiment.seed}")
-    if chosen.workers < 0:
-        raise UsageError(f"--workers {chosen.workers}: expected a whole number of at least 0")
-    if chosen.dry_run:
-        if missing := dry_run(experiment, device=chosen.device or None):
-            print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
-        return 1 if missing else 0
-    record = train(experiment, device=chosen.device or None, workers=chosen.workers)
-    if not started_rank():
-        print(_summary(record))
-        print(run_folder(experiment) / "record.json")
-    return 0
 
 
 def _campaign(arguments: list[str]) -> int:
@@ -124,7 +57,7 @@ def _campaign(arguments: list[str]) -> int:
         minutes=chosen.minutes,
     )
     for record in () if started_rank() else records:
-        print(_summary(record))
+        print(summary(record))
     return 0
 
 
@@ -231,7 +164,8 @@ def _recipes(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
+    "train": train,
+    "check": check,
     "evaluate": evaluate,
     "predict": predict,
     "export": export,
@@ -239,29 +173,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "cost": _cost,
     "recipes": _recipes,
 }
-
-
-def _summary(record: Record) -> str:
-    split = record.content["data"]["split"]
-    if record.experiment.task == "detection":
-        return _detection_summary(record, split)
-    result = record.scores
-    text = (
-        f"{record.experiment.name}: mIoU {result.miou:.4f}, mAcc {result.macc:.4f}, aAcc {result.aacc:.4f} on {split}"
-    )
-    if record.teacher_scores is not None:
-        text += f"; teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}"
-    return text
-
-
-def _detection_summary(record: Record, split: str) -> str:
-    from apd.commands.detecting import split_in_words
-
-    def told(found: dict[Kind, APScores]) -> str:
-        return ", ".join(f"{NAMES[kind]} AP {one.ap:.4f} (AP50 {one.ap50:.4f})" for kind, one in found.items())
-
-    text = f"{record.experiment.name}: {told(record.ap)} on {split_in_words(record, split)}"
-    return text if record.teacher_ap is None else f"{text}; teacher {told(record.teacher_ap)}"
 
 
 def _help() -> str:

@@ -1,5 +1,6 @@
 """The command `apd`: what it prints, what it writes, and what it says to a command line that it cannot understand."""
 
+import ast
 import contextlib
 import csv
 import dataclasses
@@ -32,11 +33,12 @@ from apd.study.campaign import CAMPAIGNS
 from apd.study.experiment import Experiment
 from apd.study.fingerprint import from_dict, to_dict
 from apd.study.folders import run_folder
+from apd.study.log import ProgressLines
 from apd.study.recipes import all_recipes
 from apd.study.record import read_record
 from apd.study.train import train, trained_network
 
-COMMANDS = ("train", "evaluate", "predict", "export", "campaign", "cost", "recipes")
+COMMANDS = ("train", "check", "evaluate", "predict", "export", "campaign", "cost", "recipes")
 
 
 @pytest.fixture
@@ -105,13 +107,15 @@ def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_c
 def test_train_prints_the_scores_and_where_the_record_lies(runs, capsys):
     assert leave(["train", "--method", "student"]) == 0
     captured = capsys.readouterr()
-    summary, path = captured.out.splitlines()
+    *progress, summary, path = captured.out.splitlines()
+    assert progress[0] == "tiny-student-seed0: step 0 of 6"
     record = read_record(Path(path))
     assert summary.startswith(f"tiny-student-seed0: mIoU {record.scores.miou:.4f}, mAcc {record.scores.macc:.4f}")
     assert Path(path).is_relative_to(runs)
-    assert captured.err == "", "the bar is for terminals"
+    told = captured.err.splitlines()
+    assert all(line.startswith("warning: the student: ") for line in told), "the bar is for terminals"
     assert leave(["train", "--method=student"]) == 0
-    assert capsys.readouterr().out == captured.out, "a finished run is found again"
+    assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
 
 
 def test_train_tells_the_teachers_score_and_the_agreement(runs, capsys):
@@ -419,3 +423,77 @@ def test_what_a_finished_run_cannot_be_asked_is_told_before_anything_is_computed
     captured = capsys.readouterr()
     assert [part for part in told if part not in captured.err] == []
     assert captured.out == ""
+
+
+ADVICE = re.compile(
+    r"(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'[a-z]+')|[a-z]+\.[a-z]+_[a-z]+)", re.I
+)
+
+
+def messages(path):
+    """Every text of a module that is not a docstring; what is filled in stands as {}."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        if {id(node)} & (inside | alone) or not isinstance(node, ast.JoinedStr | ast.Constant):
+            continue
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
+
+
+@pytest.mark.parametrize("part", ["data", "models", "evaluate", "study", "commands"])
+def test_advice_that_names_a_field_names_the_option_too(part):
+    files = (Path(cli.__file__).parent / part).rglob("*.py")
+    advising = [text for path in files for text in messages(path) if ADVICE.search(text)]
+    assert [text for text in advising if "--" not in text] == []
+    assert advising or part in ("evaluate", "study", "commands")
+
+
+def test_advice_without_an_option_is_found(tmp_path):
+    (tmp_path / "a.py").write_text('"""use masks=False"""\nraise ValueError(f"{1}: read with masks=False")\n')
+    assert [text for text in messages(tmp_path / "a.py") if ADVICE.search(text)] == ["{}: read with masks=False"]
+
+
+@pytest.mark.parametrize("file", ["", "record.json", "weights.safetensors", "log.jsonl"])
+def test_a_run_is_named_by_its_folder_or_by_a_file_in_it(file, finished, tmp_path, capsys):
+    run = finished / file
+    assert leave(["evaluate", str(run), "--csv", str(tmp_path / "classes.csv")]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(tmp_path / "street.png")
+    assert leave(["predict", str(run), str(tmp_path / "street.png"), "--to", str(tmp_path / "seen")]) == 0
+    assert leave(["export", str(run), "--to", str(tmp_path / "student.pt2")]) == 0
+    by_text, by_path = trained_network(str(run)), trained_network(run)
+    assert [*by_text.state_dict()] == [*by_path.state_dict()]
+
+
+def test_a_log_in_a_file_tells_steps_loss_time_and_scores_on_the_way(runs, monkeypatch, capsys):
+    monkeypatch.setattr("apd.study.log.LINE_SECONDS", 0.0)
+    assert leave(["train"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (path,) = runs.glob("tiny-apd-*/record.json")
+    record = read_record(path)
+    for name, steps in (("scenes-teacher", 4), ("tiny-apd-seed0", 6)):
+        mine = [line for line in lines if line.startswith(f"{name}: step")]
+        pattern = r"step (\d+) of (\d+), loss \d+\.\d{4}, \S+ s a step, about \d+ s left"
+        told = [re.search(pattern, line) for line in mine]
+        assert [int(match[1]) for match in told if match] == [*range(2, steps + 1)]
+        assert {int(match[2]) for match in told if match} == {steps}
+    scored = [line for line in lines if line.startswith("tiny-apd-seed0: step") and line.endswith(" on val")]
+    values = [scores(torch.tensor(one["confusion"])).miou for one in record.content["evaluations"]]
+    assert scored == [
+        f"tiny-apd-seed0: step {step} of 6, mIoU {value:.4f} on val" for step, value in zip((3, 6), values, strict=True)
+    ]
+
+
+def test_progress_lines_come_in_a_bounded_number(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("apd.study.log.time.monotonic", lambda: clock[0])
+    lines = ProgressLines("run", 100, 10_000)
+    for step in range(101, 10_001):
+        clock[0] += 0.125
+        lines.step_done(step, 0.5)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "run: step 100 of 10000"
+    assert told[1] == "run: step 340 of 10000, loss 0.5000, 0.12 s a step, about 20 min left"
+    assert len(told) == 1 + 9900 * 0.125 // 30

@@ -285,7 +285,7 @@ def test_it_is_trained_on_from_the_shell(folder, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert code == 0, said.err
     assert re.search(r"mIoU 0\.\d+, .* on val; teacher", said.out)
-    (record,) = (tmp_path / "runs").glob("tiny-student-*/record.json")
+    (record,) = (tmp_path / "runs").glob("fields-student-*/record.json")
     assert (
         main(["predict", str(record.parent), str(folder / "images/val/010.jpg"), "--to", str(tmp_path / "seen")]) == 0
     )

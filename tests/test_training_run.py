@@ -453,7 +453,7 @@ def test_a_loss_that_is_no_number_stops_the_run_names_the_term_and_keeps_batch_a
         train(tiny(method))
     told = str(caught.value)
     assert told.startswith("step 3: task = ")
-    assert "Lower training.learning_rate, set training.clip_norm or use precision fp32" in told
+    assert "Lower --training.learning-rate, set --training.clip-norm or use --precision fp32" in told
     assert ("apd.pixel_kd = " in told) == (method == "apd")
     folder = run_folder(tiny(method))
     batch = load_file(folder / "non-finite-batch.safetensors")

@@ -118,7 +118,7 @@ def test_weights_that_cannot_be_had_are_an_error_and_no_random_start(runs, told,
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "there is no such file (field teacher.weights_file)"),
+        (None, "there is no such file (--teacher.weights-file)"),
         (b"garbage", "cannot be read as safetensors"),
         ({"classifier.bias": torch.zeros(10)}, "tensors differ, first image_mean is missing"),
     ],
@@ -403,7 +403,7 @@ def test_a_loss_that_is_no_number_leaves_with_a_message(runs, told):
     message = told("train", "--method", "student", "--training.learning-rate", "1e30")
     assert "task = " in message
     assert "the batch is saved in " in message
-    assert "Lower training.learning_rate" in message
+    assert "Lower --training.learning-rate" in message
 
 
 def test_a_gpu_without_enough_memory_is_told_in_a_line_and_the_run_goes_on_from_its_checkpoint(

@@ -1,17 +1,19 @@
 """The commands for a finished run: evaluate, predict, export."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from apd.commands.parsing import parse
-from apd.data.long_side import long_side_size
 from apd.data.picture_files import DataError
 from apd.evaluate.protocol import Inference
-from apd.study.experiment import DataConfig, Experiment
+from apd.study.experiment import Experiment
+from apd.study.folders import finished_folder
 from apd.study.record import Record, read_record
 from apd.study.shell import UsageError
+from apd.study.shown_size import require_sides, require_split_sides, shown_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,11 @@ class Looks:
             looks = Inference(window=window, stride=stride, flip=self.flip, scales=scales)
         except ValueError as error:
             raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
-        least = looks.least_side(data.height, data.width)
-        if least < 32 and data.height and not data.long_side:  # else every picture has a size of its own
-            raise UsageError(
-                f"--scales {' '.join(map(str, scales))}: a look would have a side of {least} pixels and networks need "
-                f"32; this run is shown pictures of {data.height}×{data.width}"
-            )
+        if data.height:  # else every image has a size of its own
+            try:
+                require_sides(data, looks, [("an image of this run", (data.height, data.width))])
+            except DataError as error:
+                raise UsageError(f"--scales {' '.join(map(str, scales))}: {error}") from error
         return looks
 
 
@@ -54,7 +55,7 @@ def evaluate(arguments: list[str]) -> int:
     import tyro
 
     from apd.commands.detecting import evaluate_detector
-    from apd.evaluate.confusion import class_csv, scores
+    from apd.evaluate.confusion import class_csv, scores, too_weak
     from apd.evaluate.inference import confusion_of
     from apd.evaluate.pictures import write_label_map
     from apd.study.build import build_split
@@ -63,7 +64,7 @@ def evaluate(arguments: list[str]) -> int:
     @dataclass(frozen=True, kw_only=True)
     class Evaluate(Looks):
         run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-        """Folder of a finished run (it holds record.json and weights.safetensors)."""
+        """Folder of a finished run, or its record.json, whose path `apd train` prints."""
         split: Literal["train", "val", "test"] = "val"
         """Split of the run's own data."""
         csv: Path | None = None
@@ -87,6 +88,7 @@ def evaluate(arguments: list[str]) -> int:
         files = dict(table=chosen.csv, pictures=chosen.pictures)
         return evaluate_detector(chosen.run, record, chosen.split, **files, device=device)
     dataset = build_split(experiment.data, chosen.split)
+    require_split_sides(experiment.data, dataset, looks)
     model = trained_network(chosen.run, device=device)
 
     def write(predictions_BHW, names: tuple[str, ...]) -> None:
@@ -108,6 +110,8 @@ def evaluate(arguments: list[str]) -> int:
         f"mIoU {result.miou:.4f} over {result.classes_counted} classes, mAcc {result.macc:.4f}, "
         f"aAcc {result.aacc:.4f}, {len(dataset)} images of {chosen.split}"
     )
+    if told := too_weak(matrix_KK, names):
+        print(f"warning: {told}", file=sys.stderr)
     if chosen.csv is not None:
         try:
             chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")
@@ -152,11 +156,12 @@ def predict(arguments: list[str]) -> int:
         return predict_things(chosen.run, record, chosen.images, chosen.to, least_score=score, device=device)
     if chosen.least_score is not None:
         raise UsageError(f"--least-score {chosen.least_score}: this run is of segmentation, which has no findings")
-    sizes = [read_picture(image).size for image in chosen.images]  # all are read before the first is predicted
+    sizes = [read_picture(image).size[::-1] for image in chosen.images]  # all are read before the first is predicted
+    require_sides(data, looks, zip(chosen.images, sizes, strict=True))
     model = trained_network(chosen.run, device=device)
-    for image, name, (width, height) in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
-        size = shown_size(data, width, height)
-        for path in predict_picture(model, image, chosen.to, spec_of(data), size=size, inference=looks, name=name):
+    for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
+        shown = shown_size(data, *size)
+        for path in predict_picture(model, image, chosen.to, spec_of(data), size=shown, inference=looks, name=name):
             print(path)
     return 0
 
@@ -193,21 +198,16 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
-def shown_size(data: DataConfig, width: int, height: int) -> tuple[int, int]:
-    """(height, width) at which a run's network is shown a picture of this size, as in its evaluation."""
-    size = (data.height, data.width) if data.height else (height, width)
-    return long_side_size(*size, data.long_side) if data.long_side else size
-
-
 def record_of(run: Path) -> Record:
-    """The record of a finished run's folder.
+    """The record of a finished run, which is named by its folder or by a file in it.
 
     Raises:
-        UsageError: the folder holds none.
+        UsageError: there is none.
     """
-    if not (run / "record.json").is_file():
-        raise UsageError(f"{run} is not the folder of a finished run: it holds no record.json")
-    return read_record(run / "record.json")
+    folder = finished_folder(run)
+    if not (folder / "record.json").is_file():
+        raise UsageError(f"{folder} is not the folder of a finished run: it holds no record.json")
+    return read_record(folder / "record.json")
 
 
 def _flags() -> tuple[Any, ...]:

@@ -76,8 +76,8 @@ class CocoInstances:
         self._digest, content = _read_json(self._file)
         self.spec = _categories(content, name or self._file.stem, self._file)
         self._images = _pictures(content, Path(pictures), self._file)
-        self._things, self.dropped = _things(content, self._images, self.spec, masks, self._file)
-        if masks and any(isinstance(t["segmentation"], list) for things in self._things for t in things):
+        self.things, self.dropped = _things(content, self._images, self.spec, masks, self._file)
+        if masks and any(isinstance(t["segmentation"], list) for things in self.things for t in things):
             coco_library(f"drawing the polygons of {self._file.name}")
         self._names = names_of([Path(image["file_name"]) for image in self._images])
         self._fingerprint: str | None = None
@@ -107,7 +107,7 @@ class CocoInstances:
         return self._fingerprint
 
     def _read(self, index: int) -> InstanceSample:
-        image, things = self._images[index], self._things[index]
+        image, things = self._images[index], self.things[index]
         path = image["path"]
         picture = read_picture(path)
         if picture.size != (image["width"], image["height"]):
@@ -296,7 +296,7 @@ def _things(
         if len(box) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in box):
             raise DataError(f"{where} has bbox = {box!r:.60}: expected [x, y, width, height], four finite numbers")
         if masks and not entry.get("segmentation"):
-            raise DataError(f"{where} has no segmentation: read this file with masks=False")
+            raise DataError(f"{where} has no segmentation: read this file with masks=False (--data.no-masks)")
         place = place_of[entry["image_id"]]
         width, height = images[place]["width"], images[place]["height"]
         x0, y0 = max(0.0, float(box[0])), max(0.0, float(box[1]))

@@ -22,7 +22,7 @@ from apd.data.catalogue import RGB, DatasetSpec
 from apd.data.folder import FolderDataset
 from apd.data.paired_files import STEM, PairedFolders, stem_of
 from apd.data.palettes import distinct_colours
-from apd.data.picture_files import DataError, DataWarning, MissingData, read_text
+from apd.data.picture_files import DataError, DataWarning, MissingData, picture_size, read_text
 
 DESCRIPTION = "dataset.yaml"
 SPLITS = ("train", "val", "test")
@@ -130,6 +130,27 @@ def open_folder(
         if both := [image for image, _ in pairs if image.resolve() in trained_on]:
             raise DataError(f"{both[0]} is in the splits train and {split} ({len(both)} such images); keep them apart")
     return FolderDataset(spec, pairs, height=height, width=width, cache=cache)
+
+
+def has_split(folder: Path | str, split: str) -> bool:
+    """Whether its ``dataset.yaml`` lists a split or, where that lists none, the images' folder is there."""
+    folder = locate_folder(folder)
+    described = _described(folder / DESCRIPTION)
+    if (tables := described.get("splits")) is not None:
+        return split in tables
+    (images, _), *_ = _where(described, folder, split)
+    return images.is_dir()
+
+
+def image_sizes(folder: Path | str, split: str) -> list[tuple[int, int]]:
+    """(height, width) of each image of a split on disk, in order; only the first bytes of files are read.
+
+    Raises:
+        DataError: as `open_folder`, for what can be seen without pixels.
+    """
+    folder = locate_folder(folder)
+    pairs = _pairs(_described(folder / DESCRIPTION), folder, split)
+    return [picture_size(image)[::-1] for image, _ in pairs]
 
 
 class _EachKeyOnce(yaml.SafeLoader):

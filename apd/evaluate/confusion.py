@@ -102,6 +102,35 @@ def scores(matrix_KK: Tensor) -> Scores:
     )
 
 
+def constant_miou(matrix_KK: Tensor) -> float:
+    """The mIoU of always answering the most frequent class, on the pixels that counts[true, predicted] was made from.
+
+    Its IoU is its share of the pixels and that of every other class that occurs is 0. NaN where nothing was counted.
+
+    >>> constant_miou(torch.tensor([[3, 3], [2, 0]]))
+    0.375
+    """
+    truth_K = matrix_KK.double().cpu().sum(1)
+    return (truth_K.max() / truth_K.sum() / (truth_K > 0).sum()).item()
+
+
+def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
+    """A sentence where predictions hold one class only or score no more than a constant answer; else empty.
+
+    >>> too_weak(torch.tensor([[6, 0], [2, 0]]), ["soil", "crop"])
+    'every pixel is called soil: the network tells no classes apart, so its scores mean nothing'
+    """
+    called_K, truth_K = matrix_KK.sum(0), matrix_KK.sum(1)
+    if int((called_K > 0).sum()) == 1:
+        told = "every pixel is called {}: the network tells no classes apart, so its scores mean nothing"
+        return told.format(class_names[int(called_K.argmax())])
+    miou, constant = scores(matrix_KK).miou, constant_miou(matrix_KK)
+    if miou <= constant:
+        frequent = class_names[int(truth_K.argmax())]
+        return f"an mIoU of {miou:.4f} is no better than that of always answering {frequent}, {constant:.4f}"
+    return ""
+
+
 def agreement(matrix_KK: Tensor) -> float:
     """Share of pixels on which two networks name the same class, from counts[teacher's class, student's class]."""
     return scores(matrix_KK).aacc

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+SMALLEST_SIDE = 32
+"""Pixels of the shortest side that a network takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:

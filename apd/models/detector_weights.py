@@ -34,7 +34,8 @@ def fetch(weights: WeightsEnum, what: str) -> Mapping[str, Tensor]:
     except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
         raise RuntimeError(
             f"{what}: {weights} could not be fetched ({type(error).__name__}: {error}). Without a network, put the "
-            f"file of {weights.url} into {torch.hub.get_dir()}/checkpoints, or use weights='none'"
+            f"file of {weights.url} into {torch.hub.get_dir()}/checkpoints, or use weights='none' "
+            "(--network.weights none)"
         ) from error
 
 
@@ -75,7 +76,8 @@ def fill_from_coco(
     if backbone != COCO_BACKBONE:
         raise ValueError(
             f"weights='coco' for backbone {backbone!r}: torchvision has them for {COCO_BACKBONE!r} in this form; use "
-            "weights='imagenet', or give a detector of torchvision's own (fasterrcnn_mobilenet_v3_large_fpn)"
+            "weights='imagenet' (--network.weights imagenet), or give a detector of torchvision's own "
+            "(fasterrcnn_mobilenet_v3_large_fpn)"
         )
     kind = MaskRCNN_ResNet50_FPN_Weights if isinstance(detector, MaskRCNN) else FasterRCNN_ResNet50_FPN_Weights
     rows = coco_rows(kind.COCO_V1.meta["categories"], class_names)

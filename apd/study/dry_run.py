@@ -149,6 +149,8 @@ def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], ob
             count = len(split)
             for index in sorted({round(place) for place in np.linspace(0, count - 1, min(CHECKED, count))}):
                 split[index]
+        census = task_of(experiment).census(splits)
+        sentences = census.warnings(experiment.data.folder) if census is not None else []
     except (DataError, ExperimentError) as error:  # the second where a library is missing
         missing.append(str(error))
         tell(f"data: {experiment.data.name}, NOT in order")
@@ -157,7 +159,16 @@ def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], ob
     if splits.evaluation is not splits.val:
         named += f", {len(splits.evaluation)} of {experiment.data.evaluation_split}"
     tell(f"data: {experiment.data.name}, {named}; at most {CHECKED} of each were read and are in order")
+    for line in census.table() if census is not None else [_counted_elsewhere(experiment)]:
+        tell(line)
+    for sentence in sentences:
+        tell(f"warning: {sentence}")
     return splits
+
+
+def _counted_elsewhere(experiment: Experiment) -> str:
+    known = experiment.task == "segmentation"
+    return f"labels: `apd check {experiment.data.name}` counts those of every image" if known else "labels: not counted"
 
 
 def _network(

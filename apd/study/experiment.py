@@ -7,11 +7,12 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apd.evaluate.protocol import WHOLE_PICTURE, Inference
+from apd.evaluate.protocol import SMALLEST_SIDE, WHOLE_PICTURE, Inference
 from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
+from apd.study.shown_size import least_side
 from apd.study.task_checks import (
     TaskName,
     require_fit_for_detection,
@@ -279,9 +280,13 @@ class Experiment:
         legal = self.name and all(c.isalnum() or c in "-_." for c in self.name)
         require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
         require_one_task(self)
-        if self.task == "segmentation" and self.data.height and not self.data.long_side:  # else images have own sizes
-            least = self.inference.least_side(self.data.height, self.data.width)
-            require(least >= 32, self, "inference", f"all looks to have sides of at least 32 pixels, got {least}")
+        if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
+            least = least_side(self.data, self.inference, self.data.height, self.data.width)
+            told = f"all looks to have sides of at least {SMALLEST_SIDE} pixels, got {least}"
+            whole = least_side(self.data, WHOLE_PICTURE, self.data.height, self.data.width)
+            told_side = f"a longest side that leaves the other at least {SMALLEST_SIDE} pixels, got {whole}"
+            require(whole >= SMALLEST_SIDE, self.data, "long_side", told_side)
+            require(least >= SMALLEST_SIDE, self, "inference", told)
         if self.distillers and self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]

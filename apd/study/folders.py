@@ -6,6 +6,9 @@ from pathlib import Path
 from apd.study.experiment import Experiment
 from apd.study.fingerprint import fingerprint
 
+RUN_FILES = ("record.json", "weights.safetensors", "log.jsonl")
+"""What lies in the folder of a finished run, beside its checkpoints."""
+
 
 def repository() -> Path:
     """The nearest folder above the working one that holds both `apd/` and `pyproject.toml`; else the working one."""
@@ -26,6 +29,16 @@ def run_folder(experiment: Experiment) -> Path:
     name = fingerprint(experiment)
     found = sorted(runs_folder().glob(f"*-{name}"))
     return found[0] if found else runs_folder() / f"{experiment.name}-{name}"
+
+
+def finished_folder(run: Path | str) -> Path:
+    """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints.
+
+    >>> finished_folder("runs/tiny-apd-seed0-0123456789ab/record.json").name
+    'tiny-apd-seed0-0123456789ab'
+    """
+    run = Path(run).expanduser()
+    return run.parent if run.name in RUN_FILES or run.is_file() else run
 
 
 def records_folder(campaign: str) -> Path:

@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from safetensors.torch import save_file
 
@@ -18,6 +21,8 @@ from apd.data.instance_batches import InstanceBatch
 from apd.study.checkpoint import CheckpointError
 
 CURVE_POINTS = 100
+LINE_SECONDS = 30.0
+"""Between two lines of progress in a log (own choice)."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -117,6 +122,40 @@ def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
     except Exception as error:  # safetensors wraps the OSError in a type of its own; the loss is the greater news
         return f"the batch could not be saved in {path} ({error})"
     return f"the batch is saved in {path}"
+
+
+class ProgressLines:
+    """Lines on standard output where it is a file and a bar would be of no use: at most one in 30 seconds.
+
+    Args:
+        name: of the run, in front of each line.
+        step: steps done so far.
+        steps: how many there will be.
+    """
+
+    def __init__(self, name: str, step: int, steps: int) -> None:
+        self.name, self.first, self.steps = name, step, steps
+        self.begun = self.told_at = time.monotonic()
+        self.tell(f"step {step} of {steps}")
+
+    def tell(self, text: str) -> None:
+        """Print a line at once."""
+        print(f"{self.name}: {text}", flush=True)
+
+    def step_done(self, step: int, loss: float) -> None:
+        """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
+        now = time.monotonic()
+        if now - self.told_at < LINE_SECONDS or math.isnan(loss):  # the first loss is known a step late
+            return
+        self.told_at, seconds = now, (now - self.begun) / (step - self.first)
+        left = seconds * (self.steps - step)
+        told = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+        self.tell(f"step {step} of {self.steps}, loss {loss:.4f}, {seconds:.2g} s a step, about {told} left")
+
+
+def in_this_output() -> Literal["lines"] | None:
+    """How a command shows its progress: a bar on a terminal, lines in a file."""
+    return None if sys.stderr.isatty() else "lines"
 
 
 class StopRequest:

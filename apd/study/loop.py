@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from apd.evaluate.protocol import WHOLE_PICTURE, Inference
 from apd.study.build import Splits
 from apd.study.checkpoint import load_newest, save_checkpoint
 from apd.study.experiment import Experiment
-from apd.study.log import NonFiniteLossError, RunLog, StoppedError, StopRequest, save_batch
+from apd.study.log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.study.ranks import ALONE, Ranks, of_every_rank
 from apd.study.schedule import rate_factor, set_rates
 from apd.study.step import Update
@@ -29,6 +29,8 @@ from apd.study.tasks import Batch, task_of
 from apd.study.teacher import measure_teacher
 
 CHECKPOINT_SECONDS = 60.0
+Progress = bool | Literal["lines"] | None
+"""Whether a run shows a bar; None shows it on a terminal only, "lines" prints lines for a log in its place."""
 
 
 class Run:
@@ -39,7 +41,7 @@ class Run:
         experiment: Experiment,
         folder: Path,
         device: torch.device,
-        progress: bool | None,
+        progress: Progress,
         splits: Splits,
         student: nn.Module,
         teacher: nn.Module | None,
@@ -54,6 +56,7 @@ class Run:
         self.distillers, self.optimisers = self.update.distillers, self.update.optimisers
         self.average = self.update.average
         self.log = RunLog(folder / "log.jsonl")
+        self._loss = float("nan")  # of the newest step that was looked at
         self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
@@ -75,8 +78,10 @@ class Run:
             total=training.iterations,
             initial=step,
             desc=self.experiment.name,
-            disable=not self.ranks.first or (None if self.progress is None else not self.progress),
+            disable=not self.ranks.first or (None if self.progress is None else self.progress is not True),
         )
+        told = self.progress == "lines" and self.ranks.first
+        lines = ProgressLines(self.experiment.name, step, training.iterations) if told else None
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
         self.student.train()
         saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
@@ -96,8 +101,13 @@ class Run:
                 # terms are looked at one step late, so that a GPU with work to do is never waited for
                 while len(pending) > (0 if save or step in milestones else 1):
                     self._note(*pending.pop(0))
+                if lines is not None:
+                    lines.step_done(step, self._loss)
                 if step in milestones:
-                    self._evaluate_on_the_way(step)
+                    score, value = self._evaluate_on_the_way(step)
+                    bar.set_postfix_str(f"{score} {value:.4f} on val")
+                    if lines is not None:
+                        lines.tell(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
                     self.student.train()
                 self.facts["seconds"] += time.perf_counter() - tick
                 if save:
@@ -127,9 +137,10 @@ class Run:
             raise of_every_rank(
                 NonFiniteLossError(
                     f"step {step}: {', '.join(f'{n} = {values[n]}' for n in wrong)}; {saved}. Lower "
-                    "training.learning_rate, set training.clip_norm or use precision fp32, then start again"
+                    "--training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
                 )
             )
+        self._loss = values["loss"]
         rate = self.experiment.training.learning_rate * rate_factor(self.experiment.training, step)
         if self.ranks.first:
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
@@ -147,8 +158,10 @@ class Run:
             self.evaluated, dataset, precision=self.precision, inference=inference, ranks=self.ranks
         )
 
-    def _evaluate_on_the_way(self, step: int) -> None:
-        self.facts["evaluations"].append({"step": step, "split": "val", **self.measured(self.splits.val)})
+    def _evaluate_on_the_way(self, step: int) -> tuple[str, float]:
+        measured = self.measured(self.splits.val)
+        self.facts["evaluations"].append({"step": step, "split": "val", **measured})
+        return self.task.headline(measured)
 
     def _save(self, step: int) -> None:
         state = {f"distillers.{name}": value for name, value in self.distillers.state_dict().items()}

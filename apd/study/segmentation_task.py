@@ -9,6 +9,7 @@ from torch import nn
 
 from apd.data.batches import Batch, training_batches
 from apd.data.catalogue import DatasetSpec
+from apd.data.census import Census, census_of
 from apd.data.device_batches import device_batches
 from apd.data.sample import SegmentationDataset
 from apd.evaluate.confusion import scores
@@ -21,6 +22,7 @@ from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment, NetworkConfig
 from apd.study.ranks import Ranks
 from apd.study.segmentation_objective import SegmentationObjective
+from apd.study.shown_size import require_split_sides
 
 
 class SegmentationTask:
@@ -42,7 +44,16 @@ class SegmentationTask:
 
     def splits(self) -> Splits:
         """All that a run needs."""
-        return build_splits(self.experiment.data)
+        data, splits = self.experiment.data, build_splits(self.experiment.data)
+        require_split_sides(data, splits.val)
+        require_split_sides(data, splits.evaluation, self.experiment.inference)
+        return splits
+
+    def census(self, splits: Splits) -> Census | None:
+        """Of a folder of one's own."""
+        data = self.experiment.data
+        named = {"train": splits.train, "val": splits.val, data.evaluation_split: splits.evaluation}
+        return census_of(named) if data.name == "folder" else None
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Two, since the pooled branch has one vector an image; one where norms are synchronised over GPUs."""

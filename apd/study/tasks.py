@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from apd.data.census import Census
 from apd.evaluate.protocol import Inference
 from apd.study.build import Splits
 from apd.study.detection_config import DetectorConfig
@@ -74,6 +75,14 @@ class Task(Protocol):
 
     def splits(self) -> Splits:
         """All that a run needs. DataError where they are missing or damaged, ExperimentError where a library is."""
+        ...
+
+    def census(self, splits: Splits) -> Census | None:
+        """Counts of the labels of train, val and evaluation; None where only `apd check` counts them.
+
+        They are counted before every training on data of the user's own, since published sets and scenes were checked
+        by others: linear in pixels, each label map once.
+        """
         ...
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:

@@ -26,7 +26,7 @@ def load_teacher(experiment: Experiment, path: Path, num_classes: int, device: t
         TeacherError: there is no such file, or its names or shapes are not those of `experiment.teacher.network`.
     """
     if not path.is_file():
-        raise TeacherError(f"teacher weights {path}: there is no such file (field teacher.weights_file)")
+        raise TeacherError(f"teacher weights {path}: there is no such file (--teacher.weights-file)")
     network = experiment.teacher.network
     teacher = task_of(experiment).network(network, num_classes, device, seed=0, weights_follow=True)
     try:

@@ -14,14 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from apd.data.census import Census
 from apd.study.build import choose_device, require_equal_parts
 from apd.study.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.folders import run_folder
-from apd.study.loop import Run
+from apd.study.folders import finished_folder, run_folder
+from apd.study.loop import Progress, Run
 from apd.study.provenance import provenance
-from apd.study.ranks import join, told_losses
+from apd.study.ranks import Ranks, join, told_losses
 from apd.study.record import SCHEMA, Record, read_record
 from apd.study.tasks import task_of
 from apd.study.teacher import load_teacher
@@ -32,7 +33,7 @@ def train(
     experiment: Experiment,
     *,
     device: str | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
     wait: bool = False,
     workers: int = 0,
     on_step: Callable[[int], None] | None = None,
@@ -45,7 +46,8 @@ def train(
     Args:
         experiment: the full configuration.
         device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
-        progress: show a bar; None shows it on a terminal only.
+        progress: show a bar; None shows it on a terminal only, "lines" prints lines for a log: at most two a minute,
+            and the scores on the way.
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
             number gives the same batches. `apd cost --feeding` measures what a machine needs.
@@ -63,6 +65,20 @@ def train(
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
         LostRankError: another rank of this run has gone.
     """
+    return _trained(experiment, device, progress, wait, workers, on_step)
+
+
+def _trained(
+    experiment: Experiment,
+    device: str | None,
+    progress: Progress,
+    wait: bool,
+    workers: int,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    is_teacher: bool = False,
+) -> Record:
+    """See :func:`train`; before the training of a teacher the labels were counted for its student."""
     ranks = join()
     folder = ranks.by_first(lambda: run_folder(experiment))
     if record := ranks.by_first(lambda: _finished(folder)):
@@ -79,6 +95,8 @@ def train(
             return record
         # what can be wrong with data or student is found before hours go into a teacher
         splits = ranks.first_then_all(task.splits)
+        if not is_teacher and (census := ranks.by_first(lambda: task.census(splits))):
+            _tell_census(census, experiment, ranks)
         names = splits.train.spec.class_names
         student = ranks.first_then_all(
             lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
@@ -94,17 +112,17 @@ def train(
         return _finish(run, origin, weights)
 
 
-def trained_network(run: Experiment | Path, device: str | None = "cpu") -> nn.Module:
+def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
     """The network of a finished run, in eval mode: a segmentation network, or a detector of torchvision.
 
     Args:
-        run: the experiment, or the folder of its run.
+        run: the experiment, or the folder of its run, or a file in that folder such as the printed ``record.json``.
         device: where the network goes; None is cuda where there is one, else cpu.
 
     Raises:
         CheckpointError: there is no such run, it has not finished, or its weights are not those of its record.
     """
-    folder = run_folder(run) if isinstance(run, Experiment) else run
+    folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
     if not (folder / "record.json").exists():
         raise CheckpointError(f"{folder}: this run has not finished; train(experiment) finishes it")
     record = read_record(folder / "record.json")
@@ -140,12 +158,24 @@ def _finished(folder: Path) -> Record | None:
     return record
 
 
-def _teacher_weights(experiment: Experiment, device: str | None, progress: bool | None, workers: int) -> Path:
+def _tell_census(census: Census, experiment: Experiment, ranks: Ranks) -> None:
+    """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
+    sentences = census.warnings(experiment.data.folder)
+    if not ranks.first:
+        return
+    if experiment.task == "segmentation":
+        for line in census.table():
+            print(line, flush=True)
+        for sentence in sentences:
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def _teacher_weights(experiment: Experiment, device: str | None, progress: Progress, workers: int) -> Path:
     """The file with the teacher's weights, which is trained now unless that was done or a file is given."""
     if experiment.teacher.weights_file:
         return Path(experiment.teacher.weights_file)
     teacher = experiment.teacher_experiment()
-    train(teacher, device=device, progress=progress, wait=True, workers=workers)
+    _trained(teacher, device, progress, True, workers, is_teacher=True)
     return run_folder(teacher) / "weights.safetensors"
 
 

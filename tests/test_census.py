@@ -1,0 +1,259 @@
+"""Labels are counted before anything is trained, and what cannot be learned or scored is named; so are weak scores."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_own_recipe import leave, make, trained
+
+from apd.data.census import Census, census_of
+from apd.data.instances import InstanceSpec
+from apd.data.long_side import LongSide
+from apd.data.own_folder import folder_spec, open_folder
+from apd.data.picture_files import DataError
+from apd.evaluate.confusion import constant_miou, scores, too_weak
+from apd.study.folders import runs_folder
+from apd.study.record import read_record
+
+
+@pytest.fixture(autouse=True)
+def _no_data_and_runs_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("APD_DATA", raising=False)
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+
+
+def relabel(folder, split, value):
+    """Fill every mask of a split with one value."""
+    for path in (folder / "masks" / split).iterdir():
+        with Image.open(path) as mask:
+            size = mask.size[::-1]
+        Image.fromarray(np.full(size, value, dtype=np.uint8)).save(path)
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_labels_however_the_data_are_read(tmp_path):
+    folder = make(tmp_path / "fields", labels=(0, 1, 255), size=[(64, 96), (33, 40)])
+    kept = open_folder(folder, "train", cache=True)
+    census = census_of({"train": kept, "val": LongSide(open_folder(folder, "val", cache=False), 64)})
+    expected = np.bincount(np.concatenate([sample.labels_HW.numpy().ravel() for sample in kept]), minlength=256)
+    assert census.counts["train"].tolist() == [expected[0], expected[1], expected[255]]
+    assert census.counts["val"].sum() == sum(sample.labels_HW.numel() for sample in open_folder(folder, "val"))
+    assert census.images == {"train": 4, "val": 2}
+    assert census.warnings("here") == []
+
+
+def test_shares_are_of_the_pixels_that_count_and_a_rare_class_is_no_absent_one():
+    spec = InstanceSpec("pets", ("cat", "dog", "newt", "bird"))
+    counts = {"train": np.array([2500, 7499, 1, 0, 10_000]), "val": np.array([1, 0, 0, 0, 0])}
+    lines = Census(spec, {"train": 7, "val": 1}, counts).table()
+    assert [line.split() for line in lines] == [
+        ["class", "train", "val", "(share", "of", "objects)"],
+        ["cat", "25.00", "%", "100.00", "%"],
+        ["dog", "74.99", "%", "none"],
+        ["newt", "0.01", "%", "none"],
+        ["bird", "none", "none"],
+        ["ignored", "50.00", "%", "none"],
+        ["images", "7", "1"],
+    ]
+
+
+# --- before anything is trained --------------------------------------------------------------------------------------
+
+REFUSED = {
+    "all ignored": (
+        dict(labels=(255,)),
+        "",
+        "the split train has no labelled pixel: all masks are ignored (value 255)",
+    ),
+    "val ignored": ({}, "val 255", "the split val has no labelled pixel"),
+    "val void": (
+        dict(yaml="classes: [soil, crop]\nignore: [9]\n"),
+        "val 9",
+        "val has no labelled pixel.*(value 9 or 255",
+    ),
+    "one class": (dict(labels=(0,)), "", "the masks of train hold one class only, soil; class crop occurs in none"),
+    "one of many": (
+        dict(labels=(1,), yaml="classes: [soil, crop, weed]\n"),
+        "",
+        "one class only, crop; the classes soil, weed occur in none of them, so there is nothing to learn",
+    ),
+    "0 and 255": (dict(labels=(0, 255)), "", "255 is ignored; if it means crop .* `values: [0, 255]`"),
+    "255 and 1": (dict(labels=(255, 1)), "", "255 is ignored; if it means soil .* `values: [255, 1]`"),
+    "7 and 255": (
+        dict(labels=(7, 255), yaml="classes: [soil, crop]\nvalues: [7, 8]\n"),
+        "",
+        "if it means crop .* `values: [7, 255]`",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_labels_that_cannot_be_learned_are_refused_before_a_teacher_is_trained(fault, tmp_path, capsys):
+    changes, afterwards, told = REFUSED[fault]
+    folder = make(tmp_path / "fields", **changes)
+    if afterwards:
+        relabel(folder, afterwards.split()[0], int(afterwards.split()[1]))
+    told = re.sub(r"([\[\]()])", r"\\\1", told)
+    assert trained(folder) == 1
+    assert re.search(told, capsys.readouterr().err)
+    assert not list(runs_folder().glob("*/log.jsonl")), "nothing was trained"
+    assert trained(folder, "--dry-run") == 1
+    assert re.search(told, capsys.readouterr().out)
+    assert leave("check", folder) == 1
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_the_fix_that_is_advised_for_masks_of_0_and_255_works(tmp_path):
+    folder = make(tmp_path / "fields", labels=(0, 255), yaml="classes: [soil, crop]\nvalues: [0, 255]\n")
+    assert census_of({"train": open_folder(folder, "train")}).counts["train"].min() == 0, "nothing is ignored"
+    assert trained(folder) == 0
+
+
+def test_colours_that_all_count_nowhere_are_refused_and_no_value_is_advised(tmp_path):
+    folder = make(
+        tmp_path / "fields", yaml="classes: [soil, crop]\ncolours: [[0, 0, 0], [9, 9, 9]]\nignore: [[7, 7, 7]]\n"
+    )
+    for split in ("train", "val"):
+        for path in (folder / "masks" / split).iterdir():
+            Image.new("RGB", (96, 64), (7, 7, 7)).save(path)
+    train = open_folder(folder, "train")
+    with pytest.raises(DataError, match=r"train has no labelled pixel: all masks are ignored \(colours of `ignore`"):
+        census_of({"train": train}).warnings("here")
+    for path in (folder / "masks" / "train").iterdir():
+        half = Image.new("RGB", (96, 64), (7, 7, 7))
+        half.paste((9, 9, 9), (0, 0, 48, 64))
+        half.save(path)
+    with pytest.raises(DataError, match=r"one class only, crop; class soil .* nothing to learn; check the masks"):
+        census_of({"train": open_folder(folder, "train")}).warnings("here")
+
+
+WARNED = {
+    "nowhere": (dict(yaml="classes: [soil, crop, weed]\n"), "", "class weed occurs nowhere in train or val"),
+    "nowhere and 255": (
+        dict(yaml="classes: [soil, crop, weed]\n", labels=(0, 1, 255)),
+        "",
+        "class weed occurs nowhere in train or val. 255 is ignored; if it means weed .* `values: [0, 1, 255]`",
+    ),
+    "not learned": (
+        dict(yaml="classes: [soil, crop, weed]\n"),
+        "val 2",
+        "class weed occurs in val but in nothing of train",
+    ),
+    "not scored": ({}, "val 1", "class soil occurs in train but not in val: its scores say nothing of it"),
+}
+
+
+@pytest.mark.parametrize("fault", WARNED)
+def test_a_class_that_is_missing_somewhere_is_a_warning_that_names_it(fault, tmp_path, capsys):
+    changes, afterwards, told = WARNED[fault]
+    folder = make(tmp_path / "fields", **changes)
+    if afterwards:
+        relabel(folder, afterwards.split()[0], int(afterwards.split()[1]))
+    told = "warning: .*" + re.sub(r"([\[\]()])", r"\\\1", told)
+    assert trained(folder) == 0
+    captured = capsys.readouterr()
+    assert len(re.findall(told, captured.err)) == 1, "once, not for the teacher again"
+    assert captured.out.index("class  ") < captured.out.index("folder-teacher: step 0"), "the table comes first"
+    assert leave("check", folder) == 0
+    assert re.search(told, capsys.readouterr().err)
+    assert trained(folder, "--seed", "1", "--dry-run") == 0
+    assert re.search(told, capsys.readouterr().out)
+
+
+def test_check_counts_the_named_data_sets_and_every_split_of_a_folder(tmp_path, capsys):
+    assert leave("check", make(tmp_path / "fields", test=1)) == 0
+    table = capsys.readouterr().out
+    assert table.splitlines()[0].split()[:4] == ["class", "train", "val", "test"]
+    assert leave("check", "scenes") == 0
+    assert re.search(r"images +200 +100 +100", capsys.readouterr().out)
+    assert leave("check", "camvit") == 1
+    assert "did you mean 'camvid'?" in capsys.readouterr().err
+    assert leave("check", "camvid") == 1
+    assert "APD_DATA is not set" in capsys.readouterr().err
+
+
+def test_scenes_and_published_sets_are_not_counted_at_every_start(monkeypatch, capsys):
+    monkeypatch.setattr("apd.study.segmentation_task.census_of", lambda *_: pytest.fail("counted"))
+    assert leave("train", "--dry-run", "--training.batch-size", "2") == 0
+    assert "`apd check scenes` counts those of every image" in capsys.readouterr().out
+
+
+def test_a_file_without_annotations_is_refused_by_the_name_of_its_split(tmp_path, monkeypatch, capsys):
+    """Everything else about it is in order, so without a count a detector would learn that there is nothing."""
+    monkeypatch.setenv("APD_DATA", str(tmp_path))
+    thing = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}
+    for part, annotations in (("day", [thing]), ("night", [])):
+        (tmp_path / "pets" / part).mkdir(parents=True)
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "pets" / part / "0.png")
+        image = {"id": 0, "file_name": "0.png", "height": 48, "width": 64}
+        content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+        (tmp_path / "pets" / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "pets" / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+    words = ["train", "--size", "tiny_coco", "--method", "student", "--data.folder", "pets", "--data.no-masks"]
+    words += ["--network.kind", "faster_rcnn", "--data.train-part", "day", "--data.val-part", "night"]
+    assert leave(*words) == 1
+    assert "pets: the split night has no annotation; nothing can be learned" in capsys.readouterr().err
+
+
+# --- a student that is no better than a constant ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("matrix", "told"),
+    [
+        ([[6, 0], [2, 0]], "every pixel is called soil"),
+        ([[0, 6], [0, 2]], "every pixel is called crop"),
+        ([[6, 0], [0, 0]], "every pixel is called soil"),
+        ([[3, 3], [2, 0]], r"an mIoU of 0.1875 is no better than that of always answering soil, 0.3750"),
+        ([[6, 0], [1, 1]], ""),
+        ([[0, 0], [0, 0]], ""),
+    ],
+)
+def test_predictions_of_one_class_and_scores_of_a_constant_answer_are_said_in_words(matrix, told):
+    said = too_weak(torch.tensor(matrix), ["soil", "crop"])
+    assert bool(said) == bool(told)
+    assert said.startswith(told)
+
+
+def test_a_constant_answers_score_is_that_of_a_network_that_gives_it():
+    generator = torch.Generator().manual_seed(0)
+    for classes in (2, 3, 7):
+        truth_K = torch.randint(0, 50, (classes,), generator=generator)
+        truth_K[0] += 1
+        constant = torch.zeros(classes, classes, dtype=torch.int64)
+        constant[:, truth_K.argmax()] = truth_K
+        assert constant_miou(constant) == pytest.approx(scores(constant).miou)
+        mixed = torch.diag(truth_K)
+        assert constant_miou(mixed) == constant_miou(constant), "of the labels alone"
+
+
+def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys):
+    folder = make(tmp_path / "fields")
+    assert trained(folder, "--training.learning-rate", "1e-9", "--training.head-multiplier", "1") == 0
+    *_, path = capsys.readouterr().out.splitlines()
+    record = read_record(path)
+    content = record.content | {"confusion": [[6, 0], [2, 0]]}
+    (runs_folder() / path).write_text(json.dumps(content))
+    words = ["--training.learning-rate", "1e-9", "--training.head-multiplier", "1"]
+    assert trained(folder, *words) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("warning: the student: every pixel is called soil")
+    assert captured.out.splitlines()[-1] == path
+    weak = too_weak(torch.tensor([[6, 0], [2, 0]]), ["soil", "crop"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apd.evaluate.inference.confusion_of", lambda *_, **__: torch.tensor([[6, 0], [2, 0]]))
+        assert leave("evaluate", path) == 0
+    assert f"warning: {weak}" in capsys.readouterr().err
+
+
+def test_the_census_of_a_split_refuses_what_cannot_be_read(tmp_path):
+    folder = make(tmp_path / "fields")
+    (folder / "masks" / "train" / "train001.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"train001.png.* cannot be read"):
+        census_of({"train": open_folder(folder, "train", cache=False)})
+    assert folder_spec(folder).num_classes == 2

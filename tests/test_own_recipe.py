@@ -1,0 +1,277 @@
+"""`apd train --data.name folder`: the recipe that is chosen for a folder's images, and what is said of it."""
+
+import dataclasses
+import math
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_book_snippets import PYTHON, ROOT, SHELL, blocks
+
+from apd import cli
+from apd.data.picture_files import MissingData
+from apd.evaluate.protocol import SMALLEST_SIDE
+from apd.study import own_recipe as module
+from apd.study.experiment import ExperimentError
+from apd.study.fingerprint import fingerprint
+from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, OWN_METHODS, own_recipe
+from apd.study.recipes import recipe
+from apd.study.record import read_record
+
+SMALL = ["--network.backbone", "test_efficientnet", "--network.head-width", "8"]
+SMALL_TEACHER = ["--teacher.network.backbone", "test_efficientnet", "--teacher.network.head-width", "8"]
+STEPS = ["--training.iterations", "2", "--teacher.training.iterations", "2"]
+
+
+def make(root, *, train=4, val=2, test=0, size=(64, 96), labels=(0, 1), yaml="classes: [soil, crop]\n"):
+    """A folder of images with the labels in stripes; `size` is (height, width), or one for each image in turn."""
+    rng = np.random.default_rng(0)
+    sizes = [size] if isinstance(size[0], int) else list(size)
+    shutil.rmtree(root, ignore_errors=True)
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        for number in range(count):
+            height, width = sizes[number % len(sizes)]
+            mask = np.repeat(np.array(labels, np.uint8), -(-height // len(labels)))[:height, None].repeat(width, 1)
+            image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8) + mask[..., None] % 2 * np.uint8(150)
+            for kind, content in (("images", image), ("masks", mask)):
+                (root / kind / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(content).save(root / kind / split / f"{split}{number:03d}.png")
+    (root / "dataset.yaml").write_text(yaml)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _no_data_and_runs_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("APD_DATA", raising=False)
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def at_hand(monkeypatch):
+    """Sets which ImageNet weights are on this machine."""
+
+    def only(*known):
+        monkeypatch.setattr(module, "_at_hand", lambda backbone, source: (backbone, source) in known)
+
+    return only
+
+
+def leave(*words):
+    """The exit code of a command, however it is given."""
+    try:
+        return cli.main([str(word) for word in words])
+    except SystemExit as left:
+        return left.code
+
+
+def trained(folder, *more):
+    return leave("train", "--data.name", "folder", "--data.folder", folder, *SMALL, *SMALL_TEACHER, *STEPS, *more)
+
+
+# --- what is chosen --------------------------------------------------------------------------------------------------
+
+TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet")
+LITE2 = ("efficientnet_lite2", "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("known", "student", "teacher"),
+    [
+        ((TV, LITE0, LITE2), TV, LITE2),
+        ((LITE0, LITE2), LITE0, LITE2),
+        ((TV,), TV, TV),
+        ((), ("mobilenetv2_100", "none"), ("efficientnet_lite2", "none")),
+    ],
+)
+def test_networks_start_from_the_imagenet_weights_that_are_at_hand(known, student, teacher, tmp_path, at_hand):
+    at_hand(*known)
+    chosen = own_recipe(make(tmp_path / "fields"))
+    experiment = chosen.experiment
+    assert (experiment.network.backbone, experiment.network.weights) == student
+    assert (experiment.teacher.network.backbone, experiment.teacher.network.weights) == teacher
+    said = "\n".join(chosen.lines(experiment))
+    assert ("no ImageNet weights are at hand" in said) == ("none" in (student[1], teacher[1]))
+    assert experiment.training.optimiser == experiment.teacher.training.optimiser == "adamw"
+
+
+def test_a_backbone_that_is_asked_for_starts_from_its_own_weights_or_from_none(tmp_path, at_hand):
+    at_hand(TV, LITE0, LITE2, ("resnet18", "torchvision"))
+    experiment = own_recipe(make(tmp_path / "fields"), student="resnet18", teacher="test_efficientnet").experiment
+    assert (experiment.network.backbone, experiment.network.weights) == ("resnet18", "torchvision")
+    teacher = experiment.teacher.network
+    assert (teacher.backbone, teacher.weights) == ("test_efficientnet", "none")
+
+
+def test_weights_are_looked_for_where_they_would_be_loaded_from_and_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert not module._at_hand(*TV)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "mobilenet_v2-b0353104.pth").touch()
+    assert module._at_hand(*TV)
+    assert module._at_hand(*LITE0), "`make` installs the package"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert not module._at_hand(*LITE0)
+
+
+YARD = [(360, 480), (480, 640), (338, 600), (480, 360)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "crop", "stride"),
+    [
+        (YARD, (256, 320), (160, 224), 16),
+        ([(3000, 4000)], (256, 320), (160, 224), 16),
+        ([(64, 96)], (64, 96), (64, 96), 8),
+        ([(20, 24)], (32, 32), (32, 32), 8),
+        ([(64, 1280)], (64, 1280), (32, 832), 16),
+        ([(300, 2)], (288, 32), (288, 32), 16),
+    ],
+)
+def test_sizes_follow_from_the_images(sizes, size, crop, stride, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "image_sizes", lambda *_: sizes)
+    data = own_recipe(make(tmp_path / "fields")).experiment.data
+    network = own_recipe(tmp_path / "fields").experiment.network
+    assert ((data.height, data.width), (data.crop_height, data.crop_width)) == (size, crop)
+    assert network.output_stride == stride
+    for area, most in ((math.prod(size), IMAGE_AREA), (math.prod(crop), CROP_AREA)):
+        assert area <= 1.1 * most, "to the next multiple of 32"
+
+
+@pytest.mark.parametrize(
+    ("images", "steps"), [(1, 100), (4, 100), (30, 300), (120, 600), (3000, 3000), (10**6, 10_000)]
+)
+def test_steps_follow_from_the_number_of_images(images, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "image_sizes", lambda *_: [(64, 96)] * images)
+    experiment = own_recipe(make(tmp_path / "fields")).experiment
+    assert experiment.training.iterations == experiment.teacher.training.iterations == steps
+
+
+def test_large_images_of_their_own_sizes_are_scored_and_trained_on_near_the_size_that_would_be_chosen(tmp_path):
+    folder = make(tmp_path / "fields", size=[(480, 640), (64, 900)])
+    data = own_recipe(folder, size=(0, 0)).experiment.data
+    assert (data.height, data.width) == (0, 0)
+    assert data.scale_max < 1.75
+    assert data.long_side >= SMALLEST_SIDE * 900 / 64, "the thinnest image stays large enough for a network"
+    small = own_recipe(make(tmp_path / "icons", size=(64, 96)), size=(0, 0)).experiment.data
+    assert (small.long_side, small.scale_max) == (0, 1.75)
+
+
+def test_scores_are_of_test_where_there_is_one_and_of_val_elsewhere(tmp_path):
+    assert own_recipe(make(tmp_path / "a")).experiment.data.evaluation_split == "val"
+    assert own_recipe(make(tmp_path / "b", test=1)).experiment.data.evaluation_split == "test"
+    listed = make(
+        tmp_path / "c", yaml="classes: [soil, crop]\nsplits: {train: {}, val: {}, test: {images: images/val}}\n"
+    )
+    assert own_recipe(listed).experiment.data.evaluation_split == "test"
+    half = make(tmp_path / "d")
+    (half / "images" / "test").mkdir()
+    assert own_recipe(half).experiment.data.evaluation_split == "test"
+    assert trained(half) == 1, "a split that is half there is no reason to score on another"
+
+
+def test_methods_without_a_measured_step_and_folders_that_are_none_are_refused(tmp_path):
+    folder = make(tmp_path / "my fields!")
+    assert {own_recipe(folder, method).experiment.name for method in OWN_METHODS} == {
+        f"my_fields_-{method}-seed0" for method in OWN_METHODS
+    }
+    with pytest.raises(ExperimentError, match="method = 'student_equal_seconds': expected one of student, pixel_kd"):
+        own_recipe(folder, "student_equal_seconds")
+    with pytest.raises(MissingData, match=r"there is no dataset.yaml"):
+        own_recipe(tmp_path)
+
+
+# --- from the shell --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_of_the_data_page_trains_on_the_folder_that_the_page_draws(tmp_path, monkeypatch, capsys):
+    page = ROOT / "book" / "data.md"
+    drawn = next(code for _, code in blocks(page, PYTHON) if "dataset.yaml" in code)
+    names = {}
+    exec(compile(drawn, str(page), "exec"), names)
+    monkeypatch.setenv("HOME", str(names["root"].parent))
+    lines = [line for _, code in blocks(page, SHELL) for line in code.splitlines() if "--data.name folder" in line]
+    (command,) = (shlex.split(line) for line in lines if "--size" not in line)
+    for name in ("FEWEST_STEPS", "STEPS"):  # the rest is verbatim
+        monkeypatch.setattr(module, name, 1)
+    monkeypatch.setattr(module, "_at_hand", lambda *_: False)  # random weights do for a step
+    assert leave(*command[1:]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == (
+        "~/fields: 4 images to train of 64x96 pixels (height x width); a recipe was chosen for them, and any option "
+        "changes it:"
+    )
+    assert "  scores   on val (there is no split test)" in out
+    record = read_record(out[-1])
+    assert record.content["data"]["split"] == "val"
+    checking = next(
+        line for _, code in blocks(page, SHELL) for line in code.splitlines() if line.startswith("apd check")
+    )
+    assert leave(*shlex.split(checking)[1:]) == 0
+    assert re.search(r"^crop +\d+\.\d\d % +\d+\.\d\d %$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_any_option_wins_over_the_choice_and_is_told(tmp_path, capsys):
+    folder = make(tmp_path / "fields", test=1)
+    size = ["--data.height=32", "--data.width", "48", "--network.output-stride", "16", "--data.jitter", "0"]
+    more = ["--data.evaluation-split", "val", "--training.learning-rate", "0.1", "--seed", "3"]
+    assert trained(folder, *size, *more) == 0
+    out = capsys.readouterr().out
+    experiment = read_record(out.splitlines()[-1]).experiment
+    assert experiment.name == "fields-apd-seed3"
+    assert (experiment.data.height, experiment.data.width, experiment.data.jitter) == (32, 48, 0)
+    assert (experiment.data.crop_height, experiment.data.crop_width) == (32, 48), "chosen for the size asked for"
+    assert (experiment.training.learning_rate, experiment.network.output_stride) == (0.1, 16)
+    assert "images   32x48 (as asked)" in out
+    assert "2 of 8 images (as asked), after 2 of the teacher" in out
+    assert "on val (as asked)" in out
+    assert "student  test_efficientnet, random initial weights" in out
+
+
+def test_the_student_alone_trains_no_teacher_unless_options_ask_for_one(tmp_path, capsys):
+    folder = make(tmp_path / "fields")
+    alone = ["--method", "student", *SMALL, *STEPS[:2]]
+    assert leave("train", "--data.name=folder", f"--data.folder={folder}", *alone) == 0
+    out = capsys.readouterr().out
+    assert "teacher" not in out
+    assert read_record(out.splitlines()[-1]).experiment.teacher is None
+    assert trained(folder, "--method", "student") == 0
+    assert "; teacher mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [["--size", "tiny"], ["--size=tiny"], None])
+def test_a_size_that_is_asked_for_is_the_recipe_as_ever(size, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("apd.study.train.train", lambda experiment, **_: seen.append(experiment) or pytest.skip("seen"))
+    words = ["--data.name", "folder", "--data.folder", make(tmp_path / "fields")]
+    with pytest.raises(pytest.skip.Exception):
+        leave("train", *(["tiny-apd"] if size is None else []), *words, *(size or []))
+    assert (seen[0].data.height, seen[0].data.crop_width, seen[0].network.backbone) == (96, 96, "test_efficientnet")
+    assert seen[0].name == "tiny-apd-seed0"
+    as_ever = recipe("tiny", "apd")
+    data = dataclasses.replace(as_ever.data, name="folder", folder=seen[0].data.folder)
+    assert fingerprint(seen[0]) == fingerprint(dataclasses.replace(as_ever, data=data))
+
+
+OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--data.folder", "FOLDER"], "--data.folder .*: --data.name is scenes, so give --data.name folder with it"),
+        (["--data.name", "folder"], "DataConfig.folder = '': expected the path of a folder"),
+        ([*OWN, "--data.height", "0"], "width"),
+        ([*OWN, "--data.height", "0", "--data.width", "64"], "width"),
+        ([*OWN, "--data.height", "20", "--data.width", "24"], "height = 20"),
+        (["--data.name", "folder", "--data.folder", "nowhere"], "there is no dataset.yaml in"),
+        ([*OWN, "--method", "roi_apd"], "method = 'roi_apd': expected one"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_told_before_anything_is_built(words, told, tmp_path, capsys):
+    folder = make(tmp_path / "fields")
+    assert leave("train", *(str(folder) if word == "FOLDER" else word for word in words)) in (1, 2)
+    assert re.search(told, re.sub(r"[│\s]+", " ", capsys.readouterr().err))

@@ -1,0 +1,139 @@
+"""The smallest side that a network takes is checked at the door, by one rule, wherever images come in."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_own_recipe import leave, make, trained
+
+from apd.data.picture_files import DataError
+from apd.evaluate import protocol
+from apd.evaluate.protocol import WHOLE_PICTURE, Inference
+from apd.models import segmenter
+from apd.study.experiment import DataConfig, Experiment, ExperimentError
+from apd.study.folders import runs_folder
+from apd.study.shown_size import least_side, require_sides, shown_size
+
+OWN_SIZE = ["--data.height", "0", "--data.width", "0"]
+
+
+@pytest.fixture(autouse=True)
+def _no_data_and_runs_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("APD_DATA", raising=False)
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+
+
+def test_the_smallest_side_is_the_networks_own():
+    assert protocol.SMALLEST_SIDE == segmenter.SMALLEST_SIDE
+
+
+@pytest.mark.parametrize(
+    ("data", "inference", "size", "shown", "least"),
+    [
+        (dict(height=0, width=0), WHOLE_PICTURE, (31, 200), (31, 200), 31),
+        (dict(height=64, width=96), WHOLE_PICTURE, (31, 200), (64, 96), 64),
+        (dict(height=0, width=0, long_side=256), WHOLE_PICTURE, (64, 640), (26, 256), 26),
+        (dict(height=64, width=96, long_side=48), WHOLE_PICTURE, (1, 1), (32, 48), 32),
+        (dict(height=0, width=0), Inference(scales=(0.25, 1.0)), (64, 640), (64, 640), 16),
+        (dict(height=0, width=0), Inference(window=(48, 48), scales=(0.25,)), (20, 24), (20, 24), 48),
+    ],
+)
+def test_what_a_network_sees_follows_from_size_longest_side_scales_and_window(data, inference, size, shown, least):
+    config = DataConfig(name="camvid", **data)
+    assert shown_size(config, *size) == shown
+    assert least_side(config, inference, *size) == least
+    if least >= 32:
+        require_sides(config, inference, [("a", size)])
+    else:
+        with pytest.raises(
+            DataError, match=rf"^b has {size[0]}×{size[1]} pixels .* a side of {least} pixels; the least is 32"
+        ):
+            require_sides(config, inference, [("a", (640, 640)), ("b", size)])
+
+
+DOORS = {
+    "small images": (
+        dict(size=(20, 24)),
+        [],
+        r"val000.png has 20×24 pixels .* enlarge it or leave it out",
+    ),
+    "one small image": (dict(size=[(64, 96), (31, 96)]), [], r"val001.png has 31×96"),
+    "scales": (
+        dict(size=(64, 640)),
+        ["--inference.scales", "0.25", "1"],
+        r"a side of 16 .*larger --scales",
+    ),
+    "long side": (
+        dict(size=(64, 640)),
+        ["--data.long-side", "256"],
+        r"a side of 26 .*larger --data.long-side",
+    ),
+    "window": ({}, ["--inference.window", "16", "64"], r"a side of 16 .*a window of at least 32x32"),
+    "of test": (dict(size=[(64, 96), (64, 96), (20, 96)], test=3), [], r"test002.png has 20×96"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_image_that_is_too_small_is_named_before_training_and_by_a_dry_run(door, tmp_path, capsys):
+    changes, words, told = DOORS[door]
+    folder = make(tmp_path / "icons", **changes)
+    assert trained(folder, *OWN_SIZE, *words) == 1
+    assert re.search(told, capsys.readouterr().err)
+    assert not list(runs_folder().glob("*/log.jsonl")), "nothing was trained"
+    assert trained(folder, *OWN_SIZE, *words, "--dry-run") == 1
+    assert re.search(told, capsys.readouterr().out)
+
+
+def test_small_training_images_are_no_fault_since_crops_are_padded(tmp_path):
+    folder = make(tmp_path / "icons", size=(20, 24))
+    for split in ("images", "masks"):
+        for path in (folder / split / "val").iterdir():
+            Image.open(path).resize((96, 64), Image.Resampling.NEAREST).save(path)
+    assert trained(folder, *OWN_SIZE) == 0
+
+
+def test_small_images_are_enlarged_by_the_recipe_that_is_chosen_for_them(tmp_path):
+    assert trained(make(tmp_path / "icons", size=(20, 24))) == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "inference", "told"),
+    [
+        (
+            dict(height=64, width=640, long_side=256),
+            WHOLE_PICTURE,
+            "DataConfig.long_side = 256: .* got 26",
+        ),
+        (dict(height=64, width=96), Inference(scales=(0.4,)), "Experiment.inference = .* got 26"),
+        (dict(height=96, width=96, long_side=64), Inference(scales=(0.4,)), "Experiment.inference = .* got 26"),
+    ],
+)
+def test_of_one_size_for_all_the_experiment_itself_is_refused(data, inference, told):
+    with pytest.raises(ExperimentError, match=told):
+        Experiment(data=DataConfig(name="camvid", **data), inference=inference)
+
+
+def test_predict_and_evaluate_refuse_what_is_too_small_before_anything_is_written(tmp_path, capsys):
+    folder = make(tmp_path / "fine")
+    assert trained(folder, *OWN_SIZE) == 0
+    run = capsys.readouterr().out.splitlines()[-1]
+    for name, size in (("wide", (64, 96)), ("thin", (31, 200))):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    pictures = [tmp_path / "wide.png", tmp_path / "thin.png"]
+    assert leave("predict", run, *pictures, "--to", tmp_path / "seen") == 1
+    assert re.search(r"thin.png has 31×200 pixels .* a side of 31", capsys.readouterr().err)
+    assert not (tmp_path / "seen").exists()
+    assert leave("evaluate", run, "--scales", "0.25") == 1
+    assert re.search(r"val000.png has 64×96 pixels .* larger --scales", capsys.readouterr().err)
+    assert leave("predict", run, tmp_path / "wide.png", "--to", tmp_path / "seen") == 0
+    assert leave("predict", run, tmp_path / "wide.png", "--scales", "0.25", "--to", tmp_path / "seen") == 1
+
+
+def test_predict_with_a_fixed_size_takes_any_picture_and_refuses_small_scales_only(tmp_path, capsys):
+    assert trained(make(tmp_path / "fine"), "--data.height", "64", "--data.width", "96") == 0
+    run = capsys.readouterr().out.splitlines()[-1]
+    Image.fromarray(np.zeros((1, 200, 3), np.uint8)).save(tmp_path / "line.png")
+    assert leave("predict", run, tmp_path / "line.png", "--to", tmp_path / "seen") == 0
+    assert leave("predict", run, tmp_path / "line.png", "--scales", "0.25", "--to", tmp_path / "seen") in (1, 2)
+    assert "larger --scales" in capsys.readouterr().err

@@ -73,7 +73,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "Python 3.11 or newer is needed and $(PYTHON) is not one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing the versions of requirements.lock into .venv, once: 3 GB to download and 7 GB of disk, most of it"
-	@echo "torch for GPUs. With pip that took 2 minutes where the network is fast; at 50 Mbit/s the download alone takes 8."
+	@echo "torch for GPUs. With pip it took 2 minutes on a fast network; at 50 Mbit/s the download alone takes 8."
 ifneq ($(UV),)
 	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || $(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(call run,$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock)

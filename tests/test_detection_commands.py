@@ -328,7 +328,7 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
     teacher = task.network(experiment.teacher.network, 80, device, 1).eval().requires_grad_(False)
     update = module.Update(experiment, student.train(), teacher, precision="fp32")
     data = NoiseThings(coco_spec("coco", "val2017"), (64, 80))
-    batch = next(task.batches(data, start=0, ranks=module.ALONE, workers=0))
+    batch = next(task.batches(data, start=0, ranks=module.ALONE, workers=0, device=torch.device("cpu")))
     with FlopCounterMode(display=False) as counter:
         update(batch)
     counted = counter.get_total_flops() / 2 / 2  # two operations a product, two pictures

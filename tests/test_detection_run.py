@@ -61,7 +61,7 @@ def finished(undisturbed, monkeypatch):
 
 
 def batch_of(run):
-    return next(run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0))
+    return next(run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device))
 
 
 def without_things(batch):

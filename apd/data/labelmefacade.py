@@ -9,7 +9,8 @@ from pathlib import Path
 
 from apd.data.catalogue import CAMVID, DatasetSpec
 from apd.data.folder import FolderDataset, find_data
-from apd.data.picture_files import MissingData, pair_folders
+from apd.data.paired_files import pair_folders
+from apd.data.picture_files import MissingData
 
 FOLDER = "LabelMeFacade"
 _LISTS = Path(__file__).with_name("labelmefacade_splits.txt")

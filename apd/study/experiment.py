@@ -13,13 +13,7 @@ from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
 from apd.study.shown_size import least_side
-from apd.study.task_checks import (
-    TaskName,
-    require_fit_for_detection,
-    require_fit_for_device,
-    require_one_task,
-    task_of_data,
-)
+from apd.study.task_checks import TaskName, require_fit, require_one_task, task_of_data
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -299,7 +293,7 @@ class Experiment:
                         f"APDConfig.width = None: expected heads of equal width then, got network.head_width = "
                         f"{widths[0]} and teacher.network.head_width = {widths[1]}"
                     )
-        (require_fit_for_detection if self.task == "detection" else require_fit_for_device)(self)
+        require_fit(self)
 
     @property
     def task(self) -> TaskName:

@@ -41,7 +41,12 @@ def require_one_task(experiment: Any) -> None:
             )
 
 
-def require_fit_for_device(experiment: Any) -> None:
+def require_fit(experiment: Any) -> None:
+    """Raise ExperimentError where the experiment's task, or the device, is asked for what it cannot do."""
+    (_require_fit_for_detection if experiment.task == "detection" else _require_fit_for_device)(experiment)
+
+
+def _require_fit_for_device(experiment: Any) -> None:
     """Raise ExperimentError where batches are to be made on the device with what only the loader does."""
     data, trainings = experiment.data, [experiment.training]
     if experiment.teacher is not None:
@@ -53,7 +58,7 @@ def require_fit_for_device(experiment: Any) -> None:
         )
 
 
-def require_fit_for_detection(experiment: Any) -> None:
+def _require_fit_for_detection(experiment: Any) -> None:
     """Raise ExperimentError where detection is asked for what only segmentation can do."""
     told = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
     require(experiment.precision != "bf16", experiment, "precision", told)

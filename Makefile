@@ -4,6 +4,7 @@
 #   make test        linter, tests, stored notebooks, the book, its pages in a browser
 #   make notebooks   run the notebooks in place: refreshes the outputs that are committed
 #   make lock        resolve requirements.lock anew after a change of pyproject.toml (needs uv)
+#   make resolve     ask the package index for the locked versions on the oldest and the newest Python
 #   make clean       remove the built book; .venv, runs and records stay
 #
 # PYTHON=python3.12 picks the interpreter for a new .venv. UV= does without uv though it is installed.
@@ -18,8 +19,16 @@ READY := .venv/.installed
 PAGES := book/_build/html
 
 .NOTPARALLEL:
-.PHONY: help book test notebooks lock clean lint check run-notebooks copy-notebooks pages browser
+.PHONY: help book test notebooks lock resolve clean lint check run-notebooks copy-notebooks pages browser
 .DEFAULT_GOAL := help
+
+# $(call run,COMMAND): show a command, run it, and say every 9 seconds that it still runs. The clock outlives no recipe:
+# it looks for the shell that started it, and holds no pipe open while it sleeps.
+define run
+@echo '$(1)'
+@t=0; while sleep 9 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do echo "  … still running, $$((t += 9)) s"; done & \
+	trap "kill $$! 2>/dev/null" EXIT; $(1)
+endef
 
 help:
 	@sed -n '2,/^$$/s/^#* *//p' Makefile
@@ -36,10 +45,10 @@ lint: $(READY)
 
 # One thread for each worker: sums in the same order whatever the number of cores.
 check: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -n $(WORKERS) --dist loadfile
+	$(call run,OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -n $(WORKERS) --dist loadfile)
 
 run-notebooks: $(READY)
-	$(BIN)/python notebooks/execute.py --to book/notebooks -p size $(SIZE)
+	$(call run,$(BIN)/python notebooks/execute.py --to book/notebooks -p size $(SIZE))
 
 copy-notebooks:
 	mkdir -p book/notebooks
@@ -47,28 +56,32 @@ copy-notebooks:
 
 # --all: an incremental build is silent about the pages that it does not read again.
 pages: $(READY)
-	$(BIN)/jupyter-book build -W --keep-going --all --quiet book
+	$(call run,$(BIN)/jupyter-book build -W --keep-going --all --quiet book)
 
 browser: $(READY)
-	BOOK=$(PAGES) $(BIN)/python -m pytest tests/browser -rs
+	$(call run,BOOK=$(PAGES) $(BIN)/python -m pytest tests/browser -rs)
 
 notebooks: $(READY)
-	$(BIN)/python notebooks/execute.py --in-place
+	$(call run,$(BIN)/python notebooks/execute.py --in-place)
+
+resolve: $(READY)
+	$(call run,$(BIN)/python .ci/resolve.py)
 
 # Only what differs from the lock is installed. A .venv whose Python is gone or too old is made anew.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "Python 3.11 or newer is needed and $(PYTHON) is not one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Installing the versions of requirements.lock into .venv (once; torch alone is some gigabytes)"
+	@echo "Installing the versions of requirements.lock into .venv, once: 3 GB to download and 7 GB of disk, most of it"
+	@echo "torch for GPUs. With pip it took 2 minutes on a fast network; at 50 Mbit/s the download alone takes 8."
 ifneq ($(UV),)
 	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || $(UV) venv --quiet --clear --python $(PYTHON) .venv
-	$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
+	$(call run,$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock)
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 else
 	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear .venv || { echo "$(PYTHON) cannot make a virtual environment: install python3-venv, or uv." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
-	$(BIN)/python -m pip install --require-hashes --requirement requirements.lock
+	$(call run,$(BIN)/python -m pip install --require-hashes --requirement requirements.lock)
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 endif
 	@touch $(READY)

@@ -6,10 +6,10 @@
 from typing import TYPE_CHECKING, Any
 
 from apd.distill import APDLoss
-from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss
+from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, two_channel_logits
 from apd.perspective import class_prototypes, observe, resize_labels
 from apd.projection import ProjectionHead
-from apd.taps import FeatureTap
+from apd.taps import FeatureTap, tokens_to_map
 
 if TYPE_CHECKING:
     from apd.rivals import (
@@ -55,6 +55,8 @@ __all__ = [
     "pixel_kd_loss",
     "regularisation_loss",
     "resize_labels",
+    "tokens_to_map",
+    "two_channel_logits",
 ]
 
 

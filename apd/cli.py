@@ -39,6 +39,10 @@ def _campaign(arguments: list[str]) -> int:
         """Torch device; empty is cuda where there is one, else cpu."""
         workers: int = 0
         """Processes that prepare batches ahead in every run; any number gives the same batches."""
+        processes: int = 1
+        """Runs side by side on the device; each prints when it is done."""
+        minutes: float | None = None
+        """Stop after these, with checkpoints; no run is begun that cannot finish before."""
 
     description = f"{_campaign.__doc__} Campaigns: {', '.join(CAMPAIGNS)}."
     chosen = parse(Campaign, arguments, prog="apd campaign", description=description)
@@ -49,6 +53,8 @@ def _campaign(arguments: list[str]) -> int:
         shard=Shard.parse(chosen.shard),
         device=chosen.device or None,
         workers=chosen.workers,
+        processes=chosen.processes,
+        minutes=chosen.minutes,
     )
     for record in () if started_rank() else records:
         print(summary(record))
@@ -194,7 +200,7 @@ def _run(name: str, *arguments: str) -> int:
         if error.name != "tyro":
             raise
         print(
-            "apd: the command line needs tyro (pip install 'apd[cli]'); without it, "
+            "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
             "`python -m apd.study.campaign NAME` runs campaigns",
             file=sys.stderr,
         )

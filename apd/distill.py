@@ -1,6 +1,5 @@
 """Adaptive Perspective Distillation as one module: the projection heads, the four terms and their weights."""
 
-import math
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -10,20 +9,19 @@ from torch import Tensor, nn
 from apd.losses import Reduction, alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, upsample
 from apd.occurring import SeenClasses, occurring_classes
 from apd.own_perspective import observe_itself
-from apd.perspective import (
-    Absent,
-    Scope,
-    check_choice,
-    check_count,
-    check_labels,
-    check_map,
-    full_precision,
-    match_grids,
-    resize_labels,
-    valid_pixels,
-)
+from apd.perspective import Absent, Scope, full_precision, match_grids, resize_labels, valid_pixels
 from apd.projection import ProjectionHead
 from apd.term_weights import RELEASED_WEIGHTS, checked_weights
+from apd.validation import (
+    BINARY,
+    check_call,
+    check_choice,
+    check_count,
+    check_flag,
+    check_ignore_index,
+    check_positive,
+    without_infinities,
+)
 
 LabelSource = Literal["truth", "teacher"]
 
@@ -116,26 +114,29 @@ class APDLoss(nn.Module):
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        check_count("student_channels", student_channels)
-        check_count("teacher_channels", teacher_channels)
-        check_count("num_classes", num_classes)
+        self.student_channels = check_count("student_channels", student_channels)
+        self.teacher_channels = check_count("teacher_channels", teacher_channels)
+        self.num_classes = check_count("num_classes", num_classes)
+        if num_classes == 1:
+            raise ValueError(f"num_classes=1: one class leaves nothing to tell apart; {BINARY}")
+        self.ignore_index = check_ignore_index(ignore_index, num_classes)
+        check_flag("upsample_logits", upsample_logits)
+        check_flag("detach_prototypes", detach_prototypes)
         check_choice("scope", scope, ("image", "batch"))
         check_choice("reduction", reduction, ("pixel", "element"))
         check_choice("absent", absent, ("mask", "zero"))
         check_choice("labels_from", labels_from, ("truth", "teacher"))
         for name, value in (("scale", scale), ("temperature", temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value}: expected a positive number")
+            check_positive(name, value)
         if width is None and student_channels != teacher_channels:
             raise ValueError(
                 f"width=None needs equal channels, got student_channels={student_channels} and "
                 f"teacher_channels={teacher_channels}: give a width, so that heads project both to it"
             )
-        self.student_channels, self.teacher_channels, self.num_classes = student_channels, teacher_channels, num_classes
         self.scale, self.scope, self.reduction, self.absent = scale, scope, reduction, absent
-        self.ignore_index, self.temperature, self.upsample_logits = ignore_index, temperature, upsample_logits
+        self.temperature, self.upsample_logits = temperature, upsample_logits
         self.labels_from, self.detach_prototypes = labels_from, detach_prototypes
-        self.weights = checked_weights(weights or {}, has_heads=width is not None)
+        self.weights = checked_weights({} if weights is None else weights, has_heads=width is not None)
         self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
         self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)
         # Under DDP a parameter that requires a gradient and gets none stalls the reducer.
@@ -191,11 +192,14 @@ class APDLoss(nn.Module):
                 teacher's only with ``labels_from="truth"``.
             labels: (B, H, W) class indices, uint8 or a signed integer.
         """
-        self._check_maps((student_features, teacher_features, student_logits, teacher_logits))
-        check_labels(labels, student_features.shape[0])
+        self._check(
+            {"student_features": student_features, "teacher_features": teacher_features},
+            {"student_logits": student_logits, "teacher_logits": teacher_logits},
+            labels,
+        )
         valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
         if self.labels_from == "teacher":
-            labels = upsample(teacher_logits.detach(), labels.shape[1:]).argmax(1)
+            labels = upsample(without_infinities(teacher_logits), labels.shape[1:]).argmax(1)
         weights = self.weights
         terms: dict[str, Tensor] = {}
 
@@ -266,31 +270,14 @@ class APDLoss(nn.Module):
             detach_prototypes=detach_prototypes,
         )
 
-    def _check_maps(self, maps: tuple[Tensor | None, ...]) -> None:
-        expected = (
-            ("student_features", self.student_channels, "student_channels"),
-            ("teacher_features", self.teacher_channels, "teacher_channels"),
-            ("student_logits", self.num_classes, "num_classes"),
-            ("teacher_logits", self.num_classes, "num_classes"),
-        )
-        for value, (name, channels, argument) in zip(maps, expected, strict=True):
-            if value is None and name.endswith("logits"):
-                if self.weights["pixel_kd"]:
-                    raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
-                if name == "teacher_logits" and self.labels_from == "teacher":
-                    raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
-                continue
-            check_map(name, value)
-            if value.shape[1] != channels:
-                hint = "; both networks have to tell the same classes" if name.endswith("logits") else ""
-                if value.shape[3] == channels:
-                    hint = f"; its last axis is {channels}: with channels in the last axis use .permute(0, 3, 1, 2)"
-                raise ValueError(
-                    f"{name} has {value.shape[1]} channels (shape {tuple(value.shape)}): "
-                    f"expected {channels}, the {argument} given at construction{hint}"
-                )
-            if value.shape[0] != maps[0].shape[0]:
-                raise ValueError(
-                    f"{name} holds {value.shape[0]} images but student_features {maps[0].shape[0]}: "
-                    "the batches must agree"
-                )
+    def _check(self, features: dict[str, Tensor], logits: dict[str, Tensor | None], labels_BHW: Tensor) -> None:
+        weights = self.weights
+        for name, value in logits.items():
+            if value is None and weights["pixel_kd"]:
+                raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
+        if logits["teacher_logits"] is None and self.labels_from == "teacher":
+            raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
+        trained = ["student_features"] if weights["alignment"] or weights["observation"] else []
+        trained += ["student_logits"] if weights["pixel_kd"] else []
+        given = features | {name: value for name, value in logits.items() if value is not None}
+        check_call(self, given, labels_BHW, trained=trained)

@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apd.means import divisor
-from apd.perspective import (
-    ABSENT_LOGIT,
+from apd.perspective import ABSENT_LOGIT, full_precision, match_grids, resize_labels, valid_pixels
+from apd.upsampled_entropy import upsampled_entropy
+from apd.validation import (
     check_choice,
+    check_classes,
+    check_grids,
     check_labels,
     check_map,
-    full_precision,
-    match_grids,
-    resize_labels,
-    valid_pixels,
+    check_positive,
+    check_values,
+    without_infinities,
 )
-from apd.upsampled_entropy import upsampled_entropy
 
 Reduction = Literal["pixel", "element"]
 
@@ -198,7 +199,8 @@ def pixel_kd_loss(
     The teacher's logits are constants here.
 
     Args:
-        student_logits_BKhw, teacher_logits_BKhw: raw logits; grids may differ, the coarser wins.
+        student_logits_BKhw, teacher_logits_BKhw: raw logits; grids may differ, the coarser wins. The teacher's may be
+            -inf for classes that it rules out.
         labels_BHW: integer labels on any grid, for validity only.
         temperature: T (default 1, the released code's).
         ignore_index: label of pixels not to count.
@@ -212,7 +214,8 @@ def pixel_kd_loss(
         A scalar. Memory: about four maps (B, K, h, w), or (B, K, H, W) when upsampled.
 
     Raises:
-        ValueError, TypeError: wrong rank, dtype, batch or number of classes. RuntimeError: labels out of range.
+        ValueError, TypeError: wrong rank, dtype, batch, number of classes or aspect ratio; on a CPU, logits that are
+            not finite. RuntimeError: labels out of range.
 
     >>> import torch
     >>> from apd import pixel_kd_loss
@@ -223,16 +226,14 @@ def pixel_kd_loss(
     check_map("student_logits", student_logits_BKhw)
     check_map("teacher_logits", teacher_logits_BKhw)
     check_choice("reduction", reduction, ("pixel", "element"))
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected a positive number")
-    if student_logits_BKhw.shape[:2] != teacher_logits_BKhw.shape[:2]:
-        raise ValueError(
-            f"student_logits has shape {tuple(student_logits_BKhw.shape)} but teacher_logits "
-            f"{tuple(teacher_logits_BKhw.shape)}: batch and classes (the first two axes) must be equal"
-        )
+    check_positive("temperature", temperature)
+    check_classes(student_logits_BKhw, teacher_logits_BKhw)
     batch, num_classes = student_logits_BKhw.shape[:2]
     check_labels(labels_BHW, batch)
-    teacher_logits_BKhw = teacher_logits_BKhw.detach()
+    logits = {"student_logits": student_logits_BKhw, "teacher_logits": teacher_logits_BKhw}
+    check_grids(logits | {"labels": labels_BHW})
+    check_values(None, logits)
+    teacher_logits_BKhw = without_infinities(teacher_logits_BKhw)
     if upsample_logits:
         size = labels_BHW.shape[1:]
         student_logits_BKhw = upsample(student_logits_BKhw, size)
@@ -246,6 +247,23 @@ def pixel_kd_loss(
         elements = torch.full((), divergence_BKhw.numel(), device=divergence_BKhw.device)
         return divergence_BKhw.sum() / divisor(elements)
     return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
+
+
+def two_channel_logits(logits_B1hw: Tensor) -> Tensor:
+    """The two logits of a binary network that has one, before its sigmoid: 0 for class 0, and its own for class 1.
+
+    Their softmax is the sigmoid, so that every distiller takes them, with ``num_classes=2``. Labels are then 0 and 1;
+    those of masks with 0 and 255 are ``(masks > 0).long()``, since 255 is ignored.
+
+    >>> import torch
+    >>> from apd import two_channel_logits
+    >>> two_channel_logits(torch.tensor([[[[1.5]]]])).flatten()
+    tensor([0.0000, 1.5000])
+    """
+    check_map("logits", logits_B1hw)
+    if logits_B1hw.shape[1] != 1:
+        raise ValueError(f"logits has shape {tuple(logits_B1hw.shape)}: expected one channel (batch, 1, height, width)")
+    return torch.cat([torch.zeros_like(logits_B1hw), logits_B1hw], dim=1)
 
 
 def _divergence(student_BKhw: Tensor, teacher_BKhw: Tensor) -> Tensor:

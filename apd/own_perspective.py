@@ -16,11 +16,11 @@ from apd.perspective import (
     ABSENT_LOGIT,
     Absent,
     Scope,
-    check_choice,
     class_members,
     full_precision,
     inverse_length,
 )
+from apd.validation import check_choice
 
 
 class _ObserveItself(torch.autograd.Function):

@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apd.validation import BINARY, check_choice, check_labels, check_map
+
 Scope = Literal["image", "batch"]
 Absent = Literal["mask", "zero"]
 
 ABSENT_LOGIT = -1e4
 """Logit of a class without prototype. Finite: the KL of a zero target against -inf would be NaN."""
+
+ASSERTS_LATER = ("cpu", "cuda", "meta")
+"""Types of device with an assertion that nobody has to wait for; others (MPS) have none, and are waited for."""
 
 SHORTEST = 1e-8
 """A vector not longer than this has no direction: it is treated as zero and receives no gradient."""
@@ -47,46 +52,13 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` naming argument and choices when ``value`` is none of them."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise ``ValueError`` naming the argument unless ``value`` is an integer above 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected a positive integer")
-
-
-def check_map(name: str, value: Tensor) -> None:
-    """Raise when ``value`` is not a floating (batch, channels, height, width) tensor with at least one element."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}: expected a tensor (batch, channels, height, width)")
-    if value.ndim != 4 or 0 in value.shape:
-        hint = "; tokens (batch, h * w, channels) become a map by .mT.unflatten(2, (h, w))" if value.ndim == 3 else ""
-        expected = f"expected four non-empty axes (batch, channels, height, width){hint}"
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: {expected}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype")
-
-
-def check_labels(labels_BHW: Tensor, batch: int) -> None:
-    """Raise when ``labels_BHW`` is not an integer (batch, height, width) tensor of ``batch`` images.
-
-    Only what can be known without looking at values; :func:`valid_pixels` checks those.
-    """
-    if not isinstance(labels_BHW, Tensor):
-        raise TypeError(f"labels is a {type(labels_BHW).__name__}: expected an integer tensor (batch, height, width)")
-    if labels_BHW.ndim != 3 or 0 in labels_BHW.shape:
-        hint = "; use labels.squeeze(1)" if labels_BHW.ndim == 4 and labels_BHW.shape[1] == 1 else ""
-        raise ValueError(
-            f"labels has shape {tuple(labels_BHW.shape)}: expected three non-empty axes (batch, height, width){hint}"
-        )
-    if labels_BHW.is_floating_point() or labels_BHW.is_complex() or labels_BHW.dtype == torch.bool:
-        raise TypeError(f"labels has dtype {labels_BHW.dtype}: expected class indices as uint8 or a signed integer")
-    if labels_BHW.shape[0] != batch:
-        raise ValueError(f"labels holds {labels_BHW.shape[0]} images but the maps hold {batch}: the batches must agree")
+def assert_without_waiting(holds: Tensor, message: str) -> None:
+    """Raise ``RuntimeError`` unless all of ``holds`` is true; on CUDA at the next synchronisation."""
+    right = holds.all()
+    if holds.device.type in ASSERTS_LATER:
+        torch._assert_async(right, message)
+    elif not torch.compiler.is_compiling() and not right:
+        raise RuntimeError(message)
 
 
 def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
@@ -99,10 +71,10 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
     ignored_BHW = labels_BHW == ignore_index
     known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes)
-    torch._assert_async(
-        (known_BHW | ignored_BHW).all(),
-        f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: "
-        "map the data set's labels to these, or correct num_classes or ignore_index",
+    assert_without_waiting(
+        known_BHW | ignored_BHW,
+        f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: map the data "
+        f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}",
     )
     return ~ignored_BHW
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from apd.perspective import check_count
+from apd.validation import WIDEST, check_count
 
 
 class ProjectionHead(nn.Module):
@@ -22,9 +22,8 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        check_count("in_channels", in_channels)
-        check_count("width", width)
-        self.in_channels = in_channels
+        in_channels = check_count("in_channels", in_channels)
+        self.in_channels, width = in_channels, check_count("width", width, WIDEST)
         self.hidden = nn.Conv2d(in_channels, width, kernel_size=1)
         self.out = nn.Conv2d(width, width, kernel_size=1)
 

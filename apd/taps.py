@@ -1,23 +1,113 @@
-"""Features of any module of any model, by its path and without editing the model."""
+"""Features of any module of any model, by its path and without editing the model; a transformer's tokens as a map."""
 
 import difflib
+import math
+import operator
+import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
+
+from apd.validation import check_count
+
+
+def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, prefix_tokens: int = 0) -> Tensor:
+    """A vision transformer's tokens as a map, row by row.
+
+    Args:
+        tokens_BNC: (batch, tokens, channels), prefix tokens first.
+        grid: height and width of the patches' grid, or of anything of the same aspect ratio, such as the images or
+            ``labels.shape[1:]``. None (default): a square.
+        prefix_tokens: how many tokens stand before those of patches: the CLS token and registers (5 in a DINOv2 with
+            registers, 1 in one without), or 0 (default).
+
+    Returns:
+        (batch, channels, height, width).
+
+    Raises:
+        ValueError: another rank, or a number of tokens that fills no such grid.
+
+    >>> import torch
+    >>> from apd import tokens_to_map
+    >>> tokens_to_map(torch.zeros(2, 1 + 4 + 8 * 12, 384), (64, 96), prefix_tokens=5).shape
+    torch.Size([2, 384, 8, 12])
+    """
+    if not isinstance(tokens_BNC, Tensor) or tokens_BNC.ndim != 3:
+        shape = f"of shape {tuple(tokens_BNC.shape)}" if isinstance(tokens_BNC, Tensor) else type(tokens_BNC).__name__
+        raise ValueError(f"tokens is {shape}: expected a tensor (batch, tokens, channels)")
+    height, width = grid or (1, 1)
+    patches = tokens_BNC.shape[1] - prefix_tokens
+    h = height if height * width == patches else round(math.sqrt(max(patches, 0) * height / width))
+    w = patches // h if h > 0 else 0
+    # a patch more or less in a row is a rounded side; more is another grid
+    if (
+        h * w != patches
+        or patches < 1
+        or not (h - 1) * width < (w + 1) * height
+        or not (w - 1) * height < (h + 1) * width
+    ):
+        raise ValueError(
+            f"tokens has {tokens_BNC.shape[1]} tokens, {patches} after prefix_tokens={prefix_tokens}: they fill no "
+            f"grid of the aspect ratio {height}:{width} of grid={grid}; count the CLS and register tokens in "
+            "prefix_tokens, and give the grid of patches or the size of the image as grid"
+        )
+    return tokens_BNC[:, prefix_tokens:].mT.unflatten(2, (h, w))
+
+
+class _Tapped:
+    """Stands for the forward of a tapped module and hands its output to the tap.
+
+    An attribute of the module, unlike a hook, is seen by code that torch.compile made before. In a copy of the module
+    (deepcopy, pickle) the module's own forward stands in its place.
+    """
+
+    def __init__(self, module: nn.Module, tap: "FeatureTap") -> None:
+        self.module, self.tap = module, tap
+        self.before: Callable[..., Any] | None = module.__dict__.get("forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self.before
+        output = forward(*args, **kwargs) if forward else type(self.module).forward(self.module, *args, **kwargs)
+        if self.tap is not None:
+            self.tap._remember(output)
+        return output
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any]]:
+        if self.before is None:
+            return operator.attrgetter("forward"), (self.module,)  # the copy has no attributes yet: its class's
+        return operator.itemgetter(0), ((self.before,),)
+
+    def leave(self) -> None:
+        """Give the module its forward back, unless somebody has wrapped this one since: then it only passes on."""
+        self.tap = None
+        while isinstance(outer := self.module.__dict__.get("forward"), _Tapped) and outer.tap is None:
+            if outer.before is None:
+                del self.module.forward
+            else:
+                self.module.forward = outer.before
 
 
 class FeatureTap:
-    """Context manager that remembers the last output of one module of a model.
+    """Remembers the last output of one module of a model: a context manager, or :meth:`open` and :meth:`close`.
 
-    Open it once around a training loop; the hook is gone when the block is left, whatever ended it.
+    Open it once around a training loop; the model is as it was when the block is left, whatever ended it. Copies of the
+    model (``copy.deepcopy``, ``AveragedModel``, ``torch.save``) made meanwhile are not tapped, and a copy of the tap is
+    closed. A model may be compiled before or after. Of a module that a forward pass calls several times, the last
+    call counts; what activation checkpointing computes again in the backward pass does not.
 
     Args:
         model: any module.
         path: dotted path of the module whose output is wanted, as in ``model.named_modules()``.
+        prefix_tokens, grid: where either is given, the output is tokens, and ``features`` the map that
+            :func:`tokens_to_map` makes of them. ``tap.grid`` may be set anew for images of another shape.
 
     Raises:
         ValueError: the model has no such module; the message lists the nearest names.
+        TypeError: the module is TorchScript.
 
     >>> import torch
     >>> from torch import nn
@@ -29,49 +119,114 @@ class FeatureTap:
     torch.Size([1, 8, 4, 4])
     """
 
-    def __init__(self, model: nn.Module, path: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        path: str,
+        *,
+        prefix_tokens: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        model = getattr(model, "_orig_mod", model)  # of a compiled model
         modules = dict(model.named_modules())
         if path not in modules or path == "":
             names = [name for name in modules if name]
             near = difflib.get_close_matches(path, names, n=5, cutoff=0.3) or names[:5]
             raise ValueError(f"{type(model).__name__} has no module {path!r}: the nearest names are {near}")
-        self.path = path
+        if isinstance(modules[path], torch.jit.ScriptModule):
+            raise TypeError(
+                f"{path!r} is TorchScript, which runs outside Python, where nothing sees its output: tap the model "
+                "that was traced or scripted, or let it return its features"
+            )
+        if prefix_tokens:
+            check_count("prefix_tokens", prefix_tokens)
+        self.path, self.grid = path, grid
+        self.prefix_tokens = 0 if prefix_tokens is None and grid is not None else prefix_tokens
         self._module = modules[path]
         self._features: Tensor | None = None
-        self._version = 0
-        self._hook = None
+        self._version: int | None = None
+        self._checkpointed = False
+        self._tapped: _Tapped | None = None
+
+    def open(self) -> Self:
+        """Start to listen; what was heard before is forgotten. For loops that cannot use ``with``."""
+        if self._tapped is not None:
+            raise RuntimeError(f"the tap of {self.path!r} is open already: open it once, around the whole loop")
+        self._features = None
+        self._tapped = self._module.forward = _Tapped(self._module, self)
+        return self
+
+    def close(self) -> None:
+        """Stop; the last features stay readable. Closing twice does nothing."""
+        if self._tapped is not None:
+            self._tapped.leave()
+            self._tapped = None
 
     def __enter__(self) -> Self:
-        self._hook = self._module.register_forward_hook(self._remember)
-        return self
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hook.remove()  # the last features stay readable
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_features": None, "_tapped": None}
 
     @property
     def features(self) -> Tensor:
         """The module's output in the model's last forward pass, with its graph.
 
         Raises:
-            RuntimeError: no forward pass was made since the tap was opened, or a later module changed the output in
-                place (as ``ReLU(inplace=True)`` does), so that it is no longer what the module returned.
+            RuntimeError: no forward pass was made since the tap was opened; a later module changed the output in
+                place (as ``ReLU(inplace=True)`` does), so that it is no longer what the module returned; or it was
+                computed inside re-entrant checkpointing, which computes without gradient.
+            ValueError: tokens that fill no such grid.
         """
         if self._features is None:
-            raise RuntimeError(f"{self.path!r} has not run: call the model inside the with block first")
-        if not self._features.is_inference() and self._features._version != self._version:
+            state = (
+                "the tap is closed: open it" if self._tapped is None else "call the model inside the with block first"
+            )
+            raise RuntimeError(
+                f"{self.path!r} has not run: {state}. A module that the model contains and never calls, as in an "
+                "exported or fused model, has no output: tap the model that it was made from"
+            )
+        if self._checkpointed and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{self.path!r} ran inside torch.utils.checkpoint(use_reentrant=True), which computes without gradient "
+                "and again in the backward pass: use_reentrant=False, or tap a module outside the checkpoint"
+            )
+        if self._version is not None and self._features._version != self._version:
             raise RuntimeError(
                 f"the output of {self.path!r} was changed in place after it was returned: "
                 "tap the module that changes it, or construct that one with inplace=False"
             )
-        return self._features
+        if self.prefix_tokens is None:
+            return self._features
+        return tokens_to_map(self._features, self.grid, prefix_tokens=self.prefix_tokens)
 
-    def _remember(self, module: nn.Module, inputs: tuple, output: object) -> None:
+    def _remember(self, output: Any) -> None:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._current_graph_task_id() != -1:
+            return  # a backward pass: checkpointing computes again
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"{self.path!r} ({type(module).__name__}) returned a {type(output).__name__}: "
+                f"{self.path!r} ({type(self._module).__name__}) returned a {type(output).__name__}: "
                 "tap a module inside it that returns one tensor"
             )
+        if compiling:  # a version cannot be read there, so what changes the output in place changes another tensor
+            self._features, self._version, self._checkpointed = output.clone(), None, False
+            return
         self._features = output
-        self._version = 0 if output.is_inference() else output._version
+        self._version = None if output.is_inference() else output._version
+        self._checkpointed = not torch.is_grad_enabled() and _inside_reentrant_checkpoint()
+
+
+def _inside_reentrant_checkpoint() -> bool:
+    """Whether the call comes from re-entrant checkpointing of something that has a gradient outside."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            return any(frame.f_locals["ctx"].needs_input_grad)
+        frame = frame.f_back
+    return False

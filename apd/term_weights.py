@@ -1,8 +1,9 @@
 """The weights of the four terms: their defaults, those of the released code, and the check of what a caller gives."""
 
 import difflib
-import math
 from collections.abc import Mapping
+
+from apd.validation import check_positive
 
 DEFAULT_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 1.0, "pixel_kd": 1.0}
 """Own choice, for ``reduction="pixel"``. The released code's weight of 10 in front of its element means is 10 / K or
@@ -15,13 +16,14 @@ RELEASED_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 10.
 
 def checked_weights(given: Mapping[str, float], *, has_heads: bool) -> dict[str, float]:
     """Defaults overlaid with ``given``; refuses unknown names, values that are no weight, and all zeros."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"weights is a {type(given).__name__}: expected a dict of terms and numbers")
     for name, value in given.items():
         if name not in DEFAULT_WEIGHTS:
             near = difflib.get_close_matches(str(name), DEFAULT_WEIGHTS, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"weights has no term {name!r}: {hint}the terms are {', '.join(DEFAULT_WEIGHTS)}")
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"weights[{name!r}]={value}: expected a finite number, 0 or greater")
+        check_positive(f"weights[{name!r}]", value, or_zero=True)
     if not has_heads and given.get("regularisation"):
         raise ValueError(
             f"weights['regularisation']={given['regularisation']} with width=None: this term trains the teacher's "

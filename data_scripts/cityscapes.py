@@ -5,9 +5,8 @@
     python data_scripts/cityscapes.py convert ROOT
 
 Its licence needs an account, so `fetch` says how to download the two archives and unpacks them when they lie in DEST.
-The label table is that of the package cityscapesscripts. Afterwards set the environment variable APD_DATA to DEST.
-Needs Python 3.11, pillow, NumPy, tqdm and cityscapesscripts. Exit code 0, or 1 with one message on what is wrong, or
-130 after Ctrl-C.
+Afterwards set the environment variable APD_DATA to DEST. Needs Python 3.11, pillow, NumPy and tqdm. Exit code 0, or 1
+with one message on what is wrong, or 130 after Ctrl-C.
 """
 
 import sys
@@ -27,10 +26,34 @@ ARCHIVES = (
 )
 STEPS = """{dest} lacks {missing}, and Cityscapes is only given to people with an account. These are the steps:
   1. register at https://www.cityscapes-dataset.com/register/ and accept the terms (research; not commercial)
-  2. pip install cityscapesscripts
-  3. mkdir -p {dest} && csDownload -d {dest} {missing}
-     (it asks for the account, and compares the files with their published MD5; -r goes on with a broken download)
+  2. log in, and download {missing} from https://www.cityscapes-dataset.com/downloads/
+  3. mkdir -p {dest}, and move what was downloaded there
   4. run this command again"""
+# The id that the published label maps give each class of the benchmark, in the order of the train ids. A fact of the
+# publishers' table, labels.py of github.com/mcordts/cityscapesScripts: the ids are 0 to 33, and those that are not
+# here (unlabeled, ego vehicle, parking, caravan and so on) have train id 255 there, which is not scored.
+IDS = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
+LABELS = Labels(list(IDS), list(IDS.values()), ignored=set(range(34)) - set(IDS.values()))
 
 
 def fetch(dest: Path) -> None:
@@ -45,13 +68,13 @@ def fetch(dest: Path) -> None:
 def check(root: Path) -> None:
     """Check counts, pictures, sizes and labels of a Cityscapes folder; the first wrong file is named."""
     root = find_tree(root, FOLDER)
-    check_tree(root, published_pairs(root), published_labels(), "cityscapes")
+    check_tree(root, published_pairs(root), LABELS, "cityscapes")
 
 
 def convert(root: Path) -> None:
     """Write label maps with the 19 train ids, and the lists of the splits, to ROOT/apd_labels."""
     root = find_tree(root, FOLDER)
-    convert_tree(root, published_pairs(root), published_labels(), "cityscapes")
+    convert_tree(root, published_pairs(root), LABELS, "cityscapes")
 
 
 def published_pairs(root: Path) -> dict[str, list[Pair]]:
@@ -67,19 +90,6 @@ def published_pairs(root: Path) -> dict[str, list[Pair]]:
             found.append({path.relative_to(folder).as_posix().removesuffix(ending): path for path in paths})
         splits[split] = paired(root, split, *found, count)
     return splits
-
-
-def published_labels() -> Labels:
-    """The benchmark's classes and ignored ids, as the package cityscapesscripts tells them."""
-    try:
-        from cityscapesscripts.helpers.labels import labels
-    except ImportError as error:
-        raise FetchError(
-            "the label table is in the package cityscapesscripts: pip install 'apd[cityscapes]'"
-        ) from error
-    counted = sorted((label.trainId, label.name, label.id) for label in labels if 0 <= label.trainId < 255)
-    ignored = [label.id for label in labels if label.trainId == 255 and label.id >= 0]
-    return Labels([name for _, name, _ in counted], [number for *_, number in counted], ignored)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

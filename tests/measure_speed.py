@@ -2,12 +2,13 @@
 
     python -m tests.measure_speed                                on the CPU: about ten minutes on two quiet cores
     python -m tests.measure_speed --compiled                     the loss compiled, too
-    python -m tests.measure_speed --device cuda --compiled       on a GPU, `small` compiled as well
+    python -m tests.measure_speed --device cuda --compiled       on a GPU, `small` compiled as well; the paper's step
+    python -m tests.measure_speed --parts losses published       some parts only
 
 The method is held against its class-by-class reference and the other methods, on one thread; the recipes `tiny` and
 `small` go through what `apd cost --switches` and `apd cost --feeding` do, on as many threads as torch takes by itself.
 CamVid is found through APD_DATA; without it, its line in the table of loaders says so. The one file,
-`book/results/speed/<device>.json`, is written anew after each of the three parts, so that a part that fails loses none.
+`book/results/speed/<device>.json`, is written anew after each part, so that a part that fails loses none.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,19 +41,23 @@ from apd import (
     PixelKD,
 )
 from apd.data.picture_files import DataError
+from apd.evaluate.cost import Latency
 from apd.evaluate.inference import resolve_precision
 from apd.evaluate.loss_cost import LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
 from apd.study.checkpoint import write_atomically
+from apd.study.experiment import Experiment
 from apd.study.feeding import feeding_of_experiment
 from apd.study.folders import records_folder
 from apd.study.provenance import provenance
 from apd.study.recipes import recipe
-from apd.study.switch_cost import switch_costs
+from apd.study.switch_cost import step_latency, switch_costs
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RECIPES = ("tiny", "small")
 """Those whose steps and loaders are measured: the ones that a CPU trains."""
+PUBLISHED = {"cityscapes": "cityscapes_corrected", "ade20k": "ade20k_corrected"}
+"""Shapes of a loss, and the recipes of the paper whose step calls it at that shape: PSPNet-R18 taught by R101."""
 WORKERS = (0, 1, 2)
 """Numbers of loading processes."""
 
@@ -117,6 +123,42 @@ def measured(device: torch.device, *, compiled: bool, repeats: int) -> Iterator[
                     yield row
 
 
+def published(device: torch.device, *, repeats: int) -> Iterator[dict[str, Any]]:
+    """A row for each published step and number format: the step, the student's alone, and the loss's share of it.
+
+    A step is that of one of the paper's four processes. Shares are of medians, and of the most memory.
+    """
+    for shape_name, size in PUBLISHED.items():
+        shape = LOSS_SHAPES[shape_name]
+        whole = recipe(size)
+        whole = replace(whole, training=replace(whole.training, batch_size=shape.batch))
+        for precision, dtype in DTYPES.items():
+            steps, peaks = {}, {}
+            for name, one in (("student", replace(whole, teacher=None, distillers=())), ("step", whole)):
+                steps[name], peaks[name] = _step(replace(one, precision=precision), device, repeats)
+            module = APDLoss(shape.channels, shape.channels, shape.classes, width=shape.channels).to(device)
+            loss = loss_cost(module, loss_batch(shape, device=device, dtype=dtype), repeats=repeats)
+            yield {
+                "recipe": size,
+                "dtype": precision,
+                **{name: [round(value, 3) for value in latency] for name, latency in steps.items()},
+                "loss": [round(value, 3) for value in loss.milliseconds],
+                "share_of_time": round(loss.milliseconds.median / steps["step"].median, 4),
+                "peak_bytes": peaks["step"],
+                "loss_peak_bytes": loss.peak_bytes,
+                "share_of_memory": round(loss.peak_bytes / peaks["step"], 4) if peaks["step"] else None,
+            }
+
+
+def _step(experiment: Experiment, device: torch.device, repeats: int) -> tuple[Latency, int]:
+    """Milliseconds of an optimiser step, and on a GPU the most memory that was taken."""
+    if device.type != "cuda":
+        return step_latency(experiment, device, 2, repeats), 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return step_latency(experiment, device, 2, repeats), torch.cuda.max_memory_allocated(device)
+
+
 def recipes_in_words(device: torch.device) -> dict[str, dict[str, Any]]:
     """What a step of each recipe is: networks, batch, crop and number format."""
     experiments = {size: recipe(size) for size in RECIPES}
@@ -177,6 +219,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compiled", action="store_true", help="also through torch.compile, which takes minutes")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=("losses", "published", "switches", "feeding"))
     parser.add_argument("--to", type=Path, default=records_folder("speed"))
     chosen = parser.parse_args()
     device, threads = torch.device(chosen.device), torch.get_num_threads()
@@ -193,11 +236,16 @@ def main() -> None:
     file = chosen.to / f"{re.sub(r'[^a-z0-9]+', '-', content['device']['name'].lower()).strip('-')}.json"
     parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
         "rows": lambda: measured(device, compiled=chosen.compiled, repeats=chosen.repeats),
+        "published": lambda: published(device, repeats=chosen.repeats),
         "switches": lambda: switches(device, compiled=chosen.compiled),
         "feeding": lambda: feeding(device),
     }
+    # the paper's step takes a CPU minutes
+    wanted = chosen.parts or ["losses", "switches", "feeding", *(["published"] if device.type == "cuda" else [])]
     for part, measure in parts.items():
-        if part != "rows":
+        if part.replace("rows", "losses") not in wanted:
+            continue
+        if part in ("switches", "feeding"):
             torch.set_num_threads(threads)
             content["steps"] = {"threads": threads, "recipes": recipes_in_words(device)}
         content[part] = shown(measure())

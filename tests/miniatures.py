@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from apd.data.catalogue import CAMVID
+from apd.data.labelmefacade import listed_splits
 from apd.data.published_sets import ADE20K, COCO_STUFF, PASCAL_CONTEXT_59
 
 VOID = 11
@@ -43,6 +44,16 @@ def write_camvid(
             Image.fromarray(labels_HW).save(root / f"{split}annot" / name, compress_level=1)
             lines.append(f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n")
         (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+def write_labelmefacade(root: Path, *, seed: int = 0) -> Path:
+    """A converted LabelMeFacade tree with every name of its splits: images of two shapes, 8 classes and 255."""
+    rng = np.random.default_rng(seed)
+    for number, stem in enumerate(stem for stems in listed_splits().values() for stem in stems):
+        labels_HW = _blocks(rng, [*range(8), 255], *((32, 48), (40, 32))[number % 2])
+        files = root / "images" / f"{stem}.jpg", root / "labels" / f"{stem}.png"
+        _save_pair(_image_of(rng, labels_HW), labels_HW, *files)
     return root
 
 

@@ -90,7 +90,7 @@ def outcome(experiment: Experiment) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {
         "weights": digest(folder / "weights.safetensors"),
-        "log": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
+        "log": [{name: value for name, value in line.items() if "seconds" not in name} for line in lines],
         **{entry: content[entry] for entry in (measured, "teacher", "evaluations", "curves", "fingerprint")},
     }
 

@@ -116,7 +116,7 @@ def test_a_command_of_a_data_script_takes_what_a_page_gives_it(words, monkeypatc
 
 def test_every_data_script_is_on_a_page_with_its_commands():
     told = {(Path(param.values[0][0]).stem, param.values[0][1]) for param in SCRIPTS}
-    for name in ("cityscapes", "ade20k", "pascal_context", "coco"):
+    for name in ("labelmefacade", "cityscapes", "ade20k", "pascal_context", "coco"):
         assert {(name, command) for command in ("fetch", "check", "convert")} <= told
     assert {("camvid", "fetch"), ("camvid", "check")} <= told
 

@@ -12,7 +12,7 @@ from itertools import product
 import pytest
 from small_experiments import exit_codes, start, tiny
 
-from apd.study import campaign
+from apd.study import runner
 from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms, stronger
 from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
 from apd.study.checkpoint import only_process
@@ -68,7 +68,7 @@ def trained(monkeypatch):
         labels.append(experiment.name)
         return train(experiment, **options)
 
-    monkeypatch.setattr(campaign, "train", noted)
+    monkeypatch.setattr(runner, "train", noted)
     return labels
 
 
@@ -136,6 +136,15 @@ def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(fold
     found = train(quick("short"))
     assert (record.experiment.name, found.experiment.name) == ("short-seed0", "begun-elsewhere")
     assert record.content == found.content | {"experiment": to_dict(record.experiment)}
+
+
+def test_records_of_a_recipe_that_has_changed_are_named_and_left_alone(folder, trained, capsys):
+    train(tiny(iterations=3)).save(folder / "before.json")
+    records = run_campaign("four", folder=folder)
+    assert [record.experiment.name for record in records] == trained == LABELS
+    assert "before.json" in files(folder)
+    told = "four: 1 records there are of no experiment of this campaign, such as before.json: its recipe has changed"
+    assert told in capsys.readouterr().out
 
 
 def test_a_damaged_record_stops_a_campaign_before_it_starts_and_is_named(folder, trained):
@@ -297,7 +306,7 @@ def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, runs, monke
                 elsewhere.close()
             return train(experiment, **options)
 
-        monkeypatch.setattr(campaign, "train", noted)
+        monkeypatch.setattr(runner, "train", noted)
         records = run_campaign("four", folder=folder)
     assert asked == [*LABELS, "short-seed0"]
     assert [record.experiment.name for record in records] == LABELS
@@ -323,7 +332,7 @@ def test_processes_that_prepare_batches_are_asked_for_in_every_run(folder, monke
         asked.append(workers)
         return train(experiment, **options)
 
-    monkeypatch.setattr(campaign, "train", noted)
+    monkeypatch.setattr(runner, "train", noted)
     assert main(["four", "--records", str(folder), "--workers", "2"]) == 0
     run_campaign("four", folder=folder)
     assert asked == [2, 2, 2, 2]

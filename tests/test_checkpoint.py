@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -282,15 +283,34 @@ def test_a_lock_is_free_again_after_an_error(tmp_path):
 
 
 def test_a_full_disk_does_not_keep_a_run_from_being_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.os, "write", full)
+    (tmp_path / "holder").write_text("process 1 on a machine that was switched off")
+    monkeypatch.setattr(Path, "write_text", full)
     with only_process(tmp_path), pytest.raises(RunBusyError, match="in use by another process"):
         hold(tmp_path)
 
 
-def test_a_file_system_without_locks_is_told_and_what_to_do(tmp_path, monkeypatch):
+def test_the_one_who_waits_is_next(tmp_path, capsys):
+    folder, ready = tmp_path / "run", tmp_path / "ready"
+    holder = start(hold_for_ever, folder, ready, output=tmp_path / "output")
+    while not ready.exists():
+        holder.join(0.01)
+        assert holder.is_alive(), (tmp_path / "output").read_text()
+    threading.Timer(0.5, holder.kill).start()
+    with only_process(folder, wait=True):
+        assert (folder / "holder").read_text().startswith(f"process {os.getpid()} on ")
+    assert f"waiting for process {holder.pid} on " in capsys.readouterr().out
+    assert names(folder) == ["lock"]
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("before", [False, True], ids=["new folder", "folder of an earlier run"])
+def test_a_file_system_without_locks_is_named_and_what_to_do(tmp_path, monkeypatch, before):
     def unsupported(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(checkpoint.fcntl, "flock", unsupported)
-    with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; have the file system"):
+    if before:
         hold(tmp_path)
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; have the file sys"):
+            hold(tmp_path)

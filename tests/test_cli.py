@@ -284,7 +284,7 @@ def test_a_command_line_that_cannot_be_understood_is_told_with_what_is_nearest(a
 
 def campaign_on_a_bare_machine(runs):
     """As where only torch, torchvision, timm, safetensors, tqdm, numpy and pillow are installed."""
-    extras = ("tyro", "matplotlib", "pandas", "seaborn", "papermill", "plotly", "sklearn", "jupyter_book", "nbformat")
+    extras = ("tyro", "matplotlib", "pandas", "seaborn", "papermill", "sklearn", "jupyter_book", "nbformat")
     assert not set(extras) & set(sys.modules)
     sys.modules.update(dict.fromkeys(extras))  # None: importing it fails as if it were not installed
     os.environ["APD_RUNS"] = str(runs)
@@ -305,7 +305,7 @@ def test_a_bare_machine_runs_campaigns_and_is_told_what_the_command_line_lacks(t
     *before, last = output.read_text().splitlines()
     assert before[-1].startswith("camvid-small: 1/1 student-seed0: mIoU ")
     assert last == (
-        "apd: the command line needs tyro (pip install 'apd[cli]'); without it, "
+        "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
         "`python -m apd.study.campaign NAME` runs campaigns"
     )
 

@@ -195,7 +195,7 @@ def test_what_does_not_fit_together_is_named():
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(DetectionExtraMissing, match=r"average precision needs .* `pip install 'apd\[detection\]'`"):
+    with pytest.raises(DetectionExtraMissing, match=r"average precision needs .* `pip install -e '\.\[detection\]'`"):
         DetectionScorer(SPEC)
     with pytest.raises(DetectionExtraMissing, match="packing masks needs"):
         encode(np.zeros((1, 2, 2), dtype=bool))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import FEW, WRITERS, data_script, for_counts, write_ade20k, write_cityscapes, write_converted
+from miniatures import FEW, WRITERS, data_script, for_counts, write_ade20k, write_converted
 from PIL import Image
+from torchvision.datasets import Cityscapes
 
 from apd.data.published_sets import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_60
 
@@ -48,14 +49,12 @@ def published(name, root):
     """The pairs (image, mask) of val, by hand, and what each of its values means: a label, or 255."""
     match name:
         case "cityscapes":
-            from cityscapesscripts.helpers.labels import labels
-
             images = sorted((root / "leftImg8bit" / "val").glob("*/*.png"))
             masks = [
                 root / "gtFine" / "val" / p.parent.name / p.name.replace("leftImg8bit", "gtFine_labelIds")
                 for p in images
             ]
-            meaning = {label.id: label.trainId for label in labels if label.id >= 0}
+            meaning = {label.id: label.train_id for label in Cityscapes.classes if label.id >= 0}
         case "ade20k":
             images = sorted((root / "images" / "validation").iterdir())
             masks = [root / "annotations" / "validation" / f"{path.stem}.png" for path in images]
@@ -269,15 +268,6 @@ def test_a_folder_that_is_not_there_is_told(name, tmp_path, capsys):
         code, said = run(name, capsys, command, tmp_path / "nowhere")
         assert code == 1
         assert f"nowhere is not a folder; expected the folder {WRITERS[name][1]}" in said
-
-
-def test_without_the_package_of_cityscapes_labels_it_is_said_how_to_get_it(tmp_path, capsys, monkeypatch):
-    root = write_cityscapes(tmp_path / "cityscapes")
-    monkeypatch.setitem(__import__("sys").modules, "cityscapesscripts.helpers.labels", None)
-    with for_counts("cityscapes", FEW):
-        code, said = run("cityscapes", capsys, "check", root)
-    assert code == 1
-    assert "pip install 'apd[cityscapes]'" in said
 
 
 # --- convert ---------------------------------------------------------------------------------------------------------

@@ -276,6 +276,7 @@ def test_autocast_and_half_precision_maps_stay_close_to_float32(dtype):
     expected = module(**batch)
     halves = {name: value if name == "labels" else value.detach().to(dtype) for name, value in batch.items()}
     halves["student_features"].requires_grad_()
+    halves["student_logits"].requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
         out = module(**halves)
     for name, value in out.items():

@@ -1,5 +1,6 @@
 """pyproject.toml, requirements.lock, requirements-conda.txt and environment.yml describe one environment."""
 
+import importlib
 import re
 import tomllib
 from importlib import metadata
@@ -17,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = [
+    line.split()[-1]
+    for line in PROJECT["classifiers"]
+    if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", line)
+]
 
 
 def pins(text: str) -> list[Requirement]:
@@ -50,6 +55,60 @@ def test_the_lock_gives_each_direct_requirement_one_version_that_it_allows(requi
     assert versions[0] in requirement.specifier, f"{requirement} but the lock has {versions[0]}. Run `make lock`."
 
 
+def test_the_oldest_python_that_is_named_is_the_one_that_is_required():
+    required = SpecifierSet(PROJECT["requires-python"])
+    assert all(required.contains(python) for python in PYTHONS)
+    assert not required.contains(f"3.{int(PYTHONS[0].split('.')[1]) - 1}.99")
+    assert sorted(PYTHONS, key=Version) == PYTHONS
+
+
+def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_python():
+    """pip reads upper bounds, too (typing 3.10.0.0: below 3.5), uv does not."""
+    looked_at, refused = 0, []
+    for python in (PYTHONS[0], PYTHONS[-1]):
+        where = {"python_version": python, "python_full_version": f"{python}.0"}
+        for pin in pins(LOCK):
+            try:
+                installed = metadata.distribution(pin.name)
+            except metadata.PackageNotFoundError:
+                continue
+            if pin.specifier.contains(installed.version) and (pin.marker is None or pin.marker.evaluate(where)):
+                looked_at += 1
+                if not SpecifierSet(installed.metadata["Requires-Python"] or "").contains(f"{python}.0"):
+                    refused.append((str(pin), python))
+    assert refused == []
+    assert looked_at > 300
+
+
+def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_for(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    assets = importlib.import_module("offline_assets").ASSETS
+    brought = {canonicalize_name(module) for module, _ in assets.values()}
+    assert brought <= {canonicalize_name(requirement.name) for requirement in direct_requirements()}
+    for module, inside in assets.values():
+        assert (Path(importlib.import_module(module).__file__).parent / inside).is_file()
+
+
+def test_the_index_is_asked_for_the_locked_versions_of_the_oldest_and_the_newest_python(monkeypatch, capsys):
+    """By `.ci/run`, which has a network; here pip is not called."""
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    resolve = importlib.import_module("resolve")
+    asked = {}
+    monkeypatch.setattr(resolve, "resolve", lambda python, lines: asked.update({python: lines}) or 0)
+    assert resolve.main() == 0
+    assert set(asked) == {PYTHONS[0], PYTHONS[-1]}
+    for python, lines in asked.items():
+        assert len(lines) > 150
+        assert f"torch=={pinned('torch', python)[0]}" in lines
+        assert not any(line.startswith("colorama") for line in lines)  # which is for Windows
+    monkeypatch.setattr(resolve, "resolve", lambda python, _: int(python == PYTHONS[-1]))
+    assert resolve.main() == 1
+    assert (
+        f"Python {PYTHONS[-1]}, {len(asked[PYTHONS[-1]])} locked versions: cannot be installed"
+        in capsys.readouterr().out
+    )
+
+
 def test_every_locked_version_is_exact_and_has_a_hash():
     blocks = re.split(r"\n(?=[a-z0-9])", LOCK.strip())
     assert len(blocks) == len(pins(LOCK)) > 100
@@ -75,10 +134,12 @@ def test_torch_and_torchvision_are_locked_as_a_pair_and_allowed_from_the_oldest_
 
 
 def test_the_core_asks_for_no_more_than_a_bare_gpu_machine_has():
-    core = {Requirement(line).name for line in PROJECT["dependencies"]}
-    brought_by_timm = {"pyyaml"}  # named because it is imported here, too
-    assert core == {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "pillow"} | brought_by_timm
-    assert brought_by_timm <= {Requirement(line).name for line in metadata.requires("timm")}
+    asked = map(Requirement, PROJECT["dependencies"])
+    core = {need.name for need in asked if need.marker is None or need.marker.evaluate({"sys_platform": "linux"})}
+    brought = {"timm": "pyyaml", "torch": "filelock"}  # named because they are imported here, too
+    assert core == {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "pillow", *brought.values()}
+    for name, dependency in brought.items():
+        assert dependency in {canonicalize_name(Requirement(line).name) for line in metadata.requires(name)}
 
 
 def test_the_list_for_conda_is_the_lock_without_hashes():

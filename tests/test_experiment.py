@@ -19,6 +19,7 @@ from apd.study.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
+from apd.study.real_recipes import LEARNING_RATES, REAL_SIZES
 from apd.study.recipes import METHOD_NAMES, METHODS, SMALL_RATES, Size, methods_of, recipe
 
 CONFIGS = (DataConfig, NetworkConfig, TrainingConfig, PixelKDConfig, APDConfig, TeacherConfig, Experiment)
@@ -223,8 +224,9 @@ def test_the_methods_of_a_recipe_differ_in_what_the_method_is_and_in_nothing_els
         if method == "student_equal_seconds":
             assert other.training.iterations > student.training.iterations
             other = replace(other, training=replace(other.training, iterations=student.training.iterations))
-        if size in ("small", "full"):  # each method's best of three; held to the records in test_rates
-            assert other.training.learning_rate == SMALL_RATES[method]
+        if size in ("small", "full", *REAL_SIZES):  # each method's best on val; held to the records in test_rates
+            rates = LEARNING_RATES if size in REAL_SIZES else SMALL_RATES
+            assert other.training.learning_rate == rates[method]
             rate = student.training.learning_rate
             other = replace(other, training=replace(other.training, learning_rate=rate))
         taught = replace(student, teacher=other.teacher) if student.teacher is None else student

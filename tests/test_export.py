@@ -200,7 +200,8 @@ def test_what_cannot_be_written_is_told_before_anything_is_traced(tmp_path, monk
 
 def test_without_onnx_the_extra_that_brings_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"onnxruntime is not installed: pip install 'apd\[export\]'"):
+    advice = r"onnxruntime is not installed: in the project's folder, pip install -e '\.\[export\]'"
+    with pytest.raises(ExportError, match=advice):
         export_network(Small(), tmp_path / "net.onnx", size=(32, 32))
 
 

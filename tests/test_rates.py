@@ -3,14 +3,19 @@
 from dataclasses import replace
 from statistics import fmean
 
+import pytest
 from made_up_records import made_up_record
 
 from apd.plots.rates import rates_table, validation_by_strength, validation_miou, weights_table
 from apd.study.arms import BEST, RIVALS, arm_names, arm_of_strength, at_best, plain_arms
+from apd.study.campaign import experiments_of
 from apd.study.camvid_campaigns import BEST_RIVALS, TRIED_METHODS, TRIED_RATES
+from apd.study.fingerprint import fingerprint
 from apd.study.folders import records_folder
+from apd.study.real_campaigns import TRIED_LEARNING_RATES
+from apd.study.real_recipes import LEARNING_RATES, SECONDS_OF_REAL_APD
 from apd.study.recipes import SMALL_RATES, recipe
-from apd.study.record import read_records
+from apd.study.record import read_record, read_records
 from apd.study.statistics import method_of
 
 
@@ -104,3 +109,30 @@ def test_every_methods_rate_on_camvid_is_the_best_of_its_records():
     assert {method: set(rates) for method, rates in found.items()} == {key: set(TRIED_RATES) for key in TRIED_METHODS}
     for method in TRIED_METHODS:
         assert max(found[method], key=found[method].get) == SMALL_RATES[method]
+
+
+def test_every_methods_learning_rate_on_labelmefacade_is_the_best_of_its_records_and_not_at_an_end_of_the_grid():
+    planned = {fingerprint(experiment) for experiment in experiments_of("facade-learning-rates")}
+    found = {}
+    for record in (read_record(path) for path in records_folder("facade-learning-rates").glob("*.json")):
+        assert record.content["fingerprint"] in planned, f"{record.source} is of another recipe"
+        method, rate = method_of(record.experiment), record.experiment.training.learning_rate
+        found.setdefault(method, {})[rate] = validation_miou(record)
+    for method, scores in found.items():
+        if set(scores) == set(TRIED_LEARNING_RATES):  # until then the middle of the grid stands
+            best = max(scores, key=scores.get)
+            assert LEARNING_RATES[method] == best
+            assert min(scores) < best < max(scores)
+    assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]
+
+
+def test_the_longer_student_has_the_core_seconds_of_apd_within_three_per_cent():
+    least = {}
+    for record in (read_record(path) for path in records_folder("facade-learning-rates").glob("*.json")):
+        method, seconds = method_of(record.experiment), record.content["core_seconds_per_iteration"]
+        least[method] = min(seconds, least.get(method, seconds))
+    if {"student", "apd"} <= set(least):
+        expected = pytest.approx(least["apd"] / least["student"], rel=0.03)
+        assert SECONDS_OF_REAL_APD["facade-small"] == expected, "set it to what was measured, before facade-small runs"
+    longer, student = (recipe("facade-small", method).training for method in ("student_equal_seconds", "student"))
+    assert longer.iterations == round(student.iterations * SECONDS_OF_REAL_APD["facade-small"])

@@ -9,6 +9,7 @@ from small_experiments import prepared_run, tiny
 from apd.data.batches import Batch
 from apd.evaluate.cost import Latency
 from apd.study import switch_cost
+from apd.study.captured import CapturedStep
 from apd.study.experiment import ExperimentError, TrainingConfig
 from apd.study.fingerprint import fingerprint
 from apd.study.switch_cost import other_settings, random_batch, switch_costs, switch_table
@@ -84,6 +85,62 @@ def test_switches_that_are_off_leave_every_fingerprint_as_it_was():
     assert fingerprint(tiny("apd")) != fingerprint(tiny("apd", fused=True))
 
 
+class Replayed:
+    """What stands for a CUDA graph on a CPU: a replay computes anew, writes where the recording wrote, and no more."""
+
+    def __init__(self, compute, batch, parameters):
+        self.compute, self.batch, self.parameters = compute, batch, parameters
+        kept = [p.detach().clone() for p in parameters]
+        self.terms = compute(batch)
+        self.gradients = [p.grad for p in parameters]
+        for parameter, value in zip(parameters, kept, strict=True):
+            assert torch.equal(parameter, value), "gradients only"
+
+    def replay(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+        terms = self.compute(self.batch)
+        for name, value in terms.items():
+            self.terms[name].copy_(value)
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient.copy_(parameter.grad)
+
+
+def test_a_recorded_step_is_replayed_on_new_batches_and_trains_as_one_that_is_not(tmp_path, monkeypatch):
+    """The graph itself is a GPU's (tests/gpu); here it is what is done around it."""
+    ends, logs = [], []
+    for recorded in (False, True):
+        run = prepared_run(tiny("apd", clip_norm=1.0), tmp_path / str(recorded))
+        if recorded:
+            parameters = [p for o in run.optimisers.values() for g in o.param_groups for p in g["params"]]
+            buffers = [b for module in (run.student, run.distillers) for b in module.buffers()]
+
+            def record(step, parameters=parameters, buffers=buffers):
+                kept, random = [b.clone() for b in buffers], torch.get_rng_state()
+                graph = Replayed(step._compute, step._batch, parameters)
+                for buffer, value in zip(buffers, kept, strict=True):
+                    buffer.copy_(value)  # recording computes nothing
+                torch.set_rng_state(random)
+                return graph, graph.terms
+
+            monkeypatch.setattr(CapturedStep, "_aside", lambda step, batch: step._compute(batch))
+            monkeypatch.setattr(CapturedStep, "_record", record)
+            run.update._captured = CapturedStep(run.update._backward)
+        run.execute()
+        ends.append(run.student.state_dict())
+        logs.append([{k: v for k, v in line.items() if k != "seconds"} for line in run.log.read()])
+    assert run.update._captured.recorded
+    assert logs[0] == logs[1]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize("beside", [{"compile": True}, {"accumulation": 2}])
+def test_a_recording_is_one_whole_step_that_is_not_compiled(beside):
+    with pytest.raises(ExperimentError, match=r"TrainingConfig.cuda_graph = True: expected False beside compile"):
+        TrainingConfig(cuda_graph=True, **beside)
+
+
 # what they cost
 
 
@@ -109,7 +166,8 @@ def test_each_switch_is_turned_once_and_alone():
             else replace(changed, training=replace(changed.training, **back))
         )
         assert undone == experiment
-    assert "pinned_memory = True" in [name for name, _ in other_settings(experiment, torch.device("cuda"))]
+    on_a_gpu = [name for name, _ in other_settings(experiment, torch.device("cuda"))]
+    assert {"pinned_memory = True", "cuda_graph = True"} <= set(on_a_gpu)
     assert "accumulation = 1" in [name for name, _ in other_settings(tiny(batch_size=4, accumulation=2), CPU)]
     assert not any("accumulation" in name for name, _ in other_settings(tiny(batch_size=2), CPU))
 
@@ -136,7 +194,7 @@ def test_the_table_tells_seconds_and_factors(monkeypatch):
             raise value
         return value
 
-    monkeypatch.setattr(switch_cost, "_step_latency", latency)
+    monkeypatch.setattr(switch_cost, "step_latency", latency)
     head, first, second, third, *_ = switch_table(tiny("apd", batch_size=4), CPU)
     assert head == "apd-seed0: one optimiser step, batch of 4, on cpu"
     assert first.split() == ["as", "it", "is", "0.1000", "s", "(0.0900", "to", "0.1100),", "1.00", "times"]
@@ -148,7 +206,7 @@ def test_an_experiment_that_cannot_be_measured_at_all_is_an_error(monkeypatch):
     def broken(*_):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(switch_cost, "_step_latency", broken)
+    monkeypatch.setattr(switch_cost, "step_latency", broken)
     with pytest.raises(RuntimeError, match="no memory"):
         next(switch_costs(tiny(), CPU))
 

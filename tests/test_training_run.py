@@ -294,7 +294,7 @@ def test_every_step_is_logged_once_with_every_term(runs):
     lines = log_of(tiny("both"))
     assert [line["step"] for line in lines] == list(range(6))
     terms = {"task", "auxiliary", "pixel_kd.pixel_kd", "apd.regularisation", "apd.alignment", "apd.observation", "loss"}
-    assert all(set(line) == {"step", "seconds", "learning_rate"} | terms for line in lines)
+    assert all(set(line) == {"step", "seconds", "core_seconds", "learning_rate"} | terms for line in lines)
     for line in lines:
         apd = line["apd.regularisation"] + 10 * line["apd.alignment"] + line["apd.observation"]
         total = line["task"] + 0.4 * line["auxiliary"] + line["pixel_kd.pixel_kd"] + apd
@@ -305,9 +305,11 @@ def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
     log = RunLog(tmp_path / "log.jsonl")
     log.start_over(0)
     for step in range(250):
-        log.write({"step": step, "seconds": 1.0 if step == 0 else 0.25, "loss": float(step)})
+        taken = {"seconds": 1.0 if step == 0 else 0.25, "core_seconds": 0.5 if step == 0 else 0.125}
+        log.write({"step": step, **taken, "loss": float(step)})
     summary = log.summary()
     curves = summary["curves"]
+    assert summary["core_seconds_per_iteration"] == 0.125
     assert summary["seconds_per_iteration"] == 0.25  # a median: the first step, with its warming up, does not count
     assert len(curves["iteration"]) == len(curves["loss"]) == 84 <= CURVE_POINTS
     assert (curves["iteration"][:2], curves["iteration"][-1]) == ([3, 6], 250)

@@ -406,6 +406,22 @@ def test_a_loss_that_is_no_number_leaves_with_a_message(runs, told):
     assert "Lower --training.learning-rate" in message
 
 
+def test_a_gpu_without_enough_memory_is_told_in_a_line_and_the_run_goes_on_from_its_checkpoint(
+    runs, told, monkeypatch, undisturbed
+):
+    interrupted_run(3, monkeypatch)
+    with monkeypatch.context() as patch:
+        full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
+        patch.setattr(loop.Update, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(full)))
+        message = told("train", "--method", "student")
+    assert "the GPU's memory does not hold this run (CUDA out of memory)" in message
+    assert "Lower training.batch_size, raise training.accumulation" in message
+    steps = []
+    train(tiny(), on_step=steps.append)
+    assert steps == [4, 5, 6]
+    assert outcome(tiny()) == undisturbed
+
+
 @pytest.mark.parametrize("command", [("evaluate",), ("predict",)])
 def test_a_folder_that_is_no_run_is_told(told, tmp_path, command):
     picture = [tmp_path / "a.png"] if command == ("predict",) else []

@@ -93,11 +93,16 @@ class BatchStream(Dataset):
         places = (divmod(place, self._count) for place in range(first, first + self.batch_size))
         return [int(epoch_order(self.seed, epoch, self._count)[place]) for epoch, place in places]
 
-    def samples(self, iteration: int) -> Iterator[tuple[Sample, np.random.Generator]]:
-        """This part's samples of batch `iteration` as they are stored, each with the source of its random numbers."""
+    def slots_of(self, iteration: int) -> Iterator[tuple[int, np.random.Generator]]:
+        """Which samples this part of batch `iteration` has, each with the source of its random numbers."""
         indices = self.indices(iteration)
         for slot in self.slots:
-            yield self.dataset[indices[slot]], generator_for(self.seed, _SAMPLE, iteration, slot)
+            yield indices[slot], generator_for(self.seed, _SAMPLE, iteration, slot)
+
+    def samples(self, iteration: int) -> Iterator[tuple[Sample, np.random.Generator]]:
+        """The same with the samples themselves, as they are stored."""
+        for index, generator in self.slots_of(iteration):
+            yield self.dataset[index], generator
 
     def __getitem__(self, iteration: int) -> Batch:
         pairs = [augment(sample, self.augmentation, generator) for sample, generator in self.samples(iteration)]

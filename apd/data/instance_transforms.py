@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apd.data.instances import InstanceSample
 from apd.data.sample import IMAGE_PADDING
-from apd.data.transforms import _overlap
+from apd.data.transforms import _overlap, colour_factors
 
 LEAST_SIDE = 1.0
 """A thing whose box is left with a side below this, in pixels, after cropping is gone."""
@@ -79,7 +79,7 @@ def vary(sample: InstanceSample, augmentation: InstanceAugmentation, generator: 
         # torchvision is imported where it is used: `import apd.data` must not need it
         from apd.data.paired_pixels import recoloured
 
-        image = recoloured(image, augmentation.colour, at_colour)
+        image = recoloured(image, colour_factors(augmentation.colour, at_colour))
     return sample._replace(image_3HW=image.contiguous())
 
 

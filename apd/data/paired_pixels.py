@@ -40,16 +40,16 @@ def padded(image_3hw: Image, labels_hw: Mask, placed: tuple[slice, slice], size:
     return F.pad(image_3hw, around, fill=list(IMAGE_PADDING)), F.pad(labels_hw, around, fill=LABEL_PADDING)
 
 
-def resized(image_3HW: Image, labels_HW: Mask, factor: float) -> tuple[Image, Mask]:
-    """Both at `factor` times their size: the image bilinearly with antialiasing, labels from the nearest pixel."""
-    # not below 2 pixels: torch's antialiased resize of a contiguous picture to 1×1 fails with an internal error
-    size = [max(min(side, 2), round(side * factor)) for side in labels_HW.shape]
-    if size == list(labels_HW.shape):
+def resized(image_3HW: Image, labels_HW: Mask, size: tuple[int, int]) -> tuple[Image, Mask]:
+    """Both at another size: the image bilinearly with antialiasing, labels from the nearest pixel."""
+    if size == tuple(labels_HW.shape):
         return image_3HW, labels_HW
-    image = F.resize(image_3HW, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    image = F.resize(image_3HW, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
     # NEAREST_EXACT takes the pixel under the centre, where bilinear resizing looks too; NEAREST is half a pixel off.
     # F.resize gives a Mask NEAREST in many versions of torchvision, whatever is asked, so its kernel is called instead.
-    labels = F.resize_image(labels_HW.as_subclass(Tensor)[None], size, interpolation=InterpolationMode.NEAREST_EXACT)
+    labels = F.resize_image(
+        labels_HW.as_subclass(Tensor)[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT
+    )
     return image, tv_tensors.wrap(labels[0], like=labels_HW)
 
 
@@ -127,9 +127,9 @@ def _blur(image_3hw: Image) -> Image:
     return F.gaussian_blur(image_3hw, kernel, [BLUR_SIGMA, BLUR_SIGMA])
 
 
-def recoloured(image_3hw: Tensor, strength: float, numbers: Sequence[float]) -> Tensor:
-    """Brightness, contrast and saturation, in this order, times factors between 1-strength and 1+strength."""
-    brightness, contrast, saturation = (1 - strength + 2 * strength * number for number in numbers)
+def recoloured(image_3hw: Tensor, factors: Sequence[float]) -> Tensor:
+    """Brightness, contrast and saturation, in this order, times the three factors."""
+    brightness, contrast, saturation = factors
     image_3hw = F.adjust_brightness(image_3hw, brightness)
     image_3hw = F.adjust_contrast(image_3hw, contrast)
     return F.adjust_saturation(image_3hw, saturation)

@@ -7,7 +7,7 @@ names and their order come from the publishers' own lists; tests/test_published_
 from apd.data.catalogue import DatasetSpec
 from apd.data.palettes import distinct_colours
 
-_CITYSCAPES = (  # names and colours of the 19 train ids, as in the package cityscapesscripts
+_CITYSCAPES = (  # names and colours of the 19 train ids, as in the table of github.com/mcordts/cityscapesScripts
     ("road", (128, 64, 128)),
     ("sidewalk", (244, 35, 232)),
     ("building", (70, 70, 70)),

@@ -26,8 +26,8 @@ def coco_library(wanted_for: str) -> ModuleType:
         import faster_coco_eval
     except ImportError as error:
         raise DetectionExtraMissing(
-            f"{wanted_for} needs the package faster-coco-eval: install it with `pip install 'apd[detection]'`, or "
-            "`pip install faster-coco-eval`"
+            f"{wanted_for} needs the package faster-coco-eval: install it with `pip install -e '.[detection]'` in the "
+            "project's folder, or `pip install faster-coco-eval` anywhere"
         ) from error
     return faster_coco_eval
 

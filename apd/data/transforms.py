@@ -5,17 +5,15 @@ with antialiasing; labels are only ever copied from the nearest pixel. Everythin
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apd.data.sample import Sample
-
-if TYPE_CHECKING:
-    from apd.data.paired_pixels import Image, Mask
 
 ROTATION_CHANCE = 0.5  # the public semseg code's, on which the released code builds
 
@@ -81,6 +79,11 @@ class Draws(NamedTuple):
     angle: float
     blur: float
 
+    @property
+    def colour(self) -> tuple[float, float, float]:
+        """Those of brightness, contrast and saturation."""
+        return self.brightness, self.contrast, self.saturation
+
     @classmethod
     def of(cls, generator: np.random.Generator) -> "Draws":
         """The generator's next ten."""
@@ -115,11 +118,21 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
         >>> image_3hw.shape, labels_hw.shape
         (torch.Size([3, 32, 32]), torch.Size([32, 32]))
     """
-    check_sample(sample)
-    image, labels, placed = varied(sample.image_3HW, sample.labels_HW, augmentation, Draws.of(generator))
-    if labels.shape != augmentation.crop:
-        from apd.data.paired_pixels import padded
+    # late: torchvision is not needed to import this module
+    from apd.data.paired_pixels import as_pair, flipped, padded, recoloured, resized, taken_from
 
+    check_sample(sample)
+    draws, strength = Draws.of(generator), augmentation.colour
+    size, taken, placed = placement(sample.labels_HW.shape, augmentation, draws)
+    image, labels = resized(*as_pair(sample.image_3HW, sample.labels_HW), size)
+    angle = (2 * draws.angle - 1) * augmentation.rotation if draws.rotate < ROTATION_CHANCE else 0.0
+    image, labels = taken_from(image, labels, taken, angle, draws.blur < augmentation.blur)
+    if draws.flip < augmentation.flip:
+        # the place on a padded crop is uniform, so flipping before placing it changes no distribution
+        image, labels = flipped(image, labels)
+    if strength:
+        image = recoloured(image, colour_factors(strength, draws.colour))
+    if labels.shape != augmentation.crop:
         image, labels = padded(image, labels, placed, augmentation.crop)
     return image.as_subclass(Tensor).contiguous(), labels.as_subclass(Tensor).contiguous()
 
@@ -136,38 +149,21 @@ def check_sample(sample: Sample) -> None:
         )
 
 
-def varied(
-    image_3HW: Tensor, labels_HW: Tensor, augmentation: Augmentation, draws: Draws
-) -> tuple["Image", "Mask", tuple[slice, slice]]:
-    """A sample varied by the numbers that were drawn for it, before anything is put around it.
+def placement(
+    size: tuple[int, ...], augmentation: Augmentation, draws: Draws
+) -> tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]:
+    """Size of the scaled image, the rows and columns of it that are taken, and those of the crop where they go."""
+    (least, greatest), crop = augmentation.scale, augmentation.crop
+    factor = least + (greatest - least) * draws.scale
+    # not below 2 pixels: torch's antialiased resize of a contiguous image to 1×1 fails with an internal error
+    height, width = (max(min(side, 2), round(side * factor)) for side in size)
+    top, left = int(draws.top * (abs(height - crop[0]) + 1)), int(draws.left * (abs(width - crop[1]) + 1))
+    return (height, width), *_overlap((height, width), crop, (top, left))
 
-    Args:
-        image_3HW: uint8, on any device, checked; not changed.
-        labels_HW: uint8, of the same size and device; not changed.
-        augmentation: the kinds of variation and their ranges.
-        draws: decides the variation.
 
-    Returns:
-        image_3hw and labels_hw uint8, no larger than the crop, and the rows and columns of the crop that they fill;
-        the rest is padding. They may share memory with what was given.
-    """
-    # late: torchvision is not needed to import this module
-    from apd.data.paired_pixels import as_pair, flipped, recoloured, resized, taken_from
-
-    (least, greatest), strength, crop = augmentation.scale, augmentation.colour, augmentation.crop
-    image, labels = resized(*as_pair(image_3HW, labels_HW), least + (greatest - least) * draws.scale)
-
-    size = labels.shape
-    top, left = int(draws.top * (abs(size[0] - crop[0]) + 1)), int(draws.left * (abs(size[1] - crop[1]) + 1))
-    taken, placed = _overlap(size, crop, (top, left))
-    angle = (2 * draws.angle - 1) * augmentation.rotation if draws.rotate < ROTATION_CHANCE else 0.0
-    image, labels = taken_from(image, labels, taken, angle, draws.blur < augmentation.blur)
-    if draws.flip < augmentation.flip:
-        # the place on a padded crop is uniform, so flipping before placing it changes no distribution
-        image, labels = flipped(image, labels)
-    if strength:
-        image = recoloured(image, strength, (draws.brightness, draws.contrast, draws.saturation))
-    return image, labels, placed
+def colour_factors(strength: float, numbers: Sequence[float]) -> tuple[float, ...]:
+    """Factors between 1-strength and 1+strength for numbers from 0 to 1."""
+    return tuple(1 - strength + 2 * strength * number for number in numbers)
 
 
 def _overlap(

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from apd.detection.through_pixels import check_aligned
 from apd.models.detector_view import LEVELS, DetectorPair
-from apd.perspective import check_count, full_precision
-from apd.rivals.distiller import check_positive
+from apd.perspective import full_precision
+from apd.validation import WIDEST, check_count, check_positive, check_trained, check_values
 
 _POOLED_SIDES = (4, 2, 1)
 
@@ -90,16 +90,12 @@ class ReviewKD(nn.Module):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("student_channels", student_channels),
-            ("teacher_channels", teacher_channels),
-            ("width", width),
-        ):
-            check_count(name, value)
+        self.student_channels = check_count("student_channels", student_channels)
+        self.teacher_channels = check_count("teacher_channels", teacher_channels)
+        width = check_count("width", width, WIDEST)
         check_positive("weight", weight)
         if not levels or tuple(levels) != tuple(level for level in LEVELS if level in levels):
             raise ValueError(f"levels={tuple(levels)!r}: expected some of {', '.join(LEVELS)}, in this order")
-        self.student_channels, self.teacher_channels = student_channels, teacher_channels
         self.levels, self.weights = tuple(levels), {"review_kd": float(weight)}
         self.reviews = nn.ModuleDict(
             {
@@ -123,6 +119,8 @@ class ReviewKD(nn.Module):
                         f"the {side}'s pyramid has {features.shape[1]} channels: expected {channels}, the "
                         f"{side}_channels given at construction"
                     )
+            check_trained(self, "student_features", own)
+            check_values(self, {"student_features": own, "teacher_features": theirs})
             reviewed, above = review(own, above)
             total = total + hierarchical_context_loss(reviewed, theirs)
         return {"review_kd": total, "loss": self.weights["review_kd"] * total}

@@ -5,7 +5,6 @@ layer of a box head is the perspective that all pictures share, and the vector b
 perspective is then the mean direction of its boxes' vectors, label by label, the background among them.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss
 from apd.models.detector_view import NO_BOX, DetectorPair
 from apd.own_perspective import observe_itself
-from apd.perspective import check_count, full_precision
+from apd.perspective import full_precision
 from apd.projection import ProjectionHead
 from apd.term_weights import checked_weights
+from apd.validation import check_count, check_positive, check_trained, check_values
 
 BACKGROUND = 0
 
@@ -48,7 +48,7 @@ class RoIAPD(nn.Module):
         >>> def view():
         ...     return DetectorView({}, torch.rand(2, 32, 1, 16), torch.rand(2, 4, 1, 16), [(64, 64)] * 2)
         >>> pair = DetectorPair(view(), view(), torch.randint(0, 4, (2, 1, 16)), None, torch.zeros(2, 64, 64).long())
-        >>> list(RoIAPD(32, 32, 3, width=8)(pair))
+        >>> list(RoIAPD(32, 32, 3, width=8).eval()(pair))
         ['regularisation', 'alignment', 'observation', 'pixel_kd', 'loss']
     """
 
@@ -64,20 +64,18 @@ class RoIAPD(nn.Module):
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        check_count("student_channels", student_channels)
-        check_count("teacher_channels", teacher_channels)
-        check_count("num_classes", num_classes)
+        self.student_channels = check_count("student_channels", student_channels)
+        self.teacher_channels = check_count("teacher_channels", teacher_channels)
+        self.num_classes = check_count("num_classes", num_classes)
         for name, value in (("scale", scale), ("temperature", temperature)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value}: expected a positive number")
+            check_positive(name, value)
         if width is None and student_channels != teacher_channels:
             raise ValueError(
                 f"width=None needs equal channels, got student_channels={student_channels} and "
                 f"teacher_channels={teacher_channels}: give a width, so that heads project both to it"
             )
-        self.student_channels, self.teacher_channels, self.num_classes = student_channels, teacher_channels, num_classes
         self.scale, self.temperature = scale, temperature
-        self.weights = checked_weights(weights or {}, has_heads=width is not None)
+        self.weights = checked_weights({} if weights is None else weights, has_heads=width is not None)
         self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
         self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)
         # Under DDP a parameter that requires a gradient and gets none stalls the reducer.
@@ -108,6 +106,16 @@ class RoIAPD(nn.Module):
                 f"the student has {pair.student.logits_BK1N.shape[1]} logits: expected {self.num_classes + 1}, "
                 "num_classes and the background"
             )
+        maps = {
+            "student_features": pair.student.vectors_BC1N,
+            "teacher_features": pair.teacher.vectors_BC1N,
+            "student_logits": pair.student.logits_BK1N,
+            "teacher_logits": pair.teacher.logits_BK1N,
+        }
+        for name, terms in (("student_features", ("alignment", "observation")), ("student_logits", ("pixel_kd",))):
+            if any(self.weights[term] for term in terms):
+                check_trained(self, name, maps[name])
+        check_values(self, maps)
         terms = self._terms(
             pair.student.vectors_BC1N,
             pair.teacher.vectors_BC1N.detach(),

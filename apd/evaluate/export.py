@@ -275,5 +275,5 @@ def _require_onnx() -> None:
     except ModuleNotFoundError as error:
         raise ExportError(
             f"an .onnx file needs the packages onnx, onnxscript and onnxruntime, and {error.name} is not installed: "
-            "pip install 'apd[export]'; a .pt2 file needs none of them"
+            "in the project's folder, pip install -e '.[export]'; a .pt2 file needs none of them"
         ) from error

@@ -4,13 +4,14 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from apd.data.batches import Batch, training_batches
+from apd.data.device_batches import device_batches
 from apd.data.sample import SegmentationDataset
-from apd.data.stored_batches import StoredBatch, stored_batches
 from apd.data.transforms import Augmentation
 
 
@@ -23,7 +24,7 @@ class Feeding:
         loader: what reading and augmentation give when nobody computes.
         training: what training takes when a batch is there already.
         together: what training gets done on the loader's batches.
-        device_augmentation: whether pictures are varied on the device, as a part of training, and not by the loader.
+        device_augmentation: whether the batches were made on the device, which then is the loader.
     """
 
     workers: int
@@ -33,7 +34,7 @@ class Feeding:
     device_augmentation: bool = False
 
     def __str__(self) -> str:
-        where = ", varied on the device" if self.device_augmentation else ""
+        where = ", augmented on the device" if self.device_augmentation else ""
         return (
             f"{self.workers} workers{where}: loader {self.loader:.1f}, training {self.training:.1f}, "
             f"together {self.together:.1f} images/s ({self.together / self.training:.0%} of training alone)"
@@ -41,7 +42,7 @@ class Feeding:
 
 
 def feeding_of(
-    step: Callable[[Batch | StoredBatch], object],
+    step: Callable[[Batch], object],
     dataset: SegmentationDataset,
     augmentation: Augmentation,
     *,
@@ -69,8 +70,8 @@ def feeding_of(
         device: where `step` computes.
         warmup: batches before the clock starts, at least 1.
         batches: timed batches, at least 2.
-        device_augmentation: give `step` stored samples, which it varies itself, see
-            :class:`~apd.data.stored_batches.StoredBatch`.
+        device_augmentation: make the batches on the device, see :func:`~apd.data.device_batches.device_batches`; no
+            number of workers changes anything then.
 
     Raises:
         ValueError: a count below its least.
@@ -88,15 +89,10 @@ def feeding_of(
             raise ValueError(f"{name}: got {value}, expected at least {least}")
     device = torch.device(device)
 
-    def supply(count: int) -> Iterator[Batch] | Iterator[StoredBatch]:
-        return (stored_batches if device_augmentation else training_batches)(
-            dataset,
-            batch_size=batch_size,
-            augmentation=augmentation,
-            seed=seed,
-            iterations=warmup + batches,
-            workers=count,
-        )
+    def supply(count: int) -> Iterator[Batch]:
+        there = device_augmentation
+        make = partial(device_batches, device=device) if there else partial(training_batches, workers=count)
+        return make(dataset, batch_size=batch_size, augmentation=augmentation, seed=seed, iterations=warmup + batches)
 
     def rate(supplied: Iterator, work: Callable[[Any], object]) -> float:
         """Images per second from the end of the warm-up to the last batch's end."""

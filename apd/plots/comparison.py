@@ -4,14 +4,16 @@ import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-from apd.plots.curves import spread_out
+from apd.plots.curves import label_marks
 from apd.plots.page import Drawing, nothing
-from apd.plots.style import FAINT, INK, WIDTH, colour_of, drawing, figure, quiet_axes
+from apd.plots.style import INK, WIDTH, colour_of, drawing, figure, quiet_axes
 from apd.study.recipes import METHOD_NAMES
 from apd.study.statistics import Comparison, spread
 
@@ -19,17 +21,83 @@ POINTS = 100.0
 """Scores are drawn and printed in per cent, differences in percentage points."""
 
 
-def seed_points(axes: Axes, values: Sequence[float], row: float, colour: str, height: float = 0.16) -> None:
-    """One small circle for each seed, spread over a `height` so that equal ones stay apart."""
-    offsets = [height * (i - (len(values) - 1) / 2) / max(1, len(values) - 1) for i in range(len(values))]
-    rows = [row + offset for offset in offsets]
-    axes.scatter(values, rows, s=26, facecolors="none", edgecolors=colour, linewidths=1.2, alpha=0.9, zorder=3)
+class Row(NamedTuple):
+    """One row of a figure.
+
+    Attributes:
+        place: where it stands, in the units of the axis across.
+        seeds: a value for each seed; their mean is drawn too.
+        colour: of all of it.
+        ends: of the interval of the mean, or quartiles about a median; NaN where there is none.
+        text: what stands at the right.
+        sure: whether that is bold.
+    """
+
+    place: float
+    seeds: Sequence[float]
+    colour: str
+    ends: Sequence[float] = ()
+    text: str = ""
+    sure: bool = False
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 16) for name in names])
-    axes.set_ylim(len(names) - 0.45, -0.55)
-    axes.spines["left"].set_visible(False)
+def draw_rows(axes: Axes, rows: Sequence[Row], *, aside: float = 0.26, alpha: float = 1.0) -> None:
+    """Each row's mean as a bar and its interval as a line, its seeds as points below, its text at the right.
+
+    Set the limits first where something may lie outside: an arrowhead at the edge says that a row goes on.
+
+    Args:
+        axes: what to draw on.
+        rows: from the top.
+        aside: from the line of a row to its seeds, in the units of `place`.
+        alpha: strength of the marks.
+    """
+    colours = {row.place: row.colour for row in rows}
+    look = {"orient": "y", "native_scale": True, "legend": False, "ax": axes}
+    # a row's values are its mean and the ends, of which the median and the range are just what is to be drawn
+    marks = [(value, row.place) for row in rows for value in (spread(row.seeds).mean, *row.ends)]
+    x, y = zip(*marks, strict=True)
+    bar = {"estimator": "median", "errorbar": ("pi", 100), "linestyle": "none", "marker": "|", "markersize": 15}
+    bar |= {"markeredgewidth": 3.5, "err_kws": {"linewidth": 2.2}, "alpha": alpha}
+    sns.pointplot(x=x, y=y, hue=y, palette=colours, **bar, **look)
+    seeds = [(value, row.place) for row in rows for value in row.seeds]
+    if seeds:
+        x, y = zip(*seeds, strict=True)
+        below = {place + aside: colour for place, colour in colours.items()}
+        y = [place + aside for place in y]
+        sns.stripplot(x=x, y=y, hue=y, palette=below, jitter=False, size=5, alpha=0.75 * alpha, linewidth=0, **look)
+    axes.set(xlabel="", ylabel="")
+    low, high = axes.get_xlim()
+    inwards = 0.015 * (high - low)
+    for row in rows:
+        values = [value for value in (*row.ends, *row.seeds) if not math.isnan(value)]
+        for edge, marker, goes_on in (
+            (low + inwards, "<", min(values) < low),
+            (high - inwards, ">", max(values) > high),
+        ):
+            if goes_on:
+                axes.plot([edge], [row.place], marker, color=row.colour, markersize=6, zorder=5)
+        label_right(axes, row.place, row.text, fontweight="bold" if row.sure else "normal", alpha=(1 + alpha) / 2)
+
+
+def label_right(axes: Axes, place: float, text: str, **style: object) -> None:
+    """Text right of the axes at the height of a row, in a style of matplotlib's."""
+    where = {"xycoords": axes.get_yaxis_transform(), "xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (1, place), **where, **style)
+
+
+def row_axes(
+    axes: Axes, labels: Sequence[str], places: Sequence[float] = (), *, zero: bool = True, ticks: int = 6
+) -> None:
+    """The axes of rows: labels at the left, a grid and `ticks` values below, and a line at zero for differences."""
+    if not places:
+        axes.set_ylim(len(labels) - 0.4, -0.5)
+    axes.set_yticks(places or range(len(labels)), labels)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+    if zero:
+        axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+        axes.xaxis.set_major_formatter(signed)
+    quiet_axes(axes, grid="x")
 
 
 def signed(value: float, _place: object = None) -> str:
@@ -40,16 +108,16 @@ def signed(value: float, _place: object = None) -> str:
 def outlying(comparison: Comparison) -> set[str]:
     """Methods so far from the others that a figure with all of them to scale would show nothing else.
 
-    Eight times as far from the middle method as the methods are in the middle, and at least eight points.
+    Five times as far from the middle method as the methods are in the middle, and at least five points.
     """
     means = {method: spread(comparison.values(method).values()).mean for method in comparison.arms}
     middle = statistics.median(means.values())
     usual = max(statistics.median(abs(mean - middle) for mean in means.values()), 0.01)
-    return {method for method, mean in means.items() if abs(mean - middle) > 8 * usual}
+    return {method for method, mean in means.items() if abs(mean - middle) > 5 * usual}
 
 
 def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
-    """Every method's score: a circle for each seed, a bar at the mean, its value beside it; the teacher as a line."""
+    """Every method's score: a point for each seed, a bar at the mean, its value beside it; the teacher as a line."""
     if not comparisons:
         return nothing("No scores can be drawn: there is no record yet.")
     heights = [1.05 + 0.44 * len(c.arms) for c in comparisons]
@@ -66,63 +134,36 @@ def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
 
 
 def _draw_scores(axes: Axes, comparison: Comparison) -> str:
-    said, seen, outside, far = [], [], {}, outlying(comparison)
-    for row, method in enumerate(comparison.arms):
+    rows, near, far = [], [], outlying(comparison)
+    for place, method in enumerate(comparison.arms):
         values = [POINTS * value for value in comparison.values(method).values()]
         mean, deviation, _count = spread(values)
-        colour = colour_of(method)
-        said.append(f"{comparison.names[method]} {mean:.1f}")
-        if method in far:
-            outside[row] = (mean, colour)
-        else:
-            seed_points(axes, values, row, colour)
-            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3.5, zorder=4)
-            seen += values
-        width = "" if math.isnan(deviation) else f" ± {deviation:.1f}"
-        axes.annotate(
-            f"{mean:.1f}{width}",
-            (1, row),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-        )
-    teacher = POINTS * comparison.teacher_score
-    low, high = min(seen), max(seen)
+        text = f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
+        rows.append(Row(place, values, colour_of(method), text=text))
+        near += [] if method in far else values
+    teacher, low, high = POINTS * comparison.teacher_score, min(near), max(near)
     room = max(high - low, 0.5)
-    near = low - 1.5 * room <= teacher <= high + 1.5 * room  # never for NaN, which is no teacher
-    if near:
+    if low - 1.5 * room <= teacher <= high + 1.5 * room:  # elsewhere it would press the methods into a corner
         low, high = min(low, teacher), max(high, teacher)
-        axes.axvline(teacher, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    elif not math.isnan(teacher):  # drawn to scale it would press the methods into a corner
-        where, side, arrow = (1, "right", " →") if teacher > high else (0, "left", "")
-        axes.annotate(
-            f"{'' if arrow else '← '}teacher {teacher:.1f}{arrow}",
-            (where, 1.02),
-            xycoords="axes fraction",
-            ha=side,
-            va="bottom",
-        )
     margin = 0.08 * max(high - low, 0.5)
     axes.set_xlim(low - margin, high + margin)
-    for row, (mean, colour) in outside.items():
-        edge, marker = (low - margin / 2, "<") if mean < low else (high + margin / 2, ">")
-        axes.plot([edge], [row], marker, color=colour, markersize=6, zorder=5)
-    if near:
-        inside = (teacher - low + margin) / (high - low + 2 * margin)
-        axes.annotate(
-            f"teacher {teacher:.1f}",
-            (teacher, 1.02),
-            xycoords=axes.get_xaxis_transform(),
-            ha="right" if inside > 0.5 else "left",
-            va="bottom",
-        )
-    _rows(axes, [comparison.names[method] for method in comparison.arms])
+    draw_rows(axes, rows)
+    row_axes(axes, [textwrap.fill(comparison.names[method], 16) for method in comparison.arms], zero=False)
     axes.set_title(comparison.title, pad=22)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    quiet_axes(axes, grid="x")
-    return ", ".join(said) + ("" if math.isnan(teacher) else f", teacher {teacher:.1f}")
+    said = ", ".join(
+        f"{comparison.names[method]} {spread(rows[i].seeds).mean:.1f}" for i, method in enumerate(comparison.arms)
+    )
+    if math.isnan(teacher):
+        return said
+    axes.axvline(teacher, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    axes.annotate(
+        f"{'← ' if teacher < low else ''}teacher {teacher:.1f}{' →' if teacher > high else ''}",
+        (min(max(teacher, low - margin), high + margin), 1.02),
+        xycoords=axes.get_xaxis_transform(),
+        ha="right" if 2 * teacher > low + high else "left",
+        va="bottom",
+    )
+    return f"{said}, teacher {teacher:.1f}"
 
 
 def _compared_with(comparison: Comparison, reference: str) -> list[str]:
@@ -132,7 +173,7 @@ def _compared_with(comparison: Comparison, reference: str) -> list[str]:
 
 
 def differences(comparisons: Sequence[Comparison], reference: str, confidence: float = 0.95) -> Drawing:
-    """Each method minus the reference, paired by seed: circles for seeds, a bar for the interval of the mean."""
+    """Each method minus the reference, paired by seed: points for seeds, a bar at the mean, a line for its interval."""
     rows = {c.title: _compared_with(c, reference) for c in comparisons}
     shown = [c for c in comparisons if rows[c.title]]
     if not shown:
@@ -143,23 +184,16 @@ def differences(comparisons: Sequence[Comparison], reference: str, confidence: f
         said = []
         all_axes = fig.subplots(len(shown), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
         for axes, comparison in zip(all_axes, shown, strict=True):
-            methods = rows[comparison.title]
-            for row, method in enumerate(methods):
+            methods, drawn = rows[comparison.title], []
+            for place, method in enumerate(methods):
                 found = comparison.difference(method, reference, confidence)
-                colour = colour_of(method)
-                seed_points(axes, [POINTS * value for value in found.pairs.values()], row, colour)
-                if not math.isnan(found.low):
-                    ends = [POINTS * found.low, POINTS * found.high]
-                    axes.plot(ends, [row, row], color=colour, linewidth=2.2, zorder=2)
-                axes.plot([POINTS * found.mean] * 2, [row - 0.28, row + 0.28], color=colour, linewidth=3.5, zorder=4)
+                values = [POINTS * value for value in found.pairs.values()]
+                drawn.append(Row(place, values, colour_of(method), (POINTS * found.low, POINTS * found.high)))
                 said.append(f"{comparison.title}, {comparison.names[method]}: {POINTS * found.mean:+.1f}")
-            axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-            _rows(axes, [comparison.names[method] for method in methods])
+            draw_rows(axes, drawn)
+            row_axes(axes, [textwrap.fill(comparison.names[method], 16) for method in methods], ticks=8)
             axes.set_title(comparison.title)
-            quiet_axes(axes, grid="x")
             axes.tick_params(labelbottom=axes is all_axes[-1])
-        all_axes[-1].xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        all_axes[-1].xaxis.set_major_formatter(signed)
         label = f"mIoU minus that of “{METHOD_NAMES[reference]}”, percentage points"
         all_axes[-1].set_xlabel(textwrap.fill(label, 46))
         return drawing(fig, f"Difference in mIoU to {METHOD_NAMES[reference]}, percentage points. " + "; ".join(said))
@@ -176,30 +210,46 @@ def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
     names = comparison.any_record.class_names
     pixels = [sum(row) for row in comparison.any_record.content["confusion"]]
     order = sorted(range(len(names)), key=lambda k: -pixels[k])
-    level = torch.stack([record.scores.iou for record in comparison.arms[reference].values()]).mean(0).tolist()
-    with figure(width=WIDTH, height=1.25 + 0.31 * len(names)) as fig:
-        fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
+    iou = {method: {seed: record.scores.iou for seed, record in arm.items()} for method, arm in comparison.arms.items()}
+    level = POINTS * torch.stack(list(iou[reference].values())).mean(0)
+    columns = {
+        method: {
+            f"{names[k]} {level[k]:.0f}": [
+                POINTS * float(iou[method][seed][k] - iou[reference][seed][k])
+                for seed in iou[method].keys() & iou[reference].keys()
+            ]
+            for k in order
+        }
+        for method in methods
+    }
+    axis = f"IoU minus that of “{METHOD_NAMES[reference]}”, percentage points"
+    return gain_columns(columns, comparison.names, axis, comparison.title)
+
+
+def gain_columns(
+    columns: Mapping[str, Mapping[str, Sequence[float]]], names: Mapping[str, str], axis: str, title: str
+) -> Drawing:
+    """Gains in points, one column for each method and one row for each part: a point for each seed, a bar at the mean.
+
+    Args:
+        columns: by method and label of the part, its gain for each seed; all methods have the same parts.
+        names: what the methods are called.
+        axis, title: of the figure.
+    """
+    labels = list(next(iter(columns.values())))
+    with figure(width=WIDTH, height=1.25 + 0.31 * len(labels)) as fig:
+        fig.suptitle(title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
         said = []
-        all_axes = fig.subplots(1, len(methods), squeeze=False, sharex=True, sharey=True)[0]
-        for axes, method in zip(all_axes, methods, strict=True):
-            gains = (POINTS * comparison.class_gain(method, reference)).tolist()
-            arm, base = comparison.arms[method], comparison.arms[reference]
-            for row, k in enumerate(order):
-                per_seed = [
-                    POINTS * float(arm[s].scores.iou[k] - base[s].scores.iou[k]) for s in arm.keys() & base.keys()
-                ]
-                axes.barh(row, gains[k], height=0.5, color=colour_of(method), alpha=0.55, zorder=2)
-                seed_points(axes, sorted(per_seed), row, colour_of(method))
-            axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
-            name = textwrap.fill(comparison.names[method], 14)
+        all_axes = fig.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0]
+        for axes, (method, parts) in zip(all_axes, columns.items(), strict=True):
+            draw_rows(axes, [Row(i, parts[label], colour_of(method)) for i, label in enumerate(labels)])
+            row_axes(axes, labels, ticks=4)
+            name = textwrap.fill(names[method], 14)
             axes.set_title(name, fontsize=10.5, fontweight="normal", color=colour_of(method))
-            _rows(axes, [f"{names[k]} {POINTS * level[k]:.0f}" for k in order])
-            quiet_axes(axes, grid="x")
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(signed)
-            said.append(f"{comparison.names[method]}: " + ", ".join(f"{names[k]} {gains[k]:+.1f}" for k in order))
-        fig.supxlabel(f"IoU minus that of “{METHOD_NAMES[reference]}”, percentage points", fontsize=11)
-        return drawing(fig, f"{comparison.title}, gains in IoU by class. " + "; ".join(said))
+            told = (f"{label.rsplit(' ', 1)[0]} {spread(parts[label]).mean:+.1f}" for label in labels)
+            said.append(f"{names[method]}: {', '.join(told)}")
+        fig.supxlabel(axis, fontsize=11)
+        return drawing(fig, f"{title}, {axis}. " + "; ".join(said))
 
 
 YARDSTICK = ("student", "student_equal_seconds")
@@ -209,67 +259,45 @@ YARDSTICK = ("student", "student_equal_seconds")
 def score_against_seconds(comparison: Comparison) -> Drawing:
     """mIoU over the seconds that a run's training steps take: further up is better, further left is cheaper.
 
-    A dashed line joins the plain student and the plain student of APD's seconds: what lies below it does less with its
-    seconds than more steps of plain training do, as far as a straight line tells. Outlying methods are arrowheads at
-    the edge.
+    Seconds are on a logarithmic axis; a line reaches from the lowest to the highest seed. A dashed line joins the plain
+    student and the plain student of APD's seconds: what lies below it does less with its seconds than more steps of
+    plain training do, as far as a straight line of seconds tells. Outlying methods are arrowheads at the edge.
     """
     if not comparison.arms:
         return nothing("No seconds can be drawn: there is no record yet.")
-    far = outlying(comparison)
-    with figure(height=max(3.3, 1.0 + 0.36 * len(comparison.arms))) as fig:
+    far, names = outlying(comparison), comparison.names
+    with figure(height=max(3.3, 1.1 + 0.34 * len(comparison.arms))) as fig:
         axes = fig.subplots()
-        said, marks = [], {}
+        axes.set_xscale("log")
+        said, marks, texts = [], {}, {}
         for method in comparison.arms:
             seconds = comparison.step_seconds(method) * comparison.iterations(method)
             values = [POINTS * value for value in comparison.miou(method).values()]
             mean = spread(values).mean
-            marks[method] = (seconds, mean)
-            said.append(f"{comparison.names[method]} {mean:.1f} in {seconds:.0f} seconds")
-            if method not in far:
-                axes.plot([seconds, seconds], [min(values), max(values)], color=colour_of(method), linewidth=2.2)
-                axes.scatter([seconds], [mean], s=60, color=colour_of(method), zorder=3)
+            marks[method], texts[method] = (seconds, mean), names[method]
+            said.append(f"{names[method]} {mean:.1f} in {seconds:.0f} seconds")
+            if method in far:
+                texts[method] += f" {mean:.1f}"
+            else:
+                look = {"errorbar": ("pi", 100), "err_kws": {"linewidth": 2.2}, "native_scale": True, "ax": axes}
+                sns.pointplot(x=[seconds] * len(values), y=values, color=colour_of(method), **look)
         low, high = axes.get_ylim()
         for method in far:
             seconds, mean = marks[method]
             marks[method] = (seconds, min(max(mean, low), high))
-            axes.scatter(
-                *marks[method], s=60, marker="v" if mean < low else "^", color=colour_of(method), clip_on=False
-            )
+            axes.plot(*marks[method], "v" if mean < low else "^", color=colour_of(method), markersize=8, clip_on=False)
         if all(method in marks for method in YARDSTICK):
-            ends = zip(*(marks[method] for method in YARDSTICK), strict=True)
-            axes.plot(*ends, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+            ends = torch.tensor([marks[method] for method in YARDSTICK])
+            axes.plot(
+                *torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, 20)[:, None]).T, "--", color=INK, linewidth=1
+            )
         axes.set_ylim(low, high)
-        _label_beside(axes, marks, comparison)
-        axes.set_xlim(0, 1.08 * max(seconds for seconds, _ in marks.values()))
+        axes.set_xlim(0.88 * min(x for x, _ in marks.values()), 1.12 * max(x for x, _ in marks.values()))
+        label_marks(axes, marks, texts)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set(xlabel="training steps of one run, seconds", ylabel="mIoU, %")
         axes.set_title(comparison.title)
-        axes.set_xlabel("training steps of one run, seconds")
-        axes.set_ylabel("mIoU, %")
         quiet_axes(axes, grid="y")
         return drawing(fig, f"{comparison.title}, mIoU and training seconds of a run. " + "; ".join(said))
-
-
-def _label_beside(axes: Axes, marks: Mapping[str, tuple[float, float]], comparison: Comparison) -> None:
-    """Names left of all marks, moved apart where they would overlap, with a thin line to the mark.
-
-    Where there are many they take the whole height, evenly and in the order of the marks.
-    """
-    low, high = axes.get_ylim()
-    if len(marks) > 6:
-        order = sorted(marks, key=lambda method: marks[method][1])
-        step = (high - low) / len(order)
-        heights = [low + step * (order.index(method) + 0.5) for method in marks]
-    else:
-        heights = spread_out([mean for _, mean in marks.values()], 0.13 * (high - low))
-        axes.set_ylim(min(low, *(height - 0.05 * (high - low) for height in heights)), max(high, *heights))
-    left = 0.93 * min(seconds for seconds, _ in marks.values())
-    for (method, mark), height in zip(marks.items(), heights, strict=True):
-        axes.annotate(
-            textwrap.fill(comparison.names[method], 16),
-            mark,
-            xytext=(left, height),
-            ha="right",
-            va="center",
-            linespacing=0.95,
-            color=colour_of(method),
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkB": 5, "relpos": (1, 0.5)},
-        )

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from apd.evaluate.confusion import scores
 from apd.plots.page import Drawing
-from apd.plots.style import INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
+from apd.plots.style import FAINT, INK, METHOD_COLOURS, WIDTH, colour_of, drawing, figure, quiet_axes
 from apd.study.recipes import METHOD_NAMES
 from apd.study.record import Record
 
@@ -50,19 +50,35 @@ def spread_out(heights: Sequence[float], least: float) -> list[float]:
     return placed
 
 
-def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], texts: Mapping[str, str]) -> None:
-    """Names at the right end of lines, moved apart where they would overlap."""
+def label_marks(
+    axes: Axes,
+    marks: Mapping[str, tuple[float, float]],
+    texts: Mapping[str, str],
+    colours: Mapping[str, str] | None = None,
+) -> None:
+    """Names right of the axes at the heights of their marks, moved apart where they would overlap, thin lines between.
+
+    Args:
+        axes: alone in its figure, with its limits set; the figure makes room at the right.
+        marks: position of each mark, by key.
+        texts, colours: of each mark's name, by key; None takes the methods' colours.
+    """
+    wrapped = {key: textwrap.fill(texts[key], 16) for key in marks}
     low, high = axes.get_ylim()
-    heights = spread_out([y for _, y in ends.values()], 0.13 * (high - low))
-    for (method, (x, _)), height in zip(ends.items(), heights, strict=True):
+    inch = (high - low) / (axes.figure.get_figheight() - 0.8)
+    lines = max(text.count("\n") + 1 for text in wrapped.values())
+    heights = spread_out([y for _, y in marks.values()], (0.04 + 0.155 * lines) * inch)
+    axes.set_ylim(min(low, *(height - 0.1 * inch for height in heights)), max(high, *heights))
+    for (key, mark), height in zip(marks.items(), heights, strict=True):
         axes.annotate(
-            texts[method],
-            (x, height),
-            xytext=(6, 0),
-            textcoords="offset points",
+            wrapped[key],
+            mark,
+            xytext=(1.05, height),
+            textcoords=axes.get_yaxis_transform(),
             va="center",
             linespacing=0.95,
-            color=METHOD_COLOURS[method],
+            color=colour_of(key) if colours is None else colours[key],
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkB": 4, "relpos": (0, 0.5)},
             annotation_clip=False,
         )
 
@@ -112,10 +128,7 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
             values = [100 * scores(torch.tensor(e["confusion"])).miou for e in noted]
             steps = [e["step"] for e in noted]
             axes.plot(steps, values, color=METHOD_COLOURS[method], marker="o", markersize=5)
-            ends[method], texts[method] = (
-                (steps[-1], values[-1]),
-                textwrap.fill(f"{METHOD_NAMES[method]} {values[-1]:.1f}", 16),
-            )
+            ends[method], texts[method] = (steps[-1], values[-1]), f"{METHOD_NAMES[method]} {values[-1]:.1f}"
         if teacher is not None:
             last = 100 * scores(torch.tensor(teacher.content["evaluations"][-1]["confusion"])).miou
             axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -125,7 +138,5 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
         axes.set_xlabel("steps")
         axes.set_ylabel("mIoU on val, %")
         quiet_axes(axes, grid="y")
-        _label_ends(axes, ends, texts)
-        return drawing(
-            fig, "mIoU on the validation split after the last step: " + ", ".join(texts.values()).replace("\n", " ")
-        )
+        label_marks(axes, ends, texts)
+        return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(texts.values()))

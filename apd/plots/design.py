@@ -5,7 +5,7 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from apd.plots.comparison import POINTS, seed_points
+from apd.plots.comparison import POINTS, Row, draw_rows
 from apd.plots.page import Drawing, nothing
 from apd.plots.style import FAINT, INK, colour_of, drawing, figure, quiet_axes
 from apd.study.arms import TERMS
@@ -17,7 +17,7 @@ ROW = 0.34
 
 
 def term_combinations(comparison: Comparison) -> Drawing:
-    """Every combination of terms: dots for those that are on, a circle for each seed's mIoU, a bar at the mean.
+    """Every combination of terms: dots for those that are on, a point for each seed's mIoU, a bar at the mean.
 
     Combinations without a run of their own, whose student is that of another, are drawn fainter. Best at the top.
     """
@@ -31,28 +31,20 @@ def term_combinations(comparison: Comparison) -> Drawing:
         dots, axes = fig.subplots(1, 2, sharey=True, width_ratios=(1.15, 3))
         _draw_dots(dots, order)
         said = []
-        for row, on in enumerate(order):
-            colour, strength = colour_of(arm_of_terms(on)), 0.45 if is_by_construction(on) else 1.0
-            mean = POINTS * known[on].mean
-            seed_points(axes, [POINTS * value for value in scores[on].values()], row, colour)
-            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=3.5, alpha=strength)
-            axes.annotate(
-                f"{mean:.2f}" + ("" if math.isnan(known[on].error) else f" ± {POINTS * known[on].error:.2f}"),
-                (1, row),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                color=INK,
-                alpha=0.5 + strength / 2,
-            )
-            said.append(f"{letters_of(on) or 'none'} {mean:.2f}")
-        axes.spines["left"].set_visible(False)
+        rows: dict[bool, list[Row]] = {False: [], True: []}
+        for place, on in enumerate(order):
+            seeds, error = [POINTS * value for value in scores[on].values()], POINTS * known[on].error
+            text = f"{POINTS * known[on].mean:.2f}"
+            said.append(f"{letters_of(on) or 'none'} {text}")
+            text += "" if math.isnan(error) else f" ± {error:.2f}"
+            rows[is_by_construction(on)].append(Row(place, seeds, colour_of(arm_of_terms(on)), text=text))
+        draw_rows(axes, rows[False])
+        if rows[True]:
+            draw_rows(axes, rows[True], alpha=0.45)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        quiet_axes(axes, grid="x")
         axes.margins(x=0.08)
         axes.set_xlabel("mIoU, %")
-        axes.tick_params(labelleft=False)
-        quiet_axes(axes, grid="x")
         fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
         return drawing(fig, f"{comparison.title}, mIoU in per cent by the terms that are on: " + "; ".join(said))
 
@@ -71,6 +63,5 @@ def _draw_dots(axes: Axes, order: list[frozenset[str]]) -> None:
     axes.set_xticks(range(len(columns)), columns)
     axes.xaxis.tick_top()
     axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)

@@ -1,19 +1,16 @@
 """What distillation does for detectors: set-up, average precision over seeds, its parts, and combinations."""
 
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 import pandas as pd
 import torch
-from matplotlib.ticker import MaxNLocator
 
 from apd.evaluate.coco_ap import AREAS
-from apd.plots.comparison import POINTS, seed_points, signed
+from apd.plots.comparison import POINTS, gain_columns
 from apd.plots.page import Drawing, Words, nothing, table
-from apd.plots.style import INK, WIDTH, colour_of, drawing, figure, quiet_axes
-from apd.plots.tables import per_cent, points
+from apd.plots.tables import per_cent
 from apd.plots.verdicts import tally
 from apd.study.detection_comparison import ARM_NAMES, added_to, counted
 from apd.study.detection_task import DetectionTask
@@ -158,7 +155,7 @@ def parts_table(comparison: Comparison, kind: Kind) -> Drawing:
 def parts_of_gains(
     comparison: Comparison, kind: Kind, reference: str = "student", arms: Sequence[str] = DRAWN
 ) -> Drawing:
-    """Points of AP gained over the reference, part by part, one column for each arm; a circle is a seed.
+    """Points of AP gained over the reference, part by part, one column for each arm; a point is a seed.
 
     Beside a part stands the reference's own AP in per cent.
     """
@@ -166,32 +163,18 @@ def parts_of_gains(
     shown = [arm for arm in arms if arm != reference and comparison.difference(arm, reference).pairs]
     if not scores or not shown:
         return nothing(f"{comparison.title}, {kind}: 0 arms have a seed in common with the reference.")
-    names = {score.name: f"{score.name} {POINTS * _level(comparison.by(score), reference):.0f}" for score in scores}
-    with figure(width=WIDTH, height=1.25 + 0.33 * len(scores)) as fig:
-        fig.suptitle(f"{comparison.title}, {kind}", x=0.005, ha="left", fontweight="bold", fontsize=11.5)
-        said = []
-        for axes, arm in zip(
-            fig.subplots(1, len(shown), squeeze=False, sharex=True, sharey=True)[0], shown, strict=True
-        ):
-            told = []
-            for row, score in enumerate(scores):
-                found = comparison.by(score).difference(arm, reference)
-                axes.barh(row, POINTS * found.mean, height=0.5, color=colour_of(arm), alpha=0.55, zorder=2)
-                seed_points(axes, sorted(POINTS * value for value in found.pairs.values()), row, colour_of(arm))
-                told.append(f"{score.name} {points(found.mean)}")
-            axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
-            title = textwrap.fill(comparison.names[arm], 14)
-            axes.set_title(title, fontsize=10.5, fontweight="normal", color=colour_of(arm))
-            axes.set_yticks(range(len(scores)), [names[score.name] for score in scores])
-            axes.set_ylim(len(scores) - 0.45, -0.55)
-            axes.spines["left"].set_visible(False)
-            quiet_axes(axes, grid="x")
-            axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(signed)
-            said.append(f"{comparison.names[arm]}: {', '.join(told)}")
-        label = f"AP minus that of “{comparison.names[reference]}”, points"
-        fig.supxlabel(label, fontsize=11)
-        return drawing(fig, f"{comparison.title}, {kind}, points of AP gained by part. " + "; ".join(said))
+    columns = {
+        arm: {
+            f"{score.name} {POINTS * _level(by, reference):.0f}": [
+                POINTS * value for value in by.difference(arm, reference).pairs.values()
+            ]
+            for score in scores
+            for by in [comparison.by(score)]
+        }
+        for arm in shown
+    }
+    axis = f"AP minus that of “{comparison.names[reference]}”, points"
+    return gain_columns(columns, comparison.names, axis, f"{comparison.title}, {kind}")
 
 
 def _level(comparison: Comparison, arm: str) -> float:

@@ -1,7 +1,5 @@
 """The method between detectors in pictures: a student's boxes, what both nets make of them, and the map of classes."""
 
-import textwrap
-
 from apd.data.instances import IGNORED, InstanceSample, InstanceSpec
 from apd.data.instances import class_map as class_map_of
 from apd.plots.detections import (
@@ -14,9 +12,8 @@ from apd.plots.detections import (
     tinted,
 )
 from apd.plots.page import Drawing, Words, key
-from apd.plots.perspective import COSINES
+from apd.plots.perspective import cosine_matrices
 from apd.plots.scenes import image_picture
-from apd.plots.style import drawing, figure
 from apd.study.box_perspectives import BoxPerspectives
 
 NAME_OF_BACKGROUND = "background"
@@ -61,39 +58,8 @@ def boxes_and_map(sample: InstanceSample, seen: BoxPerspectives, spec: InstanceS
 def both_perspectives(seen: BoxPerspectives, spec: InstanceSpec, *, trained: bool) -> Drawing:
     """Cosines between a picture's prototypes, the teacher's and the student's; labels without a box are left out."""
     told = "" if trained else ", untrained"
-    present_K = ~seen.teacher_KK.diagonal().isnan()
-    names = [name for name, there in zip(label_names(spec), present_K.tolist(), strict=True) if there]
-    said = []
-    with figure(height=0.75 + 0.5 * max(len(names), 2) + 0.2) as fig:
-        matrices = {f"teacher{told}": seen.teacher_KK, f"student{told}": seen.student_KK}
-        for axes, (title, matrix_KK) in zip(fig.subplots(1, 2, sharey=True), matrices.items(), strict=True):
-            shown = matrix_KK[present_K][:, present_K].tolist()
-            axes.imshow(shown, cmap=COSINES, vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
-            for row, values in enumerate(shown):
-                for column, value in enumerate(values):
-                    ink = "#ffffff" if abs(value) > 0.55 else "#000000"
-                    axes.text(column, row, cosine_text(value), ha="center", va="center", color=ink, fontsize=10)
-            short = [textwrap.shorten(name, 11, placeholder="…") for name in names]
-            axes.set_xticks(range(len(names)), short, rotation=35, ha="right", rotation_mode="anchor")
-            axes.set_yticks(range(len(names)), names)
-            axes.set_title(title)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-            others = [value for row, values in enumerate(shown) for column, value in enumerate(values) if row < column]
-            said.append(f"{title}: " + (cosine_text(sum(others) / len(others)) if others else "one label only"))
-        return drawing(
-            fig, "Cosines between the labels' prototypes, mean over pairs of different ones. " + "; ".join(said)
-        )
-
-
-def cosine_text(value: float) -> str:
-    """A cosine with two decimals.
-
-    >>> cosine_text(-0.104), cosine_text(-0.001)
-    ('−0.10', '0.00')
-    """
-    text = f"{value:.2f}"
-    return text.replace("-", "−") if float(text) else "0.00"
+    matrices = {f"teacher{told}": seen.teacher_KK, f"student{told}": seen.student_KK}
+    return cosine_matrices(matrices, label_names(spec), ~seen.teacher_KK.diagonal().isnan())
 
 
 def boxes_in_words(seen: BoxPerspectives, spec: InstanceSpec) -> Words:

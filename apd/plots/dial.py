@@ -5,7 +5,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
+import seaborn as sns
 
+from apd.plots.comparison import signed
 from apd.plots.page import Drawing, Words, nothing, table
 from apd.plots.style import INK, colour_of, drawing, figure, quiet_axes
 from apd.plots.tables import interval
@@ -19,7 +21,7 @@ STEP = 0.022
 
 
 def dial_figure(dials: Sequence[Dial]) -> Drawing:
-    """Gain over context shift: a circle for each seed, a square at the mean, a bar for its interval."""
+    """Gain over context shift: a point for each seed, a square at the mean, a bar for its interval."""
     shown = [dial for dial in dials if dial.gains]
     if not shown:
         return nothing("The dial cannot be drawn: 0 context shifts have records to compare.")
@@ -27,24 +29,24 @@ def dial_figure(dials: Sequence[Dial]) -> Drawing:
         axes = fig.subplots()
         said = []
         for place, dial in enumerate(shown):
-            colour, aside = colour_of(dial.method), STEP * (2 * place - len(shown) + 1)
-            shifts = [shift + aside for shift in dial.gains]
-            means = [POINTS * gain.mean for gain in dial.gains.values()]
-            axes.plot(shifts, means, color=colour, linewidth=1.4, marker="s", markersize=6, zorder=4, label=_name(dial))
-            for x, gain in zip(shifts, dial.gains.values(), strict=True):
-                seeds = [POINTS * value for value in gain.pairs.values()]
-                axes.scatter(
-                    [x] * len(seeds), seeds, s=20, facecolors="none", edgecolors=colour, linewidths=1.0, alpha=0.8
-                )
-                if not math.isnan(gain.low):
-                    axes.plot([x, x], [POINTS * gain.low, POINTS * gain.high], color=colour, linewidth=3, alpha=0.45)
+            aside = STEP * (2 * place - len(shown) + 1)
+            seeds = [(shift + aside, POINTS * v) for shift, gain in dial.gains.items() for v in gain.pairs.values()]
+            ends = [(shift + aside, POINTS * v) for shift, gain in dial.gains.items() for v in gain[:3]]
+            look = {"color": colour_of(dial.method), "native_scale": True, "legend": False, "ax": axes}
+            # of the mean and the ends of its interval the median and the range are just what is to be drawn
+            bar = {"estimator": "median", "errorbar": ("pi", 100), "marker": "s", "markersize": 6, "linewidth": 1.4}
+            bar |= {"err_kws": {"linewidth": 3, "alpha": 0.45}}
+            sns.pointplot(x=[x for x, _ in ends], y=[y for _, y in ends], label=_name(dial), **bar, **look)
+            sns.stripplot(
+                x=[x + STEP / 2 for x, _ in seeds], y=[y for _, y in seeds], jitter=False, size=4, alpha=0.75, **look
+            )
             told = ", ".join(f"{POINTS * gain.mean:+.1f} at {shift:g}" for shift, gain in dial.gains.items())
             said.append(f"{_name(dial)}: {told}")
         axes.axhline(0, color=INK, linewidth=1.2, zorder=1)
         axes.set_xticks(sorted({shift for dial in shown for shift in dial.gains}))
         axes.set_xlabel("context shift")
         axes.set_ylabel("gain in mIoU, points")
-        axes.yaxis.set_major_formatter(lambda value, _place: f"{value:+g}".replace("-", "−") if value else "0")
+        axes.yaxis.set_major_formatter(signed)
         quiet_axes(axes, grid="y")
         legend = fig.legend(loc="outside upper left", handlelength=1.4)
         for text, dial in zip(legend.get_texts(), shown, strict=True):

@@ -5,21 +5,19 @@ import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-
-from apd.plots.comparison import POINTS, seed_points, signed
+from apd.plots.comparison import POINTS, Row, draw_rows, row_axes
 from apd.plots.page import Drawing, nothing
-from apd.plots.style import INK, colour_of, drawing, figure, quiet_axes
+from apd.plots.style import colour_of, drawing, figure
 from apd.plots.tables import digits_of, interval, points
 from apd.study.many_comparisons import Judged
 from apd.study.statistics import Difference
 
 Key = TypeVar("Key", bound=Hashable)
-LINE, GAP = 0.19, 0.13
-"""Inches that a line of a label takes, and those between rows."""
+LINE, GAP, ASIDE = 0.19, 0.13, 0.09
+"""Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
-"""Rows this many times as far out as the next ones are drawn as arrows at the edge: they would squeeze the others."""
+"""Rows this many times as far out as the nearest three quarters are drawn as arrows at the edge: they would squeeze
+the others."""
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
 
@@ -34,7 +32,7 @@ def forest(
 ) -> Drawing:
     """Differences with their intervals, one row each, in the order given.
 
-    A bar is the mean, a line its interval, a circle a seed; the mean also stands at the right, bold where it still
+    A bar is the mean, a line its interval, a point a seed; the mean also stands at the right, bold where it still
     leaves out zero after the correction for the number of rows. Rows far outside and intervals that leave the figure
     end in an arrowhead.
 
@@ -55,19 +53,13 @@ def forest(
         axes = fig.subplots()
         axes.set_xlim(low, high)
         axes.set_ylim(sum(heights), 0)
-        axes.set_yticks(places, [text for text, _ in lines])
-        axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-        for (_, key), place, label in zip(lines, places, axes.get_yticklabels(), strict=True):
-            if key is None:
-                label.set_fontweight("bold")
-            else:
-                draw_row(axes, rows[key], place, colour_of(key))
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(signed)
+        drawn = [row_of(rows[key], place, colour_of(key)) for (_, key), place in zip(lines, places, strict=True) if key]
+        draw_rows(axes, drawn, aside=ASIDE)
+        row_axes(axes, [text for text, _ in lines], places)
+        for (_, key), label in zip(lines, axes.get_yticklabels(), strict=True):
+            label.set_fontweight("normal" if key else "bold")
         axes.set_xlabel(textwrap.fill(axis, 46))
         axes.set_title(title)
-        quiet_axes(axes, grid="x")
         said = (f"{names[key]} {interval(row.found)}" for key, row in rows.items())
         return drawing(fig, f"{f'{title}, ' if title else ''}{axis}: " + "; ".join(said))
 
@@ -89,10 +81,8 @@ def _lines(
 def limits(differences: Sequence[Difference]) -> tuple[float, float]:
     """Ends of the axis in percentage points: all rows but outlying ones, zero, and intervals as far as is sensible."""
     kept = sorted(differences, key=_reach)
-    for place in range((3 * len(kept) + 3) // 4, len(kept)):  # a quarter of the rows at most
-        if _reach(kept[place]) > OUTLYING * max(_reach(kept[place - 1]), 0.0025):
-            kept = kept[:place]
-            break
+    most = OUTLYING * max(_reach(kept[(3 * len(kept) + 3) // 4 - 1]), 0.0025)
+    kept = [found for found in kept if _reach(found) <= most]
     values = [value for found in kept for value in found.pairs.values()]
     low, high = min(0.0, *values), max(0.0, *values)
     beyond = BEYOND * max(high - low, 0.002)
@@ -107,31 +97,8 @@ def _reach(found: Difference) -> float:
     return max(abs(value) for value in found.pairs.values())
 
 
-def draw_row(axes: Axes, row: Judged, place: float, colour: str) -> None:
-    """One difference at a height: seeds, mean, interval, and the mean in words at the right, bold where it is sure."""
-    low, high = axes.get_xlim()
-    mean = POINTS * row.found.mean
-    inside = [value for v in row.found.pairs.values() if low <= (value := POINTS * v) <= high]
-    seed_points(axes, inside, place, colour, height=LINE)
-    if low <= mean <= high:
-        axes.plot([mean, mean], [place - 0.12, place + 0.12], color=colour, linewidth=3.5, zorder=4)
-    if math.isnan(row.found.low):
-        ends = (mean, mean)
-    else:
-        ends = (POINTS * row.found.low, POINTS * row.found.high)
-        shown = [min(max(end, low), high) for end in ends]
-        axes.plot(shown, [place, place], color=colour, linewidth=2.2, zorder=2, solid_capstyle="butt")
-    inwards = 0.015 * (high - low)
-    for goes_on, edge, marker in ((ends[0] < low, low + inwards, "<"), (ends[1] > high, high - inwards, ">")):
-        if goes_on:
-            axes.plot([edge], [place], marker, color=colour, markersize=6, zorder=5)
-    axes.annotate(
-        points(row.found.mean, digits_of(row.found)),
-        (1, place),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        color=INK,
-        fontweight="bold" if row.sure else "normal",
-    )
+def row_of(row: Judged, place: float, colour: str) -> Row:
+    """One difference as a row: seeds, mean, interval, and the mean in words at the right, bold where it is sure."""
+    found = row.found
+    ends, text = (POINTS * found.low, POINTS * found.high), points(found.mean, digits_of(found))
+    return Row(place, [POINTS * value for value in found.pairs.values()], colour, ends, text, row.sure)

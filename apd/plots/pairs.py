@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from apd.plots.comparison import signed
-from apd.plots.forest import GAP, LINE, draw_row, limits
+from apd.plots.comparison import draw_rows, label_right, row_axes
+from apd.plots.forest import ASIDE, GAP, LINE, limits, row_of
 from apd.plots.page import Drawing, Words, nothing, table
-from apd.plots.style import INK, colour_of, drawing, figure, quiet_axes
+from apd.plots.style import INK, colour_of, drawing, figure
 from apd.plots.tables import interval, per_cent
 from apd.plots.verdicts import tally
 from apd.study.experiment import DataConfig
@@ -53,7 +52,7 @@ def judged_gains(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[
 def gain_by_pair(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
     """Gain over the student alone by pair, one panel for each data set, and below them the published rows.
 
-    Ours: a circle for each seed, a bar at the mean, a line for the interval, the mean also at the right, bold where it
+    Ours: a point for each seed, a bar at the mean, a line for the interval, the mean also at the right, bold where it
     withstands the correction for all rows of its panel. Published ones are diamonds under a heading of their own: they
     have one run, other data, and networks and schedules many times the size. All panels have one scale.
     """
@@ -116,15 +115,15 @@ def _height(lines: Sequence[tuple[str, list[tuple[str, Judged]]]]) -> float:
 
 
 def _draw_panel(axes: Axes, lines: Sequence[tuple[str, list[tuple[str, Judged]]]]) -> None:
-    middles = []
+    middles, rows = [], []
     for (_, drawn), (top, height) in zip(lines, _places(lines), strict=True):
         middles.append(top + height / 2)
         for i, (method, row) in enumerate(drawn):
-            draw_row(axes, row, top + GAP / 2 + APART * (i + 0.5), colour_of(method))
-    axes.set_yticks(middles, [text for text, _ in lines])
+            rows.append(row_of(row, top + GAP / 2 + APART * (i + 0.5), colour_of(method)))
+    draw_rows(axes, rows, aside=ASIDE)
+    row_axes(axes, [text for text, _ in lines], middles)
     for label, (_, drawn) in zip(axes.get_yticklabels(), lines, strict=True):
         label.set_fontweight("normal" if drawn else "bold")
-    _finish(axes)
 
 
 def _draw_published(axes: Axes) -> str:
@@ -132,24 +131,14 @@ def _draw_published(axes: Axes) -> str:
     gains = [row.gain for row in PUBLISHED]
     axes.plot(gains, range(len(gains)), "D", color=INK, markerfacecolor="none", markersize=7, linestyle="none")
     for place, gain in enumerate(gains):
-        style = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "color": INK}
-        axes.annotate(f"{gain:+.2f}", (1, place), xytext=(8, 0), **style)
+        label_right(axes, place, f"{gain:+.2f}")
     axes.set_ylim(len(gains) - 0.4, -2.2)
     heading = "PSPNet ResNet-18\n← PSPNet ResNet-101"
-    axes.set_yticks([-1.2, *range(len(gains))], [heading, *(row.data for row in PUBLISHED)])
+    row_axes(axes, [heading, *(row.data for row in PUBLISHED)], [-1.2, *range(len(gains))])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_title("published, in the code’s README:\nother data and scale, one run")
-    _finish(axes)
     told = ", ".join(f"{row.data} {row.gain:+.2f}" for row in PUBLISHED)
     return f"Published for APD, on other data, at another scale and without a spread: {told}"
-
-
-def _finish(axes: Axes) -> None:
-    axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(signed)
-    quiet_axes(axes, grid="x")
 
 
 def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:

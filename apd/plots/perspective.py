@@ -1,11 +1,12 @@
 """The method in pictures: features, the cosines inside a perspective, and what is observed through it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,26 +68,62 @@ def cosine_matrices(
     """
     kept = torch.ones(len(class_names), dtype=torch.bool) if present_K is None else present_K.cpu()
     names = [name for name, keep in zip(class_names, kept.tolist(), strict=True) if keep]
-    rows = -(-len(matrices) // 2)
-    with figure(width=WIDTH, height=0.9 + 2.95 * rows) as fig:
-        said = []
-        all_axes = fig.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat
-        for axes, (title, matrix_KK) in zip(all_axes, matrices.items(), strict=False):
-            shown = matrix_KK.detach().cpu()[kept][:, kept].numpy()
-            picture = axes.imshow(shown, cmap=COSINES, vmin=-1, vmax=1, interpolation="nearest")
-            axes.set_xticks(range(len(names)), names, rotation=90)
-            axes.set_yticks(range(len(names)), names)
-            axes.set_title(title, fontsize=11, fontweight="normal")
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-            others = shown[~np.eye(len(names), dtype=bool)]
-            between = np.nanmean(others) if (~np.isnan(others)).any() else float("nan")
-            said.append(f"{title}: {between:+.2f}")
+    shown = {title: matrix_KK.detach().cpu()[kept][:, kept] for title, matrix_KK in matrices.items()}
+    others = ~torch.eye(len(names), dtype=torch.bool)
+    said = (f"{title}: {value_KK[others].nanmean():+.2f}" for title, value_KK in shown.items())
+    description = "Cosines between classes, mean over pairs of different ones. " + "; ".join(said)
+    return heat_maps(shown, names, names, (-1, 1), cosine_text, description, COSINES)
+
+
+def heat_maps(
+    matrices: Mapping[str, Tensor],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    ends: tuple[float, float],
+    text: Callable[[float], str],
+    description: str,
+    colours: str = SCORES,
+) -> Drawing:
+    """Matrices of one kind as squares, two beside each other; few cells hold their numbers, many have a colour bar.
+
+    Args:
+        matrices: title -> values (R, C); NaN stays empty.
+        rows, columns: R and C names.
+        ends: values of the first and the last colour.
+        text: writes a value.
+        description: see :func:`apd.plots.style.drawing`.
+        colours: a colour map.
+    """
+    wide, numbers = min(2, len(matrices)), len(columns) < 7
+    high = -(-len(matrices) // wide)
+    height = 2.3 * high + 0.08 * max(map(len, columns)) + (0.5 if numbers else 0.8)
+    with figure(width=WIDTH, height=height) as fig:
+        all_axes = fig.subplots(high, wide, squeeze=False, sharex=True, sharey=True).flat
+        for axes, (title, values_RC) in zip(all_axes, matrices.items(), strict=False):
+            frame = pd.DataFrame(values_RC.numpy(), rows, columns)
+            look = {"square": True, "cbar": False, "xticklabels": True, "yticklabels": True, "fmt": ""}
+            texts = frame.map(text) if numbers else None
+            sns.heatmap(frame, ax=axes, cmap=colours, vmin=ends[0], vmax=ends[1], annot=texts, **look)
+            axes.set_title(title, fontweight="normal", loc="center")
+            axes.tick_params(axis="y", rotation=0)
+            axes.grid(visible=False)
         for axes in fig.axes[len(matrices) :]:
             axes.set_axis_off()
-        bar = fig.colorbar(picture, ax=fig.axes, location="bottom", shrink=0.45, aspect=30, pad=0.02, label="cosine")
-        bar.outline.set_visible(False)
-        return drawing(fig, "Cosines between classes, mean over pairs of different ones. " + "; ".join(said))
+        if not numbers:
+            mesh = fig.axes[0].collections[0]
+            bar = fig.colorbar(mesh, ax=fig.axes, location="bottom", shrink=0.45, aspect=30, pad=0.02, label="cosine")
+            bar.outline.set_visible(False)
+        return drawing(fig, description)
+
+
+def cosine_text(value: float) -> str:
+    """A cosine with two decimals.
+
+    >>> cosine_text(-0.104), cosine_text(-0.001)
+    ('−0.10', '0.00')
+    """
+    text = f"{value:.2f}"
+    return text.replace("-", "−") if float(text) else "0.00"
 
 
 def observation_maps(
@@ -223,7 +260,7 @@ def seen_from_each(features_BDhw: Tensor, labels_Bhw: Tensor, num_classes: int, 
 def exchange(
     samples: Sequence[Sample], shares_NN: Tensor, spec: DatasetSpec, *, title: str = "cells named right, %"
 ) -> Drawing:
-    """Pictures, and a table of how well each (row) is seen from each picture's perspective (column)."""
+    """Pictures, and a heat map of how well each (row) is seen from each picture's perspective (column)."""
     letters = [chr(ord("A") + i) for i in range(len(samples))]
     pictures = panels(
         [
@@ -233,12 +270,13 @@ def exchange(
         columns=len(samples),
         least="9rem",
     )
-    frame = pd.DataFrame(
-        [[f"{100 * value:.0f}" for value in row] for row in shares_NN.tolist()],
-        index=[f"picture {letter}" for letter in letters],
-        columns=[f"seen from {letter}" for letter in letters],
+    shares = {title: 100 * shares_NN}
+    rows, columns = ([f"{word} {letter}" for letter in letters] for word in ("picture", "seen from"))
+    said = "; ".join(
+        f"{row}: {', '.join(f'{v:.0f}' for v in values)}"
+        for row, values in zip(rows, shares[title].tolist(), strict=True)
     )
-    return stack(pictures, table(frame, title))
+    return stack(pictures, heat_maps(shares, rows, columns, (0, 100), "{:.0f}".format, f"{title}. {said}"))
 
 
 def who_learns(terms: Mapping[str, Tensor], groups: Mapping[str, Sequence[Tensor]]) -> Drawing:

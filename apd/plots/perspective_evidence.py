@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 
+from apd.plots.comparison import signed
 from apd.plots.interactive import Mark, hoverable
 from apd.plots.page import Drawing, Words, nothing, table
 from apd.plots.style import INK, METHOD_COLOURS, WIDTH, figure, quiet_axes
@@ -41,11 +43,12 @@ def gain_by_distance(images: Sequence[PerImage], number: str = "distance") -> Dr
         for axes, one in zip(all_axes, images, strict=True):
             x, y = one.numbers[number], POINTS * one.gain()
             kept = ~(np.isnan(x) | np.isnan(y))
-            axes.scatter(x[kept], y[kept], s=14, color=METHOD_COLOURS["apd"], alpha=0.7, linewidths=0, zorder=2)
+            dots = {"s": 14, "color": METHOD_COLOURS["apd"], "alpha": 0.7, "linewidth": 0, "zorder": 2}
+            sns.scatterplot(x=x[kept], y=y[kept], ax=axes, **dots)
             _fifths(axes, x[kept], y[kept])
             axes.axhline(0, color=INK, linewidth=1.0, zorder=1)
             axes.set_title(f"context shift {one.context_shift:g}")
-            axes.yaxis.set_major_formatter(lambda value, _place: f"{value:+g}".replace("-", "−") if value else "0")
+            axes.yaxis.set_major_formatter(signed)
             quiet_axes(axes, grid="y")
             order = [i for i in np.argsort(x, kind="stable").tolist() if kept[i]]
             marks += [Mark(axes, x[i], y[i], _told(one, number, i), group=str(i)) for i in order]

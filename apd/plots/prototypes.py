@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-import numpy as np
+import pandas as pd
+import seaborn as sns
 import torch
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from apd.data.catalogue import DatasetSpec
-from apd.plots.curves import spread_out
+from apd.plots.curves import label_marks
 from apd.plots.interactive import Mark, hoverable
 from apd.plots.page import Drawing
 from apd.plots.scenes import class_key
@@ -56,15 +56,25 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
     last, columns = len(trace.steps) - 1, 2
     chosen = sorted({0, min(1, last), last // 2, last})  # the teacher's head moves most in its first steps
     rows = -(-len(chosen) // columns)
-    colours = np.array(spec.palette) / 255
+    colours = {k: tuple(c / 255 for c in colour) for k, colour in enumerate(spec.palette)}
     with figure(width=WIDTH, height=0.75 + 2.5 * rows) as fig:
         marks: list[Mark] = []
         all_axes = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+        images_N, classes_N = torch.nonzero(trace.present_BK, as_tuple=True)
         for axes, moment in zip(all_axes, chosen, strict=False):
-            for who, prototypes_SBKD in (("teacher", trace.teacher_SBKD), ("student", trace.student_SBKD)):
-                placed_BK2 = ((prototypes_SBKD[moment].double() - mean_D) @ directions_D2).numpy()
-                _draw_plane(axes, who, placed_BK2, trace.present_BK, colours)
-                marks += _plane_marks(axes, trace, moment, who, placed_BK2, spec, names)
+            both = {"teacher": trace.teacher_SBKD[moment], "student": trace.student_SBKD[moment]}
+            between_BK = (both["teacher"] * both["student"]).sum(2)
+            for who, prototypes_BKD in both.items():
+                x_N, y_N = ((prototypes_BKD[trace.present_BK].double() - mean_D) @ directions_D2).T.tolist()
+                look = {"marker": MARKERS[who], "s": 26, "edgecolor": INK, "linewidth": 0.5, "legend": False}
+                sns.scatterplot(x=x_N, y=y_N, hue=classes_N.tolist(), palette=colours, ax=axes, **look)
+                for x, y, b, k in zip(x_N, y_N, images_N.tolist(), classes_N.tolist(), strict=True):
+                    lines = (
+                        f"{names[b]}, {spec.class_names[k]}",
+                        f"{who}, step {trace.steps[moment]}",
+                        f"cosine of teacher’s and student’s {float(between_BK[b, k]):.2f}",
+                    )
+                    marks.append(Mark(axes, x, y, lines, group=f"{b}.{k}"))
             axes.set_title(f"step {trace.steps[moment]}", fontsize=10.5, fontweight="normal")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -90,41 +100,6 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
     return Drawing(shown.html + class_key(spec, ignored=False), description)
 
 
-def _draw_plane(axes: Axes, who: str, placed_BK2: np.ndarray, present_BK: Tensor, colours: np.ndarray) -> None:
-    for k in range(present_BK.shape[1]):
-        here = placed_BK2[present_BK[:, k].numpy(), k]
-        axes.scatter(
-            *here.T,
-            s=26,
-            marker=MARKERS[who],
-            facecolors=[(*colours[k], 0.85)],
-            edgecolors=INK,
-            linewidths=0.5,
-            zorder=2 if who == "teacher" else 3,
-        )
-
-
-def _plane_marks(
-    axes: Axes,
-    trace: Trace,
-    moment: int,
-    who: str,
-    placed_BK2: np.ndarray,
-    spec: DatasetSpec,
-    names: Sequence[str],
-) -> list[Mark]:
-    between_BK = (trace.teacher_SBKD[moment] * trace.student_SBKD[moment]).sum(2)
-    marks = []
-    for b, k in torch.nonzero(trace.present_BK).tolist():
-        lines = (
-            f"{names[b]}, {spec.class_names[k]}",
-            f"{who}, step {trace.steps[moment]}",
-            f"cosine of teacher’s and student’s {float(between_BK[b, k]):.2f}",
-        )
-        marks.append(Mark(axes, *placed_BK2[b, k], lines, group=f"{b}.{k}"))
-    return marks
-
-
 def apart_over_steps(trace: Trace) -> Drawing:
     """Mean cosine between an image's prototypes over the steps, for each way to treat the teacher's head.
 
@@ -132,40 +107,29 @@ def apart_over_steps(trace: Trace) -> Drawing:
     """
     flat_SB = pairwise_cosine(trace.untrained_BKD, trace.present_BK).expand(len(trace.steps), -1)
     lines = {
-        "alignment trains\nthe head": ("#c9742a", pairwise_cosine(trace.aligned_SBKD, trace.present_BK)),
-        "nothing trains\nthe head": ("#7d8796", flat_SB),
-        "the student’s\nprototypes": (INK, pairwise_cosine(trace.student_SBKD, trace.present_BK)),
-        "regularisation\ntrains the head": (
+        "alignment trains the head": ("#c9742a", pairwise_cosine(trace.aligned_SBKD, trace.present_BK)),
+        "nothing trains the head": ("#7d8796", flat_SB),
+        "the student’s prototypes": (INK, pairwise_cosine(trace.student_SBKD, trace.present_BK)),
+        "regularisation trains the head": (
             METHOD_COLOURS["apd"],
             pairwise_cosine(trace.teacher_SBKD, trace.present_BK),
         ),
     }
     with figure(height=3.5) as fig:
         axes = fig.subplots()
-        ends, said = [], []
+        ends, said = {}, []
         for name, (colour, values_SB) in lines.items():
-            mean_S = values_SB.nanmean(1)
-            low_S, high_S = torch.nanquantile(values_SB, torch.tensor([0.1, 0.9]), dim=1)
-            axes.fill_between(trace.steps, low_S, high_S, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(trace.steps, mean_S, color=colour, linestyle="--" if colour == INK else "-")
-            ends.append(float(mean_S[-1]))
-            said.append(f"{name}: {float(mean_S[0]):.2f} to {ends[-1]:.2f}".replace("\n", " "))
+            frame = pd.DataFrame(values_SB.numpy(), trace.steps).melt(ignore_index=False).reset_index()
+            dashes = "--" if colour == INK else "-"
+            look = {"errorbar": ("pi", 80), "err_kws": {"linewidth": 0}, "color": colour, "linestyle": dashes}
+            sns.lineplot(frame, x="index", y="value", ax=axes, **look)
+            mean_S = values_SB.nanmean(1).tolist()
+            ends[name] = (trace.steps[-1], mean_S[-1])
+            said.append(f"{name}: {mean_S[0]:.2f} to {mean_S[-1]:.2f}")
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
         axes.set_xlim(0, trace.steps[-1])
-        heights = spread_out(ends, 0.135 * (axes.get_ylim()[1] - axes.get_ylim()[0]))
-        for (name, (colour, _)), height in zip(lines.items(), heights, strict=True):
-            axes.annotate(
-                name,
-                (trace.steps[-1], height),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                linespacing=0.95,
-                color=colour,
-                annotation_clip=False,
-            )
+        label_marks(axes, ends, {name: name for name in ends}, {name: colour for name, (colour, _) in lines.items()})
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("steps")
-        axes.set_ylabel("cosine between prototypes")
+        axes.set(xlabel="steps", ylabel="cosine between prototypes")
         quiet_axes(axes, grid="y")
         return drawing(fig, "Mean cosine between an image's prototypes, first to last step. " + "; ".join(said))

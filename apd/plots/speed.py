@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from apd.plots.comparison import Row, draw_rows
 from apd.plots.page import Drawing, Words, nothing, table
-from apd.plots.style import INK, METHOD_COLOURS, colour_of, drawing, figure, quiet_axes
+from apd.plots.style import METHOD_COLOURS, colour_of, drawing, figure, quiet_axes
 from apd.study.folders import records_folder
 from apd.study.record import RecordError
 
@@ -72,29 +73,24 @@ def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
         return nothing(f"{SHAPE_NAMES[shape]}: nothing was measured.")
     with figure(height=0.9 + 0.27 * len(rows)) as fig:
         axes = fig.subplots()
-        for place, row in enumerate(rows):
-            low, middle, high = row["milliseconds"]
-            colour = METHOD_COLOURS["apd"] if row["loss"].startswith("APD") else colour_of("")
-            axes.plot([low, high], [place, place], color=colour, linewidth=2.2)
-            hollow = (
-                {"facecolors": "none", "edgecolors": colour} if CLASS_BY_CLASS in row["loss"] else {"color": colour}
-            )
-            axes.scatter([middle], [place], s=38, zorder=3, **hollow)
-            axes.annotate(
-                three_digits(middle),
-                (1, place),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                color=INK,
-            )
         axes.set_xscale("log")
+        draw_rows(
+            axes,
+            [
+                Row(
+                    place,
+                    [],
+                    METHOD_COLOURS["apd"] if row["loss"].startswith("APD") else colour_of(""),
+                    row["milliseconds"],
+                    three_digits(row["milliseconds"][1]),
+                )
+                for place, row in enumerate(rows)
+            ],
+        )
         axes.set_yticks(range(len(rows)), [row["loss"].replace(CLASS_BY_CLASS, ", by class") for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel("milliseconds of a forward and backward pass")
         axes.set_title(SHAPE_NAMES[shape])
-        axes.spines["left"].set_visible(False)
         quiet_axes(axes, grid="x")
         told = ", ".join(f"{row['loss']} {three_digits(row['milliseconds'][1])}" for row in rows)
         return drawing(fig, f"{SHAPE_NAMES[shape]}, median milliseconds of a forward and backward pass: {told}")
@@ -171,7 +167,7 @@ def feeding_table(measurement: Measurement) -> Drawing:
             frame[row["recipe"]] = {"student": recipe["student"], "loader": f"not measured: {row['reason']}"}
             continue
         if row.get("device_augmentation"):
-            name += ", varied on the GPU"
+            name += ", augmented on the GPU"
         frame[name] = {"student": recipe["student"]}
         frame[name] |= {rate: three_digits(row[rate]) for rate in ("loader", "training", "together")}
         frame[name]["share of training alone"] = f"{100 * row['together'] / row['training']:.0f} %"

@@ -9,7 +9,7 @@ valid.
 
 >>> import torch
 >>> from apd.rivals import DIST, FitNet, PixelKD
->>> features, logits = torch.randn(2, 8, 6, 6), torch.randn(2, 3, 6, 6)
+>>> features, logits = torch.randn(2, 8, 6, 6, requires_grad=True), torch.randn(2, 3, 6, 6, requires_grad=True)
 >>> maps = {"student_features": features, "teacher_features": features}
 >>> maps |= {"student_logits": logits, "teacher_logits": logits, "labels": torch.zeros(2, 48, 48, dtype=torch.long)}
 >>> for distiller in (PixelKD(), DIST(), FitNet(8, 8, num_classes=3)):

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from apd.losses import masked_mean
 from apd.perspective import full_precision, inverse_length
-from apd.rivals.distiller import IGNORED, FeatureRival, Rival, check_positive, convolved
+from apd.rivals.distiller import IGNORED, FeatureRival, Rival, convolved
+from apd.validation import RULED_OUT, check_positive
 
 
 @full_precision
@@ -18,7 +19,7 @@ def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, 
     """T² KL between the two nets' distributions of a channel over an image's valid pixels.
 
     A channel's distribution is the softmax over pixels of its values / T. Mean over channels and over the images that
-    have a valid pixel.
+    have a valid pixel. A channel that the teacher rules out at every pixel has none, and costs nothing.
     """
     valid_B1N = valid_Bhw.flatten(1)[:, None]
 
@@ -29,7 +30,9 @@ def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, 
     divergence_BCN = F.kl_div(
         log_distributions(student_BChw), log_distributions(teacher_BChw), reduction="none", log_target=True
     )
-    return temperature**2 * masked_mean(divergence_BCN.sum(2).mean(1), valid_B1N.any(2)[:, 0])
+    has_some_BC = teacher_BChw.flatten(2).masked_fill(~valid_B1N, RULED_OUT).amax(2) > RULED_OUT / 2
+    divergence_BC = torch.where(has_some_BC, divergence_BCN.sum(2), 0.0)
+    return temperature**2 * masked_mean(divergence_BC.mean(1), valid_B1N.any(2)[:, 0])
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, counted: Tensor, dim: int) -> Tensor:
@@ -88,7 +91,7 @@ class CWD(FeatureRival):
     >>> import torch
     >>> from apd import CWD
     >>> student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 0.0]]]])
-    >>> distiller = CWD(8, 8, num_classes=1, temperature=1.0)
+    >>> distiller = CWD(8, 8, num_classes=1, temperature=1.0).eval()  # only to measure
     >>> distiller(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0, 0]]]))["logits"]
     tensor(0.3278)
     """
@@ -129,12 +132,9 @@ class CWD(FeatureRival):
         """The terms of positive weight and ``"loss"``; maps of a term of weight 0 may be left out."""
         terms = {}
         if self.weights["logits"]:
-            student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
-            if student.shape[1] != self.num_classes:
-                raise ValueError(
-                    f"student_logits has {student.shape[1]} channels: expected {self.num_classes}, "
-                    "the num_classes given at construction"
-                )
+            student, teacher, labels_Bhw = self._on_one_grid(
+                "logits", student_logits, teacher_logits, labels, self.num_classes
+            )
             terms["logits"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
         if self.adapter is not None:
             student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
@@ -168,7 +168,7 @@ class DIST(Rival):
     >>> import torch
     >>> from apd import DIST
     >>> logits = torch.tensor([[[[2.0, 0.0]], [[0.0, 2.0]]]])
-    >>> out = DIST()(student_logits=-logits, teacher_logits=logits, labels=torch.tensor([[[0, 1]]]))
+    >>> out = DIST().eval()(student_logits=-logits, teacher_logits=logits, labels=torch.tensor([[[0, 1]]]))
     >>> [round(value.item(), 4) for value in out.values()]  # inter, intra, loss
     [2.0, 2.0, 4.0]
     """

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apd.losses import masked_mean
-from apd.perspective import check_count, class_prototypes, full_precision, inverse_length
+from apd.perspective import class_prototypes, full_precision, inverse_length
 from apd.rivals.class_memory import ClassMemory
-from apd.rivals.distiller import IGNORED, FeatureRival, check_positive, convolved
+from apd.rivals.distiller import IGNORED, FeatureRival, convolved
 from apd.rivals.relation_divergence import relation_divergence
+from apd.validation import check_count, check_positive
 
 
 def pooling_window(size: tuple[int, int], most: int) -> int:
@@ -142,7 +143,7 @@ class CIRKD(FeatureRival):
 
     >>> import torch
     >>> from apd import CIRKD
-    >>> features, labels = torch.randn(2, 4, 8, 8), torch.zeros(2, 64, 64, dtype=torch.long)
+    >>> features, labels = torch.randn(2, 4, 8, 8, requires_grad=True), torch.zeros(2, 64, 64, dtype=torch.long)
     >>> distiller = CIRKD(4, 4, num_classes=3, pixel_slots=100, region_slots=10)
     >>> out = distiller(student_features=features, teacher_features=features, labels=labels)
     >>> [(name, bool(value > 0)) for name, value in out.items()]

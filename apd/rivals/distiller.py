@@ -1,20 +1,19 @@
 """What the rivals share: their weights, their parameters, the checks of a call, and one grid for maps and labels."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from apd.perspective import check_count, check_labels, check_map, match_grids, resize_labels, valid_pixels
+from apd.perspective import match_grids, resize_labels, valid_pixels
+from apd.validation import (
+    check_call,
+    check_count,
+    check_ignore_index,
+    check_positive,
+    without_infinities,
+)
 
 IGNORED = -1
 """What labels hold, inside this part of the package, at pixels that belong to no class."""
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` naming the argument unless ``value`` is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}={value}: expected a positive number")
 
 
 class Rival(nn.Module):
@@ -35,11 +34,11 @@ class Rival(nn.Module):
             for value in weights.values():
                 check_positive("weight", value)
         for name, value in weights.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value}: expected a finite number, 0 or greater")
+            check_positive(name, value, or_zero=True)
         if not any(weights.values()):
             raise ValueError(f"{', '.join(weights)} are all 0: give at least one term a positive weight")
-        self.weights, self.ignore_index = {name: float(value) for name, value in weights.items()}, ignore_index
+        self.weights = {name: float(value) for name, value in weights.items()}
+        self.ignore_index = check_ignore_index(ignore_index)
 
     def student_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student's adapter, for the student's optimiser (empty when there is none)."""
@@ -61,22 +60,13 @@ class Rival(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Checked maps of one ``kind`` (logits or features) on the coarser grid, and labels on it.
 
-        The teacher's map is detached. The labels come as int64 with :data:`IGNORED` at pixels of ``ignore_index``;
-        the number of classes is that of the logits unless it is given.
+        The teacher's map is detached, and what it rules out finite. The labels come as int64 with :data:`IGNORED` at
+        pixels of ``ignore_index``; the number of classes is that of the logits unless it is given.
         """
-        check_map(f"student_{kind}", student)
-        check_map(f"teacher_{kind}", teacher)
-        if student.shape[0] != teacher.shape[0]:
-            raise ValueError(
-                f"teacher_{kind} holds {teacher.shape[0]} images but student_{kind} {student.shape[0]}: "
-                "the batches must agree"
-            )
-        if kind == "logits" and student.shape[1] != teacher.shape[1]:
-            raise ValueError(
-                f"student_logits has shape {tuple(student.shape)} but teacher_logits {tuple(teacher.shape)}: "
-                "the classes (second axis) must be equal"
-            )
-        check_labels(labels_BHW, student.shape[0])
+        maps = {f"student_{kind}": student, f"teacher_{kind}": teacher}
+        check_call(self, maps, labels_BHW, trained=[f"student_{kind}"])
+        if kind == "logits":
+            teacher = without_infinities(teacher)
         student, teacher = match_grids(student, teacher.detach())
         num_classes = student.shape[1] if num_classes is None else num_classes
         valid_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=self.ignore_index)
@@ -106,28 +96,15 @@ class FeatureRival(Rival):
         ignore_index: int,
     ) -> None:
         super().__init__(weights, ignore_index=ignore_index)
-        for name, value in (
-            ("student_channels", student_channels),
-            ("teacher_channels", teacher_channels),
-            ("num_classes", num_classes),
-        ):
-            check_count(name, value)
-        self.student_channels, self.teacher_channels, self.num_classes = student_channels, teacher_channels, num_classes
+        self.student_channels = check_count("student_channels", student_channels)
+        self.teacher_channels = check_count("teacher_channels", teacher_channels)
+        self.num_classes = check_count("num_classes", num_classes)
+        check_ignore_index(ignore_index, num_classes)
 
     def _features_on_one_grid(
         self, student: Tensor, teacher: Tensor, labels_BHW: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        student_BChw, teacher_BChw, labels_Bhw = self._on_one_grid(
-            "features", student, teacher, labels_BHW, self.num_classes
-        )
-        for side, value in (("student", student_BChw), ("teacher", teacher_BChw)):
-            channels = getattr(self, f"{side}_channels")
-            if value.shape[1] != channels:
-                raise ValueError(
-                    f"{side}_features has {value.shape[1]} channels: expected {channels}, "
-                    f"the {side}_channels given at construction"
-                )
-        return student_BChw, teacher_BChw, labels_Bhw
+        return self._on_one_grid("features", student, teacher, labels_BHW, self.num_classes)
 
 
 def convolved(convolution: nn.Conv2d, features_BChw: Tensor) -> Tensor:

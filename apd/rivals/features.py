@@ -62,7 +62,7 @@ class FitNet(FeatureRival):
     >>> import torch
     >>> from apd import FitNet
     >>> features, labels = torch.ones(1, 2, 1, 1), torch.tensor([[[0]]])
-    >>> distiller = FitNet(2, 2, num_classes=3)
+    >>> distiller = FitNet(2, 2, num_classes=3).eval()  # only to measure
     >>> _ = torch.nn.init.zeros_(distiller.adapter.weight)
     >>> distiller(student_features=features, teacher_features=features, labels=labels)["fitnet"].item()
     1.0
@@ -119,7 +119,7 @@ class AttentionTransfer(FeatureRival):
     >>> import torch
     >>> from apd import AttentionTransfer
     >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
-    >>> distiller = AttentionTransfer(1, 1, num_classes=3)
+    >>> distiller = AttentionTransfer(1, 1, num_classes=3).eval()  # only to measure
     >>> labels = torch.tensor([[[0, 1]]])
     >>> distiller(student_features=student, teacher_features=teacher, labels=labels)["attention_transfer"]
     tensor(1.)
@@ -180,7 +180,7 @@ class MGD(FeatureRival):
 
     >>> import torch
     >>> from apd import MGD
-    >>> features, labels = torch.ones(1, 4, 8, 8), torch.zeros(1, 64, 64, dtype=torch.long)
+    >>> features, labels = torch.ones(1, 4, 8, 8, requires_grad=True), torch.zeros(1, 64, 64, dtype=torch.long)
     >>> out = MGD(4, 4, num_classes=3)(student_features=features, teacher_features=features, labels=labels)
     >>> bool(out["mgd"] > 0)
     True

@@ -5,8 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apd.losses import Reduction, masked_mean, pixel_kd_loss
-from apd.perspective import check_choice, full_precision, inverse_length
-from apd.rivals.distiller import IGNORED, Rival, check_positive
+from apd.perspective import full_precision, inverse_length
+from apd.rivals.distiller import IGNORED, Rival
+from apd.validation import RULED_OUT, check_call, check_choice, check_flag, check_positive
 
 
 @full_precision
@@ -15,7 +16,8 @@ def decoupled_losses(
 ) -> tuple[Tensor, Tensor]:
     """The target and the non-target part of a pixel's KL, each T² times its mean over valid pixels.
 
-    ``labels_Bhw`` hold :data:`apd.rivals.distiller.IGNORED` where no class is. Memory: about six (B, K, h, w) maps.
+    ``labels_Bhw`` hold :data:`apd.rivals.distiller.IGNORED` where no class is. A pixel at which the teacher rules out
+    all classes but the labelled one has no non-target part. Memory: about six (B, K, h, w) maps.
     """
     valid_Bhw = labels_Bhw != IGNORED
     classes_K11 = torch.arange(student_BKhw.shape[1], device=labels_Bhw.device)[:, None, None]
@@ -29,12 +31,16 @@ def decoupled_losses(
         own_B1hw = torch.where(target_BKhw, logits_BKhw, 0.0).sum(1, keepdim=True)
         return torch.cat([own_B1hw, others_B1hw], dim=1) - total_B1hw, others_BKhw - others_B1hw
 
-    def mean_divergence(student_log: Tensor, teacher_log: Tensor) -> Tensor:
+    def mean_divergence(student_log: Tensor, teacher_log: Tensor, counted_Bhw: Tensor) -> Tensor:
         divergence = F.kl_div(student_log, teacher_log, reduction="none", log_target=True)
-        return temperature**2 * masked_mean(divergence.sum(1), valid_Bhw)
+        return temperature**2 * masked_mean(divergence.sum(1), counted_Bhw)
 
     student, teacher = parts(student_BKhw), parts(teacher_BKhw)
-    return mean_divergence(student[0], teacher[0]), mean_divergence(student[1], teacher[1])
+    has_others_Bhw = teacher_BKhw.masked_fill(target_BKhw, RULED_OUT).amax(1) > RULED_OUT / 2
+    return (
+        mean_divergence(student[0], teacher[0], valid_Bhw),
+        mean_divergence(student[1], teacher[1], valid_Bhw & has_others_Bhw),
+    )
 
 
 def standardised(logits_BKhw: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ class PixelKD(Rival):
     >>> import torch
     >>> from apd import PixelKD
     >>> logits, labels = torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4, dtype=torch.long)
-    >>> PixelKD()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
+    >>> PixelKD().eval()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
     tensor(0.)
 
     Raises:
@@ -78,6 +84,7 @@ class PixelKD(Rival):
     ) -> None:
         super().__init__({"pixel_kd": weight}, ignore_index=ignore_index)
         check_choice("reduction", reduction, ("pixel", "element"))
+        check_flag("upsample_logits", upsample_logits)
         check_positive("temperature", temperature)
         self.temperature, self.reduction, self.upsample_logits = temperature, reduction, upsample_logits
 
@@ -91,6 +98,8 @@ class PixelKD(Rival):
         teacher_features: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not looked at."""
+        logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+        check_call(self, logits, labels, trained=["student_logits"])
         term = pixel_kd_loss(
             student_logits,
             teacher_logits,
@@ -130,7 +139,7 @@ class LSKD(Rival):
     >>> from apd import LSKD
     >>> teacher = torch.tensor([-3.0, 3.0, 1.0, -1.0]).view(1, 4, 1, 1)
     >>> student, labels = torch.tensor([-6.0, 3.0, 4.0, -1.0]).view(1, 4, 1, 1), torch.tensor([[[1]]])
-    >>> distiller = LSKD(temperature=1.0)
+    >>> distiller = LSKD(temperature=1.0).eval()  # only to measure
     >>> distiller(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]  # figure 2: 0.0995
     tensor(0.0995)
     """
@@ -152,6 +161,11 @@ class LSKD(Rival):
     ) -> dict[str, Tensor]:
         """``{"lskd": the term, "loss": weight × term}``; features are accepted and not looked at."""
         student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+        if teacher.is_cpu and not torch.compiler.is_compiling() and teacher.amin() <= RULED_OUT / 2:
+            raise ValueError(
+                "teacher_logits holds -inf, with which a pixel's logits have no standard deviation: use PixelKD, or "
+                "give the class that is ruled out a finite logit"
+            )
         logits = standardised(student), standardised(teacher)
         term = pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)
         return self._with_loss({"lskd": term})
@@ -181,7 +195,7 @@ class DKD(Rival):
     >>> import torch
     >>> from apd import DKD
     >>> student, teacher = torch.zeros(1, 3, 1, 1), torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)
-    >>> out = DKD()(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0]]]))
+    >>> out = DKD().eval()(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0]]]))
     >>> [round(value.item(), 4) for value in out.values()]  # target, non_target, loss
     [0.433, 0.0, 0.433]
     """
@@ -210,8 +224,6 @@ class DKD(Rival):
     ) -> dict[str, Tensor]:
         """The terms of positive weight and ``"loss"``; features are accepted and not looked at."""
         student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
-        if student.shape[1] < 2:
-            raise ValueError(f"student_logits has shape {tuple(student.shape)}: expected two classes or more")
         losses = decoupled_losses(student, teacher, labels_Bhw, temperature=self.temperature)
         terms = dict(zip(("target", "non_target"), losses, strict=True))
         return self._with_loss({name: term for name, term in terms.items() if self.weights[name]})

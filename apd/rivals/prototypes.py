@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from apd.losses import masked_mean
 from apd.perspective import class_prototypes, full_precision
-from apd.rivals.distiller import IGNORED, FeatureRival, check_positive, convolved
+from apd.rivals.distiller import IGNORED, FeatureRival, convolved
+from apd.validation import check_positive
 
 
 def prototypes_of_both(
@@ -67,7 +68,7 @@ class I2CKD(FeatureRival):
     >>> import torch
     >>> from apd import I2CKD
     >>> teacher = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal classes of one pixel each
-    >>> distiller = I2CKD(2, 2, num_classes=3)
+    >>> distiller = I2CKD(2, 2, num_classes=3).eval()  # only to measure
     >>> _ = torch.nn.init.dirac_(distiller.adapter.weight)
     >>> maps = {"teacher_features": teacher, "labels": torch.tensor([[[0, 1]]])}
     >>> [distiller(student_features=student, **maps)["i2ckd"] for student in (teacher, -teacher)]
@@ -134,7 +135,7 @@ class InterClassDistance(FeatureRival):
     >>> import torch
     >>> from apd import InterClassDistance
     >>> teacher = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal classes of one pixel each
-    >>> distiller = InterClassDistance(2, 2, num_classes=3)
+    >>> distiller = InterClassDistance(2, 2, num_classes=3).eval()  # only to measure
     >>> labels = torch.tensor([[[0, 1]]])
     >>> distiller(student_features=torch.ones(1, 2, 1, 2), teacher_features=teacher, labels=labels)["idd"]
     tensor(2.0000)

@@ -78,7 +78,7 @@ class PairwiseSimilarity(FeatureRival):
     >>> import torch
     >>> from apd import PairwiseSimilarity
     >>> student = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal pixels
-    >>> distiller = PairwiseSimilarity(2, 2, num_classes=3)
+    >>> distiller = PairwiseSimilarity(2, 2, num_classes=3).eval()  # only to measure
     >>> labels = torch.tensor([[[0, 1]]])
     >>> distiller(student_features=student, teacher_features=torch.ones(1, 2, 1, 2), labels=labels)["skd"]
     tensor(0.5000)
@@ -141,7 +141,7 @@ class IFVD(FeatureRival):
     >>> import torch
     >>> from apd import IFVD
     >>> student = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal pixels of one class
-    >>> distiller = IFVD(2, 2, num_classes=3)
+    >>> distiller = IFVD(2, 2, num_classes=3).eval()  # only to measure
     >>> labels = torch.tensor([[[0, 0]]])
     >>> distiller(student_features=student, teacher_features=torch.ones(1, 2, 1, 2), labels=labels)["ifvd"]
     tensor(0.0858)

@@ -1,6 +1,7 @@
 """From an experiment's fields to objects: data sets, networks, distillers, optimisers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from apd.data.catalogue import CAMVID, SCENES, DatasetSpec
 from apd.data.converted import ConvertedDataset
 from apd.data.folder import CamVid, find_data
 from apd.data.instances import InstanceDataset
+from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade
 from apd.data.long_side import LongSide
 from apd.data.own_folder import folder_spec, open_folder
 from apd.data.published_sets import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60
@@ -27,11 +29,12 @@ _PUBLISHED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59
 
 
 class Splits(NamedTuple):
-    """The data sets of one run. `evaluation` is `val` or `test`, as the experiment says."""
+    """The data sets of one run. `evaluation` is the experiment's split; `others` are further test splits, by name."""
 
     train: SegmentationDataset | InstanceDataset
     val: SegmentationDataset | InstanceDataset
     evaluation: SegmentationDataset | InstanceDataset
+    others: Mapping[str, SegmentationDataset] = MappingProxyType({})
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -100,6 +103,8 @@ def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     dataset: SegmentationDataset
     if data.name == "camvid":
         dataset = CamVid(find_data("CamVid"), split, **size)
+    elif data.name == "labelmefacade":
+        dataset = LabelMeFacade(split, **size)
     elif data.name == "folder":
         dataset = open_folder(data.folder, split, **size)
     else:
@@ -115,14 +120,15 @@ def spec_of(data: DataConfig) -> DatasetSpec:
     _require_segmentation(data)
     if data.name == "folder":
         return folder_spec(data.folder)
-    return {"camvid": CAMVID, "scenes": SCENES, **_PUBLISHED}[data.name]
+    return {"camvid": CAMVID, "labelmefacade": LABELMEFACADE, "scenes": SCENES, **_PUBLISHED}[data.name]
 
 
 def build_splits(data: DataConfig) -> Splits:
     """Training, validation and evaluation data; the last two are one object when they are one split."""
     val = build_split(data, "val")
     evaluation = val if data.evaluation_split == "val" else build_split(data, data.evaluation_split)
-    return Splits(build_split(data, "train"), val, evaluation)
+    others = {split: build_split(data, split) for split in data.other_splits}
+    return Splits(build_split(data, "train"), val, evaluation, others)
 
 
 def build_augmentation(data: DataConfig) -> Augmentation:

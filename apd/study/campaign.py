@@ -8,8 +8,7 @@ Workers that share a file system pass each other's runs over, or take a shard ea
 """
 
 import argparse
-import time
-from collections import deque
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,21 +30,21 @@ from apd.study.camvid_campaigns import (
     camvid_small_rivals,
     camvid_small_tuning,
 )
-from apd.study.checkpoint import RunBusyError
 from apd.study.coco_recipes import tiny_coco
 from apd.study.detection_recipes import scenes_detection, scenes_detection_tuning
 from apd.study.experiment import Experiment
 from apd.study.field_checks import did_you_mean
-from apd.study.fingerprint import fingerprint, to_dict
+from apd.study.fingerprint import fingerprint
 from apd.study.folders import records_folder
-from apd.study.log import NonFiniteLossError
 from apd.study.pair_recipes import camvid_pairs, scenes_pairs, scenes_pairs_tuning
-from apd.study.ranks import join, of_every_rank
+from apd.study.parallel import side_by_side
+from apd.study.ranks import join
+from apd.study.real_campaigns import REAL_CAMPAIGNS
 from apd.study.recipes import METHODS, Method, distillers_of, lengthened, recipe
 from apd.study.record import Record, read_record
+from apd.study.runner import Ledger, in_turn
 from apd.study.shard import WHOLE, Shard
 from apd.study.shell import UsageError, exit_code_of
-from apd.study.train import train
 
 
 def scenes_experiment(method: Method, seed: int, context_shift: float) -> Experiment:
@@ -177,6 +176,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-small-ablations": camvid_small_ablations,
     "camvid-small-rivals": camvid_small_rivals,
     "camvid-pairs": camvid_pairs,
+    **REAL_CAMPAIGNS,
     "scenes-detection": scenes_detection,
     "scenes-detection-tuning": scenes_detection_tuning,
     "tiny-coco": tiny_coco,
@@ -217,8 +217,10 @@ def run_campaign(
     shard: Shard = WHOLE,
     progress: bool | None = None,
     workers: int = 0,
+    processes: int = 1,
+    minutes: float | None = None,
 ) -> list[Record]:
-    """Run what a campaign, or one shard of it, still lacks, and return all its records.
+    """Run what a campaign, or one shard of it, still lacks, and return all its records that are there then.
 
     Workers may share one file system: a run that another holds is left for the end and then waited for, and a teacher
     is trained once.
@@ -231,16 +233,25 @@ def run_campaign(
         shard: this worker's part of them; may be empty.
         progress: bars of the single runs; None shows them on a terminal only.
         workers: processes that prepare batches ahead in every run, teachers' included; any number gives the same.
+        processes: runs side by side on the device, see :func:`apd.study.parallel.side_by_side`.
+        minutes: after these, runs are stopped with a checkpoint; none is begun that cannot finish before.
 
     Raises:
-        CampaignError: the name is unknown, `only` fits no experiment, or `workers` is negative.
+        CampaignError: the name is unknown, `only` fits no experiment, or a number is out of its range.
         RecordError: one of the records there is damaged.
         NonFiniteLossError: at the end, when all others are done, if a loss of some experiments became infinite or NaN.
+        UnfinishedRunsError: at the end, if some side by side were killed twice or do not fit into the GPU's memory.
         Everything that `train` raises; the records written so far stay.
     """
     if workers < 0:
         raise CampaignError(f"workers = {workers}: expected a whole number of at least 0")
+    if processes < 1:
+        raise CampaignError(f"processes = {processes}: expected a whole number of at least 1")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise CampaignError(f"minutes = {minutes}: expected a number above 0")
     ranks = join()
+    if ranks.size > 1 and (processes > 1 or minutes is not None):
+        raise CampaignError("processes and minutes are for one process with one device: start it without torchrun")
     folder = folder or records_folder(name)
     known = experiments_of(name)
     experiments = [e for e in known if only in e.name]
@@ -251,38 +262,18 @@ def run_campaign(
     missing = [e for e in experiments if fingerprint(e) not in done]
     part = f", shard {shard.number}/{shard.of}" if shard.of > 1 else ""
     ranks.tell(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
-    queue = deque((experiment, False) for experiment in missing)
-    spent, diverged = 0.0, []
-    while queue:
-        experiment, wait = queue.popleft()
-        begun = time.monotonic()
-        try:
-            found = train(experiment, device=device, progress=progress, wait=wait, workers=workers)
-        except RunBusyError:
-            ranks.tell(f"{name}: {experiment.name} is another worker's and left for the end")
-            queue.append((experiment, True))
-            continue
-        except NonFiniteLossError as error:
-            diverged.append(experiment.name)
-            number = len(missing) - len(queue)
-            ranks.tell(f"{name}: {number}/{len(missing)} {experiment.name} diverged and has no record: {error}")
-            continue
-        # a run that another campaign began has that one's label
-        record = Record({**found.content, "experiment": to_dict(experiment)})
-        done[fingerprint(experiment)] = record
-        if ranks.first:
-            record.save(folder / f"{experiment.name}-{fingerprint(experiment)}.json")
-        spent += time.monotonic() - begun
-        number = len(missing) - len(queue)
-        left = spent / number * len(queue)
-        score, value = record.headline
+    if retired := [record.source for print_, record in done.items() if print_ not in set(map(fingerprint, known))]:
         ranks.tell(
-            f"{name}: {number}/{len(missing)} {experiment.name}: {score} {value:.4f}, about {left / 60:.0f} min left"
+            f"{name}: {len(retired)} records there are of no experiment of this campaign, such as "
+            f"{Path(retired[0]).name}: its recipe has changed since; they are left alone and not counted"
         )
-    if diverged:
-        told = f"{len(diverged)} of {len(missing)} experiments diverged and have no record: {', '.join(diverged)}"
-        raise of_every_rank(NonFiniteLossError(f"{name}: {told}"))
-    return [done[fingerprint(e)] for e in experiments]
+    ledger = Ledger(name, folder, done, len(missing), ranks)
+    if processes == 1 and minutes is None:
+        in_turn(missing, ledger, device=device, progress=progress, workers=workers)
+    else:
+        side_by_side(missing, ledger, device=device, processes=processes, minutes=minutes, workers=workers)
+    ledger.close()
+    return [done[fingerprint(e)] for e in experiments if fingerprint(e) in done]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -294,6 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="run only experiments whose label contains this text")
     parser.add_argument("--shard", default="", help="i/n: run only worker i's part when n workers share the campaign")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches ahead (default: 0)")
+    parser.add_argument("--processes", type=int, default=1, help="runs side by side on the device (default: 1)")
+    parser.add_argument("--minutes", type=float, help="stop after these, with checkpoints (default: no limit)")
     chosen = parser.parse_args(arguments)
 
     def run() -> int:
@@ -304,6 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
             only=chosen.only,
             shard=Shard.parse(chosen.shard),
             workers=chosen.workers,
+            processes=chosen.processes,
+            minutes=chosen.minutes,
         )
         return 0
 

@@ -7,7 +7,7 @@ beside its final name and renamed, so it is there whole or not at all; the one b
 """
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -167,48 +168,71 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a run's folder for this process.
 
-    The lock is the operating system's own on `folder/lock` (`flock`): it vanishes with the process, however that ends.
-    Between processes of one machine it always holds. Between machines it holds where the shared file system carries it
-    to its server: NFS on Linux does, Lustre when it is mounted with `flock` (with `localflock` it holds within a
-    machine only, and nothing tells so).
+    The lock is the operating system's own on `folder/lock` (`flock`, on Windows `LockFileEx`): it vanishes with the
+    process, however that ends. `folder/holder` names the process. Between processes of one machine the lock always
+    holds. Between machines it holds where the shared file system carries it to its server: NFS on Linux does, Lustre
+    when it is mounted with `flock` (with `localflock` it holds within a machine only, and nothing reports that).
 
     Args:
         folder: the run's folder; made if it is not there.
         wait: block until the holder is done instead of raising.
 
     Raises:
-        RunBusyError: another process holds it and `wait` is false; says which.
+        RunBusyError: another process holds it and `wait` is false; names the process.
         CheckpointError: the folder cannot be written, or its file system has no locks.
     """
+    path, name = folder / "lock", folder / "holder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
+        name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
     except OSError as error:
         raise CheckpointError(
             f"cannot write to {folder}: {error.strerror}; make it writable or set APD_RUNS to another folder"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            if not wait:
-                raise RunBusyError(
-                    f"{folder} is in use by {holder}; wait for it to end, or stop it and start this command again"
-                ) from None
-            print(f"waiting for {holder}, which works on {folder.name}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot lock {folder / 'lock'}: {error.strerror}; have the file system mounted with locks (Lustre: "
-                "option flock), or set APD_RUNS to a folder on another one"
-            ) from error
-        # written past Python's buffer, which on a full disk would try and fail again when the file is closed
+    lock = FileLock(path)
+    try:
+        busy = not _acquired(lock)
+    except (OSError, NotImplementedError) as error:  # the second from releases before 3.24
+        raise CheckpointError(
+            f"cannot lock {path}: {getattr(error, 'strerror', None) or error}; have the file system mounted with locks "
+            "(Lustre: option flock), or set APD_RUNS to a folder on another one"
+        ) from error
+    if busy:
+        holder = _read(name) or "another process"
+        if not wait:
+            raise RunBusyError(
+                f"{folder} is in use by {holder}; wait for it to end, or stop it and start this command again"
+            )
+        print(f"waiting for {holder}, which works on {folder.name}", flush=True)
+        lock.acquire(poll_interval=0.2)
+    try:
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from working
+            name.unlink(missing_ok=True)
+            name.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
         with contextlib.suppress(OSError):
-            os.truncate(file.fileno(), 0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            name.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquired(lock: FileLock) -> bool:
+    """Try once to take the lock; OSError where filelock would fall back to one that outlives a killed process."""
+    hard = type(lock)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        acquired = False
+    else:
+        acquired = True
+    if type(lock) is not hard:
+        lock.release()
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return acquired
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

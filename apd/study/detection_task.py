@@ -145,7 +145,9 @@ class DetectionTask:
         pinned_memory = self.experiment.training.pinned_memory
         return DetectionObjective(student, teacher, distillers, pinned_memory=pinned_memory)
 
-    def batches(self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int) -> Iterator[InstanceBatch]:
+    def batches(
+        self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
+    ) -> Iterator[InstanceBatch]:
         """Pictures of any sizes with their things."""
         data, training = self.experiment.data, self.experiment.training
         return training_instance_batches(

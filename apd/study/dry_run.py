@@ -21,7 +21,6 @@ from apd.data.noise import Noise, NoiseThings
 from apd.data.picture_files import DataError
 from apd.data.published_sets import COCO_STUFF
 from apd.data.scene_instances import THINGS
-from apd.data.stored_batches import StoredBatch
 from apd.study.build import Splits, choose_device, spec_of
 from apd.study.detection_config import DetectorConfig
 from apd.study.detector_step_cost import detector_step_cost
@@ -258,7 +257,7 @@ def _measure(
     # one process measures a step of its own: a batch as large as the device takes, in one part
     training = replace(experiment.training, batch_size=images, accumulation=1, iterations=longest)
     task = task_of(replace(experiment, training=training))
-    batches = task.batches(dataset, start=0, ranks=ALONE, workers=0)
+    batches = task.batches(dataset, start=0, ranks=ALONE, workers=0, device=device)
     update = Update(task.experiment, student.train(), teacher, precision=task.precision(device))
     ignore = IGNORED if experiment.task == "detection" else dataset.spec.ignore_index
     times, seen = [], []
@@ -282,7 +281,7 @@ def _labels(batch: Batch) -> list[torch.Tensor]:
     """The labels of each image: of its pixels, or of its things."""
     if isinstance(batch, InstanceBatch):
         return [target["labels"] for target in batch.targets]
-    return list((batch.varied() if isinstance(batch, StoredBatch) else batch).labels_BHW)
+    return list(batch.labels_BHW)
 
 
 def _classes_seen(labels: list[torch.Tensor], ignore_index: int) -> tuple[float, float]:

@@ -13,7 +13,13 @@ from apd.study.detection_distiller_configs import DetectionDistillerConfig
 from apd.study.distiller_configs import APDConfig, DistillerConfig
 from apd.study.field_checks import ExperimentError, require, require_types
 from apd.study.shown_size import least_side
-from apd.study.task_checks import TaskName, require_fit_for_detection, require_one_task, task_of_data
+from apd.study.task_checks import (
+    TaskName,
+    require_fit_for_detection,
+    require_fit_for_device,
+    require_one_task,
+    task_of_data,
+)
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -23,7 +29,15 @@ class DataConfig:
     """Which images, at which size, and how they are varied in training."""
 
     name: Literal[
-        "scenes", "camvid", "cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco", "folder"
+        "scenes",
+        "camvid",
+        "labelmefacade",
+        "cityscapes",
+        "ade20k",
+        "pascal_context_59",
+        "pascal_context_60",
+        "coco",
+        "folder",
     ] = "scenes"
     """Data set: the built-in scenes, a published one found through APD_DATA, or a folder of your own."""
     folder: str = ""
@@ -35,8 +49,9 @@ class DataConfig:
     long_side: int = 0
     """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or
     2048); 0 leaves images as loaded."""
-    evaluation_split: Literal["val", "test"] = "val"
-    """Split of the final scores; intermediate ones always use val."""
+    evaluation_split: Literal["val", "test", "test_out_of_place", "night"] = "val"
+    """Split of the final scores; intermediate ones always use val. The last two: labelmefacade only, which is scored on
+    them, too, with test."""
     crop_height: int = 96
     """Rows of a training crop."""
     crop_width: int = 96
@@ -81,6 +96,14 @@ class DataConfig:
         for name in ("train_images", "evaluation_images"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require(self.world >= 0, self, "world", "an integer >= 0")
+        own = self.name == "labelmefacade" or self.evaluation_split in ("val", "test")
+        require(own, self, "evaluation_split", f"val or test: {self.name} has no other")
+
+    @property
+    def other_splits(self) -> tuple[str, ...]:
+        """Further test splits, on which a run with evaluation_split test is scored at its end as well."""
+        is_tested = self.name == "labelmefacade" and self.evaluation_split == "test"
+        return ("test_out_of_place", "night") if is_tested else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +182,8 @@ class TrainingConfig:
     """Parts, computed one after the other, that a batch is divided into to save memory. Batch norm sees one part."""
     compile: bool = False
     """Whether student and teacher go through torch.compile in training; needs a compiler, and minutes at the start."""
+    cuda_graph: bool = False
+    """One GPU only: whether a step's forward and backward passes are recorded once and replayed as a CUDA graph."""
     channels_last: bool = True
     """Whether images and weights lie in memory channels last."""
     fused: bool = False
@@ -166,7 +191,8 @@ class TrainingConfig:
     pinned_memory: bool = False
     """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
     device_augmentation: bool = False
-    """Segmentation only: whether samples go to the device as stored and are scaled, turned, cropped and so on there."""
+    """Segmentation only: whether all training images stay on the device and are scaled, cropped, flipped and so on
+    there, in one go for a batch; no rotation or blur."""
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):  # JSON has lists
@@ -182,6 +208,8 @@ class TrainingConfig:
         require(self.accumulation >= 1, self, "accumulation", "an integer >= 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
+        told = "False beside compile, and beside accumulation above 1: one recording is one whole step"
+        require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", told)
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
         self._check_schedule()
@@ -271,8 +299,7 @@ class Experiment:
                         f"APDConfig.width = None: expected heads of equal width then, got network.head_width = "
                         f"{widths[0]} and teacher.network.head_width = {widths[1]}"
                     )
-        if self.task == "detection":
-            require_fit_for_detection(self)
+        (require_fit_for_detection if self.task == "detection" else require_fit_for_device)(self)
 
     @property
     def task(self) -> TaskName:

@@ -20,12 +20,12 @@ def feeding_of_experiment(
     """Images per second of the loader and of the plain student's training step.
 
     The teacher and the distillers are left out: a step with them takes longer, so the loader has it easier there. On a
-    GPU all is measured twice, with pictures varied by the loader and on the device.
+    GPU the loader is measured with each number of processes, and then augmentation on the device, which takes none.
 
     Args:
         experiment: whose training split, crops, batch size, student and precision are taken.
         device: where the student trains.
-        workers: numbers of loading processes to measure; gone through twice on a GPU.
+        workers: numbers of loading processes to measure.
         batches: timed batches for each number.
 
     Raises:
@@ -41,13 +41,15 @@ def feeding_of_experiment(
         run = Run(alone, Path(folder), device, False, splits, student, None)
         set_rates(run.optimisers, training, 0)
         run.student.train()
-        for there in (False, True) if device.type == "cuda" else (training.device_augmentation,):
+        on_device = not (alone.data.rotation or alone.data.blur)  # which has neither
+        both = (False, True) if device.type == "cuda" and on_device else (training.device_augmentation,)
+        for there in both:
             yield from feeding_of(
                 run._step,
                 splits.train,
                 build_augmentation(alone.data),
                 batch_size=training.batch_size,
-                workers=workers,
+                workers=(0,) if there else workers,
                 seed=alone.seed,
                 device=device,
                 batches=batches,

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from apd.data.batches import Batch
 from apd.data.instance_batches import InstanceBatch
-from apd.data.stored_batches import StoredBatch
 from apd.study.checkpoint import CheckpointError
 
 CURVE_POINTS = 100
@@ -28,6 +27,10 @@ LINE_SECONDS = 30.0
 
 class NonFiniteLossError(RuntimeError):
     """A loss term became infinite or NaN; the message names it and the file with the batch."""
+
+
+class UnfinishedRunsError(RuntimeError):
+    """Some runs of a campaign were given up; the message names them."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -86,7 +89,10 @@ class RunLog:
             ) from error
 
     def summary(self) -> dict[str, Any]:
-        """The record's entries `seconds_per_iteration` (median over steps) and `curves`.
+        """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
+
+        The first two are medians over steps. Core seconds are those in which the process ran: other programs make the
+        seconds of the clock longer, these not.
 
         Curves have at most 100 points, each the mean over an equal stretch of steps; `iteration` is the number of
         steps done at a stretch's end.
@@ -94,10 +100,12 @@ class RunLog:
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)
         parts = [entries[i : i + stretch] for i in range(0, len(entries), stretch)]
-        names = [name for name in entries[0] if name not in ("step", "seconds")]
+        names = [name for name in entries[0] if name not in ("step", "seconds", "core_seconds")]
+        core = [entry["core_seconds"] for entry in entries if "core_seconds" in entry]
         curves = {name: [_short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
         return {
             "seconds_per_iteration": _short(statistics.median(e["seconds"] for e in entries)),
+            **({"core_seconds_per_iteration": _short(statistics.median(core))} if core else {}),
             "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves,
         }
 
@@ -107,7 +115,7 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def save_batch(path: Path, batch: Batch | InstanceBatch | StoredBatch) -> str:
+def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
     """Keep a batch for inspection, its tensors as safetensors; the sentence says where, or why not."""
     try:
         save_file({name: value.contiguous() for name, value in batch.by_name().items()}, path)

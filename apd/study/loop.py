@@ -70,7 +70,9 @@ class Run:
 
     def _train_from(self, step: int, on_step: Callable[[int], None] | None) -> None:
         training = self.experiment.training
-        batches = self.task.batches(self.splits.train, start=step, ranks=self.ranks, workers=self.workers)
+        batches = self.task.batches(
+            self.splits.train, start=step, ranks=self.ranks, workers=self.workers, device=self.device
+        )
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         bar = tqdm(
             total=training.iterations,
@@ -80,14 +82,17 @@ class Run:
         )
         told = self.progress == "lines" and self.ranks.first
         lines = ProgressLines(self.experiment.name, step, training.iterations) if told else None
-        pending: list[tuple[int, float, dict[str, Tensor], Batch]] = []
+        pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
         self.student.train()
-        saved_at = tick = time.perf_counter()
+        saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
         with StopRequest(notice=self.ranks.first) as stop, bar:
             for batch in batches:
                 set_rates(self.optimisers, training, step)
                 terms = self._step(batch)
-                pending.append((step, time.perf_counter() - tick, terms, batch))
+                taken = {"seconds": time.perf_counter() - tick}
+                if self.device.type == "cpu":
+                    taken["core_seconds"] = time.process_time() - core_tick
+                pending.append((step, taken, terms, batch))
                 step += 1
                 bar.update()
                 late = tick - saved_at > CHECKPOINT_SECONDS
@@ -116,13 +121,13 @@ class Run:
                         )
                 if on_step is not None:
                     on_step(step)
-                tick = time.perf_counter()
+                tick, core_tick = time.perf_counter(), time.process_time()
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the student, its heads and the teacher's heads. Returns the detached terms."""
         return self.ranks.mean(self.update(batch))
 
-    def _note(self, step: int, seconds: float, terms: dict[str, Tensor], batch: Batch) -> None:
+    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
         """Log the terms of a step; stop the run if one of them is not a finite number."""
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
         wrong = [name for name, value in values.items() if value - value != 0]  # inf - inf and nan are not 0
@@ -138,7 +143,8 @@ class Run:
         self._loss = values["loss"]
         rate = self.experiment.training.learning_rate * rate_factor(self.experiment.training, step)
         if self.ranks.first:
-            self.log.write({"step": step, "seconds": round(seconds, 6), "learning_rate": rate, **values})
+            taken = {name: round(seconds, 6) for name, seconds in taken.items()}
+            self.log.write({"step": step, **taken, "learning_rate": rate, **values})
 
     @property
     def evaluated(self) -> nn.Module:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.perspective import ABSENT_LOGIT, check_labels, inverse_length, valid_pixels
+from apd.perspective import ABSENT_LOGIT, assert_without_waiting, inverse_length, valid_pixels
+from apd.validation import check_labels
 
 
 class Distance(NamedTuple):
@@ -188,7 +189,7 @@ def image_scores(
     truth_BN = torch.where(valid_BN, labels_BHW.flatten(1).long(), 0)
     called_BN = predictions_BHW.flatten(1).long()
     in_range = ((called_BN >= 0) & (called_BN < num_classes)) | ~valid_BN
-    torch._assert_async(in_range.all(), f"predictions hold a value outside 0..{num_classes - 1}")
+    assert_without_waiting(in_range, f"predictions hold a value outside 0..{num_classes - 1}")
     cell_BN = truth_BN * num_classes + called_BN.clamp(0, num_classes - 1)
     counts_BQ = torch.zeros(batch, num_classes**2, dtype=torch.float64, device=cell_BN.device)
     counts_BQ.scatter_add_(1, cell_BN, valid_BN.double())

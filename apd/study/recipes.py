@@ -20,8 +20,9 @@ from apd.study.experiment import (
     TrainingConfig,
 )
 from apd.study.paper_recipes import PAPER_METHODS, PaperSize, paper_recipe
+from apd.study.real_recipes import REAL_SIZES, SECONDS_OF_REAL_APD, RealSize, real_experiment
 
-Size = Literal["tiny", "small", "full", PaperSize, DetectionSize]
+Size = Literal["tiny", "small", "full", RealSize, PaperSize, DetectionSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
 AnyMethod = Literal[Method, DetectionMethod]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -36,7 +37,7 @@ METHOD_NAMES: dict[str, str] = {
 # factor was set beforehand, from short runs on one CPU core, and belongs to the experiments that were run with it: what
 # it should have been is in their records (chapter 3 prints it; the tiny networks of today have about 1.7). On a GPU it
 # has not been measured: "full" takes the value of "small".
-SECONDS_OF_APD: dict[str, float] = {"tiny": 1.6, "small": 1.45, "full": 1.45}
+SECONDS_OF_APD: dict[str, float] = {"tiny": 1.6, "small": 1.45, "full": 1.45, **SECONDS_OF_REAL_APD}
 SMALL_RATES: dict[str, float] = {
     "student": 0.04,
     "student_equal_seconds": 0.04,
@@ -91,8 +92,10 @@ def recipe(
 
     Args:
         size: tiny (built-in scenes, under a minute a run on a CPU), small (CamVid at half resolution, minutes a run on
-            a CPU), full (CamVid at 360×480, one GPU), one of :func:`apd.study.paper_recipes.paper_recipe` (four GPUs),
-            or one of detection, see :func:`apd.study.coco_recipes.detection_recipe`.
+            a CPU), full (CamVid at 360×480, one GPU), one of REAL_SIZES (networks from ImageNet on CamVid and
+            LabelMeFacade: small for a CPU core, full for a GPU), one of
+            :func:`apd.study.paper_recipes.paper_recipe` (four GPUs), or one of detection, see
+            :func:`apd.study.coco_recipes.detection_recipe`.
         method: what is added to the student's task loss; None is :func:`default_method`.
         seed: of the student; data and teacher stay the same.
         context_shift: of the tiny recipe's scenes; no part of the other sizes.
@@ -112,6 +115,8 @@ def recipe(
         return paper_recipe(size, method, seed=seed)
     distillers = distillers_of(method)
     match size:
+        case _ if size in REAL_SIZES:
+            base = real_experiment(size, method)
         case "tiny":
             base = _tiny(context_shift)
         case "small":

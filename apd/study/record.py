@@ -101,6 +101,8 @@ class Record:
             )
         classes = self._check_data(least=1 if experiment.task == "detection" else 2)
         self._check_measured(self.content, classes, "")
+        for split, other in self.content.get("other_splits", {}).items():
+            self._check_measured(other, classes, f"other_splits.{split}.")
         teacher = self.content["teacher"]
         if (teacher is None) != (experiment.teacher is None):
             raise RecordError(f"{self.source}: teacher must be there exactly when the experiment has one")
@@ -201,6 +203,20 @@ class Record:
         """
         self._of("segmentation", "scores of pixels", "ap")
         return scores(torch.tensor(self.content["confusion"]))
+
+    def scores_on(self, split: str) -> Scores:
+        """Scores of the last step's student on the evaluation split or another that was scored with it.
+
+        Raises:
+            RecordError: the record has no such split, or is of detection.
+        """
+        others = self.content.get("other_splits", {})
+        if split == self.content["data"]["split"]:
+            return self.scores
+        if split not in others:
+            known = ", ".join((self.content["data"]["split"], *others))
+            raise RecordError(f"{self.source}: split {split!r} was not scored; expected one of {known}")
+        return scores(torch.tensor(others[split]["confusion"]))
 
     @cached_property
     def teacher_scores(self) -> Scores | None:

@@ -38,6 +38,15 @@ MIOU = Score("mIoU", lambda record: record.scores.miou, _teacher_miou)
 """Mean intersection over union of the evaluation split."""
 
 
+def miou_on(split: str) -> Score:
+    """mIoU of a split that was scored beside the evaluation split; a record holds no teacher's there.
+
+    >>> miou_on("test_out_of_place").name
+    'mIoU on test_out_of_place'
+    """
+    return Score(f"mIoU on {split}", lambda record: record.scores_on(split).miou, lambda _: math.nan)
+
+
 def ap_score(kind: Kind, name: str, of: Callable[[APScores], float]) -> Score:
     """A score that is read off AP.
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd.data.batches import Batch
-from apd.data.stored_batches import StoredBatch
 from apd.evaluate.inference import autocast
 from apd.means import divisor
 from apd.models.segmenter import Segmenter, SegOutput
@@ -56,13 +55,11 @@ class SegmentationObjective(nn.Module):
         self._teacher = None if teacher is None else called(teacher, compiled=compiled).__call__
         self._shapes: dict[torch.Size, tuple[torch.Size, torch.Size]] = {}  # of one picture's logits and features
 
-    def parts(self, batch: Batch | StoredBatch, device: torch.device) -> list[Batch]:
-        """The steps of the accumulation, on the device; a batch that is not varied yet is varied there."""
+    def parts(self, batch: Batch, device: torch.device) -> list[Batch]:
+        """The steps of the accumulation, on the device."""
         training = self.training_config
-        if training.pinned_memory and device.type == "cuda":
+        if training.pinned_memory and device.type == "cuda" and not batch.images_B3HW.is_cuda:
             batch = batch.pinned()
-        if isinstance(batch, StoredBatch):
-            batch = batch.to(device).varied()
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         images = batch.images_B3HW.to(device, memory_format=layout, non_blocking=True)
         labels = batch.labels_BHW.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
 """Semantic segmentation as the task of a run; see :class:`apd.study.tasks.Task` for what each method is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 from apd.data.batches import Batch, training_batches
 from apd.data.catalogue import DatasetSpec
 from apd.data.census import Census, census_of
+from apd.data.device_batches import device_batches
 from apd.data.sample import SegmentationDataset
-from apd.data.stored_batches import StoredBatch, stored_batches
 from apd.evaluate.confusion import scores
 from apd.evaluate.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluate.protocol import Inference
@@ -93,11 +93,12 @@ class SegmentationTask:
         return SegmentationObjective(self.experiment, student, teacher, distillers, ignore_index, precision)
 
     def batches(
-        self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int
-    ) -> Iterator[Batch] | Iterator[StoredBatch]:
-        """Crops of one size, or what the objective makes them of on the device."""
+        self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
+    ) -> Iterator[Batch]:
+        """Crops of one size, made by the loader or on the device."""
         training = self.experiment.training
-        supply = stored_batches if training.device_augmentation else training_batches
+        there = training.device_augmentation
+        supply = partial(device_batches, device=device) if there else partial(training_batches, workers=workers)
         return supply(
             dataset,
             batch_size=training.batch_size,
@@ -106,7 +107,6 @@ class SegmentationTask:
             start_iteration=start,
             iterations=training.iterations,
             part=(ranks.rank, ranks.size),
-            workers=workers,
         )
 
     def evaluate(

@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from apd.data.picture_files import DataError, DataWarning
 from apd.evaluate.export import ExportError
 from apd.study.checkpoint import CheckpointError, RunBusyError
 from apd.study.experiment import ExperimentError
-from apd.study.log import NonFiniteLossError, StoppedError
+from apd.study.log import NonFiniteLossError, StoppedError, UnfinishedRunsError
 from apd.study.ranks import LostRankError, is_told_by_first, leave, of_every_rank, started_rank
 from apd.study.record import RecordError
 from apd.study.teacher import TeacherError
@@ -36,6 +38,7 @@ USER_ERRORS = (
     RecordError,
     RunBusyError,
     TeacherError,
+    UnfinishedRunsError,
 )
 
 
@@ -67,12 +70,23 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
         return _tell(program, of_every_rank(error), 2)
     except USER_ERRORS as error:
         return _tell(program, error, 1)
+    except torch.OutOfMemoryError as error:
+        return _tell(program, RuntimeError(out_of_memory(error)), 1)
     except KeyboardInterrupt as error:
         told = error if isinstance(error, StoppedError) else of_every_rank(KeyboardInterrupt("stopped"))
         return _tell(program, told, 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return leave(1)
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """What a GPU without enough memory means for a run, in one line."""
+    reason = str(error).strip().split("\n")[0].split(". ")[0]
+    return (
+        f"the GPU's memory does not hold this run ({reason}). Lower training.batch_size, raise training.accumulation "
+        "or end other processes on the GPU; the same command goes on from the last checkpoint"
+    )
 
 
 def _tell(program: str, error: BaseException, code: int) -> int:

@@ -210,8 +210,9 @@ class Comparison:
         return {seed: record.agreement for seed, record in self.arms.get(method, {}).items()}
 
     def seconds(self, method: str) -> dict[int, float]:
-        """Median seconds of a training step, by seed."""
-        return {seed: r.content["seconds_per_iteration"] for seed, r in self.arms.get(method, {}).items()}
+        """Median seconds of a training step, by seed; on a CPU, where the record has them, those of its core."""
+        clock, records = "seconds_per_iteration", self.arms.get(method, {}).items()
+        return {seed: r.content.get(f"core_{clock}", r.content[clock]) for seed, r in records}
 
     def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:
         """Paired difference in the score, method minus reference."""

@@ -12,9 +12,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apd.means import PartsInTurn, across_processes
 from apd.study.build import build_optimisers
+from apd.study.captured import CapturedStep
 from apd.study.experiment import Experiment
 from apd.study.ranks import ALONE, Ranks
 from apd.study.tasks import Batch, task_of
+from apd.validation import values_unchecked
 
 
 class Update:
@@ -60,16 +62,20 @@ class Update:
         self.average = decay and AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self._objective = task.objective(student, teacher, self.distillers, precision)
         self._shared_objective = ranks.wrapped(self._objective)
+        captured = self.training.cuda_graph and self.device.type == "cuda" and ranks.size == 1
+        self._captured = CapturedStep(self._backward) if captured else None
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the student, its heads and the teacher's heads. Returns the detached terms.
 
         `batch` is this rank's part; the mean over ranks of a term is that of the whole batch.
         """
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
+        if self._captured is None or not self._captured.recorded:
+            for optimiser in self.optimisers.values():
+                optimiser.zero_grad(set_to_none=True)
         parts = self._objective.parts(batch, self.device)
-        terms = self._accumulate(parts) if len(parts) > 1 else self._backward(parts[0])
+        with values_unchecked():  # the loop looks at the losses
+            terms = self._accumulate(parts) if len(parts) > 1 else (self._captured or self._backward)(parts[0])
         if self.training.clip_norm is not None:
             trained = [p for group in self.optimisers["student"].param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.training.clip_norm)

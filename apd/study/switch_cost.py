@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from apd.data.batches import Batch
 from apd.evaluate.cost import Latency
 from apd.evaluate.inference import resolve_precision
 from apd.study.build import build_network, spec_of
+from apd.study.captured import EAGER_STEPS
 from apd.study.experiment import Experiment, ExperimentError
 from apd.study.step import Update
 
@@ -31,17 +33,16 @@ class SwitchCost(NamedTuple):
 
 
 def other_settings(experiment: Experiment, device: torch.device) -> Iterator[tuple[str, Experiment]]:
-    """The experiment as it is, and with each switch the other way; switches that do nothing here are left out."""
+    """The experiment as it is, and with each switch the other way, unless that does nothing here or cannot be."""
     training, precision = experiment.training, resolve_precision(device, experiment.precision)
     yield "as it is", experiment
     other = "fp32" if precision == "bf16" else "bf16"
     yield f"precision = {other}", replace(experiment, precision=other)
-    for switch in ("channels_last", "fused", *(["pinned_memory"] if device.type == "cuda" else []), "compile"):
-        turned = not getattr(training, switch)
-        yield f"{switch} = {turned}", replace(experiment, training=replace(training, **{switch: turned}))
-    parts = 2 if training.accumulation == 1 else 1
-    if training.batch_size % parts == 0 and training.batch_size >= 2 * parts:
-        yield f"accumulation = {parts}", replace(experiment, training=replace(training, accumulation=parts))
+    of_gpus = ("pinned_memory", "cuda_graph") if device.type == "cuda" else ()
+    turned = [(name, not getattr(training, name)) for name in ("channels_last", "fused", *of_gpus, "compile")]
+    for name, value in (*turned, ("accumulation", 2 if training.accumulation == 1 else 1)):
+        with suppress(ExperimentError):
+            yield f"{name} = {value}", replace(experiment, training=replace(training, **{name: value}))
 
 
 def switch_costs(
@@ -55,7 +56,7 @@ def switch_costs(
     Args:
         experiment: its networks, batch, crop, distillers and switches.
         device: where it runs.
-        warmup: steps before the clock starts, at least 1.
+        warmup: steps before the clock starts, at least 1; a CUDA graph has a few more.
         repeats: timed steps, at least 2.
         compiled: measure `compile` too.
 
@@ -69,7 +70,7 @@ def switch_costs(
         if setting.startswith("compile") and not compiled:
             continue
         try:
-            yield SwitchCost(setting, _step_latency(changed, device, warmup, repeats))
+            yield SwitchCost(setting, step_latency(changed, device, warmup, repeats))
         except ExperimentError:
             raise
         except Exception as error:  # no compiler, no kernel, no memory: each library has types of its own for that
@@ -78,7 +79,8 @@ def switch_costs(
             yield SwitchCost(setting, None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.100}")
 
 
-def _step_latency(experiment: Experiment, device: torch.device, warmup: int, repeats: int) -> Latency:
+def step_latency(experiment: Experiment, device: torch.device, warmup: int, repeats: int) -> Latency:
+    """Quartiles of an optimiser step's milliseconds, on random weights and a random batch; see `switch_costs`."""
     spec = spec_of(experiment.data)
     classes = len(spec.class_names)
     student = build_network(experiment.network, classes, device, seed=0, weights_follow=True).train()
@@ -90,6 +92,8 @@ def _step_latency(experiment: Experiment, device: torch.device, warmup: int, rep
     update = Update(experiment, student, teacher, precision=precision)
     batch = random_batch(experiment, classes)
     milliseconds = []
+    if experiment.training.cuda_graph:
+        warmup += EAGER_STEPS
     for number in range(-warmup, repeats):
         start = time.perf_counter()
         update(batch)

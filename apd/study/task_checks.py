@@ -41,6 +41,18 @@ def require_one_task(experiment: Any) -> None:
             )
 
 
+def require_fit_for_device(experiment: Any) -> None:
+    """Raise ExperimentError where batches are to be made on the device with what only the loader does."""
+    data, trainings = experiment.data, [experiment.training]
+    if experiment.teacher is not None:
+        trainings.append(experiment.teacher.training)
+    for training in trainings:
+        told = f"False beside rotation {data.rotation} and blur {data.blur}, which only the loader does"
+        require(
+            not training.device_augmentation or data.rotation == data.blur == 0, training, "device_augmentation", told
+        )
+
+
 def require_fit_for_detection(experiment: Any) -> None:
     """Raise ExperimentError where detection is asked for what only segmentation can do."""
     told = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
@@ -54,7 +66,9 @@ def require_fit_for_detection(experiment: Any) -> None:
     for training in trainings:
         told = "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch"
         require(training.accumulation == 1, training, "accumulation", told)
-        require(not training.compile, training, "compile", "False in detection: its number of boxes varies")
+        for switch in ("compile", "cuda_graph"):
+            told = "False in detection: its number of boxes varies"
+            require(not getattr(training, switch), training, switch, told)
         told = "False in detection: things are cut and dropped with their boxes and masks, which the loader does"
         require(not training.device_augmentation, training, "device_augmentation", told)
         told = "0.4, the default: a detector has no auxiliary head"

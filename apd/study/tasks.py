@@ -27,10 +27,7 @@ Fact = Mapping[str, Any]
 
 
 class Batch(Protocol):
-    """Training pictures and what is known of them: a named tuple, whose parts an objective's forward takes.
-
-    What a task's `batches` gives may still be short of that: the objective's `parts` makes it of it on the device.
-    """
+    """Training pictures and what is known of them: a named tuple, whose parts an objective's forward takes."""
 
     def __iter__(self) -> Iterator[Any]:
         """The parts."""
@@ -129,8 +126,8 @@ class Task(Protocol):
         """What a step of training computes."""
         ...
 
-    def batches(self, dataset: Any, *, start: int, ranks: Ranks, workers: int) -> Iterator[Batch]:
-        """This rank's parts of the training batches from iteration `start` to the last."""
+    def batches(self, dataset: Any, *, start: int, ranks: Ranks, workers: int, device: torch.device) -> Iterator[Batch]:
+        """This rank's parts of the training batches from iteration `start` to the last, for training on `device`."""
         ...
 
     def evaluate(

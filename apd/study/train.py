@@ -4,7 +4,7 @@ A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished
 from its newest whole checkpoint.
 """
 
-import resource
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +184,15 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
     evaluation, ranks = run.splits.evaluation, run.ranks
     run.evaluated.eval()
     measured, teacher = run.measured(evaluation, run.experiment.inference), None
+    if others := run.splits.others:
+        measured["other_splits"] = {
+            name: {
+                "images": len(dataset),
+                "fingerprint": dataset.fingerprint(),
+                **run.measured(dataset, run.experiment.inference),
+            }
+            for name, dataset in others.items()
+        }
     if run.teacher is not None:
         both = run.task.compare(run.evaluated, run.teacher, evaluation, precision=run.precision, ranks=ranks)
         # a file of weights can be replaced under its name: the record says which it was
@@ -223,7 +232,18 @@ def _write(run: Run, origin: dict[str, Any], measured: dict[str, Any], teacher: 
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU."""
+    """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU, 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # KiB but on macOS
+    except ModuleNotFoundError:  # Windows
+        with contextlib.suppress(ImportError):
+            import psutil
+
+            used = psutil.Process().memory_info()
+            return getattr(used, "peak_wset", used.rss)
+        return 0

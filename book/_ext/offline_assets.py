@@ -1,8 +1,7 @@
-"""Browser libraries from the installed wheels, so that no page of the book loads anything from elsewhere.
+"""MathJax from its installed wheel, so that no page of the book loads anything from elsewhere.
 
-MathJax is used by every page with an equation, plotly (4.8 MB) and itables only where a notebook shows one. They are
-copied into the built book rather than kept under the source's ``_static``: jupyter-book puts every script that it finds
-there on every page.
+It is copied into the built book rather than kept under the source's ``_static``: jupyter-book puts every script that it
+finds there on every page.
 """
 
 import importlib
@@ -12,9 +11,6 @@ from pathlib import Path
 VENDOR = "_static/vendor"
 ASSETS = {  # name in the built book: (module that ships it, path inside)
     "tex-svg-full.js": ("sphinx-mathjax-offline", "static/mathjax/tex-svg-full.js"),  # one file, no fonts, all of TeX
-    "plotly.min.js": ("plotly", "package_data/plotly.min.js"),
-    "dt_bundle.js": ("itables", "html/dt_bundle.js"),
-    "dt_bundle.css": ("itables", "html/dt_bundle.css"),
 }
 REPAIRS = (
     # docutils gives its citation list the role of a list without list items: screen readers stumble
@@ -38,8 +34,6 @@ def tidy_page(app, pagename, templatename, context, doctree):
     for before, after in REPAIRS:
         body = body.replace(before, after)
     context["body"] = body
-    if "plotly-graph-div" in body:
-        app.add_js_file("vendor/plotly.min.js")
     kept = {}  # Sphinx 7.4 emits inline scripts twice; jupyter-book's thebe names a CDN, for a button not shown
     for script in context["script_files"]:
         inline = getattr(script, "attributes", {}).get("body") or ""

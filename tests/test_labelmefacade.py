@@ -1,0 +1,197 @@
+"""LabelMeFacade: its splits, its reader, its script, and a run that is scored in place and out of place."""
+
+import re
+import subprocess
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from miniatures import data_script, write_labelmefacade
+from PIL import Image
+from small_experiments import tiny
+
+from apd.data.catalogue import CAMVID
+from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade, listed_splits
+from apd.data.picture_files import MissingData
+from apd.study.experiment import DataConfig, ExperimentError
+from apd.study.record import Record, RecordError
+from apd.study.score import miou_on
+from apd.study.statistics import compare
+from apd.study.train import train
+
+script = data_script("labelmefacade")
+SPLITS = listed_splits()
+OF_STEM = {stem: split for split, stems in SPLITS.items() for stem in stems}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_labelmefacade(folder / "LabelMeFacade")
+    return folder
+
+
+def test_the_lists_are_those_of_the_rule_and_hold_every_image_once():
+    assert script.splits_of(sorted(OF_STEM)) == OF_STEM
+    assert sum(map(len, SPLITS.values())) == len(OF_STEM) == script.COUNT
+    assert {split: len(stems) for split, stems in SPLITS.items()} == dict(LABELMEFACADE.splits)
+    assert tuple(SPLITS) == script.SPLITS
+
+
+def test_training_and_the_tests_in_place_hold_nothing_of_spain():
+    spain = ("spain", "barcelona", "madrid", "palma", "mallorca", "valladolid", "coruna", "galicia", "gerona")
+    named = {stem for stem in OF_STEM if any(word in stem for word in spain)}
+    outside = {*SPLITS["test_out_of_place"], *SPLITS["night"]}
+    assert named <= outside
+    assert {stem.split("__")[0] for stem in outside - named} == {"static_village_outdoor_2005"}
+    assert {stem for stem in outside if "night" in stem} == set(SPLITS["night"])
+
+
+def test_consecutive_photographs_of_one_folder_are_in_one_split():
+    seen = 0
+    for one, other in combinations((stem for stem in OF_STEM if not script.SPAIN.search(stem)), 2):
+        (prefix, first), (same, second) = (re.fullmatch(r"(.*?)(\d+)", s[-90:] + "0").groups() for s in (one, other))
+        if prefix == same and abs(int(first) - int(second)) <= 10 * script.NEXT_PHOTOGRAPHS:
+            assert OF_STEM[one] == OF_STEM[other], (one, other)
+            seen += 1
+    assert seen > 300
+    assert len({OF_STEM[stem] for stem in OF_STEM if stem.startswith("video")}) == 1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_reader_gives_the_images_of_its_list_in_their_own_shapes(parent, split):
+    dataset = LabelMeFacade(split, root=parent / "LabelMeFacade")
+    assert [pair[0].stem for pair in dataset.pairs] == list(SPLITS[split])
+    assert {tuple(dataset[i].labels_HW.shape) for i in range(len(dataset))} == {(32, 48), (40, 32)}
+    assert set(np.unique(dataset[0].labels_HW)) <= {*range(8), 255}
+
+
+def test_what_is_missing_is_named_before_training(parent, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="split='tset' is unknown; expected one of train, val, test"):
+        LabelMeFacade("tset", root=parent / "LabelMeFacade")
+    (tmp_path / "LabelMeFacade").symlink_to(parent / "LabelMeFacade")
+    monkeypatch.setenv("APD_DATA", str(tmp_path))
+    LabelMeFacade("night")
+    monkeypatch.setenv("APD_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(MissingData, match=r"run `python data_scripts/labelmefacade.py fetch DEST`"):
+        LabelMeFacade("night")
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        (tmp_path / "few" / folder).mkdir(parents=True)
+        name = f"{SPLITS['val'][0]}.{suffix}"
+        (tmp_path / "few" / folder / name).write_bytes((parent / "LabelMeFacade" / folder / name).read_bytes())
+    with pytest.raises(MissingData, match=rf"lacks {SPLITS['val'][1]} and 79 more of the 81 images of val"):
+        LabelMeFacade("val", root=tmp_path / "few")
+
+
+def test_classes_of_one_name_have_one_colour_and_no_two_classes_share_one():
+    shared = set(LABELMEFACADE.class_names) & set(CAMVID.class_names)
+    assert shared == {"building", "car", "pavement", "road", "sky"}
+    for name in shared:
+        assert LABELMEFACADE.palette[LABELMEFACADE.index(name)] == CAMVID.palette[CAMVID.index(name)]
+    assert len(set(LABELMEFACADE.palette)) == LABELMEFACADE.num_classes
+    assert tuple(script.COLOURS) == LABELMEFACADE.class_names
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A published tree of two pairs for the script, whose converted labels are not known beforehand."""
+    root = tmp_path / "published"
+    labels_HW = np.kron(np.arange(16, dtype=np.uint8).reshape(2, 8) % 9, np.ones((330, 110), dtype=np.uint8))
+    colours = np.array([*script.COLOURS.values(), (0, 0, 0)], dtype=np.uint8)
+    for number, turned_HW in enumerate((labels_HW, labels_HW[:, ::-1].T)):
+        for folder in ("images", "labels"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(colours[turned_HW])
+        image.save(root / "images" / f"street__{number}.jpg")
+        image.convert("RGBA").save(root / "labels" / f"street__{number}.png")
+    monkeypatch.setattr(script, "PUBLISHED_TREES", {f: script.git_tree(root / f) for f in ("images", "labels")})
+    monkeypatch.setattr(script, "COUNT", 2)
+    expected = np.where(labels_HW == 8, 255, labels_HW)
+    return root, expected[np.arange(320) * 660 // 320 + 1][:, np.arange(427) * 880 // 427 + 1]
+
+
+def test_the_script_converts_colours_to_labels_at_a_short_side_of_320(published, tmp_path, monkeypatch, capsys):
+    root, expected_HW = published
+    monkeypatch.setattr(script, "labels_sha256", lambda _: script.LABELS_SHA256)
+    assert script.main(["convert", str(root), str(tmp_path)]) == 0, capsys.readouterr().err
+    assert script.main(["check", str(tmp_path)]) == 0, capsys.readouterr().err
+    with Image.open(tmp_path / "LabelMeFacade" / "labels" / "street__0.png") as mask:
+        labels_HW = np.asarray(mask)
+    assert labels_HW.shape == (320, 427)
+    assert (labels_HW == expected_HW).mean() > 0.99, "nearest, up to the edges of blocks"
+    assert set(np.unique(labels_HW)) == {*range(8), 255}
+    with Image.open(tmp_path / "LabelMeFacade" / "images" / "street__1.jpg") as image:
+        assert (image.mode, image.size) == ("RGB", (320, 427))
+
+
+def test_the_script_refuses_other_files_than_the_published_ones(published, tmp_path, monkeypatch, capsys):
+    root, _ = published
+    damaged = root / "images" / "street__0.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:-2])
+    assert script.main(["convert", str(root), str(tmp_path)]) == 1
+    assert f"{root / 'images'} is not the published folder" in capsys.readouterr().err
+    assert not (tmp_path / "LabelMeFacade").exists()
+    assert script.main(["convert", str(tmp_path / "nowhere"), str(tmp_path)]) == 1
+    assert "expected the published repository" in capsys.readouterr().err
+    monkeypatch.setitem(script.PUBLISHED_TREES, "images", script.git_tree(root / "images"))
+    damaged.write_bytes((root / "images" / "street__1.jpg").read_bytes())
+    monkeypatch.setitem(script.PUBLISHED_TREES, "images", script.git_tree(root / "images"))
+    assert script.main(["convert", str(root), str(tmp_path)]) == 1
+    assert "street__0.png is 880×660, its image 660×880" in capsys.readouterr().err
+
+
+def test_a_colour_of_no_class_is_refused_with_its_file(tmp_path):
+    colours_HW3 = np.zeros((2, 3, 3), dtype=np.uint8)
+    assert (script.labels_of_colours(colours_HW3, tmp_path) == 255).all()
+    colours_HW3[1, 2] = (128, 0, 1)
+    with pytest.raises(script.FetchError, match=r"mask.png holds the colour \[128, 0, 1\] \(1 such pixels\)"):
+        script.labels_of_colours(colours_HW3, tmp_path / "mask.png")
+
+
+def test_the_name_of_a_tree_is_gits(tmp_path):
+    for name in ("b", "B.txt", "a~"):
+        (tmp_path / name).write_text(name)
+    run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
+    subprocess.run(["git", "init", "-q", "--object-format=sha1"], **run)
+    subprocess.run(["git", "add", "b", "B.txt", "a~"], **run)
+    named = subprocess.run(["git", "write-tree"], **run).stdout.strip()
+    (tmp_path / ".git").rename(tmp_path.parent / f"{tmp_path.name}-git")
+    assert script.git_tree(tmp_path) == named
+
+
+@pytest.fixture
+def experiment(parent, tmp_path, monkeypatch):
+    monkeypatch.setenv("APD_DATA", str(parent))
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    small = {"height": 0, "width": 0, "crop_height": 32, "crop_width": 32, "long_side": 48}
+    data = DataConfig(name="labelmefacade", evaluation_split="test", **small)
+    return replace(tiny(iterations=1, evaluations=0), data=data)
+
+
+def test_a_run_scored_on_test_is_scored_out_of_place_as_well(experiment):
+    named = replace(experiment, name="student-seed0")
+    record = train(named)
+    assert record.content["data"]["images"] == 200
+    others = record.content["other_splits"]
+    assert {split: other["images"] for split, other in others.items()} == {"test_out_of_place": 268, "night": 12}
+    assert len({record.content["data"]["fingerprint"], *(other["fingerprint"] for other in others.values())}) == 3
+    assert record.scores_on("test") == record.scores
+    (comparison,) = compare([record])
+    assert comparison.by(miou_on("night")).values("student") == {0: record.scores_on("night").miou}
+    alone = train(replace(experiment, data=replace(experiment.data, evaluation_split="night")))
+    assert "other_splits" not in alone.content
+    assert alone.scores_on("night").miou == record.scores_on("night").miou
+    with pytest.raises(RecordError, match="split 'nihgt' was not scored; expected one of test, test_out_of_place"):
+        record.scores_on("nihgt")
+    damaged = {**record.content, "other_splits": {"night": {**others["night"], "confusion": [[1]]}}}
+    with pytest.raises(RecordError, match=r"other_splits\.night\.confusion must be a 8 x 8 matrix"):
+        Record(damaged)
+
+
+def test_other_data_have_no_test_out_of_place(experiment):
+    for name in ("scenes", "camvid"):
+        with pytest.raises(ExperimentError, match=f"expected val or test: {name} has no other"):
+            DataConfig(name=name, evaluation_split="night")
+    assert DataConfig(name="camvid", evaluation_split="test").other_splits == ()
+    assert replace(experiment.data, evaluation_split="val").other_splits == ()

@@ -1,0 +1,249 @@
+"""Runs side by side: all finish, a deadline leaves checkpoints, and a worker that fails loses nothing finished."""
+
+import os
+import re
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from small_experiments import exit_code, outcome, tiny
+
+from apd import cli
+from apd.study import parallel, worker
+from apd.study.campaign import CAMPAIGNS, CampaignError, main, run_campaign
+from apd.study.checkpoint import only_process
+from apd.study.experiment import TeacherConfig
+from apd.study.fingerprint import fingerprint
+from apd.study.folders import run_folder
+from apd.study.log import StopRequest, UnfinishedRunsError
+from apd.study.parallel import SideBySide
+from apd.study.ranks import ALONE
+from apd.study.runner import Ledger
+from apd.study.train import train
+from apd.study.worker import Worker, steps_done
+
+TAUGHT = [tiny(method, seed=seed) for seed in range(2) for method in ("student", "pixel_kd", "apd")]
+ENDLESS = replace(tiny(iterations=100_000, evaluations=0), name="endless")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where records go; workers are forks, which start in a moment and have this process's environment and patches."""
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(parallel, "START", "fork")
+    monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter(TAUGHT))
+    monkeypatch.setitem(CAMPAIGNS, "endless", lambda: iter([ENDLESS, tiny()]))
+    return tmp_path / "records"
+
+
+def failing(kind, times, tmp_path):
+    """What `train` is in a worker: it fails so often in one way for one experiment, and then works."""
+
+    def trained(experiment, **options):
+        marks = sorted(tmp_path.glob("failed-*"))
+        if experiment.name == "apd-seed0" and len(marks) < times:
+            (tmp_path / f"failed-{len(marks)}").touch()
+            if kind == "memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(experiment, **options)
+
+    return trained
+
+
+def test_side_by_side_every_run_ends_as_on_its_own_and_the_teacher_is_trained_once(
+    folder, tmp_path, capfd, monkeypatch
+):
+    records = run_campaign("taught", folder=folder, processes=3)
+    assert [record.experiment.name for record in records] == [e.name for e in TAUGHT]
+    assert len(list(folder.iterdir())) == len(TAUGHT)
+    out = capfd.readouterr().out
+    assert len(re.findall(r"taught: scenes-teacher is trained, ", out)) == 1
+    assert re.search(r"taught: 6/6 \S+: mIoU 0\.\d+, \d+\.\d steps/s, \d at a time, about 0 min left", out)
+    together = [outcome(experiment) for experiment in TAUGHT]
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "alone"))
+    run_campaign("taught", folder=tmp_path / "again")
+    assert [outcome(experiment) for experiment in TAUGHT] == together
+
+
+def test_at_the_deadline_runs_stop_with_checkpoints_and_what_is_left_is_said(folder, capfd, tmp_path):
+    (record,) = run_campaign("endless", folder=folder, processes=2, minutes=0.07)
+    assert record.experiment.name == "student-seed0"
+    reached = steps_done(ENDLESS)
+    assert 0 < reached < ENDLESS.training.iterations
+    out = capfd.readouterr().out
+    assert re.search(
+        rf"endless: 1 experiments are left, about [1-9]\d* min; begun: endless at step {reached} of 100000\. The "
+        r"same command goes on from there \(\d+\.\d steps/s, 2 at a time\)",
+        out,
+    )
+    assert run_campaign("endless", folder=folder, processes=1, minutes=0.05)[0].content == record.content
+    assert steps_done(ENDLESS) > reached
+    assert f"endless: resumed at step {reached}" in capfd.readouterr().out
+
+
+def test_a_stop_from_outside_leaves_checkpoints_and_exit_code_130(folder, tmp_path):
+    output = tmp_path / "output"
+    assert exit_code(stopped_campaign, tmp_path / "runs", folder, output=output) == 130
+    told = output.read_text()
+    assert "apd.study.campaign: endless: stopped; the same command goes on from there" in told
+    assert steps_done(ENDLESS) > 0
+    train_steps = steps_done(ENDLESS)
+    time.sleep(1.0)
+    assert steps_done(ENDLESS) == train_steps, "no worker is left behind"
+
+
+def stopped_campaign(runs, records):
+    os.environ["APD_RUNS"] = str(runs)
+    parallel.START = "fork"
+    CAMPAIGNS["endless"] = lambda: iter([ENDLESS])
+    listen = SideBySide.listen
+
+    def listen_and_stop(state, seconds):
+        listen(state, seconds)
+        if state.speed:
+            signal.raise_signal(signal.SIGTERM)
+            state.__class__.listen = listen
+
+    SideBySide.listen = listen_and_stop
+    code = main(["endless", "--records", str(records), "--processes", "2", "--minutes", "5"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@pytest.mark.parametrize(("kind", "times"), [("memory", 1), ("killed", 1), ("killed", 2)])
+def test_a_worker_that_fails_is_said_its_run_tried_again_and_nothing_else_is_lost(
+    folder, tmp_path, capfd, monkeypatch, kind, times
+):
+    monkeypatch.setattr(worker, "train", failing(kind, times, tmp_path))
+    monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter(TAUGHT[:3]))
+    lost = (kind, times) == ("killed", 2)
+    if lost:
+        with pytest.raises(UnfinishedRunsError, match=r"1 of 3 experiments were given up, see above: apd-seed0; the"):
+            run_campaign("taught", folder=folder, processes=2)
+    else:
+        run_campaign("taught", folder=folder, processes=2)
+    assert len(list(folder.iterdir())) == 3 - lost
+    out = capfd.readouterr().out
+    if kind == "memory":
+        assert "taught: apd-seed0: out of memory; tried again, with 1 at a time from now on" in out
+    else:
+        assert "taught: apd-seed0: its worker ended by signal 9; the run goes on from its last checkpoint in an" in out
+    assert ("taught: apd-seed0 was given up: its worker ended by signal 9 a second time" in out) == lost
+
+
+def test_what_stops_every_run_stops_the_campaign_with_its_message(folder, monkeypatch, capsys):
+    wrong = replace(TAUGHT[1], teacher=TeacherConfig(weights_file="nowhere.safetensors"))
+    monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter([wrong]))
+    assert main(["taught", "--records", str(folder), "--processes", "2"]) == 1
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("apd.study.campaign: teacher weights nowhere.safetensors: there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--processes", "0"), "processes = 0: expected a whole number of at least 1"),
+        (("--minutes", "0"), "minutes = 0.0: expected a number above 0"),
+        (("--minutes", "nan"), "minutes = nan: expected a number above 0"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_runs(folder, capsys, option, told):
+    assert main(["taught", "--records", str(folder), *option]) == 2
+    assert cli.main(["campaign", "taught", *option]) == 2
+    assert capsys.readouterr().err == f"apd.study.campaign: {told}\napd: {told}\n"
+    assert not folder.exists()
+
+
+def test_several_ranks_have_one_run_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr("apd.study.campaign.join", lambda: replace(ALONE, size=2))
+    with pytest.raises(CampaignError, match="start it without torchrun"):
+        run_campaign("taught", folder=folder, processes=2)
+
+
+# decisions, without processes
+
+
+@pytest.fixture
+def state(folder):
+    ledger = Ledger("made-up", folder, {}, len(TAUGHT), ALONE)
+    made = SideBySide(TAUGHT, ledger, None, processes=2, loaders=0)
+    made.workers = [Worker(None, None), Worker(None, None)]
+    return made
+
+
+def at_pace(worker, run, seconds):
+    """The worker is at a run whose steps take so long."""
+    worker.run, worker.queued, worker.first, worker.newest = run, True, (100.0, 10), (100.0 + 4 * seconds, 14)
+    return worker
+
+
+def test_a_teacher_comes_before_its_students_and_those_without_one_go_on(state):
+    assert state.next_run() == TAUGHT[0]
+    state.queue.popleft()
+    teacher = state.next_run()
+    assert teacher == TAUGHT[1].teacher_experiment()
+    state.workers[0].run = teacher
+    assert state.next_run().name == "student-seed1"
+    train(teacher)
+    assert state.next_run() == TAUGHT[1]
+
+
+def test_no_run_is_begun_that_cannot_finish_by_the_seconds_of_runs_like_it(state):
+    train(TAUGHT[1].teacher_experiment())
+    now = time.monotonic()
+    state.deadline = now + 100
+    assert state.next_run() == TAUGHT[0], "nothing is known yet"
+    at_pace(state.workers[0], TAUGHT[5], seconds=50)  # 6 steps of an apd run take 300 seconds
+    at_pace(state.workers[1], TAUGHT[0], seconds=2)
+    state.queue.clear()
+    state.queue.extend([TAUGHT[2], TAUGHT[1], TAUGHT[3]])
+    assert state.expected_seconds(TAUGHT[2]) == pytest.approx(300)
+    assert state.expected_seconds(TAUGHT[3]) == pytest.approx(12)
+    assert state.expected_seconds(TAUGHT[1]) == pytest.approx(300), "no run like it: the slowest"
+    assert state.next_run() == TAUGHT[3]
+    state.deadline = now + 5
+    assert state.next_run() is None
+
+
+def test_what_a_run_has_done_already_does_not_count_against_it(state):
+    at_pace(state.workers[0], TAUGHT[0], seconds=10)
+    (run_folder(TAUGHT[3]) / "checkpoints" / "step-00000004").mkdir(parents=True)
+    assert state.expected_seconds(TAUGHT[3]) == pytest.approx(20)
+
+
+def test_a_run_that_another_process_holds_is_asked_for_later(state):
+    with only_process(run_folder(TAUGHT[0])):
+        assert state.queue.popleft() == TAUGHT[0]
+        at_pace(state.workers[0], TAUGHT[0], seconds=1)
+        state._busy(state.workers[0], TAUGHT[0], "")
+    assert state.next_run() != TAUGHT[0]
+    state.not_before[fingerprint(TAUGHT[0])] = 0.0
+    assert state.next_run() == TAUGHT[0]
+
+
+def test_speed_is_that_of_all_workers_together_without_their_starts(state):
+    at_pace(state.workers[0], TAUGHT[0], seconds=0.5)
+    at_pace(state.workers[1], TAUGHT[1], seconds=0.25)
+    assert state.speed == pytest.approx(2 + 4)
+
+
+def test_a_worker_stops_at_its_next_step_once_asked_or_left_alone(folder):
+    """The request reaches it through its pipe, so that no signal comes twice."""
+    import multiprocessing
+
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(ENDLESS)
+    ours.send(None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "setpgid", lambda *_: None)
+        worker.work(theirs, "cpu", 0, 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert ours.recv() == ("stopped", None)
+    assert steps_done(ENDLESS) == 2
+    assert not StopRequest().requested

@@ -115,7 +115,7 @@ def test_train_starts_from_apds_form_for_the_task_and_tells_both_networks_ap(cap
 
 def test_a_score_on_the_pictures_that_were_trained_on_is_told_as_one(finished, capsys):
     known = "val, which are the pictures that were trained on"
-    assert cli._summary(read_record(finished / "record.json")).endswith(f" on {known}")
+    assert cli.summary(read_record(finished / "record.json")).endswith(f" on {known}")
     assert leave(["evaluate", finished]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"3 images of {known}"
 

@@ -422,7 +422,7 @@ def test_a_campaign_runs_experiments_of_both_tasks(finished, tmp_path, monkeypat
 def test_the_command_line_tells_boxes_and_masks_of_student_and_teacher(finished):
     record = train(finished)
     found, teacher = record.ap, record.teacher_ap
-    assert cli._summary(record) == (
+    assert cli.summary(record) == (
         f"boxes-several: box AP {found['boxes'].ap:.4f} (AP50 {found['boxes'].ap50:.4f}), "
         f"mask AP {found['masks'].ap:.4f} (AP50 {found['masks'].ap50:.4f}) on val; "
         f"teacher box AP {teacher['boxes'].ap:.4f} (AP50 {teacher['boxes'].ap50:.4f}), "

@@ -22,7 +22,7 @@ from apd.study.fingerprint import fingerprint, to_dict
 from apd.study.folders import finished_folder, run_folder
 from apd.study.loop import Progress, Run
 from apd.study.provenance import provenance
-from apd.study.ranks import Ranks, join, told_losses
+from apd.study.ranks import join, told_losses
 from apd.study.record import SCHEMA, Record, read_record
 from apd.study.tasks import task_of
 from apd.study.teacher import load_teacher
@@ -95,8 +95,8 @@ def _trained(
             return record
         # what can be wrong with data or student is found before hours go into a teacher
         splits = ranks.first_then_all(task.splits)
-        if not is_teacher and (census := ranks.by_first(lambda: task.census(splits))):
-            _tell_census(census, experiment, ranks)
+        if not is_teacher:
+            ranks.by_first(lambda: _tell_census(task.census(splits), experiment))
         names = splits.train.spec.class_names
         student = ranks.first_then_all(
             lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
@@ -158,11 +158,11 @@ def _finished(folder: Path) -> Record | None:
     return record
 
 
-def _tell_census(census: Census, experiment: Experiment, ranks: Ranks) -> None:
+def _tell_census(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
-    sentences = census.warnings(experiment.data.folder)
-    if not ranks.first:
+    if census is None:
         return
+    sentences = census.warnings(experiment.data.folder)
     if experiment.task == "segmentation":
         for line in census.table():
             print(line, flush=True)

@@ -146,5 +146,5 @@ def test_no_matrix_is_larger_than_the_stated_number_of_pixels_allows(monkeypatch
     shapes = []
     multiply = torch.einsum
     monkeypatch.setattr(torch, "einsum", lambda *a: shapes.append(multiply(*a).shape) or multiply(*a))
-    method(pixel_memory=0, region_memory=0, most_pixels=30)(**random_batch(grid=(40, 40)))
+    method(pixel_memory=0, region_memory=0, most_pixels=30)(**random_batch(grid=(40, 40), labels=(40, 40)))
     assert shapes == [(2, 25, 2, 25)] * 2

@@ -131,6 +131,22 @@ def test_features_whose_lengths_overflow_are_refused_instead_of_becoming_nothing
         APDLoss(6, 8, 5, width=4)(**batch)
 
 
+def test_beside_a_cpu_values_are_looked_at_in_the_first_call_only(monkeypatch):
+    """Looking at a value waits for such a device."""
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda _: False))
+    wrong = batch_of()
+    wrong["student_logits"] = wrong["student_logits"].detach().mul(math.nan).requires_grad_()
+    module = PixelKD()
+    with pytest.raises(ValueError, match="student_logits holds NaN"):
+        module(**wrong)
+    assert module(**batch_of())["loss"].isfinite()
+    assert module(**wrong)["loss"].isnan()
+    teacher = ruled_out("everywhere")
+    torch.testing.assert_close(
+        module(**batch_of() | {"teacher_logits": teacher}), PixelKD()(**batch_of() | {"teacher_logits": teacher})
+    )
+
+
 def test_large_finite_logits_are_no_fault():
     batch = batch_of()
     batch["teacher_logits"] *= 3e37

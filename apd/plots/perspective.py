@@ -79,7 +79,7 @@ def heat_maps(
     matrices: Mapping[str, Tensor],
     rows: Sequence[str],
     columns: Sequence[str],
-    ends: tuple[float, float],
+    ends: tuple[float, float] | None,
     text: Callable[[float], str],
     description: str,
     colours: str = SCORES,
@@ -89,21 +89,21 @@ def heat_maps(
     Args:
         matrices: title -> values (R, C); NaN stays empty.
         rows, columns: R and C names.
-        ends: values of the first and the last colour.
+        ends: values of the first and the last colour; None takes the least and the greatest.
         text: writes a value.
         description: see :func:`apd.plots.style.drawing`.
         colours: a colour map.
     """
     wide, numbers = min(2, len(matrices)), len(columns) < 7
-    high = -(-len(matrices) // wide)
-    height = 2.3 * high + 0.08 * max(map(len, columns)) + (0.5 if numbers else 0.8)
+    tall, (low, high) = -(-len(matrices) // wide), ends or (None, None)
+    height = 2.3 * tall + 0.08 * max(map(len, columns)) + (0.5 if numbers else 0.8)
     with figure(width=WIDTH, height=height) as fig:
-        all_axes = fig.subplots(high, wide, squeeze=False, sharex=True, sharey=True).flat
+        all_axes = fig.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat
         for axes, (title, values_RC) in zip(all_axes, matrices.items(), strict=False):
             frame = pd.DataFrame(values_RC.numpy(), rows, columns)
             look = {"square": True, "cbar": False, "xticklabels": True, "yticklabels": True, "fmt": ""}
             texts = frame.map(text) if numbers else None
-            sns.heatmap(frame, ax=axes, cmap=colours, vmin=ends[0], vmax=ends[1], annot=texts, **look)
+            sns.heatmap(frame, ax=axes, cmap=colours, vmin=low, vmax=high, annot=texts, **look)
             axes.set_title(title, fontweight="normal", loc="center")
             axes.tick_params(axis="y", rotation=0)
             axes.grid(visible=False)
@@ -271,12 +271,17 @@ def exchange(
         least="9rem",
     )
     shares = {title: 100 * shares_NN}
-    rows, columns = ([f"{word} {letter}" for letter in letters] for word in ("picture", "seen from"))
+    rows, columns = ([f"{word} {letter}" for letter in letters] for word in ("picture", "from"))
     said = "; ".join(
         f"{row}: {', '.join(f'{v:.0f}' for v in values)}"
         for row, values in zip(rows, shares[title].tolist(), strict=True)
     )
-    return stack(pictures, heat_maps(shares, rows, columns, (0, 100), "{:.0f}".format, f"{title}. {said}"))
+    return stack(
+        pictures,
+        heat_maps(
+            shares, rows, columns, None, "{:.0f}".format, f"{title}, seen from each picture’s perspective. {said}"
+        ),
+    )
 
 
 def who_learns(terms: Mapping[str, Tensor], groups: Mapping[str, Sequence[Tensor]]) -> Drawing:

@@ -50,6 +50,7 @@ def test_a_record_says_where_it_came_from_and_how_it_went(content):
     assert content["data"]["fingerprint"] != content["data"]["training_fingerprint"]
     assert set(content["git"]) == {"commit", "clean"}
     assert torch.__version__.startswith(content["versions"]["torch"])
+    assert "not installed" not in content["versions"].values()
     assert {name: content["device"][name] for name in ("type", "precision")} == {"type": "cpu", "precision": "fp32"}
     assert content["device"]["threads"] == torch.get_num_threads()
     assert content["started"].endswith("+00:00")

@@ -22,8 +22,8 @@ def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: 
     """
     return {
         "git": _git_state(),
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("apd", "torchvision", "timm", "numpy", *libraries)}
+        "versions": {"python": platform.python_version(), "apd": _version("adaptive-perspective-distillation")}
+        | {name: _version(name) for name in ("torchvision", "timm", "numpy", *libraries)}
         | {"torch": str(torch.__version__)},  # with the suffix of its build, which the package's version lacks
         "device": {
             "type": device.type,

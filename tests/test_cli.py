@@ -200,7 +200,7 @@ def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monke
 
 
 def test_cost_of_the_switches_is_a_table_with_the_recipe_first(runs, monkeypatch, capsys):
-    monkeypatch.setattr("apd.study.switch_cost._step_latency", lambda *_: Latency(90.0, 100.0, 110.0))
+    monkeypatch.setattr("apd.study.switch_cost.step_latency", lambda *_: Latency(90.0, 100.0, 110.0))
     assert leave(["cost", "--switches", "--device", "cpu"]) == 0
     head, first, *others = capsys.readouterr().out.splitlines()
     assert head == "apd-seed0: one optimiser step, batch of 2, on cpu"

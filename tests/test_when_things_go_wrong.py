@@ -415,7 +415,7 @@ def test_a_gpu_without_enough_memory_is_told_in_a_line_and_the_run_goes_on_from_
         patch.setattr(loop.Update, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(full)))
         message = told("train", "--method", "student")
     assert "the GPU's memory does not hold this run (CUDA out of memory)" in message
-    assert "Lower training.batch_size, raise training.accumulation" in message
+    assert "Lower --training.batch-size, raise --training.accumulation" in message
     steps = []
     train(tiny(), on_step=steps.append)
     assert steps == [4, 5, 6]

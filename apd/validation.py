@@ -131,9 +131,9 @@ def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: 
     A network of stride s makes floor(H / s) to ceil(H / s) cells of H pixels: each axis is off by less than a cell of
     its own grid (of the second not, where that is the image's), which leaves the ratio of the two grids an interval in
     each axis, and the intervals must overlap. A network that rounds up to whole patches first and refines its grid
-    afterwards (a ViT or a pyramid under a decoder) has the cells of a padded image: the usual patches, up to a quarter
-    of the shorter side, are tried. None of this makes the longer side the shorter; that is asked of grids of 8 cells or
-    more, where a turned map that is nearly square would go unnoticed.
+    afterwards (a ViT or a pyramid under a decoder) has the cells of a padded image: the usual patches are tried, up to
+    a quarter of the shorter side, or larger than the image. None of this makes the longer side the shorter; that is
+    asked of grids of 8 cells or more, where a turned map that is nearly square would go unnoticed.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:
@@ -142,8 +142,8 @@ def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: 
         return False
     off = 0 if is_image else 1
     for patch in (1, 8, 14, 16, 32):
-        if patch > max(1, min(H, W) // 4):
-            break
+        if patch > max(1, min(H, W) // 4) and not (is_image and patch > min(H, W)):
+            continue
         rows, columns = -(-H // patch) * patch, -(-W // patch) * patch
         if (h - 1) * (columns - off) < (w + 1) * (rows + off) and (w - 1) * (rows - off) < (h + 1) * (columns + off):
             return True

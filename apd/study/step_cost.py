@@ -17,6 +17,7 @@ from apd.study.build import build_network
 from apd.study.distillers import build_distiller
 from apd.study.experiment import Experiment
 from apd.study.segmentation_objective import task_loss
+from apd.validation import values_unchecked
 
 FAKE_DEVICE = "cuda"  # what the code sees; no GPU is needed. As on a CPU, it would look into the labels, which are none
 PICTURES = 2  # batch norm cannot train on one pooled vector; everything below is per image
@@ -97,12 +98,13 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         labels = torch.zeros(PICTURES, height, width, dtype=torch.long, device=FAKE_DEVICE)
         with FlopCounterMode(display=False) as in_inference, torch.no_grad():
             student.eval()(images[:1])
-        counted = count_step(
-            (student, distillers),
-            lambda: student.train()(images),
-            lambda: None if teacher is None else teacher(images),
-            lambda seen, taught: _loss(experiment, distillers, seen, taught, labels),
-        )
+        with values_unchecked():  # fake tensors have none
+            counted = count_step(
+                (student, distillers),
+                lambda: student.train()(images),
+                lambda: None if teacher is None else teacher(images),
+                lambda seen, taught: _loss(experiment, distillers, seen, taught, labels),
+            )
     return StepCost(
         student=NetworkCost(_inferring_parameters(student), in_inference.get_total_flops() // 2),
         teacher=teacher and NetworkCost(_inferring_parameters(teacher), counted.teacher_macs),

@@ -14,6 +14,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 MOST = 2**20
 """Largest count that a setting may have (own choice): beyond it, memory ends before anything is computed."""
@@ -131,9 +132,9 @@ def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: 
     A network of stride s makes floor(H / s) to ceil(H / s) cells of H pixels: each axis is off by less than a cell of
     its own grid (of the second not, where that is the image's), which leaves the ratio of the two grids an interval in
     each axis, and the intervals must overlap. A network that rounds up to whole patches first and refines its grid
-    afterwards (a ViT or a pyramid under a decoder) has the cells of a padded image: the usual patches, up to a quarter
-    of the shorter side, are tried. None of this makes the longer side the shorter; that is asked of grids of 8 cells or
-    more, where a turned map that is nearly square would go unnoticed.
+    afterwards (a ViT or a pyramid under a decoder) has the cells of a padded image: the usual patches are tried, up to
+    a quarter of the shorter side, or larger than the image. None of this makes the longer side the shorter; that is
+    asked of grids of 8 cells or more, where a turned map that is nearly square would go unnoticed.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:
@@ -142,8 +143,8 @@ def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: 
         return False
     off = 0 if is_image else 1
     for patch in (1, 8, 14, 16, 32):
-        if patch > max(1, min(H, W) // 4):
-            break
+        if patch > max(1, min(H, W) // 4) and not (is_image and patch > min(H, W)):
+            continue
         rows, columns = -(-H // patch) * patch, -(-W // patch) * patch
         if (h - 1) * (columns - off) < (w + 1) * (rows + off) and (w - 1) * (rows - off) < (h + 1) * (columns + off):
             return True
@@ -195,6 +196,11 @@ def values_unchecked() -> Iterator[None]:
         _looking = before
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is anything to look at: not while a graph is traced, nor where shapes alone are computed."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 def _total(values: Tensor) -> float:
     return float(values.detach().sum(dtype=torch.promote_types(values.dtype, torch.float32)))
 
@@ -240,12 +246,11 @@ def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
     state = {} if module is None else module.__dict__
     first = module is not None and not state.get("_has_looked", False)
     for name, value in maps.items():
-        if not value.is_cpu and (not first or value.is_meta):
+        if not has_values(value) or not (value.is_cpu or first):
             continue
+        (_check_logits if name.endswith("logits") else _check_features)(name, value)
         if not name.endswith("logits"):
-            _check_features(name, value)
             continue
-        _check_logits(name, value)
         warned = state.get("_warned", frozenset())
         if module is not None and name not in warned and _are_probabilities(value.detach()):
             state["_warned"] = warned | {name}
@@ -254,15 +259,14 @@ def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
                 "is nearly uniform; pass what the network computes before its softmax, or probabilities.log()",
                 stacklevel=4,
             )
-    if module is not None:
+    if first and all(map(has_values, maps.values())):
         state["_has_looked"] = True
 
 
 def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
     """A teacher's logits, detached, with :data:`RULED_OUT` in place of -inf; NaN stays."""
     teacher_logits_BKhw = teacher_logits_BKhw.detach()
-    looked_at = teacher_logits_BKhw.is_cpu and not torch.compiler.is_compiling()
-    if looked_at and math.isfinite(_total(teacher_logits_BKhw)):
+    if teacher_logits_BKhw.is_cpu and has_values(teacher_logits_BKhw) and math.isfinite(_total(teacher_logits_BKhw)):
         return teacher_logits_BKhw  # nothing to replace: no copy
     return teacher_logits_BKhw.clamp(min=RULED_OUT)
 
@@ -280,13 +284,9 @@ SAID_AT_CONSTRUCTION = {
 
 
 def check_call(module: nn.Module, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str]) -> None:
-    """Check all that a distiller is called with.
+    """Check all that a distiller is called with: ``maps`` by the names of its arguments, and labels.
 
-    Args:
-        module: the distiller.
-        maps: by the names of its arguments.
-        labels_BHW: (batch, height, width).
-        trained: names of the maps through which the student is trained.
+    ``trained`` names the maps through which the student is trained.
     """
     batch = 0
     for name, value in maps.items():

@@ -116,7 +116,7 @@ def test_labels_from_the_teacher_need_its_logits():
 
 
 def test_the_finer_features_are_averaged_down_to_the_coarser_grid():
-    coarse = random_batch(grid=(3, 4))
+    coarse = random_batch(grid=(4, 3))
     fine = F.interpolate(coarse["teacher_features"], scale_factor=2)  # each cell four times: the mean is the cell
     module = distiller()
     torch.testing.assert_close(module(**coarse | {"teacher_features": fine}), module(**coarse))

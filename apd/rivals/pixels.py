@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from apd.losses import Reduction, masked_mean, pixel_kd_loss
 from apd.perspective import full_precision, inverse_length
 from apd.rivals.distiller import IGNORED, Rival
-from apd.validation import RULED_OUT, check_call, check_choice, check_flag, check_positive
+from apd.validation import RULED_OUT, check_call, check_choice, check_flag, check_positive, has_values
 
 
 @full_precision
@@ -161,7 +161,7 @@ class LSKD(Rival):
     ) -> dict[str, Tensor]:
         """``{"lskd": the term, "loss": weight × term}``; features are accepted and not looked at."""
         student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
-        if teacher.is_cpu and not torch.compiler.is_compiling() and teacher.amin() <= RULED_OUT / 2:
+        if teacher.is_cpu and has_values(teacher) and teacher.amin() <= RULED_OUT / 2:
             raise ValueError(
                 "teacher_logits holds -inf, with which a pixel's logits have no standard deviation: use PixelKD, or "
                 "give the class that is ruled out a finite logit"

@@ -84,8 +84,8 @@ def out_of_memory(error: torch.OutOfMemoryError) -> str:
     """What a GPU without enough memory means for a run, in one line."""
     reason = str(error).strip().split("\n")[0].split(". ")[0]
     return (
-        f"the GPU's memory does not hold this run ({reason}). Lower --training.batch-size, raise --training.accumulation "
-        "or end other processes on the GPU; the same command goes on from the last checkpoint"
+        f"the GPU's memory does not hold this run ({reason}). Lower --training.batch-size, raise "
+        "--training.accumulation or end other processes on the GPU; the same command goes on from the last checkpoint"
     )
 
 

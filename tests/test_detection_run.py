@@ -433,6 +433,8 @@ def test_the_command_line_tells_boxes_and_masks_of_student_and_teacher(finished)
 def test_the_splits_of_scenes_are_those_of_the_configuration():
     task = task_of(small(data=replace(DATA, evaluation_split="test", least_pixels=5, world=3, context_shift=0.25)))
     splits = task.splits()
+    assert not splits.others
+    splits = (splits.train, splits.val, splits.evaluation)
     assert [len(split) for split in splits] == [6, 3, 3]
     assert [split.scenes.split for split in splits] == ["train", "val", "test"]
     for split in splits:

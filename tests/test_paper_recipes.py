@@ -110,7 +110,7 @@ def test_converted_weights_pull_as_the_released_ones_where_the_stated_number_of_
         loss = APDLoss(
             6, 6, classes, width=None, scope=config.scope, reduction=config.reduction, absent=config.absent,
             weights={**weights, "regularisation": 0.0},
-        )  # fmt: skip
+        ).eval()  # fmt: skip
         terms = loss(
             student_features=features[0],
             teacher_features=features[1],

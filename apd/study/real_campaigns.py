@@ -21,17 +21,20 @@ TUNED_METHODS: tuple[Method, ...] = ("student", "apd", "pixel_kd", "apd_without_
 def facade_tuning() -> Iterator[Experiment]:
     """The student's schedule, which has converged where twice the steps bring less than half a point; the teachers."""
     base = real_experiment("facade-small")
-    teacher = base.teacher_experiment()
-    for experiment, stride, steps in (
-        (replace(base, teacher=None, name="student"), 16, 1200),
-        (replace(teacher, name="teacher"), 16, 1200),
-        (replace(teacher, name="teacher"), 8, 1200),
-        (replace(base, teacher=None, name="student"), 16, 2400),
+    student, teacher = replace(base, teacher=None, name="student"), replace(base.teacher_experiment(), name="teacher")
+    for experiment, stride, steps, learning_rate in (
+        (student, 16, 1200, 2e-4),
+        (teacher, 16, 1200, 8e-4),
+        (teacher, 16, 1200, 2e-4),
+        (teacher, 8, 1200, 8e-4),
+        (teacher, 8, 1200, 2e-4),
+        (student, 16, 2400, 2e-4),
     ):
-        network = replace(experiment.network, output_stride=stride)
-        training = replace(experiment.training, iterations=steps)
         yield replace(
-            experiment, name=f"{experiment.name}-stride{stride}-steps{steps}", network=network, training=training
+            experiment,
+            name=f"{experiment.name}-stride{stride}-steps{steps}-rate{learning_rate:g}",
+            network=replace(experiment.network, output_stride=stride),
+            training=replace(experiment.training, iterations=steps, learning_rate=learning_rate),
         )
 
 

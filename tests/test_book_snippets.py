@@ -1,6 +1,7 @@
 """What the book's pages tell people to type works: their Python runs, their shell commands exist."""
 
 import importlib
+import pydoc
 import re
 import shlex
 from collections.abc import Iterator
@@ -125,3 +126,10 @@ def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_k
     checked = {"apd", "make", "python", "torchrun"}
     known = {"pip", "export", "papermill"}
     assert {words[0] for _, words in commands()} - checked <= known
+
+
+def test_every_name_of_the_api_page_is_there():
+    page = (ROOT / "book" / "api.md").read_text()
+    names = re.findall(r"^\.\. auto(?:function|class|data|exception|module|attribute):: (\S+)", page, re.MULTILINE)
+    assert len(names) > 100
+    assert [name for name in names if pydoc.locate(name) is None] == []

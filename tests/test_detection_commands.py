@@ -1,8 +1,6 @@
 """The command `apd` on detection: train, evaluate, predict, dry runs, and what is refused with a sentence."""
 
 import csv
-import doctest
-import importlib
 import json
 import math
 from dataclasses import replace
@@ -383,10 +381,3 @@ def test_a_run_whose_data_have_other_categories_today_writes_no_results(finished
     assert leave(["predict", finished, picture, "--to", tmp_path / "seen"]) == 1
     assert "other categories than this run was trained on: 2 beside 80" in capsys.readouterr().err
     assert not (tmp_path / "seen").exists()
-
-
-@pytest.mark.parametrize("name", ["ap_table", "detection_pictures"])
-def test_the_examples_in_the_docstrings_are_true(name):
-    results = doctest.testmod(importlib.import_module(f"apd.evaluate.{name}"))
-    assert results.attempted > 0
-    assert results.failed == 0

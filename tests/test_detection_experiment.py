@@ -1,7 +1,6 @@
 """An experiment in detection that cannot be run fails when it is made, and no part of one task gets into the other."""
 
 import dataclasses
-import doctest
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
@@ -14,7 +13,7 @@ from apd.detection import ReviewKD, RoIAPD
 from apd.evaluate.protocol import Inference
 from apd.models.detector import BODIES
 from apd.models.detector_view import LEVELS
-from apd.study import detection_config, detection_distiller_configs
+from apd.study import detection_distiller_configs
 from apd.study.build import build_network, spec_of
 from apd.study.detection_config import DetectorConfig, InstanceDataConfig
 from apd.study.detection_distiller_configs import (
@@ -236,8 +235,3 @@ def test_a_network_that_cannot_be_built_is_an_error_of_the_experiment():
     network = DetectorConfig(backbone="resnet50", weights="coco")
     with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*COCO has no class 'pedestrian'"):
         task_of(small()).network(network, 1, torch.device("cpu"), 0, class_names=("pedestrian",))
-
-
-def test_the_examples_in_the_docstrings_are_true():
-    results = doctest.testmod(detection_config)
-    assert (results.failed, results.attempted) == (0, 2)

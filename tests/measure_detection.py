@@ -21,14 +21,16 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
-from apd.detection import ReviewKD, RoIAPD, dense_apd, pyramid_matching, roi_dkd, roi_kd
-from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
+from apd.config.detection import DetectorConfig
+from apd.cost.detector import detector_step_cost, made_up_batch
+from apd.distillers.review_kd import ReviewKD
+from apd.distillers.roi_apd import RoIAPD
+from apd.distillers.through_pixels import dense_apd, pyramid_matching, roi_dkd, roi_kd
 from apd.models.detector import build_detector
-from apd.study.checkpoint import write_atomically
-from apd.study.detection_config import DetectorConfig
 from apd.study.detection_recipes import HEAD_WIDTH, scenes_detection_experiment
-from apd.study.folders import records_folder
-from apd.study.provenance import provenance
+from apd.training.checkpoint import write_atomically
+from apd.training.provenance import provenance
+from apd.training.run import records_folder
 
 RECIPE = scenes_detection_experiment("student", seed=0)
 

@@ -40,17 +40,17 @@ from apd import (
     PairwiseSimilarity,
     PixelKD,
 )
-from apd.data.picture_files import DataError
-from apd.evaluate.cost import Latency
-from apd.evaluate.inference import resolve_precision
-from apd.evaluate.loss_cost import LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
-from apd.study.checkpoint import write_atomically
-from apd.study.experiment import Experiment
-from apd.study.feeding import feeding_of_experiment
-from apd.study.folders import records_folder
-from apd.study.provenance import provenance
+from apd.config.experiment import Experiment
+from apd.cost.feeding import feeding_of_experiment
+from apd.cost.loss import LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
+from apd.cost.measure import Latency
+from apd.cost.switches import step_latency, switch_costs
+from apd.data.images import DataError
+from apd.evaluation.inference import resolve_precision
 from apd.study.recipes import recipe
-from apd.study.switch_cost import step_latency, switch_costs
+from apd.training.checkpoint import write_atomically
+from apd.training.provenance import provenance
+from apd.training.run import records_folder
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import (
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.distillers.detection_configs import (
     DenseAPDConfig,
     DetectionDistillerConfig,
     PyramidMatchingConfig,
@@ -16,9 +17,8 @@ from apd.study.detection_distiller_configs import (
     RoIDKDConfig,
     RoIKDConfig,
 )
-from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.study.loop import Run
-from apd.study.tasks import task_of
+from apd.training.tasks import task_of
+from apd.training.trainer import Run
 
 DATA = InstanceDataConfig(height=64, width=64, train_images=6, evaluation_images=3, scale_min=0.8, scale_max=1.25)
 NETWORK = DetectorConfig(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from apd.cli import COMMANDS, main
-from apd.commands.parsing import recipe_parts, with_recipe
+from apd.cli.app import COMMANDS, main
+from apd.cli.parsing import recipe_parts, with_recipe
 from apd.study.campaign import CAMPAIGNS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,20 +12,19 @@ from itertools import product
 import pytest
 from small_experiments import exit_codes, start, tiny
 
+from apd.config.identity import fingerprint, to_dict
+from apd.distillers.configs import DISTILLERS
+from apd.distillers.detection_configs import DETECTION_DISTILLERS
+from apd.report.statistics import method_of
 from apd.study import runner
-from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms, stronger
+from apd.study.ablations import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms, stronger
 from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
-from apd.study.checkpoint import only_process
-from apd.study.detection_distiller_configs import DETECTION_DISTILLERS
-from apd.study.distiller_configs import DISTILLERS
-from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.folders import run_folder
-from apd.study.log import NonFiniteLossError
 from apd.study.recipes import METHOD_NAMES, METHODS
-from apd.study.record import RecordError, read_record
 from apd.study.shard import Shard
-from apd.study.statistics import method_of
-from apd.study.train import train
+from apd.training.checkpoint import only_process
+from apd.training.record import RecordError, read_record
+from apd.training.run import run_folder, train
+from apd.training.run_log import NonFiniteLossError
 
 LABELS = ["short-seed0", "long-seed0", "short-seed1", "long-seed1"]
 
@@ -131,7 +130,7 @@ def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
 
 def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, runs, monkeypatch):
     train(replace(quick("short"), name="begun-elsewhere"))
-    monkeypatch.setattr("apd.study.loop.Run._step", lambda *_: pytest.fail("a step was done again"))
+    monkeypatch.setattr("apd.training.trainer.Run._step", lambda *_: pytest.fail("a step was done again"))
     (record,) = run_campaign("four", folder=folder, only="short-seed0")
     found = train(quick("short"))
     assert (record.experiment.name, found.experiment.name) == ("short-seed0", "begun-elsewhere")

@@ -20,23 +20,22 @@ import torch
 from PIL import Image
 from small_experiments import exit_code, tiny
 
-from apd import cli
-from apd.commands import parsing
-from apd.evaluate.confusion import scores
-from apd.evaluate.cost import Latency
-from apd.evaluate.inference import confusion_of, predict_labels
-from apd.evaluate.loss_cost import LossShape
-from apd.evaluate.pictures import predict_picture
-from apd.evaluate.protocol import Inference
-from apd.study.build import build_split
+from apd.cli.app import app as cli
+from apd.cli.app import parsing
+from apd.config.experiment import Experiment
+from apd.config.identity import from_dict, to_dict
+from apd.config.inference import Inference
+from apd.cost.loss import LossShape
+from apd.cost.measure import Latency
+from apd.evaluation.inference import confusion_of, predict_labels
+from apd.evaluation.metrics import scores
+from apd.evaluation.predict import predict_picture
 from apd.study.campaign import CAMPAIGNS
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import from_dict, to_dict
-from apd.study.folders import run_folder
-from apd.study.log import ProgressLines
 from apd.study.recipes import all_recipes
-from apd.study.record import read_record
-from apd.study.train import train, trained_network
+from apd.training.build import build_split
+from apd.training.record import read_record
+from apd.training.run import run_folder, train, trained_network
+from apd.training.run_log import ProgressLines
 
 COMMANDS = ("train", "check", "evaluate", "predict", "export", "campaign", "cost", "recipes")
 
@@ -191,7 +190,7 @@ def test_cost_tells_both_networks(runs, capsys):
 
 def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monkeypatch, capsys):
     tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
-    monkeypatch.setattr("apd.evaluate.loss_cost.method_costs.__defaults__", ("cpu", tiny_shape))
+    monkeypatch.setattr("apd.cost.loss.method_costs.__defaults__", ("cpu", tiny_shape))
     assert leave(["cost", "--loss", "--device", "cpu"]) == 0
     bare, with_heads = capsys.readouterr().out.splitlines()
     assert bare.startswith("tiny, no heads: ")
@@ -200,7 +199,7 @@ def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monke
 
 
 def test_cost_of_the_switches_is_a_table_with_the_recipe_first(runs, monkeypatch, capsys):
-    monkeypatch.setattr("apd.study.switch_cost.step_latency", lambda *_: Latency(90.0, 100.0, 110.0))
+    monkeypatch.setattr("apd.cost.switches.step_latency", lambda *_: Latency(90.0, 100.0, 110.0))
     assert leave(["cost", "--switches", "--device", "cpu"]) == 0
     head, first, *others = capsys.readouterr().out.splitlines()
     assert head == "apd-seed0: one optimiser step, batch of 2, on cpu"
@@ -414,8 +413,8 @@ def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path
 def test_what_a_finished_run_cannot_be_asked_is_told_before_anything_is_computed(
     arguments, code, told, finished, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("apd.evaluate.inference.confusion_of", lambda *_, **__: pytest.fail("computed"))
-    monkeypatch.setattr("apd.evaluate.export._traced", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("apd.evaluation.inference.confusion_of", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr("apd.evaluation.export._traced", lambda *_: pytest.fail("computed"))
     (tmp_path / "file").touch()
     places = {"RUN": finished, "FOLDER": tmp_path, "FILE": tmp_path / "file"}
     words = [re.sub(r"^(RUN|FOLDER|FILE)", lambda found: str(places[found[0]]), word) for word in arguments]
@@ -468,7 +467,7 @@ def test_a_run_is_named_by_its_folder_or_by_a_file_in_it(file, finished, tmp_pat
 
 
 def test_a_log_in_a_file_tells_steps_loss_time_and_scores_on_the_way(runs, monkeypatch, capsys):
-    monkeypatch.setattr("apd.study.log.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("apd.training.run_log.LINE_SECONDS", 0.0)
     assert leave(["train"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (path,) = runs.glob("tiny-apd-*/record.json")
@@ -488,7 +487,7 @@ def test_a_log_in_a_file_tells_steps_loss_time_and_scores_on_the_way(runs, monke
 
 def test_progress_lines_come_in_a_bounded_number(monkeypatch, capsys):
     clock = [0.0]
-    monkeypatch.setattr("apd.study.log.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("apd.training.run_log.time.monotonic", lambda: clock[0])
     lines = ProgressLines("run", 100, 10_000)
     for step in range(101, 10_001):
         clock[0] += 0.125

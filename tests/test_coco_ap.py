@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-import apd.data.run_length
+import apd.data.rle
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.run_length import DetectionExtraMissing, encode
-from apd.evaluate import coco_ap
-from apd.evaluate.coco_ap import APTable, Detections, DetectionScorer, ap_scores
+from apd.data.rle import DetectionExtraMissing, encode
+from apd.evaluation import average_precision as coco_ap
+from apd.evaluation.average_precision import APTable, Detections, DetectionScorer, ap_scores
 
 SPEC = InstanceSpec("shapes", ("disc", "square", "bar"))
 HEIGHT, WIDTH = 300, 320
@@ -200,10 +200,10 @@ def test_without_the_library_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(DetectionExtraMissing, match="packing masks needs"):
         encode(np.zeros((1, 2, 2), dtype=bool))
     with pytest.raises(DetectionExtraMissing, match="polygons of a COCO annotation needs"):
-        apd.data.run_length.decode([[0, 0, 4, 0, 4, 4]], 5, 5)
+        apd.data.rle.decode([[0, 0, 4, 0, 4, 4]], 5, 5)
 
 
-@pytest.mark.parametrize("module", [coco_ap, apd.data.run_length])
+@pytest.mark.parametrize("module", [coco_ap, apd.data.rle])
 def test_the_examples_in_the_docstrings_are_true(module):
     results = doctest.testmod(importlib.import_module(module.__name__))
     assert results.attempted > 0

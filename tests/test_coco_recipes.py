@@ -7,7 +7,10 @@ from typing import get_args
 import pytest
 from miniatures import write_coco
 
-from apd.cli import main
+from apd.cli.app import main
+from apd.config.experiment import ExperimentError
+from apd.config.identity import fingerprint
+from apd.cost.dry_run import dry_run
 from apd.study.coco_recipes import (
     COCO_METHODS,
     CocoSize,
@@ -18,13 +21,9 @@ from apd.study.coco_recipes import (
 )
 from apd.study.coco_sources import COMMON, coco_source_of
 from apd.study.detection_recipes import detection_arms, scenes_detection_experiment
-from apd.study.dry_run import dry_run
-from apd.study.experiment import ExperimentError
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import run_folder
-from apd.study.paper_sources import leaves
+from apd.study.published_sources import leaves
 from apd.study.recipes import all_recipes, default_method, recipe
-from apd.study.train import train
+from apd.training.run import run_folder, train
 
 SIZES = get_args(CocoSize)
 ALL = [(size, method) for size in SIZES for method in detection_methods_of(size)]
@@ -193,7 +192,7 @@ def test_a_dry_run_at_paper_scale_counts_the_published_sizes_without_data_or_wei
 
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     monkeypatch.setattr("apd.models.detector.fill_from_imagenet", lambda *_: offline("", "ImageNet"))
-    from apd.study import dry_run as module
+    from apd.cost import dry_run as module
 
     monkeypatch.setattr(module, "measure_steps", lambda *_: module.Measured(**measured))
     lines = []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from apd.evaluate.cost import cost_of
+from apd.cost.measure import cost_of
 from apd.models import build_segmenter
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from apd.detection import OnPyramid, OnRoIs, ReviewKD, RoIAPD, dense_apd, pyramid_matching, roi_dkd, roi_kd
-from apd.detection.review_kd import hierarchical_context_loss
 from apd.distill import APDLoss
-from apd.models.detector_view import LEVELS, DetectorPair, DetectorView
-from apd.rivals import DIST, FitNet, PixelKD
+from apd.distillers import DIST, FitNet, PixelKD
+from apd.distillers.review_kd import ReviewKD, hierarchical_context_loss
+from apd.distillers.roi_apd import RoIAPD
+from apd.distillers.through_pixels import OnPyramid, OnRoIs, dense_apd, pyramid_matching, roi_dkd, roi_kd
+from apd.models.detector_hooks import LEVELS, DetectorPair, DetectorView
 
 from . import slow_detection as slow
 
@@ -343,7 +344,7 @@ def test_wrong_views_are_named():
 
 @pytest.mark.parametrize("part", ["roi_apd", "through_pixels", "review_kd"])
 def test_the_examples_in_the_docstrings_are_true(part):
-    results = doctest.testmod(importlib.import_module(f"apd.detection.{part}"))
+    results = doctest.testmod(importlib.import_module(f"apd.distillers.roi_apd.{part}"))
     assert results.attempted > 0
     assert results.failed == 0
 

@@ -17,26 +17,24 @@ from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
 from torch.utils.flop_counter import FlopCounterMode
 
-from apd import cli
+from apd.cli.app import app as cli
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.cost import dry_run as module
+from apd.cost.detector import detector_step_cost
+from apd.cost.dry_run import dry_run, measure_steps
 from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec
-from apd.data.noise import NoiseThings
-from apd.data.run_length import encode
-from apd.evaluate.ap_table import ap_csv, ap_lines
-from apd.evaluate.coco_ap import APTable, Detections
-from apd.evaluate.detection_pictures import RESULTS, coco_results, colours_of, drawn, image_ids
-from apd.evaluate.detections import detect
-from apd.study import dry_run as module
+from apd.data.rle import encode
+from apd.data.scenes.world import NoiseThings
+from apd.distillers.detection_configs import RoIAPDConfig
+from apd.evaluation.average_precision import APTable, Detections
+from apd.evaluation.detection_images import RESULTS, coco_results, colours_of, drawn, image_ids
+from apd.evaluation.detections import ap_csv, ap_lines, detect
 from apd.study.campaign import CAMPAIGNS
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import RoIAPDConfig
-from apd.study.detector_step_cost import detector_step_cost
-from apd.study.dry_run import dry_run, measure_steps
-from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.study.folders import run_folder
-from apd.study.record import read_record
-from apd.study.tasks import task_of
-from apd.study.train import train, trained_network
+from apd.training.record import read_record
+from apd.training.run import run_folder, train, trained_network
+from apd.training.tasks import task_of
 
 COCO = InstanceDataConfig(name="coco", folder="coco", train_part="val2017", val_part="val2017", height=64, width=80)
 SCENES = InstanceDataConfig(height=64, width=64, train_images=4, evaluation_images=2)
@@ -159,7 +157,7 @@ def sure(finished, monkeypatch):
     """The run's detector, whose two steps have made it sure of nothing, tells what it holds for possible."""
     detector = trained_network(finished)
     detector.roi_heads.score_thresh = 0.0
-    monkeypatch.setattr("apd.commands.detecting.trained_network", lambda *_, **__: detector)
+    monkeypatch.setattr("apd.cli.detecting.trained_network", lambda *_, **__: detector)
     return detector
 
 
@@ -387,6 +385,6 @@ def test_a_run_whose_data_have_other_categories_today_writes_no_results(finished
 
 @pytest.mark.parametrize("name", ["ap_table", "detection_pictures"])
 def test_the_examples_in_the_docstrings_are_true(name):
-    results = doctest.testmod(importlib.import_module(f"apd.evaluate.{name}"))
+    results = doctest.testmod(importlib.import_module(f"apd.evaluation.{name}"))
     assert results.attempted > 0
     assert results.failed == 0

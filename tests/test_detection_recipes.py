@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from apd.plots.detection_trials import validation_box_ap
+from apd.config.identity import fingerprint
+from apd.report.figures.detection_trials import validation_box_ap
 from apd.study.campaign import experiments_of
 from apd.study.detection_recipes import (
     BEST_DETECTION_RIVAL,
@@ -19,9 +20,8 @@ from apd.study.detection_recipes import (
     UNTUNED,
     detection_arms,
 )
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import records_folder
-from apd.study.record import read_records
+from apd.training.record import read_records
+from apd.training.run import records_folder
 
 
 def box_ap_on_val(name, labels):

@@ -13,23 +13,22 @@ from small_experiments import outcome, tiny
 from test_coco import CONTENT
 from test_coco import folder as coco_folder  # noqa: F401 (a fixture)
 
-from apd import cli
-from apd.data.folder import DataError
-from apd.evaluate.coco_ap import ap_scores
-from apd.evaluate.detections import ap_of
-from apd.models.detector_view import DetectorTap, training_step
-from apd.study import campaign, loop
-from apd.study.ap_entry import tables_of
-from apd.study.checkpoint import CheckpointError
-from apd.study.detection_config import InstanceDataConfig
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.log import NonFiniteLossError
-from apd.study.record import Record, RecordError, read_record
-from apd.study.tasks import task_of
-from apd.study.teacher import TeacherError
-from apd.study.train import train, trained_network
-from apd.study.trained_distiller import trained_distiller
+from apd.cli.app import app as cli
+from apd.config.detection import InstanceDataConfig
+from apd.config.experiment import ExperimentError
+from apd.data.image_folder import DataError
+from apd.evaluation.average_precision import ap_scores, tables_of
+from apd.evaluation.detections import ap_of
+from apd.models.detector_hooks import DetectorTap, training_step
+from apd.report.trace import trained_distiller
+from apd.study import campaign
+from apd.training import trainer as loop
+from apd.training.checkpoint import CheckpointError
+from apd.training.record import Record, RecordError, read_record
+from apd.training.run import run_folder, train, trained_network
+from apd.training.run_log import NonFiniteLossError
+from apd.training.tasks import task_of
+from apd.training.teacher import TeacherError
 
 TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -267,7 +266,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(runs, monkey
 
 
 def test_a_finished_run_of_another_generator_of_scenes_is_refused(finished, monkeypatch):
-    monkeypatch.setattr("apd.data.scene_instances.GENERATOR_VERSION", 0)
+    monkeypatch.setattr("apd.data.scenes.instances.GENERATOR_VERSION", 0)
     with pytest.raises(CheckpointError, match="scenes of another version of their generator: delete the folder"):
         train(finished)
 

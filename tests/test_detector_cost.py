@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from apd.detection import roi_kd
-from apd.evaluate import detector_cost
-from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
+from apd.cost import detector as detector_cost
+from apd.cost.detector import detector_step_cost, made_up_batch
+from apd.distillers.through_pixels import roi_kd
 from apd.models.detector import build_detector
-from apd.plots import detector_cost as told
-from apd.study.detection_comparison import ARM_NAMES
+from apd.report.detection_comparison import ARM_NAMES
+from apd.report.figures import detector_cost as told
 from tests import measure_detection
 
 SMALL = dict(min_size=64, max_size=64, smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)

@@ -8,18 +8,16 @@ import pytest
 import torch
 from small_experiments import tiny
 
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
+from apd.cost.feeding import Feeding, feeding_of_experiment
 from apd.data import device_batches as module
+from apd.data.augment import Augmentation
 from apd.data.batches import training_batches
-from apd.data.catalogue import SCENES
 from apd.data.device_batches import DeviceStream, device_batches
-from apd.data.picture_files import DataError
-from apd.data.sample import Sample
-from apd.data.transforms import Augmentation
-from apd.evaluate.feeding import Feeding
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
-from apd.study.feeding import feeding_of_experiment
-from apd.study.train import train
+from apd.data.images import DataError
+from apd.data.specs import SCENES, Sample
+from apd.training.run import train
 
 SIZES = [(24, 32), (40, 20), (13, 17), (32, 32), (9, 60)]
 VARIED = Augmentation(crop=(24, 28), colour=0.3)

@@ -25,12 +25,10 @@ from small_experiments import (
 )
 from torch import nn
 
+from apd.config.experiment import ExperimentError
 from apd.data.batches import Batch
-from apd.data.folder import DataError
-from apd.models.segmenter import Segmenter
-from apd.study import loop, ranks
-from apd.study.build import build_network
-from apd.study.distiller_configs import (
+from apd.data.image_folder import DataError
+from apd.distillers.configs import (
     APDConfig,
     AttentionTransferConfig,
     CWDConfig,
@@ -45,12 +43,14 @@ from apd.study.distiller_configs import (
     PixelKDConfig,
     SKDConfig,
 )
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.ranks import ALONE, Ranks, join
-from apd.study.record import read_record
-from apd.study.step import Update
-from apd.study.train import train
+from apd.models.segmenter import Segmenter
+from apd.training import distributed as ranks
+from apd.training import trainer as loop
+from apd.training.build import build_network
+from apd.training.distributed import ALONE, Ranks, join
+from apd.training.record import read_record
+from apd.training.run import run_folder, train
+from apd.training.step import Update
 
 CPU, CLASSES, IGNORE = torch.device("cpu"), 10, 255
 
@@ -179,7 +179,7 @@ def test_a_mean_of_means_would_be_another_number(labels, monkeypatch):
             return terms
 
     whole = one_step("apd", labels, ALONE)
-    monkeypatch.setattr("apd.study.step.across_processes", contextlib.nullcontext)
+    monkeypatch.setattr("apd.training.step.across_processes", contextlib.nullcontext)
     halves = [one_step("apd", labels, Apart(rank, 2)) for rank in (0, 1)]
     for term in ("term.task", "term.apd.observation", "term.apd.regularisation", "term.loss"):
         mean_of_means = (halves[0][term] + halves[1][term]) / 2
@@ -409,9 +409,9 @@ def without_data(experiment, runs, rank):
         raise DataError(f"no data on rank {ranks.started_rank()}")
 
     if rank is None or ranks.started_rank() == rank:
-        import apd.study.segmentation_task
+        import apd.training.segmentation
 
-        apd.study.segmentation_task.build_splits = missing
+        apd.training.segmentation.build_splits = missing
     run_as_a_command(experiment, runs)
 
 

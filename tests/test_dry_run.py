@@ -7,17 +7,17 @@ import torch
 from miniatures import write_converted
 from small_experiments import tiny
 
-from apd import cli
-from apd.data.noise import Noise
-from apd.evaluate.cost import cost_of, cpu_peak
-from apd.study import dry_run as module
-from apd.study.build import build_network, build_splits, choose_device, spec_of
-from apd.study.distiller_configs import APDConfig
-from apd.study.dry_run import dry_run, measure_steps
-from apd.study.experiment import DataConfig, ExperimentError, NetworkConfig
+from apd.cli.app import app as cli
+from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
+from apd.cost import dry_run as module
+from apd.cost.dry_run import dry_run, measure_steps
+from apd.cost.measure import cost_of, cpu_peak
+from apd.cost.step import step_cost, teacher_step_cost
+from apd.data.scenes.world import Noise
+from apd.distillers.configs import APDConfig
 from apd.study.recipes import recipe
-from apd.study.segmentation_objective import task_loss
-from apd.study.step_cost import step_cost, teacher_step_cost
+from apd.training.build import build_network, build_splits, choose_device, spec_of
+from apd.training.segmentation import task_loss
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 from small_experiments import outcome, tiny
 
-from apd.data.catalogue import SCENES
-from apd.data.sample import Sample
-from apd.data.transforms import Augmentation
-from apd.evaluate.feeding import Feeding, feeding_of
-from apd.study.experiment import ExperimentError
-from apd.study.feeding import feeding_of_experiment
-from apd.study.train import train
+from apd.config.experiment import ExperimentError
+from apd.cost.feeding import Feeding, feeding_of, feeding_of_experiment
+from apd.data.augment import Augmentation
+from apd.data.specs import SCENES, Sample
+from apd.training.run import train
 
 CROPS = Augmentation(crop=(32, 32), scale=(1, 1))
 
@@ -25,7 +23,7 @@ CROPS = Augmentation(crop=(32, 32), scale=(1, 1))
 def clock(monkeypatch):
     """The clock of the measurement: it goes on by what pictures and steps say they take."""
     clock = [0.0]
-    monkeypatch.setattr("apd.evaluate.feeding.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("apd.cost.feeding.time.perf_counter", lambda: clock[0])
     return clock
 
 
@@ -127,7 +125,7 @@ def test_a_negative_number_of_workers_is_refused_before_anything_runs(tmp_path, 
 
 
 def test_the_command_prints_a_line_for_each_number_of_workers(monkeypatch, capsys):
-    from apd import cli
+    from apd.cli.app import app as cli
 
     monkeypatch.setattr("apd.study.recipes.recipe", lambda *_, **__: tiny())
     assert cli.main(["cost", "--feeding", "--workers", "0", "--device", "cpu"]) == 0

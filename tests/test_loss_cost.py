@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from apd import APDLoss
-from apd.evaluate.loss_cost import CLASSES_IN_AN_IMAGE, LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
+from apd.cost.loss import CLASSES_IN_AN_IMAGE, LOSS_SHAPES, LossShape, floor_of, loss_batch, loss_cost
 
 SMALL = LossShape(batch=2, channels=8, grid=6, classes=30, labels=48)
 

@@ -10,12 +10,12 @@ from typing import get_args
 import pytest
 from test_book_snippets import blocks, commands
 
-from apd.commands.parsing import with_recipe
+from apd.cli.parsing import with_recipe
+from apd.fields import ExperimentError
 from apd.study.coco_plan import detection_plan_table
 from apd.study.coco_recipes import CocoSize, detection_methods_of
-from apd.study.field_checks import ExperimentError
 from apd.study.paper_plan import PEAK, SHARE, plan_table
-from apd.study.paper_recipes import PUBLISHED
+from apd.study.published_recipes import PUBLISHED
 from apd.study.recipes import recipe
 
 PAGE = Path(__file__).resolve().parents[1] / "book" / "reproduce_paper.md"

@@ -10,14 +10,11 @@ from miniatures import write_converted
 from test_resnet import semseg_classifier
 
 from apd import APDLoss
-from apd.cli import main
-from apd.evaluate.protocol import Inference
-from apd.study.build import build_network, spec_of
-from apd.study.checkpoint import save_weights
-from apd.study.distillers import build_distiller
-from apd.study.experiment import Experiment, ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.study.folders import run_folder
-from apd.study.paper_recipes import (
+from apd.cli.app import main
+from apd.config.experiment import Experiment, ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.config.inference import Inference
+from apd.distillers.build import build_distiller
+from apd.study.published_recipes import (
     CLASSES_SEEN,
     PAPER_METHODS,
     PUBLISHED,
@@ -26,9 +23,11 @@ from apd.study.paper_recipes import (
     pixel_weight,
     published_of,
 )
-from apd.study.paper_sources import COMMON, IN_THE_CORRECTED, Source, leaves, source_of
+from apd.study.published_sources import COMMON, IN_THE_CORRECTED, Source, leaves, source_of
 from apd.study.recipes import all_recipes, recipe
-from apd.study.train import train
+from apd.training.build import build_network, spec_of
+from apd.training.checkpoint import save_weights
+from apd.training.run import run_folder, train
 
 SIZES = get_args(PaperSize)
 RELEASED_SIZES = [size for size in SIZES if not size.endswith("_corrected")]

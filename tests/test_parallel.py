@@ -11,19 +11,18 @@ import pytest
 import torch
 from small_experiments import exit_code, outcome, tiny
 
-from apd import cli
+from apd.cli.app import app as cli
+from apd.config.experiment import TeacherConfig
+from apd.config.identity import fingerprint
 from apd.study import parallel, worker
 from apd.study.campaign import CAMPAIGNS, CampaignError, main, run_campaign
-from apd.study.checkpoint import only_process
-from apd.study.experiment import TeacherConfig
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import run_folder
-from apd.study.log import StopRequest, UnfinishedRunsError
 from apd.study.parallel import SideBySide
-from apd.study.ranks import ALONE
 from apd.study.runner import Ledger
-from apd.study.train import train
 from apd.study.worker import Worker, steps_done
+from apd.training.checkpoint import only_process
+from apd.training.distributed import ALONE
+from apd.training.run import run_folder, train
+from apd.training.run_log import StopRequest, UnfinishedRunsError
 
 TAUGHT = [tiny(method, seed=seed) for seed in range(2) for method in ("student", "pixel_kd", "apd")]
 ENDLESS = replace(tiny(iterations=100_000, evaluations=0), name="endless")

@@ -6,17 +6,17 @@ from statistics import fmean
 import pytest
 from made_up_records import made_up_record
 
-from apd.plots.rates import rates_table, validation_by_strength, validation_miou, weights_table
-from apd.study.arms import BEST, RIVALS, arm_names, arm_of_strength, at_best, plain_arms
+from apd.config.identity import fingerprint
+from apd.report.figures.rates import rates_table, validation_by_strength, validation_miou, weights_table
+from apd.report.statistics import method_of
+from apd.study.ablations import BEST, RIVALS, arm_names, arm_of_strength, at_best, plain_arms
 from apd.study.campaign import experiments_of
 from apd.study.camvid_campaigns import BEST_RIVALS, TRIED_METHODS, TRIED_RATES
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import records_folder
 from apd.study.real_campaigns import TRIED_LEARNING_RATES
 from apd.study.real_recipes import LEARNING_RATES, SECONDS_OF_REAL_APD
 from apd.study.recipes import SMALL_RATES, recipe
-from apd.study.record import read_record, read_records
-from apd.study.statistics import method_of
+from apd.training.record import read_record, read_records
+from apd.training.run import records_folder
 
 
 def run(method, rate, right, *, seed=0, factor=1):

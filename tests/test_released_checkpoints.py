@@ -10,12 +10,12 @@ from small_experiments import DATA
 from torch import Tensor
 from torch.nn import functional as F
 
+from apd.config.experiment import Experiment, NetworkConfig, TeacherConfig
 from apd.models import build_segmenter, load_weights
-from apd.models.released import released_state_dict
+from apd.models.checkpoints import released_state_dict
 from apd.models.weight_files import match_tensors, read_tensors
-from apd.study.build import build_splits, choose_device
-from apd.study.experiment import Experiment, NetworkConfig, TeacherConfig
-from apd.study.teacher import TeacherError, load_teacher, measure_teacher
+from apd.training.build import build_splits, choose_device
+from apd.training.teacher import TeacherError, load_teacher, measure_teacher
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

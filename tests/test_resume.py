@@ -7,9 +7,8 @@ import pytest
 import torch
 from small_experiments import exit_code, outcome, tiny, train_until_killed, train_until_killed_in_a_file
 
-from apd.study import loop
-from apd.study.folders import run_folder
-from apd.study.train import train
+from apd.training import trainer as loop
+from apd.training.run import run_folder, train
 
 EXPERIMENTS = {
     "apd": tiny("apd"),  # two optimisers

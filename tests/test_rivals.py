@@ -583,7 +583,7 @@ def test_an_unknown_name_is_no_attribute_of_the_package():
 
 @pytest.mark.parametrize("part", ["channels", "cirkd", "class_memory", "features", "pixels", "prototypes", "relations"])
 def test_the_examples_in_the_docstrings_are_true(part):
-    results = doctest.testmod(importlib.import_module(f"apd.rivals.{part}"))
+    results = doctest.testmod(importlib.import_module(f"apd.distillers.{part}"))
     assert results.attempted > 0
     assert results.failed == 0
 

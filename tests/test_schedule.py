@@ -9,9 +9,9 @@ from small_experiments import prepared_run, tiny
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR, PolynomialLR
 
-from apd.study.experiment import ExperimentError, TrainingConfig
+from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.study.recipes import lengthened
-from apd.study.schedule import described, rate_factor, set_rates
+from apd.training.build import described, rate_factor, set_rates
 
 ITERATIONS = 40
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_experiments import DATA, tiny
 
-from apd.evaluate.loss_cost import LossShape
-from apd.plots import speed
-from apd.study import switch_cost
-from apd.study.record import RecordError
+from apd.cost import switches as switch_cost
+from apd.cost.loss import LossShape
+from apd.report.figures import speed
+from apd.training.record import RecordError
 from tests import measure_speed
 
 EXPERIMENTS = {"tiny": tiny("apd"), "small": replace(tiny("apd"), data=replace(DATA, name="camvid"))}

@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.study.arms import RIVALS, arm_names
-from apd.study.campaign import CAMPAIGNS, experiments_of
-from apd.study.many_comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
-from apd.study.recipes import METHOD_NAMES, METHODS, recipe
-from apd.study.statistics import (
+from apd.report.multiple_comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
+from apd.report.statistics import (
     ComparisonError,
     compare,
     method_of,
@@ -25,6 +22,9 @@ from apd.study.statistics import (
     t_central,
     t_factor,
 )
+from apd.study.ablations import RIVALS, arm_names
+from apd.study.campaign import CAMPAIGNS, experiments_of
+from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 
 SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=2, max_size=12)
 

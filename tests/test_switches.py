@@ -6,13 +6,13 @@ import pytest
 import torch
 from small_experiments import prepared_run, tiny
 
+from apd.config.experiment import ExperimentError, TrainingConfig
+from apd.config.identity import fingerprint
+from apd.cost import switches as switch_cost
+from apd.cost.measure import Latency
+from apd.cost.switches import other_settings, random_batch, switch_costs, switch_table
 from apd.data.batches import Batch
-from apd.evaluate.cost import Latency
-from apd.study import switch_cost
-from apd.study.captured import CapturedStep
-from apd.study.experiment import ExperimentError, TrainingConfig
-from apd.study.fingerprint import fingerprint
-from apd.study.switch_cost import other_settings, random_batch, switch_costs, switch_table
+from apd.training.cuda_graph import CapturedStep
 
 CPU = torch.device("cpu")
 

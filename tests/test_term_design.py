@@ -6,16 +6,12 @@ import pytest
 from made_up_records import made_up_record
 from small_experiments import digest, tiny
 
-from apd.plots.design import term_combinations
-from apd.plots.tables import interval
-from apd.plots.verdicts import effects_in_words
-from apd.study.arms import BY_CONSTRUCTION, TERMS, arm_names, term_arms
-from apd.study.campaign import experiments_of
-from apd.study.distiller_configs import APDConfig, PixelKDConfig
-from apd.study.folders import run_folder
-from apd.study.recipes import METHOD_NAMES, recipe
-from apd.study.statistics import compare
-from apd.study.term_design import (
+from apd.distillers.configs import APDConfig, PixelKDConfig
+from apd.report.figures.design import term_combinations
+from apd.report.figures.tables import interval
+from apd.report.figures.verdicts import effects_in_words
+from apd.report.statistics import compare
+from apd.report.term_design import (
     arm_of_terms,
     combinations_of_terms,
     is_by_construction,
@@ -23,7 +19,10 @@ from apd.study.term_design import (
     term_effects,
     terms_left_out,
 )
-from apd.study.train import train
+from apd.study.ablations import BY_CONSTRUCTION, TERMS, arm_names, term_arms
+from apd.study.campaign import experiments_of
+from apd.study.recipes import METHOD_NAMES, recipe
+from apd.training.run import run_folder, train
 
 STEPS = {"R": 0.0, "A": 0.01, "O": 0.03, "KD": 0.02}
 """What each term adds to a made-up student's share of right pixels."""

@@ -10,18 +10,17 @@ from safetensors.torch import load_file
 from small_experiments import TEACHER, digest, outcome, prepared_run, tiny
 from torch import nn
 
+from apd.config.experiment import ExperimentError
 from apd.data.batches import Batch
-from apd.study import loop
-from apd.study.build import build_network
-from apd.study.checkpoint import CheckpointError
-from apd.study.distiller_configs import APDConfig
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.log import CURVE_POINTS, NonFiniteLossError, RunLog
-from apd.study.segmentation_objective import task_loss
-from apd.study.teacher import load_teacher
-from apd.study.train import train, trained_network
-from apd.study.trained_distiller import trained_distiller
+from apd.distillers.configs import APDConfig
+from apd.report.trace import trained_distiller
+from apd.training import trainer as loop
+from apd.training.build import build_network
+from apd.training.checkpoint import CheckpointError
+from apd.training.run import run_folder, train, trained_network
+from apd.training.run_log import CURVE_POINTS, NonFiniteLossError, RunLog
+from apd.training.segmentation import task_loss
+from apd.training.teacher import load_teacher
 
 CPU = torch.device("cpu")
 
@@ -180,7 +179,7 @@ def test_with_an_average_its_network_is_scored_and_saved(runs):
             return terms
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apd.study.train.Run", Seen)
+        patch.setattr("apd.training.run.Run", Seen)
         train(experiment)
     expected = runs_student[0]
     for state in runs_student[1:]:
@@ -473,7 +472,7 @@ def test_a_loss_that_is_no_number_is_told_even_where_its_batch_cannot_be_saved(r
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("apd.study.log.save_file", full)
+    monkeypatch.setattr("apd.training.run_log.save_file", full)
     monkeypatch.setattr(loop.Run, "seen", [], raising=False)
     monkeypatch.setattr(loop.Run, "_step", poison(loop.Run._step, 0))
     with pytest.raises(NonFiniteLossError, match=r"task = nan.*the batch could not be saved in .*No space left"):

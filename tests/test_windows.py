@@ -15,14 +15,20 @@ from hypothesis import strategies as st
 from small_experiments import tiny
 from torch import nn
 
-from apd.data.sample import IMAGE_PADDING
-from apd.evaluate.cost import cpu_peak
-from apd.evaluate.inference import agreement_of, confusion_of, predict_labels
-from apd.evaluate.protocol import WHOLE_PICTURE, Inference
-from apd.evaluate.windows import WINDOWS_AT_ONCE, class_probabilities, window_starts
-from apd.study.build import build_split
-from apd.study.experiment import ExperimentError
-from apd.study.train import train, trained_network
+from apd.config.experiment import ExperimentError
+from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.cost.measure import cpu_peak
+from apd.data.specs import IMAGE_PADDING
+from apd.evaluation.inference import (
+    WINDOWS_AT_ONCE,
+    agreement_of,
+    class_probabilities,
+    confusion_of,
+    predict_labels,
+    window_starts,
+)
+from apd.training.build import build_split
+from apd.training.run import train, trained_network
 
 LENGTHS, STRIDES = st.integers(1, 60), st.floats(0.01, 1)
 

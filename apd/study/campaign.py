@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from apd.study.arms import (
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint
+from apd.fields import did_you_mean
+from apd.study.ablations import (
     Arm,
     combined_arms,
     heads_arm,
@@ -32,19 +35,16 @@ from apd.study.camvid_campaigns import (
 )
 from apd.study.coco_recipes import tiny_coco
 from apd.study.detection_recipes import scenes_detection, scenes_detection_tuning
-from apd.study.experiment import Experiment
-from apd.study.field_checks import did_you_mean
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import records_folder
 from apd.study.pair_recipes import camvid_pairs, scenes_pairs, scenes_pairs_tuning
 from apd.study.parallel import side_by_side
-from apd.study.ranks import join
 from apd.study.real_campaigns import REAL_CAMPAIGNS
 from apd.study.recipes import METHODS, Method, distillers_of, lengthened, recipe
-from apd.study.record import Record, read_record
 from apd.study.runner import Ledger, in_turn
 from apd.study.shard import WHOLE, Shard
-from apd.study.shell import UsageError, exit_code_of
+from apd.training.distributed import join
+from apd.training.exit_codes import UsageError, exit_code_of
+from apd.training.record import Record, read_record
+from apd.training.run import records_folder
 
 
 def scenes_experiment(method: Method, seed: int, context_shift: float) -> Experiment:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from apd.study.arms import Arm, arm_at_best, option_arms, plain_arms, term_arms, with_apd, without_kd_arm
-from apd.study.experiment import Experiment
+from apd.config.experiment import Experiment
+from apd.study.ablations import Arm, arm_at_best, option_arms, plain_arms, term_arms, with_apd, without_kd_arm
 from apd.study.recipes import METHODS, Method, recipe
 
 TRIED_RATES = (0.01, 0.02, 0.04)

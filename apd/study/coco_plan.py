@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from apd.data.published_sets import COCO_STUFF
+from apd.cost.detector import detector_step_cost
+from apd.data.published_specs import COCO_STUFF
 from apd.study.coco_recipes import CocoSize, detection_methods_of, detection_recipe
-from apd.study.detector_step_cost import detector_step_cost
 from apd.study.paper_plan import PlannedRun
-from apd.study.paper_recipes import PROCESSES
+from apd.study.published_recipes import PROCESSES
 
 SIZES: tuple[CocoSize, ...] = get_args(CocoSize)
 CLASSES = len(COCO_STUFF.thing_names)

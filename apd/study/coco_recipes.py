@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, get_args
 
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import (
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.distillers.detection_configs import (
     DenseAPDConfig,
     DetectionDistillerConfig,
     ReviewKDConfig,
     RoIAPDConfig,
     RoIKDConfig,
 )
+from apd.fields import ExperimentError, did_you_mean
 from apd.study.detection_recipes import FROM_SCRATCH, SCENES_DETECTOR, distillers_on_scenes, scenes_detection_experiment
-from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.study.field_checks import ExperimentError, did_you_mean
 
 CocoSize = Literal["coco", "coco_mobilenet", "coco_boxes", "coco_boxes_mobilenet"]
 DetectionSize = Literal["scenes_detection", "tiny_coco", CocoSize]

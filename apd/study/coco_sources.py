@@ -10,7 +10,7 @@ from functools import partial
 from types import MappingProxyType
 
 from apd.study.coco_recipes import CocoSize, DetectionMethod, detection_recipe, with_masks
-from apd.study.paper_sources import Source, lines_with_sources
+from apd.study.published_sources import Source, lines_with_sources
 
 REVIEW_KD = Source("ReviewKD's code")
 TORCHVISION = Source("torchvision", "its detectors' default, as Detectron2's")

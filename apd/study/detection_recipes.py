@@ -7,9 +7,9 @@ distillers differs. How the values were chosen is told where they stand.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from apd.study.arms import stronger
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import (
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.distillers.detection_configs import (
     DenseAPDConfig,
     DetectionDistillerConfig,
     PyramidMatchingConfig,
@@ -18,7 +18,7 @@ from apd.study.detection_distiller_configs import (
     RoIDKDConfig,
     RoIKDConfig,
 )
-from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.study.ablations import stronger
 
 SCENES_DETECTOR = DetectorConfig(width=64, box_width=256, smallest_anchor=8, proposals=300, rois=64)
 """torchvision's Mask R-CNN at a quarter of its widths, with anchors and counts for pictures of 100 pixels."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Literal, get_args
 
-from apd.study.experiment import Experiment, NetworkConfig, TeacherConfig
+from apd.config.experiment import Experiment, NetworkConfig, TeacherConfig
 from apd.study.recipes import Method, distillers_of, lengthened, recipe
 
 Head = Literal["psp", "aspp"]

@@ -1,15 +1,15 @@
 """What the published experiments would take: a table of steps, operations and GPU-hours, by a stated formula.
 
 GPU-hours = 2 · MACs of an image's training step · images · steps / (operations a GPU sustains in a second) / 3600.
-What a step computes is counted by :func:`apd.study.step_cost.step_cost`; what a GPU sustains is assumed. Loading,
+What a step computes is counted by :func:`apd.cost.step.step_cost`; what a GPU sustains is assumed. Loading,
 scoring and communication are left out.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from apd.study.paper_recipes import PROCESSES, PUBLISHED, paper_recipe
-from apd.study.step_cost import step_cost, teacher_step_cost
+from apd.cost.step import step_cost, teacher_step_cost
+from apd.study.published_recipes import PROCESSES, PUBLISHED, paper_recipe
 
 PEAK = 35.6e12
 """Floating-point operations a second of a GeForce RTX 3090 at its best, in fp32 and TF32 (NVIDIA's paper on GA102). The

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from apd.study.experiment import Experiment
+from apd.config.experiment import Experiment
 from apd.study.real_recipes import SECOND_STUDENT, SECOND_TEACHER, RealSize, real_experiment
 from apd.study.recipes import METHODS, Method, recipe
 

@@ -7,7 +7,7 @@ learning rates were chosen is in the records of `facade-tuning` and `facade-lear
 from dataclasses import replace
 from typing import Literal, get_args
 
-from apd.study.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 
 RealSize = Literal["facade-small", "facade-full", "camvid-small", "camvid-full"]
 REAL_SIZES: tuple[RealSize, ...] = get_args(RealSize)

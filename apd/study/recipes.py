@@ -9,9 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from apd.study.coco_recipes import DetectionMethod, DetectionSize, detection_methods_of, detection_recipe
-from apd.study.distiller_configs import APDConfig, DistillerConfig, PixelKDConfig
-from apd.study.experiment import (
+from apd.config.experiment import (
     DataConfig,
     Experiment,
     ExperimentError,
@@ -19,7 +17,9 @@ from apd.study.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
-from apd.study.paper_recipes import PAPER_METHODS, PaperSize, paper_recipe
+from apd.distillers.configs import APDConfig, DistillerConfig, PixelKDConfig
+from apd.study.coco_recipes import DetectionMethod, DetectionSize, detection_methods_of, detection_recipe
+from apd.study.published_recipes import PAPER_METHODS, PaperSize, paper_recipe
 from apd.study.real_recipes import REAL_SIZES, SECONDS_OF_REAL_APD, RealSize, real_experiment
 
 Size = Literal["tiny", "small", "full", RealSize, PaperSize, DetectionSize]
@@ -94,7 +94,7 @@ def recipe(
         size: tiny (built-in scenes, under a minute a run on a CPU), small (CamVid at half resolution, minutes a run on
             a CPU), full (CamVid at 360×480, one GPU), one of REAL_SIZES (networks from ImageNet on CamVid and
             LabelMeFacade: small for a CPU core, full for a GPU), one of
-            :func:`apd.study.paper_recipes.paper_recipe` (four GPUs), or one of detection, see
+            :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or one of detection, see
             :func:`apd.study.coco_recipes.detection_recipe`.
         method: what is added to the student's task loss; None is :func:`default_method`.
         seed: of the student; data and teacher stay the same.

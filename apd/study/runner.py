@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apd.study.checkpoint import RunBusyError
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.log import NonFiniteLossError, UnfinishedRunsError
-from apd.study.ranks import Ranks, of_every_rank
-from apd.study.record import Record
-from apd.study.train import train
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint, to_dict
+from apd.training.checkpoint import RunBusyError
+from apd.training.distributed import Ranks, of_every_rank
+from apd.training.record import Record
+from apd.training.run import train
+from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
 
 
 class Ledger:

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple, Self
 
-from apd.study.experiment import Experiment
-from apd.study.shell import UsageError
+from apd.config.experiment import Experiment
+from apd.training.exit_codes import UsageError
 
 
 class Shard(NamedTuple):

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from apd.study.checkpoint import RunBusyError
-from apd.study.experiment import Experiment
-from apd.study.folders import run_folder
-from apd.study.log import NonFiniteLossError, StoppedError
-from apd.study.shell import USER_ERRORS, out_of_memory
-from apd.study.train import train
+from apd.config.experiment import Experiment
+from apd.training.checkpoint import RunBusyError
+from apd.training.exit_codes import USER_ERRORS, out_of_memory
+from apd.training.run import run_folder, train
+from apd.training.run_log import NonFiniteLossError, StoppedError
 
 REPORT_SECONDS = 0.5  # a running worker tells its step no more often
 

@@ -18,18 +18,18 @@ from shutil import copy2
 import torch
 from PIL import Image
 
-from apd.data.folder import find_data
-from apd.models.weights import OFFLINE_WEIGHTS, offline_file
-from apd.study.build import choose_device
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint
+from apd.cost.switches import switch_costs
+from apd.data.image_folder import find_data
+from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
 from apd.study.campaign import CAMPAIGNS, existing_records, experiments_of
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import records_folder, repository, run_folder, runs_folder
-from apd.study.log import UnfinishedRunsError
 from apd.study.parallel import side_by_side, untrained_teacher
-from apd.study.ranks import ALONE
 from apd.study.runner import Ledger
-from apd.study.switch_cost import switch_costs
+from apd.training.build import choose_device
+from apd.training.distributed import ALONE
+from apd.training.run import records_folder, repository, run_folder, runs_folder
+from apd.training.run_log import UnfinishedRunsError
 from tests import measure_speed
 
 LEASE = Path(".lease")
@@ -142,7 +142,7 @@ def speed() -> None:
     if TOY:
         from small_experiments import tiny
 
-        from apd.evaluate.loss_cost import LossShape
+        from apd.cost.loss import LossShape
 
         measure_speed.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
         measure_speed.PUBLISHED = {"cityscapes": "tiny"}

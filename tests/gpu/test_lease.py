@@ -13,12 +13,11 @@ from miniatures import write_camvid
 from PIL import Image
 from small_experiments import DATA, tiny
 
-from apd.models.weights import offline_file
+from apd.config.experiment import NetworkConfig, TeacherConfig
+from apd.models.pretrained import offline_file
 from apd.study.campaign import CAMPAIGNS
-from apd.study.experiment import NetworkConfig, TeacherConfig
-from apd.study.folders import run_folder
-from apd.study.record import read_record, read_records
-from apd.study.train import train
+from apd.training.record import read_record, read_records
+from apd.training.run import run_folder, train
 from tests.gpu import lease
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from apd import APDLoss
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.cost.loss import LOSS_SHAPES, LossShape, loss_batch, loss_cost
+from apd.cost.switches import random_batch
+from apd.data.augment import Augmentation
 from apd.data.batches import training_batches
 from apd.data.device_batches import device_batches
 from apd.data.scenes import Scenes
-from apd.data.transforms import Augmentation
-from apd.evaluate.loss_cost import LOSS_SHAPES, LossShape, loss_batch, loss_cost
-from apd.study.build import build_network, build_splits
-from apd.study.distiller_configs import APDConfig
-from apd.study.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.study.ranks import _SEND_BUFFERS, ALONE
-from apd.study.step import Update
-from apd.study.switch_cost import random_batch
-from apd.study.train import train
+from apd.distillers.configs import APDConfig
+from apd.training.build import build_network, build_splits
+from apd.training.distributed import _SEND_BUFFERS, ALONE
+from apd.training.run import train
+from apd.training.step import Update
 
 SMALL = LossShape(batch=2, channels=32, grid=24, classes=19, labels=96)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=32, dropout=0.0)

@@ -1,0 +1,241 @@
+"""The arms of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
+
+An arm differs from the study's methods (:mod:`apd.study.recipes`) in nothing but its distillers, so its runs are
+compared with theirs seed by seed.
+"""
+
+from dataclasses import replace
+from itertools import chain, product
+from typing import NamedTuple, TypeVar
+
+from apd.distillers.configs import (
+    APDConfig,
+    AttentionTransferConfig,
+    CIRKDConfig,
+    CWDConfig,
+    DISTConfig,
+    DistillerConfig,
+    DKDConfig,
+    FitNetConfig,
+    IFVDConfig,
+    MGDConfig,
+    PixelKDConfig,
+    SKDConfig,
+)
+from apd.distillers.detection_configs import DetectionDistillerConfig
+
+Config = TypeVar("Config", bound=DistillerConfig | DetectionDistillerConfig)
+
+
+class Arm(NamedTuple):
+    """One setting of an experiment's distillers.
+
+    Attributes:
+        key: its name in labels of runs and records; unique among all arms and methods.
+        name: its name in figures and tables.
+        group: what it varies.
+        distillers: the setting.
+    """
+
+    key: str
+    name: str
+    group: str
+    distillers: tuple[DistillerConfig, ...]
+
+
+TERMS = {"regularisation": "R", "alignment": "A", "observation": "O", "pixel_kd": "KD"}
+"""The terms of APD by field, with the letters that stand for them in the names of arms."""
+
+BY_CONSTRUCTION = {"": "student", "KD": "pixel_kd", "R": "student", "R+KD": "pixel_kd"}
+"""Combinations of terms that need no run of their own: the regularisation alone never reaches the student."""
+
+COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}
+"""Combinations that are methods of the study."""
+
+
+def combination(on: tuple[bool, ...]) -> str:
+    """The letters of the terms that are on, joined by +.
+
+    >>> combination((True, False, True, False))
+    'R+O'
+    """
+    return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
+
+
+def term_arms() -> list[Arm]:
+    """Every on/off combination of the four terms that needs runs of its own, each at its default weight."""
+    arms = []
+    for on in product((False, True), repeat=len(TERMS)):
+        letters = combination(on)
+        if letters not in BY_CONSTRUCTION and letters not in COMPLETE:
+            off = {term: 0.0 for term, is_on in zip(TERMS, on, strict=True) if not is_on}
+            key = "terms_" + letters.replace("+", "_").lower()
+            arms.append(Arm(key, letters.replace("+", " + "), "terms", (APDConfig(**off),)))
+    return arms
+
+
+def without_kd_arm() -> Arm:
+    """All terms but pixel KD as an arm, for data on which the method of these terms has a learning rate of its own."""
+    return Arm("terms_r_a_o", "R + A + O at APD’s rate", "terms", (APDConfig(pixel_kd=0.0),))
+
+
+RELEASED_REDUCTION = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)
+"""Element means with the weights that the released code puts in front of them."""
+
+
+def option_arms() -> list[Arm]:
+    """The complete method with one choice changed."""
+    settings = [
+        ("scope", "scope_batch", "prototypes of the batch", APDConfig(scope="batch")),
+        ("reduction", "reduction_element", "element means, weights 10", RELEASED_REDUCTION),
+        ("absent classes", "absent_zero", "absent classes at 0", APDConfig(absent="zero")),
+        ("labels", "labels_teacher", "labels from the teacher", APDConfig(labels_from="teacher")),
+        ("gradient", "detached", "student's prototypes constant", APDConfig(detach_prototypes=True)),
+        ("scale", "scale_5", "scale 5", APDConfig(scale=5.0)),
+        ("scale", "scale_20", "scale 20", APDConfig(scale=20.0)),
+        ("width of heads", "width_32", "heads 32 wide", APDConfig(width=32)),
+        ("width of heads", "width_512", "heads 512 wide", APDConfig(width=512)),
+        ("teacher's head", "head_1e-5", "rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
+        ("teacher's head", "head_1e-4", "rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
+        ("teacher's head", "head_1e-2", "rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
+        ("teacher's head", "head_poly", "rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
+        ("weights", "alignment_1", "alignment 1", APDConfig(alignment=1.0)),
+        ("weights", "alignment_100", "alignment 100", APDConfig(alignment=100.0)),
+        ("weights", "observation_0.3", "observation 0.3", APDConfig(observation=0.3)),
+        ("weights", "observation_3", "observation 3", APDConfig(observation=3.0)),
+        ("weights", "kd_0.3", "pixel KD 0.3", APDConfig(pixel_kd=0.3)),
+        ("weights", "kd_3", "pixel KD 3", APDConfig(pixel_kd=3.0)),
+    ]
+    return [Arm(key, name, group, (config,)) for group, key, name, config in settings]
+
+
+RIVALS: dict[str, tuple[str, DistillerConfig]] = {
+    "fitnet": ("FitNet", FitNetConfig()),
+    "attention_transfer": ("AT", AttentionTransferConfig()),
+    "skd": ("SKD", SKDConfig()),
+    "ifvd": ("IFVD", IFVDConfig()),
+    "cwd": ("CWD", CWDConfig()),
+    "cirkd": ("CIRKD", CIRKDConfig()),
+    "mgd": ("MGD", MGDConfig()),
+    "dist": ("DIST", DISTConfig()),
+    "dkd": ("DKD", DKDConfig()),
+}
+"""The other methods at their published weights, by key."""
+
+IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
+"""Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
+
+
+def rival_arms() -> list[Arm]:
+    """The other methods at their published weights."""
+    return [
+        Arm(key, name, "published weight", (config,) if key in IN_PLACE_OF_KD else (PixelKDConfig(), config))
+        for key, (name, config) in RIVALS.items()
+    ]
+
+
+FACTORS = (0.1, 1.0, 10.0)
+"""What the weights of a method are multiplied by in its trials: every method gets the same three."""
+
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "pixel_kd": ("weight",),
+    "apd": ("alignment", "observation"),
+    "fitnet": ("weight",),
+    "attention_transfer": ("weight",),
+    "skd": ("weight",),
+    "ifvd": ("weight",),
+    "cwd": ("logits", "features"),
+    "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
+    "mgd": ("weight",),
+    "dist": ("inter", "intra"),
+    "dkd": ("target", "non_target"),
+    "lskd": ("weight",),
+    "i2ckd": ("weight",),
+    "idd": ("weight",),
+    "roi_kd": ("weight",),
+    "roi_dkd": ("target", "non_target"),
+    "pyramid_matching": ("weight",),
+    "review_kd": ("weight",),
+    "roi_apd": ("alignment", "observation"),
+    "dense_apd": ("alignment", "observation"),
+}
+"""The fields of each method's configuration that weigh what reaches the student."""
+
+
+def stronger(config: Config, factor: float) -> Config:
+    """A method's configuration with its weights multiplied.
+
+    >>> stronger(APDConfig(), 0.1).alignment
+    1.0
+    """
+    names = WEIGHTS[config.method]
+    return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
+
+
+def plain_arms() -> list[Arm]:
+    """The methods whose weights are tried, as they are compared elsewhere: pixel KD, APD and the others."""
+    pixel_kd = Arm("pixel_kd", "pixel KD", "", (PixelKDConfig(),))
+    return [pixel_kd, Arm("apd", "APD", "", (APDConfig(),)), *rival_arms()]
+
+
+def arm_of_strength(arm: Arm, factor: float) -> Arm:
+    """A method at its weights times a factor, the method as it is for 1; pixel KD beside another keeps its weight."""
+    if factor == 1:
+        return arm
+    *beside, main = arm.distillers
+    return Arm(f"{arm.key}_x{factor:g}", f"{arm.name} × {factor:g}", "weight", (*beside, stronger(main, factor)))
+
+
+def trial_arms() -> list[Arm]:
+    """All trials that need runs of their own, factor by factor."""
+    return [arm_of_strength(arm, factor) for factor in FACTORS if factor != 1 for arm in plain_arms()]
+
+
+BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "cwd": 0.1, "cirkd": 0.1, "mgd": 0.1}
+"""The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
+
+
+def arm_at_best(arm: Arm) -> Arm:
+    """A method at the best of its trials."""
+    return arm_of_strength(arm, BEST.get(arm.key, 1.0))
+
+
+def tuned_arms() -> list[Arm]:
+    """The methods that another weight than the published one serves better on val, at that weight."""
+    return [arm_at_best(arm) for arm in plain_arms() if arm.key in BEST]
+
+
+def with_apd(arm: Arm) -> Arm:
+    """A method added to APD, whose own pixel KD takes the place of the one beside the method.
+
+    >>> with_apd(arm_at_best(rival_arms()[2])).name
+    'APD + SKD × 10'
+    """
+    main = arm.distillers[-1]
+    return Arm(f"apd_and_{main.method}", f"APD + {arm.name}", "APD added", (APDConfig(), main))
+
+
+def combined_arms() -> list[Arm]:
+    """APD, its pixel KD included, with each of the other methods added at the best of its weights."""
+    return [with_apd(arm_at_best(arm)) for arm in rival_arms()]
+
+
+def at_best(key: str) -> str:
+    """The arm of a method at the best of its trials.
+
+    >>> at_best("cwd"), at_best("dist")
+    ('cwd_x0.1', 'dist')
+    """
+    return f"{key}_x{BEST[key]:g}" if key in BEST else key
+
+
+def heads_arm() -> Arm:
+    """APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
+    return Arm("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
+
+
+def arm_names() -> dict[str, str]:
+    """The name of every arm, by key."""
+    makers = (term_arms, option_arms, rival_arms, combined_arms, trial_arms)
+    single = (heads_arm(), without_kd_arm())
+    return {arm.key: arm.name for arm in (*chain.from_iterable(arms() for arms in makers), *single)}

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import csv
 import dataclasses
-import doctest
 import json
 import math
 import os
@@ -20,8 +19,7 @@ import torch
 from PIL import Image
 from small_experiments import exit_code, tiny
 
-from apd.cli.app import app as cli
-from apd.cli.app import parsing
+from apd.cli import app as cli
 from apd.config.experiment import Experiment
 from apd.config.identity import from_dict, to_dict
 from apd.config.inference import Inference
@@ -237,11 +235,6 @@ def test_recipes_are_listed_and_shown_as_they_are_run(capsys):
 def test_a_recipe_can_be_shown_in_two_words_and_by_its_size(words, capsys):
     assert leave(["recipes", *words]) == 0
     assert json.loads(capsys.readouterr().out) == to_dict(dict(all_recipes())["tiny-apd"])
-
-
-def test_every_recipe_that_is_listed_is_known_by_its_name():
-    assert all("-".join(parsing.recipe_parts(name)) == name for name, _ in all_recipes())
-    assert doctest.testmod(parsing) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """The command `apd` on detection: train, evaluate, predict, dry runs, and what is refused with a sentence."""
 
 import csv
-import doctest
-import importlib
 import json
 import math
 from dataclasses import replace
@@ -17,7 +15,7 @@ from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
 from torch.utils.flop_counter import FlopCounterMode
 
-from apd.cli.app import app as cli
+from apd.cli import app as cli
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.cost import dry_run as module
@@ -381,10 +379,3 @@ def test_a_run_whose_data_have_other_categories_today_writes_no_results(finished
     assert leave(["predict", finished, picture, "--to", tmp_path / "seen"]) == 1
     assert "other categories than this run was trained on: 2 beside 80" in capsys.readouterr().err
     assert not (tmp_path / "seen").exists()
-
-
-@pytest.mark.parametrize("name", ["ap_table", "detection_pictures"])
-def test_the_examples_in_the_docstrings_are_true(name):
-    results = doctest.testmod(importlib.import_module(f"apd.evaluation.{name}"))
-    assert results.attempted > 0
-    assert results.failed == 0

@@ -1,7 +1,6 @@
 """An experiment in detection that cannot be run fails when it is made, and no part of one task gets into the other."""
 
 import dataclasses
-import doctest
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
@@ -10,7 +9,6 @@ import torch
 from small_detection import DATA, METHODS, NETWORK, TEACHER, TRAINING, small
 from small_experiments import tiny
 
-from apd.config import detection as detection_config
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig
 from apd.config.inference import Inference
@@ -238,8 +236,3 @@ def test_a_network_that_cannot_be_built_is_an_error_of_the_experiment():
     network = DetectorConfig(backbone="resnet50", weights="coco")
     with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*COCO has no class 'pedestrian'"):
         task_of(small()).network(network, 1, torch.device("cpu"), 0, class_names=("pedestrian",))
-
-
-def test_the_examples_in_the_docstrings_are_true():
-    results = doctest.testmod(detection_config)
-    assert (results.failed, results.attempted) == (0, 2)

@@ -13,7 +13,7 @@ from small_experiments import outcome, tiny
 from test_coco import CONTENT
 from test_coco import folder as coco_folder  # noqa: F401 (a fixture)
 
-from apd.cli.app import app as cli
+from apd.cli import app as cli
 from apd.config.detection import InstanceDataConfig
 from apd.config.experiment import ExperimentError
 from apd.data.image_folder import DataError

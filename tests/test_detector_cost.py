@@ -1,6 +1,5 @@
 """What a distiller adds to a step is told from the step, the student's own and the teacher's, of the same boxes."""
 
-import doctest
 import json
 import sys
 
@@ -120,10 +119,3 @@ def test_the_sentence_sorts_distillers_by_the_aim(measurement):
     said = str(told.step_costs_in_words([changed])).replace("\N{NO-BREAK SPACE}", " ")
     assert "at most 25 % of the student’s step (2): KD of boxes 2 %, APD of boxes 25 %; more (1): ReviewKD 26 %" in said
     assert "0 machines were measured" in str(told.step_costs_in_words([]))
-
-
-@pytest.mark.parametrize("module", [detector_cost, told])
-def test_examples_in_docstrings_run(module):
-    results = doctest.testmod(module)
-    assert results.attempted > 0
-    assert results.failed == 0

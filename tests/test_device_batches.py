@@ -1,6 +1,5 @@
 """Batches made on the device: those of the loader, wherever the work is done."""
 
-import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -140,11 +139,6 @@ def test_a_data_set_that_does_not_fit_is_refused_with_both_sizes_before_it_is_re
     with pytest.raises(DataError, match=r"the 9 training images take 2\.0 GiB on cuda, which has 1\.0 GiB free.*False"):
         module._require_room(2**31, 9, torch.device("cuda"))
     module._require_room(2**29, 9, torch.device("cuda"))
-
-
-def test_the_example_is_true():
-    failed, tried = doctest.testmod(module)
-    assert (failed, tried > 0) == (0, True)
 
 
 # in a run

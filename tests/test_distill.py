@@ -1,5 +1,3 @@
-import doctest
-import importlib
 import inspect
 import textwrap
 
@@ -507,13 +505,6 @@ def test_projection_head_has_two_convolutions_with_biases_and_no_normalisation()
 
 
 # ---------------------------------------------------------------- the package
-
-
-@pytest.mark.parametrize("name", METHOD_MODULES)
-def test_the_examples_in_the_docstrings_are_true(name):
-    results = doctest.testmod(importlib.import_module(f"apd.{name}"))
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 def test_everything_the_package_offers_is_documented_and_there():

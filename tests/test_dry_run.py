@@ -7,7 +7,7 @@ import torch
 from miniatures import write_converted
 from small_experiments import tiny
 
-from apd.cli.app import app as cli
+from apd.cli import app as cli
 from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
 from apd.cost import dry_run as module
 from apd.cost.dry_run import dry_run, measure_steps

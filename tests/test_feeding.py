@@ -125,7 +125,7 @@ def test_a_negative_number_of_workers_is_refused_before_anything_runs(tmp_path, 
 
 
 def test_the_command_prints_a_line_for_each_number_of_workers(monkeypatch, capsys):
-    from apd.cli.app import app as cli
+    from apd.cli import app as cli
 
     monkeypatch.setattr("apd.study.recipes.recipe", lambda *_, **__: tiny())
     assert cli.main(["cost", "--feeding", "--workers", "0", "--device", "cpu"]) == 0

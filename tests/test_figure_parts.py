@@ -1,6 +1,5 @@
 """What figures are made of: rows of seeds, means and intervals, names beside marks, heat maps."""
 
-import doctest
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +10,7 @@ import torch
 from matplotlib.text import Text
 
 from apd.data.specs import SCENES
-from apd.report.figures import perspective, style
+from apd.report.figures import style
 from apd.report.figures.comparison import Row, draw_rows
 from apd.report.figures.curves import label_marks
 from apd.report.figures.perspective import cosine_matrices
@@ -88,9 +87,3 @@ def test_small_heat_maps_hold_their_numbers_and_empty_cells_stay_empty():
     large = cosine_matrices({"one": torch.eye(10)}, SCENES.class_names).html
     assert "cosine" in large
     assert "0.00<" not in large
-
-
-def test_examples_in_docstrings_run():
-    results = doctest.testmod(perspective)
-    assert results.attempted > 0
-    assert results.failed == 0

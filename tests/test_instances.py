@@ -1,8 +1,5 @@
 """Pictures with things: maps of classes, the scenes' things, their augmentation and their batches."""
 
-import doctest
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -280,10 +277,3 @@ def test_a_stream_of_nothing_is_refused():
 
     with pytest.raises(ValueError, match="the data set is empty"):
         training_instance_batches(Empty(), batch_size=2, augmentation=InstanceAugmentation(), seed=0, iterations=1)
-
-
-@pytest.mark.parametrize("part", ["instances", "instance_batches", "instance_transforms", "scene_instances"])
-def test_the_examples_in_the_docstrings_are_true(part):
-    results = doctest.testmod(importlib.import_module(f"apd.data.{part}"))
-    assert results.attempted > 0
-    assert results.failed == 0

@@ -1,7 +1,5 @@
 """LabelMeFacade: its splits, its reader, its script, and a run that is scored in place and out of place."""
 
-import doctest
-import importlib
 import re
 import subprocess
 from dataclasses import replace
@@ -197,10 +195,3 @@ def test_other_data_have_no_test_out_of_place(experiment):
             DataConfig(name=name, evaluation_split="night")
     assert DataConfig(name="camvid", evaluation_split="test").other_splits == ()
     assert replace(experiment.data, evaluation_split="val").other_splits == ()
-
-
-@pytest.mark.parametrize("name", ["data.labelmefacade", "study.real_recipes", "study.score"])
-def test_the_examples_of_the_documentation_run(name):
-    results = doctest.testmod(importlib.import_module(f"apd.{name}"))
-    assert results.attempted
-    assert not results.failed

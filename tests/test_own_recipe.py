@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_book_snippets import PYTHON, ROOT, SHELL, blocks
 
-from apd.cli.app import app as cli
+from apd.cli import app as cli
 from apd.config.experiment import ExperimentError
 from apd.config.identity import fingerprint
 from apd.config.inference import SMALLEST_SIDE

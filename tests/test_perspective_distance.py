@@ -1,7 +1,5 @@
 """Numbers of an image's perspective against loops over classes and cells, what leaves them unchanged, and bad input."""
 
-import doctest
-import importlib
 import math
 
 import pytest
@@ -203,10 +201,3 @@ def test_predictions_and_labels_out_of_range_are_errors():
 
 
 MODULES = ("perspective_distance", "perspective_relation", "perspective_trace", "evidence_file", "dial")
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_the_examples_in_the_docstrings_run(module):
-    results = doctest.testmod(importlib.import_module(f"apd.study.{module}"))
-    assert results.attempted > 0
-    assert results.failed == 0

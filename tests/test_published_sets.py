@@ -1,7 +1,5 @@
 """The specs of the published data sets, and how their converted trees are read, trained on and evaluated."""
 
-import doctest
-import importlib
 import json
 import os
 import shutil
@@ -71,13 +69,6 @@ def own(data, tmp_path, monkeypatch):
     shutil.copytree(data / "ADEChallengeData2016", tmp_path / "ADEChallengeData2016")
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     return tmp_path / "ADEChallengeData2016" / "apd_labels"
-
-
-@pytest.mark.parametrize("module", ["catalogue", "converted", "long_side", "own_folder", "palettes", "batches"])
-def test_the_examples_of_the_documentation_run(module):
-    results = doctest.testmod(importlib.import_module(f"apd.data.{module}"))
-    assert results.failed == 0
-    assert results.attempted > 0
 
 
 # --- the specs -------------------------------------------------------------------------------------------------------

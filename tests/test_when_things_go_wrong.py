@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_experiments import TEACHER, exit_code, outcome, run_as_a_command, start, tiny
 
-from apd.cli.app import app as cli
+from apd.cli import app as cli
 from apd.training import checkpoint
 from apd.training import run_log as log
 from apd.training import trainer as loop

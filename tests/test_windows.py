@@ -1,7 +1,5 @@
 """Averages over windows, mirror images and sizes: every pixel is covered, and every look counts as it should."""
 
-import doctest
-import importlib
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -273,20 +271,3 @@ def test_whoever_watches_sees_every_label_map_with_its_name(judged):
 def test_an_experiment_whose_looks_are_too_small_for_the_networks_is_refused():
     with pytest.raises(ExperimentError, match=r"Experiment\.inference = .*at least 32 pixels, got 16"):
         replace(tiny(), inference=Inference(scales=(0.5, 1)))
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "data.transforms",
-        "evaluate.confusion",
-        "evaluate.export",
-        "evaluate.feeding",
-        "evaluate.protocol",
-        "evaluate.windows",
-    ],
-)
-def test_the_examples_in_docstrings_show_what_happens(module):
-    results = doctest.testmod(importlib.import_module(f"apd.{module}"))
-    assert results.attempted > 0
-    assert results.failed == 0

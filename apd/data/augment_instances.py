@@ -80,7 +80,7 @@ def vary(sample: InstanceSample, augmentation: InstanceAugmentation, generator: 
     image = sample.image_3HW
     if augmentation.colour:
         # torchvision is imported where it is used: `import apd.data` must not need it
-        from apd.data.augment import recoloured
+        from apd.data.paired_pixels import recoloured
 
         image = recoloured(image, colour_factors(augmentation.colour, at_colour))
     return sample._replace(image_3HW=image.contiguous())

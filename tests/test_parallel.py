@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_experiments import exit_code, outcome, tiny
 
-from apd.cli.app import app as cli
+from apd.cli import app as cli
 from apd.config.experiment import TeacherConfig
 from apd.config.identity import fingerprint
 from apd.study import parallel, worker

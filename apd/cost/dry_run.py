@@ -17,8 +17,7 @@ from torch import nn
 from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint
-from apd.cost.detector import detector_step_cost
-from apd.cost.step import StepCost, step_cost
+from apd.cost.count import StepCost, step_cost, teacher_step_cost
 from apd.data.augment_instances import InstanceBatch
 from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec
@@ -106,7 +105,7 @@ def _build_and_tell(
         return
     student = _network(experiment, "student", spec, where, missing, tell)
     teacher = _network(experiment, "teacher", spec, where, missing, tell) if experiment.teacher is not None else None
-    cost = _cost(experiment, spec)
+    cost = step_cost(experiment, spec.num_classes)
     _tell_cost(experiment, cost, tell)
     training = experiment.training
     seen = training.iterations * training.batch_size
@@ -133,11 +132,6 @@ def _noise(experiment: Experiment, spec: DatasetSpec | InstanceSpec) -> Noise | 
     if experiment.task == "detection":
         return NoiseThings(spec, (data.height, data.width), masks=data.masks)
     return Noise(spec, (data.crop_height, data.crop_width))
-
-
-def _cost(experiment: Experiment, spec: DatasetSpec | InstanceSpec) -> StepCost:
-    count = detector_step_cost if experiment.task == "detection" else step_cost
-    return count(experiment, spec.num_classes)
 
 
 def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], object]) -> Splits | None:
@@ -311,6 +305,6 @@ def _tell_time(
     tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
     if experiment.teacher is not None and not experiment.teacher.weights_file:
         own = experiment.teacher.training
-        macs = _cost(experiment.teacher_experiment(), spec).macs_per_image / cost.macs_per_image
+        macs = teacher_step_cost(experiment, spec.num_classes).macs_per_image / cost.macs_per_image
         first = own.iterations * own.batch_size * (measured.load_seconds + measured.step_seconds * macs)
         tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(first)}")

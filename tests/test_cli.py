@@ -23,8 +23,7 @@ from apd.cli import app as cli
 from apd.config.experiment import Experiment
 from apd.config.identity import from_dict, to_dict
 from apd.config.inference import Inference
-from apd.cost.loss import LossShape
-from apd.cost.measure import Latency
+from apd.cost.measure import LossShape
 from apd.evaluation.inference import confusion_of, predict_labels
 from apd.evaluation.metrics import scores
 from apd.evaluation.predict import predict_picture
@@ -188,21 +187,11 @@ def test_cost_tells_both_networks(runs, capsys):
 
 def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monkeypatch, capsys):
     tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
-    monkeypatch.setattr("apd.cost.loss.method_costs.__defaults__", ("cpu", tiny_shape))
+    monkeypatch.setattr("apd.cost.measure.LOSS_SHAPES", tiny_shape)
     assert leave(["cost", "--loss", "--device", "cpu"]) == 0
     bare, with_heads = capsys.readouterr().out.splitlines()
     assert bare.startswith("tiny, no heads: ")
     assert with_heads.startswith("tiny, heads 4 wide: ")
-    assert "floor: " in bare
-
-
-def test_cost_of_the_switches_is_a_table_with_the_recipe_first(runs, monkeypatch, capsys):
-    monkeypatch.setattr("apd.cost.switches.step_latency", lambda *_: Latency(90.0, 100.0, 110.0))
-    assert leave(["cost", "--switches", "--device", "cpu"]) == 0
-    head, first, *others = capsys.readouterr().out.splitlines()
-    assert head == "apd-seed0: one optimiser step, batch of 2, on cpu"
-    assert first.startswith("as it is ")
-    assert [line.split()[0] for line in others] == ["precision", "channels_last", "fused", "compile"]
 
 
 @pytest.mark.parametrize(("name", "size", "method"), [("small-pixel_kd", "small", "pixel_kd"), ("full", "full", "apd")])

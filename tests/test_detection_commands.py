@@ -19,7 +19,7 @@ from apd.cli import app as cli
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.cost import dry_run as module
-from apd.cost.detector import detector_step_cost
+from apd.cost.count import step_cost, teacher_step_cost
 from apd.cost.dry_run import dry_run, measure_steps
 from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec
@@ -318,7 +318,7 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
     start = boxes("roi_apd", data=COCO)
     # the counter overrates the backward pass of grouped convolutions, which a MobileNet has
     experiment = replace(start, network=replace(SMALL, backbone="resnet18"))
-    cost = detector_step_cost(experiment, 80)
+    cost = step_cost(experiment, 80)
     task, device = task_of(experiment), torch.device("cpu")
     student = task.network(experiment.network, 80, device, 0)
     teacher = task.network(experiment.teacher.network, 80, device, 1).eval().requires_grad_(False)
@@ -333,12 +333,13 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
 
 
 def test_a_step_with_a_teacher_adds_its_pyramid_and_box_head_and_the_distillers(place):
-    alone, taught = (detector_step_cost(boxes(method), 3) for method in ("student", "roi_apd"))
+    alone, taught = (step_cost(boxes(method), 3) for method in ("student", "roi_apd"))
     assert alone.teacher is None
     assert alone.student == taught.student
     assert 0 < taught.macs_per_image - alone.macs_per_image < taught.teacher.macs
+    assert teacher_step_cost(boxes("roi_apd"), 3).student == taught.teacher
     assert taught.fixed_bytes > alone.fixed_bytes + 4 * taught.teacher.parameters
-    without_masks = detector_step_cost(boxes(kind="faster_rcnn"), 3)
+    without_masks = step_cost(boxes(kind="faster_rcnn"), 3)
     assert without_masks.macs_per_image < alone.macs_per_image
     assert without_masks.student.parameters < alone.student.parameters
     assert alone.memory_bytes(3) - alone.memory_bytes(2) == alone.bytes_per_image > 0

@@ -10,9 +10,9 @@ from small_experiments import tiny
 from apd.cli import app as cli
 from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
 from apd.cost import dry_run as module
+from apd.cost.count import step_cost, teacher_step_cost
 from apd.cost.dry_run import dry_run, measure_steps
-from apd.cost.measure import cost_of, cpu_peak
-from apd.cost.step import step_cost, teacher_step_cost
+from apd.cost.measure import cost_of, peak_of
 from apd.data.scenes.world import Noise
 from apd.distillers.configs import APDConfig
 from apd.study.recipes import recipe
@@ -194,7 +194,7 @@ def test_what_is_counted_without_computing_is_what_is_counted_with():
     experiment = tiny("apd")
     cost = step_cost(experiment, 10)
     student = build_network(experiment.network, 10, choose_device("cpu"), seed=0)
-    real = cost_of(student, height=32, width=32, warmup=1, repeats=2)
+    real = cost_of(student, height=32, width=32, seconds=0.01)
     assert (cost.student.parameters, cost.student.macs) == (real.parameters, real.macs)
 
 
@@ -239,6 +239,6 @@ def test_the_estimate_of_memory_is_near_what_a_step_allocates():
         output = student(pictures)
         (task_loss(output.logits, labels, 255) + 0.4 * task_loss(output.aux, labels, 255)).backward()
 
-    kept = cpu_peak(step)
+    kept = peak_of(step, CPU)
     gradients = sum(p.numel() * 4 for p in student.parameters())
     assert 0.6 < (images * cost.bytes_per_image + gradients) / kept < 1.2

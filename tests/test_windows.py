@@ -15,7 +15,7 @@ from torch import nn
 
 from apd.config.experiment import ExperimentError
 from apd.config.inference import WHOLE_PICTURE, Inference
-from apd.cost.measure import cpu_peak
+from apd.cost.measure import peak_of
 from apd.data.specs import IMAGE_PADDING
 from apd.evaluation.inference import (
     WINDOWS_AT_ONCE,
@@ -185,7 +185,7 @@ def test_each_window_is_shown_once_in_batches_of_a_bounded_size(batch):
 def test_memory_grows_with_the_pixels_and_not_with_the_windows():
     def peak(side, stride):
         looks, images = Inference(window=(32, 32), stride=stride, flip=True), pictures(side, side, 1)
-        return cpu_peak(lambda: class_probabilities(Network(), images, looks))
+        return peak_of(lambda: class_probabilities(Network(), images, looks), torch.device("cpu"))
 
     least = peak(128, 0.5)
     assert peak(256, 0.5) < 4.1 * least

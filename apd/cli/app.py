@@ -63,12 +63,9 @@ def _campaign(arguments: list[str]) -> int:
 
 def _cost(arguments: list[str]) -> int:
     """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, milliseconds and
-    memory of the method's forward and backward pass at published sizes; with --switches, seconds of a training step;
-    with --feeding, images per second of the loader and of the student's training."""
-    from apd.cost.feeding import feeding_of_experiment
-    from apd.cost.loss import method_costs
-    from apd.cost.measure import cost_of
-    from apd.cost.switches import switch_table
+    memory of the method's forward and backward pass at published sizes."""
+    from apd.cost.measure import LOSS_SHAPES, cost_of, loss_batch, loss_cost
+    from apd.distill import APDLoss
     from apd.study.recipes import Size, recipe
     from apd.training.build import build_network, choose_device, spec_of
 
@@ -80,12 +77,6 @@ def _cost(arguments: list[str]) -> int:
         """Images at a time."""
         loss: bool = False
         """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
-        switches: bool = False
-        """Measure a training step with each switch of the recipe the other way; the compiled one takes minutes."""
-        feeding: bool = False
-        """Measure whether the recipe's pictures come as fast as its student trains, instead of networks."""
-        workers: tuple[int, ...] = (0, 1, 2)
-        """With --feeding: numbers of loading processes to try."""
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -94,8 +85,13 @@ def _cost(arguments: list[str]) -> int:
         raise UsageError(f"--batch {chosen.batch}: expected a whole number of at least 1")
     device = choose_device(chosen.device)
     if chosen.loss:
-        for line in method_costs(device):
-            print(line)
+        for name, shape in LOSS_SHAPES.items():
+            for width in (None, shape.channels):
+                module = APDLoss(shape.channels, shape.channels, shape.classes, width=width).to(device)
+                cost = loss_cost(module, loss_batch(shape, device=device))
+                heads = "no heads" if width is None else f"heads {width} wide"
+                took = f"{cost.milliseconds.median:.1f} ms, {cost.peak_bytes / 2**20:.1f} MiB on {device}"
+                print(f"{name}, {heads}: {took}", flush=True)
         return 0
     experiment = recipe(chosen.size)
     if experiment.task == "detection":
@@ -103,17 +99,6 @@ def _cost(arguments: list[str]) -> int:
             f"--size {chosen.size}: apd cost measures segmentation; `apd train --size {chosen.size} --dry-run` tells a "
             "detector's parameters, multiply-adds, memory and seconds"
         )
-    if chosen.switches:
-        for line in switch_table(experiment, device):
-            print(line, flush=True)
-        return 0
-    if chosen.feeding:
-        if not chosen.workers or min(chosen.workers) < 0:
-            raise UsageError(f"--workers {' '.join(map(str, chosen.workers))}: expected whole numbers of at least 0")
-        print(f"{experiment.network.backbone} on {device}, batches of {experiment.training.batch_size}")
-        for line in feeding_of_experiment(experiment, device, workers=chosen.workers):
-            print(line, flush=True)
-        return 0
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
     for role, network in (("student", experiment.network), ("teacher", experiment.teacher.network)):

@@ -44,7 +44,7 @@ def train(arguments: list[str]) -> int:
         device: str = ""
         """Torch device; empty is cuda where there is one, else cpu."""
         workers: int = 0
-        """Processes that prepare batches ahead; any number gives the same batches (see apd cost --feeding)."""
+        """Processes that prepare batches ahead; any number gives the same batches."""
 
     arguments = with_recipe(arguments)
     start, size, method, own = _start(arguments)

@@ -1,7 +1,6 @@
-"""A run that does not run: everything is built and checked, and what training would take is told.
+"""A run that does not run: everything is built and checked, and what training would take is reported.
 
-Nothing is written into the folder of runs. A thing that is missing is told and put aside, so that one dry run names all
-of them, and tells what can be known without them.
+A thing that is missing is reported and put aside, so that one dry run names all of them.
 """
 
 import time
@@ -17,8 +16,7 @@ from torch import nn
 from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint
-from apd.cost.detector import detector_step_cost
-from apd.cost.step import StepCost, step_cost
+from apd.cost.count import StepCost, step_cost, teacher_step_cost
 from apd.data.augment_instances import InstanceBatch
 from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec
@@ -30,7 +28,7 @@ from apd.training.build import Splits, choose_device, described, spec_of
 from apd.training.distributed import ALONE
 from apd.training.run import run_folder
 from apd.training.step import Update
-from apd.training.tasks import Batch, task_of
+from apd.training.tasks import task_of
 from apd.training.teacher import TeacherError, load_teacher
 
 CHECKED = 20
@@ -40,14 +38,10 @@ MACS_ON_A_CPU = 10**11  # a larger step is measured with two images there: nobod
 
 
 class Measured(NamedTuple):
-    """A few training steps on this machine.
+    """A few training steps on this machine: how many were timed, of how many images, and seconds for an image.
 
-    Attributes:
-        steps: how many were timed.
-        images: in each; fewer than the experiment's batch on a CPU, or where a GPU's memory does not hold it.
-        load_seconds: of reading and augmenting an image in this process.
-        step_seconds: of computing, for an image.
-        classes_seen: mean number of classes in a crop, or picture of things, and in all of a step.
+    `images` are fewer than the experiment's batch on a CPU, or where a GPU's memory does not hold it. `load_seconds`
+    are those of reading and augmenting. `classes_seen` are mean numbers of classes, in an image and in a step.
     """
 
     steps: int
@@ -60,11 +54,12 @@ class Measured(NamedTuple):
 def dry_run(
     experiment: Experiment, *, device: str | None = None, steps: int = 3, tell: Callable[[str], object] = print
 ) -> list[str]:
-    """Build and check all that a run needs, tell what it will take, and return what is missing.
+    """Build and check all that a run needs, report what it will take, and return what is missing; nothing is written.
 
-    Told are the data (:data:`CHECKED` images of each split are read), parameters and multiply-accumulates, an estimate
-    of memory, the number of steps, and an estimate of time from measured steps at the real crop: on noise where the
-    data are missing, with random weights where files of weights are. The teacher is loaded or built, and not scored.
+    Reported are the data (:data:`CHECKED` images of each split are read), parameters and multiply-accumulates, an
+    estimate of memory, the number of steps, and an estimate of time from measured steps at the real crop: on noise
+    where the data are missing, with random weights where files of weights are. The teacher is loaded or built, and not
+    scored.
 
     Args:
         experiment: the full configuration.
@@ -101,19 +96,19 @@ def _build_and_tell(
         tell(f"this run is finished: {run_folder(experiment) / 'record.json'}")
     splits = _splits(experiment, missing, tell)
     try:
-        spec = splits.train.spec if splits is not None else _spec_without_data(experiment)
+        source = splits.train if splits is not None else _noise(experiment)
     except DataError:  # a folder without its dataset.yaml: nobody knows its classes
         return
+    spec = source.spec
     student = _network(experiment, "student", spec, where, missing, tell)
     teacher = _network(experiment, "teacher", spec, where, missing, tell) if experiment.teacher is not None else None
-    cost = _cost(experiment, spec)
+    cost = step_cost(experiment, spec.num_classes)
     _tell_cost(experiment, cost, tell)
     training = experiment.training
     seen = training.iterations * training.batch_size
     passes = f", {seen / len(splits.train):.1f} times each training image" if splits is not None else ""
     tell(f"iterations: {training.iterations} of {training.batch_size} images{passes}")
     tell(f"optimiser: {described(training)}")
-    source = splits.train if splits is not None else _noise(experiment, spec)
     images = training.batch_size
     if where.type == "cpu" and images * cost.macs_per_image > MACS_ON_A_CPU:
         images = 2
@@ -121,23 +116,13 @@ def _build_and_tell(
     _tell_time(experiment, cost, measured, spec, "noise" if splits is None else "the data", tell)
 
 
-def _spec_without_data(experiment: Experiment) -> DatasetSpec | InstanceSpec:
-    """Names of the classes; of an absent COCO folder, those of COCO itself."""
-    if experiment.task == "segmentation":
-        return spec_of(experiment.data)
-    return THINGS if experiment.data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
-
-
-def _noise(experiment: Experiment, spec: DatasetSpec | InstanceSpec) -> Noise | NoiseThings:
+def _noise(experiment: Experiment) -> Noise | NoiseThings:
+    """An image in the place of absent data, with their classes; of an absent COCO folder, those of COCO itself."""
     data = experiment.data
-    if experiment.task == "detection":
-        return NoiseThings(spec, (data.height, data.width), masks=data.masks)
-    return Noise(spec, (data.crop_height, data.crop_width))
-
-
-def _cost(experiment: Experiment, spec: DatasetSpec | InstanceSpec) -> StepCost:
-    count = detector_step_cost if experiment.task == "detection" else step_cost
-    return count(experiment, spec.num_classes)
+    if experiment.task == "segmentation":
+        return Noise(spec_of(data), (data.crop_height, data.crop_width))
+    spec = THINGS if data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
+    return NoiseThings(spec, (data.height, data.width), masks=data.masks)
 
 
 def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], object]) -> Splits | None:
@@ -158,16 +143,13 @@ def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], ob
     if splits.evaluation is not splits.val:
         named += f", {len(splits.evaluation)} of {experiment.data.evaluation_split}"
     tell(f"data: {experiment.data.name}, {named}; at most {CHECKED} of each were read and are in order")
-    for line in census.table() if census is not None else [_counted_elsewhere(experiment)]:
+    counted = f"`apd check {experiment.data.name}` counts those of every image"
+    uncounted = f"labels: {counted if experiment.task == 'segmentation' else 'not counted'}"
+    for line in census.table() if census is not None else [uncounted]:
         tell(line)
     for sentence in sentences:
         tell(f"warning: {sentence}")
     return splits
-
-
-def _counted_elsewhere(experiment: Experiment) -> str:
-    known = experiment.task == "segmentation"
-    return f"labels: `apd check {experiment.data.name}` counts those of every image" if known else "labels: not counted"
 
 
 def _network(
@@ -235,9 +217,9 @@ def _duration(seconds: float) -> str:
 def measure_steps(
     experiment: Experiment, student: nn.Module, teacher: nn.Module | None, dataset: Any, steps: int, images: int
 ) -> Measured:
-    """Time some steps of training on so many images each; the networks are changed by them.
+    """Time some steps of training on so many images each, or the largest half, quarter... that a GPU's memory holds.
 
-    On a GPU whose memory does not hold the batch, the largest half, quarter and so on that it does hold is taken.
+    The networks are changed by them.
     """
     while True:
         try:
@@ -268,25 +250,14 @@ def _measure(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append((loaded - start, time.perf_counter() - loaded))
-        seen.append(_classes_seen(_labels(batch), ignore))
+        labels = [t["labels"] for t in batch.targets] if isinstance(batch, InstanceBatch) else batch.labels_BHW
+        classes = [set(part.unique().tolist()) - {ignore} for part in labels]
+        seen.append((np.mean([len(each) for each in classes]), len(set().union(*classes))))
         if sum(times[0]) > PATIENCE:
             break
     timed = times[1:] or times  # the first one also allocates and chooses algorithms
     load, step = (float(np.median([pair[part] for pair in timed])) / images for part in (0, 1))
     return Measured(len(timed), images, load, step, tuple(np.mean(seen, axis=0).tolist()))
-
-
-def _labels(batch: Batch) -> list[torch.Tensor]:
-    """The labels of each image: of its pixels, or of its things."""
-    if isinstance(batch, InstanceBatch):
-        return [target["labels"] for target in batch.targets]
-    return list(batch.labels_BHW)
-
-
-def _classes_seen(labels: list[torch.Tensor], ignore_index: int) -> tuple[float, float]:
-    """Mean number of classes in an image, and number in all images."""
-    seen = [set(part.unique().tolist()) - {ignore_index} for part in labels]
-    return float(np.mean([len(classes) for classes in seen])), float(len(set().union(*seen)))
 
 
 def _tell_time(
@@ -311,6 +282,6 @@ def _tell_time(
     tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
     if experiment.teacher is not None and not experiment.teacher.weights_file:
         own = experiment.teacher.training
-        macs = _cost(experiment.teacher_experiment(), spec).macs_per_image / cost.macs_per_image
+        macs = teacher_step_cost(experiment, spec.num_classes).macs_per_image / cost.macs_per_image
         first = own.iterations * own.batch_size * (measured.load_seconds + measured.step_seconds * macs)
         tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(first)}")

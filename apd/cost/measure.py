@@ -1,29 +1,59 @@
-"""What a network costs at inference: parameters, multiply-accumulates, latency, peak memory."""
+"""What networks, losses and training steps cost on this machine: time, memory, parameters, multiply-accumulates."""
 
 import copy
 import json
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from apd.config.experiment import Experiment
+from apd.data.batches import Batch
+from apd.evaluation.inference import resolve_precision
+from apd.training.build import build_network, spec_of
+from apd.training.cuda_graph import EAGER_STEPS
+from apd.training.step import Update
+
 
 class Latency(NamedTuple):
-    """Milliseconds for one batch: lower quartile, median, upper quartile over the repeats."""
+    """Milliseconds: lower quartile, median, upper quartile over the repeats."""
 
     lower: float
     median: float
     upper: float
+
+
+def latency_of(call: Callable[[], object], seconds: float) -> Latency:
+    """Time a call by :class:`torch.utils.benchmark.Timer`, which warms up, and waits for a GPU.
+
+    Args:
+        call: is repeated, on as many threads as torch has now.
+        seconds: in which it is repeated at least; up to ten times as long where its times differ by more than 10 %.
+
+    Raises:
+        ValueError: `seconds` is not above 0.
+    """
+    from torch.utils.benchmark import Timer  # loads setuptools
+
+    if not seconds > 0:
+        raise ValueError(f"seconds: got {seconds}, expected more than 0")
+    clock = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return quartiles(1e3 * np.array(clock.adaptive_autorange(min_run_time=seconds, max_run_time=10 * seconds).times))
+
+
+def quartiles(values: np.ndarray) -> Latency:
+    """Lower quartile, median and upper quartile."""
+    return Latency(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
 
 
 @dataclass(frozen=True)
@@ -37,9 +67,7 @@ class Cost:
         latency_ms: for the whole batch.
         peak_memory_bytes: the network, its input and the most that was alive beside them in one forward pass.
         memory_method: how that peak was found, in words.
-        batch: images at once.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        batch, height, width: of the images, in pixels.
         device: where it ran, such as "cpu" or "cuda:0".
         threads: of the CPU.
     """
@@ -63,8 +91,7 @@ def cost_of(
     width: int,
     batch: int = 1,
     device: torch.device | str | None = None,
-    warmup: int = 3,
-    repeats: int = 20,
+    seconds: float = 0.5,
 ) -> Cost:
     """Measure the inference of a network that takes images `B 3 H W` in [0, 1]; the network itself is left as it was.
 
@@ -77,36 +104,25 @@ def cost_of(
         height, width: of the images, in pixels.
         batch: images at once.
         device: a CPU or CUDA device; by default the one that the network is on.
-        warmup: passes before the clock starts, at least 1.
-        repeats: timed passes, at least 2.
+        seconds: see :func:`latency_of`.
 
     Raises:
         ValueError: a size or count below its least, or another kind of device.
-        RuntimeError: the profiler gave no allocations, so that no peak can be told.
+        RuntimeError: the profiler gave no allocations, so the peak is unknown.
 
     Example:
         >>> from apd.models import build_segmenter
         >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16)
-        >>> f"{cost_of(student, height=160, width=208, repeats=2).macs / 1e6:.1f} M"
+        >>> f"{cost_of(student, height=160, width=208, seconds=0.1).macs / 1e6:.1f} M"
         '135.3 M'
     """
-    for name, value, least in (
-        ("height", height, 1),
-        ("width", width, 1),
-        ("batch", batch, 1),
-        ("warmup", warmup, 1),
-        ("repeats", repeats, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}")
+    for name, value in (("height", height), ("width", width), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
     sample = next(model.parameters(), torch.empty(0))
     place = torch.device(device) if device is not None else sample.device
     if place.type not in ("cpu", "cuda"):
         raise ValueError(f"device: got '{place}', expected a CPU or CUDA device (nothing else reports peak memory)")
-    on_gpu = place.type == "cuda"
-
-    if on_gpu:
-        before = torch.cuda.memory_allocated(place)
     network = copy.deepcopy(model)
     if hasattr(network, "aux_head"):
         network.aux_head = None
@@ -120,22 +136,15 @@ def cost_of(
 
     with FlopCounterMode(display=False) as counter:
         forward()
-    for _ in range(warmup):
-        forward()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(place)
-        forward()
-        peak = torch.cuda.max_memory_allocated(place) - before
-        method = "peak of the CUDA caching allocator over one forward pass, above the level before the network"
-    else:
-        peak = cpu_peak(forward) + _bytes_of(network, images)
-        method = "peak of torch's CPU allocations in one forward pass (profiler), plus parameters, buffers and input"
+    latency = latency_of(forward, seconds)
+    own = (*network.parameters(), *network.buffers(), images)
+    kind = "CUDA's caching allocator" if place.type == "cuda" else "torch's CPU allocations (profiler)"
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         macs=counter.get_total_flops() // 2 // batch,
-        latency_ms=_latency(forward, repeats, place),
-        peak_memory_bytes=peak,
-        memory_method=method,
+        latency_ms=latency,
+        peak_memory_bytes=peak_of(forward, place) + sum(tensor.numel() * tensor.element_size() for tensor in own),
+        memory_method=f"peak of {kind} in one forward pass, plus parameters, buffers and input",
         batch=batch,
         height=height,
         width=width,
@@ -144,53 +153,146 @@ def cost_of(
     )
 
 
-def _latency(forward: Callable[[], None], repeats: int, device: torch.device) -> Latency:
-    milliseconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        forward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        milliseconds.append(1e3 * (time.perf_counter() - start))
-    return Latency(*statistics.quantiles(milliseconds, n=4, method="inclusive"))
-
-
-def _bytes_of(network: nn.Module, images: Tensor) -> int:
-    tensors = [*network.parameters(), *network.buffers(), images]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def cpu_peak(forward: Callable[[], None]) -> int:
-    """Largest sum of bytes alive at one time among those that torch allocated during the call."""
-    with _quiet_profiler(), tempfile.TemporaryDirectory() as folder:
+def peak_of(call: Callable[[], object], device: torch.device) -> int:
+    """Largest sum of bytes alive at one time among those that torch allocated on the device during the call."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    # the profiler's library writes to the terminal about GPUs that it did not find
+    with patch.dict(os.environ, KINETO_LOG_LEVEL="99"), tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
-            forward()
+            call()
         trace = Path(folder) / "trace.json"
         recording.export_chrome_trace(str(trace))  # the only public way to single allocations
         events = json.loads(trace.read_text())["traceEvents"]
     changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
     if not changes:
         raise RuntimeError(
-            f"cost_of: torch {torch.__version__}'s profiler recorded no allocation, so the peak on a CPU is unknown; "
+            f"torch {torch.__version__}'s profiler recorded no allocation, so the peak on a CPU is unknown; "
             "use a build of torch with kineto (the standard packages have it), or a CUDA device"
         )
-    now = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        now += change
-        peak = max(peak, now)
-    return peak
+    return max(0, int(np.cumsum([change for _, change in sorted(changes, key=lambda pair: pair[0])]).max()))
 
 
-@contextmanager
-def _quiet_profiler() -> Iterator[None]:
-    """The profiler's library writes to the terminal about GPUs that it did not find."""
-    variable = "KINETO_LOG_LEVEL"
-    before = os.environ.get(variable)
-    os.environ[variable] = "99"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
+class LossShape(NamedTuple):
+    """The sizes of one call of a distiller.
+
+    Attributes:
+        batch: images, B.
+        channels: of student's and teacher's features, C.
+        grid: rows and columns of features and logits, h = w.
+        classes: K.
+        labels: rows and columns of the labels, H = W.
+    """
+
+    batch: int
+    channels: int
+    grid: int
+    classes: int
+    labels: int
+
+
+LOSS_SHAPES = {
+    "cityscapes": LossShape(batch=2, channels=512, grid=90, classes=19, labels=713),
+    "ade20k": LossShape(batch=2, channels=512, grid=60, classes=150, labels=473),
+    "camvid": LossShape(batch=8, channels=128, grid=10, classes=11, labels=160),
+}
+"""Those of the released recipes on one GPU (713 and 473 pixels at stride 8), and of the small recipe on CamVid."""
+
+CLASSES_IN_AN_IMAGE = 10
+"""How many classes the images of `loss_batch` show (own choice; an ADE20K image has about ten of the 150)."""
+
+
+class LossCost(NamedTuple):
+    """A forward and backward pass: its time, and the most that was alive beside inputs and parameters, in bytes."""
+
+    milliseconds: Latency
+    peak_bytes: int
+
+
+def loss_batch(
+    shape: LossShape, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Keywords of a distiller's call: random maps; labels in 8 x 8 patches of at most `CLASSES_IN_AN_IMAGE` classes.
+
+    >>> batch = loss_batch(LossShape(batch=2, channels=4, grid=5, classes=30, labels=40))
+    >>> batch["student_features"].shape, batch["labels"].shape
+    (torch.Size([2, 4, 5, 5]), torch.Size([2, 40, 40]))
+    """
+    random = torch.Generator().manual_seed(0)
+    few = min(CLASSES_IN_AN_IMAGE, shape.classes)
+
+    def maps(channels: int, *, learned: bool) -> Tensor:
+        made = torch.randn(shape.batch, channels, shape.grid, shape.grid, generator=random)
+        return made.to(device, dtype).requires_grad_(learned)
+
+    shown = torch.stack([torch.randperm(shape.classes, generator=random)[:few] for _ in range(shape.batch)])
+    patches = shown.gather(1, torch.randint(few, (shape.batch, 64), generator=random)).view(shape.batch, 8, 8)
+    return {
+        "student_features": maps(shape.channels, learned=True),
+        "teacher_features": maps(shape.channels, learned=False),
+        "student_logits": maps(shape.classes, learned=True),
+        "teacher_logits": maps(shape.classes, learned=False),
+        "labels": _enlarged(patches, shape.labels, shape.labels).to(device),
+    }
+
+
+def _enlarged(patches_B88: Tensor, height: int, width: int) -> Tensor:
+    """A grid of labels at the size of the images."""
+    rows, columns = (torch.arange(side) * 8 // side for side in (height, width))
+    return patches_B88[:, rows][:, :, columns].contiguous()
+
+
+def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:
+    """Measure one forward and backward pass of a loss.
+
+    Args:
+        loss: called with the keywords of `batch`; gives a scalar, or a distiller's dict with a scalar "loss".
+        batch: such as `loss_batch` makes; its device is where it runs.
+        seconds: see :func:`latency_of`.
+
+    Raises:
+        ValueError: `seconds` is not above 0.
+        RuntimeError: the profiler gave no allocations.
+    """
+    learned = [value for value in batch.values() if value.requires_grad]
+    learned += list(loss.parameters()) if isinstance(loss, nn.Module) else []
+
+    def once() -> None:
+        for value in learned:
+            value.grad = None
+        out = loss(**batch)
+        (out["loss"] if isinstance(out, dict) else out).backward()
+
+    milliseconds = latency_of(once, seconds)
+    for value in learned:
+        value.grad = None
+    peak = peak_of(once, batch["labels"].device)
+    for value in learned:
+        value.grad = None
+    return LossCost(milliseconds, peak)
+
+
+def random_batch(experiment: Experiment, classes: int) -> Batch:
+    """A batch of the experiment's size in main memory: noise, and labels in 8 x 8 patches."""
+    random, count = torch.Generator().manual_seed(0), experiment.training.batch_size
+    size = experiment.data.crop_height, experiment.data.crop_width
+    patches_B88 = torch.randint(classes, (count, 8, 8), generator=random)
+    return Batch(torch.rand(count, 3, *size, generator=random), _enlarged(patches_B88, *size))
+
+
+def step_latency(experiment: Experiment, device: torch.device, *, seconds: float = 1.0) -> Latency:
+    """Time an optimiser step in segmentation, teacher and distillers included, on random weights and a random batch."""
+    classes = spec_of(experiment.data).num_classes
+    student = build_network(experiment.network, classes, device, seed=0, weights_follow=True).train()
+    teacher = None
+    if experiment.teacher is not None:
+        teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
+        teacher.eval().requires_grad_(False)
+    update = Update(experiment, student, teacher, precision=resolve_precision(device, experiment.precision))
+    step = partial(update, random_batch(experiment, classes))
+    for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
+        step()
+    return latency_of(step, seconds)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from apd.cost.detector import detector_step_cost
+from apd.cost.count import step_cost
 from apd.data.published_specs import COCO_STUFF
 from apd.study.coco_recipes import CocoSize, detection_methods_of, detection_recipe
 from apd.study.paper_plan import PlannedRun
@@ -21,7 +21,7 @@ def planned_detection_runs(sizes: Sequence[CocoSize] = SIZES) -> Iterator[Planne
         experiments = {"teacher": detection_recipe(size, "roi_apd").teacher_experiment()}
         experiments |= {method: detection_recipe(size, method) for method in ("student", *taught)}
         for role, experiment in experiments.items():
-            cost, training = detector_step_cost(experiment, CLASSES), experiment.training
+            cost, training = step_cost(experiment, CLASSES), experiment.training
             yield PlannedRun(
                 size, role, None, "not established", training.iterations, training.batch_size, cost.macs_per_image
             )

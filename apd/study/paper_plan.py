@@ -1,14 +1,14 @@
 """What the published experiments would take: a table of steps, operations and GPU-hours, by a stated formula.
 
 GPU-hours = 2 · MACs of an image's training step · images · steps / (operations a GPU sustains in a second) / 3600.
-What a step computes is counted by :func:`apd.cost.step.step_cost`; what a GPU sustains is assumed. Loading,
+What a step computes is counted by :func:`apd.cost.count.step_cost`; what a GPU sustains is assumed. Loading,
 scoring and communication are left out.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from apd.cost.step import step_cost, teacher_step_cost
+from apd.cost.count import step_cost, teacher_step_cost
 from apd.study.published_recipes import PROCESSES, PUBLISHED, paper_recipe
 
 PEAK = 35.6e12

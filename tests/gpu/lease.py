@@ -20,7 +20,7 @@ from PIL import Image
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
-from apd.cost.switches import switch_costs
+from apd.cost.measure import step_latency
 from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
 from apd.study.campaign import CAMPAIGNS, existing_records, experiments_of
@@ -142,24 +142,24 @@ def speed() -> None:
     if TOY:
         from small_experiments import tiny
 
-        from apd.cost.loss import LossShape
+        from apd.cost.measure import LossShape
 
         measure_speed.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
         measure_speed.PUBLISHED = {"cityscapes": "tiny"}
         measure_speed.recipe = lambda _size: tiny("apd")
-    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--repeats", "9", "--to", out]
+    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--to", out]
     measure_speed.main()
 
 
 def switches(name: str) -> None:
-    """What each switch is worth in a step of the campaign; compiling is left out, which takes minutes."""
-    taught = [e for e in experiments_of(name) if e.distillers]
+    """What a CUDA graph is worth in a step of the campaign, and of its teacher's training."""
+    distilled = [e for e in experiments_of(name) if e.distillers]
     device = choose_device(os.environ["LEASE_DEVICE"])
-    for experiment in (taught[-1], taught[-1].teacher_experiment()):
+    for experiment in (distilled[-1], distilled[-1].teacher_experiment()):
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
-        for cost in switch_costs(experiment, device, warmup=3, repeats=15, compiled=False):
-            took = cost.milliseconds and f"{cost.milliseconds.median:.2f} ms"
-            print(f"  {cost.setting:24s} {took or f'not here: {cost.reason}'}", flush=True)
+        for graph in (False, True) if device.type == "cuda" else (False,):
+            switched = replace(experiment, training=replace(experiment.training, cuda_graph=graph))
+            print(f"  cuda_graph = {graph}: {step_latency(switched, device).median:.2f} ms", flush=True)
 
 
 def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: int, seconds: float) -> float:

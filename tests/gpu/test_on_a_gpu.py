@@ -12,8 +12,7 @@ import torch
 
 from apd import APDLoss
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.cost.loss import LOSS_SHAPES, LossShape, loss_batch, loss_cost
-from apd.cost.switches import random_batch
+from apd.cost.measure import LOSS_SHAPES, LossShape, loss_batch, loss_cost, random_batch
 from apd.data.augment import Augmentation
 from apd.data.batches import training_batches
 from apd.data.device_batches import device_batches
@@ -103,8 +102,8 @@ def test_the_method_takes_little_memory_beside_the_maps_that_it_reads(device):
     maps = 2 * batch["student_features"].numel() * 4
     logits = shape.batch * shape.classes * shape.labels**2 * 4  # upsampled, which no way around is known of
     without, heads = APDLoss(shape.channels, shape.channels, shape.classes, width=None), method(shape, device)
-    assert loss_cost(without.to(device), batch, repeats=2).peak_bytes < 4 * maps + 3 * logits
-    assert loss_cost(heads, batch, repeats=2).peak_bytes < 8 * maps + 3 * logits
+    assert loss_cost(without.to(device), batch, seconds=0.01).peak_bytes < 4 * maps + 3 * logits
+    assert loss_cost(heads, batch, seconds=0.01).peak_bytes < 8 * maps + 3 * logits
 
 
 def networks(experiment, device):

@@ -44,7 +44,7 @@ def _read(path: Path) -> Measurement:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read as JSON: {error}. Delete it and run {COMMAND}") from error
-    needed = ("git", "versions", "device", "started", "shapes", "floor", "rows")
+    needed = ("git", "versions", "device", "started", "shapes", "rows")
     missing = [entry for entry in needed if not isinstance(content, dict) or entry not in content]
     if missing:
         raise RecordError(f"{path}: {', '.join(missing)} missing. Delete it and run {COMMAND}")
@@ -126,14 +126,16 @@ def against_the_reference(measurements: Sequence[Measurement]) -> Words:
                 ours, slow = rows[name], rows[name + CLASS_BY_CLASS]
                 faster = slow["milliseconds"][1] / ours["milliseconds"][1]
                 share = ours["peak_bytes"] / slow["peak_bytes"]
-                moved, operations = measurement["floor"][shape][heads]
-                seconds = ours["milliseconds"][1] / 1e3
                 lines.append(
                     f"- {SHAPE_NAMES[shape]}, {'with heads' if heads == 'heads' else heads}: **{faster:.1f} times** as "
-                    f"fast as class by class, at **{100 * share:.0f} %** of its memory. The floor is "
-                    f"{moved / _MIB:.0f} MiB moved and {operations / 1e9:.1f} G operations; in its time the method "
-                    f"does {operations / 1e9 / seconds:.0f} G of them a second."
+                    f"fast as class by class, at **{100 * share:.0f} %** of its memory."
                 )
+                if "floor" in measurement:  # older files have it
+                    moved, operations = measurement["floor"][shape][heads]
+                    lines[-1] += (
+                        f" The floor is {moved / _MIB:.0f} MiB moved and {operations / 1e9:.1f} G operations; in its "
+                        f"time the method does {operations / 1e6 / ours['milliseconds'][1]:.0f} G of them a second."
+                    )
         lines.append("")
     return Words("\n".join(lines))
 
@@ -191,4 +193,4 @@ def _where(measurement: Measurement) -> str:
 
 
 def _not_measured(measurement: Measurement, what: str) -> Drawing:
-    return nothing(f"On {measurement['device']['name']}, {what} not been measured yet: {COMMAND} does it.")
+    return nothing(f"On {measurement['device']['name']}, {what} not been measured.")

@@ -131,10 +131,7 @@ def _recipes(arguments: list[str]) -> int:
     import tyro
 
     from apd.config.identity import to_dict
-    from apd.study.coco_sources import coco_sourced_lines
-    from apd.study.published_recipes import PUBLISHED
-    from apd.study.published_sources import sourced_lines
-    from apd.study.recipes import all_recipes
+    from apd.study.recipes import all_recipes, sourced_lines
 
     @dataclass(frozen=True)
     class Recipes:
@@ -152,14 +149,7 @@ def _recipes(arguments: list[str]) -> int:
             print(f"{name:40s} {told}, {experiment.training.iterations} iterations")
         return 0
     name = "-".join(recipe_parts(chosen.name))
-    if name.startswith(tuple(PUBLISHED)):
-        for line in sourced_lines(name):
-            print(line)
-    elif name.startswith("coco"):
-        for line in coco_sourced_lines(name):
-            print(line)
-    else:
-        print(json.dumps(to_dict(recipes[name]), indent=2))
+    print("\n".join(sourced_lines(name)) or json.dumps(to_dict(recipes[name]), indent=2))
     return 0
 
 

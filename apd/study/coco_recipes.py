@@ -3,11 +3,12 @@
 Within one size every method gets the same pictures, student, teacher, schedule and initial weights; only the list of
 distillers differs. The student alone knows no teacher, so none is trained for it. How the paper applies APD to
 detection was never released: the methods are this project's. Where the values at paper scale come from is in
-:mod:`apd.study.coco_sources`.
+:data:`COCO_SOURCES`.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
@@ -166,3 +167,36 @@ def _coco_distillers(method: DetectionMethod, size: CocoSize) -> tuple[Detection
         case "dense_apd":  # it has no logits, so it stands beside RoI-KD, as APD stands beside pixel KD
             return (RoIKDConfig(), DenseAPDConfig())
     return ()
+
+
+COCO_SOURCES = MappingProxyType(
+    {
+        "data": "ReviewKD's code",
+        "data.kind": "own choice: distinguishes this data from that of segmentation",
+        "data.folder": "own choice: COCO 2017's own tree, below APD_DATA",
+        "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
+        "data.width": "torchvision, as Detectron2",
+        "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
+        "network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
+        "training": "ReviewKD's code",
+        "training.head_multiplier": "Detectron2: one learning rate for all parameters",
+        "training.momentum": "Detectron2, whose default ReviewKD keeps",
+        "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
+        "training.schedule": "Detectron2, whose default ReviewKD keeps",
+        "training.warmup": "Detectron2, there from a thousandth of the learning rate",
+        "training.evaluations": "own choice: nothing is chosen by them",
+        "precision": "ReviewKD's code: no mixed precision",
+        "teacher.network": "ReviewKD's code",
+        "teacher.network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
+        "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
+        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+        "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
+        "distillers.roi_kd": "own choice: no published one",
+        "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
+        "distillers.roi_apd": "own choice: how the paper applies APD to detection was never released",
+        "distillers.dense_apd": "own choice: how the paper applies APD to detection was never released",
+    }
+)
+"""Where the values at paper scale were read, by field or by what fields begin with. The released configurations of
+ReviewKD share a first author with APD and are the likely base of the paper's runs; they build on Detectron2's defaults.
+"""

@@ -18,8 +18,23 @@ from apd.config.experiment import (
     TrainingConfig,
 )
 from apd.distillers.configs import APDConfig, DistillerConfig, PixelKDConfig
-from apd.study.coco_recipes import DetectionMethod, DetectionSize, detection_methods_of, detection_recipe
-from apd.study.published_recipes import PAPER_METHODS, PaperSize, paper_recipe
+from apd.study.coco_recipes import (
+    COCO_SOURCES,
+    CocoSize,
+    DetectionMethod,
+    DetectionSize,
+    detection_methods_of,
+    detection_recipe,
+)
+from apd.study.published_recipes import (
+    CORRECTED,
+    CORRECTED_SOURCES,
+    PAPER_METHODS,
+    SOURCES,
+    PaperSize,
+    lines_with_sources,
+    paper_recipe,
+)
 from apd.study.real_recipes import REAL_SIZES, SECONDS_OF_REAL_APD, RealSize, real_experiment
 
 Size = Literal["tiny", "small", "full", RealSize, PaperSize, DetectionSize]
@@ -222,3 +237,17 @@ def all_recipes() -> Iterator[tuple[str, Experiment]]:
         for method in methods_of(size):
             experiment = recipe(size, method)
             yield experiment.name.rsplit("-", 1)[0], experiment
+
+
+def sourced_lines(name: str) -> Iterator[str]:
+    """The recipe of a name such as "cityscapes-apd" as lines with the source of every value; none where all are ours.
+
+    >>> [line for line in sourced_lines("coco-roi_apd") if line.startswith("training.m")][1]
+    "training.milestones                  (120000, 160000) ReviewKD's code"
+    """
+    size, method = name.rsplit("-", 1)
+    if size in get_args(CocoSize):
+        yield from lines_with_sources(recipe(size, method), COCO_SOURCES)
+    elif size in get_args(PaperSize):
+        sources = {**SOURCES, **CORRECTED_SOURCES} if size.endswith(CORRECTED) else SOURCES
+        yield from lines_with_sources(recipe(size, method), sources)

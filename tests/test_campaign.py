@@ -18,9 +18,9 @@ from apd.distillers.detection_configs import DETECTION_DISTILLERS
 from apd.report.statistics import method_of
 from apd.study import runner
 from apd.study.ablations import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms, stronger
-from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
+from apd.study.campaign import dealt, main, run_campaign
+from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS
-from apd.study.shard import Shard
 from apd.training.checkpoint import only_process
 from apd.training.record import RecordError, read_record
 from apd.training.run import run_folder, train
@@ -232,25 +232,25 @@ def test_a_choice_of_experiments_that_fits_none_is_refused(folder):
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 7, 500])
 def test_shards_have_every_experiment_of_a_campaign_once_and_are_as_large(workers):
     experiments = experiments_of("camvid-small")
-    shards = [Shard(number, workers).of_list(experiments) for number in range(1, workers + 1)]
-    dealt = [experiment for shard in shards for experiment in shard]
-    assert sorted(e.name for e in dealt) == sorted(e.name for e in experiments)
+    shards = [dealt(experiments, f"{number}/{workers}") for number in range(1, workers + 1)]
+    together = [experiment for shard in shards for experiment in shard]
+    assert sorted(e.name for e in together) == sorted(e.name for e in experiments)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     for shard in shards:
         assert shard == [e for e in experiments if e in shard], "a campaign's order is kept"
 
 
 def test_with_a_worker_for_each_method_no_worker_has_one_method_only():
-    for shard in (Shard(number, 4).of_list(experiments_of("camvid-small")) for number in range(1, 5)):
+    for shard in (dealt(experiments_of("camvid-small"), f"{number}/4") for number in range(1, 5)):
         assert len({experiment.name.split("-")[0] for experiment in shard}) > 1
 
 
 def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, trained, capsys):
-    records = run_campaign("four", folder=folder, shard=Shard(2, 3))
+    records = run_campaign("four", folder=folder, shard="2/3")
     assert trained == ["long-seed0"]
     assert [record.experiment.name for record in records] == ["long-seed0"]
-    run_campaign("four", folder=folder, shard=Shard(3, 3))
-    run_campaign("four", folder=folder, shard=Shard(2, 3))
+    run_campaign("four", folder=folder, shard="3/3")
+    run_campaign("four", folder=folder, shard="2/3")
     assert trained == ["long-seed0", "short-seed1", "long-seed1"]
     out = capsys.readouterr().out
     assert "four, shard 2/3: 1 experiments, 0 have a record" in out
@@ -260,14 +260,14 @@ def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, tra
 
 
 def test_more_workers_than_experiments_leave_some_without_work(folder, trained, capsys):
-    assert run_campaign("four", folder=folder, shard=Shard(9, 9)) == []
+    assert run_campaign("four", folder=folder, shard="9/9") == []
     assert trained == []
     assert "four, shard 9/9: 0 experiments" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("text", "shard"), [("", Shard(1, 1)), ("1/1", Shard(1, 1)), ("3/8", Shard(3, 8))])
-def test_a_shard_is_read_from_a_text(text, shard):
-    assert Shard.parse(text) == shard
+def test_no_shard_and_one_of_one_are_the_whole_campaign():
+    experiments = experiments_of("scenes-tiny-tuning")
+    assert dealt(experiments, "") == dealt(experiments, "1/1") == experiments
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/", "/4", "a/b", "-1/4", "1/4/2", "1.5/4"])

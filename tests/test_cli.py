@@ -28,7 +28,7 @@ from apd.cost.measure import Latency
 from apd.evaluation.inference import confusion_of, predict_labels
 from apd.evaluation.metrics import scores
 from apd.evaluation.predict import predict_picture
-from apd.study.campaign import CAMPAIGNS
+from apd.study.campaigns import CAMPAIGNS
 from apd.study.recipes import all_recipes
 from apd.training.build import build_split
 from apd.training.record import read_record
@@ -280,9 +280,9 @@ def campaign_on_a_bare_machine(runs):
     assert not set(extras) & set(sys.modules)
     sys.modules.update(dict.fromkeys(extras))  # None: importing it fails as if it were not installed
     os.environ["APD_RUNS"] = str(runs)
-    import apd.study.camvid_campaigns
+    import apd.study.campaigns
 
-    apd.study.camvid_campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
+    apd.study.campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
     sys.argv = ["campaign", "camvid-small", "--only", "student-seed0", "--records", str(runs / "records")]
     with contextlib.suppress(SystemExit):
         runpy.run_module("apd.study.campaign", run_name="__main__")
@@ -434,12 +434,12 @@ def messages(path):
         yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
 
 
-@pytest.mark.parametrize("part", ["data", "models", "evaluate", "study", "commands"])
+@pytest.mark.parametrize("part", ["data", "models", "evaluation", "study", "cli"])
 def test_advice_that_names_a_field_names_the_option_too(part):
-    files = (Path(cli.__file__).parent / part).rglob("*.py")
+    files = (Path(cli.__file__).parents[1] / part).rglob("*.py")
     advising = [text for path in files for text in messages(path) if ADVICE.search(text)]
     assert [text for text in advising if "--" not in text] == []
-    assert advising or part in ("evaluate", "study", "commands")
+    assert advising or part in ("evaluation", "study", "cli")
 
 
 def test_advice_without_an_option_is_found(tmp_path):

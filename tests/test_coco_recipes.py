@@ -16,11 +16,12 @@ from apd.study.coco_recipes import (
     COCO_SOURCES,
     CocoSize,
     DetectionSize,
+    detection_arms,
     detection_methods_of,
     detection_recipe,
+    scenes_detection_experiment,
     with_masks,
 )
-from apd.study.detection_recipes import detection_arms, scenes_detection_experiment
 from apd.study.published_recipes import leaves
 from apd.study.recipes import all_recipes, default_method, recipe
 from apd.training.run import run_folder, train

@@ -6,8 +6,8 @@ import pytest
 
 from apd.config.identity import fingerprint
 from apd.report.figures.detection_trials import validation_box_ap
-from apd.study.campaign import experiments_of
-from apd.study.detection_recipes import (
+from apd.study.campaigns import experiments_of
+from apd.study.coco_recipes import (
     BEST_DETECTION_RIVAL,
     BEST_FACTORS,
     DETECTION_FACTORS,

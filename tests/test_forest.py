@@ -20,7 +20,7 @@ from apd.report.figures.words import beside_methods, outcome
 from apd.report.multiple_comparisons import judged, judged_arms
 from apd.report.statistics import compare, paired_difference
 from apd.study.ablations import RIVALS, at_best, option_arms
-from apd.study.campaign import experiments_of
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS
 
 ARMS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-tuned")

@@ -1,5 +1,6 @@
 """The page on reproducing the paper: its table is what is counted, its commands are recipes."""
 
+import importlib
 import re
 from itertools import groupby
 from pathlib import Path

@@ -10,11 +10,8 @@ from apd.config.identity import fingerprint
 from apd.report.figures.rates import rates_table, validation_by_strength, validation_miou, weights_table
 from apd.report.statistics import method_of
 from apd.study.ablations import BEST, RIVALS, arm_names, arm_of_strength, at_best, plain_arms
-from apd.study.campaign import experiments_of
-from apd.study.camvid_campaigns import BEST_RIVALS, TRIED_METHODS, TRIED_RATES
-from apd.study.real_campaigns import TRIED_LEARNING_RATES
-from apd.study.real_recipes import LEARNING_RATES, SECONDS_OF_REAL_APD
-from apd.study.recipes import SMALL_RATES, recipe
+from apd.study.campaigns import BEST_RIVALS, TRIED_LEARNING_RATES, TRIED_RATES, TUNED_METHODS, experiments_of
+from apd.study.recipes import LEARNING_RATES, SECONDS_OF_APD, SMALL_RATES, recipe
 from apd.training.record import read_record, read_records
 from apd.training.run import records_folder
 
@@ -106,8 +103,8 @@ def test_every_methods_rate_on_camvid_is_the_best_of_its_records():
     for record in read_records(records_folder("camvid-small-rates")):
         method, rate = record.experiment.name.split("-")[0], record.experiment.training.learning_rate
         found.setdefault(method, {})[rate] = validation_miou(record)
-    assert {method: set(rates) for method, rates in found.items()} == {key: set(TRIED_RATES) for key in TRIED_METHODS}
-    for method in TRIED_METHODS:
+    assert {method: set(rates) for method, rates in found.items()} == {key: set(TRIED_RATES) for key in TUNED_METHODS}
+    for method in TUNED_METHODS:
         assert max(found[method], key=found[method].get) == SMALL_RATES[method]
 
 
@@ -133,6 +130,6 @@ def test_the_longer_student_has_the_core_seconds_of_apd_within_three_per_cent():
         least[method] = min(seconds, least.get(method, seconds))
     if {"student", "apd"} <= set(least):
         expected = pytest.approx(least["apd"] / least["student"], rel=0.03)
-        assert SECONDS_OF_REAL_APD["facade-small"] == expected, "set it to what was measured, before facade-small runs"
+        assert SECONDS_OF_APD["facade-small"] == expected, "set it to what was measured, before facade-small runs"
     longer, student = (recipe("facade-small", method).training for method in ("student_equal_seconds", "student"))
-    assert longer.iterations == round(student.iterations * SECONDS_OF_REAL_APD["facade-small"])
+    assert longer.iterations == round(student.iterations * SECONDS_OF_APD["facade-small"])

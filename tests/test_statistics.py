@@ -23,7 +23,7 @@ from apd.report.statistics import (
     t_factor,
 )
 from apd.study.ablations import RIVALS, arm_names
-from apd.study.campaign import CAMPAIGNS, experiments_of
+from apd.study.campaigns import CAMPAIGNS, experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 
 SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=2, max_size=12)

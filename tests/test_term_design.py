@@ -20,7 +20,7 @@ from apd.report.term_design import (
     terms_left_out,
 )
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, arm_names, term_arms
-from apd.study.campaign import experiments_of
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, recipe
 from apd.training.run import run_folder, train
 

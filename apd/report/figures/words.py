@@ -7,7 +7,7 @@ from apd.report.figures.page import Words
 from apd.report.figures.tables import QUESTIONS, digits_of, interval, points
 from apd.report.statistics import Comparison, Difference, compare, paired_difference, planned_and_done
 from apd.study.ablations import arm_names
-from apd.study.campaign import experiments_of
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, read_record
 from apd.training.run import records_folder

@@ -17,7 +17,7 @@ from apd.distillers.configs import DISTILLERS
 from apd.distillers.detection_configs import DETECTION_DISTILLERS
 from apd.report.statistics import method_of
 from apd.study import runner
-from apd.study.ablations import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms, stronger
+from apd.study.ablations import RIVALS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
 from apd.study.campaign import dealt, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS
@@ -187,7 +187,7 @@ def test_hyper_parameters_are_chosen_on_the_validation_split():
 
 
 def test_every_method_gets_the_same_trials_of_its_weights():
-    planned = [method_of(e, METHOD_NAMES | arm_names()) for e in experiments_of("scenes-rivals-tuning")]
+    planned = [method_of(e, METHOD_NAMES | variant_names()) for e in experiments_of("scenes-rivals-tuning")]
     tried = {(key.rsplit("_x", 1)[0], float(key.rsplit("_x", 1)[1])) for key in planned}
     assert tried == set(product(["pixel_kd", "apd", *RIVALS], [0.1, 10.0]))
     assert len(planned) == len(tried)
@@ -200,14 +200,14 @@ def test_the_weights_of_every_method_can_be_multiplied():
         )
 
 
-@pytest.mark.parametrize("arm", plain_arms(), ids=lambda arm: arm.key)
+@pytest.mark.parametrize("arm", plain_variants(), ids=lambda arm: arm.key)
 def test_a_trial_multiplies_the_weights_of_the_method_and_nothing_else(arm):
-    main, stronger = arm.distillers[-1], arm_of_strength(arm, 10.0).distillers[-1]
+    main, stronger = arm.distillers[-1], variant_of_strength(arm, 10.0).distillers[-1]
     changed = {f.name for f in fields(main) if getattr(main, f.name) != getattr(stronger, f.name)}
     assert changed == {name for name in WEIGHTS[main.method] if getattr(main, name)}
     assert all(getattr(stronger, name) == pytest.approx(10 * getattr(main, name)) for name in changed)
-    assert arm_of_strength(arm, 10.0).distillers[:-1] == arm.distillers[:-1]
-    assert arm_of_strength(arm, 1.0) == arm
+    assert variant_of_strength(arm, 10.0).distillers[:-1] == arm.distillers[:-1]
+    assert variant_of_strength(arm, 1.0) == arm
 
 
 def test_the_runs_on_heads_differ_in_nothing_but_their_distillers():

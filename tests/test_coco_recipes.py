@@ -16,9 +16,9 @@ from apd.study.coco_recipes import (
     COCO_SOURCES,
     CocoSize,
     DetectionSize,
-    detection_arms,
     detection_methods_of,
     detection_recipe,
+    detection_variants,
     scenes_detection_experiment,
     with_masks,
 )
@@ -67,7 +67,7 @@ def test_student_and_teacher_are_the_pairs_and_start_from_imagenet(size):
 
 def test_the_recipe_on_scenes_is_the_run_of_the_campaign():
     for method in detection_methods_of("scenes_detection"):
-        assert method in detection_arms()
+        assert method in detection_variants()
         same = scenes_detection_experiment(method, 2)
         assert fingerprint(recipe("scenes_detection", method, seed=2)) == fingerprint(same)
 

@@ -12,18 +12,18 @@ from itertools import product
 from apd.config.experiment import Experiment
 from apd.fields import did_you_mean
 from apd.study.ablations import (
-    Arm,
-    arm_at_best,
-    combined_arms,
-    heads_arm,
-    option_arms,
-    plain_arms,
-    rival_arms,
-    term_arms,
-    trial_arms,
-    tuned_arms,
+    Variant,
+    combined_variants,
+    heads_variant,
+    option_variants,
+    plain_variants,
+    rival_variants,
+    term_variants,
+    trial_variants,
+    tuned_variants,
+    variant_at_best,
     with_apd,
-    without_kd_arm,
+    without_kd,
 )
 from apd.study.coco_recipes import (
     DETECTION_FACTORS,
@@ -31,8 +31,8 @@ from apd.study.coco_recipes import (
     TRIED_STUDENT_RATES,
     TRIED_TEACHER_RATES,
     UNTUNED,
-    detection_arms,
     detection_recipe,
+    detection_variants,
     distillers_on_scenes,
     scenes_detection_experiment,
 )
@@ -84,11 +84,11 @@ def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1) -> Itera
         yield lengthened(scenes_experiment(method, seed, context_shift), student=longer, teacher=1)
 
 
-def _scenes_variants(variants: Callable[[], Iterable[Arm]], seeds: int = 5) -> Iterator[Experiment]:
+def _scenes_variants(variants: Callable[[], Iterable[Variant]], seeds: int = 5) -> Iterator[Experiment]:
     """Each seed with every variant, where every image has a context of its own."""
-    for seed, arm in product(range(seeds), variants()):
+    for seed, variant in product(range(seeds), variants()):
         base = scenes_experiment("student", seed, context_shift=1.0)
-        yield replace(base, name=f"{arm.key}-context1-seed{seed}", distillers=arm.distillers)
+        yield replace(base, name=f"{variant.key}-context1-seed{seed}", distillers=variant.distillers)
 
 
 def _scenes_tiny_tuning() -> Iterator[Experiment]:
@@ -103,7 +103,7 @@ def _scenes_tiny_tuning() -> Iterator[Experiment]:
 
 def _scenes_dial() -> Iterator[Experiment]:
     """Between the ends of the context shift, and prototypes of the batch everywhere; the ends are in `scenes-tiny`."""
-    batch = next(arm for arm in option_arms() if arm.key == "scope_batch")
+    batch = next(variant for variant in option_variants() if variant.key == "scope_batch")
     for seed, context_shift in product(range(5), (0.0, 0.25, 0.5, 0.75, 1.0)):
         if 0 < context_shift < 1:
             for method in ("pixel_kd", "apd"):
@@ -115,9 +115,9 @@ def _scenes_dial() -> Iterator[Experiment]:
 
 def _scenes_heads() -> Iterator[Experiment]:
     """With and without projection heads, which takes a student whose features are as wide as the teacher's."""
-    arms = {method: distillers_of(method) for method in ("student", "pixel_kd", "apd")}
-    arms[heads_arm().key] = heads_arm().distillers
-    for seed, (key, distillers) in product(range(5), arms.items()):
+    variants = {method: distillers_of(method) for method in ("student", "pixel_kd", "apd")}
+    variants[heads_variant().key] = heads_variant().distillers
+    for seed, (key, distillers) in product(range(5), variants.items()):
         base = scenes_experiment("student", seed, context_shift=1.0)
         wide = replace(base.network, head_width=base.teacher.network.head_width)
         yield replace(base, network=wide, distillers=distillers, name=f"{key}-context1-seed{seed}")
@@ -163,26 +163,27 @@ def _camvid_small_rates() -> Iterator[Experiment]:
         yield replace(experiment, name=f"{experiment.name}-seed0")
 
 
-def _camvid_small_variants(variants: Callable[[], Iterable[Arm]]) -> Iterator[Experiment]:
+def _camvid_small_variants(variants: Callable[[], Iterable[Variant]]) -> Iterator[Experiment]:
     """Each of three seeds with every variant, at the rate of APD."""
-    for seed, arm in product(range(3), variants()):
-        yield replace(recipe("small", "apd", seed=seed), name=f"{arm.key}-seed{seed}", distillers=arm.distillers)
+    for seed, variant in product(range(3), variants()):
+        base = recipe("small", "apd", seed=seed)
+        yield replace(base, name=f"{variant.key}-seed{seed}", distillers=variant.distillers)
 
 
-def _fewer_terms() -> Iterator[Arm]:
+def _fewer_terms() -> Iterator[Variant]:
     """APD without one of its four terms, and with prototypes of the batch.
 
     APD without pixel KD is a method of `camvid-small`, too, at a rate of its own; here its rate is that of APD.
     """
-    yield from (arm for arm in term_arms() if arm.key in ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd"))
-    yield from (arm for arm in option_arms() if arm.key == "scope_batch")
-    yield without_kd_arm()
+    kept = ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
+    yield from (variant for variant in (*term_variants(), *option_variants()) if variant.key in kept)
+    yield without_kd()
 
 
-def _best_rivals() -> Iterator[Arm]:
+def _best_rivals() -> Iterator[Variant]:
     """The three best other methods on scenes at their best weights, and APD with the best of them."""
-    arms = {arm.key: arm for arm in plain_arms()}
-    best = [arm_at_best(arms[key]) for key in BEST_RIVALS]
+    variants = {variant.key: variant for variant in plain_variants()}
+    best = [variant_at_best(variants[key]) for key in BEST_RIVALS]
     yield from (*best, with_apd(best[0]))
 
 
@@ -243,8 +244,8 @@ def _facade_pairs() -> Iterator[Experiment]:
 
 
 def _scenes_detection() -> Iterator[Experiment]:
-    for seed, arm in product(range(3), detection_arms()):
-        yield scenes_detection_experiment(arm, seed)
+    for seed, variant in product(range(3), detection_variants()):
+        yield scenes_detection_experiment(variant, seed)
 
 
 def _scenes_detection_tuning() -> Iterator[Experiment]:
@@ -274,13 +275,13 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     # four times the student's steps, the same teacher; the rates were not tried anew
     "scenes-longer": partial(_scenes_methods, (1.0, 0.0), longer=4),
     "scenes-dial": _scenes_dial,
-    "scenes-terms": partial(_scenes_variants, term_arms),
-    "scenes-options": partial(_scenes_variants, option_arms),
-    "scenes-rivals": partial(_scenes_variants, rival_arms),
-    "scenes-rivals-tuning": partial(_scenes_variants, trial_arms, seeds=1),
-    "scenes-tuned": partial(_scenes_variants, tuned_arms),
+    "scenes-terms": partial(_scenes_variants, term_variants),
+    "scenes-options": partial(_scenes_variants, option_variants),
+    "scenes-rivals": partial(_scenes_variants, rival_variants),
+    "scenes-rivals-tuning": partial(_scenes_variants, trial_variants, seeds=1),
+    "scenes-tuned": partial(_scenes_variants, tuned_variants),
     "scenes-heads": _scenes_heads,
-    "scenes-combined": partial(_scenes_variants, combined_arms),
+    "scenes-combined": partial(_scenes_variants, combined_variants),
     "scenes-pairs": _scenes_pairs,
     "scenes-pairs-tuning": _scenes_pairs_tuning,
     "camvid-small": partial(_methods, "small", seeds=3),

@@ -99,18 +99,18 @@ def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[Dete
     return (*beside, stronger(main, factor))
 
 
-def detection_arms() -> dict[str, tuple[DetectionDistillerConfig, ...]]:
-    """Every arm of the study of detection, by key: the methods at their best weights, and APD (RoI) on top of a rival.
+def detection_variants() -> dict[str, tuple[DetectionDistillerConfig, ...]]:
+    """The distillers of each variant, by key: the methods at their best weights, and APD (RoI) beside another method.
 
-    Two methods that both compare logits would count them twice, so with APD on top the logits' KL is the rival's.
+    Two methods that both compare logits would count them twice, so beside APD the logits' KL is the other method's.
     """
-    arms = {method: distillers_on_scenes(method) for method in UNTUNED}
-    (apd,) = arms["roi_apd"]
+    variants = {method: distillers_on_scenes(method) for method in UNTUNED}
+    (apd,) = variants["roi_apd"]
     added = replace(apd, pixel_kd=0.0) if BEST_DETECTION_RIVAL == "roi_dkd" else apd
-    return arms | {f"roi_apd_and_{BEST_DETECTION_RIVAL}": (*arms[BEST_DETECTION_RIVAL], added)}
+    return variants | {f"roi_apd_and_{BEST_DETECTION_RIVAL}": (*variants[BEST_DETECTION_RIVAL], added)}
 
 
-def scenes_detection_experiment(arm: str, seed: int) -> Experiment:
+def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
     """Mask R-CNN on built-in scenes: a ResNet-18 learns signs, cars and pedestrians, from a ResNet-50 or alone.
 
     Both start at random, so nothing is downloaded; the teacher has three times the student's steps. The optimiser is
@@ -118,11 +118,11 @@ def scenes_detection_experiment(arm: str, seed: int) -> Experiment:
     core of a CPU. The context shift lies halfway between its ends.
 
     Args:
-        arm: a key of :func:`detection_arms`.
+        variant: a key of :func:`detection_variants`.
         seed: of the student; data and teacher stay the same.
 
     Raises:
-        KeyError: there is no such arm.
+        KeyError: there is no such variant.
 
     Example:
         >>> experiment = scenes_detection_experiment("roi_apd", seed=1)
@@ -131,7 +131,7 @@ def scenes_detection_experiment(arm: str, seed: int) -> Experiment:
     """
     training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_RATE)
     return Experiment(
-        name=f"{arm}-seed{seed}",
+        name=f"{variant}-seed{seed}",
         seed=seed,
         data=InstanceDataConfig(
             height=96, width=128, evaluation_split="test", context_shift=0.5, train_images=800, evaluation_images=200
@@ -143,7 +143,7 @@ def scenes_detection_experiment(arm: str, seed: int) -> Experiment:
             network=replace(SCENES_DETECTOR, backbone="resnet50"),
             training=replace(training, iterations=1200, learning_rate=TEACHER_RATE),
         ),
-        distillers=detection_arms()[arm],
+        distillers=detection_variants()[variant],
     )
 
 

@@ -1,7 +1,6 @@
 """The variants of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
 
-A variant differs from the study's methods (:mod:`apd.study.recipes`) in nothing but its distillers, so its runs are
-compared with theirs seed by seed.
+They differ from the study's methods in nothing but their distillers, so runs are compared with theirs seed by seed.
 """
 
 from dataclasses import replace
@@ -138,26 +137,13 @@ FACTORS = (0.1, 1.0, 10.0)
 """What the weights of a method are multiplied by in its trials: every method gets the same three."""
 
 WEIGHTS: dict[str, tuple[str, ...]] = {
-    "pixel_kd": ("weight",),
-    "apd": ("alignment", "observation"),
-    "fitnet": ("weight",),
-    "attention_transfer": ("weight",),
-    "skd": ("weight",),
-    "ifvd": ("weight",),
+    **dict.fromkeys(("pixel_kd", "fitnet", "attention_transfer", "skd", "ifvd", "mgd", "lskd", "i2ckd"), ("weight",)),
+    **dict.fromkeys(("idd", "roi_kd", "pyramid_matching", "review_kd"), ("weight",)),
+    **dict.fromkeys(("apd", "roi_apd", "dense_apd"), ("alignment", "observation")),
+    **dict.fromkeys(("dkd", "roi_dkd"), ("target", "non_target")),
     "cwd": ("logits", "features"),
     "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
-    "mgd": ("weight",),
     "dist": ("inter", "intra"),
-    "dkd": ("target", "non_target"),
-    "lskd": ("weight",),
-    "i2ckd": ("weight",),
-    "idd": ("weight",),
-    "roi_kd": ("weight",),
-    "roi_dkd": ("target", "non_target"),
-    "pyramid_matching": ("weight",),
-    "review_kd": ("weight",),
-    "roi_apd": ("alignment", "observation"),
-    "dense_apd": ("alignment", "observation"),
 }
 """The fields of each method's configuration that weigh what reaches the student."""
 

@@ -58,9 +58,6 @@ def run_campaign(
 ) -> list[Record]:
     """Run what a campaign, or one shard of it, still lacks, and return all its records that are there then.
 
-    Workers may share one file system: a run that another holds is left for the end and then waited for, and a teacher
-    is trained once.
-
     Args:
         name: a key of CAMPAIGNS.
         folder: where its records go; default `book/results/<name>/`.

@@ -124,7 +124,7 @@ def _scenes_heads() -> Iterator[Experiment]:
 
 
 def _scenes_pairs() -> Iterator[Experiment]:
-    """Both heads in both roles, three student backbones: each student alone, then with each teacher."""
+    """Both heads in both roles, three student backbones: each baseline, then with each teacher."""
     for seed, student_head, backbone in product(range(3), HEADS, STUDENT_RATES):
         yield scenes_pair(student_head, student_head, backbone, "student", seed)
         for teacher_head, method in product(HEADS, PAIR_METHODS[1:]):
@@ -190,7 +190,7 @@ def _best_rivals() -> Iterator[Variant]:
 def _camvid_pairs() -> Iterator[Experiment]:
     """DeepLabV3 teaches the small recipe's PSPNet.
 
-    Teacher and student are those of `camvid-small` but for the teacher's head, so that campaign has the student alone
+    Teacher and student are those of `camvid-small` but for the teacher's head, so that campaign has the baseline
     and the pair of the same architecture. The teacher keeps the rate that was chosen for a PSPNet. Its largest dilation
     reaches half a crop, as on scenes.
     """
@@ -264,7 +264,7 @@ def _scenes_detection_tuning() -> Iterator[Experiment]:
 
 
 def _tiny_coco() -> Iterator[Experiment]:
-    """Training and evaluation on real images: the student alone, then with APD from a ResNet-50."""
+    """Training and evaluation on real images: the baseline, then with APD from a ResNet-50."""
     for method in ("student", "roi_apd"):
         yield replace(detection_recipe("tiny_coco", method), name=f"{method}-seed0")
 

@@ -1,7 +1,7 @@
 """Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
 
 Within one size every method gets the same images, student, teacher, schedule and initial weights; only the list of
-distillers differs. The student alone knows no teacher, so none is trained for it. How the paper applies APD to
+distillers differs. The baseline has no teacher, so none is trained for it. How the paper applies APD to
 detection was never released: the methods are this project's. Where the values at paper scale come from is in
 :data:`COCO_SOURCES`.
 """
@@ -41,7 +41,7 @@ REVIEW_WEIGHTS: dict[CocoSize, float] = {
 
 
 SCENES_DETECTOR = DetectorConfig(width=64, box_width=256, smallest_anchor=8, proposals=300, rois=64)
-"""torchvision's Mask R-CNN at a quarter of its widths, with anchors and counts for pictures of 100 pixels."""
+"""torchvision's Mask R-CNN at a quarter of its widths, with anchors and counts for images of 100 pixels."""
 
 FROM_SCRATCH = TrainingConfig(
     optimiser="adamw", head_multiplier=1.0, weight_decay=0.01, warmup=20, clip_norm=10.0, evaluations=1
@@ -74,7 +74,7 @@ seed (campaign `scenes-detection-tuning`; a test holds it to the records)."""
 DETECTION_RIVALS = ("roi_dkd", "pyramid_matching", "review_kd")
 """Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
 BEST_DETECTION_RIVAL = "roi_dkd"
-"""The rival that scores best on val with the first seed; APD is added to it (a test holds it to the records)."""
+"""The one that scores best on val with the first seed; APD is added to it (a test holds it to the records)."""
 
 TEACHER_RATE = 1e-3
 TRIED_TEACHER_RATES = (1e-3, 2e-3)
@@ -148,7 +148,7 @@ def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
 
 
 def detection_methods_of(size: DetectionSize) -> tuple[DetectionMethod, ...]:
-    """The methods that a size has; what compares the pixels of masks is left out where no masks are learned."""
+    """The methods of a size; what compares the pixels of masks is left out where no masks are learned."""
     if size not in get_args(CocoSize):
         return DETECTION_METHODS
     return COCO_METHODS if with_masks(size) else COCO_METHODS[:-1]
@@ -163,7 +163,7 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
     """One experiment of detection; :func:`apd.study.recipes.recipe` gives it under the same name.
 
     Args:
-        size: scenes_detection (built-in pictures, minutes on a CPU), tiny_coco (50 real pictures, minutes on a CPU), or
+        size: scenes_detection (built-in scenes, minutes on a CPU), tiny_coco (50 real images, minutes on a CPU), or
             COCO at paper scale (GPUs, days): Mask R-CNN with a ResNet-18 taught by one with a ResNet-101 (coco), with a
             MobileNetV3 by one with a ResNet-50 (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes,
             coco_boxes_mobilenet).
@@ -198,12 +198,11 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
 
 
 def _tiny_coco() -> Experiment:
-    """Fifty real pictures learned by heart: scored on what was trained on, since so few can show no more.
+    """Overfits fifty real images: scored on what was trained on, since so few can show no more.
 
     The shorter side is brought to 128 pixels, the widths are those of the scenes' recipe and both networks start at
-    random, so that a run takes minutes on one core of a CPU and nothing is downloaded. No picture is mirrored: what is
-    asked for are these pictures. AdamW, rate and steps are own choices from short trials; the methods'
-    weights are those chosen on scenes.
+    random, so that a run takes minutes on one core of a CPU and nothing is downloaded; no image is mirrored. AdamW,
+    learning rate and steps are own choices from short trials, the methods' weights those chosen on scenes.
     """
     detector = replace(SCENES_DETECTOR, smallest_anchor=12)
     training = replace(FROM_SCRATCH, iterations=800, batch_size=2, learning_rate=1e-3)
@@ -259,16 +258,14 @@ def _coco(size: CocoSize) -> Experiment:
 
 
 def _coco_distillers(method: DetectionMethod, size: CocoSize) -> tuple[DetectionDistillerConfig, ...]:
-    match method:
-        case "roi_kd":
-            return (RoIKDConfig(),)
-        case "review_kd":
-            return (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),)
-        case "roi_apd":
-            return (RoIAPDConfig(),)
-        case "dense_apd":  # it has no logits, so it stands beside RoI-KD, as APD stands beside pixel KD
-            return (RoIKDConfig(), DenseAPDConfig())
-    return ()
+    distillers: dict[DetectionMethod, tuple[DetectionDistillerConfig, ...]] = {
+        "student": (),
+        "roi_kd": (RoIKDConfig(),),
+        "review_kd": (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),),
+        "roi_apd": (RoIAPDConfig(),),
+        "dense_apd": (RoIKDConfig(), DenseAPDConfig()),
+    }
+    return distillers[method]
 
 
 COCO_SOURCES = MappingProxyType(

@@ -1,7 +1,7 @@
 """Pairs of networks: PSPNet and DeepLabV3 as teacher and as student, with three student backbones.
 
-A pair is of one kind where teacher and student have the same head, and crossed where they do not. A student alone
-knows no teacher: it is run once for each student and seed, and stands beside all of the student's teachers.
+A pair is same-architecture where teacher and student have the same head, else cross-architecture. A baseline has no
+teacher: it is run once for each student and seed, and is compared with all of the student's teachers.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from apd.study.recipes import Method, distillers_of, lengthened, recipe
 Head = Literal["psp", "aspp"]
 HEADS: tuple[Head, ...] = get_args(Head)
 PAIR_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd")
-"""The student alone, and what is compared in every pair."""
+"""The baseline, and what is compared with it in every pair."""
 
 STUDENT_RATES = {"resnet18": 0.01, "mobilenetv2_050": 0.03, "test_efficientnet": 0.03}
 """Rate of each student backbone on scenes: one for both heads, all teachers and all methods.
@@ -42,13 +42,13 @@ def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: M
     """One run on built-in scenes; both networks start at random, so nothing is downloaded.
 
     The data are the tiny recipe's. Its default context shift of 0.5 lies halfway between the ends at which APD's gain
-    is known, and so favours neither. Crops of 64 pixels halve the price of a step; all networks are scored on whole
-    pictures. Both teachers are the one of `scenes-tiny` at stride 8: timm's smallest EfficientNet with a wide head and
+    is known, and so favours neither. Crops of 64 pixels halve the time of a step; all networks are scored on whole
+    images. Both teachers are the one of `scenes-tiny` at stride 8: timm's smallest EfficientNet with a wide head and
     twelve times a student's steps. They differ in the head and in nothing else. Students take the tiny recipe's 200
     steps, which keeps a ResNet-18 at little more than a minute on one core of a CPU.
 
     Args:
-        teacher_head: of the teacher; the student alone has none, whatever is given.
+        teacher_head: of the teacher; the baseline has none, whatever is given.
         student_head, backbone: of the student.
         method: one of PAIR_METHODS.
         seed: of the student; data and teacher stay the same.
@@ -65,15 +65,15 @@ def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: M
         network=pair_network(teacher_head, base.teacher.network.backbone, base.teacher.network.head_width),
         training=replace(longer, learning_rate=TEACHER_RATES[teacher_head], evaluations=1),
     )
-    alone = method == "student"
+    baseline = method == "student"
     student = f"{student_head}_{backbone}"
     return Experiment(
-        name=f"{method}-{student if alone else f'{student}_from_{teacher_head}'}-seed{seed}",
+        name=f"{method}-{student if baseline else f'{student}_from_{teacher_head}'}-seed{seed}",
         seed=seed,
         data=replace(base.data, crop_height=64, crop_width=64),
         network=pair_network(student_head, backbone, base.network.head_width),
         training=replace(base.training, learning_rate=STUDENT_RATES[backbone], evaluations=1),
         precision=base.precision,
-        teacher=None if alone else teacher,
+        teacher=None if baseline else teacher,
         distillers=distillers_of(method),
     )

@@ -81,7 +81,7 @@ SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050", head_width=128, outpu
 SECOND_TEACHER = NetworkConfig(
     backbone="efficientnet_lite0", weights="imagenet", head="aspp", head_width=256, output_stride=8, aspp_reach=80
 )
-"""A DeepLabV3 that looks around as far as half a crop of the small recipes."""
+"""A DeepLabV3 whose largest dilation reaches half a crop of the small recipes."""
 
 # An update of AdamW does not depend on the length of the gradient, which every added loss changes, so the learning
 # rates at which the methods are at their best lie closer together than with SGD.
@@ -126,18 +126,20 @@ def default_method(size: Size) -> AnyMethod:
     return "roi_apd" if size in get_args(DetectionSize) else "apd"
 
 
+_DISTILLERS: dict[Method, tuple[DistillerConfig, ...]] = {
+    "student": (),
+    "student_equal_seconds": (),
+    "pixel_kd": (PixelKDConfig(),),
+    "apd": (APDConfig(),),
+    "apd_without_kd": (APDConfig(pixel_kd=0.0),),
+}
+
+
 def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
     """The distillers a method adds to the task loss, with the weights that all sizes but the paper's share."""
-    match method:
-        case "student" | "student_equal_seconds":
-            return ()
-        case "pixel_kd":
-            return (PixelKDConfig(),)
-        case "apd":
-            return (APDConfig(),)
-        case "apd_without_kd":
-            return (APDConfig(pixel_kd=0.0),)
-    raise ExperimentError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
+    if method not in _DISTILLERS:
+        raise ExperimentError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
+    return _DISTILLERS[method]
 
 
 def recipe(

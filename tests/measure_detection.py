@@ -36,7 +36,7 @@ from apd.distillers.roi_apd import RoIAPD
 from apd.distillers.through_pixels import dense_apd, pyramid_matching, roi_dkd, roi_kd
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorPair, DetectorTap, teacher_view, training_step
-from apd.study.detection_recipes import HEAD_WIDTH, scenes_detection_experiment
+from apd.study.coco_recipes import HEAD_WIDTH, scenes_detection_experiment
 from apd.training.checkpoint import write_atomically
 from apd.training.provenance import provenance
 from apd.training.run import records_folder

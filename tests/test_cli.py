@@ -27,7 +27,7 @@ from apd.cost.measure import LossShape
 from apd.evaluation.inference import confusion_of, predict_labels
 from apd.evaluation.metrics import scores
 from apd.evaluation.predict import predict_picture
-from apd.study.campaign import CAMPAIGNS
+from apd.study.campaigns import CAMPAIGNS
 from apd.study.recipes import all_recipes
 from apd.training.build import build_split
 from apd.training.record import read_record
@@ -269,9 +269,9 @@ def campaign_on_a_bare_machine(runs):
     assert not set(extras) & set(sys.modules)
     sys.modules.update(dict.fromkeys(extras))  # None: importing it fails as if it were not installed
     os.environ["APD_RUNS"] = str(runs)
-    import apd.study.camvid_campaigns
+    import apd.study.campaigns
 
-    apd.study.camvid_campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
+    apd.study.campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
     sys.argv = ["campaign", "camvid-small", "--only", "student-seed0", "--records", str(runs / "records")]
     with contextlib.suppress(SystemExit):
         runpy.run_module("apd.study.campaign", run_name="__main__")

@@ -29,7 +29,7 @@ from apd.distillers.detection_configs import RoIAPDConfig
 from apd.evaluation.average_precision import APTable, Detections
 from apd.evaluation.detection_images import RESULTS, coco_results, colours_of, drawn, image_ids
 from apd.evaluation.detections import ap_csv, ap_lines, detect
-from apd.study.campaign import CAMPAIGNS
+from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import read_record
 from apd.training.run import run_folder, train, trained_network
 from apd.training.tasks import task_of

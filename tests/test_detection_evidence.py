@@ -46,8 +46,8 @@ from apd.report.figures.detection_trials import (
 from apd.report.figures.tables import interval
 from apd.report.score import BOX_AP, MASK_AP, MIOU, parts_of_ap
 from apd.report.statistics import ComparisonError, compare, paired_difference, spread
-from apd.study.campaign import CAMPAIGNS, scenes_experiment
-from apd.study.detection_recipes import STUDENT_RATE
+from apd.study.campaigns import CAMPAIGNS, scenes_experiment
+from apd.study.coco_recipes import STUDENT_RATE
 from apd.training.record import Record, read_records
 from apd.training.run import records_folder
 

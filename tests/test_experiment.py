@@ -19,8 +19,7 @@ from apd.config.experiment import (
 )
 from apd.config.inference import Inference
 from apd.distillers.configs import APDConfig, PixelKDConfig
-from apd.study.real_recipes import LEARNING_RATES, REAL_SIZES
-from apd.study.recipes import METHOD_NAMES, METHODS, SMALL_RATES, Size, methods_of, recipe
+from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, METHODS, REAL_SIZES, SMALL_RATES, Size, methods_of, recipe
 
 CONFIGS = (DataConfig, NetworkConfig, TrainingConfig, PixelKDConfig, APDConfig, TeacherConfig, Experiment)
 

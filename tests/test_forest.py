@@ -19,8 +19,8 @@ from apd.report.figures.verdicts import added_to_rivals, complements, seconds_in
 from apd.report.figures.words import beside_methods, outcome
 from apd.report.multiple_comparisons import judged, judged_arms
 from apd.report.statistics import compare, paired_difference
-from apd.study.ablations import RIVALS, at_best, option_arms
-from apd.study.campaign import experiments_of
+from apd.study.ablations import RIVALS, at_best, option_variants
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS
 
 ARMS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-tuned")
@@ -254,7 +254,7 @@ def table_rows(shown):
 
 
 def test_the_table_of_arms_holds_score_error_difference_and_costs(comparison):
-    groups = {arm.key: arm.group for arm in option_arms()}
+    groups = {arm.key: arm.group for arm in option_variants()}
     rows = judged_arms(comparison, groups, "apd")
     heading, lines = table_rows(arms_table(comparison, rows, "apd", groups=groups))
     assert len(lines) == 1 + len(groups)

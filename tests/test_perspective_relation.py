@@ -21,7 +21,7 @@ from apd.report.perspective_relation import (
     spearman,
 )
 from apd.report.statistics import ComparisonError
-from apd.study.campaign import scenes_experiment
+from apd.study.campaigns import scenes_experiment
 
 COLUMN = st.lists(st.integers(0, 8).map(float), min_size=3, max_size=25).map(np.array)
 

@@ -23,7 +23,7 @@ from apd.report.figures.forest import forest
 from apd.report.figures.page import Panel, markdown, panels, png, table
 from apd.report.multiple_comparisons import judged_arms
 from apd.report.statistics import compare, paired_difference
-from apd.study.campaign import experiments_of
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS, lengthened, recipe
 from apd.training.record import RecordError
 

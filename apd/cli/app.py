@@ -7,7 +7,6 @@ is told in `apd.training.exit_codes`.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from apd.cli.checking import check
@@ -15,47 +14,14 @@ from apd.cli.parsing import parse, recipe_parts
 from apd.cli.training import summary, train
 from apd.cli.using import evaluate, export, predict
 from apd.fields import did_you_mean
-from apd.study.campaign import CAMPAIGNS, run_campaign
-from apd.study.shard import Shard
+from apd.study.campaign import parsed, run_campaign
 from apd.training.distributed import started_rank
 from apd.training.exit_codes import UsageError, exit_code_of
 
 
 def _campaign(arguments: list[str]) -> int:
     """Run what a named list of experiments still lacks."""
-    import tyro
-
-    @dataclass(frozen=True)
-    class Campaign:
-        name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-        """Name of the campaign."""
-        only: str = ""
-        """Run only experiments whose label contains this text."""
-        shard: str = ""
-        """i/n: run only worker i's part when n workers share the campaign."""
-        records: Path | None = None
-        """Folder of the records; default is book/results/NAME."""
-        device: str = ""
-        """Torch device; empty is cuda where there is one, else cpu."""
-        workers: int = 0
-        """Processes that prepare batches ahead in every run; any number gives the same batches."""
-        processes: int = 1
-        """Runs side by side on the device; each prints when it is done."""
-        minutes: float | None = None
-        """Stop after these, with checkpoints; no run is begun that cannot finish before."""
-
-    description = f"{_campaign.__doc__} Campaigns: {', '.join(CAMPAIGNS)}."
-    chosen = parse(Campaign, arguments, prog="apd campaign", description=description)
-    records = run_campaign(
-        chosen.name,
-        folder=chosen.records,
-        only=chosen.only,
-        shard=Shard.parse(chosen.shard),
-        device=chosen.device or None,
-        workers=chosen.workers,
-        processes=chosen.processes,
-        minutes=chosen.minutes,
-    )
+    records = run_campaign(**parsed(arguments, "apd campaign"))
     for record in () if started_rank() else records:
         print(summary(record))
     return 0
@@ -116,10 +82,7 @@ def _recipes(arguments: list[str]) -> int:
     import tyro
 
     from apd.config.identity import to_dict
-    from apd.study.coco_sources import coco_sourced_lines
-    from apd.study.published_recipes import PUBLISHED
-    from apd.study.published_sources import sourced_lines
-    from apd.study.recipes import all_recipes
+    from apd.study.recipes import all_recipes, sourced_lines
 
     @dataclass(frozen=True)
     class Recipes:
@@ -137,14 +100,7 @@ def _recipes(arguments: list[str]) -> int:
             print(f"{name:40s} {told}, {experiment.training.iterations} iterations")
         return 0
     name = "-".join(recipe_parts(chosen.name))
-    if name.startswith(tuple(PUBLISHED)):
-        for line in sourced_lines(name):
-            print(line)
-    elif name.startswith("coco"):
-        for line in coco_sourced_lines(name):
-            print(line)
-    else:
-        print(json.dumps(to_dict(recipes[name]), indent=2))
+    print("\n".join(sourced_lines(name)) or json.dumps(to_dict(recipes[name]), indent=2))
     return 0
 
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from apd.config.experiment import Experiment
 from apd.report.statistics import Comparison, ComparisonError, Difference, compare, of_any_length, paired_difference
-from apd.study.ablations import option_arms
+from apd.study.ablations import option_variants
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record
 
-ARM_NAMES = METHOD_NAMES | {arm.key: f"+ APD, {arm.name}" for arm in option_arms() if arm.key == "scope_batch"}
+ARM_NAMES = METHOD_NAMES | {arm.key: f"+ APD, {arm.name}" for arm in option_variants() if arm.key == "scope_batch"}
 """The methods and arms on the dial, by key."""
 
 

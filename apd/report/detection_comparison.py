@@ -11,7 +11,7 @@ from dataclasses import replace
 from apd.report.multiple_comparisons import Judged, judged
 from apd.report.score import BOX_AP, Score
 from apd.report.statistics import Comparison, ComparisonError, compare
-from apd.study.campaign import CAMPAIGNS
+from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import Record
 
 ARM_NAMES = {

@@ -21,7 +21,7 @@ from apd.evaluation.average_precision import Detections
 from apd.evaluation.detections import detect
 from apd.report.box_perspectives import BoxPerspectives, box_perspectives, first_with_all_classes
 from apd.report.image_detections import LEAST_SCORE
-from apd.study.campaign import experiments_of
+from apd.study.campaigns import experiments_of
 from apd.training.build import choose_device
 from apd.training.checkpoint import write_atomically
 from apd.training.detection import DetectionTask

@@ -24,7 +24,7 @@ from apd.perspective import class_prototypes, observe, resize_labels
 from apd.report.evidence_file import NEEDED, SCHEMA, Evidence, evidence_folder, read_evidence, rounded
 from apd.report.perspective_distance import ImageScores, Views, compare_views, distance_to_shared, image_scores
 from apd.report.trace import trained_distiller
-from apd.study.campaign import scenes_experiment
+from apd.study.campaigns import scenes_experiment
 from apd.training.build import build_split, choose_device
 from apd.training.exit_codes import exit_code_of
 from apd.training.provenance import provenance

@@ -1,7 +1,6 @@
-"""The arms of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
+"""The variants of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
 
-An arm differs from the study's methods (:mod:`apd.study.recipes`) in nothing but its distillers, so its runs are
-compared with theirs seed by seed.
+They differ from the study's methods in nothing but their distillers, so runs are compared with theirs seed by seed.
 """
 
 from dataclasses import replace
@@ -27,11 +26,11 @@ from apd.distillers.detection_configs import DetectionDistillerConfig
 Config = TypeVar("Config", bound=DistillerConfig | DetectionDistillerConfig)
 
 
-class Arm(NamedTuple):
+class Variant(NamedTuple):
     """One setting of an experiment's distillers.
 
     Attributes:
-        key: its name in labels of runs and records; unique among all arms and methods.
+        key: its name in labels of runs and records; unique among all variants and methods.
         name: its name in figures and tables.
         group: what it varies.
         distillers: the setting.
@@ -44,7 +43,7 @@ class Arm(NamedTuple):
 
 
 TERMS = {"regularisation": "R", "alignment": "A", "observation": "O", "pixel_kd": "KD"}
-"""The terms of APD by field, with the letters that stand for them in the names of arms."""
+"""The terms of APD by field, with the letters that stand for them in the names of variants."""
 
 BY_CONSTRUCTION = {"": "student", "KD": "pixel_kd", "R": "student", "R+KD": "pixel_kd"}
 """Combinations of terms that need no run of their own: the regularisation alone never reaches the student."""
@@ -62,28 +61,28 @@ def combination(on: tuple[bool, ...]) -> str:
     return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
 
 
-def term_arms() -> list[Arm]:
+def term_variants() -> list[Variant]:
     """Every on/off combination of the four terms that needs runs of its own, each at its default weight."""
-    arms = []
+    variants = []
     for on in product((False, True), repeat=len(TERMS)):
         letters = combination(on)
         if letters not in BY_CONSTRUCTION and letters not in COMPLETE:
             off = {term: 0.0 for term, is_on in zip(TERMS, on, strict=True) if not is_on}
             key = "terms_" + letters.replace("+", "_").lower()
-            arms.append(Arm(key, letters.replace("+", " + "), "terms", (APDConfig(**off),)))
-    return arms
+            variants.append(Variant(key, letters.replace("+", " + "), "terms", (APDConfig(**off),)))
+    return variants
 
 
-def without_kd_arm() -> Arm:
-    """All terms but pixel KD as an arm, for data on which the method of these terms has a learning rate of its own."""
-    return Arm("terms_r_a_o", "R + A + O at APD’s rate", "terms", (APDConfig(pixel_kd=0.0),))
+def without_kd() -> Variant:
+    """All terms but pixel KD, for data on which the method of these terms has a learning rate of its own."""
+    return Variant("terms_r_a_o", "R + A + O at APD’s rate", "terms", (APDConfig(pixel_kd=0.0),))
 
 
 RELEASED_REDUCTION = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)
 """Element means with the weights that the released code puts in front of them."""
 
 
-def option_arms() -> list[Arm]:
+def option_variants() -> list[Variant]:
     """The complete method with one choice changed."""
     settings = [
         ("scope", "scope_batch", "prototypes of the batch", APDConfig(scope="batch")),
@@ -106,7 +105,7 @@ def option_arms() -> list[Arm]:
         ("weights", "kd_0.3", "pixel KD 0.3", APDConfig(pixel_kd=0.3)),
         ("weights", "kd_3", "pixel KD 3", APDConfig(pixel_kd=3.0)),
     ]
-    return [Arm(key, name, group, (config,)) for group, key, name, config in settings]
+    return [Variant(key, name, group, (config,)) for group, key, name, config in settings]
 
 
 RIVALS: dict[str, tuple[str, DistillerConfig]] = {
@@ -126,10 +125,10 @@ IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
 """Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
 
 
-def rival_arms() -> list[Arm]:
+def rival_variants() -> list[Variant]:
     """The other methods at their published weights."""
     return [
-        Arm(key, name, "published weight", (config,) if key in IN_PLACE_OF_KD else (PixelKDConfig(), config))
+        Variant(key, name, "published weight", (config,) if key in IN_PLACE_OF_KD else (PixelKDConfig(), config))
         for key, (name, config) in RIVALS.items()
     ]
 
@@ -138,26 +137,13 @@ FACTORS = (0.1, 1.0, 10.0)
 """What the weights of a method are multiplied by in its trials: every method gets the same three."""
 
 WEIGHTS: dict[str, tuple[str, ...]] = {
-    "pixel_kd": ("weight",),
-    "apd": ("alignment", "observation"),
-    "fitnet": ("weight",),
-    "attention_transfer": ("weight",),
-    "skd": ("weight",),
-    "ifvd": ("weight",),
+    **dict.fromkeys(("pixel_kd", "fitnet", "attention_transfer", "skd", "ifvd", "mgd", "lskd", "i2ckd"), ("weight",)),
+    **dict.fromkeys(("idd", "roi_kd", "pyramid_matching", "review_kd"), ("weight",)),
+    **dict.fromkeys(("apd", "roi_apd", "dense_apd"), ("alignment", "observation")),
+    **dict.fromkeys(("dkd", "roi_dkd"), ("target", "non_target")),
     "cwd": ("logits", "features"),
     "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
-    "mgd": ("weight",),
     "dist": ("inter", "intra"),
-    "dkd": ("target", "non_target"),
-    "lskd": ("weight",),
-    "i2ckd": ("weight",),
-    "idd": ("weight",),
-    "roi_kd": ("weight",),
-    "roi_dkd": ("target", "non_target"),
-    "pyramid_matching": ("weight",),
-    "review_kd": ("weight",),
-    "roi_apd": ("alignment", "observation"),
-    "dense_apd": ("alignment", "observation"),
 }
 """The fields of each method's configuration that weigh what reaches the student."""
 
@@ -172,56 +158,58 @@ def stronger(config: Config, factor: float) -> Config:
     return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
 
 
-def plain_arms() -> list[Arm]:
+def plain_variants() -> list[Variant]:
     """The methods whose weights are tried, as they are compared elsewhere: pixel KD, APD and the others."""
-    pixel_kd = Arm("pixel_kd", "pixel KD", "", (PixelKDConfig(),))
-    return [pixel_kd, Arm("apd", "APD", "", (APDConfig(),)), *rival_arms()]
+    pixel_kd = Variant("pixel_kd", "pixel KD", "", (PixelKDConfig(),))
+    return [pixel_kd, Variant("apd", "APD", "", (APDConfig(),)), *rival_variants()]
 
 
-def arm_of_strength(arm: Arm, factor: float) -> Arm:
+def variant_of_strength(variant: Variant, factor: float) -> Variant:
     """A method at its weights times a factor, the method as it is for 1; pixel KD beside another keeps its weight."""
     if factor == 1:
-        return arm
-    *beside, main = arm.distillers
-    return Arm(f"{arm.key}_x{factor:g}", f"{arm.name} × {factor:g}", "weight", (*beside, stronger(main, factor)))
+        return variant
+    *beside, main = variant.distillers
+    return Variant(
+        f"{variant.key}_x{factor:g}", f"{variant.name} × {factor:g}", "weight", (*beside, stronger(main, factor))
+    )
 
 
-def trial_arms() -> list[Arm]:
+def trial_variants() -> list[Variant]:
     """All trials that need runs of their own, factor by factor."""
-    return [arm_of_strength(arm, factor) for factor in FACTORS if factor != 1 for arm in plain_arms()]
+    return [variant_of_strength(variant, factor) for factor in FACTORS if factor != 1 for variant in plain_variants()]
 
 
 BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "cwd": 0.1, "cirkd": 0.1, "mgd": 0.1}
 """The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
 
 
-def arm_at_best(arm: Arm) -> Arm:
+def variant_at_best(variant: Variant) -> Variant:
     """A method at the best of its trials."""
-    return arm_of_strength(arm, BEST.get(arm.key, 1.0))
+    return variant_of_strength(variant, BEST.get(variant.key, 1.0))
 
 
-def tuned_arms() -> list[Arm]:
+def tuned_variants() -> list[Variant]:
     """The methods that another weight than the published one serves better on val, at that weight."""
-    return [arm_at_best(arm) for arm in plain_arms() if arm.key in BEST]
+    return [variant_at_best(variant) for variant in plain_variants() if variant.key in BEST]
 
 
-def with_apd(arm: Arm) -> Arm:
+def with_apd(variant: Variant) -> Variant:
     """A method added to APD, whose own pixel KD takes the place of the one beside the method.
 
-    >>> with_apd(arm_at_best(rival_arms()[2])).name
+    >>> with_apd(variant_at_best(rival_variants()[2])).name
     'APD + SKD × 10'
     """
-    main = arm.distillers[-1]
-    return Arm(f"apd_and_{main.method}", f"APD + {arm.name}", "APD added", (APDConfig(), main))
+    main = variant.distillers[-1]
+    return Variant(f"apd_and_{main.method}", f"APD + {variant.name}", "APD added", (APDConfig(), main))
 
 
-def combined_arms() -> list[Arm]:
+def combined_variants() -> list[Variant]:
     """APD, its pixel KD included, with each of the other methods added at the best of its weights."""
-    return [with_apd(arm_at_best(arm)) for arm in rival_arms()]
+    return [with_apd(variant_at_best(variant)) for variant in rival_variants()]
 
 
 def at_best(key: str) -> str:
-    """The arm of a method at the best of its trials.
+    """The variant of a method at the best of its trials.
 
     >>> at_best("cwd"), at_best("dist")
     ('cwd_x0.1', 'dist')
@@ -229,13 +217,13 @@ def at_best(key: str) -> str:
     return f"{key}_x{BEST[key]:g}" if key in BEST else key
 
 
-def heads_arm() -> Arm:
+def heads_variant() -> Variant:
     """APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
-    return Arm("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
+    return Variant("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
 
 
-def arm_names() -> dict[str, str]:
-    """The name of every arm, by key."""
-    makers = (term_arms, option_arms, rival_arms, combined_arms, trial_arms)
-    single = (heads_arm(), without_kd_arm())
-    return {arm.key: arm.name for arm in (*chain.from_iterable(arms() for arms in makers), *single)}
+def variant_names() -> dict[str, str]:
+    """The name of every variant, by key."""
+    makers = (term_variants, option_variants, rival_variants, combined_variants, trial_variants)
+    single = (heads_variant(), without_kd())
+    return {variant.key: variant.name for variant in (*chain.from_iterable(variants() for variants in makers), *single)}

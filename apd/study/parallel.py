@@ -16,8 +16,7 @@ from typing import Any
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
-from apd.study.runner import Ledger
-from apd.study.worker import Worker, kind_of, steps_done, untrained_teacher, work
+from apd.study.runner import Ledger, Worker, kind_of, steps_done, untrained_teacher, work
 from apd.training.run_log import StoppedError, StopRequest
 
 START = "spawn"  # a GPU's context does not survive a fork

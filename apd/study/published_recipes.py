@@ -5,12 +5,13 @@ the images of a process, absent classes at logit 0, weight 10 for every distille
 differs: a perspective for each image (the paper's abstract), sums over classes and means over valid pixels, absent
 classes left out, and weights converted by :func:`pixel_weight` so that they pull as hard as the released ones.
 
-The paper's body could not be obtained. Where each value comes from is in :mod:`apd.study.published_sources`.
+The paper's body could not be obtained. Where each value comes from is in :data:`SOURCES`.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.inference import Inference
@@ -214,3 +215,71 @@ def _distillers(method: PaperMethod, num_classes: int, *, released: bool) -> tup
         f"method = {method!r}: expected one of {', '.join(PAPER_METHODS)} at the size of the paper, where the seconds "
         "of a step have not been measured"
     )
+
+
+SOURCES = MappingProxyType(
+    {
+        "seed": "own choice; released code: 123 or none, of other random numbers than these",
+        "data": "released code",
+        "data.blur": "released code: the probability is that of semseg, on which it builds",
+        "network": "released code",
+        "network.weights_file": "own choice: yours to give, the released code's file is published nowhere",
+        "training": "released code",
+        "training.iterations": "released code: its epochs, with the incomplete batches that its loader leaves out",
+        "training.batch_size": "released code: on four GPUs together, batch norm over all of them",
+        "training.evaluations": "own choice; released code: after every epoch, on centre crops",
+        "precision": "released code: no mixed precision",
+        "teacher.network": "released code",
+        "teacher.network.weights": "own choice: timm's file, the released code's is published nowhere",
+        "teacher.training": "own choice: as the student, how the released teachers were trained is not known",
+        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+        "teacher.expected_miou": "own choice: yours to give, the score of the paper's teacher is not known",
+        "inference": "released code",
+        "distillers": "released code",
+        "distillers.apd.scope": "released code: the images of a process; the paper: an image",
+        "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
+    }
+)
+"""Where values were read, by field or by what fields begin with: the authors' repository, of which nothing is copied;
+the paper's abstract; or a choice of this project. A distiller's fields stand under its method's name."""
+CORRECTED_SOURCES = MappingProxyType(
+    {
+        "distillers.pixel_kd.weight": "own choice: the released 10 over the number of classes",
+        "distillers.pixel_kd.reduction": "own choice: sums over classes, means over valid pixels",
+        "distillers.pixel_kd.upsample_logits": "own choice: the same information at 1/64 of the memory",
+        "distillers.apd.scope": "paper, abstract: a perspective for each sample",
+        "distillers.apd.reduction": "own choice: sums over classes, means over valid pixels",
+        "distillers.apd.absent": "own choice: left out, as the observations leave them out",
+        "distillers.apd.observation": f"own choice: the released 10 over {CLASSES_SEEN} classes in sight",
+        "distillers.apd.pixel_kd": "own choice: the released 10 over the number of classes",
+        "distillers.apd.upsample_logits": "own choice: the same information at 1/64 of the memory",
+    }
+)
+"""Where the corrected experiments differ from that."""
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, default) of every field of an experiment, nested ones as dotted names."""
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if is_dataclass(value):
+            yield from leaves(value, f"{name}.")
+        elif field.name == "distillers":
+            for distiller in value:
+                yield from leaves(distiller, f"{name}.{distiller.method}.")
+        elif field.name not in ("name", "method") or prefix == "data.":
+            yield name, value, field.default
+
+
+def lines_with_sources(experiment: Experiment, sources: Mapping[str, str]) -> Iterator[str]:
+    """Every field of an experiment with its value and the source of it; a default of its class needs none.
+
+    >>> shown = lines_with_sources(paper_recipe("cityscapes"), SOURCES)
+    >>> next(line for line in shown if line.startswith("training.l"))
+    'training.learning_rate               0.005            released code'
+    """
+    for field, value, default in leaves(experiment):
+        known = [name for name in sources if f"{field}.".startswith(f"{name}.")]
+        source = sources[max(known, key=len)] if known and (value != default or field in known) else ""
+        shown = f"{value:.6g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
+        yield f"{field:36s} {shown:16s} {source or 'default'}"

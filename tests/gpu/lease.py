@@ -23,9 +23,10 @@ from apd.config.identity import fingerprint
 from apd.cost.measure import step_latency
 from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
-from apd.study.campaign import CAMPAIGNS, existing_records, experiments_of
-from apd.study.parallel import side_by_side, untrained_teacher
-from apd.study.runner import Ledger
+from apd.study.campaign import existing_records
+from apd.study.campaigns import CAMPAIGNS, experiments_of
+from apd.study.parallel import side_by_side
+from apd.study.runner import Ledger, untrained_teacher
 from apd.training.build import choose_device
 from apd.training.distributed import ALONE
 from apd.training.run import records_folder, repository, run_folder, runs_folder

@@ -15,7 +15,7 @@ from small_experiments import DATA, tiny
 
 from apd.config.experiment import NetworkConfig, TeacherConfig
 from apd.models.pretrained import offline_file
-from apd.study.campaign import CAMPAIGNS
+from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import read_record, read_records
 from apd.training.run import run_folder, train
 from tests.gpu import lease

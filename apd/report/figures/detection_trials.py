@@ -9,7 +9,7 @@ from apd.evaluation.average_precision import ap_scores, tables_of
 from apd.report.detection_comparison import ARM_NAMES
 from apd.report.figures.page import Drawing, nothing, table
 from apd.report.figures.rates import last_validation, marked_row
-from apd.study.detection_recipes import DETECTION_FACTORS, STUDENT_RATE, UNTUNED, distillers_on_scenes
+from apd.study.coco_recipes import DETECTION_FACTORS, STUDENT_RATE, UNTUNED, distillers_on_scenes
 from apd.training.record import Record
 
 _WEIGHTS = "weights × {:g}"

@@ -8,7 +8,7 @@ import torch
 
 from apd.evaluation.metrics import scores
 from apd.report.figures.page import Drawing, nothing, table
-from apd.study.ablations import FACTORS, arm_of_strength, plain_arms
+from apd.study.ablations import FACTORS, plain_variants, variant_of_strength
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record
 
@@ -50,7 +50,9 @@ def rates_table(records: Sequence[Record], title: str) -> Drawing:
 
 def validation_by_strength(records: Sequence[Record], seed: int = 0) -> dict[str, dict[float, float]]:
     """mIoU on val of each method's trials: by its key, then by what its weights were multiplied with."""
-    trials = {arm_of_strength(arm, factor).distillers: (arm.key, factor) for arm in plain_arms() for factor in FACTORS}
+    trials = {
+        variant_of_strength(arm, factor).distillers: (arm.key, factor) for arm in plain_variants() for factor in FACTORS
+    }
     found: dict[str, dict[float, float]] = {}
     for record in records:
         trial = trials.get(record.experiment.distillers)
@@ -67,7 +69,9 @@ def weights_table(records: Sequence[Record], title: str) -> Drawing:
         title: of what.
     """
     found = validation_by_strength(records)
-    rows = {arm.name: marked_row(found[arm.key], FACTORS, "weights × {:g}") for arm in plain_arms() if arm.key in found}
+    rows = {
+        arm.name: marked_row(found[arm.key], FACTORS, "weights × {:g}") for arm in plain_variants() if arm.key in found
+    }
     if not any(factor != 1 for values in found.values() for factor in values):
         return nothing(f"{title}: no trial of other weights is recorded.")
     caption = (

@@ -6,8 +6,8 @@ from pathlib import Path
 from apd.report.figures.page import Words
 from apd.report.figures.tables import QUESTIONS, digits_of, interval, points
 from apd.report.statistics import Comparison, Difference, compare, paired_difference, planned_and_done
-from apd.study.ablations import arm_names
-from apd.study.campaign import experiments_of
+from apd.study.ablations import variant_names
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, read_record
 from apd.training.run import records_folder
@@ -71,7 +71,7 @@ def beside_methods(campaigns: Mapping[str, Sequence[Record]], arms: Mapping[str,
     Raises:
         ComparisonError: records that cannot be compared.
     """
-    names = METHOD_NAMES | arm_names()
+    names = METHOD_NAMES | variant_names()
     comparisons = []
     for methods in dict.fromkeys(arms.values()):
         joined = [arm for arm in arms if arms[arm] == methods and arm in campaigns]

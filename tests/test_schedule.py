@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR, Po
 
 from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.study.recipes import lengthened
-from apd.training.build import described, rate_factor, set_rates
+from apd.training.optim import described, rate_factor, set_rates
 
 ITERATIONS = 40
 

@@ -65,12 +65,14 @@ def _cost(arguments: list[str]) -> int:
     """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, milliseconds and
     memory of the method's forward and backward pass at published sizes; with --switches, seconds of a training step;
     with --feeding, images per second of the loader and of the student's training."""
+    from apd.config.datasets import spec_of
     from apd.cost.feeding import feeding_of_experiment
     from apd.cost.loss import method_costs
     from apd.cost.measure import cost_of
     from apd.cost.switches import switch_table
     from apd.study.recipes import Size, recipe
-    from apd.training.build import build_network, choose_device, spec_of
+    from apd.training.distributed import choose_device
+    from apd.training.segmentation import build_network
 
     @dataclass(frozen=True)
     class CostOptions:

@@ -21,7 +21,7 @@ from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import unit_range
 from apd.data.instances import InstanceSample, as_target
 from apd.models.detector_hooks import DetectorPair, DetectorTap, DetectorView, teacher_view, training_step
-from apd.training.tasks import task_of
+from apd.training.run import task_of
 
 Distiller = Callable[[DetectorPair], Mapping[str, Tensor]]
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from apd.config.datasets import build_augmentation, build_splits
 from apd.config.experiment import Experiment
 from apd.data.augment import Augmentation
 from apd.data.batches import Batch, training_batches
 from apd.data.device_batches import device_batches
 from apd.data.specs import SegmentationDataset
-from apd.training.build import build_augmentation, build_network, build_splits, set_rates
-from apd.training.trainer import Run
+from apd.training.optim import set_rates
+from apd.training.segmentation import SegmentationTask, build_network
+from apd.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,14 @@ def feeding_of_experiment(
     student = build_network(alone.network, classes, device, seed=alone.seed, weights_follow=True)
     workers = tuple(workers)
     with tempfile.TemporaryDirectory() as folder:  # a run has one, and these steps leave nothing in it
-        run = Run(alone, Path(folder), device, False, splits, student, None)
+        run = Trainer(SegmentationTask(alone), Path(folder), splits, student, None)
         set_rates(run.optimisers, training, 0)
         run.student.train()
         on_device = not (alone.data.rotation or alone.data.blur)  # which has neither
         both = (False, True) if device.type == "cuda" and on_device else (training.device_augmentation,)
         for there in both:
             yield from feeding_of(
-                run._step,
+                run.step,
                 splits.train,
                 build_augmentation(alone.data),
                 batch_size=training.batch_size,

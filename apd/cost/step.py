@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apd.config.experiment import Experiment
 from apd.distillers.build import build_distiller
 from apd.models.segmenter import SegOutput
-from apd.training.build import build_network
-from apd.training.segmentation import task_loss
+from apd.training.segmentation import build_network, task_loss
 from apd.validation import values_unchecked
 
 FAKE_DEVICE = "cuda"  # what the code sees; no GPU is needed. As on a CPU, it would look into the labels, which are none

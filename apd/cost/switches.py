@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import torch
 
+from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment, ExperimentError
 from apd.cost.measure import Latency
 from apd.data.batches import Batch
 from apd.evaluation.inference import resolve_precision
-from apd.training.build import build_network, spec_of
 from apd.training.cuda_graph import EAGER_STEPS
-from apd.training.step import Update
+from apd.training.segmentation import SegmentationTask, build_network
+from apd.training.trainer import TrainStep
 
 
 class SwitchCost(NamedTuple):
@@ -88,15 +89,14 @@ def step_latency(experiment: Experiment, device: torch.device, warmup: int, repe
     if experiment.teacher is not None:
         teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
         teacher.eval().requires_grad_(False)
-    precision = resolve_precision(device, experiment.precision)
-    update = Update(experiment, student, teacher, precision=precision)
+    step = TrainStep(SegmentationTask(experiment), student, teacher)
     batch = random_batch(experiment, classes)
     milliseconds = []
     if experiment.training.cuda_graph:
         warmup += EAGER_STEPS
     for number in range(-warmup, repeats):
         start = time.perf_counter()
-        update(batch)
+        step(batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number >= 0:

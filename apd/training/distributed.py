@@ -160,13 +160,13 @@ class Ranks:
             )
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over ranks after each backward pass outside `not_yet`."""
+        """The module, its gradients averaged over ranks after each backward pass outside `no_sync`."""
         if self.size == 1:
             return module
         # buffers stay each rank's own: batch norm's are synchronised or of no account, and a memory of features is huge
         return DistributedDataParallel(module, **{_SEND_BUFFERS: False})
 
-    def not_yet(self, wrapped: nn.Module, when: bool) -> contextlib.AbstractContextManager:
+    def no_sync(self, wrapped: nn.Module, when: bool) -> contextlib.AbstractContextManager:
         """Inside, `when` that is so, gradients stay each rank's own: the last step of an accumulation sends them."""
         if self.size == 1 or not when:
             return contextlib.nullcontext()
@@ -245,6 +245,27 @@ def own_gpu() -> str:
             "each GPU (torchrun --nproc-per-node), or give --device cpu"
         )
     return f"cuda:{number}"
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The torch device of that name; without a name cuda where there is one, else cpu.
+
+    Of several ranks, each takes the GPU of its own number where none is named.
+
+    Raises:
+        ExperimentError: there is no such device here.
+    """
+    if not name:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = own_gpu()
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ExperimentError(f"device = {name!r}: expected cpu, or cuda where there is a GPU ({reason})") from error
+    return device
 
 
 def join() -> Ranks:

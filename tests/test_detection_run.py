@@ -131,7 +131,7 @@ def test_every_trained_parameter_belongs_to_one_group_of_one_optimiser(tmp_path)
 def test_frozen_stages_of_a_pre_trained_backbone_are_in_no_group():
     task = task_of(replace(small(), network=replace(NETWORK, backbone="resnet18", weights="imagenet")))
     detector = task.network(task.experiment.network, 3, torch.device("cpu"), 0, weights_follow=True)
-    body, rest = task.parameters(detector)
+    body, rest = task.parameter_groups(detector)
     assert all(p.requires_grad for p in (*body, *rest))
     frozen = [name for name, p in detector.named_parameters() if not p.requires_grad]
     assert frozen

@@ -18,7 +18,7 @@ from apd.data.augment import Augmentation
 from apd.data.batches import Batch, training_batches
 from apd.data.device_batches import device_batches
 from apd.data.specs import SegmentationDataset
-from apd.training.optim import set_rates
+from apd.training.optim import set_learning_rates
 from apd.training.segmentation import SegmentationTask, build_network
 from apd.training.trainer import Trainer
 
@@ -154,7 +154,7 @@ def feeding_of_experiment(
     workers = tuple(workers)
     with tempfile.TemporaryDirectory() as folder:  # a run has one, and these steps leave nothing in it
         run = Trainer(SegmentationTask(alone), Path(folder), splits, student, None)
-        set_rates(run.optimisers, training, 0)
+        set_learning_rates(run.optimisers, training, 0)
         run.student.train()
         on_device = not (alone.data.rotation or alone.data.blur)  # which has neither
         both = (False, True) if device.type == "cuda" and on_device else (training.device_augmentation,)

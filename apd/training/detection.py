@@ -27,7 +27,7 @@ from apd.models.detector_hooks import DetectorTap, training_step
 from apd.normalizers import divisor
 from apd.training.distributed import Ranks
 
-_KEPT_PICTURES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
+_KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
 _SCENES_AT_A_TIME = 8
 
 
@@ -66,7 +66,7 @@ class DetectionTask(nn.Module):
         data = self.experiment.data
         where = dict(annotations=data.annotations, pictures=data.pictures, masks=data.masks)
         found = coco_split(data.folder, part, **where, cache=False)
-        return coco_split(data.folder, part, **where, cache=True) if len(found) <= _KEPT_PICTURES else found
+        return coco_split(data.folder, part, **where, cache=True) if len(found) <= _KEPT_IMAGES else found
 
     def splits(self) -> Splits:
         """All that a run needs; a data set that is trained and scored on is one object."""
@@ -94,7 +94,7 @@ class DetectionTask(nn.Module):
     def batches(
         self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
     ) -> Iterator[InstanceBatch]:
-        """Pictures of any sizes with their things."""
+        """Images of any sizes with their instances."""
         data, training = self.experiment.data, self.experiment.training
         return training_instance_batches(
             dataset,
@@ -125,7 +125,7 @@ class DetectionTask(nn.Module):
         class_names: Sequence[str] = (),
         weights_follow: bool = False,
     ) -> FasterRCNN:
-        """See :func:`apd.models.detector.build_detector`; pictures are resized as the experiment's data say."""
+        """See :func:`apd.models.detector.build_detector`; images are resized as the experiment's data say."""
         sides = self.experiment.data.height, self.experiment.data.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -196,9 +196,9 @@ class DetectionTask(nn.Module):
 
     @property
     def at_a_time(self) -> int:
-        """Pictures that are scored together.
+        """Images that are scored together.
 
-        Those of several sizes are looked at one by one: padded to a larger one, a picture would be seen otherwise, and
+        Those of several sizes are looked at one by one: padded to a larger one, an image would be seen otherwise, and
         scores depend on its neighbours.
         """
         return _SCENES_AT_A_TIME if self.experiment.data.name == "scenes" else 1
@@ -210,8 +210,8 @@ class DetectionTask(nn.Module):
 
         AP is no mean of parts' APs, so rank 0 counts what all ranks have found.
         """
-        parts = ranks.to_first(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
-        return ranks.by_first(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
+        parts = ranks.gather(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
+        return ranks.on_rank_zero(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
 
     def compare(
         self, student: nn.Module, teacher: nn.Module, dataset: InstanceDataset, *, precision: str, ranks: Ranks

@@ -18,7 +18,7 @@ def build_optimisers(
     """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
 
     A parameter group that follows a schedule carries `base_rate`; that of a teacher's head does only where the
-    experiment says so, and else keeps its rate (released code).
+    experiment says so, and else keeps its learning rate (released code).
 
     Args:
         experiment: its training and the configurations of its distillers.
@@ -36,10 +36,10 @@ def build_optimisers(
             if config.teacher_head_schedule == "poly":
                 group["base_rate"] = config.teacher_head_rate
             teacher_groups.append(group)
-    head_rate = training.learning_rate * training.head_multiplier
+    head_learning_rate = training.learning_rate * training.head_multiplier
     groups = [
         {"params": backbone_parameters, "base_rate": training.learning_rate},
-        {"params": head_parameters, "base_rate": head_rate},
+        {"params": head_parameters, "base_rate": head_learning_rate},
     ]
     # fused None leaves the choice to torch, which does not take the fused one
     common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": training.fused or None}
@@ -59,7 +59,7 @@ def poly_factor(training: TrainingConfig, step: int) -> float:
 
 
 def steps_factor(training: TrainingConfig, step: int) -> float:
-    """A tenth for every milestone that is reached: a rate falls at the step whose number the milestone is."""
+    """A tenth for every milestone that is reached: it falls at the step whose number the milestone is."""
     return 0.1 ** sum(milestone <= step for milestone in training.milestones)
 
 
@@ -68,8 +68,8 @@ def warmup_factor(training: TrainingConfig, step: int) -> float:
     return min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
 
 
-def rate_factor(training: TrainingConfig, step: int) -> float:
-    """What a rate of the student is multiplied by in a step: its schedule times its warm-up.
+def learning_rate_factor(training: TrainingConfig, step: int) -> float:
+    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
 
     Args:
         training: the schedule.
@@ -77,24 +77,24 @@ def rate_factor(training: TrainingConfig, step: int) -> float:
 
     Example:
         >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
-        >>> [round(rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
+        >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
         [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
     """
     scheduled = poly_factor(training, step) if training.schedule == "poly" else steps_factor(training, step)
     return scheduled * warmup_factor(training, step)
 
 
-def set_rates(optimisers: dict[str, torch.optim.Optimizer], training: TrainingConfig, step: int) -> None:
-    """Give each parameter group that has a `base_rate` its rate for a step.
+def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], training: TrainingConfig, step: int) -> None:
+    """Give each parameter group that has a `base_rate` its learning rate for a step.
 
     Args:
-        optimisers: by name: "student" follows :func:`rate_factor`; a teacher's head that follows anything follows
+        optimisers: by name: "student" follows :func:`learning_rate_factor`; a teacher's head that follows anything
             :func:`poly_factor`, whatever the student does.
         training: the student's schedule.
         step: steps done before.
     """
     for name, optimiser in optimisers.items():
-        factor = rate_factor(training, step) if name == "student" else poly_factor(training, step)
+        factor = learning_rate_factor(training, step) if name == "student" else poly_factor(training, step)
         for group in optimiser.param_groups:
             if "base_rate" in group:
                 group["lr"] = group["base_rate"] * factor
@@ -108,9 +108,9 @@ def described(training: TrainingConfig) -> str:
         'sgd, rate 0.01 and 0.1 for heads, poly with power 0.9, rising over the first 100 steps'
     """
     heads = training.learning_rate * training.head_multiplier
-    told = f"{training.optimiser}, rate {training.learning_rate:g} and {heads:g} for heads, "
+    text = f"{training.optimiser}, rate {training.learning_rate:g} and {heads:g} for heads, "
     if training.schedule == "poly":
-        told += f"poly with power {training.power:g}"
+        text += f"poly with power {training.power:g}"
     else:
-        told += f"falling to a tenth at {', '.join(map(str, training.milestones))}"
-    return told + (f", rising over the first {training.warmup} steps" if training.warmup else "")
+        text += f"falling to a tenth at {', '.join(map(str, training.milestones))}"
+    return text + (f", rising over the first {training.warmup} steps" if training.warmup else "")

@@ -20,7 +20,7 @@ from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
-from apd.training.distributed import Ranks, choose_device, join, of_every_rank, told_losses
+from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
 from apd.training.provenance import provenance
 from apd.training.record import SCHEMA, Record, read_record
 from apd.training.segmentation import SegmentationTask
@@ -28,7 +28,7 @@ from apd.training.teacher import load_teacher
 from apd.training.trainer import Progress, Task, Trainer
 
 
-@told_losses()
+@lost_rank_errors()
 def train(
     experiment: Experiment,
     *,
@@ -80,8 +80,8 @@ def _trained(
 ) -> Record:
     """See :func:`train`; before the training of a teacher the labels were counted for its student."""
     ranks = join()
-    folder = ranks.by_first(lambda: run_folder(experiment))
-    if record := ranks.by_first(lambda: _finished(folder)):
+    folder = ranks.on_rank_zero(lambda: run_folder(experiment))
+    if record := ranks.on_rank_zero(lambda: _finished(folder)):
         return record
     where = choose_device(device)
     if ranks.size > 1 and where.type == "cuda":
@@ -91,20 +91,20 @@ def _trained(
     if workers < 0:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0")
     with ranks.hold(folder, wait=wait):
-        if record := ranks.by_first(lambda: _finished(folder)):  # by the process that we waited for
+        if record := ranks.on_rank_zero(lambda: _finished(folder)):  # by the process that we waited for
             return record
         # what can be wrong with data or student is found before hours go into a teacher
-        splits = ranks.first_then_all(task.splits)
+        splits = ranks.rank_zero_first(task.splits)
         if not is_teacher:
-            ranks.by_first(lambda: _tell_census(task.census(splits), experiment))
+            ranks.on_rank_zero(lambda: _print_census(task.census(splits), experiment))
         names = splits.train.spec.class_names
-        student = ranks.first_then_all(
+        student = ranks.rank_zero_first(
             lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
         )
         teacher, weights = None, None
         if experiment.teacher is not None:
             weights = _teacher_weights(experiment, device=device, progress=progress, workers=workers)
-            teacher = ranks.first_then_all(lambda: load_teacher(task, weights, len(names), where))
+            teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, len(names), where))
         run = Trainer(task, folder, splits, student, teacher, progress=progress, ranks=ranks, workers=workers)
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, run.precision, ranks.size, task.libraries)
@@ -184,7 +184,7 @@ def _finished(folder: Path) -> Record | None:
     return record
 
 
-def _tell_census(census: Census | None, experiment: Experiment) -> None:
+def _print_census(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
     if census is None:
         return
@@ -222,9 +222,9 @@ def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path | None) 
     if run.teacher is not None:
         both = run.task.compare(run.evaluated, run.teacher, evaluation, precision=run.precision, ranks=ranks)
         # a file of weights can be replaced under its name: the record says which it was
-        digest = ranks.by_first(lambda: sha256_of(teacher_weights))
+        digest = ranks.on_rank_zero(lambda: sha256_of(teacher_weights))
         teacher = {**run.facts["teacher"], **both, "weights_sha256": digest}
-    return ranks.by_first(lambda: _write(run, origin, measured, teacher))
+    return ranks.on_rank_zero(lambda: _write(run, origin, measured, teacher))
 
 
 def _write(run: Trainer, origin: dict[str, Any], measured: dict[str, Any], teacher: dict[str, Any] | None) -> Record:

@@ -51,7 +51,7 @@ def measure_teacher(
     fact = task.evaluate(teacher, splits.evaluation, precision=precision, inference=experiment.inference, ranks=ranks)
     score, value = task.headline(fact)
     expected = getattr(experiment.teacher, task.expected)
-    ranks.tell(f"{experiment.name}: teacher {score} {value:.4f} on {split}")
+    ranks.print(f"{experiment.name}: teacher {score} {value:.4f} on {split}")
     if not value >= expected:
         raise of_every_rank(
             TeacherError(

@@ -1,10 +1,7 @@
-"""The loop of one run: from batch to batch, and from a kill back to the step before it.
+"""The training step, and the loop of one run around it.
 
-Everything that varies from step to step is either a pure function of the seed and the step (order of images,
-augmentation, rates) or is in the checkpoint (weights, heads, both optimisers, random generators), so on a CPU an
-interrupted run and an uninterrupted one end bit-equal. With several ranks every rank runs this loop; rank 0 alone
-writes. A run may go on with another number of ranks: it sees the same batches and goes on with the same weights, but
-sums are made in another order, and ranks that were not there before draw their dropout afresh.
+What varies from step to step is a function of seed and step (order of images, augmentation, learning rates) or is in
+the checkpoint, so on a CPU an interrupted run ends bit-equal to an uninterrupted one with as many ranks.
 """
 
 import time
@@ -28,7 +25,7 @@ from apd.training.checkpoint import load_newest, save_checkpoint
 from apd.training.cuda_graph import CapturedStep
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.optim import build_optimisers, rate_factor, set_rates
+from apd.training.optim import build_optimisers, learning_rate_factor, set_learning_rates
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
 from apd.training.teacher import measure_teacher
@@ -77,12 +74,12 @@ class TrainStep:
         if self.captured is None or not self.captured.recorded:
             for optimiser in self.optimisers.values():
                 optimiser.zero_grad(set_to_none=True)
-        batches = self.task.micro_batches(batch, self.device)
+        micro_batches = self.task.micro_batches(batch, self.device)
         with values_unchecked():  # the loop looks at the losses
-            if len(batches) > 1:
-                terms = self.accumulated_gradients(batches)
+            if len(micro_batches) > 1:
+                terms = self.accumulated_gradients(micro_batches)
             else:
-                terms = (self.captured or self.gradients)(batches[0])
+                terms = (self.captured or self.gradients)(micro_batches[0])
         if self.training.clip_norm is not None:
             trained = [p for group in self.optimisers["student"].param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.training.clip_norm)
@@ -100,16 +97,16 @@ class TrainStep:
         terms["loss"].backward()
         return {name: value.detach() for name, value in terms.items()}
 
-    def accumulated_gradients(self, batches: list[Batch]) -> dict[str, Tensor]:
+    def accumulated_gradients(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """Those of the whole batch, a micro-batch at a time, whose terms are shares of the whole's."""
-        teachers = [self.task.teacher_outputs(batch) for batch in batches]
+        teachers = [self.task.teacher_outputs(batch) for batch in micro_batches]
         counts = PartsInTurn(over_processes=self.ranks.size > 1)
-        for batch, teacher in zip(batches, teachers, strict=True):
+        for batch, teacher in zip(micro_batches, teachers, strict=True):
             with counts.counting():
                 self.task.count(*batch, teacher)
         shares: list[dict[str, Tensor]] = []
-        for batch, teacher in zip(batches, teachers, strict=True):
-            with counts.computing(), self.ranks.no_sync(self.losses, when=len(shares) < len(batches) - 1):
+        for batch, teacher in zip(micro_batches, teachers, strict=True):
+            with counts.computing(), self.ranks.no_sync(self.losses, when=len(shares) < len(micro_batches) - 1):
                 terms = self.losses(*batch, teacher)
                 terms["loss"].backward()
             shares.append({name: value.detach() for name, value in terms.items()})
@@ -159,14 +156,14 @@ class Trainer:
             desc=self.experiment.name,
             disable=not self.ranks.first or (None if self.progress is None else self.progress is not True),
         )
-        told = self.progress == "lines" and self.ranks.first
-        lines = ProgressLines(self.experiment.name, step, training.iterations) if told else None
+        in_lines = self.progress == "lines" and self.ranks.first
+        lines = ProgressLines(self.experiment.name, step, training.iterations) if in_lines else None
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
         self.student.train()
         saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
         with StopRequest(notice=self.ranks.first) as stop, bar:
             for batch in batches:
-                set_rates(self.optimisers, training, step)
+                set_learning_rates(self.optimisers, training, step)
                 terms = self.step(batch)
                 taken = {"seconds": time.perf_counter() - tick}
                 if self.device.type == "cpu":
@@ -186,7 +183,7 @@ class Trainer:
                     score, value = self._evaluate_on_the_way(step)
                     bar.set_postfix_str(f"{score} {value:.4f} on val")
                     if lines is not None:
-                        lines.tell(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
+                        lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
                     self.student.train()
                 self.facts["seconds"] += time.perf_counter() - tick
                 if save:
@@ -216,7 +213,7 @@ class Trainer:
                 )
             )
         self._loss = values["loss"]
-        rate = self.experiment.training.learning_rate * rate_factor(self.experiment.training, step)
+        rate = self.experiment.training.learning_rate * learning_rate_factor(self.experiment.training, step)
         if self.ranks.first:
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
             self.log.write({"step": step, **taken, "learning_rate": rate, **values})
@@ -228,7 +225,7 @@ class Trainer:
 
     def measured(self, dataset: Any, inference: Inference = WHOLE_PICTURE) -> dict[str, Any]:
         """What the task measures of the network that is scored, each rank looking at its part of the images."""
-        self.ranks.take_buffers_of_first(self.evaluated)
+        self.ranks.broadcast_buffers(self.evaluated)
         return self.task.evaluate(
             self.evaluated, dataset, precision=self.precision, inference=inference, ranks=self.ranks
         )
@@ -242,10 +239,10 @@ class Trainer:
         state = {f"distillers.{name}": value for name, value in self.distillers.state_dict().items()}
         if self.average is not None:
             state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for rank, generators in enumerate(self.ranks.each(self._generators())):
+        for rank, generators in enumerate(self.ranks.all_gather(self._generators())):
             state |= {_of_rank(name, rank): value for name, value in generators.items()}
         self.facts["log_lines"] = self.log.lines
-        self.ranks.by_first(
+        self.ranks.on_rank_zero(
             lambda: save_checkpoint(
                 self.folder / "checkpoints",
                 step,
@@ -258,7 +255,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the newest whole checkpoint, if there is one, and return the steps done."""
-        checkpoint = self.ranks.by_first(self._newest_checkpoint)
+        checkpoint = self.ranks.on_rank_zero(self._newest_checkpoint)
         step = checkpoint["step"] if checkpoint else 0
         self.ranks.seed(self.experiment.seed, step)  # dropout; everything else has generators of its own
         if checkpoint is None:
@@ -279,7 +276,7 @@ class Trainer:
             if (saved := state.get(_of_rank(name, self.ranks.rank))) is not None:
                 self._set_generator(name, saved)
         self.facts = checkpoint["facts"]
-        self.ranks.tell(f"{self.experiment.name}: resumed at step {step}")
+        self.ranks.print(f"{self.experiment.name}: resumed at step {step}")
         return step
 
     def _newest_checkpoint(self) -> dict[str, Any] | None:

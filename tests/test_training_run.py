@@ -2,11 +2,14 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_detection import prepared, small
 from small_experiments import TEACHER, digest, outcome, prepared_run, tiny
 from torch import nn
 
@@ -16,12 +19,17 @@ from apd.distillers.configs import APDConfig
 from apd.report.trace import trained_distiller
 from apd.training import trainer as loop
 from apd.training.checkpoint import CheckpointError
+from apd.training.optim import set_learning_rates
 from apd.training.run import run_folder, task_of, train, trained_network
 from apd.training.run_log import CURVE_POINTS, NonFiniteLossError, RunLog
 from apd.training.segmentation import build_network, task_loss
 from apd.training.teacher import load_teacher
 
 CPU = torch.device("cpu")
+METHOD_FILES = {
+    *("perspective", "fused", "losses", "normalizers", "distill", "projection", "term_weights"),
+    *("distillers", "hooks", "validation"),
+}
 
 
 @pytest.fixture
@@ -40,6 +48,38 @@ def equal(one, other):
 
 def log_of(experiment):
     return [json.loads(line) for line in (run_folder(experiment) / "log.jsonl").read_text().splitlines()]
+
+
+# one step on one screen
+
+
+@pytest.mark.parametrize(("task", "most"), [("segmentation", 10), ("detection", 12)])
+def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most):
+    """Beside those of the method: its losses, their normalisers, heads, checks and the hooks that feed them."""
+    run = prepared_run(tiny("apd"), tmp_path) if task == "segmentation" else prepared(small("roi_apd"), tmp_path)
+    batches = run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device)
+    package, walked = Path(loop.__file__).parents[1], set()
+
+    def note(frame, event, _):
+        if event == "call" and Path(frame.f_code.co_filename).is_relative_to(package):
+            walked.add(Path(frame.f_code.co_filename).relative_to(package).as_posix())
+
+    run.student.train()
+    for index in range(len(run.splits.train)):  # a scene is drawn once and kept
+        run.splits.train[index]
+    run.step(next(batches))  # what is imported or set up once is no part of a step
+    sys.setprofile(note)
+    try:
+        batch = next(batches)
+        set_learning_rates(run.optimisers, run.experiment.training, 2)
+        run._note(2, {}, run.step(batch), batch)
+    finally:
+        sys.setprofile(None)
+    method = METHOD_FILES & {name.removesuffix(".py").split("/")[0] for name in walked}
+    others = {name for name in walked if name.removesuffix(".py").split("/")[0] not in METHOD_FILES}
+    assert {"losses", "normalizers"} <= method
+    assert {f"training/{task}.py", "training/trainer.py", "training/run_log.py", "data/batches.py"} <= others
+    assert len(others) <= most, sorted(others)
 
 
 # what a step updates

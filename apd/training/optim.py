@@ -58,18 +58,11 @@ def poly_factor(training: TrainingConfig, step: int) -> float:
     return (1 - step / training.iterations) ** training.power
 
 
-def steps_factor(training: TrainingConfig, step: int) -> float:
-    """A tenth for every milestone that is reached: it falls at the step whose number the milestone is."""
-    return 0.1 ** sum(milestone <= step for milestone in training.milestones)
-
-
-def warmup_factor(training: TrainingConfig, step: int) -> float:
-    """(step + 1)/warmup, at most 1: the first step already moves the weights, and the last of the warm-up fully."""
-    return min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
-
-
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
     """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
+
+    The schedule is :func:`poly_factor`, or a tenth for every milestone that is reached: the learning rate falls at the
+    step whose number the milestone is. The first step of a warm-up already moves the weights, and its last fully.
 
     Args:
         training: the schedule.
@@ -80,8 +73,11 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
         >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
         [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
     """
-    scheduled = poly_factor(training, step) if training.schedule == "poly" else steps_factor(training, step)
-    return scheduled * warmup_factor(training, step)
+    if training.schedule == "poly":
+        scheduled = poly_factor(training, step)
+    else:
+        scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones)
+    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
 
 
 def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], training: TrainingConfig, step: int) -> None:

@@ -50,7 +50,7 @@ def train(
             and the scores on the way.
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
-            number gives the same batches. `apd cost --feeding` measures what a machine needs.
+            number gives the same batches.
         on_step: called with the number of steps done after each one.
 
     Raises:

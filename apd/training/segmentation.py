@@ -26,7 +26,7 @@ from apd.data.device_batches import device_batches
 from apd.data.specs import DatasetSpec, SegmentationDataset
 from apd.distillers.build import build_distiller
 from apd.distillers.configs import DistillerConfig
-from apd.evaluation.inference import agreement_of, autocast, confusion_of, resolve_precision
+from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluation.metrics import scores
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import divisor
@@ -165,7 +165,9 @@ class SegmentationTask(nn.Module):
         training = self.experiment.training
         if not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
-        self._autocast = partial(autocast, precision=self.precision(next(student.parameters()).device))
+        device = next(student.parameters()).device
+        bf16 = self.precision(device) == "bf16"
+        self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         # evaluation, whose sizes vary, calls the networks uncompiled; bound methods, since a module would become a
         # part of this one
         called = [torch.compile(n.forward) if training.compile else n.__call__ for n in (student, teacher) if n]
@@ -186,12 +188,12 @@ class SegmentationTask(nn.Module):
     @torch.no_grad()
     def teacher_outputs(self, batch: Batch) -> SegOutput | None:
         """The teacher's output, where there is something to distil."""
-        with self._autocast(batch.images_B3HW.device):
+        with self._autocast():
             return self._teacher(batch.images_B3HW) if self._teacher is not None and self.distillers else None
 
     def forward(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> dict[str, Tensor]:
         """The unweighted terms by name, and "loss", their weighted sum. `teacher`: its output for the images."""
-        with self._autocast(images_B3HW.device):
+        with self._autocast():
             student: SegOutput = self._student(images_B3HW)
         terms = {"task": task_loss(student.logits, labels_BHW, self._spec.ignore_index)}
         loss, auxiliary_weight = terms["task"], self.experiment.training.auxiliary_weight

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
-from apd.training.build import spec_of
 from apd.training.record import SCHEMA, Record
 
 PIXELS = 1000

@@ -130,7 +130,7 @@ def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
 
 def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, runs, monkeypatch):
     train(replace(quick("short"), name="begun-elsewhere"))
-    monkeypatch.setattr("apd.training.trainer.Run._step", lambda *_: pytest.fail("a step was done again"))
+    monkeypatch.setattr("apd.training.trainer.TrainStep.__call__", lambda *_: pytest.fail("a step was done again"))
     (record,) = run_campaign("four", folder=folder, only="short-seed0")
     found = train(quick("short"))
     assert (record.experiment.name, found.experiment.name) == ("short-seed0", "begun-elsewhere")

@@ -20,6 +20,7 @@ from PIL import Image
 from small_experiments import exit_code, tiny
 
 from apd.cli import app as cli
+from apd.config.datasets import build_split
 from apd.config.experiment import Experiment
 from apd.config.identity import from_dict, to_dict
 from apd.config.inference import Inference
@@ -29,7 +30,6 @@ from apd.evaluation.metrics import scores
 from apd.evaluation.predict import predict_picture
 from apd.study.campaigns import CAMPAIGNS
 from apd.study.recipes import all_recipes
-from apd.training.build import build_split
 from apd.training.record import read_record
 from apd.training.run import run_folder, train, trained_network
 from apd.training.run_log import ProgressLines

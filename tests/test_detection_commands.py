@@ -31,8 +31,7 @@ from apd.evaluation.detection_images import RESULTS, coco_results, colours_of, d
 from apd.evaluation.detections import ap_csv, ap_lines, detect
 from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import read_record
-from apd.training.run import run_folder, train, trained_network
-from apd.training.tasks import task_of
+from apd.training.run import run_folder, task_of, train, trained_network
 
 COCO = InstanceDataConfig(name="coco", folder="coco", train_part="val2017", val_part="val2017", height=64, width=80)
 SCENES = InstanceDataConfig(height=64, width=64, train_images=4, evaluation_images=2)
@@ -322,7 +321,7 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
     task, device = task_of(experiment), torch.device("cpu")
     student = task.network(experiment.network, 80, device, 0)
     teacher = task.network(experiment.teacher.network, 80, device, 1).eval().requires_grad_(False)
-    update = module.Update(experiment, student.train(), teacher, precision="fp32")
+    update = module.TrainStep(task, student.train(), teacher)
     data = NoiseThings(coco_spec("coco", "val2017"), (64, 80))
     batch = next(task.batches(data, start=0, ranks=module.ALONE, workers=0, device=torch.device("cpu")))
     with FlopCounterMode(display=False) as counter:

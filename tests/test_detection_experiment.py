@@ -9,6 +9,7 @@ import torch
 from small_detection import DATA, METHODS, NETWORK, TEACHER, TRAINING, small
 from small_experiments import tiny
 
+from apd.config.datasets import spec_of
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig
 from apd.config.inference import Inference
@@ -28,8 +29,8 @@ from apd.distillers.review_kd import ReviewKD
 from apd.distillers.roi_apd import RoIAPD
 from apd.models.detector import BODIES
 from apd.models.detector_hooks import LEVELS
-from apd.training.build import build_network, spec_of
-from apd.training.tasks import task_of
+from apd.training.run import task_of
+from apd.training.segmentation import build_network
 
 CONFIGS = (InstanceDataConfig, DetectorConfig, *DETECTION_DISTILLERS.values())
 

@@ -18,12 +18,10 @@ from apd.evaluation.average_precision import Detections, DetectionScorer, ap_sco
 from apd.evaluation.detections import ap_of
 from apd.models.detector_hooks import DetectorTap
 from apd.training import distributed as ranks
-from apd.training.build import require_equal_parts
 from apd.training.distributed import ALONE, Ranks, join
 from apd.training.record import read_record
-from apd.training.run import run_folder, trained_network
-from apd.training.step import Update
-from apd.training.tasks import task_of
+from apd.training.run import require_equal_parts, run_folder, task_of, trained_network
+from apd.training.trainer import TrainStep
 
 CPU = torch.device("cpu")
 THINGS = SceneInstances(8, height=64, width=64, context_shift=0.5, seed=0)
@@ -67,10 +65,10 @@ def one_step(name, uneven, job):
     task = task_of(experiment)
     student = without_chance(task.network(NETWORK, 3, CPU, 0).train())
     teacher = task.network(TEACHER.network, 3, CPU, 1).eval().requires_grad_(False)
-    update = Update(experiment, student, teacher, precision="fp32", ranks=job)
+    step = TrainStep(task, student, teacher, job)
     torch.manual_seed(job.rank)
-    terms = job.mean(update(part_of(batch_of(uneven), job)))
-    everything = nn.ModuleDict({"student": student, "distillers": update.distillers})
+    terms = step(part_of(batch_of(uneven), job))
+    everything = nn.ModuleDict({"student": student, "distillers": step.distillers})
     return {
         **{f"term.{term}": value for term, value in terms.items()},
         **{f"gradient.{n}": p.grad for n, p in everything.named_parameters() if p.requires_grad},

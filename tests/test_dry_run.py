@@ -8,6 +8,7 @@ from miniatures import write_converted
 from small_experiments import tiny
 
 from apd.cli import app as cli
+from apd.config.datasets import build_splits, spec_of
 from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
 from apd.cost import dry_run as module
 from apd.cost.count import step_cost, teacher_step_cost
@@ -16,8 +17,8 @@ from apd.cost.measure import cost_of, peak_of
 from apd.data.scenes.world import Noise
 from apd.distillers.configs import APDConfig
 from apd.study.recipes import recipe
-from apd.training.build import build_network, build_splits, choose_device, spec_of
-from apd.training.segmentation import task_loss
+from apd.training.distributed import choose_device
+from apd.training.segmentation import build_network, task_loss
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,7 @@ def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
     ticks = iter([0.0, 100.0, 100.0, *(t for n in range(3) for t in (n, n + 0.5, n + 2.5))])
     monkeypatch.setattr(module, "PATIENCE", 1000.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks, 0.0))
-    monkeypatch.setattr(module.Update, "__call__", lambda self, batch: None)
+    monkeypatch.setattr(module.TrainStep, "__call__", lambda self, batch: None)
     measured = measure_steps(experiment, *networks, splits.train, 3, 2)
     assert (measured.steps, measured.load_seconds, measured.step_seconds) == (3, 0.25, 1.0)
 

@@ -9,6 +9,7 @@ from PIL import Image
 from small_experiments import DATA, NETWORK
 from torch import nn
 
+from apd.config.datasets import build_split
 from apd.data.image_folder import DataError
 from apd.data.specs import SCENES, Sample
 from apd.evaluation.inference import (
@@ -21,7 +22,7 @@ from apd.evaluation.inference import (
 )
 from apd.evaluation.metrics import ConfusionMatrix, scores
 from apd.evaluation.predict import overlay, predict_picture
-from apd.training.build import build_network, build_split
+from apd.training.segmentation import build_network
 
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ from test_resnet import semseg_classifier
 
 from apd import APDLoss
 from apd.cli.app import main
+from apd.config.datasets import spec_of
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.inference import Inference
 from apd.distillers.build import build_distiller
@@ -27,9 +28,9 @@ from apd.study.published_recipes import (
     published_of,
 )
 from apd.study.recipes import all_recipes, recipe
-from apd.training.build import build_network, spec_of
 from apd.training.checkpoint import save_weights
 from apd.training.run import run_folder, train
+from apd.training.segmentation import build_network
 
 SIZES = get_args(PaperSize)
 RELEASED_SIZES = [size for size in SIZES if not size.endswith("_corrected")]

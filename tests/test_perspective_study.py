@@ -7,6 +7,7 @@ import torch
 from small_experiments import tiny
 
 from apd import class_prototypes, observe, resize_labels
+from apd.config.datasets import build_split
 from apd.config.experiment import ExperimentError
 from apd.config.identity import fingerprint
 from apd.data.batches import evaluation_batches
@@ -17,7 +18,6 @@ from apd.report.perspective_distance import compare_views, distance_to_shared
 from apd.report.perspective_relation import backed_by
 from apd.report.perspective_study import main, measure, own_perspectives, planned, scores_by_image, write_evidence
 from apd.report.trace import trained_distiller
-from apd.training.build import build_split
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import train, trained_network
 

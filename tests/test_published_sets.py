@@ -15,6 +15,7 @@ from small_experiments import tiny
 from torch import nn
 from torchvision.datasets import Cityscapes
 
+from apd.config.datasets import build_split, build_splits, spec_of
 from apd.config.experiment import DataConfig, ExperimentError
 from apd.data.converted import PUBLISHED_FOLDERS, ConvertedDataset
 from apd.data.image_folder import FolderDataset
@@ -31,7 +32,6 @@ from apd.data.published_specs import (
 from apd.data.specs import CAMVID, IGNORE_COLOUR, SegmentationDataset
 from apd.evaluation.inference import confusion_of
 from apd.models.segmenter import SegOutput
-from apd.training.build import build_split, build_splits, spec_of
 from apd.training.run import train
 
 SPECS = {

@@ -27,8 +27,8 @@ from apd.distillers.configs import (
 )
 from apd.fields import ExperimentError
 from apd.training import trainer as loop
-from apd.training.build import build_network
 from apd.training.run import train
+from apd.training.segmentation import build_network
 
 OTHER = {  # for every field a legal value that is not its default
     FitNetConfig: {"weight": 1.0},

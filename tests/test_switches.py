@@ -22,7 +22,7 @@ def after_a_step(folder, **training):
     torch.manual_seed(4)
     random = torch.Generator().manual_seed(5)
     images = torch.rand(4, 3, 32, 32, generator=random)
-    run.terms = run._step(Batch(images, torch.randint(0, 10, (4, 32, 32), generator=random)))
+    run.terms = run.step(Batch(images, torch.randint(0, 10, (4, 32, 32), generator=random)))
     return run
 
 
@@ -125,11 +125,11 @@ def test_a_recorded_step_is_replayed_on_new_batches_and_trains_as_one_that_is_no
 
             monkeypatch.setattr(CapturedStep, "_aside", lambda step, batch: step._compute(batch))
             monkeypatch.setattr(CapturedStep, "_record", record)
-            run.update._captured = CapturedStep(run.update._backward)
+            run.step.captured = CapturedStep(run.step.gradients)
         run.execute()
         ends.append(run.student.state_dict())
         logs.append([{k: v for k, v in line.items() if "seconds" not in k} for line in run.log.read()])
-    assert run.update._captured.recorded
+    assert run.step.captured.recorded
     assert logs[0] == logs[1]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 

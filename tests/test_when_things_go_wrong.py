@@ -109,7 +109,7 @@ def test_weights_that_cannot_be_had_are_an_error_and_no_random_start(runs, told,
         assert options["weights"] == "imagenet"
         raise RuntimeError("weights='imagenet' for backbone 'test_efficientnet': not there")
 
-    monkeypatch.setattr("apd.training.build.build_segmenter", unreachable)
+    monkeypatch.setattr("apd.training.segmentation.build_segmenter", unreachable)
     message = told("train", "--method", "student", "--network.weights", "imagenet")
     assert message == (
         "apd: this network cannot be built: weights='imagenet' for backbone 'test_efficientnet': not there"
@@ -247,7 +247,7 @@ def test_a_disk_that_is_full_at_the_very_end_costs_no_step(runs, told, monkeypat
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    execute = loop.Run.execute
+    execute = loop.Trainer.execute
 
     def execute_and_fill(run, on_step):
         execute(run, on_step)
@@ -255,14 +255,14 @@ def test_a_disk_that_is_full_at_the_very_end_costs_no_step(runs, told, monkeypat
         monkeypatch.setattr(checkpoint.os, "fsync", full)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "execute", execute_and_fill)
+        patch.setattr(loop.Trainer, "execute", execute_and_fill)
         message = told("train", "--method", "student", "--name", tiny().name)
         assert f"cannot write {run_folder(tiny()) / file}: " in message
         assert "No space left on device" in message
     monkeypatch.undo()
     monkeypatch.setenv("APD_RUNS", str(runs))
     assert not (run_folder(tiny()) / "record.json").exists()
-    monkeypatch.setattr(loop.Run, "_step", lambda *_: pytest.fail("a step was done again"))
+    monkeypatch.setattr(loop.TrainStep, "__call__", lambda *_: pytest.fail("a step was done again"))
     train(tiny())
     assert outcome(tiny()) == undisturbed
 
@@ -413,7 +413,7 @@ def test_a_gpu_without_enough_memory_is_told_in_a_line_and_the_run_goes_on_from_
     interrupted_run(3, monkeypatch)
     with monkeypatch.context() as patch:
         full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
-        patch.setattr(loop.Update, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(full)))
+        patch.setattr(loop.TrainStep, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(full)))
         message = told("train", "--method", "student")
     assert "the GPU's memory does not hold this run (CUDA out of memory)" in message
     assert "Lower --training.batch-size, raise --training.accumulation" in message

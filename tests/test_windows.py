@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from small_experiments import tiny
 from torch import nn
 
+from apd.config.datasets import build_split
 from apd.config.experiment import ExperimentError
 from apd.config.inference import WHOLE_PICTURE, Inference
 from apd.cost.measure import peak_of
@@ -25,7 +26,6 @@ from apd.evaluation.inference import (
     predict_labels,
     window_starts,
 )
-from apd.training.build import build_split
 from apd.training.run import train, trained_network
 
 LENGTHS, STRIDES = st.integers(1, 60), st.floats(0.01, 1)

@@ -30,10 +30,12 @@ def _campaign(arguments: list[str]) -> int:
 def _cost(arguments: list[str]) -> int:
     """Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, milliseconds and
     memory of the method's forward and backward pass at published sizes."""
+    from apd.config.datasets import spec_of
     from apd.cost.measure import LOSS_SHAPES, cost_of, loss_batch, loss_cost
     from apd.distill import APDLoss
     from apd.study.recipes import Size, recipe
-    from apd.training.build import build_network, choose_device, spec_of
+    from apd.training.distributed import choose_device
+    from apd.training.segmentation import build_network
 
     @dataclass(frozen=True)
     class CostOptions:

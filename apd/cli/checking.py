@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
 from apd.cli.parsing import parse
+from apd.config.datasets import build_split, spec_of
 from apd.config.experiment import DataConfig
 from apd.data.census import census_of
 from apd.data.dataset_yaml import DESCRIPTION, SPLITS, has_split, locate_folder
 from apd.data.images import DataError, MissingData
 from apd.fields import did_you_mean
-from apd.training.build import build_split, spec_of
 
 NAMES = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
 

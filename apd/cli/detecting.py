@@ -13,8 +13,7 @@ from apd.evaluation.detection_images import LEAST_SCORE, detect_in_pictures, dra
 from apd.evaluation.detections import ap_csv, ap_lines, scored
 from apd.training.exit_codes import UsageError
 from apd.training.record import Record
-from apd.training.run import trained_network
-from apd.training.tasks import task_of
+from apd.training.run import task_of, trained_network
 
 
 def evaluate_detector(

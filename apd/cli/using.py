@@ -55,10 +55,10 @@ def evaluate(arguments: list[str]) -> int:
     import tyro
 
     from apd.cli.detecting import evaluate_detector
+    from apd.config.datasets import build_split
     from apd.evaluation.inference import confusion_of
     from apd.evaluation.metrics import class_csv, scores, too_weak
     from apd.evaluation.predict import write_label_map
-    from apd.training.build import build_split
     from apd.training.run import trained_network
 
     @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,9 @@ def predict(arguments: list[str]) -> int:
     import tyro
 
     from apd.cli.detecting import predict_things
+    from apd.config.datasets import spec_of
     from apd.data.paired_files import names_of
     from apd.evaluation.predict import predict_picture, read_picture
-    from apd.training.build import spec_of
     from apd.training.run import trained_network
 
     @dataclass(frozen=True, kw_only=True)
@@ -170,8 +170,8 @@ def export(arguments: list[str]) -> int:
     """Write a finished run's student, alone, as ONNX or as a torch.export program."""
     import tyro
 
+    from apd.config.datasets import spec_of
     from apd.evaluation.export import SUFFIXES, export_network
-    from apd.training.build import spec_of
     from apd.training.run import trained_network
 
     @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torchvision.models.detection import FasterRCNN
 from apd.config.experiment import Experiment
 from apd.models.detector_hooks import DetectorPair, DetectorView
 from apd.models.segmenter import SegOutput
+from apd.training.run import task_of
 from apd.training.segmentation import task_loss
-from apd.training.tasks import task_of
 from apd.validation import values_unchecked
 
 FAKE_DEVICE = "cuda"  # what the code sees; no GPU is needed. As on a CPU, it would look into the labels, which are none

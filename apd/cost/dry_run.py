@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from apd.config.datasets import Splits, spec_of
 from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint
@@ -24,12 +25,11 @@ from apd.data.published_specs import COCO_STUFF
 from apd.data.scenes.instances import THINGS
 from apd.data.scenes.world import Noise, NoiseThings
 from apd.data.specs import DatasetSpec
-from apd.training.build import Splits, choose_device, described, spec_of
-from apd.training.distributed import ALONE
-from apd.training.run import run_folder
-from apd.training.step import Update
-from apd.training.tasks import task_of
+from apd.training.distributed import ALONE, choose_device
+from apd.training.optim import described
+from apd.training.run import run_folder, task_of
 from apd.training.teacher import TeacherError, load_teacher
+from apd.training.trainer import TrainStep
 
 CHECKED = 20
 """Images of each split that are read, spread evenly over it (own choice); the script of a data set checks all."""
@@ -170,7 +170,7 @@ def _network(
     try:
         if role == "teacher" and experiment.teacher.weights_file:
             path = Path(experiment.teacher.weights_file)
-            network = load_teacher(experiment, path, classes, device)
+            network = load_teacher(task, path, classes, device)
             score = "box AP" if experiment.task == "detection" else "mIoU"
             least = getattr(experiment.teacher, task.expected)
             told += f", weights of {path}; must reach {score} {least} before the first step"
@@ -200,7 +200,7 @@ def _tell_cost(experiment: Experiment, cost: StepCost, tell: Callable[[str], obj
         "workspaces on top"
     )
     for ranks in (1, 2, 4):
-        if batch % ranks == 0 and batch // ranks >= (1 if detection else 2):  # see Task.least_part
+        if batch % ranks == 0 and batch // ranks >= (1 if detection else 2):  # see SegmentationTask.least_part
             count = batch // ranks
             told = f"{_size(cost.memory_bytes(count))} for {f'{count} images' if count > 1 else 'an image'}"
             tell(f"  {told} in each of {ranks} processes" if ranks > 1 else f"  {told} in one process")
@@ -239,14 +239,14 @@ def _measure(
     training = replace(experiment.training, batch_size=images, accumulation=1, iterations=longest)
     task = task_of(replace(experiment, training=training))
     batches = task.batches(dataset, start=0, ranks=ALONE, workers=0, device=device)
-    update = Update(task.experiment, student.train(), teacher, precision=task.precision(device))
+    train_step = TrainStep(task, student.train(), teacher)
     ignore = IGNORED if experiment.task == "detection" else dataset.spec.ignore_index
     times, seen = [], []
     for _ in range(steps + 1):
         start = time.perf_counter()
         batch = next(batches)
         loaded = time.perf_counter()
-        update(batch)
+        train_step(batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append((loaded - start, time.perf_counter() - loaded))

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.data.batches import Batch
-from apd.evaluation.inference import resolve_precision
-from apd.training.build import build_network, spec_of
 from apd.training.cuda_graph import EAGER_STEPS
-from apd.training.step import Update
+from apd.training.segmentation import SegmentationTask, build_network
+from apd.training.trainer import TrainStep
 
 
 class Latency(NamedTuple):
@@ -291,8 +291,7 @@ def step_latency(experiment: Experiment, device: torch.device, *, seconds: float
     if experiment.teacher is not None:
         teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
         teacher.eval().requires_grad_(False)
-    update = Update(experiment, student, teacher, precision=resolve_precision(device, experiment.precision))
-    step = partial(update, random_batch(experiment, classes))
+    step = partial(TrainStep(SegmentationTask(experiment), student, teacher), random_batch(experiment, classes))
     for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
         step()
     return latency_of(step, seconds)

@@ -22,9 +22,9 @@ from apd.evaluation.detections import detect
 from apd.report.box_perspectives import BoxPerspectives, box_perspectives, first_with_all_classes
 from apd.report.image_detections import LEAST_SCORE
 from apd.study.campaigns import experiments_of
-from apd.training.build import choose_device
 from apd.training.checkpoint import write_atomically
 from apd.training.detection import DetectionTask
+from apd.training.distributed import choose_device
 from apd.training.exit_codes import exit_code_of
 from apd.training.provenance import provenance
 from apd.training.record import RecordError, read_record

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apd.config.datasets import build_split
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, to_dict
 from apd.data.batches import evaluation_batches
@@ -25,7 +26,7 @@ from apd.report.evidence_file import NEEDED, SCHEMA, Evidence, evidence_folder, 
 from apd.report.perspective_distance import ImageScores, Views, compare_views, distance_to_shared, image_scores
 from apd.report.trace import trained_distiller
 from apd.study.campaigns import scenes_experiment
-from apd.training.build import build_split, choose_device
+from apd.training.distributed import choose_device
 from apd.training.exit_codes import exit_code_of
 from apd.training.provenance import provenance
 from apd.training.record import read_record

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from apd.config.datasets import build_splits
 from apd.config.experiment import Experiment, ExperimentError
 from apd.data.specs import Sample
 from apd.distill import APDLoss
@@ -26,12 +27,12 @@ from apd.distillers.configs import APDConfig
 from apd.losses import alignment_loss
 from apd.models.segmenter import Segmenter
 from apd.perspective import class_prototypes, match_grids, resize_labels
-from apd.training.build import build_network, build_splits, choose_device
 from apd.training.checkpoint import CheckpointError, load_newest
-from apd.training.run import run_folder
-from apd.training.tasks import task_of
+from apd.training.distributed import choose_device
+from apd.training.run import run_folder, task_of
+from apd.training.segmentation import build_network
 from apd.training.teacher import load_teacher
-from apd.training.trainer import Run
+from apd.training.trainer import Trainer
 
 
 class Trace(NamedTuple):
@@ -76,7 +77,7 @@ def pairwise_cosine(prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
 class _Watcher:
     """Notes prototypes of fixed images, and trains the pair of heads that the run knows nothing of."""
 
-    def __init__(self, run: Run, samples: Sequence[Sample]) -> None:
+    def __init__(self, run: Trainer, samples: Sequence[Sample]) -> None:
         self.run, self.apd = run, run.distillers["apd"]
         self.images_B3HW = (torch.stack([s.image_3HW for s in samples]) / 255).to(run.device)
         self.labels_BHW = torch.stack([s.labels_HW for s in samples]).long().to(run.device)
@@ -152,10 +153,10 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     classes = len(splits.train.spec.class_names)
     student = build_network(experiment.network, classes, where, seed=experiment.seed)
     weights = experiment.teacher.weights_file or run_folder(experiment.teacher_experiment()) / "weights.safetensors"
-    teacher = load_teacher(experiment, Path(weights), classes, where)
+    teacher = load_teacher(task_of(experiment), Path(weights), classes, where)
     last, steps, noted = experiment.training.iterations, [0], []
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(experiment, Path(folder), where, False, splits, student, teacher)
+        run = Trainer(task_of(experiment), Path(folder), splits, student, teacher)
         run.facts["teacher"] = {}  # it is measured for a record, and there will be none
         watcher = _Watcher(run, samples)
         noted.append(watcher.note())

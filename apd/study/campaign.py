@@ -91,12 +91,12 @@ def run_campaign(
     if not experiments:
         raise CampaignError(f"only = {only!r}: expected a part of one of the labels {', '.join(e.name for e in known)}")
     experiments = dealt(experiments, shard)
-    done = ranks.by_first(lambda: existing_records(folder))
+    done = ranks.on_rank_zero(lambda: existing_records(folder))
     missing = [e for e in experiments if fingerprint(e) not in done]
     part = shard and f", shard {shard}"
-    ranks.tell(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
+    ranks.print(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
     if retired := [record.source for print_, record in done.items() if print_ not in set(map(fingerprint, known))]:
-        ranks.tell(
+        ranks.print(
             f"{name}: {len(retired)} records there are of no experiment of this campaign, such as "
             f"{Path(retired[0]).name}: its recipe has changed since; they are left alone and not counted"
         )

@@ -48,7 +48,7 @@ class Ledger:
 
     def tell(self, text: str) -> None:
         """Print a line under the campaign's name, once."""
-        self.ranks.tell(f"{self.name}: {text}")
+        self.ranks.print(f"{self.name}: {text}")
 
     def finished(self, experiment: Experiment, content: dict[str, Any], outlook: str) -> None:
         """Save a finished run's record; `outlook` is reported beside its score."""

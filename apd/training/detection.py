@@ -1,4 +1,4 @@
-"""What a detector is trained by: torchvision's losses and the distillers' terms, from a batch to one number."""
+"""Detection and instance segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
+from apd.config.datasets import Splits
 from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.inference import Inference
@@ -24,71 +25,26 @@ from apd.evaluation.detections import scored
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.normalizers import divisor
-from apd.training.build import Splits
 from apd.training.distributed import Ranks
 
-
-class DetectionObjective(nn.Module):
-    """Student and distillers as one module whose forward gives the loss.
-
-    torchvision's losses are means over the boxes, things or anchors of the pictures at hand. Each is weighed by its
-    count, so that over several ranks the mean is that of the whole batch: a rank whose pictures have few things, or
-    none, counts for as much as it has.
-
-    Args:
-        student, distillers: the networks with parameters.
-        teacher: in eval mode and without gradients, or None; it is no part of this module.
-        pinned_memory: on a GPU, whether batches go there through page-locked memory.
-    """
-
-    def __init__(
-        self, student: FasterRCNN, teacher: FasterRCNN | None, distillers: nn.ModuleDict, *, pinned_memory: bool = False
-    ) -> None:
-        super().__init__()
-        self.student, self.distillers, self.pinned_memory = student, distillers, pinned_memory
-        self._teacher = (teacher,)  # in a tuple, since a module would become a part of this one
-
-    def parts(self, batch: InstanceBatch, device: torch.device) -> list[InstanceBatch]:
-        """The batch, undivided, on the device."""
-        if self.pinned_memory and device.type == "cuda":
-            batch = batch.pinned()
-        return [batch.to(device)]
-
-    def taught(self, batch: InstanceBatch) -> None:
-        """None: the teacher looks at the boxes that the student draws, so it comes after it."""
-
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]], taught: None = None) -> dict[str, Tensor]:
-        """torchvision's losses by its names, the distillers' terms, and "loss", their weighted sum."""
-        (teacher,) = self._teacher
-        with DetectorTap(self.student) as tap:
-            if self.distillers:
-                losses, pair = training_step(self.student, tap, teacher, images, targets)
-            else:
-                losses, pair = self.student(images, targets), None
-            counts = tap.loss_counts
-        # alone, count and divisor are one number, and their quotient is exactly 1
-        terms = {name: value * (counts[name] / divisor(counts[name])) for name, value in losses.items()}
-        loss = sum(terms.values())
-        for name, distiller in self.distillers.items():
-            distilled = distiller(pair)
-            loss = loss + distilled["loss"]
-            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
-        return terms | {"loss": loss}
-
-
-# Detection and instance segmentation as the task of a run; see :class:`apd.training.tasks.Task` for the methods.
-
-_KEPT_PICTURES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
+_KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
 _SCENES_AT_A_TIME = 8
 
 
-class DetectionTask:
-    """Boxes with classes, and masks where the network is a Mask R-CNN, judged by COCO's average precision."""
+class DetectionTask(nn.Module):
+    """Boxes with classes, and masks where the network is a Mask R-CNN, judged by COCO's average precision.
+
+    Called with a batch, it gives the loss; see :class:`apd.training.segmentation.SegmentationTask`, which has the same
+    methods. torchvision's losses are means over the boxes, instances or anchors of the images at hand. Each is weighed
+    by its count, so that over several ranks the mean is that of the whole batch: a rank whose images have few
+    instances, or none, counts for as much as it has.
+    """
 
     expected = "expected_ap"
     libraries = ("faster-coco-eval",)
 
     def __init__(self, experiment: Experiment) -> None:
+        super().__init__()
         self.experiment = experiment
 
     def split(self, name: str) -> InstanceDataset:
@@ -110,7 +66,7 @@ class DetectionTask:
         data = self.experiment.data
         where = dict(annotations=data.annotations, pictures=data.pictures, masks=data.masks)
         found = coco_split(data.folder, part, **where, cache=False)
-        return coco_split(data.folder, part, **where, cache=True) if len(found) <= _KEPT_PICTURES else found
+        return coco_split(data.folder, part, **where, cache=True) if len(found) <= _KEPT_IMAGES else found
 
     def splits(self) -> Splits:
         """All that a run needs; a data set that is trained and scored on is one object."""
@@ -135,6 +91,22 @@ class DetectionTask:
         data = self.experiment.data
         return census_of({data.train_part: splits.train, data.val_part: splits.val}) if data.name == "coco" else None
 
+    def batches(
+        self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
+    ) -> Iterator[InstanceBatch]:
+        """Images of any sizes with their instances."""
+        data, training = self.experiment.data, self.experiment.training
+        return training_instance_batches(
+            dataset,
+            batch_size=training.batch_size,
+            augmentation=InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter),
+            seed=self.experiment.seed,
+            start_iteration=start,
+            iterations=training.iterations,
+            workers=workers,
+            part=(ranks.rank, ranks.size),
+        )
+
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """One: every map that batch norm sees has several cells."""
         return 1
@@ -153,7 +125,7 @@ class DetectionTask:
         class_names: Sequence[str] = (),
         weights_follow: bool = False,
     ) -> FasterRCNN:
-        """See :func:`apd.models.detector.build_detector`; pictures are resized as the experiment's data say."""
+        """See :func:`apd.models.detector.build_detector`; images are resized as the experiment's data say."""
         sides = self.experiment.data.height, self.experiment.data.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -178,7 +150,7 @@ class DetectionTask:
                 raise ExperimentError(f"this detector cannot be built: {error}") from error
         return detector.to(device, memory_format=torch.channels_last)
 
-    def parameters(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def parameter_groups(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Those of the classifier below the pyramid that are not frozen, and those of pyramid and heads."""
         body = [parameter for parameter in network.backbone.body.parameters() if parameter.requires_grad]
         ours = {id(parameter) for parameter in network.backbone.body.parameters()}
@@ -188,34 +160,45 @@ class DetectionTask:
         """See :func:`apd.distillers.build.build_detection_distiller`."""
         return build_detection_distiller(config, student=student, teacher=teacher, seed=self.experiment.seed)
 
-    def objective(
-        self, student: FasterRCNN, teacher: FasterRCNN | None, distillers: nn.ModuleDict, precision: str
-    ) -> DetectionObjective:
-        """torchvision's losses, and the distillers."""
-        pinned_memory = self.experiment.training.pinned_memory
-        return DetectionObjective(student, teacher, distillers, pinned_memory=pinned_memory)
+    def prepare(self, student: FasterRCNN, teacher: FasterRCNN | None) -> None:
+        """Take the networks that `forward` calls, and build the distillers between them."""
+        self.student, self.distillers = student, nn.ModuleDict()
+        for config in self.experiment.distillers:
+            self.distillers[config.method] = self.distiller(config, student, teacher)
+        self._teacher = (teacher,)  # in a tuple, since a module would become a part of this one
 
-    def batches(
-        self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
-    ) -> Iterator[InstanceBatch]:
-        """Pictures of any sizes with their things."""
-        data, training = self.experiment.data, self.experiment.training
-        return training_instance_batches(
-            dataset,
-            batch_size=training.batch_size,
-            augmentation=InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter),
-            seed=self.experiment.seed,
-            start_iteration=start,
-            iterations=training.iterations,
-            workers=workers,
-            part=(ranks.rank, ranks.size),
-        )
+    def micro_batches(self, batch: InstanceBatch, device: torch.device) -> list[InstanceBatch]:
+        """The batch, undivided, on the device."""
+        if self.experiment.training.pinned_memory and device.type == "cuda":
+            batch = batch.pinned()
+        return [batch.to(device)]
+
+    def teacher_outputs(self, batch: InstanceBatch) -> None:
+        """None: the teacher looks at the boxes that the student proposes, so `forward` calls it."""
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]], _: None = None) -> dict[str, Tensor]:
+        """torchvision's losses by its names, the distillers' terms, and "loss", their weighted sum."""
+        (teacher,) = self._teacher
+        with DetectorTap(self.student) as tap:
+            if self.distillers:
+                losses, pair = training_step(self.student, tap, teacher, images, targets)
+            else:
+                losses, pair = self.student(images, targets), None
+            counts = tap.loss_counts
+        # alone, count and divisor are one number, and their quotient is exactly 1
+        terms = {name: value * (counts[name] / divisor(counts[name])) for name, value in losses.items()}
+        loss = sum(terms.values())
+        for name, distiller in self.distillers.items():
+            distilled = distiller(pair)
+            loss = loss + distilled["loss"]
+            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
+        return terms | {"loss": loss}
 
     @property
     def at_a_time(self) -> int:
-        """Pictures that are scored together.
+        """Images that are scored together.
 
-        Those of several sizes are looked at one by one: padded to a larger one, a picture would be seen otherwise, and
+        Those of several sizes are looked at one by one: padded to a larger one, an image would be seen otherwise, and
         scores depend on its neighbours.
         """
         return _SCENES_AT_A_TIME if self.experiment.data.name == "scenes" else 1
@@ -227,8 +210,8 @@ class DetectionTask:
 
         AP is no mean of parts' APs, so rank 0 counts what all ranks have found.
         """
-        parts = ranks.to_first(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
-        return ranks.by_first(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
+        parts = ranks.gather(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
+        return ranks.on_rank_zero(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
 
     def compare(
         self, student: nn.Module, teacher: nn.Module, dataset: InstanceDataset, *, precision: str, ranks: Ranks

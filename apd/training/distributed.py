@@ -1,9 +1,4 @@
-"""The processes that train one network together, and what only one of them may do.
-
-`torchrun --nproc-per-node N` starts N processes, *ranks*, each with a GPU or a core of its own. All run the same code:
-each computes its part of every batch and of every evaluation, and rank 0 alone prints, writes and reads the run's
-folder. What is done in common is done through a `Ranks`; that of a process on its own, `ALONE`, leaves everything as
-it is.
+"""The processes (*ranks*) that train one network together; rank 0 alone prints and touches the run's folder.
 
 No rank waits for one that has gone: where rank 0 does something alone, its error is raised on every rank; where a rank
 dies, the connection to it closes, and the others leave with a `LostRankError`.
@@ -78,12 +73,12 @@ class Ranks:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
-    def tell(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line once, however many ranks there are."""
         if self.first:
             print(text, flush=True)
 
-    def by_first(self, action: Callable[[], T]) -> T:
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Have rank 0 alone do something; its value, or what it raises, is every rank's."""
         if self.size == 1:
             return action()
@@ -98,10 +93,10 @@ class Ranks:
             raise of_every_rank(outcome[1])
         return outcome[0]
 
-    def first_then_all(self, action: Callable[[], T]) -> T:
-        """Have rank 0 do something and then the others: what it finds wrong is told once, what it fetches is there."""
+    def rank_zero_first(self, action: Callable[[], T]) -> T:
+        """Have rank 0 do something and then the others: errors are raised once, and what it fetches is there."""
         made: list[T] = []
-        self.by_first(lambda: made.append(action()))
+        self.on_rank_zero(lambda: made.append(action()))
         return made[0] if made else action()
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -112,7 +107,7 @@ class Ranks:
         distributed.all_reduce(raised, distributed.ReduceOp.MAX)
         return tuple(map(bool, raised.tolist()))
 
-    def each(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The value of every rank, in their order."""
         if self.size == 1:
             return [value]
@@ -120,7 +115,7 @@ class Ranks:
         distributed.all_gather_object(values, value)
         return values
 
-    def to_first(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """The value of every rank, in their order, on rank 0; an empty list on the others."""
         if self.size == 1:
             return [value]
@@ -154,25 +149,25 @@ class Ranks:
         if next(network.parameters()).is_cuda:
             convert_sync_batchnorm(network)  # timm's: torch's would lose the activations that are in timm's norms
         else:
-            self.tell(
+            self.print(
                 f"batch norm: each of the {self.size} ranks takes the statistics of its own images, "
                 "since torch synchronises them on GPUs only"
             )
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over ranks after each backward pass outside `not_yet`."""
+        """The module, its gradients averaged over ranks after each backward pass outside `no_sync`."""
         if self.size == 1:
             return module
         # buffers stay each rank's own: batch norm's are synchronised or of no account, and a memory of features is huge
         return DistributedDataParallel(module, **{_SEND_BUFFERS: False})
 
-    def not_yet(self, wrapped: nn.Module, when: bool) -> contextlib.AbstractContextManager:
+    def no_sync(self, wrapped: nn.Module, when: bool) -> contextlib.AbstractContextManager:
         """Inside, `when` that is so, gradients stay each rank's own: the last step of an accumulation sends them."""
         if self.size == 1 or not when:
             return contextlib.nullcontext()
         return cast(DistributedDataParallel, wrapped).no_sync()
 
-    def take_buffers_of_first(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Give a network that is to be scored rank 0's batch statistics, so that all ranks score the same one."""
         if self.size > 1:
             for buffer in module.buffers():
@@ -195,13 +190,13 @@ class Ranks:
         with contextlib.ExitStack() as stack:
             while True:
                 try:
-                    self.by_first(lambda: stack.enter_context(only_process(folder)))
+                    self.on_rank_zero(lambda: stack.enter_context(only_process(folder)))
                     break
                 except RunBusyError as error:
                     if not wait:
                         raise
                     if not waiting:
-                        self.tell(f"waiting: {error}")
+                        self.print(f"waiting: {error}")
                     waiting = True
                     time.sleep(ASK_AGAIN_SECONDS)
             yield
@@ -211,13 +206,13 @@ ALONE = Ranks()
 
 
 def of_every_rank(error: E) -> E:
-    """Mark an error that all ranks raise alike, so that only rank 0 tells it."""
+    """Mark an error that all ranks raise alike, so that only rank 0 reports it."""
     error.of_every_rank = True  # type: ignore[attr-defined]
     return error
 
 
-def is_told_by_first(error: BaseException) -> bool:
-    """Whether rank 0 tells this error."""
+def is_reported_by_rank_zero(error: BaseException) -> bool:
+    """Whether rank 0 reports this error."""
     return getattr(error, "of_every_rank", False)
 
 
@@ -247,6 +242,27 @@ def own_gpu() -> str:
     return f"cuda:{number}"
 
 
+def choose_device(name: str | None = None) -> torch.device:
+    """The torch device of that name; without a name cuda where there is one, else cpu.
+
+    Of several ranks, each takes the GPU of its own number where none is named.
+
+    Raises:
+        ExperimentError: there is no such device here.
+    """
+    if not name:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = own_gpu()
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ExperimentError(f"device = {name!r}: expected cpu, or cuda where there is a GPU ({reason})") from error
+    return device
+
+
 def join() -> Ranks:
     """The job that this process is part of; a process that `torchrun` started joins the others on the first call.
 
@@ -259,7 +275,7 @@ def join() -> Ranks:
         return ALONE
     if not distributed.is_initialized():
         gpus = torch.cuda.is_available() and distributed.is_nccl_available()
-        with told_losses():
+        with lost_rank_errors():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
@@ -269,7 +285,7 @@ def leave(code: int) -> int:
     if not (distributed.is_available() and distributed.is_initialized()):
         return code
     if code == 0:
-        with told_losses():
+        with lost_rank_errors():
             distributed.all_reduce(torch.zeros(1))  # until all are here; a barrier would ask for a GPU
             distributed.destroy_process_group()
         return code
@@ -279,7 +295,7 @@ def leave(code: int) -> int:
 
 
 @contextlib.contextmanager
-def told_losses() -> Iterator[None]:
+def lost_rank_errors() -> Iterator[None]:
     """Turn what torch raises when a rank has gone into a `LostRankError`."""
     try:
         yield
@@ -289,6 +305,6 @@ def told_losses() -> Iterator[None]:
             raise
         reason = re.sub(r"^\[\S+\] ", "", str(error).strip()).split("\n")[0].split(". ")[0]
         raise LostRankError(
-            f"another process of this run has gone or cannot be reached ({reason:.200}); its own message tells why. "
+            f"another process of this run has gone or cannot be reached ({reason:.200}); its own message says why. "
             "Start the same command again: the run goes on from its last checkpoint"
         ) from error

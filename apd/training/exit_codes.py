@@ -1,8 +1,8 @@
 """What a shell user gets for a mistake: one message on standard error and an exit code, no traceback.
 
-Of several ranks, rank 0 tells what all of them have met; the others tell only what is their own, with their number.
+Of several ranks, rank 0 reports what all of them have met; the others only what is their own, with their number.
 
-Exit codes: 0 done, 1 a mistake told by its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a mistake, with its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
 Anything else that is raised is a defect of this package and shows its traceback.
 """
 
@@ -18,7 +18,7 @@ from apd.config.experiment import ExperimentError
 from apd.data.images import DataError, DataWarning
 from apd.evaluation.export import ExportError
 from apd.training.checkpoint import CheckpointError, RunBusyError
-from apd.training.distributed import LostRankError, is_told_by_first, leave, of_every_rank, started_rank
+from apd.training.distributed import LostRankError, is_reported_by_rank_zero, leave, of_every_rank, started_rank
 from apd.training.record import RecordError
 from apd.training.run_log import NonFiniteLossError, StoppedError, UnfinishedRunsError
 from apd.training.teacher import TeacherError
@@ -67,14 +67,14 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
         sys.stdout.flush()
         return leave(code)
     except UsageError as error:
-        return _tell(program, of_every_rank(error), 2)
+        return _report(program, of_every_rank(error), 2)
     except USER_ERRORS as error:
-        return _tell(program, error, 1)
+        return _report(program, error, 1)
     except torch.OutOfMemoryError as error:
-        return _tell(program, RuntimeError(out_of_memory(error)), 1)
+        return _report(program, RuntimeError(out_of_memory(error)), 1)
     except KeyboardInterrupt as error:
-        told = error if isinstance(error, StoppedError) else of_every_rank(KeyboardInterrupt("stopped"))
-        return _tell(program, told, 130)
+        error = error if isinstance(error, StoppedError) else of_every_rank(KeyboardInterrupt("stopped"))
+        return _report(program, error, 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return leave(1)
@@ -89,8 +89,8 @@ def out_of_memory(error: torch.OutOfMemoryError) -> str:
     )
 
 
-def _tell(program: str, error: BaseException, code: int) -> int:
+def _report(program: str, error: BaseException, code: int) -> int:
     rank = started_rank()
-    if not (rank and is_told_by_first(error)):
+    if not (rank and is_reported_by_rank_zero(error)):
         print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
     return leave(code)

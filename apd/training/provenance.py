@@ -17,7 +17,7 @@ import torch
 def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: Sequence[str] = ()) -> dict[str, Any]:
     """The entries of a record that say where it came from: commit, versions, device, command.
 
-    `ranks`, the number of processes that shared the work, is told where it is not 1. `libraries` are packages beside
+    `ranks`, the number of processes that shared the work, is given where it is not 1. `libraries` are packages beside
     the usual ones that have a part in the numbers.
     """
     return {
@@ -44,7 +44,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's model name as Linux tells it, else what Python knows."""
+    """The processor's model name as Linux gives it, else what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

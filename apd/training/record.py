@@ -124,8 +124,8 @@ class Record:
         is_teacher = prefix == "teacher."
         network = self.experiment.teacher.network if is_teacher else self.experiment.network
         kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
-        if told := what_is_wrong(owner[entry], classes, kinds):
-            raise RecordError(f"{self.source}: {prefix}ap {told}")
+        if wrong := what_is_wrong(owner[entry], classes, kinds):
+            raise RecordError(f"{self.source}: {prefix}ap {wrong}")
 
     def _check_data(self, least: int) -> int:
         """Check the entry `data`, with at least so many classes, and return their number."""
@@ -168,8 +168,8 @@ class Record:
 
     def _of(self, task: TaskName, wanted: str, instead: str) -> None:
         if self.experiment.task != task:
-            told = f"a record of {self.experiment.task} has no {wanted}: use Record.{instead}"
-            raise RecordError(f"{self.source}: {told}")
+            message = f"a record of {self.experiment.task} has no {wanted}: use Record.{instead}"
+            raise RecordError(f"{self.source}: {message}")
 
     @cached_property
     def headline(self) -> tuple[str, float]:
@@ -261,9 +261,9 @@ def read_record(path: Path) -> Record:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return Record(content, source=str(path))
     except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
-        told = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
+        message = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
         raise RecordError(
-            f"{told}. Restore the file (records are committed), or delete it to have it made again"
+            f"{message}. Restore the file (records are committed), or delete it to have it made again"
         ) from error
 
 

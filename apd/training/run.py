@@ -15,20 +15,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from apd.config.experiment import Experiment, ExperimentError
+from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
-from apd.training.build import choose_device, require_equal_parts
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
-from apd.training.distributed import join, told_losses
+from apd.training.detection import DetectionTask
+from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
 from apd.training.provenance import provenance
 from apd.training.record import SCHEMA, Record, read_record
-from apd.training.tasks import task_of
+from apd.training.segmentation import SegmentationTask
 from apd.training.teacher import load_teacher
-from apd.training.trainer import Progress, Run
+from apd.training.trainer import Progress, Task, Trainer
 
 
-@told_losses()
+@lost_rank_errors()
 def train(
     experiment: Experiment,
     *,
@@ -80,8 +80,8 @@ def _trained(
 ) -> Record:
     """See :func:`train`; before the training of a teacher the labels were counted for its student."""
     ranks = join()
-    folder = ranks.by_first(lambda: run_folder(experiment))
-    if record := ranks.by_first(lambda: _finished(folder)):
+    folder = ranks.on_rank_zero(lambda: run_folder(experiment))
+    if record := ranks.on_rank_zero(lambda: _finished(folder)):
         return record
     where = choose_device(device)
     if ranks.size > 1 and where.type == "cuda":
@@ -91,25 +91,51 @@ def _trained(
     if workers < 0:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0")
     with ranks.hold(folder, wait=wait):
-        if record := ranks.by_first(lambda: _finished(folder)):  # by the process that we waited for
+        if record := ranks.on_rank_zero(lambda: _finished(folder)):  # by the process that we waited for
             return record
         # what can be wrong with data or student is found before hours go into a teacher
-        splits = ranks.first_then_all(task.splits)
+        splits = ranks.rank_zero_first(task.splits)
         if not is_teacher:
-            ranks.by_first(lambda: _tell_census(task.census(splits), experiment))
+            ranks.on_rank_zero(lambda: _print_census(task.census(splits), experiment))
         names = splits.train.spec.class_names
-        student = ranks.first_then_all(
+        student = ranks.rank_zero_first(
             lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
         )
         teacher, weights = None, None
         if experiment.teacher is not None:
             weights = _teacher_weights(experiment, device=device, progress=progress, workers=workers)
-            teacher = ranks.first_then_all(lambda: load_teacher(experiment, weights, len(names), where))
-        run = Run(experiment, folder, where, progress, splits, student, teacher, ranks, workers)
+            teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, len(names), where))
+        run = Trainer(task, folder, splits, student, teacher, progress=progress, ranks=ranks, workers=workers)
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, run.precision, ranks.size, task.libraries)
         run.execute(on_step)
         return _finish(run, origin, weights)
+
+
+def task_of(experiment: Experiment) -> Task:
+    """The task of an experiment, by the class of its data."""
+    return DetectionTask(experiment) if experiment.task == "detection" else SegmentationTask(experiment)
+
+
+def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> None:
+    """Refuse a batch that cannot be divided evenly over ranks and the steps of an accumulation.
+
+    Args:
+        training: whose batch and accumulation are divided.
+        ranks: the processes that share a batch.
+        least: images that a part must have for batch norm to train on.
+
+    Raises:
+        ExperimentError: it cannot, or a part is too small for batch norm to train on.
+    """
+    parts = ranks.size * training.accumulation
+    if training.batch_size % parts or training.batch_size < least * parts:
+        raise of_every_rank(
+            ExperimentError(
+                f"TrainingConfig.batch_size = {training.batch_size}: expected a multiple of ranks x accumulation = "
+                f"{ranks.size} x {training.accumulation} = {parts}, and {least} or more images in each part"
+            )
+        )
 
 
 def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
@@ -158,7 +184,7 @@ def _finished(folder: Path) -> Record | None:
     return record
 
 
-def _tell_census(census: Census | None, experiment: Experiment) -> None:
+def _print_census(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
     if census is None:
         return
@@ -179,7 +205,7 @@ def _teacher_weights(experiment: Experiment, device: str | None, progress: Progr
     return run_folder(teacher) / "weights.safetensors"
 
 
-def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> Record:
+def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path | None) -> Record:
     """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
     evaluation, ranks = run.splits.evaluation, run.ranks
     run.evaluated.eval()
@@ -196,12 +222,12 @@ def _finish(run: Run, origin: dict[str, Any], teacher_weights: Path | None) -> R
     if run.teacher is not None:
         both = run.task.compare(run.evaluated, run.teacher, evaluation, precision=run.precision, ranks=ranks)
         # a file of weights can be replaced under its name: the record says which it was
-        digest = ranks.by_first(lambda: sha256_of(teacher_weights))
+        digest = ranks.on_rank_zero(lambda: sha256_of(teacher_weights))
         teacher = {**run.facts["teacher"], **both, "weights_sha256": digest}
-    return ranks.by_first(lambda: _write(run, origin, measured, teacher))
+    return ranks.on_rank_zero(lambda: _write(run, origin, measured, teacher))
 
 
-def _write(run: Run, origin: dict[str, Any], measured: dict[str, Any], teacher: dict[str, Any] | None) -> Record:
+def _write(run: Trainer, origin: dict[str, Any], measured: dict[str, Any], teacher: dict[str, Any] | None) -> Record:
     evaluation, experiment = run.splits.evaluation, run.experiment
     weights = run.folder / "weights.safetensors"
     save_weights(weights, run.evaluated.state_dict())

@@ -50,7 +50,7 @@ class RunLog:
             CheckpointError: the log is shorter than that, or the disk refuses.
         """
         self.lines = lines
-        with self._told_errors():
+        with self._disk_errors():
             self.path.touch()
             with self.path.open("rb+") as file:
                 kept = sum(file.readline().endswith(b"\n") for _ in range(lines))
@@ -64,12 +64,12 @@ class RunLog:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. CheckpointError when the disk refuses it."""
-        with self._told_errors(), self.path.open("a", encoding="utf-8") as file:
+        with self._disk_errors(), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self.lines += 1
 
     @contextlib.contextmanager
-    def _told_errors(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -135,22 +135,22 @@ class ProgressLines:
 
     def __init__(self, name: str, step: int, steps: int) -> None:
         self.name, self.first, self.steps = name, step, steps
-        self.begun = self.told_at = time.monotonic()
-        self.tell(f"step {step} of {steps}")
+        self.begun = self.printed_at = time.monotonic()
+        self.print(f"step {step} of {steps}")
 
-    def tell(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line at once."""
         print(f"{self.name}: {text}", flush=True)
 
     def step_done(self, step: int, loss: float) -> None:
         """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
         now = time.monotonic()
-        if now - self.told_at < LINE_SECONDS or math.isnan(loss):  # the first loss is known a step late
+        if now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first loss is known a step late
             return
-        self.told_at, seconds = now, (now - self.begun) / (step - self.first)
+        self.printed_at, seconds = now, (now - self.begun) / (step - self.first)
         left = seconds * (self.steps - step)
-        told = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-        self.tell(f"step {step} of {self.steps}, loss {loss:.4f}, {seconds:.2g} s a step, about {told} left")
+        remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+        self.print(f"step {step} of {self.steps}, loss {loss:.4f}, {seconds:.2g} s a step, about {remaining} left")
 
 
 def in_this_output() -> Literal["lines"] | None:

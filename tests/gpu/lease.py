@@ -39,6 +39,7 @@ QUALITY = 95  # of the JPEG files in place of CamVid's PNG files, which are four
 LAST_SECONDS = 35.0  # kept for the last checkpoints and for packing what goes back
 DATA_FOLDERS = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 TOY = bool(os.environ.get("LEASE_TOY"))
+SECONDS = 0.001 if TOY else 1.0  # of every measurement
 TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (40.0, (1, 2, 4))
 
 
@@ -147,7 +148,8 @@ def speed() -> None:
         measure_speed.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
         measure_speed.PUBLISHED = {"cityscapes": "tiny"}
         measure_speed.recipe = lambda _size: tiny("apd")
-    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--to", out]
+    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--seconds", str(SECONDS)]
+    sys.argv += ["--to", out]
     measure_speed.main()
 
 
@@ -159,7 +161,8 @@ def switches(name: str) -> None:
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
         for graph in (False, True) if device.type == "cuda" else (False,):
             switched = replace(experiment, training=replace(experiment.training, cuda_graph=graph))
-            print(f"  cuda_graph = {graph}: {step_latency(switched, device).median:.2f} ms", flush=True)
+            took = step_latency(switched, device, seconds=SECONDS).median
+            print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
 
 
 def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: int, seconds: float) -> float:

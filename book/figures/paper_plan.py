@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from apd.config.experiment import Experiment
-from apd.cost.detector import detector_step_cost
-from apd.cost.step import step_cost, teacher_step_cost
+from apd.cost.count import step_cost, teacher_step_cost
 from apd.data.published_specs import COCO_STUFF
 from apd.study.coco_recipes import CocoSize, detection_methods_of, detection_recipe
 from apd.study.published_recipes import PROCESSES, PUBLISHED, paper_recipe
@@ -48,7 +47,7 @@ def detection_plan_table(sizes: Sequence[CocoSize] = SIZES) -> Iterator[str]:
         experiments = {"teacher": detection_recipe(size, "roi_apd").teacher_experiment()}
         experiments |= {method: detection_recipe(size, method) for method in methods}
         for role, experiment in experiments.items():
-            cost = detector_step_cost(experiment, len(COCO_STUFF.thing_names))
+            cost = step_cost(experiment, len(COCO_STUFF.thing_names))
             yield f"| {size} | {role} | not established | {_hours(experiment, cost.macs_per_image)}"
 
 

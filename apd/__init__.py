@@ -6,13 +6,13 @@
 from typing import TYPE_CHECKING, Any
 
 from apd.distill import APDLoss
+from apd.hooks import FeatureTap, tokens_to_map
 from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, two_channel_logits
 from apd.perspective import class_prototypes, observe, resize_labels
 from apd.projection import ProjectionHead
-from apd.taps import FeatureTap, tokens_to_map
 
 if TYPE_CHECKING:
-    from apd.rivals import (
+    from apd.distillers import (
         CIRKD,
         CWD,
         DIST,
@@ -63,9 +63,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The rivals are loaded when the first of them is asked for."""
     if name in __all__:
-        import apd.rivals
+        import apd.distillers
 
-        return getattr(apd.rivals, name)
+        return getattr(apd.distillers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

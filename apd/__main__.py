@@ -1,5 +1,5 @@
 """`python -m apd`: the command line."""
 
-from apd.cli import main
+from apd.cli.app import main
 
 raise SystemExit(main())

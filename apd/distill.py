@@ -6,10 +6,18 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from apd.fused import observe_itself
 from apd.losses import Reduction, alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, upsample
-from apd.occurring import SeenClasses, occurring_classes
-from apd.own_perspective import observe_itself
-from apd.perspective import Absent, Scope, full_precision, match_grids, resize_labels, valid_pixels
+from apd.perspective import (
+    Absent,
+    Scope,
+    SeenClasses,
+    full_precision,
+    match_grids,
+    occurring_classes,
+    resize_labels,
+    valid_pixels,
+)
 from apd.projection import ProjectionHead
 from apd.term_weights import RELEASED_WEIGHTS, checked_weights
 from apd.validation import (
@@ -31,7 +39,7 @@ class APDLoss(nn.Module):
 
     Each net's features pass through its own head to a common width. From them and the labels, every image gets one
     perspective per net (:func:`apd.class_prototypes`) through which its pixels are observed (:func:`apd.observe`);
-    :func:`apd.own_perspective.observe_itself` does both in one step.
+    :func:`apd.fused.observe_itself` does both in one step.
     The terms, by name:
 
     - ``regularisation``: cross-entropy of the teacher's observations against the labels; trains the teacher's head

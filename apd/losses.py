@@ -4,8 +4,8 @@ Two things decide what a weight in front of a term means, so they are arguments.
 classes and averages over valid pixels: the value does not depend on the number of classes, of ignored pixels or of
 images. ``reduction="element"``, the released code's, averages over every element of the map, ignored pixels
 included: a weight of 10 in front of it weighs 10 / K per pixel. Every term is a connected zero (value 0, gradient 0)
-when it has nothing to average over. Of a batch that is divided over processes or steps, :mod:`apd.means` makes them
-means over the whole. Shape letters as in :mod:`apd.perspective`.
+when it has nothing to average over. Of a batch that is divided over processes or steps, :mod:`apd.normalizers` makes
+them means over the whole. Shape letters as in :mod:`apd.perspective`.
 """
 
 from typing import Literal
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.means import divisor
+from apd.fused import upsampled_entropy
+from apd.normalizers import divisor
 from apd.perspective import ABSENT_LOGIT, full_precision, match_grids, resize_labels, valid_pixels
-from apd.upsampled_entropy import upsampled_entropy
 from apd.validation import (
     check_choice,
     check_classes,
@@ -81,7 +81,7 @@ def regularisation_loss(
 
     Returns:
         A scalar. Memory: a few maps of (B, K, h, W); the label grid is worked through in bands of rows
-        (:mod:`apd.upsampled_entropy`).
+        (:mod:`apd.fused`).
 
     Raises:
         ValueError, TypeError: wrong rank, dtype or batch. RuntimeError: labels out of range.

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from apd.data.catalogue import DatasetSpec
+from apd.data.specs import DatasetSpec
 
 HEIGHT, WIDTH = 16, 24
 RGB = np.stack(

@@ -1,6 +1,6 @@
 """Records of detection that never took place, with chosen average precision, for tests of what is computed from them.
 
-They have what the evidence reads of a :class:`~apd.study.record.Record` and of its experiment, and nothing else.
+They have what the evidence reads of a :class:`~apd.training.record.Record` and of its experiment, and nothing else.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from apd.evaluate.coco_ap import APScores, APTable, ap_scores
+from apd.evaluation.average_precision import APScores, APTable, ap_scores
 
 CLASSES = ("sign", "car", "pedestrian")
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from apd.data.catalogue import SCENES
-from apd.study.campaign import scenes_experiment
-from apd.study.evidence_file import SCHEMA, Evidence, rounded
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import fingerprint, to_dict
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint, to_dict
+from apd.data.specs import SCENES
+from apd.report.evidence_file import SCHEMA, Evidence, rounded
+from apd.study.campaigns import scenes_experiment
 
 IMAGES = 40
 

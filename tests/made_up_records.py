@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from apd.study.build import spec_of
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.record import SCHEMA, Record
+from apd.config.datasets import spec_of
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint, to_dict
+from apd.training.record import SCHEMA, Record
 
 PIXELS = 1000
 

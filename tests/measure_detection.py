@@ -8,27 +8,38 @@ quiet machine.
 """
 
 import argparse
+import copy
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.benchmark import timer
 from torchvision.models.detection import FasterRCNN
 
-from apd.detection import ReviewKD, RoIAPD, dense_apd, pyramid_matching, roi_dkd, roi_kd
-from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
+from apd.config.detection import DetectorConfig
+from apd.cost.measure import quartiles
+from apd.data.augment_instances import InstanceBatch
+from apd.data.batches import unit_range
+from apd.data.instances import InstanceSpec, as_target
+from apd.data.scenes.world import NoiseThings
+from apd.distillers.review_kd import ReviewKD
+from apd.distillers.roi_apd import RoIAPD
+from apd.distillers.through_pixels import dense_apd, pyramid_matching, roi_dkd, roi_kd
 from apd.models.detector import build_detector
-from apd.study.checkpoint import write_atomically
-from apd.study.detection_config import DetectorConfig
-from apd.study.detection_recipes import HEAD_WIDTH, scenes_detection_experiment
-from apd.study.folders import records_folder
-from apd.study.provenance import provenance
+from apd.models.detector_hooks import DetectorPair, DetectorTap, teacher_view, training_step
+from apd.study.coco_recipes import HEAD_WIDTH, scenes_detection_experiment
+from apd.training.checkpoint import write_atomically
+from apd.training.provenance import provenance
+from apd.training.run import records_folder
 
 RECIPE = scenes_detection_experiment("student", seed=0)
 
@@ -82,23 +93,83 @@ def distillers_for(student: FasterRCNN, teacher: FasterRCNN, classes: int, heads
     }
 
 
+def noise_batch(shape: dict[str, Any], device: torch.device) -> InstanceBatch:
+    """Images of noise with eight boxes each: the cost of a step does not depend on what is seen."""
+    spec = InstanceSpec("noise", tuple(map(str, range(shape["classes"]))))
+    sample = NoiseThings(spec, (shape["height"], shape["width"]))[0]
+    count = shape["batch"]
+    return InstanceBatch([unit_range(sample.image_3HW)] * count, [as_target(sample)] * count).to(device)
+
+
+def detector_step_cost(
+    student: FasterRCNN,
+    teacher: FasterRCNN,
+    distillers: Mapping[str, Callable[[DetectorPair], Mapping[str, Tensor]]],
+    batch: InstanceBatch,
+    *,
+    repeats: int,
+) -> dict[str, Any]:
+    """Time training steps of one batch, without the optimiser, and give quartiles over at least two repeats.
+
+    Given are milliseconds of the `student`'s step without a teacher, of the `teacher`'s forward pass on the boxes that
+    the student drew, and of the `steps` with each distiller; and what each adds beyond the teacher, `added`: repeat by
+    repeat (step − student − teacher) / student. All take turns within a repeat, so that what slows the machine for a
+    while slows all of them, and draw the same boxes. The networks are left as they are.
+    """
+    if repeats < 2:
+        raise ValueError(f"repeats={repeats}: expected at least 2")
+    student = copy.deepcopy(student).train()
+    trained = [student, *(each for each in distillers.values() if isinstance(each, nn.Module))]
+
+    def alone() -> None:
+        sum(student(*batch).values()).backward()
+
+    def distilled(distiller: Callable[[DetectorPair], Mapping[str, Tensor]]) -> None:
+        with DetectorTap(student) as tap:
+            losses, pair = training_step(student, tap, teacher, *batch)
+            (sum(losses.values()) + distiller(pair)["loss"]).backward()
+
+    def teacher_part() -> Callable[[], object]:
+        with DetectorTap(student) as tap, torch.no_grad():
+            student(*batch)
+            return partial(teacher_view, teacher, batch.images, tap.boxes, tap.view.image_sizes)
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        torch.manual_seed(repeat)  # the boxes that are drawn
+        started = timer()  # waits for a GPU
+        call()
+        took = 1e3 * (timer() - started)
+        for module in trained:
+            module.zero_grad(set_to_none=True)
+        return took
+
+    rows = []
+    with torch.random.fork_rng():
+        for repeat in range(1 + repeats):  # the first one warms up
+            torch.manual_seed(repeat)
+            calls = (alone, teacher_part(), *(partial(distilled, each) for each in distillers.values()))
+            rows.append([milliseconds(call) for call in calls])
+    own, taught, *steps = np.array(rows[1:]).T
+    return {
+        "student": rounded(quartiles(own)),
+        "teacher": rounded(quartiles(taught)),
+        "steps": {name: rounded(quartiles(each)) for name, each in zip(distillers, steps, strict=True)},
+        "added": {
+            name: rounded(quartiles((each - own - taught) / own)) for name, each in zip(distillers, steps, strict=True)
+        },
+    }
+
+
 def measured(device: torch.device, names: list[str], repeats: int) -> Iterator[dict[str, Any]]:
     """A row for each shape."""
     for name in names:
         shape = SHAPES[name]
         student, teacher = (built(shape[who], shape, device) for who in ("student", "teacher"))
         teacher.eval().requires_grad_(False)
-        batch = made_up_batch(shape["batch"], shape["height"], shape["width"], num_classes=shape["classes"])
         distillers = distillers_for(student, teacher, shape["classes"], shape["heads"])
         distillers = {key: distiller.to(device) for key, distiller in distillers.items()}
-        cost = detector_step_cost(student, teacher, distillers, batch.to(device), repeats=repeats)
-        row = {
-            "shape": name,
-            "student": rounded(cost.student),
-            "teacher": rounded(cost.teacher),
-            "steps": {key: rounded(value) for key, value in cost.steps.items()},
-            "added": {key: rounded(value) for key, value in cost.added.items()},
-        }
+        cost = detector_step_cost(student, teacher, distillers, noise_batch(shape, device), repeats=repeats)
+        row = {"shape": name, **cost}
         print(row, file=sys.stderr, flush=True)
         yield row
 

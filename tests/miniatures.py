@@ -11,9 +11,9 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from apd.data.catalogue import CAMVID
 from apd.data.labelmefacade import listed_splits
-from apd.data.published_sets import ADE20K, COCO_STUFF, PASCAL_CONTEXT_59
+from apd.data.published_specs import ADE20K, COCO_STUFF, PASCAL_CONTEXT_59
+from apd.data.specs import CAMVID
 
 VOID = 11
 FEW = {"train": 4, "val": 3}

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import (
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.distillers.detection_configs import (
     DenseAPDConfig,
     DetectionDistillerConfig,
     PyramidMatchingConfig,
@@ -16,9 +17,8 @@ from apd.study.detection_distiller_configs import (
     RoIDKDConfig,
     RoIKDConfig,
 )
-from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.study.loop import Run
-from apd.study.tasks import task_of
+from apd.training.run import task_of
+from apd.training.trainer import Trainer
 
 DATA = InstanceDataConfig(height=64, width=64, train_images=6, evaluation_images=3, scale_min=0.8, scale_max=1.25)
 NETWORK = DetectorConfig(
@@ -52,7 +52,7 @@ def small(method: str = "student", *, data: InstanceDataConfig = DATA, **trainin
     )
 
 
-def prepared(experiment: Experiment, folder: Path) -> Run:
+def prepared(experiment: Experiment, folder: Path) -> Trainer:
     """The run of an experiment before its first step, its teacher (if any) at random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     task, device = task_of(experiment), torch.device("cpu")
@@ -61,4 +61,4 @@ def prepared(experiment: Experiment, folder: Path) -> Run:
     student, teacher = task.network(experiment.network, classes, device, experiment.seed), None
     if experiment.teacher is not None:
         teacher = task.network(experiment.teacher.network, classes, device, 100).eval().requires_grad_(False)
-    return Run(experiment, folder, device, False, splits, student, teacher)
+    return Trainer(task, folder, splits, student, teacher)

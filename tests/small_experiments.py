@@ -18,19 +18,21 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from apd.study import checkpoint, loop, shell
-from apd.study.build import build_network, build_splits
-from apd.study.distiller_configs import APDConfig, DistillerConfig, PixelKDConfig
-from apd.study.experiment import (
+from apd.config.datasets import build_splits
+from apd.config.experiment import (
     DataConfig,
     Experiment,
     NetworkConfig,
     TeacherConfig,
     TrainingConfig,
 )
-from apd.study.folders import run_folder
-from apd.study.loop import Run
-from apd.study.train import train
+from apd.distillers.configs import APDConfig, DistillerConfig, PixelKDConfig
+from apd.training import checkpoint
+from apd.training import exit_codes as shell
+from apd.training import trainer as loop
+from apd.training.run import run_folder, task_of, train
+from apd.training.segmentation import build_network
+from apd.training.trainer import Trainer
 
 DATA = DataConfig(height=32, width=48, crop_height=32, crop_width=32, train_images=6, evaluation_images=3)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=8)
@@ -61,7 +63,7 @@ def tiny(method: str = "student", *, seed: int = 0, **training: Any) -> Experime
     )
 
 
-def prepared_run(experiment: Experiment, folder: Path) -> Run:
+def prepared_run(experiment: Experiment, folder: Path) -> Trainer:
     """The run of an experiment before its first step, its teacher (if any) at random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     device, splits = torch.device("cpu"), build_splits(experiment.data)
@@ -70,7 +72,7 @@ def prepared_run(experiment: Experiment, folder: Path) -> Run:
     teacher = None
     if experiment.teacher is not None:
         teacher = build_network(experiment.teacher.network, classes, device, seed=100).eval().requires_grad_(False)
-    return Run(experiment, folder, device, False, splits, student, teacher)
+    return Trainer(task_of(experiment), folder, splits, student, teacher)
 
 
 def digest(path: Path) -> str:
@@ -98,7 +100,7 @@ def outcome(experiment: Experiment) -> dict[str, Any]:
 # Children come from a server that has imported the package once: one starts in a hundredth of the time of a new Python,
 # and, unlike a fork of the tests' own process, it inherits no threads.
 _CHILDREN = multiprocessing.get_context("forkserver")
-_CHILDREN.set_forkserver_preload(["apd.study.train", "torchvision.transforms.v2.functional"])
+_CHILDREN.set_forkserver_preload(["apd.training.run", "torchvision.transforms.v2.functional"])
 
 
 def start(function: Callable[..., None], *arguments: Any, output: Path) -> multiprocessing.Process:

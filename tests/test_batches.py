@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from apd.data.augment import Augmentation
 from apd.data.batches import Batch, BatchStream, epoch_order, evaluation_batches, training_batches
-from apd.data.catalogue import SCENES
-from apd.data.sample import Sample
-from apd.data.transforms import Augmentation
+from apd.data.specs import SCENES, Sample
 
 WHOLE = Augmentation(crop=(6, 8), scale=(1, 1), flip=0)
 VARIED = Augmentation(crop=(6, 8), scale=(0.5, 2), colour=0.3)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from apd.data.sample import IMAGE_PADDING
 from apd.data.scenes import Scenes
+from apd.data.specs import IMAGE_PADDING
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, STATIC = ROOT / "book" / "figures", ROOT / "book" / "_static"

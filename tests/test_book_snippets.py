@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from apd.cli import COMMANDS, main
-from apd.commands.parsing import recipe_parts, with_recipe
-from apd.study.campaign import CAMPAIGNS
+from apd.cli.app import COMMANDS, main
+from apd.cli.parsing import recipe_parts, with_recipe
+from apd.study.campaigns import CAMPAIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]

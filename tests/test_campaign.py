@@ -12,20 +12,19 @@ from itertools import product
 import pytest
 from small_experiments import exit_codes, start, tiny
 
+from apd.config.identity import fingerprint, to_dict
+from apd.distillers.configs import DISTILLERS
+from apd.distillers.detection_configs import DETECTION_DISTILLERS
+from apd.report.statistics import method_of
 from apd.study import runner
-from apd.study.arms import RIVALS, WEIGHTS, arm_names, arm_of_strength, plain_arms, stronger
-from apd.study.campaign import CAMPAIGNS, CampaignError, experiments_of, main, run_campaign
-from apd.study.checkpoint import only_process
-from apd.study.detection_distiller_configs import DETECTION_DISTILLERS
-from apd.study.distiller_configs import DISTILLERS
-from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.folders import run_folder
-from apd.study.log import NonFiniteLossError
+from apd.study.ablations import RIVALS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
+from apd.study.campaign import dealt, main, run_campaign
+from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS
-from apd.study.record import RecordError, read_record
-from apd.study.shard import Shard
-from apd.study.statistics import method_of
-from apd.study.train import train
+from apd.training.checkpoint import only_process
+from apd.training.record import RecordError, read_record
+from apd.training.run import run_folder, train
+from apd.training.run_log import NonFiniteLossError
 
 LABELS = ["short-seed0", "long-seed0", "short-seed1", "long-seed1"]
 
@@ -131,7 +130,7 @@ def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
 
 def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, runs, monkeypatch):
     train(replace(quick("short"), name="begun-elsewhere"))
-    monkeypatch.setattr("apd.study.loop.Run._step", lambda *_: pytest.fail("a step was done again"))
+    monkeypatch.setattr("apd.training.trainer.TrainStep.__call__", lambda *_: pytest.fail("a step was done again"))
     (record,) = run_campaign("four", folder=folder, only="short-seed0")
     found = train(quick("short"))
     assert (record.experiment.name, found.experiment.name) == ("short-seed0", "begun-elsewhere")
@@ -188,7 +187,7 @@ def test_hyper_parameters_are_chosen_on_the_validation_split():
 
 
 def test_every_method_gets_the_same_trials_of_its_weights():
-    planned = [method_of(e, METHOD_NAMES | arm_names()) for e in experiments_of("scenes-rivals-tuning")]
+    planned = [method_of(e, METHOD_NAMES | variant_names()) for e in experiments_of("scenes-rivals-tuning")]
     tried = {(key.rsplit("_x", 1)[0], float(key.rsplit("_x", 1)[1])) for key in planned}
     assert tried == set(product(["pixel_kd", "apd", *RIVALS], [0.1, 10.0]))
     assert len(planned) == len(tried)
@@ -201,14 +200,14 @@ def test_the_weights_of_every_method_can_be_multiplied():
         )
 
 
-@pytest.mark.parametrize("arm", plain_arms(), ids=lambda arm: arm.key)
+@pytest.mark.parametrize("arm", plain_variants(), ids=lambda arm: arm.key)
 def test_a_trial_multiplies_the_weights_of_the_method_and_nothing_else(arm):
-    main, stronger = arm.distillers[-1], arm_of_strength(arm, 10.0).distillers[-1]
+    main, stronger = arm.distillers[-1], variant_of_strength(arm, 10.0).distillers[-1]
     changed = {f.name for f in fields(main) if getattr(main, f.name) != getattr(stronger, f.name)}
     assert changed == {name for name in WEIGHTS[main.method] if getattr(main, name)}
     assert all(getattr(stronger, name) == pytest.approx(10 * getattr(main, name)) for name in changed)
-    assert arm_of_strength(arm, 10.0).distillers[:-1] == arm.distillers[:-1]
-    assert arm_of_strength(arm, 1.0) == arm
+    assert variant_of_strength(arm, 10.0).distillers[:-1] == arm.distillers[:-1]
+    assert variant_of_strength(arm, 1.0) == arm
 
 
 def test_the_runs_on_heads_differ_in_nothing_but_their_distillers():
@@ -233,25 +232,25 @@ def test_a_choice_of_experiments_that_fits_none_is_refused(folder):
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 7, 500])
 def test_shards_have_every_experiment_of_a_campaign_once_and_are_as_large(workers):
     experiments = experiments_of("camvid-small")
-    shards = [Shard(number, workers).of_list(experiments) for number in range(1, workers + 1)]
-    dealt = [experiment for shard in shards for experiment in shard]
-    assert sorted(e.name for e in dealt) == sorted(e.name for e in experiments)
+    shards = [dealt(experiments, f"{number}/{workers}") for number in range(1, workers + 1)]
+    together = [experiment for shard in shards for experiment in shard]
+    assert sorted(e.name for e in together) == sorted(e.name for e in experiments)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     for shard in shards:
         assert shard == [e for e in experiments if e in shard], "a campaign's order is kept"
 
 
 def test_with_a_worker_for_each_method_no_worker_has_one_method_only():
-    for shard in (Shard(number, 4).of_list(experiments_of("camvid-small")) for number in range(1, 5)):
+    for shard in (dealt(experiments_of("camvid-small"), f"{number}/4") for number in range(1, 5)):
         assert len({experiment.name.split("-")[0] for experiment in shard}) > 1
 
 
 def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, trained, capsys):
-    records = run_campaign("four", folder=folder, shard=Shard(2, 3))
+    records = run_campaign("four", folder=folder, shard="2/3")
     assert trained == ["long-seed0"]
     assert [record.experiment.name for record in records] == ["long-seed0"]
-    run_campaign("four", folder=folder, shard=Shard(3, 3))
-    run_campaign("four", folder=folder, shard=Shard(2, 3))
+    run_campaign("four", folder=folder, shard="3/3")
+    run_campaign("four", folder=folder, shard="2/3")
     assert trained == ["long-seed0", "short-seed1", "long-seed1"]
     out = capsys.readouterr().out
     assert "four, shard 2/3: 1 experiments, 0 have a record" in out
@@ -261,14 +260,14 @@ def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, tra
 
 
 def test_more_workers_than_experiments_leave_some_without_work(folder, trained, capsys):
-    assert run_campaign("four", folder=folder, shard=Shard(9, 9)) == []
+    assert run_campaign("four", folder=folder, shard="9/9") == []
     assert trained == []
     assert "four, shard 9/9: 0 experiments" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("text", "shard"), [("", Shard(1, 1)), ("1/1", Shard(1, 1)), ("3/8", Shard(3, 8))])
-def test_a_shard_is_read_from_a_text(text, shard):
-    assert Shard.parse(text) == shard
+def test_no_shard_and_one_of_one_are_the_whole_campaign():
+    experiments = experiments_of("scenes-tiny-tuning")
+    assert dealt(experiments, "") == dealt(experiments, "1/1") == experiments
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/", "/4", "a/b", "-1/4", "1/4/2", "1.5/4"])

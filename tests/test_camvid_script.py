@@ -13,8 +13,8 @@ from file_server import Server
 from miniatures import write_camvid
 from PIL import Image
 
-from apd.data.catalogue import CAMVID
-from apd.data.folder import CamVid, find_data
+from apd.data.image_folder import CamVid, find_data
+from apd.data.specs import CAMVID
 
 # as Python does for a script: its own folder comes first
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))

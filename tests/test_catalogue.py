@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from apd.data.catalogue import CAMVID, CLASS_COLOURS, IGNORE_COLOUR, SCENES
+from apd.data.specs import CAMVID, CLASS_COLOURS, IGNORE_COLOUR, SCENES
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 DEFICIENCIES = {

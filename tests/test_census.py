@@ -10,13 +10,13 @@ from PIL import Image
 from test_own_recipe import leave, make, trained
 
 from apd.data.census import Census, census_of
+from apd.data.dataset_yaml import folder_spec, open_folder
+from apd.data.images import DataError
 from apd.data.instances import InstanceSpec
 from apd.data.long_side import LongSide
-from apd.data.own_folder import folder_spec, open_folder
-from apd.data.picture_files import DataError
-from apd.evaluate.confusion import constant_miou, scores, too_weak
-from apd.study.folders import runs_folder
-from apd.study.record import read_record
+from apd.evaluation.metrics import constant_miou, scores, too_weak
+from apd.training.record import read_record
+from apd.training.run import runs_folder
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_check_counts_the_named_data_sets_and_every_split_of_a_folder(tmp_path, 
 
 
 def test_scenes_and_published_sets_are_not_counted_at_every_start(monkeypatch, capsys):
-    monkeypatch.setattr("apd.study.segmentation_task.census_of", lambda *_: pytest.fail("counted"))
+    monkeypatch.setattr("apd.training.segmentation.census_of", lambda *_: pytest.fail("counted"))
     assert leave("train", "--dry-run", "--training.batch-size", "2") == 0
     assert "`apd check scenes` counts those of every image" in capsys.readouterr().out
 
@@ -246,7 +246,7 @@ def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys)
     assert captured.out.splitlines()[-1] == path
     weak = too_weak(torch.tensor([[6, 0], [2, 0]]), ["soil", "crop"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apd.evaluate.inference.confusion_of", lambda *_, **__: torch.tensor([[6, 0], [2, 0]]))
+        patch.setattr("apd.evaluation.inference.confusion_of", lambda *_, **__: torch.tensor([[6, 0], [2, 0]]))
         assert leave("evaluate", path) == 0
     assert f"warning: {weak}" in capsys.readouterr().err
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from small_experiments import exit_code, start
 
-from apd.study import checkpoint
-from apd.study.checkpoint import (
+from apd.training import checkpoint
+from apd.training.checkpoint import (
     CheckpointError,
     RunBusyError,
     load_checkpoint,

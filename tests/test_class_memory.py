@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from apd import CIRKD
-from apd.rivals.cirkd import pooling_window
-from apd.rivals.class_memory import ClassMemory
+from apd.distillers.cirkd import ClassMemory, pooling_window
 
 from . import slow_reference as slow
 

@@ -19,22 +19,20 @@ import torch
 from PIL import Image
 from small_experiments import exit_code, tiny
 
-from apd import cli
-from apd.evaluate.confusion import scores
-from apd.evaluate.cost import Latency
-from apd.evaluate.inference import confusion_of, predict_labels
-from apd.evaluate.loss_cost import LossShape
-from apd.evaluate.pictures import predict_picture
-from apd.evaluate.protocol import Inference
-from apd.study.build import build_split
-from apd.study.campaign import CAMPAIGNS
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import from_dict, to_dict
-from apd.study.folders import run_folder
-from apd.study.log import ProgressLines
+from apd.cli import app as cli
+from apd.config.datasets import build_split
+from apd.config.experiment import Experiment
+from apd.config.identity import from_dict, to_dict
+from apd.config.inference import Inference
+from apd.cost.measure import LossShape
+from apd.evaluation.inference import confusion_of, predict_labels
+from apd.evaluation.metrics import scores
+from apd.evaluation.predict import predict_picture
+from apd.study.campaigns import CAMPAIGNS
 from apd.study.recipes import all_recipes
-from apd.study.record import read_record
-from apd.study.train import train, trained_network
+from apd.training.record import read_record
+from apd.training.run import run_folder, train, trained_network
+from apd.training.run_log import ProgressLines
 
 COMMANDS = ("train", "check", "evaluate", "predict", "export", "campaign", "cost", "recipes")
 
@@ -189,21 +187,11 @@ def test_cost_tells_both_networks(runs, capsys):
 
 def test_cost_of_the_loss_has_a_line_for_each_shape_without_and_with_heads(monkeypatch, capsys):
     tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
-    monkeypatch.setattr("apd.evaluate.loss_cost.method_costs.__defaults__", ("cpu", tiny_shape))
+    monkeypatch.setattr("apd.cost.measure.LOSS_SHAPES", tiny_shape)
     assert leave(["cost", "--loss", "--device", "cpu"]) == 0
     bare, with_heads = capsys.readouterr().out.splitlines()
     assert bare.startswith("tiny, no heads: ")
     assert with_heads.startswith("tiny, heads 4 wide: ")
-    assert "floor: " in bare
-
-
-def test_cost_of_the_switches_is_a_table_with_the_recipe_first(runs, monkeypatch, capsys):
-    monkeypatch.setattr("apd.study.switch_cost.step_latency", lambda *_: Latency(90.0, 100.0, 110.0))
-    assert leave(["cost", "--switches", "--device", "cpu"]) == 0
-    head, first, *others = capsys.readouterr().out.splitlines()
-    assert head == "apd-seed0: one optimiser step, batch of 2, on cpu"
-    assert first.startswith("as it is ")
-    assert [line.split()[0] for line in others] == ["precision", "channels_last", "fused", "compile"]
 
 
 @pytest.mark.parametrize(("name", "size", "method"), [("small-pixel_kd", "small", "pixel_kd"), ("full", "full", "apd")])
@@ -281,9 +269,9 @@ def campaign_on_a_bare_machine(runs):
     assert not set(extras) & set(sys.modules)
     sys.modules.update(dict.fromkeys(extras))  # None: importing it fails as if it were not installed
     os.environ["APD_RUNS"] = str(runs)
-    import apd.study.camvid_campaigns
+    import apd.study.campaigns
 
-    apd.study.camvid_campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
+    apd.study.campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
     sys.argv = ["campaign", "camvid-small", "--only", "student-seed0", "--records", str(runs / "records")]
     with contextlib.suppress(SystemExit):
         runpy.run_module("apd.study.campaign", run_name="__main__")
@@ -407,8 +395,8 @@ def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path
 def test_what_a_finished_run_cannot_be_asked_is_told_before_anything_is_computed(
     arguments, code, told, finished, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("apd.evaluate.inference.confusion_of", lambda *_, **__: pytest.fail("computed"))
-    monkeypatch.setattr("apd.evaluate.export._traced", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("apd.evaluation.inference.confusion_of", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr("apd.evaluation.export._traced", lambda *_: pytest.fail("computed"))
     (tmp_path / "file").touch()
     places = {"RUN": finished, "FOLDER": tmp_path, "FILE": tmp_path / "file"}
     words = [re.sub(r"^(RUN|FOLDER|FILE)", lambda found: str(places[found[0]]), word) for word in arguments]
@@ -435,12 +423,12 @@ def messages(path):
         yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
 
 
-@pytest.mark.parametrize("part", ["data", "models", "evaluate", "study", "commands"])
+@pytest.mark.parametrize("part", ["data", "models", "config", "evaluation", "training", "cost", "study", "cli"])
 def test_advice_that_names_a_field_names_the_option_too(part):
-    files = (Path(cli.__file__).parent / part).rglob("*.py")
+    files = (Path(cli.__file__).parents[1] / part).rglob("*.py")
     advising = [text for path in files for text in messages(path) if ADVICE.search(text)]
     assert [text for text in advising if "--" not in text] == []
-    assert advising or part in ("evaluate", "study", "commands")
+    assert advising or part not in ("data", "models")
 
 
 def test_advice_without_an_option_is_found(tmp_path):
@@ -461,7 +449,7 @@ def test_a_run_is_named_by_its_folder_or_by_a_file_in_it(file, finished, tmp_pat
 
 
 def test_a_log_in_a_file_tells_steps_loss_time_and_scores_on_the_way(runs, monkeypatch, capsys):
-    monkeypatch.setattr("apd.study.log.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("apd.training.run_log.LINE_SECONDS", 0.0)
     assert leave(["train"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (path,) = runs.glob("tiny-apd-*/record.json")
@@ -481,7 +469,7 @@ def test_a_log_in_a_file_tells_steps_loss_time_and_scores_on_the_way(runs, monke
 
 def test_progress_lines_come_in_a_bounded_number(monkeypatch, capsys):
     clock = [0.0]
-    monkeypatch.setattr("apd.study.log.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("apd.training.run_log.time.monotonic", lambda: clock[0])
     lines = ProgressLines("run", 100, 10_000)
     for step in range(101, 10_001):
         clock[0] += 0.125

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from apd.data.coco import CocoInstances, coco_split
-from apd.data.folder import DataError, MissingData
+from apd.data.image_folder import DataError, MissingData
 from apd.data.instances import InstanceDataset
-from apd.data.run_length import decode, unpack
+from apd.data.rle import decode, unpack
 
 # Two pictures of 20 x 12 and 12 x 20 pixels and one without a thing; category ids with gaps and out of order.
 CONTENT = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import apd.data.run_length
+import apd.data.rle
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.run_length import DetectionExtraMissing, encode
-from apd.evaluate.coco_ap import APTable, Detections, DetectionScorer, ap_scores
+from apd.data.rle import DetectionExtraMissing, encode
+from apd.evaluation.average_precision import APTable, Detections, DetectionScorer, ap_scores
 
 SPEC = InstanceSpec("shapes", ("disc", "square", "bar"))
 HEIGHT, WIDTH = 300, 320
@@ -197,4 +197,4 @@ def test_without_the_library_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(DetectionExtraMissing, match="packing masks needs"):
         encode(np.zeros((1, 2, 2), dtype=bool))
     with pytest.raises(DetectionExtraMissing, match="polygons of a COCO annotation needs"):
-        apd.data.run_length.decode([[0, 0, 4, 0, 4, 4]], 5, 5)
+        apd.data.rle.decode([[0, 0, 4, 0, 4, 4]], 5, 5)

@@ -7,24 +7,24 @@ from typing import get_args
 import pytest
 from miniatures import write_coco
 
-from apd.cli import main
+from apd.cli.app import main
+from apd.config.experiment import ExperimentError
+from apd.config.identity import fingerprint
+from apd.cost.dry_run import dry_run
 from apd.study.coco_recipes import (
     COCO_METHODS,
+    COCO_SOURCES,
     CocoSize,
     DetectionSize,
     detection_methods_of,
     detection_recipe,
+    detection_variants,
+    scenes_detection_experiment,
     with_masks,
 )
-from apd.study.coco_sources import COMMON, coco_source_of
-from apd.study.detection_recipes import detection_arms, scenes_detection_experiment
-from apd.study.dry_run import dry_run
-from apd.study.experiment import ExperimentError
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import run_folder
-from apd.study.paper_sources import leaves
+from apd.study.published_recipes import leaves
 from apd.study.recipes import all_recipes, default_method, recipe
-from apd.study.train import train
+from apd.training.run import run_folder, train
 
 SIZES = get_args(CocoSize)
 ALL = [(size, method) for size in SIZES for method in detection_methods_of(size)]
@@ -67,7 +67,7 @@ def test_student_and_teacher_are_the_pairs_and_start_from_imagenet(size):
 
 def test_the_recipe_on_scenes_is_the_run_of_the_campaign():
     for method in detection_methods_of("scenes_detection"):
-        assert method in detection_arms()
+        assert method in detection_variants()
         same = scenes_detection_experiment(method, 2)
         assert fingerprint(recipe("scenes_detection", method, seed=2)) == fingerprint(same)
 
@@ -102,36 +102,40 @@ def test_every_recipe_is_listed_and_a_size_without_a_method_is_with_apd():
 # ---------------------------------------------------------------- sources
 
 
+def shown(size, method, capsys):
+    """What `apd recipes` says of every field, by field: the value and its source."""
+    assert main(["recipes", f"{size}-{method}"]) == 0
+    return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+
+
 @pytest.mark.parametrize(("size", "method"), ALL)
-def test_every_field_that_differs_from_its_default_has_a_source(size, method):
-    differing = [field for field, value, default in leaves(recipe(size, method)) if value != default]
+def test_every_field_that_differs_from_its_default_has_a_source(size, method, capsys):
+    lines = shown(size, method, capsys)
+    fields = list(leaves(recipe(size, method)))
+    assert list(lines) == [field for field, _, _ in fields]
+    differing = [field for field, value, default in fields if value != default]
     assert len(differing) > 8
-    assert [field for field in differing if coco_source_of(size, method, field) is None] == []
+    assert [field for field in differing if lines[field].endswith(" default")] == []
 
 
-def test_every_source_is_of_a_field_that_a_recipe_has():
-    known = {field for size, method in ALL for field, _, _ in leaves(recipe(size, method))}
-    assert set(COMMON) - known == set()
+def test_every_source_is_of_fields_that_a_recipe_has():
+    known = [f"{field}." for size, method in ALL for field, _, _ in leaves(recipe(size, method))]
+    for source in COCO_SOURCES:
+        assert any(field.startswith(f"{source}.") for field in known), source
 
 
 def test_nothing_of_apd_is_said_to_be_published():
-    fields = [field for field, _, _ in leaves(recipe("coco", "dense_apd")) if field.startswith("distillers.dense_apd")]
-    fields += [field for field, _, _ in leaves(recipe("coco", "roi_apd")) if field.startswith("distillers.")]
-    assert len(fields) > 12
-    for field in fields:
-        source = coco_source_of("coco", "roi_apd", field)
-        assert str(source) == "own choice: how the paper applies APD to detection was never released"
+    fields = [field for field in COCO_SOURCES if field.startswith("distillers.") and field.endswith("apd")]
+    assert fields == ["distillers.roi_apd", "distillers.dense_apd"]
+    ours = "own choice: how the paper applies APD to detection was never released"
+    assert [COCO_SOURCES[field] for field in fields] == [ours, ours]
 
 
 def test_a_recipe_of_coco_is_shown_with_value_and_source_of_every_field(capsys):
-    assert main(["recipes", "coco_mobilenet-roi_apd"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    fields = [field for field, _, _ in leaves(recipe("coco_mobilenet", "roi_apd"))]
-    assert [line.split()[0] for line in lines] == fields
-    shown = {line.split()[0]: line for line in lines}
-    assert shown["training.iterations"].endswith("180000           ReviewKD's code")
-    assert shown["network.backbone"].endswith("own choice: torchvision's nearest to the MobileNetV2 of ReviewKD's code")
-    assert shown["training.ema_decay"].endswith("default of this project")
+    lines = shown("coco_mobilenet", "roi_apd", capsys)
+    assert lines["training.iterations"].endswith("180000           ReviewKD's code")
+    assert lines["network.backbone"].endswith("torchvision's MobileNetV3 is the nearest to its MobileNetV2")
+    assert lines["training.ema_decay"].endswith(" default")
 
 
 # ---------------------------------------------------------------- two real steps
@@ -193,7 +197,7 @@ def test_a_dry_run_at_paper_scale_counts_the_published_sizes_without_data_or_wei
 
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     monkeypatch.setattr("apd.models.detector.fill_from_imagenet", lambda *_: offline("", "ImageNet"))
-    from apd.study import dry_run as module
+    from apd.cost import dry_run as module
 
     monkeypatch.setattr(module, "measure_steps", lambda *_: module.Measured(**measured))
     lines = []

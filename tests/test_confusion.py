@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from apd.evaluate.confusion import ConfusionMatrix, agreement, scores
+from apd.evaluation.metrics import ConfusionMatrix, agreement, scores
 
 CASES = st.tuples(st.integers(2, 7), st.integers(0, 2**31 - 1), st.floats(0, 0.9))
 

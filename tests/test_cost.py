@@ -1,13 +1,24 @@
-"""Cost: figures against counts by hand, and a network that is left as it was."""
+"""Cost of networks, losses and steps: figures against counts by hand, and what is measured is left as it was."""
 
 import os
 import time
 
 import pytest
 import torch
+import torch.utils.benchmark  # which may warn when it is loaded
+from small_experiments import tiny
 from torch import nn
 
-from apd.evaluate.cost import cost_of
+from apd import APDLoss
+from apd.cost.measure import (
+    CLASSES_IN_AN_IMAGE,
+    LossShape,
+    cost_of,
+    loss_batch,
+    loss_cost,
+    random_batch,
+    step_latency,
+)
 from apd.models import build_segmenter
 
 
@@ -35,7 +46,7 @@ class Small(nn.Module):
 
 
 def test_multiply_accumulates_and_parameters_equal_a_count_by_hand():
-    cost = cost_of(Small(), height=20, width=15, repeats=2, warmup=1)
+    cost = cost_of(Small(), height=20, width=15, seconds=0.01)
     grid = 10 * 8
     assert cost.macs == 8 * 3 * 9 * grid + 12 * 2 * 25 * grid + 12 * 1 * 9 * grid + 48 * 10
     assert cost.parameters == (8 * 27 + 8) + 2 * 8 + 12 * 2 * 25 + (12 * 9 + 12) + (480 + 10)
@@ -43,7 +54,7 @@ def test_multiply_accumulates_and_parameters_equal_a_count_by_hand():
 
 def test_a_segmenters_count_leaves_the_auxiliary_head_out_and_equals_a_count_by_hand():
     model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=16)
-    cost = cost_of(model, height=64, width=96, repeats=2, warmup=1)
+    cost = cost_of(model, height=64, width=96, seconds=0.01)
     backbone = 0
 
     def add(conv, _, output):
@@ -62,7 +73,7 @@ def test_a_segmenters_count_leaves_the_auxiliary_head_out_and_equals_a_count_by_
 
 
 def test_the_count_is_for_one_image_and_the_setting_is_told():
-    one, three = (cost_of(Small(), height=20, width=15, batch=batch, repeats=2, warmup=1) for batch in (1, 3))
+    one, three = (cost_of(Small(), height=20, width=15, batch=batch, seconds=0.01) for batch in (1, 3))
     assert one.macs == three.macs
     assert one.parameters == three.parameters
     assert (three.batch, three.height, three.width, three.device) == (3, 20, 15, "cpu")
@@ -86,7 +97,7 @@ class Doubling(nn.Module):
 
 
 def test_the_peak_on_a_cpu_is_what_is_alive_at_once():
-    cost = cost_of(Doubling(), height=64, width=64, batch=2, repeats=2, warmup=1)
+    cost = cost_of(Doubling(), height=64, width=64, batch=2, seconds=0.01)
     map_bytes = 2 * 3 * 64 * 64 * 4
     expected = (1 + 2) * map_bytes + 7 * 4 + 5 * 8
     assert expected <= cost.peak_memory_bytes <= expected + 64  # torch makes a tensor of a number that it adds
@@ -98,7 +109,7 @@ def test_latency_is_in_milliseconds_with_ordered_quartiles():
             time.sleep(0.01)
             return images + 1
 
-    latency = cost_of(Slow(), height=8, width=8, repeats=5, warmup=1).latency_ms
+    latency = cost_of(Slow(), height=8, width=8, seconds=0.05).latency_ms
     assert 10 <= latency.lower <= latency.median <= latency.upper < 9000
 
 
@@ -109,7 +120,7 @@ def test_the_network_the_generator_and_the_environment_are_left_as_they_were(mon
     modes = {name: module.training for name, module in model.named_modules()}
     state = {key: value.clone() for key, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    cost_of(model, height=64, width=96, repeats=2, warmup=1)
+    cost_of(model, height=64, width=96, seconds=0.01)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -118,15 +129,15 @@ def test_the_network_the_generator_and_the_environment_are_left_as_they_were(mon
 
 
 def test_a_network_in_bfloat16_is_measured_in_bfloat16():
-    full = cost_of(build_segmenter("test_efficientnet", 5, head_width=16), height=64, width=64, repeats=2)
-    half = cost_of(build_segmenter("test_efficientnet", 5, head_width=16).bfloat16(), height=64, width=64, repeats=2)
+    full = cost_of(build_segmenter("test_efficientnet", 5, head_width=16), height=64, width=64, seconds=0.01)
+    half = cost_of(build_segmenter("test_efficientnet", 5, head_width=16).bfloat16(), height=64, width=64, seconds=0.01)
     assert half.macs == full.macs
     assert half.peak_memory_bytes < 0.8 * full.peak_memory_bytes
 
 
-@pytest.mark.parametrize("name", ["height", "width", "batch", "warmup", "repeats"])
+@pytest.mark.parametrize("name", ["height", "width", "batch", "seconds"])
 def test_counts_below_their_least_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}: got 0, expected at least"):
+    with pytest.raises(ValueError, match=f"{name}: got 0, expected (at least 1|more than 0)"):
         cost_of(Small(), **{"height": 20, "width": 15, name: 0})
 
 
@@ -137,7 +148,58 @@ def test_a_device_without_a_memory_figure_is_refused():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_peak_on_a_gpu_holds_at_least_the_weights_and_the_input():
-    cost = cost_of(Doubling(), height=64, width=64, batch=2, device="cuda", repeats=2)
+    cost = cost_of(Doubling(), height=64, width=64, batch=2, device="cuda", seconds=0.01)
     map_bytes = 2 * 3 * 64 * 64 * 4
     assert 3 * map_bytes <= cost.peak_memory_bytes < 4 * map_bytes
     assert "CUDA" in cost.memory_method
+
+
+# ---------------------------------------------------------------- a loss, and a training step
+
+SMALL = LossShape(batch=2, channels=8, grid=6, classes=30, labels=48)
+
+
+class TenMaps(nn.Module):
+    """Keeps a map of ten times the student's features until the gradient has come."""
+
+    def forward(self, student_features, **_):
+        return (student_features.repeat(10, 1, 1, 1) ** 2).sum()
+
+
+def test_the_peak_is_what_the_loss_keeps_and_not_what_it_is_given():
+    shape = LossShape(batch=1, channels=64, grid=64, classes=2, labels=64)
+    one_map = 4 * shape.channels * shape.grid**2
+    peak = loss_cost(TenMaps(), loss_batch(shape), seconds=0.01).peak_bytes
+    assert 20 * one_map <= peak <= 60 * one_map
+
+
+def test_quartiles_are_in_order_and_no_gradient_is_left_behind():
+    batch = loss_batch(SMALL)
+    module = APDLoss(8, 8, 30, width=4)
+    cost = loss_cost(module, batch, seconds=0.01)
+    assert 0 < cost.milliseconds.lower <= cost.milliseconds.median <= cost.milliseconds.upper
+    assert all(value.grad is None for value in [*batch.values(), *module.parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_shows_few_classes_and_has_the_stated_sizes(dtype):
+    batch = loss_batch(SMALL, dtype=dtype)
+    assert batch["student_features"].shape == (2, 8, 6, 6)
+    assert batch["teacher_logits"].shape == (2, 30, 6, 6)
+    assert batch["teacher_features"].dtype == dtype
+    assert batch["student_logits"].requires_grad
+    assert not batch["teacher_features"].requires_grad
+    for labels in batch["labels"]:
+        assert 1 < len(labels.unique()) <= CLASSES_IN_AN_IMAGE
+
+
+@pytest.mark.parametrize("method", ["student", "apd"])
+def test_an_optimiser_step_is_timed_on_a_batch_of_the_experiments_size(method):
+    experiment = tiny(method, batch_size=4)
+    latency = step_latency(experiment, torch.device("cpu"), seconds=0.01)
+    assert 0 < latency.lower <= latency.median <= latency.upper
+    batch = random_batch(experiment, classes=10)
+    assert batch.images_B3HW.shape == (4, 3, 32, 32)
+    assert batch.labels_BHW.shape == (4, 32, 32)
+    assert 0 <= batch.labels_BHW.min() < batch.labels_BHW.max() < 10
+    assert 0 <= batch.images_B3HW.min() < batch.images_B3HW.max() < 1

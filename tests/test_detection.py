@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from apd.detection import OnPyramid, OnRoIs, ReviewKD, RoIAPD, dense_apd, pyramid_matching, roi_dkd, roi_kd
-from apd.detection.review_kd import hierarchical_context_loss
 from apd.distill import APDLoss
-from apd.models.detector_view import LEVELS, DetectorPair, DetectorView
-from apd.rivals import DIST, FitNet, PixelKD
+from apd.distillers import DIST, FitNet, PixelKD
+from apd.distillers.review_kd import ReviewKD, hierarchical_context_loss
+from apd.distillers.roi_apd import RoIAPD
+from apd.distillers.through_pixels import OnPyramid, OnRoIs, dense_apd, pyramid_matching, roi_dkd, roi_kd
+from apd.models.detector_hooks import LEVELS, DetectorPair, DetectorView
 
 from . import slow_detection as slow
 

@@ -15,26 +15,23 @@ from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
 from torch.utils.flop_counter import FlopCounterMode
 
-from apd import cli
+from apd.cli import app as cli
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.cost import dry_run as module
+from apd.cost.count import step_cost, teacher_step_cost
+from apd.cost.dry_run import dry_run, measure_steps
 from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec
-from apd.data.noise import NoiseThings
-from apd.data.run_length import encode
-from apd.evaluate.ap_table import ap_csv, ap_lines
-from apd.evaluate.coco_ap import APTable, Detections
-from apd.evaluate.detection_pictures import RESULTS, coco_results, colours_of, drawn, image_ids
-from apd.evaluate.detections import detect
-from apd.study import dry_run as module
-from apd.study.campaign import CAMPAIGNS
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import RoIAPDConfig
-from apd.study.detector_step_cost import detector_step_cost
-from apd.study.dry_run import dry_run, measure_steps
-from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.study.folders import run_folder
-from apd.study.record import read_record
-from apd.study.tasks import task_of
-from apd.study.train import train, trained_network
+from apd.data.rle import encode
+from apd.data.scenes.world import NoiseThings
+from apd.distillers.detection_configs import RoIAPDConfig
+from apd.evaluation.average_precision import APTable, Detections
+from apd.evaluation.detection_images import RESULTS, coco_results, colours_of, drawn, image_ids
+from apd.evaluation.detections import ap_csv, ap_lines, detect
+from apd.study.campaigns import CAMPAIGNS
+from apd.training.record import read_record
+from apd.training.run import run_folder, task_of, train, trained_network
 
 COCO = InstanceDataConfig(name="coco", folder="coco", train_part="val2017", val_part="val2017", height=64, width=80)
 SCENES = InstanceDataConfig(height=64, width=64, train_images=4, evaluation_images=2)
@@ -157,7 +154,7 @@ def sure(finished, monkeypatch):
     """The run's detector, whose two steps have made it sure of nothing, tells what it holds for possible."""
     detector = trained_network(finished)
     detector.roi_heads.score_thresh = 0.0
-    monkeypatch.setattr("apd.commands.detecting.trained_network", lambda *_, **__: detector)
+    monkeypatch.setattr("apd.cli.detecting.trained_network", lambda *_, **__: detector)
     return detector
 
 
@@ -320,11 +317,11 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
     start = boxes("roi_apd", data=COCO)
     # the counter overrates the backward pass of grouped convolutions, which a MobileNet has
     experiment = replace(start, network=replace(SMALL, backbone="resnet18"))
-    cost = detector_step_cost(experiment, 80)
+    cost = step_cost(experiment, 80)
     task, device = task_of(experiment), torch.device("cpu")
     student = task.network(experiment.network, 80, device, 0)
     teacher = task.network(experiment.teacher.network, 80, device, 1).eval().requires_grad_(False)
-    update = module.Update(experiment, student.train(), teacher, precision="fp32")
+    update = module.TrainStep(task, student.train(), teacher)
     data = NoiseThings(coco_spec("coco", "val2017"), (64, 80))
     batch = next(task.batches(data, start=0, ranks=module.ALONE, workers=0, device=torch.device("cpu")))
     with FlopCounterMode(display=False) as counter:
@@ -335,12 +332,13 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
 
 
 def test_a_step_with_a_teacher_adds_its_pyramid_and_box_head_and_the_distillers(place):
-    alone, taught = (detector_step_cost(boxes(method), 3) for method in ("student", "roi_apd"))
+    alone, taught = (step_cost(boxes(method), 3) for method in ("student", "roi_apd"))
     assert alone.teacher is None
     assert alone.student == taught.student
     assert 0 < taught.macs_per_image - alone.macs_per_image < taught.teacher.macs
+    assert teacher_step_cost(boxes("roi_apd"), 3).student == taught.teacher
     assert taught.fixed_bytes > alone.fixed_bytes + 4 * taught.teacher.parameters
-    without_masks = detector_step_cost(boxes(kind="faster_rcnn"), 3)
+    without_masks = step_cost(boxes(kind="faster_rcnn"), 3)
     assert without_masks.macs_per_image < alone.macs_per_image
     assert without_masks.student.parameters < alone.student.parameters
     assert alone.memory_bytes(3) - alone.memory_bytes(2) == alone.bytes_per_image > 0

@@ -11,10 +11,20 @@ from chapter_cells import run_cells
 from made_up_detection import LEVELS, Data, campaign, luck, made_up
 from made_up_records import made_up_record
 
-from apd.plots import words
-from apd.plots.arm_tables import arms_table
-from apd.plots.comparison import outlying, scores_over_seeds
-from apd.plots.detection_evidence import (
+from apd.config.identity import fingerprint, to_dict
+from apd.report.detection_comparison import (
+    ARM_NAMES,
+    added_to,
+    counted,
+    detection_campaigns,
+    detection_comparisons,
+    detection_names,
+    parts_of_arm,
+)
+from apd.report.figures import words
+from apd.report.figures.arm_tables import arms_table
+from apd.report.figures.comparison import outlying, scores_over_seeds
+from apd.report.figures.detection_evidence import (
     additions_in_words,
     ap_tallies,
     by_kind,
@@ -26,30 +36,20 @@ from apd.plots.detection_evidence import (
     setup_table,
     things_in_words,
 )
-from apd.plots.detection_trials import (
+from apd.report.figures.detection_trials import (
     detection_rates_table,
     detection_weights_table,
     share_of_distillers,
     shares_table,
     validation_box_ap,
 )
-from apd.plots.tables import interval
-from apd.study.campaign import CAMPAIGNS, scenes_experiment
-from apd.study.detection_comparison import (
-    ARM_NAMES,
-    added_to,
-    counted,
-    detection_campaigns,
-    detection_comparisons,
-    detection_names,
-    parts_of_arm,
-)
-from apd.study.detection_recipes import STUDENT_RATE
-from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.folders import records_folder
-from apd.study.record import Record, read_records
-from apd.study.score import BOX_AP, MASK_AP, MIOU, parts_of_ap
-from apd.study.statistics import ComparisonError, compare, paired_difference, spread
+from apd.report.figures.tables import interval
+from apd.report.score import BOX_AP, MASK_AP, MIOU, parts_of_ap
+from apd.report.statistics import ComparisonError, compare, paired_difference, spread
+from apd.study.campaigns import CAMPAIGNS, scenes_experiment
+from apd.study.coco_recipes import STUDENT_RATE
+from apd.training.record import Record, read_records
+from apd.training.run import records_folder
 
 FACTOR = (1 + 0.9 + 0.8) / 3  # mean over classes of a made-up AP
 

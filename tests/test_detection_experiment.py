@@ -9,14 +9,14 @@ import torch
 from small_detection import DATA, METHODS, NETWORK, TEACHER, TRAINING, small
 from small_experiments import tiny
 
-from apd.detection import ReviewKD, RoIAPD
-from apd.evaluate.protocol import Inference
-from apd.models.detector import BODIES
-from apd.models.detector_view import LEVELS
-from apd.study import detection_distiller_configs
-from apd.study.build import build_network, spec_of
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import (
+from apd.config.datasets import spec_of
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig
+from apd.config.inference import Inference
+from apd.distillers import detection_configs as detection_distiller_configs
+from apd.distillers.build import build_detection_distiller
+from apd.distillers.configs import DISTILLERS, APDConfig
+from apd.distillers.detection_configs import (
     DETECTION_DISTILLERS,
     DenseAPDConfig,
     PyramidMatchingConfig,
@@ -25,10 +25,12 @@ from apd.study.detection_distiller_configs import (
     RoIDKDConfig,
     RoIKDConfig,
 )
-from apd.study.detection_distillers import build_detection_distiller
-from apd.study.distiller_configs import DISTILLERS, APDConfig
-from apd.study.experiment import ExperimentError, NetworkConfig, TeacherConfig
-from apd.study.tasks import task_of
+from apd.distillers.review_kd import ReviewKD
+from apd.distillers.roi_apd import RoIAPD
+from apd.models.detector import BODIES
+from apd.models.detector_hooks import LEVELS
+from apd.training.run import task_of
+from apd.training.segmentation import build_network
 
 CONFIGS = (InstanceDataConfig, DetectorConfig, *DETECTION_DISTILLERS.values())
 

@@ -13,27 +13,27 @@ import torch
 from chapter_cells import run_cells
 from made_up_findings import FOUND, SCENES, detections, made_up_findings
 
+from apd.config.experiment import ExperimentError
 from apd.data.instances import InstanceSpec, class_map
-from apd.data.run_length import decode
-from apd.evaluate.per_picture_detections import count_in_picture
+from apd.data.rle import decode
 from apd.models.detector import build_detector
-from apd.models.detector_view import DetectorTap, training_step
+from apd.models.detector_hooks import DetectorTap, training_step
 from apd.perspective import class_prototypes
-from apd.plots.detection_method import both_perspectives, boxes_and_map, boxes_in_words
-from apd.plots.detection_pictures import (
+from apd.report import detection_findings
+from apd.report.box_perspectives import box_perspectives, cosines_of_prototypes, first_with_all_classes
+from apd.report.detection_example import method_example
+from apd.report.detection_findings import Findings, findings_of, read_findings
+from apd.report.figures.detection_method import both_perspectives, boxes_and_map, boxes_in_words
+from apd.report.figures.detection_pictures import (
     choice_in_words,
     chosen_pictures,
     counts_by_picture,
     network_names,
     pictures_side_by_side,
 )
-from apd.plots.detections import class_map_picture, framed, ink_on, rgb, side_by_side, thing_colours, tinted
-from apd.study import detection_findings
-from apd.study.box_perspectives import box_perspectives, cosines_of_prototypes, first_with_all_classes
-from apd.study.detection_example import method_example
-from apd.study.detection_findings import Findings, findings_of, read_findings
-from apd.study.experiment import ExperimentError
-from apd.study.record import RecordError
+from apd.report.figures.detections import class_map_picture, framed, ink_on, rgb, side_by_side, thing_colours, tinted
+from apd.report.image_detections import count_in_picture
+from apd.training.record import RecordError
 
 SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)
 

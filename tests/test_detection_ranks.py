@@ -10,23 +10,18 @@ from small_detection import METHODS, NETWORK, TEACHER, TRAINING, small
 from small_experiments import exit_codes, run_as_a_command, start_ranks
 from torch import nn
 
-from apd.data.instance_batches import InstanceBatch, training_instance_batches
-from apd.data.instance_transforms import InstanceAugmentation
+from apd.config.experiment import ExperimentError
+from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
 from apd.data.instances import as_target
-from apd.data.scene_instances import SceneInstances
-from apd.evaluate.coco_ap import Detections, DetectionScorer, ap_scores
-from apd.evaluate.detections import ap_of
-from apd.models.detector_view import DetectorTap
-from apd.study import ranks
-from apd.study.ap_entry import tables_of
-from apd.study.build import require_equal_parts
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.ranks import ALONE, Ranks, join
-from apd.study.record import read_record
-from apd.study.step import Update
-from apd.study.tasks import task_of
-from apd.study.train import trained_network
+from apd.data.scenes.instances import SceneInstances
+from apd.evaluation.average_precision import Detections, DetectionScorer, ap_scores, tables_of
+from apd.evaluation.detections import ap_of
+from apd.models.detector_hooks import DetectorTap
+from apd.training import distributed as ranks
+from apd.training.distributed import ALONE, Ranks, join
+from apd.training.record import read_record
+from apd.training.run import require_equal_parts, run_folder, task_of, trained_network
+from apd.training.trainer import TrainStep
 
 CPU = torch.device("cpu")
 THINGS = SceneInstances(8, height=64, width=64, context_shift=0.5, seed=0)
@@ -70,10 +65,10 @@ def one_step(name, uneven, job):
     task = task_of(experiment)
     student = without_chance(task.network(NETWORK, 3, CPU, 0).train())
     teacher = task.network(TEACHER.network, 3, CPU, 1).eval().requires_grad_(False)
-    update = Update(experiment, student, teacher, precision="fp32", ranks=job)
+    step = TrainStep(task, student, teacher, job)
     torch.manual_seed(job.rank)
-    terms = job.mean(update(part_of(batch_of(uneven), job)))
-    everything = nn.ModuleDict({"student": student, "distillers": update.distillers})
+    terms = step(part_of(batch_of(uneven), job))
+    everything = nn.ModuleDict({"student": student, "distillers": step.distillers})
     return {
         **{f"term.{term}": value for term, value in terms.items()},
         **{f"gradient.{n}": p.grad for n, p in everything.named_parameters() if p.requires_grad},
@@ -194,16 +189,16 @@ def shared(method="roi_apd", **training):
 
 
 def train_and_keep_weights(experiment, runs, folder):
-    import apd.study.train
+    import apd.training.run
 
-    finish = apd.study.train._finish
+    finish = apd.training.run._finish
 
     def keep_and_finish(run, *rest):
         record = finish(run, *rest)
         torch.save(run.student.state_dict(), folder / f"{run.experiment.name}-{run.ranks.rank}.pt")
         return record
 
-    apd.study.train._finish = keep_and_finish
+    apd.training.run._finish = keep_and_finish
     run_as_a_command(experiment, runs)
 
 

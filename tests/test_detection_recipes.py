@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from apd.plots.detection_trials import validation_box_ap
-from apd.study.campaign import experiments_of
-from apd.study.detection_recipes import (
+from apd.config.identity import fingerprint
+from apd.report.figures.detection_trials import validation_box_ap
+from apd.study.campaigns import experiments_of
+from apd.study.coco_recipes import (
     BEST_DETECTION_RIVAL,
     BEST_FACTORS,
     DETECTION_FACTORS,
@@ -17,11 +18,10 @@ from apd.study.detection_recipes import (
     TRIED_STUDENT_RATES,
     TRIED_TEACHER_RATES,
     UNTUNED,
-    detection_arms,
+    detection_variants,
 )
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import records_folder
-from apd.study.record import read_records
+from apd.training.record import read_records
+from apd.training.run import records_folder
 
 
 def box_ap_on_val(name, labels):
@@ -40,11 +40,11 @@ def test_arms_of_detection_differ_in_nothing_but_their_distillers():
     planned = experiments_of("scenes-detection")
     assert len({replace(e, name="-", seed=0, distillers=()) for e in planned}) == 1
     for seed in range(3):
-        assert [e.name.removesuffix(f"-seed{seed}") for e in planned if e.seed == seed] == list(detection_arms())
+        assert [e.name.removesuffix(f"-seed{seed}") for e in planned if e.seed == seed] == list(detection_variants())
 
 
 def test_apd_beside_a_method_that_compares_logits_does_not_compare_them_again():
-    *_, added = detection_arms()[f"roi_apd_and_{BEST_DETECTION_RIVAL}"]
+    *_, added = detection_variants()[f"roi_apd_and_{BEST_DETECTION_RIVAL}"]
     assert BEST_DETECTION_RIVAL in DETECTION_RIVALS
     assert (added.pixel_kd == 0) == (BEST_DETECTION_RIVAL == "roi_dkd")
 

@@ -13,23 +13,21 @@ from small_experiments import outcome, tiny
 from test_coco import CONTENT
 from test_coco import folder as coco_folder  # noqa: F401 (a fixture)
 
-from apd import cli
-from apd.data.folder import DataError
-from apd.evaluate.coco_ap import ap_scores
-from apd.evaluate.detections import ap_of
-from apd.models.detector_view import DetectorTap, training_step
-from apd.study import campaign, loop
-from apd.study.ap_entry import tables_of
-from apd.study.checkpoint import CheckpointError
-from apd.study.detection_config import InstanceDataConfig
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.log import NonFiniteLossError
-from apd.study.record import Record, RecordError, read_record
-from apd.study.tasks import task_of
-from apd.study.teacher import TeacherError
-from apd.study.train import train, trained_network
-from apd.study.trained_distiller import trained_distiller
+from apd.cli import app as cli
+from apd.config.detection import InstanceDataConfig
+from apd.config.experiment import ExperimentError
+from apd.data.image_folder import DataError
+from apd.evaluation.average_precision import ap_scores, tables_of
+from apd.evaluation.detections import ap_of
+from apd.models.detector_hooks import DetectorTap, training_step
+from apd.report.trace import trained_distiller
+from apd.study import campaign
+from apd.training import trainer as loop
+from apd.training.checkpoint import CheckpointError
+from apd.training.record import Record, RecordError, read_record
+from apd.training.run import run_folder, task_of, train, trained_network
+from apd.training.run_log import NonFiniteLossError
+from apd.training.teacher import TeacherError
 
 TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -80,7 +78,7 @@ def test_the_terms_are_torchvisions_losses_and_the_distillers_and_the_loss_their
         losses, pair = training_step(twin, tap, run.teacher, *batch)
     distilled = {name: distiller(pair) for name, distiller in copy.deepcopy(run.distillers).items()}
     torch.manual_seed(3)
-    terms = run._step(batch)
+    terms = run.step(batch)
     assert losses.keys() == TERMS
     for name, value in losses.items():
         assert torch.equal(terms[name], value.detach()), name
@@ -99,7 +97,7 @@ def test_every_parameter_of_a_step_gets_a_gradient_also_where_a_picture_has_no_t
     batch = batch_of(run)
     for given in (batch, without_things(batch), without_things(batch)._replace(images=batch.images[1:] * 2)):
         targets = given.targets if given.images[0] is batch.images[0] else [given.targets[1]] * 2
-        terms = run._step(given._replace(targets=targets))
+        terms = run.step(given._replace(targets=targets))
         assert all(value.isfinite() for value in terms.values())
         trained = torch.nn.ModuleList([run.student, run.distillers]).named_parameters()
         assert [name for name, p in trained if p.requires_grad and p.grad is None] == []
@@ -110,8 +108,8 @@ def test_the_teacher_is_no_part_of_what_is_trained_and_stays_as_it_was(tmp_path)
     run = prepared(small("several"), tmp_path)
     before = {name: value.clone() for name, value in run.teacher.state_dict().items()}
     run.student.train()
-    run._step(batch_of(run))
-    objective = {id(module) for module in run.update._objective.modules()}
+    run.step(batch_of(run))
+    objective = {id(module) for module in run.task.modules()}
     assert not objective & {id(module) for module in run.teacher.modules()}
     assert all(torch.equal(value, before[name]) for name, value in run.teacher.state_dict().items())
     assert not run.teacher.training
@@ -133,7 +131,7 @@ def test_every_trained_parameter_belongs_to_one_group_of_one_optimiser(tmp_path)
 def test_frozen_stages_of_a_pre_trained_backbone_are_in_no_group():
     task = task_of(replace(small(), network=replace(NETWORK, backbone="resnet18", weights="imagenet")))
     detector = task.network(task.experiment.network, 3, torch.device("cpu"), 0, weights_follow=True)
-    body, rest = task.parameters(detector)
+    body, rest = task.parameter_groups(detector)
     assert all(p.requires_grad for p in (*body, *rest))
     frozen = [name for name, p in detector.named_parameters() if not p.requires_grad]
     assert frozen
@@ -218,7 +216,7 @@ def test_another_draw_of_boxes_would_give_other_weights(finished, tmp_path, monk
     """Else the test above would show nothing."""
     expected = outcome(finished.teacher_experiment())["weights"]
     monkeypatch.setenv("APD_RUNS", str(tmp_path))
-    monkeypatch.setattr(loop.Run, "_resume", lambda run: (torch.manual_seed(99), run.log.start_over(0), 0)[-1])
+    monkeypatch.setattr(loop.Trainer, "_resume", lambda run: (torch.manual_seed(99), run.log.start_over(0), 0)[-1])
     train(finished.teacher_experiment())
     assert outcome(finished.teacher_experiment())["weights"] != expected
 
@@ -249,14 +247,14 @@ def test_a_teacher_below_its_stated_score_is_refused(finished, capsys):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(runs, monkeypatch):
-    original = loop.Run._step
+    original = loop.TrainStep.__call__
 
     def poisoned(self, batch):
         with torch.no_grad():
             self.student.roi_heads.box_predictor.cls_score.bias[0] = math.inf
         return original(self, batch)
 
-    monkeypatch.setattr(loop.Run, "_step", poisoned)
+    monkeypatch.setattr(loop.TrainStep, "__call__", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"step 0: loss_classifier = (nan|inf)"):
         train(small())
     kept = load_file(run_folder(small()) / "non-finite-batch.safetensors")
@@ -267,7 +265,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(runs, monkey
 
 
 def test_a_finished_run_of_another_generator_of_scenes_is_refused(finished, monkeypatch):
-    monkeypatch.setattr("apd.data.scene_instances.GENERATOR_VERSION", 0)
+    monkeypatch.setattr("apd.data.scenes.instances.GENERATOR_VERSION", 0)
     with pytest.raises(CheckpointError, match="scenes of another version of their generator: delete the folder"):
         train(finished)
 

@@ -5,15 +5,17 @@ import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
-from apd.data.instance_batches import evaluation_instance_batches
+from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import as_target
-from apd.data.run_length import decode
-from apd.data.scene_instances import SceneInstances
-from apd.detection import ReviewKD, RoIAPD, dense_apd, pyramid_matching, roi_dkd, roi_kd
-from apd.evaluate.coco_ap import ap_scores
-from apd.evaluate.detections import ap_of, detect
+from apd.data.rle import decode
+from apd.data.scenes.instances import SceneInstances
+from apd.distillers.review_kd import ReviewKD
+from apd.distillers.roi_apd import RoIAPD
+from apd.distillers.through_pixels import dense_apd, pyramid_matching, roi_dkd, roi_kd
+from apd.evaluation.average_precision import ap_scores
+from apd.evaluation.detections import ap_of, detect
 from apd.models.detector import BODIES, build_detector
-from apd.models.detector_view import NO_BOX, DetectorTap, pad_maps, teacher_view, training_step
+from apd.models.detector_hooks import NO_BOX, DetectorTap, pad_maps, teacher_view, training_step
 from apd.models.detector_weights import coco_rows, fill_from_coco, fill_from_imagenet
 
 SIZES = dict(min_size=64, max_size=96, smallest_anchor=8, proposals=60, rois=16, detections=10)

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from apd.detection import roi_kd
-from apd.evaluate import detector_cost
-from apd.evaluate.detector_cost import detector_step_cost, made_up_batch
+from apd.distillers.through_pixels import roi_kd
 from apd.models.detector import build_detector
-from apd.plots import detector_cost as told
-from apd.study.detection_comparison import ARM_NAMES
+from apd.report.detection_comparison import ARM_NAMES
+from apd.report.figures import detector_cost as told
 from tests import measure_detection
+from tests.measure_detection import detector_step_cost, noise_batch
 
+BATCH = noise_batch(dict(batch=2, height=64, width=64, classes=3), torch.device("cpu"))
 SMALL = dict(min_size=64, max_size=64, smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
 
 
@@ -48,19 +48,18 @@ def test_what_is_added_is_the_step_without_the_students_and_the_teachers(network
     hook = torch.nn.modules.module.register_module_forward_hook(
         lambda module, *_: clock.__setitem__(0, clock[0] + 4.0 * (type(module).__name__ == "MaskRCNN"))
     )
-    monkeypatch.setattr(detector_cost, "_now", lambda device: clock[0])
+    monkeypatch.setattr(measure_detection, "timer", lambda: clock[0])
     slow, slower = Slow(clock, 0.5), Slow(clock, 1.0)
     state = {name: value.clone() for name, value in student.state_dict().items()}
     before = torch.random.get_rng_state()
     try:
-        batch = made_up_batch(2, 64, 64, num_classes=3)
-        cost = detector_step_cost(student, teacher, {"slow": slow, "slower": slower}, batch, repeats=2, warmup=0)
+        cost = detector_step_cost(student, teacher, {"slow": slow, "slower": slower}, BATCH, repeats=2)
     finally:
         hook.remove()
-    assert cost.student == (4000.0, 4000.0, 4000.0)
-    assert cost.teacher == (2000.0, 2000.0, 2000.0)
-    assert cost.steps["slow"].median == 6500.0
-    assert cost.added == {"slow": (0.125, 0.125, 0.125), "slower": (0.25, 0.25, 0.25)}
+    assert cost["student"] == [4000.0] * 3
+    assert cost["teacher"] == [2000.0] * 3
+    assert cost["steps"]["slow"] == [6500.0] * 3
+    assert cost["added"] == {"slow": [0.125] * 3, "slower": [0.25] * 3}
     assert all(torch.equal(one, other) for one, other in zip(slow.labels, slower.labels, strict=True))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
@@ -70,20 +69,7 @@ def test_what_is_added_is_the_step_without_the_students_and_the_teachers(network
 def test_too_few_repeats_are_refused(networks):
     student, teacher = networks
     with pytest.raises(ValueError, match="repeats=1"):
-        detector_step_cost(student, teacher, {}, made_up_batch(1, 64, 64, num_classes=3), repeats=1)
-
-
-def test_made_up_things_lie_in_their_pictures_and_repeat():
-    images, targets = made_up_batch(3, 48, 80, num_classes=4, things=5, seed=1)
-    for target in targets:
-        boxes = target["boxes"]
-        assert bool((boxes[:, 2:] > boxes[:, :2]).all())
-        assert bool((boxes >= 0).all())
-        assert bool((boxes[:, 2:] <= torch.tensor([80.0, 48.0])).all())
-        assert torch.equal(target["masks"].flatten(1).sum(1).float(), (boxes[:, 2:] - boxes[:, :2]).prod(1))
-        assert set(target["labels"].tolist()) <= {1, 2, 3, 4}
-    again = made_up_batch(3, 48, 80, num_classes=4, things=5, seed=1)
-    assert torch.equal(torch.stack(images), torch.stack(again.images))
+        detector_step_cost(student, teacher, {}, BATCH, repeats=1)
 
 
 @pytest.fixture(scope="module")

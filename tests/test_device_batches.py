@@ -7,18 +7,15 @@ import pytest
 import torch
 from small_experiments import tiny
 
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
 from apd.data import device_batches as module
+from apd.data.augment import Augmentation
 from apd.data.batches import training_batches
-from apd.data.catalogue import SCENES
 from apd.data.device_batches import DeviceStream, device_batches
-from apd.data.picture_files import DataError
-from apd.data.sample import Sample
-from apd.data.transforms import Augmentation
-from apd.evaluate.feeding import Feeding
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
-from apd.study.feeding import feeding_of_experiment
-from apd.study.train import train
+from apd.data.images import DataError
+from apd.data.specs import SCENES, Sample
+from apd.training.run import train
 
 SIZES = [(24, 32), (40, 20), (13, 17), (32, 32), (9, 60)]
 VARIED = Augmentation(crop=(24, 28), colour=0.3)
@@ -175,14 +172,3 @@ def test_detection_refuses_the_switch_and_says_why():
     for changes in ({"training": training}, {"teacher": TeacherConfig(network=DetectorConfig(), training=training)}):
         with pytest.raises(ExperimentError, match=told):
             replace(plain, **changes)
-
-
-def test_feeding_measures_the_way_of_the_experiment_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path))
-    for there in (False, True):
-        experiment = tiny(device_augmentation=there)
-        (found,) = feeding_of_experiment(experiment, torch.device("cpu"), workers=[0], batches=2)
-        assert found.device_augmentation == there
-        assert min(found.loader, found.training, found.together) > 0
-    line = str(Feeding(workers=0, loader=100.0, training=80.0, together=60.0, device_augmentation=True))
-    assert line.startswith("0 workers, augmented on the device: loader 100.0,")

@@ -10,11 +10,11 @@ from made_up_evidence import made_up_evidence
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.plots.dial import dial_figure, dial_table, dial_words
-from apd.study.campaign import experiments_of
-from apd.study.dial import ARM_NAMES, on_the_dial, slope, turn
-from apd.study.perspective_relation import per_image
-from apd.study.statistics import ComparisonError, paired_difference
+from apd.report.context_shift import ARM_NAMES, on_the_dial, slope, turn
+from apd.report.figures.context_shift_figures import dial_figure, dial_table, dial_words
+from apd.report.perspective_relation import per_image
+from apd.report.statistics import ComparisonError, paired_difference
+from apd.study.campaigns import experiments_of
 
 CAMPAIGNS = ("scenes-tiny", "scenes-dial")
 

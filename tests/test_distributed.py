@@ -25,12 +25,10 @@ from small_experiments import (
 )
 from torch import nn
 
+from apd.config.experiment import ExperimentError
 from apd.data.batches import Batch
-from apd.data.folder import DataError
-from apd.models.segmenter import Segmenter
-from apd.study import loop, ranks
-from apd.study.build import build_network
-from apd.study.distiller_configs import (
+from apd.data.image_folder import DataError
+from apd.distillers.configs import (
     APDConfig,
     AttentionTransferConfig,
     CWDConfig,
@@ -45,12 +43,14 @@ from apd.study.distiller_configs import (
     PixelKDConfig,
     SKDConfig,
 )
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.ranks import ALONE, Ranks, join
-from apd.study.record import read_record
-from apd.study.step import Update
-from apd.study.train import train
+from apd.models.segmenter import Segmenter
+from apd.training import distributed as ranks
+from apd.training import trainer as loop
+from apd.training.distributed import ALONE, Ranks, join
+from apd.training.record import read_record
+from apd.training.run import run_folder, task_of, train
+from apd.training.segmentation import build_network
+from apd.training.trainer import TrainStep
 
 CPU, CLASSES, IGNORE = torch.device("cpu"), 10, 255
 
@@ -112,11 +112,11 @@ def one_step(name, labels, job, accumulation=1):
     student = build_network(experiment.network, CLASSES, CPU, seed=0)
     student.__class__ = Frozen
     teacher = build_network(experiment.teacher.network, CLASSES, CPU, seed=1).eval().requires_grad_(False)
-    update = Update(experiment, student.train(), teacher, precision="fp32", ranks=job)
+    step = TrainStep(task_of(experiment), student.train(), teacher, job)
     size = 8 // job.size
     batch = Batch(*(value[job.rank * size : (job.rank + 1) * size] for value in batch_with(labels)))
-    terms = job.mean(update(batch))
-    everything = nn.ModuleDict({"student": student, "distillers": update.distillers})
+    terms = step(batch)
+    everything = nn.ModuleDict({"student": student, "distillers": step.distillers})
     return {
         **{f"term.{term}": value for term, value in terms.items()},
         **{f"gradient.{n}": p.grad for n, p in everything.named_parameters() if p.requires_grad},
@@ -179,7 +179,7 @@ def test_a_mean_of_means_would_be_another_number(labels, monkeypatch):
             return terms
 
     whole = one_step("apd", labels, ALONE)
-    monkeypatch.setattr("apd.study.step.across_processes", contextlib.nullcontext)
+    monkeypatch.setattr("apd.training.trainer.across_processes", contextlib.nullcontext)
     halves = [one_step("apd", labels, Apart(rank, 2)) for rank in (0, 1)]
     for term in ("term.task", "term.apd.observation", "term.apd.regularisation", "term.loss"):
         mean_of_means = (halves[0][term] + halves[1][term]) / 2
@@ -192,7 +192,7 @@ def count_reductions(file):
         experiment = objective_experiment("apd", accumulation)
         student = build_network(experiment.network, CLASSES, CPU, seed=0).train()
         teacher = build_network(experiment.teacher.network, CLASSES, CPU, seed=1).eval().requires_grad_(False)
-        update = Update(experiment, student, teacher, precision="fp32", ranks=job)
+        step = TrainStep(task_of(experiment), student, teacher, job)
         calls = []
 
         def hook(_state, bucket, calls=calls):
@@ -201,9 +201,9 @@ def count_reductions(file):
                 torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0])
             )
 
-        update._shared_objective.register_comm_hook(None, hook)
+        step.losses.register_comm_hook(None, hook)
         for _ in range(2):
-            update(Batch(*(value[4 * job.rank : 4 * job.rank + 4] for value in batch_with("unevenly_ignored"))))
+            step(Batch(*(value[4 * job.rank : 4 * job.rank + 4] for value in batch_with("unevenly_ignored"))))
         counts[accumulation] = len(calls)
     if job.first:
         file.write_text(json.dumps(counts))
@@ -259,7 +259,7 @@ def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
         experiment = replace(experiment, training=replace(experiment.training, auxiliary_weight=weight))
         run = prepared_run(experiment, tmp_path)
         run.student.train()
-        run._step(batch_with("unevenly_ignored"))
+        run.step(batch_with("unevenly_ignored"))
         trained = nn.ModuleList([run.student, run.distillers]).named_parameters()
         assert [name for name, p in trained if p.requires_grad and p.grad is None] == []
 
@@ -409,9 +409,9 @@ def without_data(experiment, runs, rank):
         raise DataError(f"no data on rank {ranks.started_rank()}")
 
     if rank is None or ranks.started_rank() == rank:
-        import apd.study.segmentation_task
+        import apd.training.segmentation
 
-        apd.study.segmentation_task.build_splits = missing
+        apd.training.segmentation.build_splits = missing
     run_as_a_command(experiment, runs)
 
 

@@ -7,17 +7,18 @@ import torch
 from miniatures import write_converted
 from small_experiments import tiny
 
-from apd import cli
-from apd.data.noise import Noise
-from apd.evaluate.cost import cost_of, cpu_peak
-from apd.study import dry_run as module
-from apd.study.build import build_network, build_splits, choose_device, spec_of
-from apd.study.distiller_configs import APDConfig
-from apd.study.dry_run import dry_run, measure_steps
-from apd.study.experiment import DataConfig, ExperimentError, NetworkConfig
+from apd.cli import app as cli
+from apd.config.datasets import build_splits, spec_of
+from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
+from apd.cost import dry_run as module
+from apd.cost.count import step_cost, teacher_step_cost
+from apd.cost.dry_run import dry_run, measure_steps
+from apd.cost.measure import cost_of, peak_of
+from apd.data.scenes.world import Noise
+from apd.distillers.configs import APDConfig
 from apd.study.recipes import recipe
-from apd.study.segmentation_objective import task_loss
-from apd.study.step_cost import step_cost, teacher_step_cost
+from apd.training.distributed import choose_device
+from apd.training.segmentation import build_network, task_loss
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,7 @@ def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
     ticks = iter([0.0, 100.0, 100.0, *(t for n in range(3) for t in (n, n + 0.5, n + 2.5))])
     monkeypatch.setattr(module, "PATIENCE", 1000.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks, 0.0))
-    monkeypatch.setattr(module.Update, "__call__", lambda self, batch: None)
+    monkeypatch.setattr(module.TrainStep, "__call__", lambda self, batch: None)
     measured = measure_steps(experiment, *networks, splits.train, 3, 2)
     assert (measured.steps, measured.load_seconds, measured.step_seconds) == (3, 0.25, 1.0)
 
@@ -194,7 +195,7 @@ def test_what_is_counted_without_computing_is_what_is_counted_with():
     experiment = tiny("apd")
     cost = step_cost(experiment, 10)
     student = build_network(experiment.network, 10, choose_device("cpu"), seed=0)
-    real = cost_of(student, height=32, width=32, warmup=1, repeats=2)
+    real = cost_of(student, height=32, width=32, seconds=0.01)
     assert (cost.student.parameters, cost.student.macs) == (real.parameters, real.macs)
 
 
@@ -239,6 +240,6 @@ def test_the_estimate_of_memory_is_near_what_a_step_allocates():
         output = student(pictures)
         (task_loss(output.logits, labels, 255) + 0.4 * task_loss(output.aux, labels, 255)).backward()
 
-    kept = cpu_peak(step)
+    kept = peak_of(step, CPU)
     gradients = sum(p.numel() * 4 for p in student.parameters())
     assert 0.6 < (images * cost.bytes_per_image + gradients) / kept < 1.2

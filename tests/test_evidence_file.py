@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from made_up_evidence import IMAGES, made_up_evidence
 
-from apd.study.evidence_file import NUMBERS, Evidence, evidence_folder, read_all_evidence, read_evidence
-from apd.study.record import RecordError
+from apd.report.evidence_file import NUMBERS, Evidence, evidence_folder, read_all_evidence, read_evidence
+from apd.training.record import RecordError
 
 
 def test_what_is_read_is_what_was_written(tmp_path):

@@ -9,9 +9,7 @@ from typing import get_args
 import pytest
 from small_experiments import NETWORK, TEACHER, tiny
 
-from apd.evaluate.protocol import Inference
-from apd.study.distiller_configs import APDConfig, PixelKDConfig
-from apd.study.experiment import (
+from apd.config.experiment import (
     DataConfig,
     Experiment,
     ExperimentError,
@@ -19,8 +17,9 @@ from apd.study.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
-from apd.study.real_recipes import LEARNING_RATES, REAL_SIZES
-from apd.study.recipes import METHOD_NAMES, METHODS, SMALL_RATES, Size, methods_of, recipe
+from apd.config.inference import Inference
+from apd.distillers.configs import APDConfig, PixelKDConfig
+from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, METHODS, REAL_SIZES, SMALL_RATES, Size, methods_of, recipe
 
 CONFIGS = (DataConfig, NetworkConfig, TrainingConfig, PixelKDConfig, APDConfig, TeacherConfig, Experiment)
 

@@ -19,9 +19,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from timm.layers import create_conv2d
 from torch import nn
 
-from apd.evaluate import export, traceable
-from apd.evaluate.export import ExportError, export_network
-from apd.evaluate.traceable import pool_by_matrices
+from apd.evaluation import export, traceable
+from apd.evaluation.export import ExportError, export_network
+from apd.evaluation.traceable import pool_by_matrices
 from apd.models import build_segmenter
 
 SIDES = st.integers(1, 30)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from apd.data.catalogue import SCENES
-from apd.plots import style
-from apd.plots.comparison import Row, draw_rows
-from apd.plots.curves import label_marks
-from apd.plots.perspective import cosine_matrices
+from apd.data.specs import SCENES
+from apd.report.figures import style
+from apd.report.figures.comparison import Row, draw_rows
+from apd.report.figures.curves import label_marks
+from apd.report.figures.perspective import cosine_matrices
 
 
 def drawn_rows(rows, limits=None):

@@ -9,9 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_experiments import tiny
 
-from apd.evaluate.protocol import Inference
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import (
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import (
+    DataConfig,
+    Experiment,
+    ExperimentError,
+    NetworkConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+from apd.config.identity import fingerprint, from_dict, to_dict
+from apd.config.inference import Inference
+from apd.distillers.configs import APDConfig, PixelKDConfig
+from apd.distillers.detection_configs import (
     DETECTION_DISTILLERS,
     DenseAPDConfig,
     PyramidMatchingConfig,
@@ -20,16 +30,6 @@ from apd.study.detection_distiller_configs import (
     RoIDKDConfig,
     RoIKDConfig,
 )
-from apd.study.distiller_configs import APDConfig, PixelKDConfig
-from apd.study.experiment import (
-    DataConfig,
-    Experiment,
-    ExperimentError,
-    NetworkConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
-from apd.study.fingerprint import fingerprint, from_dict, to_dict
 from apd.study.recipes import METHODS, recipe
 
 GOLDEN = Experiment(

@@ -11,9 +11,8 @@ from miniatures import write_camvid
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from apd.data.catalogue import CAMVID
-from apd.data.folder import CamVid, DataError, FolderDataset, MissingData, find_data, pair_folders
-from apd.data.sample import SegmentationDataset
+from apd.data.image_folder import CamVid, DataError, FolderDataset, MissingData, find_data, pair_folders
+from apd.data.specs import CAMVID, SegmentationDataset
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +287,7 @@ def test_data_are_found_through_the_environment_or_it_is_said_what_to_do(camvid,
 
 def test_reading_and_batching_need_no_torchvision_until_something_is_augmented():
     code = (
-        "import sys, apd.data.folder, apd.data.transforms, apd.data.batches\n"
+        "import sys, apd.data.image_folder, apd.data.augment, apd.data.batches\n"
         "sys.exit(', '.join({'torchvision', 'matplotlib', 'timm'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

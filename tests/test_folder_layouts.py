@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from apd.cli import main
-from apd.data.own_folder import open_folder
-from apd.data.picture_files import DataError, DataWarning
+from apd.cli.app import main
+from apd.data.dataset_yaml import open_folder
+from apd.data.images import DataError, DataWarning
 
 CLASSES = "classes: [soil, crop]\n"
 MASK = np.repeat(np.array([0, 1], np.uint8), 20)[:, None].repeat(48, axis=1)

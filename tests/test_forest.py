@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_records import made_up_record
 
-from apd.plots import style
-from apd.plots.arm_tables import arms_table, settings_in_words
-from apd.plots.comparison import outlying, score_against_seconds, scores_over_seeds
-from apd.plots.forest import forest, limits
-from apd.plots.tables import digits_of, interval, points
-from apd.plots.verdicts import added_to_rivals, complements, seconds_in_words, tallies, tally
-from apd.plots.words import beside_methods, outcome
-from apd.study.arms import RIVALS, at_best, option_arms
-from apd.study.campaign import experiments_of
-from apd.study.many_comparisons import judged, judged_arms
+from apd.report.figures import style
+from apd.report.figures.arm_tables import arms_table, settings_in_words
+from apd.report.figures.comparison import outlying, score_against_seconds, scores_over_seeds
+from apd.report.figures.forest import forest, limits
+from apd.report.figures.tables import digits_of, interval, points
+from apd.report.figures.verdicts import added_to_rivals, complements, seconds_in_words, tallies, tally
+from apd.report.figures.words import beside_methods, outcome
+from apd.report.multiple_comparisons import judged, judged_arms
+from apd.report.statistics import compare, paired_difference
+from apd.study.ablations import RIVALS, at_best, option_variants
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS
-from apd.study.statistics import compare, paired_difference
 
 ARMS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-tuned")
 CAMPAIGNS_OF_ARMS = dict.fromkeys(ARMS, "scenes-tiny")
@@ -254,7 +254,7 @@ def table_rows(shown):
 
 
 def test_the_table_of_arms_holds_score_error_difference_and_costs(comparison):
-    groups = {arm.key: arm.group for arm in option_arms()}
+    groups = {arm.key: arm.group for arm in option_variants()}
     rows = judged_arms(comparison, groups, "apd")
     heading, lines = table_rows(arms_table(comparison, rows, "apd", groups=groups))
     assert len(lines) == 1 + len(groups)

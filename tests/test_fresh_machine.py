@@ -160,7 +160,7 @@ def restricted(name, globals=None, *rest, **named):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     return original(name, globals, *rest, **named)
 builtins.__import__ = restricted
-from apd import cli
+from apd.cli import app as cli
 assert cli.main(["recipes"]) == 0
 assert cli.main(["train", "tiny-student", "--dry-run", "--device=cpu"]) == 0
 from small_experiments import tiny, train

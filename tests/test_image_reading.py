@@ -28,10 +28,10 @@ from image_files import (
 from PIL import Image
 
 from apd.data.coco import CocoInstances
-from apd.data.folder import FolderDataset
+from apd.data.image_folder import FolderDataset
+from apd.data.images import DataError, picture_size, read_mask, read_text
 from apd.data.paired_files import names_of
-from apd.data.picture_files import DataError, picture_size, read_mask, read_text
-from apd.evaluate.pictures import read_picture
+from apd.evaluation.predict import read_picture
 
 # suffix, writer, what is to be read, and how far lossy compression may be from it on average
 KINDS = {

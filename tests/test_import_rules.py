@@ -18,46 +18,34 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
 METHOD = (
-    *(
-        "validation",
-        "perspective",
-        "own_perspective",
-        "occurring",
-        "upsampled_entropy",
-        "means",
-        "losses",
-        "term_weights",
-    ),
-    "projection",
-    *("distill", "rivals", "taps"),
+    *("validation", "perspective", "fused", "normalizers", "losses", "term_weights", "projection", "distill"),
+    *("distillers", "hooks"),
 )
 BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
+BELOW_TRAINING = (*METHOD, "models", "data", "fields", "config", "evaluation")
 # part of the package: (parts that it may import beside itself, third-party modules that it may import)
 ARROWS = {
     "validation": ((), {"torch"}),
     "perspective": (("validation",), {"torch"}),
-    "own_perspective": (("validation", "perspective"), {"torch"}),
-    "occurring": (("perspective",), {"torch"}),
-    "upsampled_entropy": ((), {"torch"}),
-    "means": ((), {"torch"}),
-    "losses": (("validation", "perspective", "upsampled_entropy", "means"), {"torch"}),
+    "fused": (("validation", "perspective"), {"torch"}),
+    "normalizers": ((), {"torch"}),
+    "losses": (("validation", "perspective", "fused", "normalizers"), {"torch"}),
     "term_weights": (("validation",), set()),
     "projection": (("validation",), {"torch"}),
-    "distill": (
-        ("validation", "perspective", "own_perspective", "occurring", "losses", "term_weights", "projection"),
-        {"torch"},
-    ),
-    "rivals": (("validation", "perspective", "losses", "means"), {"torch"}),
-    "taps": (("validation",), {"torch"}),
+    "distill": (("validation", "perspective", "fused", "losses", "term_weights", "projection"), {"torch"}),
+    "fields": ((), set()),
+    "distillers": ((*METHOD, "fields", "models"), {"torch", "torchvision"}),
+    "hooks": (("validation",), {"torch"}),
     "__init__": (METHOD, {"torch"}),
     "models": ((), BARE),
-    "detection": ((*METHOD, "models"), {"torch"}),
     "data": ((), BARE | {"yaml"}),  # which timm needs itself
-    "evaluate": ((*METHOD, "models", "data"), BARE),
-    "study": ((*METHOD, "models", "detection", "data", "evaluate"), BARE | {"filelock"}),  # which torch needs itself
-    "plots": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"matplotlib", "seaborn", "pandas"}),
-    "cli": ((*METHOD, "models", "data", "evaluate", "study", "plots", "commands"), BARE | {"tyro"}),
-    "commands": ((*METHOD, "models", "data", "evaluate", "study"), BARE | {"tyro"}),
+    "config": (("fields", "data", "distillers"), BARE),
+    "evaluation": ((*METHOD, "models", "data", "config"), BARE),
+    "training": (BELOW_TRAINING, BARE | {"filelock"}),  # which torch needs itself
+    "cost": ((*BELOW_TRAINING, "training"), BARE),
+    "study": ((*BELOW_TRAINING, "training", "cost"), BARE),
+    "report": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"matplotlib", "seaborn", "pandas"}),
+    "cli": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
 # brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them; psutil on
@@ -183,7 +171,7 @@ def beyond_the_core() -> list[str]:
 def test_everything_but_figures_and_command_line_imports_where_only_the_core_is_installed():
     missing = beyond_the_core()
     assert {"tyro", "matplotlib", "papermill", "pandas", "pytest", "sklearn"} <= set(missing)
-    wanted = [name for path in FILES if part_of(name := module_name(path)) not in ("plots", "cli", "__main__")]
+    wanted = [name for path in FILES if part_of(name := module_name(path)) not in ("report", "cli", "__main__")]
     code = f"""
 import importlib, sys
 class CoreOnly:

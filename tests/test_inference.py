@@ -9,11 +9,10 @@ from PIL import Image
 from small_experiments import DATA, NETWORK
 from torch import nn
 
-from apd.data.catalogue import SCENES
-from apd.data.folder import DataError
-from apd.data.sample import Sample
-from apd.evaluate.confusion import ConfusionMatrix, scores
-from apd.evaluate.inference import (
+from apd.config.datasets import build_split
+from apd.data.image_folder import DataError
+from apd.data.specs import SCENES, Sample
+from apd.evaluation.inference import (
     agreement_of,
     autocast,
     confusion_of,
@@ -21,8 +20,9 @@ from apd.evaluate.inference import (
     predict_labels,
     resolve_precision,
 )
-from apd.evaluate.pictures import overlay, predict_picture
-from apd.study.build import build_network, build_split
+from apd.evaluation.metrics import ConfusionMatrix, scores
+from apd.evaluation.predict import overlay, predict_picture
+from apd.training.segmentation import build_network
 
 CPU = torch.device("cpu")
 

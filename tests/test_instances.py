@@ -6,11 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apd.data.instance_batches import evaluation_instance_batches, training_instance_batches
-from apd.data.instance_transforms import InstanceAugmentation, vary
+from apd.data.augment_instances import (
+    InstanceAugmentation,
+    evaluation_instance_batches,
+    training_instance_batches,
+    vary,
+)
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as_target, class_map
-from apd.data.scene_instances import SceneInstances
 from apd.data.scenes import Scenes
+from apd.data.scenes.instances import SceneInstances
 
 SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
 

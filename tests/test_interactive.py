@@ -7,12 +7,12 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from apd.data.catalogue import SCENES
 from apd.data.scenes import Scenes
-from apd.plots.interactive import Mark, View, cell_panels, hoverable, view_of
-from apd.plots.page import Panel
-from apd.plots.scenes import image_picture
-from apd.plots.style import figure
+from apd.data.specs import SCENES
+from apd.report.figures.interactive import Mark, View, cell_panels, hoverable, view_of
+from apd.report.figures.page import Panel
+from apd.report.figures.scenes import image_picture
+from apd.report.figures.style import figure
 
 HREF = "{http://www.w3.org/1999/xlink}href"
 SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]

@@ -11,14 +11,14 @@ from miniatures import data_script, write_labelmefacade
 from PIL import Image
 from small_experiments import tiny
 
-from apd.data.catalogue import CAMVID
+from apd.config.experiment import DataConfig, ExperimentError
+from apd.data.images import MissingData
 from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade, listed_splits
-from apd.data.picture_files import MissingData
-from apd.study.experiment import DataConfig, ExperimentError
-from apd.study.record import Record, RecordError
-from apd.study.score import miou_on
-from apd.study.statistics import compare
-from apd.study.train import train
+from apd.data.specs import CAMVID
+from apd.report.score import miou_on
+from apd.report.statistics import compare
+from apd.training.record import Record, RecordError
+from apd.training.run import train
 
 script = data_script("labelmefacade")
 SPLITS = listed_splits()

@@ -7,9 +7,9 @@ import pytest
 from image_files import GREY, GREY_ALPHA, SPEC, TURNED, exif, png, saved
 from PIL import Image
 
-from apd.data.catalogue import DatasetSpec
-from apd.data.folder import FolderDataset
-from apd.data.picture_files import DataError, read_mask
+from apd.data.image_folder import FolderDataset
+from apd.data.images import DataError, read_mask
+from apd.data.specs import DatasetSpec
 
 LABELS = (GREY // 86).astype(np.uint8)  # 0, 1 and 2, in stripes
 WHITE = {"file_values": (0, 255, 9)}

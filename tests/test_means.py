@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apd.losses import masked_mean
-from apd.means import PartsInTurn, across_processes, divisor
+from apd.normalizers import PartsInTurn, across_processes, divisor
 
 
 def test_on_its_own_a_process_divides_by_its_count_and_never_by_zero():

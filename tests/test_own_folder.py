@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from apd.cli import main
-from apd.data.own_folder import folder_spec, locate_folder, open_folder
-from apd.data.palettes import distinct_colours
-from apd.data.picture_files import DataError, MissingData
-from apd.study.build import build_split, build_splits, spec_of
-from apd.study.experiment import DataConfig
+from apd.cli.app import main
+from apd.config.datasets import build_split, build_splits, spec_of
+from apd.config.experiment import DataConfig
+from apd.data.dataset_yaml import folder_spec, locate_folder, open_folder
+from apd.data.images import DataError, MissingData
+from apd.data.published_specs import distinct_colours
 
 CLASSES = "classes: [soil, crop]\n"
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from apd import APDLoss, class_prototypes, observe
-from apd.occurring import SeenClasses, occurring_classes
-from apd.own_perspective import observe_itself
+from apd.fused import observe_itself
+from apd.perspective import SeenClasses, occurring_classes
 
 from . import slow_reference as slow
 

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from test_book_snippets import PYTHON, ROOT, SHELL, blocks
 
-from apd import cli
-from apd.data.picture_files import MissingData
-from apd.evaluate.protocol import SMALLEST_SIDE
+from apd.cli import app as cli
+from apd.config.experiment import ExperimentError
+from apd.config.identity import fingerprint
+from apd.config.inference import SMALLEST_SIDE
+from apd.data.images import MissingData
 from apd.study import own_recipe as module
-from apd.study.experiment import ExperimentError
-from apd.study.fingerprint import fingerprint
 from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, OWN_METHODS, own_recipe
 from apd.study.recipes import recipe
-from apd.study.record import read_record
+from apd.training.record import read_record
 
 SMALL = ["--network.backbone", "test_efficientnet", "--network.head-width", "8"]
 SMALL_TEACHER = ["--teacher.network.backbone", "test_efficientnet", "--teacher.network.head-width", "8"]
@@ -245,7 +245,9 @@ def test_the_student_alone_trains_no_teacher_unless_options_ask_for_one(tmp_path
 @pytest.mark.parametrize("size", [["--size", "tiny"], ["--size=tiny"], None])
 def test_a_size_that_is_asked_for_is_the_recipe_as_ever(size, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("apd.study.train.train", lambda experiment, **_: seen.append(experiment) or pytest.skip("seen"))
+    monkeypatch.setattr(
+        "apd.training.run.train", lambda experiment, **_: seen.append(experiment) or pytest.skip("seen")
+    )
     words = ["--data.name", "folder", "--data.folder", make(tmp_path / "fields")]
     with pytest.raises(pytest.skip.Exception):
         leave("train", *(["tiny-apd"] if size is None else []), *words, *(size or []))

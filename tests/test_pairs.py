@@ -13,9 +13,9 @@ from made_up_records import made_up_record
 from scipy import stats
 from small_experiments import TEACHER, tiny
 
-from apd.plots import style
-from apd.plots.pair_rates import best_rate, pair_rates_table, tried_rates
-from apd.plots.pairs import (
+from apd.config.identity import fingerprint
+from apd.report.figures import style
+from apd.report.figures.pair_figures import (
     by_data,
     gain_by_pair,
     gains_in_words,
@@ -25,14 +25,14 @@ from apd.plots.pairs import (
     pairs_table,
     published_table,
 )
-from apd.plots.tables import interval
-from apd.plots.words import read_campaigns
-from apd.study.campaign import experiments_of
-from apd.study.fingerprint import fingerprint
-from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TEACHER_RATES, TRIED_RATES, scenes_pair
-from apd.study.pairs import ALL, PUBLISHED, crossed_minus_own, kinship, mean_gain, pairs_of
-from apd.study.statistics import ComparisonError
-from apd.study.train import train
+from apd.report.figures.pair_rates import best_rate, pair_rates_table, tried_rates
+from apd.report.figures.tables import interval
+from apd.report.figures.words import read_campaigns
+from apd.report.pairs import ALL, PUBLISHED, crossed_minus_own, kinship, mean_gain, pairs_of
+from apd.report.statistics import ComparisonError
+from apd.study.campaigns import experiments_of
+from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TEACHER_RATES, TRIED_PAIR_RATES, scenes_pair
+from apd.training.run import train
 
 CAMPAIGNS = ("scenes-pairs", "camvid-pairs", "camvid-small")
 BACKBONES = ("ResNet-18", "MobileNetV2", "EfficientNet")
@@ -104,7 +104,7 @@ def test_every_network_gets_the_same_trials_of_its_rate_and_those_used_are_runs_
     trials = experiments_of("scenes-pairs-tuning")
     students = [e for e in trials if not e.name.startswith("teacher")]
     tried = Counter((e.network.backbone, e.training.learning_rate) for e in students)
-    assert set(tried) == set(product(STUDENT_RATES, TRIED_RATES))
+    assert set(tried) == set(product(STUDENT_RATES, TRIED_PAIR_RATES))
     assert set(tried.values()) == {len(HEADS) * len(PAIR_METHODS)}
     assert all(e.teacher is None or e.teacher.network.head == e.network.head for e in students)
     planned = {fingerprint(e) for e in experiments_of("scenes-pairs")}

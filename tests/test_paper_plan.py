@@ -1,5 +1,6 @@
 """The page on reproducing the paper: its table is what is counted, its commands are recipes."""
 
+import importlib
 import re
 from itertools import groupby
 from pathlib import Path
@@ -8,35 +9,44 @@ from typing import get_args
 import pytest
 from test_book_snippets import blocks, commands
 
-from apd.commands.parsing import with_recipe
-from apd.study.coco_plan import detection_plan_table
+from apd.cli.parsing import with_recipe
+from apd.fields import ExperimentError
 from apd.study.coco_recipes import CocoSize, detection_methods_of
-from apd.study.field_checks import ExperimentError
-from apd.study.paper_plan import PEAK, SHARE, plan_table
-from apd.study.paper_recipes import PUBLISHED
+from apd.study.published_recipes import PUBLISHED
 from apd.study.recipes import recipe
 
-PAGE = Path(__file__).resolve().parents[1] / "book" / "reproduce_paper.md"
+BOOK = Path(__file__).resolve().parents[1] / "book"
+PAGE = BOOK / "reproduce_paper.md"
 
 
 @pytest.fixture(scope="module")
-def table():
-    return list(plan_table())
+def plan():
+    """The script that prints the page's tables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BOOK / "figures")
+        yield importlib.import_module("paper_plan")
+
+
+@pytest.fixture(scope="module")
+def table(plan):
+    return list(plan.plan_table())
 
 
 def test_the_pages_table_is_what_is_counted_today(table):
     assert shown_tables()[0] == table
 
 
-def test_cocos_table_is_what_is_counted_today_and_names_every_pair():
+def test_cocos_table_is_what_is_counted_today_and_names_every_pair(plan):
     head, line, *rows = shown_tables()[1]
     sizes = get_args(CocoSize)
     assert list(dict.fromkeys(row.split("|")[1].strip() for row in rows)) == list(sizes)
     one = "coco_boxes"  # to count all of them takes half a minute
-    assert [head, line, *(row for row in rows if row.startswith(f"| {one} |"))] == list(detection_plan_table([one]))
+    assert [head, line, *(row for row in rows if row.startswith(f"| {one} |"))] == list(
+        plan.detection_plan_table([one])
+    )
     for row in rows:
         *_, operations, gpu_hours, hours = (cell.strip() for cell in row.split("|")[1:-1])
-        expected = float(operations) * 1e15 / (PEAK * SHARE) / 3600
+        expected = float(operations) * 1e15 / (plan.PEAK * plan.SHARE) / 3600
         assert float(gpu_hours) == pytest.approx(expected, rel=0.01, abs=0.06)
         assert float(hours) == pytest.approx(expected / 4, rel=0.01, abs=0.06)
 
@@ -47,11 +57,11 @@ def shown_tables():
     return [list(rows) for is_row, rows in groupby(lines, lambda line: line.startswith("|")) if is_row]
 
 
-def test_the_formula_on_the_page_gives_the_tables_hours(table):
+def test_the_formula_on_the_page_gives_the_tables_hours(table, plan):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
     assert {row[0] for row in rows} == set(PUBLISHED)
     for *_, operations, gpu_hours, hours in rows:
-        expected = float(operations) * 1e15 / (PEAK * SHARE) / 3600
+        expected = float(operations) * 1e15 / (plan.PEAK * plan.SHARE) / 3600
         assert float(gpu_hours) == pytest.approx(expected, rel=0.01, abs=0.06)
         assert float(hours) == pytest.approx(expected / 4, rel=0.01, abs=0.06)
 

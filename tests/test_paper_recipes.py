@@ -10,25 +10,27 @@ from miniatures import write_converted
 from test_resnet import semseg_classifier
 
 from apd import APDLoss
-from apd.cli import main
-from apd.evaluate.protocol import Inference
-from apd.study.build import build_network, spec_of
-from apd.study.checkpoint import save_weights
-from apd.study.distillers import build_distiller
-from apd.study.experiment import Experiment, ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.study.folders import run_folder
-from apd.study.paper_recipes import (
+from apd.cli.app import main
+from apd.config.datasets import spec_of
+from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.config.inference import Inference
+from apd.distillers.build import build_distiller
+from apd.study.published_recipes import (
     CLASSES_SEEN,
+    CORRECTED_SOURCES,
     PAPER_METHODS,
     PUBLISHED,
+    SOURCES,
     PaperSize,
+    leaves,
     paper_recipe,
     pixel_weight,
     published_of,
 )
-from apd.study.paper_sources import COMMON, IN_THE_CORRECTED, Source, leaves, source_of
 from apd.study.recipes import all_recipes, recipe
-from apd.study.train import train
+from apd.training.checkpoint import save_weights
+from apd.training.run import run_folder, train
+from apd.training.segmentation import build_network
 
 SIZES = get_args(PaperSize)
 RELEASED_SIZES = [size for size in SIZES if not size.endswith("_corrected")]
@@ -141,17 +143,26 @@ def test_every_recipe_is_listed_under_its_name():
 # ---------------------------------------------------------------- sources
 
 
+def shown(size, method, capsys):
+    """What `apd recipes` says of every field, by field: the value and its source."""
+    assert main(["recipes", f"{size}-{method}"]) == 0
+    return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+
+
 @pytest.mark.parametrize(("size", "method"), ALL)
-def test_every_field_that_differs_from_its_default_has_a_source(size, method):
-    differing = [field for field, value, default in leaves(paper_recipe(size, method)) if value != default]
+def test_every_field_that_differs_from_its_default_has_a_source(size, method, capsys):
+    lines = shown(size, method, capsys)
+    fields = list(leaves(paper_recipe(size, method)))
+    assert list(lines) == [field for field, _, _ in fields]
+    differing = [field for field, value, default in fields if value != default]
     assert len(differing) > 20
-    assert [field for field in differing if source_of(size, method, field) is None] == []
+    assert [field for field in differing if lines[field].endswith(" default")] == []
 
 
-def test_every_source_is_of_a_field_that_a_recipe_has():
-    known = {field for size, method in ALL for field, _, _ in leaves(paper_recipe(size, method))}
-    assert set(COMMON) - known == set()
-    assert set(IN_THE_CORRECTED) - set(COMMON) == set()
+def test_every_source_is_of_fields_that_a_recipe_has():
+    known = [f"{field}." for size, method in ALL for field, _, _ in leaves(paper_recipe(size, method))]
+    for source in (*SOURCES, *CORRECTED_SOURCES):
+        assert any(field.startswith(f"{source}.") for field in known), source
 
 
 def test_the_leaves_of_an_experiment_are_all_its_fields():
@@ -164,32 +175,22 @@ def test_the_leaves_of_an_experiment_are_all_its_fields():
     assert not any(field.endswith(".method") for field in found)
 
 
-@pytest.mark.parametrize("size", ["cityscapes", "cityscapes_corrected"])
-def test_a_value_that_was_corrected_is_not_said_to_be_released(size):
-    released, corrected = (dict(_values(paper_recipe(name, "apd"))) for name in (size.removesuffix("_corrected"), size))
+def test_a_value_that_was_corrected_is_not_said_to_be_released(capsys):
+    released, corrected = (
+        {field: value for field, value, _ in leaves(paper_recipe(size, "apd"))}
+        for size in ("cityscapes", "cityscapes_corrected")
+    )
     changed = {field for field in released if released[field] != corrected[field]}
-    assert bool(changed) == size.endswith("_corrected")
-    for field in changed:
-        assert source_of(size, "apd", field).where in ("paper", "own choice"), field
-
-
-def _values(experiment: Experiment):
-    return ((field, value) for field, value, _ in leaves(experiment))
+    assert changed == {field for field in CORRECTED_SOURCES if ".apd." in field}
+    lines = shown("cityscapes_corrected", "apd", capsys)
+    assert [field for field in changed if "own choice: " not in lines[field] and "paper, " not in lines[field]] == []
 
 
 def test_a_recipe_of_the_paper_is_shown_with_value_and_source_of_every_field(capsys):
-    assert main(["recipes", "ade20k-apd"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [field for field, _ in _values(paper_recipe("ade20k", "apd"))]
-    shown = {line.split()[0]: line for line in lines}
-    assert shown["training.iterations"].split()[1:4] == ["252600", "released", "code:"]
-    assert "43.1 per cent" in shown["teacher.expected_miou"]
-    assert shown["training.clip_norm"].endswith("default of this project")
-
-
-def test_a_source_is_written_with_its_note():
-    assert str(Source("paper")) == "paper"
-    assert str(Source("own choice", "why")) == "own choice: why"
+    lines = shown("ade20k", "apd", capsys)
+    assert lines["training.iterations"].split()[1:4] == ["252600", "released", "code:"]
+    assert lines["distillers.apd.scope"].endswith("released code: the images of a process; the paper: an image")
+    assert lines["training.clip_norm"].endswith(" default")
 
 
 # ---------------------------------------------------------------- two real steps

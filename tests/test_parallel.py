@@ -11,19 +11,18 @@ import pytest
 import torch
 from small_experiments import exit_code, outcome, tiny
 
-from apd import cli
-from apd.study import parallel, worker
-from apd.study.campaign import CAMPAIGNS, CampaignError, main, run_campaign
-from apd.study.checkpoint import only_process
-from apd.study.experiment import TeacherConfig
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import run_folder
-from apd.study.log import StopRequest, UnfinishedRunsError
+from apd.cli import app as cli
+from apd.config.experiment import TeacherConfig
+from apd.config.identity import fingerprint
+from apd.study import parallel, runner
+from apd.study.campaign import main, run_campaign
+from apd.study.campaigns import CAMPAIGNS, CampaignError
 from apd.study.parallel import SideBySide
-from apd.study.ranks import ALONE
-from apd.study.runner import Ledger
-from apd.study.train import train
-from apd.study.worker import Worker, steps_done
+from apd.study.runner import Ledger, Worker, steps_done
+from apd.training.checkpoint import only_process
+from apd.training.distributed import ALONE
+from apd.training.run import run_folder, train
+from apd.training.run_log import StopRequest, UnfinishedRunsError
 
 TAUGHT = [tiny(method, seed=seed) for seed in range(2) for method in ("student", "pixel_kd", "apd")]
 ENDLESS = replace(tiny(iterations=100_000, evaluations=0), name="endless")
@@ -119,7 +118,7 @@ def stopped_campaign(runs, records):
 def test_a_worker_that_fails_is_said_its_run_tried_again_and_nothing_else_is_lost(
     folder, tmp_path, capfd, monkeypatch, kind, times
 ):
-    monkeypatch.setattr(worker, "train", failing(kind, times, tmp_path))
+    monkeypatch.setattr(runner, "train", failing(kind, times, tmp_path))
     monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter(TAUGHT[:3]))
     lost = (kind, times) == ("killed", 2)
     if lost:
@@ -242,7 +241,7 @@ def test_a_worker_stops_at_its_next_step_once_asked_or_left_alone(folder):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "setpgid", lambda *_: None)
-        worker.work(theirs, "cpu", 0, 1)
+        runner.work(theirs, "cpu", 0, 1)
     assert signal.getsignal(signal.SIGTERM) is before
     assert ours.recv() == ("stopped", None)
     assert steps_done(ENDLESS) == 2

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.scene_instances import SceneInstances
-from apd.evaluate.coco_ap import Detections, DetectionScorer
-from apd.evaluate.per_picture_detections import count_in_picture, least_middle_most, overlaps
+from apd.data.scenes.instances import SceneInstances
+from apd.evaluation.average_precision import Detections, DetectionScorer
+from apd.report.image_detections import count_in_picture, least_middle_most, overlaps
 
 
 def boxes(count: int, generator: torch.Generator) -> torch.Tensor:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apd import class_prototypes
-from apd.evaluate.confusion import ConfusionMatrix, scores
-from apd.study.perspective_distance import (
+from apd.evaluation.metrics import ConfusionMatrix, scores
+from apd.report.perspective_distance import (
     centred,
     compare_views,
     cosines_to_shared,

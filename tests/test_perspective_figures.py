@@ -9,11 +9,12 @@ from made_up_evidence import made_up_evidence
 from torch import nn
 
 from apd import APDLoss, class_prototypes, observe, resize_labels
-from apd.data.catalogue import SCENES
 from apd.data.scenes import Scenes
+from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
-from apd.plots import perspective
-from apd.plots.perspective_evidence import (
+from apd.report.evidence_file import Evidence
+from apd.report.figures import perspective
+from apd.report.figures.perspective_evidence import (
     coefficient,
     evidence_table,
     gain_by_distance,
@@ -21,11 +22,10 @@ from apd.plots.perspective_evidence import (
     relation_words,
     revealed_words,
 )
-from apd.plots.prototypes import apart_over_steps, plane_of, prototype_plane
-from apd.study.evidence_file import Evidence
-from apd.study.perspective_relation import per_image, relations, seeds_agree
-from apd.study.perspective_trace import Trace, pairwise_cosine
-from apd.study.statistics import paired_difference
+from apd.report.figures.prototypes import apart_over_steps, plane_of, prototype_plane
+from apd.report.perspective_relation import per_image, relations, seeds_agree
+from apd.report.statistics import paired_difference
+from apd.report.trace import Trace, pairwise_cosine
 
 DATA = Scenes(2, height=48, width=64, context_shift=0.5, seed=0, split="val")
 

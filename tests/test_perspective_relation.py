@@ -10,8 +10,7 @@ from made_up_evidence import IMAGES, made_up_evidence
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.study.campaign import scenes_experiment
-from apd.study.perspective_relation import (
+from apd.report.perspective_relation import (
     average_ranks,
     backed_by,
     correlate,
@@ -21,7 +20,8 @@ from apd.study.perspective_relation import (
     seeds_agree,
     spearman,
 )
-from apd.study.statistics import ComparisonError
+from apd.report.statistics import ComparisonError
+from apd.study.campaigns import scenes_experiment
 
 COLUMN = st.lists(st.integers(0, 8).map(float), min_size=3, max_size=25).map(np.array)
 

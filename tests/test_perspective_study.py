@@ -7,19 +7,19 @@ import torch
 from small_experiments import tiny
 
 from apd import class_prototypes, observe, resize_labels
+from apd.config.datasets import build_split
+from apd.config.experiment import ExperimentError
+from apd.config.identity import fingerprint
 from apd.data.batches import evaluation_batches
-from apd.study import perspective_study
-from apd.study.build import build_split
-from apd.study.checkpoint import CheckpointError
-from apd.study.distiller_configs import APDConfig
-from apd.study.evidence_file import read_evidence
-from apd.study.experiment import ExperimentError
-from apd.study.fingerprint import fingerprint
-from apd.study.perspective_distance import compare_views, distance_to_shared
-from apd.study.perspective_relation import backed_by
-from apd.study.perspective_study import main, measure, own_perspectives, planned, scores_by_image, write_evidence
-from apd.study.train import train, trained_network
-from apd.study.trained_distiller import trained_distiller
+from apd.distillers.configs import APDConfig
+from apd.report import perspective_study
+from apd.report.evidence_file import read_evidence
+from apd.report.perspective_distance import compare_views, distance_to_shared
+from apd.report.perspective_relation import backed_by
+from apd.report.perspective_study import main, measure, own_perspectives, planned, scores_by_image, write_evidence
+from apd.report.trace import trained_distiller
+from apd.training.checkpoint import CheckpointError
+from apd.training.run import train, trained_network
 
 
 def runs_of(seed):

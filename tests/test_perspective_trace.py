@@ -9,13 +9,12 @@ from safetensors.torch import load_file
 from small_experiments import tiny
 
 from apd import class_prototypes, resize_labels
-from apd.study.build import build_network, build_split
-from apd.study.distillers import build_distiller
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.perspective_trace import pairwise_cosine, watch
-from apd.study.train import train, trained_network
-from apd.study.trained_distiller import trained_distiller
+from apd.config.datasets import build_split
+from apd.config.experiment import ExperimentError
+from apd.distillers.build import build_distiller
+from apd.report.trace import pairwise_cosine, trained_distiller, watch
+from apd.training.run import run_folder, train, trained_network
+from apd.training.segmentation import build_network
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,19 @@ from made_up_records import made_up_record
 from torch import nn
 
 from apd import class_prototypes
-from apd.data.catalogue import SCENES
 from apd.data.scenes import Scenes, draw_scene
+from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
-from apd.plots import comparison as evidence
-from apd.plots import curves, perspective, scenes, style, tables, words
-from apd.plots.design import term_combinations
-from apd.plots.forest import forest
-from apd.plots.page import Panel, markdown, panels, png, table
-from apd.study.campaign import experiments_of
-from apd.study.many_comparisons import judged_arms
+from apd.report.figures import comparison as evidence
+from apd.report.figures import curves, perspective, scenes, style, tables, words
+from apd.report.figures.design import term_combinations
+from apd.report.figures.forest import forest
+from apd.report.figures.page import Panel, markdown, panels, png, table
+from apd.report.multiple_comparisons import judged_arms
+from apd.report.statistics import compare, paired_difference
+from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS, lengthened, recipe
-from apd.study.record import RecordError
-from apd.study.statistics import compare, paired_difference
+from apd.training.record import RecordError
 
 RIGHT = {"student": 0.6, "student_equal_seconds": 0.63, "pixel_kd": 0.62, "apd_without_kd": 0.61, "apd": 0.66}
 DATA = Scenes(4, height=48, width=64, context_shift=0.5, seed=0, split="val")

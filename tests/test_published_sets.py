@@ -15,19 +15,24 @@ from small_experiments import tiny
 from torch import nn
 from torchvision.datasets import Cityscapes
 
-from apd.data.catalogue import CAMVID, IGNORE_COLOUR
+from apd.config.datasets import build_split, build_splits, spec_of
+from apd.config.experiment import DataConfig, ExperimentError
 from apd.data.converted import PUBLISHED_FOLDERS, ConvertedDataset
-from apd.data.folder import FolderDataset
+from apd.data.image_folder import FolderDataset
+from apd.data.images import DataError, MissingData
 from apd.data.long_side import LongSide, long_side_size
-from apd.data.palettes import distinct_colours
-from apd.data.picture_files import DataError, MissingData
-from apd.data.published_sets import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60
-from apd.data.sample import SegmentationDataset
-from apd.evaluate.inference import confusion_of
+from apd.data.published_specs import (
+    ADE20K,
+    CITYSCAPES,
+    COCO_STUFF,
+    PASCAL_CONTEXT_59,
+    PASCAL_CONTEXT_60,
+    distinct_colours,
+)
+from apd.data.specs import CAMVID, IGNORE_COLOUR, SegmentationDataset
+from apd.evaluation.inference import confusion_of
 from apd.models.segmenter import SegOutput
-from apd.study.build import build_split, build_splits, spec_of
-from apd.study.experiment import DataConfig, ExperimentError
-from apd.study.train import train
+from apd.training.run import train
 
 SPECS = {
     "cityscapes": CITYSCAPES,
@@ -164,7 +169,7 @@ def test_the_59_classes_of_pascal_context_are_the_60_without_the_background():
 def test_what_fits_is_kept_in_memory_and_the_rest_is_read_when_it_is_asked_for(own, monkeypatch):
     val = own / "val"
     kept, fingerprint = ConvertedDataset(ADE20K, "val"), ConvertedDataset(ADE20K, "val").fingerprint()
-    monkeypatch.setattr("apd.data.folder.CACHE_BYTES", 4 * 32 * 32 * 3)  # one of the three pictures is larger
+    monkeypatch.setattr("apd.data.image_folder.CACHE_BYTES", 4 * 32 * 32 * 3)  # one of the three pictures is larger
     read = ConvertedDataset(ADE20K, "val")
     small = ConvertedDataset(ADE20K, "val", height=32, width=32)
     assert read.fingerprint() == fingerprint

@@ -6,17 +6,14 @@ from statistics import fmean
 import pytest
 from made_up_records import made_up_record
 
-from apd.plots.rates import rates_table, validation_by_strength, validation_miou, weights_table
-from apd.study.arms import BEST, RIVALS, arm_names, arm_of_strength, at_best, plain_arms
-from apd.study.campaign import experiments_of
-from apd.study.camvid_campaigns import BEST_RIVALS, TRIED_METHODS, TRIED_RATES
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import records_folder
-from apd.study.real_campaigns import TRIED_LEARNING_RATES
-from apd.study.real_recipes import LEARNING_RATES, SECONDS_OF_REAL_APD
-from apd.study.recipes import SMALL_RATES, recipe
-from apd.study.record import read_record, read_records
-from apd.study.statistics import method_of
+from apd.config.identity import fingerprint
+from apd.report.figures.rates import rates_table, validation_by_strength, validation_miou, weights_table
+from apd.report.statistics import method_of
+from apd.study.ablations import BEST, RIVALS, at_best, plain_variants, variant_names, variant_of_strength
+from apd.study.campaigns import BEST_RIVALS, TRIED_LEARNING_RATES, TRIED_RATES, TUNED_METHODS, experiments_of
+from apd.study.recipes import LEARNING_RATES, SECONDS_OF_APD, SMALL_RATES, recipe
+from apd.training.record import read_record, read_records
+from apd.training.run import records_folder
 
 
 def run(method, rate, right, *, seed=0, factor=1):
@@ -55,12 +52,12 @@ def test_without_a_score_on_val_it_is_said():
 
 
 def trial(arm, factor, right, *, seed=0):
-    experiment = replace(recipe("tiny", "student", seed=seed), distillers=arm_of_strength(arm, factor).distillers)
+    experiment = replace(recipe("tiny", "student", seed=seed), distillers=variant_of_strength(arm, factor).distillers)
     return made_up_record(experiment, right)
 
 
 def test_trials_of_weights_are_found_by_their_distillers_and_each_methods_best_is_marked():
-    arms = {arm.key: arm for arm in plain_arms()}
+    arms = {arm.key: arm for arm in plain_variants()}
     records = [
         *(trial(arms["cwd"], factor, right) for factor, right in ((0.1, 0.6), (1, 0.7), (10, 0.5))),
         *(trial(arms["pixel_kd"], factor, right) for factor, right in ((0.1, 0.8), (1, 0.7))),
@@ -90,7 +87,7 @@ def test_the_weights_that_are_called_best_are_those_of_the_records():
 def test_the_best_rivals_are_those_of_the_records():
     found = {}
     for record in (r for name in ("scenes-rivals", "scenes-tuned") for r in read_records(records_folder(name))):
-        key = method_of(record.experiment, arm_names())
+        key = method_of(record.experiment, variant_names())
         found.setdefault(key, []).append(validation_miou(record))
     means = {key: fmean(found[at_best(key)]) for key in RIVALS}
     assert set(BEST_RIVALS) == set(sorted(means, key=means.get)[-3:])
@@ -98,7 +95,7 @@ def test_the_best_rivals_are_those_of_the_records():
 
 
 def test_without_another_weight_there_is_nothing_to_choose_from():
-    assert "no trial of other weights" in weights_table([trial(plain_arms()[0], 1, 0.5)], "made up").description
+    assert "no trial of other weights" in weights_table([trial(plain_variants()[0], 1, 0.5)], "made up").description
 
 
 def test_every_methods_rate_on_camvid_is_the_best_of_its_records():
@@ -106,8 +103,8 @@ def test_every_methods_rate_on_camvid_is_the_best_of_its_records():
     for record in read_records(records_folder("camvid-small-rates")):
         method, rate = record.experiment.name.split("-")[0], record.experiment.training.learning_rate
         found.setdefault(method, {})[rate] = validation_miou(record)
-    assert {method: set(rates) for method, rates in found.items()} == {key: set(TRIED_RATES) for key in TRIED_METHODS}
-    for method in TRIED_METHODS:
+    assert {method: set(rates) for method, rates in found.items()} == {key: set(TRIED_RATES) for key in TUNED_METHODS}
+    for method in TUNED_METHODS:
         assert max(found[method], key=found[method].get) == SMALL_RATES[method]
 
 
@@ -133,6 +130,6 @@ def test_the_longer_student_has_the_core_seconds_of_apd_within_three_per_cent():
         least[method] = min(seconds, least.get(method, seconds))
     if {"student", "apd"} <= set(least):
         expected = pytest.approx(least["apd"] / least["student"], rel=0.03)
-        assert SECONDS_OF_REAL_APD["facade-small"] == expected, "set it to what was measured, before facade-small runs"
+        assert SECONDS_OF_APD["facade-small"] == expected, "set it to what was measured, before facade-small runs"
     longer, student = (recipe("facade-small", method).training for method in ("student_equal_seconds", "student"))
-    assert longer.iterations == round(student.iterations * SECONDS_OF_REAL_APD["facade-small"])
+    assert longer.iterations == round(student.iterations * SECONDS_OF_APD["facade-small"])

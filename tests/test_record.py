@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_experiments import tiny
 
-from apd.evaluate.confusion import scores
-from apd.study.checkpoint import CheckpointError
-from apd.study.record import Record, RecordError, read_record, read_records
-from apd.study.train import train
+from apd.evaluation.metrics import scores
+from apd.training.checkpoint import CheckpointError
+from apd.training.record import Record, RecordError, read_record, read_records
+from apd.training.run import train
 
 
 @pytest.fixture(scope="module")

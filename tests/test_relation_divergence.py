@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apd.rivals import relation_divergence as module
-from apd.rivals.cirkd import memory_loss
-from apd.rivals.relation_divergence import relation_divergence
+from apd.distillers import relations as module
+from apd.distillers.cirkd import memory_loss
+from apd.distillers.relations import relation_divergence
 
 SAMPLES = 6
 

@@ -1,6 +1,5 @@
 """Checkpoints of APD and of the semseg code line: their names and shapes, made here, and what their tensors compute."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,14 @@ from small_experiments import DATA
 from torch import Tensor
 from torch.nn import functional as F
 
+from apd.config.datasets import build_splits
+from apd.config.experiment import Experiment, NetworkConfig, TeacherConfig
 from apd.models import build_segmenter, load_weights
-from apd.models.released import released_state_dict
+from apd.models.checkpoints import released_state_dict
 from apd.models.weight_files import match_tensors, read_tensors
-from apd.study.build import build_splits, choose_device
-from apd.study.experiment import Experiment, NetworkConfig, TeacherConfig
-from apd.study.teacher import TeacherError, load_teacher, measure_teacher
+from apd.training.distributed import choose_device
+from apd.training.run import task_of
+from apd.training.teacher import TeacherError, load_teacher, measure_teacher
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -356,21 +357,21 @@ def experiment_with(teacher: Path, expected_miou: float = 0.0) -> Experiment:
 def test_a_released_checkpoint_serves_as_a_runs_teacher_and_its_score_is_told_and_demanded(tmp_path, capsys):
     file = saved(tmp_path / "train_epoch_100.pth", released(classes=10))
     experiment, device = experiment_with(file), choose_device("cpu")
-    teacher = load_teacher(experiment, file, 10, device)
+    teacher = load_teacher(task_of(experiment), file, 10, device)
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(teacher.classifier.weight, released(classes=10)["cls.0.weight"])
     splits = build_splits(DATA)
-    measure_teacher(experiment, teacher, splits, "fp32")
+    measure_teacher(task_of(experiment), teacher, splits)
     assert "teacher mIoU 0." in capsys.readouterr().out
     with pytest.raises(TeacherError, match=r"below teacher\.expected_miou = 0\.99"):
-        measure_teacher(replace(experiment_with(file, 0.99)), teacher, splits, "fp32")
+        measure_teacher(task_of(experiment_with(file, 0.99)), teacher, splits)
 
 
 def test_a_released_checkpoint_of_other_classes_is_no_teacher(tmp_path):
     file = saved(tmp_path / "cityscapes.pth", released(classes=19))
     with pytest.raises(TeacherError) as caught:
-        load_teacher(experiment_with(file), file, 10, choose_device("cpu"))
+        load_teacher(task_of(experiment_with(file)), file, 10, choose_device("cpu"))
     message = str(caught.value)
     assert message.startswith(
         f"teacher weights {file}: 4 tensors differ, first cls.0.weight is (19, 8, 1, 1), expected"

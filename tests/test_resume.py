@@ -7,9 +7,8 @@ import pytest
 import torch
 from small_experiments import exit_code, outcome, tiny, train_until_killed, train_until_killed_in_a_file
 
-from apd.study import loop
-from apd.study.folders import run_folder
-from apd.study.train import train
+from apd.training import trainer as loop
+from apd.training.run import run_folder, train
 
 EXPERIMENTS = {
     "apd": tiny("apd"),  # two optimisers
@@ -117,7 +116,7 @@ def test_the_random_state_around_a_run_plays_no_part(uninterrupted, runs):
 
 def test_a_finished_run_is_found_again_under_any_label(runs, monkeypatch):
     record = train(tiny())
-    monkeypatch.setattr(loop.Run, "execute", lambda *_: pytest.fail("it was run again"))
+    monkeypatch.setattr(loop.Trainer, "execute", lambda *_: pytest.fail("it was run again"))
     assert train(tiny()).content == record.content
     assert train(replace(tiny(), name="another-label")).content == record.content
     assert [path.name.split("-")[0] for path in runs.iterdir()] == ["student"]
@@ -127,7 +126,7 @@ def test_a_run_whose_record_is_lost_is_finished_from_its_last_checkpoint(runs, m
     train(tiny())
     before = outcome(tiny())
     (run_folder(tiny()) / "record.json").unlink()
-    monkeypatch.setattr(loop.Run, "_step", lambda *_: pytest.fail("a step was done again"))
+    monkeypatch.setattr(loop.TrainStep, "__call__", lambda *_: pytest.fail("a step was done again"))
     train(tiny())
     assert outcome(tiny()) == before
 

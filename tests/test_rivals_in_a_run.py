@@ -8,9 +8,9 @@ import pytest
 import torch
 from small_experiments import NETWORK, TEACHER, outcome, prepared_run, tiny
 
-from apd.study import loop
-from apd.study.build import build_network
-from apd.study.distiller_configs import (
+from apd.config.identity import fingerprint, from_dict, to_dict
+from apd.distillers.build import build_distiller
+from apd.distillers.configs import (
     DISTILLERS,
     AttentionTransferConfig,
     CIRKDConfig,
@@ -25,10 +25,10 @@ from apd.study.distiller_configs import (
     MGDConfig,
     SKDConfig,
 )
-from apd.study.distillers import build_distiller
-from apd.study.field_checks import ExperimentError
-from apd.study.fingerprint import fingerprint, from_dict, to_dict
-from apd.study.train import train
+from apd.fields import ExperimentError
+from apd.training import trainer as loop
+from apd.training.run import train
+from apd.training.segmentation import build_network
 
 OTHER = {  # for every field a legal value that is not its default
     FitNetConfig: {"weight": 1.0},

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from apd.data.scene_canvas import GROUND_PARTS, Canvas, cells
+from apd.data.scenes.canvas import GROUND_PARTS, Canvas, cells
 
 HEIGHT, WIDTH = 40, 30
 coordinate = st.floats(-20, 60, width=32)

@@ -13,14 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apd.data.catalogue import SCENES
-from apd.data.sample import SegmentationDataset
-from apd.data.scene_canvas import Canvas
-from apd.data.scene_layout import draw_layout
-from apd.data.scene_objects import paint_thing
-from apd.data.scene_street import begin, paint_street
-from apd.data.scene_world import Dice
 from apd.data.scenes import GENERATOR_VERSION, Scene, Scenes, border_width, draw_scene
+from apd.data.scenes.canvas import Canvas
+from apd.data.scenes.layout import draw_layout
+from apd.data.scenes.objects import paint_thing
+from apd.data.scenes.street import begin, paint_street
+from apd.data.scenes.world import Dice
+from apd.data.specs import SCENES, SegmentationDataset
 
 # Of three scenes at three sizes and dial values. When a change of the generator is meant: raise GENERATOR_VERSION,
 # look at the scenes, and put the new value here. Records made with the old scenes no longer compare.

@@ -9,9 +9,9 @@ from small_experiments import prepared_run, tiny
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR, PolynomialLR
 
-from apd.study.experiment import ExperimentError, TrainingConfig
+from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.study.recipes import lengthened
-from apd.study.schedule import described, rate_factor, set_rates
+from apd.training.optim import described, learning_rate_factor, set_learning_rates
 
 ITERATIONS = 40
 
@@ -40,7 +40,7 @@ def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
     chained = ChainedScheduler(schedulers, reference)
     training = TrainingConfig(iterations=ITERATIONS, schedule=schedule, warmup=warmup, **fields)
     for step in range(ITERATIONS):
-        assert rate_factor(training, step) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-9)
+        assert learning_rate_factor(training, step) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-9)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an optimiser that makes no step is what is wanted here
             chained.step()
@@ -48,7 +48,7 @@ def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 1.0), (50, 0.5**0.9), (99, 0.01**0.9)])
 def test_the_poly_schedule_at_its_ends_and_middle(step, factor):
-    assert rate_factor(TrainingConfig(iterations=100), step) == pytest.approx(factor, rel=1e-12)
+    assert learning_rate_factor(TrainingConfig(iterations=100), step) == pytest.approx(factor, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_the_poly_schedule_at_its_ends_and_middle(step, factor):
 )
 def test_the_published_schedule_of_detection_at_its_borders(step, factor):
     training = TrainingConfig(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000)
-    assert rate_factor(training, step) == pytest.approx(factor, rel=1e-9)
+    assert learning_rate_factor(training, step) == pytest.approx(factor, rel=1e-9)
 
 
 def test_a_warm_up_of_one_step_is_none():
-    factors = [rate_factor(TrainingConfig(iterations=9, warmup=warmup), 0) for warmup in (0, 1)]
+    factors = [learning_rate_factor(TrainingConfig(iterations=9, warmup=warmup), 0) for warmup in (0, 1)]
     assert factors == [1.0, 1.0]
 
 
@@ -70,7 +70,7 @@ def test_groups_with_a_base_rate_follow_and_others_keep_theirs():
     optimisers = {"student": optimiser_with(backbone=0.2, heads=2.0), "teacher_heads": optimiser_with(a=None, b=0.5)}
     seen = []
     for step in (0, 5):
-        set_rates(optimisers, training, step)
+        set_learning_rates(optimisers, training, step)
         seen += [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers.values()]
     assert seen[0] == pytest.approx([0.1, 1.0])
     assert seen[2] == pytest.approx([0.02, 0.2])

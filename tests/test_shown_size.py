@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 from test_own_recipe import leave, make, trained
 
-from apd.data.picture_files import DataError
-from apd.evaluate import protocol
-from apd.evaluate.protocol import WHOLE_PICTURE, Inference
+from apd.config import inference as protocol
+from apd.config.experiment import DataConfig, Experiment, ExperimentError
+from apd.config.image_sizes import least_side, require_sides, shown_size
+from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.data.images import DataError
 from apd.models import segmenter
-from apd.study.experiment import DataConfig, Experiment, ExperimentError
-from apd.study.folders import runs_folder
-from apd.study.shown_size import least_side, require_sides, shown_size
+from apd.training.run import runs_folder
 
 OWN_SIZE = ["--data.height", "0", "--data.width", "0"]
 

@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.study.arms import RIVALS, arm_names
-from apd.study.campaign import CAMPAIGNS, experiments_of
-from apd.study.many_comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
-from apd.study.recipes import METHOD_NAMES, METHODS, recipe
-from apd.study.statistics import (
+from apd.report.multiple_comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
+from apd.report.statistics import (
     ComparisonError,
     compare,
     method_of,
@@ -25,6 +22,9 @@ from apd.study.statistics import (
     t_central,
     t_factor,
 )
+from apd.study.ablations import RIVALS, variant_names
+from apd.study.campaigns import CAMPAIGNS, experiments_of
+from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 
 SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=2, max_size=12)
 
@@ -195,18 +195,18 @@ def test_a_design_that_lacks_a_combination_is_refused_by_its_name():
     ["scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-rivals-tuning", "scenes-tuned"],
 )
 def test_every_experiment_of_a_campaign_of_arms_is_one_of_its_arms(name):
-    names = METHOD_NAMES | arm_names()
+    names = METHOD_NAMES | variant_names()
     planned = experiments_of(name)
     found = [method_of(experiment, names) for experiment in planned]
     assert [f"{key}-context1-seed{e.seed}" for key, e in zip(found, planned, strict=True)] == [e.name for e in planned]
-    assert {names[key] for key in found} <= set(arm_names().values())
+    assert {names[key] for key in found} <= set(variant_names().values())
 
 
 @pytest.mark.parametrize("name", ["camvid-small-ablations", "camvid-small-rivals"])
 def test_arms_on_camvid_differ_from_its_run_of_apd_in_their_distillers_only(name):
     apd = {e.seed: e for e in experiments_of("camvid-small") if e.name.startswith("apd-")}
     planned = experiments_of(name)
-    assert len({(method_of(e, arm_names()), e.seed) for e in planned}) == len(planned)
+    assert len({(method_of(e, variant_names()), e.seed) for e in planned}) == len(planned)
     for arm in planned:
         assert arm.distillers != apd[arm.seed].distillers
         assert replace(arm, name="any", distillers=()) == replace(apd[arm.seed], name="any", distillers=())
@@ -226,11 +226,11 @@ def test_arms_on_camvid_differ_from_its_run_of_apd_in_their_distillers_only(name
     ],
 )
 def test_a_label_names_the_longest_key_that_stands_in_it_between_hyphens(label, key):
-    assert method_of(replace(recipe("tiny", "apd"), name=label), METHOD_NAMES | arm_names()) == key
+    assert method_of(replace(recipe("tiny", "apd"), name=label), METHOD_NAMES | variant_names()) == key
 
 
 def test_arms_stand_beside_methods_in_one_comparison_in_the_order_of_their_names():
-    names = METHOD_NAMES | arm_names()
+    names = METHOD_NAMES | variant_names()
     planned = [e for name in ("scenes-rivals", "scenes-tiny") for e in experiments_of(name) if e.seed < 2]
     (comparison,) = compare([made_up_record(e) for e in planned if e.data.context_shift == 1], names)
     assert list(comparison.arms) == [*METHOD_NAMES, *RIVALS]

@@ -1,20 +1,19 @@
-"""Switches of a training step: what they change, what they leave alone, and what they cost."""
+"""Switches of a training step: what they change, and what they leave alone."""
 
-from dataclasses import replace
+import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
-from small_experiments import prepared_run, tiny
+from small_experiments import outcome, prepared_run, tiny
 
+from apd.cli import app as cli
+from apd.config.experiment import ExperimentError, TrainingConfig
+from apd.config.identity import fingerprint
 from apd.data.batches import Batch
-from apd.evaluate.cost import Latency
-from apd.study import switch_cost
-from apd.study.captured import CapturedStep
-from apd.study.experiment import ExperimentError, TrainingConfig
-from apd.study.fingerprint import fingerprint
-from apd.study.switch_cost import other_settings, random_batch, switch_costs, switch_table
-
-CPU = torch.device("cpu")
+from apd.training.cuda_graph import CapturedStep
+from apd.training.run import train
 
 
 def after_a_step(folder, **training):
@@ -23,7 +22,7 @@ def after_a_step(folder, **training):
     torch.manual_seed(4)
     random = torch.Generator().manual_seed(5)
     images = torch.rand(4, 3, 32, 32, generator=random)
-    run.terms = run._step(Batch(images, torch.randint(0, 10, (4, 32, 32), generator=random)))
+    run.terms = run.step(Batch(images, torch.randint(0, 10, (4, 32, 32), generator=random)))
     return run
 
 
@@ -126,11 +125,11 @@ def test_a_recorded_step_is_replayed_on_new_batches_and_trains_as_one_that_is_no
 
             monkeypatch.setattr(CapturedStep, "_aside", lambda step, batch: step._compute(batch))
             monkeypatch.setattr(CapturedStep, "_record", record)
-            run.update._captured = CapturedStep(run.update._backward)
+            run.step.captured = CapturedStep(run.step.gradients)
         run.execute()
         ends.append(run.student.state_dict())
         logs.append([{k: v for k, v in line.items() if "seconds" not in k} for line in run.log.read()])
-    assert run.update._captured.recorded
+    assert run.step.captured.recorded
     assert logs[0] == logs[1]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
@@ -141,85 +140,28 @@ def test_a_recording_is_one_whole_step_that_is_not_compiled(beside):
         TrainingConfig(cuda_graph=True, **beside)
 
 
-# what they cost
+def signalled(step):
+    """What Ctrl-C in a terminal does to the workers, and a scheduler's stop."""
+    if step in (1, 2):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT if step == 1 else signal.SIGTERM)
 
 
-def test_each_switch_is_turned_once_and_alone():
-    experiment = tiny("apd", batch_size=4)
-    names = [name for name, _ in other_settings(experiment, CPU)]
-    assert names == [
-        "as it is",
-        "precision = bf16",
-        "channels_last = False",
-        "fused = True",
-        "compile = True",
-        "accumulation = 2",
-    ]
-    for name, changed in list(other_settings(experiment, CPU))[1:]:
-        field, value = name.split(" = ")
-        owner = changed if field == "precision" else changed.training
-        assert str(getattr(owner, field)) == value
-        back = {field: getattr(experiment if field == "precision" else experiment.training, field)}
-        undone = (
-            replace(changed, **back)
-            if field == "precision"
-            else replace(changed, training=replace(changed.training, **back))
-        )
-        assert undone == experiment
-    on_a_gpu = [name for name, _ in other_settings(experiment, torch.device("cuda"))]
-    assert {"pinned_memory = True", "cuda_graph = True"} <= set(on_a_gpu)
-    assert "accumulation = 1" in [name for name, _ in other_settings(tiny(batch_size=4, accumulation=2), CPU)]
-    assert not any("accumulation" in name for name, _ in other_settings(tiny(batch_size=2), CPU))
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_run_with_workers_ends_as_without_even_if_its_workers_are_asked_to_stop(tmp_path, monkeypatch):
+    found, experiment = [], tiny()
+    for workers, on_step in ((0, None), (1, signalled)):
+        monkeypatch.setenv("APD_RUNS", str(tmp_path / str(workers)))
+        train(experiment, workers=workers, on_step=on_step)
+        found.append(outcome(experiment))
+    assert found[0] == found[1]
+    assert multiprocessing.active_children() == []
 
 
-def test_costs_are_measured_and_what_cannot_be_had_says_why(monkeypatch):
-    def no_compiler(_function):
-        raise RuntimeError("no compiler\nhere")
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    costs = {cost.setting: cost for cost in switch_costs(tiny("apd", batch_size=4), CPU, warmup=1, repeats=2)}
-    missing = costs.pop("compile = True")
-    assert (missing.milliseconds, missing.reason) == (None, "RuntimeError: no compiler")
-    assert len(costs) == 5
-    for cost in costs.values():
-        assert 0 < cost.milliseconds.lower <= cost.milliseconds.median <= cost.milliseconds.upper
-        assert cost.reason == ""
-
-
-def test_the_table_tells_seconds_and_factors(monkeypatch):
-    made = iter([Latency(90.0, 100.0, 110.0), Latency(40.0, 50.0, 60.0), ValueError("not this one")])
-
-    def latency(*_):
-        if isinstance(value := next(made, ValueError("nor that")), Exception):
-            raise value
-        return value
-
-    monkeypatch.setattr(switch_cost, "step_latency", latency)
-    head, first, second, third, *_ = switch_table(tiny("apd", batch_size=4), CPU)
-    assert head == "apd-seed0: one optimiser step, batch of 4, on cpu"
-    assert first.split() == ["as", "it", "is", "0.1000", "s", "(0.0900", "to", "0.1100),", "1.00", "times"]
-    assert second.endswith("0.0500 s (0.0400 to 0.0600), 0.50 times")
-    assert third.endswith("not here: ValueError: not this one")
-
-
-def test_an_experiment_that_cannot_be_measured_at_all_is_an_error(monkeypatch):
-    def broken(*_):
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr(switch_cost, "step_latency", broken)
-    with pytest.raises(RuntimeError, match="no memory"):
-        next(switch_costs(tiny(), CPU))
-
-
-@pytest.mark.parametrize(("warmup", "repeats"), [(0, 5), (2, 1)])
-def test_too_few_steps_are_refused(warmup, repeats):
-    with pytest.raises(ValueError, match=f"warmup={warmup}, repeats={repeats}: expected at least 1 and 2"):
-        next(switch_costs(tiny(), CPU, warmup=warmup, repeats=repeats))
-
-
-def test_the_random_batch_has_the_size_of_the_experiments():
-    batch = random_batch(tiny(batch_size=4), classes=10)
-    assert batch.images_B3HW.shape == (4, 3, 32, 32)
-    assert batch.labels_BHW.shape == (4, 32, 32)
-    assert 0 <= batch.labels_BHW.min() < batch.labels_BHW.max() < 10
-    assert 0 <= batch.images_B3HW.min() < batch.images_B3HW.max() < 1
+def test_a_negative_number_of_workers_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+    with pytest.raises(ExperimentError, match="workers = -1: expected a whole number of at least 0"):
+        train(tiny(), workers=-1)
+    assert cli.main(["train", "--workers", "-1"]) == 2
+    assert "--workers -1: expected" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -6,16 +6,12 @@ import pytest
 from made_up_records import made_up_record
 from small_experiments import digest, tiny
 
-from apd.plots.design import term_combinations
-from apd.plots.tables import interval
-from apd.plots.verdicts import effects_in_words
-from apd.study.arms import BY_CONSTRUCTION, TERMS, arm_names, term_arms
-from apd.study.campaign import experiments_of
-from apd.study.distiller_configs import APDConfig, PixelKDConfig
-from apd.study.folders import run_folder
-from apd.study.recipes import METHOD_NAMES, recipe
-from apd.study.statistics import compare
-from apd.study.term_design import (
+from apd.distillers.configs import APDConfig, PixelKDConfig
+from apd.report.figures.design import term_combinations
+from apd.report.figures.tables import interval
+from apd.report.figures.verdicts import effects_in_words
+from apd.report.statistics import compare
+from apd.report.term_design import (
     arm_of_terms,
     combinations_of_terms,
     is_by_construction,
@@ -23,7 +19,10 @@ from apd.study.term_design import (
     term_effects,
     terms_left_out,
 )
-from apd.study.train import train
+from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
+from apd.study.campaigns import experiments_of
+from apd.study.recipes import METHOD_NAMES, recipe
+from apd.training.run import run_folder, train
 
 STEPS = {"R": 0.0, "A": 0.01, "O": 0.03, "KD": 0.02}
 """What each term adds to a made-up student's share of right pixels."""
@@ -57,7 +56,7 @@ def test_the_regularisation_without_alignment_and_observation_never_reaches_the_
 def test_every_combination_has_runs_of_its_own_or_those_that_it_equals():
     arms = {letters_of(on): arm_of_terms(on) for on in combinations_of_terms()}
     assert len(arms) == 2 ** len(TERMS)
-    assert set(arms.values()) == {arm.key for arm in term_arms()} | {"student", "pixel_kd", "apd_without_kd", "apd"}
+    assert set(arms.values()) == {arm.key for arm in term_variants()} | {"student", "pixel_kd", "apd_without_kd", "apd"}
     assert [letters for letters, on in zip(arms, combinations_of_terms(), strict=True) if is_by_construction(on)] == [
         "R",
         "R+KD",
@@ -67,7 +66,7 @@ def test_every_combination_has_runs_of_its_own_or_those_that_it_equals():
 
 
 def test_the_terms_that_are_on_in_an_arm_are_those_of_its_combination():
-    distillers = {arm.key: arm.distillers for arm in term_arms()}
+    distillers = {arm.key: arm.distillers for arm in term_variants()}
     distillers |= {method: recipe("tiny", method).distillers for method in ("apd", "apd_without_kd")}
     for on in combinations_of_terms():
         if config := distillers.get(arm_of_terms(on)):
@@ -89,7 +88,7 @@ def records_of_the_design(seeds=3, leave_out=""):
 
 @pytest.fixture(scope="module")
 def comparison():
-    (found,) = compare(records_of_the_design(), METHOD_NAMES | arm_names())
+    (found,) = compare(records_of_the_design(), METHOD_NAMES | variant_names())
     return found
 
 
@@ -114,11 +113,11 @@ def test_effects_are_told_in_words(comparison):
 
 
 def test_effects_wait_for_a_seed_with_every_combination():
-    (found,) = compare(records_of_the_design(seeds=1, leave_out="terms_o"), METHOD_NAMES | arm_names())
+    (found,) = compare(records_of_the_design(seeds=1, leave_out="terms_o"), METHOD_NAMES | variant_names())
     assert term_effects(found) == {}
     assert "0 seeds have records of all combinations" in str(effects_in_words(found, {}))
     assert "<svg" in term_combinations(found).html
-    (one,) = compare(records_of_the_design(seeds=1), METHOD_NAMES | arm_names())
+    (one,) = compare(records_of_the_design(seeds=1), METHOD_NAMES | variant_names())
     told = str(effects_in_words(one, term_effects(one)))
     assert "one seed" in told
     assert "nan" not in told

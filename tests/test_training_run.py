@@ -2,28 +2,34 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_detection import prepared, small
 from small_experiments import TEACHER, digest, outcome, prepared_run, tiny
 from torch import nn
 
+from apd.config.experiment import ExperimentError
 from apd.data.batches import Batch
-from apd.study import loop
-from apd.study.build import build_network
-from apd.study.checkpoint import CheckpointError
-from apd.study.distiller_configs import APDConfig
-from apd.study.experiment import ExperimentError
-from apd.study.folders import run_folder
-from apd.study.log import CURVE_POINTS, NonFiniteLossError, RunLog
-from apd.study.segmentation_objective import task_loss
-from apd.study.teacher import load_teacher
-from apd.study.train import train, trained_network
-from apd.study.trained_distiller import trained_distiller
+from apd.distillers.configs import APDConfig
+from apd.report.trace import trained_distiller
+from apd.training import trainer as loop
+from apd.training.checkpoint import CheckpointError
+from apd.training.optim import set_learning_rates
+from apd.training.run import run_folder, task_of, train, trained_network
+from apd.training.run_log import CURVE_POINTS, NonFiniteLossError, RunLog
+from apd.training.segmentation import build_network, task_loss
+from apd.training.teacher import load_teacher
 
 CPU = torch.device("cpu")
+METHOD_FILES = {
+    *("perspective", "fused", "losses", "normalizers", "distill", "projection", "term_weights"),
+    *("distillers", "hooks", "validation"),
+}
 
 
 @pytest.fixture
@@ -42,6 +48,38 @@ def equal(one, other):
 
 def log_of(experiment):
     return [json.loads(line) for line in (run_folder(experiment) / "log.jsonl").read_text().splitlines()]
+
+
+# one step on one screen
+
+
+@pytest.mark.parametrize(("task", "most"), [("segmentation", 10), ("detection", 12)])
+def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most):
+    """Beside those of the method: its losses, their normalisers, heads, checks and the hooks that feed them."""
+    run = prepared_run(tiny("apd"), tmp_path) if task == "segmentation" else prepared(small("roi_apd"), tmp_path)
+    batches = run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device)
+    package, walked = Path(loop.__file__).parents[1], set()
+
+    def note(frame, event, _):
+        if event == "call" and Path(frame.f_code.co_filename).is_relative_to(package):
+            walked.add(Path(frame.f_code.co_filename).relative_to(package).as_posix())
+
+    run.student.train()
+    for index in range(len(run.splits.train)):  # a scene is drawn once and kept
+        run.splits.train[index]
+    run.step(next(batches))  # what is imported or set up once is no part of a step
+    sys.setprofile(note)
+    try:
+        batch = next(batches)
+        set_learning_rates(run.optimisers, run.experiment.training, 2)
+        run._note(2, {}, run.step(batch), batch)
+    finally:
+        sys.setprofile(None)
+    method = METHOD_FILES & {name.removesuffix(".py").split("/")[0] for name in walked}
+    others = {name for name in walked if name.removesuffix(".py").split("/")[0] not in METHOD_FILES}
+    assert {"losses", "normalizers"} <= method
+    assert {f"training/{task}.py", "training/trainer.py", "training/run_log.py", "data/batches.py"} <= others
+    assert len(others) <= most, sorted(others)
 
 
 # what a step updates
@@ -77,13 +115,13 @@ def test_the_teachers_head_moves_by_its_own_optimiser_only(tmp_path):
     head = run.distillers["apd"].teacher_head
     start, student = copied(head), copied(run.student)
     run.optimisers["teacher_heads"].step = lambda: None
-    run._step(a_batch(run))
+    run.step(a_batch(run))
     assert equal(copied(head), start)
     assert not equal(copied(run.student), student)
     del run.optimisers["teacher_heads"].step
     run.optimisers["student"].step = lambda: None
     student = copied_parameters(run.student)
-    run._step(a_batch(run))
+    run.step(a_batch(run))
     assert not equal(copied(head), start)
     assert equal(copied_parameters(run.student), student)
 
@@ -114,7 +152,7 @@ def test_a_step_is_plain_sgd_on_the_sum_of_the_terms(tmp_path):
     (task + 0.4 * auxiliary + kd).backward()
     torch.manual_seed(3)
     run.student.train()
-    terms = run._step(batch)
+    terms = run.step(batch)
     torch.testing.assert_close(
         [terms["task"], terms["auxiliary"], terms["pixel_kd.pixel_kd"]],
         [task.detach(), auxiliary.detach(), kd.detach()],
@@ -129,7 +167,7 @@ def test_a_step_is_plain_sgd_on_the_sum_of_the_terms(tmp_path):
 @pytest.mark.parametrize(("weight", "there"), [(0.4, True), (0.0, False)])
 def test_the_auxiliary_term_is_there_just_when_it_has_a_weight(tmp_path, weight, there):
     run = prepared_run(tiny(auxiliary_weight=weight), tmp_path)
-    assert ("auxiliary" in run._step(a_batch(run))) == there
+    assert ("auxiliary" in run.step(a_batch(run))) == there
 
 
 @pytest.mark.parametrize("method", ["student", "apd"])
@@ -137,7 +175,7 @@ def test_gradients_of_the_student_and_its_heads_are_clipped_together_to_the_norm
     norms = {}
     for clip in (None, 0.01):
         run = prepared_run(tiny(method, clip_norm=clip), tmp_path)
-        run._step(a_batch(run))
+        run.step(a_batch(run))
         trained = [*run.student.parameters(), *(p for d in run.distillers.values() for p in d.student_parameters())]
         norms[clip] = torch.stack([p.grad.norm() for p in trained if p.grad is not None]).norm()
     assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
@@ -159,7 +197,7 @@ def test_bf16_is_autocast_around_the_networks_and_kept_out_of_the_losses(tmp_pat
     run = prepared_run(replace(tiny("apd"), precision="bf16"), tmp_path)
     seen = []
     run.student.classifier.register_forward_hook(lambda _module, _inputs, out: seen.append(out.dtype))
-    terms = run._step(a_batch(run))
+    terms = run.step(a_batch(run))
     assert seen == [torch.bfloat16]
     assert {value.dtype for value in terms.values()} == {torch.float32}
     assert {p.dtype for p in run.student.parameters()} == {torch.float32}
@@ -173,14 +211,14 @@ def test_with_an_average_its_network_is_scored_and_saved(runs):
     experiment = tiny(ema_decay=0.75)
     runs_student = []
 
-    class Seen(loop.Run):
-        def _step(self, batch):
-            terms = super()._step(batch)
+    class Seen(loop.TrainStep):
+        def __call__(self, batch):
+            terms = super().__call__(batch)
             runs_student.append(copied(self.student))
             return terms
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apd.study.train.Run", Seen)
+        patch.setattr(loop, "TrainStep", Seen)
         train(experiment)
     expected = runs_student[0]
     for state in runs_student[1:]:
@@ -372,7 +410,7 @@ def test_a_teacher_is_loaded_strictly_frozen_and_in_eval_mode(runs):
     experiment = tiny("apd")
     train(experiment.teacher_experiment())
     path = run_folder(experiment.teacher_experiment()) / "weights.safetensors"
-    teacher = load_teacher(experiment, path, 10, CPU)
+    teacher = load_teacher(task_of(experiment), path, 10, CPU)
     assert equal(copied(teacher), load_file(path))
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -427,7 +465,7 @@ def test_a_device_that_is_not_there_is_an_error_before_anything_is_written(runs)
 
 
 def poison(original, step):
-    """`Run._step` with an infinity put into the student's last layer before a step: its terms become NaN."""
+    """`TrainStep` with an infinity put into the student's last layer before a step: its terms become NaN."""
 
     def poisoned(self, batch):
         if len(self.seen) == step:
@@ -444,11 +482,11 @@ def test_a_loss_that_is_no_number_stops_the_run_names_the_term_and_keeps_batch_a
     runs, monkeypatch, method
 ):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop.Run, "seen", [], raising=False)
+    monkeypatch.setattr(loop.TrainStep, "seen", [], raising=False)
     if method == "apd":
         train(tiny("apd").teacher_experiment())
-    loop.Run.seen.clear()
-    monkeypatch.setattr(loop.Run, "_step", poison(loop.Run._step, 3))
+    loop.TrainStep.seen.clear()
+    monkeypatch.setattr(loop.TrainStep, "__call__", poison(loop.TrainStep.__call__, 3))
     with pytest.raises(NonFiniteLossError) as caught:
         train(tiny(method))
     told = str(caught.value)
@@ -458,8 +496,8 @@ def test_a_loss_that_is_no_number_stops_the_run_names_the_term_and_keeps_batch_a
     folder = run_folder(tiny(method))
     batch = load_file(folder / "non-finite-batch.safetensors")
     assert str(folder / "non-finite-batch.safetensors") in told
-    assert torch.equal(batch["images_B3HW"], loop.Run.seen[3].images_B3HW)
-    assert torch.equal(batch["labels_BHW"], loop.Run.seen[3].labels_BHW)
+    assert torch.equal(batch["images_B3HW"], loop.TrainStep.seen[3].images_B3HW)
+    assert torch.equal(batch["labels_BHW"], loop.TrainStep.seen[3].labels_BHW)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
     assert not (folder / "record.json").exists()
     monkeypatch.undo()
@@ -473,9 +511,9 @@ def test_a_loss_that_is_no_number_is_told_even_where_its_batch_cannot_be_saved(r
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("apd.study.log.save_file", full)
-    monkeypatch.setattr(loop.Run, "seen", [], raising=False)
-    monkeypatch.setattr(loop.Run, "_step", poison(loop.Run._step, 0))
+    monkeypatch.setattr("apd.training.run_log.save_file", full)
+    monkeypatch.setattr(loop.TrainStep, "seen", [], raising=False)
+    monkeypatch.setattr(loop.TrainStep, "__call__", poison(loop.TrainStep.__call__, 0))
     with pytest.raises(NonFiniteLossError, match=r"task = nan.*the batch could not be saved in .*No space left"):
         train(tiny())
 

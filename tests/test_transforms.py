@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apd.data.sample import IMAGE_PADDING, Sample
-from apd.data.transforms import Augmentation, augment
+from apd.data.augment import Augmentation, augment
+from apd.data.specs import IMAGE_PADDING, Sample
 
 PADDING = torch.tensor(IMAGE_PADDING, dtype=torch.uint8)[:, None, None]
 

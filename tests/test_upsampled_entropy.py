@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apd import upsampled_entropy as module
-from apd.upsampled_entropy import linear_weights, upsampled_entropy
+from apd import fused as module
+from apd.fused import linear_weights, upsampled_entropy
 
 
 def by_library(logits, labels, counted):

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 import apd
 from apd import CIRKD, CWD, DIST, DKD, LSKD, APDLoss, FitNet, PixelKD, pixel_kd_loss, two_channel_logits
-from apd.detection import OnRoIs, ReviewKD, RoIAPD
+from apd.distillers.review_kd import ReviewKD
+from apd.distillers.roi_apd import RoIAPD
+from apd.distillers.through_pixels import OnRoIs
 from apd.perspective import valid_pixels
 from apd.validation import check_grids, values_unchecked
 
@@ -397,7 +399,7 @@ def test_both_messages_of_one_channel_point_to_the_way():
 
 
 def boxes(*, gradient=True, broken=None):
-    from apd.models.detector_view import DetectorPair, DetectorView
+    from apd.models.detector_hooks import DetectorPair, DetectorView
 
     def view(side):
         maps = {"vectors": torch.randn(2, 6, 1, 16), "logits": torch.randn(2, 4, 1, 16)}

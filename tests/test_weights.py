@@ -12,14 +12,16 @@ from torch.nn import functional as F
 
 from apd.models import build_segmenter
 from apd.models.backbones import create_backbone
-from apd.models.torchvision_weights import TORCHVISION_WEIGHTS, load_torchvision_weights, torchvision_state_dict
-from apd.models.weights import (
+from apd.models.pretrained import (
     OFFLINE_WEIGHTS,
+    TORCHVISION_WEIGHTS,
     create_with_timm_weights,
     lite_state_dict,
     load_offline_weights,
+    load_torchvision_weights,
     offline_file,
     rename_lite_key,
+    torchvision_state_dict,
 )
 
 TINY = {"features_only": True, "output_stride": 16, "out_indices": (-2, -1)}

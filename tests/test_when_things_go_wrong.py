@@ -18,12 +18,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_experiments import TEACHER, exit_code, outcome, run_as_a_command, start, tiny
 
-from apd import cli
-from apd.study import checkpoint, log, loop
-from apd.study.checkpoint import RunBusyError
-from apd.study.folders import run_folder
-from apd.study.log import StoppedError
-from apd.study.train import train
+from apd.cli import app as cli
+from apd.training import checkpoint
+from apd.training import run_log as log
+from apd.training import trainer as loop
+from apd.training.checkpoint import RunBusyError
+from apd.training.run import run_folder, train
+from apd.training.run_log import StoppedError
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_weights_that_cannot_be_had_are_an_error_and_no_random_start(runs, told,
         assert options["weights"] == "imagenet"
         raise RuntimeError("weights='imagenet' for backbone 'test_efficientnet': not there")
 
-    monkeypatch.setattr("apd.study.build.build_segmenter", unreachable)
+    monkeypatch.setattr("apd.training.segmentation.build_segmenter", unreachable)
     message = told("train", "--method", "student", "--network.weights", "imagenet")
     assert message == (
         "apd: this network cannot be built: weights='imagenet' for backbone 'test_efficientnet': not there"
@@ -246,7 +247,7 @@ def test_a_disk_that_is_full_at_the_very_end_costs_no_step(runs, told, monkeypat
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    execute = loop.Run.execute
+    execute = loop.Trainer.execute
 
     def execute_and_fill(run, on_step):
         execute(run, on_step)
@@ -254,14 +255,14 @@ def test_a_disk_that_is_full_at_the_very_end_costs_no_step(runs, told, monkeypat
         monkeypatch.setattr(checkpoint.os, "fsync", full)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "execute", execute_and_fill)
+        patch.setattr(loop.Trainer, "execute", execute_and_fill)
         message = told("train", "--method", "student", "--name", tiny().name)
         assert f"cannot write {run_folder(tiny()) / file}: " in message
         assert "No space left on device" in message
     monkeypatch.undo()
     monkeypatch.setenv("APD_RUNS", str(runs))
     assert not (run_folder(tiny()) / "record.json").exists()
-    monkeypatch.setattr(loop.Run, "_step", lambda *_: pytest.fail("a step was done again"))
+    monkeypatch.setattr(loop.TrainStep, "__call__", lambda *_: pytest.fail("a step was done again"))
     train(tiny())
     assert outcome(tiny()) == undisturbed
 
@@ -270,7 +271,7 @@ def test_a_read_only_disk_is_told_before_anything_is_computed(runs, told, monkey
     """A regular file in the place of a folder stands for it: root may write everywhere else."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "file" / "runs"))
-    monkeypatch.setattr("apd.study.segmentation_task.build_splits", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("apd.training.segmentation.build_splits", lambda *_: pytest.fail("too late"))
     message = told("train", "--method", "student")
     assert f"cannot write to {tmp_path / 'file' / 'runs'}" in message
     assert "make it writable or set APD_RUNS to another folder" in message
@@ -412,7 +413,7 @@ def test_a_gpu_without_enough_memory_is_told_in_a_line_and_the_run_goes_on_from_
     interrupted_run(3, monkeypatch)
     with monkeypatch.context() as patch:
         full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
-        patch.setattr(loop.Update, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(full)))
+        patch.setattr(loop.TrainStep, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(full)))
         message = told("train", "--method", "student")
     assert "the GPU's memory does not hold this run (CUDA out of memory)" in message
     assert "Lower --training.batch-size, raise --training.accumulation" in message
@@ -453,7 +454,7 @@ def test_a_device_that_is_not_there_is_told(runs, told):
 
 
 def test_a_defect_of_the_package_shows_its_traceback(runs, monkeypatch):
-    monkeypatch.setattr("apd.study.segmentation_task.build_splits", lambda *_: [][0])
+    monkeypatch.setattr("apd.training.segmentation.build_splits", lambda *_: [][0])
     with pytest.raises(IndexError):
         cli.main(["train", "--method", "student"])
 

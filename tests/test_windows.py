@@ -13,14 +13,20 @@ from hypothesis import strategies as st
 from small_experiments import tiny
 from torch import nn
 
-from apd.data.sample import IMAGE_PADDING
-from apd.evaluate.cost import cpu_peak
-from apd.evaluate.inference import agreement_of, confusion_of, predict_labels
-from apd.evaluate.protocol import WHOLE_PICTURE, Inference
-from apd.evaluate.windows import WINDOWS_AT_ONCE, class_probabilities, window_starts
-from apd.study.build import build_split
-from apd.study.experiment import ExperimentError
-from apd.study.train import train, trained_network
+from apd.config.datasets import build_split
+from apd.config.experiment import ExperimentError
+from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.cost.measure import peak_of
+from apd.data.specs import IMAGE_PADDING
+from apd.evaluation.inference import (
+    WINDOWS_AT_ONCE,
+    agreement_of,
+    class_probabilities,
+    confusion_of,
+    predict_labels,
+    window_starts,
+)
+from apd.training.run import train, trained_network
 
 LENGTHS, STRIDES = st.integers(1, 60), st.floats(0.01, 1)
 
@@ -179,7 +185,7 @@ def test_each_window_is_shown_once_in_batches_of_a_bounded_size(batch):
 def test_memory_grows_with_the_pixels_and_not_with_the_windows():
     def peak(side, stride):
         looks, images = Inference(window=(32, 32), stride=stride, flip=True), pictures(side, side, 1)
-        return cpu_peak(lambda: class_probabilities(Network(), images, looks))
+        return peak_of(lambda: class_probabilities(Network(), images, looks), torch.device("cpu"))
 
     least = peak(128, 0.5)
     assert peak(256, 0.5) < 4.1 * least

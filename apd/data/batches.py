@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from apd.data.sample import Sample, SegmentationDataset
-from apd.data.transforms import Augmentation, augment
+from apd.data.augment import Augmentation, augment
+from apd.data.specs import Sample, SegmentationDataset
 
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
 

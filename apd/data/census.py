@@ -6,11 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from apd.data.catalogue import DatasetSpec
 from apd.data.coco import CocoInstances
+from apd.data.images import DataError
 from apd.data.instances import InstanceDataset, InstanceSpec
-from apd.data.picture_files import DataError
-from apd.data.sample import SegmentationDataset
+from apd.data.specs import DatasetSpec, SegmentationDataset
 
 _NAMED = 8
 """Classes that one sentence names."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from apd.data.images import DataError, MissingData, read_picture
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.paired_files import names_of
-from apd.data.picture_files import DataError, MissingData, read_picture
-from apd.data.run_length import coco_library, decode
+from apd.data.rle import coco_library, decode
 
 
 class CocoInstances:

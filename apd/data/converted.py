@@ -7,9 +7,9 @@ map for every image, and last the list of each split. So a list that is there is
 import json
 from pathlib import Path
 
-from apd.data.catalogue import DatasetSpec
-from apd.data.folder import FolderDataset, find_data
-from apd.data.picture_files import DataError, MissingData, read_text
+from apd.data.image_folder import FolderDataset, find_data
+from apd.data.images import DataError, MissingData, read_text
+from apd.data.specs import DatasetSpec
 
 CONVERTED = "apd_labels"
 # name of a spec -> the data set's folder below APD_DATA, and the script that makes it
@@ -30,7 +30,7 @@ class ConvertedDataset(FolderDataset):
     script's `check` looks at all of them.
 
     Args:
-        spec: one of those in `apd.data.published_sets`.
+        spec: one of those in `apd.data.published_specs`.
         split: ``"train"`` or ``"val"``.
         root: the data set's folder (default: that below ``APD_DATA``).
         height, width: as in `FolderDataset` (default: each picture's own size).
@@ -42,7 +42,7 @@ class ConvertedDataset(FolderDataset):
         ValueError: a split that the data set does not have, such as the test split, whose labels are not public.
 
     Example:
-        >>> from apd.data.published_sets import ADE20K
+        >>> from apd.data.published_specs import ADE20K
         >>> val = ConvertedDataset(ADE20K, "val")    # doctest: +SKIP
         >>> val[0].image_3HW.shape                   # doctest: +SKIP
         torch.Size([3, 512, 683])

@@ -1,7 +1,7 @@
 """Training batches made on the device: all images wait there as uint8, and a batch is augmented in one go.
 
 Which samples and which random numbers make a batch is decided in :mod:`apd.data.batches`, and where an image lands on
-its crop in :func:`apd.data.transforms.placement`; so the batches are those of the CPU up to rounding, and no process
+its crop in :func:`apd.data.augment.placement`; so the batches are those of the CPU up to rounding, and no process
 loads anything. Scaling, cropping and flipping are linear along rows and along columns, so one pair of matrices for
 each image does all three, with the same antialiasing filter as torchvision's.
 """
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apd.data.augment import Augmentation, Draws, check_sample, colour_factors, placement
 from apd.data.batches import Batch, BatchStream, served
-from apd.data.picture_files import DataError
-from apd.data.sample import IMAGE_PADDING, LABEL_PADDING, SegmentationDataset
-from apd.data.transforms import Augmentation, Draws, check_sample, colour_factors, placement
+from apd.data.images import DataError
+from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, SegmentationDataset
 
 GREY = (0.2989, 0.587, 0.114)  # torchvision's
 FREE_SHARE = 0.5  # own choice: the other half of a GPU's free memory is for the networks

@@ -7,10 +7,10 @@ from the images' names (`splits_of` in data_scripts/labelmefacade.py) and stand 
 from functools import cache
 from pathlib import Path
 
-from apd.data.catalogue import CAMVID, DatasetSpec
-from apd.data.folder import FolderDataset, find_data
+from apd.data.image_folder import FolderDataset, find_data
+from apd.data.images import MissingData
 from apd.data.paired_files import pair_folders
-from apd.data.picture_files import MissingData
+from apd.data.specs import CAMVID, DatasetSpec
 
 FOLDER = "LabelMeFacade"
 _LISTS = Path(__file__).with_name("labelmefacade_splits.txt")

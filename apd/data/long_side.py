@@ -2,7 +2,7 @@
 
 import hashlib
 
-from apd.data.sample import Sample, SegmentationDataset
+from apd.data.specs import Sample, SegmentationDataset
 
 
 def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:

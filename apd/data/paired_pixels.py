@@ -2,7 +2,7 @@
 
 An image goes through torchvision's v2 functions as `tv_tensors.Image`, its labels as `tv_tensors.Mask`; by these types
 each function knows what not to interpolate. Both are uint8 and may be on any device. The decisions are made in
-:mod:`apd.data.transforms`, which imports this module when it has a picture: nothing before that needs torchvision.
+:mod:`apd.data.augment`, which imports this module when it has a picture: nothing before that needs torchvision.
 """
 
 import math
@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Image, Mask
 
-from apd.data.sample import IMAGE_PADDING, LABEL_PADDING
+from apd.data.specs import IMAGE_PADDING, LABEL_PADDING
 
 Pixels = Image | Mask
 

@@ -9,9 +9,13 @@ import timm
 import torch
 from torch import nn
 
+from apd.models.pretrained import (
+    OFFLINE_WEIGHTS,
+    create_with_timm_weights,
+    load_offline_weights,
+    load_torchvision_weights,
+)
 from apd.models.resnet import DEEP_RESNETS, Dilation, create_deep_resnet
-from apd.models.torchvision_weights import load_torchvision_weights
-from apd.models.weights import OFFLINE_WEIGHTS, create_with_timm_weights, load_offline_weights
 
 Weights = Literal["none", "imagenet", "torchvision"]
 
@@ -54,7 +58,7 @@ def create_backbone(
     """Build a network that gives feature maps at the wanted stride, its late stages dilated instead of strided.
 
     Random initial values come from torch's global generator; for timm's networks they are timm's. `efficientnet_lite0`,
-    `1` and `2` are built with the structure that their offline weights were trained with (see `apd.models.weights`),
+    `1` and `2` are built with the structure that their offline weights were trained with (see `apd.models.pretrained`),
     with and without weights; timm's other variants can be had by their own names, such as
     `efficientnet_lite0.ra_in1k`.
 
@@ -73,7 +77,7 @@ def create_backbone(
             `output_stride`.
         output_stride: 8 (as published), 16, or 4 (for small pictures; not every network can).
         weights: "none" (random), "imagenet" (an offline package's where there is one, else timm's), or "torchvision"
-            (torchvision's file, for the networks in `apd.models.torchvision_weights`).
+            (torchvision's file, for the networks in `apd.models.pretrained`).
         dilation: rule of the deep-stem ResNets, see :func:`~apd.models.resnet.dilate`. timm has one of its own.
         weights_file: ImageNet weights for a deep-stem ResNet, see :func:`~apd.models.resnet.create_deep_resnet`.
 

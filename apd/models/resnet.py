@@ -8,8 +8,8 @@ import timm
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from apd.models.pretrained import create_with_timm_weights
 from apd.models.weight_files import match_tensors, read_tensors
-from apd.models.weights import create_with_timm_weights
 
 Dilation = Literal["one_conv", "all_convs"]
 

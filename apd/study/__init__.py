@@ -1,0 +1,1 @@
+"""Recipes, ablations and campaigns: the experiments of the study."""

@@ -1,26 +1,28 @@
-"""Recipes of detection by size and method: built-in scenes, the hundred pictures of tiny_coco, and COCO at paper scale.
+"""Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
 
-Within one size every method gets the same pictures, student, teacher, schedule and initial weights; only the list of
-distillers differs. The student alone knows no teacher, so none is trained for it. How the paper applies APD to
+Within one size every method gets the same images, student, teacher, schedule and initial weights; only the list of
+distillers differs. The baseline has no teacher, so none is trained for it. How the paper applies APD to
 detection was never released: the methods are this project's. Where the values at paper scale come from is in
-:mod:`apd.study.coco_sources`.
+:data:`COCO_SOURCES`.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal, get_args
 
-from apd.study.detection_config import DetectorConfig, InstanceDataConfig
-from apd.study.detection_distiller_configs import (
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.distillers.detection_configs import (
     DenseAPDConfig,
     DetectionDistillerConfig,
+    PyramidMatchingConfig,
     ReviewKDConfig,
     RoIAPDConfig,
+    RoIDKDConfig,
     RoIKDConfig,
 )
-from apd.study.detection_recipes import FROM_SCRATCH, SCENES_DETECTOR, distillers_on_scenes, scenes_detection_experiment
-from apd.study.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.study.field_checks import ExperimentError, did_you_mean
+from apd.fields import ExperimentError, did_you_mean
+from apd.study.ablations import stronger
 
 CocoSize = Literal["coco", "coco_mobilenet", "coco_boxes", "coco_boxes_mobilenet"]
 DetectionSize = Literal["scenes_detection", "tiny_coco", CocoSize]
@@ -38,8 +40,115 @@ REVIEW_WEIGHTS: dict[CocoSize, float] = {
 """ReviewKD's weight in its own configurations: of ResNet-18 and MobileNetV2, with masks and without."""
 
 
+SCENES_DETECTOR = DetectorConfig(width=64, box_width=256, smallest_anchor=8, proposals=300, rois=64)
+"""torchvision's Mask R-CNN at a quarter of its widths, with anchors and counts for images of 100 pixels."""
+
+FROM_SCRATCH = TrainingConfig(
+    optimiser="adamw", head_multiplier=1.0, weight_decay=0.01, warmup=20, clip_norm=10.0, evaluations=1
+)
+"""How a small detector learns from random weights in some hundred steps (own choice)."""
+
+HEAD_WIDTH = 64
+"""Of APD's projection heads and of what ReviewKD hands down: a quarter of the boxes' vectors, and all of a level."""
+
+UNTUNED: dict[str, tuple[DetectionDistillerConfig, ...]] = {
+    "student": (),
+    "roi_kd": (RoIKDConfig(),),
+    "roi_dkd": (RoIDKDConfig(),),
+    "pyramid_matching": (PyramidMatchingConfig(),),
+    "review_kd": (ReviewKDConfig(width=HEAD_WIDTH),),
+    "roi_apd": (RoIAPDConfig(width=HEAD_WIDTH),),
+    "dense_apd": (RoIKDConfig(), DenseAPDConfig(width=HEAD_WIDTH)),
+}
+"""Methods by key, at their published or default weights. The dense variant has no logits, so it stands beside RoI-KD,
+as APD stands beside pixel KD in segmentation."""
+
+DETECTION_FACTORS = (0.01, 0.1, 1.0, 10.0)
+"""What every method's weights are multiplied with in its trials. One more than in segmentation: the published weights
+of losses on a pyramid's features ruin these students, and a tenth of them still harms them."""
+
+BEST_FACTORS = {"pyramid_matching": 0.01, "review_kd": 0.01, "roi_apd": 0.1, "dense_apd": 0.1}
+"""What a method's weights are multiplied with where that is not 1: the best of the trials by box AP on val with one
+seed (campaign `scenes-detection-tuning`; a test holds it to the records)."""
+
+DETECTION_RIVALS = ("roi_dkd", "pyramid_matching", "review_kd")
+"""Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
+BEST_DETECTION_RIVAL = "roi_dkd"
+"""The one that scores best on val with the first seed; APD is added to it (a test holds it to the records)."""
+
+TEACHER_RATE = 1e-3
+TRIED_TEACHER_RATES = (1e-3, 2e-3)
+"""Of the teacher; the better one by its own box AP on val is taken."""
+
+STUDENT_RATE = 2e-3
+TRIED_STUDENT_RATES = (1e-3, 2e-3, 4e-3)
+RATE_METHODS = ("student", "roi_kd", "roi_apd")
+"""Rates of the student: one serves all methods, the best by the mean of three of them."""
+
+
+def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[DetectionDistillerConfig, ...]:
+    """A method's distillers with its weights times a factor, by default the best one; RoI-KD beside it keeps its own.
+
+    >>> distillers_on_scenes("roi_apd", 0.1)[0].alignment
+    1.0
+    """
+    *beside, main = UNTUNED[method] or (None,)
+    if main is None:
+        return ()
+    factor = BEST_FACTORS.get(method, 1.0) if factor is None else factor
+    return (*beside, stronger(main, factor))
+
+
+def detection_variants() -> dict[str, tuple[DetectionDistillerConfig, ...]]:
+    """The distillers of each variant, by key: the methods at their best weights, and APD (RoI) beside another method.
+
+    Two methods that both compare logits would count them twice, so beside APD the logits' KL is the other method's.
+    """
+    variants = {method: distillers_on_scenes(method) for method in UNTUNED}
+    (apd,) = variants["roi_apd"]
+    added = replace(apd, pixel_kd=0.0) if BEST_DETECTION_RIVAL == "roi_dkd" else apd
+    return variants | {f"roi_apd_and_{BEST_DETECTION_RIVAL}": (*variants[BEST_DETECTION_RIVAL], added)}
+
+
+def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
+    """Mask R-CNN on built-in scenes: a ResNet-18 learns signs, cars and pedestrians, from a ResNet-50 or alone.
+
+    Both start at random, so nothing is downloaded; the teacher has three times the student's steps. The optimiser is
+    AdamW (own choice). Both rates were chosen on val (campaign `scenes-detection-tuning`). A run takes minutes on one
+    core of a CPU. The context shift lies halfway between its ends.
+
+    Args:
+        variant: a key of :func:`detection_variants`.
+        seed: of the student; data and teacher stay the same.
+
+    Raises:
+        KeyError: there is no such variant.
+
+    Example:
+        >>> experiment = scenes_detection_experiment("roi_apd", seed=1)
+        >>> experiment.name, experiment.network.backbone, experiment.teacher.network.backbone
+        ('roi_apd-seed1', 'resnet18', 'resnet50')
+    """
+    training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_RATE)
+    return Experiment(
+        name=f"{variant}-seed{seed}",
+        seed=seed,
+        data=InstanceDataConfig(
+            height=96, width=128, evaluation_split="test", context_shift=0.5, train_images=800, evaluation_images=200
+        ),
+        network=SCENES_DETECTOR,
+        training=training,
+        precision="fp32",
+        teacher=TeacherConfig(
+            network=replace(SCENES_DETECTOR, backbone="resnet50"),
+            training=replace(training, iterations=1200, learning_rate=TEACHER_RATE),
+        ),
+        distillers=detection_variants()[variant],
+    )
+
+
 def detection_methods_of(size: DetectionSize) -> tuple[DetectionMethod, ...]:
-    """The methods that a size has; what compares the pixels of masks is left out where no masks are learned."""
+    """The methods of a size; what compares the pixels of masks is left out where no masks are learned."""
     if size not in get_args(CocoSize):
         return DETECTION_METHODS
     return COCO_METHODS if with_masks(size) else COCO_METHODS[:-1]
@@ -54,7 +163,7 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
     """One experiment of detection; :func:`apd.study.recipes.recipe` gives it under the same name.
 
     Args:
-        size: scenes_detection (built-in pictures, minutes on a CPU), tiny_coco (50 real pictures, minutes on a CPU), or
+        size: scenes_detection (built-in scenes, minutes on a CPU), tiny_coco (50 real images, minutes on a CPU), or
             COCO at paper scale (GPUs, days): Mask R-CNN with a ResNet-18 taught by one with a ResNet-101 (coco), with a
             MobileNetV3 by one with a ResNet-50 (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes,
             coco_boxes_mobilenet).
@@ -88,19 +197,12 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
     return replace(experiment, name=f"{size}-{method}-seed{seed}", seed=seed)
 
 
-def tiny_coco() -> Iterator[Experiment]:
-    """Training and evaluation on real pictures: the student alone, then with APD from a ResNet-50, one seed."""
-    for method in ("student", "roi_apd"):
-        yield replace(detection_recipe("tiny_coco", method), name=f"{method}-seed0")
-
-
 def _tiny_coco() -> Experiment:
-    """Fifty real pictures learned by heart: scored on what was trained on, since so few can show no more.
+    """Overfits fifty real images: scored on what was trained on, since so few can show no more.
 
     The shorter side is brought to 128 pixels, the widths are those of the scenes' recipe and both networks start at
-    random, so that a run takes minutes on one core of a CPU and nothing is downloaded. No picture is mirrored: what is
-    asked for are these pictures. AdamW, rate and steps are own choices from short trials; the methods'
-    weights are those chosen on scenes.
+    random, so that a run takes minutes on one core of a CPU and nothing is downloaded; no image is mirrored. AdamW,
+    learning rate and steps are own choices from short trials, the methods' weights those chosen on scenes.
     """
     detector = replace(SCENES_DETECTOR, smallest_anchor=12)
     training = replace(FROM_SCRATCH, iterations=800, batch_size=2, learning_rate=1e-3)
@@ -156,13 +258,44 @@ def _coco(size: CocoSize) -> Experiment:
 
 
 def _coco_distillers(method: DetectionMethod, size: CocoSize) -> tuple[DetectionDistillerConfig, ...]:
-    match method:
-        case "roi_kd":
-            return (RoIKDConfig(),)
-        case "review_kd":
-            return (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),)
-        case "roi_apd":
-            return (RoIAPDConfig(),)
-        case "dense_apd":  # it has no logits, so it stands beside RoI-KD, as APD stands beside pixel KD
-            return (RoIKDConfig(), DenseAPDConfig())
-    return ()
+    distillers: dict[DetectionMethod, tuple[DetectionDistillerConfig, ...]] = {
+        "student": (),
+        "roi_kd": (RoIKDConfig(),),
+        "review_kd": (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),),
+        "roi_apd": (RoIAPDConfig(),),
+        "dense_apd": (RoIKDConfig(), DenseAPDConfig()),
+    }
+    return distillers[method]
+
+
+COCO_SOURCES = MappingProxyType(
+    {
+        "data": "ReviewKD's code",
+        "data.kind": "own choice: distinguishes this data from that of segmentation",
+        "data.folder": "own choice: COCO 2017's own tree, below APD_DATA",
+        "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
+        "data.width": "torchvision, as Detectron2",
+        "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
+        "network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
+        "training": "ReviewKD's code",
+        "training.head_multiplier": "Detectron2: one learning rate for all parameters",
+        "training.momentum": "Detectron2, whose default ReviewKD keeps",
+        "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
+        "training.schedule": "Detectron2, whose default ReviewKD keeps",
+        "training.warmup": "Detectron2, there from a thousandth of the learning rate",
+        "training.evaluations": "own choice: nothing is chosen by them",
+        "precision": "ReviewKD's code: no mixed precision",
+        "teacher.network": "ReviewKD's code",
+        "teacher.network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
+        "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
+        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+        "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
+        "distillers.roi_kd": "own choice: no published one",
+        "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
+        "distillers.roi_apd": "own choice: how the paper applies APD to detection was never released",
+        "distillers.dense_apd": "own choice: how the paper applies APD to detection was never released",
+    }
+)
+"""Where the values at paper scale were read, by field or by what fields begin with. The released configurations of
+ReviewKD share a first author with APD and are the likely base of the paper's runs; they build on Detectron2's defaults.
+"""

@@ -10,11 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from apd.data.own_folder import folder_spec, has_split, image_sizes
-from apd.evaluate.protocol import SMALLEST_SIDE
-from apd.models.torchvision_weights import TORCHVISION_WEIGHTS
-from apd.models.weights import OFFLINE_WEIGHTS
-from apd.study.experiment import (
+from apd.config.experiment import (
     DataConfig,
     Experiment,
     ExperimentError,
@@ -22,6 +18,9 @@ from apd.study.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
+from apd.config.inference import SMALLEST_SIDE
+from apd.data.dataset_yaml import folder_spec, has_split, image_sizes
+from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
 from apd.study.recipes import METHODS, AnyMethod, distillers_of
 
 IMAGE_AREA, CROP_AREA = 256 * 320, 160 * 224
@@ -107,7 +106,7 @@ def own_recipe(
     found with these networks: AdamW at 2e-4, ten times that for heads, weight decay 0.01.
 
     Args:
-        folder: as in :func:`apd.data.own_folder.open_folder`.
+        folder: as in :func:`apd.data.dataset_yaml.open_folder`.
         method: what is added to the student's task loss, one of `OWN_METHODS`.
         seed: of the student.
         size: (height, width) of an image after loading, or (0, 0) for each image's own; default is a choice.

@@ -1,33 +1,31 @@
 """Pairs of networks: PSPNet and DeepLabV3 as teacher and as student, with three student backbones.
 
-A pair is of one kind where teacher and student have the same head, and crossed where they do not. A student alone
-knows no teacher: it is run once for each student and seed, and stands beside all of the student's teachers.
+A pair is same-architecture where teacher and student have the same head, else cross-architecture. A baseline has no
+teacher: it is run once for each student and seed, and is compared with all of the student's teachers.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from typing import Literal, get_args
 
-from apd.study.experiment import Experiment, NetworkConfig, TeacherConfig
+from apd.config.experiment import Experiment, NetworkConfig, TeacherConfig
 from apd.study.recipes import Method, distillers_of, lengthened, recipe
 
 Head = Literal["psp", "aspp"]
 HEADS: tuple[Head, ...] = get_args(Head)
 PAIR_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd")
-"""The student alone, and what is compared in every pair."""
+"""The baseline, and what is compared with it in every pair."""
 
 STUDENT_RATES = {"resnet18": 0.01, "mobilenetv2_050": 0.03, "test_efficientnet": 0.03}
 """Rate of each student backbone on scenes: one for both heads, all teachers and all methods.
 
 The three of the published study, at sizes for a CPU: MobileNetV2 at half its width, and timm's smallest EfficientNet.
-The rates are the best of TRIED_RATES in the campaign `scenes-pairs-tuning`, and a test holds them to its records.
+The rates are the best of TRIED_PAIR_RATES in the campaign `scenes-pairs-tuning`, and a test holds them to its records.
 """
 
 TEACHER_RATES: dict[Head, float] = {"psp": 0.03, "aspp": 0.03}
-"""Rate of each teacher on scenes, by its head: the best of TRIED_RATES by its own score on val."""
+"""Rate of each teacher on scenes, by its head: the best of TRIED_PAIR_RATES by its own score on val."""
 
-TRIED_RATES = (0.01, 0.03, 0.1)
+TRIED_PAIR_RATES = (0.01, 0.03, 0.1)
 
 
 def pair_network(head: Head, backbone: str, width: int) -> NetworkConfig:
@@ -44,13 +42,13 @@ def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: M
     """One run on built-in scenes; both networks start at random, so nothing is downloaded.
 
     The data are the tiny recipe's. Its default context shift of 0.5 lies halfway between the ends at which APD's gain
-    is known, and so favours neither. Crops of 64 pixels halve the price of a step; all networks are scored on whole
-    pictures. Both teachers are the one of `scenes-tiny` at stride 8: timm's smallest EfficientNet with a wide head and
+    is known, and so favours neither. Crops of 64 pixels halve the time of a step; all networks are scored on whole
+    images. Both teachers are the one of `scenes-tiny` at stride 8: timm's smallest EfficientNet with a wide head and
     twelve times a student's steps. They differ in the head and in nothing else. Students take the tiny recipe's 200
     steps, which keeps a ResNet-18 at little more than a minute on one core of a CPU.
 
     Args:
-        teacher_head: of the teacher; the student alone has none, whatever is given.
+        teacher_head: of the teacher; the baseline has none, whatever is given.
         student_head, backbone: of the student.
         method: one of PAIR_METHODS.
         seed: of the student; data and teacher stay the same.
@@ -67,61 +65,15 @@ def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: M
         network=pair_network(teacher_head, base.teacher.network.backbone, base.teacher.network.head_width),
         training=replace(longer, learning_rate=TEACHER_RATES[teacher_head], evaluations=1),
     )
-    alone = method == "student"
+    baseline = method == "student"
     student = f"{student_head}_{backbone}"
     return Experiment(
-        name=f"{method}-{student if alone else f'{student}_from_{teacher_head}'}-seed{seed}",
+        name=f"{method}-{student if baseline else f'{student}_from_{teacher_head}'}-seed{seed}",
         seed=seed,
         data=replace(base.data, crop_height=64, crop_width=64),
         network=pair_network(student_head, backbone, base.network.head_width),
         training=replace(base.training, learning_rate=STUDENT_RATES[backbone], evaluations=1),
         precision=base.precision,
-        teacher=None if alone else teacher,
+        teacher=None if baseline else teacher,
         distillers=distillers_of(method),
     )
-
-
-def scenes_pairs() -> Iterator[Experiment]:
-    """Both heads in both roles, three student backbones, three seeds: each student alone, then with each teacher."""
-    for seed in range(3):
-        for student_head, backbone in product(HEADS, STUDENT_RATES):
-            yield scenes_pair(student_head, student_head, backbone, "student", seed)
-            for teacher_head, method in product(HEADS, PAIR_METHODS[1:]):
-                yield scenes_pair(teacher_head, student_head, backbone, method, seed)
-
-
-def scenes_pairs_tuning() -> Iterator[Experiment]:
-    """How the rates of `scenes-pairs` are chosen: by the score on val after the last step, one seed.
-
-    A teacher's rate by its own score; they come first, because students need them. A student backbone's by the mean
-    over both heads and all methods, with a teacher of its own kind: crossed pairs have no say, and the rate at which
-    the student alone is at its best can be too high for the larger gradient of a sum of losses. Runs at the chosen
-    rates are runs of `scenes-pairs`, and are found there.
-    """
-    for head in HEADS:
-        teacher = scenes_pair(head, head, "resnet18", "apd").teacher_experiment()
-        for rate in TRIED_RATES:
-            yield _at_rate(replace(teacher, name=f"teacher-{head}"), rate)
-    for backbone, head, rate, method in product(STUDENT_RATES, HEADS, TRIED_RATES, PAIR_METHODS):
-        experiment = scenes_pair(head, head, backbone, method)
-        yield _at_rate(replace(experiment, name=f"{method}-{head}_{backbone}"), rate)
-
-
-def _at_rate(experiment: Experiment, rate: float) -> Experiment:
-    training = replace(experiment.training, learning_rate=rate)
-    return replace(experiment, training=training, name=f"{experiment.name}-rate{rate:g}")
-
-
-def camvid_pairs() -> Iterator[Experiment]:
-    """DeepLabV3 teaches the small recipe's PSPNet on CamVid, three seeds.
-
-    Teacher and student are those of `camvid-small` but for the teacher's head, so that campaign has the student alone
-    and the pair of one kind. The teacher keeps the rate that was chosen for a PSPNet. It looks around as far as half a
-    crop, as on scenes.
-    """
-    for seed in range(3):
-        for method in PAIR_METHODS[1:]:
-            experiment = recipe("small", method, seed=seed)
-            network = replace(experiment.teacher.network, head="aspp", aspp_reach=80)
-            label = f"{method}-psp_mobilenetv2_050_from_aspp-seed{seed}"
-            yield replace(experiment, name=label, teacher=replace(experiment.teacher, network=network))

@@ -14,11 +14,10 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import fingerprint
-from apd.study.log import StoppedError, StopRequest
-from apd.study.runner import Ledger
-from apd.study.worker import Worker, kind_of, steps_done, untrained_teacher, work
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint
+from apd.study.runner import Ledger, Worker, kind_of, steps_done, untrained_teacher, work
+from apd.training.run_log import StoppedError, StopRequest
 
 START = "spawn"  # a GPU's context does not survive a fork
 GRACE_SECONDS = 20.0  # from the deadline: a step, or the scoring of a run that has done its last one, takes less

@@ -1,21 +1,32 @@
-"""The experiments of a campaign that still lack a record, run one after another, and the ledger of what came of them.
+"""How a campaign's experiments are run, one after another or in a worker process, and the ledger of what came of them.
 
-:mod:`apd.study.parallel` runs them side by side with the same ledger.
+:mod:`apd.study.parallel` decides what the workers do, with the same ledger.
 """
 
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from apd.study.checkpoint import RunBusyError
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import fingerprint, to_dict
-from apd.study.log import NonFiniteLossError, UnfinishedRunsError
-from apd.study.ranks import Ranks, of_every_rank
-from apd.study.record import Record
-from apd.study.train import train
+import torch
+
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint, to_dict
+from apd.training.checkpoint import RunBusyError
+from apd.training.distributed import Ranks, of_every_rank
+from apd.training.exit_codes import USER_ERRORS, out_of_memory
+from apd.training.record import Record
+from apd.training.run import run_folder, train
+from apd.training.run_log import NonFiniteLossError, StoppedError, UnfinishedRunsError
+
+REPORT_SECONDS = 0.5  # a running worker tells its step no more often
 
 
 class Ledger:
@@ -37,7 +48,7 @@ class Ledger:
 
     def tell(self, text: str) -> None:
         """Print a line under the campaign's name, once."""
-        self.ranks.tell(f"{self.name}: {text}")
+        self.ranks.print(f"{self.name}: {text}")
 
     def finished(self, experiment: Experiment, content: dict[str, Any], outlook: str) -> None:
         """Save a finished run's record; `outlook` is reported beside its score."""
@@ -100,3 +111,80 @@ def in_turn(
         spent += time.monotonic() - begun
         left = spent / (len(missing) - len(queue)) * len(queue)
         ledger.finished(experiment, found.content, f"about {left / 60:.0f} min left")
+
+
+def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> None:
+    """A worker: take an experiment, answer with what became of it, until the pipe is closed."""
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is the upper process's, which asks for a checkpoint
+    torch.set_num_threads(threads)
+    reported = 0.0
+
+    def on_step(step: int) -> None:
+        nonlocal reported
+        if pipe.poll():  # asked to stop, or left alone
+            signal.raise_signal(signal.SIGTERM)
+        elif time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            pipe.send(("step", step))
+
+    with suppress(EOFError, ConnectionError):
+        while experiment := pipe.recv():
+            outcome: tuple[str, Any]
+            try:
+                record = train(experiment, device=device, progress=False, workers=loaders, on_step=on_step)
+                outcome = "done", record.content
+            except StoppedError:
+                outcome = "stopped", None
+            except RunBusyError as error:
+                outcome = "busy", str(error)
+            except NonFiniteLossError as error:
+                outcome = "diverged", str(error)
+            except torch.OutOfMemoryError as error:
+                outcome = "memory", out_of_memory(error)
+            except USER_ERRORS as error:
+                outcome = "failed", error
+            pipe.send(outcome)
+            if outcome[0] in ("stopped", "memory"):  # memory goes back to the device with the process
+                return
+
+
+@dataclass
+class Worker:
+    """A worker process and what it works on: its run, whether that was queued (else it is a teacher that others wait
+    for), and the first and the newest report of it, as (seconds, step)."""
+
+    process: BaseProcess
+    pipe: Connection
+    run: Experiment | None = None
+    queued: bool = False
+    first: tuple[float, int] | None = None
+    newest: tuple[float, int] | None = None
+
+    @property
+    def speed(self) -> float:
+        """Steps a second of the run, without its start; 0 where that is not known yet."""
+        if self.first is None or self.newest is None or self.newest[0] <= self.first[0]:
+            return 0.0
+        return (self.newest[1] - self.first[1]) / (self.newest[0] - self.first[0])
+
+
+def untrained_teacher(experiment: Experiment) -> Experiment | None:
+    """The run that has to be finished before this one can begin, or None."""
+    if experiment.teacher is None or experiment.teacher.weights_file:
+        return None
+    teacher = experiment.teacher_experiment()
+    return None if (run_folder(teacher) / "record.json").exists() else teacher
+
+
+def steps_done(run: Experiment) -> int:
+    """The step of a run's newest checkpoint; 0 without one."""
+    found = (run_folder(run) / "checkpoints").glob("step-*")
+    return max((int(path.name.removeprefix("step-")) for path in found), default=0)
+
+
+def kind_of(run: Experiment) -> tuple[object, ...]:
+    """What a step's seconds depend on: runs with the same answer take about the same."""
+    training = run.training
+    teacher = run.teacher.network if run.teacher is not None and run.distillers else None
+    methods = tuple(distiller.method for distiller in run.distillers)
+    return run.data, run.network, teacher, methods, training.batch_size, training.accumulation

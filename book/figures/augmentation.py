@@ -4,11 +4,10 @@ import numpy as np
 from PIL import Image
 from scenes import GAP
 
+from apd.data.augment import Augmentation, augment
 from apd.data.batches import generator_for
-from apd.data.catalogue import SCENES
-from apd.data.sample import Sample
 from apd.data.scenes import Scenes
-from apd.data.transforms import Augmentation, augment
+from apd.data.specs import SCENES, Sample
 
 HEIGHT, WIDTH, STREET = 180, 240, 8
 WHOLE = {"crop": (HEIGHT, WIDTH), "scale": (1.0, 1.0), "flip": 0.0}

@@ -2,7 +2,7 @@
 
 from svg import Colours, Drawing
 
-from apd.data.catalogue import CLASS_COLOURS
+from apd.data.specs import CLASS_COLOURS
 
 ACROSS, TITLE = 3, "The classes and their colours"
 

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from apd.data.catalogue import SCENES
 from apd.data.scenes import draw_scene
+from apd.data.specs import SCENES
 
 STREETS, SHIFTS, SIZE, GAP = (3, 8, 14, 17), (0.0, 0.5, 1.0), (180, 240), 6
 

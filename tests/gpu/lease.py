@@ -18,18 +18,18 @@ from shutil import copy2
 import torch
 from PIL import Image
 
-from apd.data.folder import find_data
-from apd.models.weights import OFFLINE_WEIGHTS, offline_file
-from apd.study.build import choose_device
-from apd.study.campaign import CAMPAIGNS, existing_records, experiments_of
-from apd.study.experiment import Experiment
-from apd.study.fingerprint import fingerprint
-from apd.study.folders import records_folder, repository, run_folder, runs_folder
-from apd.study.log import UnfinishedRunsError
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint
+from apd.cost.measure import step_latency
+from apd.data.image_folder import find_data
+from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
+from apd.study.campaign import existing_records
+from apd.study.campaigns import CAMPAIGNS, experiments_of
 from apd.study.parallel import side_by_side, untrained_teacher
-from apd.study.ranks import ALONE
 from apd.study.runner import Ledger
-from apd.study.switch_cost import switch_costs
+from apd.training.distributed import ALONE, choose_device
+from apd.training.run import records_folder, repository, run_folder, runs_folder
+from apd.training.run_log import UnfinishedRunsError
 from tests import measure_speed
 
 LEASE = Path(".lease")
@@ -39,6 +39,7 @@ QUALITY = 95  # of the JPEG files in place of CamVid's PNG files, which are four
 LAST_SECONDS = 35.0  # kept for the last checkpoints and for packing what goes back
 DATA_FOLDERS = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 TOY = bool(os.environ.get("LEASE_TOY"))
+SECONDS = 0.001 if TOY else 1.0  # of every measurement
 TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (40.0, (1, 2, 4))
 
 
@@ -142,24 +143,26 @@ def speed() -> None:
     if TOY:
         from small_experiments import tiny
 
-        from apd.evaluate.loss_cost import LossShape
+        from apd.cost.measure import LossShape
 
         measure_speed.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
         measure_speed.PUBLISHED = {"cityscapes": "tiny"}
         measure_speed.recipe = lambda _size: tiny("apd")
-    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--repeats", "9", "--to", out]
+    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--seconds", str(SECONDS)]
+    sys.argv += ["--to", out]
     measure_speed.main()
 
 
 def switches(name: str) -> None:
-    """What each switch is worth in a step of the campaign; compiling is left out, which takes minutes."""
-    taught = [e for e in experiments_of(name) if e.distillers]
+    """What a CUDA graph is worth in a step of the campaign, and of its teacher's training."""
+    distilled = [e for e in experiments_of(name) if e.distillers]
     device = choose_device(os.environ["LEASE_DEVICE"])
-    for experiment in (taught[-1], taught[-1].teacher_experiment()):
+    for experiment in (distilled[-1], distilled[-1].teacher_experiment()):
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
-        for cost in switch_costs(experiment, device, warmup=3, repeats=15, compiled=False):
-            took = cost.milliseconds and f"{cost.milliseconds.median:.2f} ms"
-            print(f"  {cost.setting:24s} {took or f'not here: {cost.reason}'}", flush=True)
+        for graph in (False, True) if device.type == "cuda" else (False,):
+            switched = replace(experiment, training=replace(experiment.training, cuda_graph=graph))
+            took = step_latency(switched, device, seconds=SECONDS).median
+            print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
 
 
 def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: int, seconds: float) -> float:

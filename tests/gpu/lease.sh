@@ -4,7 +4,7 @@
 #
 #   tests/gpu/lease.sh pack NAME            here: pack data and weights of campaign NAME into .lease/1, .lease/2, ...,
 #                                           each small enough to travel in one call beside the working tree
-#   tests/gpu/lease.sh checks NAME          there: the tests of a GPU, the speed table, the switches of a step
+#   tests/gpu/lease.sh checks NAME          there: the tests of a GPU, the speed table, a step's CUDA graph
 #   tests/gpu/lease.sh campaign NAME        there: teachers, a trial of 1, 2 and 4 processes, then runs until time is up
 #   tests/gpu/lease.sh unpack FOLDER NAME   here: put records and runs that came back where they belong
 #
@@ -41,7 +41,7 @@ case $phase in
       -k "${LEASE_TESTS:-}" tests/gpu/test_on_a_gpu.py 2>&1 |
       tee "$OUT/gpu-tests.txt" || echo "lease: some GPU tests failed, see above"
     lease speed 2>&1 | tee "$OUT/speed.txt" || echo "lease: the speed table is not complete"
-    lease switches "$2" 2>&1 | tee "$OUT/switches.txt" || echo "lease: the switches were not measured"
+    lease switches "$2" 2>&1 | tee "$OUT/switches.txt" || echo "lease: the CUDA graph was not measured"
     ;;
   campaign)
     spread

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from apd import APDLoss
+from apd.config.datasets import build_splits
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.cost.measure import LOSS_SHAPES, LossShape, loss_batch, loss_cost, random_batch
+from apd.data.augment import Augmentation
 from apd.data.batches import training_batches
 from apd.data.device_batches import device_batches
 from apd.data.scenes import Scenes
-from apd.data.transforms import Augmentation
-from apd.evaluate.loss_cost import LOSS_SHAPES, LossShape, loss_batch, loss_cost
-from apd.study.build import build_network, build_splits
-from apd.study.distiller_configs import APDConfig
-from apd.study.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.study.ranks import _SEND_BUFFERS, ALONE
-from apd.study.step import Update
-from apd.study.switch_cost import random_batch
-from apd.study.train import train
+from apd.distillers.configs import APDConfig
+from apd.training.distributed import _SEND_BUFFERS, ALONE
+from apd.training.run import task_of, train
+from apd.training.segmentation import build_network
+from apd.training.trainer import TrainStep
 
 SMALL = LossShape(batch=2, channels=32, grid=24, classes=19, labels=96)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=32, dropout=0.0)
@@ -103,8 +103,8 @@ def test_the_method_takes_little_memory_beside_the_maps_that_it_reads(device):
     maps = 2 * batch["student_features"].numel() * 4
     logits = shape.batch * shape.classes * shape.labels**2 * 4  # upsampled, which no way around is known of
     without, heads = APDLoss(shape.channels, shape.channels, shape.classes, width=None), method(shape, device)
-    assert loss_cost(without.to(device), batch, repeats=2).peak_bytes < 4 * maps + 3 * logits
-    assert loss_cost(heads, batch, repeats=2).peak_bytes < 8 * maps + 3 * logits
+    assert loss_cost(without.to(device), batch, seconds=0.01).peak_bytes < 4 * maps + 3 * logits
+    assert loss_cost(heads, batch, seconds=0.01).peak_bytes < 8 * maps + 3 * logits
 
 
 def networks(experiment, device):
@@ -117,7 +117,7 @@ def networks(experiment, device):
 def steps(experiment, device, count=6, precision="fp32", ranks=ALONE):
     """The student's parameters and the terms of each step, after so many on different batches."""
     student, teacher = networks(experiment, device)
-    update = Update(experiment, student.train(), teacher, precision=precision, ranks=ranks)
+    update = TrainStep(task_of(replace(experiment, precision=precision)), student.train(), teacher, ranks)
     for optimiser in update.optimisers.values():
         for group in optimiser.param_groups:
             group["lr"] = 0.003
@@ -145,7 +145,7 @@ def test_steps_train_as_on_the_cpu(device, precision, within):
 def test_nothing_in_a_step_waits_for_the_gpu(device):
     experiment = replace(TINY, training=replace(TINY.training, fused=True))
     student, teacher = networks(experiment, device)
-    update = Update(experiment, student.train(), teacher, precision="bf16")
+    update = TrainStep(task_of(replace(experiment, precision="bf16")), student.train(), teacher)
     batch = random_batch(experiment, 10)
     batch = type(batch)(*(value.to(device) for value in batch))
     update(batch)
@@ -159,7 +159,7 @@ def test_a_step_recorded_as_a_cuda_graph_trains_as_one_that_is_not(fused):
     plain = replace(TINY, training=replace(TINY.training, fused=fused))
     recorded = replace(plain, training=replace(plain.training, cuda_graph=True))
     found = steps(recorded, torch.device("cuda"), 8)
-    assert found[2]._captured.recorded
+    assert found[2].captured.recorded
     assert_trained_alike(found, steps(plain, torch.device("cuda"), 8), 0.02)
 
 

@@ -1,0 +1,1 @@
+"""What an experiment is: validated fields, and the fingerprint that names a run."""

@@ -1,0 +1,93 @@
+"""From the configuration of data to data sets."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import DataConfig, ExperimentError
+from apd.data.augment import Augmentation
+from apd.data.converted import ConvertedDataset
+from apd.data.dataset_yaml import folder_spec, open_folder
+from apd.data.image_folder import CamVid, find_data
+from apd.data.instances import InstanceDataset
+from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade
+from apd.data.long_side import LongSide
+from apd.data.published_specs import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60
+from apd.data.scenes import Scenes
+from apd.data.specs import CAMVID, SCENES, DatasetSpec, SegmentationDataset
+
+_PUBLISHED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)}
+
+
+class Splits(NamedTuple):
+    """The data sets of one run. `evaluation` is the experiment's split; `others` are further test splits, by name."""
+
+    train: SegmentationDataset | InstanceDataset
+    val: SegmentationDataset | InstanceDataset
+    evaluation: SegmentationDataset | InstanceDataset
+    others: Mapping[str, SegmentationDataset] = MappingProxyType({})
+
+
+def require_segmentation(config: object) -> None:
+    """What knows of segmentation only refuses the parts of a detection experiment, instead of stumbling over them."""
+    if isinstance(config, InstanceDataConfig | DetectorConfig):
+        raise ExperimentError(
+            f"{type(config).__name__} belongs to detection, and what was asked for is there for segmentation only: "
+            "apd.training.run.task_of(experiment) gives data and networks of both tasks"
+        )
+
+
+def build_split(data: DataConfig, split: str) -> SegmentationDataset:
+    """One split of the experiment's data; missing or damaged data raises a DataError that says what to do.
+
+    `long_side` is for evaluation: the training split keeps the size of `height` and `width`.
+    """
+    require_segmentation(data)
+    if data.name == "scenes":
+        count = data.train_images if split == "train" else data.evaluation_images
+        return Scenes(
+            count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split
+        )
+    size = {"height": data.height or None, "width": data.width or None}
+    dataset: SegmentationDataset
+    if data.name == "camvid":
+        dataset = CamVid(find_data("CamVid"), split, **size)
+    elif data.name == "labelmefacade":
+        dataset = LabelMeFacade(split, **size)
+    elif data.name == "folder":
+        dataset = open_folder(data.folder, split, **size)
+    else:
+        spec = _PUBLISHED[data.name]
+        if split not in dict(spec.splits):
+            raise ExperimentError(f"split = {split!r}: the labels of {spec.name}'s {split} are not public, so use val")
+        dataset = ConvertedDataset(spec, split, **size)
+    return LongSide(dataset, data.long_side) if data.long_side and split != "train" else dataset
+
+
+def spec_of(data: DataConfig) -> DatasetSpec:
+    """Names and colours of the experiment's classes, without touching pictures (a folder's dataset.yaml is read)."""
+    require_segmentation(data)
+    if data.name == "folder":
+        return folder_spec(data.folder)
+    return {"camvid": CAMVID, "labelmefacade": LABELMEFACADE, "scenes": SCENES, **_PUBLISHED}[data.name]
+
+
+def build_splits(data: DataConfig) -> Splits:
+    """Training, validation and evaluation data; the last two are one object when they are one split."""
+    val = build_split(data, "val")
+    evaluation = val if data.evaluation_split == "val" else build_split(data, data.evaluation_split)
+    others = {split: build_split(data, split) for split in data.other_splits}
+    return Splits(build_split(data, "train"), val, evaluation, others)
+
+
+def build_augmentation(data: DataConfig) -> Augmentation:
+    """How training images are augmented."""
+    return Augmentation(
+        crop=(data.crop_height, data.crop_width),
+        scale=(data.scale_min, data.scale_max),
+        flip=data.flip,
+        colour=data.jitter,
+        rotation=data.rotation,
+        blur=data.blur,
+    )

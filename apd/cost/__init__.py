@@ -1,0 +1,1 @@
+"""What networks, losses, training steps and data loading cost."""

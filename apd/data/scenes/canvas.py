@@ -1,0 +1,230 @@
+"""The canvas scenes are painted on: a map of part numbers, filled back to front with exact shapes.
+
+A *part* is a patch that gets one colour (a wall, its windows, a tyre); it belongs to a *region*: the object, or the
+stuff, that the label maps show. Painting writes part numbers only, never colours, so labels cannot depend on light.
+Only additions, products, quotients and square roots decide which cell is inside: the same on every IEEE machine.
+Coordinates are in cells, y down; a cell is inside when its centre is.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from math import ceil, inf, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apd.data.scenes.world import Tint
+
+Floats = NDArray[np.float32]
+GROUND_PARTS = 4
+"""Parts below this number lie on the ground, and `part + GROUND_PARTS` is the same part in shadow."""
+
+_FEW_ROWS = 12  # up to here a loop over rows is faster than array expressions
+
+
+class Surface(IntEnum):
+    """How a part lies in space, which decides how its texture is mapped and how depth varies over it."""
+
+    FLAT = 0  # faces the camera at one depth
+    GROUND = 1
+    WALL = 2  # along the street
+
+
+class Detail(IntEnum):
+    """Materials that are not the colour of a class: they keep their own colour and share of the part."""
+
+    NONE = 0
+    GLASS = 1
+    RUBBER = 2
+    PAPER = 3
+    SKIN = 4
+    BARK = 5
+    RED = 6
+    LAMP = 7
+    LIT = 8
+
+
+class Parts(NamedTuple):
+    """What every part (N of them) looks like, relative to the colour of its class.
+
+    `lab_N3` is added in OkLab to the colour of the class; `detail_N` then replaces `share_N` of it, as much darker as
+    the class colour was made by `shade_N`; `depth_N` in metres is for the haze (0: none).
+    """
+
+    class_N: NDArray[np.uint8]
+    lab_N3: NDArray[np.float64]
+    shade_N: NDArray[np.float64]
+    detail_N: NDArray[np.intp]
+    share_N: NDArray[np.float64]
+    depth_N: Floats
+    surface_N: NDArray[np.uint8]
+
+
+class Canvas:
+    """Part numbers per cell (`parts_HW`) and what each number means (`parts()`, `regions`)."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.parts_HW = np.zeros((height, width), dtype=np.uint16)
+        self.rows = np.arange(height, dtype=np.float32) + np.float32(0.5)
+        self.columns = np.arange(width, dtype=np.float32) + np.float32(0.5)
+        self._parts: list[tuple[float, ...]] = []
+        self._region_of_part: list[int] = []
+        self.regions: list[tuple[int, bool]] = []  # (class, is it a counted object)
+
+    def new_region(self, class_index: int, *, thing: bool = False) -> int:
+        """Start a region and return its number; every object that is counted has one of its own."""
+        self.regions.append((class_index, thing))
+        return len(self.regions) - 1
+
+    def new_part(
+        self,
+        region: int,
+        tint: Tint,
+        lightness: float = 0.0,
+        *,
+        depth: float,
+        detail: Detail = Detail.NONE,
+        share: float = 0.0,
+        surface: Surface = Surface.FLAT,
+    ) -> int:
+        """Start a part and return its number, to be handed to the drawing functions."""
+        self._region_of_part.append(region)
+        self._parts.append((*tint, lightness, self.regions[region][0], detail, share, depth, surface))
+        return len(self._parts) - 1
+
+    def parts(self) -> Parts:
+        """All parts started so far, as arrays; row n describes part n of `parts_HW`."""
+        table_N9 = np.array(self._parts)
+        lab_N3, (shade_N, class_N, detail_N, share_N, depth_N, surface_N) = table_N9[:, :3], table_N9[:, 3:].T
+        lab_N3[:, 0] += shade_N
+        return Parts(
+            class_N.astype(np.uint8),
+            lab_N3,
+            shade_N,
+            detail_N.astype(np.intp),
+            share_N,
+            depth_N.astype(np.float32),
+            surface_N.astype(np.uint8),
+        )
+
+    def region_of_part(self) -> NDArray[np.uint16]:
+        """The region of every part started so far."""
+        return np.array(self._region_of_part, dtype=np.uint16)
+
+    def rectangle(self, part: int, left: float, top: float, right: float, bottom: float) -> None:
+        """Fill left <= x < right, top <= y < bottom."""
+        x0, x1 = cells(left, right, self.width)
+        y0, y1 = cells(top, bottom, self.height)
+        if x0 < x1 and y0 < y1:
+            self.parts_HW[y0:y1, x0:x1] = part
+
+    def rows_between(self, part: int, first: int, left: Floats, right: Floats) -> None:
+        """Fill left[i] <= x < right[i] in row first + i. The rows must lie on the canvas."""
+        if left.size == 0:
+            return
+        x0, x1 = cells(float(left.min()), float(right.max()), self.width)
+        if x0 >= x1:
+            return
+        columns = self.columns[x0:x1]
+        inside = columns >= left[:, None]
+        inside &= columns < right[:, None]
+        np.putmask(self.parts_HW[first : first + left.size, x0:x1], inside, part)
+
+    def columns_between(self, part: int, first: int, top: Floats, bottom: Floats) -> None:
+        """Fill top[i] <= y < bottom[i] in column first + i. The columns must lie on the canvas."""
+        if top.size == 0:
+            return
+        y0, y1 = cells(float(top.min()), float(bottom.max()), self.height)
+        if y0 >= y1:
+            return
+        rows = self.rows[y0:y1, None]
+        inside = rows >= top
+        inside &= rows < bottom
+        target = self.parts_HW[y0:y1, first : first + top.size]
+        np.copyto(target, part, where=inside, casting="unsafe")
+
+    def polygon(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
+        """Fill a convex polygon given by its corners (x, y), in either sense; the first three not in a line."""
+        xs, ys = zip(*corners, strict=True)
+        if max(xs) <= 0 or min(xs) >= self.width:
+            return
+        y0, y1 = cells(min(ys), max(ys), self.height)
+        if y0 >= y1:
+            return
+        # Which way round the corners go, from the turn at the second: the sense is the same at every corner.
+        turn = (xs[1] - xs[0]) * (ys[2] - ys[1]) - (xs[2] - xs[1]) * (ys[1] - ys[0])
+        # A convex shape lies to one side of the whole line through each of its edges, so a row is bounded by the
+        # rightmost of the lines on its left and the leftmost of those on its right. Lines are (slope, column at y = 0).
+        lefts, rights = [], []
+        for i in range(len(xs)):
+            rise = ys[i] - ys[i - 1]
+            if rise != 0:
+                slope = (xs[i] - xs[i - 1]) / rise
+                (rights if (rise > 0) == (turn > 0) else lefts).append((slope, xs[i] - slope * ys[i]))
+        if not lefts or not rights:
+            return
+        if y1 - y0 <= _FEW_ROWS:
+            for i in range(y0, y1):
+                y, left, right = i + 0.5, -inf, inf
+                for slope, start in lefts:
+                    left = edge if (edge := slope * y + start) > left else left
+                for slope, start in rights:
+                    right = edge if (edge := slope * y + start) < right else right
+                self._row(part, i, left, right)
+            return
+        rows = self.rows[y0:y1]
+        left_H, right_H = (rows * lines[0][0] + lines[0][1] for lines in (lefts, rights))
+        for slope, start in lefts[1:]:
+            np.maximum(left_H, rows * slope + start, out=left_H)
+        for slope, start in rights[1:]:
+            np.minimum(right_H, rows * slope + start, out=right_H)
+        self.rows_between(part, y0, left_H, right_H)
+
+    def _row(self, part: int, row: int, left: float, right: float) -> None:
+        # As `cells`, but a slice may run past the end by itself.
+        x0 = ceil(left - 0.5) if left > 0.5 else 0
+        x1 = ceil(right - 0.5)
+        if x0 < x1:
+            self.parts_HW[row, x0:x1] = part
+
+    def ellipse(self, part: int, x: float, y: float, across: float, down: float) -> None:
+        """Fill an upright ellipse with centre (x, y) and radii `across` and `down`."""
+        y0, y1 = cells(y - down, y + down, self.height)
+        if y1 - y0 > _FEW_ROWS:
+            self.ellipses(part, ((x, y, across, down),))
+            return
+        for i in range(y0, y1):
+            reach = across * sqrt(max(0.0, 1.0 - ((i + 0.5 - y) / down) ** 2))
+            self._row(part, i, x - reach, x + reach)
+
+    def ellipses(self, part: int, shapes: Sequence[tuple[float, float, float, float]], below: float = np.inf) -> None:
+        """Fill the union of upright ellipses (x, y, across, down), above the row `below` only."""
+        x0, x1 = cells(min([s[0] - s[2] for s in shapes]), max([s[0] + s[2] for s in shapes]), self.width)
+        bottom = min(max([s[1] + s[3] for s in shapes]), below)
+        y0, y1 = cells(min([s[1] - s[3] for s in shapes]), bottom, self.height)
+        if x0 >= x1 or y0 >= y1:
+            return
+        x, y, across, down = np.array(shapes, dtype=np.float32).T[:, :, None]
+        dx_sq = ((self.columns[x0:x1] - x) / across) ** 2
+        dy_sq = ((self.rows[y0:y1] - y) / down) ** 2
+        inside = (dy_sq[:, :, None] + dx_sq[:, None, :]).min(axis=0) < 1
+        np.putmask(self.parts_HW[y0:y1, x0:x1], inside, part)
+
+    def shadow(self, x: float, y: float, across: float, down: float) -> None:
+        """Darken the ground within an ellipse; what stands on the ground, and every label, stays as it is."""
+        y0, y1 = cells(y - down, y + down, self.height)
+        for i in range(y0, y1):
+            reach = across * sqrt(max(0.0, 1.0 - ((i + 0.5 - y) / down) ** 2))
+            x0, x1 = cells(x - reach, x + reach, self.width)
+            if x0 < x1:
+                target = self.parts_HW[i, x0:x1]
+                target[target < GROUND_PARTS] += GROUND_PARTS
+
+
+def cells(low: float, high: float, size: int) -> tuple[int, int]:
+    """First and one past the last cell whose centre lies in low <= centre < high, cut to 0..size."""
+    first = 0 if low <= 0.5 else size if low >= size else ceil(low - 0.5)
+    last = 0 if high <= 0.5 else size if high >= size else ceil(high - 0.5)
+    return first, last

@@ -1,0 +1,255 @@
+"""The look of a scene: light, palette and textures, and the one dial that makes them differ between images.
+
+What `context_shift` models. A camera never records the colour of a class; it records that colour under the light of
+the hour, the weather, the materials of the town and its own processing. All pixels of one picture share these, so
+within a picture a class keeps its look, while between pictures the looks of the classes overlap: the road of one
+picture may have the colour of the houses in another. The dial sets how large that shared, per-picture part is.
+
+- 0: every picture has the same light, palette and textures. What is left are the differences between objects.
+- 1: every picture draws its own. Its classes take the standard colours in another order, turned in hue, under its
+  own light; colour alone says nothing about the class until the picture's own colours are known.
+- between: palette, light and textures move continuously from the common look to the picture's own.
+
+Geometry and labels come from another stream of random numbers and do not depend on the dial.
+"""
+
+from functools import lru_cache
+from math import cos, pi, sin, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apd.data.scenes.canvas import Detail, Floats, Surface
+from apd.data.scenes.street import SKY, View
+from apd.data.scenes.world import Dice
+from apd.data.specs import SCENES
+
+# The common palette in OkLab (lightness, green-red, blue-yellow), in label order: a clear day. Own choice.
+STANDARD_LAB = np.array(
+    [
+        (0.85, -0.035, -0.050),  # sky
+        (0.73, 0.045, 0.055),  # building
+        (0.40, -0.005, -0.030),  # pole
+        (0.55, 0.000, -0.015),  # road
+        (0.80, 0.005, 0.020),  # pavement
+        (0.60, -0.080, 0.065),  # tree
+        (0.82, 0.005, 0.145),  # sign
+        (0.50, 0.040, 0.065),  # fence
+        (0.52, -0.030, -0.110),  # car
+        (0.54, 0.150, 0.030),  # pedestrian
+    ]
+)
+_MIDDLE_LAB = STANDARD_LAB.mean(axis=0)
+_DETAIL_LAB = {
+    Detail.NONE: (0.5, 0.0, 0.0),
+    Detail.GLASS: (0.47, -0.02, -0.035),
+    Detail.RUBBER: (0.24, 0.0, -0.01),
+    Detail.PAPER: (0.96, 0.0, 0.01),
+    Detail.SKIN: (0.72, 0.04, 0.05),
+    Detail.BARK: (0.38, 0.025, 0.04),
+    Detail.RED: (0.55, 0.19, 0.09),
+    Detail.LAMP: (0.95, -0.01, 0.07),
+    Detail.LIT: (0.85, 0.01, 0.08),
+}
+_DETAIL_TABLE = np.array([_DETAIL_LAB[detail] for detail in Detail])
+# Standard textures, in label order: which tile, its side in metres, and its strength.
+_STANDARD_TEXTURE = (
+    (1, 14.0, 0.02),
+    (4, 2.4, 0.05),
+    (0, 4.0, 0.03),
+    (0, 5.0, 0.06),
+    (5, 6.0, 0.05),
+    (1, 4.0, 0.13),
+    (0, 4.0, 0.02),
+    (3, 4.0, 0.08),
+    (0, 6.0, 0.02),
+    (6, 3.0, 0.05),
+)
+_CALM = (0.4, *(1.0,) * (SCENES.num_classes - 1))  # share of a drawn texture's strength: skies have little
+_TILE = 256
+_CANDIDATES = 8  # orders of the palette to choose from
+_MUTED = 0.8  # chroma of a picture's own palette: what is a spot of colour on a sign is loud on a whole road
+
+
+class Look(NamedTuple):
+    """Everything a picture's pixels share. Colours of classes in OkLab; light in linear RGB."""
+
+    class_lab_K3: NDArray[np.float64]
+    textures: tuple[tuple[tuple[int, float, float], ...], ...]  # two layers of (tile, side, strength) per class
+    cast_3: Floats
+    contrast: float
+    haze: float  # metres at which half of the colour is the air's
+    glow: float  # how much lighter the sky is at the horizon
+
+
+def draw_look(dice: Dice, context_shift: float) -> Look:
+    """Draw a picture's own look and mix it with the common one. The same numbers are drawn at every dial value."""
+    # Eased in, so that what colour alone can tell falls about evenly with the dial (tests/test_scenes.py measures it).
+    own = context_shift * (1 + context_shift) / 2
+    turn, places = dice.uniform(-pi, pi), dice.numbers(_CANDIDATES * SCENES.num_classes)
+    orders_NK = np.argsort(np.array(places).reshape(_CANDIDATES, SCENES.num_classes), axis=1)
+    jitter = np.array([dice.tint(0.05, 0.02) for _ in range(SCENES.num_classes)])
+    class_lab_K3 = _mix_palettes(orders_NK, turn, jitter, own)
+    warmth, tinge, exposure = dice.uniform(-1, 1), dice.uniform(-1, 1), dice.uniform(0.5, 1.15)
+    cast = (1 + 0.28 * warmth, 1 + 0.10 * tinge, 1 - 0.28 * warmth)
+    contrast, haze, glow = dice.uniform(0.78, 1.15), dice.uniform(60.0, 400.0), dice.uniform(0.0, 0.5)
+    own_textures = tuple(
+        (dice.integer(0, 7), dice.uniform(2.5, 8.0), own * calm * dice.uniform(0.04, 0.2)) for calm in _CALM
+    )
+    return Look(
+        class_lab_K3=class_lab_K3,
+        textures=(tuple((tile, side, (1 - own) * by) for tile, side, by in _STANDARD_TEXTURE), own_textures),
+        cast_3=np.array([1 + own * (value * exposure - 1) for value in cast], dtype=np.float32),
+        contrast=1 + own * (contrast - 1),
+        haze=220.0 + own * (haze - 220.0),
+        glow=0.25 + own * (glow - 0.25),
+    )
+
+
+def _mix_palettes(
+    orders_NK: NDArray[np.intp], turn: float, jitter_K3: NDArray[np.float64], own: float
+) -> NDArray[np.float64]:
+    """Move from the standard palette to the same colours in another order, turned in hue.
+
+    Both are taken around the palette's mean and the sum is rescaled, so that colours stay as far apart on the way as
+    they are at the ends. Of several orders the one is taken that keeps the classes of this picture furthest apart all
+    along the way, because two classes of one picture that look the same are not what the dial is about.
+    """
+    standard_K3 = STANDARD_LAB - _MIDDLE_LAB
+    c, s = cos(turn), sin(turn)
+    a_K, b_K = standard_K3[:, 1], standard_K3[:, 2]
+    turned_K3 = standard_K3.copy()
+    turned_K3[:, 1], turned_K3[:, 2] = _MUTED * (c * a_K - s * b_K), _MUTED * (s * a_K + c * b_K)
+    own_NK3 = turned_K3[orders_NK] + jitter_K3
+
+    def mix(share: float) -> NDArray[np.float64]:
+        return ((1 - share) * standard_K3 + share * own_NK3) / sqrt((1 - share) ** 2 + share**2)
+
+    closest_N = np.full(len(orders_NK), np.inf)
+    for share in (0.5, 1.0):
+        mixed_NK3 = mix(share) * (1.0, 1.7, 1.7)
+        gaps_NKK = ((mixed_NK3[:, :, None] - mixed_NK3[:, None]) ** 2).sum(axis=3)
+        nearest_NK = np.sort(gaps_NKK, axis=2)[:, :, 1]
+        closest_N = np.minimum(closest_N, np.sort(nearest_NK, axis=1)[:, :5].sum(axis=1))
+    return mix(own)[int(closest_N.argmax())] + _MIDDLE_LAB
+
+
+def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
+    """OkLab (Ottosson 2020), (N, 3), to linear RGB, (3, N), cut to what a screen can show."""
+    light, a, b = lab_N3.T
+    long = light + 0.3963377774 * a + 0.2158037573 * b
+    medium = light - 0.1055613458 * a - 0.0638541728 * b
+    short = light - 0.0894841775 * a - 1.2914855480 * b
+    # Products, since a power may differ in its last bit from one processor to the next.
+    long, medium, short = long * long * long, medium * medium * medium, short * short * short
+    red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
+    green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
+    blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
+    return np.clip(np.stack([red, green, blue]), 0.002, 1.0).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def texture_tiles() -> NDArray[np.int8]:
+    """Eight periodic tiles of 256 x 256 in -127..127, one after the other: the same in every scene.
+
+    The look says which class shows which tile, how large and how strongly.
+    """
+    noise = np.random.Generator(np.random.PCG64(20220716)).random((3, _TILE, _TILE)).astype(np.float32) * 2 - 1
+
+    def smooth(field: Floats, radius: int) -> Floats:
+        for axis in (0, 1):
+            field = sum(np.roll(field, shift, axis) for shift in range(-radius, radius + 1)) / (2 * radius + 1)
+        return field / np.abs(field).max()
+
+    i, j = np.mgrid[0:_TILE, 0:_TILE]
+    grain = smooth(noise[0], 1)
+    blotches = smooth(smooth(noise[1], 9), 9)
+    across = np.where(i // 16 % 2, 1.0, -1.0)
+    down = np.where(j // 16 % 2, 1.0, -1.0)
+    bricks = np.where((i % 32 < 6) | ((j + i // 32 % 2 * 32) % 64 < 6), -1.0, 0.3)
+    slabs = np.where((i % 64 < 6) | (j % 64 < 6), -1.0, 0.2) + np.where((i // 64 + j // 64) % 2, 0.3, -0.3)
+    hatch = np.where((i + j) // 16 % 2, 1.0, -1.0)
+    spots = np.where((i % 64 - 32) ** 2 + (j % 64 - 32) ** 2 < 300, 1.0, -0.4)
+    tiles = (grain, blotches, across, down, bricks, slabs, hatch, spots)
+    return (
+        np.stack([np.rint(127 * np.clip(0.85 * tile + 0.15 * grain, -1, 1)) for tile in tiles]).astype(np.int8).ravel()
+    )
+
+
+def develop(view: View, look: Look) -> NDArray[np.uint8]:
+    """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) picture. Each pixel averages its four cells."""
+    canvas = view.canvas
+    parts = canvas.parts()
+    detail_N3 = _DETAIL_TABLE[parts.detail_N]
+    detail_N3[:, 0] += np.minimum(parts.shade_N, 0.0)
+    lab_N3 = look.class_lab_K3[parts.class_N] + parts.lab_N3
+    lab_N3 += (detail_N3 - lab_N3) * parts.share_N[:, None]
+    air_13 = look.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
+    colour_3N = linear_rgb(np.concatenate([lab_N3, air_13]))
+    air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * look.glow)
+    colour_3N *= np.float32(0.25)
+    cells_HW = canvas.parts_HW.astype(np.intp)
+    part_HW = cells_HW[0::2, 0::2]
+    image_3HW = colour_3N.take(part_HW, axis=1)
+    for i, j in ((0, 1), (1, 0), (1, 1)):
+        image_3HW += colour_3N.take(cells_HW[i::2, j::2], axis=1)
+
+    surface_HW = parts.surface_N.take(part_HW)
+    class_HW = parts.class_N.take(part_HW)
+    rows, columns = canvas.rows[0::2] + np.float32(0.5), canvas.columns[0::2] + np.float32(0.5)
+    below = np.maximum(rows - np.float32(view.horizon), np.float32(0.5))
+    beside = np.maximum(np.abs(columns - np.float32(view.centre)), np.float32(0.5))
+    focal, height = np.float32(view.focal), np.float32(view.camera.height)
+    on_ground, on_wall = surface_HW == Surface.GROUND.value, surface_HW == Surface.WALL.value
+    depth_HW = parts.depth_N.take(part_HW)
+    ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
+    depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
+
+    image_3HW *= 1 + _texture(view, look, class_HW, on_ground, on_wall, depth_HW, rows, columns)
+    air_HW = depth_HW / (depth_HW + np.float32(look.haze))
+    low_H = np.clip(rows / np.float32(view.horizon), 0, 1)
+    air_HW = np.where(class_HW == SKY, (np.float32(look.glow) * low_H * low_H)[:, None], air_HW)
+    image_3HW += (air_311 - image_3HW) * air_HW
+    image_3HW *= look.cast_3[:, None, None]
+    np.sqrt(image_3HW, out=image_3HW)  # display gamma of 2: exact, unlike a power
+    image_3HW -= np.float32(0.5)
+    image_3HW *= np.float32(255 * look.contrast)
+    image_3HW += np.float32(128)
+    np.maximum(image_3HW, 0, out=image_3HW)
+    np.minimum(image_3HW, 255, out=image_3HW)
+    return np.ascontiguousarray(image_3HW.astype(np.uint8).transpose(1, 2, 0))
+
+
+def _texture(
+    view: View,
+    look: Look,
+    class_HW: NDArray[np.uint8],
+    on_ground: NDArray[np.bool_],
+    on_wall: NDArray[np.bool_],
+    depth_HW: Floats,
+    rows: Floats,
+    columns: Floats,
+) -> Floats:
+    """Relative brightness (H, W) from the two texture layers, mapped along ground and walls, else on the screen."""
+    height = np.float32(view.camera.height)
+    screen = np.float32(10 / min(view.canvas.height, view.canvas.width))
+    metres = depth_HW * np.float32(1 / view.focal)
+    across = (columns - np.float32(view.centre)) * metres
+    up = (np.float32(view.horizon) - rows)[:, None] * metres
+    u_HW = np.where(on_ground, across, np.where(on_wall, depth_HW, columns * screen))
+    v_HW = np.where(on_ground, depth_HW, np.where(on_wall, up + height, (rows * screen)[:, None]))
+    fade_HW = np.where(on_ground | on_wall, 14 / (14 + depth_HW), np.float32(1))
+    total_HW = np.zeros_like(u_HW)
+    tiles = texture_tiles()
+    for layer in look.textures:
+        tile, side, strength = np.array(layer).T
+        if not strength.any():
+            continue
+        texels = (_TILE / side).astype(np.float32).take(class_HW)
+        at = (v_HW * texels).astype(np.int32) & (_TILE - 1)
+        at *= _TILE
+        at += (u_HW * texels).astype(np.int32) & (_TILE - 1)
+        at += (tile * _TILE * _TILE).astype(np.int32).take(class_HW)
+        total_HW += tiles.take(at) * (strength / 127).astype(np.float32).take(class_HW)
+    return total_HW * fade_HW

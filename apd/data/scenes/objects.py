@@ -1,0 +1,291 @@
+"""Paints what stands and moves on the street: trees, lamps, signs, railings, cars and pedestrians.
+
+All sizes are metres. A sign's plate, a car and a pedestrian are things: each gets a region of its own, which becomes
+an instance. A sign's post belongs to the poles.
+"""
+
+from collections.abc import Sequence
+
+from apd.data.scenes.canvas import Detail
+from apd.data.scenes.street import CAR, FENCE, NEAREST, PEDESTRIAN, PLAIN, POLE, SIGN, TREE, View
+from apd.data.scenes.world import Car, Lamp, Pedestrian, Railing, Sign, Thing, Tint, Tree
+
+Point = tuple[float, float, float]
+
+
+class _Brush:
+    """Paints shapes of one object, given in metres around (x, z), in shades of the object's colour."""
+
+    def __init__(self, view: View, region: int, x: float, z: float, tint: Tint) -> None:
+        self.view, self.canvas, self.region = view, view.canvas, region
+        self.x, self.z, self.tint = x, z, tint
+        self.scale = view.scale(z)
+        self.column, self.foot = view.column(x, z), view.row(0.0, z)
+
+    def part(self, lightness: float = 0.0, detail: Detail = Detail.NONE, share: float = 0.0) -> int:
+        return self.canvas.new_part(self.region, self.tint, lightness, depth=self.z, detail=detail, share=share)
+
+    def box(self, part: int, left: float, bottom: float, right: float, top: float) -> None:
+        """Rectangle at the object's depth; left and right relative to its middle."""
+        s, c, f = self.scale, self.column, self.foot
+        self.canvas.rectangle(part, c + left * s, f - top * s, c + right * s, f - bottom * s)
+
+    def shape(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
+        """Convex polygon at the object's depth."""
+        s, c, f = self.scale, self.column, self.foot
+        self.canvas.polygon(part, [(c + a * s, f - b * s) for a, b in corners])
+
+    def solid(self, part: int, corners: Sequence[Point]) -> None:
+        """Convex polygon in space: (across, up, further away)."""
+        focal, centre, horizon = self.view.focal, self.view.centre, self.view.horizon
+        x, height = self.x - self.view.camera.x, self.view.camera.height
+        points = []
+        for across, up, beyond in corners:
+            scale = focal / (self.z + beyond)
+            points.append((centre + (x + across) * scale, horizon + (height - up) * scale))
+        self.canvas.polygon(part, points)
+
+    def blob(self, part: int, x: float, y: float, across: float, up: float) -> None:
+        """Ellipse at the object's depth."""
+        s = self.scale
+        self.canvas.ellipse(part, self.column + x * s, self.foot - y * s, across * s, up * s)
+
+    def shadow(self, across: float, along: float, shift: float = 0.0) -> None:
+        """Shadow on the ground, an ellipse of radii `across` and `along` metres moved away from the sun."""
+        if across * self.scale < 2.0:  # cells; smaller shadows are not seen
+            return
+        down = self.foot - self.view.row(0.0, self.z + along)
+        x = self.column - self.view.sun * shift * self.scale
+        self.canvas.shadow(x, self.foot, across * self.scale, max(down, 0.08 * self.scale))
+
+
+def paint_thing(view: View, thing: Thing) -> None:
+    """Paint one object over whatever is further away; one behind or beside the camera is left out."""
+    if thing.z < 4 * NEAREST:
+        return
+    near, far = view.column(thing.x, thing.z), view.column(thing.x, thing.z + _length(thing))
+    reach = _reach(thing) * view.scale(thing.z)
+    if max(near, far) + reach <= 0 or min(near, far) - reach >= view.canvas.width:
+        return
+    match thing:
+        case Tree():
+            _paint_tree(view, thing)
+        case Lamp():
+            _paint_lamp(view, thing)
+        case Sign():
+            _paint_sign(view, thing)
+        case Railing():
+            _paint_railing(view, thing)
+        case Pedestrian():
+            _paint_pedestrian(view, thing)
+        case Car(across=0):
+            _paint_car(view, thing)
+        case Car():
+            _paint_crossing_car(view, thing)
+
+
+def _length(thing: Thing) -> float:
+    """Metres to the thing's far end."""
+    return thing.length if isinstance(thing, Railing) or (isinstance(thing, Car) and not thing.across) else 0.0
+
+
+def _reach(thing: Thing) -> float:
+    """Metres that the thing and its shadow reach to either side, at most."""
+    match thing:
+        case Tree():
+            return 1.7 * thing.radius
+        case Lamp():
+            return abs(thing.arm) + 0.8
+        case Sign():
+            return 0.8 * thing.size
+        case Car():
+            return thing.length / 2 if thing.across else 0.75 * thing.width
+        case _:
+            return 0.6
+
+
+def _paint_tree(view: View, tree: Tree) -> None:
+    brush = _Brush(view, TREE, tree.x, tree.z, tree.tint)
+    trunk = brush.part(-0.05, Detail.BARK, 0.75)
+    dark, leaves, lit = brush.part(-0.07), brush.part(0.0), brush.part(0.07)
+    brush.shadow(tree.radius, 0.6 * tree.radius, 0.6 * tree.radius)
+    r = tree.radius
+    brush.box(trunk, -0.1 * r, 0.0, 0.1 * r, tree.height - r)
+    if tree.conifer:
+        for level in range(3):
+            foot, reach = 0.16 + 0.24 * level, r * (0.95 - 0.22 * level)
+            tip = (0.0, tree.height * min(1.0, foot + 0.42))
+            base = tree.height * foot
+            brush.shape((dark, leaves, lit)[level], [(-reach, base), (reach, base), tip])
+        return
+    x, y, s = brush.column, brush.foot - (tree.height - r) * brush.scale, r * brush.scale
+    crown = [(x + a * s, y - b * s, c * s, c * s) for a, b, c in tree.lumps]
+    view.canvas.ellipses(dark, [*crown, (x, y, 0.75 * s, 0.75 * s)])
+    toward = 0.16 * s
+    view.canvas.ellipses(leaves, [(a + view.sun * toward, b - toward, 0.78 * c, 0.74 * c) for a, b, c, _ in crown])
+    upper = sorted(crown, key=lambda lump: lump[1] - 0.5 * view.sun * lump[0])[:3]
+    view.canvas.ellipses(
+        lit, [(a + 1.9 * view.sun * toward, b - 1.9 * toward, 0.42 * c, 0.36 * c) for a, b, c, _ in upper]
+    )
+
+
+def _paint_lamp(view: View, lamp: Lamp) -> None:
+    brush = _Brush(view, POLE, lamp.x, lamp.z, lamp.tint)
+    post, shine = brush.part(-0.02), brush.part(0.08)
+    w = lamp.width / 2
+    brush.shadow(2.2 * w, 0.25, w)
+    brush.box(post, -w, 0.0, w, lamp.height)
+    brush.box(post, -1.6 * w, 0.0, 1.6 * w, 0.55)
+    ends = sorted((0.3 * view.sun * w, view.sun * w))
+    brush.box(shine, ends[0], 0.55, ends[1], lamp.height)
+    if lamp.arm:
+        ends = sorted((0.0, lamp.arm))
+        brush.box(post, ends[0], lamp.height - 1.3 * w, ends[1], lamp.height)
+        brush.blob(brush.part(0.05, Detail.LAMP, 0.4), lamp.arm, lamp.height - w, 0.42, 0.2)
+    else:
+        brush.blob(brush.part(0.05, Detail.LAMP, 0.4), 0.0, lamp.height, 0.3, 0.3)
+
+
+def _paint_sign(view: View, sign: Sign) -> None:
+    post = _Brush(view, POLE, sign.x, sign.z, PLAIN)
+    grey = post.part(0.0)
+    r, y = sign.size / 2, sign.bottom + sign.size / 2
+    post.shadow(0.25, 0.2)
+    for x in (-0.5 * r, 0.5 * r) if sign.shape == "board" else (0.0,):
+        post.box(grey, x - sign.pole / 2, 0.0, x + sign.pole / 2, y)
+    brush = _Brush(view, view.canvas.new_region(SIGN, thing=True), sign.x, sign.z, sign.tint)
+    rim, face = brush.part(-0.06, Detail.PAPER, 0.35), brush.part(0.0)
+    mark = brush.part(0.0, Detail.RUBBER, 0.55)
+    if sign.shape == "disc":
+        brush.blob(rim, 0.0, y, r, r)
+        brush.blob(face, 0.0, y, 0.84 * r, 0.84 * r)
+        brush.box(mark, -0.5 * r, y - 0.14 * r, 0.5 * r, y + 0.14 * r)
+    elif sign.shape == "triangle":
+        for part, k in ((rim, 1.12), (face, 0.86)):
+            brush.shape(part, [(-k * r, y - 0.62 * k * r), (k * r, y - 0.62 * k * r), (0.0, y + 1.1 * k * r)])
+        brush.box(mark, -0.1 * r, y - 0.35 * r, 0.1 * r, y + 0.4 * r)
+    elif sign.shape == "diamond":
+        for part, k in ((rim, 1.1), (face, 0.88)):
+            brush.shape(part, [(-k * r, y), (0.0, y - k * r), (k * r, y), (0.0, y + k * r)])
+    elif sign.shape == "board":
+        brush.box(rim, -1.35 * r, y - 0.8 * r, 1.35 * r, y + 0.8 * r)
+        brush.box(face, -1.25 * r, y - 0.7 * r, 1.25 * r, y + 0.7 * r)
+        for line in (-0.3, 0.2):
+            brush.box(mark, -0.95 * r, y + line * r, 0.6 * r, y + (line + 0.18) * r)
+    else:
+        brush.box(face, -0.5 * r, y - 1.15 * r, 0.5 * r, y + 1.15 * r)
+        for part, level in (
+            (brush.part(0.0, Detail.RED, 0.8), 0.7),
+            (mark, 0.0),
+            (brush.part(0.0, Detail.LIT, 0.5), -0.7),
+        ):
+            brush.blob(part, 0.0, y + level * r, 0.3 * r, 0.3 * r)
+
+
+def _paint_railing(view: View, railing: Railing) -> None:
+    brush = _Brush(view, FENCE, railing.x, railing.z, railing.tint)
+    h, end = railing.height, railing.length
+    for part, low, high in ((brush.part(-0.01), 0.0, h), (brush.part(0.06), 0.7 * h, 0.85 * h)):
+        brush.solid(part, [(0.0, low, 0.0), (0.0, high, 0.0), (0.0, high, end), (0.0, low, end)])
+
+
+def _paint_pedestrian(view: View, person: Pedestrian) -> None:
+    brush = _Brush(view, view.canvas.new_region(PEDESTRIAN, thing=True), person.x, person.z, person.tint)
+    coat, sleeve, trousers = brush.part(0.02), brush.part(-0.04), brush.part(-0.13)
+    skin, hair = brush.part(0.05, Detail.SKIN, 0.8), brush.part(-0.12, Detail.BARK, 0.6)
+    h, step = person.height, person.stride
+    brush.shadow(0.38, 0.3, 0.15)
+    for foot in (-step - 0.06, step + 0.06):
+        brush.shape(trousers, [(-0.13, 0.5 * h), (0.13, 0.5 * h), (foot + 0.085, 0.0), (foot - 0.085, 0.0)])
+    fine = h * brush.scale > 8.0  # cells; on a smaller figure arms and hair are lost anyway
+    for hand in () if not fine else (-0.27 - 0.5 * abs(step), 0.27 + 0.5 * abs(step)):
+        top, end = 0.2 if hand > 0 else -0.2, 0.46 * h
+        brush.shape(sleeve, [(top - 0.06, 0.81 * h), (top + 0.06, 0.81 * h), (hand + 0.055, end), (hand - 0.055, end)])
+    brush.shape(coat, [(-0.24, 0.82 * h), (0.24, 0.82 * h), (0.2, 0.44 * h), (-0.2, 0.44 * h)])
+    brush.blob(skin, 0.0, 0.91 * h, 0.115, 0.09 * h)
+    if fine:
+        brush.blob(hair, -0.03 * person.facing, 0.95 * h, 0.12, 0.055 * h)
+
+
+def _paint_car(view: View, car: Car) -> None:
+    brush = _Brush(view, view.canvas.new_region(CAR, thing=True), car.x, car.z, car.tint)
+    paint, side, roof = brush.part(0.0), brush.part(-0.05), brush.part(0.06)
+    glass, dark = brush.part(-0.05, Detail.GLASS, 0.65), brush.part(-0.1, Detail.RUBBER, 0.75)
+    lights = brush.part(0.0, Detail.RED if car.away else Detail.LAMP, 0.85)
+    plate = brush.part(0.0, Detail.PAPER, 0.7)
+    w, h, end = car.width / 2, car.height, car.length
+    waist = car.bonnet * h
+    van = h > 1.9
+    start = 0.03 if van else 0.07 if car.away else 0.26  # where the glass begins, as a share of the length
+    slope = 0.05 if van else 0.13
+    stop = 0.98 if van else 0.86
+    brush.canvas.shadow(
+        brush.column - 0.25 * view.sun * brush.scale, brush.foot, 1.12 * w * brush.scale, 0.22 * brush.scale
+    )
+    inner = -w if car.x > view.camera.x else w
+    shade = 0.82 * inner
+    # The darkness under the car counts as car: nothing of the road can be seen there.
+    brush.solid(dark, [(-w, 0.12, 0.0), (w, 0.12, 0.0), (w, 0.12, end), (-w, 0.12, end)])
+    brush.solid(side, [(inner, 0.28, 0.0), (inner, waist, 0.0), (inner, waist, end), (inner, 0.28, end)])
+    brush.solid(
+        glass,
+        [
+            (inner, waist, start * end),
+            (shade, h, (start + slope) * end),
+            (shade, h, (stop - slope) * end),
+            (inner, waist, stop * end),
+        ],
+    )
+    for at in (0.18, 0.8):
+        depth, radius = car.z + at * end, 0.33
+        across = abs(view.column(car.x + inner, depth - radius) - view.column(car.x + inner, depth + radius)) / 2
+        across = max(across, 0.08 * view.scale(depth))
+        brush.canvas.ellipse(
+            dark, view.column(car.x + inner, depth), view.row(radius, depth), across, radius * view.scale(depth)
+        )
+    for x in (-0.78 * w, 0.78 * w):
+        brush.box(dark, x - 0.12, 0.0, x + 0.12, 0.4)
+    top, back = 0.82 * w, (start + slope) * end
+    brush.solid(roof, [(-w, waist, 0.0), (w, waist, 0.0), (w, waist, start * end), (-w, waist, start * end)])
+    brush.solid(
+        roof, [(-top, h, back), (top, h, back), (top, h, (stop - slope) * end), (-top, h, (stop - slope) * end)]
+    )
+    brush.solid(paint, [(-w, waist, start * end), (w, waist, start * end), (top, h, back), (-top, h, back)])
+    inset = (0.86 * w, 0.74 * w)
+    low, high = waist + 0.12 * (h - waist), waist + 0.86 * (h - waist)
+    brush.solid(
+        glass,
+        [(-inset[0], low, start * end), (inset[0], low, start * end), (inset[1], high, back), (-inset[1], high, back)],
+    )
+    brush.box(paint, -w, 0.28, w, waist)
+    brush.box(dark, -w, 0.26, w, 0.42)
+    for x in (-0.78 * w, 0.78 * w):
+        brush.box(lights, x - 0.17, 0.62 * waist, x + 0.17, 0.82 * waist)
+    brush.box(plate, -0.28, 0.46, 0.28, 0.6)
+
+
+def _paint_crossing_car(view: View, car: Car) -> None:
+    brush = _Brush(view, view.canvas.new_region(CAR, thing=True), car.x, car.z, car.tint)
+    paint, roof = brush.part(0.0), brush.part(0.06)
+    glass, dark = brush.part(-0.05, Detail.GLASS, 0.65), brush.part(-0.1, Detail.RUBBER, 0.75)
+    half, h, waist = car.length / 2, car.height, car.bonnet * car.height
+    d = car.across
+    brush.canvas.shadow(brush.column, brush.foot, 1.02 * half * brush.scale, 0.16 * brush.scale)
+    van = h > 1.9
+    nose, tail = (0.72, -0.98) if van else (0.5, -0.8)
+    cabin = [
+        (d * half * tail, waist),
+        (d * half * (tail + 0.14), h),
+        (d * half * (nose - 0.28), h),
+        (d * half * nose, waist),
+    ]
+    brush.shape(roof, cabin)
+    middle = d * half * (nose + tail) / 2
+    brush.shape(glass, [(middle + 0.86 * (a - middle), waist + 0.84 * (b - waist)) for a, b in cabin])
+    brush.box(roof, middle - 0.05, waist, middle + 0.05, h)
+    brush.box(paint, -half, 0.26, half, waist)
+    brush.box(dark, -half, 0.24, half, 0.36)
+    for x in (-0.6 * half, 0.62 * half):
+        brush.blob(dark, x, 0.34, 0.34, 0.34)
+    ends = sorted((d * (half - 0.25), d * half))
+    brush.box(brush.part(0.0, Detail.LAMP, 0.85), ends[0], 0.62 * waist, ends[1], 0.82 * waist)

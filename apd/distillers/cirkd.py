@@ -1,0 +1,305 @@
+"""Cross-image relational distillation (CIRKD): pixels compared with pixels of other images and of earlier batches.
+
+Shape letters as in :mod:`apd.perspective`; further M pixels of a pooled grid, S samples from a memory.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apd.distillers.base import IGNORED, FeatureRival, convolved
+from apd.distillers.relations import relation_divergence
+from apd.losses import masked_mean
+from apd.perspective import class_prototypes, full_precision, inverse_length
+from apd.validation import check_count, check_positive
+
+
+def pooling_window(size: tuple[int, int], most: int) -> int:
+    """Side of the smallest square window that leaves at most ``most`` cells of a grid of that size."""
+    window = 1
+    while -(-size[0] // window) * -(-size[1] // window) > most:
+        window += 1
+    return window
+
+
+@full_precision
+def cross_image_loss(
+    student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, *, temperature: float, most_pixels: int
+) -> Tensor:
+    """KL between the two nets' similarities of a pixel with all pixels of an image, over all pairs of images.
+
+    Similarities are cosines / T under a softmax over the second image's pixels; mean over pairs of a pixel and an
+    image. The maps are averaged down to at most ``most_pixels`` cells an image, over valid pixels; cells without one
+    are left out. Memory: about five (B, M, B, M) maps.
+    """
+    window = pooling_window((student_BChw.shape[2], student_BChw.shape[3]), most_pixels)
+    weight_B1hw = valid_Bhw[:, None].to(student_BChw.dtype)
+    valid_BM = F.avg_pool2d(weight_B1hw, window, ceil_mode=True).flatten(1) > 0
+
+    def log_similarities(features_BChw: Tensor) -> Tensor:
+        # The mean over valid pixels and this mean with zeros among them have the same direction.
+        pooled_BCM = F.avg_pool2d(features_BChw * weight_B1hw, window, ceil_mode=True).flatten(2)
+        pooled_BCM = pooled_BCM * inverse_length(pooled_BCM, dim=1)
+        cosines_BMBM = torch.einsum("acm,bcn->ambn", pooled_BCM, pooled_BCM)
+        lowest = torch.finfo(cosines_BMBM.dtype).min
+        return F.log_softmax((cosines_BMBM / temperature).masked_fill(~valid_BM, lowest), dim=3)
+
+    divergence_BMBM = F.kl_div(
+        log_similarities(student_BChw), log_similarities(teacher_BChw), reduction="none", log_target=True
+    )
+    return masked_mean(divergence_BMBM.sum(3), valid_BM[:, :, None] & valid_BM.any(1))
+
+
+@full_precision
+def memory_loss(
+    student_BDhw: Tensor, teacher_BDhw: Tensor, samples_SD: Tensor, valid_Bhw: Tensor, *, temperature: float
+) -> Tensor:
+    """KL between the two nets' similarities of a pixel with samples of a memory: mean over valid pixels.
+
+    Similarities are cosines / T under a softmax over the samples; teacher and samples are constants. Memory: a few maps
+    of the features' size, whatever the number of samples (see :mod:`apd.distillers.relations`).
+    """
+
+    def directions(features_BDhw: Tensor) -> Tensor:
+        sharpened_BDhw = features_BDhw * (inverse_length(features_BDhw, dim=1) / temperature)
+        return sharpened_BDhw.flatten(2).mT.flatten(0, 1)
+
+    divergence_N = relation_divergence(directions(student_BDhw), directions(teacher_BDhw), samples_SD)
+    return masked_mean(divergence_N, valid_Bhw.flatten())
+
+
+class RelationHead(nn.Module):
+    """Conv 1×1 - batch norm - ReLU - conv 1×1, without biases, of the student's pixels (CIRKD code).
+
+    The norm's statistics are those of the batch's valid pixels, in evaluation too: the head has no life after the
+    training. (The released code normalises over all pixels and all processes.)
+
+    Args:
+        in_channels: channels of the features it reads.
+        width: channels of its hidden and of its output map.
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
+        self.scale = nn.Parameter(torch.ones(width, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(width, 1, 1))
+        self.out = nn.Conv2d(width, width, kernel_size=1, bias=False)
+
+    def forward(self, features_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
+        """``features_BChw`` to (B, width, h, w)."""
+        values = convolved(self.hidden, features_BChw)
+        counted = valid_Bhw[:, None]
+        size = counted.sum().clamp(min=1)
+        mean = torch.where(counted, values, 0.0).sum((0, 2, 3), keepdim=True) / size
+        centred = torch.where(counted, values - mean, 0.0)
+        variance = centred.square().sum((0, 2, 3), keepdim=True) / size
+        return self.out((centred * (variance + 1e-5).rsqrt() * self.scale + self.shift).relu())
+
+
+class CIRKD(FeatureRival):
+    """Cross-image relational knowledge distillation (Yang et al. 2022, code of 2022).
+
+    Three terms, by name:
+
+    - ``batch_pixels``: the similarities of each pixel with the pixels of every image of the batch;
+    - ``pixel_memory``: its similarities with teacher pixels kept from earlier batches;
+    - ``region_memory``: the same with teacher regions, the mean normalised pixels of a class in an image.
+
+    Each is a KL between the two nets' softmax of cosines / T. For the memories the student's pixels pass through a
+    head to the teacher's channels. The memories are buffers, one queue a class, so checkpoints hold them; in training
+    mode every call writes to them, before it reads, at most ``new_pixels`` random pixels and one region for each
+    image and class. Slots not yet written hold random directions, as released. Random draws use the global generator
+    of the features' device. Under DDP each process has queues of its own, and ``batch_pixels`` and the
+    head's norm are over its own images, so the method depends on how a batch is divided (the released code gathers from
+    all).
+
+    In the released code the pixels queued for a class are drawn from the image's first pixels, as many as the class
+    has, whatever their labels; here they are the class's own. Its pixel KD of weight 1 is a distiller of its own,
+    :class:`apd.PixelKD`.
+
+    Args:
+        student_channels, teacher_channels: channels of the two feature maps.
+        num_classes: number of classes K.
+        batch_pixels, pixel_memory, region_memory: weights of the terms in ``"loss"`` (default 1, 0.1 and 0.1, released
+            Cityscapes scripts; its authors advise 0.01 for the memories on VOC). A term of weight 0 is not computed,
+            and its queue not made.
+        temperature: T of all three softmaxes (default 0.1, released).
+        most_pixels: of an image in ``batch_pixels``: the maps are averaged down, by the smallest whole window, to at
+            most so many cells (default 256, own choice; released: all, a matrix of pixels by pixels).
+        pixel_slots, region_slots: length of a class's queue (default 20 000 and 2000, released); the queues take
+            K × slots × teacher_channels numbers.
+        pixel_samples, region_samples: size of the samples that a call compares with, spread evenly over the classes
+            (default 4096 and 1024, released).
+        new_pixels: of a class in an image that a call keeps (default 16, released).
+        ignore_index: label of pixels not to count (default 255): they are in no pair and no queue (the released code
+            counts them in ``batch_pixels``).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :class:`apd.APDLoss` raises them.
+
+    >>> import torch
+    >>> from apd import CIRKD
+    >>> features, labels = torch.randn(2, 4, 8, 8, requires_grad=True), torch.zeros(2, 64, 64, dtype=torch.long)
+    >>> distiller = CIRKD(4, 4, num_classes=3, pixel_slots=100, region_slots=10)
+    >>> out = distiller(student_features=features, teacher_features=features, labels=labels)
+    >>> [(name, bool(value > 0)) for name, value in out.items()]
+    [('batch_pixels', False), ('pixel_memory', True), ('region_memory', True), ('loss', True)]
+    """
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        num_classes: int,
+        *,
+        batch_pixels: float = 1.0,
+        pixel_memory: float = 0.1,
+        region_memory: float = 0.1,
+        temperature: float = 0.1,
+        most_pixels: int = 256,
+        pixel_slots: int = 20_000,
+        region_slots: int = 2000,
+        pixel_samples: int = 4096,
+        region_samples: int = 1024,
+        new_pixels: int = 16,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            num_classes,
+            weights={"batch_pixels": batch_pixels, "pixel_memory": pixel_memory, "region_memory": region_memory},
+            ignore_index=ignore_index,
+        )
+        check_positive("temperature", temperature)
+        for name, value in (
+            ("most_pixels", most_pixels),
+            ("pixel_slots", pixel_slots),
+            ("region_slots", region_slots),
+            ("pixel_samples", pixel_samples),
+            ("region_samples", region_samples),
+            ("new_pixels", new_pixels),
+        ):
+            check_count(name, value)
+        self.temperature, self.most_pixels, self.new_pixels = temperature, most_pixels, new_pixels
+        has_head = pixel_memory or region_memory
+        self.head = RelationHead(student_channels, teacher_channels) if has_head else None
+        sizes = {"pixel_memory": (pixel_slots, pixel_samples), "region_memory": (region_slots, region_samples)}
+        self.memories = nn.ModuleDict(
+            {
+                name: ClassMemory(num_classes, teacher_channels, slots=slots, samples=samples)
+                for name, (slots, samples) in sizes.items()
+                if self.weights[name]
+            }
+        )
+
+    @full_precision
+    def forward(
+        self,
+        *,
+        student_features: Tensor,
+        teacher_features: Tensor,
+        labels: Tensor,
+        student_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of positive weight and ``"loss"``; logits are accepted and not looked at."""
+        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
+        valid_Bhw = labels_Bhw != IGNORED
+        terms = {}
+        if self.weights["batch_pixels"]:
+            terms["batch_pixels"] = cross_image_loss(
+                student, teacher, valid_Bhw, temperature=self.temperature, most_pixels=self.most_pixels
+            )
+        if self.training:
+            self._remember(teacher, labels_Bhw)
+        if self.head is not None:
+            student = self.head(student, valid_Bhw)
+            for name, module in self.memories.items():
+                samples = cast(ClassMemory, module).sample()
+                terms[name] = memory_loss(student, teacher, samples, valid_Bhw, temperature=self.temperature)
+        return self._with_loss(terms)
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` says of the settings."""
+        return f"{super().extra_repr()}, temperature={self.temperature:g}, most_pixels={self.most_pixels}"
+
+    @torch.no_grad()
+    def _remember(self, teacher_BDhw: Tensor, labels_Bhw: Tensor) -> None:
+        """Queue the class means of each image, and random pixels of each class in each image."""
+        if "region_memory" in self.memories:
+            means_BKD, present_BK = class_prototypes(teacher_BDhw, labels_Bhw, self.num_classes, ignore_index=IGNORED)
+            cast(ClassMemory, self.memories["region_memory"]).append(means_BKD.transpose(0, 1), present_BK.T)
+        if "pixel_memory" in self.memories:
+            labels_BN = labels_Bhw.flatten(1)
+            classes_K1 = torch.arange(self.num_classes, device=labels_BN.device)[:, None]
+            draw_BN = torch.rand(labels_BN.shape, device=labels_BN.device)
+            draw_BKN = torch.where(labels_BN[:, None] == classes_K1, draw_BN[:, None], -1.0)
+            best_BKU, places_BKU = draw_BKN.topk(min(self.new_pixels, labels_BN.shape[1]), dim=2)
+            teacher_BDN = teacher_BDhw.flatten(2)
+            teacher_BND = (teacher_BDN * inverse_length(teacher_BDN, dim=1)).mT
+            images_B11 = torch.arange(len(labels_BN), device=labels_BN.device)[:, None, None]
+            pixels_BKUD = teacher_BND[images_B11, places_BKU]
+            cast(ClassMemory, self.memories["pixel_memory"]).append(
+                pixels_BKUD.transpose(0, 1).flatten(1, 2), (best_BKU >= 0).transpose(0, 1).flatten(1)
+            )
+
+
+# A memory of vectors from earlier batches: one queue a class, of fixed length, without a host synchronisation.
+
+
+class ClassMemory(nn.Module):
+    """Queues of unit vectors, one a class, as buffers of fixed size (checkpoints hold them; it compiles).
+
+    Slots not yet written hold random directions, drawn from the global generator at construction.
+
+    Args:
+        num_classes: K queues.
+        width: D, length of a vector.
+        slots: length of a queue.
+        samples: how many vectors :meth:`sample` returns, about: ``samples // K + 1`` of each class, or all.
+
+    >>> import torch
+    >>> from apd.distillers.cirkd import ClassMemory
+    >>> memory = ClassMemory(2, 1, slots=3, samples=6)
+    >>> memory.append(torch.tensor([[[5.0], [6.0]], [[7.0], [8.0]]]), torch.tensor([[True, True], [False, True]]))
+    >>> memory.written
+    tensor([2, 1])
+    >>> memory.vectors[1, 0]
+    tensor([8.])
+    """
+
+    vectors: Tensor
+    written: Tensor
+
+    def __init__(self, num_classes: int, width: int, *, slots: int, samples: int) -> None:
+        super().__init__()
+        self.samples = min(samples // num_classes + 1, slots)
+        self.register_buffer("vectors", F.normalize(torch.randn(num_classes, slots, width), dim=2))
+        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.long))
+
+    @torch.no_grad()
+    def append(self, candidates_KMD: Tensor, wanted_KM: Tensor) -> None:
+        """Write the wanted candidates of each class, in order, over its oldest vectors.
+
+        Where more are wanted than a queue is long, the first ones are written.
+        """
+        slots = self.vectors.shape[1]
+        # Wanted ones first, in order; the others would follow them, and write back what their slots hold.
+        order_KM = wanted_KM.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
+        wanted_KM = wanted_KM.gather(1, order_KM)
+        classes_K1 = torch.arange(len(order_KM), device=order_KM.device)[:, None]
+        places_KM = (self.written[:, None] + torch.arange(order_KM.shape[1], device=order_KM.device)) % slots
+        new_KMD = candidates_KMD[classes_K1, order_KM].to(self.vectors.dtype)
+        self.vectors[classes_K1, places_KM] = torch.where(
+            wanted_KM[:, :, None], new_KMD, self.vectors[classes_K1, places_KM]
+        )
+        self.written.add_(wanted_KM.sum(1))
+
+    def sample(self) -> Tensor:
+        """Vectors (S, D) of all classes, the same random slots of each."""
+        slots = torch.randperm(self.vectors.shape[1], device=self.vectors.device)[: self.samples]
+        return self.vectors.index_select(1, slots).flatten(0, 1)

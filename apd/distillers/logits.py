@@ -1,0 +1,233 @@
+"""Rivals that compare the two nets' logits pixel by pixel: ordinary, standardised and decoupled distillation."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apd.distillers.base import IGNORED, Rival
+from apd.losses import Reduction, masked_mean, pixel_kd_loss
+from apd.perspective import full_precision, inverse_length
+from apd.validation import RULED_OUT, check_call, check_choice, check_flag, check_positive, has_values
+
+
+@full_precision
+def decoupled_losses(
+    student_BKhw: Tensor, teacher_BKhw: Tensor, labels_Bhw: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The target and the non-target part of a pixel's KL, each T² times its mean over valid pixels.
+
+    ``labels_Bhw`` hold :data:`apd.distillers.base.IGNORED` where no class is. A pixel at which the teacher rules out
+    all classes but the labelled one has no non-target part. Memory: about six (B, K, h, w) maps.
+    """
+    valid_Bhw = labels_Bhw != IGNORED
+    classes_K11 = torch.arange(student_BKhw.shape[1], device=labels_Bhw.device)[:, None, None]
+    target_BKhw = labels_Bhw[:, None] == classes_K11
+
+    def parts(logits_BKhw: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of (target, all others), and of the others among themselves."""
+        logits_BKhw = logits_BKhw / temperature
+        others_BKhw = logits_BKhw.masked_fill(target_BKhw, torch.finfo(logits_BKhw.dtype).min)
+        total_B1hw, others_B1hw = logits_BKhw.logsumexp(1, keepdim=True), others_BKhw.logsumexp(1, keepdim=True)
+        own_B1hw = torch.where(target_BKhw, logits_BKhw, 0.0).sum(1, keepdim=True)
+        return torch.cat([own_B1hw, others_B1hw], dim=1) - total_B1hw, others_BKhw - others_B1hw
+
+    def mean_divergence(student_log: Tensor, teacher_log: Tensor, counted_Bhw: Tensor) -> Tensor:
+        divergence = F.kl_div(student_log, teacher_log, reduction="none", log_target=True)
+        return temperature**2 * masked_mean(divergence.sum(1), counted_Bhw)
+
+    student, teacher = parts(student_BKhw), parts(teacher_BKhw)
+    has_others_Bhw = teacher_BKhw.masked_fill(target_BKhw, RULED_OUT).amax(1) > RULED_OUT / 2
+    return (
+        mean_divergence(student[0], teacher[0], valid_Bhw),
+        mean_divergence(student[1], teacher[1], valid_Bhw & has_others_Bhw),
+    )
+
+
+def standardised(logits_BKhw: Tensor) -> Tensor:
+    """Each pixel's logits minus their mean, over their standard deviation (K - 1); 0 where they do not vary."""
+    centred_BKhw = logits_BKhw - logits_BKhw.mean(1, keepdim=True)
+    return centred_BKhw * (inverse_length(centred_BKhw, dim=1) * (logits_BKhw.shape[1] - 1) ** 0.5)
+
+
+class PixelKD(Rival):
+    """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015, pixel by pixel).
+
+    The baseline every other method has to beat, and a term of APD itself; the formula is
+    :func:`apd.pixel_kd_loss`. It has no parameters.
+
+    Args:
+        temperature: T (default 1).
+        weight: of the term in ``"loss"`` (default 1, own choice).
+        reduction: ``"pixel"`` (default, own choice) or ``"element"``, see :mod:`apd.losses`.
+        upsample_logits: compare on the label grid instead of the logits' own (default, own choice).
+        ignore_index: label of pixels not to count (default 255).
+
+    >>> import torch
+    >>> from apd import PixelKD
+    >>> logits, labels = torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4, dtype=torch.long)
+    >>> PixelKD().eval()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
+    tensor(0.)
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`, and for a temperature or weight that is not
+            positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        reduction: Reduction = "pixel",
+        upsample_logits: bool = False,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__({"pixel_kd": weight}, ignore_index=ignore_index)
+        check_choice("reduction", reduction, ("pixel", "element"))
+        check_flag("upsample_logits", upsample_logits)
+        check_positive("temperature", temperature)
+        self.temperature, self.reduction, self.upsample_logits = temperature, reduction, upsample_logits
+
+    def forward(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        student_features: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not looked at."""
+        logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+        check_call(self, logits, labels, trained=["student_logits"])
+        term = pixel_kd_loss(
+            student_logits,
+            teacher_logits,
+            labels,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            upsample_logits=self.upsample_logits,
+        )
+        return self._with_loss({"pixel_kd": term})
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` says of the settings."""
+        return f"{super().extra_repr()}, temperature={self.temperature:g}, reduction={self.reduction!r}"
+
+
+class LSKD(Rival):
+    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel.
+
+    Each network's logits of a pixel have their mean over classes taken away and are divided by their standard
+    deviation, so that the student has to match the teacher's relations between classes and not its range of logits;
+    the term is then that of :class:`PixelKD`, T² KL, mean over valid pixels. The standard deviation is that over
+    K - 1 of the released code and of the paper's figure 2 (its algorithm 1 divides by K, another T). The method was
+    published for the classification of whole images; pixels are this project's reading. A finer map is averaged down
+    to the other's grid before it is standardised.
+
+    Args:
+        weight: of the term in ``"loss"`` (default 9 beside a cross-entropy of weight 1, released code, CIFAR-100).
+        temperature: T, the paper's base temperature (default 2, released code, CIFAR-100).
+        ignore_index: label of pixels not to count (default 255).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`, and for a temperature or weight that is not
+            positive.
+
+    >>> import torch
+    >>> from apd import LSKD
+    >>> teacher = torch.tensor([-3.0, 3.0, 1.0, -1.0]).view(1, 4, 1, 1)
+    >>> student, labels = torch.tensor([-6.0, 3.0, 4.0, -1.0]).view(1, 4, 1, 1), torch.tensor([[[1]]])
+    >>> distiller = LSKD(temperature=1.0).eval()  # only to measure
+    >>> distiller(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]  # figure 2: 0.0995
+    tensor(0.0995)
+    """
+
+    def __init__(self, *, weight: float = 9.0, temperature: float = 2.0, ignore_index: int = 255) -> None:
+        super().__init__({"lskd": weight}, ignore_index=ignore_index)
+        check_positive("temperature", temperature)
+        self.temperature = temperature
+
+    @full_precision
+    def forward(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        student_features: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """``{"lskd": the term, "loss": weight × term}``; features are accepted and not looked at."""
+        student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+        if teacher.is_cpu and has_values(teacher) and teacher.amin() <= RULED_OUT / 2:
+            raise ValueError(
+                "teacher_logits holds -inf, with which a pixel's logits have no standard deviation: use PixelKD, or "
+                "give the class that is ruled out a finite logit"
+            )
+        logits = standardised(student), standardised(teacher)
+        term = pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)
+        return self._with_loss({"lskd": term})
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` says of the settings."""
+        return f"{super().extra_repr()}, temperature={self.temperature:g}"
+
+
+class DKD(Rival):
+    """Decoupled knowledge distillation of the logits (Zhao et al. 2022), pixel by pixel with the pixel's own label.
+
+    Ordinary distillation is split in two terms: ``target``, the KL between the two nets' probabilities of the
+    labelled class against all others together; and ``non_target``, the KL between their distributions over the
+    others. Each is T² times its mean over valid pixels. The method was published for whole images and boxes; no
+    official segmentation code or number is known, and pixels are this project's reading.
+
+    Args:
+        target, non_target: weights of the two terms in ``"loss"`` (default 1 and 0.25, official detection code).
+        temperature: T (default 1, official detection code).
+        ignore_index: label of pixels not to count (default 255).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`; for weights that are none; and for logits of
+            a single class, which has no others.
+
+    >>> import torch
+    >>> from apd import DKD
+    >>> student, teacher = torch.zeros(1, 3, 1, 1), torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    >>> out = DKD().eval()(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0]]]))
+    >>> [round(value.item(), 4) for value in out.values()]  # target, non_target, loss
+    [0.433, 0.0, 0.433]
+    """
+
+    def __init__(
+        self,
+        *,
+        target: float = 1.0,
+        non_target: float = 0.25,
+        temperature: float = 1.0,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__({"target": target, "non_target": non_target}, ignore_index=ignore_index)
+        check_positive("temperature", temperature)
+        self.temperature = temperature
+
+    @full_precision
+    def forward(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        student_features: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of positive weight and ``"loss"``; features are accepted and not looked at."""
+        student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+        losses = decoupled_losses(student, teacher, labels_Bhw, temperature=self.temperature)
+        terms = dict(zip(("target", "non_target"), losses, strict=True))
+        return self._with_loss({name: term for name, term in terms.items() if self.weights[name]})
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` says of the settings."""
+        return f"{super().extra_repr()}, temperature={self.temperature:g}"

@@ -1,0 +1,1 @@
+"""What notebooks and book show: statistics of records, figures and tables. Nothing else imports it."""

@@ -1,0 +1,296 @@
+"""How a number of each image goes with what a method gains on that image: rank correlations over images.
+
+Images are the unit. An image's gain is averaged over seeds first, because the seeds see the same images: counted as
+further observations they would make the interval narrower than it is. That interval speaks of other images, shown to
+the same students. Whether other students would gain on the same images is another question, and is asked of each seed
+by itself; :func:`seeds_agree` tells how much of an image's gain belongs to the image at all. A relation is called one
+only when both intervals leave out zero.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apd.report.evidence_file import NUMBERS, SCORES, Evidence
+from apd.report.statistics import ComparisonError, Difference, paired_difference
+from apd.training.record import Record
+
+Values = NDArray[np.float64]
+RESAMPLES = 2000
+FEWEST = 3
+"""Pairs below which there is no rank correlation."""
+
+
+class Correlation(NamedTuple):
+    """A rank correlation with its interval over images; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+class Relation(NamedTuple):
+    """A number of the images and their gains, asked twice.
+
+    Attributes:
+        over_images: of gains that are means over seeds; its interval is over images.
+        over_seeds: the mean of each seed's own rank correlation; its interval is over seeds.
+    """
+
+    over_images: Correlation
+    over_seeds: Difference
+
+    @property
+    def verdict(self) -> str:
+        """One of "rises with", "falls with", "shows no sure relation to" and "cannot be compared yet with"."""
+        lows, highs = zip(self.over_images[1:3], self.over_seeds[1:3], strict=True)
+        if any(math.isnan(low) for low in lows):
+            return "cannot be compared yet with"
+        if min(lows) > 0:
+            return "rises with"
+        return "falls with" if max(highs) < 0 else "shows no sure relation to"
+
+
+class PerImage(NamedTuple):
+    """The evidence of one context shift, image by image, averaged over seeds.
+
+    Attributes:
+        context_shift: how far every image has a look of its own.
+        seeds: whose averages these are.
+        numbers: each number of the images' perspectives, (N,).
+        scores: network -> score -> (N,).
+        furthest: the class of each image whose prototype is furthest from its row; -1 where there is none.
+        class_names: names of the classes.
+        each: the seeds' evidence.
+    """
+
+    context_shift: float
+    seeds: tuple[int, ...]
+    numbers: dict[str, Values]
+    scores: dict[str, dict[str, Values]]
+    furthest: list[int]
+    class_names: list[str]
+    each: list[Evidence]
+
+    def gain(self, method: str = "apd", reference: str = "pixel_kd", score: str = "miou") -> Values:
+        """(N,) by how much a method's score of an image is above another's, mean over seeds."""
+        return self.scores[method][score] - self.scores[reference][score]
+
+
+def average_ranks(values: Values) -> Values:
+    """Ranks from 1; equal values share the mean of their places.
+
+    >>> average_ranks(np.array([0.3, 0.1, 0.3])).tolist()
+    [2.5, 1.0, 2.5]
+    """
+    return _ranks_of_draws(values, np.arange(len(values))[None])[0]
+
+
+def _ranks_of_draws(values: Values, drawn_RN: NDArray[np.int64]) -> Values:
+    """(R, N) average ranks within each of R draws, which hold indices of the values."""
+    _, place = np.unique(values, return_inverse=True)
+    places_RN, kinds = place[drawn_RN], int(place.max(initial=-1)) + 1
+    flat = places_RN + kinds * np.arange(len(drawn_RN))[:, None]
+    counts_RU = np.bincount(flat.ravel(), minlength=kinds * len(drawn_RN)).reshape(len(drawn_RN), kinds)
+    ranks_RU = counts_RU.cumsum(1) - (counts_RU - 1) / 2
+    return np.take_along_axis(ranks_RU, places_RN, axis=1)
+
+
+def _pearson(x: Values, y: Values) -> Values:
+    """Correlation along the last axis; NaN where one side never varies."""
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    lengths = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return np.divide((x * y).sum(-1), lengths, out=np.full(lengths.shape, np.nan), where=lengths > 0)
+
+
+def _of_ranks(x: Values, y: Values, held: Values | None = None) -> Values:
+    """Correlation of ranks along the last axis, with what `held` explains taken out of both sides."""
+    xy = _pearson(x, y)
+    if held is None:
+        return xy
+    xh, yh = _pearson(x, held), _pearson(y, held)
+    left = (1 - xh**2) * (1 - yh**2)
+    rest = np.divide(xy - xh * yh, np.sqrt(np.maximum(left, 0)), out=np.full(xy.shape, np.nan), where=left > 1e-12)
+    return np.where(np.isnan(xh) | np.isnan(yh), xy, rest)  # what never varies takes nothing out
+
+
+def spearman(x: Values, y: Values) -> float:
+    """Spearman's rank correlation; NaN below three pairs, or where all of one side are equal.
+
+    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
+    1.0
+    """
+    return _correlation_of(x, y)
+
+
+def partial_spearman(x: Values, y: Values, held: Values) -> float:
+    """Rank correlation of what is left of `x` and `y` when `held` is taken out of the ranks of both, linearly.
+
+    NaN, too, where nothing is left of one side.
+    """
+    return _correlation_of(x, y, held)
+
+
+def _correlation_of(*columns: Values) -> float:
+    return float(_of_ranks(*map(average_ranks, columns))) if len(columns[0]) >= FEWEST else math.nan
+
+
+def _complete(*columns: Values) -> Values:
+    """The images of which every column knows something, (columns, images)."""
+    together = np.stack(columns).astype(np.float64)
+    return together[:, ~np.isnan(together).any(0)]
+
+
+def correlate(
+    x: Values, y: Values, held: Values | None = None, *, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> Correlation:
+    """Rank correlation with a percentile bootstrap interval over images, the same at every call.
+
+    Args:
+        x, y: one value per image; images with a NaN anywhere are left out.
+        held: what is taken out of both first (see `partial_spearman`); None: nothing.
+        confidence: of the two-sided interval.
+        resamples: how often images are drawn with replacement.
+
+    Raises:
+        ValueError: lengths differ, or confidence is outside 0..1.
+    """
+    columns = [x, y] if held is None else [x, y, held]
+    if len({len(column) for column in columns}) != 1:
+        raise ValueError(f"lengths {[len(column) for column in columns]}: expected one value per image in each")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
+    together = _complete(*columns)
+    images = together.shape[1]
+    value = _correlation_of(*together)
+    if math.isnan(value):
+        return Correlation(math.nan, math.nan, math.nan, images)
+    # uniform numbers instead of Generator.integers: NumPy may change how it draws integers
+    drawn_RN = (np.random.default_rng(0).random((resamples, images)) * images).astype(np.int64)
+    found_R = _of_ranks(*(_ranks_of_draws(column, drawn_RN) for column in together))
+    found_R = found_R[~np.isnan(found_R)]
+    if len(found_R) < resamples / 2:  # in most draws one side never varies
+        return Correlation(value, math.nan, math.nan, images)
+    low, high = np.quantile(found_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Correlation(value, float(low), float(high), images)
+
+
+def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
+    """Average the evidence over seeds, for each context shift by itself, in rising order.
+
+    Only networks that every seed of a context shift has are kept.
+
+    Raises:
+        ComparisonError: two files have the same context shift and seed, or files of one context shift differ in the
+            images, the teacher or the settings of APD.
+    """
+    groups: dict[float, list[Evidence]] = {}
+    for one in evidence:
+        groups.setdefault(one.context_shift, []).append(one)
+    return [_average(groups[context_shift]) for context_shift in sorted(groups)]
+
+
+def _average(each: list[Evidence]) -> PerImage:
+    each = sorted(each, key=lambda one: one.seed)
+    first = each[0]
+    for one in each[1:]:
+        for what, value, expected in (
+            ("images", one.content["data"], first.content["data"]),
+            ("teacher", one.content["runs"]["teacher"], first.content["runs"]["teacher"]),
+            ("settings of APD", one.experiment.distillers, first.experiment.distillers),
+        ):
+            if value != expected:
+                raise ComparisonError(f"{one.source} and {first.source} differ in the {what}")
+    seeds = tuple(one.seed for one in each)
+    if len(set(seeds)) < len(seeds):
+        raise ComparisonError(f"context shift {first.context_shift:g}: seeds {list(seeds)}, expected each once")
+    networks = [name for name in first.networks if all(name in one.networks for one in each)]
+    return PerImage(
+        context_shift=first.context_shift,
+        seeds=seeds,
+        numbers={name: np.mean([one.number(name) for one in each], axis=0) for name in NUMBERS},
+        scores={
+            network: {score: np.mean([one.score(network, score) for one in each], axis=0) for score in SCORES}
+            for network in networks
+        },
+        furthest=[-1 if label is None else label for label in first.content["furthest"]],
+        class_names=first.content["data"]["class_names"],
+        each=each,
+    )
+
+
+def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_kd", score: str = "miou") -> float:
+    """Mean rank correlation of the images' gains between two seeds, over all pairs of seeds; NaN with one seed.
+
+    Near 0, where an image gains is a seed's luck, and nothing that belongs to the image can foretell it.
+    """
+    gains = [one.score(method, score) - one.score(reference, score) for one in images.each]
+    kept = ~np.isnan(gains).any(0)
+    found = [spearman(a[kept], b[kept]) for a, b in itertools.combinations(gains, 2)]
+    return float(np.mean(found)) if found else math.nan
+
+
+def relations(
+    images: PerImage,
+    names: Iterable[str] = NUMBERS,
+    confidence: float = 0.95,
+    *,
+    held: str | None = None,
+    method: str = "apd",
+    reference: str = "pixel_kd",
+    score: str = "miou",
+) -> dict[str, Relation]:
+    """How numbers of the images' perspectives go with a method's gain on the images.
+
+    Args:
+        images: of one context shift.
+        names: which numbers.
+        confidence: of the intervals.
+        held: a network whose scores are taken out of both sides (see `partial_spearman`); None: nothing.
+        method, reference: whose scores make the gain.
+        score: "miou" or "right".
+    """
+    control = None if held is None else images.scores[held][score]
+    gain, found = images.gain(method, reference, score), {}
+    for name in names:
+        by_seed = {}
+        for one in images.each:
+            columns = [one.number(name), one.score(method, score) - one.score(reference, score)]
+            columns += [] if held is None else [one.score(held, score)]
+            by_seed[one.seed] = _correlation_of(*_complete(*columns))
+        known = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
+        found[name] = Relation(
+            correlate(images.numbers[name], gain, control, confidence=confidence),
+            paired_difference(known, dict.fromkeys(known, 0.0), confidence),
+        )
+    return found
+
+
+class Backed(NamedTuple):
+    """How evidence and records go together: runs in the evidence, those of them with a record of the same weights, and
+    the largest difference in the share of pixels right; NaN where no run has such a record."""
+
+    runs: int
+    recorded: int
+    difference: float
+
+
+def backed_by(evidence: Sequence[Evidence], records: Sequence[Record]) -> Backed:
+    """Hold the students' pixels in the evidence against the confusion matrices of the records of their runs."""
+    known = {record.content["weights_sha256"]: record for record in records}
+    runs, differences = 0, []
+    for one in evidence:
+        valid = np.array(one.content["valid"], dtype=np.float64)
+        for network, run in one.content["runs"].items():
+            if network == "teacher":  # it has no record among the students'
+                continue
+            runs += 1
+            if record := known.get(run["weights_sha256"]):
+                right = float(np.nansum(one.score(network, "right") * valid) / valid.sum())
+                differences.append(abs(right - record.scores.aacc))
+    return Backed(runs, len(differences), max(differences, default=math.nan))

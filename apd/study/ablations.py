@@ -1,0 +1,229 @@
+"""The variants of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
+
+They differ from the study's methods in nothing but their distillers, so runs are compared with theirs seed by seed.
+"""
+
+from dataclasses import replace
+from itertools import chain, product
+from typing import NamedTuple, TypeVar
+
+from apd.distillers.configs import (
+    APDConfig,
+    AttentionTransferConfig,
+    CIRKDConfig,
+    CWDConfig,
+    DISTConfig,
+    DistillerConfig,
+    DKDConfig,
+    FitNetConfig,
+    IFVDConfig,
+    MGDConfig,
+    PixelKDConfig,
+    SKDConfig,
+)
+from apd.distillers.detection_configs import DetectionDistillerConfig
+
+Config = TypeVar("Config", bound=DistillerConfig | DetectionDistillerConfig)
+
+
+class Variant(NamedTuple):
+    """One setting of an experiment's distillers.
+
+    Attributes:
+        key: its name in labels of runs and records; unique among all variants and methods.
+        name: its name in figures and tables.
+        group: what it varies.
+        distillers: the setting.
+    """
+
+    key: str
+    name: str
+    group: str
+    distillers: tuple[DistillerConfig, ...]
+
+
+TERMS = {"regularisation": "R", "alignment": "A", "observation": "O", "pixel_kd": "KD"}
+"""The terms of APD by field, with the letters that stand for them in the names of variants."""
+
+BY_CONSTRUCTION = {"": "student", "KD": "pixel_kd", "R": "student", "R+KD": "pixel_kd"}
+"""Combinations of terms that need no run of their own: the regularisation alone never reaches the student."""
+
+COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}
+"""Combinations that are methods of the study."""
+
+
+def combination(on: tuple[bool, ...]) -> str:
+    """The letters of the terms that are on, joined by +.
+
+    >>> combination((True, False, True, False))
+    'R+O'
+    """
+    return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
+
+
+def term_variants() -> list[Variant]:
+    """Every on/off combination of the four terms that needs runs of its own, each at its default weight."""
+    variants = []
+    for on in product((False, True), repeat=len(TERMS)):
+        letters = combination(on)
+        if letters not in BY_CONSTRUCTION and letters not in COMPLETE:
+            off = {term: 0.0 for term, is_on in zip(TERMS, on, strict=True) if not is_on}
+            key = "terms_" + letters.replace("+", "_").lower()
+            variants.append(Variant(key, letters.replace("+", " + "), "terms", (APDConfig(**off),)))
+    return variants
+
+
+def without_kd() -> Variant:
+    """All terms but pixel KD, for data on which the method of these terms has a learning rate of its own."""
+    return Variant("terms_r_a_o", "R + A + O at APD’s rate", "terms", (APDConfig(pixel_kd=0.0),))
+
+
+RELEASED_REDUCTION = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)
+"""Element means with the weights that the released code puts in front of them."""
+
+
+def option_variants() -> list[Variant]:
+    """The complete method with one choice changed."""
+    settings = [
+        ("scope", "scope_batch", "prototypes of the batch", APDConfig(scope="batch")),
+        ("reduction", "reduction_element", "element means, weights 10", RELEASED_REDUCTION),
+        ("absent classes", "absent_zero", "absent classes at 0", APDConfig(absent="zero")),
+        ("labels", "labels_teacher", "labels from the teacher", APDConfig(labels_from="teacher")),
+        ("gradient", "detached", "student's prototypes constant", APDConfig(detach_prototypes=True)),
+        ("scale", "scale_5", "scale 5", APDConfig(scale=5.0)),
+        ("scale", "scale_20", "scale 20", APDConfig(scale=20.0)),
+        ("width of heads", "width_32", "heads 32 wide", APDConfig(width=32)),
+        ("width of heads", "width_512", "heads 512 wide", APDConfig(width=512)),
+        ("teacher's head", "head_1e-5", "rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
+        ("teacher's head", "head_1e-4", "rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
+        ("teacher's head", "head_1e-2", "rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
+        ("teacher's head", "head_poly", "rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
+        ("weights", "alignment_1", "alignment 1", APDConfig(alignment=1.0)),
+        ("weights", "alignment_100", "alignment 100", APDConfig(alignment=100.0)),
+        ("weights", "observation_0.3", "observation 0.3", APDConfig(observation=0.3)),
+        ("weights", "observation_3", "observation 3", APDConfig(observation=3.0)),
+        ("weights", "kd_0.3", "pixel KD 0.3", APDConfig(pixel_kd=0.3)),
+        ("weights", "kd_3", "pixel KD 3", APDConfig(pixel_kd=3.0)),
+    ]
+    return [Variant(key, name, group, (config,)) for group, key, name, config in settings]
+
+
+RIVALS: dict[str, tuple[str, DistillerConfig]] = {
+    "fitnet": ("FitNet", FitNetConfig()),
+    "attention_transfer": ("AT", AttentionTransferConfig()),
+    "skd": ("SKD", SKDConfig()),
+    "ifvd": ("IFVD", IFVDConfig()),
+    "cwd": ("CWD", CWDConfig()),
+    "cirkd": ("CIRKD", CIRKDConfig()),
+    "mgd": ("MGD", MGDConfig()),
+    "dist": ("DIST", DISTConfig()),
+    "dkd": ("DKD", DKDConfig()),
+}
+"""The other methods at their published weights, by key."""
+
+IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
+"""Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
+
+
+def rival_variants() -> list[Variant]:
+    """The other methods at their published weights."""
+    return [
+        Variant(key, name, "published weight", (config,) if key in IN_PLACE_OF_KD else (PixelKDConfig(), config))
+        for key, (name, config) in RIVALS.items()
+    ]
+
+
+FACTORS = (0.1, 1.0, 10.0)
+"""What the weights of a method are multiplied by in its trials: every method gets the same three."""
+
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("pixel_kd", "fitnet", "attention_transfer", "skd", "ifvd", "mgd", "lskd", "i2ckd"), ("weight",)),
+    **dict.fromkeys(("idd", "roi_kd", "pyramid_matching", "review_kd"), ("weight",)),
+    **dict.fromkeys(("apd", "roi_apd", "dense_apd"), ("alignment", "observation")),
+    **dict.fromkeys(("dkd", "roi_dkd"), ("target", "non_target")),
+    "cwd": ("logits", "features"),
+    "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
+    "dist": ("inter", "intra"),
+}
+"""The fields of each method's configuration that weigh what reaches the student."""
+
+
+def stronger(config: Config, factor: float) -> Config:
+    """A method's configuration with its weights multiplied.
+
+    >>> stronger(APDConfig(), 0.1).alignment
+    1.0
+    """
+    names = WEIGHTS[config.method]
+    return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
+
+
+def plain_variants() -> list[Variant]:
+    """The methods whose weights are tried, as they are compared elsewhere: pixel KD, APD and the others."""
+    pixel_kd = Variant("pixel_kd", "pixel KD", "", (PixelKDConfig(),))
+    return [pixel_kd, Variant("apd", "APD", "", (APDConfig(),)), *rival_variants()]
+
+
+def variant_of_strength(variant: Variant, factor: float) -> Variant:
+    """A method at its weights times a factor, the method as it is for 1; pixel KD beside another keeps its weight."""
+    if factor == 1:
+        return variant
+    *beside, main = variant.distillers
+    return Variant(
+        f"{variant.key}_x{factor:g}", f"{variant.name} × {factor:g}", "weight", (*beside, stronger(main, factor))
+    )
+
+
+def trial_variants() -> list[Variant]:
+    """All trials that need runs of their own, factor by factor."""
+    return [variant_of_strength(variant, factor) for factor in FACTORS if factor != 1 for variant in plain_variants()]
+
+
+BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "cwd": 0.1, "cirkd": 0.1, "mgd": 0.1}
+"""The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
+
+
+def variant_at_best(variant: Variant) -> Variant:
+    """A method at the best of its trials."""
+    return variant_of_strength(variant, BEST.get(variant.key, 1.0))
+
+
+def tuned_variants() -> list[Variant]:
+    """The methods that another weight than the published one serves better on val, at that weight."""
+    return [variant_at_best(variant) for variant in plain_variants() if variant.key in BEST]
+
+
+def with_apd(variant: Variant) -> Variant:
+    """A method added to APD, whose own pixel KD takes the place of the one beside the method.
+
+    >>> with_apd(variant_at_best(rival_variants()[2])).name
+    'APD + SKD × 10'
+    """
+    main = variant.distillers[-1]
+    return Variant(f"apd_and_{main.method}", f"APD + {variant.name}", "APD added", (APDConfig(), main))
+
+
+def combined_variants() -> list[Variant]:
+    """APD, its pixel KD included, with each of the other methods added at the best of its weights."""
+    return [with_apd(variant_at_best(variant)) for variant in rival_variants()]
+
+
+def at_best(key: str) -> str:
+    """The variant of a method at the best of its trials.
+
+    >>> at_best("cwd"), at_best("dist")
+    ('cwd_x0.1', 'dist')
+    """
+    return f"{key}_x{BEST[key]:g}" if key in BEST else key
+
+
+def heads_variant() -> Variant:
+    """APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
+    return Variant("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
+
+
+def variant_names() -> dict[str, str]:
+    """The name of every variant, by key."""
+    makers = (term_variants, option_variants, rival_variants, combined_variants, trial_variants)
+    single = (heads_variant(), without_kd())
+    return {variant.key: variant.name for variant in (*chain.from_iterable(variants() for variants in makers), *single)}

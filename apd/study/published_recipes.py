@@ -1,0 +1,285 @@
+"""The published experiments: PSPNet with a ResNet-18 taught by one with a ResNet-101, on three data sets.
+
+Each stands here twice. As released, the loss is that of the released code: means over all elements, perspectives over
+the images of a process, absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss
+differs: a perspective for each image (the paper's abstract), sums over classes and means over valid pixels, absent
+classes left out, and weights converted by :func:`pixel_weight` so that they pull as hard as the released ones.
+
+The paper's body could not be obtained. Where each value comes from is in :data:`SOURCES`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.config.inference import Inference
+from apd.data.published_specs import ADE20K, CITYSCAPES, PASCAL_CONTEXT_60
+from apd.data.specs import DatasetSpec
+from apd.distillers.configs import APDConfig, DistillerConfig, PixelKDConfig
+from apd.fields import ExperimentError
+
+PaperSize = Literal[
+    "cityscapes",
+    "cityscapes_corrected",
+    "ade20k",
+    "ade20k_corrected",
+    "pascal_context",
+    "pascal_context_corrected",
+]
+PaperMethod = Literal["student", "pixel_kd", "apd", "apd_without_kd"]
+PAPER_METHODS: tuple[PaperMethod, ...] = get_args(PaperMethod)
+
+CORRECTED = "_corrected"
+PROCESSES = 4
+"""GPUs of the released configurations, one process each."""
+RELEASED_WEIGHT = 10.0
+"""Of pixel distillation, of the observations and of the alignment, in the released code's element means."""
+CLASSES_SEEN = 10
+"""N, the classes that the images of a process show together, for which the observations' weight is converted (own
+choice, between the 5 and 15 of plain and of crowded images; ``apd train --dry-run`` counts it on the data)."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the released code sets for one data set, and what was published for it.
+
+    Attributes:
+        spec: the data set.
+        crop: rows and columns of a training crop and of a test window.
+        long_side: pixels of an image's longer side in the test.
+        images_per_process: in one step, on each of the four GPUs.
+        epochs: of training.
+        learning_rate: of the backbone; ten times that for the heads.
+        dilation: rule of the ResNets; the released code takes another one where there are 60 classes.
+        alone: mIoU of the student without teacher, in per cent (official README).
+        with_apd: mIoU of the student with APD, in per cent (official README).
+        near_teacher: mIoU of PSPNet-R101 in the README of semseg, the code that the release builds on, in per cent. The
+            mIoU of the paper's own teachers is not known.
+    """
+
+    spec: DatasetSpec
+    crop: int
+    long_side: int
+    images_per_process: int
+    epochs: int
+    learning_rate: float
+    dilation: Literal["one_conv", "all_convs"]
+    alone: float
+    with_apd: float
+    near_teacher: float | None
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step on all processes together."""
+        return PROCESSES * self.images_per_process
+
+    @property
+    def iterations(self) -> int:
+        """Steps of all epochs, as the released code's loader makes them.
+
+        Each process has a quarter of the training images, rounded up, and leaves out an incomplete last batch.
+
+        >>> [published.iterations for published in PUBLISHED.values()]
+        [74400, 252600, 41600]
+        """
+        share = -(-dict(self.spec.splits)["train"] // PROCESSES)
+        return self.epochs * (share // self.images_per_process)
+
+
+PUBLISHED = MappingProxyType(
+    {
+        "cityscapes": Published(CITYSCAPES, 713, 2048, 2, 200, 0.005, "one_conv", 74.15, 75.68, 78.63),
+        "ade20k": Published(ADE20K, 473, 512, 2, 100, 0.005, "one_conv", 37.19, 39.25, 43.10),
+        "pascal_context": Published(PASCAL_CONTEXT_60, 473, 512, 3, 100, 0.00075, "all_convs", 42.29, 43.96, None),
+    }
+)
+"""The three published rows by name, see :class:`Published`."""
+
+
+def published_of(size: PaperSize) -> Published:
+    """The published row that a size belongs to, whichever of its two forms it is."""
+    return PUBLISHED[size.removesuffix(CORRECTED)]
+
+
+def pixel_weight(classes: int) -> float:
+    """The weight in the pixel reduction that pulls on each pixel as the released 10 does in element means.
+
+    An element mean divides a pixel's KL, a sum over classes, by their number: 10 in front of it is 10 / classes in
+    front of a mean over pixels. For logits these are the K classes of the data set. For observations they are the
+    N classes in sight, so the released weight changes from batch to batch, and only a typical N can be converted. That
+    ignored pixels count in the release and not here is left aside: the means are equal if KL is as large on both.
+
+    Example:
+        >>> [round(pixel_weight(classes), 3) for classes in (19, 60, 150)]
+        [0.526, 0.167, 0.067]
+        >>> pixel_weight(CLASSES_SEEN)
+        1.0
+    """
+    return RELEASED_WEIGHT / classes
+
+
+def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0) -> Experiment:
+    """One of the published experiments; :func:`apd.study.recipes.recipe` gives it under the same name.
+
+    The student needs a file of ImageNet weights (`network.weights_file`), since none is public for a ResNet-18 with
+    this stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
+    `teacher.weights_file`, with the score that it must reach as `teacher.expected_miou`.
+
+    Args:
+        size: a data set's name for the experiment as released, with ``_corrected`` for the corrected loss.
+        method: what is added to the student's task loss.
+        seed: of the student.
+
+    Raises:
+        ExperimentError: an unknown size or method.
+
+    Example:
+        >>> experiment = paper_recipe("cityscapes_corrected", "apd")
+        >>> experiment.training.iterations, experiment.distillers[0].scope
+        (74400, 'image')
+    """
+    if size not in get_args(PaperSize):
+        raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(PaperSize))}")
+    published = published_of(size)
+    psp = NetworkConfig(
+        backbone="resnet18_deep",
+        head="psp",
+        head_width=512,
+        output_stride=8,
+        weights="imagenet",
+        dropout=0.1,
+        dilation=published.dilation,
+    )
+    training = TrainingConfig(
+        iterations=published.iterations,
+        batch_size=published.batch_size,
+        learning_rate=published.learning_rate,
+        head_multiplier=10.0,
+        momentum=0.9,
+        weight_decay=1e-4,
+        power=0.9,
+        auxiliary_weight=0.4,
+    )
+    return Experiment(
+        name=f"{size}-{method}-seed{seed}",
+        seed=seed,
+        data=DataConfig(
+            name=published.spec.name,
+            height=0,
+            width=0,
+            long_side=published.long_side,
+            crop_height=published.crop,
+            crop_width=published.crop,
+            scale_min=0.5,
+            scale_max=2.0,
+            flip=0.5,
+            rotation=10.0,
+            blur=0.5,
+        ),
+        network=psp,
+        training=training,
+        precision="fp32",
+        teacher=TeacherConfig(network=replace(psp, backbone="resnet101_deep"), training=training),
+        distillers=_distillers(method, published.spec.num_classes, released=not size.endswith(CORRECTED)),
+        inference=Inference(window=(published.crop, published.crop), flip=True),
+    )
+
+
+def _distillers(method: PaperMethod, num_classes: int, *, released: bool) -> tuple[DistillerConfig, ...]:
+    logits = RELEASED_WEIGHT if released else pixel_weight(num_classes)
+    match method:
+        case "student":
+            return ()
+        case "pixel_kd":
+            reduction = "element" if released else "pixel"
+            return (PixelKDConfig(weight=logits, reduction=reduction, upsample_logits=released),)
+        case "apd" | "apd_without_kd":
+            both = APDConfig(
+                width=512,
+                scale=10.0,
+                scope="batch" if released else "image",
+                reduction="element" if released else "pixel",
+                absent="zero" if released else "mask",
+                regularisation=1.0,
+                alignment=RELEASED_WEIGHT,
+                observation=RELEASED_WEIGHT if released else pixel_weight(CLASSES_SEEN),
+                pixel_kd=logits if method == "apd" else 0.0,
+                temperature=1.0,
+                teacher_head_rate=1e-5,
+                upsample_logits=released,
+            )
+            return (both,)
+    raise ExperimentError(
+        f"method = {method!r}: expected one of {', '.join(PAPER_METHODS)} at the size of the paper, where the seconds "
+        "of a step have not been measured"
+    )
+
+
+SOURCES = MappingProxyType(
+    {
+        "seed": "own choice; released code: 123 or none, of other random numbers than these",
+        "data": "released code",
+        "data.blur": "released code: the probability is that of semseg, on which it builds",
+        "network": "released code",
+        "network.weights_file": "own choice: yours to give, the released code's file is published nowhere",
+        "training": "released code",
+        "training.iterations": "released code: its epochs, with the incomplete batches that its loader leaves out",
+        "training.batch_size": "released code: on four GPUs together, batch norm over all of them",
+        "training.evaluations": "own choice; released code: after every epoch, on centre crops",
+        "precision": "released code: no mixed precision",
+        "teacher.network": "released code",
+        "teacher.network.weights": "own choice: timm's file, the released code's is published nowhere",
+        "teacher.training": "own choice: as the student, how the released teachers were trained is not known",
+        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+        "teacher.expected_miou": "own choice: yours to give, the score of the paper's teacher is not known",
+        "inference": "released code",
+        "distillers": "released code",
+        "distillers.apd.scope": "released code: the images of a process; the paper: an image",
+        "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
+    }
+)
+"""Where values were read, by field or by what fields begin with: the authors' repository, of which nothing is copied;
+the paper's abstract; or a choice of this project. A distiller's fields stand under its method's name."""
+CORRECTED_SOURCES = MappingProxyType(
+    {
+        "distillers.pixel_kd.weight": "own choice: the released 10 over the number of classes",
+        "distillers.pixel_kd.reduction": "own choice: sums over classes, means over valid pixels",
+        "distillers.pixel_kd.upsample_logits": "own choice: the same information at 1/64 of the memory",
+        "distillers.apd.scope": "paper, abstract: a perspective for each sample",
+        "distillers.apd.reduction": "own choice: sums over classes, means over valid pixels",
+        "distillers.apd.absent": "own choice: left out, as the observations leave them out",
+        "distillers.apd.observation": f"own choice: the released 10 over {CLASSES_SEEN} classes in sight",
+        "distillers.apd.pixel_kd": "own choice: the released 10 over the number of classes",
+        "distillers.apd.upsample_logits": "own choice: the same information at 1/64 of the memory",
+    }
+)
+"""Where the corrected experiments differ from that."""
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, default) of every field of an experiment, nested ones as dotted names."""
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if is_dataclass(value):
+            yield from leaves(value, f"{name}.")
+        elif field.name == "distillers":
+            for distiller in value:
+                yield from leaves(distiller, f"{name}.{distiller.method}.")
+        elif field.name not in ("name", "method") or prefix == "data.":
+            yield name, value, field.default
+
+
+def lines_with_sources(experiment: Experiment, sources: Mapping[str, str]) -> Iterator[str]:
+    """Every field of an experiment with its value and the source of it; a default of its class needs none.
+
+    >>> shown = lines_with_sources(paper_recipe("cityscapes"), SOURCES)
+    >>> next(line for line in shown if line.startswith("training.l"))
+    'training.learning_rate               0.005            released code'
+    """
+    for field, value, default in leaves(experiment):
+        known = [name for name in sources if f"{field}.".startswith(f"{name}.")]
+        source = sources[max(known, key=len)] if known and (value != default or field in known) else ""
+        shown = f"{value:.6g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
+        yield f"{field:36s} {shown:16s} {source or 'default'}"

@@ -1,0 +1,224 @@
+"""Detection and instance segmentation as the task of a run: its data, its networks, its loss and its scores."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+
+from apd.config.datasets import Splits
+from apd.config.detection import DetectorConfig
+from apd.config.experiment import Experiment, ExperimentError
+from apd.config.inference import Inference
+from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
+from apd.data.census import Census, census_of
+from apd.data.coco import CocoInstances, coco_split
+from apd.data.image_folder import DataError
+from apd.data.instances import InstanceDataset
+from apd.data.rle import DetectionExtraMissing, coco_library
+from apd.data.scenes.instances import SceneInstances
+from apd.distillers.build import build_detection_distiller
+from apd.distillers.detection_configs import DetectionDistillerConfig
+from apd.evaluation.average_precision import ap_entry, ap_scores, tables_of
+from apd.evaluation.detections import scored
+from apd.models.detector import build_detector
+from apd.models.detector_hooks import DetectorTap, training_step
+from apd.normalizers import divisor
+from apd.training.distributed import Ranks
+
+_KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
+_SCENES_AT_A_TIME = 8
+
+
+class DetectionTask(nn.Module):
+    """Boxes with classes, and masks where the network is a Mask R-CNN, judged by COCO's average precision.
+
+    Called with a batch, it gives the loss; see :class:`apd.training.segmentation.SegmentationTask`, which has the same
+    methods. torchvision's losses are means over the boxes, instances or anchors of the images at hand. Each is weighed
+    by its count, so that over several ranks the mean is that of the whole batch: a rank whose images have few
+    instances, or none, counts for as much as it has.
+    """
+
+    expected = "expected_ap"
+    libraries = ("faster-coco-eval",)
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__()
+        self.experiment = experiment
+
+    def split(self, name: str) -> InstanceDataset:
+        """One split of the data; COCO's "val" is the part that the configuration names."""
+        data = self.experiment.data
+        if data.name == "scenes":
+            return SceneInstances(
+                data.train_images if name == "train" else data.evaluation_images,
+                height=data.height,
+                width=data.width,
+                context_shift=data.context_shift,
+                seed=data.world,
+                split=name,
+                least_pixels=data.least_pixels,
+            )
+        return self._coco(data.train_part if name == "train" else data.val_part)
+
+    def _coco(self, part: str) -> CocoInstances:
+        data = self.experiment.data
+        where = dict(annotations=data.annotations, pictures=data.pictures, masks=data.masks)
+        found = coco_split(data.folder, part, **where, cache=False)
+        return coco_split(data.folder, part, **where, cache=True) if len(found) <= _KEPT_IMAGES else found
+
+    def splits(self) -> Splits:
+        """All that a run needs; a data set that is trained and scored on is one object."""
+        try:
+            coco_library("a run of detection, which is scored by average precision,")
+            train = self.split("train")
+            data = self.experiment.data
+            same = data.name == "coco" and data.train_part == data.val_part
+            val = train if same else self.split("val")
+            evaluation = val if data.evaluation_split == "val" else self.split(data.evaluation_split)
+        except DetectionExtraMissing as error:
+            raise ExperimentError(str(error)) from error
+        if train.spec.class_names != val.spec.class_names:
+            raise DataError(
+                f"{data.folder}: {data.train_part} has {train.spec.num_classes} categories and {data.val_part} has "
+                f"{val.spec.num_classes}, not the same ones in the same order: a network has one set of classes"
+            )
+        return Splits(train, val, evaluation)
+
+    def census(self, splits: Splits) -> Census | None:
+        """Of files of annotations, which are in memory; not of scenes."""
+        data = self.experiment.data
+        return census_of({data.train_part: splits.train, data.val_part: splits.val}) if data.name == "coco" else None
+
+    def batches(
+        self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
+    ) -> Iterator[InstanceBatch]:
+        """Images of any sizes with their instances."""
+        data, training = self.experiment.data, self.experiment.training
+        return training_instance_batches(
+            dataset,
+            batch_size=training.batch_size,
+            augmentation=InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter),
+            seed=self.experiment.seed,
+            start_iteration=start,
+            iterations=training.iterations,
+            workers=workers,
+            part=(ranks.rank, ranks.size),
+        )
+
+    def least_part(self, ranks: Ranks, device: torch.device) -> int:
+        """One: every map that batch norm sees has several cells."""
+        return 1
+
+    def precision(self, device: torch.device) -> str:
+        """fp32 everywhere: coordinates of boxes are too coarse in bf16."""
+        return "fp32"
+
+    def network(
+        self,
+        config: DetectorConfig,
+        num_classes: int,
+        device: torch.device,
+        seed: int,
+        *,
+        class_names: Sequence[str] = (),
+        weights_follow: bool = False,
+    ) -> FasterRCNN:
+        """See :func:`apd.models.detector.build_detector`; images are resized as the experiment's data say."""
+        sides = self.experiment.data.height, self.experiment.data.width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                detector = build_detector(
+                    config.backbone,
+                    num_classes,
+                    masks=config.kind == "mask_rcnn",
+                    weights=config.weights,
+                    class_names=class_names,
+                    min_size=min(sides),
+                    max_size=max(sides),
+                    width=config.width,
+                    box_width=config.box_width,
+                    smallest_anchor=config.smallest_anchor,
+                    proposals=config.proposals,
+                    rois=config.rois,
+                    detections=config.detections,
+                    fetch=not weights_follow,
+                )
+            except (ValueError, RuntimeError) as error:
+                raise ExperimentError(f"this detector cannot be built: {error}") from error
+        return detector.to(device, memory_format=torch.channels_last)
+
+    def parameter_groups(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Those of the classifier below the pyramid that are not frozen, and those of pyramid and heads."""
+        body = [parameter for parameter in network.backbone.body.parameters() if parameter.requires_grad]
+        ours = {id(parameter) for parameter in network.backbone.body.parameters()}
+        return body, [parameter for parameter in network.parameters() if id(parameter) not in ours]
+
+    def distiller(self, config: DetectionDistillerConfig, student: FasterRCNN, teacher: FasterRCNN) -> nn.Module:
+        """See :func:`apd.distillers.build.build_detection_distiller`."""
+        return build_detection_distiller(config, student=student, teacher=teacher, seed=self.experiment.seed)
+
+    def prepare(self, student: FasterRCNN, teacher: FasterRCNN | None) -> None:
+        """Take the networks that `forward` calls, and build the distillers between them."""
+        self.student, self.distillers = student, nn.ModuleDict()
+        for config in self.experiment.distillers:
+            self.distillers[config.method] = self.distiller(config, student, teacher)
+        self._teacher = (teacher,)  # in a tuple, since a module would become a part of this one
+
+    def micro_batches(self, batch: InstanceBatch, device: torch.device) -> list[InstanceBatch]:
+        """The batch, undivided, on the device."""
+        if self.experiment.training.pinned_memory and device.type == "cuda":
+            batch = batch.pinned()
+        return [batch.to(device)]
+
+    def teacher_outputs(self, batch: InstanceBatch) -> None:
+        """None: the teacher looks at the boxes that the student proposes, so `forward` calls it."""
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]], _: None = None) -> dict[str, Tensor]:
+        """torchvision's losses by its names, the distillers' terms, and "loss", their weighted sum."""
+        (teacher,) = self._teacher
+        with DetectorTap(self.student) as tap:
+            if self.distillers:
+                losses, pair = training_step(self.student, tap, teacher, images, targets)
+            else:
+                losses, pair = self.student(images, targets), None
+            counts = tap.loss_counts
+        # alone, count and divisor are one number, and their quotient is exactly 1
+        terms = {name: value * (counts[name] / divisor(counts[name])) for name, value in losses.items()}
+        loss = sum(terms.values())
+        for name, distiller in self.distillers.items():
+            distilled = distiller(pair)
+            loss = loss + distilled["loss"]
+            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
+        return terms | {"loss": loss}
+
+    @property
+    def at_a_time(self) -> int:
+        """Images that are scored together.
+
+        Those of several sizes are looked at one by one: padded to a larger one, an image would be seen otherwise, and
+        scores depend on its neighbours.
+        """
+        return _SCENES_AT_A_TIME if self.experiment.data.name == "scenes" else 1
+
+    def evaluate(
+        self, network: FasterRCNN, dataset: InstanceDataset, *, precision: str, inference: Inference, ranks: Ranks
+    ) -> dict[str, Any]:
+        """Tables of average precision as `ap`.
+
+        AP is no mean of parts' APs, so rank 0 counts what all ranks have found.
+        """
+        parts = ranks.gather(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
+        return ranks.on_rank_zero(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
+
+    def compare(
+        self, student: nn.Module, teacher: nn.Module, dataset: InstanceDataset, *, precision: str, ranks: Ranks
+    ) -> dict[str, Any]:
+        """Nothing: two networks' boxes have no common places to agree on."""
+        return {}
+
+    def headline(self, fact: Mapping[str, Any]) -> tuple[str, float]:
+        """The mean AP of the boxes."""
+        return "box AP", ap_scores(tables_of(fact["ap"])["boxes"]).ap

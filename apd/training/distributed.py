@@ -1,0 +1,310 @@
+"""The processes (*ranks*) that train one network together; rank 0 alone prints and touches the run's folder.
+
+No rank waits for one that has gone: where rank 0 does something alone, its error is raised on every rank; where a rank
+dies, the connection to it closes, and the others leave with a `LostRankError`.
+"""
+
+import contextlib
+import inspect
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from apd.data.instances import InstanceDataset, InstanceSample
+from apd.data.specs import Sample, SegmentationDataset
+from apd.fields import ExperimentError
+from apd.training.checkpoint import RunBusyError, only_process
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+D = TypeVar("D", bound=SegmentationDataset | InstanceDataset)
+ASK_AGAIN_SECONDS = 2.0
+_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+_SEND_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _ARGUMENTS)
+
+
+class LostRankError(RuntimeError):
+    """Another process of the same run has gone, so that this one cannot go on."""
+
+
+class EveryNth:
+    """The samples `first`, `first + step`, … of a data set: parts of one step share no sample and leave none out."""
+
+    def __init__(self, dataset: SegmentationDataset | InstanceDataset, first: int, step: int) -> None:
+        self.dataset, self.spec = dataset, dataset.spec
+        self._places = range(first, len(dataset), step)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample | InstanceSample:
+        return self.dataset[self._places[index]]
+
+    def fingerprint(self) -> str:
+        """That of the whole data set."""
+        return self.dataset.fingerprint()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a job, seen from one of them. Everything but `part` must be called by all of them alike.
+
+    Attributes:
+        rank: which this is, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def print(self, text: str) -> None:
+        """Print a line once, however many ranks there are."""
+        if self.first:
+            print(text, flush=True)
+
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Have rank 0 alone do something; its value, or what it raises, is every rank's."""
+        if self.size == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = action()
+            except Exception as error:
+                outcome[1] = error
+        distributed.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        if outcome[1] is not None:
+            raise of_every_rank(outcome[1])
+        return outcome[0]
+
+    def rank_zero_first(self, action: Callable[[], T]) -> T:
+        """Have rank 0 do something and then the others: errors are raised once, and what it fetches is there."""
+        made: list[T] = []
+        self.on_rank_zero(lambda: made.append(action()))
+        return made[0] if made else action()
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is up on one rank at least."""
+        if self.size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(raised, distributed.ReduceOp.MAX)
+        return tuple(map(bool, raised.tolist()))
+
+    def all_gather(self, value: T) -> list[T]:
+        """The value of every rank, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in their order, on rank 0; an empty list on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size if self.first else []
+        distributed.gather_object(value, values or None, dst=0)
+        return values
+
+    def mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars by name, averaged over ranks; nothing waits for a GPU."""
+        if self.size == 1:
+            return terms
+        values = torch.stack([value.float() for value in terms.values()])
+        distributed.all_reduce(values)
+        return dict(zip(terms, (values / self.size).unbind(), strict=True))
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Counts on the CPU, summed over ranks."""
+        if self.size > 1:
+            counts = counts.clone()
+            distributed.all_reduce(counts)
+        return counts
+
+    def part(self, dataset: D) -> D | EveryNth:
+        """This rank's samples of a data set: each sample is one rank's."""
+        return dataset if self.size == 1 else EveryNth(dataset, self.rank, self.size)
+
+    def synchronise_batch_norm(self, network: nn.Module) -> None:
+        """On GPUs, have batch norm take its statistics over all ranks' images; torch has no such norm for a CPU."""
+        if self.size == 1:
+            return
+        if next(network.parameters()).is_cuda:
+            convert_sync_batchnorm(network)  # timm's: torch's would lose the activations that are in timm's norms
+        else:
+            self.print(
+                f"batch norm: each of the {self.size} ranks takes the statistics of its own images, "
+                "since torch synchronises them on GPUs only"
+            )
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over ranks after each backward pass outside `no_sync`."""
+        if self.size == 1:
+            return module
+        # buffers stay each rank's own: batch norm's are synchronised or of no account, and a memory of features is huge
+        return DistributedDataParallel(module, **{_SEND_BUFFERS: False})
+
+    def no_sync(self, wrapped: nn.Module, when: bool) -> contextlib.AbstractContextManager:
+        """Inside, `when` that is so, gradients stay each rank's own: the last step of an accumulation sends them."""
+        if self.size == 1 or not when:
+            return contextlib.nullcontext()
+        return cast(DistributedDataParallel, wrapped).no_sync()
+
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Give a network that is to be scored rank 0's batch statistics, so that all ranks score the same one."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, src=0)
+
+    def seed(self, seed: int, step: int) -> None:
+        """Start this rank's dropout: rank 0 as a process on its own does, the others with numbers of their own."""
+        if not self.first:
+            seed = int(np.random.SeedSequence(seed, spawn_key=(self.rank, step)).generate_state(1, np.uint64)[0])
+        torch.manual_seed(seed)
+
+    @contextlib.contextmanager
+    def hold(self, folder: Path, *, wait: bool) -> Iterator[None]:
+        """`only_process` for all ranks together: rank 0 holds the folder, and no rank goes on before it does."""
+        if self.size == 1:
+            with only_process(folder, wait=wait):
+                yield
+            return
+        waiting = False
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    self.on_rank_zero(lambda: stack.enter_context(only_process(folder)))
+                    break
+                except RunBusyError as error:
+                    if not wait:
+                        raise
+                    if not waiting:
+                        self.print(f"waiting: {error}")
+                    waiting = True
+                    time.sleep(ASK_AGAIN_SECONDS)
+            yield
+
+
+ALONE = Ranks()
+
+
+def of_every_rank(error: E) -> E:
+    """Mark an error that all ranks raise alike, so that only rank 0 reports it."""
+    error.of_every_rank = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_reported_by_rank_zero(error: BaseException) -> bool:
+    """Whether rank 0 reports this error."""
+    return getattr(error, "of_every_rank", False)
+
+
+def started_rank() -> int:
+    """The number that `torchrun` gave this process; 0 without it."""
+    return int(os.environ.get("RANK", 0)) if _started_size() > 1 else 0
+
+
+def _started_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_gpu() -> str:
+    """The GPU of this process: the default one for a process on its own, else that of its number on its machine.
+
+    Raises:
+        ExperimentError: there are more processes than GPUs.
+    """
+    if _started_size() == 1:
+        return "cuda"
+    number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= gpus:
+        raise ExperimentError(
+            f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: start one process for "
+            "each GPU (torchrun --nproc-per-node), or give --device cpu"
+        )
+    return f"cuda:{number}"
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The torch device of that name; without a name cuda where there is one, else cpu.
+
+    Of several ranks, each takes the GPU of its own number where none is named.
+
+    Raises:
+        ExperimentError: there is no such device here.
+    """
+    if not name:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = own_gpu()
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ExperimentError(f"device = {name!r}: expected cpu, or cuda where there is a GPU ({reason})") from error
+    return device
+
+
+def join() -> Ranks:
+    """The job that this process is part of; a process that `torchrun` started joins the others on the first call.
+
+    It stays with them for the rest of its life: a process group that was left cannot be joined again.
+
+    Raises:
+        LostRankError: the other processes cannot be reached.
+    """
+    if not distributed.is_available() or (_started_size() == 1 and not distributed.is_initialized()):
+        return ALONE
+    if not distributed.is_initialized():
+        gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+        with lost_rank_errors():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+def leave(code: int) -> int:
+    """Part from the other ranks at the end of a program, whose exit code this takes and returns."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return code
+    if code == 0:
+        with lost_rank_errors():
+            distributed.all_reduce(torch.zeros(1))  # until all are here; a barrier would ask for a GPU
+            distributed.destroy_process_group()
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an orderly end could wait for ranks that wait for this one
+
+
+@contextlib.contextmanager
+def lost_rank_errors() -> Iterator[None]:
+    """Turn what torch raises when a rank has gone into a `LostRankError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        by_gloo = type(error) is RuntimeError and "gloo" in str(error)
+        if not (by_gloo or isinstance(error, distributed.DistError)):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", str(error).strip()).split("\n")[0].split(". ")[0]
+        raise LostRankError(
+            f"another process of this run has gone or cannot be reached ({reason:.200}); its own message says why. "
+            "Start the same command again: the run goes on from its last checkpoint"
+        ) from error

@@ -1,0 +1,96 @@
+"""What a shell user gets for a mistake: one message on standard error and an exit code, no traceback.
+
+Of several ranks, rank 0 reports what all of them have met; the others only what is their own, with their number.
+
+Exit codes: 0 done, 1 a mistake, with its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
+Anything else that is raised is a defect of this package and shows its traceback.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from apd.config.experiment import ExperimentError
+from apd.data.images import DataError, DataWarning
+from apd.evaluation.export import ExportError
+from apd.training.checkpoint import CheckpointError, RunBusyError
+from apd.training.distributed import LostRankError, is_reported_by_rank_zero, leave, of_every_rank, started_rank
+from apd.training.record import RecordError
+from apd.training.run_log import NonFiniteLossError, StoppedError, UnfinishedRunsError
+from apd.training.teacher import TeacherError
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+USER_ERRORS = (
+    CheckpointError,
+    DataError,
+    ExperimentError,
+    ExportError,
+    LostRankError,
+    NonFiniteLossError,
+    RecordError,
+    RunBusyError,
+    TeacherError,
+    UnfinishedRunsError,
+)
+
+
+def exit_code_of(command: Callable[[], int], program: str) -> int:
+    """Run a command, report what went wrong and data that are left out on standard error, and return the exit code.
+
+    It is the last that a rank does: the ranks part here.
+
+    Args:
+        command: does the work and returns an exit code.
+        program: name before the message, such as "apd".
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if started_rank() else "default", DataWarning)
+            plain = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+                if category is DataWarning:
+                    print(f"{program}: note: {message}", file=sys.stderr)
+                else:
+                    plain(message, category, *place)
+
+            warnings.showwarning = show
+            code = command()
+        sys.stdout.flush()
+        return leave(code)
+    except UsageError as error:
+        return _report(program, of_every_rank(error), 2)
+    except USER_ERRORS as error:
+        return _report(program, error, 1)
+    except torch.OutOfMemoryError as error:
+        return _report(program, RuntimeError(out_of_memory(error)), 1)
+    except KeyboardInterrupt as error:
+        error = error if isinstance(error, StoppedError) else of_every_rank(KeyboardInterrupt("stopped"))
+        return _report(program, error, 130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return leave(1)
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """What a GPU without enough memory means for a run, in one line."""
+    reason = str(error).strip().split("\n")[0].split(". ")[0]
+    return (
+        f"the GPU's memory does not hold this run ({reason}). Lower --training.batch-size, raise "
+        "--training.accumulation or end other processes on the GPU; the same command goes on from the last checkpoint"
+    )
+
+
+def _report(program: str, error: BaseException, code: int) -> int:
+    rank = started_rank()
+    if not (rank and is_reported_by_rank_zero(error)):
+        print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+    return leave(code)

@@ -1,0 +1,317 @@
+"""One experiment in, one record out.
+
+A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished and its record returned, or goes on
+from its newest whole checkpoint.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
+from apd.config.identity import fingerprint, to_dict
+from apd.data.census import Census
+from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
+from apd.training.detection import DetectionTask
+from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
+from apd.training.provenance import provenance
+from apd.training.record import SCHEMA, Record, read_record
+from apd.training.segmentation import SegmentationTask
+from apd.training.teacher import load_teacher
+from apd.training.trainer import Progress, Task, Trainer
+
+
+@lost_rank_errors()
+def train(
+    experiment: Experiment,
+    *,
+    device: str | None = None,
+    progress: Progress = None,
+    wait: bool = False,
+    workers: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> Record:
+    """Run an experiment to its end, or find it finished, and return its record.
+
+    A teacher that has to be trained is trained first, as a run of its own that all its students share. Under `torchrun`
+    every process calls this alike; they share the work, and each gets the record.
+
+    Args:
+        experiment: the full configuration.
+        device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
+        progress: show a bar; None shows it on a terminal only, "lines" prints lines for a log: at most two a minute,
+            and the scores on the way.
+        wait: when another process works on this run, wait for it instead of raising.
+        workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
+            number gives the same batches.
+        on_step: called with the number of steps done after each one.
+
+    Raises:
+        RunBusyError: another process works on this run and `wait` is false.
+        DataError: the data are missing or damaged.
+        ExperimentError: the device is not there, the network cannot be built, the batch cannot be divided evenly over
+            the ranks, `workers` is negative, or a run of detection lacks the extra `detection`.
+        TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou` (a detector:
+            `expected_ap`).
+        NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
+        CheckpointError: the disk is full or read-only, or the finished run is of an older generator of scenes.
+        StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
+        LostRankError: another rank of this run has gone.
+    """
+    return _trained(experiment, device, progress, wait, workers, on_step)
+
+
+def _trained(
+    experiment: Experiment,
+    device: str | None,
+    progress: Progress,
+    wait: bool,
+    workers: int,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    is_teacher: bool = False,
+) -> Record:
+    """See :func:`train`; before the training of a teacher the labels were counted for its student."""
+    ranks = join()
+    folder = ranks.on_rank_zero(lambda: run_folder(experiment))
+    if record := ranks.on_rank_zero(lambda: _finished(folder)):
+        return record
+    where = choose_device(device)
+    if ranks.size > 1 and where.type == "cuda":
+        torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
+    task = task_of(experiment)
+    require_equal_parts(experiment.training, ranks, task.least_part(ranks, where))
+    if workers < 0:
+        raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0")
+    with ranks.hold(folder, wait=wait):
+        if record := ranks.on_rank_zero(lambda: _finished(folder)):  # by the process that we waited for
+            return record
+        # what can be wrong with data or student is found before hours go into a teacher
+        splits = ranks.rank_zero_first(task.splits)
+        if not is_teacher:
+            ranks.on_rank_zero(lambda: _print_census(task.census(splits), experiment))
+        names = splits.train.spec.class_names
+        student = ranks.rank_zero_first(
+            lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
+        )
+        teacher, weights = None, None
+        if experiment.teacher is not None:
+            weights = _teacher_weights(experiment, device=device, progress=progress, workers=workers)
+            teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, len(names), where))
+        run = Trainer(task, folder, splits, student, teacher, progress=progress, ranks=ranks, workers=workers)
+        # before the first step: the code that runs, not what it becomes
+        origin = provenance(where, run.precision, ranks.size, task.libraries)
+        run.execute(on_step)
+        return _finish(run, origin, weights)
+
+
+def task_of(experiment: Experiment) -> Task:
+    """The task of an experiment, by the class of its data."""
+    return DetectionTask(experiment) if experiment.task == "detection" else SegmentationTask(experiment)
+
+
+def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> None:
+    """Refuse a batch that cannot be divided evenly over ranks and the steps of an accumulation.
+
+    Args:
+        training: whose batch and accumulation are divided.
+        ranks: the processes that share a batch.
+        least: images that a part must have for batch norm to train on.
+
+    Raises:
+        ExperimentError: it cannot, or a part is too small for batch norm to train on.
+    """
+    parts = ranks.size * training.accumulation
+    if training.batch_size % parts or training.batch_size < least * parts:
+        raise of_every_rank(
+            ExperimentError(
+                f"TrainingConfig.batch_size = {training.batch_size}: expected a multiple of ranks x accumulation = "
+                f"{ranks.size} x {training.accumulation} = {parts}, and {least} or more images in each part"
+            )
+        )
+
+
+def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
+    """The network of a finished run, in eval mode: a segmentation network, or a detector of torchvision.
+
+    Args:
+        run: the experiment, or the folder of its run, or a file in that folder such as the printed ``record.json``.
+        device: where the network goes; None is cuda where there is one, else cpu.
+
+    Raises:
+        CheckpointError: there is no such run, it has not finished, or its weights are not those of its record.
+    """
+    folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
+    if not (folder / "record.json").exists():
+        raise CheckpointError(f"{folder}: this run has not finished; train(experiment) finishes it")
+    record = read_record(folder / "record.json")
+    path = folder / "weights.safetensors"
+    if not path.exists() or sha256_of(path) != record.content["weights_sha256"]:
+        raise CheckpointError(f"{path} is missing or damaged; delete {folder / 'record.json'} to finish the run again")
+    network, task = record.experiment.network, task_of(record.experiment)
+    model = task.network(network, len(record.class_names), choose_device(device), seed=0, weights_follow=True)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def _finished(folder: Path) -> Record | None:
+    """The record of a finished run, unless what it was trained on is another today.
+
+    Scenes change with their generator, and a folder of one's own with whoever puts a picture there.
+    """
+    if not (folder / "record.json").exists():
+        return None
+    record = read_record(folder / "record.json")
+    data = record.experiment.data
+    changed = {
+        "scenes": "scenes of another version of their generator",
+        "folder": f"other pictures or labels than {data.folder} holds today",
+    }
+    if data.name in changed:
+        today = task_of(record.experiment).split("train").fingerprint()
+        if record.content["data"]["training_fingerprint"] != today:
+            raise CheckpointError(
+                f"{folder} was made from {changed[data.name]}: delete the folder, or keep it elsewhere, to have the "
+                "run made again"
+            )
+    return record
+
+
+def _print_census(census: Census | None, experiment: Experiment) -> None:
+    """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
+    if census is None:
+        return
+    sentences = census.warnings(experiment.data.folder)
+    if experiment.task == "segmentation":
+        for line in census.table():
+            print(line, flush=True)
+        for sentence in sentences:
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def _teacher_weights(experiment: Experiment, device: str | None, progress: Progress, workers: int) -> Path:
+    """The file with the teacher's weights, which is trained now unless that was done or a file is given."""
+    if experiment.teacher.weights_file:
+        return Path(experiment.teacher.weights_file)
+    teacher = experiment.teacher_experiment()
+    _trained(teacher, device, progress, True, workers, is_teacher=True)
+    return run_folder(teacher) / "weights.safetensors"
+
+
+def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path | None) -> Record:
+    """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
+    evaluation, ranks = run.splits.evaluation, run.ranks
+    run.evaluated.eval()
+    measured, teacher = run.measured(evaluation, run.experiment.inference), None
+    if others := run.splits.others:
+        measured["other_splits"] = {
+            name: {
+                "images": len(dataset),
+                "fingerprint": dataset.fingerprint(),
+                **run.measured(dataset, run.experiment.inference),
+            }
+            for name, dataset in others.items()
+        }
+    if run.teacher is not None:
+        both = run.task.compare(run.evaluated, run.teacher, evaluation, precision=run.precision, ranks=ranks)
+        # a file of weights can be replaced under its name: the record says which it was
+        digest = ranks.on_rank_zero(lambda: sha256_of(teacher_weights))
+        teacher = {**run.facts["teacher"], **both, "weights_sha256": digest}
+    return ranks.on_rank_zero(lambda: _write(run, origin, measured, teacher))
+
+
+def _write(run: Trainer, origin: dict[str, Any], measured: dict[str, Any], teacher: dict[str, Any] | None) -> Record:
+    evaluation, experiment = run.splits.evaluation, run.experiment
+    weights = run.folder / "weights.safetensors"
+    save_weights(weights, run.evaluated.state_dict())
+    content = {
+        "schema": SCHEMA,
+        "experiment": to_dict(experiment),
+        "fingerprint": fingerprint(experiment),
+        "data": {
+            "name": evaluation.spec.name,
+            "split": experiment.data.evaluation_split,
+            "images": len(evaluation),
+            "class_names": list(evaluation.spec.class_names),
+            "fingerprint": evaluation.fingerprint(),
+            "training_fingerprint": run.splits.train.fingerprint(),
+        },
+        **origin,
+        "started": run.facts["started"],
+        "wall_seconds": round(run.facts["seconds"], 2),
+        **run.log.summary(),
+        "peak_memory_bytes": _peak_memory(run.device),
+        "parameters": sum(p.numel() for p in run.student.parameters()),
+        "evaluations": run.facts["evaluations"],
+        **measured,
+        "teacher": teacher,
+        "weights_sha256": sha256_of(weights),
+    }
+    return Record(content).save(run.folder / "record.json")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU, 0 where it is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # KiB but on macOS
+    except ModuleNotFoundError:  # Windows
+        with contextlib.suppress(ImportError):
+            import psutil
+
+            used = psutil.Process().memory_info()
+            return getattr(used, "peak_wset", used.rss)
+        return 0
+
+
+# Where runs and records live.
+
+RUN_FILES = ("record.json", "weights.safetensors", "log.jsonl")
+"""What lies in the folder of a finished run, beside its checkpoints."""
+
+
+def repository() -> Path:
+    """The nearest folder above the working one that holds both `apd/` and `pyproject.toml`; else the working one."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "apd").is_dir():
+            return folder
+    return here
+
+
+def runs_folder() -> Path:
+    """APD_RUNS where it is set, else `runs/` in the repository."""
+    return Path(os.environ["APD_RUNS"]) if os.environ.get("APD_RUNS") else repository() / "runs"
+
+
+def run_folder(experiment: Experiment) -> Path:
+    """The folder of one run. Its fingerprint decides; a folder of another label with that fingerprint is found."""
+    name = fingerprint(experiment)
+    found = sorted(runs_folder().glob(f"*-{name}"))
+    return found[0] if found else runs_folder() / f"{experiment.name}-{name}"
+
+
+def finished_folder(run: Path | str) -> Path:
+    """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints.
+
+    >>> finished_folder("runs/tiny-apd-seed0-0123456789ab/record.json").name
+    'tiny-apd-seed0-0123456789ab'
+    """
+    run = Path(run).expanduser()
+    return run.parent if run.name in RUN_FILES or run.is_file() else run
+
+
+def records_folder(campaign: str) -> Path:
+    """Where the committed records of a campaign lie."""
+    return repository() / "book" / "results" / campaign

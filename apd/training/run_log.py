@@ -1,0 +1,189 @@
+"""What a run notes on its way: the log of its terms, a stop that was asked for, a batch that broke it."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Self
+
+from safetensors.torch import save_file
+
+from apd.data.augment_instances import InstanceBatch
+from apd.data.batches import Batch
+from apd.training.checkpoint import CheckpointError
+
+CURVE_POINTS = 100
+LINE_SECONDS = 30.0
+"""Between two lines of progress in a log (own choice)."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term became infinite or NaN; the message names it and the file with the batch."""
+
+
+class UnfinishedRunsError(RuntimeError):
+    """Some runs of a campaign were given up; the message names them."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A run was asked to stop and has written a checkpoint. A KeyboardInterrupt: no `except Exception` hides it."""
+
+
+class RunLog:
+    """The terms of every step as JSON lines. `lines` is their number; one line is one optimiser step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, 0
+
+    def start_over(self, lines: int) -> None:
+        """Keep the first `lines` lines: a resumed run writes those after its checkpoint anew.
+
+        Raises:
+            CheckpointError: the log is shorter than that, or the disk refuses.
+        """
+        self.lines = lines
+        with self._disk_errors():
+            self.path.touch()
+            with self.path.open("rb+") as file:
+                kept = sum(file.readline().endswith(b"\n") for _ in range(lines))
+                if kept == lines:
+                    file.truncate(file.tell())
+        if kept < lines:
+            raise CheckpointError(
+                f"{self.path} is damaged: it has {kept} whole lines where the checkpoint expects {lines}. Delete "
+                f"{self.path.parent / 'checkpoints'} and start the same command again: the run begins anew"
+            )
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append a line. CheckpointError when the disk refuses it."""
+        with self._disk_errors(), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.lines += 1
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self.path}: {error.strerror}. Nothing that was finished is lost: free space, then "
+                "start the same command again; it goes on from the last checkpoint"
+            ) from error
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every line. CheckpointError when one is not what was written."""
+        try:
+            return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} is damaged ({error}). Delete {self.path.parent / 'checkpoints'} and start the same "
+                "command again: the run begins anew"
+            ) from error
+
+    def summary(self) -> dict[str, Any]:
+        """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
+
+        The first two are medians over steps. Core seconds are those in which the process ran: other programs make the
+        seconds of the clock longer, these not.
+
+        Curves have at most 100 points, each the mean over an equal stretch of steps; `iteration` is the number of
+        steps done at a stretch's end.
+        """
+        entries = self.read()
+        stretch = -(-len(entries) // CURVE_POINTS)
+        parts = [entries[i : i + stretch] for i in range(0, len(entries), stretch)]
+        names = [name for name in entries[0] if name not in ("step", "seconds", "core_seconds")]
+        core = [entry["core_seconds"] for entry in entries if "core_seconds" in entry]
+        curves = {name: [_short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
+        return {
+            "seconds_per_iteration": _short(statistics.median(e["seconds"] for e in entries)),
+            **({"core_seconds_per_iteration": _short(statistics.median(core))} if core else {}),
+            "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves,
+        }
+
+
+def _short(value: float) -> float:
+    """Six significant digits: enough for a curve, and a third of the bytes."""
+    return float(f"{value:.6g}")
+
+
+def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
+    """Keep a batch for inspection, its tensors as safetensors; the sentence says where, or why not."""
+    try:
+        save_file({name: value.contiguous() for name, value in batch.by_name().items()}, path)
+    except Exception as error:  # safetensors wraps the OSError in a type of its own; the loss is the greater news
+        return f"the batch could not be saved in {path} ({error})"
+    return f"the batch is saved in {path}"
+
+
+class ProgressLines:
+    """Lines on standard output where it is a file and a bar would be of no use: at most one in 30 seconds.
+
+    Args:
+        name: of the run, in front of each line.
+        step: steps done so far.
+        steps: how many there will be.
+    """
+
+    def __init__(self, name: str, step: int, steps: int) -> None:
+        self.name, self.first, self.steps = name, step, steps
+        self.begun = self.printed_at = time.monotonic()
+        self.print(f"step {step} of {steps}")
+
+    def print(self, text: str) -> None:
+        """Print a line at once."""
+        print(f"{self.name}: {text}", flush=True)
+
+    def step_done(self, step: int, loss: float) -> None:
+        """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
+        now = time.monotonic()
+        if now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first loss is known a step late
+            return
+        self.printed_at, seconds = now, (now - self.begun) / (step - self.first)
+        left = seconds * (self.steps - step)
+        remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+        self.print(f"step {step} of {self.steps}, loss {loss:.4f}, {seconds:.2g} s a step, about {remaining} left")
+
+
+def in_this_output() -> Literal["lines"] | None:
+    """How a command shows its progress: a bar on a terminal, lines in a file."""
+    return None if sys.stderr.isatty() else "lines"
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps.
+
+    A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, it changes nothing.
+
+    Args:
+        notice: whether to tell on standard error that the request was heard.
+    """
+
+    def __init__(self, *, notice: bool = True) -> None:
+        self.requested, self.notice = False, notice
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        if self.notice:
+            os.write(2, b"\nstopping after this step; once more stops at once\n")

@@ -1,0 +1,259 @@
+"""Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apd.config.datasets import (
+    Splits,
+    build_augmentation,
+    build_split,
+    build_splits,
+    require_segmentation,
+    spec_of,
+)
+from apd.config.experiment import Experiment, ExperimentError, NetworkConfig
+from apd.config.image_sizes import require_split_sides
+from apd.config.inference import Inference
+from apd.data.batches import Batch, training_batches
+from apd.data.census import Census, census_of
+from apd.data.device_batches import device_batches
+from apd.data.specs import DatasetSpec, SegmentationDataset
+from apd.distillers.build import build_distiller
+from apd.distillers.configs import DistillerConfig
+from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision
+from apd.evaluation.metrics import scores
+from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
+from apd.normalizers import divisor
+from apd.training.distributed import Ranks
+
+
+def build_network(
+    network: NetworkConfig, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
+) -> Segmenter:
+    """A network whose initial weights depend on the seed alone; the global random state is left as it was.
+
+    With `weights_follow` the caller loads a full state dict next, so ImageNet weights are not asked for.
+    ExperimentError where it cannot be built.
+    """
+    require_segmentation(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            unread = {"weights": "none", "weights_file": ""} if weights_follow else {}
+            model = build_segmenter(num_classes=num_classes, **(asdict(network) | unread))
+        except (ValueError, RuntimeError) as error:
+            raise ExperimentError(f"this network cannot be built: {error}") from error
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
+    """Mean cross-entropy over valid pixels after upsampling; a connected zero when no pixel is valid."""
+    logits_BKHW = F.interpolate(logits_BKhw.float(), labels_BHW.shape[-2:], mode="bilinear", align_corners=True)
+    total = F.cross_entropy(logits_BKHW, labels_BHW, ignore_index=ignore_index, reduction="sum")
+    return total / divisor((labels_BHW != ignore_index).sum())
+
+
+class SegmentationTask(nn.Module):
+    """A class for every pixel, judged by a confusion matrix; called with a batch, it gives the loss.
+
+    Student and distillers are its submodules, so that DistributedDataParallel finds every trained parameter in one
+    forward pass; the teacher has none and stays out. :class:`apd.training.detection.DetectionTask` has the same
+    methods: the trainer, its checkpoints and records know of nothing else.
+
+    Attributes:
+        expected: field of the teacher's configuration with the least that its headline score may be.
+        libraries: packages, beside the usual ones, whose version belongs to what is measured.
+    """
+
+    expected = "expected_miou"
+    libraries = ()
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__()
+        self.experiment = experiment
+
+    @cached_property
+    def _spec(self) -> DatasetSpec:
+        return spec_of(self.experiment.data)
+
+    def split(self, name: str) -> SegmentationDataset:
+        """The split "train", "val" or "test". DataError where it is missing or damaged."""
+        return build_split(self.experiment.data, name)
+
+    def splits(self) -> Splits:
+        """All that a run needs. DataError where they are missing or damaged."""
+        data, splits = self.experiment.data, build_splits(self.experiment.data)
+        require_split_sides(data, splits.val)
+        require_split_sides(data, splits.evaluation, self.experiment.inference)
+        return splits
+
+    def census(self, splits: Splits) -> Census | None:
+        """Counts of the labels of a folder of the user's own; others checked published sets and scenes."""
+        data = self.experiment.data
+        named = {"train": splits.train, "val": splits.val, data.evaluation_split: splits.evaluation}
+        return census_of(named) if data.name == "folder" else None
+
+    def batches(
+        self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
+    ) -> Iterator[Batch]:
+        """This rank's parts of the training batches from iteration `start` on: crops of one size.
+
+        The loader makes them, or with `device_augmentation` the device.
+        """
+        training = self.experiment.training
+        there = training.device_augmentation
+        supply = partial(device_batches, device=device) if there else partial(training_batches, workers=workers)
+        return supply(
+            dataset,
+            batch_size=training.batch_size,
+            augmentation=build_augmentation(self.experiment.data),
+            seed=self.experiment.seed,
+            start_iteration=start,
+            iterations=training.iterations,
+            part=(ranks.rank, ranks.size),
+        )
+
+    def least_part(self, ranks: Ranks, device: torch.device) -> int:
+        """Images that batch norm needs in each part of a batch.
+
+        Two, since the pooled branch has one vector an image; one where norms are synchronised over GPUs.
+        """
+        return 1 if ranks.size > 1 and device.type == "cuda" else 2
+
+    def precision(self, device: torch.device) -> str:
+        """ "fp32" or "bf16", of the networks' forward passes on this device."""
+        return resolve_precision(device, self.experiment.precision)
+
+    def network(
+        self,
+        config: NetworkConfig,
+        num_classes: int,
+        device: torch.device,
+        seed: int,
+        *,
+        class_names: Sequence[str] = (),
+        weights_follow: bool = False,
+    ) -> Segmenter:
+        """See :func:`build_network`; no pre-trained weights know classes."""
+        return build_network(config, num_classes, device, seed, weights_follow=weights_follow)
+
+    def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The trained parameters of the backbone, and those of heads and classifier."""
+        return list(network.backbone_parameters()), list(network.head_parameters())
+
+    def distiller(self, config: DistillerConfig, student: Segmenter, teacher: Segmenter) -> nn.Module:
+        """The loss module of one distiller, on the student's device, its heads initialised from the seed alone."""
+        ignore_index, seed = self._spec.ignore_index, self.experiment.seed
+        return build_distiller(config, student=student, teacher=teacher, ignore_index=ignore_index, seed=seed)
+
+    def prepare(self, student: Segmenter, teacher: Segmenter | None) -> None:
+        """Take the networks that `forward` calls, and build the distillers between them.
+
+        Args:
+            student: is trained.
+            teacher: in eval mode and without gradients, or None.
+        """
+        self.student, self.distillers = student, nn.ModuleDict()
+        for config in self.experiment.distillers:
+            self.distillers[config.method] = self.distiller(config, student, teacher)
+        training = self.experiment.training
+        if not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
+            student.aux_head.requires_grad_(False)
+        device = next(student.parameters()).device
+        bf16 = self.precision(device) == "bf16"
+        self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+        # evaluation, whose sizes vary, calls the networks uncompiled; bound methods, since a module would become a
+        # part of this one
+        called = [torch.compile(n.forward) if training.compile else n.__call__ for n in (student, teacher) if n]
+        self._student, self._teacher = called[0], called[1] if teacher else None
+        self._shapes: dict[torch.Size, tuple[torch.Size, torch.Size]] = {}  # of one image's logits and features
+
+    def micro_batches(self, batch: Batch, device: torch.device) -> list[Batch]:
+        """The parts of an accumulation, on the device."""
+        training = self.experiment.training
+        if training.pinned_memory and device.type == "cuda" and not batch.images_B3HW.is_cuda:
+            batch = batch.pinned()
+        layout = torch.channels_last if training.channels_last else torch.contiguous_format
+        images = batch.images_B3HW.to(device, memory_format=layout, non_blocking=True)
+        labels = batch.labels_BHW.to(device, non_blocking=True)
+        steps = training.accumulation
+        return [Batch(*pair) for pair in zip(images.chunk(steps), labels.chunk(steps), strict=True)]
+
+    @torch.no_grad()
+    def teacher_outputs(self, batch: Batch) -> SegOutput | None:
+        """The teacher's output, where there is something to distil."""
+        with self._autocast():
+            return self._teacher(batch.images_B3HW) if self._teacher is not None and self.distillers else None
+
+    def forward(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> dict[str, Tensor]:
+        """The unweighted terms by name, and "loss", their weighted sum. `teacher`: its output for the images."""
+        with self._autocast():
+            student: SegOutput = self._student(images_B3HW)
+        terms = {"task": task_loss(student.logits, labels_BHW, self._spec.ignore_index)}
+        loss, auxiliary_weight = terms["task"], self.experiment.training.auxiliary_weight
+        if student.aux is not None and auxiliary_weight:
+            terms["auxiliary"] = task_loss(student.aux, labels_BHW, self._spec.ignore_index)
+            loss = loss + auxiliary_weight * terms["auxiliary"]
+        for name, distilled in self._distil(student, teacher, labels_BHW).items():
+            loss = loss + distilled["loss"]
+            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
+        return terms | {"loss": loss}
+
+    def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: distiller(
+                student_features=student.features,
+                teacher_features=cast(SegOutput, teacher).features,
+                student_logits=student.logits,
+                teacher_logits=cast(SegOutput, teacher).logits,
+                labels=labels,
+            )
+            for name, distiller in self.distillers.items()
+        }
+
+    @torch.no_grad()
+    def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
+        """Ask for the divisors that `forward` will ask for, in its order, without the student.
+
+        Labels and the teacher decide what the distillers count, so zeros of the right shapes stand for the student.
+        """
+        for _ in range(2 if self.experiment.training.auxiliary_weight else 1):
+            divisor((labels_BHW != self._spec.ignore_index).sum())
+        if not self.distillers:
+            return
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()  # no memory is written, no batch statistics move
+        size = images_B3HW.shape[2:]
+        if size not in self._shapes:
+            output: SegOutput = self.student(images_B3HW[:1])
+            self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
+        nothing = images_B3HW.new_zeros(1)
+        logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
+        self._distil(SegOutput(logits, features, None), teacher, labels_BHW)
+        for module, training in modes:
+            module.training = training
+
+    def evaluate(
+        self, network: nn.Module, dataset: SegmentationDataset, *, precision: str, inference: Inference, ranks: Ranks
+    ) -> dict[str, Any]:
+        """The confusion matrix as `confusion`."""
+        matrix_KK = confusion_of(network, ranks.part(dataset), precision=precision, inference=inference)
+        return {"confusion": ranks.total(matrix_KK).tolist()}
+
+    def compare(
+        self, student: nn.Module, teacher: nn.Module, dataset: SegmentationDataset, *, precision: str, ranks: Ranks
+    ) -> dict[str, Any]:
+        """Counts of the teacher's and the student's classes as `agreement`."""
+        inference = self.experiment.inference
+        counts = agreement_of(student, teacher, ranks.part(dataset), precision=precision, inference=inference)
+        return {"agreement": ranks.total(counts).tolist()}
+
+    def headline(self, fact: Mapping[str, Any]) -> tuple[str, float]:
+        """The mIoU."""
+        return "mIoU", scores(torch.tensor(fact["confusion"])).miou

@@ -1,0 +1,305 @@
+"""The training step, and the loop of one run around it.
+
+What varies from step to step is a function of seed and step (order of images, augmentation, learning rates) or is in
+the checkpoint, so on a CPU an interrupted run ends bit-equal to an uninterrupted one with as many ranks.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from apd.config.datasets import Splits
+from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.data.augment_instances import InstanceBatch
+from apd.data.batches import Batch as PixelBatch
+from apd.normalizers import PartsInTurn, across_processes
+from apd.training.checkpoint import load_newest, save_checkpoint
+from apd.training.cuda_graph import CapturedStep
+from apd.training.detection import DetectionTask
+from apd.training.distributed import ALONE, Ranks, of_every_rank
+from apd.training.optim import build_optimisers, learning_rate_factor, set_learning_rates
+from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
+from apd.training.segmentation import SegmentationTask
+from apd.training.teacher import measure_teacher
+from apd.validation import values_unchecked
+
+CHECKPOINT_SECONDS = 60.0
+Task = SegmentationTask | DetectionTask
+Batch = PixelBatch | InstanceBatch
+Progress = bool | Literal["lines"] | None
+"""Whether a run shows a bar; None shows it on a terminal only, "lines" prints lines for a log in its place."""
+
+
+class TrainStep:
+    """What a batch does to the weights, and everything that has to be kept from one batch to the next.
+
+    Args:
+        task: of the experiment; its forward gives the losses.
+        student: is trained in place.
+        teacher: in eval mode and without gradients, or None.
+        ranks: the processes that share every batch.
+
+    Attributes:
+        distillers: the loss modules by method.
+        optimisers: by name: "student", and "teacher_heads" where a teacher's head is trained.
+        average: the averaged network, or None.
+    """
+
+    def __init__(self, task: Task, student: nn.Module, teacher: nn.Module | None, ranks: Ranks = ALONE) -> None:
+        self.task, self.student, self.ranks = task, student, ranks
+        self.training, self.device = task.experiment.training, next(student.parameters()).device
+        layout = torch.channels_last if self.training.channels_last else torch.contiguous_format
+        for network in filter(None, (student, teacher)):
+            network.to(memory_format=layout)
+        ranks.synchronise_batch_norm(student)
+        task.prepare(student, teacher)
+        self.distillers = task.distillers
+        self.optimisers = build_optimisers(task.experiment, task.parameter_groups(student), self.distillers.values())
+        decay = self.training.ema_decay
+        self.average = decay and AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.losses = ranks.wrapped(task)
+        captured = self.training.cuda_graph and self.device.type == "cuda" and ranks.size == 1
+        self.captured = CapturedStep(self.gradients) if captured else None
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Update student and heads by this rank's part of a batch. Returns the detached terms of the whole batch."""
+        if self.captured is None or not self.captured.recorded:
+            for optimiser in self.optimisers.values():
+                optimiser.zero_grad(set_to_none=True)
+        micro_batches = self.task.micro_batches(batch, self.device)
+        with values_unchecked():  # the loop looks at the losses
+            if len(micro_batches) > 1:
+                terms = self.accumulated_gradients(micro_batches)
+            else:
+                terms = (self.captured or self.gradients)(micro_batches[0])
+        if self.training.clip_norm is not None:
+            trained = [p for group in self.optimisers["student"].param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.training.clip_norm)
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.student)
+        return self.ranks.mean(terms)
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward of teacher and student, and backward."""
+        teacher = self.task.teacher_outputs(batch)
+        with across_processes() if self.ranks.size > 1 else nullcontext():
+            terms = self.losses(*batch, teacher)
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def accumulated_gradients(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Those of the whole batch, a micro-batch at a time, whose terms are shares of the whole's."""
+        teachers = [self.task.teacher_outputs(batch) for batch in micro_batches]
+        counts = PartsInTurn(over_processes=self.ranks.size > 1)
+        for batch, teacher in zip(micro_batches, teachers, strict=True):
+            with counts.counting():
+                self.task.count(*batch, teacher)
+        shares: list[dict[str, Tensor]] = []
+        for batch, teacher in zip(micro_batches, teachers, strict=True):
+            with counts.computing(), self.ranks.no_sync(self.losses, when=len(shares) < len(micro_batches) - 1):
+                terms = self.losses(*batch, teacher)
+                terms["loss"].backward()
+            shares.append({name: value.detach() for name, value in terms.items()})
+        return {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
+
+
+class Trainer:
+    """The state of one run and its loop. `apd.training.run.train` is the way in."""
+
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        splits: Splits,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        *,
+        progress: Progress = False,
+        ranks: Ranks = ALONE,
+        workers: int = 0,
+    ) -> None:
+        self.task, self.experiment, self.folder, self.splits = task, task.experiment, folder, splits
+        self.student, self.teacher, self.progress, self.ranks, self.workers = student, teacher, progress, ranks, workers
+        self.step = TrainStep(task, student, teacher, ranks)
+        self.device, self.precision = self.step.device, task.precision(self.step.device)
+        self.distillers, self.optimisers, self.average = self.step.distillers, self.step.optimisers, self.step.average
+        self.log = RunLog(folder / "log.jsonl")
+        self._loss = float("nan")  # of the newest step that was looked at
+        self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
+
+    def execute(self, on_step: Callable[[int], None] | None = None) -> None:
+        """Resume where the newest whole checkpoint stands, and train to the last step."""
+        step = self._resume()
+        if self.teacher is not None and self.facts["teacher"] is None:
+            self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, self.ranks)
+        self._train_from(step, on_step)
+
+    def _train_from(self, step: int, on_step: Callable[[int], None] | None) -> None:
+        training = self.experiment.training
+        batches = self.task.batches(
+            self.splits.train, start=step, ranks=self.ranks, workers=self.workers, device=self.device
+        )
+        milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
+        bar = tqdm(
+            total=training.iterations,
+            initial=step,
+            desc=self.experiment.name,
+            disable=not self.ranks.first or (None if self.progress is None else self.progress is not True),
+        )
+        in_lines = self.progress == "lines" and self.ranks.first
+        lines = ProgressLines(self.experiment.name, step, training.iterations) if in_lines else None
+        pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
+        self.student.train()
+        saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
+        with StopRequest(notice=self.ranks.first) as stop, bar:
+            for batch in batches:
+                set_learning_rates(self.optimisers, training, step)
+                terms = self.step(batch)
+                taken = {"seconds": time.perf_counter() - tick}
+                if self.device.type == "cpu":
+                    taken["core_seconds"] = time.process_time() - core_tick
+                pending.append((step, taken, terms, batch))
+                step += 1
+                bar.update()
+                late = tick - saved_at > CHECKPOINT_SECONDS
+                stopping, late = self.ranks.any(stop.requested, late)
+                save = stopping or step == training.iterations or late
+                # terms are looked at one step late, so that a GPU with work to do is never waited for
+                while len(pending) > (0 if save or step in milestones else 1):
+                    self._note(*pending.pop(0))
+                if lines is not None:
+                    lines.step_done(step, self._loss)
+                if step in milestones:
+                    score, value = self._evaluate_on_the_way(step)
+                    bar.set_postfix_str(f"{score} {value:.4f} on val")
+                    if lines is not None:
+                        lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
+                    self.student.train()
+                self.facts["seconds"] += time.perf_counter() - tick
+                if save:
+                    self._save(step)
+                    saved_at = time.perf_counter()
+                    if stopping:
+                        raise of_every_rank(
+                            StoppedError(
+                                f"stopped at step {step}; the same command goes on from there ({self.folder.name})"
+                            )
+                        )
+                if on_step is not None:
+                    on_step(step)
+                tick, core_tick = time.perf_counter(), time.process_time()
+
+    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
+        """Log the terms of a step; stop the run if one of them is not a finite number."""
+        values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
+        wrong = [name for name, value in values.items() if value - value != 0]  # inf - inf and nan are not 0
+        if wrong:
+            number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
+            saved = save_batch(self.folder / f"non-finite-batch{number}.safetensors", batch)
+            raise of_every_rank(
+                NonFiniteLossError(
+                    f"step {step}: {', '.join(f'{n} = {values[n]}' for n in wrong)}; {saved}. Lower "
+                    "--training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
+                )
+            )
+        self._loss = values["loss"]
+        rate = self.experiment.training.learning_rate * learning_rate_factor(self.experiment.training, step)
+        if self.ranks.first:
+            taken = {name: round(seconds, 6) for name, seconds in taken.items()}
+            self.log.write({"step": step, **taken, "learning_rate": rate, **values})
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is scored: the student, or the average of its weights where the experiment keeps one."""
+        return self.student if self.average is None else self.average.module
+
+    def measured(self, dataset: Any, inference: Inference = WHOLE_PICTURE) -> dict[str, Any]:
+        """What the task measures of the network that is scored, each rank looking at its part of the images."""
+        self.ranks.broadcast_buffers(self.evaluated)
+        return self.task.evaluate(
+            self.evaluated, dataset, precision=self.precision, inference=inference, ranks=self.ranks
+        )
+
+    def _evaluate_on_the_way(self, step: int) -> tuple[str, float]:
+        measured = self.measured(self.splits.val)
+        self.facts["evaluations"].append({"step": step, "split": "val", **measured})
+        return self.task.headline(measured)
+
+    def _save(self, step: int) -> None:
+        state = {f"distillers.{name}": value for name, value in self.distillers.state_dict().items()}
+        if self.average is not None:
+            state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for rank, generators in enumerate(self.ranks.all_gather(self._generators())):
+            state |= {_of_rank(name, rank): value for name, value in generators.items()}
+        self.facts["log_lines"] = self.log.lines
+        self.ranks.on_rank_zero(
+            lambda: save_checkpoint(
+                self.folder / "checkpoints",
+                step,
+                weights=self.student.state_dict(),
+                state=state,
+                optimisers={name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+                facts=self.facts,
+            )
+        )
+
+    def _resume(self) -> int:
+        """Load the newest whole checkpoint, if there is one, and return the steps done."""
+        checkpoint = self.ranks.on_rank_zero(self._newest_checkpoint)
+        step = checkpoint["step"] if checkpoint else 0
+        self.ranks.seed(self.experiment.seed, step)  # dropout; everything else has generators of its own
+        if checkpoint is None:
+            self.facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+            return 0
+        state = checkpoint["state"]
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+        self.student.load_state_dict(checkpoint["weights"])
+        self.distillers.load_state_dict(part("distillers."))
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(checkpoint["optimisers"][name])
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
+        for name in self._generators():
+            if (saved := state.get(_of_rank(name, self.ranks.rank))) is not None:
+                self._set_generator(name, saved)
+        self.facts = checkpoint["facts"]
+        self.ranks.print(f"{self.experiment.name}: resumed at step {step}")
+        return step
+
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, with the log cut to its length."""
+        checkpoint, passed_over = load_newest(self.folder / "checkpoints")
+        for sentence in passed_over:
+            print(f"{self.experiment.name}: {sentence}", flush=True)
+        self.log.start_over(checkpoint["facts"]["log_lines"] if checkpoint else 0)
+        return checkpoint
+
+    def _generators(self) -> dict[str, Tensor]:
+        """The states of the random generators that dropout, and a detector's choice of boxes, draw from."""
+        states = {"generator.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _set_generator(self, name: str, state: Tensor) -> None:
+        if name == "generator.cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, self.device)
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return f"{name}.{rank}" if rank else name

@@ -6,16 +6,18 @@ perspective is then the mean direction of its boxes' vectors, label by label, th
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from apd.distill import ProjectionHead
+from apd.distillers.apd import HEAD_TERMS, PerspectivesConfig
+from apd.distillers.base import NO_BOX, DetectorPair
 from apd.fused import observe_itself
-from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss
-from apd.models.detector_hooks import NO_BOX, DetectorPair
+from apd.losses import alignment_loss, checked_weights, observation_loss, pixel_kd_loss, regularisation_loss
 from apd.perspective import full_precision
-from apd.projection import ProjectionHead
-from apd.term_weights import checked_weights
 from apd.validation import check_count, check_positive, check_trained, check_values
 
 BACKGROUND = 0
@@ -38,13 +40,13 @@ class RoIAPD(nn.Module):
         scale: inverse temperature of the observations (default 10, released segmentation code).
         temperature: of ``pixel_kd`` (default 1).
         weights: of the terms by name; names left out keep those of segmentation
-            (:data:`apd.term_weights.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed.
+            (:data:`apd.losses.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed.
 
     Raises:
         ValueError: an argument out of its range; at call, views that do not have the channels or classes stated.
 
     Example:
-        >>> from apd.models.detector_hooks import DetectorView
+        >>> from apd.distillers.base import DetectorView
         >>> def view():
         ...     return DetectorView({}, torch.rand(2, 32, 1, 16), torch.rand(2, 4, 1, 16), [(64, 64)] * 2)
         >>> pair = DetectorPair(view(), view(), torch.randint(0, 4, (2, 1, 16)), None, torch.zeros(2, 64, 64).long())
@@ -162,3 +164,31 @@ class RoIAPD(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
         return "weights: " + ", ".join(f"{name}={value:g}" for name, value in self.weights.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoIAPDConfig(PerspectivesConfig, task="detection"):
+    """Adaptive perspective distillation of the student's boxes, as :class:`RoIAPD`."""
+
+    method: Literal["roi_apd"] = "roi_apd"
+    pixel_kd: float = 1.0
+    """Weight of the KL between the class layers' logits of the boxes; 0 leaves it out."""
+    temperature: float = 1.0
+    """Temperature of that KL."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_terms("pixel_kd")
+
+    def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
+        """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""
+        ours, theirs = (network.roi_heads.box_predictor.cls_score for network in (student, teacher))
+        return RoIAPD(
+            ours.in_features,
+            theirs.in_features,
+            ours.out_features - 1,  # without the background
+            width=self.width,
+            scale=self.scale,
+            temperature=self.temperature,
+            weights={name: getattr(self, name) for name in (*HEAD_TERMS, "pixel_kd")},
+        )

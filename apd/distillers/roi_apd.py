@@ -12,18 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from apd.distill import ProjectionHead
+from apd.distill import APDLoss
 from apd.distillers.apd import HEAD_TERMS, PerspectivesConfig
 from apd.distillers.base import NO_BOX, DetectorPair
 from apd.fused import observe_itself
-from apd.losses import alignment_loss, checked_weights, observation_loss, pixel_kd_loss, regularisation_loss
+from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss
 from apd.perspective import full_precision
-from apd.validation import check_count, check_positive, check_trained, check_values
+from apd.validation import check_count, check_trained, check_values
 
 BACKGROUND = 0
 
 
-class RoIAPD(nn.Module):
+class RoIAPD(APDLoss):
     """:class:`apd.APDLoss` on boxes: the same terms, of the boxes that the student draws in a training step.
 
     Both nets see the same boxes, ground truth among them, and their matched labels; the teacher's vectors come from its
@@ -65,32 +65,18 @@ class RoIAPD(nn.Module):
         temperature: float = 1.0,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
-        self.student_channels = check_count("student_channels", student_channels)
-        self.teacher_channels = check_count("teacher_channels", teacher_channels)
-        self.num_classes = check_count("num_classes", num_classes)
-        for name, value in (("scale", scale), ("temperature", temperature)):
-            check_positive(name, value)
-        if width is None and student_channels != teacher_channels:
-            raise ValueError(
-                f"width=None needs equal channels, got student_channels={student_channels} and "
-                f"teacher_channels={teacher_channels}: give a width, so that heads project both to it"
-            )
-        self.scale, self.temperature = scale, temperature
-        self.weights = checked_weights({} if weights is None else weights, has_heads=width is not None)
-        self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
-        self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)
-        # Under DDP a parameter that requires a gradient and gets none stalls the reducer.
-        self.student_head.requires_grad_(bool(self.weights["alignment"] or self.weights["observation"]))
-        self.teacher_head.requires_grad_(bool(self.weights["regularisation"]))
-
-    def student_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters of the student's head, for the student's optimiser (empty when there are none)."""
-        return [parameter for parameter in self.student_head.parameters() if parameter.requires_grad]
-
-    def teacher_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters of the teacher's head, for an Adam of their own."""
-        return [parameter for parameter in self.teacher_head.parameters() if parameter.requires_grad]
+        check_count("num_classes", num_classes)
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            num_classes + 1,
+            width=width,
+            scale=scale,
+            temperature=temperature,
+            ignore_index=NO_BOX,
+            weights=weights,
+        )
+        self.num_classes = num_classes  # without the background
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum."""

@@ -11,7 +11,7 @@ from apd.config.datasets import build_split
 from apd.config.experiment import ExperimentError
 from apd.config.identity import fingerprint
 from apd.data.batches import evaluation_batches
-from apd.distillers.configs import APDConfig
+from apd.distillers.apd import APDConfig
 from apd.report import perspective_study
 from apd.report.evidence_file import read_evidence
 from apd.report.perspective_distance import compare_views, distance_to_shared

@@ -6,7 +6,8 @@ import pytest
 from made_up_records import made_up_record
 from small_experiments import digest, tiny
 
-from apd.distillers.configs import APDConfig, PixelKDConfig
+from apd.distillers.apd import APDConfig
+from apd.distillers.logits import PixelKDConfig
 from apd.report.figures.design import term_combinations
 from apd.report.figures.tables import interval
 from apd.report.figures.verdicts import effects_in_words

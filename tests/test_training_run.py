@@ -15,7 +15,7 @@ from torch import nn
 
 from apd.config.experiment import ExperimentError
 from apd.data.batches import Batch
-from apd.distillers.configs import APDConfig
+from apd.distillers.apd import APDConfig
 from apd.report.trace import trained_distiller
 from apd.training import trainer as loop
 from apd.training.checkpoint import CheckpointError
@@ -27,7 +27,7 @@ from apd.training.teacher import load_teacher
 
 CPU = torch.device("cpu")
 METHOD_FILES = {
-    *("perspective", "fused", "losses", "normalizers", "distill", "projection", "term_weights"),
+    *("perspective", "fused", "losses", "normalizers", "distill"),
     *("distillers", "hooks", "validation"),
 }
 

@@ -8,7 +8,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from apd.data.batches import unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
-from apd.models.detector_hooks import NO_BOX, DetectorTap, training_step
+from apd.distillers.base import NO_BOX
+from apd.models.detector_hooks import DetectorTap, training_step
 from apd.perspective import class_prototypes
 
 

@@ -23,7 +23,7 @@ from apd.config.datasets import build_splits
 from apd.config.experiment import Experiment, ExperimentError
 from apd.data.specs import Sample
 from apd.distill import APDLoss
-from apd.distillers.configs import APDConfig
+from apd.distillers.apd import APDConfig
 from apd.losses import alignment_loss
 from apd.models.segmenter import Segmenter
 from apd.perspective import class_prototypes, match_grids, resize_labels

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pandas as pd
 
-from apd.distillers.configs import DistillerConfig
+from apd.distillers.base import DistillerConfig
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.tables import interval, times
 from apd.report.multiple_comparisons import Judged

@@ -1,6 +1,5 @@
 """The dial: gains and slopes from records, what is said of them, and records that do not belong on one dial."""
 
-import math
 import re
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from made_up_evidence import made_up_evidence
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.report.context_shift import ARM_NAMES, on_the_dial, slope, turn
+from apd.report.designs import SHIFT_NAMES, on_the_dial, turn
 from apd.report.figures.context_shift_figures import dial_figure, dial_table, dial_words
 from apd.report.perspective_relation import per_image
 from apd.report.statistics import ComparisonError, paired_difference
@@ -31,18 +30,6 @@ def records(rise=0.1, seeds=5, shifts=(0.0, 0.25, 0.5, 0.75, 1.0), wobble=0.004)
             right += (rise + wobble * (seed % 3 - 1)) * shift + 0.02
         made.append(made_up_record(experiment, right))
     return made
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_slope_is_that_of_least_squares(seed):
-    generator = np.random.default_rng(seed)
-    x, y = generator.uniform(size=(2, 6))
-    assert slope(dict(zip(x.tolist(), y.tolist(), strict=True))) == pytest.approx(np.polyfit(x, y, 1)[0])
-
-
-def test_one_place_has_no_slope():
-    assert math.isnan(slope({0.5: 1.0}))
-    assert math.isnan(slope({}))
 
 
 def test_gains_are_paired_by_seed_and_slopes_are_each_seeds_own():
@@ -86,7 +73,7 @@ def test_prototypes_of_the_batch_have_a_dial_of_their_own():
     dial = turn(on_the_dial(records()), "scope_batch")
     assert len(dial.gains) == 5
     assert dial.slopes.mean == pytest.approx(0.0, abs=1e-9)
-    assert "prototypes of the batch" in ARM_NAMES["scope_batch"]
+    assert "prototypes of the batch" in SHIFT_NAMES["scope_batch"]
 
 
 def test_a_seed_that_lacks_a_context_shift_has_no_slope():

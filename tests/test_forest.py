@@ -1,7 +1,5 @@
 """Forest plots, tables and sentences about many arms: they say what the records say, however many there are."""
 
-import doctest
-import importlib
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_records import made_up_record
 
+from apd.report.comparisons import judged, judged_arms
 from apd.report.figures import style
 from apd.report.figures.arm_tables import arms_table, settings_in_words
 from apd.report.figures.comparison import outlying, score_against_seconds, scores_over_seeds
@@ -19,7 +18,6 @@ from apd.report.figures.forest import forest, limits
 from apd.report.figures.tables import digits_of, interval, points
 from apd.report.figures.verdicts import added_to_rivals, complements, seconds_in_words, tallies, tally
 from apd.report.figures.words import beside_methods, outcome
-from apd.report.multiple_comparisons import judged, judged_arms
 from apd.report.statistics import compare, paired_difference
 from apd.study.ablations import RIVALS, at_best, option_arms
 from apd.study.campaign import experiments_of
@@ -295,15 +293,6 @@ def test_questions_are_answered_by_the_names_of_arms(comparison):
     assert "- 4 of 5 questions have no seed with both records." in partly
     assert "nan" not in partly
     assert "0 records" in str(outcome([]))
-
-
-@pytest.mark.parametrize(
-    "module", ["study.statistics", "study.many_comparisons", "study.term_design", "plots.verdicts", "plots.curves"]
-)
-def test_examples_in_docstrings_run(module):
-    results = doctest.testmod(importlib.import_module(f"apd.{module}"))
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 # the chapters

@@ -17,8 +17,7 @@ from apd.config.experiment import DataConfig, ExperimentError
 from apd.data.images import MissingData
 from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade, listed_splits
 from apd.data.specs import CAMVID
-from apd.report.score import miou_on
-from apd.report.statistics import compare
+from apd.report.statistics import compare, miou_on
 from apd.training.record import Record, RecordError
 from apd.training.run import train
 
@@ -199,7 +198,7 @@ def test_other_data_have_no_test_out_of_place(experiment):
     assert replace(experiment.data, evaluation_split="val").other_splits == ()
 
 
-@pytest.mark.parametrize("name", ["data.labelmefacade", "study.real_recipes", "study.score"])
+@pytest.mark.parametrize("name", ["data.labelmefacade", "study.real_recipes"])
 def test_the_examples_of_the_documentation_run(name):
     results = doctest.testmod(importlib.import_module(f"apd.{name}"))
     assert results.attempted

@@ -1,7 +1,5 @@
 """Pairs of networks: what is planned, what records say of pairs, and what is said where records are missing."""
 
-import doctest
-import importlib
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -16,6 +14,7 @@ from scipy import stats
 from small_experiments import TEACHER, tiny
 
 from apd.config.identity import fingerprint
+from apd.report.designs import ALL, PUBLISHED, crossed_minus_own, kinship, mean_gain, pairs_of
 from apd.report.figures import style
 from apd.report.figures.pair_figures import (
     by_data,
@@ -30,7 +29,6 @@ from apd.report.figures.pair_figures import (
 from apd.report.figures.pair_rates import best_rate, pair_rates_table, tried_rates
 from apd.report.figures.tables import interval
 from apd.report.figures.words import read_campaigns
-from apd.report.pairs import ALL, PUBLISHED, crossed_minus_own, kinship, mean_gain, pairs_of
 from apd.report.statistics import ComparisonError
 from apd.study.campaign import experiments_of
 from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TEACHER_RATES, TRIED_RATES, scenes_pair
@@ -348,13 +346,6 @@ def test_the_best_rate_is_marked_and_a_rate_with_fewer_trials_cannot_be_it():
     most = len(HEADS) * len(PAIR_METHODS)
     assert re.search(rf"\(\d\d\.\d\)\s+{most}\s+0\.\d+$", row)
     assert "0 runs" in pair_rates_table([]).description
-
-
-@pytest.mark.parametrize("module", ["study.pair_recipes", "plots.pair_rates"])
-def test_examples_in_docstrings_run(module):
-    results = doctest.testmod(importlib.import_module(f"apd.{module}"))
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 # the chapter

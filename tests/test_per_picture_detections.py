@@ -1,7 +1,5 @@
 """What is counted in a picture is what the rule says, and a choice of pictures follows from the counts alone."""
 
-import doctest
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +9,6 @@ from torchvision.ops import box_iou
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes.instances import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer
-from apd.report import image_detections as per_picture_detections
 from apd.report.image_detections import count_in_picture, least_middle_most, overlaps
 
 
@@ -126,9 +123,3 @@ def test_chosen_pictures_have_the_extreme_and_the_middle_difference_and_each_is_
 
 def test_without_pictures_none_is_chosen():
     assert least_middle_most([]) == {}
-
-
-def test_examples_in_docstrings_run():
-    results = doctest.testmod(per_picture_detections)
-    assert results.attempted > 0
-    assert results.failed == 0

@@ -1,7 +1,5 @@
 """Numbers of an image's perspective against loops over classes and cells, what leaves them unchanged, and bad input."""
 
-import doctest
-import importlib
 import math
 
 import pytest
@@ -200,13 +198,3 @@ def test_predictions_and_labels_out_of_range_are_errors():
         image_scores(labels_BHW + 3, labels_BHW, 3)
     with pytest.raises(RuntimeError, match="labels hold a value"):
         image_scores(labels_BHW, labels_BHW + 7, 3)
-
-
-MODULES = ("perspective_distance", "perspective_relation", "perspective_trace", "evidence_file", "dial")
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_the_examples_in_the_docstrings_run(module):
-    results = doctest.testmod(importlib.import_module(f"apd.study.{module}"))
-    assert results.attempted > 0
-    assert results.failed == 0

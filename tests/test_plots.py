@@ -16,12 +16,12 @@ from apd import class_prototypes
 from apd.data.scenes import Scenes, draw_scene
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
+from apd.report.comparisons import judged_arms
 from apd.report.figures import comparison as evidence
 from apd.report.figures import curves, perspective, scenes, style, tables, words
 from apd.report.figures.design import term_combinations
 from apd.report.figures.forest import forest
 from apd.report.figures.page import Panel, markdown, panels, png, table
-from apd.report.multiple_comparisons import judged_arms
 from apd.report.statistics import compare, paired_difference
 from apd.study.campaign import experiments_of
 from apd.study.recipes import METHODS, lengthened, recipe

@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.report.multiple_comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
+from apd.report.comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
 from apd.report.statistics import (
     ComparisonError,
     compare,
+    mean_interval,
     method_of,
     paired_difference,
     planned_and_done,
     spread,
-    t_central,
-    t_factor,
 )
 from apd.study.ablations import RIVALS, arm_names
 from apd.study.campaign import CAMPAIGNS, experiments_of
@@ -29,21 +28,11 @@ from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=2, max_size=12)
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 30, 101])
-@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
-def test_the_factor_of_an_interval_is_that_of_students_distribution(degrees, confidence):
-    assert t_factor(confidence, degrees) == pytest.approx(stats.t.ppf(0.5 + confidence / 2, degrees), rel=1e-9)
-
-
-@given(st.floats(0, 50), st.integers(1, 40))
-def test_the_closed_form_is_students_distribution(t, degrees):
-    assert t_central(t, degrees) == pytest.approx(1 - 2 * stats.t.sf(t, degrees), abs=1e-12)
-
-
-@pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (95.0, 3), (0.95, 0)])
-def test_an_interval_that_cannot_be_is_refused_with_its_numbers(confidence, degrees):
-    with pytest.raises(ValueError, match=r"(confidence|degrees)=.*expected"):
-        t_factor(confidence, degrees)
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, -0.95])
+@pytest.mark.parametrize("pairs", [0, 1, 3])
+def test_an_interval_that_cannot_be_is_refused_with_its_numbers(confidence, pairs):
+    with pytest.raises(ValueError, match=f"confidence={confidence}: expected"):
+        mean_interval(dict.fromkeys(range(pairs), 0.5), confidence)
 
 
 @given(SCORES)

@@ -7,11 +7,7 @@ from made_up_records import made_up_record
 from small_experiments import digest, tiny
 
 from apd.distillers.configs import APDConfig, PixelKDConfig
-from apd.report.figures.design import term_combinations
-from apd.report.figures.tables import interval
-from apd.report.figures.verdicts import effects_in_words
-from apd.report.statistics import compare
-from apd.report.term_design import (
+from apd.report.designs import (
     arm_of_terms,
     combinations_of_terms,
     is_by_construction,
@@ -19,6 +15,10 @@ from apd.report.term_design import (
     term_effects,
     terms_left_out,
 )
+from apd.report.figures.design import term_combinations
+from apd.report.figures.tables import interval
+from apd.report.figures.verdicts import effects_in_words
+from apd.report.statistics import compare
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, arm_names, term_arms
 from apd.study.campaign import experiments_of
 from apd.study.recipes import METHOD_NAMES, recipe

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import seaborn as sns
 
-from apd.report.context_shift import ARM_NAMES, Dial
+from apd.report.designs import SHIFT_NAMES, Dial
 from apd.report.figures.comparison import signed
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.style import INK, colour_of, drawing, figure, quiet_axes
@@ -55,7 +55,7 @@ def dial_figure(dials: Sequence[Dial]) -> Drawing:
 
 
 def _name(dial: Dial) -> str:
-    return textwrap.fill(f"{ARM_NAMES[dial.method]}, over {ARM_NAMES[dial.reference].removeprefix('+ ')}", 56)
+    return textwrap.fill(f"{SHIFT_NAMES[dial.method]}, over {SHIFT_NAMES[dial.reference].removeprefix('+ ')}", 56)
 
 
 def dial_table(
@@ -105,7 +105,7 @@ def dial_words(dials: Sequence[Dial], confidence: float = 0.95) -> Words:
     """Does the gain rise with the context shift? Worded by rule from the seeds' slopes."""
     lines = []
     for dial in dials:
-        said = f"The gain of “{ARM_NAMES[dial.method]}” over “{ARM_NAMES[dial.reference]}” **{dial.verdict}**"
+        said = f"The gain of “{SHIFT_NAMES[dial.method]}” over “{SHIFT_NAMES[dial.reference]}” **{dial.verdict}**"
         seeds, shifts = len(dial.slopes.pairs), len(dial.gains)
         if math.isnan(dial.slopes.low):
             lines.append(f"- {said}: context shifts with a gain: {shifts}; seeds that have all of them: {seeds}.")

@@ -5,11 +5,11 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from apd.report.designs import arm_of_terms, combinations_of_terms, is_by_construction, letters_of
 from apd.report.figures.comparison import POINTS, Row, draw_rows
 from apd.report.figures.page import Drawing, nothing
 from apd.report.figures.style import FAINT, INK, colour_of, drawing, figure, quiet_axes
 from apd.report.statistics import Comparison, spread
-from apd.report.term_design import arm_of_terms, combinations_of_terms, is_by_construction, letters_of
 from apd.study.ablations import TERMS
 
 ROW = 0.34

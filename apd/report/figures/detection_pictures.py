@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from apd.report.detection_comparison import ARM_NAMES, parts_of_arm
+from apd.report.comparisons import DETECTION_NAMES, parts_of_arm
 from apd.report.detection_findings import ALONE, TEACHER, Findings
 from apd.report.figures.detections import rule_in_words, side_by_side
 from apd.report.figures.page import Drawing, Words, nothing, stack
@@ -13,7 +13,7 @@ from apd.report.image_detections import PictureCount, count_in_picture, least_mi
 def network_names(findings: Findings) -> dict[str, str]:
     """What the networks of a file are called: the student alone first, the teacher last."""
     arms = [name for name in findings.content["runs"] if name not in (ALONE, TEACHER)]
-    names = {arm: " + ".join(ARM_NAMES.get(part, part) for part in parts_of_arm(arm)) for arm in (ALONE, *arms)}
+    names = {arm: " + ".join(DETECTION_NAMES.get(part, part) for part in parts_of_arm(arm)) for arm in (ALONE, *arms)}
     return {**names, TEACHER: "teacher"}
 
 

@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
+from apd.report.comparisons import Judged
 from apd.report.figures.comparison import POINTS, Row, draw_rows, row_axes
 from apd.report.figures.page import Drawing, nothing
 from apd.report.figures.style import colour_of, drawing, figure
 from apd.report.figures.tables import digits_of, interval, points
-from apd.report.multiple_comparisons import Judged
 from apd.report.statistics import Difference
 
 Key = TypeVar("Key", bound=Hashable)

@@ -8,14 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from apd.config.experiment import DataConfig
-from apd.report.figures.comparison import draw_rows, label_right, row_axes
-from apd.report.figures.forest import ASIDE, GAP, LINE, limits, row_of
-from apd.report.figures.page import Drawing, Words, nothing, table
-from apd.report.figures.style import INK, colour_of, drawing, figure
-from apd.report.figures.tables import interval, per_cent
-from apd.report.figures.verdicts import tally
-from apd.report.multiple_comparisons import Judged, judged
-from apd.report.pairs import (
+from apd.report.comparisons import Judged, judged
+from apd.report.designs import (
     ALL,
     HEAD_NAMES,
     PUBLISHED,
@@ -24,6 +18,12 @@ from apd.report.pairs import (
     kinship,
     mean_gain,
 )
+from apd.report.figures.comparison import draw_rows, label_right, row_axes
+from apd.report.figures.forest import ASIDE, GAP, LINE, limits, row_of
+from apd.report.figures.page import Drawing, Words, nothing, table
+from apd.report.figures.style import INK, colour_of, drawing, figure
+from apd.report.figures.tables import interval, per_cent
+from apd.report.figures.verdicts import tally
 from apd.report.statistics import Difference, paired_difference, spread
 from apd.study.pair_recipes import PAIR_METHODS
 from apd.study.recipes import METHOD_NAMES
@@ -189,7 +189,7 @@ def _mean_gains(pairs: Sequence[Pair], method: str, confidence: float) -> Iterat
 
 
 def kinship_rows(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str], Judged]:
-    """Crossed minus of one kind by method and backbone, judged together; see :func:`~apd.report.pairs.kinship`."""
+    """Crossed minus of one kind by method and backbone, judged together; see :func:`~apd.report.designs.kinship`."""
     found = {
         (method, name): difference
         for method in TAUGHT

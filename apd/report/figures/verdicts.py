@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from apd.report.comparisons import Factors, Judged, judged, judged_arms
+from apd.report.designs import letters_of
 from apd.report.figures.page import Words
 from apd.report.figures.tables import interval
-from apd.report.multiple_comparisons import Factors, Judged, judged, judged_arms
 from apd.report.statistics import Comparison
-from apd.report.term_design import letters_of
 from apd.study.ablations import RIVALS, at_best
 
 MOST_LISTED = 10

@@ -9,9 +9,9 @@ from made_up_evidence import made_up_evidence
 from made_up_records import made_up_record
 from scipy import stats
 
+from apd.report.correlations import per_image
 from apd.report.designs import SHIFT_NAMES, on_the_dial, turn
 from apd.report.figures.context_shift_figures import dial_figure, dial_table, dial_words
-from apd.report.perspective_relation import per_image
 from apd.report.statistics import ComparisonError, paired_difference
 from apd.study.campaign import experiments_of
 

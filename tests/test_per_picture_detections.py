@@ -1,15 +1,13 @@
 """What is counted in a picture is what the rule says, and a choice of pictures follows from the counts alone."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.ops import box_iou
 
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes.instances import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer
-from apd.report.image_detections import count_in_picture, least_middle_most, overlaps
+from apd.report.detections import count_in_picture, least_middle_most
 
 
 def boxes(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -26,13 +24,6 @@ def truth_of(boxes_N4, labels, crowd=None) -> InstanceSample:
 
 def found_of(boxes_N4, labels, scores) -> Detections:
     return Detections(boxes_N4, torch.tensor(scores), torch.tensor(labels, dtype=torch.long), None)
-
-
-def test_overlaps_are_torchvisions():
-    generator = torch.Generator().manual_seed(0)
-    first, second = boxes(7, generator), boxes(5, generator)
-    assert torch.allclose(overlaps(first, second), box_iou(first, second))
-    assert torch.allclose(overlaps(first, first, of_first=True).diagonal(), torch.ones(7))
 
 
 def test_perfect_findings_are_all_right_and_no_findings_miss_everything():
@@ -93,13 +84,6 @@ def test_things_found_agree_with_what_coco_calls_right_at_half_overlap(seed):
     table = scorer.tables()["boxes"]
     perfect = bool((table.ap_TKA[0, :, 0].nan_to_num(1.0) == 1.0).all())
     assert perfect == (count.right == 5)
-
-
-@pytest.mark.parametrize("name", ["least_score", "least_overlap"])
-def test_a_threshold_that_is_no_fraction_is_refused(name):
-    truth = truth_of(torch.zeros(0, 4), [])
-    with pytest.raises(ValueError, match=f"{name}=50"):
-        count_in_picture(truth, found_of(torch.zeros(0, 4), [], []), **{name: 50})
 
 
 def test_the_truth_of_a_scene_found_as_it_is_has_everything_right():

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import seaborn as sns
 
+from apd.report.correlations import PerImage
 from apd.report.designs import SHIFT_NAMES, Dial
 from apd.report.figures.comparison import signed
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.style import INK, colour_of, drawing, figure, quiet_axes
 from apd.report.figures.tables import interval
-from apd.report.perspective_relation import PerImage
 from apd.report.statistics import Comparison
 
 POINTS = 100.0

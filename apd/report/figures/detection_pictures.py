@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from html import escape
 
 from apd.report.comparisons import DETECTION_NAMES, parts_of_arm
-from apd.report.detection_findings import ALONE, TEACHER, Findings
+from apd.report.detections import PictureCount, count_in_picture, least_middle_most
 from apd.report.figures.detections import rule_in_words, side_by_side
 from apd.report.figures.page import Drawing, Words, nothing, stack
-from apd.report.image_detections import PictureCount, count_in_picture, least_middle_most
+from apd.report.findings import ALONE, TEACHER, Findings
 
 
 def network_names(findings: Findings) -> dict[str, str]:
@@ -54,7 +54,7 @@ def choice_in_words(findings: Sequence[Findings]) -> Words:
     if not findings:
         return Words(
             "0 files of findings are there, so that no pictures can be shown: "
-            "`python -m apd.report.detection_findings` makes one when the campaign’s runs have finished."
+            "`python -m apd.report.findings` makes one when the campaign’s runs have finished."
         )
     parts = []
     for each in findings:

@@ -59,13 +59,7 @@ class Judged(NamedTuple):
 
 
 def judged(differences: Mapping[str, Difference], confidence: float = 0.95) -> dict[str, Judged]:
-    """Each difference with its p-value corrected for the number of all of them.
-
-    >>> from apd.report.statistics import paired_difference
-    >>> apart = paired_difference({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.40, 1: 0.41, 2: 0.43})
-    >>> {name: (round(each.corrected, 4), each.sure) for name, each in judged({"a": apart, "b": apart}).items()}
-    {'a': (0.0024, True), 'b': (0.0024, True)}
-    """
+    """Each difference with its p-value corrected for the number of all of them."""
     corrected = holm({name: p_value(found) for name, found in differences.items()})
     return {
         name: Judged(found, corrected[name], corrected[name] < 1 - confidence) for name, found in differences.items()
@@ -81,11 +75,7 @@ def judged_arms(
 
 
 def subsets(factors: Sequence[str]) -> Iterator[Factors]:
-    """Every combination of factors, none first, then those of one factor, and so on to all.
-
-    >>> [sorted(subset) for subset in subsets("AB")]
-    [[], ['A'], ['B'], ['A', 'B']]
-    """
+    """Every combination of factors, none first, then those of one factor, and so on to all."""
     for size in range(len(factors) + 1):
         yield from map(frozenset, combinations(factors, size))
 
@@ -96,17 +86,8 @@ def factorial_effects(
     """Main effects and interactions of a full on/off design, one value for each seed that all combinations have.
 
     An effect is the mean of the half of the combinations that has an even number of the effect's factors off, minus
-    the mean of the other half: of one factor, of those with it minus those without it.
-
-    Args:
-        scores: for each combination of factors that are on, its score by seed.
-        factors: all of them.
-
-    Returns:
-        Effects by the factors that they are of, main effects first.
-
-    Raises:
-        ValueError: a combination is missing; it is named.
+    the mean of the other half: of one factor, of those with it minus those without it. `scores` has one by seed for
+    each combination of factors that are on; ValueError names one that is missing.
 
     >>> scores = {frozenset(on): {0: 0.5 + 0.1 * len(on)} for on in ("", "A", "B", "AB")}
     >>> {"".join(sorted(of)): round(effect[0], 3) for of, effect in factorial_effects(scores, "AB").items()}
@@ -209,11 +190,8 @@ def detection_names(records: Iterable[Record]) -> dict[str, str]:
 def detection_comparisons(records: Sequence[Record]) -> list[Comparison]:
     """Sort records of detection into comparisons by box AP, one for each data configuration.
 
-    A baseline may have been run with the teacher of the others or without one, which changes nothing in it.
-
-    Raises:
-        ComparisonError: records of one data configuration that are not of one recipe; see
-            :func:`apd.report.statistics.compare`.
+    A baseline may have been run with the teacher of the others or without one, which changes nothing in it. Errors as
+    of :func:`apd.report.statistics.compare`.
     """
     names = detection_names(records)
     comparisons = {one.data: one for one in compare([r for r in records if r.experiment.teacher is not None], names)}

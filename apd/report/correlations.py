@@ -32,15 +32,12 @@ class Correlation(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """A number of the images and their gains, correlated twice.
-
-    Attributes:
-        over_images: of gains that are means over seeds; its interval is over images.
-        over_seeds: the mean of each seed's own rank correlation; its interval is over seeds.
-    """
+    """A number of the images and their gains, correlated twice."""
 
     over_images: Correlation
+    """Of gains that are means over seeds; its interval is over images."""
     over_seeds: Difference
+    """The mean of each seed's own rank correlation; its interval is over seeds."""
 
     @property
     def verdict(self) -> str:
@@ -54,23 +51,16 @@ class Relation(NamedTuple):
 
 
 class PerImage(NamedTuple):
-    """The evidence of one context shift, image by image, averaged over seeds.
-
-    Attributes:
-        context_shift: how far every image has an appearance of its own.
-        seeds: whose averages these are.
-        numbers: each number of the images' perspectives, (N,).
-        scores: network -> score -> (N,).
-        furthest: the class of each image whose prototype is furthest from its row; -1 where there is none.
-        class_names: names of the classes.
-        each: the seeds' evidence.
-    """
+    """The evidence of one context shift, image by image, averaged over seeds, and the seeds' own evidence."""
 
     context_shift: float
     seeds: tuple[int, ...]
     numbers: dict[str, Values]
+    """Number of the images' perspectives -> (N,)."""
     scores: dict[str, dict[str, Values]]
+    """Network -> score -> (N,)."""
     furthest: list[int]
+    """The class of each image whose prototype is furthest from its row; -1 where there is none."""
     class_names: list[str]
     each: list[Evidence]
 
@@ -117,13 +107,7 @@ def _complete(*columns: Values) -> Values:
 def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAMPLES) -> Correlation:
     """Rank correlation with a percentile bootstrap interval over images, the same at every call.
 
-    Args:
-        columns: as those of :func:`spearman`, one value per image; images with a NaN anywhere are left out.
-        confidence: of the two-sided interval.
-        resamples: how often images are drawn with replacement.
-
-    Raises:
-        ValueError: lengths differ, or confidence is outside 0..1.
+    Columns as those of :func:`spearman`, one value per image; images with a NaN anywhere are left out.
     """
     if len({len(column) for column in columns}) != 1:
         raise ValueError(f"lengths {[len(column) for column in columns]}: expected one value per image in each")
@@ -147,11 +131,7 @@ def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAM
 def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
     """Average the evidence over seeds, for each context shift by itself, in rising order.
 
-    Only networks that every seed of a context shift has are kept.
-
-    Raises:
-        ComparisonError: two files have the same context shift and seed, or files of one context shift differ in the
-            images, the teacher or the settings of APD.
+    Only networks that every seed has are kept. ComparisonError where files of one context shift do not fit.
     """
     groups: dict[float, list[Evidence]] = {}
     for one in sorted(evidence, key=lambda one: (one.context_shift, one.seed)):
@@ -207,14 +187,9 @@ def relations(
     method: str = "apd",
     reference: str = "pixel_kd",
 ) -> dict[str, Relation]:
-    """How numbers of the images' perspectives, by `names`, go with a method's gain in mIoU on the images.
+    """How numbers of the images' perspectives, by `names`, go with a method's gain in mIoU over a reference.
 
-    Args:
-        images: of one context shift.
-        names: which numbers.
-        confidence: of the intervals.
-        held: a network whose scores are taken out of both sides (see `spearman`); None: nothing.
-        method, reference: whose scores make the gain.
+    The scores of the network `held`, if any, are taken out of both sides (see :func:`spearman`).
     """
     gain, found = images.gain(method, reference), {}
     control = [] if held is None else [images.scores[held]["miou"]]

@@ -32,11 +32,7 @@ from apd.training.record import Record
 
 
 def letters_of(on: Factors) -> str:
-    """The letters of the terms that are on, joined by +, in the order of the terms.
-
-    >>> letters_of(frozenset({"KD", "A"}))
-    'A+KD'
-    """
+    """The letters of the terms that are on, joined by +, in the order of the terms."""
     return combination(tuple(letter in on for letter in TERMS.values()))
 
 
@@ -61,11 +57,7 @@ def combinations_of_terms() -> Iterator[Factors]:
 
 
 def terms_left_out() -> dict[str, int]:
-    """How many terms each combination lacks that has runs and is not the complete method, by key, few first.
-
-    >>> list(terms_left_out().items())[:2]
-    [('terms_a_o_kd', 1), ('terms_r_o_kd', 1)]
-    """
+    """How many terms each combination lacks that has runs and is not the complete method, by key, few first."""
     incomplete = [on for on in combinations_of_terms() if len(on) < len(TERMS) and not is_by_construction(on)]
     return {arm_of_terms(on): len(TERMS) - len(on) for on in reversed(incomplete)}
 
@@ -84,18 +76,14 @@ SHIFT_NAMES = METHOD_NAMES | {arm.key: f"+ APD, {arm.name}" for arm in option_ar
 
 
 class Dial(NamedTuple):
-    """What `method` gains over `reference` at each context shift, and how that changes with it.
-
-    Attributes:
-        gains: context shift -> difference in mIoU, paired by seed; rising order.
-        slopes: each seed's least-squares slope (mIoU per unit of context shift), and their mean with its interval.
-            Only seeds that have every context shift of `gains` take part.
-    """
+    """What `method` gains over `reference` at each context shift, and how that changes with it."""
 
     method: str
     reference: str
     gains: dict[float, Difference]
+    """Context shift -> difference in mIoU, paired by seed; rising order."""
     slopes: Difference
+    """Least-squares slopes (mIoU per unit of context shift) of the seeds that have every context shift of `gains`."""
 
     @property
     def verdict(self) -> str:
@@ -108,12 +96,7 @@ class Dial(NamedTuple):
 
 
 def on_the_dial(records: Sequence[Record]) -> dict[float, Comparison]:
-    """The records' comparisons by context shift, in rising order.
-
-    Raises:
-        ComparisonError: a record is not of scenes or its label names no variant, its settings differ in more than
-            context shift, seed and distillers from those of another, or :func:`~apd.report.statistics.compare` fails.
-    """
+    """The records' comparisons by context shift, in rising order."""
 
     def recipe(record: Record) -> object:
         data = replace(record.experiment.data, context_shift=0.0)
@@ -132,11 +115,7 @@ def on_the_dial(records: Sequence[Record]) -> dict[float, Comparison]:
 def turn(
     comparisons: Mapping[float, Comparison], method: str = "apd", reference: str = "pixel_kd", confidence: float = 0.95
 ) -> Dial:
-    """The gain of one method over another (keys of SHIFT_NAMES) in the comparisons of :func:`on_the_dial`.
-
-    Raises:
-        ValueError: there is no such method.
-    """
+    """The gain of one method over another (keys of SHIFT_NAMES) in the comparisons of :func:`on_the_dial`."""
     for name, key in (("method", method), ("reference", reference)):
         if key not in SHIFT_NAMES:
             raise ValueError(f"{name}={key!r}: expected one of {', '.join(SHIFT_NAMES)}")
@@ -224,11 +203,8 @@ def pairs_of(records: Sequence[Record]) -> list[Pair]:
     """Sort records into pairs: by data, same-architecture before crossed ones, students in the records' order.
 
     A baseline knows no teacher, so its runs stand beside each of its teachers. Records of other methods than
-    PAIR_METHODS are passed over, and so are students without a teacher's records.
-
-    Raises:
-        ComparisonError: a label names no method, or records of one pair differ in more than seed and distillers, were
-            scored on different images or by different teachers.
+    PAIR_METHODS are passed over, and so are students without a teacher's records. Errors as of
+    :func:`~apd.report.statistics.compare`.
     """
     alone: dict[tuple[DataConfig, NetworkConfig], list[Record]] = {}
     taught: dict[tuple[DataConfig, NetworkConfig, TeacherConfig], list[Record]] = {}
@@ -261,10 +237,7 @@ def crossed_minus_own(pairs: Sequence[Pair], method: str) -> dict[NetworkConfig,
     """For each student that has both teachers, by seed: mIoU from the teacher of the other head minus from its own.
 
     The baseline cancels: the difference of the scores is that of the gains. It also holds whatever makes one teacher
-    better than the other for any student; :func:`kinship` does not.
-
-    Raises:
-        ValueError: the pairs are of several data sets.
+    better than the other for any student; :func:`kinship` does not. ValueError for pairs of several data sets.
     """
     if len({pair.runs.data for pair in pairs}) > 1:
         raise ValueError("pairs are of several data sets: expected those of one, as differences are taken within it")
@@ -285,12 +258,7 @@ def kinship(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> dic
     not count. What is left is the interaction of the teacher's head with the student's: below zero, a teacher of the
     student's own architecture teaches more.
 
-    Returns:
-        Differences by name of the backbone, without a pair where no seed has all four roles; then, by ALL, the mean
-        over backbones for the seeds that have all roles of all of them.
-
-    Raises:
-        ValueError: the pairs are of several data sets.
+    Keys are names of backbones, then ALL, the mean over backbones for the seeds that have all roles of all of them.
     """
     halves: dict[str, list[dict[int, float]]] = {pair.backbone: [] for pair in pairs}
     for student, values in crossed_minus_own(pairs, method).items():

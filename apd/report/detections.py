@@ -24,13 +24,7 @@ LEAST_SCORE = 0.5
 
 
 class PictureCount(NamedTuple):
-    """What was found in one image.
-
-    Attributes:
-        right: objects that were found, by their class.
-        false: detections that are no object, or one that was found already.
-        missed: objects that were not found.
-    """
+    """Objects found in one image, detections that are no object or one found already, and objects missed."""
 
     right: int
     false: int
@@ -103,12 +97,7 @@ def least_middle_most(differences: Sequence[float]) -> dict[str, int]:
 
 
 def first_with_all_classes(dataset: InstanceDataset) -> int:
-    """The first image in which an object of each class has to be found; 0 where there is none.
-
-    >>> from apd.data.scenes.instances import SceneInstances
-    >>> first_with_all_classes(SceneInstances(20, height=48, width=64, context_shift=0.5, seed=0)) < 20
-    True
-    """
+    """The first image in which an object of each class has to be found; 0 where there is none."""
     for place in range(len(dataset)):
         sample = dataset[place]
         if len(sample.labels_N[~sample.crowd_N].unique()) == dataset.spec.num_classes:
@@ -117,32 +106,21 @@ def first_with_all_classes(dataset: InstanceDataset) -> int:
 
 
 class BoxPerspectives(NamedTuple):
-    """An image's boxes and the cosines between its classes, for a student and its teacher; all on the CPU.
-
-    Attributes:
-        boxes_N4: drawn from the student's proposals and the true boxes, to train its box head on; in pixels.
-        labels_N: int64 label that each was matched with, 0 for the background.
-        student_KK, teacher_KK: cosines between the prototypes of the labels, the background first; NaN where a label
-            has no box.
-        class_map_HW: the objects' masks as labels of pixels (:func:`apd.data.instances.class_map`); None without masks.
-    """
+    """An image's boxes and the cosines between its classes, for a student and its teacher; all on the CPU."""
 
     boxes_N4: Tensor
+    """Drawn from the student's proposals and the true boxes, to train its box head on; in pixels."""
     labels_N: Tensor
+    """int64 label that each was matched with, 0 for the background."""
     student_KK: Tensor
+    """Cosines between the prototypes of the labels, the background first; NaN where a label has no box."""
     teacher_KK: Tensor
     class_map_HW: Tensor | None
+    """The objects' masks as labels of pixels (:func:`apd.data.instances.class_map`); None without masks."""
 
 
 def cosines_of_prototypes(vectors_C1N: Tensor, labels_1N: Tensor, num_labels: int) -> Tensor:
-    """(K, K) cosines between the mean directions of the vectors of each label; NaN where a label has none.
-
-    >>> vectors = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
-    >>> cosines_of_prototypes(vectors, torch.tensor([[0, 2]]), 3)
-    tensor([[1., nan, 0.],
-            [nan, nan, nan],
-            [0., nan, 1.]])
-    """
+    """(K, K) cosines between the mean directions of the vectors of each label; NaN where a label has none."""
     found_1KC, present_1K = class_prototypes(vectors_C1N[None], labels_1N[None], num_labels, ignore_index=NO_BOX)
     prototypes_KC, present_K = found_1KC[0], present_1K[0]
     both_KK = present_K[:, None] & present_K
@@ -157,12 +135,6 @@ def box_perspectives(
 
     The vectors are the box heads' own, before any projection. The student's batch norm stays as it is, its modes are
     put back, and torch's global generator is left as it was.
-
-    Args:
-        student: its proposals and its drawing of boxes count; on one device with the teacher.
-        teacher: in eval mode.
-        sample: the image.
-        seed: of the drawing.
 
     Raises:
         ValueError: the teacher is in training mode, or the networks have other numbers of classes.

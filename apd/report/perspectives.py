@@ -22,25 +22,18 @@ from apd.validation import check_labels
 
 
 class Distance(NamedTuple):
-    """How far images' own perspectives are from the shared one.
-
-    Attributes:
-        distance_B: 1 - mean cosine, from 0 to 2; NaN for an image with fewer than two classes.
-        cosines_BKK: between the classifier's class k and the prototype of class j, both centred over the image's
-            present classes; NaN where either is absent. The mean is that of the diagonal.
-    """
+    """How far images' own perspectives are from the shared one."""
 
     distance_B: Tensor
+    """1 - mean of the cosines' diagonal, from 0 to 2; NaN for an image with fewer than two classes."""
     cosines_BKK: Tensor
+    """Between classifier row k and prototype j, both centred over the present classes; NaN where one is absent."""
 
 
 class Views(NamedTuple):
-    """An image seen through its own and through the shared perspective, over its valid cells.
+    """An image seen through its own and the shared perspective; NaN without a valid cell or a second class.
 
-    Attributes:
-        divergence_B: mean KL(own ‖ shared) in nats; NaN, as all of these, without a valid cell or a second class.
-        disagreement_B: share of cells that the two call differently.
-        own_right_B, shared_right_B: share of cells that each names right.
+    Mean KL(own ‖ shared) in nats, and shares of the valid cells: on which the two differ, and that each gets right.
     """
 
     divergence_B: Tensor
@@ -50,13 +43,7 @@ class Views(NamedTuple):
 
 
 class ImageScores(NamedTuple):
-    """Scores of single images.
-
-    Attributes:
-        miou_B: mean intersection over union of the classes in the image's labels; NaN without a valid pixel.
-        right_B: share of valid pixels that are right; NaN without one.
-        valid_B: number of valid pixels.
-    """
+    """Of single images: mIoU of the classes in its labels and share of valid pixels right, NaN without one; number."""
 
     miou_B: Tensor
     right_B: Tensor
@@ -67,9 +54,6 @@ def centred(rows_BKD: Tensor, present_BK: Tensor) -> Tensor:
     """Rows of present classes minus their mean; zero rows for the others.
 
     A vector that is added to all rows changes no softmax over them, so perspectives are compared without their mean.
-
-    >>> centred(torch.tensor([[[3.0], [5.0], [9.0]]]), torch.tensor([[True, True, False]])).flatten()
-    tensor([-1.,  1.,  0.])
     """
     weight_BK1 = present_BK[:, :, None].to(rows_BKD.dtype)
     count_B11 = weight_BK1.sum(1, keepdim=True).clamp(min=1)
@@ -80,16 +64,12 @@ def centred(rows_BKD: Tensor, present_BK: Tensor) -> Tensor:
 def distance_to_shared(weights_KC: Tensor, prototypes_BKC: Tensor, present_BK: Tensor) -> Distance:
     """1 - mean over present classes of the cosine between a class's classifier row and its prototype, both centred.
 
-    Only present classes take part, in the centring too. Lengths are left out, because they are a temperature. The value
-    is not 0 for a typical image, since a classifier need not point along its classes' means; what is read is how it
-    differs between images. A row or prototype that is the mean of all has a cosine of 0 with everything.
+    Lengths are left out, because they are a temperature. The value is not 0 for a typical image, since a classifier
+    need not point along its classes' means; what is read is how it differs between images.
 
     Args:
         weights_KC: rows of the classifier, without biases.
         prototypes_BKC, present_BK: from :func:`apd.class_prototypes`, of the features that the classifier reads.
-
-    Raises:
-        ValueError: shapes that do not fit.
 
     >>> found = distance_to_shared(torch.eye(2), torch.eye(2)[None], torch.tensor([[True, True]]))
     >>> found.distance_B.abs() < 1e-6
@@ -116,13 +96,7 @@ def distance_to_shared(weights_KC: Tensor, prototypes_BKC: Tensor, present_BK: T
 def compare_views(
     own_BKhw: Tensor, shared_BKhw: Tensor, present_BK: Tensor, labels_Bhw: Tensor, *, ignore_index: int = 255
 ) -> Views:
-    """Compare two views of the same cells, as class scores, over the image's present classes.
-
-    Args:
-        own_BKhw: observations through the image's own perspective (:func:`apd.observe`).
-        shared_BKhw: the classifier's logits. Of both, scores of absent classes do not count.
-        present_BK: which classes take part.
-        labels_Bhw: labels on the same grid.
+    """Compare observations through images' own perspectives with the classifier's logits, over their present classes.
 
     Raises:
         ValueError: the two views have different shapes. RuntimeError: labels out of range.
@@ -161,9 +135,6 @@ def image_scores(
 
     A class that is not in the labels has no term of its own: what is wrongly labelled by it is missing in others.
 
-    Raises:
-        ValueError: labels or predictions out of range.
-
     >>> image_scores(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]), 2).miou_B
     tensor([0.5000], dtype=torch.float64)
     """
@@ -178,12 +149,7 @@ def image_scores(
 
 
 class OwnPerspectives(NamedTuple):
-    """The numbers of a data set's images, one value for each of N images, on the CPU.
-
-    Attributes:
-        distance_N, cosines_NKK: see :class:`Distance`.
-        views: see :class:`Views`.
-    """
+    """:class:`Distance` and :class:`Views` of a data set's N images, on the CPU."""
 
     distance_N: Tensor
     cosines_NKK: Tensor
@@ -201,13 +167,9 @@ class OwnPerspectives(NamedTuple):
 def own_perspectives(
     teacher: Segmenter, distiller: APDLoss, dataset: SegmentationDataset, *, batch_size: int = 8
 ) -> OwnPerspectives:
-    """Compare each image's own perspective with the teacher's classifier.
+    """Compare each image's own perspective with the classifier of the teacher, which is in eval mode.
 
-    Args:
-        teacher: in eval mode.
-        distiller: brings the head and the scale of the views; the distance uses neither.
-        dataset: images with labels.
-        batch_size: images at a time; the result does not depend on it.
+    The distiller brings the head and the scale of the views; the distance uses neither.
     """
     parts = []
     device, spec = next(teacher.parameters()).device, dataset.spec

@@ -28,13 +28,7 @@ class ComparisonError(ValueError):
 
 
 class Score(NamedTuple):
-    """A number of a record, as a fraction.
-
-    Attributes:
-        name: as figures and tables call it.
-        of: the student's, after the last step; NaN where the record does not hold it.
-        of_teacher: the same of the teacher's; NaN where a run has no teacher.
-    """
+    """A number of a record, as a fraction: the last step's student's and the teacher's; NaN where there is none."""
 
     name: str
     of: Callable[[Record], float]
@@ -46,11 +40,7 @@ MIOU = Score("mIoU", lambda r: r.scores.miou, lambda r: r.teacher_scores.miou if
 
 
 def miou_on(split: str) -> Score:
-    """mIoU of a split that was scored beside the evaluation split; a record holds no teacher's there.
-
-    >>> miou_on("test_out_of_place").name
-    'mIoU on test_out_of_place'
-    """
+    """mIoU of a split that was scored beside the evaluation split; a record holds no teacher's there."""
     return Score(f"mIoU on {split}", lambda record: record.scores_on(split).miou, lambda _: math.nan)
 
 
@@ -99,11 +89,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def mean_interval(values: Mapping[int, float], confidence: float = 0.95) -> Difference:
-    """Mean over seeds with Student's two-sided interval, of values that are differences already.
-
-    Raises:
-        ValueError: confidence outside 0..1.
-    """
+    """Mean over seeds with Student's two-sided interval, of values that are differences already."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     found = spread(values.values())
@@ -130,9 +116,6 @@ def method_of(experiment: Experiment, names: Mapping[str, str] = METHOD_NAMES) -
     """Which method or variant an experiment is: the longest key of `names` that its label has between hyphens.
 
     A key may hold hyphens itself: `head_1e-5` in the label `head_1e-5-context1-seed0`.
-
-    Raises:
-        ComparisonError: the label holds none of the keys.
     """
     found = [key for key in names if f"-{key}-" in f"-{experiment.name}-"]
     if not found:

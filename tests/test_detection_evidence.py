@@ -22,7 +22,7 @@ from apd.report.comparisons import (
     detection_comparisons,
     detection_names,
     parts_of_ap,
-    parts_of_arm,
+    parts_of_variant,
 )
 from apd.report.figures import words
 from apd.report.figures.arm_tables import arms_table
@@ -197,7 +197,7 @@ def test_what_is_above_a_reference_is_said_of_boxes_and_of_masks(comparison):
 
 def test_a_combination_is_held_against_each_of_its_parts(comparison):
     arm = "roi_apd_and_review_kd"
-    assert set(added_to(comparison)) == {(arm, part) for part in parts_of_arm(arm)}
+    assert set(added_to(comparison)) == {(arm, part) for part in parts_of_variant(arm)}
     told = str(additions_in_words([comparison]))
     expected = comparison.difference(arm, "review_kd")
     assert f"“APD of boxes + ReviewKD, minus ReviewKD alone” {interval(expected)}" in told

@@ -20,7 +20,7 @@ from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.perspective import class_prototypes
 from apd.report import findings as findings_module
-from apd.report.detections import box_perspectives, cosines_of_prototypes, count_in_picture, first_with_all_classes
+from apd.report.detections import box_perspectives, cosines_of_prototypes, count_in_image, first_with_all_classes
 from apd.report.figures.detection_method import both_perspectives, boxes_and_map, boxes_in_words
 from apd.report.figures.detection_pictures import (
     choice_in_words,
@@ -75,7 +75,7 @@ def test_each_finding_that_counts_has_its_name_and_score_and_the_truth_its_names
 
 def test_a_picture_says_in_words_what_is_right_in_it(findings):
     found = findings.found("student")[1]
-    right, false, missed = count_in_picture(SCENES[1], found)
+    right, false, missed = count_in_image(SCENES[1], found)
     said = side_by_side(SCENES[1], {"student alone": found}, SCENES.spec).description
     assert f"student alone ({right} right, {false} false, {missed} missed)" in said
     assert false == FOUND["student"][1]

@@ -16,7 +16,7 @@ from apd import class_prototypes
 from apd.data.scenes import Scenes, draw_scene
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
-from apd.report.comparisons import judged_arms
+from apd.report.comparisons import corrected_gains
 from apd.report.figures import comparison as evidence
 from apd.report.figures import curves, perspective, scenes, style, tables, words
 from apd.report.figures.design import term_combinations
@@ -56,7 +56,7 @@ def all_figures(comparisons):
         evidence.score_against_seconds(comparisons[0]),
         curves.term_curves(one_of_each),
         curves.validation_curves(one_of_each, one_of_each["student"]),
-        forest(judged_arms(comparisons[0], METHODS, "student"), comparisons[0].names, axis="points"),
+        forest(corrected_gains(comparisons[0], METHODS, "student"), comparisons[0].names, axis="points"),
         term_combinations(comparisons[0]),
         perspective.cosine_matrices({"one": torch.eye(10), "two": -torch.eye(10)}, SCENES.class_names),
     ]

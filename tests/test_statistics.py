@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.report.comparisons import factorial_effects, holm, judged, judged_arms, p_value, subsets
+from apd.report.comparisons import corrected_gains, factorial_effects, holm, holm_corrected, p_value, subsets
 from apd.report.statistics import (
     ComparisonError,
     compare,
@@ -135,11 +135,11 @@ def test_where_nothing_is_there_the_correction_errs_once_in_twenty_families_at_m
     none = dict.fromkeys(range(5), 0.0)
     draws = stats.norm.rvs(size=(300, 20, 5), random_state=0).tolist()
     families = [
-        judged({str(i): paired_difference(dict(enumerate(row)), none) for i, row in enumerate(family)})
+        holm_corrected({str(i): paired_difference(dict(enumerate(row)), none) for i, row in enumerate(family)})
         for family in draws
     ]
     found = [any(row.found.verdict in ("above", "below") for row in family.values()) for family in families]
-    sure = [any(row.sure for row in family.values()) for family in families]
+    sure = [any(row.significant for row in family.values()) for family in families]
     assert sum(found) / len(found) > 0.5  # 1 - 0.95^20 = 0.64
     assert 0 < sum(sure) / len(sure) < 0.09
 
@@ -235,10 +235,10 @@ def test_arms_are_judged_together_against_one_of_them():
     records = [made_up_record(recipe("tiny", m, seed=s), scores[m] + luck[m][s]) for m in scores for s in range(3)]
     alone = made_up_record(recipe("tiny", "apd_without_kd", seed=9))
     (comparison,) = compare([*records, alone])
-    rows = judged_arms(comparison, METHODS, "student")
+    rows = corrected_gains(comparison, METHODS, "student")
     assert list(rows) == ["pixel_kd", "apd"]  # in the order asked for, without the reference and what shares no seed
-    assert rows["apd"].sure
-    assert not rows["pixel_kd"].sure
+    assert rows["apd"].significant
+    assert not rows["pixel_kd"].significant
     assert rows["apd"].corrected == pytest.approx(2 * p_value(comparison.difference("apd", "student")))
 
 

@@ -48,30 +48,30 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-class Judged(NamedTuple):
+class Corrected(NamedTuple):
     """A paired difference, Holm-corrected together with others."""
 
     found: Difference
     corrected: float
     """Its corrected p-value; NaN below two pairs."""
-    sure: bool
+    significant: bool
     """Whether it is significant after that correction."""
 
 
-def judged(differences: Mapping[str, Difference], confidence: float = 0.95) -> dict[str, Judged]:
+def holm_corrected(differences: Mapping[str, Difference], confidence: float = 0.95) -> dict[str, Corrected]:
     """Each difference with its p-value corrected for the number of all of them."""
     corrected = holm({name: p_value(found) for name, found in differences.items()})
     return {
-        name: Judged(found, corrected[name], corrected[name] < 1 - confidence) for name, found in differences.items()
+        name: Corrected(found, corrected[name], corrected[name] < 1 - confidence) for name, found in differences.items()
     }
 
 
-def judged_arms(
+def corrected_gains(
     comparison: Comparison, arms: Iterable[str], reference: str, confidence: float = 0.95
-) -> dict[str, Judged]:
+) -> dict[str, Corrected]:
     """Variants minus one reference, corrected together; those without a seed in common with it are left out."""
     found = {arm: comparison.difference(arm, reference, confidence) for arm in arms if arm != reference}
-    return judged({arm: difference for arm, difference in found.items() if difference.pairs}, confidence)
+    return holm_corrected({arm: difference for arm, difference in found.items() if difference.pairs}, confidence)
 
 
 def subsets(factors: Sequence[str]) -> Iterator[Factors]:
@@ -160,10 +160,10 @@ def detection_campaigns() -> list[str]:
     return [name for name, first in firsts.items() if getattr(first, "task", "") == "detection"]
 
 
-def parts_of_arm(arm: str) -> list[str]:
+def parts_of_variant(arm: str) -> list[str]:
     """The distillers that a variant's key names.
 
-    >>> parts_of_arm("roi_apd_and_review_kd")
+    >>> parts_of_variant("roi_apd_and_review_kd")
     ['roi_apd', 'review_kd']
     """
     return arm.split("_and_")
@@ -178,11 +178,11 @@ def detection_names(records: Iterable[Record]) -> dict[str, str]:
     arms = {record.experiment.name.split("-")[0] for record in records}
 
     def place(arm: str) -> tuple[int, list[int], str]:
-        parts = parts_of_arm(arm)
+        parts = parts_of_variant(arm)
         return len(parts), [order.index(part) if part in order else len(order) for part in parts], arm
 
     return {
-        arm: " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_arm(arm))
+        arm: " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_variant(arm))
         for arm in sorted(arms, key=place)
     }
 
@@ -215,12 +215,12 @@ def counted(comparison: Comparison, scores: Iterable[Score]) -> list[Score]:
     return [score for score in scores if any(not math.isnan(score.of(record)) for record in runs)]
 
 
-def added_to(comparison: Comparison, confidence: float = 0.95) -> dict[tuple[str, str], Judged]:
+def added_to(comparison: Comparison, confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
     """Each combination minus each of its parts alone, corrected together: by the combination and that part."""
     found = {
         (arm, part): comparison.difference(arm, part, confidence)
         for arm in comparison.arms
-        if len(parts_of_arm(arm)) > 1
-        for part in parts_of_arm(arm)
+        if len(parts_of_variant(arm)) > 1
+        for part in parts_of_variant(arm)
     }
-    return judged({key: difference for key, difference in found.items() if difference.pairs}, confidence)
+    return holm_corrected({key: difference for key, difference in found.items() if difference.pairs}, confidence)

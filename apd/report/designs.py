@@ -11,7 +11,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from apd.config.experiment import DataConfig, NetworkConfig, TeacherConfig
-from apd.report.comparisons import Factors, Judged, factorial_effects, judged, subsets
+from apd.report.comparisons import Corrected, Factors, factorial_effects, holm_corrected, subsets
 from apd.report.statistics import (
     Comparison,
     ComparisonError,
@@ -36,10 +36,10 @@ def letters_of(on: Factors) -> str:
     return combination(tuple(letter in on for letter in TERMS.values()))
 
 
-def arm_of_terms(on: Factors) -> str:
+def variant_of_terms(on: Factors) -> str:
     """The key of the variant or method whose runs are those of a combination of terms.
 
-    >>> arm_of_terms(frozenset({"R", "KD"})), arm_of_terms(frozenset({"A", "O"}))
+    >>> variant_of_terms(frozenset({"R", "KD"})), variant_of_terms(frozenset({"A", "O"}))
     ('pixel_kd', 'terms_a_o')
     """
     letters = letters_of(on)
@@ -59,14 +59,16 @@ def combinations_of_terms() -> Iterator[Factors]:
 def terms_left_out() -> dict[str, int]:
     """How many terms each combination lacks that has runs and is not the complete method, by key, few first."""
     incomplete = [on for on in combinations_of_terms() if len(on) < len(TERMS) and not is_by_construction(on)]
-    return {arm_of_terms(on): len(TERMS) - len(on) for on in reversed(incomplete)}
+    return {variant_of_terms(on): len(TERMS) - len(on) for on in reversed(incomplete)}
 
 
-def term_effects(comparison: Comparison, confidence: float = 0.95) -> dict[Factors, Judged]:
+def term_effects(comparison: Comparison, confidence: float = 0.95) -> dict[Factors, Corrected]:
     """Main effects and interactions of the terms on mIoU, corrected together; empty until a seed has all runs."""
-    scores = {on: comparison.miou(arm_of_terms(on)) for on in combinations_of_terms()}
+    scores = {on: comparison.miou(variant_of_terms(on)) for on in combinations_of_terms()}
     effects = factorial_effects(scores, tuple(TERMS.values()))
-    return judged({of: mean_interval(values, confidence) for of, values in effects.items() if values}, confidence)
+    return holm_corrected(
+        {of: mean_interval(values, confidence) for of, values in effects.items() if values}, confidence
+    )
 
 
 # Context shift: built-in scenes from one appearance for all images to an appearance of each image's own.
@@ -75,7 +77,7 @@ SHIFT_NAMES = METHOD_NAMES | {arm.key: f"+ APD, {arm.name}" for arm in option_ar
 """The methods and variants that are run at every context shift, by key."""
 
 
-class Dial(NamedTuple):
+class ShiftSweep(NamedTuple):
     """What `method` gains over `reference` at each context shift, and how that changes with it."""
 
     method: str
@@ -95,7 +97,7 @@ class Dial(NamedTuple):
         return "falls" if self.slopes.high < 0 else "neither rises nor falls for certain"
 
 
-def on_the_dial(records: Sequence[Record]) -> dict[float, Comparison]:
+def by_context_shift(records: Sequence[Record]) -> dict[float, Comparison]:
     """The records' comparisons by context shift, in rising order."""
 
     def recipe(record: Record) -> object:
@@ -112,10 +114,10 @@ def on_the_dial(records: Sequence[Record]) -> dict[float, Comparison]:
     return {comparison.data.context_shift: comparison for comparison in compare(records, SHIFT_NAMES)}
 
 
-def turn(
+def sweep(
     comparisons: Mapping[float, Comparison], method: str = "apd", reference: str = "pixel_kd", confidence: float = 0.95
-) -> Dial:
-    """The gain of one method over another (keys of SHIFT_NAMES) in the comparisons of :func:`on_the_dial`."""
+) -> ShiftSweep:
+    """The gain of one method over another (keys of SHIFT_NAMES) in the comparisons of :func:`by_context_shift`."""
     for name, key in (("method", method), ("reference", reference)):
         if key not in SHIFT_NAMES:
             raise ValueError(f"{name}={key!r}: expected one of {', '.join(SHIFT_NAMES)}")
@@ -126,7 +128,7 @@ def turn(
         seed: float(stats.linregress(list(gains), [gain.pairs[seed] for gain in gains.values()]).slope)
         for seed in sorted(complete)
     }
-    return Dial(method, reference, gains, mean_interval(slopes, confidence))
+    return ShiftSweep(method, reference, gains, mean_interval(slopes, confidence))
 
 
 # Pairs of networks: what each student gains from each teacher, and whether it matters that both have the same head.
@@ -237,7 +239,7 @@ def crossed_minus_own(pairs: Sequence[Pair], method: str) -> dict[NetworkConfig,
     """For each student that has both teachers, by seed: mIoU from the teacher of the other head minus from its own.
 
     The baseline cancels: the difference of the scores is that of the gains. It also holds whatever makes one teacher
-    better than the other for any student; :func:`kinship` does not. ValueError for pairs of several data sets.
+    better than the other for any student; :func:`head_match` does not. ValueError for pairs of several data sets.
     """
     if len({pair.runs.data for pair in pairs}) > 1:
         raise ValueError("pairs are of several data sets: expected those of one, as differences are taken within it")
@@ -251,7 +253,7 @@ def crossed_minus_own(pairs: Sequence[Pair], method: str) -> dict[NetworkConfig,
     }
 
 
-def kinship(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> dict[str, Difference]:
+def head_match(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> dict[str, Difference]:
     """Crossed minus same architecture, mean over both heads of the student: by student backbone, and over all of them.
 
     In that mean either head teaches one crossed and one own student, so a teacher that is simply the better one does

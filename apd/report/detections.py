@@ -23,7 +23,7 @@ LEAST_SCORE = 0.5
 """How sure a detector has to be for a detection to be counted and drawn (own choice)."""
 
 
-class PictureCount(NamedTuple):
+class ImageCount(NamedTuple):
     """Objects found in one image, detections that are no object or one found already, and objects missed."""
 
     right: int
@@ -36,7 +36,7 @@ class PictureCount(NamedTuple):
         return self.right - self.false
 
 
-def count_in_picture(truth: InstanceSample, found: Detections) -> PictureCount:
+def count_in_image(truth: InstanceSample, found: Detections) -> ImageCount:
     """Count what the detections of one image get right, those of a score below LEAST_SCORE passed over.
 
     As COCO matches them: the surest first, each takes the free object of its class that it overlaps most, if by
@@ -47,8 +47,8 @@ def count_in_picture(truth: InstanceSample, found: Detections) -> PictureCount:
         >>> image = torch.zeros(3, 64, 64, dtype=torch.uint8)
         >>> truth = InstanceSample(image, box, torch.tensor([1]), None, crowd, area, "a dog")
         >>> twice = Detections(box.repeat(2, 1), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), None)
-        >>> count_in_picture(truth, twice)
-        PictureCount(right=1, false=1, missed=0)
+        >>> count_in_image(truth, twice)
+        ImageCount(right=1, false=1, missed=0)
     """
     surest = found.scores_N.argsort(descending=True, stable=True).tolist()
     same_NM = found.labels_N[:, None] == truth.labels_N[None]
@@ -68,7 +68,7 @@ def count_in_picture(truth: InstanceSample, found: Detections) -> PictureCount:
             wanted_NM[:, best] = -1.0
         elif not in_crowd_N[i]:
             false += 1
-    return PictureCount(right, false, int((~truth.crowd_N).sum()) - right)
+    return ImageCount(right, false, int((~truth.crowd_N).sum()) - right)
 
 
 def least_middle_most(differences: Sequence[float]) -> dict[str, int]:

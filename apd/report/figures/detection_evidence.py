@@ -9,7 +9,16 @@ import torch
 
 from apd.config.experiment import Experiment
 from apd.evaluation.average_precision import AREAS
-from apd.report.comparisons import DETECTION_NAMES, MAIN_AP, Judged, Kind, added_to, counted, judged_arms, parts_of_ap
+from apd.report.comparisons import (
+    DETECTION_NAMES,
+    MAIN_AP,
+    Corrected,
+    Kind,
+    added_to,
+    corrected_gains,
+    counted,
+    parts_of_ap,
+)
 from apd.report.figures.comparison import POINTS, gain_columns
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.tables import per_cent
@@ -92,10 +101,10 @@ def by_kind(comparisons: Iterable[Comparison]) -> list[Comparison]:
 
 def judged_by_kind(
     comparisons: Iterable[Comparison], reference: str, confidence: float = 0.95
-) -> list[tuple[Comparison, dict[str, Judged]]]:
+) -> list[tuple[Comparison, dict[str, Corrected]]]:
     """Every arm against one reference, judged together within each comparison and score."""
     return [
-        (comparison, judged_arms(comparison, comparison.arms, reference, confidence))
+        (comparison, corrected_gains(comparison, comparison.arms, reference, confidence))
         for comparison in by_kind(comparisons)
     ]
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from apd.report.comparisons import DETECTION_NAMES, parts_of_arm
-from apd.report.detections import PictureCount, count_in_picture, least_middle_most
+from apd.report.comparisons import DETECTION_NAMES, parts_of_variant
+from apd.report.detections import ImageCount, count_in_image, least_middle_most
 from apd.report.figures.detections import rule_in_words, side_by_side
 from apd.report.figures.page import Drawing, Words, nothing, stack
 from apd.report.findings import ALONE, TEACHER, Findings
@@ -13,16 +13,18 @@ from apd.report.findings import ALONE, TEACHER, Findings
 def network_names(findings: Findings) -> dict[str, str]:
     """What the networks of a file are called: the student alone first, the teacher last."""
     arms = [name for name in findings.content["runs"] if name not in (ALONE, TEACHER)]
-    names = {arm: " + ".join(DETECTION_NAMES.get(part, part) for part in parts_of_arm(arm)) for arm in (ALONE, *arms)}
+    names = {
+        arm: " + ".join(DETECTION_NAMES.get(part, part) for part in parts_of_variant(arm)) for arm in (ALONE, *arms)
+    }
     return {**names, TEACHER: "teacher"}
 
 
-def counts_by_picture(findings: Findings) -> dict[str, list[PictureCount]]:
+def counts_by_picture(findings: Findings) -> dict[str, list[ImageCount]]:
     """What each network gets right in each picture."""
     dataset = findings.dataset()
     samples = [dataset[place] for place in range(findings.pictures)]
     return {
-        network: [count_in_picture(*both) for both in zip(samples, findings.found(network), strict=True)]
+        network: [count_in_image(*both) for both in zip(samples, findings.found(network), strict=True)]
         for network in network_names(findings)
     }
 

@@ -12,7 +12,7 @@ from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import decode
 from apd.data.specs import RGB, SCENES
 from apd.evaluation.average_precision import Detections
-from apd.report.detections import LEAST_OVERLAP, LEAST_SCORE, count_in_picture
+from apd.report.detections import LEAST_OVERLAP, LEAST_SCORE, count_in_image
 from apd.report.figures.page import Drawing, PictureHW3, key, png
 from apd.report.figures.scenes import image_picture
 
@@ -170,7 +170,7 @@ def side_by_side(
     """
     cells = []
     for name, each in found.items():
-        count = count_in_picture(sample, each)
+        count = count_in_image(sample, each)
         note = f"{count.right} right, {count.false} false, {count.missed} missed"
         cells.append((_found_picture(sample, each, spec, f"{name}: {note}"), name, note))
     things = int((~sample.crowd_N).sum())

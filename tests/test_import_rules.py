@@ -42,7 +42,7 @@ ARROWS = {
     "training": (BELOW_TRAINING, BARE | {"filelock"}),  # which torch needs itself
     "cost": ((*BELOW_TRAINING, "training"), BARE),
     "study": ((*BELOW_TRAINING, "training", "cost"), BARE),
-    "report": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"matplotlib", "seaborn", "pandas"}),
+    "report": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"matplotlib", "pandas", "scipy", "seaborn"}),
     "cli": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }

@@ -39,7 +39,6 @@ SCORES = ("miou", "right")
 """Scores of an image: mIoU over the classes in its labels, and share of valid pixels right."""
 NEEDED = ("teacher", "pixel_kd", "apd")
 """Networks that every file has scores of."""
-
 STUDENTS = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Measured students. Those that are not needed have runs at the two extreme context shifts only."""
 AGAIN = "Restore the file, or delete it and have it made again by python -m"

@@ -5,11 +5,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from apd.distill import APDLoss
+from apd.distill import APDLoss, ProjectionHead
 from apd.hooks import FeatureTap, tokens_to_map
 from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, two_channel_logits
 from apd.perspective import class_prototypes, observe, resize_labels
-from apd.projection import ProjectionHead
 
 if TYPE_CHECKING:
     from apd.distillers import (
@@ -61,7 +60,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The rivals are loaded when the first of them is asked for."""
+    """Other distillation methods are loaded when the first of them is asked for."""
     if name in __all__:
         import apd.distillers
 

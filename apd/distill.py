@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from apd.fused import observe_itself
-from apd.losses import Reduction, alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, upsample
+from apd.losses import (
+    RELEASED_WEIGHTS,
+    Reduction,
+    alignment_loss,
+    checked_weights,
+    observation_loss,
+    pixel_kd_loss,
+    regularisation_loss,
+    upsample,
+)
 from apd.perspective import (
     Absent,
     Scope,
@@ -18,10 +27,9 @@ from apd.perspective import (
     resize_labels,
     valid_pixels,
 )
-from apd.projection import ProjectionHead
-from apd.term_weights import RELEASED_WEIGHTS, checked_weights
 from apd.validation import (
     BINARY,
+    WIDEST,
     check_call,
     check_choice,
     check_count,
@@ -34,22 +42,44 @@ from apd.validation import (
 LabelSource = Literal["truth", "teacher"]
 
 
+class ProjectionHead(nn.Module):
+    """Conv 1×1 - ReLU - conv 1×1, with biases and without normalisation (as released), in its parameters' precision.
+
+    Args:
+        in_channels: channels of the features it reads.
+        width: channels of its hidden and of its output map (512 in the released code).
+
+    >>> from apd import ProjectionHead
+    >>> ProjectionHead(64, 32)(torch.zeros(2, 64, 5, 5)).shape
+    torch.Size([2, 32, 5, 5])
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        in_channels = check_count("in_channels", in_channels)
+        self.in_channels, width = in_channels, check_count("width", width, WIDEST)
+        self.hidden = nn.Conv2d(in_channels, width, kernel_size=1)
+        self.out = nn.Conv2d(width, width, kernel_size=1)
+
+    def forward(self, features_BChw: Tensor) -> Tensor:
+        """``features_BChw`` to (B, width, h, w)."""
+        return self.out(self.hidden(features_BChw.to(self.hidden.weight.dtype)).relu())
+
+
 class APDLoss(nn.Module):
     """Adaptive Perspective Distillation between any teacher and any student, in five lines of a training loop.
 
     Each net's features pass through its own head to a common width. From them and the labels, every image gets one
-    perspective per net (:func:`apd.class_prototypes`) through which its pixels are observed (:func:`apd.observe`);
-    :func:`apd.fused.observe_itself` does both in one step.
+    perspective per net (:func:`apd.class_prototypes`) through which its pixels are observed (:func:`apd.observe`).
     The terms, by name:
 
-    - ``regularisation``: cross-entropy of the teacher's observations against the labels; trains the teacher's head
-      and nothing else;
+    - ``regularisation``: cross-entropy of the teacher's observations against the labels; trains only its head;
     - ``alignment``: distance between the two nets' prototypes;
     - ``observation``: KL between the two nets' observations;
     - ``pixel_kd``: KL between the two nets' ordinary logits.
 
     Only the last three reach the student and its head, and they never reach the teacher's head, so one ``backward``
-    fills both sets of parameters with what two separate updates would. The five lines::
+    fills both sets of parameters with what two separate updates would::
 
         distiller = APDLoss(512, 512, num_classes=19).to(device)                                            # line 1
         optimiser.add_param_group({"params": distiller.student_parameters()})                               # line 2
@@ -79,8 +109,7 @@ class APDLoss(nn.Module):
         width: output channels of the heads (default 512, released code). ``None`` means no heads: the channels must
             be equal then, and ``regularisation``, having nothing to train, gets no default weight.
         scale: inverse temperature of the observations (default 10, released code).
-        scope: ``"image"`` (default, paper): a perspective per image; ``"batch"`` (released code): one per batch and
-            process.
+        scope: ``"image"`` (default, paper): a perspective per image; ``"batch"`` (released code): one per process.
         reduction: of the two KL terms: ``"pixel"`` (default, own choice) or ``"element"`` (released code); see
             :mod:`apd.losses`.
         absent: classes without prototype in the regularisation: ``"mask"`` (default, own choice) leaves them and
@@ -90,12 +119,12 @@ class APDLoss(nn.Module):
         temperature: of ``pixel_kd`` (default 1, released code).
         upsample_logits: compare logits on the label grid (released code) instead of their own (default, own choice).
         labels_from: ``"truth"`` (default, paper): the labels given. ``"teacher"``: its own predictions in their place,
-            in every term and for every pixel, so that images without labels can be distilled; of ``labels``, only the
-            size and the range are looked at then, and ``teacher_logits`` are needed.
-        detach_prototypes: whether the observation term treats the student's prototypes as constants, so that it
-            moves the pixels only. Default False (released code: gradient flows through both).
+            for every pixel, so that images without labels can be distilled; ``teacher_logits`` are needed then, and of
+            ``labels`` only size and range count.
+        detach_prototypes: whether the student's prototypes are constants in the observation term (default False,
+            released code: gradient flows through both).
         weights: of the terms by name; names left out keep their default
-            (:data:`apd.term_weights.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed, and a head that
+            (:data:`apd.losses.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed, and a head that
             no term trains is frozen.
 
     Raises:
@@ -160,7 +189,6 @@ class APDLoss(nn.Module):
         Prototypes over the batch, element means over all pixels, absent classes at logit 0 in the regularisation,
         logits compared on the label grid, and weight 10 for alignment, observation and pixel distillation.
         """
-        weights = {name: value for name, value in RELEASED_WEIGHTS.items() if width or name != "regularisation"}
         return cls(
             student_channels,
             teacher_channels,
@@ -170,7 +198,7 @@ class APDLoss(nn.Module):
             reduction="element",
             absent="zero",
             upsample_logits=True,
-            weights=weights,
+            weights={name: value for name, value in RELEASED_WEIGHTS.items() if width or name != "regularisation"},
         )
 
     def student_parameters(self) -> list[nn.Parameter]:
@@ -208,9 +236,7 @@ class APDLoss(nn.Module):
         valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
         if self.labels_from == "teacher":
             labels = upsample(without_infinities(teacher_logits), labels.shape[1:]).argmax(1)
-        weights = self.weights
-        terms: dict[str, Tensor] = {}
-
+        weights, terms = self.weights, {}
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
             student_BChw, teacher_BChw = match_grids(student_features, teacher_features.detach())
             seen = self._classes_at_hand(labels, resize_labels(labels, teacher_BChw.shape[2:]))
@@ -255,8 +281,8 @@ class APDLoss(nn.Module):
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> SeenClasses:
         """On a CPU, where looking at a value costs nothing: only the classes that occur. Elsewhere all of them.
 
-        Waiting for a GPU would cost more than it saves, and a compiled graph cannot have a size that depends on data.
-        Absent classes that are seen at logit 0 count in a softmax and cannot be left out.
+        Waiting for a GPU costs more, and a compiled graph has no size that depends on data. Absent classes at logit 0
+        count in a softmax.
         """
         if labels_BHW.is_cpu and self.absent == "mask" and not torch.compiler.is_compiling():
             return occurring_classes(

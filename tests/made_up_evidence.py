@@ -7,7 +7,7 @@ import numpy as np
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
 from apd.data.specs import SCENES
-from apd.report.evidence_file import SCHEMA, Evidence, rounded
+from apd.report.evidence import SCHEMA, Evidence, rounded
 from apd.study.campaigns import scenes_experiment
 
 IMAGES = 40

@@ -6,7 +6,7 @@ from apd.data.instances import InstanceSample
 from apd.data.rle import encode
 from apd.data.scenes.instances import SceneInstances
 from apd.evaluation.average_precision import Detections
-from apd.report.detection_findings import SCHEMA, Findings, settings_of, sure_findings
+from apd.report.findings import SCHEMA, Findings, settings_of, sure_findings
 
 SCENES = SceneInstances(6, height=96, width=128, context_shift=1.0, seed=0, split="test")
 FOUND = {"student": (3, 1), "roi_apd": (2, 0), "teacher": (99, 0)}

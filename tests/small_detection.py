@@ -8,15 +8,11 @@ import torch
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.distillers.detection_configs import (
-    DenseAPDConfig,
-    DetectionDistillerConfig,
-    PyramidMatchingConfig,
-    ReviewKDConfig,
-    RoIAPDConfig,
-    RoIDKDConfig,
-    RoIKDConfig,
-)
+from apd.distillers.apd import DenseAPDConfig
+from apd.distillers.base import DistillerConfig
+from apd.distillers.review_kd import ReviewKDConfig
+from apd.distillers.roi_apd import RoIAPDConfig
+from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
 from apd.training.run import task_of
 from apd.training.trainer import Trainer
 
@@ -28,7 +24,7 @@ TRAINING = TrainingConfig(iterations=4, batch_size=2, evaluations=2, head_multip
 TEACHER = TeacherConfig(
     network=replace(NETWORK, width=24, box_width=40), training=replace(TRAINING, iterations=2, evaluations=1)
 )
-METHODS: dict[str, tuple[DetectionDistillerConfig, ...]] = {
+METHODS: dict[str, tuple[DistillerConfig, ...]] = {
     "student": (),
     "roi_apd": (RoIAPDConfig(width=8),),
     "dense_apd": (DenseAPDConfig(levels=("0", "1"), width=8),),

@@ -26,7 +26,9 @@ from apd.config.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
-from apd.distillers.configs import APDConfig, DistillerConfig, PixelKDConfig
+from apd.distillers.apd import APDConfig
+from apd.distillers.base import DistillerConfig
+from apd.distillers.logits import PixelKDConfig
 from apd.training import checkpoint
 from apd.training import exit_codes as shell
 from apd.training import trainer as loop

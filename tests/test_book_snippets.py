@@ -12,6 +12,7 @@ import torch
 
 from apd.cli.app import COMMANDS, main
 from apd.cli.parsing import recipe_parts, with_recipe
+from apd.distillers.base import DISTILLERS
 from apd.study.campaigns import CAMPAIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,7 @@ def beginning_with(*program: str) -> list:
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("apd.distillers.base.DISTILLERS", dict(DISTILLERS))  # a page may define a method
     torch.manual_seed(0)
     names = {"__name__": page.stem}
     for first, code in blocks(page, PYTHON):

@@ -13,8 +13,7 @@ import pytest
 from small_experiments import exit_codes, start, tiny
 
 from apd.config.identity import fingerprint, to_dict
-from apd.distillers.configs import DISTILLERS
-from apd.distillers.detection_configs import DETECTION_DISTILLERS
+from apd.distillers.base import DISTILLERS
 from apd.report.statistics import method_of
 from apd.study import runner
 from apd.study.ablations import RIVALS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
@@ -194,7 +193,7 @@ def test_every_method_gets_the_same_trials_of_its_weights():
 
 
 def test_the_weights_of_every_method_can_be_multiplied():
-    for method, kind in (DISTILLERS | DETECTION_DISTILLERS).items():
+    for method, kind in DISTILLERS.items():
         assert stronger(kind(), 10.0) == replace(
             kind(), **{name: 10 * getattr(kind(), name) for name in WEIGHTS[method]}
         )

@@ -6,10 +6,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from apd.distill import APDLoss
 from apd.distillers import DIST, FitNet, PixelKD
+from apd.distillers.apd import dense_apd
+from apd.distillers.base import LEVELS, DetectorPair, DetectorView
 from apd.distillers.review_kd import ReviewKD, hierarchical_context_loss
 from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import OnPyramid, OnRoIs, dense_apd, pyramid_matching, roi_dkd, roi_kd
-from apd.models.detector_hooks import LEVELS, DetectorPair, DetectorView
+from apd.distillers.through_pixels import OnPyramid, OnRoIs, pyramid_matching, roi_dkd, roi_kd
 
 from . import slow_detection as slow
 

@@ -12,14 +12,17 @@ from made_up_detection import LEVELS, Data, campaign, luck, made_up
 from made_up_records import made_up_record
 
 from apd.config.identity import fingerprint, to_dict
-from apd.report.detection_comparison import (
-    ARM_NAMES,
+from apd.report.comparisons import (
+    BOX_AP,
+    DETECTION_NAMES,
+    MASK_AP,
     added_to,
     counted,
     detection_campaigns,
     detection_comparisons,
     detection_names,
-    parts_of_arm,
+    parts_of_ap,
+    parts_of_variant,
 )
 from apd.report.figures import words
 from apd.report.figures.arm_tables import arms_table
@@ -44,8 +47,7 @@ from apd.report.figures.detection_trials import (
     validation_box_ap,
 )
 from apd.report.figures.tables import interval
-from apd.report.score import BOX_AP, MASK_AP, MIOU, parts_of_ap
-from apd.report.statistics import ComparisonError, compare, paired_difference, spread
+from apd.report.statistics import MIOU, ComparisonError, compare, paired_difference, spread
 from apd.study.campaigns import CAMPAIGNS, scenes_experiment
 from apd.study.coco_recipes import STUDENT_RATE
 from apd.training.record import Record, read_records
@@ -195,7 +197,7 @@ def test_what_is_above_a_reference_is_said_of_boxes_and_of_masks(comparison):
 
 def test_a_combination_is_held_against_each_of_its_parts(comparison):
     arm = "roi_apd_and_review_kd"
-    assert set(added_to(comparison)) == {(arm, part) for part in parts_of_arm(arm)}
+    assert set(added_to(comparison)) == {(arm, part) for part in parts_of_variant(arm)}
     told = str(additions_in_words([comparison]))
     expected = comparison.difference(arm, "review_kd")
     assert f"“APD of boxes + ReviewKD, minus ReviewKD alone” {interval(expected)}" in told
@@ -320,7 +322,7 @@ def test_the_distillers_share_of_the_loss_is_what_the_detectors_own_losses_leave
         own = sum(value for name in curves if name.startswith("loss_") for value in curves[name][last])
         share = theirs / (own + theirs)
         assert share_of_distillers(record) == pytest.approx(share, rel=1e-3)  # curves are rounded
-        row = next(line for line in told.splitlines() if line.startswith(ARM_NAMES[trial.split("_x")[0]]))
+        row = next(line for line in told.splitlines() if line.startswith(DETECTION_NAMES[trial.split("_x")[0]]))
         assert f"{100 * share:.0f}" in row.split()
 
 

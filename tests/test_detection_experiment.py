@@ -13,26 +13,16 @@ from apd.config.datasets import spec_of
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig
 from apd.config.inference import Inference
-from apd.distillers import detection_configs as detection_distiller_configs
-from apd.distillers.build import build_detection_distiller
-from apd.distillers.configs import DISTILLERS, APDConfig
-from apd.distillers.detection_configs import (
-    DETECTION_DISTILLERS,
-    DenseAPDConfig,
-    PyramidMatchingConfig,
-    ReviewKDConfig,
-    RoIAPDConfig,
-    RoIDKDConfig,
-    RoIKDConfig,
-)
-from apd.distillers.review_kd import ReviewKD
-from apd.distillers.roi_apd import RoIAPD
+from apd.distillers.apd import APDConfig, DenseAPDConfig
+from apd.distillers.base import DISTILLERS, build_distiller
+from apd.distillers.review_kd import ReviewKD, ReviewKDConfig
+from apd.distillers.roi_apd import RoIAPD, RoIAPDConfig
+from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
 from apd.models.detector import BODIES
-from apd.models.detector_hooks import LEVELS
 from apd.training.run import task_of
 from apd.training.segmentation import build_network
 
-CONFIGS = (InstanceDataConfig, DetectorConfig, *DETECTION_DISTILLERS.values())
+CONFIGS = (InstanceDataConfig, DetectorConfig, *(kind for kind in DISTILLERS.values() if kind.task == "detection"))
 
 
 def test_the_task_is_that_of_the_data():
@@ -42,9 +32,6 @@ def test_the_task_is_that_of_the_data():
 
 
 def test_methods_levels_and_backbones_are_those_of_the_modules():
-    assert {kind().method: kind for kind in DETECTION_DISTILLERS.values()} == DETECTION_DISTILLERS
-    assert not DISTILLERS.keys() & DETECTION_DISTILLERS.keys()
-    assert detection_distiller_configs.LEVELS == LEVELS
     assert set(get_args(get_type_hints(DetectorConfig)["backbone"])) == set(BODIES)
 
 
@@ -179,7 +166,7 @@ def networks():
 
 def test_a_module_has_every_setting_of_its_configuration(networks):
     def built(config):
-        return build_detection_distiller(config, **networks, seed=3)
+        return build_distiller(config, **networks, seed=3)
 
     roi = built(RoIAPDConfig(width=8, scale=5.0, alignment=3.0, observation=0.5, pixel_kd=0.0, temperature=2.0))
     assert isinstance(roi, RoIAPD)
@@ -208,8 +195,7 @@ def test_a_module_has_every_setting_of_its_configuration(networks):
 def test_heads_and_networks_depend_on_the_seed_alone_and_leave_the_random_state(networks):
     before = torch.get_rng_state()
     heads = [
-        build_detection_distiller(METHODS["roi_apd"][0], **networks, seed=seed).student_head.state_dict()
-        for seed in (3, 3, 4)
+        build_distiller(METHODS["roi_apd"][0], **networks, seed=seed).student_head.state_dict() for seed in (3, 3, 4)
     ]
     torch.rand(3)
     again = task_of(small()).network(NETWORK, 3, torch.device("cpu"), 0)

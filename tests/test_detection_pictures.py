@@ -19,10 +19,8 @@ from apd.data.rle import decode
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.perspective import class_prototypes
-from apd.report import detection_findings
-from apd.report.box_perspectives import box_perspectives, cosines_of_prototypes, first_with_all_classes
-from apd.report.detection_example import method_example
-from apd.report.detection_findings import Findings, findings_of, read_findings
+from apd.report import findings as findings_module
+from apd.report.detections import box_perspectives, cosines_of_prototypes, count_in_image, first_with_all_classes
 from apd.report.figures.detection_method import both_perspectives, boxes_and_map, boxes_in_words
 from apd.report.figures.detection_pictures import (
     choice_in_words,
@@ -32,7 +30,7 @@ from apd.report.figures.detection_pictures import (
     pictures_side_by_side,
 )
 from apd.report.figures.detections import class_map_picture, framed, ink_on, rgb, side_by_side, thing_colours, tinted
-from apd.report.image_detections import count_in_picture
+from apd.report.findings import Findings, findings_of, method_example, read_findings
 from apd.training.record import RecordError
 
 SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)
@@ -77,7 +75,7 @@ def test_each_finding_that_counts_has_its_name_and_score_and_the_truth_its_names
 
 def test_a_picture_says_in_words_what_is_right_in_it(findings):
     found = findings.found("student")[1]
-    right, false, missed = count_in_picture(SCENES[1], found)
+    right, false, missed = count_in_image(SCENES[1], found)
     said = side_by_side(SCENES[1], {"student alone": found}, SCENES.spec).description
     assert f"student alone ({right} right, {false} false, {missed} missed)" in said
     assert false == FOUND["student"][1]
@@ -260,7 +258,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, findings, change, told):
 
 def test_findings_are_those_of_the_detectors_that_are_sure_enough(networks, monkeypatch):
     student, teacher = networks
-    monkeypatch.setattr(detection_findings, "LEAST_SCORE", 0.2)
+    monkeypatch.setattr(findings_module, "LEAST_SCORE", 0.2)
     student.roi_heads.score_thresh = 0.0
     found = findings_of({"student": student, "teacher": teacher}, SCENES, 3, batch_size=2)
     assert [len(each) for each in found.values()] == [3, 3]
@@ -287,17 +285,17 @@ class Run:
 @pytest.fixture
 def finished(monkeypatch, networks):
     """Runs of a campaign that have finished, with small networks of random weights."""
-    kept = detection_findings.settings_of(SCENES) | {"evaluation_images": len(SCENES), "name": "scenes"}
+    kept = findings_module.settings_of(SCENES) | {"evaluation_images": len(SCENES), "name": "scenes"}
     data = Frozen(kept | {"world": SCENES.scenes.seed, "evaluation_split": "test"})
     runs = [Run(f"{arm}-seed0", data) for arm in ("student", "roi_apd")]
     student, teacher = networks
     content = {"fingerprint": "a" * 12, "weights_sha256": "0" * 64, "data": {"fingerprint": SCENES.fingerprint()}}
-    monkeypatch.setattr(detection_findings, "experiments_of", lambda name: runs)
+    monkeypatch.setattr(findings_module, "experiments_of", lambda name: runs)
     monkeypatch.setattr(
-        detection_findings, "trained_network", lambda run, device: teacher if "teacher" in run.name else student
+        findings_module, "trained_network", lambda run, device: teacher if "teacher" in run.name else student
     )
-    monkeypatch.setattr(detection_findings, "run_folder", lambda run: Path(run.name))
-    monkeypatch.setattr(detection_findings, "read_record", lambda path: SimpleNamespace(content=content))
+    monkeypatch.setattr(findings_module, "run_folder", lambda run: Path(run.name))
+    monkeypatch.setattr(findings_module, "read_record", lambda path: SimpleNamespace(content=content))
     return content
 
 
@@ -312,7 +310,7 @@ class Frozen(SimpleNamespace):
 
 
 def test_the_command_writes_what_finished_runs_find_and_what_the_method_sees(tmp_path, finished, capsys):
-    assert detection_findings.main(["--to", str(tmp_path)]) == 0
+    assert findings_module.main(["--to", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip().endswith("roi_apd-seed0.json")
     (made,) = read_findings(tmp_path)
     assert list(made.content["runs"]) == ["student", "roi_apd", "teacher"]
@@ -324,10 +322,10 @@ def test_the_command_writes_what_finished_runs_find_and_what_the_method_sees(tmp
 
 def test_runs_that_are_not_planned_or_were_scored_on_other_scenes_are_refused(tmp_path, finished):
     with pytest.raises(ExperimentError, match="plans no run dense_apd-seed0"):
-        detection_findings.write_findings(0, "dense_apd", tmp_path)
+        findings_module.write_findings(0, "dense_apd", tmp_path)
     finished["data"] = {"fingerprint": "0" * 64}
     with pytest.raises(ExperimentError, match="scored on other scenes"):
-        detection_findings.write_findings(0, "roi_apd", tmp_path)
+        findings_module.write_findings(0, "roi_apd", tmp_path)
 
 
 # the choice

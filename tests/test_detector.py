@@ -9,13 +9,15 @@ from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import as_target
 from apd.data.rle import decode
 from apd.data.scenes.instances import SceneInstances
+from apd.distillers.apd import dense_apd
+from apd.distillers.base import NO_BOX
 from apd.distillers.review_kd import ReviewKD
 from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import dense_apd, pyramid_matching, roi_dkd, roi_kd
+from apd.distillers.through_pixels import pyramid_matching, roi_dkd, roi_kd
 from apd.evaluation.average_precision import ap_scores
 from apd.evaluation.detections import ap_of, detect
 from apd.models.detector import BODIES, build_detector
-from apd.models.detector_hooks import NO_BOX, DetectorTap, pad_maps, teacher_view, training_step
+from apd.models.detector_hooks import DetectorTap, pad_maps, teacher_view, training_step
 from apd.models.detector_weights import coco_rows, fill_from_coco, fill_from_imagenet
 
 SIZES = dict(min_size=64, max_size=96, smallest_anchor=8, proposals=60, rois=16, detections=10)

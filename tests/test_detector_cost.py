@@ -8,7 +8,7 @@ import torch
 
 from apd.distillers.through_pixels import roi_kd
 from apd.models.detector import build_detector
-from apd.report.detection_comparison import ARM_NAMES
+from apd.report.comparisons import DETECTION_NAMES
 from apd.report.figures import detector_cost as told
 from tests import measure_detection
 from tests.measure_detection import detector_step_cost, noise_batch
@@ -89,7 +89,7 @@ def measurement(tmp_path_factory):
 
 def test_every_distiller_is_measured_and_the_table_has_its_median(measurement):
     (row,) = measurement["rows"]
-    assert set(row["steps"]) == set(row["added"]) == set(ARM_NAMES) - {"student"}
+    assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}
     shown = told.step_cost_table(measurement, row).description
     assert "step with APD of boxes" in shown
     assert told.share(row["added"]["roi_apd"][1]) in shown

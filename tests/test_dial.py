@@ -1,6 +1,5 @@
 """The dial: gains and slopes from records, what is said of them, and records that do not belong on one dial."""
 
-import math
 import re
 from dataclasses import replace
 
@@ -10,9 +9,9 @@ from made_up_evidence import made_up_evidence
 from made_up_records import made_up_record
 from scipy import stats
 
-from apd.report.context_shift import ARM_NAMES, on_the_dial, slope, turn
+from apd.report.correlations import per_image
+from apd.report.designs import SHIFT_NAMES, by_context_shift, sweep
 from apd.report.figures.context_shift_figures import dial_figure, dial_table, dial_words
-from apd.report.perspective_relation import per_image
 from apd.report.statistics import ComparisonError, paired_difference
 from apd.study.campaigns import experiments_of
 
@@ -33,21 +32,9 @@ def records(rise=0.1, seeds=5, shifts=(0.0, 0.25, 0.5, 0.75, 1.0), wobble=0.004)
     return made
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_slope_is_that_of_least_squares(seed):
-    generator = np.random.default_rng(seed)
-    x, y = generator.uniform(size=(2, 6))
-    assert slope(dict(zip(x.tolist(), y.tolist(), strict=True))) == pytest.approx(np.polyfit(x, y, 1)[0])
-
-
-def test_one_place_has_no_slope():
-    assert math.isnan(slope({0.5: 1.0}))
-    assert math.isnan(slope({}))
-
-
 def test_gains_are_paired_by_seed_and_slopes_are_each_seeds_own():
-    comparisons = on_the_dial(records())
-    dial = turn(comparisons)
+    comparisons = by_context_shift(records())
+    dial = sweep(comparisons)
     assert list(dial.gains) == [0.0, 0.25, 0.5, 0.75, 1.0]
     for shift, comparison in comparisons.items():
         expected = paired_difference(comparison.miou("apd"), comparison.miou("pixel_kd"))
@@ -73,7 +60,7 @@ def test_gains_are_paired_by_seed_and_slopes_are_each_seeds_own():
     ],
 )
 def test_the_sentence_says_what_the_slopes_say(settings, verdict):
-    dial = turn(on_the_dial(records(**settings)))
+    dial = sweep(by_context_shift(records(**settings)))
     assert dial.verdict == verdict
     told = str(dial_words([dial]))
     assert f"**{verdict}**" in told
@@ -83,15 +70,15 @@ def test_the_sentence_says_what_the_slopes_say(settings, verdict):
 
 
 def test_prototypes_of_the_batch_have_a_dial_of_their_own():
-    dial = turn(on_the_dial(records()), "scope_batch")
+    dial = sweep(by_context_shift(records()), "scope_batch")
     assert len(dial.gains) == 5
     assert dial.slopes.mean == pytest.approx(0.0, abs=1e-9)
-    assert "prototypes of the batch" in ARM_NAMES["scope_batch"]
+    assert "prototypes of the batch" in SHIFT_NAMES["scope_batch"]
 
 
 def test_a_seed_that_lacks_a_context_shift_has_no_slope():
     some = [r for r in records() if (r.experiment.seed, r.experiment.data.context_shift) != (2, 0.5)]
-    dial = turn(on_the_dial(some))
+    dial = sweep(by_context_shift(some))
     assert sorted(dial.slopes.pairs) == [0, 1, 3, 4]
     assert sorted(dial.gains[0.5].pairs) == [0, 1, 3, 4]
 
@@ -100,17 +87,17 @@ def test_what_does_not_belong_on_the_dial_is_refused():
     made = records(seeds=1)
     other = replace(made[0].experiment, network=replace(made[0].experiment.network, head_width=48), seed=7)
     with pytest.raises(ComparisonError, match="differ in more than context shift, seed and distillers"):
-        on_the_dial([*made, made_up_record(other)])
+        by_context_shift([*made, made_up_record(other)])
     camvid = made_up_record(next(iter(experiments_of("camvid-small"))))
     with pytest.raises(ComparisonError, match="have no context shift"):
-        on_the_dial([*made, camvid])
+        by_context_shift([*made, camvid])
     with pytest.raises(ValueError, match="method='adp': expected one of"):
-        turn(on_the_dial(made), "adp")
+        sweep(by_context_shift(made), "adp")
 
 
 def test_the_figure_and_the_table_tell_the_gains_and_the_images_numbers():
-    comparisons = on_the_dial(records())
-    dials = [turn(comparisons), turn(comparisons, "scope_batch")]
+    comparisons = by_context_shift(records())
+    dials = [sweep(comparisons), sweep(comparisons, "scope_batch")]
     images = per_image([made_up_evidence(1.0, seed) for seed in range(2)])
     assert f"{100 * dials[0].gains[1.0].mean:+.1f} at 1" in dial_figure(dials).description
     shown = dial_table(comparisons, dials, images)
@@ -123,7 +110,7 @@ def test_the_figure_and_the_table_tell_the_gains_and_the_images_numbers():
 
 
 def test_without_records_every_part_says_so():
-    dial = turn({})
+    dial = sweep({})
     assert dial.gains == {}
     assert "context shifts with a gain: 0" in str(dial_words([dial]))
     assert "cannot be drawn" in dial_figure([dial]).description

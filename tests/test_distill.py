@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 import apd
 from apd import APDLoss, ProjectionHead, pixel_kd_loss
-from apd.term_weights import DEFAULT_WEIGHTS
+from apd.losses import DEFAULT_WEIGHTS
 
 from . import slow_reference as slow
 
-METHOD_MODULES = ("perspective", "own_perspective", "occurring", "losses", "projection", "taps")
 RELEASED = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
 TERMS = tuple(DEFAULT_WEIGHTS)
 

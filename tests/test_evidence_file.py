@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_up_evidence import IMAGES, made_up_evidence
 
-from apd.report.evidence_file import NUMBERS, Evidence, evidence_folder, read_all_evidence, read_evidence
+from apd.report.evidence import NUMBERS, Evidence, evidence_folder, read_all_evidence, read_evidence
 from apd.training.record import RecordError
 
 

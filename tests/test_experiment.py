@@ -18,7 +18,8 @@ from apd.config.experiment import (
     TrainingConfig,
 )
 from apd.config.inference import Inference
-from apd.distillers.configs import APDConfig, PixelKDConfig
+from apd.distillers.apd import APDConfig
+from apd.distillers.logits import PixelKDConfig
 from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, METHODS, REAL_SIZES, SMALL_RATES, Size, methods_of, recipe
 
 CONFIGS = (DataConfig, NetworkConfig, TrainingConfig, PixelKDConfig, APDConfig, TeacherConfig, Experiment)
@@ -101,8 +102,8 @@ WRONG = [
         Inference(window=(96, 31)),
         "expected all looks to have sides of at least 32 pixels, got 31",
     ),
-    (Experiment, "distillers", [PixelKDConfig()], "expected a tuple of PixelKDConfig or APDConfig"),
-    (Experiment, "distillers", (TrainingConfig(),), "expected a tuple of PixelKDConfig or APDConfig"),
+    (Experiment, "distillers", [PixelKDConfig()], "expected a tuple of DistillerConfig"),
+    (Experiment, "distillers", (TrainingConfig(),), "expected a tuple of DistillerConfig"),
 ]
 
 

@@ -20,16 +20,12 @@ from apd.config.experiment import (
 )
 from apd.config.identity import fingerprint, from_dict, to_dict
 from apd.config.inference import Inference
-from apd.distillers.configs import APDConfig, PixelKDConfig
-from apd.distillers.detection_configs import (
-    DETECTION_DISTILLERS,
-    DenseAPDConfig,
-    PyramidMatchingConfig,
-    ReviewKDConfig,
-    RoIAPDConfig,
-    RoIDKDConfig,
-    RoIKDConfig,
-)
+from apd.distillers.apd import APDConfig, DenseAPDConfig
+from apd.distillers.base import DISTILLERS
+from apd.distillers.logits import PixelKDConfig
+from apd.distillers.review_kd import ReviewKDConfig
+from apd.distillers.roi_apd import RoIAPDConfig
+from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
 from apd.study.recipes import METHODS, recipe
 
 GOLDEN = Experiment(
@@ -43,11 +39,13 @@ GOLDEN = Experiment(
     distillers=(PixelKDConfig(temperature=2.0), APDConfig(width=64, pixel_kd=0.0)),
 )
 
+OF_DETECTION = [RoIAPDConfig, DenseAPDConfig, RoIKDConfig, RoIDKDConfig, PyramidMatchingConfig, ReviewKDConfig]
+assert set(OF_DETECTION) == {kind for kind in DISTILLERS.values() if kind.task == "detection"}
 DETECTION = Experiment(
     data=InstanceDataConfig(),
     network=DetectorConfig(),
     teacher=TeacherConfig(network=DetectorConfig(backbone="resnet50")),
-    distillers=tuple(kind() for kind in DETECTION_DISTILLERS.values()),
+    distillers=tuple(kind() for kind in OF_DETECTION),
 )
 
 
@@ -218,7 +216,7 @@ OTHER = {  # for every field a legal value that is not its default
     },
 }
 LABELS = {Experiment: {"name"}, PixelKDConfig: {"method"}, APDConfig: {"method"}, InstanceDataConfig: {"kind"}}
-LABELS |= {kind: {"method"} for kind in DETECTION_DISTILLERS.values()}
+LABELS |= {kind: {"method"} for kind in OF_DETECTION}
 COMPANIONS = {  # refused without
     (TeacherConfig, "expected_ap"): {"network": DetectorConfig()},
     (InstanceDataConfig, "name"): {"folder": "coco"},
@@ -256,8 +254,8 @@ def full(config):
             return replace(DETECTION, data=config)
         case DetectorConfig():
             return replace(DETECTION, network=config)
-        case _ if type(config) in DETECTION_DISTILLERS.values():
-            place = list(DETECTION_DISTILLERS.values()).index(type(config))
+        case _ if type(config) in OF_DETECTION:
+            place = OF_DETECTION.index(type(config))
             return replace(
                 DETECTION, distillers=(*DETECTION.distillers[:place], config, *DETECTION.distillers[place + 1 :])
             )
@@ -319,7 +317,7 @@ def test_no_two_experiments_of_the_recipes_share_a_fingerprint():
     assert len({fingerprint(experiment) for experiment in experiments}) == len(experiments)
 
 
-DETECTION_CONFIGS = (InstanceDataConfig, DetectorConfig, *DETECTION_DISTILLERS.values())
+DETECTION_CONFIGS = (InstanceDataConfig, DetectorConfig, *OF_DETECTION)
 TEXTS = st.text("abz_09.-äß/ ", max_size=12)
 POSITIVE = st.floats(1e-6, 1e3)
 SIDES = st.integers(32, 400)
@@ -473,8 +471,8 @@ def edited(path, value):
         (("teacher", "network", "hed_width"), 8, "NetworkConfig has no field 'hed_width'; did you mean 'head_width'?"),
         (("distillers", 0, "tempreature"), 8, "APDConfig has no field 'tempreature'; did you mean 'temperature'?"),
         (("data", "zzzz"), 8, "DataConfig has no field 'zzzz'; known: blur, context_shift, crop_height"),
-        (("distillers", 0, "method"), "adp", "distillers.method = 'adp': expected one of pixel_kd, apd, "),
-        (("distillers", 0, "method"), ["apd"], "distillers.method = ['apd']: expected one of pixel_kd, apd"),
+        (("distillers", 0, "method"), "adp", "distillers.method = 'adp': expected one of apd, attention_transfer"),
+        (("distillers", 0, "method"), ["apd"], "distillers.method = ['apd']: expected one of apd, attention_transfer"),
         (("distillers", 0), "apd", "Experiment.distillers = ['apd']: expected a list of mappings"),
         (("network", "kind"), "mask_rcnn", "DetectorConfig has no field 'head'; known: backbone, box_width"),
         (("network", "rois"), 8, "NetworkConfig has no field 'rois'; DetectorConfig has it, which is told by"),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_records import made_up_record
 
+from apd.report.comparisons import corrected_gains, holm_corrected
 from apd.report.figures import style
 from apd.report.figures.arm_tables import arms_table, settings_in_words
 from apd.report.figures.comparison import outlying, score_against_seconds, scores_over_seeds
@@ -17,7 +18,6 @@ from apd.report.figures.forest import forest, limits
 from apd.report.figures.tables import digits_of, interval, points
 from apd.report.figures.verdicts import added_to_rivals, complements, seconds_in_words, tallies, tally
 from apd.report.figures.words import beside_methods, outcome
-from apd.report.multiple_comparisons import judged, judged_arms
 from apd.report.statistics import compare, paired_difference
 from apd.study.ablations import RIVALS, at_best, option_variants
 from apd.study.campaigns import experiments_of
@@ -52,7 +52,7 @@ def comparison(campaigns):
 
 
 def differences(**values):
-    return judged(
+    return holm_corrected(
         {name: paired_difference(dict(enumerate(v)), dict.fromkeys(range(len(v)), 0.0)) for name, v in values.items()}
     )
 
@@ -84,8 +84,10 @@ def test_a_forest_tells_every_row_and_is_fit_for_both_modes():
 
 def test_a_mean_is_bold_where_it_withstands_the_correction():
     bold = dict(texts(forest(ROWS, NAMES, axis="points")))
-    assert {key: bold[points(ROWS[key].found.mean)] for key in ROWS} == {key: row.sure for key, row in ROWS.items()}
-    assert {key for key, row in ROWS.items() if row.sure} == {"clear", "lost"}
+    assert {key: bold[points(ROWS[key].found.mean)] for key in ROWS} == {
+        key: row.significant for key, row in ROWS.items()
+    }
+    assert {key for key, row in ROWS.items() if row.significant} == {"clear", "lost"}
 
 
 def test_neighbours_of_one_group_stand_below_one_bold_heading():
@@ -255,7 +257,7 @@ def table_rows(shown):
 
 def test_the_table_of_arms_holds_score_error_difference_and_costs(comparison):
     groups = {arm.key: arm.group for arm in option_variants()}
-    rows = judged_arms(comparison, groups, "apd")
+    rows = corrected_gains(comparison, groups, "apd")
     heading, lines = table_rows(arms_table(comparison, rows, "apd", groups=groups))
     assert len(lines) == 1 + len(groups)
     scope = dict(zip(heading[-8:], lines[1][-8:], strict=True))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
 METHOD = (
-    *("validation", "perspective", "fused", "normalizers", "losses", "term_weights", "projection", "distill"),
+    *("validation", "perspective", "fused", "normalizers", "losses", "distill"),
     *("distillers", "hooks"),
 )
 BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
@@ -30,21 +30,19 @@ ARROWS = {
     "fused": (("validation", "perspective"), {"torch"}),
     "normalizers": ((), {"torch"}),
     "losses": (("validation", "perspective", "fused", "normalizers"), {"torch"}),
-    "term_weights": (("validation",), set()),
-    "projection": (("validation",), {"torch"}),
-    "distill": (("validation", "perspective", "fused", "losses", "term_weights", "projection"), {"torch"}),
+    "distill": (("validation", "perspective", "fused", "losses"), {"torch"}),
     "fields": ((), set()),
-    "distillers": ((*METHOD, "fields", "models"), {"torch", "torchvision"}),
+    "distillers": ((*METHOD, "fields"), {"torch"}),
     "hooks": (("validation",), {"torch"}),
     "__init__": (METHOD, {"torch"}),
-    "models": ((), BARE),
+    "models": (("distillers",), BARE),  # what a detector shows to a distiller
     "data": ((), BARE | {"yaml"}),  # which timm needs itself
     "config": (("fields", "data", "distillers"), BARE),
     "evaluation": ((*METHOD, "models", "data", "config"), BARE),
     "training": (BELOW_TRAINING, BARE | {"filelock"}),  # which torch needs itself
     "cost": ((*BELOW_TRAINING, "training"), BARE),
     "study": ((*BELOW_TRAINING, "training", "cost"), BARE),
-    "report": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"matplotlib", "seaborn", "pandas"}),
+    "report": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"matplotlib", "pandas", "scipy", "seaborn"}),
     "cli": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }

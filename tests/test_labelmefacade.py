@@ -15,8 +15,7 @@ from apd.config.experiment import DataConfig, ExperimentError
 from apd.data.images import MissingData
 from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade, listed_splits
 from apd.data.specs import CAMVID
-from apd.report.score import miou_on
-from apd.report.statistics import compare
+from apd.report.statistics import compare, miou_on
 from apd.training.record import Record, RecordError
 from apd.training.run import train
 

@@ -14,6 +14,7 @@ from scipy import stats
 from small_experiments import TEACHER, tiny
 
 from apd.config.identity import fingerprint
+from apd.report.designs import ALL, PUBLISHED, crossed_minus_own, head_match, mean_gain, pairs_of
 from apd.report.figures import style
 from apd.report.figures.pair_figures import (
     by_data,
@@ -28,7 +29,6 @@ from apd.report.figures.pair_figures import (
 from apd.report.figures.pair_rates import best_rate, pair_rates_table, tried_rates
 from apd.report.figures.tables import interval
 from apd.report.figures.words import read_campaigns
-from apd.report.pairs import ALL, PUBLISHED, crossed_minus_own, kinship, mean_gain, pairs_of
 from apd.report.statistics import ComparisonError
 from apd.study.campaigns import experiments_of
 from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TEACHER_RATES, TRIED_PAIR_RATES, scenes_pair
@@ -191,7 +191,7 @@ def slow_kinship(pairs, method, backbone, seed):
 
 def test_kinship_is_the_mean_over_roles_and_backbones():
     pairs = scenes_pairs_with()
-    found = kinship(pairs, "apd")
+    found = head_match(pairs, "apd")
     assert list(found) == [*BACKBONES, ALL]
     for seed in range(3):
         by_hand = [slow_kinship(pairs, "apd", backbone, seed) for backbone in BACKBONES]
@@ -201,16 +201,16 @@ def test_kinship_is_the_mean_over_roles_and_backbones():
 
 def test_kinship_sees_a_teacher_of_ones_own_kind_and_not_a_better_teacher():
     related, better = scenes_pairs_with(kin=0.1), scenes_pairs_with(better_teacher=0.1)
-    assert kinship(related, "apd")[ALL].verdict == "below"
-    assert kinship(related, "apd")[ALL].mean < -0.05
-    assert abs(kinship(better, "apd")[ALL].mean) < 0.01
+    assert head_match(related, "apd")[ALL].verdict == "below"
+    assert head_match(related, "apd")[ALL].mean < -0.05
+    assert abs(head_match(better, "apd")[ALL].mean) < 0.01
     by_student = crossed_minus_own(better, "apd")
     assert all((value > 0.05) == (s.head == "psp") for s, seeds in by_student.items() for value in seeds.values())
 
 
 def test_a_role_without_a_record_takes_its_seed_and_backbone_out():
     lost = "pixel_kd-aspp_resnet18_from_psp-seed2"
-    found = kinship(pairs_of(records_of("scenes-pairs", keep=lambda e: e.name != lost)), "pixel_kd")
+    found = head_match(pairs_of(records_of("scenes-pairs", keep=lambda e: e.name != lost)), "pixel_kd")
     assert sorted(found["ResNet-18"].pairs) == sorted(found[ALL].pairs) == [0, 1]
     assert sorted(found["MobileNetV2"].pairs) == [0, 1, 2]
 
@@ -226,7 +226,7 @@ def test_a_pair_without_its_student_alone_has_no_gain(pairs):
     taught = pairs_of(records_of("scenes-pairs", keep=lambda e: bool(e.distillers)))
     assert len(taught) == 12
     assert judged_gains(taught) == {}
-    assert kinship(taught, "apd")[ALL].pairs
+    assert head_match(taught, "apd")[ALL].pairs
     assert "nan" not in pairs_table(taught).description
     assert "0 pairs have a seed in common" in gain_by_pair(taught).description
 
@@ -259,7 +259,7 @@ def test_a_student_alone_of_another_recipe_or_of_other_images_is_refused():
 
 def test_differences_are_not_taken_across_data_sets(pairs):
     with pytest.raises(ValueError, match="several data sets"):
-        kinship(pairs, "apd")
+        head_match(pairs, "apd")
 
 
 # figures, tables, words

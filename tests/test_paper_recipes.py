@@ -14,7 +14,7 @@ from apd.cli.app import main
 from apd.config.datasets import spec_of
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.inference import Inference
-from apd.distillers.build import build_distiller
+from apd.distillers.base import build_distiller
 from apd.study.published_recipes import (
     CLASSES_SEEN,
     CORRECTED_SOURCES,

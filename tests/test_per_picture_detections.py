@@ -1,15 +1,13 @@
 """What is counted in a picture is what the rule says, and a choice of pictures follows from the counts alone."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.ops import box_iou
 
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes.instances import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer
-from apd.report.image_detections import count_in_picture, least_middle_most, overlaps
+from apd.report.detections import count_in_image, least_middle_most
 
 
 def boxes(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -28,18 +26,11 @@ def found_of(boxes_N4, labels, scores) -> Detections:
     return Detections(boxes_N4, torch.tensor(scores), torch.tensor(labels, dtype=torch.long), None)
 
 
-def test_overlaps_are_torchvisions():
-    generator = torch.Generator().manual_seed(0)
-    first, second = boxes(7, generator), boxes(5, generator)
-    assert torch.allclose(overlaps(first, second), box_iou(first, second))
-    assert torch.allclose(overlaps(first, first, of_first=True).diagonal(), torch.ones(7))
-
-
 def test_perfect_findings_are_all_right_and_no_findings_miss_everything():
     boxes_N4 = boxes(6, torch.Generator().manual_seed(1))
     truth = truth_of(boxes_N4, [0, 1, 2, 0, 1, 2])
-    assert count_in_picture(truth, found_of(boxes_N4, [0, 1, 2, 0, 1, 2], [0.9] * 6)) == (6, 0, 0)
-    nothing = count_in_picture(truth, found_of(torch.zeros(0, 4), [], []))
+    assert count_in_image(truth, found_of(boxes_N4, [0, 1, 2, 0, 1, 2], [0.9] * 6)) == (6, 0, 0)
+    nothing = count_in_image(truth, found_of(torch.zeros(0, 4), [], []))
     assert nothing == (0, 0, 6)
     assert nothing.score == 0
 
@@ -47,31 +38,31 @@ def test_perfect_findings_are_all_right_and_no_findings_miss_everything():
 def test_a_wrong_class_a_second_finding_and_an_unsure_one_are_told_apart():
     box = torch.tensor([[4.0, 4.0, 24.0, 24.0]])
     truth = truth_of(box, [1])
-    assert count_in_picture(truth, found_of(box, [0], [0.9])) == (0, 1, 1)
-    assert count_in_picture(truth, found_of(box.repeat(3, 1), [1, 1, 1], [0.6, 0.9, 0.4])) == (1, 1, 0)
-    assert count_in_picture(truth, found_of(box, [1], [0.4])) == (0, 0, 1)
-    assert count_in_picture(truth, found_of(box, [1], [0.5])) == (1, 0, 0)
+    assert count_in_image(truth, found_of(box, [0], [0.9])) == (0, 1, 1)
+    assert count_in_image(truth, found_of(box.repeat(3, 1), [1, 1, 1], [0.6, 0.9, 0.4])) == (1, 1, 0)
+    assert count_in_image(truth, found_of(box, [1], [0.4])) == (0, 0, 1)
+    assert count_in_image(truth, found_of(box, [1], [0.5])) == (1, 0, 0)
 
 
 def test_the_surest_finding_takes_the_thing_that_it_overlaps_most():
     things = torch.tensor([[0.0, 0.0, 10.0, 10.0], [3.0, 0.0, 13.0, 10.0]])
     between = torch.tensor([[2.0, 0.0, 12.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
-    assert count_in_picture(truth_of(things, [0, 0]), found_of(between, [0, 0], [0.9, 0.8])) == (2, 0, 0)
+    assert count_in_image(truth_of(things, [0, 0]), found_of(between, [0, 0], [0.9, 0.8])) == (2, 0, 0)
     only = truth_of(things[:1], [0])
-    assert count_in_picture(only, found_of(between, [0, 0], [0.9, 0.8])) == (1, 1, 0)
+    assert count_in_image(only, found_of(between, [0, 0], [0.9, 0.8])) == (1, 1, 0)
 
 
 def test_a_finding_in_a_crowd_is_neither_right_nor_false_and_a_crowd_is_not_missed():
     crowd, inside = torch.tensor([[0.0, 0.0, 40.0, 40.0]]), torch.tensor([[4.0, 4.0, 12.0, 12.0]])
     truth = truth_of(crowd, [1], [True])
-    assert count_in_picture(truth, found_of(inside, [1], [0.9])) == (0, 0, 0)
-    assert count_in_picture(truth, found_of(inside, [0], [0.9])) == (0, 1, 0)
-    assert count_in_picture(truth, found_of(inside + 36, [1], [0.9])) == (0, 1, 0)
+    assert count_in_image(truth, found_of(inside, [1], [0.9])) == (0, 0, 0)
+    assert count_in_image(truth, found_of(inside, [0], [0.9])) == (0, 1, 0)
+    assert count_in_image(truth, found_of(inside + 36, [1], [0.9])) == (0, 1, 0)
 
 
 def test_a_picture_without_things_counts_every_finding_as_false():
     empty = truth_of(torch.zeros(0, 4), [])
-    assert count_in_picture(empty, found_of(boxes(3, torch.Generator().manual_seed(2)), [0, 1, 2], [0.9] * 3)) == (
+    assert count_in_image(empty, found_of(boxes(3, torch.Generator().manual_seed(2)), [0, 1, 2], [0.9] * 3)) == (
         *(0, 3, 0),
     )
 
@@ -85,7 +76,7 @@ def test_things_found_agree_with_what_coco_calls_right_at_half_overlap(seed):
     moved = torch.cat([moved[:, :2], torch.maximum(moved[:, 2:], moved[:, :2] + 1)], 1)
     scores = (0.5 + 0.5 * torch.rand(5, generator=generator)).tolist()
     truth, found = truth_of(boxes_N4, labels), found_of(moved, labels, scores)
-    count = count_in_picture(truth, found)
+    count = count_in_image(truth, found)
     assert count.right + count.missed == 5
     assert count.right + count.false == 5
     scorer = DetectionScorer(InstanceSpec("pets", ("cat", "dog")), ("boxes",))
@@ -95,18 +86,11 @@ def test_things_found_agree_with_what_coco_calls_right_at_half_overlap(seed):
     assert perfect == (count.right == 5)
 
 
-@pytest.mark.parametrize("name", ["least_score", "least_overlap"])
-def test_a_threshold_that_is_no_fraction_is_refused(name):
-    truth = truth_of(torch.zeros(0, 4), [])
-    with pytest.raises(ValueError, match=f"{name}=50"):
-        count_in_picture(truth, found_of(torch.zeros(0, 4), [], []), **{name: 50})
-
-
 def test_the_truth_of_a_scene_found_as_it_is_has_everything_right():
     sample = SceneInstances(4, height=96, width=128, context_shift=0.5, seed=0, split="test")[1]
     wanted_N = ~sample.crowd_N
     found = Detections(sample.boxes_N4[wanted_N], torch.ones(int(wanted_N.sum())), sample.labels_N[wanted_N], None)
-    assert count_in_picture(sample, found) == (int(wanted_N.sum()), 0, 0)
+    assert count_in_image(sample, found) == (int(wanted_N.sum()), 0, 0)
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=30))

@@ -12,7 +12,8 @@ from apd import APDLoss, class_prototypes, observe, resize_labels
 from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
-from apd.report.evidence_file import Evidence
+from apd.report.correlations import per_image, relations, seeds_agree
+from apd.report.evidence import Evidence
 from apd.report.figures import perspective
 from apd.report.figures.perspective_evidence import (
     coefficient,
@@ -23,7 +24,6 @@ from apd.report.figures.perspective_evidence import (
     revealed_words,
 )
 from apd.report.figures.prototypes import apart_over_steps, plane_of, prototype_plane
-from apd.report.perspective_relation import per_image, relations, seeds_agree
 from apd.report.statistics import paired_difference
 from apd.report.trace import Trace, pairwise_cosine
 

@@ -11,12 +11,11 @@ from apd.config.datasets import build_split
 from apd.config.experiment import ExperimentError
 from apd.config.identity import fingerprint
 from apd.data.batches import evaluation_batches
-from apd.distillers.configs import APDConfig
-from apd.report import perspective_study
-from apd.report.evidence_file import read_evidence
-from apd.report.perspective_distance import compare_views, distance_to_shared
-from apd.report.perspective_relation import backed_by
-from apd.report.perspective_study import main, measure, own_perspectives, planned, scores_by_image, write_evidence
+from apd.distillers.apd import APDConfig
+from apd.report import evidence as evidence_module
+from apd.report.correlations import backed_by
+from apd.report.evidence import main, measure, planned, read_evidence, write_evidence
+from apd.report.perspectives import compare_views, distance_to_shared, own_perspectives, scores_by_image
 from apd.report.trace import trained_distiller
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import train, trained_network
@@ -104,7 +103,7 @@ def test_runs_that_cannot_be_compared_are_refused(records):
 
 @pytest.fixture
 def two_planned(records, monkeypatch):
-    monkeypatch.setattr(perspective_study, "planned", lambda: iter([runs_of(0), runs_of(1)]))
+    monkeypatch.setattr(evidence_module, "planned", lambda: iter([runs_of(0), runs_of(1)]))
 
 
 def test_the_command_writes_what_is_finished_once_and_says_what_is_not(two_planned, tmp_path, capsys):

@@ -11,7 +11,7 @@ from small_experiments import tiny
 from apd import class_prototypes, resize_labels
 from apd.config.datasets import build_split
 from apd.config.experiment import ExperimentError
-from apd.distillers.build import build_distiller
+from apd.distillers.base import build_distiller
 from apd.report.trace import pairwise_cosine, trained_distiller, watch
 from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network

@@ -16,12 +16,12 @@ from apd import class_prototypes
 from apd.data.scenes import Scenes, draw_scene
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
+from apd.report.comparisons import corrected_gains
 from apd.report.figures import comparison as evidence
 from apd.report.figures import curves, perspective, scenes, style, tables, words
 from apd.report.figures.design import term_combinations
 from apd.report.figures.forest import forest
 from apd.report.figures.page import Panel, markdown, panels, png, table
-from apd.report.multiple_comparisons import judged_arms
 from apd.report.statistics import compare, paired_difference
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS, lengthened, recipe
@@ -56,7 +56,7 @@ def all_figures(comparisons):
         evidence.score_against_seconds(comparisons[0]),
         curves.term_curves(one_of_each),
         curves.validation_curves(one_of_each, one_of_each["student"]),
-        forest(judged_arms(comparisons[0], METHODS, "student"), comparisons[0].names, axis="points"),
+        forest(corrected_gains(comparisons[0], METHODS, "student"), comparisons[0].names, axis="points"),
         term_combinations(comparisons[0]),
         perspective.cosine_matrices({"one": torch.eye(10), "two": -torch.eye(10)}, SCENES.class_names),
     ]

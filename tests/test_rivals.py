@@ -1,4 +1,4 @@
-"""Every rival: against its slow reference, and the properties that they share."""
+"""Every distillation method: against its slow reference, and the properties that they share."""
 
 import copy
 

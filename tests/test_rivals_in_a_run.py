@@ -1,30 +1,30 @@
-"""Rivals as part of an experiment: their configurations, their modules, and a run of all of them together."""
+"""Distillation methods as part of an experiment: configurations, modules, a run of all together, and a new method."""
 
 import dataclasses
+import importlib
 import json
+import pkgutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from small_experiments import NETWORK, TEACHER, outcome, prepared_run, tiny
 
+import apd.distillers
+from apd.cli.parsing import parse
+from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict, to_dict
-from apd.distillers.build import build_distiller
-from apd.distillers.configs import (
-    DISTILLERS,
-    AttentionTransferConfig,
-    CIRKDConfig,
-    CWDConfig,
-    DISTConfig,
-    DKDConfig,
-    FitNetConfig,
-    I2CKDConfig,
-    IDDConfig,
-    IFVDConfig,
-    LSKDConfig,
-    MGDConfig,
-    SKDConfig,
-)
+from apd.distillers.base import DISTILLERS, DistillerConfig, build_distiller
+from apd.distillers.channels import CWDConfig, DISTConfig
+from apd.distillers.cirkd import CIRKDConfig
+from apd.distillers.features import AttentionTransferConfig, FitNetConfig, MGDConfig
+from apd.distillers.logits import DKDConfig, LSKDConfig
+from apd.distillers.prototypes import I2CKDConfig, IDDConfig
+from apd.distillers.relations import IFVDConfig, SKDConfig
 from apd.fields import ExperimentError
 from apd.training import trainer as loop
 from apd.training.run import train
@@ -67,7 +67,7 @@ def with_distillers(*distillers):
 
 def test_every_method_of_the_study_is_tried_here():
     assert {kind().method: kind for kind in DISTILLERS.values()} == DISTILLERS
-    assert [type(config) for config in ALL] == list(DISTILLERS.values())
+    assert {type(config) for config in ALL} == {kind for kind in DISTILLERS.values() if kind.task == "segmentation"}
 
 
 @pytest.mark.parametrize("kind", RIVALS)
@@ -169,3 +169,49 @@ def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monk
         train(experiment, on_step=throw_at_four)
     train(experiment)
     assert outcome(experiment) == expected
+
+
+PAGE = Path(__file__).parents[1] / "book" / "design_notes.md"
+
+
+@pytest.fixture
+def absolute(tmp_path, monkeypatch):
+    """The configuration of the method that the page *Design notes* writes, in a module outside the package."""
+    (snippet,) = (part for part in PAGE.read_text().split("```") if "class Absolute(" in part)
+    (tmp_path / "absolute_method.py").write_text(snippet.removeprefix("python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("absolute_method").AbsoluteConfig
+    del DISTILLERS["absolute"], sys.modules["absolute_method"]
+
+
+def test_a_new_method_is_one_file(absolute, tmp_path, monkeypatch):
+    experiment = with_distillers(absolute())
+    assert from_dict(json.loads(json.dumps(to_dict(experiment)))) == experiment
+    assert fingerprint(with_distillers(absolute(weight=3.0))) != fingerprint(experiment)
+    with pytest.raises(ExperimentError, match=r"^AbsoluteConfig.weight = 0.0: expected a number > 0; to leave"):
+        absolute(weight=0)
+    changed = ["--distillers.0.weight", "5", "--training.iterations", "7"]
+    chosen = parse(Experiment, changed, default=experiment, prog="apd", config=(tyro.conf.AvoidSubcommands,))
+    assert (chosen.distillers, chosen.training.iterations) == ((absolute(weight=5.0),), 7)
+
+    trained = prepared_run(experiment, tmp_path).distillers["absolute"].student_parameters()
+    assert trained[0].shape[:2] == (TEACHER.network.head_width, NETWORK.head_width)
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+    assert train(experiment).experiment == experiment
+    assert all(entry["absolute.absolute"] > 0 for entry in outcome(experiment)["log"])
+
+
+def test_two_methods_of_one_name_are_refused(absolute):
+    with pytest.raises(
+        TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this name"
+    ):
+
+        class SameConfig(DistillerConfig, module=absolute.module):
+            method = "absolute"
+
+
+def test_every_file_of_the_folder_is_in_the_registry_once_one_of_them_is_imported():
+    files = {f"{apd.distillers.__name__}.{module.name}" for module in pkgutil.iter_modules(apd.distillers.__path__)}
+    code = "import sys, apd.config.experiment; print(*(name for name in sys.modules if name.startswith('apd.dist')))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert files <= set(found)

@@ -6,19 +6,20 @@ import pytest
 from made_up_records import made_up_record
 from small_experiments import digest, tiny
 
-from apd.distillers.configs import APDConfig, PixelKDConfig
-from apd.report.figures.design import term_combinations
-from apd.report.figures.tables import interval
-from apd.report.figures.verdicts import effects_in_words
-from apd.report.statistics import compare
-from apd.report.term_design import (
-    arm_of_terms,
+from apd.distillers.apd import APDConfig
+from apd.distillers.logits import PixelKDConfig
+from apd.report.designs import (
     combinations_of_terms,
     is_by_construction,
     letters_of,
     term_effects,
     terms_left_out,
+    variant_of_terms,
 )
+from apd.report.figures.design import term_combinations
+from apd.report.figures.tables import interval
+from apd.report.figures.verdicts import effects_in_words
+from apd.report.statistics import compare
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, recipe
@@ -54,7 +55,7 @@ def test_the_regularisation_without_alignment_and_observation_never_reaches_the_
 
 
 def test_every_combination_has_runs_of_its_own_or_those_that_it_equals():
-    arms = {letters_of(on): arm_of_terms(on) for on in combinations_of_terms()}
+    arms = {letters_of(on): variant_of_terms(on) for on in combinations_of_terms()}
     assert len(arms) == 2 ** len(TERMS)
     assert set(arms.values()) == {arm.key for arm in term_variants()} | {"student", "pixel_kd", "apd_without_kd", "apd"}
     assert [letters for letters, on in zip(arms, combinations_of_terms(), strict=True) if is_by_construction(on)] == [
@@ -69,13 +70,13 @@ def test_the_terms_that_are_on_in_an_arm_are_those_of_its_combination():
     distillers = {arm.key: arm.distillers for arm in term_variants()}
     distillers |= {method: recipe("tiny", method).distillers for method in ("apd", "apd_without_kd")}
     for on in combinations_of_terms():
-        if config := distillers.get(arm_of_terms(on)):
+        if config := distillers.get(variant_of_terms(on)):
             assert {letter for term, letter in TERMS.items() if getattr(config[0], term)} == set(on)
 
 
 def records_of_the_design(seeds=3, leave_out=""):
     """Every term adds the same in every combination; seeds differ in level, and a little in the second term."""
-    arms = {arm_of_terms(on): on for on in combinations_of_terms() if not is_by_construction(on)}
+    arms = {variant_of_terms(on): on for on in combinations_of_terms() if not is_by_construction(on)}
     records = []
     for name in ("scenes-tiny", "scenes-terms"):
         for experiment in experiments_of(name):

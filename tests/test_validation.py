@@ -399,7 +399,7 @@ def test_both_messages_of_one_channel_point_to_the_way():
 
 
 def boxes(*, gradient=True, broken=None):
-    from apd.models.detector_hooks import DetectorPair, DetectorView
+    from apd.distillers.base import DetectorPair, DetectorView
 
     def view(side):
         maps = {"vectors": torch.randn(2, 6, 1, 16), "logits": torch.randn(2, 4, 1, 16)}

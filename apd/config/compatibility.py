@@ -1,14 +1,10 @@
-"""Whether the parts of an experiment belong to one task, and what a run of detection cannot do.
-
-Nothing here imports torch.
-"""
+"""Whether the parts of an experiment belong to one task, and what a run of detection cannot do."""
 
 from typing import Any, Literal
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.inference import WHOLE_PICTURE
-from apd.distillers.configs import DISTILLERS
-from apd.distillers.detection_configs import DETECTION_DISTILLERS
+from apd.distillers.base import DISTILLERS
 from apd.fields import ExperimentError, require
 
 TaskName = Literal["segmentation", "detection"]
@@ -33,8 +29,8 @@ def require_one_task(experiment: Any) -> None:
                 f"{'segmentation wants a DataConfig' if detection else 'detection wants an InstanceDataConfig'} as data"
             )
     for distiller in experiment.distillers:
-        if (distiller.method in DETECTION_DISTILLERS) != detection:
-            known = ", ".join(DETECTION_DISTILLERS if detection else DISTILLERS)
+        if distiller.task != experiment.task:
+            known = ", ".join(sorted(name for name, kind in DISTILLERS.items() if kind.task == experiment.task))
             raise ExperimentError(
                 f"Experiment.distillers: {distiller.method} is none for {experiment.task}, the task of data = {data}: "
                 f"expected some of {known}"

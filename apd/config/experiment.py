@@ -1,6 +1,6 @@
 """What an experiment is: a frozen, validated configuration.
 
-Nothing here imports torch. Wrong values fail at construction with the field, the value and what was expected.
+Wrong values fail at construction with the field, the value and what was expected.
 """
 
 import itertools
@@ -11,8 +11,8 @@ from apd.config.compatibility import TaskName, require_fit, require_one_task, ta
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.image_sizes import least_side
 from apd.config.inference import SMALLEST_SIDE, WHOLE_PICTURE, Inference
-from apd.distillers.configs import APDConfig, DistillerConfig
-from apd.distillers.detection_configs import DetectionDistillerConfig
+from apd.distillers.apd import APDConfig
+from apd.distillers.base import DistillerConfig
 from apd.fields import ExperimentError, require, require_types
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -263,7 +263,7 @@ class Experiment:
     precision: Precision = "auto"
     """Autocast: auto is bf16 where the device multiplies it natively, fp32 elsewhere, and for detectors everywhere."""
     teacher: TeacherConfig | None = None
-    distillers: tuple[DistillerConfig | DetectionDistillerConfig, ...] = ()
+    distillers: tuple[DistillerConfig, ...] = ()
     """Distillation losses added to the task loss."""
     inference: Inference = WHOLE_PICTURE
     """How the final scores look at an image; those on the way always look once at the whole image."""

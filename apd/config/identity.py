@@ -16,8 +16,7 @@ from apd.config.experiment import (
     TrainingConfig,
 )
 from apd.config.inference import Inference
-from apd.distillers.configs import DISTILLERS, DistillerConfig
-from apd.distillers.detection_configs import DETECTION_DISTILLERS, DetectionDistillerConfig
+from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import did_you_mean
 
 
@@ -67,7 +66,6 @@ _NESTED = {
 }
 """Classes of a field that is a mapping; of two, a mapping with `kind` is of the second."""
 _OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}
-_METHODS = DISTILLERS | DETECTION_DISTILLERS
 
 
 def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
@@ -102,13 +100,15 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
         raise ExperimentError(str(error)) from error
 
 
-def _distillers_from_list(content: Any) -> tuple[DistillerConfig | DetectionDistillerConfig, ...]:
+def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
         raise ExperimentError(
             f"Experiment.distillers = {content!r:.80}: expected a list of mappings with a method each"
         )
     for entry in content:
-        if (method := entry.get("method")) not in tuple(_METHODS):
-            hint = did_you_mean(method, _METHODS)
-            raise ExperimentError(f"distillers.method = {method!r}: expected one of {', '.join(_METHODS)}{hint}")
-    return tuple(from_dict(entry, _METHODS[entry["method"]]) for entry in content)
+        if (method := entry.get("method")) not in tuple(DISTILLERS):
+            hint = did_you_mean(method, DISTILLERS)
+            raise ExperimentError(
+                f"distillers.method = {method!r}: expected one of {', '.join(sorted(DISTILLERS))}{hint}"
+            )
+    return tuple(from_dict(entry, DISTILLERS[entry["method"]]) for entry in content)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import FasterRCNN
 
 from apd.config.experiment import Experiment
-from apd.models.detector_hooks import DetectorPair, DetectorView
+from apd.distillers.base import DetectorPair, DetectorView
 from apd.models.segmenter import SegOutput
 from apd.training.run import task_of
 from apd.training.segmentation import task_loss

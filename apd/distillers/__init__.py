@@ -19,6 +19,9 @@ valid.
 ['fitnet', 'loss']
 """
 
+import importlib
+import pkgutil
+
 from apd.distillers.channels import CWD, DIST
 from apd.distillers.cirkd import CIRKD
 from apd.distillers.features import MGD, AttentionTransfer, FitNet
@@ -41,3 +44,6 @@ __all__ = [
     "PairwiseSimilarity",
     "PixelKD",
 ]
+
+for _module in pkgutil.iter_modules(__path__):  # every method of this folder enters the registry
+    importlib.import_module(f"{__name__}.{_module.name}")

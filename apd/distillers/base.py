@@ -1,9 +1,13 @@
-"""What the rivals share: their weights, their parameters, the checks of a call, and one grid for maps and labels."""
+"""What distillation methods share: the registry of their configurations, their weights, and the checks of a call."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apd.perspective import match_grids, resize_labels, valid_pixels
+from apd.fields import LEAVE_OUT, require, require_types
+from apd.perspective import full_precision, match_grids, resize_labels, valid_pixels
 from apd.validation import (
     check_call,
     check_count,
@@ -15,9 +19,88 @@ from apd.validation import (
 IGNORED = -1
 """What labels hold, inside this part of the package, at pixels that belong to no class."""
 
+DISTILLERS: dict[str, type["DistillerConfig"]] = {}
+"""The configuration of every method by its name, segmentation's and detection's: :class:`DistillerConfig` fills it."""
 
-class Rival(nn.Module):
+
+@dataclass(frozen=True, kw_only=True)
+class DistillerConfig:
+    """A distiller of an experiment: a frozen, validated configuration, which a subclass makes known by its `method`.
+
+    Fields are settings of the module by the same names; a `weight` and a `temperature` are positive. The default of a
+    field is never changed: fingerprints leave it out.
+
+    Args:
+        module: class of the loss module, a :class:`Distiller`; left out where :meth:`build` is overridden.
+        task: what the method is for, "segmentation" (default) or "detection".
+
+    Raises:
+        ExperimentError: a field holds what its annotation or the method rules out.
+        TypeError: at the definition of a subclass whose `method` another one has.
+
+    Example:
+        >>> from typing import Literal
+        >>> from apd.distillers.features import FitNet
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class HalvedConfig(DistillerConfig, module=FitNet):
+        ...     method: Literal["halved"] = "halved"
+        ...     weight: float = 5.0
+        >>> DISTILLERS.pop("halved")().weight
+        5.0
+    """
+
+    task: ClassVar[str]
+    module: ClassVar[type[nn.Module]]
+
+    def __init_subclass__(cls, *, module: type[nn.Module] | None = None, task: str = "segmentation") -> None:
+        cls.task = task
+        if module is not None:
+            cls.module = module
+        if method := cls.__dict__.get("method"):
+            if (other := DISTILLERS.get(method)) is not None:
+                raise TypeError(
+                    f"{cls.__name__}.method = {method!r}: {other.__module__}.{other.__name__} has this name"
+                )
+            DISTILLERS[method] = cls
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), list):  # JSON has lists
+                object.__setattr__(self, f.name, tuple(value))
+        require_types(self)
+        for name, expected in (("weight", LEAVE_OUT), ("temperature", "a number > 0")):
+            require(getattr(self, name, 1.0) > 0, self, name, expected)
+
+    def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
+        """The loss module for two networks; :func:`build_distiller` calls it with a seeded generator."""
+        settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
+        sizes = (student.feature_channels, teacher.feature_channels, student.num_classes)
+        return self.module(
+            *(sizes if issubclass(self.module, FeatureDistiller) else ()), **settings, ignore_index=ignore_index
+        )
+
+
+def build_distiller(
+    config: DistillerConfig, *, student: nn.Module, teacher: nn.Module, seed: int, ignore_index: int = 255
+) -> nn.Module:
+    """The loss module of one distiller, on the student's device, its heads initialised from the seed alone.
+
+    Args:
+        config: of any method in :data:`DISTILLERS`.
+        student, teacher: two :class:`apd.models.Segmenter`, or two detectors of torchvision.
+        seed: of what the module draws; the global random state is left as it was.
+        ignore_index: label of pixels that belong to no class (default 255); detectors have labels of their own.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = config.build(student, teacher, ignore_index=ignore_index)
+    return module.to(next(student.parameters()).device)
+
+
+class Distiller(nn.Module):
     """A distillation method behind the call of :class:`apd.APDLoss`: named terms, their weights and their sum.
+
+    A subclass computes :meth:`terms`, from logits unless it is a :class:`FeatureDistiller`.
 
     Args:
         weights: of the terms by name. A method of one term wants it positive; one of several wants none negative and
@@ -27,6 +110,9 @@ class Rival(nn.Module):
     Raises:
         ValueError: a weight is none.
     """
+
+    shown: tuple[str, ...] = ()
+    """Settings that ``print(module)`` shows beside the weights."""
 
     def __init__(self, weights: dict[str, float], *, ignore_index: int) -> None:
         super().__init__()
@@ -40,6 +126,28 @@ class Rival(nn.Module):
         self.weights = {name: float(value) for name, value in weights.items()}
         self.ignore_index = check_ignore_index(ignore_index)
 
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """The unweighted terms by name; those of weight 0 may be left out.
+
+        Args:
+            student, teacher: logits or features on one grid, finite and in full precision; the teacher's detached.
+            labels_Bhw: int64 on that grid, :data:`IGNORED` at pixels that belong to no class.
+        """
+        raise NotImplementedError
+
+    @full_precision
+    def forward(
+        self,
+        *,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        student_features: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms by name and ``"loss"``, their weighted sum; features are accepted and not looked at."""
+        return self._with_loss(self.terms(*self._on_one_grid("logits", student_logits, teacher_logits, labels)))
+
     def student_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student's adapter, for the student's optimiser (empty when there is none)."""
         return list(self.parameters())
@@ -50,9 +158,13 @@ class Rival(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
-        return ", ".join(f"{name}={value:g}" for name, value in self.weights.items())
+        values = self.weights | {name: getattr(self, name) for name in self.shown}
+        return ", ".join(
+            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value:g}" for name, value in values.items()
+        )
 
     def _with_loss(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        terms = {name: term for name, term in terms.items() if self.weights[name]}
         return terms | {"loss": sum(self.weights[name] * term for name, term in terms.items())}
 
     def _on_one_grid(
@@ -74,13 +186,13 @@ class Rival(nn.Module):
         return student, teacher, resize_labels(labels_BHW, student.shape[2:])
 
 
-class FeatureRival(Rival):
-    """A :class:`Rival` that compares features of stated widths.
+class FeatureDistiller(Distiller):
+    """A :class:`Distiller` that compares features of stated widths.
 
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
         num_classes: number of classes K, by which labels are checked.
-        weights, ignore_index: see :class:`Rival`.
+        weights, ignore_index: see :class:`Distiller`.
 
     Raises:
         ValueError: a width, a number of classes or a weight is none.
@@ -101,6 +213,19 @@ class FeatureRival(Rival):
         self.num_classes = check_count("num_classes", num_classes)
         check_ignore_index(ignore_index, num_classes)
 
+    @full_precision
+    def forward(
+        self,
+        *,
+        student_features: Tensor,
+        teacher_features: Tensor,
+        labels: Tensor,
+        student_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms by name and ``"loss"``, their weighted sum; logits are accepted and not looked at."""
+        return self._with_loss(self.terms(*self._features_on_one_grid(student_features, teacher_features, labels)))
+
     def _features_on_one_grid(
         self, student: Tensor, teacher: Tensor, labels_BHW: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,3 +235,53 @@ class FeatureRival(Rival):
 def convolved(convolution: nn.Conv2d, features_BChw: Tensor) -> Tensor:
     """The convolution in the precision of its own parameters."""
     return convolution(features_BChw.to(convolution.weight.dtype))
+
+
+# What methods for detectors are called with; `apd.models.detector_hooks` makes it in a training step.
+
+LEVELS = ("0", "1", "2", "3", "pool")
+"""A detector's pyramid, by torchvision's names: maps of strides 4, 8, 16, 32 and 64."""
+
+NO_BOX = IGNORED
+"""Label of what fills up the row of an image with fewer boxes than others, and of pixels beyond an image's edge."""
+
+
+class DetectorView(NamedTuple):
+    """One detector's features and logits.
+
+    Attributes:
+        pyramid: maps (B, C, h, w) by level, "0" (stride 4) to "3" (32) and "pool" (64).
+        vectors_BC1N: the box head's vectors, the features before the class layer; zero where there is no box.
+        logits_BK1N: the class layer's logits, background first; zero where there is no box.
+        image_sizes: (height, width) to which each image was resized, inside the padded batch.
+    """
+
+    pyramid: dict[str, Tensor]
+    vectors_BC1N: Tensor
+    logits_BK1N: Tensor
+    image_sizes: list[tuple[int, int]]
+
+
+class DetectorPair(NamedTuple):
+    """What student and teacher see of the student's boxes.
+
+    Attributes:
+        student, teacher: the two views; the teacher's carries no gradient.
+        labels_B1N: int64 label that each box was matched with, 0 for background and :data:`NO_BOX` for none.
+        class_map_BHW: int64 labels of the pixels in the student's padded batch, :data:`NO_BOX` for ignored ones; None
+            where the targets have no `class_map`.
+        inside_BHW: 0 inside the images and :data:`NO_BOX` in the padding.
+    """
+
+    student: DetectorView
+    teacher: DetectorView
+    labels_B1N: Tensor
+    class_map_BHW: Tensor | None
+    inside_BHW: Tensor
+
+
+def require_levels(config: Any, *, ordered: bool = False) -> None:
+    """Raise ExperimentError unless the field `levels` holds some of :data:`LEVELS`, each once."""
+    known = tuple(level for level in LEVELS if level in config.levels)
+    legal = bool(known) and (config.levels == known if ordered else sorted(config.levels) == sorted(known))
+    require(legal, config, "levels", f"some of {', '.join(LEVELS)}, each once" + (", in this order" if ordered else ""))

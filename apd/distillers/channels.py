@@ -1,14 +1,18 @@
-"""Rivals that compare what a channel or class does over the image: channel-wise distillation (CWD) and DIST.
+"""Methods that compare what a channel or class does over the image: channel-wise distillation (CWD) and DIST.
 
 Both compare distributions over pixels, so leaving out the pixels of ``ignore_index`` changes the distribution itself;
 it is said at each what is done. Shape letters as in :mod:`apd.perspective`.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apd.distillers.base import IGNORED, FeatureRival, Rival, convolved
+from apd.distillers.base import IGNORED, Distiller, DistillerConfig, FeatureDistiller, convolved
+from apd.fields import require_weights
 from apd.losses import masked_mean
 from apd.perspective import full_precision, inverse_length
 from apd.validation import RULED_OUT, check_positive
@@ -66,7 +70,7 @@ def dist_losses(
     return temperature**2 * inter, temperature**2 * intra
 
 
-class CWD(FeatureRival):
+class CWD(FeatureDistiller):
     """Channel-wise distillation (Shu et al. 2021): where in the image each channel is active.
 
     Each channel's values / T become a distribution over the image's pixels by a softmax; a term is T² times the KL
@@ -95,6 +99,8 @@ class CWD(FeatureRival):
     >>> distiller(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0, 0]]]))["logits"]
     tensor(0.3278)
     """
+
+    shown = ("temperature",)
 
     def __init__(
         self,
@@ -142,12 +148,24 @@ class CWD(FeatureRival):
             terms["features"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
         return self._with_loss(terms)
 
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, temperature={self.temperature:g}"
+
+@dataclass(frozen=True, kw_only=True)
+class CWDConfig(DistillerConfig, module=CWD):
+    """Channel-wise distillation, as `apd.CWD`."""
+
+    method: Literal["cwd"] = "cwd"
+    logits: float = 3.0
+    """Weight of the term on the classifiers' logits; 0 leaves it out."""
+    features: float = 0.0
+    """Weight of the term on the features; 0 leaves it out."""
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weights(self, "logits", "features")
 
 
-class DIST(Rival):
+class DIST(Distiller):
     """DIST (Huang et al. 2022): correlate the two nets' class probabilities instead of matching them.
 
     ``inter`` is 1 - the Pearson correlation over the classes of a pixel, mean over pixels; ``intra`` is 1 - the
@@ -173,6 +191,8 @@ class DIST(Rival):
     [2.0, 2.0, 4.0]
     """
 
+    shown = ("temperature",)
+
     def __init__(
         self, *, inter: float = 1.0, intra: float = 1.0, temperature: float = 1.0, ignore_index: int = 255
     ) -> None:
@@ -180,22 +200,23 @@ class DIST(Rival):
         check_positive("temperature", temperature)
         self.temperature = temperature
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        student_features: Tensor | None = None,
-        teacher_features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms of positive weight and ``"loss"``; features are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
         losses = dist_losses(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
-        terms = dict(zip(("inter", "intra"), losses, strict=True))
-        return self._with_loss({name: term for name, term in terms.items() if self.weights[name]})
+        return dict(zip(("inter", "intra"), losses, strict=True))
 
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, temperature={self.temperature:g}"
+
+@dataclass(frozen=True, kw_only=True)
+class DISTConfig(DistillerConfig, module=DIST):
+    """Correlations of class probabilities, as `apd.DIST`."""
+
+    method: Literal["dist"] = "dist"
+    inter: float = 1.0
+    """Weight of the correlation over a pixel's classes; 0 leaves it out."""
+    intra: float = 1.0
+    """Weight of the correlation over a class's pixels; 0 leaves it out."""
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weights(self, "inter", "intra")

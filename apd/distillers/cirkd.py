@@ -3,14 +3,16 @@
 Shape letters as in :mod:`apd.perspective`; further M pixels of a pooled grid, S samples from a memory.
 """
 
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apd.distillers.base import IGNORED, FeatureRival, convolved
+from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
 from apd.distillers.relations import relation_divergence
+from apd.fields import require, require_weights
 from apd.losses import masked_mean
 from apd.perspective import class_prototypes, full_precision, inverse_length
 from apd.validation import check_count, check_positive
@@ -99,7 +101,7 @@ class RelationHead(nn.Module):
         return self.out((centred * (variance + 1e-5).rsqrt() * self.scale + self.shift).relu())
 
 
-class CIRKD(FeatureRival):
+class CIRKD(FeatureDistiller):
     """Cross-image relational knowledge distillation (Yang et al. 2022, code of 2022).
 
     Three terms, by name:
@@ -149,6 +151,8 @@ class CIRKD(FeatureRival):
     [('batch_pixels', False), ('pixel_memory', True), ('region_memory', True), ('loss', True)]
     """
 
+    shown = ("temperature", "most_pixels")
+
     def __init__(
         self,
         student_channels: int,
@@ -175,14 +179,9 @@ class CIRKD(FeatureRival):
             ignore_index=ignore_index,
         )
         check_positive("temperature", temperature)
-        for name, value in (
-            ("most_pixels", most_pixels),
-            ("pixel_slots", pixel_slots),
-            ("region_slots", region_slots),
-            ("pixel_samples", pixel_samples),
-            ("region_samples", region_samples),
-            ("new_pixels", new_pixels),
-        ):
+        counts = {"most_pixels": most_pixels, "pixel_slots": pixel_slots, "region_slots": region_slots}
+        counts |= {"pixel_samples": pixel_samples, "region_samples": region_samples, "new_pixels": new_pixels}
+        for name, value in counts.items():
             check_count(name, value)
         self.temperature, self.most_pixels, self.new_pixels = temperature, most_pixels, new_pixels
         has_head = pixel_memory or region_memory
@@ -196,18 +195,8 @@ class CIRKD(FeatureRival):
             }
         )
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms of positive weight and ``"loss"``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
         valid_Bhw = labels_Bhw != IGNORED
         terms = {}
         if self.weights["batch_pixels"]:
@@ -221,11 +210,7 @@ class CIRKD(FeatureRival):
             for name, module in self.memories.items():
                 samples = cast(ClassMemory, module).sample()
                 terms[name] = memory_loss(student, teacher, samples, valid_Bhw, temperature=self.temperature)
-        return self._with_loss(terms)
-
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, temperature={self.temperature:g}, most_pixels={self.most_pixels}"
+        return terms
 
     @torch.no_grad()
     def _remember(self, teacher_BDhw: Tensor, labels_Bhw: Tensor) -> None:
@@ -248,7 +233,37 @@ class CIRKD(FeatureRival):
             )
 
 
-# A memory of vectors from earlier batches: one queue a class, of fixed length, without a host synchronisation.
+@dataclass(frozen=True, kw_only=True)
+class CIRKDConfig(DistillerConfig, module=CIRKD):
+    """Cross-image relational distillation, as `apd.CIRKD`, with queues a tenth as long as published: runs are tens of
+    times shorter, and every checkpoint holds the queues."""
+
+    method: Literal["cirkd"] = "cirkd"
+    batch_pixels: float = 1.0
+    """Weight of the relations between pixels of the batch; 0 leaves them out."""
+    pixel_memory: float = 0.1
+    """Weight of the relations with pixels of earlier batches; 0 leaves them out."""
+    region_memory: float = 0.1
+    """Weight of the relations with regions of earlier batches; 0 leaves them out."""
+    temperature: float = 0.1
+    most_pixels: int = 256
+    """Pixels of an image, after averaging, in the relations of the batch (own choice)."""
+    pixel_slots: int = 2000
+    """Pixels that a class's queue holds (own choice; published: 20 000)."""
+    region_slots: int = 200
+    """Regions that a class's queue holds (own choice; published: 2000)."""
+    pixel_samples: int = 4096
+    """Pixels of the memory that a step compares with."""
+    region_samples: int = 1024
+    """Regions of the memory that a step compares with."""
+    new_pixels: int = 16
+    """Pixels of a class in an image that a step keeps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weights(self, "batch_pixels", "pixel_memory", "region_memory")
+        for name in ("most_pixels", "pixel_slots", "region_slots", "pixel_samples", "region_samples", "new_pixels"):
+            require(getattr(self, name) >= 1, self, name, "an integer >= 1")
 
 
 class ClassMemory(nn.Module):

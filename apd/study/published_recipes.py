@@ -17,7 +17,9 @@ from apd.config.experiment import DataConfig, Experiment, NetworkConfig, Teacher
 from apd.config.inference import Inference
 from apd.data.published_specs import ADE20K, CITYSCAPES, PASCAL_CONTEXT_60
 from apd.data.specs import DatasetSpec
-from apd.distillers.configs import APDConfig, DistillerConfig, PixelKDConfig
+from apd.distillers.apd import APDConfig
+from apd.distillers.base import DistillerConfig
+from apd.distillers.logits import PixelKDConfig
 from apd.fields import ExperimentError
 
 PaperSize = Literal[

@@ -16,7 +16,9 @@ from apd.config.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
-from apd.distillers.configs import APDConfig, DistillerConfig, PixelKDConfig
+from apd.distillers.apd import APDConfig
+from apd.distillers.base import DistillerConfig
+from apd.distillers.logits import PixelKDConfig
 from apd.study.coco_recipes import (
     COCO_SOURCES,
     CocoSize,

@@ -18,8 +18,7 @@ from apd.data.image_folder import DataError
 from apd.data.instances import InstanceDataset
 from apd.data.rle import DetectionExtraMissing, coco_library
 from apd.data.scenes.instances import SceneInstances
-from apd.distillers.build import build_detection_distiller
-from apd.distillers.detection_configs import DetectionDistillerConfig
+from apd.distillers.base import DistillerConfig, build_distiller
 from apd.evaluation.average_precision import ap_entry, ap_scores, tables_of
 from apd.evaluation.detections import scored
 from apd.models.detector import build_detector
@@ -156,9 +155,9 @@ class DetectionTask(nn.Module):
         ours = {id(parameter) for parameter in network.backbone.body.parameters()}
         return body, [parameter for parameter in network.parameters() if id(parameter) not in ours]
 
-    def distiller(self, config: DetectionDistillerConfig, student: FasterRCNN, teacher: FasterRCNN) -> nn.Module:
-        """See :func:`apd.distillers.build.build_detection_distiller`."""
-        return build_detection_distiller(config, student=student, teacher=teacher, seed=self.experiment.seed)
+    def distiller(self, config: DistillerConfig, student: FasterRCNN, teacher: FasterRCNN) -> nn.Module:
+        """See :func:`apd.distillers.base.build_distiller`."""
+        return build_distiller(config, student=student, teacher=teacher, seed=self.experiment.seed)
 
     def prepare(self, student: FasterRCNN, teacher: FasterRCNN | None) -> None:
         """Take the networks that `forward` calls, and build the distillers between them."""

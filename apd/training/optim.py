@@ -6,8 +6,6 @@ import torch
 from torch import nn
 
 from apd.config.experiment import Experiment, TrainingConfig
-from apd.distillers.configs import APDConfig
-from apd.distillers.detection_configs import DenseAPDConfig, RoIAPDConfig
 
 
 def build_optimisers(
@@ -31,7 +29,6 @@ def build_optimisers(
     for config, module in zip(experiment.distillers, distillers, strict=True):
         head_parameters += list(module.student_parameters())
         if parameters := list(module.teacher_parameters()):
-            assert isinstance(config, APDConfig | RoIAPDConfig | DenseAPDConfig)
             group = {"params": parameters, "lr": config.teacher_head_rate}
             if config.teacher_head_schedule == "poly":
                 group["base_rate"] = config.teacher_head_rate

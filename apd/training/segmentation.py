@@ -24,8 +24,7 @@ from apd.data.batches import Batch, training_batches
 from apd.data.census import Census, census_of
 from apd.data.device_batches import device_batches
 from apd.data.specs import DatasetSpec, SegmentationDataset
-from apd.distillers.build import build_distiller
-from apd.distillers.configs import DistillerConfig
+from apd.distillers.base import DistillerConfig, build_distiller
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluation.metrics import scores
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter

@@ -25,8 +25,8 @@ from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
 from apd.study.campaign import existing_records
 from apd.study.campaigns import CAMPAIGNS, experiments_of
-from apd.study.parallel import side_by_side, untrained_teacher
-from apd.study.runner import Ledger
+from apd.study.parallel import side_by_side
+from apd.study.runner import Ledger, untrained_teacher
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import records_folder, repository, run_folder, runs_folder
 from apd.training.run_log import UnfinishedRunsError

@@ -18,7 +18,7 @@ from apd.data.augment import Augmentation
 from apd.data.batches import training_batches
 from apd.data.device_batches import device_batches
 from apd.data.scenes import Scenes
-from apd.distillers.configs import APDConfig
+from apd.distillers.apd import APDConfig
 from apd.training.distributed import _SEND_BUFFERS, ALONE
 from apd.training.run import task_of, train
 from apd.training.segmentation import build_network

@@ -6,10 +6,10 @@ from dataclasses import fields
 
 import pandas as pd
 
-from apd.distillers.configs import DistillerConfig
+from apd.distillers.base import DistillerConfig
+from apd.report.comparisons import Corrected
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.tables import interval, times
-from apd.report.multiple_comparisons import Judged
 from apd.report.statistics import Comparison, spread
 from apd.study.ablations import IN_PLACE_OF_KD, RIVALS
 from apd.training.record import Record
@@ -17,7 +17,7 @@ from apd.training.record import Record
 
 def arms_table(
     comparison: Comparison,
-    rows: Mapping[str, Judged],
+    rows: Mapping[str, Corrected],
     reference: str,
     confidence: float = 0.95,
     groups: Mapping[str, str] | None = None,

@@ -30,7 +30,7 @@ class Row(NamedTuple):
         colour: of all of it.
         ends: of the interval of the mean, or quartiles about a median; NaN where there is none.
         text: what stands at the right.
-        sure: whether that is bold.
+        significant: whether that is bold.
     """
 
     place: float
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     colour: str
     ends: Sequence[float] = ()
     text: str = ""
-    sure: bool = False
+    significant: bool = False
 
 
 def draw_rows(axes: Axes, rows: Sequence[Row], *, aside: float = 0.26, alpha: float = 1.0) -> None:
@@ -77,7 +77,9 @@ def draw_rows(axes: Axes, rows: Sequence[Row], *, aside: float = 0.26, alpha: fl
         ):
             if goes_on:
                 axes.plot([edge], [row.place], marker, color=row.colour, markersize=6, zorder=5)
-        label_right(axes, row.place, row.text, fontweight="bold" if row.sure else "normal", alpha=(1 + alpha) / 2)
+        label_right(
+            axes, row.place, row.text, fontweight="bold" if row.significant else "normal", alpha=(1 + alpha) / 2
+        )
 
 
 def label_right(axes: Axes, place: float, text: str, **style: object) -> None:

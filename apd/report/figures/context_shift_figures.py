@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import seaborn as sns
 
-from apd.report.context_shift import ARM_NAMES, Dial
+from apd.report.correlations import PerImage
+from apd.report.designs import SHIFT_NAMES, ShiftSweep
 from apd.report.figures.comparison import signed
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.style import INK, colour_of, drawing, figure, quiet_axes
 from apd.report.figures.tables import interval
-from apd.report.perspective_relation import PerImage
 from apd.report.statistics import Comparison
 
 POINTS = 100.0
@@ -20,7 +20,7 @@ STEP = 0.022
 """Sideways distance between the marks of two dials at one context shift, in units of the context shift."""
 
 
-def dial_figure(dials: Sequence[Dial]) -> Drawing:
+def dial_figure(dials: Sequence[ShiftSweep]) -> Drawing:
     """Gain over context shift: a point for each seed, a square at the mean, a bar for its interval."""
     shown = [dial for dial in dials if dial.gains]
     if not shown:
@@ -54,12 +54,15 @@ def dial_figure(dials: Sequence[Dial]) -> Drawing:
         return drawing(fig, "Gain in mIoU, percentage points, by context shift. " + "; ".join(said))
 
 
-def _name(dial: Dial) -> str:
-    return textwrap.fill(f"{ARM_NAMES[dial.method]}, over {ARM_NAMES[dial.reference].removeprefix('+ ')}", 56)
+def _name(dial: ShiftSweep) -> str:
+    return textwrap.fill(f"{SHIFT_NAMES[dial.method]}, over {SHIFT_NAMES[dial.reference].removeprefix('+ ')}", 56)
 
 
 def dial_table(
-    comparisons: Mapping[float, Comparison], dials: Sequence[Dial], images: Sequence[PerImage], confidence: float = 0.95
+    comparisons: Mapping[float, Comparison],
+    dials: Sequence[ShiftSweep],
+    images: Sequence[PerImage],
+    confidence: float = 0.95,
 ) -> Drawing:
     """One row for each context shift: the teacher, how far own perspectives are from the shared one, and the gains.
 
@@ -87,7 +90,7 @@ def dial_table(
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 
-def _share(dial: Dial, shift: float, comparison: Comparison) -> str:
+def _share(dial: ShiftSweep, shift: float, comparison: Comparison) -> str:
     """The mean gain as a share of what the teacher is ahead of the reference, over the seeds of the gain."""
     if shift not in dial.gains:
         return "–"
@@ -101,11 +104,11 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(kept) / len(kept) if kept else math.nan
 
 
-def dial_words(dials: Sequence[Dial], confidence: float = 0.95) -> Words:
+def dial_words(dials: Sequence[ShiftSweep], confidence: float = 0.95) -> Words:
     """Does the gain rise with the context shift? Worded by rule from the seeds' slopes."""
     lines = []
     for dial in dials:
-        said = f"The gain of “{ARM_NAMES[dial.method]}” over “{ARM_NAMES[dial.reference]}” **{dial.verdict}**"
+        said = f"The gain of “{SHIFT_NAMES[dial.method]}” over “{SHIFT_NAMES[dial.reference]}” **{dial.verdict}**"
         seeds, shifts = len(dial.slopes.pairs), len(dial.gains)
         if math.isnan(dial.slopes.low):
             lines.append(f"- {said}: context shifts with a gain: {shifts}; seeds that have all of them: {seeds}.")

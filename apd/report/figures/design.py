@@ -5,11 +5,11 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from apd.report.designs import combinations_of_terms, is_by_construction, letters_of, variant_of_terms
 from apd.report.figures.comparison import POINTS, Row, draw_rows
 from apd.report.figures.page import Drawing, nothing
 from apd.report.figures.style import FAINT, INK, colour_of, drawing, figure, quiet_axes
 from apd.report.statistics import Comparison, spread
-from apd.report.term_design import arm_of_terms, combinations_of_terms, is_by_construction, letters_of
 from apd.study.ablations import TERMS
 
 ROW = 0.34
@@ -21,7 +21,7 @@ def term_combinations(comparison: Comparison) -> Drawing:
 
     Combinations without a run of their own, whose student is that of another, are drawn fainter. Best at the top.
     """
-    scores = {on: comparison.miou(arm_of_terms(on)) for on in combinations_of_terms()}
+    scores = {on: comparison.miou(variant_of_terms(on)) for on in combinations_of_terms()}
     known = {on: spread(values.values()) for on, values in scores.items() if values}
     if not known:
         return nothing(f"{comparison.title}: 0 of {len(scores)} combinations of terms have a record.")
@@ -37,7 +37,7 @@ def term_combinations(comparison: Comparison) -> Drawing:
             text = f"{POINTS * known[on].mean:.2f}"
             said.append(f"{letters_of(on) or 'none'} {text}")
             text += "" if math.isnan(error) else f" ± {error:.2f}"
-            rows[is_by_construction(on)].append(Row(place, seeds, colour_of(arm_of_terms(on)), text=text))
+            rows[is_by_construction(on)].append(Row(place, seeds, colour_of(variant_of_terms(on)), text=text))
         draw_rows(axes, rows[False])
         if rows[True]:
             draw_rows(axes, rows[True], alpha=0.45)

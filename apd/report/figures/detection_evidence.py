@@ -9,14 +9,21 @@ import torch
 
 from apd.config.experiment import Experiment
 from apd.evaluation.average_precision import AREAS
-from apd.report.detection_comparison import ARM_NAMES, added_to, counted
+from apd.report.comparisons import (
+    DETECTION_NAMES,
+    MAIN_AP,
+    Corrected,
+    Kind,
+    added_to,
+    corrected_gains,
+    counted,
+    parts_of_ap,
+)
 from apd.report.figures.comparison import POINTS, gain_columns
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.tables import per_cent
 from apd.report.figures.verdicts import tally
-from apd.report.multiple_comparisons import Judged, judged_arms
-from apd.report.score import MAIN_AP, Kind, Score, parts_of_ap
-from apd.report.statistics import Comparison, spread
+from apd.report.statistics import Comparison, Score, spread
 from apd.training.detection import DetectionTask
 
 NETWORK_WORDS = {
@@ -79,7 +86,7 @@ def distillers_in_words(comparison: Comparison) -> Words:
         told = []
         for config in next(iter(runs.values())).experiment.distillers:
             settings = (f"`{f.name}` {_text(getattr(config, f.name))}" for f in fields(config) if f.name != "method")
-            told.append(f"{ARM_NAMES.get(config.method, config.method)} ({', '.join(settings)})")
+            told.append(f"{DETECTION_NAMES.get(config.method, config.method)} ({', '.join(settings)})")
         lines.append(f"- **{comparison.names[arm]}**, {len(runs)} seeds: {'; '.join(told) or 'no distiller'}")
     return Words("\n".join([f"**{comparison.title}**", "", *lines]))
 
@@ -94,10 +101,10 @@ def by_kind(comparisons: Iterable[Comparison]) -> list[Comparison]:
 
 def judged_by_kind(
     comparisons: Iterable[Comparison], reference: str, confidence: float = 0.95
-) -> list[tuple[Comparison, dict[str, Judged]]]:
+) -> list[tuple[Comparison, dict[str, Corrected]]]:
     """Every arm against one reference, judged together within each comparison and score."""
     return [
-        (comparison, judged_arms(comparison, comparison.arms, reference, confidence))
+        (comparison, corrected_gains(comparison, comparison.arms, reference, confidence))
         for comparison in by_kind(comparisons)
     ]
 
@@ -106,7 +113,7 @@ def ap_tallies(comparisons: Sequence[Comparison], reference: str, confidence: fl
     """What is above the reference, below it or not distinguishable, for boxes and for masks."""
     parts = []
     for comparison, rows in judged_by_kind(comparisons, reference, confidence):
-        against = f"“{comparison.names.get(reference, ARM_NAMES.get(reference, reference))}”"
+        against = f"“{comparison.names.get(reference, DETECTION_NAMES.get(reference, reference))}”"
         parts.append(
             f"**{comparison.title}, {comparison.score.name}**: {tally(rows, comparison.names, against, confidence)}"
         )
@@ -118,7 +125,9 @@ def additions_in_words(comparisons: Sequence[Comparison], confidence: float = 0.
     parts = []
     for comparison in by_kind(comparisons):
         rows = added_to(comparison, confidence)
-        names = {(arm, part): f"{comparison.names[arm]}, minus {ARM_NAMES.get(part, part)} alone" for arm, part in rows}
+        names = {
+            (arm, part): f"{comparison.names[arm]}, minus {DETECTION_NAMES.get(part, part)} alone" for arm, part in rows
+        }
         if rows:
             against = "one of their parts alone"
             told = tally(rows, names, against, confidence)

@@ -2,7 +2,7 @@
 
 from apd.data.instances import IGNORED, InstanceSample, InstanceSpec
 from apd.data.instances import class_map as class_map_of
-from apd.report.box_perspectives import BoxPerspectives
+from apd.report.detections import BoxPerspectives
 from apd.report.figures.detections import (
     BACKGROUND,
     class_map_picture,

@@ -3,26 +3,28 @@
 from collections.abc import Sequence
 from html import escape
 
-from apd.report.detection_comparison import ARM_NAMES, parts_of_arm
-from apd.report.detection_findings import ALONE, TEACHER, Findings
+from apd.report.comparisons import DETECTION_NAMES, parts_of_variant
+from apd.report.detections import ImageCount, count_in_image, least_middle_most
 from apd.report.figures.detections import rule_in_words, side_by_side
 from apd.report.figures.page import Drawing, Words, nothing, stack
-from apd.report.image_detections import PictureCount, count_in_picture, least_middle_most
+from apd.report.findings import ALONE, TEACHER, Findings
 
 
 def network_names(findings: Findings) -> dict[str, str]:
     """What the networks of a file are called: the student alone first, the teacher last."""
     arms = [name for name in findings.content["runs"] if name not in (ALONE, TEACHER)]
-    names = {arm: " + ".join(ARM_NAMES.get(part, part) for part in parts_of_arm(arm)) for arm in (ALONE, *arms)}
+    names = {
+        arm: " + ".join(DETECTION_NAMES.get(part, part) for part in parts_of_variant(arm)) for arm in (ALONE, *arms)
+    }
     return {**names, TEACHER: "teacher"}
 
 
-def counts_by_picture(findings: Findings) -> dict[str, list[PictureCount]]:
+def counts_by_picture(findings: Findings) -> dict[str, list[ImageCount]]:
     """What each network gets right in each picture."""
     dataset = findings.dataset()
     samples = [dataset[place] for place in range(findings.pictures)]
     return {
-        network: [count_in_picture(*both) for both in zip(samples, findings.found(network), strict=True)]
+        network: [count_in_image(*both) for both in zip(samples, findings.found(network), strict=True)]
         for network in network_names(findings)
     }
 
@@ -54,7 +56,7 @@ def choice_in_words(findings: Sequence[Findings]) -> Words:
     if not findings:
         return Words(
             "0 files of findings are there, so that no pictures can be shown: "
-            "`python -m apd.report.detection_findings` makes one when the campaign’s runs have finished."
+            "`python -m apd.report.findings` makes one when the campaign’s runs have finished."
         )
     parts = []
     for each in findings:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from apd.evaluation.average_precision import ap_scores, tables_of
-from apd.report.detection_comparison import ARM_NAMES
+from apd.report.comparisons import DETECTION_NAMES
 from apd.report.figures.page import Drawing, nothing, table
 from apd.report.figures.rates import last_validation, marked_row
 from apd.study.coco_recipes import DETECTION_FACTORS, STUDENT_RATE, UNTUNED, distillers_on_scenes
@@ -42,7 +42,7 @@ def detection_rates_table(records: Sequence[Record]) -> Drawing:
     tried = {whose: scores for whose, scores in found.items() if len(scores) > 1}
     if not tried:
         return nothing("No trial of detection’s rates is recorded yet: 0 runs have a score on val.")
-    return _table(tried, {"teacher": "teacher"} | ARM_NAMES, "rate {:g}")
+    return _table(tried, {"teacher": "teacher"} | DETECTION_NAMES, "rate {:g}")
 
 
 def detection_weights_table(records: Sequence[Record]) -> Drawing:
@@ -56,7 +56,7 @@ def detection_weights_table(records: Sequence[Record]) -> Drawing:
         found.setdefault(method, {})[factor] = validation_box_ap(record)
     if not any(factor != 1 for scores in found.values() for factor in scores):
         return nothing("No trial of detection’s weights is recorded yet: 0 runs have a score on val.")
-    return _table(found, ARM_NAMES, _WEIGHTS, DETECTION_FACTORS)
+    return _table(found, DETECTION_NAMES, _WEIGHTS, DETECTION_FACTORS)
 
 
 def shares_table(records: Sequence[Record]) -> Drawing:
@@ -71,7 +71,7 @@ def shares_table(records: Sequence[Record]) -> Drawing:
         row[_WEIGHTS.format(factor)] = f"{100 * share_of_distillers(record):.0f}"
     if not found:
         return nothing("No trial of detection’s weights is recorded yet: 0 runs have curves.")
-    rows = {name: found[method] for method, name in ARM_NAMES.items() if method in found}
+    rows = {name: found[method] for method, name in DETECTION_NAMES.items() if method in found}
     caption = "per cent of the student’s loss that are the distillers’, over the last tenth of a run; a dash: as above"
     return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 

@@ -12,9 +12,9 @@ from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import decode
 from apd.data.specs import RGB, SCENES
 from apd.evaluation.average_precision import Detections
+from apd.report.detections import LEAST_OVERLAP, LEAST_SCORE, count_in_image
 from apd.report.figures.page import Drawing, PictureHW3, key, png
 from apd.report.figures.scenes import image_picture
-from apd.report.image_detections import LEAST_OVERLAP, LEAST_SCORE, count_in_picture
 
 OTHERS: tuple[RGB, ...] = ((230, 159, 0), (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167))
 """Colours of things that are none of the scenes': those of Okabe and Ito, which the colour-blind can tell apart."""
@@ -159,7 +159,7 @@ def side_by_side(
 ) -> Drawing:
     """One picture as several detectors see it, and the truth: boxes and masks in the classes' colours, with scores.
 
-    Drawn are the findings that are counted, of a score of :data:`~apd.report.image_detections.LEAST_SCORE` or
+    Drawn are the findings that are counted, of a score of :data:`~apd.report.detections.LEAST_SCORE` or
     more; of the truth, what has to be found.
 
     Args:
@@ -170,7 +170,7 @@ def side_by_side(
     """
     cells = []
     for name, each in found.items():
-        count = count_in_picture(sample, each)
+        count = count_in_image(sample, each)
         note = f"{count.right} right, {count.false} false, {count.missed} missed"
         cells.append((_found_picture(sample, each, spec, f"{name}: {note}"), name, note))
     things = int((~sample.crowd_N).sum())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from apd.report.detection_comparison import ARM_NAMES
+from apd.report.comparisons import DETECTION_NAMES
 from apd.report.figures.page import Drawing, Words, table
 from apd.report.figures.speed import three_digits
 from apd.training.run import records_folder
@@ -51,7 +51,7 @@ def step_cost_table(measurement: Mapping[str, Any], row: Mapping[str, Any]) -> D
         },
     }
     for key, quartiles in row["steps"].items():
-        frame[f"step with {ARM_NAMES.get(key, key)}"] = {
+        frame[f"step with {DETECTION_NAMES.get(key, key)}"] = {
             "ms": three_digits(quartiles[1]),
             "quartiles": _range(quartiles),
             "of the student’s step": f"{100 * quartiles[1] / alone:.0f} %",
@@ -76,7 +76,7 @@ def step_costs_in_words(measurements: Sequence[Mapping[str, Any]]) -> Words:
     lines = []
     for measurement in measurements:
         for row in measurement["rows"]:
-            medians = {ARM_NAMES.get(key, key): quartiles[1] for key, quartiles in row["added"].items()}
+            medians = {DETECTION_NAMES.get(key, key): quartiles[1] for key, quartiles in row["added"].items()}
             within = [f"{name} {share(value)}" for name, value in medians.items() if value <= AIM]
             beyond = [f"{name} {share(value)}" for name, value in medians.items() if value > AIM]
             lines.append(

@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
+from apd.report.comparisons import Corrected
 from apd.report.figures.comparison import POINTS, Row, draw_rows, row_axes
 from apd.report.figures.page import Drawing, nothing
 from apd.report.figures.style import colour_of, drawing, figure
 from apd.report.figures.tables import digits_of, interval, points
-from apd.report.multiple_comparisons import Judged
 from apd.report.statistics import Difference
 
 Key = TypeVar("Key", bound=Hashable)
@@ -23,7 +23,7 @@ BEYOND = 0.45
 
 
 def forest(
-    rows: Mapping[Key, Judged],
+    rows: Mapping[Key, Corrected],
     names: Mapping[Key, str],
     *,
     axis: str,
@@ -65,7 +65,7 @@ def forest(
 
 
 def _lines(
-    rows: Mapping[Key, Judged], names: Mapping[Key, str], groups: Mapping[Key, str]
+    rows: Mapping[Key, Corrected], names: Mapping[Key, str], groups: Mapping[Key, str]
 ) -> list[tuple[str, Key | None]]:
     """What stands at the left, from the top: headings (without a key) and rows."""
     lines: list[tuple[str, Key | None]] = []
@@ -97,8 +97,8 @@ def _reach(found: Difference) -> float:
     return max(abs(value) for value in found.pairs.values())
 
 
-def row_of(row: Judged, place: float, colour: str) -> Row:
+def row_of(row: Corrected, place: float, colour: str) -> Row:
     """One difference as a row: seeds, mean, interval, and the mean in words at the right, bold where it is sure."""
     found = row.found
     ends, text = (POINTS * found.low, POINTS * found.high), points(found.mean, digits_of(found))
-    return Row(place, [POINTS * value for value in found.pairs.values()], colour, ends, text, row.sure)
+    return Row(place, [POINTS * value for value in found.pairs.values()], colour, ends, text, row.significant)

@@ -8,22 +8,22 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from apd.config.experiment import DataConfig
+from apd.report.comparisons import Corrected, holm_corrected
+from apd.report.designs import (
+    ALL,
+    HEAD_NAMES,
+    PUBLISHED,
+    Pair,
+    crossed_minus_own,
+    head_match,
+    mean_gain,
+)
 from apd.report.figures.comparison import draw_rows, label_right, row_axes
 from apd.report.figures.forest import ASIDE, GAP, LINE, limits, row_of
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.style import INK, colour_of, drawing, figure
 from apd.report.figures.tables import interval, per_cent
 from apd.report.figures.verdicts import tally
-from apd.report.multiple_comparisons import Judged, judged
-from apd.report.pairs import (
-    ALL,
-    HEAD_NAMES,
-    PUBLISHED,
-    Pair,
-    crossed_minus_own,
-    kinship,
-    mean_gain,
-)
 from apd.report.statistics import Difference, paired_difference, spread
 from apd.study.pair_recipes import PAIR_METHODS
 from apd.study.recipes import METHOD_NAMES
@@ -43,10 +43,10 @@ def by_data(pairs: Sequence[Pair]) -> dict[DataConfig, list[Pair]]:
     return found
 
 
-def judged_gains(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str], Judged]:
+def judged_gains(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
     """Gains over the student alone by pair and method, judged together; those without a seed in common are left out."""
     found = {(pair.name, method): pair.gain(method, confidence=confidence) for pair in pairs for method in TAUGHT}
-    return judged({key: difference for key, difference in found.items() if difference.pairs}, confidence)
+    return holm_corrected({key: difference for key, difference in found.items() if difference.pairs}, confidence)
 
 
 def gain_by_pair(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
@@ -85,10 +85,10 @@ def gain_by_pair(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
 
 
 def _grouped(
-    pairs: Sequence[Pair], rows: Mapping[tuple[str, str], Judged]
-) -> list[tuple[str, list[tuple[str, Judged]]]]:
+    pairs: Sequence[Pair], rows: Mapping[tuple[str, str], Corrected]
+) -> list[tuple[str, list[tuple[str, Corrected]]]]:
     """What stands in a panel, from the top: a heading (without rows) or a pair with its methods' rows."""
-    lines: list[tuple[str, list[tuple[str, Judged]]]] = []
+    lines: list[tuple[str, list[tuple[str, Corrected]]]] = []
     role = ""
     for pair in pairs:
         drawn = [(method, rows[pair.name, method]) for method in TAUGHT if (pair.name, method) in rows]
@@ -101,7 +101,7 @@ def _grouped(
     return lines
 
 
-def _places(lines: Sequence[tuple[str, list[tuple[str, Judged]]]]) -> Iterator[tuple[float, float]]:
+def _places(lines: Sequence[tuple[str, list[tuple[str, Corrected]]]]) -> Iterator[tuple[float, float]]:
     """Top and height, in inches, of each line."""
     top = 0.0
     for _, drawn in lines:
@@ -110,11 +110,11 @@ def _places(lines: Sequence[tuple[str, list[tuple[str, Judged]]]]) -> Iterator[t
         top += height
 
 
-def _height(lines: Sequence[tuple[str, list[tuple[str, Judged]]]]) -> float:
+def _height(lines: Sequence[tuple[str, list[tuple[str, Corrected]]]]) -> float:
     return sum(height for _, height in _places(lines))
 
 
-def _draw_panel(axes: Axes, lines: Sequence[tuple[str, list[tuple[str, Judged]]]]) -> None:
+def _draw_panel(axes: Axes, lines: Sequence[tuple[str, list[tuple[str, Corrected]]]]) -> None:
     middles, rows = [], []
     for (_, drawn), (top, height) in zip(lines, _places(lines), strict=True):
         middles.append(top + height / 2)
@@ -188,19 +188,19 @@ def _mean_gains(pairs: Sequence[Pair], method: str, confidence: float) -> Iterat
         yield f"- “{METHOD_NAMES[method]}”, mean over {what}: {said}."
 
 
-def kinship_rows(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str], Judged]:
-    """Crossed minus of one kind by method and backbone, judged together; see :func:`~apd.report.pairs.kinship`."""
+def kinship_rows(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
+    """Crossed minus of one kind by method and backbone, judged together; see :func:`~apd.report.designs.head_match`."""
     found = {
         (method, name): difference
         for method in TAUGHT
-        for name, difference in kinship(pairs, method, confidence).items()
+        for name, difference in head_match(pairs, method, confidence).items()
         if difference.pairs
     }
-    return judged(found, confidence)
+    return holm_corrected(found, confidence)
 
 
 def kinship_names(
-    rows: Mapping[tuple[str, str], Judged],
+    rows: Mapping[tuple[str, str], Corrected],
 ) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
     """What the rows of :func:`kinship_rows` are called, and the method that they stand below."""
     return {key: key[1] for key in rows}, {key: METHOD_NAMES[key[0]] for key in rows}
@@ -227,7 +227,7 @@ def kinship_in_words(pairs: Sequence[Pair], confidence: float = 0.95) -> Words:
     """
     lines = []
     for those in by_data(pairs).values():
-        balanced = {method: kinship(those, method, confidence)[ALL] for method in TAUGHT}
+        balanced = {method: head_match(those, method, confidence)[ALL] for method in TAUGHT}
         has_both = len({pair.student.head for pair in those}) == 2
         lines.append(f"**{those[0].runs.title}**\n")
         for method in TAUGHT:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from apd.report.designs import BACKBONE_NAMES, HEAD_NAMES
 from apd.report.figures.page import Drawing, nothing, table
 from apd.report.figures.rates import validation_miou
-from apd.report.pairs import BACKBONE_NAMES, HEAD_NAMES
 from apd.study.pair_recipes import STUDENT_RATES, TEACHER_RATES
 from apd.training.record import Record
 

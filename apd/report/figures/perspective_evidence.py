@@ -8,12 +8,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from apd.report.correlations import PerImage, relations, seeds_agree
 from apd.report.figures.comparison import signed
 from apd.report.figures.interactive import Mark, hoverable
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, figure, quiet_axes
 from apd.report.figures.tables import commit_words, interval, points
-from apd.report.perspective_relation import PerImage, relations, seeds_agree
 from apd.report.statistics import paired_difference
 from apd.study.recipes import METHOD_NAMES
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from apd.report.comparisons import Corrected, Factors, corrected_gains, holm_corrected
+from apd.report.designs import letters_of
 from apd.report.figures.page import Words
 from apd.report.figures.tables import interval
-from apd.report.multiple_comparisons import Factors, Judged, judged, judged_arms
 from apd.report.statistics import Comparison
-from apd.report.term_design import letters_of
 from apd.study.ablations import RIVALS, at_best
 
 MOST_LISTED = 10
 """Of settings that cannot be told from the reference; a longer list is a wall of numbers that a table has better."""
 
 
-def tally(rows: Mapping[str, Judged], names: Mapping[str, str], against: str, confidence: float = 0.95) -> str:
+def tally(rows: Mapping[str, Corrected], names: Mapping[str, str], against: str, confidence: float = 0.95) -> str:
     """Rows sorted by what can be said of them, as a Markdown list under a sentence that counts them.
 
     Args:
@@ -34,7 +34,7 @@ def tally(rows: Mapping[str, Judged], names: Mapping[str, str], against: str, co
     kinds: dict[str, list[str]] = {kind: [] for kind in headings}
     for key, row in rows.items():
         verdict = row.found.verdict
-        kind = "before" if verdict in ("above", "below") and not row.sure else verdict
+        kind = "before" if verdict in ("above", "below") and not row.significant else verdict
         kinds[kind].append(f"“{names[key]}” {interval(row.found)}")
     told = {kind: ", ".join(found) or "none" for kind, found in kinds.items()}
     if len(kinds["not distinguishable from"]) > MOST_LISTED:
@@ -48,7 +48,7 @@ def tally(rows: Mapping[str, Judged], names: Mapping[str, str], against: str, co
 
 
 def tallies(
-    comparisons: Sequence[tuple[Comparison, Mapping[str, Judged]]], reference: str, confidence: float = 0.95
+    comparisons: Sequence[tuple[Comparison, Mapping[str, Corrected]]], reference: str, confidence: float = 0.95
 ) -> Words:
     """The tally of each comparison's rows against one reference, under the comparison's title."""
     parts = [
@@ -67,7 +67,7 @@ def effect_name(of: Factors) -> str:
     return letters_of(of).replace("+", " × ")
 
 
-def effects_in_words(comparison: Comparison, effects: Mapping[Factors, Judged], confidence: float = 0.95) -> Words:
+def effects_in_words(comparison: Comparison, effects: Mapping[Factors, Corrected], confidence: float = 0.95) -> Words:
     """What switching each term on does, and which interactions can be told from nothing."""
     if not effects:
         return Words(
@@ -84,7 +84,7 @@ def effects_in_words(comparison: Comparison, effects: Mapping[Factors, Judged], 
     lines += [
         f"- switching {effect_name(of)} on {_does(row)}, mean over the others on and off;" for of, row in main.items()
     ]
-    told = [f"{effect_name(of)} {interval(row.found)}" for of, row in higher.items() if row.sure]
+    told = [f"{effect_name(of)} {interval(row.found)}" for of, row in higher.items() if row.significant]
     lines.append(
         f"- of the {len(higher)} interactions {len(told)} can be told from zero after the correction"
         + (f": {', '.join(told)}." if told else ".")
@@ -92,39 +92,43 @@ def effects_in_words(comparison: Comparison, effects: Mapping[Factors, Judged], 
     return Words("\n".join(lines))
 
 
-def _does(row: Judged) -> str:
+def _does(row: Corrected) -> str:
     found = row.found
     if found.verdict == "not yet comparable with":
         return f"gives {interval(found)} points, one seed"
     if found.verdict == "not distinguishable from":
         return f"does **nothing that can be told from zero**, {interval(found)} points"
     what = "raises" if found.verdict == "above" else "lowers"
-    sure = "" if row.sure else ", though not after the correction for the number of effects"
+    sure = "" if row.significant else ", though not after the correction for the number of effects"
     return f"**{what}** mIoU by {interval(found)} points{sure}"
 
 
-def added_to_rivals(comparison: Comparison, confidence: float = 0.95) -> tuple[dict[str, Judged], dict[str, Judged]]:
+def added_to_rivals(
+    comparison: Comparison, confidence: float = 0.95
+) -> tuple[dict[str, Corrected], dict[str, Corrected]]:
     """APD with each of the other methods, by that method's key: minus the method alone, and minus APD alone.
 
     The method is at the best of its weights in both."""
     found = {key: comparison.difference(f"apd_and_{key}", at_best(key), confidence) for key in RIVALS}
-    against_rival = judged({key: difference for key, difference in found.items() if difference.pairs}, confidence)
-    against_apd = judged_arms(comparison, (f"apd_and_{key}" for key in RIVALS), "apd", confidence)
+    against_rival = holm_corrected(
+        {key: difference for key, difference in found.items() if difference.pairs}, confidence
+    )
+    against_apd = corrected_gains(comparison, (f"apd_and_{key}" for key in RIVALS), "apd", confidence)
     return against_rival, {key.removeprefix("apd_and_"): row for key, row in against_apd.items()}
 
 
 def complements(
     comparison: Comparison,
-    against_rival: Mapping[str, Judged],
-    against_apd: Mapping[str, Judged],
+    against_rival: Mapping[str, Corrected],
+    against_apd: Mapping[str, Corrected],
     confidence: float = 0.95,
 ) -> Words:
     """Whether APD and another method do more together than either alone, counted after the correction, and all rows."""
     both = [key for key in against_rival if key in against_apd]
     if not both:
         return Words(f"**{comparison.title}**: 0 methods have records alone and together with APD.")
-    over_rival = [key for key in both if against_rival[key].sure and against_rival[key].found.mean > 0]
-    over_apd = [key for key in both if against_apd[key].sure and against_apd[key].found.mean > 0]
+    over_rival = [key for key in both if against_rival[key].significant and against_rival[key].found.mean > 0]
+    over_apd = [key for key in both if against_apd[key].significant and against_apd[key].found.mean > 0]
     over_both = [RIVALS[key][0] for key in over_rival if key in over_apd]
     names = {key: f"{name} and APD" for key, (name, _) in RIVALS.items()}
     return Words(

@@ -1,7 +1,7 @@
-"""What three detectors find in the first scenes of a split, kept in a file that the book's pictures are drawn from.
+"""What three detectors find in the first scenes of a split, kept in a file that the book's figures are drawn from.
 
-`python -m apd.report.detection_findings` makes the files under `book/results/detection-findings/` from finished runs of
-the campaign `scenes-detection`, and trains nothing. A file holds no picture: scenes are drawn anew from their numbers.
+`python -m apd.report.findings` makes the files under `book/results/detection-findings/` from finished runs of the
+campaign `scenes-detection`, and trains nothing. A file holds no image: scenes are drawn anew from their numbers.
 """
 
 import argparse
@@ -9,18 +9,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from apd.config.experiment import Experiment, ExperimentError
 from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes.instances import SceneInstances
 from apd.evaluation.average_precision import Detections
 from apd.evaluation.detections import detect
-from apd.report.box_perspectives import BoxPerspectives, box_perspectives, first_with_all_classes
-from apd.report.image_detections import LEAST_SCORE
+from apd.models.detector import build_detector
+from apd.report.detections import LEAST_SCORE, BoxPerspectives, box_perspectives, first_with_all_classes
+from apd.report.evidence import AGAIN
 from apd.study.campaigns import experiments_of
 from apd.training.checkpoint import write_atomically
 from apd.training.detection import DetectionTask
@@ -33,7 +35,7 @@ from apd.training.run import records_folder, run_folder, trained_network
 SCHEMA = 1
 CAMPAIGN, ALONE, DISTILLED, TEACHER = "scenes-detection", "student", "roi_apd", "teacher"
 PICTURES = 60
-"""How many pictures, from the first of the split (own choice: enough to choose from, and a file of some 100 kB)."""
+"""How many images, from the first of the split (own choice: enough to choose from, and a file of some 100 kB)."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,14 @@ class Findings:
                 if len({len(each[part]) for part in ("boxes", "scores", "labels")}) != 1:
                     raise self._error(f"found.{network}[{place}]: boxes, scores and labels must be equally many")
         try:
-            told = self.dataset().fingerprint()
+            drawn = self.dataset().fingerprint()
         except (KeyError, TypeError, ValueError) as error:
             raise self._error(f"data.scenes are no settings of scenes: {error}") from error
-        if told != self.content["data"].get("fingerprint"):
+        if drawn != self.content["data"].get("fingerprint"):
             raise self._error("data.fingerprint is not that of today's scenes: another generator drew them")
 
-    def _error(self, told: str) -> RecordError:
-        again = "delete it and have it made again by python -m apd.report.detection_findings"
-        return RecordError(f"{self.source}: {told}. Restore the file, or {again}")
+    def _error(self, what: str) -> RecordError:
+        return RecordError(f"{self.source}: {what}. {AGAIN} apd.report.findings")
 
     def dataset(self) -> SceneInstances:
         """The scenes, drawn anew."""
@@ -79,11 +80,11 @@ class Findings:
 
     @property
     def pictures(self) -> int:
-        """How many pictures of the split there are findings of, from its first."""
+        """How many images of the split there are findings of, from its first."""
         return self.content["data"]["pictures"]
 
     def found(self, network: str) -> list[Detections]:
-        """One network's findings, picture by picture."""
+        """One network's findings, image by image."""
         size = [self.content["data"]["scenes"][side] for side in ("height", "width")]
         return [
             Detections(
@@ -97,11 +98,11 @@ class Findings:
 
     @property
     def boxes_of(self) -> int:
-        """The picture whose drawn boxes are kept."""
+        """The image whose drawn boxes are kept."""
         return self.content["boxes"]["picture"]
 
     def boxes(self) -> BoxPerspectives:
-        """What distillation saw of that picture at the end of training; without the class map, which is the truth's."""
+        """What distillation saw of that image at the end of training; without the class map."""
         kept = self.content["boxes"]
         return BoxPerspectives(
             torch.tensor(kept["boxes"], dtype=torch.float32).reshape(-1, 4),
@@ -111,7 +112,7 @@ class Findings:
         )
 
     def save(self, path: Path) -> Self:
-        """Write the file atomically, a picture a line, and return the findings."""
+        """Write the file atomically, an image a line, and return the findings."""
         entries = []
         for key, value in self.content.items():
             text = json.dumps(value, separators=(",", ":"))
@@ -145,14 +146,7 @@ def sure_findings(found: Detections) -> dict[str, Any]:
 def findings_of(
     networks: Mapping[str, nn.Module], dataset: SceneInstances, pictures: int = PICTURES, *, batch_size: int = 8
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each network finds in the first pictures, for the entry `found`.
-
-    Args:
-        networks: detectors in eval mode, by name, on one device.
-        dataset: scenes with their things.
-        pictures: how many (default :data:`PICTURES`), or all where there are fewer.
-        batch_size: pictures at a time (default 8).
-    """
+    """What each network (in eval mode, by name, on one device) finds in the first images, for the entry `found`."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in networks}
     device = next(next(iter(networks.values())).parameters()).device
     for images, _ in evaluation_instance_batches(dataset, batch_size):
@@ -170,13 +164,12 @@ def settings_of(dataset: SceneInstances) -> dict[str, Any]:
     }
 
 
-def measure(runs: Mapping[str, Experiment], device: str | None = "cpu", pictures: int = PICTURES) -> Findings:
+def measure(runs: Mapping[str, Experiment], device: str | None = "cpu") -> Findings:
     """The findings of finished runs.
 
     Args:
         runs: by the names `student`, a distilled student's, and `teacher`, all on the same scenes.
         device: torch device; None is cuda where there is one, else cpu.
-        pictures: see :func:`findings_of`.
 
     Raises:
         ExperimentError: the runs are not on scenes, or on different ones, or on those of another generator.
@@ -195,7 +188,7 @@ def measure(runs: Mapping[str, Experiment], device: str | None = "cpu", pictures
     distilled = next(name for name in runs if name not in (ALONE, TEACHER))
     place = first_with_all_classes(dataset)
     seen = box_perspectives(networks[distilled], networks[TEACHER], dataset[place])
-    found = findings_of(networks, dataset, pictures)
+    found = findings_of(networks, dataset)
     return Findings(
         {
             "schema": SCHEMA,
@@ -241,7 +234,7 @@ def read_findings(folder: Path | None = None) -> list[Findings]:
 
 
 def write_findings(seed: int = 0, arm: str = DISTILLED, folder: Path | None = None, *, device: str = "cpu") -> Path:
-    """Make the file of one seed: the student alone, an arm, and the teacher.
+    """Make the file of one seed: the baseline, a distilled student, and the teacher.
 
     Raises:
         ExperimentError: the campaign has no such run.
@@ -258,9 +251,41 @@ def write_findings(seed: int = 0, arm: str = DISTILLED, folder: Path | None = No
     return path
 
 
+class Example(NamedTuple):
+    """A scene, its classes, what both networks make of the student's boxes, and whether they were trained."""
+
+    sample: InstanceSample
+    spec: InstanceSpec
+    seen: BoxPerspectives
+    trained: bool
+
+
+def method_example(findings: Sequence[Findings]) -> Example:
+    """From the first file of findings; where there is none, from small networks of random weights.
+
+    The scene is the first of its split in which every class has to be found.
+
+    >>> example = method_example([])
+    >>> example.trained, len(example.seen.labels_N)
+    (False, 64)
+    """
+    if findings:
+        dataset = findings[0].dataset()
+        return Example(dataset[findings[0].boxes_of], dataset.spec, findings[0].boxes(), True)
+    dataset = SceneInstances(20, height=96, width=128, context_shift=1.0, seed=0, split="test")
+    sizes = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=200, rois=64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classes = dataset.spec.num_classes
+        student = build_detector("mobilenet_v3_small", classes, width=32, box_width=64, **sizes)
+        teacher = build_detector("resnet18", classes, width=48, box_width=96, **sizes).eval()
+    sample = dataset[first_with_all_classes(dataset)]
+    return Example(sample, dataset.spec, box_perspectives(student, teacher, sample), False)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of `python -m apd.report.detection_findings`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m apd.report.detection_findings", description=__doc__.split("\n")[0])
+    """The command line of `python -m apd.report.findings`. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m apd.report.findings", description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="of the students (default: 0)")
     parser.add_argument("--arm", default=DISTILLED, help=f"key of the distilled student (default: {DISTILLED})")
     parser.add_argument("--to", type=Path, help="folder of the file (default: book/results/detection-findings)")
@@ -271,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(write_findings(chosen.seed, chosen.arm, chosen.to, device=chosen.device))
         return 0
 
-    return exit_code_of(run, "apd.report.detection_findings")
+    return exit_code_of(run, "apd.report.findings")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """How a number of each image goes with what a method gains on that image: rank correlations over images.
 
-Images are the unit. An image's gain is averaged over seeds first, because the seeds see the same images: counted as
-further observations they would make the interval narrower than it is. That interval speaks of other images, shown to
-the same students. Whether other students would gain on the same images is another question, and is asked of each seed
-by itself; :func:`seeds_agree` tells how much of an image's gain belongs to the image at all. A relation is called one
-only when both intervals leave out zero.
+Images are the unit. An image's gain is averaged over seeds first, because the seeds see the same images; that interval
+speaks of other images. Whether other students would gain on the same images is asked of each seed by itself. A relation
+is significant only when both intervals leave out zero.
 """
 
 import itertools
@@ -14,15 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
-from apd.report.evidence_file import NUMBERS, SCORES, Evidence
-from apd.report.statistics import ComparisonError, Difference, paired_difference
+from apd.report.evidence import NUMBERS, SCORES, Evidence
+from apd.report.statistics import ComparisonError, Difference, mean_interval
 from apd.training.record import Record
 
 Values = NDArray[np.float64]
 RESAMPLES = 2000
-FEWEST = 3
-"""Pairs below which there is no rank correlation."""
 
 
 class Correlation(NamedTuple):
@@ -35,15 +32,12 @@ class Correlation(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """A number of the images and their gains, asked twice.
-
-    Attributes:
-        over_images: of gains that are means over seeds; its interval is over images.
-        over_seeds: the mean of each seed's own rank correlation; its interval is over seeds.
-    """
+    """A number of the images and their gains, correlated twice."""
 
     over_images: Correlation
+    """Of gains that are means over seeds; its interval is over images."""
     over_seeds: Difference
+    """The mean of each seed's own rank correlation; its interval is over seeds."""
 
     @property
     def verdict(self) -> str:
@@ -57,48 +51,22 @@ class Relation(NamedTuple):
 
 
 class PerImage(NamedTuple):
-    """The evidence of one context shift, image by image, averaged over seeds.
-
-    Attributes:
-        context_shift: how far every image has a look of its own.
-        seeds: whose averages these are.
-        numbers: each number of the images' perspectives, (N,).
-        scores: network -> score -> (N,).
-        furthest: the class of each image whose prototype is furthest from its row; -1 where there is none.
-        class_names: names of the classes.
-        each: the seeds' evidence.
-    """
+    """The evidence of one context shift, image by image, averaged over seeds, and the seeds' own evidence."""
 
     context_shift: float
     seeds: tuple[int, ...]
     numbers: dict[str, Values]
+    """Number of the images' perspectives -> (N,)."""
     scores: dict[str, dict[str, Values]]
+    """Network -> score -> (N,)."""
     furthest: list[int]
+    """The class of each image whose prototype is furthest from its row; -1 where there is none."""
     class_names: list[str]
     each: list[Evidence]
 
     def gain(self, method: str = "apd", reference: str = "pixel_kd", score: str = "miou") -> Values:
         """(N,) by how much a method's score of an image is above another's, mean over seeds."""
         return self.scores[method][score] - self.scores[reference][score]
-
-
-def average_ranks(values: Values) -> Values:
-    """Ranks from 1; equal values share the mean of their places.
-
-    >>> average_ranks(np.array([0.3, 0.1, 0.3])).tolist()
-    [2.5, 1.0, 2.5]
-    """
-    return _ranks_of_draws(values, np.arange(len(values))[None])[0]
-
-
-def _ranks_of_draws(values: Values, drawn_RN: NDArray[np.int64]) -> Values:
-    """(R, N) average ranks within each of R draws, which hold indices of the values."""
-    _, place = np.unique(values, return_inverse=True)
-    places_RN, kinds = place[drawn_RN], int(place.max(initial=-1)) + 1
-    flat = places_RN + kinds * np.arange(len(drawn_RN))[:, None]
-    counts_RU = np.bincount(flat.ravel(), minlength=kinds * len(drawn_RN)).reshape(len(drawn_RN), kinds)
-    ranks_RU = counts_RU.cumsum(1) - (counts_RU - 1) / 2
-    return np.take_along_axis(ranks_RU, places_RN, axis=1)
 
 
 def _pearson(x: Values, y: Values) -> Values:
@@ -119,25 +87,15 @@ def _of_ranks(x: Values, y: Values, held: Values | None = None) -> Values:
     return np.where(np.isnan(xh) | np.isnan(yh), xy, rest)  # what never varies takes nothing out
 
 
-def spearman(x: Values, y: Values) -> float:
-    """Spearman's rank correlation; NaN below three pairs, or where all of one side are equal.
+def spearman(*columns: Values) -> float:
+    """Spearman's rank correlation of two columns; a third is taken out of the ranks of both first, linearly.
+
+    NaN below three pairs, and where all of one side are equal or nothing is left of it.
 
     >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
     1.0
     """
-    return _correlation_of(x, y)
-
-
-def partial_spearman(x: Values, y: Values, held: Values) -> float:
-    """Rank correlation of what is left of `x` and `y` when `held` is taken out of the ranks of both, linearly.
-
-    NaN, too, where nothing is left of one side.
-    """
-    return _correlation_of(x, y, held)
-
-
-def _correlation_of(*columns: Values) -> float:
-    return float(_of_ranks(*map(average_ranks, columns))) if len(columns[0]) >= FEWEST else math.nan
+    return float(_of_ranks(*map(rankdata, columns))) if len(columns[0]) >= 3 else math.nan
 
 
 def _complete(*columns: Values) -> Values:
@@ -146,33 +104,23 @@ def _complete(*columns: Values) -> Values:
     return together[:, ~np.isnan(together).any(0)]
 
 
-def correlate(
-    x: Values, y: Values, held: Values | None = None, *, confidence: float = 0.95, resamples: int = RESAMPLES
-) -> Correlation:
+def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAMPLES) -> Correlation:
     """Rank correlation with a percentile bootstrap interval over images, the same at every call.
 
-    Args:
-        x, y: one value per image; images with a NaN anywhere are left out.
-        held: what is taken out of both first (see `partial_spearman`); None: nothing.
-        confidence: of the two-sided interval.
-        resamples: how often images are drawn with replacement.
-
-    Raises:
-        ValueError: lengths differ, or confidence is outside 0..1.
+    Columns as those of :func:`spearman`, one value per image; images with a NaN anywhere are left out.
     """
-    columns = [x, y] if held is None else [x, y, held]
     if len({len(column) for column in columns}) != 1:
         raise ValueError(f"lengths {[len(column) for column in columns]}: expected one value per image in each")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)
     images = together.shape[1]
-    value = _correlation_of(*together)
+    value = spearman(*together)
     if math.isnan(value):
         return Correlation(math.nan, math.nan, math.nan, images)
     # uniform numbers instead of Generator.integers: NumPy may change how it draws integers
     drawn_RN = (np.random.default_rng(0).random((resamples, images)) * images).astype(np.int64)
-    found_R = _of_ranks(*(_ranks_of_draws(column, drawn_RN) for column in together))
+    found_R = _of_ranks(*(rankdata(column[drawn_RN], axis=1) for column in together))
     found_R = found_R[~np.isnan(found_R)]
     if len(found_R) < resamples / 2:  # in most draws one side never varies
         return Correlation(value, math.nan, math.nan, images)
@@ -183,20 +131,16 @@ def correlate(
 def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
     """Average the evidence over seeds, for each context shift by itself, in rising order.
 
-    Only networks that every seed of a context shift has are kept.
-
-    Raises:
-        ComparisonError: two files have the same context shift and seed, or files of one context shift differ in the
-            images, the teacher or the settings of APD.
+    Only networks that every seed has are kept. ComparisonError where files of one context shift do not fit.
     """
     groups: dict[float, list[Evidence]] = {}
-    for one in evidence:
+    for one in sorted(evidence, key=lambda one: (one.context_shift, one.seed)):
         groups.setdefault(one.context_shift, []).append(one)
-    return [_average(groups[context_shift]) for context_shift in sorted(groups)]
+    return [_average(each) for each in groups.values()]
 
 
 def _average(each: list[Evidence]) -> PerImage:
-    each = sorted(each, key=lambda one: one.seed)
+    """One context shift's evidence, averaged."""
     first = each[0]
     for one in each[1:]:
         for what, value, expected in (
@@ -224,14 +168,13 @@ def _average(each: list[Evidence]) -> PerImage:
     )
 
 
-def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_kd", score: str = "miou") -> float:
-    """Mean rank correlation of the images' gains between two seeds, over all pairs of seeds; NaN with one seed.
+def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_kd") -> float:
+    """Mean rank correlation of the images' gains in mIoU between two seeds, over all pairs of seeds; NaN with one.
 
-    Near 0, where an image gains is a seed's luck, and nothing that belongs to the image can foretell it.
+    Near 0, where an image gains is a matter of the seed, and nothing that belongs to the image can predict it.
     """
-    gains = [one.score(method, score) - one.score(reference, score) for one in images.each]
-    kept = ~np.isnan(gains).any(0)
-    found = [spearman(a[kept], b[kept]) for a, b in itertools.combinations(gains, 2)]
+    gains = _complete(*(one.score(method, "miou") - one.score(reference, "miou") for one in images.each))
+    found = [spearman(a, b) for a, b in itertools.combinations(gains, 2)]
     return float(np.mean(found)) if found else math.nan
 
 
@@ -243,30 +186,22 @@ def relations(
     held: str | None = None,
     method: str = "apd",
     reference: str = "pixel_kd",
-    score: str = "miou",
 ) -> dict[str, Relation]:
-    """How numbers of the images' perspectives go with a method's gain on the images.
+    """How numbers of the images' perspectives, by `names`, go with a method's gain in mIoU over a reference.
 
-    Args:
-        images: of one context shift.
-        names: which numbers.
-        confidence: of the intervals.
-        held: a network whose scores are taken out of both sides (see `partial_spearman`); None: nothing.
-        method, reference: whose scores make the gain.
-        score: "miou" or "right".
+    The scores of the network `held`, if any, are taken out of both sides (see :func:`spearman`).
     """
-    control = None if held is None else images.scores[held][score]
-    gain, found = images.gain(method, reference, score), {}
+    gain, found = images.gain(method, reference), {}
+    control = [] if held is None else [images.scores[held]["miou"]]
     for name in names:
         by_seed = {}
         for one in images.each:
-            columns = [one.number(name), one.score(method, score) - one.score(reference, score)]
-            columns += [] if held is None else [one.score(held, score)]
-            by_seed[one.seed] = _correlation_of(*_complete(*columns))
-        known = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
+            columns = [one.number(name), one.score(method, "miou") - one.score(reference, "miou")]
+            value = spearman(*_complete(*columns, *([] if held is None else [one.score(held, "miou")])))
+            if not math.isnan(value):
+                by_seed[one.seed] = value
         found[name] = Relation(
-            correlate(images.numbers[name], gain, control, confidence=confidence),
-            paired_difference(known, dict.fromkeys(known, 0.0), confidence),
+            correlate(images.numbers[name], gain, *control, confidence=confidence), mean_interval(by_seed, confidence)
         )
     return found
 
@@ -281,7 +216,7 @@ class Backed(NamedTuple):
 
 
 def backed_by(evidence: Sequence[Evidence], records: Sequence[Record]) -> Backed:
-    """Hold the students' pixels in the evidence against the confusion matrices of the records of their runs."""
+    """Compare the students' pixels in the evidence with the confusion matrices of the records of their runs."""
     known = {record.content["weights_sha256"]: record for record in records}
     runs, differences = 0, []
     for one in evidence:

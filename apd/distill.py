@@ -19,8 +19,8 @@ from apd.losses import (
 )
 from apd.perspective import (
     Absent,
+    CompactLabels,
     Scope,
-    SeenClasses,
     full_precision,
     match_grids,
     occurring_classes,
@@ -278,7 +278,7 @@ class APDLoss(nn.Module):
         weights = ", ".join(f"{name}={value:g}" for name, value in self.weights.items())
         return f"scope={self.scope!r}, reduction={self.reduction!r}, absent={self.absent!r}, weights: {weights}"
 
-    def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> SeenClasses:
+    def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
         """On a CPU, where looking at a value costs nothing: only the classes that occur. Elsewhere all of them.
 
         Waiting for a GPU costs more, and a compiled graph has no size that depends on data. Absent classes at logit 0
@@ -288,10 +288,10 @@ class APDLoss(nn.Module):
             return occurring_classes(
                 labels_BHW, labels_Bhw, self.num_classes, ignore_index=self.ignore_index, scope=self.scope
             )
-        return SeenClasses(labels_BHW, labels_Bhw, self.num_classes, self.ignore_index)
+        return CompactLabels(labels_BHW, labels_Bhw, self.num_classes, self.ignore_index)
 
     def _observe(
-        self, features_BDhw: Tensor, seen: SeenClasses, *, detach_prototypes: bool = False
+        self, features_BDhw: Tensor, seen: CompactLabels, *, detach_prototypes: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         return observe_itself(
             features_BDhw,

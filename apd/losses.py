@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apd.fused import upsampled_entropy
-from apd.normalizers import divisor
+from apd.normalizers import global_count
 from apd.perspective import ABSENT_LOGIT, full_precision, match_grids, resize_labels, valid_pixels
 from apd.validation import (
     check_choice,
@@ -50,7 +50,7 @@ def upsample(maps_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``values`` where ``mask`` is true; a connected zero when it is true nowhere."""
-    return torch.where(mask, values, 0.0).sum() / divisor(mask.sum())
+    return torch.where(mask, values, 0.0).sum() / global_count(mask.sum())
 
 
 def _check_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:
@@ -110,7 +110,7 @@ def regularisation_loss(
     if present_BK is not None:
         _check_present(present_BK, (batch, num_classes))
         counted_BHW = counted_BHW & present_BK.gather(1, labels_BHW.flatten(1)).view_as(labels_BHW)
-    return upsampled_entropy(teacher_observations_BKhw, labels_BHW, counted_BHW) / divisor(counted_BHW.sum())
+    return upsampled_entropy(teacher_observations_BKhw, labels_BHW, counted_BHW) / global_count(counted_BHW.sum())
 
 
 @full_precision
@@ -189,7 +189,7 @@ def observation_loss(
     )
     if reduction == "element":
         elements = present_BK.sum() * labels_Bhw[0].numel()
-        return divergence_BKhw.sum() / divisor(elements)
+        return divergence_BKhw.sum() / global_count(elements)
     return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
 
 
@@ -255,7 +255,7 @@ def pixel_kd_loss(
     divergence_BKhw = temperature**2 * _divergence(student_logits_BKhw / temperature, teacher_logits_BKhw / temperature)
     if reduction == "element":
         elements = torch.full((), divergence_BKhw.numel(), device=divergence_BKhw.device)
-        return divergence_BKhw.sum() / divisor(elements)
+        return divergence_BKhw.sum() / global_count(elements)
     return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
 
 

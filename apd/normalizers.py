@@ -1,13 +1,13 @@
 """Means over a batch of which this process, at this moment, may hold only a part.
 
-Every mean of this package's losses is a sum divided by :func:`divisor` of a count: of valid pixels, of present classes,
-of images. A process that holds the whole batch divides by its own count. Where a batch is divided, over processes or
+Every mean of this package's losses is a sum divided by :func:`global_count` of a count: of valid pixels, of present
+classes, of images. A process that holds the whole batch divides by its own count. Where a batch is divided, over processes or
 over the steps of gradient accumulation, the mean of the parts' means is not the mean of the batch, since the parts
 hold different numbers of valid pixels; and one weight for each part would not do, since the terms count different
 things. Each sum is then divided by the count of the whole batch:
 
 - over processes by :func:`across_processes`, which adds the counts up when they are needed;
-- over steps by :class:`PartsInTurn`, which has to be told the counts of all parts before the first is computed.
+- over steps by :class:`AccumulatedCounts`, which has to be told the counts of all parts before the first is computed.
 
 What couples the images of a batch (batch norm, ``scope="batch"``, the pixel pairs of :class:`apd.CIRKD`, the
 intra-class correlation of :class:`apd.DIST`) depends on the division all the same.
@@ -29,14 +29,14 @@ def _own(count: Tensor) -> Tensor:
 _rule: Rule = _own  # of this process
 
 
-def divisor(count: Tensor) -> Tensor:
+def global_count(count: Tensor) -> Tensor:
     """What the sum over ``count`` things is divided by to give this part's share of their mean over the whole batch.
 
     Never 0: with nothing to average over, the mean is a zero that is connected to the graph.
 
     >>> import torch
-    >>> from apd.normalizers import divisor
-    >>> divisor(torch.tensor(3)), divisor(torch.tensor(0))
+    >>> from apd.normalizers import global_count
+    >>> global_count(torch.tensor(3)), global_count(torch.tensor(0))
     (tensor(3), tensor(1))
     """
     return _rule(count)
@@ -83,7 +83,7 @@ def across_processes() -> Iterator[None]:
         yield
 
 
-class PartsInTurn:
+class AccumulatedCounts:
     """The divisors of a batch whose parts are computed one after the other, as in gradient accumulation.
 
     Count every part first, then compute every part: its losses are shares that *add up* to those of the whole batch,
@@ -94,16 +94,16 @@ class PartsInTurn:
             for a batch, and losses and gradients whose mean over processes is that of the whole batch.
 
     >>> import torch
-    >>> from apd.normalizers import PartsInTurn, divisor
+    >>> from apd.normalizers import AccumulatedCounts, global_count
     >>> parts = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([6.0])]
-    >>> turns = PartsInTurn()
+    >>> turns = AccumulatedCounts()
     >>> for part in parts:
     ...     with turns.counting():
-    ...         _ = divisor(torch.tensor(len(part)))
+    ...         _ = global_count(torch.tensor(len(part)))
     >>> mean = 0
     >>> for part in parts:
     ...     with turns.computing():
-    ...         mean += part.sum() / divisor(torch.tensor(len(part)))
+    ...         mean += part.sum() / global_count(torch.tensor(len(part)))
     >>> mean
     tensor(3.)
     """

@@ -252,7 +252,7 @@ def observe(
 # Labels renumbered so that only the classes that occur have a number: what is absent then costs nothing.
 
 
-class SeenClasses(NamedTuple):
+class CompactLabels(NamedTuple):
     """Labels on the label grid and on the feature grid, how many classes they name, and the label to ignore."""
 
     labels_BHW: Tensor
@@ -263,7 +263,7 @@ class SeenClasses(NamedTuple):
 
 def occurring_classes(
     labels_BHW: Tensor, labels_Bhw: Tensor, num_classes: int, *, ignore_index: int = 255, scope: Scope = "image"
-) -> SeenClasses:
+) -> CompactLabels:
     """Renumber the classes of each image (with ``scope="batch"``: of the batch) that occur on the feature grid.
 
     Their numbers, from 0, keep the order of the classes. Pixels of a class that occurs on the label grid only, which
@@ -289,7 +289,7 @@ def occurring_classes(
     number_BK = torch.where(present_BK, present_BK.cumsum(1) - 1, -1)
     number_BK = torch.cat([number_BK, torch.full_like(number_BK[:, :1], -1)], dim=1)  # the last entry: ignored
     fine_BN = torch.where(valid_BHW, labels_BHW.long(), num_classes).flatten(1)
-    return SeenClasses(
+    return CompactLabels(
         number_BK.gather(1, fine_BN).view_as(labels_BHW),
         number_BK.gather(1, places_BN).view_as(labels_Bhw),
         max(1, int(present_BK.sum(1).max())),

@@ -16,7 +16,7 @@ from apd.config.identity import fingerprint, to_dict
 from apd.distillers.base import DISTILLERS
 from apd.report.statistics import method_of
 from apd.study import runner
-from apd.study.ablations import RIVALS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
+from apd.study.ablations import OTHER_METHODS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
 from apd.study.campaign import dealt, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS
@@ -188,7 +188,7 @@ def test_hyper_parameters_are_chosen_on_the_validation_split():
 def test_every_method_gets_the_same_trials_of_its_weights():
     planned = [method_of(e, METHOD_NAMES | variant_names()) for e in experiments_of("scenes-rivals-tuning")]
     tried = {(key.rsplit("_x", 1)[0], float(key.rsplit("_x", 1)[1])) for key in planned}
-    assert tried == set(product(["pixel_kd", "apd", *RIVALS], [0.1, 10.0]))
+    assert tried == set(product(["pixel_kd", "apd", *OTHER_METHODS], [0.1, 10.0]))
     assert len(planned) == len(tried)
 
 

@@ -23,7 +23,7 @@ from apd.cli import app as cli
 from apd.config.datasets import build_split
 from apd.config.experiment import Experiment
 from apd.config.identity import from_dict, to_dict
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.cost.measure import LossShape
 from apd.evaluation.inference import confusion_of, predict_labels
 from apd.evaluation.metrics import scores
@@ -245,7 +245,7 @@ def test_a_recipe_can_be_shown_in_two_words_and_by_its_size(words, capsys):
         (["train", "--seed", "1.5"], ["--seed", "'1.5'"]),
         (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
         (["train", "--distillers.0.width", "None"], ["APDConfig.regularisation = 1.0", "width is None"]),
-        (["train", "--inference.stride", "2"], ["Inference.stride = 2.0", "windows may not leave gaps"]),
+        (["train", "--inference.stride", "2"], ["InferenceOptions.stride = 2.0", "windows may not leave gaps"]),
         (["evaluate"], ["Missing", "RUN"]),
         (["export", "here"], ["Missing", "--to"]),
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
@@ -326,7 +326,7 @@ def test_evaluate_writes_a_table_of_classes_and_a_label_map_of_every_image(finis
 
 def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp_path, capsys):
     switches = ["--sliding-window", "0.667", "--flip", "--scales", "1.0", "1.25"]
-    looks = Inference(window=(32, 32), stride=0.667, flip=True, scales=(1.0, 1.25))
+    looks = InferenceOptions(window=(32, 32), stride=0.667, flip=True, scales=(1.0, 1.25))
     record = read_record(finished / "record.json")
     model, data = trained_network(finished), build_split(record.experiment.data, "val")
     expected = scores(confusion_of(model, data, inference=looks))
@@ -353,7 +353,7 @@ def test_without_switches_a_run_is_evaluated_as_its_experiment_says(runs, capsys
     assert leave(["train", "--method", "student", "--inference.flip", "--inference.window", "32", "32"]) == 0
     record_path = Path(capsys.readouterr().out.splitlines()[-1])
     record = read_record(record_path)
-    assert record.experiment.inference == Inference(window=(32, 32), flip=True)
+    assert record.experiment.inference == InferenceOptions(window=(32, 32), flip=True)
     assert leave(["evaluate", str(record_path.parent)]) == 0
     assert f"mIoU {record.scores.miou:.4f} over" in capsys.readouterr().out
     whole = record.content["evaluations"][-1]["confusion"]

@@ -12,7 +12,7 @@ from small_experiments import tiny
 from apd.config.datasets import spec_of
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.distillers.apd import APDConfig, DenseAPDConfig
 from apd.distillers.base import DISTILLERS, build_distiller
 from apd.distillers.review_kd import ReviewKD, ReviewKDConfig
@@ -49,7 +49,10 @@ def test_methods_levels_and_backbones_are_those_of_the_modules():
         ),
         ({"distillers": (APDConfig(),)}, "apd is none for detection, the task of data = InstanceDataConfig: expected "),
         ({"precision": "bf16"}, "Experiment.precision = 'bf16': expected fp32, or auto, which is fp32 here"),
-        ({"inference": Inference(flip=True)}, "expected the default: a detector looks once at the whole picture"),
+        (
+            {"inference": InferenceOptions(flip=True)},
+            "expected the default: a detector looks once at the whole picture",
+        ),
         (
             {"training": replace(TRAINING, accumulation=2, batch_size=4)},
             "TrainingConfig.accumulation = 2: expected 1 in detection: torchvision's losses are means",

@@ -17,7 +17,7 @@ from apd.config.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
 from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, METHODS, REAL_SIZES, SMALL_RATES, Size, methods_of, recipe
@@ -89,17 +89,17 @@ WRONG = [
     (Experiment, "data", {"name": "scenes"}, "expected a DataConfig"),
     (Experiment, "precision", "fp16", "expected one of auto, fp32, bf16"),
     (Experiment, "teacher", "resnet", "expected a TeacherConfig or None"),
-    (Experiment, "inference", None, "expected an Inference"),
+    (Experiment, "inference", None, "expected an InferenceOptions"),
     (
         Experiment,
         "inference",
-        Inference(scales=(0.25, 1)),
+        InferenceOptions(scales=(0.25, 1)),
         "expected all looks to have sides of at least 32 pixels, got 24",
     ),
     (
         Experiment,
         "inference",
-        Inference(window=(96, 31)),
+        InferenceOptions(window=(96, 31)),
         "expected all looks to have sides of at least 32 pixels, got 31",
     ),
     (Experiment, "distillers", [PixelKDConfig()], "expected a tuple of DistillerConfig"),
@@ -208,7 +208,7 @@ def test_the_teachers_experiment_has_the_students_data_and_no_teacher_of_its_own
     assert (teacher.data, teacher.precision) == (experiment.data, experiment.precision)
     assert (teacher.network, teacher.training, teacher.seed) == (TEACHER.network, TEACHER.training, 2)
     assert (teacher.teacher, teacher.distillers) == (None, ())
-    flipped = replace(experiment, inference=Inference(flip=True))
+    flipped = replace(experiment, inference=InferenceOptions(flip=True))
     assert flipped.teacher_experiment() == teacher, "one teacher serves all ways to look"
     with pytest.raises(ExperimentError, match="this experiment has no teacher"):
         teacher.teacher_experiment()

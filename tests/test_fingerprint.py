@@ -19,7 +19,7 @@ from apd.config.experiment import (
     TrainingConfig,
 )
 from apd.config.identity import fingerprint, from_dict, to_dict
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.distillers.apd import APDConfig, DenseAPDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig
@@ -206,9 +206,9 @@ OTHER = {  # for every field a legal value that is not its default
         "precision": "bf16",
         "teacher": TeacherConfig(seed=1),
         "distillers": (),
-        "inference": Inference(flip=True),
+        "inference": InferenceOptions(flip=True),
     },
-    Inference: {
+    InferenceOptions: {
         "window": (64, 48),
         "stride": 0.5,
         "flip": True,
@@ -259,7 +259,7 @@ def full(config):
             return replace(
                 DETECTION, distillers=(*DETECTION.distillers[:place], config, *DETECTION.distillers[place + 1 :])
             )
-        case Inference():
+        case InferenceOptions():
             return replace(whole, inference=config)
     raise AssertionError(config)
 
@@ -303,7 +303,7 @@ def test_the_label_plays_no_part():
 def test_a_whole_number_for_a_real_one_keeps_the_fingerprint():
     as_float, as_int = TrainingConfig(learning_rate=1.0), TrainingConfig(learning_rate=1)
     assert fingerprint(full(as_float)) == fingerprint(full(as_int))
-    as_float, as_int = Inference(scales=(1.0, 2.0), stride=1.0), Inference(scales=(1, 2), stride=1)
+    as_float, as_int = InferenceOptions(scales=(1.0, 2.0), stride=1.0), InferenceOptions(scales=(1, 2), stride=1)
     assert fingerprint(full(as_float)) == fingerprint(full(as_int))
 
 
@@ -383,7 +383,7 @@ TEACHERS = st.builds(
     expected_miou=st.floats(0, 1),
 )
 INFERENCES = st.builds(
-    Inference,
+    InferenceOptions,
     window=st.none() | st.tuples(SIDES, SIDES),
     stride=st.floats(0.01, 1),
     flip=st.booleans(),
@@ -485,9 +485,13 @@ def edited(path, value):
         (("training", "milestones"), 5, "TrainingConfig.milestones = 5: expected a tuple of whole numbers"),
         (("training",), None, "Experiment.training = None: expected a TrainingConfig"),
         (("network",), "resnet18", "NetworkConfig: expected a mapping of fields, got str"),
-        (("inference", "strde"), 1, "Inference has no field 'strde'; did you mean 'stride'?"),
-        (("inference", "stride"), 2, "Inference.stride = 2: expected a part of the window, above 0 and at most 1"),
-        (("inference", "window"), [713], "Inference.window = (713,): expected None or (height, width)"),
+        (("inference", "strde"), 1, "InferenceOptions has no field 'strde'; did you mean 'stride'?"),
+        (
+            ("inference", "stride"),
+            2,
+            "InferenceOptions.stride = 2: expected a part of the window, above 0 and at most 1",
+        ),
+        (("inference", "window"), [713], "InferenceOptions.window = (713,): expected None or (height, width)"),
     ],
 )
 def test_a_file_with_a_wrong_field_is_refused_and_the_nearest_name_told(path, value, told):

@@ -19,7 +19,7 @@ from apd.report.figures.tables import digits_of, interval, points
 from apd.report.figures.verdicts import added_to_rivals, complements, seconds_in_words, tallies, tally
 from apd.report.figures.words import beside_methods, outcome
 from apd.report.statistics import compare, paired_difference
-from apd.study.ablations import RIVALS, at_best, option_variants
+from apd.study.ablations import OTHER_METHODS, at_best, option_variants
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS
 
@@ -154,7 +154,7 @@ def test_the_colour_of_arms_stands_out_in_both_modes(page):
 
 
 def test_scores_of_many_methods_leave_the_outlying_ones_at_the_edge(comparison):
-    alone = comparison.only([*METHODS, *RIVALS])
+    alone = comparison.only([*METHODS, *OTHER_METHODS])
     assert outlying(alone) == {"attention_transfer", "skd"}
     assert outlying(alone.only(METHODS)) == set()
     for drawn in (scores_over_seeds([alone]), score_against_seconds(alone)):
@@ -162,7 +162,7 @@ def test_scores_of_many_methods_leave_the_outlying_ones_at_the_edge(comparison):
         assert f"AT {mean:.1f}" in drawn.description
         assert all(
             any(re.fullmatch(rf"{re.escape(name)}( \d+\.\d)?", text) for text, _ in texts(drawn))
-            for name, _ in RIVALS.values()
+            for name, _ in OTHER_METHODS.values()
         )
 
 
@@ -225,15 +225,15 @@ def replace_low(difference, low):
 
 def test_arms_added_to_apd_are_held_against_both(comparison):
     against_rival, against_apd = added_to_rivals(comparison)
-    assert list(against_rival) == list(against_apd) == list(RIVALS)
+    assert list(against_rival) == list(against_apd) == list(OTHER_METHODS)
     expected = paired_difference(comparison.miou("apd_and_cwd"), comparison.miou(at_best("cwd")))
     assert against_rival["cwd"].found == expected
     assert against_apd["cwd"].found == comparison.difference("apd_and_cwd", "apd")
     told = str(complements(comparison, against_rival, against_apd))
-    assert told.startswith(f"**{comparison.title}**: of {len(RIVALS)} methods")
+    assert told.startswith(f"**{comparison.title}**: of {len(OTHER_METHODS)} methods")
     assert "complement each other: **CWD**" in told
     for rows, alone in ((against_rival, "the method alone"), (against_apd, "APD alone")):
-        assert tally(rows, {key: f"{name} and APD" for key, (name, _) in RIVALS.items()}, alone) in told
+        assert tally(rows, {key: f"{name} and APD" for key, (name, _) in OTHER_METHODS.items()}, alone) in told
     one = str(complements(comparison, {"cwd": against_rival["cwd"]}, {"cwd": against_apd["cwd"]}))
     assert "of 1 method, adding" in one
     assert "1 setting against APD alone" in one
@@ -283,7 +283,7 @@ def test_the_settings_of_every_method_are_listed():
     told = str(settings_in_words()).split("\n")
     assert "- **CWD**, beside pixel KD: `logits` 3, `features` 0, `temperature` 4" in told
     assert "- **DKD**, in place of pixel KD: `target` 1, `non_target` 0.25, `temperature` 1" in told
-    assert len(told) == len(RIVALS)
+    assert len(told) == len(OTHER_METHODS)
 
 
 def test_questions_are_answered_by_the_names_of_arms(comparison):

@@ -6,19 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apd.losses import masked_mean
-from apd.normalizers import PartsInTurn, across_processes, divisor
+from apd.normalizers import AccumulatedCounts, across_processes, global_count
 
 
 def test_on_its_own_a_process_divides_by_its_count_and_never_by_zero():
-    assert divisor(torch.tensor(7)) == 7
-    assert divisor(torch.tensor(0)) == 1
+    assert global_count(torch.tensor(7)) == 7
+    assert global_count(torch.tensor(0)) == 1
 
 
 @given(st.lists(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_shares_of_parts_in_turn_add_up_to_the_mean_of_the_whole(parts):
     values = [torch.tensor([value for value, _ in part], dtype=torch.float64) for part in parts]
     masks = [torch.tensor([valid for _, valid in part]) for part in parts]
-    turns = PartsInTurn()
+    turns = AccumulatedCounts()
     for value, mask in zip(values, masks, strict=True):
         with turns.counting():
             masked_mean(value, mask)
@@ -30,33 +30,33 @@ def test_shares_of_parts_in_turn_add_up_to_the_mean_of_the_whole(parts):
 
 
 def test_several_means_of_a_part_keep_their_own_counts():
-    turns, counts = PartsInTurn(), [(3, 0), (5, 2)]
+    turns, counts = AccumulatedCounts(), [(3, 0), (5, 2)]
     for part in counts:
         with turns.counting():
-            assert [divisor(torch.tensor(count)).item() for count in part] == [max(count, 1) for count in part]
+            assert [global_count(torch.tensor(count)).item() for count in part] == [max(count, 1) for count in part]
     for part in counts:
         with turns.computing():
-            assert [divisor(torch.tensor(count)).item() for count in part] == [8, 2]
-    assert divisor(torch.tensor(3)) == 3, "the rule outlived its context"
+            assert [global_count(torch.tensor(count)).item() for count in part] == [8, 2]
+    assert global_count(torch.tensor(3)) == 3, "the rule outlived its context"
 
 
 def test_a_mean_that_was_not_counted_or_not_computed_is_an_error():
-    turns = PartsInTurn()
+    turns = AccumulatedCounts()
     with turns.counting():
-        divisor(torch.tensor(1))
+        global_count(torch.tensor(1))
     with turns.computing():
-        divisor(torch.tensor(1))
+        global_count(torch.tensor(1))
         with pytest.raises(RuntimeError, match="this mean was not counted"):
-            divisor(torch.tensor(1))
+            global_count(torch.tensor(1))
     with pytest.raises(RuntimeError, match="1 counted means were not computed"), turns.computing():
         pass
 
 
 def test_the_rule_ends_with_its_context_also_after_an_error():
-    turns = PartsInTurn()
+    turns = AccumulatedCounts()
     with pytest.raises(ZeroDivisionError), turns.counting():
         raise ZeroDivisionError
-    assert divisor(torch.tensor(0)) == 1
+    assert global_count(torch.tensor(0)) == 1
 
 
 def test_without_a_process_group_there_is_nothing_to_share_with():

@@ -3,7 +3,7 @@ import torch
 
 from apd import APDLoss, class_prototypes, observe
 from apd.fused import observe_itself
-from apd.perspective import SeenClasses, occurring_classes
+from apd.perspective import CompactLabels, occurring_classes
 
 from . import slow_reference as slow
 
@@ -120,7 +120,7 @@ def test_leaving_absent_classes_out_changes_no_term_and_no_gradient(scope):
     batch = slow.random_batch(num_classes=30)
     module = APDLoss(6, 6, 30, width=5, scope=scope).double()
     few = module(**batch)
-    module._classes_at_hand = lambda fine, coarse: SeenClasses(fine, coarse, 30, 255)
+    module._classes_at_hand = lambda fine, coarse: CompactLabels(fine, coarse, 30, 255)
     all_of_them = module(**batch)
     torch.testing.assert_close(few, all_of_them)
     wanted = [*module.parameters(), batch["student_features"]]

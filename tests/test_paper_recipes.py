@@ -13,7 +13,7 @@ from apd import APDLoss
 from apd.cli.app import main
 from apd.config.datasets import spec_of
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.distillers.base import build_distiller
 from apd.study.published_recipes import (
     CLASSES_SEEN,
@@ -59,7 +59,7 @@ def test_the_values_are_those_of_the_released_configurations(
     assert (training.batch_size, training.learning_rate, training.iterations) == (batch, rate, iterations)
     assert (training.momentum, training.weight_decay, training.power) == (0.9, 1e-4, 0.9)
     assert (training.head_multiplier, training.auxiliary_weight) == (10.0, 0.4)
-    assert experiment.inference == Inference(window=(crop, crop), stride=2 / 3, flip=True, scales=(1.0,))
+    assert experiment.inference == InferenceOptions(window=(crop, crop), stride=2 / 3, flip=True, scales=(1.0,))
     for network, backbone in ((experiment.network, "resnet18_deep"), (experiment.teacher.network, "resnet101_deep")):
         assert (network.backbone, network.head, network.head_width) == (backbone, "psp", 512)
         assert (network.output_stride, network.dropout, network.dilation) == (8, 0.1, dilation)

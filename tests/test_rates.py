@@ -9,8 +9,8 @@ from made_up_records import made_up_record
 from apd.config.identity import fingerprint
 from apd.report.figures.rates import rates_table, validation_by_strength, validation_miou, weights_table
 from apd.report.statistics import method_of
-from apd.study.ablations import BEST, RIVALS, at_best, plain_variants, variant_names, variant_of_strength
-from apd.study.campaigns import BEST_RIVALS, TRIED_LEARNING_RATES, TRIED_RATES, TUNED_METHODS, experiments_of
+from apd.study.ablations import BEST, OTHER_METHODS, at_best, plain_variants, variant_names, variant_of_strength
+from apd.study.campaigns import BEST_OTHER_METHODS, TRIED_LEARNING_RATES, TRIED_RATES, TUNED_METHODS, experiments_of
 from apd.study.recipes import LEARNING_RATES, SECONDS_OF_APD, SMALL_RATES, recipe
 from apd.training.record import read_record, read_records
 from apd.training.run import records_folder
@@ -89,9 +89,9 @@ def test_the_best_rivals_are_those_of_the_records():
     for record in (r for name in ("scenes-rivals", "scenes-tuned") for r in read_records(records_folder(name))):
         key = method_of(record.experiment, variant_names())
         found.setdefault(key, []).append(validation_miou(record))
-    means = {key: fmean(found[at_best(key)]) for key in RIVALS}
-    assert set(BEST_RIVALS) == set(sorted(means, key=means.get)[-3:])
-    assert BEST_RIVALS[0] == max(means, key=means.get)
+    means = {key: fmean(found[at_best(key)]) for key in OTHER_METHODS}
+    assert set(BEST_OTHER_METHODS) == set(sorted(means, key=means.get)[-3:])
+    assert BEST_OTHER_METHODS[0] == max(means, key=means.get)
 
 
 def test_without_another_weight_there_is_nothing_to_choose_from():

@@ -55,9 +55,9 @@ OTHER = {  # for every field a legal value that is not its default
     I2CKDConfig: {"weight": 2.0, "margin": 0.5},
     IDDConfig: {"weight": 1.0},
 }
-RIVALS = tuple(OTHER)
-ALL = (*tiny("both").distillers, *(kind() for kind in RIVALS[:5]), CIRKDConfig(pixel_slots=30, region_slots=7))
-ALL += tuple(kind() for kind in RIVALS[6:])
+OTHER_METHODS = tuple(OTHER)
+ALL = (*tiny("both").distillers, *(kind() for kind in OTHER_METHODS[:5]), CIRKDConfig(pixel_slots=30, region_slots=7))
+ALL += tuple(kind() for kind in OTHER_METHODS[6:])
 
 
 def with_distillers(*distillers):
@@ -70,7 +70,7 @@ def test_every_method_of_the_study_is_tried_here():
     assert {type(config) for config in ALL} == {kind for kind in DISTILLERS.values() if kind.task == "segmentation"}
 
 
-@pytest.mark.parametrize("kind", RIVALS)
+@pytest.mark.parametrize("kind", OTHER_METHODS)
 def test_every_field_changes_the_fingerprint_and_comes_back_from_json(kind):
     assert {"method", *OTHER[kind]} == {field.name for field in dataclasses.fields(kind)}
     changed = [with_distillers(kind(**{name: value})) for name, value in OTHER[kind].items()]
@@ -79,7 +79,7 @@ def test_every_field_changes_the_fingerprint_and_comes_back_from_json(kind):
     assert [from_dict(json.loads(json.dumps(to_dict(e)))) for e in experiments] == experiments
 
 
-@pytest.mark.parametrize("kind", RIVALS)
+@pytest.mark.parametrize("kind", OTHER_METHODS)
 def test_no_field_takes_a_value_that_its_method_cannot_use(kind):
     for field in dataclasses.fields(kind):
         for value in (object(), -1.0, -1, float("nan"), True):
@@ -112,7 +112,7 @@ def networks():
     return {"student": student, "teacher": teacher, "ignore_index": 9}
 
 
-@pytest.mark.parametrize("kind", RIVALS)
+@pytest.mark.parametrize("kind", OTHER_METHODS)
 def test_a_module_has_every_setting_of_its_configuration(kind, networks):
     config = kind(**OTHER[kind])
     module = build_distiller(config, **networks, seed=3)

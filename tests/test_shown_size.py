@@ -10,7 +10,7 @@ from test_own_recipe import leave, make, trained
 from apd.config import inference as protocol
 from apd.config.experiment import DataConfig, Experiment, ExperimentError
 from apd.config.image_sizes import least_side, require_sides, shown_size
-from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.config.inference import WHOLE_IMAGE, InferenceOptions
 from apd.data.images import DataError
 from apd.models import segmenter
 from apd.training.run import runs_folder
@@ -31,12 +31,12 @@ def test_the_smallest_side_is_the_networks_own():
 @pytest.mark.parametrize(
     ("data", "inference", "size", "shown", "least"),
     [
-        (dict(height=0, width=0), WHOLE_PICTURE, (31, 200), (31, 200), 31),
-        (dict(height=64, width=96), WHOLE_PICTURE, (31, 200), (64, 96), 64),
-        (dict(height=0, width=0, long_side=256), WHOLE_PICTURE, (64, 640), (26, 256), 26),
-        (dict(height=64, width=96, long_side=48), WHOLE_PICTURE, (1, 1), (32, 48), 32),
-        (dict(height=0, width=0), Inference(scales=(0.25, 1.0)), (64, 640), (64, 640), 16),
-        (dict(height=0, width=0), Inference(window=(48, 48), scales=(0.25,)), (20, 24), (20, 24), 48),
+        (dict(height=0, width=0), WHOLE_IMAGE, (31, 200), (31, 200), 31),
+        (dict(height=64, width=96), WHOLE_IMAGE, (31, 200), (64, 96), 64),
+        (dict(height=0, width=0, long_side=256), WHOLE_IMAGE, (64, 640), (26, 256), 26),
+        (dict(height=64, width=96, long_side=48), WHOLE_IMAGE, (1, 1), (32, 48), 32),
+        (dict(height=0, width=0), InferenceOptions(scales=(0.25, 1.0)), (64, 640), (64, 640), 16),
+        (dict(height=0, width=0), InferenceOptions(window=(48, 48), scales=(0.25,)), (20, 24), (20, 24), 48),
     ],
 )
 def test_what_a_network_sees_follows_from_size_longest_side_scales_and_window(data, inference, size, shown, least):
@@ -102,11 +102,11 @@ def test_small_images_are_enlarged_by_the_recipe_that_is_chosen_for_them(tmp_pat
     [
         (
             dict(height=64, width=640, long_side=256),
-            WHOLE_PICTURE,
+            WHOLE_IMAGE,
             "DataConfig.long_side = 256: .* got 26",
         ),
-        (dict(height=64, width=96), Inference(scales=(0.4,)), "Experiment.inference = .* got 26"),
-        (dict(height=96, width=96, long_side=64), Inference(scales=(0.4,)), "Experiment.inference = .* got 26"),
+        (dict(height=64, width=96), InferenceOptions(scales=(0.4,)), "Experiment.inference = .* got 26"),
+        (dict(height=96, width=96, long_side=64), InferenceOptions(scales=(0.4,)), "Experiment.inference = .* got 26"),
     ],
 )
 def test_of_one_size_for_all_the_experiment_itself_is_refused(data, inference, told):

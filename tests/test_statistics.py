@@ -21,7 +21,7 @@ from apd.report.statistics import (
     planned_and_done,
     spread,
 )
-from apd.study.ablations import RIVALS, variant_names
+from apd.study.ablations import OTHER_METHODS, variant_names
 from apd.study.campaigns import CAMPAIGNS, experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 
@@ -222,7 +222,7 @@ def test_arms_stand_beside_methods_in_one_comparison_in_the_order_of_their_names
     names = METHOD_NAMES | variant_names()
     planned = [e for name in ("scenes-rivals", "scenes-tiny") for e in experiments_of(name) if e.seed < 2]
     (comparison,) = compare([made_up_record(e) for e in planned if e.data.context_shift == 1], names)
-    assert list(comparison.arms) == [*METHOD_NAMES, *RIVALS]
+    assert list(comparison.arms) == [*METHOD_NAMES, *OTHER_METHODS]
     assert comparison.names["cwd"] == "CWD"
     assert list(comparison.only(["cwd", "apd", "terms_a"]).arms) == ["cwd", "apd"]
     with pytest.raises(ComparisonError, match=r"fitnet-context1-seed0.*names none of"):

@@ -15,7 +15,7 @@ from torch import nn
 
 from apd.config.datasets import build_split
 from apd.config.experiment import ExperimentError
-from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.config.inference import WHOLE_IMAGE, InferenceOptions
 from apd.cost.measure import peak_of
 from apd.data.specs import IMAGE_PADDING
 from apd.evaluation.inference import (
@@ -95,7 +95,7 @@ def test_the_published_windows_of_cityscapes_are_two_by_four():
     batch=st.integers(1, 3),
 )
 def test_windows_of_any_size_and_stride_give_every_pixel_a_weight_of_exactly_one(size, window, stride, flip, batch):
-    looks = Inference(window=window, stride=stride, flip=flip)
+    looks = InferenceOptions(window=window, stride=stride, flip=flip)
     found = class_probabilities(Certain(), pictures(*size, batch), looks)
     assert found.shape == (batch, 3, *size)
     assert (found[:, 1] == 1).all()
@@ -106,13 +106,13 @@ def test_windows_of_any_size_and_stride_give_every_pixel_a_weight_of_exactly_one
 @given(size=st.tuples(LENGTHS, LENGTHS), window=st.tuples(LENGTHS, LENGTHS), stride=st.floats(0.2, 1))
 def test_a_network_that_looks_at_single_pixels_says_the_same_through_windows(size, window, stride):
     model, images = Network(kernel=1), pictures(*size)
-    found = class_probabilities(model, images, Inference(window=window, stride=stride))
+    found = class_probabilities(model, images, InferenceOptions(window=window, stride=stride))
     torch.testing.assert_close(found, whole(model, images), rtol=0, atol=1e-6)
 
 
 def test_the_mean_over_windows_is_that_of_a_loop_over_pixels():
     model, images = Network(kernel=5), pictures(17, 23, batch=3)
-    found = class_probabilities(model, images, Inference(window=(8, 9), stride=0.5))
+    found = class_probabilities(model, images, InferenceOptions(window=(8, 9), stride=0.5))
     sums, counts = torch.zeros(3, 3, 17, 23), torch.zeros(17, 23)
     for top in window_starts(17, 8, 0.5):
         for left in window_starts(23, 9, 0.5):
@@ -130,10 +130,10 @@ def test_the_mean_over_windows_is_that_of_a_loop_over_pixels():
 def test_a_mirror_image_changes_nothing_for_a_network_that_is_its_own():
     model, images = Network(kernel=3, symmetric=True), pictures(14, 19)
     torch.testing.assert_close(
-        class_probabilities(model, images, Inference(flip=True)), whole(model, images), rtol=0, atol=1e-6
+        class_probabilities(model, images, InferenceOptions(flip=True)), whole(model, images), rtol=0, atol=1e-6
     )
     lopsided = Network(kernel=3)
-    found = class_probabilities(lopsided, images, Inference(flip=True))
+    found = class_probabilities(lopsided, images, InferenceOptions(flip=True))
     expected = (whole(lopsided, images) + whole(lopsided, images.flip(3)).flip(3)) / 2
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert (found - whole(lopsided, images)).abs().max() > 0.01
@@ -145,10 +145,10 @@ def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
     for size in ((10, 15), (20, 30), (30, 45)):
         shown = F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
         looks.append(F.interpolate(whole(model, shown), (20, 30), mode="bilinear"))
-    found = class_probabilities(model, images, Inference(scales=(0.5, 1, 1.5)))
+    found = class_probabilities(model, images, InferenceOptions(scales=(0.5, 1, 1.5)))
     torch.testing.assert_close(found, sum(looks) / 3, rtol=0, atol=1e-6)
     assert model.seen[-3:] == [(2, 3, 10, 15), (2, 3, 20, 30), (2, 3, 30, 45)]
-    smaller = class_probabilities(model, images, Inference(flip=True, scales=(0.5, 2)), (8, 9))
+    smaller = class_probabilities(model, images, InferenceOptions(flip=True, scales=(0.5, 2)), (8, 9))
     assert smaller.shape == (2, 3, 8, 9)
     torch.testing.assert_close(smaller.sum(1), torch.ones(2, 8, 9))
 
@@ -162,7 +162,7 @@ def test_a_picture_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
             return super().forward(images)
 
     images = pictures(5, 30, batch=1)
-    class_probabilities(Watch(), images, Inference(window=(12, 20), stride=1))
+    class_probabilities(Watch(), images, InferenceOptions(window=(12, 20), stride=1))
     assert [look.shape for look in shown] == [(2, 3, 12, 20)]  # both windows at once
     colour = torch.tensor(IMAGE_PADDING)[:, None] / 255
     for look, left in zip(shown[0], (0, 10), strict=True):
@@ -174,7 +174,7 @@ def test_a_picture_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
 @pytest.mark.parametrize("batch", [1, 3, 20])
 def test_each_window_is_shown_once_in_batches_of_a_bounded_size(batch):
     model = Network()
-    class_probabilities(model, pictures(40, 50, batch), Inference(window=(10, 10), stride=0.5))
+    class_probabilities(model, pictures(40, 50, batch), InferenceOptions(window=(10, 10), stride=0.5))
     windows = len(window_starts(40, 10, 0.5)) * len(window_starts(50, 10, 0.5))
     assert sum(shape[0] for shape in model.seen) == windows * batch
     assert {shape[1:] for shape in model.seen} == {(3, 10, 10)}
@@ -184,7 +184,7 @@ def test_each_window_is_shown_once_in_batches_of_a_bounded_size(batch):
 
 def test_memory_grows_with_the_pixels_and_not_with_the_windows():
     def peak(side, stride):
-        looks, images = Inference(window=(32, 32), stride=stride, flip=True), pictures(side, side, 1)
+        looks, images = InferenceOptions(window=(32, 32), stride=stride, flip=True), pictures(side, side, 1)
         return peak_of(lambda: class_probabilities(Network(), images, looks), torch.device("cpu"))
 
     least = peak(128, 0.5)
@@ -194,11 +194,11 @@ def test_memory_grows_with_the_pixels_and_not_with_the_windows():
 
 def test_label_maps_are_the_most_likely_class_and_the_default_is_one_whole_look():
     model, images = Network(kernel=3).eval(), pictures(20, 30)
-    looks = Inference(window=(12, 12), flip=True)
+    looks = InferenceOptions(window=(12, 12), flip=True)
     expected = class_probabilities(model, images, looks).argmax(1)
     assert torch.equal(predict_labels(model, images, inference=looks), expected)
     assert not torch.equal(predict_labels(model, images), expected)
-    assert torch.equal(predict_labels(model, images), predict_labels(model, images, inference=Inference()))
+    assert torch.equal(predict_labels(model, images), predict_labels(model, images, inference=InferenceOptions()))
     model.seen.clear()
     predict_labels(model, images)
     assert model.seen == [(2, 3, 20, 30)]
@@ -224,20 +224,20 @@ def test_label_maps_are_the_most_likely_class_and_the_default_is_one_whole_look(
     ],
 )
 def test_a_wrong_switch_is_refused_by_name(field, value, expected):
-    with pytest.raises(ValueError, match=rf"^Inference\.{field} = .*: expected .*{expected}"):
-        Inference(**{field: value})
+    with pytest.raises(ValueError, match=rf"^InferenceOptions\.{field} = .*: expected .*{expected}"):
+        InferenceOptions(**{field: value})
 
 
 def test_the_shortest_look_is_found_among_windows_or_scales():
-    assert WHOLE_PICTURE.least_side(96, 128) == 96
-    assert Inference(scales=(1, 0.5)).least_side(96, 64) == 32
-    assert Inference(window=(64, 48), scales=(0.1,)).least_side(96, 128) == 48
+    assert WHOLE_IMAGE.least_side(96, 128) == 96
+    assert InferenceOptions(scales=(1, 0.5)).least_side(96, 64) == 32
+    assert InferenceOptions(window=(64, 48), scales=(0.1,)).least_side(96, 128) == 48
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """A finished run with APD whose scores come from windows and mirror images, and where it lies."""
-    experiment = replace(tiny("apd"), inference=Inference(window=(32, 32), flip=True, scales=(1.0, 1.25)))
+    experiment = replace(tiny("apd"), inference=InferenceOptions(window=(32, 32), flip=True, scales=(1.0, 1.25)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("APD_RUNS", str(tmp_path_factory.mktemp("runs")))
         record = train(experiment)
@@ -270,4 +270,4 @@ def test_whoever_watches_sees_every_label_map_with_its_name(judged):
 
 def test_an_experiment_whose_looks_are_too_small_for_the_networks_is_refused():
     with pytest.raises(ExperimentError, match=r"Experiment\.inference = .*at least 32 pixels, got 16"):
-        replace(tiny(), inference=Inference(scales=(0.5, 1)))
+        replace(tiny(), inference=InferenceOptions(scales=(0.5, 1)))

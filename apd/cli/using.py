@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from apd.cli.parsing import parse
 from apd.config.experiment import Experiment
 from apd.config.image_sizes import require_sides, require_split_sides, shown_size
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.data.images import DataError
 from apd.training.exit_codes import UsageError
 from apd.training.record import Record, read_record
@@ -28,7 +28,7 @@ class Looks:
     scales: tuple[float, ...] = ()
     """Average over these sizes, as multiples of the picture's own; --scales 1 alone is one look at the whole."""
 
-    def inference(self, experiment: Experiment) -> Inference:
+    def inference(self, experiment: Experiment) -> InferenceOptions:
         """What was asked for, or else what the experiment says."""
         if self.sliding_window is None and not self.flip and not self.scales:
             return experiment.inference
@@ -37,9 +37,9 @@ class Looks:
             raise UsageError(f"--sliding-window, --flip and --scales are for segmentation: {told}")
         data, scales = experiment.data, self.scales or (1.0,)
         window = None if self.sliding_window is None else (data.crop_height, data.crop_width)
-        stride = Inference.stride if self.sliding_window is None else self.sliding_window
+        stride = InferenceOptions.stride if self.sliding_window is None else self.sliding_window
         try:
-            looks = Inference(window=window, stride=stride, flip=self.flip, scales=scales)
+            looks = InferenceOptions(window=window, stride=stride, flip=self.flip, scales=scales)
         except ValueError as error:
             raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
         if data.height:  # else every image has a size of its own

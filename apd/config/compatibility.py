@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
-from apd.config.inference import WHOLE_PICTURE
+from apd.config.inference import WHOLE_IMAGE
 from apd.distillers.base import DISTILLERS
 from apd.fields import ExperimentError, require
 
@@ -59,7 +59,7 @@ def _require_fit_for_detection(experiment: Any) -> None:
     told = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
     require(experiment.precision != "bf16", experiment, "precision", told)
     told = "the default: a detector looks once at the whole picture"
-    require(experiment.inference == WHOLE_PICTURE, experiment, "inference", told)
+    require(experiment.inference == WHOLE_IMAGE, experiment, "inference", told)
     networks, trainings = [experiment.network], [experiment.training]
     if experiment.teacher is not None:
         networks.append(experiment.teacher.network)

@@ -10,7 +10,7 @@ from typing import Literal
 from apd.config.compatibility import TaskName, require_fit, require_one_task, task_of_data
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.image_sizes import least_side
-from apd.config.inference import SMALLEST_SIDE, WHOLE_PICTURE, Inference
+from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.fields import ExperimentError, require, require_types
@@ -265,7 +265,7 @@ class Experiment:
     teacher: TeacherConfig | None = None
     distillers: tuple[DistillerConfig, ...] = ()
     """Distillation losses added to the task loss."""
-    inference: Inference = WHOLE_PICTURE
+    inference: InferenceOptions = WHOLE_IMAGE
     """How the final scores look at an image; those on the way always look once at the whole image."""
 
     def __post_init__(self) -> None:
@@ -277,7 +277,7 @@ class Experiment:
         if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
             least = least_side(self.data, self.inference, self.data.height, self.data.width)
             told = f"all looks to have sides of at least {SMALLEST_SIDE} pixels, got {least}"
-            whole = least_side(self.data, WHOLE_PICTURE, self.data.height, self.data.width)
+            whole = least_side(self.data, WHOLE_IMAGE, self.data.height, self.data.width)
             told_side = f"a longest side that leaves the other at least {SMALLEST_SIDE} pixels, got {whole}"
             require(whole >= SMALLEST_SIDE, self.data, "long_side", told_side)
             require(least >= SMALLEST_SIDE, self, "inference", told)

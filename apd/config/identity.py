@@ -15,7 +15,7 @@ from apd.config.experiment import (
     TeacherConfig,
     TrainingConfig,
 )
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import did_you_mean
 
@@ -60,7 +60,7 @@ _NESTED = {
     (Experiment, "network"): (NetworkConfig, DetectorConfig),
     (Experiment, "training"): (TrainingConfig,),
     (Experiment, "teacher"): (TeacherConfig,),
-    (Experiment, "inference"): (Inference,),
+    (Experiment, "inference"): (InferenceOptions,),
     (TeacherConfig, "network"): (NetworkConfig, DetectorConfig),
     (TeacherConfig, "training"): (TrainingConfig,),
 }
@@ -96,7 +96,7 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
         return kind(**values)
     except ExperimentError:
         raise
-    except ValueError as error:  # of a part below the study, such as Inference
+    except ValueError as error:  # of a part below the study, such as InferenceOptions
         raise ExperimentError(str(error)) from error
 
 

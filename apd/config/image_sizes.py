@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from apd.config.inference import SMALLEST_SIDE, WHOLE_PICTURE, Inference
+from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions
 from apd.data.images import DataError, picture_size
 from apd.data.long_side import long_side_size
 
@@ -14,12 +14,12 @@ def shown_size(data: Any, height: int, width: int) -> tuple[int, int]:
     return long_side_size(*size, data.long_side) if data.long_side else size
 
 
-def least_side(data: Any, inference: Inference, height: int, width: int) -> int:
+def least_side(data: Any, inference: InferenceOptions, height: int, width: int) -> int:
     """Pixels of the shortest side that a network sees of an image of that size, at any scale and in any window."""
     return inference.least_side(*shown_size(data, height, width))
 
 
-def require_sides(data: Any, inference: Inference, images: Iterable[tuple[object, tuple[int, int]]]) -> None:
+def require_sides(data: Any, inference: InferenceOptions, images: Iterable[tuple[object, tuple[int, int]]]) -> None:
     """Raise DataError unless every image, (what to call it, (height, width)), can be shown to a network.
 
     The one place where sizes of images are checked: before training, scoring and predicting.
@@ -42,7 +42,7 @@ def require_sides(data: Any, inference: Inference, images: Iterable[tuple[object
         )
 
 
-def require_split_sides(data: Any, dataset: Any, inference: Inference = WHOLE_PICTURE) -> None:
+def require_split_sides(data: Any, dataset: Any, inference: InferenceOptions = WHOLE_IMAGE) -> None:
     """Raise DataError unless every image of an evaluation split can be shown to a network; only headers are read."""
     if not data.height:  # of one size for all, the experiment is checked
         pairs = getattr(dataset, "dataset", dataset).pairs  # of what a LongSide wraps

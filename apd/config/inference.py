@@ -8,17 +8,17 @@ SMALLEST_SIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inference:
+class InferenceOptions:
     """Which looks at a picture are averaged. The default is one look at the whole picture.
 
     With several looks, the softmax probabilities are averaged, not the logits. A score depends on all of this, so it
-    belongs to the number: the released code's scores are those of ``Inference(window=(713, 713), flip=True)`` on
+    belongs to the number: the released code's scores are those of ``InferenceOptions(window=(713, 713), flip=True)`` on
     Cityscapes and ``(473, 473)`` on the other two, at one scale. Checked at construction.
 
     Example:
-        >>> Inference(window=(713, 713), flip=True).least_side(1024, 2048)
+        >>> InferenceOptions(window=(713, 713), flip=True).least_side(1024, 2048)
         713
-        >>> Inference(scales=(0.5,)).least_side(96, 128)
+        >>> InferenceOptions(scales=(0.5,)).least_side(96, 128)
         48
 
     Raises:
@@ -54,7 +54,7 @@ class Inference:
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
 
     def _refuse(self, name: str, expected: str) -> None:
-        raise ValueError(f"Inference.{name} = {getattr(self, name)!r}: expected {expected}")
+        raise ValueError(f"InferenceOptions.{name} = {getattr(self, name)!r}: expected {expected}")
 
     def least_side(self, height: int, width: int) -> int:
         """Pixels of the shortest side of what a network is shown of a picture of that size."""
@@ -72,5 +72,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-WHOLE_PICTURE = Inference()
+WHOLE_IMAGE = InferenceOptions()
 """One look at the whole picture, at its own size."""

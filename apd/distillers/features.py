@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
 from apd.fields import require
 from apd.losses import masked_mean
-from apd.normalizers import divisor
+from apd.normalizers import global_count
 from apd.perspective import full_precision, inverse_length
 
 
@@ -44,7 +44,7 @@ def generation_loss(generated_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Ten
     """Squared distance of two feature maps of one shape: sum over channels and valid pixels, mean over images."""
     squared_Bhw = (generated_BChw - teacher_BChw).square().sum(1)
     images = torch.full((), len(squared_Bhw), device=squared_Bhw.device)
-    return torch.where(valid_Bhw, squared_Bhw, 0.0).sum() / divisor(images)
+    return torch.where(valid_Bhw, squared_Bhw, 0.0).sum() / global_count(images)
 
 
 class FitNet(FeatureDistiller):

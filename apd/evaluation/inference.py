@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apd.config.inference import WHOLE_PICTURE, Inference, scaled_side
+from apd.config.inference import WHOLE_IMAGE, InferenceOptions, scaled_side
 from apd.data.batches import evaluation_batches
 from apd.data.specs import IMAGE_PADDING, SegmentationDataset
 from apd.evaluation.metrics import ConfusionMatrix
@@ -39,7 +39,7 @@ def predict_labels(
     images_B3HW: Tensor,
     size: tuple[int, int] | None = None,
     *,
-    inference: Inference = WHOLE_PICTURE,
+    inference: InferenceOptions = WHOLE_IMAGE,
 ) -> Tensor:
     """Most likely class of each pixel.
 
@@ -56,7 +56,7 @@ def predict_labels(
     """
     if model.training:
         raise ValueError("model is in training mode: call model.eval() first, or dropout and batch norm change scores")
-    if inference != WHOLE_PICTURE:
+    if inference != WHOLE_IMAGE:
         return class_probabilities(model, images_B3HW, inference, size).argmax(1)
     logits_BKhw = model(images_B3HW).logits.float()
     size = size or tuple(images_B3HW.shape[-2:])
@@ -73,7 +73,7 @@ def predict_dataset(
     *,
     batch_size: int = 8,
     precision: str = "fp32",
-    inference: Inference = WHOLE_PICTURE,
+    inference: InferenceOptions = WHOLE_IMAGE,
     progress: str = "",
 ) -> Iterator[tuple[list[Tensor], Tensor, tuple[str, ...]]]:
     """Predictions of several networks on the same batches: ([(B, H, W) per model], labels (B, H, W), B names).
@@ -100,7 +100,7 @@ def confusion_of(
     *,
     batch_size: int = 8,
     precision: str = "fp32",
-    inference: Inference = WHOLE_PICTURE,
+    inference: InferenceOptions = WHOLE_IMAGE,
     progress: str = "",
     on_batch: Callable[[Tensor, tuple[str, ...]], None] | None = None,
 ) -> Tensor:
@@ -132,7 +132,7 @@ def agreement_of(
     *,
     batch_size: int = 8,
     precision: str = "fp32",
-    inference: Inference = WHOLE_PICTURE,
+    inference: InferenceOptions = WHOLE_IMAGE,
 ) -> Tensor:
     """counts[teacher's class, student's class] over the valid pixels of a data set, (K, K) on the CPU."""
     spec = dataset.spec
@@ -158,7 +158,7 @@ WINDOWS_AT_ONCE = 8
 
 @torch.no_grad()
 def class_probabilities(
-    model: nn.Module, images_B3HW: Tensor, inference: Inference, size: tuple[int, int] | None = None
+    model: nn.Module, images_B3HW: Tensor, inference: InferenceOptions, size: tuple[int, int] | None = None
 ) -> Tensor:
     """Average of a network's softmax over all looks that `inference` names.
 
@@ -178,7 +178,7 @@ def class_probabilities(
     Example:
         >>> from apd.models import build_segmenter
         >>> student = build_segmenter("test_efficientnet", 11, head_width=16).eval()
-        >>> looks = Inference(window=(64, 64), flip=True, scales=(1.0, 1.5))
+        >>> looks = InferenceOptions(window=(64, 64), flip=True, scales=(1.0, 1.5))
         >>> class_probabilities(student, torch.rand(1, 3, 96, 128), looks).shape
         torch.Size([1, 11, 96, 128])
     """
@@ -208,7 +208,7 @@ def window_starts(length: int, window: int, stride: float) -> list[int]:
     return [min(index * step, length - window) for index in range(count)]
 
 
-def _over_windows(model: nn.Module, images_B3HW: Tensor, inference: Inference) -> Tensor:
+def _over_windows(model: nn.Module, images_B3HW: Tensor, inference: InferenceOptions) -> Tensor:
     """Mean over the windows that see a pixel; pictures smaller than a window lie in its middle on mean colour."""
     padded, inside = _padded(images_B3HW, inference.window)
     batch, (height, width), (rows, columns) = len(padded), inference.window, padded.shape[-2:]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.config.inference import WHOLE_IMAGE, InferenceOptions
 from apd.data.images import DataError, read_picture
 from apd.data.specs import DatasetSpec
 from apd.evaluation.inference import predict_labels
@@ -29,7 +29,7 @@ def predict_picture(
     spec: DatasetSpec,
     *,
     size: tuple[int, int],
-    inference: Inference = WHOLE_PICTURE,
+    inference: InferenceOptions = WHOLE_IMAGE,
     name: str = "",
 ) -> tuple[Path, Path]:
     """Predict one picture and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.

@@ -100,7 +100,7 @@ def option_variants() -> list[Variant]:
     return [Variant(key, name, group, (config,)) for group, key, name, config in settings]
 
 
-RIVALS: dict[str, tuple[str, DistillerConfig]] = {
+OTHER_METHODS: dict[str, tuple[str, DistillerConfig]] = {
     "fitnet": ("FitNet", FitNetConfig()),
     "attention_transfer": ("AT", AttentionTransferConfig()),
     "skd": ("SKD", SKDConfig()),
@@ -117,11 +117,11 @@ IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
 """Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
 
 
-def rival_variants() -> list[Variant]:
+def other_method_variants() -> list[Variant]:
     """The other methods at their published weights."""
     return [
         Variant(key, name, "published weight", (config,) if key in IN_PLACE_OF_KD else (PixelKDConfig(), config))
-        for key, (name, config) in RIVALS.items()
+        for key, (name, config) in OTHER_METHODS.items()
     ]
 
 
@@ -153,7 +153,7 @@ def stronger(config: Config, factor: float) -> Config:
 def plain_variants() -> list[Variant]:
     """The methods whose weights are tried, as they are compared elsewhere: pixel KD, APD and the others."""
     pixel_kd = Variant("pixel_kd", "pixel KD", "", (PixelKDConfig(),))
-    return [pixel_kd, Variant("apd", "APD", "", (APDConfig(),)), *rival_variants()]
+    return [pixel_kd, Variant("apd", "APD", "", (APDConfig(),)), *other_method_variants()]
 
 
 def variant_of_strength(variant: Variant, factor: float) -> Variant:
@@ -188,7 +188,7 @@ def tuned_variants() -> list[Variant]:
 def with_apd(variant: Variant) -> Variant:
     """A method added to APD, whose own pixel KD takes the place of the one beside the method.
 
-    >>> with_apd(variant_at_best(rival_variants()[2])).name
+    >>> with_apd(variant_at_best(other_method_variants()[2])).name
     'APD + SKD × 10'
     """
     main = variant.distillers[-1]
@@ -197,7 +197,7 @@ def with_apd(variant: Variant) -> Variant:
 
 def combined_variants() -> list[Variant]:
     """APD, its pixel KD included, with each of the other methods added at the best of its weights."""
-    return [with_apd(variant_at_best(variant)) for variant in rival_variants()]
+    return [with_apd(variant_at_best(variant)) for variant in other_method_variants()]
 
 
 def at_best(key: str) -> str:
@@ -216,6 +216,6 @@ def heads_variant() -> Variant:
 
 def variant_names() -> dict[str, str]:
     """The name of every variant, by key."""
-    makers = (term_variants, option_variants, rival_variants, combined_variants, trial_variants)
+    makers = (term_variants, option_variants, other_method_variants, combined_variants, trial_variants)
     single = (heads_variant(), without_kd())
     return {variant.key: variant.name for variant in (*chain.from_iterable(variants() for variants in makers), *single)}

@@ -16,8 +16,8 @@ from apd.study.ablations import (
     combined_variants,
     heads_variant,
     option_variants,
+    other_method_variants,
     plain_variants,
-    rival_variants,
     term_variants,
     trial_variants,
     tuned_variants,
@@ -56,7 +56,7 @@ TRIED_RATES = (0.01, 0.02, 0.04)
 """On CamVid at half resolution, of the student and of every method that teaches it."""
 TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
 """On LabelMeFacade with every method, from the middle outwards."""
-BEST_RIVALS = ("dist", "cwd", "ifvd")
+BEST_OTHER_METHODS = ("dist", "cwd", "ifvd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
 
@@ -183,7 +183,7 @@ def _fewer_terms() -> Iterator[Variant]:
 def _best_rivals() -> Iterator[Variant]:
     """The three best other methods on scenes at their best weights, and APD with the best of them."""
     variants = {variant.key: variant for variant in plain_variants()}
-    best = [variant_at_best(variants[key]) for key in BEST_RIVALS]
+    best = [variant_at_best(variants[key]) for key in BEST_OTHER_METHODS]
     yield from (*best, with_apd(best[0]))
 
 
@@ -277,7 +277,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-dial": _scenes_dial,
     "scenes-terms": partial(_scenes_variants, term_variants),
     "scenes-options": partial(_scenes_variants, option_variants),
-    "scenes-rivals": partial(_scenes_variants, rival_variants),
+    "scenes-rivals": partial(_scenes_variants, other_method_variants),
     "scenes-rivals-tuning": partial(_scenes_variants, trial_variants, seeds=1),
     "scenes-tuned": partial(_scenes_variants, tuned_variants),
     "scenes-heads": _scenes_heads,

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.data.published_specs import ADE20K, CITYSCAPES, PASCAL_CONTEXT_60
 from apd.data.specs import DatasetSpec
 from apd.distillers.apd import APDConfig
@@ -185,7 +185,7 @@ def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0)
         precision="fp32",
         teacher=TeacherConfig(network=replace(psp, backbone="resnet101_deep"), training=training),
         distillers=_distillers(method, published.spec.num_classes, released=not size.endswith(CORRECTED)),
-        inference=Inference(window=(published.crop, published.crop), flip=True),
+        inference=InferenceOptions(window=(published.crop, published.crop), flip=True),
     )
 
 

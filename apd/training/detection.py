@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 from apd.config.datasets import Splits
 from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of
 from apd.data.coco import CocoInstances, coco_split
@@ -23,7 +23,7 @@ from apd.evaluation.average_precision import ap_entry, ap_scores, tables_of
 from apd.evaluation.detections import scored
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, training_step
-from apd.normalizers import divisor
+from apd.normalizers import global_count
 from apd.training.distributed import Ranks
 
 _KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
@@ -184,8 +184,8 @@ class DetectionTask(nn.Module):
             else:
                 losses, pair = self.student(images, targets), None
             counts = tap.loss_counts
-        # alone, count and divisor are one number, and their quotient is exactly 1
-        terms = {name: value * (counts[name] / divisor(counts[name])) for name, value in losses.items()}
+        # alone, count and global_count are one number, and their quotient is exactly 1
+        terms = {name: value * (counts[name] / global_count(counts[name])) for name, value in losses.items()}
         loss = sum(terms.values())
         for name, distiller in self.distillers.items():
             distilled = distiller(pair)
@@ -203,7 +203,13 @@ class DetectionTask(nn.Module):
         return _SCENES_AT_A_TIME if self.experiment.data.name == "scenes" else 1
 
     def evaluate(
-        self, network: FasterRCNN, dataset: InstanceDataset, *, precision: str, inference: Inference, ranks: Ranks
+        self,
+        network: FasterRCNN,
+        dataset: InstanceDataset,
+        *,
+        precision: str,
+        inference: InferenceOptions,
+        ranks: Ranks,
     ) -> dict[str, Any]:
         """Tables of average precision as `ap`.
 

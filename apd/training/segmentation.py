@@ -19,7 +19,7 @@ from apd.config.datasets import (
 )
 from apd.config.experiment import Experiment, ExperimentError, NetworkConfig
 from apd.config.image_sizes import require_split_sides
-from apd.config.inference import Inference
+from apd.config.inference import InferenceOptions
 from apd.data.batches import Batch, training_batches
 from apd.data.census import Census, census_of
 from apd.data.device_batches import device_batches
@@ -28,7 +28,7 @@ from apd.distillers.base import DistillerConfig, build_distiller
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluation.metrics import scores
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
-from apd.normalizers import divisor
+from apd.normalizers import global_count
 from apd.training.distributed import Ranks
 
 
@@ -55,7 +55,7 @@ def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Ten
     """Mean cross-entropy over valid pixels after upsampling; a connected zero when no pixel is valid."""
     logits_BKHW = F.interpolate(logits_BKhw.float(), labels_BHW.shape[-2:], mode="bilinear", align_corners=True)
     total = F.cross_entropy(logits_BKHW, labels_BHW, ignore_index=ignore_index, reduction="sum")
-    return total / divisor((labels_BHW != ignore_index).sum())
+    return total / global_count((labels_BHW != ignore_index).sum())
 
 
 class SegmentationTask(nn.Module):
@@ -223,7 +223,7 @@ class SegmentationTask(nn.Module):
         Labels and the teacher decide what the distillers count, so zeros of the right shapes stand for the student.
         """
         for _ in range(2 if self.experiment.training.auxiliary_weight else 1):
-            divisor((labels_BHW != self._spec.ignore_index).sum())
+            global_count((labels_BHW != self._spec.ignore_index).sum())
         if not self.distillers:
             return
         modes = [(module, module.training) for module in self.modules()]
@@ -239,7 +239,13 @@ class SegmentationTask(nn.Module):
             module.training = training
 
     def evaluate(
-        self, network: nn.Module, dataset: SegmentationDataset, *, precision: str, inference: Inference, ranks: Ranks
+        self,
+        network: nn.Module,
+        dataset: SegmentationDataset,
+        *,
+        precision: str,
+        inference: InferenceOptions,
+        ranks: Ranks,
     ) -> dict[str, Any]:
         """The confusion matrix as `confusion`."""
         matrix_KK = confusion_of(network, ranks.part(dataset), precision=precision, inference=inference)

@@ -17,10 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from apd.config.datasets import Splits
-from apd.config.inference import WHOLE_PICTURE, Inference
+from apd.config.inference import WHOLE_IMAGE, InferenceOptions
 from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import Batch as PixelBatch
-from apd.normalizers import PartsInTurn, across_processes
+from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import load_newest, save_checkpoint
 from apd.training.cuda_graph import CapturedStep
 from apd.training.detection import DetectionTask
@@ -100,7 +100,7 @@ class TrainStep:
     def accumulated_gradients(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """Those of the whole batch, a micro-batch at a time, whose terms are shares of the whole's."""
         teachers = [self.task.teacher_outputs(batch) for batch in micro_batches]
-        counts = PartsInTurn(over_processes=self.ranks.size > 1)
+        counts = AccumulatedCounts(over_processes=self.ranks.size > 1)
         for batch, teacher in zip(micro_batches, teachers, strict=True):
             with counts.counting():
                 self.task.count(*batch, teacher)
@@ -223,7 +223,7 @@ class Trainer:
         """The network that is scored: the student, or the average of its weights where the experiment keeps one."""
         return self.student if self.average is None else self.average.module
 
-    def measured(self, dataset: Any, inference: Inference = WHOLE_PICTURE) -> dict[str, Any]:
+    def measured(self, dataset: Any, inference: InferenceOptions = WHOLE_IMAGE) -> dict[str, Any]:
         """What the task measures of the network that is scored, each rank looking at its part of the images."""
         self.ranks.broadcast_buffers(self.evaluated)
         return self.task.evaluate(

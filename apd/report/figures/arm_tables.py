@@ -11,7 +11,7 @@ from apd.report.comparisons import Corrected
 from apd.report.figures.page import Drawing, Words, nothing, table
 from apd.report.figures.tables import interval, times
 from apd.report.statistics import Comparison, spread
-from apd.study.ablations import IN_PLACE_OF_KD, RIVALS
+from apd.study.ablations import IN_PLACE_OF_KD, OTHER_METHODS
 from apd.training.record import Record
 
 
@@ -79,7 +79,7 @@ def _settings(config: DistillerConfig) -> dict[str, object]:
 def settings_in_words() -> Words:
     """The settings with which each of the other methods is run, and whether pixel KD stands beside it, as a list."""
     lines = []
-    for key, (name, config) in RIVALS.items():
+    for key, (name, config) in OTHER_METHODS.items():
         settings = ", ".join(f"`{field}` {value:g}" for field, value in _settings(config).items())
         lines.append(f"- **{name}**, {'in place of' if key in IN_PLACE_OF_KD else 'beside'} pixel KD: {settings}")
     return Words("\n".join(lines))

@@ -7,7 +7,7 @@ from apd.report.designs import letters_of
 from apd.report.figures.page import Words
 from apd.report.figures.tables import interval
 from apd.report.statistics import Comparison
-from apd.study.ablations import RIVALS, at_best
+from apd.study.ablations import OTHER_METHODS, at_best
 
 MOST_LISTED = 10
 """Of settings that cannot be told from the reference; a longer list is a wall of numbers that a table has better."""
@@ -109,11 +109,11 @@ def added_to_rivals(
     """APD with each of the other methods, by that method's key: minus the method alone, and minus APD alone.
 
     The method is at the best of its weights in both."""
-    found = {key: comparison.difference(f"apd_and_{key}", at_best(key), confidence) for key in RIVALS}
+    found = {key: comparison.difference(f"apd_and_{key}", at_best(key), confidence) for key in OTHER_METHODS}
     against_rival = holm_corrected(
         {key: difference for key, difference in found.items() if difference.pairs}, confidence
     )
-    against_apd = corrected_gains(comparison, (f"apd_and_{key}" for key in RIVALS), "apd", confidence)
+    against_apd = corrected_gains(comparison, (f"apd_and_{key}" for key in OTHER_METHODS), "apd", confidence)
     return against_rival, {key.removeprefix("apd_and_"): row for key, row in against_apd.items()}
 
 
@@ -129,8 +129,8 @@ def complements(
         return Words(f"**{comparison.title}**: 0 methods have records alone and together with APD.")
     over_rival = [key for key in both if against_rival[key].significant and against_rival[key].found.mean > 0]
     over_apd = [key for key in both if against_apd[key].significant and against_apd[key].found.mean > 0]
-    over_both = [RIVALS[key][0] for key in over_rival if key in over_apd]
-    names = {key: f"{name} and APD" for key, (name, _) in RIVALS.items()}
+    over_both = [OTHER_METHODS[key][0] for key in over_rival if key in over_apd]
+    names = {key: f"{name} and APD" for key, (name, _) in OTHER_METHODS.items()}
     return Words(
         f"**{comparison.title}**: of {len(both)} {'method' if len(both) == 1 else 'methods'}, adding APD is above the "
         f"method alone for **{len(over_rival)}**, and adding the method is above APD alone for **{len(over_apd)}**, "

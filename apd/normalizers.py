@@ -1,10 +1,9 @@
 """Means over a batch of which this process, at this moment, may hold only a part.
 
 Every mean of this package's losses is a sum divided by :func:`global_count` of a count: of valid pixels, of present
-classes, of images. A process that holds the whole batch divides by its own count. Where a batch is divided, over processes or
-over the steps of gradient accumulation, the mean of the parts' means is not the mean of the batch, since the parts
-hold different numbers of valid pixels; and one weight for each part would not do, since the terms count different
-things. Each sum is then divided by the count of the whole batch:
+classes, of images. A process that holds the whole batch divides by its own count. Where a batch is divided over
+processes or accumulated micro-batches, the mean of their means is not the mean of the batch, since they hold different
+numbers of valid pixels. Each sum is then divided by the count of the whole batch:
 
 - over processes by :func:`across_processes`, which adds the counts up when they are needed;
 - over steps by :class:`AccumulatedCounts`, which has to be told the counts of all parts before the first is computed.

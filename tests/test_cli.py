@@ -27,7 +27,7 @@ from apd.config.inference import InferenceOptions
 from apd.cost.measure import LossShape
 from apd.evaluation.inference import confusion_of, predict_labels
 from apd.evaluation.metrics import scores
-from apd.evaluation.predict import predict_picture
+from apd.evaluation.predict import predict_image
 from apd.study.campaigns import CAMPAIGNS
 from apd.study.recipes import all_recipes
 from apd.training.record import read_record
@@ -339,8 +339,8 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((60, 40)).save(path)
     assert leave(["predict", str(finished), *map(str, paths), "--to", str(tmp_path / "cli"), *switches]) == 0
     for path in paths:
-        predict_picture(model, path, tmp_path / "looks", data.spec, size=(32, 48), inference=looks)
-        predict_picture(model, path, tmp_path / "whole", data.spec, size=(32, 48))
+        predict_image(model, path, tmp_path / "looks", data.spec, size=(32, 48), inference=looks)
+        predict_image(model, path, tmp_path / "whole", data.spec, size=(32, 48))
     maps = {
         folder: [np.asarray(Image.open(tmp_path / folder / f"{path.stem}-labels.png")) for path in paths]
         for folder in ("cli", "looks", "whole")

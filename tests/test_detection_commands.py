@@ -1,8 +1,6 @@
 """The command `apd` on detection: train, evaluate, predict, dry runs, and what is refused with a sentence."""
 
-import csv
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +24,8 @@ from apd.data.instances import InstanceSpec
 from apd.data.rle import encode
 from apd.data.scenes.world import NoiseThings
 from apd.distillers.roi_apd import RoIAPDConfig
-from apd.evaluation.average_precision import APTable, Detections
-from apd.evaluation.detection_images import RESULTS, coco_results, colours_of, drawn, image_ids
-from apd.evaluation.detections import ap_csv, ap_lines, detect
+from apd.evaluation.average_precision import APTable, Detections, ap_lines, detect
+from apd.evaluation.predict import RESULTS, coco_results, colours_of, drawn, image_ids
 from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import read_record
 from apd.training.run import run_folder, task_of, train, trained_network
@@ -127,8 +124,8 @@ def test_a_campaign_of_detection_tells_ap_of_every_run(finished, tmp_path, monke
 
 
 def test_evaluate_prints_and_writes_what_the_record_says_of_every_class(finished, tmp_path, capsys):
-    table, pictures = tmp_path / "classes.csv", tmp_path / "seen"
-    assert leave(["evaluate", finished, "--csv", table, "--pictures", pictures]) == 0
+    pictures = tmp_path / "seen"
+    assert leave(["evaluate", finished, "--pictures", pictures]) == 0
     record = read_record(finished / "record.json")
     *classes, total_boxes, total_masks, images = capsys.readouterr().out.splitlines()
     assert images.startswith("3 images of val")
@@ -138,13 +135,6 @@ def test_evaluate_prints_and_writes_what_the_record_says_of_every_class(finished
     occurring = [name for name, count in zip(record.class_names, things, strict=True) if count]
     assert len(classes) == len(occurring)
     assert all(line.startswith(name) for line, name in zip(classes, occurring, strict=True))
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows] == record.class_names
-    assert [int(row["things"]) for row in rows] == things
-    for kind, title in (("boxes", "box AP"), ("masks", "mask AP")):
-        for row, ap in zip(rows, record.ap[kind].ap_K.tolist(), strict=True):
-            assert row[title] == ("" if math.isnan(ap) else f"{ap:.6f}")
     names = sorted(path.name for path in (place_of(finished) / "val2017").iterdir())
     assert sorted(path.name for path in pictures.iterdir()) == [f"{name[:-4]}-found.png" for name in names]
 
@@ -162,20 +152,14 @@ def place_of(finished):
     return finished.parent.parent / "coco"
 
 
-def test_the_columns_of_the_table_are_ap_at_all_at_50_and_at_75():
+def test_the_lines_of_the_classes_tell_ap_and_ap50_of_those_that_occur():
     ap_TKA = torch.zeros(10, 2, 4, dtype=torch.float64)
     ap_TKA[:, 0, 0] = torch.linspace(0.9, 0.0, 10)
     ap_TKA[:, :, 1:] = 0.7  # areas are no part of the table
     ap_TKA[:, 1] = torch.nan
-    text = ap_csv({"boxes": APTable(ap_TKA, torch.tensor([5, 0]))}, ["a, b", "c"])
-    assert text.splitlines() == [
-        "class,things,box AP,box AP50,box AP75",
-        '"a, b",5,0.450000,0.900000,0.400000',
-        "c,0,,,",
-    ]
-    assert [line.split()[0] for line in ap_lines({"boxes": APTable(ap_TKA, torch.tensor([5, 0]))}, ["a", "c"])] == [
-        "a",
-        "box",
+    assert list(ap_lines({"boxes": APTable(ap_TKA, torch.tensor([5, 0]))}, ["a", "c"])) == [
+        "a              box AP 0.4500  AP50 0.9000     5 instances",
+        "box AP 0.4500, AP50 0.9000, AP75 0.4000, small 0.7000, medium 0.7000, large 0.7000 over 1 classes",
     ]
 
 
@@ -242,13 +226,13 @@ def test_drawn_are_masks_boxes_and_names_of_what_is_sure_enough():
     cat, dog = (np.array(colour) for colour in colours_of(spec))
     sure, all_of_it = (np.asarray(drawn(blank, found, spec, least)) for least in (0.5, 0.1))
     assert (sure[40, 20:50] == cat).all(), "the frame"
-    assert np.abs(sure[50, 35] - (0.55 * 255 + 0.45 * cat)).max() <= 1, "the mask"
-    assert (sure[20:40, 20:80] != 255).any(), "the name above the box"
+    assert np.abs(sure[58, 48] - (0.55 * 255 + 0.45 * cat)).max() <= 1, "the mask"
+    assert (sure[41:52, 51:60] != 255).any(), "the name in the box and beyond"
     assert (sure[62:, 82:] == 255).all()
     assert (all_of_it[65, 90:110] == dog).all()
     assert np.array_equal(np.asarray(drawn(blank, found, spec, 0.95)), blank)
     without = found._replace(masks=None)
-    assert (np.asarray(drawn(blank, without, spec))[45:55, 25:45] == 255).all()
+    assert (np.asarray(drawn(blank, without, spec))[55:58, 25:45] == 255).all()
 
 
 # ---------------------------------------------------------------- dry runs
@@ -276,8 +260,7 @@ def test_a_dry_run_without_the_data_or_the_weights_names_both_and_measures_on_no
         raise RuntimeError(f"{what}: no network")
 
     monkeypatch.setenv("APD_DATA", str(tmp_path))
-    monkeypatch.setattr("apd.models.detector_weights.fetch", offline)
-    monkeypatch.setattr("apd.models.detector_weights.fill_from_imagenet.__defaults__", (offline,))
+    monkeypatch.setattr("apd.models.detector.fetch_weights", offline)
     start = boxes("roi_apd", data=COCO)
     missing, text = told_by(replace(start, network=replace(start.network, weights="imagenet")), steps=1)
     assert len(missing) == 2
@@ -350,6 +333,7 @@ def test_a_step_with_a_teacher_adds_its_pyramid_and_box_head_and_the_distillers(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
+        (["evaluate", "RUN", "--csv", "a.csv"], 2, ["--csv is for segmentation"]),
         (["evaluate", "RUN", "--flip"], 2, ["for segmentation", "a detector looks once at the whole picture"]),
         (["evaluate", "RUN", "--split", "test"], 2, ["--split test", "train (val2017) and val (val2017) only"]),
         (["predict", "RUN", "a.png", "--scales", "0.5"], 2, ["--scales are for segmentation"]),

@@ -14,8 +14,7 @@ from apd.config.experiment import ExperimentError
 from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
 from apd.data.instances import as_target
 from apd.data.scenes.instances import SceneInstances
-from apd.evaluation.average_precision import Detections, DetectionScorer, ap_scores, tables_of
-from apd.evaluation.detections import ap_of
+from apd.evaluation.average_precision import Detections, DetectionScorer, ap_scores, scored, tables_of
 from apd.models.detector_hooks import DetectorTap
 from apd.training import distributed as ranks
 from apd.training.distributed import ALONE, Ranks, join
@@ -170,7 +169,7 @@ def test_scorers_of_parts_joined_are_the_scorer_of_the_whole(size):
     parts = [scorer(range(rank, 8, size)) for rank in range(size)]
     joined = parts[0].joined(parts[1:]).tables()["boxes"]
     assert torch.equal(joined.ap_TKA.nan_to_num(-1), whole.ap_TKA.nan_to_num(-1))
-    assert torch.equal(joined.things_K, whole.things_K)
+    assert torch.equal(joined.instances_K, whole.instances_K)
     if size == 2:
         mean = sum(ap_scores(part.tables()["boxes"]).ap for part in parts) / 2
         assert abs(mean - ap_scores(whole).ap) > 1e-3, "a mean of the parts' AP would do, and this shows nothing"
@@ -213,7 +212,7 @@ def test_two_ranks_leave_one_record_of_all_pictures_and_end_with_equal_weights(t
     things = [sample.labels_N[~sample.crowd_N] for sample in val]
     assert record.content["ap"]["boxes"]["things"] == torch.bincount(torch.cat(things), minlength=3).tolist()
     for run in (experiment, experiment.teacher_experiment()):
-        alone = ap_of(trained_network(run), val)
+        alone = scored(trained_network(run), val).tables()
         for kind, table in tables_of(read_record(run_folder(run) / "record.json").content["ap"]).items():
             torch.testing.assert_close(table.ap_TKA, alone[kind].ap_TKA, equal_nan=True, rtol=0, atol=1e-3)
         first, second = (torch.load(tmp_path / f"{run.name}-{rank}.pt") for rank in (0, 1))

@@ -17,8 +17,7 @@ from apd.cli import app as cli
 from apd.config.detection import InstanceDataConfig
 from apd.config.experiment import ExperimentError
 from apd.data.image_folder import DataError
-from apd.evaluation.average_precision import ap_scores, tables_of
-from apd.evaluation.detections import ap_of
+from apd.evaluation.average_precision import ap_scores, scored, tables_of
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.report.trace import trained_distiller
 from apd.study import campaign
@@ -167,10 +166,10 @@ def test_a_run_is_trained_scored_and_recorded_with_its_teacher(finished):
 def test_the_network_of_a_run_comes_back_as_it_was_scored(finished):
     record, detector = train(finished), trained_network(finished)
     assert not detector.training
-    tables = ap_of(detector, task_of(finished).split("val"))
+    tables = scored(detector, task_of(finished).split("val")).tables()
     for kind, table in tables.items():
         ours = tables_of(record.content["ap"])[kind]
-        assert torch.equal(ours.things_K, table.things_K)
+        assert torch.equal(ours.instances_K, table.instances_K)
         assert torch.equal(ours.ap_TKA.nan_to_num(-1), table.ap_TKA.nan_to_num(-1))
     sample = task_of(finished).split("val")[0]
     found = detector([sample.image_3HW / 255])[0]

@@ -8,18 +8,15 @@ from apd.data.images import DataError
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import DetectionExtraMissing, coco_library
 from apd.data.scenes.instances import THINGS
-from apd.evaluation.average_precision import Detections
-from apd.evaluation.detection_images import LEAST_SCORE, detect_in_pictures, drawn, save_picture
-from apd.evaluation.detections import ap_csv, ap_lines, scored
+from apd.evaluation.average_precision import Detections, ap_lines, scored
+from apd.evaluation.predict import LEAST_SCORE, detect_in_images, drawn, save_image
 from apd.training.exit_codes import UsageError
 from apd.training.record import Record
 from apd.training.run import task_of, trained_network
 
 
-def evaluate_detector(
-    run: Path, record: Record, split: str, *, table: Path | None, pictures: Path | None, device: str | None
-) -> int:
-    """Print AP of every class that occurs in a split, and of all; write a table and drawn pictures where asked for."""
+def evaluate_detector(run: Path, record: Record, split: str, *, pictures: Path | None, device: str | None) -> int:
+    """Print AP of every class that occurs in a split, and of all; write drawn images where asked for."""
     _require_library()
     data, task = record.experiment.data, task_of(record.experiment)
     if data.name == "coco" and split == "test":
@@ -29,24 +26,18 @@ def evaluate_detector(
 
     def write(sample: InstanceSample, found: Detections) -> None:
         picture = drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
-        save_picture(picture, pictures / f"{sample.name}-found.png")
+        save_image(picture, pictures / f"{sample.name}-found.png")
 
     found = scored(
         detector,
         dataset,
         batch_size=task.at_a_time,
         progress=split,
-        on_picture=None if pictures is None else write,
+        on_image=None if pictures is None else write,
     )
-    tables, names = found.tables(), dataset.spec.class_names
-    for line in ap_lines(tables, names):
+    for line in ap_lines(found.tables(), dataset.spec.class_names):
         print(line)
     print(f"{len(dataset)} images of {split_in_words(record, split)}")
-    if table is not None:
-        try:
-            table.write_text(ap_csv(tables, names), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{table}: cannot write the table ({error})") from error
     return 0
 
 
@@ -61,7 +52,7 @@ def predict_things(
         _require_library()
     spec = _spec_of_run(record)
     detector = trained_network(run, device=device)
-    for path in detect_in_pictures(detector, images, to, spec, least_score=least_score):
+    for path in detect_in_images(detector, images, to, spec, least_score=least_score):
         print(path)
     return 0
 

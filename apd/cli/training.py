@@ -10,8 +10,7 @@ from apd.cli.detecting import split_in_words
 from apd.cli.parsing import only, parse, with_recipe
 from apd.config.experiment import Experiment
 from apd.cost.dry_run import dry_run
-from apd.evaluation.average_precision import APScores, Kind
-from apd.evaluation.detections import NAMES
+from apd.evaluation.average_precision import NAMES, APScores, Kind
 from apd.evaluation.metrics import too_weak
 from apd.study import recipes
 from apd.study.own_recipe import OwnRecipe, own_recipe

@@ -68,7 +68,7 @@ def evaluate(arguments: list[str]) -> int:
         split: Literal["train", "val", "test"] = "val"
         """Split of the run's own data."""
         csv: Path | None = None
-        """File for a table of the classes: IoU, accuracy and labelled pixels, or of a detector AP, AP50 and AP75."""
+        """File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation."""
         pictures: Path | None = None
         """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
         finds in it, NAME-found.png. Where stems repeat, NAME begins with folders."""
@@ -85,8 +85,9 @@ def evaluate(arguments: list[str]) -> int:
     if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
     if experiment.task == "detection":
-        files = dict(table=chosen.csv, pictures=chosen.pictures)
-        return evaluate_detector(chosen.run, record, chosen.split, **files, device=device)
+        if chosen.csv is not None:
+            raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
+        return evaluate_detector(chosen.run, record, chosen.split, pictures=chosen.pictures, device=device)
     dataset = build_split(experiment.data, chosen.split)
     require_split_sides(experiment.data, dataset, looks)
     model = trained_network(chosen.run, device=device)
@@ -127,7 +128,7 @@ def predict(arguments: list[str]) -> int:
     from apd.cli.detecting import predict_things
     from apd.config.datasets import spec_of
     from apd.data.paired_files import names_of
-    from apd.evaluation.predict import predict_picture, read_picture
+    from apd.evaluation.predict import predict_image, read_picture
     from apd.training.run import trained_network
 
     @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def predict(arguments: list[str]) -> int:
     model = trained_network(chosen.run, device=device)
     for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
         shown = shown_size(data, *size)
-        for path in predict_picture(model, image, chosen.to, spec_of(data), size=shown, inference=looks, name=name):
+        for path in predict_image(model, image, chosen.to, spec_of(data), size=shown, inference=looks, name=name):
             print(path)
     return 0
 

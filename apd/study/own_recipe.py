@@ -196,7 +196,7 @@ def _at_hand(backbone: str, source: str) -> bool:
         return False
     from torchvision.models import get_weight
 
-    file = Path(get_weight(TORCHVISION_WEIGHTS[backbone][0]).url).name
+    file = Path(get_weight(TORCHVISION_WEIGHTS[backbone]).url).name
     return (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file()
 
 

@@ -19,8 +19,7 @@ from apd.data.instances import InstanceDataset
 from apd.data.rle import DetectionExtraMissing, coco_library
 from apd.data.scenes.instances import SceneInstances
 from apd.distillers.base import DistillerConfig, build_distiller
-from apd.evaluation.average_precision import ap_entry, ap_scores, tables_of
-from apd.evaluation.detections import scored
+from apd.evaluation.average_precision import ap_entry, ap_scores, scored, tables_of
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.normalizers import global_count

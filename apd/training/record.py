@@ -17,7 +17,7 @@ from apd.config.compatibility import TaskName
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.evaluation.average_precision import APScores, Kind, ap_scores, tables_of, what_is_wrong
-from apd.evaluation.metrics import Scores, agreement, scores
+from apd.evaluation.metrics import Scores, scores
 from apd.training.checkpoint import write_atomically
 
 SCHEMA = 1
@@ -233,7 +233,7 @@ class Record:
         """
         self._of("segmentation", "agreement of pixels", "teacher_ap")
         teacher = self.content["teacher"]
-        return None if teacher is None else agreement(torch.tensor(teacher["agreement"]))
+        return None if teacher is None else scores(torch.tensor(teacher["agreement"])).aacc
 
     def save(self, path: Path) -> Self:
         """Write the file atomically and return the record; the folder is made.

@@ -21,7 +21,7 @@ from apd.evaluation.inference import (
     resolve_precision,
 )
 from apd.evaluation.metrics import ConfusionMatrix, scores
-from apd.evaluation.predict import overlay, predict_picture
+from apd.evaluation.predict import overlay, predict_image
 from apd.training.segmentation import build_network
 
 CPU = torch.device("cpu")
@@ -181,7 +181,7 @@ def picture(path, size=(60, 40), **options):
 def test_a_picture_gives_a_label_map_of_its_own_size_with_the_class_colours_and_an_overlay(tmp_path):
     path = picture(tmp_path / "street.jpg")
     model = build_network(NETWORK, 10, CPU, seed=0).eval()
-    labels, over = predict_picture(model, path, tmp_path / "new" / "folder", SCENES, size=(32, 48))
+    labels, over = predict_image(model, path, tmp_path / "new" / "folder", SCENES, size=(32, 48))
     assert [labels.name, over.name] == ["street-labels.png", "street-overlay.png"]
     with Image.open(labels) as image:
         assert (image.mode, image.size) == ("P", (60, 40))
@@ -208,4 +208,4 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     path = picture(tmp_path / "street.png")
     model = build_network(NETWORK, 10, CPU, seed=0).eval()
     with pytest.raises(DataError, match=r"street\.png: cannot write predictions"):
-        predict_picture(model, path, path, SCENES, size=(32, 48))
+        predict_image(model, path, path, SCENES, size=(32, 48))

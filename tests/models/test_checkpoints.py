@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from released_networks import NORM, made_up, released_shapes
 from small_experiments import DATA
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,76 +14,17 @@ from apd.config.datasets import build_splits
 from apd.config.experiment import Experiment, NetworkConfig, TeacherConfig
 from apd.models import build_segmenter, load_weights
 from apd.models.checkpoints import released_state_dict
-from apd.models.weight_files import match_tensors, read_tensors
+from apd.models.pretrained import match_tensors, read_tensors
 from apd.training.distributed import choose_device
 from apd.training.run import task_of
 from apd.training.teacher import TeacherError, load_teacher, measure_teacher
 
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 Source = dict[str, Tensor]
 
 
-def released_shapes(depth: int, classes: int, kind: str, width: int = 512) -> dict[str, tuple[int, ...]]:
-    """Shapes by name in the released code's state dicts; a norm's name stands for its five tensors.
-
-    `kind`: "apd-psp", "apd-aspp" (mmsegmentation's names inside) or "semseg-psp".
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    inner = 3
-    for place, channels in ((0, 64), (3, 64), (6, 128)):
-        shapes |= {f"layer0.{place}.weight": (channels, inner, 3, 3), f"layer0.{place + 1}": (channels,)}
-        inner = channels
-    wide = 1 if depth == 18 else 4
-    for stage, blocks in enumerate(BLOCKS[depth], start=1):
-        narrow = 32 * 2**stage
-        for block in range(blocks):
-            where = f"layer{stage}.{block}"
-            sides = [(narrow, inner, 3), (narrow, narrow, 3)]
-            if depth > 18:
-                sides = [(narrow, inner, 1), (narrow, narrow, 3), (4 * narrow, narrow, 1)]
-            for number, (channels, inputs, side) in enumerate(sides, start=1):
-                shapes[f"{where}.conv{number}.weight"] = (channels, inputs, side, side)
-                shapes[f"{where}.bn{number}"] = (channels,)
-            if block == 0 and (stage > 1 or depth > 18 or inner != narrow):
-                shapes[f"{where}.downsample.0.weight"] = (wide * narrow, inner, 1, 1)
-                shapes[f"{where}.downsample.1"] = (wide * narrow,)
-            inner = wide * narrow
-    deep = 512 * wide
-    if kind == "apd-aspp":
-        shapes |= {"ppm.image_pool.1.conv.weight": (width, deep, 1, 1), "ppm.image_pool.1.bn": (width,)}
-        for branch in range(4):
-            side = 1 if branch == 0 else 3
-            shapes[f"ppm.aspp_modules.{branch}.conv.weight"] = (width, deep, side, side)
-            shapes[f"ppm.aspp_modules.{branch}.bn"] = (width,)
-        shapes |= {"ppm.bottleneck.conv.weight": (width, 5 * width, 3, 3), "ppm.bottleneck.bn": (width,)}
-    else:
-        for branch in range(4):
-            shapes[f"ppm.features.{branch}.1.weight"] = (deep // 4, deep, 1, 1)
-            shapes[f"ppm.features.{branch}.2"] = (deep // 4,)
-        merge = "ppm.merge" if kind == "apd-psp" else "cls"
-        shapes |= {f"{merge}.0.weight": (width, 2 * deep, 3, 3), f"{merge}.1": (width,)}
-    last = "cls.4" if kind == "semseg-psp" else "cls.0"
-    shapes |= {f"{last}.weight": (classes, width, 1, 1), f"{last}.bias": (classes,)}
-    shapes |= {"aux.0.weight": (width // 2, deep // 2, 3, 3), "aux.1": (width // 2,)}
-    return shapes | {"aux.4.weight": (classes, width // 2, 1, 1), "aux.4.bias": (classes,)}
-
-
-def released(depth: int = 18, classes: int = 5, kind: str = "apd-psp", width: int = 8, seed: int = 0) -> Source:
-    """A made-up checkpoint whose values keep the maps' size alive through all layers."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors: Source = {}
-    for name, shape in released_shapes(depth, classes, kind, width).items():
-        if name.endswith(("weight", "bias")):
-            fan_in = max(1, torch.Size(shape[1:]).numel())
-            tensors[name] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
-            continue
-        tensors[f"{name}.weight"] = 0.5 + torch.rand(shape, generator=generator)
-        tensors[f"{name}.bias"] = 0.2 * torch.randn(shape, generator=generator)
-        tensors[f"{name}.running_mean"] = 0.1 * torch.randn(shape, generator=generator)
-        tensors[f"{name}.running_var"] = 0.5 + torch.rand(shape, generator=generator)
-        tensors[f"{name}.num_batches_tracked"] = torch.tensor(7)
-    return tensors
+def released(depth: int = 18, classes: int = 5, kind: str = "apd-psp") -> Source:
+    """A made-up checkpoint of narrow heads."""
+    return made_up(released_shapes(depth, classes, kind, width=8))
 
 
 def what_the_tensors_dictate(t: Source, images: Tensor, *, rule: str = "one_conv") -> tuple[Tensor, Tensor, Tensor]:
@@ -194,12 +136,7 @@ def test_the_loaded_network_computes_what_the_released_tensors_dictate(tmp_path,
 def test_the_published_networks_have_the_released_names_and_shapes(depth, kind, classes):
     with torch.device("meta"):
         model = build_segmenter(f"resnet{depth}_deep", classes, head="aspp" if "aspp" in kind else "psp")
-        tensors = {}
-        for name, shape in released_shapes(depth, classes, kind).items():
-            if name.endswith(("weight", "bias")):
-                tensors[name] = torch.zeros(shape)
-            else:
-                tensors |= {f"{name}.{leaf}": torch.zeros(shape if leaf != NORM[-1] else ()) for leaf in NORM}
+        tensors = made_up(released_shapes(depth, classes, kind))
     matched = released_state_dict(tensors, model)
     assert matched.keys() == model.state_dict().keys()
     assert len(matched) == len(tensors) + 2  # the image normalisation, which the released files leave to their reader

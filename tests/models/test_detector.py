@@ -14,11 +14,9 @@ from apd.distillers.base import NO_BOX
 from apd.distillers.review_kd import ReviewKD
 from apd.distillers.roi_apd import RoIAPD
 from apd.distillers.through_pixels import pyramid_matching, roi_dkd, roi_kd
-from apd.evaluation.average_precision import ap_scores
-from apd.evaluation.detections import ap_of, detect
-from apd.models.detector import BODIES, build_detector
+from apd.evaluation.average_precision import ap_of, ap_scores, detect
+from apd.models.detector import BODIES, build_detector, coco_rows, fill_from_coco, fill_from_imagenet
 from apd.models.detector_hooks import DetectorTap, pad_maps, teacher_view, training_step
-from apd.models.detector_weights import coco_rows, fill_from_coco, fill_from_imagenet
 
 SIZES = dict(min_size=64, max_size=96, smallest_anchor=8, proposals=60, rois=16, detections=10)
 CLASSES = 3
@@ -364,7 +362,7 @@ def test_average_precision_of_a_detector_leaves_its_mode_as_it_was():
     assert sorted(tables) == ["boxes", "masks"]
     assert module.training
     wanted = sum((~sample.crowd_N).sum() for sample in data)
-    assert all(table.things_K.sum() == wanted for table in tables.values())
+    assert all(table.instances_K.sum() == wanted for table in tables.values())
     assert 0 <= ap_scores(tables["boxes"]).ap < 0.1
     assert list(ap_of(student(masks=False), data)) == ["boxes"]
 

@@ -143,7 +143,7 @@ def test_truth_found_is_one_nothing_found_is_zero_and_a_class_without_things_is_
             scores = ap_scores(table)
             assert scores.ap == scores.ap50 == scores.ap75 == score
             assert scores.ap_K.nan_to_num(-1).tolist() == [score, score, -1.0]
-            assert table.things_K.tolist() == [3, 3, 0]
+            assert table.instances_K.tolist() == [3, 3, 0]
 
 
 def test_a_crowd_is_not_asked_for_and_what_is_found_in_it_is_no_mistake():
@@ -154,7 +154,7 @@ def test_a_crowd_is_not_asked_for_and_what_is_found_in_it_is_no_mistake():
     scorer.update(truth, both)
     table = scorer.tables()["boxes"]
     assert ap_scores(table).ap == 1.0
-    assert table.things_K.tolist() == [1, 0, 0]
+    assert table.instances_K.tolist() == [1, 0, 0]
 
 
 def test_the_scorer_keeps_what_it_was_given_so_tables_can_be_asked_for_on_the_way():
@@ -164,7 +164,7 @@ def test_the_scorer_keeps_what_it_was_given_so_tables_can_be_asked_for_on_the_wa
     again = scorer.tables()
     assert all(torch.equal(first[k].ap_TKA.nan_to_num(-1), again[k].ap_TKA.nan_to_num(-1)) for k in first)
     scorer.update(*shown[4])
-    assert scorer.tables()["boxes"].things_K.sum() > first["boxes"].things_K.sum()
+    assert scorer.tables()["boxes"].instances_K.sum() > first["boxes"].instances_K.sum()
 
 
 def test_what_does_not_fit_together_is_named():

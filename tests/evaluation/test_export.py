@@ -20,8 +20,7 @@ from timm.layers import create_conv2d
 from torch import nn
 
 from apd.evaluation import export, traceable
-from apd.evaluation.export import ExportError, export_network
-from apd.evaluation.traceable import pool_by_matrices
+from apd.evaluation.export import ExportError, export_network, pool_by_matrices
 from apd.models import build_segmenter
 
 SIDES = st.integers(1, 30)

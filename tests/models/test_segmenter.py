@@ -1,0 +1,219 @@
+"""Segmentation networks: shapes, what flows where, and refusals."""
+
+import itertools
+import math
+import re
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from apd.models import build_segmenter
+from apd.models.backbones import create_backbone
+
+TINY = "test_efficientnet"
+
+
+def tiny(seed: int = 0, **choices):
+    torch.manual_seed(seed)
+    return build_segmenter(TINY, 5, **{"head_width": 16, "output_stride": 16, **choices})
+
+
+def images(batch: int = 2, height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stride", "head"),
+    [(TINY, 4, "psp"), (TINY, 16, "aspp"), *itertools.product([TINY, "test_resnet"], [8, 16], ["psp"])],
+)
+@pytest.mark.parametrize("size", [(64, 96), (97, 65), (32, 33)])
+def test_maps_have_the_wanted_stride_at_any_size(backbone, stride, head, size):
+    model = build_segmenter(backbone, 5, head_width=16, output_stride=stride, head=head)
+    grid = tuple(math.ceil(side / stride) for side in size)
+    for mode in (True, False):
+        logits, features, aux = model.train(mode)(images(2, *size))
+        assert (logits.shape, features.shape) == ((2, 5, *grid), (2, 16, *grid))
+        assert aux is None if not mode else aux.shape == (2, 5, *grid)
+    assert model.feature_channels == 16
+
+
+def test_logits_are_the_classifier_applied_to_the_features_which_are_taken_before_dropout():
+    model = tiny(dropout=0.5)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    first, second = model(images()), model(images())
+    torch.testing.assert_close(first.features, second.features)
+    assert not torch.allclose(first.logits, second.logits)
+    assert not torch.allclose(first.aux, second.aux)
+    logits, features, aux = model.eval()(images())
+    weight, bias = model.classifier.weight[:, :, 0, 0], model.classifier.bias
+    torch.testing.assert_close(logits, torch.einsum("bchw,kc->bkhw", features, weight) + bias[:, None, None])
+    assert aux is None
+
+
+def test_a_checkpoint_is_complete_and_loads_strictly(tmp_path):
+    trained = tiny(seed=1)
+    trained(images())  # which moves the statistics of its norms
+    trained.image_mean += 0.1  # a net trained with another normalisation keeps it
+    save_file({key: value.contiguous() for key, value in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    fresh = tiny(seed=2)
+    fresh.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
+    before, after = trained.eval()(images()), fresh.eval()(images())
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.features, after.features)
+
+
+@pytest.mark.parametrize("head", ["psp", "aspp"])
+def test_both_losses_together_reach_every_parameter_and_the_auxiliary_one_not_the_last_stage(head):
+    model = tiny(dropout=0.0, head=head)
+    output = model(images(4))
+    (output.logits.square().mean() + output.aux.square().mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    model.zero_grad()
+    model(images(4)).aux.square().mean().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert any(name.startswith("aux_head.") for name in reached)
+    assert "backbone.conv_stem.weight" in reached
+    last_stage = f"backbone.blocks.{len(model.backbone.blocks) - 1}."
+    assert not any(name.startswith((last_stage, "head.", "classifier.")) for name in reached)
+
+
+def test_parameter_groups_are_disjoint_and_complete():
+    model = tiny()
+    backbone, heads = ({id(p) for p in group} for group in (model.backbone_parameters(), model.head_parameters()))
+    assert backbone.isdisjoint(heads)
+    assert backbone | heads == {id(p) for p in model.parameters()}
+    assert id(model.classifier.weight) in heads
+    assert id(model.backbone.conv_stem.weight) in backbone
+
+
+def test_the_seed_alone_decides_the_random_start():
+    same, other, again = tiny(3).state_dict(), tiny(4).state_dict(), tiny(3).state_dict()
+    assert all(torch.equal(same[key], again[key]) for key in same)
+    for key in ("backbone.conv_stem.weight", "classifier.weight"):
+        assert not torch.equal(same[key], other[key])
+
+
+def test_images_are_normalised_with_the_networks_own_mean_and_std():
+    seen = []
+    model = build_segmenter("efficientnet_lite0", 5, head_width=8, output_stride=16).eval()
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    eight_bit = torch.tensor([0.0, 127.0, 255.0]).repeat(32, 11)[None, None].expand(1, 3, 32, 33)
+    model(eight_bit / 255)
+    torch.testing.assert_close(seen[0], (eight_bit - 127) / 128)
+
+
+def test_dilations_of_the_atrous_pooling_stay_the_same_in_the_image():
+    for choices, expected in (
+        ({"output_stride": 8}, [1, 12, 24, 36]),
+        ({"output_stride": 16}, [1, 6, 12, 18]),
+        ({"output_stride": 4, "aspp_reach": 48}, [1, 4, 8, 12]),
+    ):
+        model = tiny(head="aspp", **choices)
+        assert [branch[0].dilation[0] for branch in model.head.branches] == expected
+        assert {branch[0].out_channels for branch in (*model.head.branches, model.head.image_pool)} == {16}
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "aux_channels"),
+    [("mobilenetv2_100", 320, 96), ("mobilenetv2_050", 160, 48), ("efficientnet_b0", 320, 112)],
+)
+@pytest.mark.parametrize("stride", [8, 16])
+def test_the_small_students_give_the_maps_that_the_docstring_of_create_backbone_says(
+    name, channels, aux_channels, stride
+):
+    backbone = create_backbone(name, output_stride=stride)
+    assert (backbone.channels, backbone.aux_channels) == (channels, aux_channels)
+    depthwise = {k: m for k, m in backbone.network.named_modules() if k.endswith("conv_dw")}
+    strided = [name for name, conv in depthwise.items() if conv.stride == (2, 2)]
+    assert strided == [f"blocks.{stage}.0.conv_dw" for stage in ((1, 2) if stride == 8 else (1, 2, 3))]
+    last = [conv.dilation[0] for name, conv in depthwise.items() if name.startswith("blocks.5.")]
+    assert last[:3] == ([2, 4, 4] if stride == 8 else [1, 2, 2])  # every block, where the released code has the first
+
+
+def test_head_widths_are_the_published_ones_at_the_published_width():
+    model = build_segmenter(TINY, 5)
+    assert (model.head.merge[0].in_channels, model.head.merge[0].out_channels) == (2 * 64, 512)
+    assert [branch[0].out_channels for branch in model.head.branches] == [16] * 4
+    assert model.aux_head.layers[0].out_channels == 256
+    assert model.dropout.p == 0.1
+
+
+def test_channels_last_gives_the_same_and_bfloat16_nearly_so_and_the_compiler_one_graph():
+    model = tiny().eval()
+    with torch.no_grad():
+        plain = model(images()).logits
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images()).logits, plain)
+        last = model.to(memory_format=torch.channels_last)(images().contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(last.logits, plain, rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(images()).logits
+    assert half.dtype == torch.bfloat16
+    assert F.cosine_similarity(half.float().flatten(), plain.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (torch.zeros(1, 3, 31, 64), ValueError, "31×64 pixels, expected sides of at least 32"),
+        (torch.zeros(1, 1, 64, 64), ValueError, r"shape \(1, 1, 64, 64\), expected \(batch, 3, height, width\)"),
+        (torch.zeros(3, 64, 64), ValueError, r"shape \(3, 64, 64\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, r"torch.uint8, .* images.float\(\) / 255"),
+        *(
+            (torch.full((1, 3, 64, 64), value), ValueError, rf"from {value:.4g} to {value:.4g}, expected \[0, 1\]")
+            for value in (128.0, -1.0, math.nan)
+        ),
+    ],
+)
+def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
+    with pytest.raises(error, match=message):
+        tiny().eval()(bad)
+
+
+STRIDES_ARE_FIXED = (
+    "(AssertionError: its strides are fixed, timm does not dilate it); choose a convolutional network that can be "
+    "dilated, such as mobilenetv2_050, efficientnet_b0, resnet18 or resnet18_deep"
+)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "choices", "message"),
+    [
+        ("mobilnetv2_50", {}, "nearest: mobilenetv2_050"),
+        ("qqqqqqqqqq", {}, "timm.list_models() lists all"),
+        (7, {}, "backbone: got 7"),
+        (TINY, {"output_stride": 32}, "output_stride: got 32, expected 4, 8 or 16"),
+        (TINY, {"weights": "imgnet"}, "weights: got 'imgnet', expected 'none', 'imagenet' or 'torchvision'"),
+        (TINY, {"head": "asp"}, "head: got 'asp', expected 'psp' or 'aspp'"),
+        (TINY, {"head": "aspp", "aspp_reach": 23}, "aspp_reach: got 23, expected at least three times output_stride=8"),
+        (TINY, {"head_width": 1}, "head_width: got 1"),
+        (TINY, {"dropout": 1.0}, "dropout: got 1.0"),
+        (TINY, {"num_classes": 1}, "num_classes: got 1, expected at least 2"),
+        ("test_vit", {}, "cannot build 'test_vit' for feature maps at output stride 8"),
+        ("hrnet_w18_small", {}, f"cannot build 'hrnet_w18_small' for feature maps at output stride 8 {STRIDES_ARE_FIXED}"),
+        ("resnet18.nobody", {}, "nobody"),
+    ],
+)
+def test_impossible_networks_are_refused_by_name(backbone, choices, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_segmenter(backbone, **{"num_classes": 5, **choices})
+
+
+def test_a_network_whose_maps_are_not_what_it_declares_is_refused(monkeypatch):
+    create = timm.create_model
+
+    def without_dilation(name, **arguments):
+        network = create(name, **{**arguments, "output_stride": 32})
+        network.feature_info.info[-1]["reduction"] = arguments["output_stride"]
+        return network
+
+    monkeypatch.setattr(timm, "create_model", without_dilation)
+    with pytest.raises(ValueError, match=r"gives a map of shape \(64, 2, 3\) .* expected \(64, 4, 6\)"):
+        build_segmenter(TINY, 5, output_stride=16)

@@ -14,7 +14,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from apd import CWD, APDLoss, FeatureTap
 
 CLASSES = 5
-GRIDS = {"student": (8, 12), "teacher": (16, 24)}  # strides 8 and 4 of a picture of 64×96
+GRIDS = {"student": (8, 12), "teacher": (16, 24)}  # strides 8 and 4 of an image of 64×96
 WIDTHS = {"student": 32, "teacher": 48}
 
 
@@ -90,18 +90,6 @@ def test_a_step_trains_student_and_heads_and_leaves_the_teacher_as_it_was(pair):
     assert all(torch.equal(value, before[name]) for name, value in pair.teacher.state_dict().items())
 
 
-def test_what_the_teachers_head_learns_does_not_reach_the_student_and_the_reverse(pair):
-    distiller = APDLoss(WIDTHS["student"], WIDTHS["teacher"], CLASSES, width=16)
-    distiller(**pair.maps())["regularisation"].backward()
-    assert gradients(pair.student) == set()
-    assert gradients(distiller) == {f"teacher_head.{name}" for name, _ in distiller.teacher_head.named_parameters()}
-    distiller.zero_grad()
-    terms = distiller(**pair.maps())
-    (terms["alignment"] + terms["observation"] + terms["pixel_kd"]).backward()
-    assert gradients(distiller) == {f"student_head.{name}" for name, _ in distiller.student_head.named_parameters()}
-    assert "segmentation_head.0.weight" in gradients(pair.student)
-
-
 @pytest.mark.parametrize("kind", [APDLoss, CWD])
 def test_a_few_steps_lower_the_loss(pair, kind):
     options = {"width": 16} if kind is APDLoss else {}
@@ -119,53 +107,33 @@ def test_a_few_steps_lower_the_loss(pair, kind):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
         (
-            lambda maps: {"teacher_features": maps["teacher_features"].flatten(2).mT},  # as transformers keep them
-            ValueError,
+            lambda m: {"teacher_features": m["teacher_features"].flatten(2).mT},  # as transformers keep them
             r"teacher_features has shape \(2, 384, 48\): expected four .*tokens .*\.mT\.unflatten\(2, \(h, w\)\)",
         ),
         (
-            lambda maps: {"teacher_features": maps["teacher_features"].permute(0, 2, 3, 1)},
-            ValueError,
+            lambda m: {"teacher_features": m["teacher_features"].permute(0, 2, 3, 1)},
             r"teacher_features has 16 channels .* expected 48, .*; its last axis is 48: .*permute\(0, 3, 1, 2\)",
         ),
         (
-            lambda maps: {"teacher_logits": maps["teacher_logits"].repeat(1, 30, 1, 1)},
-            ValueError,
+            lambda m: {"teacher_logits": m["teacher_logits"].repeat(1, 30, 1, 1)},
             r"teacher_logits has 150 channels .*expected 5, the num_classes .*; both networks have to",
         ),
         (
-            lambda maps: {"student_features": maps["teacher_features"], "teacher_features": maps["student_features"]},
-            ValueError,
+            lambda m: {"student_features": m["teacher_features"]},
             r"student_features has 48 channels .*expected 32, the student_channels given at construction",
         ),
         (
-            lambda maps: {"teacher_features": maps["teacher_features"][:1]},
-            ValueError,
+            lambda m: {"teacher_features": m["teacher_features"][:1]},
             "teacher_features holds 1 images but student_features 2: the batches must agree",
         ),
-        (lambda maps: {"labels": maps["labels"][None]}, ValueError, r"labels has shape \(1, 2, 64, 96\)"),
+        (lambda m: {"labels": m["labels"][None]}, r"labels has shape \(1, 2, 64, 96\)"),
     ],
     ids=["tokens", "channels last", "classes", "swapped", "batch", "labels"],
 )
-def test_maps_that_do_not_go_together_are_named(pair, change: Any, error, message):
+def test_maps_that_do_not_go_together_are_named(pair, change: Any, message):
     distiller, maps = APDLoss(WIDTHS["student"], WIDTHS["teacher"], CLASSES, width=16), pair.maps()
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         distiller(**maps | change(maps))
-
-
-def test_a_path_that_is_not_there_is_answered_with_the_nearest_ones(pair):
-    with pytest.raises(ValueError, match=r"has no module 'decode_head\.activaton'.*'decode_head\.activation'"):
-        FeatureTap(pair.teacher, "decode_head.activaton")
-    with pytest.raises(ValueError, match=r"DeepLabV3 has no module 'segmentation_head\.conv'.*'segmentation_head"):
-        FeatureTap(pair.student, "segmentation_head.conv")
-
-
-def test_a_module_that_returns_many_maps_is_refused_by_name(pair):
-    with (
-        FeatureTap(pair.student, "encoder"),
-        pytest.raises(TypeError, match=r"'encoder' \(.*\) returned a list: tap a module inside"),
-    ):
-        pair.student(pair.images)

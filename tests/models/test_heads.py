@@ -81,7 +81,9 @@ def test_atrous_pooling_equals_a_slow_one_written_by_hand(grid_hw):
 @pytest.mark.parametrize("head", [PyramidPooling(8, 4), AtrousPooling(8, 4)])
 def test_a_training_batch_of_one_image_is_refused_unless_the_norms_are_in_eval_mode(head):
     maps = torch.rand(1, 8, 3, 4)
-    with pytest.raises(ValueError, match=f"{type(head).__name__}: got a batch of 1 image in training mode, expected at"):
+    with pytest.raises(
+        ValueError, match=f"{type(head).__name__}: got a batch of 1 image in training mode, expected at"
+    ):
         head(maps)
     for norm in head.modules():
         if isinstance(norm, nn.BatchNorm2d):

@@ -110,7 +110,10 @@ def test_a_file_with_the_semseg_code_lines_names_fills_the_whole_network(tmp_pat
 def test_a_file_that_does_not_fit_is_refused_by_its_own_names(tmp_path):
     file = tmp_path / "usual.pth"
     torch.save(semseg_classifier(18) | {"conv1.weight": torch.zeros(64, 3, 7, 7)}, file)
-    start, told = f"weights_file {file} for backbone 'resnet18_deep': 1 tensor differs", r"conv1.weight is (64, 3, 7, 7)"
+    start, told = (
+        f"weights_file {file} for backbone 'resnet18_deep': 1 tensor differs",
+        r"conv1.weight is (64, 3, 7, 7)",
+    )
     with pytest.raises(RuntimeError, match=f"^{re.escape(start)}.*{re.escape(told)}"):
         create_backbone("resnet18_deep", weights="imagenet", weights_file=str(file))
     with pytest.raises(RuntimeError, match=r"weights_file gone\.pth for backbone 'resnet18_deep': .*No such file"):
@@ -147,7 +150,11 @@ ONLY = "but only resnet18_deep, resnet50_deep, resnet101_deep take it"
         ("resnet18_deep", {"weights_file": "a.pth"}, "got 'a.pth' beside weights='none', expected 'imagenet'"),
         ("resnet18", {"weights": "imagenet", "weights_file": "a.pth"}, f"got 'a.pth' for backbone 'resnet18', {ONLY}"),
         ("resnet18_dep", {}, "nearest: resnet18_deep"),
-        ("resnet18_deep", {"weights": "imagenet"}, "no package and no hub is known to have them. Give a file as weights_"),
+        (
+            "resnet18_deep",
+            {"weights": "imagenet"},
+            "no package and no hub is known to have them. Give a file as weights_",
+        ),
     ],
 )
 def test_what_a_backbone_does_not_take_or_have_is_refused(backbone, choices, message):

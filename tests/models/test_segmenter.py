@@ -197,7 +197,11 @@ STRIDES_ARE_FIXED = (
         (TINY, {"dropout": 1.0}, "dropout: got 1.0"),
         (TINY, {"num_classes": 1}, "num_classes: got 1, expected at least 2"),
         ("test_vit", {}, "cannot build 'test_vit' for feature maps at output stride 8"),
-        ("hrnet_w18_small", {}, f"cannot build 'hrnet_w18_small' for feature maps at output stride 8 {STRIDES_ARE_FIXED}"),
+        (
+            "hrnet_w18_small",
+            {},
+            f"cannot build 'hrnet_w18_small' for feature maps at output stride 8 {STRIDES_ARE_FIXED}",
+        ),
         ("resnet18.nobody", {}, "nobody"),
     ],
 )

@@ -1,4 +1,4 @@
-"""AP is what COCO's own code makes of the same detections."""
+"""AP is what COCO's own code makes of the same detections; a detector's are in its images' own pixels."""
 
 import contextlib
 import io
@@ -7,11 +7,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import apd.data.rle
+from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import DetectionExtraMissing, encode
-from apd.evaluation.average_precision import APTable, Detections, DetectionScorer, ap_scores
+from apd.data.rle import DetectionExtraMissing, decode, encode
+from apd.data.scenes.instances import SceneInstances
+from apd.evaluation.average_precision import Detections, DetectionScorer, ap_scores, detect, scored
+from apd.models.detector import build_detector
 
 SPEC = InstanceSpec("shapes", ("disc", "square", "bar"))
 HEIGHT, WIDTH = 300, 320
@@ -31,74 +36,65 @@ def masks_of(boxes: np.ndarray) -> np.ndarray:
     return inside & ((columns + rows) % 7 != 0)
 
 
-def picture(random: np.random.Generator, name: str, *, things: int, found: int) -> tuple[InstanceSample, Detections]:
-    """A picture and detections, half of them near a thing, some of them of the wrong class."""
-    boxes, labels = rectangles(random, things), random.integers(0, 3, things)
+def image(random: np.random.Generator, name: str, *, objects: int, found: int) -> tuple[InstanceSample, Detections]:
+    """An image and detections, half of them near an object, some of them of the wrong class."""
+    boxes, labels = rectangles(random, objects), random.integers(0, 3, objects)
     masks = masks_of(boxes)
     truth = InstanceSample(
         torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8),
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         torch.tensor(labels),
         torch.tensor(masks),
-        torch.tensor(random.random(things) < 0.2),
+        torch.tensor(random.random(objects) < 0.2),
         torch.tensor(masks.sum((1, 2)), dtype=torch.float32),
         name,
     )
-    guesses = rectangles(random, found)
-    guessed = random.integers(0, 3, found)
-    for place in range(min(found // 2, things)):
+    guesses, guessed = rectangles(random, found), random.integers(0, 3, found)
+    for place in range(min(found // 2, objects)):
         guesses[place] = boxes[place] + random.normal(0, 2, 4)
         guesses[place, 2:] = np.maximum(guesses[place, 2:], guesses[place, :2] + 1)
         guessed[place] = labels[place] if random.random() < 0.8 else guessed[place]
-    detections = Detections(
-        torch.tensor(guesses, dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(np.round(random.random(found), 1), dtype=torch.float32),  # ties among them
-        torch.tensor(guessed),
-        encode(masks_of(guesses)),
-    )
-    return truth, detections
+    scores = torch.tensor(np.round(random.random(found), 1), dtype=torch.float32)  # ties among them
+    boxes_N4 = torch.tensor(guesses, dtype=torch.float32).reshape(-1, 4)
+    return truth, Detections(boxes_N4, scores, torch.tensor(guessed), encode(masks_of(guesses)))
 
 
-def pictures(seed: int) -> list[tuple[InstanceSample, Detections]]:
+def images(seed: int) -> list[tuple[InstanceSample, Detections]]:
     random = np.random.default_rng(seed)
     counts = [(5, 8), (0, 4), (6, 0), (0, 0), (9, 12), (3, 120), (1, 1)]
-    return [picture(random, str(place), things=a, found=b) for place, (a, b) in enumerate(counts)]
+    return [image(random, str(place), objects=a, found=b) for place, (a, b) in enumerate(counts)]
+
+
+def scorer_of(shown, kinds=("boxes", "masks")) -> DetectionScorer:
+    scorer = DetectionScorer(SPEC, kinds)
+    for truth, found in shown:
+        scorer.update(truth, found)
+    return scorer
 
 
 def by_pycocotools(shown: list[tuple[InstanceSample, Detections]], kind: str) -> list[float]:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    def shapes(boxes_N4, masks):
+        for (x0, y0, x1, y1), mask in zip(boxes_N4.double().tolist(), masks, strict=True):
+            yield {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": mask}
 
-    def corner_and_size(box):
-        x0, y0, x1, y1 = box.double().tolist()
-        return [x0, y0, x1 - x0, y1 - y0]
-
-    things, results = [], []
-    for image, (truth, found) in enumerate(shown):
-        for place, mask in enumerate(encode(truth.masks_NHW.numpy())):
-            things.append(
-                {
-                    "id": len(things) + 1,
-                    "image_id": image,
-                    "category_id": int(truth.labels_N[place]),
-                    "bbox": corner_and_size(truth.boxes_N4[place]),
-                    "segmentation": mask,
-                    "area": float(truth.areas_N[place]),
-                    "iscrowd": int(truth.crowd_N[place]),
-                }
-            )
-        for place, mask in enumerate(found.masks):
-            shape = {"segmentation": mask} if kind == "masks" else {"bbox": corner_and_size(found.boxes_N4[place])}
-            label, score = int(found.labels_N[place]), float(found.scores_N[place])
-            results.append({"image_id": image, "category_id": label, "score": score} | shape)
+    objects, results = [], []
+    for number, (truth, found) in enumerate(shown):
+        rows = zip(truth.labels_N.tolist(), truth.areas_N.tolist(), truth.crowd_N.tolist(), strict=True)
+        for (label, area, crowd), shape in zip(
+            rows, shapes(truth.boxes_N4, encode(truth.masks_NHW.numpy())), strict=True
+        ):
+            own = {"id": len(objects) + 1, "image_id": number, "category_id": label, "area": area}
+            objects.append(own | shape | {"iscrowd": int(crowd)})
+        for label, score, shape in zip(
+            found.labels_N.tolist(), found.scores_N.tolist(), shapes(found.boxes_N4, found.masks), strict=True
+        ):
+            del shape["bbox" if kind == "masks" else "segmentation"]
+            results.append({"image_id": number, "category_id": label, "score": score} | shape)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {
-            "info": {},
-            "images": [{"id": image, "height": HEIGHT, "width": WIDTH} for image in range(len(shown))],
-            "annotations": things,
-            "categories": [{"id": label} for label in range(3)],
-        }
+        sizes = [{"id": number, "height": HEIGHT, "width": WIDTH} for number in range(len(shown))]
+        classes = [{"id": label} for label in range(3)]
+        truth.dataset = {"info": {}, "images": sizes, "annotations": objects, "categories": classes}
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), {"boxes": "bbox", "masks": "segm"}[kind])
         evaluation.evaluate()
@@ -108,38 +104,30 @@ def by_pycocotools(shown: list[tuple[InstanceSample, Detections]], kind: str) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_are_those_of_pycocotools_with_crowds_empty_pictures_and_more_detections_than_count(seed):
-    shown = pictures(seed)
-    scorer = DetectionScorer(SPEC)
-    for truth, found in shown:
-        scorer.update(truth, found)
-    for kind, table in scorer.tables().items():
+def test_scores_are_those_of_pycocotools_with_crowds_empty_images_and_more_detections_than_count(seed):
+    shown = images(seed)
+    for kind, table in scorer_of(shown).tables().items():
         theirs = by_pycocotools(shown, kind)
         assert min(theirs) > 0, "there is nothing to agree about"
         np.testing.assert_allclose(ap_scores(table)[:6], theirs, rtol=0, atol=1e-12, err_msg=kind)
 
 
-def test_the_order_of_pictures_does_not_matter_where_scores_differ():
-    shown = [(truth, found._replace(scores_N=torch.rand(len(found.scores_N)))) for truth, found in pictures(0)]
-    tables = []
-    for order in (shown, shown[::-1]):
-        scorer = DetectionScorer(SPEC)
-        for truth, found in order:
-            scorer.update(truth, found)
-        tables.append(scorer.tables())
-    for kind in ("boxes", "masks"):
-        torch.testing.assert_close(tables[0][kind].ap_TKA, tables[1][kind].ap_TKA, equal_nan=True)
+def test_the_order_of_images_does_not_matter_where_scores_differ_and_tables_can_be_asked_for_on_the_way():
+    shown = [(truth, found._replace(scores_N=torch.rand(len(found.scores_N)))) for truth, found in images(0)]
+    scorer, backwards = scorer_of(shown[:3]), scorer_of(shown[::-1]).tables()
+    assert scorer.tables()["boxes"].instances_K.sum() < backwards["boxes"].instances_K.sum()
+    for truth, found in shown[3:]:
+        scorer.update(truth, found)
+    for kind, table in scorer.tables().items():
+        torch.testing.assert_close(table.ap_TKA, backwards[kind].ap_TKA, equal_nan=True)
 
 
-def test_truth_found_is_one_nothing_found_is_zero_and_a_class_without_things_is_nan():
-    truth, _ = picture(np.random.default_rng(0), "a", things=6, found=0)
+def test_truth_found_is_one_nothing_found_is_zero_and_a_class_without_objects_is_nan():
+    truth, nothing = image(np.random.default_rng(0), "a", objects=6, found=0)
     truth = truth._replace(labels_N=torch.tensor([0, 0, 0, 1, 1, 1]), crowd_N=torch.zeros(6, dtype=torch.bool))
     perfect = Detections(truth.boxes_N4, torch.full((6,), 0.9), truth.labels_N, encode(truth.masks_NHW.numpy()))
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), [])
     for found, score in ((perfect, 1.0), (nothing, 0.0)):
-        scorer = DetectionScorer(SPEC)
-        scorer.update(truth, found)
-        for table in scorer.tables().values():
+        for table in scorer_of([(truth, found)]).tables().values():
             scores = ap_scores(table)
             assert scores.ap == scores.ap50 == scores.ap75 == score
             assert scores.ap_K.nan_to_num(-1).tolist() == [score, score, -1.0]
@@ -147,47 +135,29 @@ def test_truth_found_is_one_nothing_found_is_zero_and_a_class_without_things_is_
 
 
 def test_a_crowd_is_not_asked_for_and_what_is_found_in_it_is_no_mistake():
-    truth, _ = picture(np.random.default_rng(0), "a", things=2, found=0)
+    truth, _ = image(np.random.default_rng(0), "a", objects=2, found=0)
     truth = truth._replace(labels_N=torch.tensor([0, 0]), crowd_N=torch.tensor([True, False]))
     both = Detections(truth.boxes_N4, torch.tensor([0.9, 0.8]), truth.labels_N, None)
-    scorer = DetectionScorer(SPEC, ("boxes",))
-    scorer.update(truth, both)
-    table = scorer.tables()["boxes"]
+    table = scorer_of([(truth, both)], ("boxes",)).tables()["boxes"]
     assert ap_scores(table).ap == 1.0
     assert table.instances_K.tolist() == [1, 0, 0]
 
 
-def test_the_scorer_keeps_what_it_was_given_so_tables_can_be_asked_for_on_the_way():
-    scorer, shown = DetectionScorer(SPEC), pictures(0)
-    scorer.update(*shown[0])
-    first = scorer.tables()
-    again = scorer.tables()
-    assert all(torch.equal(first[k].ap_TKA.nan_to_num(-1), again[k].ap_TKA.nan_to_num(-1)) for k in first)
-    scorer.update(*shown[4])
-    assert scorer.tables()["boxes"].instances_K.sum() > first["boxes"].instances_K.sum()
-
-
 def test_what_does_not_fit_together_is_named():
-    truth, found = pictures(0)[0]
-    scorer = DetectionScorer(SPEC)
+    truth, found = images(0)[0]
     for change, message in (
         ({"labels_N": found.labels_N + 1}, r"detections of '0' hold labels from \d to 3: expected 0\.\.2"),
-        ({"scores_N": found.scores_N[1:]}, "7 scores for 8 labels"),
-        ({"boxes_N4": found.boxes_N4[1:]}, r"shape \(7, 4\), expected \(8, 4\)"),
+        ({"scores_N": found.scores_N[1:]}, "shorter"),
         ({"masks": None}, "detections of '0' have no masks: give kinds="),
-        ({"masks": found.masks[1:]}, "7 masks for 8 labels"),
+        ({"masks": found.masks[1:]}, "shorter"),
         ({"scores_N": found.scores_N * torch.nan}, "not finite: has it diverged"),
     ):
         with pytest.raises(ValueError, match=message):
-            scorer.update(truth, found._replace(**change))
+            scorer_of([(truth, found._replace(**change))])
     with pytest.raises(ValueError, match="sample of '0' have no masks"):
-        scorer.update(truth._replace(masks_NHW=None), found)
-    with pytest.raises(ValueError, match="no picture was added"):
-        scorer.tables()
-    with pytest.raises(ValueError, match="expected 'boxes', 'masks' or both"):
-        DetectionScorer(SPEC, ("keypoints",))
-    with pytest.raises(ValueError, match=r"ap has shape \(3, 2, 4\): expected \(10, classes, 4\)"):
-        ap_scores(APTable(torch.zeros(3, 2, 4), torch.zeros(2)))
+        scorer_of([(truth._replace(masks_NHW=None), found)])
+    with pytest.raises(ValueError, match="no image was added"):
+        scorer_of([]).tables()
 
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch):
@@ -198,3 +168,34 @@ def test_without_the_library_the_message_says_what_to_install(monkeypatch):
         encode(np.zeros((1, 2, 2), dtype=bool))
     with pytest.raises(DetectionExtraMissing, match="polygons of a COCO annotation needs"):
         apd.data.rle.decode([[0, 0, 4, 0, 4, 4]], 5, 5)
+
+
+def detector(masks=True):
+    sizes = dict(min_size=128, max_size=192, width=24, box_width=48, smallest_anchor=8, proposals=60, rois=16)
+    return build_detector("resnet18", 3, masks=masks, **sizes, detections=10)
+
+
+def test_detections_are_in_the_images_own_pixels_with_classes_from_zero():
+    shown, network = SceneInstances(2, height=64, width=96, context_shift=0.5, seed=0), detector().eval()
+    (pixels, _) = next(evaluation_instance_batches(shown, 2))
+    found, raw = detect(network, pixels), network(pixels)
+    assert sum(len(part.labels_N) for part in found) > 0
+    for part, theirs in zip(found, raw, strict=True):
+        assert torch.equal(part.boxes_N4, theirs["boxes"])
+        assert torch.equal(part.labels_N, theirs["labels"] - 1)
+        masks = [decode(mask, 64, 96) for mask in part.masks]
+        assert all((ours == (m[0] >= 0.5).numpy()).all() for ours, m in zip(masks, theirs["masks"], strict=True))
+    with pytest.raises(ValueError, match=r"training mode: call detector\.eval\(\)"):
+        detect(network.train(), pixels)
+
+
+def test_every_image_is_scored_and_the_detector_stays_in_its_mode():
+    data, seen = SceneInstances(3, height=64, width=96, context_shift=0.5, seed=0), []
+    network = detector().train()
+    tables = scored(network, data, batch_size=2, on_image=lambda sample, _: seen.append(sample.name)).tables()
+    assert network.training
+    assert seen == [sample.name for sample in data]
+    wanted = sum((~sample.crowd_N).sum() for sample in data)
+    assert [table.instances_K.sum() for table in tables.values()] == [wanted] * 2
+    assert 0 <= ap_scores(tables["boxes"]).ap < 0.1
+    assert list(scored(detector(masks=False), data).tables()) == ["boxes"]

@@ -1,30 +1,39 @@
-"""Label maps of whole images, scores of a network on a data set, and pictures as files."""
+"""Label maps and scores of networks: every image once, every pixel covered, and every average as it should be."""
 
+import math
+from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from small_experiments import DATA, NETWORK
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_experiments import DATA, NETWORK, tiny
 from torch import nn
 
 from apd.config.datasets import build_split
+from apd.config.experiment import ExperimentError
+from apd.config.inference import WHOLE_IMAGE, InferenceOptions
+from apd.cost.measure import peak_of
 from apd.data.image_folder import DataError
-from apd.data.specs import SCENES, Sample
+from apd.data.specs import IMAGE_PADDING, SCENES, Sample
 from apd.evaluation.inference import (
+    WINDOWS_AT_ONCE,
     agreement_of,
-    autocast,
+    class_probabilities,
     confusion_of,
     predict_dataset,
     predict_labels,
     resolve_precision,
+    window_starts,
 )
 from apd.evaluation.metrics import ConfusionMatrix, scores
-from apd.evaluation.predict import overlay, predict_image
+from apd.training.run import train, trained_network
 from apd.training.segmentation import build_network
 
-CPU = torch.device("cpu")
+LENGTHS, STRIDES = st.integers(1, 60), st.floats(0.01, 1)
 
 
 class Output(NamedTuple):
@@ -40,7 +49,7 @@ class ByRed(nn.Module):
 
     def forward(self, images):
         classes = (images[:, 0] * 255).round().long() + self.shift
-        return Output(nn.functional.one_hot(classes % 10, 10).permute(0, 3, 1, 2).float())
+        return Output(F.one_hot(classes % 10, 10).permute(0, 3, 1, 2).float())
 
 
 class Noise:
@@ -61,8 +70,50 @@ class Noise:
         return Sample(self.labels[index][None].repeat(3, 1, 1), marked, f"noise-{index}")
 
 
+class Network(nn.Module):
+    """A convolution of images to logits of three classes; `seen` collects the shapes of what it was shown."""
+
+    def __init__(self, kernel=1, symmetric=False):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, kernel, padding=kernel // 2)
+        with torch.no_grad():
+            self.layer.weight.copy_(4 * torch.randn(self.layer.weight.shape))
+            if symmetric:
+                self.layer.weight.add_(self.layer.weight.flip(-1))
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        return Output(self.layer(images))
+
+
+class Certain(nn.Module):
+    """Says class 1 with a softmax of exactly one, on a grid of its own, and keeps what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def forward(self, images):
+        self.shown.append(images)
+        logits = torch.full((len(images), 3, 2, 2), -1000.0)
+        logits[:, 1] = 1000.0
+        return Output(logits)
+
+
+def random_images(height, width, batch=2):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def whole(model, images):
+    return model(images).logits.softmax(1).detach()
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def test_logits_are_brought_to_the_wanted_grid_before_the_arg_max():
-    torch.manual_seed(0)
     logits = torch.randn(2, 4, 3, 5)
 
     class Fixed(nn.Module):
@@ -79,27 +130,29 @@ def test_logits_are_brought_to_the_wanted_grid_before_the_arg_max():
             lower = logits[:, :, top + 1, left] * (1 - right) + logits[:, :, top + 1, left + 1] * right
             assert torch.equal(found[:, y, x], (upper * (1 - down) + lower * down).argmax(1))
     assert predict_labels(Fixed().eval(), torch.zeros(2, 3, 9, 13), (4, 6)).shape == (2, 4, 6)
-
-
-def test_a_network_in_training_mode_is_refused():
     with pytest.raises(ValueError, match=r"model is in training mode: call model\.eval\(\) first"):
-        predict_labels(ByRed().train(), torch.zeros(1, 3, 32, 32))
+        predict_labels(Fixed().train(), torch.zeros(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
-def test_every_image_is_scored_once_whatever_the_batch_size(batch_size):
-    data, model = Noise(5), ByRed()
-    matrix = confusion_of(model, data, batch_size=batch_size)
+def test_every_image_is_scored_once_whatever_the_batch_size_and_watched_with_its_name(batch_size):
+    data, model, seen = Noise(5), ByRed().train(), {}
+    matrix = confusion_of(
+        model, data, batch_size=batch_size, on_batch=lambda found, names: seen.update(zip(names, found, strict=True))
+    )
     reference = ConfusionMatrix(10)
-    for image, labels, _name in data:
-        reference.update(predict_labels(model.eval(), image[None].float() / 255)[0], labels)
+    assert model.training
+    for (image, labels, name), watched in zip(data, list(seen), strict=True):
+        assert watched == name
+        found = predict_labels(model.eval(), image[None].float() / 255)[0]
+        assert torch.equal(seen[name], found)
+        reference.update(found, labels)
     assert torch.equal(matrix, reference.matrix_KK)
     assert matrix.sum() == 5 * (32 * 48 - 1)  # the ignored pixel is not there
 
 
-def test_scoring_does_not_depend_on_the_mode_and_restores_it():
-    data = build_split(DATA, "val")
-    model = build_network(NETWORK, 10, CPU, seed=0).train()
+def test_scoring_does_not_depend_on_the_mode_changes_nothing_and_restores_it_even_after_an_error():
+    data, model = build_split(DATA, "val"), build_network(NETWORK, 10, torch.device("cpu"), seed=0).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     matrix = confusion_of(model, data)
     assert model.training
@@ -107,18 +160,14 @@ def test_scoring_does_not_depend_on_the_mode_and_restores_it():
     assert torch.equal(confusion_of(model.eval(), data), matrix)
     assert not model.training
 
-
-def test_the_mode_is_restored_after_an_error():
     class Broken(Noise):
         def __getitem__(self, index):
             raise DataError("no such image")
 
-    model = ByRed().train()
-    with pytest.raises(DataError):
-        confusion_of(model, Broken(2))
-    with pytest.raises(DataError):
-        agreement_of(model, ByRed().eval(), Broken(2))
-    assert model.training
+    for score in (confusion_of, lambda model, data: agreement_of(model, ByRed().eval(), data)):
+        with pytest.raises(DataError):
+            score(model.train(), Broken(2))
+        assert model.training
 
 
 def test_agreement_counts_pairs_of_predictions_at_valid_pixels():
@@ -131,19 +180,24 @@ def test_agreement_counts_pairs_of_predictions_at_valid_pixels():
     assert scores(agreement_of(teacher, teacher, data)).aacc == 1
 
 
-def test_several_networks_see_the_same_images():
-    data = Noise(3)
-    seen = []
-    for (one, other), labels, names in predict_dataset([ByRed().eval(), ByRed(shift=2).eval()], data, batch_size=2):
-        assert one.shape == other.shape == labels.shape
-        assert torch.equal((one + 2) % 10, other)
-        seen += names
-    assert seen == ["noise-0", "noise-1", "noise-2"]
+def test_several_networks_see_the_same_images_and_whoever_takes_predictions_does_not_run_in_their_autocast():
+    seen, dtypes = [], []
 
+    class Inside(ByRed):
+        def forward(self, images):
+            dtypes.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return super().forward(images)
 
-def test_whoever_takes_predictions_does_not_run_in_their_autocast():
-    for _ in predict_dataset([ByRed().eval()], Noise(2), precision="bf16"):
-        assert not torch.is_autocast_enabled("cpu")
+    models = Inside().eval(), ByRed(shift=2).eval()
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for (one, other), labels, names in predict_dataset(models, Noise(3), batch_size=2, precision=precision):
+            assert not torch.is_autocast_enabled("cpu")
+            assert one.shape == other.shape == labels.shape
+            assert torch.equal((one + 2) % 10, other)
+            seen += names
+        assert set(dtypes) == {dtype}
+        dtypes.clear()
+    assert seen == 2 * ["noise-0", "noise-1", "noise-2"]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +209,6 @@ def test_whoever_takes_predictions_does_not_run_in_their_autocast():
         ("cpu", "bf16", False, "bf16"),
         ("cuda", "auto", True, "bf16"),
         ("cuda", "auto", False, "fp32"),
-        ("cuda", "fp32", True, "fp32"),
     ],
 )
 def test_auto_is_bf16_just_where_the_device_multiplies_it_natively(monkeypatch, device, asked, native, meant):
@@ -164,48 +217,144 @@ def test_auto_is_bf16_just_where_the_device_multiplies_it_natively(monkeypatch, 
     assert resolve_precision(torch.device(device), asked) == meant
 
 
-def test_autocast_is_on_for_bf16_and_off_for_fp32():
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with autocast(CPU, precision):
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+@given(length=LENGTHS, window=LENGTHS, stride=STRIDES)
+def test_windows_cover_a_side_without_a_gap_and_none_leaves_it(length, window, stride):
+    length = max(length, window)
+    starts = window_starts(length, window, stride)
+    assert (starts[0], starts[-1]) == (0, length - window)
+    assert all(0 < b - a <= math.ceil(window * stride) <= window for a, b in pairwise(starts))
+    assert len(starts) == 1 + math.ceil((length - window) / math.ceil(window * stride))
+    assert window_starts(2048, 713, 2 / 3) == [0, 476, 952, 1335], "as published, on Cityscapes"
 
 
-def picture(path, size=(60, 40), **options):
-    """A picture whose left half is black and right half is white."""
-    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
-    pixels[:, size[0] // 2 :] = 255
-    Image.fromarray(pixels).save(path, **options)
-    return path
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(LENGTHS, LENGTHS),
+    window=st.tuples(LENGTHS, LENGTHS),
+    stride=st.floats(0.15, 1),
+    flip=st.booleans(),
+    batch=st.integers(1, 3),
+)
+def test_windows_of_any_size_and_stride_give_every_pixel_a_weight_of_exactly_one(size, window, stride, flip, batch):
+    found = class_probabilities(
+        Certain(), random_images(*size, batch), InferenceOptions(window=window, stride=stride, flip=flip)
+    )
+    assert torch.equal(found, torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1).expand(batch, 3, *size))
 
 
-def test_a_picture_gives_a_label_map_of_its_own_size_with_the_class_colours_and_an_overlay(tmp_path):
-    path = picture(tmp_path / "street.jpg")
-    model = build_network(NETWORK, 10, CPU, seed=0).eval()
-    labels, over = predict_image(model, path, tmp_path / "new" / "folder", SCENES, size=(32, 48))
-    assert [labels.name, over.name] == ["street-labels.png", "street-overlay.png"]
-    with Image.open(labels) as image:
-        assert (image.mode, image.size) == ("P", (60, 40))
-        palette = np.array(image.getpalette()[:30]).reshape(10, 3)
-        label_map = np.asarray(image)
-    assert np.array_equal(palette, np.array(SCENES.palette))
-    image = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None].float() / 255
-    small = nn.functional.interpolate(image, (32, 48), mode="bilinear", antialias=True).clamp(0, 1)
-    assert np.array_equal(label_map, predict_labels(model, small, (40, 60))[0])
-    with Image.open(over) as image:
-        assert (image.mode, image.size) == ("RGB", (60, 40))
-        assert np.array_equal(np.asarray(image), overlay(np.asarray(Image.open(path)), label_map, SCENES))
+def test_the_mean_over_windows_is_that_of_a_loop_over_pixels():
+    model, images = Network(kernel=5), random_images(17, 23, batch=3)
+    found = class_probabilities(model, images, InferenceOptions(window=(8, 9), stride=0.5))
+    sums, counts = torch.zeros(3, 3, 17, 23), torch.zeros(17, 23)
+    for top in window_starts(17, 8, 0.5):
+        for left in window_starts(23, 9, 0.5):
+            part = whole(model, images[:, :, top : top + 8, left : left + 9])
+            for row in range(8):
+                for column in range(9):
+                    sums[:, :, top + row, left + column] += part[:, :, row, column]
+                    counts[top + row, left + column] += 1
+    assert (counts.min(), counts.max() >= 4) == (1, True)
+    close(found, sums / counts)
+    assert (found - whole(model, images)).abs().max() > 0.01, "windows have edges of their own"
+    single = Network(kernel=1)
+    close(class_probabilities(single, images, InferenceOptions(window=(8, 9), stride=0.5)), whole(single, images))
 
 
-def test_an_overlay_mixes_picture_and_colours_and_keeps_ignored_pixels():
-    image = np.full((1, 3, 3), 100, dtype=np.uint8)
-    mixed = overlay(image, np.array([[0, 9, 255]], dtype=np.uint8), SCENES, opacity=0.5)
-    expected = [[round(50 + channel / 2) for channel in SCENES.palette[k]] for k in (0, 9)]
-    assert np.abs(mixed[0, :2].astype(int) - expected).max() <= 1
-    assert mixed[0, 2].tolist() == [100, 100, 100]
+def test_a_mirror_image_is_averaged_and_changes_nothing_for_a_network_that_is_its_own():
+    images = random_images(14, 19)
+    for model in (Network(kernel=3, symmetric=True), Network(kernel=3)):
+        found = class_probabilities(model, images, InferenceOptions(flip=True))
+        close(found, (whole(model, images) + whole(model, images.flip(3)).flip(3)) / 2)
+        weight = model.layer.weight
+        assert ((found - whole(model, images)).abs().max() > 0.01) != torch.equal(weight, weight.flip(-1))
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
-    path = picture(tmp_path / "street.png")
-    model = build_network(NETWORK, 10, CPU, seed=0).eval()
-    with pytest.raises(DataError, match=r"street\.png: cannot write predictions"):
-        predict_image(model, path, path, SCENES, size=(32, 48))
+def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
+    model, images = Network(kernel=3), random_images(20, 30)
+    found = class_probabilities(model, images, InferenceOptions(scales=(0.5, 1, 1.5)))
+    assert model.seen == [(2, 3, 10, 15), (2, 3, 20, 30), (2, 3, 30, 45)]
+    shown = (F.interpolate(images, (h, w), mode="bilinear", antialias=True).clamp(0, 1) for *_, h, w in model.seen[:3])
+    parts = [F.interpolate(whole(model, part), (20, 30), mode="bilinear") for part in list(shown)]
+    close(found, sum(parts) / 3)
+    smaller = class_probabilities(model, images, InferenceOptions(flip=True, scales=(0.5, 2)), (8, 9))
+    torch.testing.assert_close(smaller.sum(1), torch.ones(2, 8, 9))
+
+
+def test_an_image_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
+    images, network = random_images(5, 30, batch=1), Certain()
+    class_probabilities(network, images, InferenceOptions(window=(12, 20), stride=1))
+    (shown,) = network.shown  # both windows at once
+    colour = torch.tensor(IMAGE_PADDING)[:, None, None] / 255
+    for part, left in zip(shown, (0, 10), strict=True):
+        assert torch.equal(part[:, 3:8], images[0, :, :, left : left + 20])
+        assert torch.equal(part[:, [0, 1, 2, 8, 9, 10, 11]], colour.expand(3, 7, 20))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 20])
+def test_each_window_is_shown_once_in_batches_of_a_bounded_size(batch):
+    model = Network()
+    class_probabilities(model, random_images(40, 50, batch), InferenceOptions(window=(10, 10), stride=0.5))
+    windows = len(window_starts(40, 10, 0.5)) * len(window_starts(50, 10, 0.5))
+    assert sum(shape[0] for shape in model.seen) == windows * batch
+    assert {shape[1:] for shape in model.seen} == {(3, 10, 10)}
+    assert max(shape[0] for shape in model.seen) <= max(WINDOWS_AT_ONCE, batch)
+    assert len(model.seen) <= math.ceil(windows / max(WINDOWS_AT_ONCE // batch, 1))
+
+
+def test_memory_grows_with_the_pixels_and_not_with_the_windows():
+    def peak(side, stride):
+        options, images = InferenceOptions(window=(32, 32), stride=stride, flip=True), random_images(side, side, 1)
+        return peak_of(lambda: class_probabilities(Network(), images, options), torch.device("cpu"))
+
+    least = peak(128, 0.5)
+    assert peak(256, 0.5) < 4.1 * least
+    assert peak(128, 0.25) < 1.02 * least, "three times as many windows"
+
+
+def test_label_maps_are_the_most_likely_class_and_the_default_is_the_whole_image_once():
+    model, images = Network(kernel=3).eval(), random_images(20, 30)
+    options = InferenceOptions(window=(12, 12), flip=True)
+    expected = class_probabilities(model, images, options).argmax(1)
+    assert torch.equal(predict_labels(model, images, inference=options), expected)
+    model.seen.clear()
+    assert not torch.equal(predict_labels(model, images), expected)
+    assert model.seen == [(2, 3, 20, 30)]
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "expected"),
+    [
+        ("window", (713, (713,)), "None or .height, width."),
+        ("window", ((0, 8), (8.0, 8), (True, 8)), "two whole numbers of at least 1 pixel"),
+        ("stride", (0, 1.5, math.nan, "2/3"), "above 0 and at most 1: windows may not leave gaps"),
+        ("flip", (1,), "True or False"),
+        ("scales", ((), 1.0, (1, -1), (math.inf,)), "at least one number above 0"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(field, values, expected):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^InferenceOptions\.{field} = .*: expected .*{expected}"):
+            InferenceOptions(**{field: value})
+
+
+def test_the_shortest_side_shown_is_found_among_windows_or_scales_and_must_be_large_enough():
+    assert WHOLE_IMAGE.least_side(96, 128) == 96
+    assert InferenceOptions(scales=(1, 0.5)).least_side(96, 64) == 32
+    assert InferenceOptions(window=(64, 48), scales=(0.1,)).least_side(96, 128) == 48
+    with pytest.raises(ExperimentError, match=r"Experiment\.inference = .*at least 32 pixels, got 16"):
+        replace(tiny(), inference=InferenceOptions(scales=(0.5, 1)))
+
+
+def test_a_runs_final_scores_are_those_of_its_inference_and_the_ones_on_the_way_of_whole_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+    options = InferenceOptions(window=(32, 32), flip=True, scales=(1.0, 1.25))
+    experiment = replace(tiny("apd"), inference=options)
+    record = train(experiment)
+    student, teacher = trained_network(experiment), trained_network(experiment.teacher_experiment())
+    data = build_split(experiment.data, "val")
+    assert record.content["confusion"] == confusion_of(student, data, inference=options).tolist()
+    assert record.content["teacher"]["confusion"] == confusion_of(teacher, data, inference=options).tolist()
+    assert record.content["teacher"]["agreement"] == agreement_of(student, teacher, data, inference=options).tolist()
+    assert record.content["evaluations"][-1]["confusion"] == confusion_of(student, data).tolist()
+    assert record.content["confusion"] != confusion_of(student, data).tolist()
+    assert record.experiment.inference == options

@@ -1,8 +1,6 @@
-"""Distillation between detectors a second time, slowly: box by box, from lists of boxes without padding.
+"""Distillation between detectors a second time, slowly: box by box, from lists with one (n, C) tensor an image."""
 
-It shares no code with the package. A net's boxes come as a list with one (n, C) tensor a picture, their labels as a
-list of (n,) tensors.
-"""
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -40,34 +38,31 @@ def dkd(student: list[Tensor], teacher: list[Tensor], labels: list[Tensor], *, t
 
 
 def prototypes(vectors_ND: Tensor, labels_N: Tensor) -> dict[int, Tensor]:
-    """The direction of the mean direction of each label's vectors in one picture."""
+    """The direction of the mean direction of each label's vectors in one image."""
     rows = {}
     for label in sorted(set(labels_N.tolist())):
-        mean_D = torch.stack(
-            [v / v.norm() for v, own in zip(vectors_ND, labels_N.tolist(), strict=True) if own == label]
-        )
-        rows[label] = mean_D.mean(0) / mean_D.mean(0).norm()
+        mean_D = torch.stack([v / v.norm() for v in vectors_ND[labels_N == label]]).mean(0)
+        rows[label] = mean_D / mean_D.norm()
     return rows
 
 
 def roi_apd(student: list[Tensor], teacher: list[Tensor], labels: list[Tensor], *, scale: float = 10.0) -> dict:
-    """The three terms of projected vectors; things and background apart in the observation."""
-    regularisation, alignment, things, background = [], [], [], []
+    """The three terms of projected vectors; objects and background apart in the observation."""
+    regularisation, alignment, objects, background = [], [], [], []
     for a, b, c in zip(student, teacher, labels, strict=True):
-        ours, theirs = prototypes(a, c), prototypes(b.detach(), c)
-        own = prototypes(b, c)
+        ours, theirs, own = prototypes(a, c), prototypes(b.detach(), c), prototypes(b, c)
         names = list(ours)
         alignment += [(1 - ours[name] @ theirs[name]) / 2 for name in names]
         for mine, other, label in zip(a, b, c.tolist(), strict=True):
             seen = torch.stack([scale * (mine / mine.norm()) @ ours[name] for name in names])
             taught = torch.stack([scale * (other.detach() / other.detach().norm()) @ theirs[name] for name in names])
-            (things if label > 0 else background).append(divergence(seen, taught))
+            (objects if label > 0 else background).append(divergence(seen, taught))
             taught = torch.stack([scale * (other / other.norm()) @ own[name] for name in names])
             regularisation.append(taught.logsumexp(0) - taught[names.index(label)])
     return {
         "regularisation": mean(regularisation, teacher[0]),
         "alignment": mean(alignment, student[0]),
-        "observation": (mean(things, student[0]) + mean(background, student[0])) / 2,
+        "observation": (mean(objects, student[0]) + mean(background, student[0])) / 2,
     }
 
 
@@ -76,13 +71,10 @@ def feature_matching(student: list[Tensor], teacher: list[Tensor], adapters: lis
     levels = []
     for ours, theirs, adapter in zip(student, teacher, adapters, strict=True):
         costs = []
-        _, _, height, width = ours.shape
-        for image in range(len(ours)):
-            for i in range(height):
-                for j in range(width):
-                    at = inside[image, i * inside.shape[1] // height, j * inside.shape[2] // width]
-                    if at == 0:
-                        costs.append((adapter @ ours[image, :, i, j] - theirs[image, :, i, j]).square().mean())
+        batch, _, height, width = ours.shape
+        for image, i, j in product(range(batch), range(height), range(width)):
+            if inside[image, i * inside.shape[1] // height, j * inside.shape[2] // width] == 0:
+                costs.append((adapter @ ours[image, :, i, j] - theirs[image, :, i, j]).square().mean())
         levels.append(mean(costs, ours))
     return torch.stack(levels).mean()
 
@@ -96,15 +88,12 @@ def hierarchical_context(student_BChw: Tensor, teacher_BChw: Tensor) -> Tensor:
         weight = 1.0 if side is None else weight / 2
         cells = []
         rows, columns = (height, width) if side is None else (side, side)
-        for image in range(batch):
-            for channel in range(channels):
-                for i in range(rows):
-                    for j in range(columns):
-                        # a cell reaches from the floor of its upper to the ceiling of its lower bound
-                        up, low = i * height // rows, -(-(i + 1) * height // rows)
-                        left, right = j * width // columns, -(-(j + 1) * width // columns)
-                        ours = student_BChw[image, channel, up:low, left:right].mean()
-                        cells.append((ours - teacher_BChw[image, channel, up:low, left:right].mean()).square())
+        for image, channel, i, j in product(range(batch), range(channels), range(rows), range(columns)):
+            # a cell reaches from the floor of its upper to the ceiling of its lower bound
+            up, low = i * height // rows, -(-(i + 1) * height // rows)
+            left, right = j * width // columns, -(-(j + 1) * width // columns)
+            ours, theirs = (maps[image, channel, up:low, left:right].mean() for maps in (student_BChw, teacher_BChw))
+            cells.append((ours - theirs).square())
         total, weight_sum = total + weight * torch.stack(cells).mean(), weight_sum + weight
     return total / weight_sum
 
@@ -121,12 +110,11 @@ def convolved(map_BChw: Tensor, weight: Tensor) -> Tensor:
     reach = weight.shape[2] // 2
     padded = torch.zeros(batch, channels, height + 2 * reach, width + 2 * reach, dtype=map_BChw.dtype)
     padded[:, :, reach : reach + height, reach : reach + width] = map_BChw
-    rows = []
-    for i in range(height):
-        for j in range(width):
-            patch = padded[:, :, i : i + 2 * reach + 1, j : j + 2 * reach + 1].flatten(1)
-            rows.append(patch @ weight.flatten(1).T)
-    return torch.stack(rows, dim=2).view(batch, len(weight), height, width)
+    side = 2 * reach + 1
+    patches = [padded[:, :, i : i + side, j : j + side].flatten(1) for i in range(height) for j in range(width)]
+    return torch.stack([patch @ weight.flatten(1).T for patch in patches], dim=2).view(
+        batch, len(weight), height, width
+    )
 
 
 def review_kd(student: list[Tensor], teacher: list[Tensor], parts: list[dict[str, Tensor]]) -> Tensor:

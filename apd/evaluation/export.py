@@ -56,8 +56,8 @@ def export_network(
 
     The file has one input `images`, float32 (batch, 3, height, width) in [0, 1] RGB, and one output `logits`, float32
     (batch, classes, height, width): the network's logits, resized bilinearly (align_corners, as published). The image's
-    normalisation is inside; values are not checked there. Batch, height and width are free, see `Exported.multiple`.
-    What the file expects is written into it: metadata in ONNX, `about.json` in `.pt2`.
+    normalisation is inside; values are not checked there. Batch, height and width are free, see :class:`Exported`. What
+    the file expects is written into it: metadata in ONNX, `about.json` in `.pt2`.
 
     Args:
         model: its output has `logits` (B, K, h, w). A copy in eval mode, in float32 on the CPU, is written.
@@ -68,12 +68,6 @@ def export_network(
     Raises:
         ValueError: another suffix, or a side below 32.
         ExportError: a package is missing, the network cannot be traced, or the file differs or cannot be written.
-
-    Example:
-        >>> from apd.models import build_segmenter
-        >>> student = build_segmenter("mobilenetv2_050", 11, head_width=64, output_stride=16)
-        >>> export_network(student, "student.onnx", size=(160, 208))  # doctest: +SKIP
-        Exported(path=PosixPath('student.onnx'), ...)
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:

@@ -19,10 +19,7 @@ WINDOWS_AT_ONCE = 8
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """What "auto" means here: "bf16" where the device multiplies it natively, else "fp32".
-
-    On a CPU oneDNN's query decides (AVX-512-BF16 or AMX); emulated bf16 is slower than fp32 and never chosen.
-    """
+    """What "auto" means here: "bf16" where the device multiplies it natively (emulated it is slow), else "fp32"."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -156,11 +153,7 @@ def class_probabilities(
 
 
 def window_starts(length: int, window: int, stride: float) -> list[int]:
-    """Where windows begin along a side that is at least as long as they are; the last one ends where the side does.
-
-    >>> window_starts(1024, 713, 2 / 3), window_starts(60, 60, 0.5)
-    ([0, 311], [0])
-    """
+    """Where windows begin along a side that is at least as long as they are; the last one ends where the side does."""
     step = math.ceil(window * stride)
     count = math.ceil((length - window) / step) + 1
     return [min(index * step, length - window) for index in range(count)]

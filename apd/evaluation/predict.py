@@ -49,14 +49,8 @@ def predict_image(
 ) -> tuple[Path, Path]:
     """Predict one image and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
 
-    Args:
-        model: a network in eval mode, on any device.
-        path: the image, of any size; the label map has its size.
-        folder: where the files go; made if it is not there.
-        spec: names and colours of the classes.
-        size: (height, width) at which the network is shown the image: what it was trained for.
-        inference: what to average over; default is the whole image once.
-        name: NAME, which may begin with folders, as of `names_of`; default is the image's stem.
+    The network, in eval mode on any device, is shown the image at `size` (height, width), which it was trained for; the
+    files have the image's own size. NAME is the image's stem or `name`, which may begin with folders (`names_of`).
 
     Raises:
         DataError: the image cannot be read or the folder not written.

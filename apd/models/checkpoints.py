@@ -42,9 +42,7 @@ def load_weights(model: Segmenter, path: str | Path) -> None:
     (PSPNet), recognised by the names in the file. The network is built as theirs was: the defaults of
     :func:`~apd.models.build_segmenter`, but `dilation="all_convs"` for APD's networks of 60 classes.
 
-    Args:
-        model: from :func:`~apd.models.build_segmenter`.
-        path: a safetensors file, or a torch checkpoint, which is read without executing anything in it.
+    The file is in safetensors' or torch's format, and nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -26,11 +26,7 @@ COCO_BACKBONE = "resnet50"
 # side of a box that is pooled from level "2", in smallest anchors: torchvision's 224 pixels for its 32
 _CANONICAL_ANCHORS = 7
 _COCO_EPS = 0.0  # with which torchvision's first COCO detectors were trained, by a bug that it keeps for them
-_CLASS_ROWS = (
-    "roi_heads.box_predictor.cls_score",
-    "roi_heads.box_predictor.bbox_pred",
-    "roi_heads.mask_predictor.mask_fcn_logits",
-)
+_CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
 class _Body(NamedTuple):
@@ -44,8 +40,7 @@ BODIES = {
     "resnet18": _Body(_RESNET, (64, 128, 256, 512), ("conv1", "bn1", "layer1")),
     "resnet50": _Body(_RESNET, (256, 512, 1024, 2048), ("conv1", "bn1", "layer1")),
     "resnet101": _Body(_RESNET, (256, 512, 1024, 2048), ("conv1", "bn1", "layer1")),
-    # The last block of each stride. torchvision's own MobileNetV3 detector reads two maps of stride 32 only, too coarse
-    # for small objects and unlike a ResNet's pyramid.
+    # the last block of each stride; torchvision's own MobileNetV3 detector reads two maps of stride 32 only
     "mobilenet_v3_large": _Body(("3", "6", "12", "16"), (24, 40, 112, 960), tuple("0123456")),
     "mobilenet_v3_small": _Body(("1", "3", "8", "12"), (16, 24, 48, 576), tuple("0123")),
 }
@@ -194,9 +189,9 @@ def fill_from_coco(detector: FasterRCNN, backbone: str, class_names: Sequence[st
             "class's name as COCO has it"
         )
     state = dict(fetch_weights(kind.COCO_V1, f"weights='coco' for backbone {backbone!r}"))
-    for name in [f"{layer}.{leaf}" for layer in _CLASS_ROWS for leaf in ("weight", "bias")]:
-        if name in state:  # 91 rows, or 4 × 91 of box offsets
-            state[name] = state[name].unflatten(0, (len(categories), -1))[rows].flatten(0, 1)
+    for name, value in state.items():
+        if name.startswith(_CLASS_LAYERS):  # 91 rows, or 4 × 91 of box offsets
+            state[name] = value.unflatten(0, (len(categories), -1))[rows].flatten(0, 1)
     _load(detector, state, f"torchvision's COCO weights of {backbone}")
 
 

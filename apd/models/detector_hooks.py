@@ -38,30 +38,29 @@ class DetectorTap:
                 f"detector is a {type(detector).__name__}: expected a Faster or Mask R-CNN of torchvision; for a "
                 "wrapped one give what is inside (ddp.module)"
             )
-        self._detector = detector
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._detector, self._hooks = detector, []
         self._seen: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         detector, heads = self._detector, self._detector.roi_heads
         self._hooks = [
             detector.register_forward_pre_hook(lambda *_: self._seen.clear()),
-            detector.transform.register_forward_hook(lambda _m, _i, output: self._keep(images=output[0])),
-            detector.backbone.register_forward_hook(lambda _m, _i, output: self._keep(pyramid=output)),
-            heads.box_head.register_forward_hook(lambda _m, _i, output: self._keep(vectors=output)),
-            heads.box_predictor.register_forward_hook(lambda _m, _i, output: self._keep(logits=output[0])),
+            detector.transform.register_forward_hook(lambda _m, _i, output: self._seen.update(images=output[0])),
+            detector.backbone.register_forward_hook(lambda _m, _i, output: self._seen.update(pyramid=output)),
+            heads.box_head.register_forward_hook(lambda _m, _i, output: self._seen.update(vectors=output)),
+            heads.box_predictor.register_forward_hook(lambda _m, _i, output: self._seen.update(logits=output[0])),
         ]
         sample, select = detector.rpn.fg_bg_sampler, heads.select_training_samples
         self._before = sample, heads.__dict__.get("select_training_samples")  # an outer tap's, or None
 
         def sample_and_keep(labels: list[Tensor]) -> tuple:
             sampled = sample(labels)
-            self._keep(anchors=sampled)
+            self._seen.update(anchors=sampled)
             return sampled
 
         def select_and_keep(*args: object) -> tuple:
             selected = select(*args)
-            self._keep(boxes=selected[0], labels=selected[2])
+            self._seen.update(boxes=selected[0], labels=selected[2])
             return selected
 
         # no modules, so they have no hooks: the instance's attribute comes before its class's
@@ -75,9 +74,6 @@ class DetectorTap:
         del self._detector.roi_heads.select_training_samples
         if select is not None:
             self._detector.roi_heads.select_training_samples = select
-
-    def _keep(self, **values: object) -> None:
-        self._seen |= values
 
     def _get(self, name: str) -> Any:
         if name not in self._seen:
@@ -98,7 +94,7 @@ class DetectorTap:
 
     @property
     def loss_counts(self) -> dict[str, Tensor]:
-        """What each of torchvision's task losses is a mean over, by its name: how many boxes, objects or anchors."""
+        """How many boxes, objects or anchors each of torchvision's task losses is a mean over, by its name."""
         labels = torch.cat(self._get("labels"))
         boxes, objects = labels.new_tensor(len(labels)), (labels > 0).sum()
         anchors = sum(chosen.count_nonzero() for side in self._get("anchors") for chosen in side)
@@ -130,10 +126,12 @@ def teacher_view(
         raise ValueError("teacher is in training mode: call teacher.eval() first")
     resized, _ = teacher.transform(images)
     pyramid = teacher.backbone(resized.tensors)
-    moved = []
-    for boxes_N4, (height, width), (own_height, own_width) in zip(boxes, image_sizes, resized.image_sizes, strict=True):
-        factor = boxes_N4.new_tensor([own_width / width, own_height / height])
-        moved.append(boxes_N4 * factor.repeat(2))
+    moved = [
+        boxes_N4 * boxes_N4.new_tensor([own_width / width, own_height / height] * 2)
+        for boxes_N4, (height, width), (own_height, own_width) in zip(
+            boxes, image_sizes, resized.image_sizes, strict=True
+        )
+    ]
     vectors = teacher.roi_heads.box_head(teacher.roi_heads.box_roi_pool(pyramid, moved, resized.image_sizes))
     logits = teacher.roi_heads.box_predictor(vectors)[0]
     return _view(pyramid, vectors, logits, boxes, resized.image_sizes)
@@ -149,17 +147,14 @@ def training_step(
     """One training forward of a student, and the frozen teacher's view of the boxes that the student drew.
 
     Args:
-        student: what is called: the tapped detector, or its wrapper, in training mode.
+        student: what is called, in training mode: the tapped detector, or its wrapper.
         tap: an open tap on the detector.
         teacher: in eval mode; backbone, widths and sizes may be others than the student's, classes may not.
         images: float32 (3, H, W) in [0, 1].
-        targets: see :func:`apd.data.instances.as_target`; `class_map` may be left out where no loss looks at pixels.
+        targets: see :func:`apd.data.instances.as_target`; `class_map` may be left out where no loss reads pixels.
 
     Returns:
         torchvision's task losses by name, unweighted, and the pair of views.
-
-    Raises:
-        ValueError: a wrong mode, other classes, or boxes in half precision, which autocast makes.
     """
     if not student.training:
         raise ValueError("student is in eval mode: call student.train() first, or it draws no boxes to train on")

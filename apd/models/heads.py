@@ -28,24 +28,21 @@ class PyramidPooling(nn.Module):
     and ReLU, and is upsampled bilinearly with `align_corners=True` (as published). Branches and input are merged by a
     3×3 convolution with batch norm and ReLU. A map smaller than a bin is allowed: pooling cells then overlap.
 
-    Raises:
-        ValueError: fewer than 4 channels, or a batch of one image in training mode, where batch norm has one value per
-            channel of a 1×1 grid and no variance.
+    A batch of one image in training mode is a ValueError: batch norm has one value per channel of a 1×1 grid.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, bins: Sequence[int] = PSP_BINS) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         if in_channels < 4:
             raise ValueError(f"in_channels: got {in_channels}, expected at least 4 (each branch keeps a quarter)")
-        self.bins = tuple(bins)
         width = in_channels // 4
-        self.branches = nn.ModuleList(conv_bn_relu(in_channels, width, 1) for _ in self.bins)
-        self.merge = conv_bn_relu(in_channels + width * len(self.bins), out_channels, 3)
+        self.branches = nn.ModuleList(conv_bn_relu(in_channels, width, 1) for _ in PSP_BINS)
+        self.merge = conv_bn_relu(in_channels + width * len(PSP_BINS), out_channels, 3)
 
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
         maps = [features_BChw]
-        for grid, branch in zip(self.bins, self.branches, strict=True):
+        for grid, branch in zip(PSP_BINS, self.branches, strict=True):
             if grid == 1:
                 _check_batch(self, branch, features_BChw)
             pooled = branch(F.adaptive_avg_pool2d(features_BChw, grid))
@@ -101,10 +98,7 @@ def _check_batch(head: nn.Module, pooled_branch: nn.Sequential, features_BChw: T
 
 
 class AuxiliaryHead(nn.Module):
-    """Second classifier on an earlier stage, an extra loss in training (weight 0.4 as published).
-
-    3×3 convolution to `width` channels (256 as published), batch norm, ReLU, channel dropout, 1×1 classifier.
-    """
+    """Second classifier, on an earlier stage: 3×3 convolution, batch norm, ReLU, channel dropout, 1×1 convolution."""
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, dropout: float = 0.1) -> None:
         super().__init__()

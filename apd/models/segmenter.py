@@ -34,11 +34,7 @@ class Segmenter(nn.Module):
     The image normalisation `mean` and `std` lies in buffers and so in the state dict: a checkpoint is complete, and
     teacher and student may each have their own.
 
-    Args:
-        backbone: normalised images → a sequence of maps, of which the last two are used.
-        head: last map → features `B feature_channels h w`.
-        aux_head: last map but one → logits.
-        dropout: probability of dropping a whole channel of the features before the classifier (0.1 as published).
+    `backbone` gives a sequence of maps: `head` makes the features of the last, `aux_head` logits of the one before.
 
     Raises:
         TypeError, ValueError: images that are no floating-point `B 3 H W` of sides from 32 on or, on the CPU (a GPU's

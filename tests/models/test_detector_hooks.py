@@ -7,11 +7,9 @@ from torchvision.ops import box_iou
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import as_target
 from apd.data.scenes.instances import SceneInstances
-from apd.distillers.apd import dense_apd
 from apd.distillers.base import NO_BOX
-from apd.distillers.review_kd import ReviewKD
 from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import pyramid_matching, roi_dkd, roi_kd
+from apd.distillers.through_pixels import roi_kd
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, pad_maps, teacher_view, training_step
 
@@ -79,8 +77,9 @@ def test_what_the_tap_sees_is_what_the_task_loss_is_made_of():
     assert (pair.student.vectors_BC1N.shape, pair.teacher.vectors_BC1N.shape) == ((2, 32, 1, 16), (2, 48, 1, 16))
 
 
-def test_the_teachers_view_is_its_own_head_on_its_own_pyramid_at_the_students_boxes():
+def test_the_teachers_view_is_its_own_head_on_its_own_pyramid_at_the_students_boxes_and_leaves_it_as_it_was():
     frozen = teacher()
+    before = [value.clone() for value in frozen.state_dict().values()]
     _, pair, tap = step(student(), frozen)
     for place, (image, boxes) in enumerate(zip(batch()[0], tap.boxes, strict=True)):
         resized, _ = frozen.transform([image])
@@ -89,6 +88,7 @@ def test_the_teachers_view_is_its_own_head_on_its_own_pyramid_at_the_students_bo
         own = pair.teacher.vectors_BC1N[place, :, 0].T, pair.teacher.logits_BK1N[place, :, 0].T
         torch.testing.assert_close(own, (vectors, frozen.roi_heads.box_predictor(vectors)[0]), rtol=1e-4, atol=1e-5)
     assert not any(value.requires_grad for value in (pair.teacher.logits_BK1N, *pair.teacher.pyramid.values()))
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen.state_dict().values(), strict=True))
 
 
 def test_boxes_move_along_where_the_teacher_resizes_the_images_differently():
@@ -163,31 +163,3 @@ def test_label_maps_are_resized_by_the_nearest_rule_and_padded():
     padded = pad_maps(maps, [(6, 2), (2, 2)], (6, 3))
     assert padded[0].tolist() == [[0, 2, -1], [0, 2, -1], [4, 6, -1], [4, 6, -1], [8, 10, -1], [8, 10, -1]]
     assert padded[1].tolist() == [[7, 7, -1], [7, 7, -1], *[[-1] * 3] * 4]
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: RoIAPD(32, 48, CLASSES, width=16),
-        lambda: dense_apd(16, 24, CLASSES, width=16),
-        roi_kd,
-        roi_dkd,
-        lambda: pyramid_matching(16, 24),
-        lambda: ReviewKD(16, 24, width=16),
-    ],
-    ids=["roi_apd", "dense_apd", "roi_kd", "roi_dkd", "pyramid_matching", "review_kd"],
-)
-def test_a_few_steps_bring_the_student_nearer_to_the_teacher(build):
-    torch.manual_seed(0)
-    module, frozen, distiller = student(), teacher(), build()
-    before = [value.clone() for value in frozen.state_dict().values()]
-    optimiser = torch.optim.Adam([*module.parameters(), *distiller.parameters()], lr=1e-3)
-    distances = []
-    for _ in range(8):
-        loss = distiller(step(module, frozen)[1])["loss"]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        distances.append(loss.item())
-    assert sum(distances[-2:]) < 0.9 * sum(distances[:2])
-    assert all(torch.equal(a, b) for a, b in zip(before, frozen.state_dict().values(), strict=True))

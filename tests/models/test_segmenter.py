@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from apd.models import build_segmenter
 from apd.models.backbones import create_backbone
+from apd.models.heads import AtrousPooling, AuxiliaryHead, PyramidPooling
 
 TINY = "test_efficientnet"
 
@@ -221,3 +222,28 @@ def test_a_network_whose_maps_are_not_what_it_declares_is_refused(monkeypatch):
     monkeypatch.setattr(timm, "create_model", without_dilation)
     with pytest.raises(ValueError, match=r"gives a map of shape \(64, 2, 3\) .* expected \(64, 4, 6\)"):
         build_segmenter(TINY, 5, output_stride=16)
+
+
+@pytest.mark.parametrize("head", [PyramidPooling(8, 4), AtrousPooling(8, 4)])
+def test_a_training_batch_of_one_image_is_refused_unless_the_norms_are_in_eval_mode(head):
+    maps = torch.rand(1, 8, 3, 4)
+    with pytest.raises(
+        ValueError, match=f"{type(head).__name__}: got a batch of 1 image in training mode, expected at"
+    ):
+        head(maps)
+    for norm in head.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    assert head(maps).shape == head.eval()(maps).shape == (1, 4, 3, 4)
+
+
+def test_too_few_channels_for_four_branches_are_refused():
+    with pytest.raises(ValueError, match="in_channels: got 3, expected at least 4"):
+        PyramidPooling(3, 8)
+
+
+def test_the_auxiliary_head_drops_channels_only_in_training():
+    head, maps = AuxiliaryHead(4, 3, width=8, dropout=0.5), torch.randn(2, 4, 3, 3)
+    head.layers[1].eval()
+    assert not torch.equal(head(maps), head(maps))
+    assert torch.equal(head.eval()(maps), head(maps))

@@ -55,10 +55,12 @@ def roi_apd(student: list[Tensor], teacher: list[Tensor], labels: list[Tensor], 
         alignment += [(1 - ours[name] @ theirs[name]) / 2 for name in names]
         for mine, other, label in zip(a, b, c.tolist(), strict=True):
             seen = torch.stack([scale * (mine / mine.norm()) @ ours[name] for name in names])
-            taught = torch.stack([scale * (other.detach() / other.detach().norm()) @ theirs[name] for name in names])
-            (objects if label > 0 else background).append(divergence(seen, taught))
-            taught = torch.stack([scale * (other / other.norm()) @ own[name] for name in names])
-            regularisation.append(taught.logsumexp(0) - taught[names.index(label)])
+            other_view = torch.stack(
+                [scale * (other.detach() / other.detach().norm()) @ theirs[name] for name in names]
+            )
+            (objects if label > 0 else background).append(divergence(seen, other_view))
+            other_view = torch.stack([scale * (other / other.norm()) @ own[name] for name in names])
+            regularisation.append(other_view.logsumexp(0) - other_view[names.index(label)])
     return {
         "regularisation": mean(regularisation, teacher[0]),
         "alignment": mean(alignment, student[0]),
@@ -67,7 +69,7 @@ def roi_apd(student: list[Tensor], teacher: list[Tensor], labels: list[Tensor], 
 
 
 def feature_matching(student: list[Tensor], teacher: list[Tensor], adapters: list[Tensor], inside: Tensor) -> Tensor:
-    """Mean over levels of the mean squared distance of the pixels that lie inside their picture."""
+    """Mean over levels of the mean squared distance of the pixels that lie inside their image."""
     levels = []
     for ours, theirs, adapter in zip(student, teacher, adapters, strict=True):
         costs = []

@@ -195,7 +195,7 @@ def scored(
     progress: str = "",
     on_image: Callable[[InstanceSample, Detections], object] | None = None,
 ) -> DetectionScorer:
-    """A scorer that has seen a detector's findings on every image of a data set: boxes, and masks where it has them.
+    """A scorer that holds a detector's detections in every image of a data set: boxes, and masks where it has them.
 
     In single precision: under autocast torchvision computes boxes in half, too coarse for coordinates. The detector is
     in eval mode for the call only. `on_image` is called with each sample and its detections.

@@ -91,7 +91,7 @@ def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
     called_K, truth_K = matrix_KK.sum(0), matrix_KK.sum(1)
     if int((called_K > 0).sum()) == 1:
         only = class_names[int(called_K.argmax())]
-        return f"every pixel is called {only}: the network tells no classes apart, so its scores mean nothing"
+        return f"every pixel is called {only}: the network does not distinguish classes, so its scores mean nothing"
     miou, constant = scores(matrix_KK).miou, constant_miou(matrix_KK)
     if miou <= constant:
         frequent = class_names[int(truth_K.argmax())]

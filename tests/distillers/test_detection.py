@@ -210,7 +210,7 @@ def test_images_of_background_alone_teach_of_it_alone():
     lists = Lists()
     lists.labels = [torch.zeros(n, dtype=torch.int64) for n in COUNTS]
     out = make("roi_apd")(lists.pair)
-    assert out["observation"] == 0  # one class: every box looks like it through either perspective
+    assert out["observation"] == 0  # one class: every box is seen alike through either perspective
     assert out["alignment"] > 0
 
 

@@ -117,8 +117,8 @@ def test_tensors_without_a_partner_or_of_another_shape_are_named():
     del checkpoint["_bn0.bias"]
     checkpoint["_blocks.4._surprise.weight"] = torch.zeros(1)
     checkpoint["_conv_stem.weight"] = torch.zeros(32, 1, 3, 3)
-    told = r"3 tensors differ, first _bn0\.bias is missing; _blocks\.4\._surprise\.weight is unknown; _conv_stem"
-    with pytest.raises(RuntimeError, match=told + r"\.weight is \(32, 1, 3, 3\), expected \(32, 3, 3, 3\)"):
+    message = r"3 tensors differ, first _bn0\.bias is missing; _blocks\.4\._surprise\.weight is unknown; _conv_stem"
+    with pytest.raises(RuntimeError, match=message + r"\.weight is \(32, 1, 3, 3\), expected \(32, 3, 3, 3\)"):
         classifier_tensors(checkpoint, network)
     for ours, theirs in (("efficientnet_lite1", "efficientnet_lite0"), ("efficientnet_lite0", "efficientnet_lite1")):
         with pytest.raises(RuntimeError, match=r"does not fit the network: .*install the versions of requirements"):

@@ -110,11 +110,11 @@ def test_a_file_with_the_semseg_code_lines_names_fills_the_whole_network(tmp_pat
 def test_a_file_that_does_not_fit_is_refused_by_its_own_names(tmp_path):
     file = tmp_path / "usual.pth"
     torch.save(semseg_classifier(18) | {"conv1.weight": torch.zeros(64, 3, 7, 7)}, file)
-    start, told = (
+    start, message = (
         f"weights_file {file} for backbone 'resnet18_deep': 1 tensor differs",
         r"conv1.weight is (64, 3, 7, 7)",
     )
-    with pytest.raises(RuntimeError, match=f"^{re.escape(start)}.*{re.escape(told)}"):
+    with pytest.raises(RuntimeError, match=f"^{re.escape(start)}.*{re.escape(message)}"):
         create_backbone("resnet18_deep", weights="imagenet", weights_file=str(file))
     with pytest.raises(RuntimeError, match=r"weights_file gone\.pth for backbone 'resnet18_deep': .*No such file"):
         create_backbone("resnet18_deep", weights="imagenet", weights_file="gone.pth")

@@ -21,10 +21,8 @@ Weights = Literal["none", "imagenet", "torchvision"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_SUITABLE = (
-    "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18 or "
-    "resnet18_deep"
-)
+_EXAMPLES = "mobilenetv2_050, efficientnet_b0, resnet18 or resnet18_deep"
+_SUITABLE = f"choose a convolutional network that can be dilated, such as {_EXAMPLES}"
 
 
 class Backbone(NamedTuple):

@@ -98,17 +98,17 @@ def build_detector(
         mask_head=MaskRCNNHeads(width, (width,) * 4, dilation=1),
         mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
     )
+    anchors = AnchorGenerator(tuple((smallest_anchor * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
+    at_test = max(1, proposals // 2)
     detector = (MaskRCNN if masks else FasterRCNN)(
         _pyramid(backbone, width, pre_trained=weights != "none"),
         min_size=min_size,
         max_size=max_size,
-        rpn_anchor_generator=AnchorGenerator(
-            tuple((smallest_anchor * 2**level,) for level in range(len(LEVELS))), ((0.5, 1.0, 2.0),) * len(LEVELS)
-        ),
+        rpn_anchor_generator=anchors,
         rpn_pre_nms_top_n_train=proposals,
         rpn_post_nms_top_n_train=proposals,
-        rpn_pre_nms_top_n_test=max(1, proposals // 2),
-        rpn_post_nms_top_n_test=max(1, proposals // 2),
+        rpn_pre_nms_top_n_test=at_test,
+        rpn_post_nms_top_n_test=at_test,
         box_roi_pool=pooling(7),
         box_head=TwoMLPHead(width * 7**2, box_width),
         box_predictor=FastRCNNPredictor(box_width, num_classes + 1),

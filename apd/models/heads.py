@@ -56,8 +56,7 @@ class AtrousPooling(nn.Module):
     Five branches of `out_channels` channels with batch norm and ReLU, in this order: the image's mean through a 1×1
     convolution, a 1×1 convolution, and a 3×3 convolution at each dilation. A 3×3 convolution merges them.
 
-    Dilations are in cells (as published at output stride 8, see :func:`aspp_dilations`). A batch of one image in
-    training mode is a ValueError, as for :class:`PyramidPooling`.
+    Dilations are in cells (as published at output stride 8, see :func:`aspp_dilations`).
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilations: Sequence[int] = (12, 24, 36)) -> None:
@@ -71,19 +70,17 @@ class AtrousPooling(nn.Module):
         """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
         _check_batch(self, self.image_pool, features_BChw)
         pooled_BC11 = self.image_pool(F.adaptive_avg_pool2d(features_BChw, 1))
-        maps = [pooled_BC11.expand(-1, -1, *features_BChw.shape[-2:])]
-        return self.merge(torch.cat(maps + [branch(features_BChw) for branch in self.branches], dim=1))
+        maps = [pooled_BC11.expand(-1, -1, *features_BChw.shape[-2:]), *(b(features_BChw) for b in self.branches)]
+        return self.merge(torch.cat(maps, dim=1))
 
 
 def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
     """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away.
 
-    As DeepLabV3's, they double when the output stride halves. The released code's crops are 473 or 713 pixels wide;
-    smaller images want a smaller reach.
+    The released code's crops are 473 or 713 pixels wide; smaller images want a smaller reach.
 
-    Example:
-        >>> aspp_dilations(ASPP_REACH, 8), aspp_dilations(ASPP_REACH, 16), aspp_dilations(48, 4)
-        ((12, 24, 36), (6, 12, 18), (4, 8, 12))
+    >>> aspp_dilations(ASPP_REACH, 8), aspp_dilations(ASPP_REACH, 16), aspp_dilations(48, 4)
+    ((12, 24, 36), (6, 12, 18), (4, 8, 12))
     """
     return tuple(max(1, round(reach * part / (3 * output_stride))) for part in (1, 2, 3))
 

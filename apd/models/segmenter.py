@@ -1,13 +1,12 @@
 """The segmentation network: backbone, head, classifier, and an auxiliary classifier for training."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from apd.models.backbones import Weights, create_backbone
+from apd.models.backbones import Backbone, Weights, create_backbone
 from apd.models.heads import ASPP_REACH, AtrousPooling, AuxiliaryHead, PyramidPooling, aspp_dilations
 from apd.models.resnet import Dilation
 
@@ -34,34 +33,22 @@ class Segmenter(nn.Module):
     The image normalisation `mean` and `std` lies in buffers and so in the state dict: a checkpoint is complete, and
     teacher and student may each have their own.
 
-    `backbone` gives a sequence of maps: `head` makes the features of the last, `aux_head` logits of the one before.
+    `head` makes `width` features of the backbone's last map; an auxiliary head makes logits of the one before.
 
     Raises:
         TypeError, ValueError: images that are no floating-point `B 3 H W` of sides from 32 on or, on the CPU (a GPU's
             queue would stall), hold values outside [0, 1].
     """
 
-    def __init__(
-        self,
-        *,
-        backbone: nn.Module,
-        head: nn.Module,
-        aux_head: nn.Module,
-        feature_channels: int,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float) -> None:
         super().__init__()
-        self.feature_channels = feature_channels
-        self.num_classes = num_classes
-        self.register_buffer("image_mean", torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
-        self.register_buffer("image_std", torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1))
-        self.backbone = backbone
-        self.head = head
+        self.feature_channels, self.num_classes = width, num_classes
+        self.register_buffer("image_mean", torch.tensor(backbone.mean, dtype=torch.float32).reshape(1, 3, 1, 1))
+        self.register_buffer("image_std", torch.tensor(backbone.std, dtype=torch.float32).reshape(1, 3, 1, 1))
+        aux_head = AuxiliaryHead(backbone.aux_channels, num_classes, width=width // 2, dropout=dropout)
+        self.backbone, self.head = backbone.network, head
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(feature_channels, num_classes, 1)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
         self.aux_head = aux_head
 
     def forward(self, images_B3HW: Tensor) -> SegOutput:
@@ -146,20 +133,10 @@ def build_segmenter(
     ):
         if not allowed:
             raise ValueError(f"{name}: got {value!r}, expected {expected}")
-    made = create_backbone(
-        backbone, output_stride=output_stride, weights=weights, dilation=dilation, weights_file=weights_file
-    )
+    choices = {"output_stride": output_stride, "weights": weights, "dilation": dilation, "weights_file": weights_file}
+    made = create_backbone(backbone, **choices)
     if head == "psp":
         pooling = PyramidPooling(made.channels, head_width)
     else:
         pooling = AtrousPooling(made.channels, head_width, dilations=aspp_dilations(aspp_reach, output_stride))
-    return Segmenter(
-        backbone=made.network,
-        head=pooling,
-        aux_head=AuxiliaryHead(made.aux_channels, num_classes, width=head_width // 2, dropout=dropout),
-        feature_channels=head_width,
-        num_classes=num_classes,
-        mean=made.mean,
-        std=made.std,
-        dropout=dropout,
-    )
+    return Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout)

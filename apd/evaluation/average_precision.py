@@ -69,11 +69,7 @@ def ap_scores(table: APTable) -> APScores:
 
 
 class DetectionScorer:
-    """Compares detections with the ground truth, image by image.
-
-    Args:
-        spec: the data set's classes.
-        kinds: "boxes", "masks" or both; masks need samples and detections that have them.
+    """Compares detections with the ground truth, image by image: boxes, or masks where all samples have them, or both.
 
     Raises:
         DetectionExtraMissing: faster-coco-eval is not installed.
@@ -81,9 +77,11 @@ class DetectionScorer:
     Example:
         >>> spec, image = InstanceSpec("pets", ("cat", "dog")), torch.zeros(3, 64, 64, dtype=torch.uint8)
         >>> box, area, crowd = torch.tensor([[2.0, 2.0, 40.0, 40.0]]), torch.tensor([1444.0]), torch.tensor([False])
-        >>> truth = InstanceSample(image, box, torch.tensor([1]), None, crowd, area, "a dog")
         >>> scorer = DetectionScorer(spec, ("boxes",))
-        >>> scorer.update(truth, Detections(box, torch.tensor([0.9]), torch.tensor([1]), None))
+        >>> scorer.update(
+        ...     InstanceSample(image, box, torch.tensor([1]), None, crowd, area, "a dog"),
+        ...     Detections(box, torch.tensor([0.9]), torch.tensor([1]), None),
+        ... )
         >>> ap_scores(scorer.tables()["boxes"]).ap
         1.0
     """

@@ -151,10 +151,9 @@ def training_step(
         tap: an open tap on the detector.
         teacher: in eval mode; backbone, widths and sizes may be others than the student's, classes may not.
         images: float32 (3, H, W) in [0, 1].
-        targets: see :func:`apd.data.instances.as_target`; `class_map` may be left out where no loss reads pixels.
+        targets: of :func:`apd.data.instances.as_target`; `class_map` may be left out where no loss reads pixels.
 
-    Returns:
-        torchvision's task losses by name, unweighted, and the pair of views.
+    Returns: torchvision's task losses by name, unweighted, and the pair of views.
     """
     if not student.training:
         raise ValueError("student is in eval mode: call student.train() first, or it draws no boxes to train on")

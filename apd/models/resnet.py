@@ -48,12 +48,9 @@ def create_deep_resnet(
         name: one of :data:`DEEP_RESNETS`.
         output_stride: 4, 8 (as published) or 16.
         dilation: see :func:`dilate`.
-        imagenet: start from ImageNet weights: those of `weights_file`, or timm's `resnet50s` and `resnet101s`, which
-            are the same networks. (The released code starts from files of its own, which are published nowhere.)
+        imagenet: start from the weights of `weights_file`, or from timm's `resnet50s` and `resnet101s`, which are the
+            same networks (the released code starts from files of its own, published nowhere); a RuntimeError without.
         weights_file: a classifier with the names of the semseg code line, as safetensors or torch checkpoint.
-
-    Raises:
-        RuntimeError: ImageNet weights that are not to be had or do not fit.
     """
     known = DEEP_RESNETS[name]
     arguments = {"features_only": True, "out_indices": (3, 4), "zero_init_last": False}

@@ -10,7 +10,6 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import apd.data.rle
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import DetectionExtraMissing, decode, encode
@@ -167,7 +166,7 @@ def test_without_the_library_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(DetectionExtraMissing, match="packing masks needs"):
         encode(np.zeros((1, 2, 2), dtype=bool))
     with pytest.raises(DetectionExtraMissing, match="polygons of a COCO annotation needs"):
-        apd.data.rle.decode([[0, 0, 4, 0, 4, 4]], 5, 5)
+        decode([[0, 0, 4, 0, 4, 4]], 5, 5)
 
 
 def detector(masks=True):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
-from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from apd.evaluation.metrics import ConfusionMatrix, scores
 
@@ -42,15 +42,13 @@ def test_the_matrix_is_that_of_torchmetrics_whatever_the_order_and_division_of_t
 
 
 @given(case=CASES)
-def test_scores_are_those_of_torchmetrics_and_scikit_learn(case):
+def test_scores_are_those_of_scikit_learn(case):
     classes = case[0]
     predictions, labels = drawn(*case)
     valid = labels != 255
     truth, called = labels[valid].numpy(), predictions[valid].numpy()
     ours = scores(matrix_of(predictions, labels, classes))
     occurring, true_classes = np.unique(np.concatenate([truth, called])), np.unique(truth)
-    theirs = MulticlassJaccardIndex(classes, average="none", ignore_index=255)(predictions, labels)
-    torch.testing.assert_close(ours.iou[occurring].float(), theirs[occurring], rtol=1e-6, atol=1e-7)
     iou = jaccard_score(truth, called, labels=occurring, average=None)
     recall = recall_score(truth, called, labels=true_classes, average=None)
     np.testing.assert_allclose(ours.iou[occurring], iou, rtol=1e-12)

@@ -73,3 +73,9 @@ def made_up(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
         tensors[f"{name}.running_var"] = 0.5 + torch.rand(shape, generator=generator)
         tensors[f"{name}.num_batches_tracked"] = torch.tensor(7)
     return tensors
+
+
+def semseg_classifier(depth: int) -> dict[str, Tensor]:
+    """An ImageNet classifier with the semseg code line's names, from before norms counted batches."""
+    tensors = made_up(backbone_shapes(depth, SEMSEG) | {"fc.weight": (10, 7), "fc.bias": (10,)})
+    return {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}

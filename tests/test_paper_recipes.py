@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 from miniatures import write_converted
-from test_resnet import semseg_classifier
+from released_networks import semseg_classifier
 
 from apd import APDLoss
 from apd.cli.app import main
@@ -204,7 +204,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper")
     for name in PUBLISHED:
         write_converted(folder, name)
-    torch.save(semseg_classifier("resnet18_deep"), folder / "resnet18-imagenet.pth")
+    torch.save(semseg_classifier(18), folder / "resnet18-imagenet.pth")
     return folder
 
 

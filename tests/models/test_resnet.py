@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 import torch
-from released_networks import SEMSEG, backbone_shapes, made_up
+from released_networks import semseg_classifier
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,12 +81,6 @@ def test_dilating_all_convolutions_is_timms_rule_and_dilating_one_is_not(name, s
 def test_no_block_starts_as_an_identity():
     network = create_deep_resnet("resnet18_deep")
     assert all((norm.weight == 1).all() for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
-
-
-def semseg_classifier(depth: int) -> dict[str, torch.Tensor]:
-    """An ImageNet classifier with the semseg code line's names, from before norms counted batches."""
-    tensors = made_up(backbone_shapes(depth, SEMSEG) | {"fc.weight": (10, 7), "fc.bias": (10,)})
-    return {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 @pytest.mark.parametrize("depth", [18, 50])

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from apd.config.inference import SMALLEST_SIDE
 
 SUFFIXES = (".onnx", ".pt2")
+# by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1
+_LEAST = {1: SMALLEST_SIDE, SMALLEST_SIDE: 2 * SMALLEST_SIDE}
 TOLERANCE = 1e-3
 """Largest difference from the network that is kept, as a part of its largest logit (own choice: paddings gone wrong
 differed by more than a tenth, rounding by less than a hundred-thousandth)."""
@@ -124,9 +126,9 @@ class _Inference(nn.Module):
 
 def _traced(network: _Inference, size: tuple[int, int]) -> tuple[ExportedProgram, int]:
     """The network as a graph with free batch, height and width, and what the sides must be multiples of."""
-    for multiple in (1, SMALLEST_SIDE):
+    for multiple, least in _LEAST.items():
         network.multiple = multiple
-        height, width = (Dim(name, min=_least(multiple) // multiple) for name in ("height", "width"))
+        height, width = (Dim(name, min=least // multiple) for name in ("height", "width"))
         if multiple > 1:
             height, width = multiple * height, multiple * width
         # an axis of length 1 would be taken for one that is always 1
@@ -143,17 +145,12 @@ def _traced(network: _Inference, size: tuple[int, int]) -> tuple[ExportedProgram
     raise AssertionError("fixed paddings are never refused")
 
 
-def _least(multiple: int) -> int:
-    """The shortest side that a file takes; a single multiple would be traced as an axis that is always 1."""
-    return SMALLEST_SIDE if multiple == 1 else 2 * multiple
-
-
 def _sides(multiple: int) -> str:
-    return ("any" if multiple == 1 else f"multiples of {multiple}") + f" from {_least(multiple)}"
+    return ("any" if multiple == 1 else f"multiples of {multiple}") + f" from {_LEAST[multiple]}"
 
 
 def _rounded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    return tuple(max(-(-side // multiple) * multiple, _least(multiple)) for side in size)
+    return tuple(max(-(-side // multiple) * multiple, _LEAST[multiple]) for side in size)
 
 
 class _PaddingFollowsSizeError(Exception):
@@ -214,7 +211,7 @@ def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, str]) -> 
 
     with warnings.catch_warnings(action="ignore"):
         made = torch.onnx.export(program, input_names=["images"], output_names=["logits"], dynamo=True, verbose=False)
-    proto = made.model_proto
+    proto = made.model_proto  # made anew each time it is asked for
     graph, functions = proto.graph, proto.functions
     inside = [node for function in functions for node in function.node]
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, *functions, *inside):
@@ -240,10 +237,8 @@ def _compared(
     sizes = ((1, *_rounded(size, multiple)), (3, *other))
     worst = 0.0
     for batch, *sides in sizes:
-        tried, images = (
-            f"{batch}×{sides[0]}×{sides[1]}",
-            torch.rand(batch, 3, *sides, generator=torch.Generator().manual_seed(1)),
-        )
+        tried = f"{batch}×{sides[0]}×{sides[1]}"
+        images = torch.rand(batch, 3, *sides, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             wanted = network(images)
         try:

@@ -51,7 +51,7 @@ def test_methods_levels_and_backbones_are_those_of_the_modules():
         ({"precision": "bf16"}, "Experiment.precision = 'bf16': expected fp32, or auto, which is fp32 here"),
         (
             {"inference": InferenceOptions(flip=True)},
-            "expected the default: a detector looks once at the whole picture",
+            "expected the default: a detector sees the whole image, once",
         ),
         (
             {"training": replace(TRAINING, accumulation=2, batch_size=4)},

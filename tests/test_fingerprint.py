@@ -475,7 +475,7 @@ def edited(path, value):
         (("distillers", 0, "method"), ["apd"], "distillers.method = ['apd']: expected one of apd, attention_transfer"),
         (("distillers", 0), "apd", "Experiment.distillers = ['apd']: expected a list of mappings"),
         (("network", "kind"), "mask_rcnn", "DetectorConfig has no field 'head'; known: backbone, box_width"),
-        (("network", "rois"), 8, "NetworkConfig has no field 'rois'; DetectorConfig has it, which is told by"),
+        (("network", "rois"), 8, "NetworkConfig has no field 'rois'; DetectorConfig has it, which is recognised by"),
         (("data", "least_pixels"), 8, "DataConfig has no field 'least_pixels'; InstanceDataConfig has it, which"),
         (("network",), {"kind": "mask_rcn"}, "DetectorConfig.kind = 'mask_rcn': expected one of mask_rcnn"),
         (("data",), {"kind": "instanced"}, "InstanceDataConfig.kind = 'instanced': expected one of instances; did you"),

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ from apd import (
     PairwiseSimilarity,
     PixelKD,
 )
+from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
-from apd.cost.measure import LOSS_SHAPES, Latency, LossShape, loss_batch, loss_cost, step_latency
+from apd.cost.measure import LOSS_SHAPES, Latency, LossShape, latency_of, loss_batch, loss_cost
+from apd.data.batches import Batch
 from apd.study.recipes import recipe
 from apd.training.checkpoint import write_atomically
+from apd.training.cuda_graph import EAGER_STEPS
 from apd.training.provenance import provenance
 from apd.training.run import records_folder
+from apd.training.segmentation import SegmentationTask, build_network
+from apd.training.trainer import TrainStep
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -110,6 +116,29 @@ def measured(device: torch.device, *, compiled: bool, seconds: float) -> Iterato
                     row |= {"milliseconds": [round(value, 3) for value in cost.milliseconds]}
                     row |= {"peak_bytes": cost.peak_bytes}
                     yield row
+
+
+def random_batch(experiment: Experiment, classes: int) -> Batch:
+    """A batch of the experiment's size in main memory: noise, and labels in 8 x 8 patches."""
+    random, count = torch.Generator().manual_seed(0), experiment.training.batch_size
+    size = experiment.data.crop_height, experiment.data.crop_width
+    patches_B88 = torch.randint(classes, (count, 8, 8), generator=random)
+    rows, columns = (torch.arange(side) * 8 // side for side in size)
+    return Batch(torch.rand(count, 3, *size, generator=random), patches_B88[:, rows][:, :, columns].contiguous())
+
+
+def step_latency(experiment: Experiment, device: torch.device, *, seconds: float = 1.0) -> Latency:
+    """Time an optimiser step in segmentation, teacher and distillers included, on random weights and a random batch."""
+    classes = spec_of(experiment.data).num_classes
+    student = build_network(experiment.network, classes, device, seed=0, weights_follow=True).train()
+    teacher = None
+    if experiment.teacher is not None:
+        teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
+        teacher.eval().requires_grad_(False)
+    step = partial(TrainStep(SegmentationTask(experiment), student, teacher), random_batch(experiment, classes))
+    for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
+        step()
+    return latency_of(step, seconds)
 
 
 def published(device: torch.device, *, seconds: float) -> Iterator[dict[str, Any]]:

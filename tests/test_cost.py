@@ -16,10 +16,9 @@ from apd.cost.measure import (
     cost_of,
     loss_batch,
     loss_cost,
-    random_batch,
-    step_latency,
 )
 from apd.models import build_segmenter
+from tests.measure_speed import random_batch, step_latency
 
 
 class Small(nn.Module):

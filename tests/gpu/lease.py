@@ -20,7 +20,6 @@ from PIL import Image
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
-from apd.cost.measure import step_latency
 from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
 from apd.study.campaign import existing_records
@@ -161,7 +160,7 @@ def switches(name: str) -> None:
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
         for graph in (False, True) if device.type == "cuda" else (False,):
             switched = replace(experiment, training=replace(experiment.training, cuda_graph=graph))
-            took = step_latency(switched, device, seconds=SECONDS).median
+            took = measure_speed.step_latency(switched, device, seconds=SECONDS).median
             print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
 
 

@@ -27,33 +27,36 @@ from apd.study.ablations import (
 )
 from apd.study.coco_recipes import (
     DETECTION_FACTORS,
-    RATE_METHODS,
-    TRIED_STUDENT_RATES,
-    TRIED_TEACHER_RATES,
+    LEARNING_RATE_METHODS,
+    TRIED_STUDENT_LEARNING_RATES,
+    TRIED_TEACHER_LEARNING_RATES,
     UNTUNED,
     detection_recipe,
     detection_variants,
     distillers_on_scenes,
     scenes_detection_experiment,
 )
-from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TRIED_PAIR_RATES, scenes_pair
 from apd.study.recipes import (
+    HEADS,
     METHODS,
+    PAIR_METHODS,
     SECOND_STUDENT,
     SECOND_TEACHER,
+    STUDENT_LEARNING_RATES,
+    TRIED_PAIR_LEARNING_RATES,
     Method,
     Size,
     distillers_of,
     lengthened,
-    real_experiment,
     recipe,
+    scenes_pair,
 )
 from apd.training.exit_codes import UsageError
 
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
-"""Methods with a learning rate of their own; the student of equal seconds has the student's."""
-TRIED_RATES = (0.01, 0.02, 0.04)
-"""On CamVid at half resolution, of the student and of every method that teaches it."""
+"""Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
+TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)
+"""On CamVid at half resolution, of the baseline and of every method."""
 TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
 """On LabelMeFacade with every method, from the middle outwards."""
 BEST_OTHER_METHODS = ("dist", "cwd", "ifvd")
@@ -92,8 +95,7 @@ def _scenes_variants(variants: Callable[[], Iterable[Variant]], seeds: int = 5) 
 
 
 def _scenes_tiny_tuning() -> Iterator[Experiment]:
-    """One rate serves all methods, so each is tried with all of them: a rate at which the plain student is at its best
-    can be too high for the larger gradient of a sum of losses."""
+    """One learning rate serves all methods: the baseline's best can be too high for the gradient of a sum of losses."""
     for rate, method in product((0.01, 0.03, 0.1), ("student", "pixel_kd", "apd_without_kd", "apd")):
         yield _with_rate(scenes_experiment(method, seed=0, context_shift=1.0), rate, method)
     teacher = scenes_experiment("student", seed=0, context_shift=1.0).teacher_experiment()
@@ -101,7 +103,7 @@ def _scenes_tiny_tuning() -> Iterator[Experiment]:
         yield _with_rate(teacher, rate, "teacher")
 
 
-def _scenes_dial() -> Iterator[Experiment]:
+def _scenes_context_shifts() -> Iterator[Experiment]:
     """Between the ends of the context shift, and prototypes of the batch everywhere; the ends are in `scenes-tiny`."""
     batch = next(variant for variant in option_variants() if variant.key == "scope_batch")
     for seed, context_shift in product(range(5), (0.0, 0.25, 0.5, 0.75, 1.0)):
@@ -125,20 +127,21 @@ def _scenes_heads() -> Iterator[Experiment]:
 
 def _scenes_pairs() -> Iterator[Experiment]:
     """Both heads in both roles, three student backbones: each baseline, then with each teacher."""
-    for seed, student_head, backbone in product(range(3), HEADS, STUDENT_RATES):
+    for seed, student_head, backbone in product(range(3), HEADS, STUDENT_LEARNING_RATES):
         yield scenes_pair(student_head, student_head, backbone, "student", seed)
         for teacher_head, method in product(HEADS, PAIR_METHODS[1:]):
             yield scenes_pair(teacher_head, student_head, backbone, method, seed)
 
 
 def _scenes_pairs_tuning() -> Iterator[Experiment]:
-    """A teacher's rate by its own score; they come first, because students need them. A student backbone's by the mean
+    """A teacher's learning rate by its own score, first, because students need them. A student backbone's by the mean
     over both heads and all methods, with a teacher of the same architecture."""
     for head in HEADS:
         teacher = scenes_pair(head, head, "resnet18", "apd").teacher_experiment()
-        for rate in TRIED_PAIR_RATES:
+        for rate in TRIED_PAIR_LEARNING_RATES:
             yield _with_rate(teacher, rate, f"teacher-{head}")
-    for backbone, head, rate, method in product(STUDENT_RATES, HEADS, TRIED_PAIR_RATES, PAIR_METHODS):
+    tried = product(STUDENT_LEARNING_RATES, HEADS, TRIED_PAIR_LEARNING_RATES, PAIR_METHODS)
+    for backbone, head, rate, method in tried:
         yield _with_rate(scenes_pair(head, head, backbone, method), rate, f"{method}-{head}_{backbone}")
 
 
@@ -146,41 +149,38 @@ def _scenes_pairs_tuning() -> Iterator[Experiment]:
 
 
 def _camvid_small_tuning() -> Iterator[Experiment]:
-    """Where the search for rates began: short schedules of the plain networks."""
+    """Where the search for learning rates began: short schedules of the plain networks."""
     student = recipe("small", "student")
     data = replace(student.data, evaluation_split="val")
     for rate in (0.005, 0.01, 0.02):
         training = replace(student.teacher.training, iterations=400, evaluations=0)
         yield _with_rate(replace(student.teacher_experiment(), training=training), rate, "teacher", data=data)
-    for rate in TRIED_RATES:
+    for rate in TRIED_SMALL_LEARNING_RATES:
         training = replace(student.training, iterations=600, evaluations=0)
         yield _with_rate(replace(student, training=training), rate, "student", data=data, teacher=None)
 
 
 def _camvid_small_rates() -> Iterator[Experiment]:
-    for rate, method in product(TRIED_RATES[::-1], TUNED_METHODS):
+    for rate, method in product(TRIED_SMALL_LEARNING_RATES[::-1], TUNED_METHODS):
         experiment = _with_rate(recipe("small", method), rate, method)
         yield replace(experiment, name=f"{experiment.name}-seed0")
 
 
 def _camvid_small_variants(variants: Callable[[], Iterable[Variant]]) -> Iterator[Experiment]:
-    """Each of three seeds with every variant, at the rate of APD."""
+    """Each of three seeds with every variant, at the learning rate of APD."""
     for seed, variant in product(range(3), variants()):
         base = recipe("small", "apd", seed=seed)
         yield replace(base, name=f"{variant.key}-seed{seed}", distillers=variant.distillers)
 
 
 def _fewer_terms() -> Iterator[Variant]:
-    """APD without one of its four terms, and with prototypes of the batch.
-
-    APD without pixel KD is a method of `camvid-small`, too, at a rate of its own; here its rate is that of APD.
-    """
+    """APD without one of its four terms (without pixel KD at APD's learning rate), and with prototypes of the batch."""
     kept = ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
     yield from (variant for variant in (*term_variants(), *option_variants()) if variant.key in kept)
     yield without_kd()
 
 
-def _best_rivals() -> Iterator[Variant]:
+def _best_other_methods() -> Iterator[Variant]:
     """The three best other methods on scenes at their best weights, and APD with the best of them."""
     variants = {variant.key: variant for variant in plain_variants()}
     best = [variant_at_best(variants[key]) for key in BEST_OTHER_METHODS]
@@ -188,11 +188,9 @@ def _best_rivals() -> Iterator[Variant]:
 
 
 def _camvid_pairs() -> Iterator[Experiment]:
-    """DeepLabV3 teaches the small recipe's PSPNet.
+    """DeepLabV3 teaches the small recipe's PSPNet; `camvid-small` has the baseline and the same-architecture pair.
 
-    Teacher and student are those of `camvid-small` but for the teacher's head, so that campaign has the baseline
-    and the pair of the same architecture. The teacher keeps the rate that was chosen for a PSPNet. Its largest dilation
-    reaches half a crop, as on scenes.
+    The teacher keeps the learning rate that was chosen for a PSPNet. Its largest dilation reaches half a crop.
     """
     for seed, method in product(range(3), PAIR_METHODS[1:]):
         experiment = recipe("small", method, seed=seed)
@@ -206,7 +204,7 @@ def _camvid_pairs() -> Iterator[Experiment]:
 
 def _facade_tuning() -> Iterator[Experiment]:
     """The student's schedule, which has converged where twice the steps bring less than half a point; the teachers."""
-    base = real_experiment("facade-small")
+    base = recipe("facade-small", "student")
     student, teacher = replace(base, teacher=None, name="student"), replace(base.teacher_experiment(), name="teacher")
     for experiment, stride, steps, rate in (
         (student, 16, 1200, 2e-4),
@@ -249,16 +247,16 @@ def _scenes_detection() -> Iterator[Experiment]:
 
 
 def _scenes_detection_tuning() -> Iterator[Experiment]:
-    """Teachers first, as students need one; then the rate of the students, by three methods at their untuned weights;
-    then every method's weights at that rate. Box AP decides."""
+    """Teachers first, as students need one; then the students' learning rate by three methods at their untuned weights,
+    and every method's weights at that. Box AP decides."""
     student = scenes_detection_experiment("student", seed=0)
-    for rate in TRIED_TEACHER_RATES:
+    for rate in TRIED_TEACHER_LEARNING_RATES:
         yield _with_rate(student.teacher_experiment(), rate, "teacher")
-    for rate, method in product(TRIED_STUDENT_RATES, RATE_METHODS):
+    for rate, method in product(TRIED_STUDENT_LEARNING_RATES, LEARNING_RATE_METHODS):
         experiment = _with_rate(student, rate, method, distillers=distillers_on_scenes(method, 1.0))
         yield replace(experiment, name=f"{experiment.name}-seed0")
     for factor, method in product(DETECTION_FACTORS, UNTUNED):
-        if method != "student" and not (factor == 1 and method in RATE_METHODS):  # those were run above
+        if method != "student" and not (factor == 1 and method in LEARNING_RATE_METHODS):  # those were run above
             name, distillers = f"{method}_x{factor:g}-seed0", distillers_on_scenes(method, factor)
             yield replace(student, name=name, distillers=distillers)
 
@@ -272,9 +270,9 @@ def _tiny_coco() -> Iterator[Experiment]:
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny": partial(_scenes_methods, (0.0, 1.0)),
     "scenes-tiny-tuning": _scenes_tiny_tuning,
-    # four times the student's steps, the same teacher; the rates were not tried anew
+    # four times the student's steps, the same teacher; learning rates were not tried anew
     "scenes-longer": partial(_scenes_methods, (1.0, 0.0), longer=4),
-    "scenes-dial": _scenes_dial,
+    "scenes-dial": _scenes_context_shifts,
     "scenes-terms": partial(_scenes_variants, term_variants),
     "scenes-options": partial(_scenes_variants, option_variants),
     "scenes-rivals": partial(_scenes_variants, other_method_variants),
@@ -288,7 +286,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "camvid-small-tuning": _camvid_small_tuning,
     "camvid-small-rates": _camvid_small_rates,
     "camvid-small-ablations": partial(_camvid_small_variants, _fewer_terms),
-    "camvid-small-rivals": partial(_camvid_small_variants, _best_rivals),
+    "camvid-small-rivals": partial(_camvid_small_variants, _best_other_methods),
     "camvid-pairs": _camvid_pairs,
     "facade-tuning": _facade_tuning,
     "facade-learning-rates": _facade_learning_rates,
@@ -304,7 +302,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
 
 
 class CampaignError(UsageError):
-    """There is no campaign or experiment of that name, or a number is wrong; the message tells what was expected."""
+    """There is no campaign or experiment of that name, or a number is wrong; the message says what was expected."""
 
 
 def experiments_of(name: str) -> list[Experiment]:

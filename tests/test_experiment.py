@@ -20,7 +20,16 @@ from apd.config.experiment import (
 from apd.config.inference import InferenceOptions
 from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
-from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, METHODS, REAL_SIZES, SMALL_RATES, Size, methods_of, recipe
+from apd.study.recipes import (
+    LEARNING_RATES,
+    METHOD_NAMES,
+    METHODS,
+    REAL_SIZES,
+    SMALL_LEARNING_RATES,
+    Size,
+    methods_of,
+    recipe,
+)
 
 CONFIGS = (DataConfig, NetworkConfig, TrainingConfig, PixelKDConfig, APDConfig, TeacherConfig, Experiment)
 
@@ -225,7 +234,7 @@ def test_the_methods_of_a_recipe_differ_in_what_the_method_is_and_in_nothing_els
             assert other.training.iterations > student.training.iterations
             other = replace(other, training=replace(other.training, iterations=student.training.iterations))
         if size in ("small", "full", *REAL_SIZES):  # each method's best on val; held to the records in test_rates
-            rates = LEARNING_RATES if size in REAL_SIZES else SMALL_RATES
+            rates = LEARNING_RATES if size in REAL_SIZES else SMALL_LEARNING_RATES
             assert other.training.learning_rate == rates[method]
             rate = student.training.learning_rate
             other = replace(other, training=replace(other.training, learning_rate=rate))

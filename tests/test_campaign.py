@@ -15,7 +15,7 @@ from small_experiments import exit_codes, start, tiny
 from apd.config.identity import fingerprint, to_dict
 from apd.distillers.base import DISTILLERS
 from apd.report.statistics import method_of
-from apd.study import runner
+from apd.study import campaign
 from apd.study.ablations import OTHER_METHODS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
 from apd.study.campaign import dealt, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
@@ -66,7 +66,7 @@ def trained(monkeypatch):
         labels.append(experiment.name)
         return train(experiment, **options)
 
-    monkeypatch.setattr(runner, "train", noted)
+    monkeypatch.setattr(campaign, "train", noted)
     return labels
 
 
@@ -304,7 +304,7 @@ def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, runs, monke
                 elsewhere.close()
             return train(experiment, **options)
 
-        monkeypatch.setattr(runner, "train", noted)
+        monkeypatch.setattr(campaign, "train", noted)
         records = run_campaign("four", folder=folder)
     assert asked == [*LABELS, "short-seed0"]
     assert [record.experiment.name for record in records] == LABELS
@@ -330,7 +330,7 @@ def test_processes_that_prepare_batches_are_asked_for_in_every_run(folder, monke
         asked.append(workers)
         return train(experiment, **options)
 
-    monkeypatch.setattr(runner, "train", noted)
+    monkeypatch.setattr(campaign, "train", noted)
     assert main(["four", "--records", str(folder), "--workers", "2"]) == 0
     run_campaign("four", folder=folder)
     assert asked == [2, 2, 2, 2]

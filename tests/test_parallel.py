@@ -14,11 +14,10 @@ from small_experiments import exit_code, outcome, tiny
 from apd.cli import app as cli
 from apd.config.experiment import TeacherConfig
 from apd.config.identity import fingerprint
-from apd.study import parallel, runner
-from apd.study.campaign import main, run_campaign
-from apd.study.campaigns import CAMPAIGNS, CampaignError
-from apd.study.parallel import SideBySide
-from apd.study.runner import Ledger, Worker, steps_done
+from apd.study import parallel
+from apd.study.campaign import Ledger, main, run_campaign
+from apd.study.campaigns import CAMPAIGNS, CampaignError, steps_done
+from apd.study.parallel import SideBySide, Worker
 from apd.training.checkpoint import only_process
 from apd.training.distributed import ALONE
 from apd.training.run import run_folder, train
@@ -118,7 +117,7 @@ def stopped_campaign(runs, records):
 def test_a_worker_that_fails_is_said_its_run_tried_again_and_nothing_else_is_lost(
     folder, tmp_path, capfd, monkeypatch, kind, times
 ):
-    monkeypatch.setattr(runner, "train", failing(kind, times, tmp_path))
+    monkeypatch.setattr(parallel, "train", failing(kind, times, tmp_path))
     monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter(TAUGHT[:3]))
     lost = (kind, times) == ("killed", 2)
     if lost:
@@ -241,7 +240,7 @@ def test_a_worker_stops_at_its_next_step_once_asked_or_left_alone(folder):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "setpgid", lambda *_: None)
-        runner.work(theirs, "cpu", 0, 1)
+        parallel.work(theirs, "cpu", 0, 1)
     assert signal.getsignal(signal.SIGTERM) is before
     assert ours.recv() == ("stopped", None)
     assert steps_done(ENDLESS) == 2

@@ -6,18 +6,95 @@ Workers that share a file system pass each other's runs over, or take a shard ea
 
 import argparse
 import math
+import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apd.config.experiment import Experiment
-from apd.config.identity import fingerprint
+from apd.config.identity import fingerprint, to_dict
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.parallel import side_by_side
-from apd.study.runner import Ledger, in_turn
-from apd.training.distributed import join
+from apd.training.checkpoint import RunBusyError
+from apd.training.distributed import Ranks, join, of_every_rank
 from apd.training.exit_codes import exit_code_of
 from apd.training.record import Record, read_record
-from apd.training.run import records_folder
+from apd.training.run import records_folder, train
+from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
+
+
+class Ledger:
+    """What has become of a campaign's experiments; saves their records to `folder`, adds them to `done`, and reports.
+
+    `missing` is how many experiments lacked a record, `ranks` the processes that share every run.
+    """
+
+    def __init__(self, name: str, folder: Path, done: dict[str, Record], missing: int, ranks: Ranks) -> None:
+        self.name, self.folder, self.done, self.missing, self.ranks = name, folder, done, missing, ranks
+        self.closed = 0
+        self.diverged: list[str] = []
+        self.lost: list[str] = []
+
+    def tell(self, text: str) -> None:
+        """Print a line under the campaign's name, once."""
+        self.ranks.print(f"{self.name}: {text}")
+
+    def finished(self, experiment: Experiment, content: dict[str, Any], outlook: str) -> None:
+        """Save a finished run's record; `outlook` is reported beside its score."""
+        # a run that another campaign began has that one's label
+        record = Record({**content, "experiment": to_dict(experiment)})
+        self.done[fingerprint(experiment)] = record
+        if self.ranks.first:
+            record.save(self.folder / f"{experiment.name}-{fingerprint(experiment)}.json")
+        self.closed += 1
+        score, value = record.headline
+        self.tell(f"{self.closed}/{self.missing} {experiment.name}: {score} {value:.4f}, {outlook}")
+
+    def has_diverged(self, experiment: Experiment, error: object) -> None:
+        """Note a run that has no record because its loss became infinite or NaN."""
+        self.closed += 1
+        self.diverged.append(experiment.name)
+        self.tell(f"{self.closed}/{self.missing} {experiment.name} diverged and has no record: {error}")
+
+    def is_lost(self, experiment: Experiment, why: str) -> None:
+        """Note a run that is given up for another reason."""
+        self.closed += 1
+        self.lost.append(experiment.name)
+        self.tell(f"{experiment.name} {why}")
+
+    def close(self) -> None:
+        """Raise NonFiniteLossError or UnfinishedRunsError if some experiments ended without a record."""
+        of = f"of {self.missing} experiments"
+        if self.lost:
+            lost = f"{len(self.lost)} {of} were given up, see above: {', '.join(self.lost)}"
+            raise UnfinishedRunsError(f"{self.name}: {lost}; the same command tries them again")
+        if self.diverged:
+            diverged = f"{len(self.diverged)} {of} diverged and have no record: {', '.join(self.diverged)}"
+            raise of_every_rank(NonFiniteLossError(f"{self.name}: {diverged}"))
+
+
+def in_turn(
+    missing: Sequence[Experiment], ledger: Ledger, *, device: str | None, progress: bool | None, workers: int
+) -> None:
+    """Run experiments one after another; what another process works on is left for the end and then waited for."""
+    queue = deque((experiment, False) for experiment in missing)
+    spent = 0.0
+    while queue:
+        experiment, wait = queue.popleft()
+        begun = time.monotonic()
+        try:
+            found = train(experiment, device=device, progress=progress, wait=wait, workers=workers)
+        except RunBusyError:
+            ledger.tell(f"{experiment.name} is another worker's and left for the end")
+            queue.append((experiment, True))
+            continue
+        except NonFiniteLossError as error:
+            ledger.has_diverged(experiment, error)
+            continue
+        spent += time.monotonic() - begun
+        left = spent / (len(missing) - len(queue)) * len(queue)
+        ledger.finished(experiment, found.content, f"about {left / 60:.0f} min left")
 
 
 def existing_records(folder: Path) -> dict[str, Record]:
@@ -32,10 +109,8 @@ def existing_records(folder: Path) -> dict[str, Record]:
 def dealt(experiments: list[Experiment], shard: str) -> list[Experiment]:
     """The experiments of worker i of n, for a shard such as "2/8", whatever has been run; all for an empty one.
 
-    They are dealt out like cards, back and forth, so that no worker always gets the same method of a seed.
-
-    Raises:
-        CampaignError: the shard is none.
+    They are dealt out back and forth, so that no worker always gets the same method of a seed. CampaignError for a text
+    that is no shard.
     """
     number, _, of = (shard or "1/1").partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
@@ -76,10 +151,9 @@ def run_campaign(
         UnfinishedRunsError: at the end, if some side by side were killed twice or do not fit into the GPU's memory.
         Everything that `train` raises; the records written so far stay.
     """
-    if workers < 0:
-        raise CampaignError(f"workers = {workers}: expected a whole number of at least 0")
-    if processes < 1:
-        raise CampaignError(f"processes = {processes}: expected a whole number of at least 1")
+    for name_, value, least in (("workers", workers, 0), ("processes", processes, 1)):
+        if value < least:
+            raise CampaignError(f"{name_} = {value}: expected a whole number of at least {least}")
     if minutes is not None and not 0 < minutes < math.inf:
         raise CampaignError(f"minutes = {minutes}: expected a number above 0")
     ranks = join()

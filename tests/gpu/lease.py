@@ -22,10 +22,9 @@ from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
 from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
-from apd.study.campaign import existing_records
-from apd.study.campaigns import CAMPAIGNS, experiments_of
+from apd.study.campaign import Ledger, existing_records
+from apd.study.campaigns import CAMPAIGNS, experiments_of, untrained_teacher
 from apd.study.parallel import side_by_side
-from apd.study.runner import Ledger, untrained_teacher
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import records_folder, repository, run_folder, runs_folder
 from apd.training.run_log import UnfinishedRunsError

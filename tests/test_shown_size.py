@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from own_folders import leave, make, trained
 from PIL import Image
-from test_own_recipe import leave, make, trained
 
 from apd.config import inference as protocol
 from apd.config.experiment import DataConfig, Experiment, ExperimentError

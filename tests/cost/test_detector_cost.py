@@ -1,4 +1,4 @@
-"""What a distiller adds to a step is told from the step, the student's own and the teacher's, of the same boxes."""
+"""What a distiller adds to a step: the step less the student's own and the teacher's, of the same boxes."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import torch
 from apd.distillers.through_pixels import roi_kd
 from apd.models.detector import build_detector
 from apd.report.comparisons import DETECTION_NAMES
-from apd.report.figures import detector_cost as told
+from apd.report.figures import detector_cost as shown
 from tests import measure_detection
 from tests.measure_detection import detector_step_cost, noise_batch
 
@@ -83,16 +83,16 @@ def measurement(tmp_path_factory):
         patch.setattr(sys, "argv", ["measure_detection", "--repeats", "2", "--to", str(folder)])
         measure_detection.main()
     torch.set_num_threads(threads)
-    (found,) = told.read_step_costs(folder)
+    (found,) = shown.read_step_costs(folder)
     return found
 
 
 def test_every_distiller_is_measured_and_the_table_has_its_median(measurement):
     (row,) = measurement["rows"]
     assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}
-    shown = told.step_cost_table(measurement, row).description
-    assert "step with APD of boxes" in shown
-    assert told.share(row["added"]["roi_apd"][1]) in shown
+    text = shown.step_cost_table(measurement, row).description
+    assert "step with APD of boxes" in text
+    assert shown.share(row["added"]["roi_apd"][1]) in text
 
 
 def test_the_sentence_sorts_distillers_by_the_aim(measurement):
@@ -102,6 +102,6 @@ def test_the_sentence_sorts_distillers_by_the_aim(measurement):
         "roi_apd": [0.2, 0.25, 0.3],
         "review_kd": [0.2, 0.26, 0.3],
     }
-    said = str(told.step_costs_in_words([changed])).replace("\N{NO-BREAK SPACE}", " ")
+    said = str(shown.step_costs_in_words([changed])).replace("\N{NO-BREAK SPACE}", " ")
     assert "at most 25 % of the student’s step (2): KD of boxes 2 %, APD of boxes 25 %; more (1): ReviewKD 26 %" in said
-    assert "0 machines were measured" in str(told.step_costs_in_words([]))
+    assert "0 machines were measured" in str(shown.step_costs_in_words([]))

@@ -56,10 +56,7 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     In detection the image is the largest that the detector resizes to. Training counts the sampled boxes, a quarter of
     them objects (the most that torchvision takes), and inference as many proposals and detections as the network may
     have; of the teacher, a step counts the pyramid and the box head at the student's boxes. `num_classes` leaves a
-    detector's background out.
-
-    Raises:
-        ExperimentError: a network cannot be built.
+    detector's background out. ExperimentError where a network cannot be built.
 
     Example:
         >>> from apd.study.recipes import recipe

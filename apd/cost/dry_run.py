@@ -52,15 +52,10 @@ def dry_run(
 ) -> list[str]:
     """Build and check all that a run needs, report what it will take, and return what is missing; nothing is written.
 
-    Reported are the data (:data:`CHECKED` images of each split are read), parameters and multiply-accumulates, an
-    estimate of memory, the number of steps, and an estimate of time from `steps` (at least 1) that are measured after
-    one at the real crop: on noise where the data are missing, with random weights where files of weights are.
-
-    Args:
-        experiment: the full configuration.
-        device: torch device; default is cuda where there is one, else cpu.
-        steps: see above.
-        tell: called with each line.
+    Reported to `tell`, line by line, are the data (:data:`CHECKED` images of each split are read), parameters and
+    multiply-accumulates, an estimate of memory, the number of steps, and an estimate of time from `steps` (at least 1)
+    that are measured after one at the real crop: on noise where the data are missing, with random weights where files
+    of weights are. `device` is cuda where there is one, else cpu.
 
     Raises:
         ExperimentError: the device is not there, or a network cannot be built whatever its weights.
@@ -81,7 +76,7 @@ def dry_run(
 
 
 class _DryRun:
-    """Tells line by line about an experiment, and collects what is missing."""
+    """Reports line by line on an experiment, and collects what is missing."""
 
     def __init__(self, experiment: Experiment, device: torch.device, tell: Callable[[str], object]) -> None:
         self.experiment, self.device, self.tell = experiment, device, tell

@@ -36,11 +36,7 @@ COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}
 
 
 def combination(on: tuple[bool, ...]) -> str:
-    """The letters of the terms that are on, joined by +.
-
-    >>> combination((True, False, True, False))
-    'R+O'
-    """
+    """The letters of the terms that are on, such as R+O."""
     return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
 
 
@@ -131,11 +127,7 @@ def plain_variants() -> list[Variant]:
 
 
 def stronger(config: Config, factor: float) -> Config:
-    """A method's configuration with its weights multiplied.
-
-    >>> stronger(APDConfig(), 0.1).alignment
-    1.0
-    """
+    """A method's configuration with its weights multiplied."""
     names = WEIGHTS.get(config.method, ("weight",))
     return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
 
@@ -155,11 +147,7 @@ def trial_variants() -> list[Variant]:
 
 
 def at_best(key: str) -> str:
-    """The key of a method's variant at the best of its trials.
-
-    >>> at_best("cwd"), at_best("dist")
-    ('cwd_x0.1', 'dist')
-    """
+    """The key of a method's variant at the best of its trials, such as cwd_x0.1."""
     return f"{key}_x{BEST[key]:g}" if key in BEST else key
 
 

@@ -1,7 +1,6 @@
 """Runs a campaign of :mod:`apd.study.campaigns`: whatever lacks a record, stopped and continued at any time, anywhere.
 
-Workers that share a file system pass each other's runs over, or take a shard each. Needs no command-line library:
-`python -m apd.study.campaign NAME`, or `torchrun -m apd.study.campaign NAME` for several processes on each run.
+`python -m apd.study.campaign NAME` needs no command-line library; with torchrun, several processes share each run.
 """
 
 import argparse
@@ -32,9 +31,7 @@ class Ledger:
 
     def __init__(self, name: str, folder: Path, done: dict[str, Record], missing: int, ranks: Ranks) -> None:
         self.name, self.folder, self.done, self.missing, self.ranks = name, folder, done, missing, ranks
-        self.closed = 0
-        self.diverged: list[str] = []
-        self.lost: list[str] = []
+        self.closed, self.diverged, self.lost = 0, list[str](), list[str]()
 
     def tell(self, text: str) -> None:
         """Print a line under the campaign's name, once."""
@@ -74,9 +71,7 @@ class Ledger:
             raise of_every_rank(NonFiniteLossError(f"{self.name}: {diverged}"))
 
 
-def in_turn(
-    missing: Sequence[Experiment], ledger: Ledger, *, device: str | None, progress: bool | None, workers: int
-) -> None:
+def in_turn(missing: Sequence[Experiment], ledger: Ledger, *, device: str | None, workers: int) -> None:
     """Run experiments one after another; what another process works on is left for the end and then waited for."""
     queue = deque((experiment, False) for experiment in missing)
     spent = 0.0
@@ -84,7 +79,7 @@ def in_turn(
         experiment, wait = queue.popleft()
         begun = time.monotonic()
         try:
-            found = train(experiment, device=device, progress=progress, wait=wait, workers=workers)
+            found = train(experiment, device=device, wait=wait, workers=workers)
         except RunBusyError:
             ledger.tell(f"{experiment.name} is another worker's and left for the end")
             queue.append((experiment, True))
@@ -98,11 +93,7 @@ def in_turn(
 
 
 def existing_records(folder: Path) -> dict[str, Record]:
-    """The records of a folder by fingerprint; empty when there is no folder.
-
-    Raises:
-        RecordError: one of the files is damaged; it is named, and deleting it has its run repeated or found again.
-    """
+    """The records of a folder by fingerprint; empty when there is no folder. RecordError names a damaged file."""
     return {record.content["fingerprint"]: record for record in map(read_record, sorted(folder.glob("*.json")))}
 
 
@@ -126,7 +117,6 @@ def run_campaign(
     device: str | None = None,
     only: str = "",
     shard: str = "",
-    progress: bool | None = None,
     workers: int = 0,
     processes: int = 1,
     minutes: float | None = None,
@@ -139,21 +129,18 @@ def run_campaign(
         device: torch device; default is cuda where there is one, else cpu.
         only: run only the experiments whose label contains this text.
         shard: "i/n": of n workers that share the campaign this is number i, and runs its part; "": all.
-        progress: bars of the single runs; None shows them on a terminal only.
-        workers: processes that prepare batches ahead in every run, teachers' included; any number gives the same.
+        workers: processes that prepare batches ahead in every run; any number gives the same.
         processes: runs side by side on the device, see :func:`apd.study.parallel.side_by_side`.
         minutes: after these, runs are stopped with a checkpoint; none is begun that cannot finish before.
 
     Raises:
         CampaignError: the name is unknown, `only` fits no experiment, or a number is out of its range.
-        RecordError: one of the records there is damaged.
-        NonFiniteLossError: at the end, when all others are done, if a loss of some experiments became infinite or NaN.
-        UnfinishedRunsError: at the end, if some side by side were killed twice or do not fit into the GPU's memory.
-        Everything that `train` raises; the records written so far stay.
+        NonFiniteLossError, UnfinishedRunsError: at the end, if some experiments diverged or were given up.
+        Everything that `train` and reading a record raise; the records written so far stay.
     """
-    for name_, value, least in (("workers", workers, 0), ("processes", processes, 1)):
+    for option, value, least in (("workers", workers, 0), ("processes", processes, 1)):
         if value < least:
-            raise CampaignError(f"{name_} = {value}: expected a whole number of at least {least}")
+            raise CampaignError(f"{option} = {value}: expected a whole number of at least {least}")
     if minutes is not None and not 0 < minutes < math.inf:
         raise CampaignError(f"minutes = {minutes}: expected a number above 0")
     ranks = join()
@@ -169,14 +156,15 @@ def run_campaign(
     missing = [e for e in experiments if fingerprint(e) not in done]
     part = shard and f", shard {shard}"
     ranks.print(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
-    if retired := [record.source for print_, record in done.items() if print_ not in set(map(fingerprint, known))]:
+    if retired := done.keys() - set(map(fingerprint, known)):
+        such = Path(next(record.source for key, record in done.items() if key in retired)).name
         ranks.print(
-            f"{name}: {len(retired)} records there are of no experiment of this campaign, such as "
-            f"{Path(retired[0]).name}: its recipe has changed since; they are left alone and not counted"
+            f"{name}: {len(retired)} records there are of no experiment of this campaign, such as {such}: its recipe "
+            "has changed since; they are left alone and not counted"
         )
     ledger = Ledger(name, folder, done, len(missing), ranks)
     if processes == 1 and minutes is None:
-        in_turn(missing, ledger, device=device, progress=progress, workers=workers)
+        in_turn(missing, ledger, device=device, workers=workers)
     else:
         side_by_side(missing, ledger, device=device, processes=processes, minutes=minutes, workers=workers)
     ledger.close()

@@ -31,7 +31,7 @@ TINY_DETECTOR = replace(SCENES_DETECTOR, smallest_anchor=12)
 FROM_SCRATCH = TrainingConfig(
     optimiser="adamw", head_multiplier=1.0, weight_decay=0.01, warmup=20, clip_norm=10.0, evaluations=1
 )
-"""How a small detector learns from random weights in some hundred steps (own choice)."""
+"""Own choice for a small detector that starts at random."""
 TINY_TRAINING = replace(FROM_SCRATCH, iterations=800, batch_size=2, learning_rate=1e-3)
 TINY_COCO = Experiment(
     data=InstanceDataConfig(name="coco", folder="tiny_coco", val_part="train2017", height=128, width=171, flip=0.0),
@@ -40,10 +40,10 @@ TINY_COCO = Experiment(
     precision="fp32",
     teacher=TeacherConfig(network=replace(TINY_DETECTOR, backbone="resnet50"), training=TINY_TRAINING),
 )
-"""Overfits fifty real images: scored on what was trained on, since so few can show no more. Minutes a run on one core
-of a CPU. Learning rate and steps are own choices from short trials, the methods' weights those chosen on scenes."""
+"""Overfits fifty real images: scored on what was trained on, since so few can show no more. Learning rate and steps are
+own choices from short trials, the methods' weights those chosen on scenes."""
 HEAD_WIDTH = 64
-"""Of APD's projection heads and of what ReviewKD hands down: a quarter of the boxes' vectors, and all of a level."""
+"""Of APD's projection heads and of what ReviewKD hands down."""
 UNTUNED: dict[str, tuple[DistillerConfig, ...]] = {
     "student": (),
     "roi_kd": (RoIKDConfig(),),
@@ -53,15 +53,13 @@ UNTUNED: dict[str, tuple[DistillerConfig, ...]] = {
     "roi_apd": (RoIAPDConfig(width=HEAD_WIDTH),),
     "dense_apd": (RoIKDConfig(), DenseAPDConfig(width=HEAD_WIDTH)),
 }
-"""Methods by key, at their published or default weights. The dense variant has no logits, so it stands beside RoI-KD,
-as APD stands beside pixel KD in segmentation."""
+"""Methods by key, at their published or default weights. The dense variant has no logits: it stands beside RoI-KD."""
 
 # what was chosen on val by box AP with one seed (campaign `scenes-detection-tuning`; tests hold it to the records)
 DETECTION_FACTORS = (0.01, 0.1, 1.0, 10.0)
-"""What every method's weights are multiplied with in its trials. One more than in segmentation: the published weights
-of losses on a pyramid's features ruin these students, and a tenth of them still harms them."""
+"""What every method's weights are multiplied with in its trials; one more than in segmentation, since the published
+weights of losses on a pyramid's features ruin these students."""
 BEST_FACTORS = {"pyramid_matching": 0.01, "review_kd": 0.01, "roi_apd": 0.1, "dense_apd": 0.1}
-"""What a method's weights are multiplied with where the best of its trials is not 1."""
 OTHER_DETECTION_METHODS = ("roi_dkd", "pyramid_matching", "review_kd")
 """Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
 BEST_OTHER_DETECTION_METHOD = "roi_dkd"
@@ -75,11 +73,7 @@ LEARNING_RATE_METHODS = ("student", "roi_kd", "roi_apd")
 
 
 def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[DistillerConfig, ...]:
-    """A method's distillers with its weights times a factor, by default the best one; RoI-KD beside it keeps its own.
-
-    >>> distillers_on_scenes("roi_apd", 0.1)[0].alignment
-    1.0
-    """
+    """A method's distillers with its weights times a factor, by default the best; RoI-KD beside it keeps its own."""
     if not UNTUNED[method]:
         return ()
     *beside, main = UNTUNED[method]
@@ -100,12 +94,7 @@ def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
 def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
     """Mask R-CNN on built-in scenes: a ResNet-18 learns signs, cars and pedestrians, from a ResNet-50 or alone.
 
-    Both start at random, so nothing is downloaded; the teacher has three times the student's steps. A run takes minutes
-    on one core of a CPU. The context shift lies halfway between its ends.
-
-    Args:
-        variant: a key of :func:`detection_variants`; KeyError for another.
-        seed: of the student; data and teacher stay the same.
+    Both start at random. `variant` is a key of :func:`detection_variants`, `seed` the student's.
     """
     training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_LEARNING_RATE)
     return Experiment(
@@ -151,11 +140,6 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
 
     Raises:
         ExperimentError: an unknown size, or a method that is not among :func:`detection_methods_of` it.
-
-    Example:
-        >>> experiment = detection_recipe("coco", "dense_apd")
-        >>> experiment.training.milestones, experiment.teacher.network.backbone
-        ((120000, 160000), 'resnet101')
     """
     if size not in get_args(DetectionSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(DetectionSize))}")

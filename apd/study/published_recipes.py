@@ -1,12 +1,9 @@
 """The published experiments: PSPNet with a ResNet-18 taught by one with a ResNet-101, on three data sets.
 
-Each stands here twice. As released, the loss is that of the released code: means over all elements, perspectives over
-the images of a process, absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss
-differs: a perspective for each image (the paper's abstract), sums over classes and means over valid pixels, absent
-classes left out, and weights converted by :func:`pixel_weight` so that they pull as hard as the released ones.
-
-The paper's body could not be obtained. Where each value comes from is in :data:`SOURCES`; a field that a recipe leaves
-at its default has the released code's value.
+As released, the loss is that of the released code: means over all elements, perspectives over the images of a process,
+absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for
+each image, means over valid pixels, absent classes left out, and weights converted by :func:`pixel_weight`. Where each
+value comes from is in :data:`SOURCES`; a field at its default has the released code's value.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +33,7 @@ RELEASED_WEIGHT = 10.0
 """Of pixel distillation, of the observations and of the alignment, in the released code's element means."""
 CLASSES_SEEN = 10
 """N, the classes that the images of a process show together, for which the observations' weight is converted (own
-choice, between the 5 and 15 of plain and of crowded images; ``apd train --dry-run`` counts it on the data)."""
+choice; ``apd train --dry-run`` counts it on the data)."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,7 @@ class Published:
 
     @property
     def iterations(self) -> int:
-        """Steps of all epochs. Each process has a quarter of the images, rounded up, and drops an incomplete batch.
-
-        >>> [published.iterations for published in PUBLISHED.values()]
-        [74400, 252600, 41600]
-        """
+        """Steps of all epochs. Each process has a quarter of the images, rounded up, and drops an incomplete batch."""
         share = -(-dict(self.spec.splits)["train"] // PROCESSES)
         return self.epochs * (share // self.images_per_process)
 
@@ -92,8 +85,6 @@ def pixel_weight(classes: int) -> float:
     Example:
         >>> [round(pixel_weight(classes), 3) for classes in (19, 60, 150)]
         [0.526, 0.167, 0.067]
-        >>> pixel_weight(CLASSES_SEEN)
-        1.0
     """
     return RELEASED_WEIGHT / classes
 
@@ -105,17 +96,8 @@ def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0)
     this stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
     `teacher.weights_file`, with the score that it must reach as `teacher.expected_miou`.
 
-    Args:
-        size: a data set's name for the experiment as released, with ``_corrected`` for the corrected loss.
-        method: what is added to the student's task loss.
-        seed: of the student.
-
     Raises:
         ExperimentError: an unknown size or method.
-
-    Example:
-        >>> paper_recipe("cityscapes_corrected", "apd").distillers[0].scope
-        'image'
     """
     if size not in get_args(PaperSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(PaperSize))}")
@@ -190,8 +172,7 @@ SOURCES = MappingProxyType(
         "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
     }
 )
-"""Where values were read, by field or by what fields begin with: the authors' repository, of which nothing is copied;
-the paper's abstract; or a choice of this project. A distiller's fields stand under its method's name."""
+"""Where values were read, by field or by what fields begin with; a distiller's stand under its method's name."""
 CORRECTED_SOURCES = MappingProxyType(
     {
         "distillers.pixel_kd.weight": "own choice: the released 10 over the number of classes",

@@ -61,16 +61,14 @@ SECONDS_OF_APD: dict[str, float] = {
     "camvid-small": 1.96,
     "camvid-full": 1.5,
 }
-"""A step of APD as a multiple of the baseline's, the teacher's forward included. The first three were set beforehand,
-from short runs on one CPU core, and belong to the experiments that were run with them: what they should have been is in
-the records. Small sizes with networks from ImageNet: the ratio of core seconds, medians of alternating steps, which a
-test holds to the records of `facade-learning-rates` within 3 %. Full sizes: not measured on a GPU."""
+"""A step of APD as a multiple of the baseline's. The first three were set beforehand and belong to the experiments that
+were run with them. facade-small and camvid-small: the ratio of core seconds (a test holds the first to the records of
+`facade-learning-rates` within 3 %). Full sizes: not measured on a GPU."""
 SMALL_LEARNING_RATES = dict.fromkeys(METHODS, 0.04) | {"pixel_kd": 0.02, "apd": 0.02}
-"""Of each method on CamVid with small networks: the best of three on val (campaign `camvid-small-rates`; a test holds
-it). The length of the gradient grows with every loss that is added, so one learning rate would not be fair to all."""
+"""Of each method on CamVid with small networks: the best of three on val (`camvid-small-rates`; a test holds it). The
+gradient grows with every loss that is added, so one learning rate would not be fair to all."""
 LEARNING_RATES = dict.fromkeys(METHODS, 2e-4)
-"""Of each method at REAL_SIZES: the best on val of those tried in `facade-learning-rates` (a test holds it). An update
-of AdamW does not depend on the length of the gradient, so the methods' best ones lie closer together than with SGD."""
+"""Of each method at REAL_SIZES, with AdamW: the best on val in `facade-learning-rates` (a test holds it)."""
 
 ADAMW = TrainingConfig(optimiser="adamw", learning_rate=2e-4, weight_decay=0.01)
 STUDENT = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")
@@ -92,9 +90,8 @@ _TINY = Experiment(
         training=TrainingConfig(iterations=600, learning_rate=0.1, evaluations=2),
     ),
 )
-"""Scenes; both networks start at random, so nothing is downloaded: timm's smallest EfficientNet, at output stride 4
-because a pole is two pixels wide here, with a narrow and a wide head. Both learning rates are the best of three on val
-at context_shift 1, the student's over all methods (`scenes-tiny-tuning`). Campaigns train longer, see `lengthened`."""
+"""Scenes; both networks start at random, at output stride 4 because a pole is two pixels wide here. Both learning rates
+are the best of three on val at context_shift 1, the student's over all methods (`scenes-tiny-tuning`)."""
 _CAMVID = {"name": "camvid", "evaluation_split": "test", "jitter": 0.2}
 _SMALL = Experiment(
     data=DataConfig(**_CAMVID, height=180, width=240, crop_height=160, crop_width=160),
@@ -106,7 +103,7 @@ _SMALL = Experiment(
     ),
 )
 """CamVid at half its size for minutes a run on one CPU core. The teacher's learning rate is the best of three on val in
-short runs (`camvid-small-tuning`); the distillers' weights are their defaults and were not tuned."""
+short runs (`camvid-small-tuning`); the distillers' weights were not tuned."""
 _LONGER = {"iterations": 12000, "batch_size": 16}
 _FULL = replace(
     _SMALL,
@@ -142,11 +139,7 @@ _BASES: dict[Size, Experiment] = {"tiny": _TINY, "small": _SMALL, "full": _FULL}
 
 
 def methods_of(size: Size) -> tuple[AnyMethod, ...]:
-    """The methods that a size has: all of its task, but at the paper's size none that needs a step's measured seconds.
-
-    >>> "roi_apd" in methods_of("tiny_coco"), "apd" in methods_of("tiny_coco")
-    (True, False)
-    """
+    """The methods that a size has: all of its task, but at the paper's none that needs a step's measured seconds."""
     if size in get_args(DetectionSize):
         return detection_methods_of(size)
     return PAPER_METHODS if size in get_args(PaperSize) else METHODS
@@ -206,10 +199,7 @@ def recipe(
 
 
 def lengthened(experiment: Experiment, *, student: float, teacher: float) -> Experiment:
-    """The same experiment with that many times the steps, for the student and for its teacher's training.
-
-    Milestones of a schedule move along; a warm-up stays as long as it is.
-    """
+    """The same experiment with that many times the steps and milestones, for the student and for its teacher."""
 
     def longer(training: TrainingConfig, factor: float) -> TrainingConfig:
         milestones = tuple(round(milestone * factor) for milestone in training.milestones)
@@ -224,11 +214,9 @@ def lengthened(experiment: Experiment, *, student: float, teacher: float) -> Exp
 Head = Literal["psp", "aspp"]
 HEADS: tuple[Head, ...] = get_args(Head)
 PAIR_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd")
-"""The baseline, and what is compared with it in every pair."""
 STUDENT_LEARNING_RATES = {"resnet18": 0.01, "mobilenetv2_050": 0.03, "test_efficientnet": 0.03}
-"""Of each student backbone, for both heads, all teachers and all methods: the best of TRIED_PAIR_LEARNING_RATES in the
-campaign `scenes-pairs-tuning` (a test holds it). The three of the published study, at sizes for a CPU: MobileNetV2 at
-half its width, and timm's smallest EfficientNet."""
+"""Of each student backbone (the published ones, at sizes for a CPU), for both heads, all teachers and all methods: the
+best of TRIED_PAIR_LEARNING_RATES in the campaign `scenes-pairs-tuning` (a test holds it)."""
 TEACHER_LEARNING_RATES: dict[Head, float] = {"psp": 0.03, "aspp": 0.03}
 """Of each teacher, by its head: the best of TRIED_PAIR_LEARNING_RATES by its own score on val."""
 TRIED_PAIR_LEARNING_RATES = (0.01, 0.03, 0.1)
@@ -237,16 +225,12 @@ TRIED_PAIR_LEARNING_RATES = (0.01, 0.03, 0.1)
 def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: Method, seed: int = 0) -> Experiment:
     """One run of a pair, PSPNet or DeepLabV3 in either role, on the tiny recipe's scenes with weights from random.
 
-    The default context shift of 0.5 lies halfway between the ends at which APD's gain is known. Crops of 64 pixels
-    halve the time of a step. Networks have the published output stride of 8; DeepLabV3 reaches half a crop (released
-    code: 0.4 to 0.6). Teachers differ in the head alone, and train twelve times a student's steps. The baseline has no
-    teacher: it is run once for each student and seed, whatever `teacher_head` is given.
+    Crops of 64 pixels halve the time of a step. Networks have the published output stride of 8; DeepLabV3 reaches half
+    a crop (released code: 0.4 to 0.6). Teachers differ in the head alone. The baseline has no teacher.
 
     Example:
         >>> scenes_pair("aspp", "psp", "resnet18", "apd", seed=2).name
         'apd-psp_resnet18_from_aspp-seed2'
-        >>> scenes_pair("aspp", "psp", "resnet18", "student").teacher is None
-        True
     """
 
     def network(head: Head, backbone: str, width: int) -> NetworkConfig:
@@ -279,11 +263,7 @@ def all_recipes() -> Iterator[tuple[str, Experiment]]:
 
 
 def sourced_lines(name: str) -> Iterator[str]:
-    """The recipe of a name such as "cityscapes-apd" as lines with the source of every value; none where all are ours.
-
-    >>> [line for line in sourced_lines("coco-roi_apd") if line.startswith("training.m")][1]
-    "training.milestones                  (120000, 160000) ReviewKD's code"
-    """
+    """The recipe of a name such as "coco-roi_apd" as lines with the source of every value; none where all are ours."""
     size, method = name.rsplit("-", 1)
     if size in get_args(CocoSize):
         yield from lines_with_sources(recipe(size, method), COCO_SOURCES)

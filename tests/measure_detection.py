@@ -1,7 +1,7 @@
 """Measure what each distiller adds to a training step of a detector, and write it down.
 
     python -m tests.measure_detection                            the study's small scenes, on the CPU, one thread
-    python -m tests.measure_detection --device cuda --coco       and COCO's pictures at their size, on a GPU
+    python -m tests.measure_detection --device cuda --coco       and COCO's images at their size, on a GPU
 
 The file, `book/results/detection-speed/<device>.json`, is what the chapter on detection is drawn from. Run it on a
 quiet machine.
@@ -82,7 +82,7 @@ def built(config: dict[str, Any], shape: dict[str, Any], device: torch.device) -
 
 
 def distillers_for(student: FasterRCNN, teacher: FasterRCNN, classes: int, heads: int) -> dict[str, nn.Module]:
-    """Every distiller between detectors, by the key of its arm."""
+    """Every distiller between detectors, by the key of its variant."""
     pyramids = student.backbone.out_channels, teacher.backbone.out_channels
     vectors = tuple(net.roi_heads.box_predictor.cls_score.in_features for net in (student, teacher))
     return {

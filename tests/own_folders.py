@@ -29,10 +29,10 @@ def make(root, *, train=4, val=2, test=0, size=(64, 96), labels=(0, 1), yaml="cl
     return root
 
 
-def leave(*words):
+def leave(*arguments):
     """The exit code of a command, however it is given."""
     try:
-        return cli.main([str(word) for word in words])
+        return cli.main([str(word) for word in arguments])
     except SystemExit as left:
         return left.code
 

@@ -13,29 +13,14 @@ from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
 from apd.fields import ExperimentError
-from apd.study.coco_recipes import (
-    COCO_SOURCES,
-    CocoSize,
-    DetectionMethod,
-    DetectionSize,
-    detection_methods_of,
-    detection_recipe,
-)
-from apd.study.published_recipes import (
-    CORRECTED,
-    CORRECTED_SOURCES,
-    PAPER_METHODS,
-    SOURCES,
-    PaperSize,
-    lines_with_sources,
-    paper_recipe,
-)
+from apd.study import coco_recipes as coco
+from apd.study import published_recipes as published
 
 RealSize = Literal["facade-small", "facade-full", "camvid-small", "camvid-full"]
 REAL_SIZES: tuple[RealSize, ...] = get_args(RealSize)
-Size = Literal["tiny", "small", "full", RealSize, PaperSize, DetectionSize]
+Size = Literal["tiny", "small", "full", RealSize, published.PaperSize, coco.DetectionSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
-AnyMethod = Literal[Method, DetectionMethod]
+AnyMethod = Literal[Method, coco.DetectionMethod]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {
     "student": "student alone",
@@ -140,14 +125,14 @@ _BASES: dict[Size, Experiment] = {"tiny": _TINY, "small": _SMALL, "full": _FULL}
 
 def methods_of(size: Size) -> tuple[AnyMethod, ...]:
     """The methods that a size has: all of its task, but at the paper's none that needs a step's measured seconds."""
-    if size in get_args(DetectionSize):
-        return detection_methods_of(size)
-    return PAPER_METHODS if size in get_args(PaperSize) else METHODS
+    if size in get_args(coco.DetectionSize):
+        return coco.detection_methods_of(size)
+    return published.PAPER_METHODS if size in get_args(published.PaperSize) else METHODS
 
 
 def default_method(size: Size) -> AnyMethod:
     """APD, in the form that is for the size's task: "apd", or "roi_apd" of boxes."""
-    return "roi_apd" if size in get_args(DetectionSize) else "apd"
+    return "roi_apd" if size in get_args(coco.DetectionSize) else "apd"
 
 
 def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
@@ -180,10 +165,10 @@ def recipe(
         'tiny-pixel_kd-seed3'
     """
     method = method or default_method(size)
-    if size in get_args(DetectionSize):
-        return detection_recipe(size, method, seed=seed)
-    if size in get_args(PaperSize):
-        return paper_recipe(size, method, seed=seed)
+    if size in get_args(coco.DetectionSize):
+        return coco.detection_recipe(size, method, seed=seed)
+    if size in get_args(published.PaperSize):
+        return published.paper_recipe(size, method, seed=seed)
     if size not in _BASES:
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(Size))}")
     base = replace(_BASES[size], name=f"{size}-{method}-seed{seed}", seed=seed, distillers=distillers_of(method))
@@ -265,8 +250,8 @@ def all_recipes() -> Iterator[tuple[str, Experiment]]:
 def sourced_lines(name: str) -> Iterator[str]:
     """The recipe of a name such as "coco-roi_apd" as lines with the source of every value; none where all are ours."""
     size, method = name.rsplit("-", 1)
-    if size in get_args(CocoSize):
-        yield from lines_with_sources(recipe(size, method), COCO_SOURCES)
-    elif size in get_args(PaperSize):
-        sources = {**SOURCES, **CORRECTED_SOURCES} if size.endswith(CORRECTED) else SOURCES
-        yield from lines_with_sources(recipe(size, method), sources)
+    sources = dict(coco.COCO_SOURCES if size in get_args(coco.CocoSize) else published.SOURCES)
+    if size.endswith(published.CORRECTED):
+        sources |= published.CORRECTED_SOURCES
+    if size in get_args(Literal[coco.CocoSize, published.PaperSize]):
+        yield from published.lines_with_sources(recipe(size, method), sources)

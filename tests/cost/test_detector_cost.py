@@ -24,7 +24,7 @@ def networks():
 
 
 class Slow(torch.nn.Module):
-    """A distiller whose loss takes as long as it is told to, by the clock of the test."""
+    """A distiller whose loss takes as long as it is set to, by the clock of the test."""
 
     def __init__(self, clock, seconds):
         super().__init__()

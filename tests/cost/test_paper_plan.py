@@ -58,10 +58,10 @@ def test_the_formula_on_the_page_gives_the_tables_hours(number, plan):
 
 def test_a_command_for_each_published_score_is_on_the_page_and_names_a_recipe():
     asked = set()
-    for where, words in commands():
-        if where.startswith("reproduce_paper.md") and "train" in words:
-            words = with_recipe(words[words.index("train") + 1 :])
-            options = dict(zip(words[::2], words[1::2], strict=False))
+    for where, arguments in commands():
+        if where.startswith("reproduce_paper.md") and "train" in arguments:
+            arguments = with_recipe(arguments[arguments.index("train") + 1 :])
+            options = dict(zip(arguments[::2], arguments[1::2], strict=False))
             size, method = options["--size"], options["--method"]
             assert recipe(size, method).data.name.startswith(size.partition("_")[0])
             asked.add((size, method))

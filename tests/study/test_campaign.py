@@ -130,8 +130,8 @@ def test_records_of_a_recipe_that_has_changed_are_named_and_left_alone(folder, t
     records = run_campaign("four", folder=folder)
     assert [record.experiment.name for record in records] == trained == LABELS
     assert "before.json" in files(folder)
-    told = "four: 1 records there are of no experiment of this campaign, such as before.json: its recipe has changed"
-    assert told in capsys.readouterr().out
+    output = "four: 1 records there are of no experiment of this campaign, such as before.json: its recipe has changed"
+    assert output in capsys.readouterr().out
 
 
 def test_a_damaged_record_stops_a_campaign_before_it_starts_and_is_named(folder, trained):
@@ -293,9 +293,9 @@ def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, monkeypatch
         records = run_campaign("four", folder=folder)
     assert asked == [*LABELS, "short-seed0"]
     assert [record.experiment.name for record in records] == LABELS
-    told = capsys.readouterr().out
-    assert "four: short-seed0 is another worker's and left for the end\n" in told
-    assert re.search(r"4/4 short-seed0: mIoU 0\.\d+, about 0 min left\n$", told)
+    output = capsys.readouterr().out
+    assert "four: short-seed0 is another worker's and left for the end\n" in output
+    assert re.search(r"4/4 short-seed0: mIoU 0\.\d+, about 0 min left\n$", output)
 
 
 # the command

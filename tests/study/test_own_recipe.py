@@ -148,7 +148,7 @@ def test_methods_without_a_measured_step_and_folders_that_are_none_are_refused(t
         own_recipe(tmp_path)
 
 
-# --- from the shell --------------------------------------------------------------------------------------------------
+# --- from the command line --------------------------------------------------------------------------------------------
 
 
 def test_the_command_of_the_data_page_trains_on_the_folder_that_the_page_draws(tmp_path, monkeypatch, capsys):
@@ -212,9 +212,9 @@ def test_a_size_that_is_asked_for_is_the_recipe_as_ever(size, tmp_path, monkeypa
     monkeypatch.setattr(
         "apd.training.run.train", lambda experiment, **_: seen.append(experiment) or pytest.skip("seen")
     )
-    words = ["--data.name", "folder", "--data.folder", make(tmp_path / "fields")]
+    arguments = ["--data.name", "folder", "--data.folder", make(tmp_path / "fields")]
     with pytest.raises(pytest.skip.Exception):
-        leave("train", *(["tiny-apd"] if size is None else []), *words, *(size or []))
+        leave("train", *(["tiny-apd"] if size is None else []), *arguments, *(size or []))
     assert (seen[0].data.height, seen[0].data.crop_width, seen[0].network.backbone) == (96, 96, "test_efficientnet")
     assert seen[0].name == "tiny-apd-seed0"
     as_ever = recipe("tiny", "apd")
@@ -226,7 +226,7 @@ OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["--data.folder", "FOLDER"], "--data.folder .*: --data.name is scenes, so give --data.name folder with it"),
         (["--data.name", "folder"], "DataConfig.folder = '': expected the path of a folder"),
@@ -237,7 +237,7 @@ OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
         ([*OWN, "--method", "roi_apd"], "method = 'roi_apd': expected one"),
     ],
 )
-def test_options_that_cannot_be_meant_are_told_before_anything_is_built(words, told, tmp_path, capsys):
+def test_options_that_cannot_be_meant_are_refused_before_anything_is_built(arguments, message, tmp_path, capsys):
     folder = make(tmp_path / "fields")
-    assert leave("train", *(str(folder) if word == "FOLDER" else word for word in words)) in (1, 2)
-    assert re.search(told, re.sub(r"[│\s]+", " ", capsys.readouterr().err))
+    assert leave("train", *(str(folder) if word == "FOLDER" else word for word in arguments)) in (1, 2)
+    assert re.search(message, re.sub(r"[│\s]+", " ", capsys.readouterr().err))

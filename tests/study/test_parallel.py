@@ -86,8 +86,8 @@ def test_at_the_deadline_runs_stop_with_checkpoints_and_what_is_left_is_said(fol
 def test_a_stop_from_outside_leaves_checkpoints_and_exit_code_130(folder, tmp_path):
     output = tmp_path / "output"
     assert exit_code(stopped_campaign, tmp_path / "runs", folder, output=output) == 130
-    told = output.read_text()
-    assert "apd.study.campaign: endless: stopped; the same command goes on from there" in told
+    output = output.read_text()
+    assert "apd.study.campaign: endless: stopped; the same command goes on from there" in output
     assert steps_done(ENDLESS) > 0
     train_steps = steps_done(ENDLESS)
     time.sleep(1.0)

@@ -13,15 +13,14 @@ from small_experiments import NETWORK, TEACHER, tiny
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.inference import InferenceOptions
-from apd.distillers.apd import APDConfig, DenseAPDConfig
+from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig
-from apd.distillers.review_kd import ReviewKDConfig
-from apd.distillers.roi_apd import RoIAPDConfig
-from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
 from apd.fields import ExperimentError
 from apd.models.detector import BODIES
 
+RoIAPDConfig, DenseAPDConfig, RoIKDConfig = (DISTILLERS[name] for name in ("roi_apd", "dense_apd", "roi_kd"))
+RoIDKDConfig, ReviewKDConfig = DISTILLERS["roi_dkd"], DISTILLERS["review_kd"]
 PARTS = (DataConfig, NetworkConfig, TrainingConfig, TeacherConfig, Experiment, InstanceDataConfig, DetectorConfig)
 LEVELS = "some of 0, 1, 2, 3, pool, each once"
 SIDES = "scales and a window with sides of at least 32 pixels"
@@ -118,7 +117,7 @@ WRONG = [  # the configuration, the field, its value, what was expected, and fie
     (DenseAPDConfig, "levels", (), LEVELS),
     (DenseAPDConfig, "levels", ("1", "1"), LEVELS),
     (DenseAPDConfig, "scale", 0.0, "a number > 0"),
-    (PyramidMatchingConfig, "levels", ("4",), LEVELS),
+    (DISTILLERS["pyramid_matching"], "levels", ("4",), LEVELS),
     (ReviewKDConfig, "levels", ("1", "0"), f"{LEVELS}, in"),
     (ReviewKDConfig, "width", 0, "an integer >= 1"),
     (RoIKDConfig, "weight", 0.0, "a number > 0; to leave the term out"),

@@ -14,12 +14,9 @@ from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.identity import fingerprint, from_dict, to_dict
 from apd.config.inference import InferenceOptions
-from apd.distillers.apd import APDConfig, DenseAPDConfig
+from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig
-from apd.distillers.review_kd import ReviewKDConfig
-from apd.distillers.roi_apd import RoIAPDConfig
-from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
 from apd.fields import ExperimentError
 from apd.study.recipes import METHODS, recipe
 
@@ -33,12 +30,12 @@ GOLDEN = Experiment(
     teacher=TeacherConfig(network=NetworkConfig(backbone="efficientnet_lite0", weights="imagenet"), seed=1),
     distillers=(PixelKDConfig(temperature=2.0), APDConfig(width=64, pixel_kd=0.0)),
 )
-OF_DETECTION = [RoIAPDConfig, DenseAPDConfig, RoIKDConfig, RoIDKDConfig, PyramidMatchingConfig, ReviewKDConfig]
+OF_DETECTION = ("roi_apd", "dense_apd", "roi_kd", "roi_dkd", "pyramid_matching", "review_kd")
 DETECTION = Experiment(
     data=InstanceDataConfig(),
     network=DetectorConfig(),
     teacher=TeacherConfig(network=DetectorConfig(backbone="resnet50")),
-    distillers=tuple(kind() for kind in OF_DETECTION),
+    distillers=tuple(DISTILLERS[method]() for method in OF_DETECTION),
 )
 WHOLE = Experiment(teacher=TeacherConfig(), distillers=tuple(k() for k in DISTILLERS.values() if k.task != "detection"))
 

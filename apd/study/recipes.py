@@ -101,12 +101,7 @@ _FACADE = {**_CAMVID, "name": "labelmefacade", "height": 0, "width": 0}
 _CROP, _LARGE_CROP = {"crop_height": 160, "crop_width": 224}, {"crop_height": 320, "crop_width": 320}
 _REAL: dict[RealSize, tuple[DataConfig, int, int, int]] = {
     # tested at six tenths of that for most shapes, and so trained from 0.75 to 1.75 of what is seen then
-    "facade-small": (
-        DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05),
-        1200,
-        1200,
-        8,
-    ),
+    "facade-small": (DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05), 1200, 1200, 8),
     "facade-full": (DataConfig(**_FACADE, **_LARGE_CROP, scale_min=0.75, scale_max=1.75), 3000, 6000, 16),
     "camvid-small": (DataConfig(**_CAMVID, **_CROP, height=180, width=240), 2400, 1200, 8),
     "camvid-full": (_FULL.data, 3000, 6000, 16),

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import runpy
 import shutil
 import sys
 from dataclasses import fields, replace
@@ -320,12 +319,3 @@ def test_a_mistake_is_one_line_and_an_exit_code(folder, capsys):
     assert main(["four", "--records", str(folder), "--device", "gpu"]) == 1
     (message,) = capsys.readouterr().err.splitlines()
     assert message.startswith("apd.study.campaign: device = 'gpu': expected cpu, or cuda where there is a GPU")
-
-
-def test_python_m_runs_it(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["campaign", "--help"])
-    monkeypatch.delitem(sys.modules, "apd.study.campaign")
-    with pytest.raises(SystemExit) as left:
-        runpy.run_module("apd.study.campaign", run_name="__main__")
-    assert left.value.code == 0
-    assert "scenes-tiny" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a distiller adds to a step: the step less the student's own and the teacher's, of the same boxes."""
+"""What a distiller adds to a step is told from the step, the student's own and the teacher's, of the same boxes."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import torch
 from apd.distillers.through_pixels import roi_kd
 from apd.models.detector import build_detector
 from apd.report.comparisons import DETECTION_NAMES
-from apd.report.figures import detector_cost as shown
+from apd.report.figures import detector_cost as told
 from tests import measure_detection
 from tests.measure_detection import detector_step_cost, noise_batch
 
@@ -24,7 +24,7 @@ def networks():
 
 
 class Slow(torch.nn.Module):
-    """A distiller whose loss takes as long as it is set to, by the clock of the test."""
+    """A distiller whose loss takes as long as it is told to, by the clock of the test."""
 
     def __init__(self, clock, seconds):
         super().__init__()
@@ -83,16 +83,16 @@ def measurement(tmp_path_factory):
         patch.setattr(sys, "argv", ["measure_detection", "--repeats", "2", "--to", str(folder)])
         measure_detection.main()
     torch.set_num_threads(threads)
-    (found,) = shown.read_step_costs(folder)
+    (found,) = told.read_step_costs(folder)
     return found
 
 
 def test_every_distiller_is_measured_and_the_table_has_its_median(measurement):
     (row,) = measurement["rows"]
     assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}
-    text = shown.step_cost_table(measurement, row).description
-    assert "step with APD of boxes" in text
-    assert shown.share(row["added"]["roi_apd"][1]) in text
+    shown = told.step_cost_table(measurement, row).description
+    assert "step with APD of boxes" in shown
+    assert told.share(row["added"]["roi_apd"][1]) in shown
 
 
 def test_the_sentence_sorts_distillers_by_the_aim(measurement):
@@ -102,6 +102,6 @@ def test_the_sentence_sorts_distillers_by_the_aim(measurement):
         "roi_apd": [0.2, 0.25, 0.3],
         "review_kd": [0.2, 0.26, 0.3],
     }
-    said = str(shown.step_costs_in_words([changed])).replace("\N{NO-BREAK SPACE}", " ")
+    said = str(told.step_costs_in_words([changed])).replace("\N{NO-BREAK SPACE}", " ")
     assert "at most 25 % of the student’s step (2): KD of boxes 2 %, APD of boxes 25 %; more (1): ReviewKD 26 %" in said
-    assert "0 machines were measured" in str(shown.step_costs_in_words([]))
+    assert "0 machines were measured" in str(told.step_costs_in_words([]))

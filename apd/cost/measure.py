@@ -51,8 +51,8 @@ def latency_of(call: Callable[[], object], seconds: float) -> Latency:
 
 def start_latency(*arguments: str, seconds: float = 3.0) -> Latency:
     """Time a fresh Python with these arguments from its start to its end, its files in the disk's cache."""
-    command = [sys.executable, *arguments]
-    return latency_of(partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL), seconds)
+    start = partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return latency_of(start, seconds)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,13 @@ class Cost:
 
 
 def cost_of(
-    model: nn.Module, *, height: int, width: int, batch: int = 1, device: str | None = None, seconds: float = 0.5
+    model: nn.Module,
+    *,
+    height: int,
+    width: int,
+    batch: int = 1,
+    device: torch.device | str | None = None,
+    seconds: float = 0.5,
 ) -> Cost:
     """Measure the inference of a network that takes images `B 3 H W` in [0, 1]; the network itself is left as it was.
 

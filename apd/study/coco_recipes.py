@@ -166,20 +166,16 @@ def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
     training = TrainingConfig(
         iterations=180_000, head_multiplier=1.0, schedule="steps", milestones=(120_000, 160_000), warmup=1000
     )
-    distillers: dict[DetectionMethod, tuple[DistillerConfig, ...]] = {
-        "student": (),
-        "roi_kd": (RoIKDConfig(),),
-        "review_kd": (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),),
-        "roi_apd": (RoIAPDConfig(),),
-        "dense_apd": (RoIKDConfig(), DenseAPDConfig()),
-    }
+    distillers = tuple(type(config)() for config in UNTUNED[method])  # heads of the default widths
+    if method == "review_kd":
+        distillers = (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),)
     return Experiment(
         data=InstanceDataConfig(name="coco", folder="coco", masks=with_masks(size), height=800, width=1333),
         network=detector,
         training=training,
         precision="fp32",
         teacher=TeacherConfig(network=replace(detector, backbone=teacher), training=training),
-        distillers=distillers[method],
+        distillers=distillers,
     )
 
 

@@ -54,7 +54,7 @@ def term_variants() -> list[Variant]:
 
 def without_kd() -> Variant:
     """All terms but pixel KD, for data on which the method of these terms has a learning rate of its own."""
-    return Variant("terms_r_a_o", "R + A + O at APD’s rate", "terms", (APDConfig(pixel_kd=0.0),))
+    return Variant("terms_r_a_o", "R + A + O at APD’s learning rate", "terms", (APDConfig(pixel_kd=0.0),))
 
 
 def option_variants() -> list[Variant]:
@@ -70,10 +70,10 @@ def option_variants() -> list[Variant]:
         ("scale", "scale_20", "scale 20", APDConfig(scale=20.0)),
         ("width of heads", "width_32", "heads 32 wide", APDConfig(width=32)),
         ("width of heads", "width_512", "heads 512 wide", APDConfig(width=512)),
-        ("teacher's head", "head_1e-5", "rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
-        ("teacher's head", "head_1e-4", "rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
-        ("teacher's head", "head_1e-2", "rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
-        ("teacher's head", "head_poly", "rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
+        ("teacher's head", "head_1e-5", "learning rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
+        ("teacher's head", "head_1e-4", "learning rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
+        ("teacher's head", "head_1e-2", "learning rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
+        ("teacher's head", "head_poly", "learning rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
         ("weights", "alignment_1", "alignment 1", APDConfig(alignment=1.0)),
         ("weights", "alignment_100", "alignment 100", APDConfig(alignment=100.0)),
         ("weights", "observation_0.3", "observation 0.3", APDConfig(observation=0.3)),

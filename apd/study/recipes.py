@@ -23,8 +23,8 @@ Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_wit
 AnyMethod = Literal[Method, coco.DetectionMethod]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {
-    "student": "student alone",
-    "student_equal_seconds": "student alone, APD's seconds",
+    "student": "baseline",
+    "student_equal_seconds": "baseline, equal time",
     "pixel_kd": "+ pixel KD",
     "apd_without_kd": "+ APD without pixel KD",
     "apd": "+ APD",

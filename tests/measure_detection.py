@@ -1,7 +1,7 @@
 """Measure what each distiller adds to a training step of a detector, and write it down.
 
     python -m tests.measure_detection                            the study's small scenes, on the CPU, one thread
-    python -m tests.measure_detection --device cuda --coco       and COCO's pictures at their size, on a GPU
+    python -m tests.measure_detection --device cuda --coco       and COCO's images at their size, on a GPU
 
 The file, `book/results/detection-speed/<device>.json`, is what the chapter on detection is drawn from. Run it on a
 quiet machine.
@@ -9,12 +9,8 @@ quiet machine.
 
 import argparse
 import copy
-import json
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,9 +35,8 @@ from apd.distillers.through_pixels import pyramid_matching, roi_dkd, roi_kd
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
 from apd.study.coco_recipes import HEAD_WIDTH, scenes_detection_experiment
-from apd.training.checkpoint import write_atomically
-from apd.training.provenance import provenance
 from apd.training.run import records_folder
+from tests.measure_speed import header, rounded, shown, write
 
 RECIPE = scenes_detection_experiment("student", seed=0)
 
@@ -82,7 +77,7 @@ def built(config: dict[str, Any], shape: dict[str, Any], device: torch.device) -
 
 
 def distillers_for(student: FasterRCNN, teacher: FasterRCNN, classes: int, heads: int) -> dict[str, nn.Module]:
-    """Every distiller between detectors, by the key of its arm."""
+    """Every distiller between detectors, by the key of its variant."""
     pyramids = student.backbone.out_channels, teacher.backbone.out_channels
     vectors = tuple(net.roi_heads.box_predictor.cls_score.in_features for net in (student, teacher))
     return {
@@ -171,14 +166,7 @@ def measured(device: torch.device, names: list[str], repeats: int) -> Iterator[d
         distillers = distillers_for(student, teacher, shape["classes"], shape["heads"])
         distillers = {key: distiller.to(device) for key, distiller in distillers.items()}
         cost = detector_step_cost(student, teacher, distillers, noise_batch(shape, device), repeats=repeats)
-        row = {"shape": name, **cost}
-        print(row, file=sys.stderr, flush=True)
-        yield row
-
-
-def rounded(values: tuple[float, ...]) -> list[float]:
-    """Three decimals."""
-    return [round(value, 3) for value in values]
+        yield {"shape": name, **cost}
 
 
 def main() -> None:
@@ -192,17 +180,12 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(chosen.device)
     names = [name for name in SHAPES if name != "coco" or chosen.coco]
-    content = {
-        **provenance(device, "fp32"),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    content = header(device, "fp32") | {
         "repeats": chosen.repeats,
         "shapes": {name: SHAPES[name] for name in names},
-        "rows": list(measured(device, names, chosen.repeats)),
+        "rows": shown(measured(device, names, chosen.repeats)),
     }
-    chosen.to.mkdir(parents=True, exist_ok=True)
-    file = chosen.to / f"{re.sub(r'[^a-z0-9]+', '-', content['device']['name'].lower()).strip('-')}.json"
-    write_atomically(file, json.dumps(content, indent=1) + "\n")
-    print(file)
+    print(write(content, chosen.to))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ from apd import (
     PairwiseSimilarity,
     PixelKD,
 )
+from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
-from apd.cost.measure import LOSS_SHAPES, Latency, LossShape, loss_batch, loss_cost, step_latency
+from apd.cost.measure import LOSS_SHAPES, Latency, LossShape, latency_of, loss_batch, loss_cost
+from apd.data.batches import Batch
 from apd.study.recipes import recipe
 from apd.training.checkpoint import write_atomically
+from apd.training.cuda_graph import EAGER_STEPS
 from apd.training.provenance import provenance
 from apd.training.run import records_folder
+from apd.training.segmentation import SegmentationTask, build_network
+from apd.training.trainer import TrainStep
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -107,9 +113,30 @@ def measured(device: torch.device, *, compiled: bool, seconds: float) -> Iterato
                 for way, loss in ways:
                     cost = loss_cost(loss, batch, seconds=seconds)
                     row = {"shape": shape_name, "loss": name, "dtype": dtype_name, "way": way}
-                    row |= {"milliseconds": [round(value, 3) for value in cost.milliseconds]}
-                    row |= {"peak_bytes": cost.peak_bytes}
-                    yield row
+                    yield row | {"milliseconds": rounded(cost.milliseconds), "peak_bytes": cost.peak_bytes}
+
+
+def random_batch(experiment: Experiment, classes: int) -> Batch:
+    """A batch of the experiment's size in main memory: noise, and labels in 8 x 8 patches."""
+    random, count = torch.Generator().manual_seed(0), experiment.training.batch_size
+    size = experiment.data.crop_height, experiment.data.crop_width
+    patches_B88 = torch.randint(classes, (count, 8, 8), generator=random)
+    rows, columns = (torch.arange(side) * 8 // side for side in size)
+    return Batch(torch.rand(count, 3, *size, generator=random), patches_B88[:, rows][:, :, columns].contiguous())
+
+
+def step_latency(experiment: Experiment, device: torch.device, *, seconds: float = 1.0) -> Latency:
+    """Time an optimiser step in segmentation, teacher and distillers included, on random weights and a random batch."""
+    classes = spec_of(experiment.data).num_classes
+    student = build_network(experiment.network, classes, device, seed=0, weights_follow=True).train()
+    teacher = None
+    if experiment.teacher is not None:
+        teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
+        teacher.eval().requires_grad_(False)
+    step = partial(TrainStep(SegmentationTask(experiment), student, teacher), random_batch(experiment, classes))
+    for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
+        step()
+    return latency_of(step, seconds)
 
 
 def published(device: torch.device, *, seconds: float) -> Iterator[dict[str, Any]]:
@@ -130,8 +157,8 @@ def published(device: torch.device, *, seconds: float) -> Iterator[dict[str, Any
             yield {
                 "recipe": size,
                 "dtype": precision,
-                **{name: [round(value, 3) for value in latency] for name, latency in steps.items()},
-                "loss": [round(value, 3) for value in loss.milliseconds],
+                **{name: rounded(latency) for name, latency in steps.items()},
+                "loss": rounded(loss.milliseconds),
                 "share_of_time": round(loss.milliseconds.median / steps["step"].median, 4),
                 "peak_bytes": peaks["step"],
                 "loss_peak_bytes": loss.peak_bytes,
@@ -148,6 +175,11 @@ def _step(experiment: Experiment, device: torch.device, seconds: float) -> tuple
     return step_latency(experiment, device, seconds=seconds), torch.cuda.max_memory_allocated(device)
 
 
+def rounded(values: Iterable[float]) -> list[float]:
+    """Three decimals."""
+    return [round(value, 3) for value in values]
+
+
 def shown(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, each printed when it is there."""
     found = []
@@ -155,6 +187,19 @@ def shown(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         print(row, file=sys.stderr, flush=True)
         found.append(row)
     return found
+
+
+def header(device: torch.device, precision: str) -> dict[str, Any]:
+    """Where and when something is measured."""
+    return {**provenance(device, precision), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def write(content: dict[str, Any], folder: Path) -> Path:
+    """Write a measurement to a file with the device's name; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{re.sub(r'[^a-z0-9]+', '-', content['device']['name'].lower()).strip('-')}.json"
+    write_atomically(file, json.dumps(content, indent=1) + "\n")
+    return file
 
 
 def main() -> None:
@@ -168,12 +213,7 @@ def main() -> None:
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
     torch.set_num_threads(1)
-    content = {
-        **provenance(device, "fp32 and bf16"),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "shapes": {name: shape._asdict() for name, shape in LOSS_SHAPES.items()},
-    }
-    file = chosen.to / f"{re.sub(r'[^a-z0-9]+', '-', content['device']['name'].lower()).strip('-')}.json"
+    content = header(device, "fp32 and bf16") | {"shapes": {name: s._asdict() for name, s in LOSS_SHAPES.items()}}
     parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
         "rows": lambda: measured(device, compiled=chosen.compiled, seconds=chosen.seconds),
         "published": lambda: published(device, seconds=chosen.seconds),
@@ -181,12 +221,9 @@ def main() -> None:
     # the paper's step takes a CPU minutes
     wanted = chosen.parts or ["losses", *(["published"] if device.type == "cuda" else [])]
     for part, measure in parts.items():
-        if part.replace("rows", "losses") not in wanted:
-            continue
-        content[part] = shown(measure())
-        chosen.to.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(content, indent=1) + "\n")
-    print(file)
+        if part.replace("rows", "losses") in wanted:
+            content[part] = shown(measure())
+            print(write(content, chosen.to))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from own_folders import leave, make, trained
 from PIL import Image
-from test_own_recipe import leave, make, trained
 
 from apd.data.census import Census, census_of
 from apd.data.dataset_yaml import folder_spec, open_folder

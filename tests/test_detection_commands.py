@@ -247,8 +247,8 @@ def test_a_dry_run_of_detection_tells_data_networks_memory_and_time_and_writes_n
     assert "trained first unless its run is finished" in text
     assert "iterations: 2 of 2 images, 1.3 times each training image" in text
     assert "measured on the data: 1 steps of 2 images" in text
-    assert "in a picture, " in text
-    assert "2 pictures, of 80" in text
+    assert "in an image, " in text
+    assert "2 images, of 80" in text
     for quantity in ("M parameters", "GMAC at 64x80", "memory, estimated", "in each of 2 processes", "time, in"):
         assert quantity in text
     assert "the teacher's training before it" in text

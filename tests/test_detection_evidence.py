@@ -49,7 +49,7 @@ from apd.report.figures.detection_trials import (
 from apd.report.figures.tables import interval
 from apd.report.statistics import MIOU, ComparisonError, compare, paired_difference, spread
 from apd.study.campaigns import CAMPAIGNS, scenes_experiment
-from apd.study.coco_recipes import STUDENT_RATE
+from apd.study.coco_recipes import STUDENT_LEARNING_RATE
 from apd.training.record import Record, read_records
 from apd.training.run import records_folder
 
@@ -71,7 +71,7 @@ def trials():
 
 
 def test_real_records_are_compared_by_the_average_precision_that_each_of_them_holds(trials):
-    kept = [r for r in trials if r.experiment.name.endswith(f"-rate{STUDENT_RATE:g}-seed0")]
+    kept = [r for r in trials if r.experiment.name.endswith(f"-rate{STUDENT_LEARNING_RATE:g}-seed0")]
     (found,) = detection_comparisons(kept)
     assert set(found.arms) == {"student", "roi_kd", "roi_apd"}
     for record in kept:
@@ -80,11 +80,13 @@ def test_real_records_are_compared_by_the_average_precision_that_each_of_them_ho
         assert found.by(MASK_AP).values(method) == {0: record.ap["masks"].ap}
         assert 0.1 < record.ap["masks"].ap < record.teacher_ap["masks"].ap
     assert [each.score for each in by_kind([found])] == [BOX_AP, MASK_AP]
-    assert f"{STUDENT_RATE:g}" in setup_table(found).description
+    assert f"{STUDENT_LEARNING_RATE:g}" in setup_table(found).description
 
 
 def test_things_are_counted_by_size_where_the_scenes_are_those_that_were_scored(trials, comparison):
-    (found,) = detection_comparisons([r for r in trials if r.experiment.name == f"student-rate{STUDENT_RATE:g}-seed0"])
+    (found,) = detection_comparisons(
+        [r for r in trials if r.experiment.name == f"student-rate{STUDENT_LEARNING_RATE:g}-seed0"]
+    )
     told = str(things_in_words([found]))
     total, pictures, small, medium, large = map(
         int, re.findall(r"(?<![\d.])(\d+) (?:things|pict|small|medium|large)", told)

@@ -31,7 +31,14 @@ from apd.report.figures.tables import interval
 from apd.report.figures.words import read_campaigns
 from apd.report.statistics import ComparisonError
 from apd.study.campaigns import experiments_of
-from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TEACHER_RATES, TRIED_PAIR_RATES, scenes_pair
+from apd.study.recipes import (
+    HEADS,
+    PAIR_METHODS,
+    STUDENT_LEARNING_RATES,
+    TEACHER_LEARNING_RATES,
+    TRIED_PAIR_LEARNING_RATES,
+    scenes_pair,
+)
 from apd.training.run import train
 
 CAMPAIGNS = ("scenes-pairs", "camvid-pairs", "camvid-small")
@@ -71,7 +78,7 @@ def test_every_role_and_backbone_is_planned_and_no_student_alone_twice():
     planned = experiments_of("scenes-pairs")
     assert len(planned) == 90
     alone = Counter((e.network, e.seed) for e in planned if not e.distillers)
-    assert len(alone) == len(HEADS) * len(STUDENT_RATES) * 3
+    assert len(alone) == len(HEADS) * len(STUDENT_LEARNING_RATES) * 3
     assert set(alone.values()) == {1}
     assert all(e.teacher is None for e in planned if not e.distillers)
     taught = {
@@ -79,7 +86,7 @@ def test_every_role_and_backbone_is_planned_and_no_student_alone_twice():
         for e in planned
         if e.distillers
     }
-    assert taught == set(product(HEADS, HEADS, STUDENT_RATES, ["pixel_kd", "apd"], range(3)))
+    assert taught == set(product(HEADS, HEADS, STUDENT_LEARNING_RATES, ["pixel_kd", "apd"], range(3)))
 
 
 def test_runs_of_a_student_differ_in_teacher_and_losses_and_teachers_in_their_heads():
@@ -97,18 +104,18 @@ def test_runs_of_a_student_differ_in_teacher_and_losses_and_teachers_in_their_he
 
 def test_a_backbone_has_one_rate_for_everything_it_is_compared_in():
     for e in experiments_of("scenes-pairs"):
-        assert e.training.learning_rate == STUDENT_RATES[e.network.backbone]
+        assert e.training.learning_rate == STUDENT_LEARNING_RATES[e.network.backbone]
 
 
 def test_every_network_gets_the_same_trials_of_its_rate_and_those_used_are_runs_of_the_campaign():
     trials = experiments_of("scenes-pairs-tuning")
     students = [e for e in trials if not e.name.startswith("teacher")]
     tried = Counter((e.network.backbone, e.training.learning_rate) for e in students)
-    assert set(tried) == set(product(STUDENT_RATES, TRIED_PAIR_RATES))
+    assert set(tried) == set(product(STUDENT_LEARNING_RATES, TRIED_PAIR_LEARNING_RATES))
     assert set(tried.values()) == {len(HEADS) * len(PAIR_METHODS)}
     assert all(e.teacher is None or e.teacher.network.head == e.network.head for e in students)
     planned = {fingerprint(e) for e in experiments_of("scenes-pairs")}
-    used = [e for e in students if e.training.learning_rate == STUDENT_RATES[e.network.backbone]]
+    used = [e for e in students if e.training.learning_rate == STUDENT_LEARNING_RATES[e.network.backbone]]
     assert {fingerprint(e) for e in used} <= planned
     of_teachers = {fingerprint(e.teacher_experiment()) for e in experiments_of("scenes-pairs") if e.teacher}
     assert of_teachers <= {fingerprint(e) for e in trials}
@@ -138,7 +145,7 @@ def test_the_rates_of_the_recipe_are_those_that_the_committed_trials_choose():
     campaigns, _ = read_campaigns(["scenes-pairs-tuning"])
     found = tried_rates(campaigns["scenes-pairs-tuning"])
     assert len(campaigns["scenes-pairs-tuning"]) == len(experiments_of("scenes-pairs-tuning"))
-    used = STUDENT_RATES | {f"teacher-{head}": rate for head, rate in TEACHER_RATES.items()}
+    used = STUDENT_LEARNING_RATES | {f"teacher-{head}": rate for head, rate in TEACHER_LEARNING_RATES.items()}
     assert {whose: best_rate(trials) for whose, trials in found.items()} == used
 
 

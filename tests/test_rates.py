@@ -10,8 +10,14 @@ from apd.config.identity import fingerprint
 from apd.report.figures.rates import rates_table, validation_by_strength, validation_miou, weights_table
 from apd.report.statistics import method_of
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, plain_variants, variant_names, variant_of_strength
-from apd.study.campaigns import BEST_OTHER_METHODS, TRIED_LEARNING_RATES, TRIED_RATES, TUNED_METHODS, experiments_of
-from apd.study.recipes import LEARNING_RATES, SECONDS_OF_APD, SMALL_RATES, recipe
+from apd.study.campaigns import (
+    BEST_OTHER_METHODS,
+    TRIED_LEARNING_RATES,
+    TRIED_SMALL_LEARNING_RATES,
+    TUNED_METHODS,
+    experiments_of,
+)
+from apd.study.recipes import LEARNING_RATES, SECONDS_OF_APD, SMALL_LEARNING_RATES, recipe
 from apd.training.record import read_record, read_records
 from apd.training.run import records_folder
 
@@ -103,9 +109,11 @@ def test_every_methods_rate_on_camvid_is_the_best_of_its_records():
     for record in read_records(records_folder("camvid-small-rates")):
         method, rate = record.experiment.name.split("-")[0], record.experiment.training.learning_rate
         found.setdefault(method, {})[rate] = validation_miou(record)
-    assert {method: set(rates) for method, rates in found.items()} == {key: set(TRIED_RATES) for key in TUNED_METHODS}
+    assert {method: set(rates) for method, rates in found.items()} == {
+        key: set(TRIED_SMALL_LEARNING_RATES) for key in TUNED_METHODS
+    }
     for method in TUNED_METHODS:
-        assert max(found[method], key=found[method].get) == SMALL_RATES[method]
+        assert max(found[method], key=found[method].get) == SMALL_LEARNING_RATES[method]
 
 
 def test_every_methods_learning_rate_on_labelmefacade_is_the_best_of_its_records_and_not_at_an_end_of_the_grid():

@@ -4,13 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from own_folders import leave, make, trained
 from PIL import Image
-from test_own_recipe import leave, make, trained
 
 from apd.config import inference as protocol
 from apd.config.experiment import DataConfig, Experiment, ExperimentError
-from apd.config.image_sizes import least_side, require_sides, shown_size
-from apd.config.inference import WHOLE_IMAGE, InferenceOptions
+from apd.config.inference import WHOLE_IMAGE, InferenceOptions, least_side, require_sides, shown_size
 from apd.data.images import DataError
 from apd.models import segmenter
 from apd.training.run import runs_folder

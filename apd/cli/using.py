@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from apd.cli.parsing import parse
 from apd.config.experiment import Experiment
-from apd.config.image_sizes import require_sides, require_split_sides, shown_size
-from apd.config.inference import InferenceOptions
+from apd.config.inference import InferenceOptions, require_sides, require_split_sides, shown_size
 from apd.data.images import DataError
 from apd.training.exit_codes import UsageError
 from apd.training.record import Record, read_record

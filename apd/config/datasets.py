@@ -17,7 +17,8 @@ from apd.data.published_specs import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONT
 from apd.data.scenes import Scenes
 from apd.data.specs import CAMVID, SCENES, DatasetSpec, SegmentationDataset
 
-_PUBLISHED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)}
+_CONVERTED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)}
+_SPECS = {"camvid": CAMVID, "labelmefacade": LABELMEFACADE, "scenes": SCENES, **_CONVERTED}
 
 
 class Splits(NamedTuple):
@@ -30,7 +31,7 @@ class Splits(NamedTuple):
 
 
 def require_segmentation(config: object) -> None:
-    """What knows of segmentation only refuses the parts of a detection experiment, instead of stumbling over them."""
+    """Refuse the parts of a detection experiment where only segmentation is known."""
     if isinstance(config, InstanceDataConfig | DetectorConfig):
         raise ExperimentError(
             f"{type(config).__name__} belongs to detection, and what was asked for is there for segmentation only: "
@@ -39,17 +40,12 @@ def require_segmentation(config: object) -> None:
 
 
 def build_split(data: DataConfig, split: str) -> SegmentationDataset:
-    """One split of the experiment's data; missing or damaged data raises a DataError that says what to do.
-
-    `long_side` is for evaluation: the training split keeps the size of `height` and `width`.
-    """
+    """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
     require_segmentation(data)
+    size = {"height": data.height or None, "width": data.width or None}
     if data.name == "scenes":
         count = data.train_images if split == "train" else data.evaluation_images
-        return Scenes(
-            count, height=data.height, width=data.width, context_shift=data.context_shift, seed=data.world, split=split
-        )
-    size = {"height": data.height or None, "width": data.width or None}
+        return Scenes(count, **size, context_shift=data.context_shift, seed=data.world, split=split)
     dataset: SegmentationDataset
     if data.name == "camvid":
         dataset = CamVid(find_data("CamVid"), split, **size)
@@ -58,19 +54,17 @@ def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     elif data.name == "folder":
         dataset = open_folder(data.folder, split, **size)
     else:
-        spec = _PUBLISHED[data.name]
+        spec = _CONVERTED[data.name]
         if split not in dict(spec.splits):
             raise ExperimentError(f"split = {split!r}: the labels of {spec.name}'s {split} are not public, so use val")
         dataset = ConvertedDataset(spec, split, **size)
-    return LongSide(dataset, data.long_side) if data.long_side and split != "train" else dataset
+    return LongSide(dataset, data.long_side) if data.long_side and split != "train" else dataset  # it is for evaluation
 
 
 def spec_of(data: DataConfig) -> DatasetSpec:
-    """Names and colours of the experiment's classes, without touching pictures (a folder's dataset.yaml is read)."""
+    """Names and colours of the experiment's classes, without touching images (a folder's dataset.yaml is read)."""
     require_segmentation(data)
-    if data.name == "folder":
-        return folder_spec(data.folder)
-    return {"camvid": CAMVID, "labelmefacade": LABELMEFACADE, "scenes": SCENES, **_PUBLISHED}[data.name]
+    return folder_spec(data.folder) if data.name == "folder" else _SPECS[data.name]
 
 
 def build_splits(data: DataConfig) -> Splits:

@@ -1,69 +1,62 @@
-"""What an experiment in detection or instance segmentation is made of: its data and its networks.
+"""Data and networks of an experiment in detection, in place of DataConfig and NetworkConfig.
 
-They take the places of :class:`~apd.config.experiment.DataConfig` and :class:`~apd.config.experiment.NetworkConfig`;
-the field `kind` tells one from the other in a file, and is always part of the fingerprint. Nothing here imports torch.
+A file says so by the field `kind`, which is always part of the fingerprint.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from apd.fields import require, require_types
 
 LEAST_SIDE = 64
-"""Pixels of a picture's side from which maps of stride 32, on which batch norm trains, have 2 × 2 cells."""
+"""Pixels of an image's side from which maps of stride 32, on which batch norm trains, have 2 × 2 cells."""
+
+
+def require_images(data: Any) -> None:
+    """Raise ExperimentError unless the fields that data of both tasks have, augmentation and scenes, are in range."""
+    require(0 < data.scale_min <= data.scale_max, data, "scale_min", f"0 < scale_min <= scale_max {data.scale_max}")
+    require(0 <= data.flip <= 1, data, "flip", "a probability between 0 and 1")
+    require(0 <= data.jitter < 1, data, "jitter", "0 <= jitter < 1")
+    require(0 <= data.context_shift <= 1, data, "context_shift", "a number between 0 and 1")
+    for name in ("train_images", "evaluation_images"):
+        require(getattr(data, name) >= 1, data, name, "at least 1")
+    require(data.world >= 0, data, "world", "an integer >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceDataConfig:
-    """Which pictures with things, at which size, and how they are varied in training.
+    """Which images with annotated objects, at which size, and how they are augmented in training.
 
     Example:
         >>> InstanceDataConfig(name="coco", folder="tiny_coco", height=320, width=480).val_part
         'val2017'
     """
 
-    kind: Literal["instances"] = "instances"
-    """Says that this is data for detection."""
+    kind: Literal["instances"] = "instances"  #: Says that this is data for detection.
     name: Literal["scenes", "coco"] = "scenes"
     """The built-in scenes' signs, cars and pedestrians, or a data set with annotations as COCO has them."""
-    folder: str = ""
-    """COCO only: its folder below APD_DATA, such as coco or tiny_coco."""
+    folder: str = ""  #: COCO only: its folder below APD_DATA, such as coco or tiny_coco.
     annotations: str = "annotations/instances_{split}.json"
     """COCO only: the file of a split in that folder; {split} stands for the split's name."""
-    pictures: str = "{split}"
-    """COCO only: the folder of a split's pictures in that folder."""
-    train_part: str = "train2017"
-    """COCO only: name of the split that is trained on."""
-    val_part: str = "val2017"
-    """COCO only: name of the split that is scored. Where it is `train_part`, as it may be for the 50 pictures of
-    tiny_coco, scores say how well the training pictures are known by heart and nothing else."""
-    masks: bool = True
-    """COCO only: read the things' masks; False where the file has boxes alone."""
+    pictures: str = "{split}"  #: COCO only: the folder of a split's images in that folder.
+    train_part: str = "train2017"  #: COCO only: name of the split that is trained on.
+    val_part: str = "val2017"  #: COCO only: name of the split that is scored; where it is `train_part`, overfitting is.
+    masks: bool = True  #: COCO only: read the objects' masks; False where the file has boxes alone.
     height: int = 96
-    """Rows of a scene. With `width` the size to which a detector brings each picture: the shorter side becomes the
-    smaller of the two unless the longer would exceed the greater (COCO: 800 and 1333)."""
-    width: int = 128
-    """Columns of a scene; see `height`."""
+    """Rows of a scene. A detector brings an image's shorter side to the smaller of `height` and `width`, unless the
+    longer would exceed the greater (COCO: 800 and 1333)."""
+    width: int = 128  #: Columns of a scene; see `height`.
     evaluation_split: Literal["val", "test"] = "val"
     """Split of the final scores; intermediate ones always use val. COCO has val only: test's annotations are secret."""
-    flip: float = 0.5
-    """Probability of a horizontal flip (torchvision, Detectron2: 0.5)."""
-    scale_min: float = 1.0
-    """Smallest random scale, after which a picture is padded to its size (torchvision: none)."""
-    scale_max: float = 1.0
-    """Largest random scale, after which a picture is cropped to its size (torchvision: none)."""
-    jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter; 0 switches it off."""
-    context_shift: float = 0.5
-    """Scenes only: how strongly each image has its own light, palette and texture, from 0 to 1."""
-    train_images: int = 200
-    """Scenes only: images in the training split."""
-    evaluation_images: int = 100
-    """Scenes only: images in val and in test."""
-    world: int = 0
-    """Scenes only: seed of the data set itself; the experiment's seed never changes the data."""
-    least_pixels: int = 16
-    """Scenes only: things with fewer visible pixels need not be found and are not trained on (own choice, 4 × 4)."""
+    flip: float = 0.5  #: Probability of a horizontal flip (torchvision, Detectron2: 0.5).
+    scale_min: float = 1.0  #: Smallest random scale, after which an image is padded to its size (torchvision: none).
+    scale_max: float = 1.0  #: Largest random scale, after which an image is cropped to its size (torchvision: none).
+    jitter: float = 0.0  #: Strength of brightness, contrast and saturation jitter; 0 switches it off.
+    context_shift: float = 0.5  #: Scenes only: how far light, palette and texture differ between images, 0 to 1.
+    train_images: int = 200  #: Scenes only: images in the training split.
+    evaluation_images: int = 100  #: Scenes only: images in val and in test.
+    world: int = 0  #: Scenes only: seed of the data set itself; the experiment's seed never changes the data.
+    least_pixels: int = 16  #: Scenes only: objects with fewer visible pixels are no objects (own choice, 4 × 4).
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -74,42 +67,30 @@ class InstanceDataConfig:
             require(self.evaluation_split == "val", self, "evaluation_split", "val: test's annotations are not public")
             for name in ("annotations", "pictures", "train_part", "val_part"):
                 require(bool(getattr(self, name)), self, name, "a text that is not empty")
-        require(0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}")
-        require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
-        require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")
-        require(0 <= self.context_shift <= 1, self, "context_shift", "a number between 0 and 1")
-        for name in ("train_images", "evaluation_images", "least_pixels"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(self.world >= 0, self, "world", "an integer >= 0")
+        require_images(self)
+        require(self.least_pixels >= 1, self, "least_pixels", "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
     """Mask R-CNN or Faster R-CNN with a feature pyramid, as :func:`apd.models.detector.build_detector` builds it.
 
-    Defaults are torchvision's, for COCO's pictures; for pictures of 100 pixels see there.
+    Defaults are torchvision's, for COCO's images; for images of 100 pixels see there.
 
     Example:
         >>> DetectorConfig(kind="faster_rcnn", backbone="resnet50", weights="coco").rois
         512
     """
 
-    kind: Literal["mask_rcnn", "faster_rcnn"] = "mask_rcnn"
-    """Boxes and masks, or boxes alone."""
+    kind: Literal["mask_rcnn", "faster_rcnn"] = "mask_rcnn"  #: Boxes and masks, or boxes alone.
     backbone: Literal["resnet18", "resnet50", "resnet101", "mobilenet_v3_large", "mobilenet_v3_small"] = "resnet18"
     """torchvision's classifier below the pyramid."""
-    width: int = 256
-    """Channels of the pyramid and of the mask head."""
-    box_width: int = 1024
-    """Length of the box head's vector, the feature before the class layer."""
-    smallest_anchor: int = 32
-    """Side in pixels of the smallest anchors; 8 suits pictures of 100 pixels."""
-    proposals: int = 2000
-    """Most proposals of a training picture; half as many in evaluation."""
-    rois: int = 512
-    """Proposals of a picture that the box head is trained on."""
-    detections: int = 100
-    """Most findings in a picture (COCO counts 100)."""
+    width: int = 256  #: Channels of the pyramid and of the mask head.
+    box_width: int = 1024  #: Length of the box head's vector, the feature before the class layer.
+    smallest_anchor: int = 32  #: Side in pixels of the smallest anchors; 8 suits images of 100 pixels.
+    proposals: int = 2000  #: Most proposals of a training image; half as many in evaluation.
+    rois: int = 512  #: Proposals of an image that the box head is trained on.
+    detections: int = 100  #: Most detections in an image (COCO counts 100).
     weights: Literal["none", "imagenet", "coco"] = "none"
     """Initial weights, torchvision's: none, the backbone's of ImageNet, or a whole ResNet-50 detector's of COCO."""
 
@@ -117,7 +98,6 @@ class DetectorConfig:
         require_types(self)
         for name in ("width", "box_width", "smallest_anchor", "proposals", "rois", "detections"):
             require(getattr(self, name) >= 1, self, name, "an integer >= 1")
-        if self.weights == "coco":
-            told = "none or imagenet here: torchvision has COCO weights for resnet50 with width 256 and box_width 1024"
-            sizes = (self.backbone, self.width, self.box_width)
-            require(sizes == ("resnet50", 256, 1024), self, "weights", told)
+        built = self.weights != "coco" or (self.backbone, self.width, self.box_width) == ("resnet50", 256, 1024)
+        sizes = "resnet50 with width 256 and box_width 1024"
+        require(built, self, "weights", f"none or imagenet here: torchvision has COCO weights for {sizes}")

@@ -1,95 +1,57 @@
-"""What an experiment is: a frozen, validated configuration.
-
-Wrong values fail at construction with the field, the value and what was expected.
-"""
+"""What an experiment is: a frozen configuration. A wrong value fails at construction, with field and expectation."""
 
 import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
 from apd.config.compatibility import TaskName, require_fit, require_one_task, task_of_data
-from apd.config.detection import DetectorConfig, InstanceDataConfig
-from apd.config.image_sizes import least_side
-from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions
-from apd.distillers.apd import APDConfig
+from apd.config.detection import DetectorConfig, InstanceDataConfig, require_images
+from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
 from apd.distillers.base import DistillerConfig
 from apd.fields import ExperimentError, require, require_types
 
 Precision = Literal["auto", "fp32", "bf16"]
+_PUBLISHED = Literal["cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, at which size, and how they are varied in training."""
+    """Which images, at which size, and how they are augmented in training."""
 
-    name: Literal[
-        "scenes",
-        "camvid",
-        "labelmefacade",
-        "cityscapes",
-        "ade20k",
-        "pascal_context_59",
-        "pascal_context_60",
-        "coco",
-        "folder",
-    ] = "scenes"
+    name: Literal["scenes", "camvid", "labelmefacade", _PUBLISHED, "folder"] = "scenes"
     """Data set: the built-in scenes, a published one found through APD_DATA, or a folder of your own."""
-    folder: str = ""
-    """Folder only: the folder that holds dataset.yaml; a relative path is looked for below APD_DATA first."""
-    height: int = 96
-    """Rows of an image after loading, in pixels; with height and width 0 every image keeps its own size."""
-    width: int = 128
-    """Columns of an image after loading, in pixels."""
+    folder: str = ""  #: Folder only: where dataset.yaml lies; a relative path is looked for below APD_DATA first.
+    height: int = 96  #: Rows of an image after loading; with height and width 0 every image keeps its own size.
+    width: int = 128  #: Columns of an image after loading.
     long_side: int = 0
-    """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or
-    2048); 0 leaves images as loaded."""
+    """Not scenes: longest side of an image in evaluation (released recipes: 512 or 2048); 0 leaves it as loaded."""
     evaluation_split: Literal["val", "test", "test_out_of_place", "night"] = "val"
-    """Split of the final scores; intermediate ones always use val. The last two: labelmefacade only, which is scored on
-    them, too, with test."""
-    crop_height: int = 96
-    """Rows of a training crop."""
-    crop_width: int = 96
-    """Columns of a training crop."""
-    scale_min: float = 0.5
-    """Smallest random scale (released recipes: 0.5)."""
-    scale_max: float = 2.0
-    """Largest random scale (released recipes: 2)."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter; 0 switches it off."""
-    rotation: float = 0.0
-    """Largest rotation either way in degrees, for every other image on average (released recipes: 10)."""
-    blur: float = 0.0
-    """Probability of a Gaussian blur (released recipes: 0.5, from their base semseg)."""
-    context_shift: float = 0.5
-    """Scenes only: how strongly each image has its own light, palette and texture, from 0 to 1."""
-    train_images: int = 200
-    """Scenes only: images in the training split."""
-    evaluation_images: int = 100
-    """Scenes only: images in val and in test."""
-    world: int = 0
-    """Scenes only: seed of the data set itself; the experiment's seed never changes the data."""
+    """Split of the final scores; intermediate ones use val. The last two: labelmefacade only, scored with its test."""
+    crop_height: int = 96  #: Rows of a training crop.
+    crop_width: int = 96  #: Columns of a training crop.
+    scale_min: float = 0.5  #: Smallest random scale (released recipes: 0.5).
+    scale_max: float = 2.0  #: Largest random scale (released recipes: 2).
+    flip: float = 0.5  #: Probability of a horizontal flip.
+    jitter: float = 0.0  #: Strength of brightness, contrast and saturation jitter; 0 switches it off.
+    rotation: float = 0.0  #: Largest rotation in degrees, of every other image on average (released recipes: 10).
+    blur: float = 0.0  #: Probability of a Gaussian blur (released recipes: 0.5, from their base semseg).
+    context_shift: float = 0.5  #: Scenes only: how far light, palette and texture differ between images, 0 to 1.
+    train_images: int = 200  #: Scenes only: images in the training split.
+    evaluation_images: int = 100  #: Scenes only: images in val and in test.
+    world: int = 0  #: Scenes only: seed of the data set itself; the experiment's seed never changes the data.
 
     def __post_init__(self) -> None:
         require_types(self)
         for name in ("crop_height", "crop_width"):
             require(getattr(self, name) >= 32, self, name, "an integer >= 32")
-        for name in ("height", "width"):
+        for name in ("height", "width", "long_side"):
             require(getattr(self, name) >= 32 or getattr(self, name) == 0, self, name, "an integer >= 32, or 0")
         require((self.height == 0) == (self.width == 0), self, "width", f"0 only together with height {self.height}")
         require(self.name != "scenes" or self.height > 0, self, "height", "an integer >= 32: scenes have no own size")
-        require(self.long_side >= 32 or self.long_side == 0, self, "long_side", "an integer >= 32, or 0")
         require(self.name != "folder" or bool(self.folder), self, "folder", "the path of a folder with a dataset.yaml")
-        require(0 < self.scale_min <= self.scale_max, self, "scale_min", f"0 < scale_min <= scale_max {self.scale_max}")
-        require(0 <= self.flip <= 1, self, "flip", "a probability between 0 and 1")
-        require(0 <= self.jitter < 1, self, "jitter", "0 <= jitter < 1")
+        require_images(self)
         require(0 <= self.rotation <= 180, self, "rotation", "degrees between 0 and 180")
         require(0 <= self.blur <= 1, self, "blur", "a probability between 0 and 1")
-        require(0 <= self.context_shift <= 1, self, "context_shift", "a number between 0 and 1")
-        for name in ("train_images", "evaluation_images"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(self.world >= 0, self, "world", "an integer >= 0")
         own = self.name == "labelmefacade" or self.evaluation_split in ("val", "test")
         require(own, self, "evaluation_split", f"val or test: {self.name} has no other")
 
@@ -105,24 +67,17 @@ class NetworkConfig:
     """A segmentation network: backbone, head and classifier."""
 
     backbone: str = "mobilenetv2_050"
-    """resnet18_deep, resnet50_deep or resnet101_deep (as published), or a timm backbone that offers features_only and
-    can be dilated."""
-    head: Literal["psp", "aspp"] = "psp"
-    """Head between backbone and classifier: PSPNet's or DeepLabV3's."""
-    head_width: int = 128
-    """Channels of the feature map before the classifier (paper: 512)."""
-    output_stride: Literal[4, 8, 16] = 16
-    """Stride of the feature map (paper: 8; 4 for small pictures, where the backbone can)."""
+    """resnet18_deep, resnet50_deep or resnet101_deep (as published), or a timm backbone that can be dilated."""
+    head: Literal["psp", "aspp"] = "psp"  #: Head between backbone and classifier: PSPNet's or DeepLabV3's.
+    head_width: int = 128  #: Channels of the feature map before the classifier (paper: 512).
+    output_stride: Literal[4, 8, 16] = 16  #: Stride of the feature map (paper: 8; 4 where the backbone can).
     weights: Literal["none", "imagenet", "torchvision"] = "none"
     """Initial weights of the backbone: random, ImageNet's from an offline package or timm, or torchvision's."""
-    dropout: float = 0.1
-    """Channel dropout before the classifier (paper: 0.1)."""
+    dropout: float = 0.1  #: Channel dropout before the classifier (paper: 0.1).
     dilation: Literal["one_conv", "all_convs"] = "one_conv"
     """Deep-stem ResNets only: dilate one 3x3 convolution of a block (released code) or all (there, with 60 classes)."""
-    aspp_reach: int = 288
-    """Head aspp only: pixels of the image to the outermost taps (released code: 36 cells of stride 8)."""
-    weights_file: str = ""
-    """Deep-stem ResNets with weights imagenet only: a file of ImageNet weights in place of timm's."""
+    aspp_reach: int = 288  #: Head aspp only: pixels to the outermost taps (released code: 36 cells of stride 8).
+    weights_file: str = ""  #: Deep-stem ResNets with weights imagenet only: a file in place of timm's weights.
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -133,94 +88,68 @@ class NetworkConfig:
             require(self.aspp_reach >= least, self, "aspp_reach", f"at least {least}, three times output_stride")
         else:
             require(self.aspp_reach == 288, self, "aspp_reach", f"288, the default: the head {self.head} has none")
-        if self.weights_file:
-            told = f"weights = 'imagenet' beside it, not {self.weights!r}"
-            require(self.weights == "imagenet", self, "weights_file", told)
+        expected = f"weights = 'imagenet' beside it, not {self.weights!r}"
+        require(not self.weights_file or self.weights == "imagenet", self, "weights_file", expected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Optimiser and schedule of one network. Defaults without a remark are those of the released code."""
 
-    iterations: int = 1000
-    """Optimiser steps."""
-    batch_size: int = 8
-    """Images in one optimiser step, of all processes and of all parts of an accumulation together."""
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    """Of the student and its heads: SGD with momentum, or AdamW with PyTorch's betas (own choice)."""
-    learning_rate: float = 0.01
-    """Rate of the backbone, which the schedule and the warm-up scale from step to step."""
-    head_multiplier: float = 10.0
-    """Rate of heads and classifier, as a multiple of the backbone's."""
-    momentum: float = 0.9
-    """SGD's; no part of AdamW, with which it stays at its default."""
-    weight_decay: float = 1e-4
-    """Of every parameter: in the gradient with SGD, beside it with AdamW."""
-    schedule: Literal["poly", "steps"] = "poly"
-    """How the rate falls: as (1 - t/T)^power, or to a tenth at each milestone."""
-    power: float = 0.9
-    """Exponent of the poly schedule; no part of steps, with which it stays at its default."""
-    milestones: tuple[int, ...] = ()
-    """Schedule steps only: the iterations from which on the rate is a tenth of what it was, in order."""
-    warmup: int = 0
-    """Iterations over which the rate rises evenly to what the schedule says; 0 starts there (released code)."""
-    auxiliary_weight: float = 0.4
-    """Weight of the auxiliary head's cross-entropy."""
-    clip_norm: float | None = None
-    """Largest norm of the gradient of the student and its heads; None leaves gradients alone."""
-    ema_decay: float | None = None
-    """Decay of an average of the weights that is evaluated in their place; None switches it off."""
-    evaluations: int = 4
-    """How many times the student is scored on val on the way (own choice)."""
-    accumulation: int = 1
-    """Parts, computed one after the other, that a batch is divided into to save memory. Batch norm sees one part."""
-    compile: bool = False
-    """Whether student and teacher go through torch.compile in training; needs a compiler, and minutes at the start."""
-    cuda_graph: bool = False
-    """One GPU only: whether a step's forward and backward passes are recorded once and replayed as a CUDA graph."""
-    channels_last: bool = True
-    """Whether images and weights lie in memory channels last."""
-    fused: bool = False
-    """Whether an optimiser step is one kernel for many parameters."""
-    pinned_memory: bool = False
-    """GPU only: whether batches go through page-locked memory, so that copying them does not wait for the GPU."""
+    iterations: int = 1000  #: Optimiser steps.
+    batch_size: int = 8  #: Images in one optimiser step, of all processes and accumulated parts together.
+    optimiser: Literal["sgd", "adamw"] = "sgd"  #: Of student and heads: SGD with momentum, or AdamW (own choice).
+    learning_rate: float = 0.01  #: Of the backbone; schedule and warm-up scale it from step to step.
+    head_multiplier: float = 10.0  #: Learning rate of heads and classifier, as a multiple of the backbone's.
+    momentum: float = 0.9  #: SGD's; no part of AdamW, with which it stays at its default.
+    weight_decay: float = 1e-4  #: Of every parameter: in the gradient with SGD, beside it with AdamW.
+    schedule: Literal["poly", "steps"] = "poly"  #: Falling as (1 - t/T)^power, or to a tenth at each milestone.
+    power: float = 0.9  #: Exponent of the poly schedule; no part of steps, with which it stays at its default.
+    milestones: tuple[int, ...] = ()  #: Schedule steps only: iterations at which the learning rate falls, in order.
+    warmup: int = 0  #: Iterations over which the learning rate rises evenly to the schedule's (released code: none).
+    auxiliary_weight: float = 0.4  #: Weight of the auxiliary head's cross-entropy.
+    clip_norm: float | None = None  #: Largest norm of the gradient of the student and its heads; None: no limit.
+    ema_decay: float | None = None  #: Decay of an average of the weights that is evaluated instead; None: off.
+    evaluations: int = 4  #: How many times the student is scored on val on the way (own choice).
+    accumulation: int = 1  #: Parts that a batch is divided into to save memory; batch norm sees one part.
+    compile: bool = False  #: Train through torch.compile; needs a compiler, and minutes at the start.
+    cuda_graph: bool = False  #: One GPU only: record forward and backward pass once, and replay them as a CUDA graph.
+    channels_last: bool = True  #: Whether images and weights lie in memory channels last.
+    fused: bool = False  #: Whether an optimiser step is one kernel for many parameters.
+    pinned_memory: bool = False  #: GPU only: copy batches from page-locked memory, without waiting for the GPU.
     device_augmentation: bool = False
-    """Segmentation only: whether all training images stay on the device and are scaled, cropped, flipped and so on
-    there, in one go for a batch; no rotation or blur."""
+    """Segmentation only: training images stay on the device and are augmented there; no rotation or blur."""
 
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):  # JSON has lists
             object.__setattr__(self, "milestones", tuple(self.milestones))
         require_types(self)
-        require(self.iterations >= 1, self, "iterations", "an integer >= 1")
+        for name in ("iterations", "accumulation"):
+            require(getattr(self, name) >= 1, self, name, "an integer >= 1")
         require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
         for name in ("learning_rate", "head_multiplier"):
             require(getattr(self, name) > 0, self, name, "a number > 0")
         for name in ("weight_decay", "power", "auxiliary_weight", "evaluations"):
             require(getattr(self, name) >= 0, self, name, "a number >= 0")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
-        require(self.accumulation >= 1, self, "accumulation", "an integer >= 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
-        told = "False beside compile, and beside accumulation above 1: one recording is one whole step"
-        require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", told)
+        expected = "False beside compile, and beside accumulation above 1: one recording is one whole step"
+        require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", expected)
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
-        self._check_schedule()
-
-    def _check_schedule(self) -> None:
-        if self.optimiser == "adamw":
-            require(self.momentum == 0.9, self, "momentum", "0.9, the default: the optimiser adamw has none")
+        for owner, value, part in (("optimiser", "adamw", "momentum"), ("schedule", "steps", "power")):
+            unused = getattr(self, owner) != value or getattr(self, part) == 0.9
+            require(unused, self, part, f"0.9, the default: the {owner} {value} has none")
         if self.schedule == "steps":
-            require(self.power == 0.9, self, "power", "0.9, the default: the schedule steps has none")
-            told = f"at least one iteration, increasing, above 0 and below iterations {self.iterations}"
+            expected = f"at least one iteration, increasing, above 0 and below iterations {self.iterations}"
             borders = (0, *self.milestones, self.iterations)
             increasing = all(earlier < later for earlier, later in itertools.pairwise(borders))
-            require(bool(self.milestones) and increasing, self, "milestones", told)
+            require(bool(self.milestones) and increasing, self, "milestones", expected)
         else:
             require(not self.milestones, self, "milestones", f"(), the default: the schedule {self.schedule} has none")
-        told = f"an integer from 0 to below iterations {self.iterations}"
-        require(0 <= self.warmup < self.iterations, self, "warmup", told)
+        expected = f"an integer from 0 to below iterations {self.iterations}"
+        require(0 <= self.warmup < self.iterations, self, "warmup", expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +162,8 @@ class TeacherConfig:
     seed: int = 0
     weights_file: str = ""
     """A file to load strictly instead of training: of one of this project's runs, or a released checkpoint."""
-    expected_miou: float = 0.0
-    """The run refuses a teacher that scores below this on the evaluation split (fraction, not per cent)."""
-    expected_ap: float = 0.0
-    """The same for a detector, by its mean box AP."""
+    expected_miou: float = 0.0  #: Least mIoU of the teacher on the evaluation split, a fraction; below it, no run.
+    expected_ap: float = 0.0  #: The same for a detector, by its mean box AP.
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -252,10 +179,8 @@ class TeacherConfig:
 class Experiment:
     """A full configuration. `name` is a label and does not enter the fingerprint."""
 
-    name: str = "experiment"
-    """Label of the run's folder."""
-    seed: int = 0
-    """Initial weights, order of images, augmentation and dropout."""
+    name: str = "experiment"  #: Label of the run's folder.
+    seed: int = 0  #: Initial weights, order of images, augmentation and dropout.
     data: DataConfig | InstanceDataConfig = field(default_factory=DataConfig)
     """Its class decides the task; networks and distillers must be of the same."""
     network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
@@ -263,36 +188,26 @@ class Experiment:
     precision: Precision = "auto"
     """Autocast: auto is bf16 where the device multiplies it natively, fp32 elsewhere, and for detectors everywhere."""
     teacher: TeacherConfig | None = None
-    distillers: tuple[DistillerConfig, ...] = ()
-    """Distillation losses added to the task loss."""
-    inference: InferenceOptions = WHOLE_IMAGE
-    """How the final scores look at an image; those on the way always look once at the whole image."""
+    distillers: tuple[DistillerConfig, ...] = ()  #: Distillation losses added to the task loss.
+    inference: InferenceOptions = WHOLE_IMAGE  #: How an image is shown to the network for the final scores.
 
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
-        legal = self.name and all(c.isalnum() or c in "-_." for c in self.name)
-        require(bool(legal), self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
+        legal = bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name)
+        require(legal, self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
         require_one_task(self)
         if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
-            least = least_side(self.data, self.inference, self.data.height, self.data.width)
-            told = f"all looks to have sides of at least {SMALLEST_SIDE} pixels, got {least}"
-            whole = least_side(self.data, WHOLE_IMAGE, self.data.height, self.data.width)
-            told_side = f"a longest side that leaves the other at least {SMALLEST_SIDE} pixels, got {whole}"
-            require(whole >= SMALLEST_SIDE, self.data, "long_side", told_side)
-            require(least >= SMALLEST_SIDE, self, "inference", told)
+            size = self.data.height, self.data.width
+            least, whole = (least_side(self.data, options, *size) for options in (self.inference, WHOLE_IMAGE))
+            expected = f"a longest side that leaves the other at least {SMALLEST_SIDE} pixels, got {whole}"
+            require(whole >= SMALLEST_SIDE, self.data, "long_side", expected)
+            expected = f"scales and a window with sides of at least {SMALLEST_SIDE} pixels, got {least}"
+            require(least >= SMALLEST_SIDE, self, "inference", expected)
         if self.distillers and self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]
         require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
-        for distiller in self.distillers:
-            if isinstance(distiller, APDConfig) and distiller.width is None:
-                widths = self.network.head_width, self.teacher.network.head_width
-                if widths[0] != widths[1]:
-                    raise ExperimentError(
-                        f"APDConfig.width = None: expected heads of equal width then, got network.head_width = "
-                        f"{widths[0]} and teacher.network.head_width = {widths[1]}"
-                    )
         require_fit(self)
 
     @property
@@ -303,7 +218,7 @@ class Experiment:
     def teacher_experiment(self) -> "Experiment":
         """The experiment whose run is this one's teacher: same data, no distillers.
 
-        `inference` is left at its default: it changes no weight, so that one teacher serves all ways to look.
+        `inference` is left at its default: it changes no weight, so that one teacher serves all its settings.
         """
         if self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")

@@ -38,17 +38,13 @@ MACS_ON_A_CPU = 10**11  # a larger step is measured with two images there: nobod
 
 
 class Measured(NamedTuple):
-    """A few training steps on this machine: how many were timed, of how many images, and seconds for an image.
-
-    `images` are fewer than the experiment's batch on a CPU, or where a GPU's memory does not hold it. `load_seconds`
-    are those of reading and augmenting. `classes_seen` are mean numbers of classes, in an image and in a step.
-    """
+    """A few training steps on this machine: how many were timed, of how many images, and seconds for an image."""
 
     steps: int
-    images: int
-    load_seconds: float
+    images: int  #: Fewer than the experiment's batch on a CPU, or where a GPU's memory does not hold it.
+    load_seconds: float  #: Of reading and augmenting.
     step_seconds: float
-    classes_seen: tuple[float, float]
+    classes_seen: tuple[float, float]  #: Mean numbers of classes, in an image and in a step.
 
 
 def dry_run(
@@ -56,19 +52,10 @@ def dry_run(
 ) -> list[str]:
     """Build and check all that a run needs, report what it will take, and return what is missing; nothing is written.
 
-    Reported are the data (:data:`CHECKED` images of each split are read), parameters and multiply-accumulates, an
-    estimate of memory, the number of steps, and an estimate of time from measured steps at the real crop: on noise
-    where the data are missing, with random weights where files of weights are. The teacher is loaded or built, and not
-    scored.
-
-    Args:
-        experiment: the full configuration.
-        device: torch device; default is cuda where there is one, else cpu.
-        steps: timed steps, after one that is not, at least 1.
-        tell: called with each line.
-
-    Returns:
-        One message for each thing that is missing or wrong, empty when training can start.
+    Reported to `tell`, line by line, are the data (:data:`CHECKED` images of each split are read), parameters and
+    multiply-accumulates, an estimate of memory, the number of steps, and an estimate of time from `steps` (at least 1)
+    that are measured after one at the real crop: on noise where the data are missing, with random weights where files
+    of weights are. `device` is cuda where there is one, else cpu.
 
     Raises:
         ExperimentError: the device is not there, or a network cannot be built whatever its weights.
@@ -81,39 +68,135 @@ def dry_run(
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
-    where, missing = choose_device(device), []
-    _build_and_tell(experiment, where, steps, missing, tell)
-    for number, message in enumerate(missing, start=1):
-        tell(f"missing {number} of {len(missing)}: {message}")
-    return missing
+    run = _DryRun(experiment, choose_device(device), tell)
+    run.report(steps)
+    for number, message in enumerate(run.missing, start=1):
+        tell(f"missing {number} of {len(run.missing)}: {message}")
+    return run.missing
 
 
-def _build_and_tell(
-    experiment: Experiment, where: torch.device, steps: int, missing: list[str], tell: Callable[[str], object]
-) -> None:
-    tell(f"{experiment.name}, fingerprint {fingerprint(experiment)}, on {where}")
-    if (run_folder(experiment) / "record.json").exists():
-        tell(f"this run is finished: {run_folder(experiment) / 'record.json'}")
-    splits = _splits(experiment, missing, tell)
-    try:
-        source = splits.train if splits is not None else _noise(experiment)
-    except DataError:  # a folder without its dataset.yaml: nobody knows its classes
-        return
-    spec = source.spec
-    student = _network(experiment, "student", spec, where, missing, tell)
-    teacher = _network(experiment, "teacher", spec, where, missing, tell) if experiment.teacher is not None else None
-    cost = step_cost(experiment, spec.num_classes)
-    _tell_cost(experiment, cost, tell)
-    training = experiment.training
-    seen = training.iterations * training.batch_size
-    passes = f", {seen / len(splits.train):.1f} times each training image" if splits is not None else ""
-    tell(f"iterations: {training.iterations} of {training.batch_size} images{passes}")
-    tell(f"optimiser: {described(training)}")
-    images = training.batch_size
-    if where.type == "cpu" and images * cost.macs_per_image > MACS_ON_A_CPU:
-        images = 2
-    measured = measure_steps(experiment, student, teacher, source, steps, images)
-    _tell_time(experiment, cost, measured, spec, "noise" if splits is None else "the data", tell)
+class _DryRun:
+    """Reports line by line on an experiment, and collects what is missing."""
+
+    def __init__(self, experiment: Experiment, device: torch.device, tell: Callable[[str], object]) -> None:
+        self.experiment, self.device, self.tell = experiment, device, tell
+        self.task, self.detection = task_of(experiment), experiment.task == "detection"
+        self.missing: list[str] = []
+
+    def report(self, steps: int) -> None:
+        experiment, training = self.experiment, self.experiment.training
+        self.tell(f"{experiment.name}, fingerprint {fingerprint(experiment)}, on {self.device}")
+        if (record := run_folder(experiment) / "record.json").exists():
+            self.tell(f"this run is finished: {record}")
+        splits = self.splits()
+        try:
+            source = splits.train if splits is not None else _noise(experiment)
+        except DataError:  # a folder without its dataset.yaml: nobody knows its classes
+            return
+        student = self.network("student", source.spec)
+        teacher = self.network("teacher", source.spec) if experiment.teacher is not None else None
+        cost = step_cost(experiment, source.spec.num_classes)
+        self.tell_cost(cost)
+        images = training.batch_size
+        passes = f", {training.iterations * images / len(splits.train):.1f} times each training image" if splits else ""
+        self.tell(f"iterations: {training.iterations} of {images} images{passes}")
+        self.tell(f"optimiser: {described(training)}")
+        if self.device.type == "cpu" and images * cost.macs_per_image > MACS_ON_A_CPU:
+            images = 2
+        measured = measure_steps(experiment, student, teacher, source, steps, images)
+        self.tell_time(measured, cost, source.spec, on_noise=splits is None)
+
+    def splits(self) -> Splits | None:
+        """The data, if they are there and what is read of them is in order."""
+        data = self.experiment.data
+        try:
+            splits = self.task.splits()
+            for split in splits:
+                count = len(split)
+                for index in sorted({round(place) for place in np.linspace(0, count - 1, min(CHECKED, count))}):
+                    split[index]
+            census = self.task.census(splits)
+            sentences = census.warnings(data.folder) if census is not None else []
+        except (DataError, ExperimentError) as error:  # the second where a library is missing
+            self.missing.append(str(error))
+            self.tell(f"data: {data.name}, NOT in order")
+            return None
+        named = f"{len(splits.train)} images to train, {len(splits.val)} of val"
+        if splits.evaluation is not splits.val:
+            named += f", {len(splits.evaluation)} of {data.evaluation_split}"
+        self.tell(f"data: {data.name}, {named}; at most {CHECKED} of each were read and are in order")
+        counted = "not counted" if self.detection else f"`apd check {data.name}` counts those of every image"
+        for line in census.table() if census is not None else [f"labels: {counted}"]:
+            self.tell(line)
+        for sentence in sentences:
+            self.tell(f"warning: {sentence}")
+        return splits
+
+    def network(self, role: str, spec: DatasetSpec | InstanceSpec) -> nn.Module:
+        """Student or teacher with the weights it starts from, or with random ones where those are missing."""
+        experiment, task, classes = self.experiment, self.task, spec.num_classes
+        config = experiment.network if role == "student" else experiment.teacher.network
+        if isinstance(config, DetectorConfig):
+            line = f"{config.kind} {config.backbone}, {config.width} channels, boxes' vectors of {config.box_width}"
+        else:
+            line = f"{config.backbone} {config.head}, {config.head_width} channels, stride {config.output_stride}"
+        try:
+            if role == "teacher" and experiment.teacher.weights_file:
+                path = Path(experiment.teacher.weights_file)
+                network = load_teacher(task, path, classes, self.device)
+                score = "box AP" if self.detection else "mIoU"
+                least = getattr(experiment.teacher, task.expected)
+                line += f", weights of {path}; must reach {score} {least} before the first step"
+            else:
+                network = task.network(config, classes, self.device, experiment.seed, class_names=spec.class_names)
+                line += ", trained first unless its run is finished" if role == "teacher" else ""
+        except (ExperimentError, TeacherError) as error:
+            self.missing.append(f"{role}: {error}")
+            if isinstance(config, DetectorConfig):  # a frozen norm without its weights lets numbers grow beyond bounds
+                config = replace(config, weights="none")
+            network = task.network(config, classes, self.device, experiment.seed, weights_follow=True)
+            line += ", weights MISSING"
+        self.tell(f"{role}: {line}")
+        return network.eval().requires_grad_(False) if role == "teacher" else network.train()
+
+    def tell_cost(self, cost: StepCost) -> None:
+        data, batch = self.experiment.data, self.experiment.training.batch_size
+        size = f"{data.height}x{data.width}" if self.detection else f"{data.crop_height}x{data.crop_width}"
+        for role, network in (("student", cost.student), ("teacher", cost.teacher)):
+            if network is not None:
+                self.tell(
+                    f"{role}: {network.parameters / 1e6:.1f} M parameters, {network.macs / 1e9:.1f} GMAC at {size}"
+                )
+        self.tell(f"a step: {cost.macs_per_image / 1e9:.1f} GMAC for an image, forward and backward")
+        fixed, image = _size(cost.fixed_bytes), _size(cost.bytes_per_image)
+        self.tell(f"memory, estimated in fp32: {fixed} and {image} for an image, and workspaces on top")
+        for ranks in (1, 2, 4):
+            count, rest = divmod(batch, ranks)
+            if not rest and count >= (1 if self.detection else 2):  # see SegmentationTask.least_part
+                images = f"{count} images" if count > 1 else "an image"
+                where = f"in each of {ranks} processes" if ranks > 1 else "in one process"
+                self.tell(f"  {_size(cost.memory_bytes(count))} for {images} {where}")
+
+    def tell_time(
+        self, measured: Measured, cost: StepCost, spec: DatasetSpec | InstanceSpec, *, on_noise: bool
+    ) -> None:
+        training, teacher = self.experiment.training, self.experiment.teacher
+        of_an_image = f"{measured.load_seconds:.3f} s to load and {measured.step_seconds:.3f} s to compute"
+        source = "noise" if on_noise else "the data"
+        steps = f"{measured.steps} steps of {measured.images} images"
+        self.tell(f"measured on {source}: {steps}; an image takes {of_an_image}")
+        if not on_noise:
+            in_one, in_all = measured.classes_seen
+            one, several = ("an image", "images") if self.detection else ("a crop", "crops")
+            seen = f"{in_one:.1f} in {one}, {in_all:.1f} in {measured.images} {several}, of {spec.num_classes}"
+            self.tell(f"classes in sight: {seen}")
+        seconds = training.iterations * training.batch_size * (measured.load_seconds + measured.step_seconds)
+        self.tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
+        if teacher is not None and not teacher.weights_file:
+            share = teacher_step_cost(self.experiment, spec.num_classes).macs_per_image / cost.macs_per_image
+            images = teacher.training.iterations * teacher.training.batch_size
+            seconds = images * (measured.load_seconds + measured.step_seconds * share)
+            self.tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(seconds)}")
 
 
 def _noise(experiment: Experiment) -> Noise | NoiseThings:
@@ -123,87 +206,6 @@ def _noise(experiment: Experiment) -> Noise | NoiseThings:
         return Noise(spec_of(data), (data.crop_height, data.crop_width))
     spec = THINGS if data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
     return NoiseThings(spec, (data.height, data.width), masks=data.masks)
-
-
-def _splits(experiment: Experiment, missing: list[str], tell: Callable[[str], object]) -> Splits | None:
-    """The data, if they are there and what is read of them is in order."""
-    try:
-        splits = task_of(experiment).splits()
-        for split in splits:
-            count = len(split)
-            for index in sorted({round(place) for place in np.linspace(0, count - 1, min(CHECKED, count))}):
-                split[index]
-        census = task_of(experiment).census(splits)
-        sentences = census.warnings(experiment.data.folder) if census is not None else []
-    except (DataError, ExperimentError) as error:  # the second where a library is missing
-        missing.append(str(error))
-        tell(f"data: {experiment.data.name}, NOT in order")
-        return None
-    named = f"{len(splits.train)} images to train, {len(splits.val)} of val"
-    if splits.evaluation is not splits.val:
-        named += f", {len(splits.evaluation)} of {experiment.data.evaluation_split}"
-    tell(f"data: {experiment.data.name}, {named}; at most {CHECKED} of each were read and are in order")
-    counted = f"`apd check {experiment.data.name}` counts those of every image"
-    uncounted = f"labels: {counted if experiment.task == 'segmentation' else 'not counted'}"
-    for line in census.table() if census is not None else [uncounted]:
-        tell(line)
-    for sentence in sentences:
-        tell(f"warning: {sentence}")
-    return splits
-
-
-def _network(
-    experiment: Experiment,
-    role: str,
-    spec: DatasetSpec | InstanceSpec,
-    device: torch.device,
-    missing: list[str],
-    tell: Callable[[str], object],
-) -> nn.Module:
-    """Student or teacher with the weights it starts from, or with random ones where those are missing."""
-    config = experiment.network if role == "student" else experiment.teacher.network
-    task, classes = task_of(experiment), spec.num_classes
-    if isinstance(config, DetectorConfig):
-        told = f"{role}: {config.kind} {config.backbone}, {config.width} channels, boxes' vectors of {config.box_width}"
-    else:
-        told = f"{role}: {config.backbone} {config.head}, {config.head_width} channels, stride {config.output_stride}"
-    try:
-        if role == "teacher" and experiment.teacher.weights_file:
-            path = Path(experiment.teacher.weights_file)
-            network = load_teacher(task, path, classes, device)
-            score = "box AP" if experiment.task == "detection" else "mIoU"
-            least = getattr(experiment.teacher, task.expected)
-            told += f", weights of {path}; must reach {score} {least} before the first step"
-        else:
-            network = task.network(config, classes, device, experiment.seed, class_names=spec.class_names)
-            told += ", trained first unless its run is finished" if role == "teacher" else ""
-    except (ExperimentError, TeacherError) as error:
-        missing.append(f"{role}: {error}")
-        if isinstance(config, DetectorConfig):  # a frozen norm without its weights lets numbers grow beyond bounds
-            config = replace(config, weights="none")
-        network = task.network(config, classes, device, experiment.seed, weights_follow=True)
-        told += ", weights MISSING"
-    tell(told)
-    return network.eval().requires_grad_(False) if role == "teacher" else network.train()
-
-
-def _tell_cost(experiment: Experiment, cost: StepCost, tell: Callable[[str], object]) -> None:
-    data, batch = experiment.data, experiment.training.batch_size
-    detection = experiment.task == "detection"
-    size = f"{data.height}x{data.width}" if detection else f"{data.crop_height}x{data.crop_width}"
-    for role, network in (("student", cost.student), ("teacher", cost.teacher)):
-        if network is not None:
-            tell(f"{role}: {network.parameters / 1e6:.1f} M parameters, {network.macs / 1e9:.1f} GMAC at {size}")
-    tell(f"a step: {cost.macs_per_image / 1e9:.1f} GMAC for an image, forward and backward")
-    tell(
-        f"memory, estimated in fp32: {_size(cost.fixed_bytes)} and {_size(cost.bytes_per_image)} for an image, and "
-        "workspaces on top"
-    )
-    for ranks in (1, 2, 4):
-        if batch % ranks == 0 and batch // ranks >= (1 if detection else 2):  # see SegmentationTask.least_part
-            count = batch // ranks
-            told = f"{_size(cost.memory_bytes(count))} for {f'{count} images' if count > 1 else 'an image'}"
-            tell(f"  {told} in each of {ranks} processes" if ranks > 1 else f"  {told} in one process")
 
 
 def _size(count: int) -> str:
@@ -217,10 +219,7 @@ def _duration(seconds: float) -> str:
 def measure_steps(
     experiment: Experiment, student: nn.Module, teacher: nn.Module | None, dataset: Any, steps: int, images: int
 ) -> Measured:
-    """Time some steps of training on so many images each, or the largest half, quarter... that a GPU's memory holds.
-
-    The networks are changed by them.
-    """
+    """Time steps of training on so many images each, or the largest half, quarter... that a GPU's memory holds."""
     while True:
         try:
             return _measure(experiment, student, teacher, dataset, steps, images)
@@ -258,30 +257,3 @@ def _measure(
     timed = times[1:] or times  # the first one also allocates and chooses algorithms
     load, step = (float(np.median([pair[part] for pair in timed])) / images for part in (0, 1))
     return Measured(len(timed), images, load, step, tuple(np.mean(seen, axis=0).tolist()))
-
-
-def _tell_time(
-    experiment: Experiment,
-    cost: StepCost,
-    measured: Measured,
-    spec: DatasetSpec | InstanceSpec,
-    source: str,
-    tell: Callable[[str], object],
-) -> None:
-    training = experiment.training
-    tell(
-        f"measured on {source}: {measured.steps} steps of {measured.images} images; an image takes "
-        f"{measured.load_seconds:.3f} s to load and {measured.step_seconds:.3f} s to compute"
-    )
-    if source != "noise":
-        in_one, in_all = measured.classes_seen
-        seen = f"{in_one:.1f} in a {{0}}, {in_all:.1f} in {measured.images} {{0}}s, of {spec.num_classes}"
-        tell(f"classes in sight: {seen.format('picture' if experiment.task == 'detection' else 'crop')}")
-    images = training.iterations * training.batch_size
-    seconds = images * (measured.load_seconds + measured.step_seconds)
-    tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
-    if experiment.teacher is not None and not experiment.teacher.weights_file:
-        own = experiment.teacher.training
-        macs = teacher_step_cost(experiment, spec.num_classes).macs_per_image / cost.macs_per_image
-        first = own.iterations * own.batch_size * (measured.load_seconds + measured.step_seconds * macs)
-        tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(first)}")

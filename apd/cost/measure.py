@@ -1,8 +1,10 @@
-"""What networks, losses and training steps cost on this machine: time, memory, parameters, multiply-accumulates."""
+"""What networks, losses and starts cost on this machine: time, memory, multiply-accumulates."""
 
 import copy
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +19,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from apd.config.datasets import spec_of
-from apd.config.experiment import Experiment
-from apd.data.batches import Batch
-from apd.training.cuda_graph import EAGER_STEPS
-from apd.training.segmentation import SegmentationTask, build_network
-from apd.training.trainer import TrainStep
+STARTS = {"import apd": ("-c", "import apd"), "apd --help": ("-m", "apd", "--help")}
+"""What :func:`start_latency` gives to a fresh Python, by what a user types."""
 
 
 class Latency(NamedTuple):
@@ -33,15 +31,15 @@ class Latency(NamedTuple):
     upper: float
 
 
+def quartiles(values: np.ndarray) -> Latency:
+    """Lower quartile, median and upper quartile."""
+    return Latency(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
+
+
 def latency_of(call: Callable[[], object], seconds: float) -> Latency:
     """Time a call by :class:`torch.utils.benchmark.Timer`, which warms up, and waits for a GPU.
 
-    Args:
-        call: is repeated, on as many threads as torch has now.
-        seconds: in which it is repeated at least; up to ten times as long where its times differ by more than 10 %.
-
-    Raises:
-        ValueError: `seconds` is not above 0.
+    It is repeated for at least `seconds`, and up to ten times as long where its times differ by more than 10 %.
     """
     from torch.utils.benchmark import Timer  # loads setuptools
 
@@ -51,37 +49,26 @@ def latency_of(call: Callable[[], object], seconds: float) -> Latency:
     return quartiles(1e3 * np.array(clock.adaptive_autorange(min_run_time=seconds, max_run_time=10 * seconds).times))
 
 
-def quartiles(values: np.ndarray) -> Latency:
-    """Lower quartile, median and upper quartile."""
-    return Latency(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
+def start_latency(*arguments: str, seconds: float = 3.0) -> Latency:
+    """Time a fresh Python with these arguments from its start to its end, its files in the disk's cache."""
+    start = partial(subprocess.run, [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return latency_of(start, seconds)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a network's inference at one image size.
+    """The cost of a network's inference at one image size."""
 
-    Attributes:
-        parameters: numbers that inference needs: all parameters but those of an `aux_head`.
-        macs: multiply-accumulates of convolutions and matrix products for *one image*; norms, activations, pooling and
-            resizing are not counted, as usual in published figures.
-        latency_ms: for the whole batch.
-        peak_memory_bytes: the network, its input and the most that was alive beside them in one forward pass.
-        memory_method: how that peak was found, in words.
-        batch, height, width: of the images, in pixels.
-        device: where it ran, such as "cpu" or "cuda:0".
-        threads: of the CPU.
-    """
-
-    parameters: int
-    macs: int
-    latency_ms: Latency
-    peak_memory_bytes: int
-    memory_method: str
+    parameters: int  #: Numbers that inference needs: all parameters but those of an `aux_head`.
+    macs: int  #: Multiply-accumulates of convolutions and matrix products for one image, as in published figures.
+    latency_ms: Latency  #: For the whole batch.
+    peak_memory_bytes: int  #: The network, its input and the most that was alive beside them in one forward pass.
+    memory_method: str  #: How that peak was found, in words.
     batch: int
     height: int
     width: int
-    device: str
-    threads: int
+    device: str  #: Where it ran, such as "cpu" or "cuda:0".
+    threads: int  #: Of the CPU.
 
 
 def cost_of(
@@ -95,16 +82,9 @@ def cost_of(
 ) -> Cost:
     """Measure the inference of a network that takes images `B 3 H W` in [0, 1]; the network itself is left as it was.
 
-    A copy in eval mode is measured, in its own number format, under `torch.inference_mode`. On a GPU the peak is the
-    caching allocator's; on a CPU it is the largest sum of live allocations that torch's profiler saw, plus parameters,
-    buffers and input. That sum leaves out what libraries allocate past torch, and the interpreter's own memory.
-
-    Args:
-        model: the network. Its `aux_head`, if it has one, is left out of everything.
-        height, width: of the images, in pixels.
-        batch: images at once.
-        device: a CPU or CUDA device; by default the one that the network is on.
-        seconds: see :func:`latency_of`.
+    A copy in eval mode, without its `aux_head`, is measured in its own number format, on `device` (default: the
+    network's own, a CPU or CUDA device), in `seconds` as :func:`latency_of` takes them. The peak is the CUDA caching
+    allocator's, or on a CPU that of torch's profiler, which does not see what libraries allocate past torch.
 
     Raises:
         ValueError: a size or count below its least, or another kind of device.
@@ -127,24 +107,19 @@ def cost_of(
     if hasattr(network, "aux_head"):
         network.aux_head = None
     network = network.to(place).eval()
-    images = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
-    images = images.to(place, sample.dtype)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            network(images)
-
+    images = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(place, sample.dtype)
+    forward = torch.inference_mode()(partial(network, images))
     with FlopCounterMode(display=False) as counter:
         forward()
     latency = latency_of(forward, seconds)
     own = (*network.parameters(), *network.buffers(), images)
-    kind = "CUDA's caching allocator" if place.type == "cuda" else "torch's CPU allocations (profiler)"
+    peak_by = "CUDA's caching allocator" if place.type == "cuda" else "torch's CPU allocations (profiler)"
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         macs=counter.get_total_flops() // 2 // batch,
         latency_ms=latency,
         peak_memory_bytes=peak_of(forward, place) + sum(tensor.numel() * tensor.element_size() for tensor in own),
-        memory_method=f"peak of {kind} in one forward pass, plus parameters, buffers and input",
+        memory_method=f"peak of {peak_by} in one forward pass, plus parameters, buffers and input",
         batch=batch,
         height=height,
         width=width,
@@ -177,21 +152,13 @@ def peak_of(call: Callable[[], object], device: torch.device) -> int:
 
 
 class LossShape(NamedTuple):
-    """The sizes of one call of a distiller.
+    """The sizes of one call of a distiller."""
 
-    Attributes:
-        batch: images, B.
-        channels: of student's and teacher's features, C.
-        grid: rows and columns of features and logits, h = w.
-        classes: K.
-        labels: rows and columns of the labels, H = W.
-    """
-
-    batch: int
-    channels: int
-    grid: int
-    classes: int
-    labels: int
+    batch: int  #: Images, B.
+    channels: int  #: Of student's and teacher's features, C.
+    grid: int  #: Rows and columns of features and logits, h = w.
+    classes: int  #: K.
+    labels: int  #: Rows and columns of the labels, H = W.
 
 
 LOSS_SHAPES = {
@@ -200,7 +167,6 @@ LOSS_SHAPES = {
     "camvid": LossShape(batch=8, channels=128, grid=10, classes=11, labels=160),
 }
 """Those of the released recipes on one GPU (713 and 473 pixels at stride 8), and of the small recipe on CamVid."""
-
 CLASSES_IN_AN_IMAGE = 10
 """How many classes the images of `loss_batch` show (own choice; an ADE20K image has about ten of the 150)."""
 
@@ -215,12 +181,7 @@ class LossCost(NamedTuple):
 def loss_batch(
     shape: LossShape, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Keywords of a distiller's call: random maps; labels in 8 x 8 patches of at most `CLASSES_IN_AN_IMAGE` classes.
-
-    >>> batch = loss_batch(LossShape(batch=2, channels=4, grid=5, classes=30, labels=40))
-    >>> batch["student_features"].shape, batch["labels"].shape
-    (torch.Size([2, 4, 5, 5]), torch.Size([2, 40, 40]))
-    """
+    """Keywords of a distiller's call: random maps; labels in 8 x 8 patches of at most `CLASSES_IN_AN_IMAGE` classes."""
     random = torch.Generator().manual_seed(0)
     few = min(CLASSES_IN_AN_IMAGE, shape.classes)
 
@@ -229,69 +190,29 @@ def loss_batch(
         return made.to(device, dtype).requires_grad_(learned)
 
     shown = torch.stack([torch.randperm(shape.classes, generator=random)[:few] for _ in range(shape.batch)])
-    patches = shown.gather(1, torch.randint(few, (shape.batch, 64), generator=random)).view(shape.batch, 8, 8)
+    patches_B64 = shown.gather(1, torch.randint(few, (shape.batch, 64), generator=random))
+    places = torch.arange(shape.labels) * 8 // shape.labels
     return {
         "student_features": maps(shape.channels, learned=True),
         "teacher_features": maps(shape.channels, learned=False),
         "student_logits": maps(shape.classes, learned=True),
         "teacher_logits": maps(shape.classes, learned=False),
-        "labels": _enlarged(patches, shape.labels, shape.labels).to(device),
+        "labels": patches_B64.view(-1, 8, 8)[:, places][:, :, places].contiguous().to(device),
     }
 
 
-def _enlarged(patches_B88: Tensor, height: int, width: int) -> Tensor:
-    """A grid of labels at the size of the images."""
-    rows, columns = (torch.arange(side) * 8 // side for side in (height, width))
-    return patches_B88[:, rows][:, :, columns].contiguous()
-
-
 def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:
-    """Measure one forward and backward pass of a loss.
+    """Measure one forward and backward pass of a loss, where `batch` is, in `seconds` as :func:`latency_of` takes them.
 
     Args:
         loss: called with the keywords of `batch`; gives a scalar, or a distiller's dict with a scalar "loss".
-        batch: such as `loss_batch` makes; its device is where it runs.
-        seconds: see :func:`latency_of`.
-
-    Raises:
-        ValueError: `seconds` is not above 0.
-        RuntimeError: the profiler gave no allocations.
+        batch: such as `loss_batch` makes.
     """
     learned = [value for value in batch.values() if value.requires_grad]
-    learned += list(loss.parameters()) if isinstance(loss, nn.Module) else []
+    learned += [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
 
     def once() -> None:
-        for value in learned:
-            value.grad = None
         out = loss(**batch)
-        (out["loss"] if isinstance(out, dict) else out).backward()
+        torch.autograd.grad(out["loss"] if isinstance(out, dict) else out, learned, allow_unused=True)
 
-    milliseconds = latency_of(once, seconds)
-    for value in learned:
-        value.grad = None
-    peak = peak_of(once, batch["labels"].device)
-    for value in learned:
-        value.grad = None
-    return LossCost(milliseconds, peak)
-
-
-def random_batch(experiment: Experiment, classes: int) -> Batch:
-    """A batch of the experiment's size in main memory: noise, and labels in 8 x 8 patches."""
-    random, count = torch.Generator().manual_seed(0), experiment.training.batch_size
-    size = experiment.data.crop_height, experiment.data.crop_width
-    patches_B88 = torch.randint(classes, (count, 8, 8), generator=random)
-    return Batch(torch.rand(count, 3, *size, generator=random), _enlarged(patches_B88, *size))
-
-
-def step_latency(experiment: Experiment, device: torch.device, *, seconds: float = 1.0) -> Latency:
-    """Time an optimiser step in segmentation, teacher and distillers included, on random weights and a random batch."""
-    classes = spec_of(experiment.data).num_classes
-    student = build_network(experiment.network, classes, device, seed=0, weights_follow=True).train()
-    teacher = None
-    if experiment.teacher is not None:
-        teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
-        teacher.eval().requires_grad_(False)
-    step = partial(TrainStep(SegmentationTask(experiment), student, teacher), random_batch(experiment, classes))
-    for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
-        step()
-    return latency_of(step, seconds)
+    return LossCost(latency_of(once, seconds), peak_of(once, batch["labels"].device))

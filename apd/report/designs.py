@@ -24,8 +24,7 @@ from apd.report.statistics import (
     stripped,
 )
 from apd.study.ablations import BY_CONSTRUCTION, COMPLETE, TERMS, combination, option_variants
-from apd.study.pair_recipes import HEADS, PAIR_METHODS
-from apd.study.recipes import METHOD_NAMES
+from apd.study.recipes import HEADS, METHOD_NAMES, PAIR_METHODS
 from apd.training.record import Record
 
 # The full on/off design of APD's four terms.

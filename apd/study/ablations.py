@@ -4,7 +4,7 @@ They differ from the study's methods in nothing but their distillers, so runs ar
 """
 
 from dataclasses import replace
-from itertools import chain, product
+from itertools import product
 from typing import NamedTuple, TypeVar
 
 from apd.distillers.apd import APDConfig
@@ -19,37 +19,24 @@ Config = TypeVar("Config", bound=DistillerConfig)
 
 
 class Variant(NamedTuple):
-    """One setting of an experiment's distillers.
+    """One setting of an experiment's distillers."""
 
-    Attributes:
-        key: its name in labels of runs and records; unique among all variants and methods.
-        name: its name in figures and tables.
-        group: what it varies.
-        distillers: the setting.
-    """
-
-    key: str
-    name: str
-    group: str
+    key: str  #: Its name in labels of runs and records; unique among all variants and methods.
+    name: str  #: Its name in figures and tables.
+    group: str  #: What it varies.
     distillers: tuple[DistillerConfig, ...]
 
 
 TERMS = {"regularisation": "R", "alignment": "A", "observation": "O", "pixel_kd": "KD"}
 """The terms of APD by field, with the letters that stand for them in the names of variants."""
-
 BY_CONSTRUCTION = {"": "student", "KD": "pixel_kd", "R": "student", "R+KD": "pixel_kd"}
 """Combinations of terms that need no run of their own: the regularisation alone never reaches the student."""
-
 COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}
 """Combinations that are methods of the study."""
 
 
 def combination(on: tuple[bool, ...]) -> str:
-    """The letters of the terms that are on, joined by +.
-
-    >>> combination((True, False, True, False))
-    'R+O'
-    """
+    """The letters of the terms that are on, such as R+O."""
     return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
 
 
@@ -67,18 +54,15 @@ def term_variants() -> list[Variant]:
 
 def without_kd() -> Variant:
     """All terms but pixel KD, for data on which the method of these terms has a learning rate of its own."""
-    return Variant("terms_r_a_o", "R + A + O at APD’s rate", "terms", (APDConfig(pixel_kd=0.0),))
-
-
-RELEASED_REDUCTION = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)
-"""Element means with the weights that the released code puts in front of them."""
+    return Variant("terms_r_a_o", "R + A + O at APD’s learning rate", "terms", (APDConfig(pixel_kd=0.0),))
 
 
 def option_variants() -> list[Variant]:
-    """The complete method with one choice changed."""
+    """The complete method with one option changed."""
+    released = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)  # with the released code's weights
     settings = [
         ("scope", "scope_batch", "prototypes of the batch", APDConfig(scope="batch")),
-        ("reduction", "reduction_element", "element means, weights 10", RELEASED_REDUCTION),
+        ("reduction", "reduction_element", "element means, weights 10", released),
         ("absent classes", "absent_zero", "absent classes at 0", APDConfig(absent="zero")),
         ("labels", "labels_teacher", "labels from the teacher", APDConfig(labels_from="teacher")),
         ("gradient", "detached", "student's prototypes constant", APDConfig(detach_prototypes=True)),
@@ -86,10 +70,10 @@ def option_variants() -> list[Variant]:
         ("scale", "scale_20", "scale 20", APDConfig(scale=20.0)),
         ("width of heads", "width_32", "heads 32 wide", APDConfig(width=32)),
         ("width of heads", "width_512", "heads 512 wide", APDConfig(width=512)),
-        ("teacher's head", "head_1e-5", "rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
-        ("teacher's head", "head_1e-4", "rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
-        ("teacher's head", "head_1e-2", "rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
-        ("teacher's head", "head_poly", "rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
+        ("teacher's head", "head_1e-5", "learning rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
+        ("teacher's head", "head_1e-4", "learning rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
+        ("teacher's head", "head_1e-2", "learning rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
+        ("teacher's head", "head_poly", "learning rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
         ("weights", "alignment_1", "alignment 1", APDConfig(alignment=1.0)),
         ("weights", "alignment_100", "alignment 100", APDConfig(alignment=100.0)),
         ("weights", "observation_0.3", "observation 0.3", APDConfig(observation=0.3)),
@@ -112,9 +96,20 @@ OTHER_METHODS: dict[str, tuple[str, DistillerConfig]] = {
     "dkd": ("DKD", DKDConfig()),
 }
 """The other methods at their published weights, by key."""
-
 IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
 """Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
+FACTORS = (0.1, 1.0, 10.0)
+"""What the weights of a method are multiplied by in its trials: every method gets the same three."""
+BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "cwd": 0.1, "cirkd": 0.1, "mgd": 0.1}
+"""The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("apd", "roi_apd", "dense_apd"), ("alignment", "observation")),
+    **dict.fromkeys(("dkd", "roi_dkd"), ("target", "non_target")),
+    "cwd": ("logits", "features"),
+    "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
+    "dist": ("inter", "intra"),
+}
+"""The fields of a method's configuration that weigh what reaches the student, where that is not `weight` alone."""
 
 
 def other_method_variants() -> list[Variant]:
@@ -125,35 +120,16 @@ def other_method_variants() -> list[Variant]:
     ]
 
 
-FACTORS = (0.1, 1.0, 10.0)
-"""What the weights of a method are multiplied by in its trials: every method gets the same three."""
-
-WEIGHTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("pixel_kd", "fitnet", "attention_transfer", "skd", "ifvd", "mgd", "lskd", "i2ckd"), ("weight",)),
-    **dict.fromkeys(("idd", "roi_kd", "pyramid_matching", "review_kd"), ("weight",)),
-    **dict.fromkeys(("apd", "roi_apd", "dense_apd"), ("alignment", "observation")),
-    **dict.fromkeys(("dkd", "roi_dkd"), ("target", "non_target")),
-    "cwd": ("logits", "features"),
-    "cirkd": ("batch_pixels", "pixel_memory", "region_memory"),
-    "dist": ("inter", "intra"),
-}
-"""The fields of each method's configuration that weigh what reaches the student."""
-
-
-def stronger(config: Config, factor: float) -> Config:
-    """A method's configuration with its weights multiplied.
-
-    >>> stronger(APDConfig(), 0.1).alignment
-    1.0
-    """
-    names = WEIGHTS[config.method]
-    return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
-
-
 def plain_variants() -> list[Variant]:
     """The methods whose weights are tried, as they are compared elsewhere: pixel KD, APD and the others."""
     pixel_kd = Variant("pixel_kd", "pixel KD", "", (PixelKDConfig(),))
     return [pixel_kd, Variant("apd", "APD", "", (APDConfig(),)), *other_method_variants()]
+
+
+def stronger(config: Config, factor: float) -> Config:
+    """A method's configuration with its weights multiplied."""
+    names = WEIGHTS.get(config.method, ("weight",))
+    return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
 
 
 def variant_of_strength(variant: Variant, factor: float) -> Variant:
@@ -161,9 +137,8 @@ def variant_of_strength(variant: Variant, factor: float) -> Variant:
     if factor == 1:
         return variant
     *beside, main = variant.distillers
-    return Variant(
-        f"{variant.key}_x{factor:g}", f"{variant.name} × {factor:g}", "weight", (*beside, stronger(main, factor))
-    )
+    key, name = f"{variant.key}_x{factor:g}", f"{variant.name} × {factor:g}"
+    return Variant(key, name, "weight", (*beside, stronger(main, factor)))
 
 
 def trial_variants() -> list[Variant]:
@@ -171,8 +146,9 @@ def trial_variants() -> list[Variant]:
     return [variant_of_strength(variant, factor) for factor in FACTORS if factor != 1 for variant in plain_variants()]
 
 
-BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "cwd": 0.1, "cirkd": 0.1, "mgd": 0.1}
-"""The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
+def at_best(key: str) -> str:
+    """The key of a method's variant at the best of its trials, such as cwd_x0.1."""
+    return f"{key}_x{BEST[key]:g}" if key in BEST else key
 
 
 def variant_at_best(variant: Variant) -> Variant:
@@ -186,11 +162,7 @@ def tuned_variants() -> list[Variant]:
 
 
 def with_apd(variant: Variant) -> Variant:
-    """A method added to APD, whose own pixel KD takes the place of the one beside the method.
-
-    >>> with_apd(variant_at_best(other_method_variants()[2])).name
-    'APD + SKD × 10'
-    """
+    """A method added to APD, whose own pixel KD takes the place of the one beside the method."""
     main = variant.distillers[-1]
     return Variant(f"apd_and_{main.method}", f"APD + {variant.name}", "APD added", (APDConfig(), main))
 
@@ -200,15 +172,6 @@ def combined_variants() -> list[Variant]:
     return [with_apd(variant_at_best(variant)) for variant in other_method_variants()]
 
 
-def at_best(key: str) -> str:
-    """The variant of a method at the best of its trials.
-
-    >>> at_best("cwd"), at_best("dist")
-    ('cwd_x0.1', 'dist')
-    """
-    return f"{key}_x{BEST[key]:g}" if key in BEST else key
-
-
 def heads_variant() -> Variant:
     """APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
     return Variant("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
@@ -216,6 +179,6 @@ def heads_variant() -> Variant:
 
 def variant_names() -> dict[str, str]:
     """The name of every variant, by key."""
-    makers = (term_variants, option_variants, other_method_variants, combined_variants, trial_variants)
-    single = (heads_variant(), without_kd())
-    return {variant.key: variant.name for variant in (*chain.from_iterable(variants() for variants in makers), *single)}
+    several = (term_variants, option_variants, other_method_variants, combined_variants, trial_variants)
+    variants = [variant for make in several for variant in make()] + [heads_variant(), without_kd()]
+    return {variant.key: variant.name for variant in variants}

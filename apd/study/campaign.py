@@ -1,41 +1,107 @@
 """Runs a campaign of :mod:`apd.study.campaigns`: whatever lacks a record, stopped and continued at any time, anywhere.
 
-Workers that share a file system pass each other's runs over, or take a shard each. Needs no command-line library:
-`python -m apd.study.campaign NAME`, or `torchrun -m apd.study.campaign NAME` for several processes on each run.
+`python -m apd.study.campaign NAME` needs no command-line library; with torchrun, several processes share each run.
 """
 
 import argparse
 import math
+import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apd.config.experiment import Experiment
-from apd.config.identity import fingerprint
+from apd.config.identity import fingerprint, to_dict
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.parallel import side_by_side
-from apd.study.runner import Ledger, in_turn
-from apd.training.distributed import join
+from apd.training.checkpoint import RunBusyError
+from apd.training.distributed import Ranks, join, of_every_rank
 from apd.training.exit_codes import exit_code_of
 from apd.training.record import Record, read_record
-from apd.training.run import records_folder
+from apd.training.run import records_folder, train
+from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
+
+
+class Ledger:
+    """What has become of a campaign's experiments; saves their records to `folder`, adds them to `done`, and reports.
+
+    `missing` is how many experiments lacked a record, `ranks` the processes that share every run.
+    """
+
+    def __init__(self, name: str, folder: Path, done: dict[str, Record], missing: int, ranks: Ranks) -> None:
+        self.name, self.folder, self.done, self.missing, self.ranks = name, folder, done, missing, ranks
+        self.closed, self.diverged, self.lost = 0, list[str](), list[str]()
+
+    def tell(self, text: str) -> None:
+        """Print a line under the campaign's name, once."""
+        self.ranks.print(f"{self.name}: {text}")
+
+    def finished(self, experiment: Experiment, content: dict[str, Any], outlook: str) -> None:
+        """Save a finished run's record; `outlook` is reported beside its score."""
+        # a run that another campaign began has that one's label
+        record = Record({**content, "experiment": to_dict(experiment)})
+        self.done[fingerprint(experiment)] = record
+        if self.ranks.first:
+            record.save(self.folder / f"{experiment.name}-{fingerprint(experiment)}.json")
+        self.closed += 1
+        score, value = record.headline
+        self.tell(f"{self.closed}/{self.missing} {experiment.name}: {score} {value:.4f}, {outlook}")
+
+    def has_diverged(self, experiment: Experiment, error: object) -> None:
+        """Note a run that has no record because its loss became infinite or NaN."""
+        self.closed += 1
+        self.diverged.append(experiment.name)
+        self.tell(f"{self.closed}/{self.missing} {experiment.name} diverged and has no record: {error}")
+
+    def is_lost(self, experiment: Experiment, why: str) -> None:
+        """Note a run that is given up for another reason."""
+        self.closed += 1
+        self.lost.append(experiment.name)
+        self.tell(f"{experiment.name} {why}")
+
+    def close(self) -> None:
+        """Raise NonFiniteLossError or UnfinishedRunsError if some experiments ended without a record."""
+        of = f"of {self.missing} experiments"
+        if self.lost:
+            lost = f"{len(self.lost)} {of} were given up, see above: {', '.join(self.lost)}"
+            raise UnfinishedRunsError(f"{self.name}: {lost}; the same command tries them again")
+        if self.diverged:
+            diverged = f"{len(self.diverged)} {of} diverged and have no record: {', '.join(self.diverged)}"
+            raise of_every_rank(NonFiniteLossError(f"{self.name}: {diverged}"))
+
+
+def in_turn(missing: Sequence[Experiment], ledger: Ledger, *, device: str | None, workers: int) -> None:
+    """Run experiments one after another; what another process works on is left for the end and then waited for."""
+    queue = deque((experiment, False) for experiment in missing)
+    spent = 0.0
+    while queue:
+        experiment, wait = queue.popleft()
+        begun = time.monotonic()
+        try:
+            found = train(experiment, device=device, wait=wait, workers=workers)
+        except RunBusyError:
+            ledger.tell(f"{experiment.name} is another worker's and left for the end")
+            queue.append((experiment, True))
+            continue
+        except NonFiniteLossError as error:
+            ledger.has_diverged(experiment, error)
+            continue
+        spent += time.monotonic() - begun
+        left = spent / (len(missing) - len(queue)) * len(queue)
+        ledger.finished(experiment, found.content, f"about {left / 60:.0f} min left")
 
 
 def existing_records(folder: Path) -> dict[str, Record]:
-    """The records of a folder by fingerprint; empty when there is no folder.
-
-    Raises:
-        RecordError: one of the files is damaged; it is named, and deleting it has its run repeated or found again.
-    """
+    """The records of a folder by fingerprint; empty when there is no folder. RecordError names a damaged file."""
     return {record.content["fingerprint"]: record for record in map(read_record, sorted(folder.glob("*.json")))}
 
 
 def dealt(experiments: list[Experiment], shard: str) -> list[Experiment]:
     """The experiments of worker i of n, for a shard such as "2/8", whatever has been run; all for an empty one.
 
-    They are dealt out like cards, back and forth, so that no worker always gets the same method of a seed.
-
-    Raises:
-        CampaignError: the shard is none.
+    They are dealt out back and forth, so that no worker always gets the same method of a seed. CampaignError for a text
+    that is no shard.
     """
     number, _, of = (shard or "1/1").partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
@@ -51,7 +117,6 @@ def run_campaign(
     device: str | None = None,
     only: str = "",
     shard: str = "",
-    progress: bool | None = None,
     workers: int = 0,
     processes: int = 1,
     minutes: float | None = None,
@@ -64,22 +129,18 @@ def run_campaign(
         device: torch device; default is cuda where there is one, else cpu.
         only: run only the experiments whose label contains this text.
         shard: "i/n": of n workers that share the campaign this is number i, and runs its part; "": all.
-        progress: bars of the single runs; None shows them on a terminal only.
-        workers: processes that prepare batches ahead in every run, teachers' included; any number gives the same.
+        workers: processes that prepare batches ahead in every run; any number gives the same.
         processes: runs side by side on the device, see :func:`apd.study.parallel.side_by_side`.
         minutes: after these, runs are stopped with a checkpoint; none is begun that cannot finish before.
 
     Raises:
         CampaignError: the name is unknown, `only` fits no experiment, or a number is out of its range.
-        RecordError: one of the records there is damaged.
-        NonFiniteLossError: at the end, when all others are done, if a loss of some experiments became infinite or NaN.
-        UnfinishedRunsError: at the end, if some side by side were killed twice or do not fit into the GPU's memory.
-        Everything that `train` raises; the records written so far stay.
+        NonFiniteLossError, UnfinishedRunsError: at the end, if some experiments diverged or were given up.
+        Everything that `train` and reading a record raise; the records written so far stay.
     """
-    if workers < 0:
-        raise CampaignError(f"workers = {workers}: expected a whole number of at least 0")
-    if processes < 1:
-        raise CampaignError(f"processes = {processes}: expected a whole number of at least 1")
+    for option, value, least in (("workers", workers, 0), ("processes", processes, 1)):
+        if value < least:
+            raise CampaignError(f"{option} = {value}: expected a whole number of at least {least}")
     if minutes is not None and not 0 < minutes < math.inf:
         raise CampaignError(f"minutes = {minutes}: expected a number above 0")
     ranks = join()
@@ -95,14 +156,15 @@ def run_campaign(
     missing = [e for e in experiments if fingerprint(e) not in done]
     part = shard and f", shard {shard}"
     ranks.print(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
-    if retired := [record.source for print_, record in done.items() if print_ not in set(map(fingerprint, known))]:
+    if retired := done.keys() - set(map(fingerprint, known)):
+        such = Path(next(record.source for key, record in done.items() if key in retired)).name
         ranks.print(
-            f"{name}: {len(retired)} records there are of no experiment of this campaign, such as "
-            f"{Path(retired[0]).name}: its recipe has changed since; they are left alone and not counted"
+            f"{name}: {len(retired)} records there are of no experiment of this campaign, such as {such}: its recipe "
+            "has changed since; they are left alone and not counted"
         )
     ledger = Ledger(name, folder, done, len(missing), ranks)
     if processes == 1 and minutes is None:
-        in_turn(missing, ledger, device=device, progress=progress, workers=workers)
+        in_turn(missing, ledger, device=device, workers=workers)
     else:
         side_by_side(missing, ledger, device=device, processes=processes, minutes=minutes, workers=workers)
     ledger.close()

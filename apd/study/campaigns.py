@@ -1,7 +1,7 @@
 """The campaigns: named lists of experiments whose records are the study's evidence.
 
 They are ordered seed by seed, so that one stopped half-way is still a fair comparison of all its methods. What is tuned
-is chosen by the score on val after the last step, with one seed; runs at the chosen values are the evidence's own.
+is chosen by the score on val after the last step, with one seed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,50 +10,32 @@ from functools import partial
 from itertools import product
 
 from apd.config.experiment import Experiment
+from apd.distillers.base import DistillerConfig
 from apd.fields import did_you_mean
-from apd.study.ablations import (
-    Variant,
-    combined_variants,
-    heads_variant,
-    option_variants,
-    other_method_variants,
-    plain_variants,
-    term_variants,
-    trial_variants,
-    tuned_variants,
-    variant_at_best,
-    with_apd,
-    without_kd,
-)
-from apd.study.coco_recipes import (
-    DETECTION_FACTORS,
-    RATE_METHODS,
-    TRIED_STUDENT_RATES,
-    TRIED_TEACHER_RATES,
-    UNTUNED,
-    detection_recipe,
-    detection_variants,
-    distillers_on_scenes,
-    scenes_detection_experiment,
-)
-from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TRIED_PAIR_RATES, scenes_pair
+from apd.study import ablations
+from apd.study import coco_recipes as coco
 from apd.study.recipes import (
+    HEADS,
     METHODS,
+    PAIR_METHODS,
     SECOND_STUDENT,
     SECOND_TEACHER,
+    STUDENT_LEARNING_RATES,
+    TRIED_PAIR_LEARNING_RATES,
     Method,
     Size,
     distillers_of,
     lengthened,
-    real_experiment,
     recipe,
+    scenes_pair,
 )
 from apd.training.exit_codes import UsageError
+from apd.training.run import run_folder
 
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
-"""Methods with a learning rate of their own; the student of equal seconds has the student's."""
-TRIED_RATES = (0.01, 0.02, 0.04)
-"""On CamVid at half resolution, of the student and of every method that teaches it."""
+"""Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
+TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)
+"""On CamVid at half resolution, of the baseline and of every method."""
 TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
 """On LabelMeFacade with every method, from the middle outwards."""
 BEST_OTHER_METHODS = ("dist", "cwd", "ifvd")
@@ -84,16 +66,19 @@ def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1) -> Itera
         yield lengthened(scenes_experiment(method, seed, context_shift), student=longer, teacher=1)
 
 
-def _scenes_variants(variants: Callable[[], Iterable[Variant]], seeds: int = 5) -> Iterator[Experiment]:
+def _scenes_variant(key: str, distillers: tuple[DistillerConfig, ...], seed: int, shift: float = 1.0) -> Experiment:
+    name = f"{key}-context{shift:g}-seed{seed}"
+    return replace(scenes_experiment("student", seed, shift), name=name, distillers=distillers)
+
+
+def _scenes_variants(variants: Callable[[], Iterable[ablations.Variant]], seeds: int = 5) -> Iterator[Experiment]:
     """Each seed with every variant, where every image has a context of its own."""
     for seed, variant in product(range(seeds), variants()):
-        base = scenes_experiment("student", seed, context_shift=1.0)
-        yield replace(base, name=f"{variant.key}-context1-seed{seed}", distillers=variant.distillers)
+        yield _scenes_variant(variant.key, variant.distillers, seed)
 
 
 def _scenes_tiny_tuning() -> Iterator[Experiment]:
-    """One rate serves all methods, so each is tried with all of them: a rate at which the plain student is at its best
-    can be too high for the larger gradient of a sum of losses."""
+    """One learning rate serves all methods: the baseline's best can be too high for the gradient of a sum of losses."""
     for rate, method in product((0.01, 0.03, 0.1), ("student", "pixel_kd", "apd_without_kd", "apd")):
         yield _with_rate(scenes_experiment(method, seed=0, context_shift=1.0), rate, method)
     teacher = scenes_experiment("student", seed=0, context_shift=1.0).teacher_experiment()
@@ -101,22 +86,20 @@ def _scenes_tiny_tuning() -> Iterator[Experiment]:
         yield _with_rate(teacher, rate, "teacher")
 
 
-def _scenes_dial() -> Iterator[Experiment]:
+def _scenes_context_shifts() -> Iterator[Experiment]:
     """Between the ends of the context shift, and prototypes of the batch everywhere; the ends are in `scenes-tiny`."""
-    batch = next(variant for variant in option_variants() if variant.key == "scope_batch")
+    batch = next(variant for variant in ablations.option_variants() if variant.key == "scope_batch")
     for seed, context_shift in product(range(5), (0.0, 0.25, 0.5, 0.75, 1.0)):
         if 0 < context_shift < 1:
             for method in ("pixel_kd", "apd"):
                 yield scenes_experiment(method, seed, context_shift)
-        base = scenes_experiment("student", seed, context_shift)
-        name = f"{batch.key}-context{context_shift:g}-seed{seed}"
-        yield replace(base, name=name, distillers=batch.distillers)
+        yield _scenes_variant(batch.key, batch.distillers, seed, context_shift)
 
 
 def _scenes_heads() -> Iterator[Experiment]:
     """With and without projection heads, which takes a student whose features are as wide as the teacher's."""
-    variants = {method: distillers_of(method) for method in ("student", "pixel_kd", "apd")}
-    variants[heads_variant().key] = heads_variant().distillers
+    variants = {method: distillers_of(method) for method in PAIR_METHODS}
+    variants[ablations.heads_variant().key] = ablations.heads_variant().distillers
     for seed, (key, distillers) in product(range(5), variants.items()):
         base = scenes_experiment("student", seed, context_shift=1.0)
         wide = replace(base.network, head_width=base.teacher.network.head_width)
@@ -125,20 +108,19 @@ def _scenes_heads() -> Iterator[Experiment]:
 
 def _scenes_pairs() -> Iterator[Experiment]:
     """Both heads in both roles, three student backbones: each baseline, then with each teacher."""
-    for seed, student_head, backbone in product(range(3), HEADS, STUDENT_RATES):
+    for seed, student_head, backbone in product(range(3), HEADS, STUDENT_LEARNING_RATES):
         yield scenes_pair(student_head, student_head, backbone, "student", seed)
         for teacher_head, method in product(HEADS, PAIR_METHODS[1:]):
             yield scenes_pair(teacher_head, student_head, backbone, method, seed)
 
 
 def _scenes_pairs_tuning() -> Iterator[Experiment]:
-    """A teacher's rate by its own score; they come first, because students need them. A student backbone's by the mean
+    """A teacher's learning rate by its own score, first, because students need them. A student backbone's by the mean
     over both heads and all methods, with a teacher of the same architecture."""
-    for head in HEADS:
-        teacher = scenes_pair(head, head, "resnet18", "apd").teacher_experiment()
-        for rate in TRIED_PAIR_RATES:
-            yield _with_rate(teacher, rate, f"teacher-{head}")
-    for backbone, head, rate, method in product(STUDENT_RATES, HEADS, TRIED_PAIR_RATES, PAIR_METHODS):
+    for head, rate in product(HEADS, TRIED_PAIR_LEARNING_RATES):
+        yield _with_rate(scenes_pair(head, head, "resnet18", "apd").teacher_experiment(), rate, f"teacher-{head}")
+    tried = product(STUDENT_LEARNING_RATES, HEADS, TRIED_PAIR_LEARNING_RATES, PAIR_METHODS)
+    for backbone, head, rate, method in tried:
         yield _with_rate(scenes_pair(head, head, backbone, method), rate, f"{method}-{head}_{backbone}")
 
 
@@ -146,53 +128,51 @@ def _scenes_pairs_tuning() -> Iterator[Experiment]:
 
 
 def _camvid_small_tuning() -> Iterator[Experiment]:
-    """Where the search for rates began: short schedules of the plain networks."""
+    """Where the search for learning rates began: short schedules of the plain networks."""
     student = recipe("small", "student")
     data = replace(student.data, evaluation_split="val")
     for rate in (0.005, 0.01, 0.02):
         training = replace(student.teacher.training, iterations=400, evaluations=0)
         yield _with_rate(replace(student.teacher_experiment(), training=training), rate, "teacher", data=data)
-    for rate in TRIED_RATES:
+    for rate in TRIED_SMALL_LEARNING_RATES:
         training = replace(student.training, iterations=600, evaluations=0)
         yield _with_rate(replace(student, training=training), rate, "student", data=data, teacher=None)
 
 
 def _camvid_small_rates() -> Iterator[Experiment]:
-    for rate, method in product(TRIED_RATES[::-1], TUNED_METHODS):
+    for rate, method in product(TRIED_SMALL_LEARNING_RATES[::-1], TUNED_METHODS):
         experiment = _with_rate(recipe("small", method), rate, method)
         yield replace(experiment, name=f"{experiment.name}-seed0")
 
 
-def _camvid_small_variants(variants: Callable[[], Iterable[Variant]]) -> Iterator[Experiment]:
-    """Each of three seeds with every variant, at the rate of APD."""
+def _camvid_small_variants(variants: Callable[[], Iterable[ablations.Variant]]) -> Iterator[Experiment]:
+    """Each of three seeds with every variant, at the learning rate of APD."""
     for seed, variant in product(range(3), variants()):
-        base = recipe("small", "apd", seed=seed)
-        yield replace(base, name=f"{variant.key}-seed{seed}", distillers=variant.distillers)
+        yield replace(
+            recipe("small", "apd", seed=seed), name=f"{variant.key}-seed{seed}", distillers=variant.distillers
+        )
 
 
-def _fewer_terms() -> Iterator[Variant]:
-    """APD without one of its four terms, and with prototypes of the batch.
-
-    APD without pixel KD is a method of `camvid-small`, too, at a rate of its own; here its rate is that of APD.
-    """
+def _fewer_terms() -> Iterator[ablations.Variant]:
+    """APD without one of its four terms (without pixel KD at APD's learning rate), and with prototypes of the batch."""
     kept = ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
-    yield from (variant for variant in (*term_variants(), *option_variants()) if variant.key in kept)
-    yield without_kd()
+    yield from (
+        variant for variant in (*ablations.term_variants(), *ablations.option_variants()) if variant.key in kept
+    )
+    yield ablations.without_kd()
 
 
-def _best_rivals() -> Iterator[Variant]:
+def _best_other_methods() -> Iterator[ablations.Variant]:
     """The three best other methods on scenes at their best weights, and APD with the best of them."""
-    variants = {variant.key: variant for variant in plain_variants()}
-    best = [variant_at_best(variants[key]) for key in BEST_OTHER_METHODS]
-    yield from (*best, with_apd(best[0]))
+    variants = {variant.key: variant for variant in ablations.plain_variants()}
+    best = [ablations.variant_at_best(variants[key]) for key in BEST_OTHER_METHODS]
+    yield from (*best, ablations.with_apd(best[0]))
 
 
 def _camvid_pairs() -> Iterator[Experiment]:
-    """DeepLabV3 teaches the small recipe's PSPNet.
+    """DeepLabV3 teaches the small recipe's PSPNet; `camvid-small` has the baseline and the same-architecture pair.
 
-    Teacher and student are those of `camvid-small` but for the teacher's head, so that campaign has the baseline
-    and the pair of the same architecture. The teacher keeps the rate that was chosen for a PSPNet. Its largest dilation
-    reaches half a crop, as on scenes.
+    The teacher keeps the learning rate that was chosen for a PSPNet. Its largest dilation reaches half a crop.
     """
     for seed, method in product(range(3), PAIR_METHODS[1:]):
         experiment = recipe("small", method, seed=seed)
@@ -206,24 +186,23 @@ def _camvid_pairs() -> Iterator[Experiment]:
 
 def _facade_tuning() -> Iterator[Experiment]:
     """The student's schedule, which has converged where twice the steps bring less than half a point; the teachers."""
-    base = real_experiment("facade-small")
-    student, teacher = replace(base, teacher=None, name="student"), replace(base.teacher_experiment(), name="teacher")
-    for experiment, stride, steps, rate in (
-        (student, 16, 1200, 2e-4),
-        (teacher, 16, 1200, 8e-4),
-        (teacher, 16, 1200, 2e-4),
-        (teacher, 8, 1200, 8e-4),
-        (teacher, 8, 1200, 2e-4),
-        (student, 16, 2400, 2e-4),
+    base = recipe("facade-small", "student")
+    roles = {"student": replace(base, teacher=None), "teacher": base.teacher_experiment()}
+    for role, stride, steps, rate in (
+        ("student", 16, 1200, 2e-4),
+        ("teacher", 16, 1200, 8e-4),
+        ("teacher", 16, 1200, 2e-4),
+        ("teacher", 8, 1200, 8e-4),
+        ("teacher", 8, 1200, 2e-4),
+        ("student", 16, 2400, 2e-4),
     ):
-        network = replace(experiment.network, output_stride=stride)
-        changed = replace(experiment, network=network, training=replace(experiment.training, iterations=steps))
-        yield _with_rate(changed, rate, f"{experiment.name}-stride{stride}-steps{steps}")
+        network = replace(roles[role].network, output_stride=stride)
+        changed = replace(roles[role], network=network, training=replace(roles[role].training, iterations=steps))
+        yield _with_rate(changed, rate, f"{role}-stride{stride}-steps{steps}")
 
 
 def _facade_learning_rates() -> Iterator[Experiment]:
-    """The student, which these runs train without a teacher, comes first: its learning rate and schedule can be chosen
-    before the teacher is."""
+    """The baseline, which these runs train without a teacher, first: its schedule can be chosen before the teacher."""
     for method, rate in product(("student", "apd", "pixel_kd", "apd_without_kd"), TRIED_LEARNING_RATES):
         experiment = _with_rate(recipe("facade-small", method), rate, method)
         teacher = None if method == "student" else experiment.teacher
@@ -232,7 +211,7 @@ def _facade_learning_rates() -> Iterator[Experiment]:
 
 def _facade_pairs() -> Iterator[Experiment]:
     """Another student, and another teacher."""
-    for seed, method in product(range(3), ("student", "pixel_kd", "apd")):
+    for seed, method in product(range(3), PAIR_METHODS):
         experiment = recipe("facade-small", method, seed=seed)
         yield replace(experiment, network=SECOND_STUDENT, name=f"{method}-second_student-seed{seed}")
         if method != "student":
@@ -244,51 +223,51 @@ def _facade_pairs() -> Iterator[Experiment]:
 
 
 def _scenes_detection() -> Iterator[Experiment]:
-    for seed, variant in product(range(3), detection_variants()):
-        yield scenes_detection_experiment(variant, seed)
+    for seed, variant in product(range(3), coco.detection_variants()):
+        yield coco.scenes_detection_experiment(variant, seed)
 
 
 def _scenes_detection_tuning() -> Iterator[Experiment]:
-    """Teachers first, as students need one; then the rate of the students, by three methods at their untuned weights;
-    then every method's weights at that rate. Box AP decides."""
-    student = scenes_detection_experiment("student", seed=0)
-    for rate in TRIED_TEACHER_RATES:
+    """Teachers first, as students need one; then the students' learning rate by three methods at their untuned weights,
+    and every method's weights at that. Box AP decides."""
+    student = coco.scenes_detection_experiment("student", seed=0)
+    for rate in coco.TRIED_TEACHER_LEARNING_RATES:
         yield _with_rate(student.teacher_experiment(), rate, "teacher")
-    for rate, method in product(TRIED_STUDENT_RATES, RATE_METHODS):
-        experiment = _with_rate(student, rate, method, distillers=distillers_on_scenes(method, 1.0))
+    for rate, method in product(coco.TRIED_STUDENT_LEARNING_RATES, coco.LEARNING_RATE_METHODS):
+        experiment = _with_rate(student, rate, method, distillers=coco.distillers_on_scenes(method, 1.0))
         yield replace(experiment, name=f"{experiment.name}-seed0")
-    for factor, method in product(DETECTION_FACTORS, UNTUNED):
-        if method != "student" and not (factor == 1 and method in RATE_METHODS):  # those were run above
-            name, distillers = f"{method}_x{factor:g}-seed0", distillers_on_scenes(method, factor)
+    for factor, method in product(coco.DETECTION_FACTORS, coco.UNTUNED):
+        if method != "student" and not (factor == 1 and method in coco.LEARNING_RATE_METHODS):  # those were run above
+            name, distillers = f"{method}_x{factor:g}-seed0", coco.distillers_on_scenes(method, factor)
             yield replace(student, name=name, distillers=distillers)
 
 
 def _tiny_coco() -> Iterator[Experiment]:
     """Training and evaluation on real images: the baseline, then with APD from a ResNet-50."""
     for method in ("student", "roi_apd"):
-        yield replace(detection_recipe("tiny_coco", method), name=f"{method}-seed0")
+        yield replace(coco.detection_recipe("tiny_coco", method), name=f"{method}-seed0")
 
 
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-tiny": partial(_scenes_methods, (0.0, 1.0)),
     "scenes-tiny-tuning": _scenes_tiny_tuning,
-    # four times the student's steps, the same teacher; the rates were not tried anew
+    # four times the student's steps, the same teacher; learning rates were not tried anew
     "scenes-longer": partial(_scenes_methods, (1.0, 0.0), longer=4),
-    "scenes-dial": _scenes_dial,
-    "scenes-terms": partial(_scenes_variants, term_variants),
-    "scenes-options": partial(_scenes_variants, option_variants),
-    "scenes-rivals": partial(_scenes_variants, other_method_variants),
-    "scenes-rivals-tuning": partial(_scenes_variants, trial_variants, seeds=1),
-    "scenes-tuned": partial(_scenes_variants, tuned_variants),
+    "scenes-dial": _scenes_context_shifts,
+    "scenes-terms": partial(_scenes_variants, ablations.term_variants),
+    "scenes-options": partial(_scenes_variants, ablations.option_variants),
+    "scenes-rivals": partial(_scenes_variants, ablations.other_method_variants),
+    "scenes-rivals-tuning": partial(_scenes_variants, ablations.trial_variants, seeds=1),
+    "scenes-tuned": partial(_scenes_variants, ablations.tuned_variants),
     "scenes-heads": _scenes_heads,
-    "scenes-combined": partial(_scenes_variants, combined_variants),
+    "scenes-combined": partial(_scenes_variants, ablations.combined_variants),
     "scenes-pairs": _scenes_pairs,
     "scenes-pairs-tuning": _scenes_pairs_tuning,
     "camvid-small": partial(_methods, "small", seeds=3),
     "camvid-small-tuning": _camvid_small_tuning,
     "camvid-small-rates": _camvid_small_rates,
     "camvid-small-ablations": partial(_camvid_small_variants, _fewer_terms),
-    "camvid-small-rivals": partial(_camvid_small_variants, _best_rivals),
+    "camvid-small-rivals": partial(_camvid_small_variants, _best_other_methods),
     "camvid-pairs": _camvid_pairs,
     "facade-tuning": _facade_tuning,
     "facade-learning-rates": _facade_learning_rates,
@@ -304,7 +283,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
 
 
 class CampaignError(UsageError):
-    """There is no campaign or experiment of that name, or a number is wrong; the message tells what was expected."""
+    """There is no campaign or experiment of that name, or a number is wrong; the message says what was expected."""
 
 
 def experiments_of(name: str) -> list[Experiment]:
@@ -317,3 +296,17 @@ def experiments_of(name: str) -> list[Experiment]:
         hint = did_you_mean(name, CAMPAIGNS)
         raise CampaignError(f"there is no campaign {name!r}: expected one of {', '.join(CAMPAIGNS)}{hint}")
     return list(CAMPAIGNS[name]())
+
+
+def untrained_teacher(experiment: Experiment) -> Experiment | None:
+    """The run that has to be finished before this one can begin, or None."""
+    if experiment.teacher is None or experiment.teacher.weights_file:
+        return None
+    teacher = experiment.teacher_experiment()
+    return None if (run_folder(teacher) / "record.json").exists() else teacher
+
+
+def steps_done(run: Experiment) -> int:
+    """The step of a run's newest checkpoint; 0 without one."""
+    found = (run_folder(run) / "checkpoints").glob("step-*")
+    return max((int(path.name.removeprefix("step-")) for path in found), default=0)

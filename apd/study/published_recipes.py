@@ -1,11 +1,9 @@
 """The published experiments: PSPNet with a ResNet-18 taught by one with a ResNet-101, on three data sets.
 
-Each stands here twice. As released, the loss is that of the released code: means over all elements, perspectives over
-the images of a process, absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss
-differs: a perspective for each image (the paper's abstract), sums over classes and means over valid pixels, absent
-classes left out, and weights converted by :func:`pixel_weight` so that they pull as hard as the released ones.
-
-The paper's body could not be obtained. Where each value comes from is in :data:`SOURCES`.
+As released, the loss is that of the released code: means over all elements, perspectives over the images of a process,
+absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for
+each image, means over valid pixels, absent classes left out, and weights converted by :func:`pixel_weight`. Where each
+value comes from is in :data:`SOURCES`; a field at its default has the released code's value.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,12 +21,7 @@ from apd.distillers.logits import PixelKDConfig
 from apd.fields import ExperimentError
 
 PaperSize = Literal[
-    "cityscapes",
-    "cityscapes_corrected",
-    "ade20k",
-    "ade20k_corrected",
-    "pascal_context",
-    "pascal_context_corrected",
+    *("cityscapes", "cityscapes_corrected", "ade20k", "ade20k_corrected", "pascal_context", "pascal_context_corrected")
 ]
 PaperMethod = Literal["student", "pixel_kd", "apd", "apd_without_kd"]
 PAPER_METHODS: tuple[PaperMethod, ...] = get_args(PaperMethod)
@@ -40,37 +33,25 @@ RELEASED_WEIGHT = 10.0
 """Of pixel distillation, of the observations and of the alignment, in the released code's element means."""
 CLASSES_SEEN = 10
 """N, the classes that the images of a process show together, for which the observations' weight is converted (own
-choice, between the 5 and 15 of plain and of crowded images; ``apd train --dry-run`` counts it on the data)."""
+choice; ``apd train --dry-run`` counts it on the data)."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What the released code sets for one data set, and what was published for it.
-
-    Attributes:
-        spec: the data set.
-        crop: rows and columns of a training crop and of a test window.
-        long_side: pixels of an image's longer side in the test.
-        images_per_process: in one step, on each of the four GPUs.
-        epochs: of training.
-        learning_rate: of the backbone; ten times that for the heads.
-        dilation: rule of the ResNets; the released code takes another one where there are 60 classes.
-        alone: mIoU of the student without teacher, in per cent (official README).
-        with_apd: mIoU of the student with APD, in per cent (official README).
-        near_teacher: mIoU of PSPNet-R101 in the README of semseg, the code that the release builds on, in per cent. The
-            mIoU of the paper's own teachers is not known.
-    """
+    """What the released code sets for one data set, and what was published for it."""
 
     spec: DatasetSpec
-    crop: int
-    long_side: int
-    images_per_process: int
+    crop: int  #: Rows and columns of a training crop and of a test window.
+    long_side: int  #: Pixels of an image's longer side in the test.
+    images_per_process: int  #: In one step, on each of the four GPUs.
     epochs: int
-    learning_rate: float
-    dilation: Literal["one_conv", "all_convs"]
-    alone: float
-    with_apd: float
+    learning_rate: float  #: Of the backbone; ten times that for the heads.
+    dilation: Literal["one_conv", "all_convs"]  #: Of the ResNets; another one where there are 60 classes.
+    alone: float  #: mIoU of the student without teacher, in per cent (official README).
+    with_apd: float  #: mIoU of the student with APD, in per cent (official README).
     near_teacher: float | None
+    """mIoU of PSPNet-R101 in the README of semseg, the code that the release builds on, in per cent. The mIoU of the
+    paper's own teachers is not known."""
 
     @property
     def batch_size(self) -> int:
@@ -79,13 +60,7 @@ class Published:
 
     @property
     def iterations(self) -> int:
-        """Steps of all epochs, as the released code's loader makes them.
-
-        Each process has a quarter of the training images, rounded up, and leaves out an incomplete last batch.
-
-        >>> [published.iterations for published in PUBLISHED.values()]
-        [74400, 252600, 41600]
-        """
+        """Steps of all epochs. Each process has a quarter of the images, rounded up, and drops an incomplete batch."""
         share = -(-dict(self.spec.splits)["train"] // PROCESSES)
         return self.epochs * (share // self.images_per_process)
 
@@ -100,24 +75,16 @@ PUBLISHED = MappingProxyType(
 """The three published rows by name, see :class:`Published`."""
 
 
-def published_of(size: PaperSize) -> Published:
-    """The published row that a size belongs to, whichever of its two forms it is."""
-    return PUBLISHED[size.removesuffix(CORRECTED)]
-
-
 def pixel_weight(classes: int) -> float:
     """The weight in the pixel reduction that pulls on each pixel as the released 10 does in element means.
 
-    An element mean divides a pixel's KL, a sum over classes, by their number: 10 in front of it is 10 / classes in
-    front of a mean over pixels. For logits these are the K classes of the data set. For observations they are the
-    N classes in sight, so the released weight changes from batch to batch, and only a typical N can be converted. That
-    ignored pixels count in the release and not here is left aside: the means are equal if KL is as large on both.
+    An element mean divides a pixel's KL, a sum over classes, by their number, so 10 in front of it is 10 / classes in
+    front of a mean over pixels. For logits these are the K classes of the data set; for observations the N in sight,
+    of which only a typical number can be converted. That ignored pixels count in the release is left aside.
 
     Example:
         >>> [round(pixel_weight(classes), 3) for classes in (19, 60, 150)]
         [0.526, 0.167, 0.067]
-        >>> pixel_weight(CLASSES_SEEN)
-        1.0
     """
     return RELEASED_WEIGHT / classes
 
@@ -129,61 +96,28 @@ def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0)
     this stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
     `teacher.weights_file`, with the score that it must reach as `teacher.expected_miou`.
 
-    Args:
-        size: a data set's name for the experiment as released, with ``_corrected`` for the corrected loss.
-        method: what is added to the student's task loss.
-        seed: of the student.
-
     Raises:
         ExperimentError: an unknown size or method.
-
-    Example:
-        >>> experiment = paper_recipe("cityscapes_corrected", "apd")
-        >>> experiment.training.iterations, experiment.distillers[0].scope
-        (74400, 'image')
     """
     if size not in get_args(PaperSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(PaperSize))}")
-    published = published_of(size)
-    psp = NetworkConfig(
-        backbone="resnet18_deep",
-        head="psp",
-        head_width=512,
-        output_stride=8,
-        weights="imagenet",
-        dropout=0.1,
-        dilation=published.dilation,
+    published = PUBLISHED[size.removesuffix(CORRECTED)]
+    student = NetworkConfig(
+        backbone="resnet18_deep", head_width=512, output_stride=8, weights="imagenet", dilation=published.dilation
     )
     training = TrainingConfig(
-        iterations=published.iterations,
-        batch_size=published.batch_size,
-        learning_rate=published.learning_rate,
-        head_multiplier=10.0,
-        momentum=0.9,
-        weight_decay=1e-4,
-        power=0.9,
-        auxiliary_weight=0.4,
+        iterations=published.iterations, batch_size=published.batch_size, learning_rate=published.learning_rate
     )
+    crop = {"crop_height": published.crop, "crop_width": published.crop}
+    own_size = {"height": 0, "width": 0, "long_side": published.long_side}
     return Experiment(
         name=f"{size}-{method}-seed{seed}",
         seed=seed,
-        data=DataConfig(
-            name=published.spec.name,
-            height=0,
-            width=0,
-            long_side=published.long_side,
-            crop_height=published.crop,
-            crop_width=published.crop,
-            scale_min=0.5,
-            scale_max=2.0,
-            flip=0.5,
-            rotation=10.0,
-            blur=0.5,
-        ),
-        network=psp,
+        data=DataConfig(name=published.spec.name, **own_size, **crop, rotation=10.0, blur=0.5),
+        network=student,
         training=training,
         precision="fp32",
-        teacher=TeacherConfig(network=replace(psp, backbone="resnet101_deep"), training=training),
+        teacher=TeacherConfig(network=replace(student, backbone="resnet101_deep"), training=training),
         distillers=_distillers(method, published.spec.num_classes, released=not size.endswith(CORRECTED)),
         inference=InferenceOptions(window=(published.crop, published.crop), flip=True),
     )
@@ -191,28 +125,24 @@ def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0)
 
 def _distillers(method: PaperMethod, num_classes: int, *, released: bool) -> tuple[DistillerConfig, ...]:
     logits = RELEASED_WEIGHT if released else pixel_weight(num_classes)
+    shared = {"reduction": "element" if released else "pixel", "upsample_logits": released}
     match method:
         case "student":
             return ()
         case "pixel_kd":
-            reduction = "element" if released else "pixel"
-            return (PixelKDConfig(weight=logits, reduction=reduction, upsample_logits=released),)
+            return (PixelKDConfig(weight=logits, **shared),)
         case "apd" | "apd_without_kd":
-            both = APDConfig(
+            apd = APDConfig(
+                **shared,
                 width=512,
-                scale=10.0,
                 scope="batch" if released else "image",
-                reduction="element" if released else "pixel",
                 absent="zero" if released else "mask",
-                regularisation=1.0,
                 alignment=RELEASED_WEIGHT,
                 observation=RELEASED_WEIGHT if released else pixel_weight(CLASSES_SEEN),
                 pixel_kd=logits if method == "apd" else 0.0,
-                temperature=1.0,
                 teacher_head_rate=1e-5,
-                upsample_logits=released,
             )
-            return (both,)
+            return (apd,)
     raise ExperimentError(
         f"method = {method!r}: expected one of {', '.join(PAPER_METHODS)} at the size of the paper, where the seconds "
         "of a step have not been measured"
@@ -242,8 +172,7 @@ SOURCES = MappingProxyType(
         "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
     }
 )
-"""Where values were read, by field or by what fields begin with: the authors' repository, of which nothing is copied;
-the paper's abstract; or a choice of this project. A distiller's fields stand under its method's name."""
+"""Where values were read, by field or by what fields begin with; a distiller's stand under its method's name."""
 CORRECTED_SOURCES = MappingProxyType(
     {
         "distillers.pixel_kd.weight": "own choice: the released 10 over the number of classes",
@@ -274,12 +203,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def lines_with_sources(experiment: Experiment, sources: Mapping[str, str]) -> Iterator[str]:
-    """Every field of an experiment with its value and the source of it; a default of its class needs none.
-
-    >>> shown = lines_with_sources(paper_recipe("cityscapes"), SOURCES)
-    >>> next(line for line in shown if line.startswith("training.l"))
-    'training.learning_rate               0.005            released code'
-    """
+    """Every field of an experiment with its value and the source of it; a default of its class needs none."""
     for field, value, default in leaves(experiment):
         known = [name for name in sources if f"{field}.".startswith(f"{name}.")]
         source = sources[max(known, key=len)] if known and (value != default or field in known) else ""

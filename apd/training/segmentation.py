@@ -18,8 +18,7 @@ from apd.config.datasets import (
     spec_of,
 )
 from apd.config.experiment import Experiment, ExperimentError, NetworkConfig
-from apd.config.image_sizes import require_split_sides
-from apd.config.inference import InferenceOptions
+from apd.config.inference import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, training_batches
 from apd.data.census import Census, census_of
 from apd.data.device_batches import device_batches

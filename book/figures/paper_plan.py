@@ -3,7 +3,7 @@
     python book/figures/paper_plan.py
 
 GPU-hours = 2 · MACs of an image's training step · images · steps / (operations a GPU sustains in a second) / 3600.
-Loading, scoring and communication are left out. The page is compared with this by `tests/test_paper_plan.py`.
+Loading, scoring and communication are left out. The page is compared with this by `tests/cost/test_paper_plan.py`.
 """
 
 from collections.abc import Iterator, Sequence

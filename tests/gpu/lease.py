@@ -20,13 +20,11 @@ from PIL import Image
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
-from apd.cost.measure import step_latency
 from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
-from apd.study.campaign import existing_records
-from apd.study.campaigns import CAMPAIGNS, experiments_of
+from apd.study.campaign import Ledger, existing_records
+from apd.study.campaigns import CAMPAIGNS, experiments_of, untrained_teacher
 from apd.study.parallel import side_by_side
-from apd.study.runner import Ledger, untrained_teacher
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import records_folder, repository, run_folder, runs_folder
 from apd.training.run_log import UnfinishedRunsError
@@ -161,7 +159,7 @@ def switches(name: str) -> None:
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
         for graph in (False, True) if device.type == "cuda" else (False,):
             switched = replace(experiment, training=replace(experiment.training, cuda_graph=graph))
-            took = step_latency(switched, device, seconds=SECONDS).median
+            took = measure_speed.step_latency(switched, device, seconds=SECONDS).median
             print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
 
 

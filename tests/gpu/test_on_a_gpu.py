@@ -13,7 +13,7 @@ import torch
 from apd import APDLoss
 from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.cost.measure import LOSS_SHAPES, LossShape, loss_batch, loss_cost, random_batch
+from apd.cost.measure import LOSS_SHAPES, LossShape, loss_batch, loss_cost
 from apd.data.augment import Augmentation
 from apd.data.batches import training_batches
 from apd.data.device_batches import device_batches
@@ -23,6 +23,7 @@ from apd.training.distributed import _SEND_BUFFERS, ALONE
 from apd.training.run import task_of, train
 from apd.training.segmentation import build_network
 from apd.training.trainer import TrainStep
+from tests.measure_speed import random_batch
 
 SMALL = LossShape(batch=2, channels=32, grid=24, classes=19, labels=96)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=32, dropout=0.0)

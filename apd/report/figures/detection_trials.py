@@ -9,7 +9,7 @@ from apd.evaluation.average_precision import ap_scores, tables_of
 from apd.report.comparisons import DETECTION_NAMES
 from apd.report.figures.page import Drawing, nothing, table
 from apd.report.figures.rates import last_validation, marked_row
-from apd.study.coco_recipes import DETECTION_FACTORS, STUDENT_RATE, UNTUNED, distillers_on_scenes
+from apd.study.coco_recipes import DETECTION_FACTORS, STUDENT_LEARNING_RATE, UNTUNED, distillers_on_scenes
 from apd.training.record import Record
 
 _WEIGHTS = "weights × {:g}"
@@ -109,7 +109,7 @@ def _weight_trials(records: Sequence[Record]) -> Iterator[tuple[str, float, Reco
     }
     for record, _ in _scored(records):
         trial = trials.get(record.experiment.distillers)
-        if trial is not None and record.experiment.training.learning_rate == STUDENT_RATE:
+        if trial is not None and record.experiment.training.learning_rate == STUDENT_LEARNING_RATE:
             yield *trial, record
 
 

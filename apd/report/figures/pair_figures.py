@@ -25,8 +25,7 @@ from apd.report.figures.style import INK, colour_of, drawing, figure
 from apd.report.figures.tables import interval, per_cent
 from apd.report.figures.verdicts import tally
 from apd.report.statistics import Difference, paired_difference, spread
-from apd.study.pair_recipes import PAIR_METHODS
-from apd.study.recipes import METHOD_NAMES
+from apd.study.recipes import METHOD_NAMES, PAIR_METHODS
 
 TAUGHT = PAIR_METHODS[1:]
 """The methods that have a teacher."""

@@ -8,7 +8,7 @@ import pandas as pd
 from apd.report.designs import BACKBONE_NAMES, HEAD_NAMES
 from apd.report.figures.page import Drawing, nothing, table
 from apd.report.figures.rates import validation_miou
-from apd.study.pair_recipes import STUDENT_RATES, TEACHER_RATES
+from apd.study.recipes import STUDENT_LEARNING_RATES, TEACHER_LEARNING_RATES
 from apd.training.record import Record
 
 
@@ -34,9 +34,9 @@ def pair_rates_table(records: Sequence[Record]) -> Drawing:
     found = tried_rates(records)
     if not found:
         return nothing("No trial of the pairs’ rates is recorded yet: 0 runs have a score on val.")
-    used = {f"teacher-{head}": rate for head, rate in TEACHER_RATES.items()} | STUDENT_RATES
+    used = {f"teacher-{head}": rate for head, rate in TEACHER_LEARNING_RATES.items()} | STUDENT_LEARNING_RATES
     names = {f"teacher-{head}": f"teacher {name}" for head, name in HEAD_NAMES.items()}
-    names |= {backbone: f"student {BACKBONE_NAMES[backbone]}" for backbone in STUDENT_RATES}
+    names |= {backbone: f"student {BACKBONE_NAMES[backbone]}" for backbone in STUDENT_LEARNING_RATES}
     tried = sorted({rate for by_rate in found.values() for rate in by_rate})
     rows = {}
     for whose in (whose for whose in used if whose in found):

@@ -4,14 +4,11 @@ import dataclasses
 import math
 import re
 import shlex
-import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
+from own_folders import SMALL, STEPS, leave, make, trained
 from test_book_snippets import PYTHON, ROOT, SHELL, blocks
 
-from apd.cli import app as cli
 from apd.config.experiment import ExperimentError
 from apd.config.identity import fingerprint
 from apd.config.inference import SMALLEST_SIDE
@@ -20,27 +17,6 @@ from apd.study import own_recipe as module
 from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, OWN_METHODS, own_recipe
 from apd.study.recipes import recipe
 from apd.training.record import read_record
-
-SMALL = ["--network.backbone", "test_efficientnet", "--network.head-width", "8"]
-SMALL_TEACHER = ["--teacher.network.backbone", "test_efficientnet", "--teacher.network.head-width", "8"]
-STEPS = ["--training.iterations", "2", "--teacher.training.iterations", "2"]
-
-
-def make(root, *, train=4, val=2, test=0, size=(64, 96), labels=(0, 1), yaml="classes: [soil, crop]\n"):
-    """A folder of images with the labels in stripes; `size` is (height, width), or one for each image in turn."""
-    rng = np.random.default_rng(0)
-    sizes = [size] if isinstance(size[0], int) else list(size)
-    shutil.rmtree(root, ignore_errors=True)
-    for split, count in (("train", train), ("val", val), ("test", test)):
-        for number in range(count):
-            height, width = sizes[number % len(sizes)]
-            mask = np.repeat(np.array(labels, np.uint8), -(-height // len(labels)))[:height, None].repeat(width, 1)
-            image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8) + mask[..., None] % 2 * np.uint8(150)
-            for kind, content in (("images", image), ("masks", mask)):
-                (root / kind / split).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(content).save(root / kind / split / f"{split}{number:03d}.png")
-    (root / "dataset.yaml").write_text(yaml)
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -57,18 +33,6 @@ def at_hand(monkeypatch):
         monkeypatch.setattr(module, "_at_hand", lambda backbone, source: (backbone, source) in known)
 
     return only
-
-
-def leave(*words):
-    """The exit code of a command, however it is given."""
-    try:
-        return cli.main([str(word) for word in words])
-    except SystemExit as left:
-        return left.code
-
-
-def trained(folder, *more):
-    return leave("train", "--data.name", "folder", "--data.folder", folder, *SMALL, *SMALL_TEACHER, *STEPS, *more)
 
 
 # --- what is chosen --------------------------------------------------------------------------------------------------
@@ -184,7 +148,7 @@ def test_methods_without_a_measured_step_and_folders_that_are_none_are_refused(t
         own_recipe(tmp_path)
 
 
-# --- from the shell --------------------------------------------------------------------------------------------------
+# --- from the command line --------------------------------------------------------------------------------------------
 
 
 def test_the_command_of_the_data_page_trains_on_the_folder_that_the_page_draws(tmp_path, monkeypatch, capsys):
@@ -248,9 +212,9 @@ def test_a_size_that_is_asked_for_is_the_recipe_as_ever(size, tmp_path, monkeypa
     monkeypatch.setattr(
         "apd.training.run.train", lambda experiment, **_: seen.append(experiment) or pytest.skip("seen")
     )
-    words = ["--data.name", "folder", "--data.folder", make(tmp_path / "fields")]
+    arguments = ["--data.name", "folder", "--data.folder", make(tmp_path / "fields")]
     with pytest.raises(pytest.skip.Exception):
-        leave("train", *(["tiny-apd"] if size is None else []), *words, *(size or []))
+        leave("train", *(["tiny-apd"] if size is None else []), *arguments, *(size or []))
     assert (seen[0].data.height, seen[0].data.crop_width, seen[0].network.backbone) == (96, 96, "test_efficientnet")
     assert seen[0].name == "tiny-apd-seed0"
     as_ever = recipe("tiny", "apd")
@@ -262,7 +226,7 @@ OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["--data.folder", "FOLDER"], "--data.folder .*: --data.name is scenes, so give --data.name folder with it"),
         (["--data.name", "folder"], "DataConfig.folder = '': expected the path of a folder"),
@@ -273,7 +237,7 @@ OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
         ([*OWN, "--method", "roi_apd"], "method = 'roi_apd': expected one"),
     ],
 )
-def test_options_that_cannot_be_meant_are_told_before_anything_is_built(words, told, tmp_path, capsys):
+def test_options_that_cannot_be_meant_are_refused_before_anything_is_built(arguments, message, tmp_path, capsys):
     folder = make(tmp_path / "fields")
-    assert leave("train", *(str(folder) if word == "FOLDER" else word for word in words)) in (1, 2)
-    assert re.search(told, re.sub(r"[│\s]+", " ", capsys.readouterr().err))
+    assert leave("train", *(str(folder) if word == "FOLDER" else word for word in arguments)) in (1, 2)
+    assert re.search(message, re.sub(r"[│\s]+", " ", capsys.readouterr().err))

@@ -1,6 +1,7 @@
 """Cost of networks, losses and steps: figures against counts by hand, and what is measured is left as it was."""
 
 import os
+import subprocess
 import time
 
 import pytest
@@ -12,14 +13,15 @@ from torch import nn
 from apd import APDLoss
 from apd.cost.measure import (
     CLASSES_IN_AN_IMAGE,
+    STARTS,
     LossShape,
     cost_of,
     loss_batch,
     loss_cost,
-    random_batch,
-    step_latency,
+    start_latency,
 )
 from apd.models import build_segmenter
+from tests.measure_speed import random_batch, step_latency
 
 
 class Small(nn.Module):
@@ -72,10 +74,9 @@ def test_a_segmenters_count_leaves_the_auxiliary_head_out_and_equals_a_count_by_
     assert cost.parameters == sum(p.numel() for p in model.parameters()) - auxiliary
 
 
-def test_the_count_is_for_one_image_and_the_setting_is_told():
+def test_the_count_is_for_one_image_and_the_setting_stands_beside_it():
     one, three = (cost_of(Small(), height=20, width=15, batch=batch, seconds=0.01) for batch in (1, 3))
-    assert one.macs == three.macs
-    assert one.parameters == three.parameters
+    assert (one.macs, one.parameters) == (three.macs, three.parameters)
     assert (three.batch, three.height, three.width, three.device) == (3, 20, 15, "cpu")
     assert three.threads == torch.get_num_threads()
     assert "profiler" in three.memory_method
@@ -135,26 +136,29 @@ def test_a_network_in_bfloat16_is_measured_in_bfloat16():
     assert half.peak_memory_bytes < 0.8 * full.peak_memory_bytes
 
 
-@pytest.mark.parametrize("name", ["height", "width", "batch", "seconds"])
-def test_counts_below_their_least_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}: got 0, expected (at least 1|more than 0)"):
-        cost_of(Small(), **{"height": 20, "width": 15, name: 0})
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *((name, 0, "at least 1") for name in ("height", "width", "batch")),
+        ("seconds", 0, "more than 0"),
+        ("device", "meta", "a CPU or CUDA device"),
+    ],
+)
+def test_numbers_below_their_least_and_a_device_without_a_memory_figure_are_refused(name, value, expected):
+    with pytest.raises(ValueError, match=f"{name}: got '?{value}'?, expected {expected}"):
+        cost_of(Small(), **{"height": 20, "width": 15, name: value})
 
 
-def test_a_device_without_a_memory_figure_is_refused():
-    with pytest.raises(ValueError, match="device: got 'meta', expected a CPU or CUDA device"):
-        cost_of(Small(), height=20, width=15, device="meta")
+# --- a start, a loss and a training step -----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_peak_on_a_gpu_holds_at_least_the_weights_and_the_input():
-    cost = cost_of(Doubling(), height=64, width=64, batch=2, device="cuda", seconds=0.01)
-    map_bytes = 2 * 3 * 64 * 64 * 4
-    assert 3 * map_bytes <= cost.peak_memory_bytes < 4 * map_bytes
-    assert "CUDA" in cost.memory_method
+def test_a_start_is_a_fresh_python_timed_to_its_end():
+    latency = start_latency("-c", "import sys, time; assert 'torch' not in sys.modules; time.sleep(0.05)", seconds=0.01)
+    assert 50 < latency.lower <= latency.median <= latency.upper
+    with pytest.raises(subprocess.CalledProcessError):
+        start_latency("-c", "raise SystemExit(3)", seconds=0.01)
+    assert STARTS == {"import apd": ("-c", "import apd"), "apd --help": ("-m", "apd", "--help")}
 
-
-# ---------------------------------------------------------------- a loss, and a training step
 
 SMALL = LossShape(batch=2, channels=8, grid=6, classes=30, labels=48)
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-import runpy
+import shutil
 import sys
 from dataclasses import fields, replace
 from itertools import product
@@ -15,7 +15,7 @@ from small_experiments import exit_codes, start, tiny
 from apd.config.identity import fingerprint, to_dict
 from apd.distillers.base import DISTILLERS
 from apd.report.statistics import method_of
-from apd.study import runner
+from apd.study import campaign
 from apd.study.ablations import OTHER_METHODS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
 from apd.study.campaign import dealt, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
@@ -25,6 +25,7 @@ from apd.training.record import RecordError, read_record
 from apd.training.run import run_folder, train
 from apd.training.run_log import NonFiniteLossError
 
+SHARDS = ("0/4", "5/4", "4", "1/", "/4", "a/b", "-1/4", "1/4/2", "1.5/4")
 LABELS = ["short-seed0", "long-seed0", "short-seed1", "long-seed1"]
 
 
@@ -35,14 +36,9 @@ def quick(method, seed=0):
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, runs):
+def folder(tmp_path, monkeypatch):
     """Where the records of a campaign of four experiments go."""
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setitem(
         CAMPAIGNS, "four", lambda: (quick(method, seed) for seed in range(2) for method in ("short", "long"))
     )
@@ -66,7 +62,7 @@ def trained(monkeypatch):
         labels.append(experiment.name)
         return train(experiment, **options)
 
-    monkeypatch.setattr(runner, "train", noted)
+    monkeypatch.setattr(campaign, "train", noted)
     return labels
 
 
@@ -85,24 +81,16 @@ def test_a_campaign_leaves_a_record_of_every_experiment(folder, trained, capsys)
     assert f"four: 4/4 long-seed1: mIoU {records[-1].scores.miou:.4f}, about 0 min left" in out
 
 
-def test_what_has_a_record_is_skipped_wherever_its_run_was(folder, trained, runs, capsys):
-    run_campaign("four", folder=folder, only="seed0")
-    assert trained == LABELS[:2]
-    (runs / "elsewhere").mkdir()
-    for run in runs.iterdir():  # as on another machine, that has the committed records only
-        run.rename(runs.parent / f"away-{run.name}")
-    trained.clear()
-    records = run_campaign("four", folder=folder)
-    assert trained == LABELS[2:]
-    assert [record.experiment.name for record in records] == LABELS
-    assert "four: 4 experiments, 2 have a record" in capsys.readouterr().out
-
-
-def test_a_record_counts_by_its_fingerprint_and_not_by_its_file_name(folder, trained):
+def test_what_has_a_record_is_skipped_wherever_its_run_was_and_whatever_its_file_is_called(
+    folder, trained, tmp_path, capsys
+):
     train(quick("short")).save(folder / "any-name.json")
-    run_campaign("four", folder=folder)
+    shutil.rmtree(tmp_path / "runs")  # as on another machine, that has the committed records only
+    records = run_campaign("four", folder=folder)
     assert trained == LABELS[1:]
+    assert [record.experiment.name for record in records] == LABELS
     assert "any-name.json" in files(folder)
+    assert "four: 4 experiments, 1 have a record" in capsys.readouterr().out
 
 
 def test_an_experiment_that_diverges_does_not_keep_the_others_from_their_records(folder, trained, capsys):
@@ -127,7 +115,7 @@ def test_a_campaign_that_was_stopped_goes_on_where_it_was(folder, trained):
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, runs, monkeypatch):
+def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(folder, monkeypatch):
     train(replace(quick("short"), name="begun-elsewhere"))
     monkeypatch.setattr("apd.training.trainer.TrainStep.__call__", lambda *_: pytest.fail("a step was done again"))
     (record,) = run_campaign("four", folder=folder, only="short-seed0")
@@ -141,8 +129,8 @@ def test_records_of_a_recipe_that_has_changed_are_named_and_left_alone(folder, t
     records = run_campaign("four", folder=folder)
     assert [record.experiment.name for record in records] == trained == LABELS
     assert "before.json" in files(folder)
-    told = "four: 1 records there are of no experiment of this campaign, such as before.json: its recipe has changed"
-    assert told in capsys.readouterr().out
+    output = "four: 1 records there are of no experiment of this campaign, such as before.json: its recipe has changed"
+    assert output in capsys.readouterr().out
 
 
 def test_a_damaged_record_stops_a_campaign_before_it_starts_and_is_named(folder, trained):
@@ -181,7 +169,7 @@ def test_the_evidence_has_every_method_with_enough_seeds_under_one_recipe(name, 
         assert len(rates) == len(METHODS), "a method has one rate"
 
 
-def test_hyper_parameters_are_chosen_on_the_validation_split():
+def test_runs_that_choose_hyper_parameters_are_scored_on_val():
     assert {experiment.data.evaluation_split for experiment in experiments_of("camvid-small-tuning")} == {"val"}
 
 
@@ -192,21 +180,19 @@ def test_every_method_gets_the_same_trials_of_its_weights():
     assert len(planned) == len(tried)
 
 
-def test_the_weights_of_every_method_can_be_multiplied():
-    for method, kind in DISTILLERS.items():
-        assert stronger(kind(), 10.0) == replace(
-            kind(), **{name: 10 * getattr(kind(), name) for name in WEIGHTS[method]}
-        )
+@pytest.mark.parametrize("kind", DISTILLERS.values())
+def test_a_stronger_method_has_its_weights_multiplied_and_nothing_else(kind):
+    plain, ten_times = kind(), stronger(kind(), 10.0)
+    changed = {f.name for f in fields(kind) if getattr(plain, f.name) != getattr(ten_times, f.name)}
+    assert changed == {name for name in WEIGHTS.get(plain.method, ("weight",)) if getattr(plain, name)}
+    assert all(getattr(ten_times, name) == pytest.approx(10 * getattr(plain, name)) for name in changed)
 
 
-@pytest.mark.parametrize("arm", plain_variants(), ids=lambda arm: arm.key)
-def test_a_trial_multiplies_the_weights_of_the_method_and_nothing_else(arm):
-    main, stronger = arm.distillers[-1], variant_of_strength(arm, 10.0).distillers[-1]
-    changed = {f.name for f in fields(main) if getattr(main, f.name) != getattr(stronger, f.name)}
-    assert changed == {name for name in WEIGHTS[main.method] if getattr(main, name)}
-    assert all(getattr(stronger, name) == pytest.approx(10 * getattr(main, name)) for name in changed)
-    assert variant_of_strength(arm, 10.0).distillers[:-1] == arm.distillers[:-1]
-    assert variant_of_strength(arm, 1.0) == arm
+@pytest.mark.parametrize("variant", plain_variants(), ids=lambda variant: variant.key)
+def test_a_trial_changes_the_method_and_leaves_pixel_kd_beside_it(variant):
+    *beside, main = variant_of_strength(variant, 10.0).distillers
+    assert (main, tuple(beside)) == (stronger(variant.distillers[-1], 10.0), variant.distillers[:-1])
+    assert variant_of_strength(variant, 1.0) == variant
 
 
 def test_the_runs_on_heads_differ_in_nothing_but_their_distillers():
@@ -215,12 +201,9 @@ def test_the_runs_on_heads_differ_in_nothing_but_their_distillers():
     assert {e.network.head_width for e in planned} == {e.teacher.network.head_width for e in planned}
 
 
-def test_an_unknown_campaign_is_refused_and_the_nearest_told():
+def test_an_unknown_campaign_or_experiment_is_refused_with_what_there_is(folder):
     with pytest.raises(CampaignError, match=r"there is no campaign 'scenes-tny': .*did you mean 'scenes-tiny'\?"):
         run_campaign("scenes-tny")
-
-
-def test_a_choice_of_experiments_that_fits_none_is_refused(folder):
     with pytest.raises(CampaignError, match=r"only = 'long-seed7': expected a part of .*short-seed0, long-seed0"):
         run_campaign("four", folder=folder, only="long-seed7")
 
@@ -237,11 +220,7 @@ def test_shards_have_every_experiment_of_a_campaign_once_and_are_as_large(worker
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     for shard in shards:
         assert shard == [e for e in experiments if e in shard], "a campaign's order is kept"
-
-
-def test_with_a_worker_for_each_method_no_worker_has_one_method_only():
-    for shard in (dealt(experiments_of("camvid-small"), f"{number}/4") for number in range(1, 5)):
-        assert len({experiment.name.split("-")[0] for experiment in shard}) > 1
+        assert len({e.name.split("-")[0] for e in shard}) > 1 or workers > 4, "no worker has one method only"
 
 
 def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, trained, capsys):
@@ -259,20 +238,25 @@ def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, tra
 
 
 def test_more_workers_than_experiments_leave_some_without_work(folder, trained, capsys):
-    assert run_campaign("four", folder=folder, shard="9/9") == []
-    assert trained == []
+    assert run_campaign("four", folder=folder, shard="9/9") == trained == []
     assert "four, shard 9/9: 0 experiments" in capsys.readouterr().out
-
-
-def test_no_shard_and_one_of_one_are_the_whole_campaign():
-    experiments = experiments_of("scenes-tiny-tuning")
+    experiments = experiments_of("four")
     assert dealt(experiments, "") == dealt(experiments, "1/1") == experiments
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/", "/4", "a/b", "-1/4", "1/4/2", "1.5/4"])
-def test_what_is_no_shard_is_refused_before_anything_runs(text, folder, trained, capsys):
-    assert main(["four", "--records", str(folder), f"--shard={text}"]) == 2
-    assert f"shard = {text!r}: expected i/n with 1 <= i <= n, such as 2/8" in capsys.readouterr().err
+WRONG = [
+    *((f"--shard={text}", f"shard = {text!r}: expected i/n with 1 <= i <= n, such as 2/8") for text in SHARDS),
+    ("--workers=-1", "workers = -1: expected a whole number of at least 0"),
+    ("--processes=0", "processes = 0: expected a whole number of at least 1"),
+    ("--minutes=0", "minutes = 0.0: expected a number above 0"),
+    ("--minutes=nan", "minutes = nan: expected a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("option", "message"), WRONG)
+def test_a_wrong_number_is_refused_before_anything_runs(option, message, folder, trained, capsys):
+    assert main(["four", "--records", str(folder), option]) == 2
+    assert capsys.readouterr().err == f"apd.study.campaign: {message}\n"
     assert trained == []
 
 
@@ -293,7 +277,7 @@ def test_two_workers_on_one_file_system_train_their_teacher_once(tmp_path):
     assert hashes == {read_record(teacher / "record.json").content["weights_sha256"]}
 
 
-def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, runs, monkeypatch, capsys):
+def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, monkeypatch, capsys):
     asked = []
     with contextlib.ExitStack() as elsewhere:
         elsewhere.enter_context(only_process(run_folder(quick("short"))))
@@ -304,23 +288,16 @@ def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, runs, monke
                 elsewhere.close()
             return train(experiment, **options)
 
-        monkeypatch.setattr(runner, "train", noted)
+        monkeypatch.setattr(campaign, "train", noted)
         records = run_campaign("four", folder=folder)
     assert asked == [*LABELS, "short-seed0"]
     assert [record.experiment.name for record in records] == LABELS
-    told = capsys.readouterr().out
-    assert "four: short-seed0 is another worker's and left for the end\n" in told
-    assert re.search(r"4/4 short-seed0: mIoU 0\.\d+, about 0 min left\n$", told)
+    output = capsys.readouterr().out
+    assert "four: short-seed0 is another worker's and left for the end\n" in output
+    assert re.search(r"4/4 short-seed0: mIoU 0\.\d+, about 0 min left\n$", output)
 
 
 # the command
-
-
-def test_the_module_runs_campaigns_without_a_command_line_library(folder, trained, capsys):
-    arguments = ["four", "--records", str(folder), "--only", "short-seed0", "--device", "cpu"]
-    assert main(arguments) == 0
-    assert trained == ["short-seed0"]
-    assert read_record(next(folder.iterdir())).experiment == quick("short")
 
 
 def test_processes_that_prepare_batches_are_asked_for_in_every_run(folder, monkeypatch):
@@ -330,30 +307,15 @@ def test_processes_that_prepare_batches_are_asked_for_in_every_run(folder, monke
         asked.append(workers)
         return train(experiment, **options)
 
-    monkeypatch.setattr(runner, "train", noted)
-    assert main(["four", "--records", str(folder), "--workers", "2"]) == 0
-    run_campaign("four", folder=folder)
-    assert asked == [2, 2, 2, 2]
+    monkeypatch.setattr(campaign, "train", noted)
+    assert main(["four", "--records", str(folder), "--workers", "2", "--only", "short", "--device", "cpu"]) == 0
+    assert asked == [2, 2]
+    assert {read_record(path).experiment for path in folder.iterdir()} == {quick("short"), quick("short", 1)}
 
 
-def test_fewer_than_no_workers_are_refused_before_anything_runs(folder, trained, capsys):
-    assert main(["four", "--records", str(folder), "--workers", "-1"]) == 2
-    assert capsys.readouterr().err == "apd.study.campaign: workers = -1: expected a whole number of at least 0\n"
-    assert trained == []
-
-
-def test_its_mistakes_are_told_in_one_line_and_an_exit_code(folder, capsys):
+def test_a_mistake_is_one_line_and_an_exit_code(folder, capsys):
     assert main(["forty"]) == 2
     assert capsys.readouterr().err.startswith("apd.study.campaign: there is no campaign 'forty'")
     assert main(["four", "--records", str(folder), "--device", "gpu"]) == 1
     (message,) = capsys.readouterr().err.splitlines()
     assert message.startswith("apd.study.campaign: device = 'gpu': expected cpu, or cuda where there is a GPU")
-
-
-def test_python_m_runs_it(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["campaign", "--help"])
-    monkeypatch.delitem(sys.modules, "apd.study.campaign")
-    with pytest.raises(SystemExit) as left:
-        runpy.run_module("apd.study.campaign", run_name="__main__")
-    assert left.value.code == 0
-    assert "scenes-tiny" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A dry run names everything that is missing, tells what a run takes, and leaves nothing behind."""
+"""A dry run names everything that is missing, reports what a run takes, and leaves nothing behind."""
 
 from dataclasses import replace
 
@@ -30,19 +30,19 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def told_by(experiment, **options):
+def report_of(experiment, **options):
     """What is missing, and all lines as one text."""
     lines = []
     missing = dry_run(experiment, device="cpu", tell=lines.append, **options)
     return missing, "\n".join(lines)
 
 
-# ---------------------------------------------------------------- when all is there
+# --- when all is there -----------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_data_sizes_steps_memory_and_time_and_writes_nothing(runs):
+def test_a_dry_run_reports_data_sizes_steps_memory_and_time_and_writes_nothing(runs):
     experiment = tiny("apd")
-    missing, text = told_by(experiment)
+    missing, text = report_of(experiment)
     assert missing == []
     assert "data: scenes, 6 images to train, 3 of val; at most 20 of each were read and are in order" in text
     assert "iterations: 6 of 2 images, 2.0 times each training image" in text
@@ -58,7 +58,7 @@ def test_a_dry_run_tells_data_sizes_steps_memory_and_time_and_writes_nothing(run
 
 def test_the_classes_in_sight_are_those_of_the_crops_wherever_these_are_made(runs):
     def classes_in_sight(experiment):
-        missing, text = told_by(experiment, steps=1)
+        missing, text = report_of(experiment, steps=1)
         assert missing == []
         return next(line for line in text.splitlines() if line.startswith("classes in sight: "))
 
@@ -67,17 +67,12 @@ def test_the_classes_in_sight_are_those_of_the_crops_wherever_these_are_made(run
     assert classes_in_sight(there) == classes_in_sight(experiment)
 
 
-def test_a_student_without_a_teacher_is_told_without_one(runs):
-    missing, text = told_by(tiny("student"), steps=1)
-    assert missing == []
-    assert "teacher" not in text
-
-
-def test_the_time_is_that_of_all_images_of_the_run(runs, monkeypatch):
+def test_the_time_is_that_of_all_images_and_a_student_without_a_teacher_is_reported_without_one(runs, monkeypatch):
     measured = module.Measured(steps=3, images=2, load_seconds=1.0, step_seconds=2.0, classes_seen=(1.0, 2.0))
     monkeypatch.setattr(module, "measure_steps", lambda *_: measured)
-    _, text = told_by(tiny("student", iterations=6000))
+    _, text = report_of(tiny("student", iterations=6000))
     assert "time, in one process on this machine: 10.0 hours" in text  # 6000 steps of 2 images of 3 seconds
+    assert "teacher" not in text
 
 
 def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
@@ -91,12 +86,8 @@ def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
     measured = measure_steps(experiment, *networks, splits.train, 3, 2)
     assert (measured.steps, measured.load_seconds, measured.step_seconds) == (3, 0.25, 1.0)
 
-
-def test_a_machine_that_is_slow_is_not_asked_for_more_steps(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.0)
-    experiment = tiny("student")
-    student = build_network(experiment.network, 10, CPU, seed=0)
-    assert measure_steps(experiment, student, None, build_splits(experiment.data).train, 3, 2).steps == 1
+    monkeypatch.setattr(module, "PATIENCE", -1.0)
+    assert measure_steps(experiment, *networks, splits.train, 3, 2).steps == 1, "a slow machine is not asked for more"
 
 
 def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch):
@@ -113,10 +104,10 @@ def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch
     assert asked == [8, 4, 2]
 
 
-# ---------------------------------------------------------------- when something is missing
+# --- when something is missing ---------------------------------------------------------------------------------------
 
 
-def test_everything_that_is_missing_is_named_and_the_rest_is_told(runs):
+def test_everything_that_is_missing_is_named_and_the_rest_is_reported(runs):
     published = recipe("pascal_context", "apd")
     experiment = replace(
         published,
@@ -124,7 +115,7 @@ def test_everything_that_is_missing_is_named_and_the_rest_is_told(runs):
         network=replace(published.network, weights_file="gone-resnet18.pth"),
         teacher=replace(published.teacher, weights_file="gone-psp.pth", network=published.network),
     )
-    missing, text = told_by(experiment, steps=1)
+    missing, text = report_of(experiment, steps=1)
     assert len(missing) == 3
     assert "APD_DATA is not set" in missing[0]
     assert "data_scripts/pascal_context.py fetch DEST" in missing[0]
@@ -144,17 +135,17 @@ def test_a_damaged_image_is_found_before_the_run(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     start = tiny("student")
     experiment = replace(start, data=DataConfig(name="ade20k", height=0, width=0, crop_height=32, crop_width=32))
-    assert told_by(experiment, steps=1)[0] == []
+    assert report_of(experiment, steps=1)[0] == []
     broken = sorted((root / "images" / "validation").iterdir())[1]
     broken.write_bytes(broken.read_bytes()[:300])
-    (message,) = told_by(experiment, steps=1)[0]
+    (message,) = report_of(experiment, steps=1)[0]
     assert broken.name in message
 
 
 def test_a_folder_that_does_not_say_its_classes_ends_the_dry_run_with_that_message(runs, tmp_path):
     start = tiny("student")
     experiment = replace(start, data=replace(start.data, name="folder", folder=str(tmp_path / "nothing")))
-    missing, text = told_by(experiment)
+    missing, text = report_of(experiment)
     assert len(missing) == 1
     assert "nothing" in missing[0]
     assert "parameters" not in text
@@ -180,7 +171,7 @@ def test_less_than_a_step_and_an_unknown_device_are_refused():
         dry_run(tiny(), device="gpu")
 
 
-def test_noise_is_a_picture_of_the_data_sets_classes_and_always_the_same():
+def test_noise_is_an_image_of_the_data_sets_classes_and_always_the_same():
     noise = Noise(spec_of(recipe("tiny").data), (33, 40))
     image, labels, _ = noise[0]
     assert (tuple(image.shape), tuple(labels.shape), len(noise)) == ((3, 33, 40), (33, 40), 1)
@@ -188,7 +179,7 @@ def test_noise_is_a_picture_of_the_data_sets_classes_and_always_the_same():
     assert torch.equal(noise[0].image_3HW, image)
 
 
-# ---------------------------------------------------------------- what a step takes
+# --- what a step takes -----------------------------------------------------------------------------------------------
 
 
 def test_what_is_counted_without_computing_is_what_is_counted_with():
@@ -234,10 +225,10 @@ def test_the_estimate_of_memory_is_near_what_a_step_allocates():
     experiment = replace(start, network=network, data=replace(start.data, crop_height=side, crop_width=side))
     cost = step_cost(experiment, 10)
     student = build_network(network, 10, CPU, seed=0)
-    pictures, labels = torch.rand(images, 3, side, side), torch.randint(10, (images, side, side))
+    noise, labels = torch.rand(images, 3, side, side), torch.randint(10, (images, side, side))
 
     def step():
-        output = student(pictures)
+        output = student(noise)
         (task_loss(output.logits, labels, 255) + 0.4 * task_loss(output.aux, labels, 255)).backward()
 
     kept = peak_of(step, CPU)

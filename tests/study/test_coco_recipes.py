@@ -1,4 +1,4 @@
-"""Recipes of detection: their values, their sources, and two real steps of COCO's on a miniature of it."""
+"""Recipes of detection: their values, choices that are those of the records, and two real steps of COCO's recipe."""
 
 import json
 from dataclasses import replace
@@ -7,38 +7,43 @@ from typing import get_args
 import pytest
 from miniatures import write_coco
 
-from apd.cli.app import main
-from apd.config.experiment import ExperimentError
 from apd.config.identity import fingerprint
+from apd.cost import dry_run as module
 from apd.cost.dry_run import dry_run
+from apd.fields import ExperimentError
+from apd.report.figures.detection_trials import validation_box_ap
+from apd.study.campaigns import experiments_of
 from apd.study.coco_recipes import (
-    COCO_METHODS,
-    COCO_SOURCES,
+    BEST_FACTORS,
+    BEST_OTHER_DETECTION_METHOD,
+    DETECTION_FACTORS,
+    LEARNING_RATE_METHODS,
+    OTHER_DETECTION_METHODS,
+    STUDENT_LEARNING_RATE,
+    TEACHER_LEARNING_RATE,
+    TRIED_STUDENT_LEARNING_RATES,
+    TRIED_TEACHER_LEARNING_RATES,
+    UNTUNED,
     CocoSize,
-    DetectionSize,
     detection_methods_of,
     detection_recipe,
     detection_variants,
     scenes_detection_experiment,
     with_masks,
 )
-from apd.study.published_recipes import leaves
-from apd.study.recipes import all_recipes, default_method, recipe
-from apd.training.run import run_folder, train
+from apd.study.recipes import recipe
+from apd.training.record import read_records
+from apd.training.run import records_folder, run_folder, train
 
 SIZES = get_args(CocoSize)
-ALL = [(size, method) for size in SIZES for method in detection_methods_of(size)]
 REVIEW_WEIGHTS = {"coco": 1.5, "coco_boxes": 1.2, "coco_mobilenet": 1.0, "coco_boxes_mobilenet": 2.0}
 
 
-# ---------------------------------------------------------------- values
-
-
-@pytest.mark.parametrize(("size", "method"), ALL)
-def test_the_schedule_is_that_of_reviewkds_configurations(size, method):
-    experiment = recipe(size, method)
-    trainings = [experiment.training] + ([experiment.teacher.training] if experiment.teacher else [])
-    for training in trainings:
+@pytest.mark.parametrize("size", SIZES)
+def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configurations(size):
+    experiments = {method: recipe(size, method) for method in detection_methods_of(size)}
+    experiment = experiments["roi_apd"]
+    for training in (experiment.training, experiment.teacher.training):
         assert (training.batch_size, training.learning_rate, training.iterations) == (8, 0.01, 180_000)
         assert (training.schedule, training.milestones, training.warmup) == ("steps", (120_000, 160_000), 1000)
         assert (training.optimiser, training.momentum, training.weight_decay) == ("sgd", 0.9, 1e-4)
@@ -46,21 +51,14 @@ def test_the_schedule_is_that_of_reviewkds_configurations(size, method):
     data = experiment.data
     assert (data.folder, data.train_part, data.val_part) == ("coco", "train2017", "val2017")
     assert (data.height, data.width, data.flip, data.masks) == (800, 1333, 0.5, with_masks(size))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_student_and_teacher_are_the_pairs_and_start_from_imagenet(size):
-    experiment = recipe(size, "roi_apd")
     student, teacher = experiment.network, experiment.teacher.network
     pair = ("mobilenet_v3_large", "resnet50") if "mobilenet" in size else ("resnet18", "resnet101")
     assert (student.backbone, teacher.backbone) == pair
     assert replace(student, backbone=teacher.backbone) == teacher
-    assert student.weights == "imagenet"
-    assert student.kind == ("faster_rcnn" if "boxes" in size else "mask_rcnn")
-    (review,) = recipe(size, "review_kd").distillers
-    assert review.weight == REVIEW_WEIGHTS[size]
-    assert recipe(size, "student").teacher is None
-    methods = [tuple(d.method for d in recipe(size, method).distillers) for method in detection_methods_of(size)]
+    assert (student.weights, student.kind) == ("imagenet", "faster_rcnn" if "boxes" in size else "mask_rcnn")
+    assert experiments["review_kd"].distillers[0].weight == REVIEW_WEIGHTS[size]
+    assert experiments["student"].teacher is None
+    methods = [tuple(d.method for d in each.distillers) for each in experiments.values()]
     assert methods[:4] == [(), ("roi_kd",), ("review_kd",), ("roi_apd",)]
     assert methods[4:] == ([("roi_kd", "dense_apd")] if with_masks(size) else [])
 
@@ -72,73 +70,86 @@ def test_the_recipe_on_scenes_is_the_run_of_the_campaign():
         assert fingerprint(recipe("scenes_detection", method, seed=2)) == fingerprint(same)
 
 
-def test_tiny_coco_is_scored_on_the_pictures_that_it_is_trained_on():
+def test_tiny_coco_is_scored_on_the_images_that_it_is_trained_on():
     data = recipe("tiny_coco", "student").data
     assert data.train_part == data.val_part == "train2017"
     assert (data.flip, data.scale_min, data.scale_max, data.jitter) == (0.0, 1.0, 1.0, 0.0)
 
 
-def test_an_unknown_size_or_method_is_refused_with_what_there_is():
+def test_an_unknown_size_is_refused_with_what_there_is():
     with pytest.raises(ExperimentError, match="size = 'cocoa': expected one of scenes_detection, tiny_coco, coco"):
         detection_recipe("cocoa")
-    with pytest.raises(ExperimentError, match=r"'apd': expected one of student, roi_kd, .* at size tiny_coco"):
-        recipe("tiny_coco", "apd")
-    with pytest.raises(ExperimentError, match="'dense_apd': expected one of student, roi_kd, review_kd, roi_apd at"):
-        recipe("coco_boxes", "dense_apd")
-    with pytest.raises(ExperimentError, match="method = 'roi_apd'"):
-        recipe("tiny", "roi_apd")
 
 
-def test_every_recipe_is_listed_and_a_size_without_a_method_is_with_apd():
-    listed = dict(all_recipes())
-    for size in get_args(DetectionSize):
-        for method in detection_methods_of(size):
-            assert listed[f"{size}-{method}"] == recipe(size, method)
-        assert default_method(size) == "roi_apd"
-        assert recipe(size) == recipe(size, "roi_apd")
-    assert recipe("tiny") == recipe("tiny", "apd")
+# --- the campaigns on scenes -----------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------- sources
+def box_ap_on_val(name, labels):
+    """Box AP on val after the last step, by label; every one of the runs must have a record."""
+    records = read_records(records_folder(name))
+    planned = {fingerprint(experiment) for experiment in experiments_of(name)}
+    found = {}
+    for record in records:
+        if record.content["fingerprint"] in planned:
+            found[record.experiment.name] = validation_box_ap(record)
+    assert set(labels) <= set(found)
+    return found
 
 
-def shown(size, method, capsys):
-    """What `apd recipes` says of every field, by field: the value and its source."""
-    assert main(["recipes", f"{size}-{method}"]) == 0
-    return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+def test_variants_of_detection_differ_in_nothing_but_their_distillers():
+    planned = experiments_of("scenes-detection")
+    assert len({replace(e, name="-", seed=0, distillers=()) for e in planned}) == 1
+    for seed in range(3):
+        assert [e.name.removesuffix(f"-seed{seed}") for e in planned if e.seed == seed] == list(detection_variants())
 
 
-@pytest.mark.parametrize(("size", "method"), ALL)
-def test_every_field_that_differs_from_its_default_has_a_source(size, method, capsys):
-    lines = shown(size, method, capsys)
-    fields = list(leaves(recipe(size, method)))
-    assert list(lines) == [field for field, _, _ in fields]
-    differing = [field for field, value, default in fields if value != default]
-    assert len(differing) > 8
-    assert [field for field in differing if lines[field].endswith(" default")] == []
+def test_apd_beside_a_method_that_compares_logits_does_not_compare_them_again():
+    *_, added = detection_variants()[f"roi_apd_and_{BEST_OTHER_DETECTION_METHOD}"]
+    assert BEST_OTHER_DETECTION_METHOD in OTHER_DETECTION_METHODS
+    assert (added.pixel_kd == 0) == (BEST_OTHER_DETECTION_METHOD == "roi_dkd")
 
 
-def test_every_source_is_of_fields_that_a_recipe_has():
-    known = [f"{field}." for size, method in ALL for field, _, _ in leaves(recipe(size, method))]
-    for source in COCO_SOURCES:
-        assert any(field.startswith(f"{source}.") for field in known), source
+def test_runs_that_choose_learning_rates_of_detection_are_scored_on_val_after_the_last_step():
+    for experiment in experiments_of("scenes-detection-tuning"):
+        assert experiment.training.evaluations == 1
 
 
-def test_nothing_of_apd_is_said_to_be_published():
-    fields = [field for field in COCO_SOURCES if field.startswith("distillers.") and field.endswith("apd")]
-    assert fields == ["distillers.roi_apd", "distillers.dense_apd"]
-    ours = "own choice: how the paper applies APD to detection was never released"
-    assert [COCO_SOURCES[field] for field in fields] == [ours, ours]
+def test_the_rate_of_the_detectors_teacher_is_the_better_of_the_records():
+    labels = {f"teacher-rate{rate:g}": rate for rate in TRIED_TEACHER_LEARNING_RATES}
+    found = box_ap_on_val("scenes-detection-tuning", labels)
+    assert labels[max(labels, key=found.get)] == TEACHER_LEARNING_RATE
 
 
-def test_a_recipe_of_coco_is_shown_with_value_and_source_of_every_field(capsys):
-    lines = shown("coco_mobilenet", "roi_apd", capsys)
-    assert lines["training.iterations"].endswith("180000           ReviewKD's code")
-    assert lines["network.backbone"].endswith("torchvision's MobileNetV3 is the nearest to its MobileNetV2")
-    assert lines["training.ema_decay"].endswith(" default")
+def test_the_rate_of_the_detectors_students_is_the_best_of_the_records():
+    labels = [
+        f"{method}-rate{rate:g}-seed0" for rate in TRIED_STUDENT_LEARNING_RATES for method in LEARNING_RATE_METHODS
+    ]
+    found = box_ap_on_val("scenes-detection-tuning", labels)
+    students = {
+        rate: sum(found[f"{m}-rate{rate:g}-seed0"] for m in LEARNING_RATE_METHODS)
+        for rate in TRIED_STUDENT_LEARNING_RATES
+    }
+    assert max(students, key=students.get) == STUDENT_LEARNING_RATE
 
 
-# ---------------------------------------------------------------- two real steps
+@pytest.mark.parametrize("method", [method for method in UNTUNED if method != "student"])
+def test_the_weights_of_detection_are_the_best_of_the_records(method):
+    labels = {f"{method}_x{factor:g}-seed0": factor for factor in DETECTION_FACTORS}
+    if method in LEARNING_RATE_METHODS:  # its run at factor 1 is one of the rates'
+        del labels[f"{method}_x1-seed0"]
+        labels[f"{method}-rate{STUDENT_LEARNING_RATE:g}-seed0"] = 1.0
+    assert set(labels) <= {experiment.name for experiment in experiments_of("scenes-detection-tuning")}
+    found = box_ap_on_val("scenes-detection-tuning", labels)
+    assert labels[max(labels, key=found.get)] == BEST_FACTORS.get(method, 1.0)
+
+
+def test_the_best_other_method_of_detection_is_that_of_the_records():
+    labels = {f"{key}-seed0": key for key in OTHER_DETECTION_METHODS}
+    found = box_ap_on_val("scenes-detection", labels)
+    assert labels[max(labels, key=found.get)] == BEST_OTHER_DETECTION_METHOD
+
+
+# --- two real steps --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +161,7 @@ def place(tmp_path_factory):
 
 
 def miniature(size, method):
-    """Only what takes time or a network is smaller: pictures, widths, steps, backbones, and no ImageNet weights."""
+    """Only what takes time or a network is smaller: images, widths, steps, backbones, and no ImageNet weights."""
     start = recipe(size, method)
     small = dict(weights="none", width=16, box_width=32, smallest_anchor=8, proposals=50, rois=16)
     network = replace(start.network, backbone="mobilenet_v3_small", **small)
@@ -197,8 +208,6 @@ def test_a_dry_run_at_paper_scale_counts_the_published_sizes_without_data_or_wei
 
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     monkeypatch.setattr("apd.models.detector.fill_from_imagenet", lambda *_: offline("", "ImageNet"))
-    from apd.cost import dry_run as module
-
     monkeypatch.setattr(module, "measure_steps", lambda *_: module.Measured(**measured))
     lines = []
     missing = dry_run(recipe("coco", "student"), device="cpu", tell=lines.append)
@@ -219,8 +228,3 @@ def test_a_dry_run_of_the_miniature_reads_the_data_and_makes_steps(place, tmp_pa
     text = "\n".join(lines)
     assert "data: coco, 4 images to train, 3 of val; at most 20 of each were read and are in order" in text
     assert "measured on the data: 1 steps of 2 images" in text
-
-
-def test_the_methods_at_paper_scale_hold_both_forms_of_apd():
-    assert {"student", "roi_apd", "dense_apd"} < set(COCO_METHODS)
-    assert [len(detection_methods_of(size)) for size in SIZES] == [5, 5, 4, 4]

@@ -1,0 +1,261 @@
+"""The fingerprint names a run: it may never change for an experiment that was run, and changes with every field."""
+
+import dataclasses
+import json
+from dataclasses import replace
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from small_experiments import tiny
+
+from apd.config.detection import DetectorConfig, InstanceDataConfig
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.config.identity import fingerprint, from_dict, to_dict
+from apd.config.inference import InferenceOptions
+from apd.distillers.apd import APDConfig
+from apd.distillers.base import DISTILLERS
+from apd.distillers.logits import PixelKDConfig
+from apd.fields import ExperimentError
+from apd.study.recipes import METHODS, recipe
+
+GOLDEN = Experiment(
+    name="golden",
+    seed=3,
+    data=DataConfig(name="camvid", height=180, width=240, evaluation_split="test", jitter=0.2),
+    network=NetworkConfig(backbone="mobilenetv2_050", head_width=64, output_stride=8),
+    training=TrainingConfig(iterations=1800, learning_rate=0.02, ema_decay=0.99),
+    precision="fp32",
+    teacher=TeacherConfig(network=NetworkConfig(backbone="efficientnet_lite0", weights="imagenet"), seed=1),
+    distillers=(PixelKDConfig(temperature=2.0), APDConfig(width=64, pixel_kd=0.0)),
+)
+OF_DETECTION = ("roi_apd", "dense_apd", "roi_kd", "roi_dkd", "pyramid_matching", "review_kd")
+DETECTION = Experiment(
+    data=InstanceDataConfig(),
+    network=DetectorConfig(),
+    teacher=TeacherConfig(network=DetectorConfig(backbone="resnet50")),
+    distillers=tuple(DISTILLERS[method]() for method in OF_DETECTION),
+)
+WHOLE = Experiment(teacher=TeacherConfig(), distillers=tuple(k() for k in DISTILLERS.values() if k.task != "detection"))
+
+
+def test_fingerprints_are_those_of_the_first_records():
+    """If this fails, a field's default was changed or a field was renamed: every record made so far loses its run.
+    Give the field its old default back and put the better value into the recipes."""
+    assert fingerprint(Experiment()) == "44136fa355b3"
+    assert fingerprint(GOLDEN) == "8b9fe9a483fe"
+    assert fingerprint(GOLDEN.teacher_experiment()) == "cd645d501f8d"
+    assert fingerprint(DETECTION) == "cb37620fe562"
+    assert fingerprint(DETECTION.teacher_experiment()) == "e841ba86f93c"
+
+
+# --- every field of every part ---------------------------------------------------------------------------------------
+
+PARTS = {
+    DataConfig: lambda part: replace(WHOLE, data=part),
+    NetworkConfig: lambda part: replace(WHOLE, network=part),
+    TrainingConfig: lambda part: replace(WHOLE, training=part),
+    TeacherConfig: lambda part: replace(WHOLE, teacher=part),
+    InferenceOptions: lambda part: replace(WHOLE, inference=part),
+    InstanceDataConfig: lambda part: replace(DETECTION, data=part),
+    DetectorConfig: lambda part: replace(DETECTION, network=part),
+}
+KINDS = [*PARTS, *DISTILLERS.values()]
+COMPANIONS = {  # a field is refused without
+    (TeacherConfig, "expected_ap"): {"network": DetectorConfig()},
+    (InstanceDataConfig, "name"): {"folder": "coco"},
+    (DataConfig, "name"): {"folder": "fields"},
+    (NetworkConfig, "aspp_reach"): {"head": "aspp"},
+    (NetworkConfig, "weights_file"): {"weights": "imagenet"},
+    (TrainingConfig, "schedule"): {"milestones": (500, 800)},
+    (TrainingConfig, "milestones"): {"schedule": "steps"},
+}
+VALUES = {
+    bool: (True, False),
+    int: (64, 7, 2, 1),
+    float: (0.25, 2.0, 0.0, 1.5),
+    str: ("fields", "another.file"),
+    tuple[int, ...]: ((500, 700), (64,)),
+    tuple[int, int]: ((64, 48),),
+    tuple[float, ...]: ((0.5, 1.0),),
+    tuple[str, ...]: (("0", "2"), ("1",)),
+    NetworkConfig: (NetworkConfig(head_width=64),),
+    TrainingConfig: (TrainingConfig(iterations=7),),
+}
+
+
+def whole_of(part):
+    """An experiment that holds the part, or None where it may not."""
+    if isinstance(part, TeacherConfig) and isinstance(part.network, DetectorConfig):
+        return replace(DETECTION, teacher=part)
+    if make := PARTS.get(type(part)):
+        return make(part)
+    base = DETECTION if part.task == "detection" else WHOLE
+    return replace(base, distillers=tuple(part if d.method == part.method else d for d in base.distillers))
+
+
+def other_values(kind, name):
+    """Legal values of a field but its default, found by its annotation."""
+    hint, default = get_type_hints(kind)[name], next(f for f in dataclasses.fields(kind) if f.name == name).default
+    alternatives = get_args(hint) if type(None) in get_args(hint) or get_origin(hint) not in (tuple, Literal) else ()
+    for alternative in alternatives or (hint,):
+        is_choice = get_origin(alternative) is Literal
+        for value in get_args(alternative) if is_choice else VALUES.get(alternative, ()):
+            if value != default:
+                try:
+                    whole_of(kind(**{name: value}, **COMPANIONS.get((kind, name), {})))
+                except ExperimentError:
+                    continue
+                yield value
+
+
+FIELDS = [(kind, f.name) for kind in KINDS for f in dataclasses.fields(kind) if len(get_args(f.type)) != 1]
+FIELDS = [(kind, name) for kind, name in FIELDS if (kind, name) != (InstanceDataConfig, "kind") and name != "method"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_changes_the_fingerprint_and_no_two_changes_meet(kind):
+    names = [name for owner, name in FIELDS if owner is kind]
+    values = {name: next(other_values(kind, name), None) for name in names}
+    assert [name for name, value in values.items() if value is None] == [], "give VALUES one that is legal here"
+    changed = [whole_of(kind(**{n: v}, **COMPANIONS.get((kind, n), {}))) for n, v in values.items()]
+    found = [fingerprint(experiment) for experiment in (WHOLE, *changed)]
+    assert len(set(found)) == len(found)
+
+
+def test_every_field_of_an_experiment_itself_changes_the_fingerprint_but_its_label():
+    changes = {"seed": 1, "precision": "bf16", "teacher": TeacherConfig(seed=1), "distillers": WHOLE.distillers[::-1]}
+    parts = {
+        "data": DataConfig(world=1),
+        "network": NetworkConfig(head_width=64),
+        "inference": InferenceOptions(flip=True),
+    }
+    changes |= parts | {"training": TrainingConfig(iterations=7)}
+    assert {*changes, "name"} == {f.name for f in dataclasses.fields(Experiment)}
+    found = [fingerprint(e) for e in (WHOLE, *(replace(WHOLE, **{n: v}) for n, v in changes.items()))]
+    assert len(set(found)) == len(found)
+    assert fingerprint(replace(WHOLE, name="another")) == fingerprint(WHOLE)
+
+
+def test_the_same_change_in_another_place_is_another_experiment():
+    network, training = NetworkConfig(head_width=64), TrainingConfig(iterations=7)
+    whole = Experiment(teacher=TeacherConfig())
+    of_teacher = [TeacherConfig(network=network), TeacherConfig(training=training)]
+    places = [Experiment(), whole, replace(whole, network=network), replace(whole, training=training)]
+    places += [replace(whole, teacher=teacher) for teacher in of_teacher]
+    assert len({fingerprint(place) for place in places}) == len(places)
+
+
+@pytest.mark.parametrize(
+    ("as_float", "as_int"),
+    [
+        (TrainingConfig(learning_rate=1.0), TrainingConfig(learning_rate=1)),
+        (InferenceOptions(scales=(1.0, 2.0), stride=1.0), InferenceOptions(scales=(1, 2), stride=1)),
+    ],
+    ids=["training", "inference"],
+)
+def test_a_whole_number_for_a_real_one_keeps_the_fingerprint(as_float, as_int):
+    assert fingerprint(whole_of(as_float)) == fingerprint(whole_of(as_int))
+
+
+def test_no_two_experiments_of_the_recipes_share_a_fingerprint():
+    experiments = [
+        recipe("tiny", method, seed=seed, context_shift=shift)
+        for method in METHODS
+        for seed in range(3)
+        for shift in (0.0, 1.0)
+    ]
+    assert len({fingerprint(experiment) for experiment in experiments}) == len(experiments)
+
+
+# --- as JSON ---------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def experiments(draw):
+    """An experiment of either task with a few fields of some of its parts changed."""
+    whole = draw(st.sampled_from([WHOLE, DETECTION, GOLDEN, Experiment(), tiny("both")]))
+    for _ in range(draw(st.integers(0, 3))):
+        owner = draw(st.sampled_from(["data", "network", "training", "teacher", "inference", "distillers"]))
+        part = getattr(whole, owner)
+        place = draw(st.integers(0, len(part) - 1)) if owner == "distillers" and part else 0
+        changed = part[place] if owner == "distillers" and part else part
+        names = [name for kind, name in FIELDS if kind is type(changed)]
+        assume(names)
+        name = draw(st.sampled_from(names))
+        values = list(other_values(type(changed), name))
+        value = draw(st.sampled_from(values) | (st.floats(0.01, 1) if isinstance(values[0], float) else st.nothing()))
+        try:
+            changed = replace(changed, **{name: value}, **COMPANIONS.get((type(changed), name), {}))
+            changed = (*part[:place], changed, *part[place + 1 :]) if owner == "distillers" else changed
+            whole = replace(whole, **{owner: changed}, name=draw(st.from_regex(r"[A-Za-z0-9_.-]{1,9}", fullmatch=True)))
+        except ExperimentError:
+            assume(False)
+    return whole
+
+
+@given(experiment=experiments())
+def test_an_experiment_comes_back_from_json_as_it_was(experiment):
+    back = from_dict(json.loads(json.dumps(to_dict(experiment))))
+    assert back == experiment
+    assert [type(part) for part in (back.data, back.network)] == [type(experiment.data), type(experiment.network)]
+    assert fingerprint(back) == fingerprint(experiment)
+
+
+@given(one=experiments(), other=experiments())
+def test_fingerprints_are_equal_just_when_experiments_are(one, other):
+    assert (fingerprint(one) == fingerprint(other)) == (one == replace(other, name=one.name))
+
+
+@given(experiment=experiments())
+def test_fields_that_a_file_leaves_out_take_their_defaults(experiment):
+    def stripped(config):
+        kept = {}
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            if value != default or field.name in ("method", "kind"):
+                kept[field.name] = stripped(value) if dataclasses.is_dataclass(value) else value
+        return kept
+
+    content = stripped(experiment)
+    content["distillers"] = [stripped(distiller) for distiller in experiment.distillers]
+    assert from_dict(content) == experiment
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("sed",), 1, "Experiment has no field 'sed'; did you mean 'seed'?"),
+        (("training", "lerning_rate"), 1, "TrainingConfig has no field 'lerning_rate'; did you mean 'learning_rate'?"),
+        (("teacher", "network", "hed_width"), 8, "NetworkConfig has no field 'hed_width'; did you mean 'head_width'?"),
+        (("distillers", 0, "tempreature"), 8, "APDConfig has no field 'tempreature'; did you mean 'temperature'?"),
+        (("data", "zzzz"), 8, "DataConfig has no field 'zzzz'; known: blur, context_shift, crop_height"),
+        (("distillers", 0, "method"), "adp", "distillers.method = 'adp': expected one of apd, attention_transfer"),
+        (("distillers", 0, "method"), ["apd"], "distillers.method = ['apd']: expected one of apd, attention_transfer"),
+        (("distillers", 0), "apd", "Experiment.distillers = ['apd']: expected a list of mappings"),
+        (("distillers",), None, "Experiment.distillers = None: expected a list of mappings"),
+        (("network", "kind"), "mask_rcnn", "DetectorConfig has no field 'head'; known: backbone, box_width"),
+        (("network", "rois"), 8, "NetworkConfig has no field 'rois'; DetectorConfig has it, which is recognised by"),
+        (("data", "least_pixels"), 8, "DataConfig has no field 'least_pixels'; InstanceDataConfig has it, which"),
+        (("network",), {"kind": "mask_rcn"}, "DetectorConfig.kind = 'mask_rcn': expected one of mask_rcnn"),
+        (("data",), {"kind": "instanced"}, "InstanceDataConfig.kind = 'instanced': expected one of instances; did you"),
+        (("training", "learning_rate"), "fast", "TrainingConfig.learning_rate = 'fast': expected a finite number"),
+        (("training", "milestones"), 5, "TrainingConfig.milestones = 5: expected a tuple of whole numbers"),
+        (("training",), None, "Experiment.training = None: expected a TrainingConfig"),
+        (("network",), "resnet18", "NetworkConfig: expected a mapping of fields, got str"),
+        (("inference", "strde"), 1, "InferenceOptions has no field 'strde'; did you mean 'stride'?"),
+        (("inference", "stride"), 2, "InferenceOptions.stride = 2: expected a part of the window, above 0 and at most"),
+        (("inference", "window"), [713], "InferenceOptions.window = (713,): expected None or (height, width)"),
+    ],
+)
+def test_a_file_with_a_wrong_field_is_refused_and_the_nearest_name_given(path, value, message):
+    content = to_dict(tiny("apd"))
+    owner = content
+    for key in path[:-1]:
+        owner = owner[key]
+    owner[path[-1]] = value
+    with pytest.raises(ExperimentError) as caught:
+        from_dict(content)
+    assert message in str(caught.value)

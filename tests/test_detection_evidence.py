@@ -25,8 +25,6 @@ from apd.report.comparisons import (
     parts_of_variant,
 )
 from apd.report.figures import words
-from apd.report.figures.arm_tables import arms_table
-from apd.report.figures.comparison import outlying, scores_over_seeds
 from apd.report.figures.detection_evidence import (
     additions_in_words,
     ap_tallies,
@@ -46,7 +44,8 @@ from apd.report.figures.detection_trials import (
     shares_table,
     validation_box_ap,
 )
-from apd.report.figures.tables import interval
+from apd.report.figures.forest import outlying, scores_over_seeds
+from apd.report.figures.tables import interval, scores_table
 from apd.report.statistics import MIOU, ComparisonError, compare, paired_difference, spread
 from apd.study.campaigns import CAMPAIGNS, scenes_experiment
 from apd.study.coco_recipes import STUDENT_RATE
@@ -73,7 +72,7 @@ def trials():
 def test_real_records_are_compared_by_the_average_precision_that_each_of_them_holds(trials):
     kept = [r for r in trials if r.experiment.name.endswith(f"-rate{STUDENT_RATE:g}-seed0")]
     (found,) = detection_comparisons(kept)
-    assert set(found.arms) == {"student", "roi_kd", "roi_apd"}
+    assert set(found.variants) == {"student", "roi_kd", "roi_apd"}
     for record in kept:
         method = record.experiment.name.split("-")[0]
         assert found.values(method) == {0: record.ap["boxes"].ap}
@@ -146,7 +145,7 @@ def test_arms_are_those_of_the_labels_singles_before_combinations_and_unknown_on
 
 def test_a_student_alone_that_was_run_without_the_teacher_stands_beside_the_others(comparison):
     (found,) = detection_comparisons(list(campaign(alone_has_teacher=False)))
-    assert list(found.arms) == list(comparison.arms)
+    assert list(found.variants) == list(comparison.variants)
     assert found.difference("roi_apd", "student") == comparison.difference("roi_apd", "student")
     assert found.teacher_score == comparison.teacher_score
     (only,) = detection_comparisons(list(campaign(("student",), alone_has_teacher=False)))
@@ -180,7 +179,7 @@ def test_the_figure_of_scores_tells_means_and_the_teacher(comparison):
 
 def test_the_table_of_arms_has_the_scores_name_mean_and_difference(comparison):
     (_, (masks, rows)) = judged_by_kind([comparison], "student")
-    told = arms_table(masks, rows, "student").description
+    told = scores_table(masks, rows, "student").description
     assert "mask AP, %" in told
     assert f"{100 * spread(masks.values('roi_apd').values()).mean:.2f}" in told
     assert interval(masks.difference("roi_apd", "student")) in told
@@ -270,7 +269,7 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
     assert "scenes-tiny" not in detection_campaigns()
     told = f"- scenes-detection: {len(records)} of 18 planned runs have a record."
     found = {"scenes-detection": records, "scenes-detection-tuning": []}
-    monkeypatch.setattr(words, "read_campaigns", lambda names, folder: (found, words.Words(told)))
+    monkeypatch.setattr(words, "read_campaigns", lambda names, folder: (found, words.Markdown(told)))
     shown = run_cells("09_detection", tmp_path)
     said = "\n".join(f"{item!r}" for item in shown)
     assert told in said

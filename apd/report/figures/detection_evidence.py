@@ -19,10 +19,10 @@ from apd.report.comparisons import (
     counted,
     parts_of_ap,
 )
-from apd.report.figures.comparison import POINTS, gain_columns
-from apd.report.figures.page import Drawing, Words, nothing, table
+from apd.report.figures.forest import POINTS, gain_columns
+from apd.report.figures.sentences import tally
+from apd.report.figures.style import Drawing, Markdown, nothing, table
 from apd.report.figures.tables import per_cent
-from apd.report.figures.verdicts import tally
 from apd.report.statistics import Comparison, Score, spread
 from apd.training.detection import DetectionTask
 
@@ -75,20 +75,20 @@ def setup_table(comparison: Comparison) -> Drawing:
 
 def _with_teacher(comparison: Comparison) -> Experiment:
     """One of the experiments, with a teacher where any has one."""
-    experiments = [record.experiment for arm in comparison.arms.values() for record in arm.values()]
+    experiments = [record.experiment for arm in comparison.variants.values() for record in arm.values()]
     return next((e for e in experiments if e.teacher is not None), experiments[0])
 
 
-def distillers_in_words(comparison: Comparison) -> Words:
+def distillers_in_words(comparison: Comparison) -> Markdown:
     """The distillers of each arm with all their settings, as the records' experiments have them."""
     lines = []
-    for arm, runs in comparison.arms.items():
+    for arm, runs in comparison.variants.items():
         told = []
         for config in next(iter(runs.values())).experiment.distillers:
             settings = (f"`{f.name}` {_text(getattr(config, f.name))}" for f in fields(config) if f.name != "method")
             told.append(f"{DETECTION_NAMES.get(config.method, config.method)} ({', '.join(settings)})")
         lines.append(f"- **{comparison.names[arm]}**, {len(runs)} seeds: {'; '.join(told) or 'no distiller'}")
-    return Words("\n".join([f"**{comparison.title}**", "", *lines]))
+    return Markdown("\n".join([f"**{comparison.title}**", "", *lines]))
 
 
 def by_kind(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -104,12 +104,12 @@ def judged_by_kind(
 ) -> list[tuple[Comparison, dict[str, Corrected]]]:
     """Every arm against one reference, judged together within each comparison and score."""
     return [
-        (comparison, corrected_gains(comparison, comparison.arms, reference, confidence))
+        (comparison, corrected_gains(comparison, comparison.variants, reference, confidence))
         for comparison in by_kind(comparisons)
     ]
 
 
-def ap_tallies(comparisons: Sequence[Comparison], reference: str, confidence: float = 0.95) -> Words:
+def ap_tallies(comparisons: Sequence[Comparison], reference: str, confidence: float = 0.95) -> Markdown:
     """What is above the reference, below it or not distinguishable, for boxes and for masks."""
     parts = []
     for comparison, rows in judged_by_kind(comparisons, reference, confidence):
@@ -117,10 +117,10 @@ def ap_tallies(comparisons: Sequence[Comparison], reference: str, confidence: fl
         parts.append(
             f"**{comparison.title}, {comparison.score.name}**: {tally(rows, comparison.names, against, confidence)}"
         )
-    return Words("\n\n".join(parts) or "There is nothing to compare: 0 records of detection yet.")
+    return Markdown("\n\n".join(parts) or "There is nothing to compare: 0 records of detection yet.")
 
 
-def additions_in_words(comparisons: Sequence[Comparison], confidence: float = 0.95) -> Words:
+def additions_in_words(comparisons: Sequence[Comparison], confidence: float = 0.95) -> Markdown:
     """What each combination is above, of the methods that it is made of."""
     parts = []
     for comparison in by_kind(comparisons):
@@ -132,7 +132,7 @@ def additions_in_words(comparisons: Sequence[Comparison], confidence: float = 0.
             against = "one of their parts alone"
             told = tally(rows, names, against, confidence)
             parts.append(f"**{comparison.title}, {comparison.score.name}**: {told}")
-    return Words(
+    return Markdown(
         "\n\n".join(parts) or "0 combinations have records beside those of their parts, so nothing can be said."
     )
 
@@ -148,7 +148,7 @@ def parts_table(comparison: Comparison, kind: Kind) -> Drawing:
     if not scores:
         return nothing(f"{comparison.title}: 0 records have an AP of {kind}.")
     rows = {}
-    for arm, runs in comparison.arms.items():
+    for arm, runs in comparison.variants.items():
         told = {score.name: per_cent(spread(comparison.by(score).values(arm).values())) for score in scores}
         rows[comparison.names[arm]] = {"seeds": str(len(runs)), **told}
     teacher = {score.name: comparison.by(score).teacher_score for score in scores}
@@ -190,7 +190,7 @@ def _level(comparison: Comparison, arm: str) -> float:
     return spread(comparison.values(arm).values()).mean
 
 
-def things_in_words(comparisons: Sequence[Comparison]) -> Words:
+def things_in_words(comparisons: Sequence[Comparison]) -> Markdown:
     """How many things of each size there were to be found in scenes: AP over few of them is left to chance.
 
     Scenes that today's generator would not draw again are not counted.
@@ -206,15 +206,15 @@ def things_in_words(comparisons: Sequence[Comparison]) -> Words:
             lines.append(
                 f"**{comparison.title}**: {len(areas_N)} things to be found in {len(scenes)} pictures; {told}."
             )
-    return Words("\n\n".join(lines) or "Of 0 sets of scenes the things can be counted.")
+    return Markdown("\n\n".join(lines) or "Of 0 sets of scenes the things can be counted.")
 
 
-def seen_by_heart(comparisons: Sequence[Comparison]) -> Words:
+def seen_by_heart(comparisons: Sequence[Comparison]) -> Markdown:
     """What runs on real pictures show, where the pictures scored are those trained on: that training works."""
     lines = []
     for comparison in (one for one in by_kind(comparisons) if one.data.name != "scenes"):
         by_heart = getattr(comparison.data, "train_part", "") == getattr(comparison.data, "val_part", None)
-        for arm, runs in comparison.arms.items():
+        for arm, runs in comparison.variants.items():
             record = next(iter(runs.values()))
             loss = record.content["curves"]["loss"]
             falls = "falls" if loss[-1] < loss[0] else "does not fall"
@@ -224,8 +224,11 @@ def seen_by_heart(comparisons: Sequence[Comparison]) -> Words:
                 f"{'those that it was trained on' if by_heart else 'not seen in training'}; in the first run the loss "
                 f"{falls}, from {loss[0]:.2f} to {loss[-1]:.2f} in {record.experiment.training.iterations} steps"
             )
-        teacher, alone = comparison.teacher_score, _level(comparison, "student") if "student" in comparison.arms else 0
+        teacher, alone = (
+            comparison.teacher_score,
+            _level(comparison, "student") if "student" in comparison.variants else 0,
+        )
         if not math.isnan(teacher):
             lacks = ", less than the student alone, so that there is little to learn from it" if teacher < alone else ""
             lines.append(f"- {comparison.title}, the teacher: {comparison.score.name} {POINTS * teacher:.1f}{lacks}")
-    return Words("\n".join(lines) or "0 runs on real pictures are recorded here.")
+    return Markdown("\n".join(lines) or "0 runs on real pictures are recorded here.")

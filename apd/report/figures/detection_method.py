@@ -12,9 +12,9 @@ from apd.report.figures.detections import (
     thing_colours,
     tinted,
 )
-from apd.report.figures.page import Drawing, Words, key
 from apd.report.figures.perspective import cosine_matrices
 from apd.report.figures.scenes import image_picture
+from apd.report.figures.style import Drawing, Markdown, key
 
 NAME_OF_BACKGROUND = "background"
 
@@ -62,10 +62,12 @@ def both_perspectives(seen: BoxPerspectives, spec: InstanceSpec, *, trained: boo
     return cosine_matrices(matrices, label_names(spec), ~seen.teacher_KK.diagonal().isnan())
 
 
-def boxes_in_words(seen: BoxPerspectives, spec: InstanceSpec) -> Words:
+def boxes_in_words(seen: BoxPerspectives, spec: InstanceSpec) -> Markdown:
     """How many boxes of each label there are."""
     names = label_names(spec)
     counts = seen.labels_N.bincount(minlength=len(names)).tolist()
     told = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
     prototypes = sum(map(bool, counts))
-    return Words(f"The student drew {len(seen.labels_N)} boxes: {told}. {prototypes} prototypes stand for the picture.")
+    return Markdown(
+        f"The student drew {len(seen.labels_N)} boxes: {told}. {prototypes} prototypes stand for the picture."
+    )

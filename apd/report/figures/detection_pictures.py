@@ -6,7 +6,7 @@ from html import escape
 from apd.report.comparisons import DETECTION_NAMES, parts_of_variant
 from apd.report.detections import ImageCount, count_in_image, least_middle_most
 from apd.report.figures.detections import rule_in_words, side_by_side
-from apd.report.figures.page import Drawing, Words, nothing, stack
+from apd.report.figures.style import Drawing, Markdown, nothing, stack
 from apd.report.findings import ALONE, TEACHER, Findings
 
 
@@ -51,10 +51,10 @@ def pictures_side_by_side(findings: Findings) -> Drawing:
     return stack(*drawn) if drawn else nothing("0 pictures have findings.")
 
 
-def choice_in_words(findings: Sequence[Findings]) -> Words:
+def choice_in_words(findings: Sequence[Findings]) -> Markdown:
     """The rule of the choice, and what the networks get right in all pictures of each file."""
     if not findings:
-        return Words(
+        return Markdown(
             "0 files of findings are there, so that no pictures can be shown: "
             "`python -m apd.report.findings` makes one when the campaign’s runs have finished."
         )
@@ -67,4 +67,4 @@ def choice_in_words(findings: Sequence[Findings]) -> Words:
             right, false, missed = (sum(column) for column in zip(*counts[network], strict=True))
             lines.append(f"- {name}: {right} right, {false} false, {missed} missed in {each.pictures} pictures")
         parts.append("\n".join(lines))
-    return Words("\n\n".join(parts))
+    return Markdown("\n\n".join(parts))

@@ -7,8 +7,8 @@ import pandas as pd
 
 from apd.evaluation.average_precision import ap_scores, tables_of
 from apd.report.comparisons import DETECTION_NAMES
-from apd.report.figures.page import Drawing, nothing, table
-from apd.report.figures.rates import last_validation, marked_row
+from apd.report.figures.style import Drawing, nothing, table
+from apd.report.figures.tables import last_validation, marked_row
 from apd.study.coco_recipes import DETECTION_FACTORS, STUDENT_RATE, UNTUNED, distillers_on_scenes
 from apd.training.record import Record
 

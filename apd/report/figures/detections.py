@@ -13,8 +13,8 @@ from apd.data.rle import decode
 from apd.data.specs import RGB, SCENES
 from apd.evaluation.average_precision import Detections
 from apd.report.detections import LEAST_OVERLAP, LEAST_SCORE, count_in_image
-from apd.report.figures.page import Drawing, PictureHW3, key, png
 from apd.report.figures.scenes import image_picture
+from apd.report.figures.style import Drawing, ImageHW3, key, png
 
 OTHERS: tuple[RGB, ...] = ((230, 159, 0), (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167))
 """Colours of things that are none of the scenes': those of Okabe and Ito, which the colour-blind can tell apart."""
@@ -43,7 +43,7 @@ def ink_on(colour: RGB) -> str:
     return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
 
 
-def tinted(image_3HW: Tensor, masks: Sequence[NDArray[np.bool_]], colours: Sequence[RGB]) -> PictureHW3:
+def tinted(image_3HW: Tensor, masks: Sequence[NDArray[np.bool_]], colours: Sequence[RGB]) -> ImageHW3:
     """A picture whose masks are tinted, the larger ones first."""
     picture_HW3 = image_picture(image_3HW).astype(np.float64)
     for place in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
@@ -53,7 +53,7 @@ def tinted(image_3HW: Tensor, masks: Sequence[NDArray[np.bool_]], colours: Seque
 
 
 def framed(
-    picture_HW3: PictureHW3,
+    picture_HW3: ImageHW3,
     boxes_N4: Tensor,
     colours: Sequence[RGB],
     labels: Sequence[str],
@@ -118,7 +118,7 @@ def _free_place(
 
 
 def framed_grid(cells: Sequence[tuple[str, str, str]], *, columns: int, least: str, below: str = "") -> Drawing:
-    """Framed pictures with their captions and notes, as :func:`apd.report.figures.page.panels` lays out plain ones.
+    """Framed pictures with their captions and notes, as :func:`apd.report.figures.style.panels` lays out plain ones.
 
     Args:
         cells: HTML of the picture, caption and note of each.
@@ -195,7 +195,7 @@ def grey_for_background(labels_N: Tensor, spec: InstanceSpec) -> list[RGB]:
     return [palette[int(label)] for label in labels_N]
 
 
-def class_map_picture(class_map_HW: Tensor, spec: InstanceSpec) -> PictureHW3:
+def class_map_picture(class_map_HW: Tensor, spec: InstanceSpec) -> ImageHW3:
     """A map of a detector's labels in the classes' colours: background grey, ignored pixels white."""
     palette = torch.tensor([BACKGROUND, *thing_colours(spec), (255, 255, 255)], dtype=torch.uint8)
     return palette[class_map_HW].numpy()  # ignored is -1, the last

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from apd.report.comparisons import DETECTION_NAMES
-from apd.report.figures.page import Drawing, Words, table
 from apd.report.figures.speed import three_digits
+from apd.report.figures.style import Drawing, Markdown, table
 from apd.training.run import records_folder
 
 AIM = 0.25
@@ -71,7 +71,7 @@ def _range(quartiles: Sequence[float]) -> str:
     return f"{three_digits(quartiles[0])} to {three_digits(quartiles[2])}"
 
 
-def step_costs_in_words(measurements: Sequence[Mapping[str, Any]]) -> Words:
+def step_costs_in_words(measurements: Sequence[Mapping[str, Any]]) -> Markdown:
     """Which distillers keep to the aim on which machine."""
     lines = []
     for measurement in measurements:
@@ -84,6 +84,6 @@ def step_costs_in_words(measurements: Sequence[Mapping[str, Any]]) -> Words:
                 f"{100 * AIM:.0f} % of the student’s step ({len(within)}): {', '.join(within) or 'none'}; more "
                 f"({len(beyond)}): {', '.join(beyond) or 'none'}"
             )
-    return Words(
+    return Markdown(
         "\n".join(lines) or "0 machines were measured so far: `python -m tests.measure_detection` measures this one."
     )

@@ -15,17 +15,29 @@ from apd.data.specs import DatasetSpec, Sample
 from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
-from apd.report.figures.interactive import View, cell_panels, view_of
-from apd.report.figures.page import Drawing, Panel, PictureHW3, colour_scale, panels, stack, table
 from apd.report.figures.scenes import ERROR_KEY, class_key, error_picture, image_picture, label_picture, resize_picture
-from apd.report.figures.style import WIDTH, drawing, figure
+from apd.report.figures.style import (
+    WIDTH,
+    Drawing,
+    ImageHW3,
+    Panel,
+    View,
+    cell_panels,
+    colour_scale,
+    drawing,
+    figure,
+    panels,
+    stack,
+    table,
+    view_of,
+)
 
 COSINES = "RdBu_r"
 SCORES = "viridis"
 CELL = 8  # screen pixels of a grid cell in stored pictures
 
 
-def _mapped(values: Tensor, low: float, high: float, colours: str) -> PictureHW3:
+def _mapped(values: Tensor, low: float, high: float, colours: str) -> ImageHW3:
     scaled = ((values.detach().float().cpu() - low) / (high - low)).clamp(0, 1).numpy()
     return (mpl.colormaps[colours](scaled)[..., :3] * 255).round().astype(np.uint8)
 

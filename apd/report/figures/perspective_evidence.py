@@ -9,11 +9,21 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from apd.report.correlations import PerImage, relations, seeds_agree
-from apd.report.figures.comparison import signed
-from apd.report.figures.interactive import Mark, hoverable
-from apd.report.figures.page import Drawing, Words, nothing, table
-from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, figure, quiet_axes
-from apd.report.figures.tables import commit_words, interval, points
+from apd.report.figures.forest import signed
+from apd.report.figures.style import (
+    INK,
+    METHOD_COLOURS,
+    WIDTH,
+    Drawing,
+    Mark,
+    Markdown,
+    figure,
+    hoverable,
+    nothing,
+    quiet_axes,
+    table,
+)
+from apd.report.figures.tables import commit_text, interval, points
 from apd.report.statistics import paired_difference
 from apd.study.recipes import METHOD_NAMES
 
@@ -114,7 +124,7 @@ def relation_table(images: Sequence[PerImage], confidence: float = 0.95) -> Draw
 
 def relation_words(
     images: Sequence[PerImage], confidence: float = 0.95, *, method: str = "apd", reference: str = "pixel_kd"
-) -> Words:
+) -> Markdown:
     """Does the gain of an image go with its distance? Worded by rule, one sentence for each context shift.
 
     Context shifts at which one of the two methods was not measured are passed over.
@@ -133,10 +143,10 @@ def relation_words(
         )
         if not math.isnan(agree):
             lines[-1] += f" The gains of two seeds on the same images correlate by {coefficient((agree, math.nan, 0))}."
-    return Words("\n".join(lines) or "0 files of evidence are there yet, so nothing can be said.")
+    return Markdown("\n".join(lines) or "0 files of evidence are there yet, so nothing can be said.")
 
 
-def revealed_words(images: Sequence[PerImage], confidence: float = 0.95) -> Words:
+def revealed_words(images: Sequence[PerImage], confidence: float = 0.95) -> Markdown:
     """Does the teacher see more through an image's own perspective than through its classifier? Worded by rule."""
     lines = []
     for one in images:
@@ -150,7 +160,7 @@ def revealed_words(images: Sequence[PerImage], confidence: float = 0.95) -> Word
             f"**{found.verdict}** what it gets right through its classifier, by {interval(found)} points of the cells, "
             f"{len(found.pairs)} images."
         )
-    return Words("\n".join(lines) or "0 files of evidence are there yet, so nothing can be said.")
+    return Markdown("\n".join(lines) or "0 files of evidence are there yet, so nothing can be said.")
 
 
 def evidence_table(images: Sequence[PerImage]) -> Drawing:
@@ -166,7 +176,7 @@ def evidence_table(images: Sequence[PerImage]) -> Drawing:
             "seeds": ", ".join(map(str, one.seeds)),
             "images": f"{data['images']} of {data['split']}",
             "networks": ", ".join(METHOD_NAMES.get(name, name) for name in one.scores),
-            "commit": _different(commit_words(c["git"]) for c in contents),
+            "commit": _different(commit_text(c["git"]) for c in contents),
             "device": _different(c["device"]["name"] for c in contents),
             "torch": _different(c["versions"].get("torch", "unknown") for c in contents),
             "data, sha256": _different(c["data"]["fingerprint"][:12] for c in contents),

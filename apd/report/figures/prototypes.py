@@ -11,10 +11,8 @@ from torch import Tensor
 
 from apd.data.specs import DatasetSpec
 from apd.report.figures.curves import label_marks
-from apd.report.figures.interactive import Mark, hoverable
-from apd.report.figures.page import Drawing
 from apd.report.figures.scenes import class_key
-from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
+from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, Drawing, Mark, drawing, figure, hoverable, quiet_axes
 from apd.report.trace import Trace, pairwise_cosine
 
 MARKERS = {"teacher": "o", "student": "^"}

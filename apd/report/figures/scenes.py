@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from apd.data.scenes import Scene
 from apd.data.specs import DatasetSpec, Sample, SegmentationDataset
 from apd.evaluation.inference import predict_dataset
-from apd.report.figures.page import Drawing, Panel, PictureHW3, key, panels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels
 
 WRONG = np.array((226, 58, 78), dtype=np.uint8)
 RIGHT = np.array((196, 202, 210), dtype=np.uint8)
 ERROR_KEY = key([("right", (196, 202, 210)), ("wrong", (226, 58, 78))])
 
 
-def image_picture(image_3HW: Tensor) -> PictureHW3:
+def image_picture(image_3HW: Tensor) -> ImageHW3:
     """An image (3, H, W), uint8 or float in [0, 1], as a picture."""
     image_3HW = image_3HW.detach().cpu()
     if image_3HW.is_floating_point():
@@ -25,12 +25,12 @@ def image_picture(image_3HW: Tensor) -> PictureHW3:
     return np.ascontiguousarray(image_3HW.permute(1, 2, 0).numpy())
 
 
-def label_picture(labels_HW: Tensor, spec: DatasetSpec) -> PictureHW3:
+def label_picture(labels_HW: Tensor, spec: DatasetSpec) -> ImageHW3:
     """Labels in the classes' colours; ignored pixels are white."""
     return spec.colourise(labels_HW.detach().cpu().numpy())
 
 
-def error_picture(prediction_HW: Tensor, labels_HW: Tensor, ignore_index: int) -> PictureHW3:
+def error_picture(prediction_HW: Tensor, labels_HW: Tensor, ignore_index: int) -> ImageHW3:
     """Red where a prediction is wrong, grey where it is right, white where the label is to be ignored."""
     prediction_HW, labels_HW = prediction_HW.cpu().numpy(), labels_HW.cpu().numpy()
     picture_HW3 = np.where((prediction_HW == labels_HW)[..., None], RIGHT, WRONG)

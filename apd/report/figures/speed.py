@@ -7,9 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from apd.report.figures.comparison import Row, draw_rows
-from apd.report.figures.page import Drawing, Words, nothing, table
-from apd.report.figures.style import METHOD_COLOURS, colour_of, drawing, figure, quiet_axes
+from apd.report.figures.forest import Row, draw_rows
+from apd.report.figures.style import (
+    METHOD_COLOURS,
+    Drawing,
+    Markdown,
+    colour_of,
+    drawing,
+    figure,
+    nothing,
+    quiet_axes,
+    table,
+)
 from apd.training.record import RecordError
 from apd.training.run import records_folder
 
@@ -113,10 +122,10 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
     return table(pd.DataFrame.from_dict(frame, orient="index"), f"{sizes(measurement, shape)}; forward and backward")
 
 
-def against_the_reference(measurements: Sequence[Measurement]) -> Words:
+def against_the_reference(measurements: Sequence[Measurement]) -> Markdown:
     """How many times faster than class by class, at which share of its memory, and how far above the floor."""
     if not measurements:
-        return Words(f"Nothing has been measured yet: `{COMMAND}` does it.")
+        return Markdown(f"Nothing has been measured yet: `{COMMAND}` does it.")
     lines = []
     for measurement in measurements:
         lines.append(f"**{measurement['device']['name']}**, {measurement['device']['type']}\n")
@@ -137,7 +146,7 @@ def against_the_reference(measurements: Sequence[Measurement]) -> Words:
                         f"time the method does {operations / 1e6 / ours['milliseconds'][1]:.0f} G of them a second."
                     )
         lines.append("")
-    return Words("\n".join(lines))
+    return Markdown("\n".join(lines))
 
 
 def switches_table(measurement: Measurement) -> Drawing:

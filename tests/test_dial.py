@@ -11,7 +11,9 @@ from scipy import stats
 
 from apd.report.correlations import per_image
 from apd.report.designs import SHIFT_NAMES, by_context_shift, sweep
-from apd.report.figures.context_shift_figures import dial_figure, dial_table, dial_words
+from apd.report.figures.curves import sweep_figure\n",
+    "from apd.report.figures.sentences import sweep_sentences\n",
+    "from apd.report.figures.tables import sweep_table
 from apd.report.statistics import ComparisonError, paired_difference
 from apd.study.campaigns import experiments_of
 
@@ -62,7 +64,7 @@ def test_gains_are_paired_by_seed_and_slopes_are_each_seeds_own():
 def test_the_sentence_says_what_the_slopes_say(settings, verdict):
     dial = sweep(by_context_shift(records(**settings)))
     assert dial.verdict == verdict
-    told = str(dial_words([dial]))
+    told = str(sweep_sentences([dial]))
     assert f"**{verdict}**" in told
     assert "nan" not in told
     if verdict == "rises":
@@ -97,10 +99,10 @@ def test_what_does_not_belong_on_the_dial_is_refused():
 
 def test_the_figure_and_the_table_tell_the_gains_and_the_images_numbers():
     comparisons = by_context_shift(records())
-    dials = [sweep(comparisons), sweep(comparisons, "scope_batch")]
+    sweeps = [sweep(comparisons), sweep(comparisons, "scope_batch")]
     images = per_image([made_up_evidence(1.0, seed) for seed in range(2)])
-    assert f"{100 * dials[0].gains[1.0].mean:+.1f} at 1" in dial_figure(dials).description
-    shown = dial_table(comparisons, dials, images)
+    assert f"{100 * dials[0].gains[1.0].mean:+.1f} at 1" in sweep_figure(sweeps).description
+    shown = sweep_table(comparisons, sweeps, images)
     assert shown.html.count("<tr") == 6
     assert f"{images[0].numbers['distance'].mean():.3f}" in shown.html
     assert "nan" not in shown.html
@@ -112,6 +114,6 @@ def test_the_figure_and_the_table_tell_the_gains_and_the_images_numbers():
 def test_without_records_every_part_says_so():
     dial = sweep({})
     assert dial.gains == {}
-    assert "context shifts with a gain: 0" in str(dial_words([dial]))
-    assert "cannot be drawn" in dial_figure([dial]).description
-    assert "0 records" in dial_table({}, [dial], []).description
+    assert "context shifts with a gain: 0" in str(sweep_sentences([dial]))
+    assert "cannot be drawn" in sweep_figure([dial]).description
+    assert "0 records" in sweep_table({}, [dial], []).description

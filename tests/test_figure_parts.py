@@ -11,8 +11,8 @@ from matplotlib.text import Text
 
 from apd.data.specs import SCENES
 from apd.report.figures import style
-from apd.report.figures.comparison import Row, draw_rows
 from apd.report.figures.curves import label_marks
+from apd.report.figures.forest import Row, draw_rows
 from apd.report.figures.perspective import cosine_matrices
 
 

@@ -12,12 +12,17 @@ from made_up_records import made_up_record
 
 from apd.report.comparisons import corrected_gains, holm_corrected
 from apd.report.figures import style
-from apd.report.figures.arm_tables import arms_table, settings_in_words
-from apd.report.figures.comparison import outlying, score_against_seconds, scores_over_seeds
-from apd.report.figures.forest import forest, limits
-from apd.report.figures.tables import digits_of, interval, points
-from apd.report.figures.verdicts import added_to_rivals, complements, seconds_in_words, tallies, tally
-from apd.report.figures.words import beside_methods, outcome
+from apd.report.figures.forest import forest, limits, outlying, score_against_seconds, scores_over_seeds
+from apd.report.figures.sentences import (
+    added_to_rivals,
+    beside_methods,
+    complements,
+    outcome,
+    seconds_in_words,
+    tallies,
+    tally,
+)
+from apd.report.figures.tables import digits_of, interval, points, scores_table, settings_in_words
 from apd.report.statistics import compare, paired_difference
 from apd.study.ablations import OTHER_METHODS, at_best, option_variants
 from apd.study.campaigns import experiments_of
@@ -62,7 +67,7 @@ NAMES = {"clear": "clearly better", "wide": "who knows", "single": "one seed", "
 
 
 def texts(drawn):
-    """Words of a figure and whether they are bold, from the top."""
+    """Markdown of a figure and whether they are bold, from the top."""
     elements = (e for e in ElementTree.fromstring(drawn.html).iter() if e.tag.endswith("text"))
     return [("".join(e.itertext()), bool(re.search("bold|700", e.get("style", "")))) for e in elements]
 
@@ -171,10 +176,10 @@ def test_scores_of_many_methods_leave_the_outlying_ones_at_the_edge(comparison):
 
 def test_arms_of_several_campaigns_stand_beside_their_methods_on_the_data_of_the_arms(campaigns, comparison):
     assert comparison.data.context_shift == 1
-    assert {"student", "terms_a", "scope_batch", "cwd", "apd_and_cwd"} <= set(comparison.arms)
+    assert {"student", "terms_a", "scope_batch", "cwd", "apd_and_cwd"} <= set(comparison.variants)
     assert beside_methods({"scenes-tiny": campaigns["scenes-tiny"]}, {"no-such-campaign": "scenes-tiny"}) == []
     (methods_only,) = beside_methods({**campaigns, "scenes-terms": []}, {"scenes-terms": "scenes-tiny"})
-    assert list(methods_only.arms) == ["student", "student_equal_seconds", "pixel_kd", "apd_without_kd", "apd"]
+    assert list(methods_only.variants) == ["student", "student_equal_seconds", "pixel_kd", "apd_without_kd", "apd"]
     assert beside_methods({"scenes-tiny": [], "scenes-terms": []}, {"scenes-terms": "scenes-tiny"}) == []
 
 
@@ -258,7 +263,7 @@ def table_rows(shown):
 def test_the_table_of_arms_holds_score_error_difference_and_costs(comparison):
     groups = {arm.key: arm.group for arm in option_variants()}
     rows = corrected_gains(comparison, groups, "apd")
-    heading, lines = table_rows(arms_table(comparison, rows, "apd", groups=groups))
+    heading, lines = table_rows(scores_table(comparison, rows, "apd", groups=groups))
     assert len(lines) == 1 + len(groups)
     scope = dict(zip(heading[-8:], lines[1][-8:], strict=True))
     values = comparison.miou("scope_batch")
@@ -274,9 +279,9 @@ def test_the_table_of_arms_holds_score_error_difference_and_costs(comparison):
     assert scope["peak memory, GB"] == "1.00"
     assert scope["p, corrected"] == f"{rows['scope_batch'].corrected:.3f}"
     sure = {"scope_batch": rows["scope_batch"]._replace(corrected=0.0001)}
-    assert table_rows(arms_table(comparison, sure, "apd"))[1][-1][5] == "< 0.001"
-    assert "nan" not in arms_table(comparison.only(["cwd"]), {}, "apd").html
-    assert "0 records" in arms_table(comparison.only([]), {}, "apd").description
+    assert table_rows(scores_table(comparison, sure, "apd"))[1][-1][5] == "< 0.001"
+    assert "nan" not in scores_table(comparison.only(["cwd"]), {}, "apd").html
+    assert "0 records" in scores_table(comparison.only([]), {}, "apd").description
 
 
 def test_the_settings_of_every_method_are_listed():

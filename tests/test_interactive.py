@@ -9,10 +9,8 @@ import torch
 
 from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
-from apd.report.figures.interactive import Mark, View, cell_panels, hoverable, view_of
-from apd.report.figures.page import Panel
 from apd.report.figures.scenes import image_picture
-from apd.report.figures.style import figure
+from apd.report.figures.style import Mark, Panel, View, cell_panels, figure, hoverable, view_of
 
 HREF = "{http://www.w3.org/1999/xlink}href"
 SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]

@@ -26,9 +26,8 @@ from apd.report.figures.pair_figures import (
     pairs_table,
     published_table,
 )
-from apd.report.figures.pair_rates import best_rate, pair_rates_table, tried_rates
-from apd.report.figures.tables import interval
-from apd.report.figures.words import read_campaigns
+from apd.report.figures.sentences import read_campaigns
+from apd.report.figures.tables import best_rate, interval, pair_rates_table, tried_rates
 from apd.report.statistics import ComparisonError
 from apd.study.campaigns import experiments_of
 from apd.study.pair_recipes import HEADS, PAIR_METHODS, STUDENT_RATES, TEACHER_RATES, TRIED_PAIR_RATES, scenes_pair
@@ -152,7 +151,7 @@ def test_records_become_pairs_those_of_one_kind_first(pairs):
     assert [pair.backbone for pair in on_scenes] == [*BACKBONES] * 4
     assert len({pair.name for pair in on_scenes}) == 12
     assert [pair.name for pair in on_camvid] == ["PSPNet MobileNetV2 ← PSPNet", "PSPNet MobileNetV2 ← DeepLabV3"]
-    assert all(set(pair.runs.arms) == {"student", "pixel_kd", "apd"} for pair in pairs)
+    assert all(set(pair.runs.variants) == {"student", "pixel_kd", "apd"} for pair in pairs)
 
 
 def test_a_gain_is_over_the_same_student_and_seed_with_the_interval_of_students_t(records, pairs):
@@ -183,7 +182,9 @@ def scenes_pairs_with(**settings):
 def slow_kinship(pairs, method, backbone, seed):
     """Role by role: crossed minus own, mean over the student's two heads."""
     scores = {
-        (p.student.head, p.teacher.head): p.runs.arms[method][seed].scores.miou for p in pairs if p.backbone == backbone
+        (p.student.head, p.teacher.head): p.runs.variants[method][seed].scores.miou
+        for p in pairs
+        if p.backbone == backbone
     }
     crossed = (scores["psp", "aspp"] + scores["aspp", "psp"]) / 2
     return crossed - (scores["psp", "psp"] + scores["aspp", "aspp"]) / 2
@@ -219,7 +220,7 @@ def test_students_without_a_teachers_records_and_other_methods_make_no_pair():
     assert pairs_of([]) == []
     assert pairs_of(records_of("scenes-pairs", keep=lambda e: not e.distillers)) == []
     (pair,) = pairs_of(records_of("camvid-small"))
-    assert set(pair.runs.arms) == {"student", "pixel_kd", "apd"}
+    assert set(pair.runs.variants) == {"student", "pixel_kd", "apd"}
 
 
 def test_a_pair_without_its_student_alone_has_no_gain(pairs):

@@ -19,9 +19,8 @@ from apd.models.segmenter import SegOutput
 from apd.report.comparisons import corrected_gains
 from apd.report.figures import comparison as evidence
 from apd.report.figures import curves, perspective, scenes, style, tables, words
-from apd.report.figures.design import term_combinations
-from apd.report.figures.forest import forest
-from apd.report.figures.page import Panel, markdown, panels, png, table
+from apd.report.figures.forest import forest, term_combinations
+from apd.report.figures.style import Panel, markdown, panels, png, table
 from apd.report.statistics import compare, paired_difference
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHODS, lengthened, recipe
@@ -48,7 +47,7 @@ def comparisons(records):
 
 
 def all_figures(comparisons):
-    one_of_each = {method: arm[0] for method, arm in comparisons[0].arms.items()}
+    one_of_each = {method: arm[0] for method, arm in comparisons[0].variants.items()}
     return [
         evidence.scores_over_seeds(comparisons),
         evidence.differences(comparisons, "student"),

@@ -7,7 +7,7 @@ import pytest
 from made_up_records import made_up_record
 
 from apd.config.identity import fingerprint
-from apd.report.figures.rates import rates_table, validation_by_strength, validation_miou, weights_table
+from apd.report.figures.tables import rates_table, validation_by_strength, validation_miou, weights_table
 from apd.report.statistics import method_of
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, plain_variants, variant_names, variant_of_strength
 from apd.study.campaigns import BEST_OTHER_METHODS, TRIED_LEARNING_RATES, TRIED_RATES, TUNED_METHODS, experiments_of

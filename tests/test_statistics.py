@@ -222,9 +222,9 @@ def test_arms_stand_beside_methods_in_one_comparison_in_the_order_of_their_names
     names = METHOD_NAMES | variant_names()
     planned = [e for name in ("scenes-rivals", "scenes-tiny") for e in experiments_of(name) if e.seed < 2]
     (comparison,) = compare([made_up_record(e) for e in planned if e.data.context_shift == 1], names)
-    assert list(comparison.arms) == [*METHOD_NAMES, *OTHER_METHODS]
+    assert list(comparison.variants) == [*METHOD_NAMES, *OTHER_METHODS]
     assert comparison.names["cwd"] == "CWD"
-    assert list(comparison.only(["cwd", "apd", "terms_a"]).arms) == ["cwd", "apd"]
+    assert list(comparison.only(["cwd", "apd", "terms_a"]).variants) == ["cwd", "apd"]
     with pytest.raises(ComparisonError, match=r"fitnet-context1-seed0.*names none of"):
         compare([made_up_record(e) for e in planned])
 
@@ -276,8 +276,8 @@ def test_a_campaign_becomes_one_comparison_for_each_data_configuration():
     found = compare(list(reversed(campaign_records())))
     assert [c.data.context_shift for c in found] == [0.0, 1.0]
     for comparison in found:
-        assert list(comparison.arms) == ["student", "student_equal_seconds", "pixel_kd", "apd_without_kd", "apd"]
-        assert all(list(arm) == comparison.seeds for arm in comparison.arms.values())
+        assert list(comparison.variants) == ["student", "student_equal_seconds", "pixel_kd", "apd_without_kd", "apd"]
+        assert all(list(arm) == comparison.seeds for arm in comparison.variants.values())
     assert compare([]) == []
 
 
@@ -331,7 +331,7 @@ def test_records_that_differ_in_more_than_seed_and_method_are_not_compared(recor
 def test_a_method_may_have_a_rate_of_its_own():
     slower = replace(APD.training, learning_rate=APD.training.learning_rate / 2)
     (comparison,) = compare([made_up_record(APD), changed(recipe("tiny", "student"), training=slower)])
-    assert set(comparison.arms) == {"apd", "student"}
+    assert set(comparison.variants) == {"apd", "student"}
 
 
 def test_only_the_arm_of_equal_seconds_may_train_longer():

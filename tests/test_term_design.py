@@ -16,9 +16,9 @@ from apd.report.designs import (
     terms_left_out,
     variant_of_terms,
 )
-from apd.report.figures.design import term_combinations
+from apd.report.figures.forest import term_combinations
+from apd.report.figures.sentences import effects_in_words
 from apd.report.figures.tables import interval
-from apd.report.figures.verdicts import effects_in_words
 from apd.report.statistics import compare
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
 from apd.study.campaigns import experiments_of

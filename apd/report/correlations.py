@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from apd.report.evidence import NUMBERS, SCORES, Evidence
+from apd.report.evidence import NUMBERS, SCORES, Evidence, Values
 from apd.report.statistics import ComparisonError, Difference, mean_interval
 from apd.training.record import Record
 
-Values = NDArray[np.float64]
 RESAMPLES = 2000
 
 
@@ -32,35 +30,34 @@ class Correlation(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """A number of the images and their gains, correlated twice."""
+    """A number of the images correlated with their gains: means over seeds, and the mean of each seed's own."""
 
     over_images: Correlation
-    """Of gains that are means over seeds; its interval is over images."""
     over_seeds: Difference
-    """The mean of each seed's own rank correlation; its interval is over seeds."""
 
     @property
     def verdict(self) -> str:
-        """One of "rises with", "falls with", "shows no sure relation to" and "cannot be compared yet with"."""
+        """Says whether gains rise with the number, fall with it, or neither."""
         lows, highs = zip(self.over_images[1:3], self.over_seeds[1:3], strict=True)
         if any(math.isnan(low) for low in lows):
             return "cannot be compared yet with"
         if min(lows) > 0:
             return "rises with"
-        return "falls with" if max(highs) < 0 else "shows no sure relation to"
+        return "falls with" if max(highs) < 0 else "shows no significant relation to"
 
 
 class PerImage(NamedTuple):
-    """The evidence of one context shift, image by image, averaged over seeds, and the seeds' own evidence."""
+    """The evidence of one context shift, averaged over seeds, and the seeds' own.
+
+    `numbers[name]` and `scores[network][score]` have one value for each image; `furthest` is the class whose prototype
+    is furthest from its row, -1 where there is none.
+    """
 
     context_shift: float
     seeds: tuple[int, ...]
     numbers: dict[str, Values]
-    """Number of the images' perspectives -> (N,)."""
     scores: dict[str, dict[str, Values]]
-    """Network -> score -> (N,)."""
     furthest: list[int]
-    """The class of each image whose prototype is furthest from its row; -1 where there is none."""
     class_names: list[str]
     each: list[Evidence]
 
@@ -99,7 +96,7 @@ def spearman(*columns: Values) -> float:
 
 
 def _complete(*columns: Values) -> Values:
-    """The images of which every column knows something, (columns, images)."""
+    """(columns, images) of which every column knows something."""
     together = np.stack(columns).astype(np.float64)
     return together[:, ~np.isnan(together).any(0)]
 
@@ -114,8 +111,7 @@ def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAM
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)
-    images = together.shape[1]
-    value = spearman(*together)
+    images, value = together.shape[1], spearman(*together)
     if math.isnan(value):
         return Correlation(math.nan, math.nan, math.nan, images)
     # uniform numbers instead of Generator.integers: NumPy may change how it draws integers
@@ -133,38 +129,35 @@ def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
 
     Only networks that every seed has are kept. ComparisonError where files of one context shift do not fit.
     """
-    groups: dict[float, list[Evidence]] = {}
-    for one in sorted(evidence, key=lambda one: (one.context_shift, one.seed)):
-        groups.setdefault(one.context_shift, []).append(one)
-    return [_average(each) for each in groups.values()]
+
+    def shift_of(one: Evidence) -> float:
+        return one.experiment.data.context_shift
+
+    ordered = sorted(evidence, key=lambda one: (shift_of(one), one.experiment.seed))
+    return [_average(shift, list(each)) for shift, each in itertools.groupby(ordered, shift_of)]
 
 
-def _average(each: list[Evidence]) -> PerImage:
-    """One context shift's evidence, averaged."""
-    first = each[0]
+def _average(context_shift: float, each: list[Evidence]) -> PerImage:
+    first, seeds = each[0], tuple(one.experiment.seed for one in each)
     for one in each[1:]:
-        for what, value, expected in (
-            ("images", one.content["data"], first.content["data"]),
-            ("teacher", one.content["runs"]["teacher"], first.content["runs"]["teacher"]),
-            ("settings of APD", one.experiment.distillers, first.experiment.distillers),
+        for what, of in (
+            ("images", lambda e: e.content["data"]),
+            ("teacher", lambda e: e.content["runs"]["teacher"]),
+            ("settings of APD", lambda e: e.experiment.distillers),
         ):
-            if value != expected:
+            if of(one) != of(first):
                 raise ComparisonError(f"{one.source} and {first.source} differ in the {what}")
-    seeds = tuple(one.seed for one in each)
     if len(set(seeds)) < len(seeds):
-        raise ComparisonError(f"context shift {first.context_shift:g}: seeds {list(seeds)}, expected each once")
-    networks = [name for name in first.networks if all(name in one.networks for one in each)]
+        raise ComparisonError(f"context shift {context_shift:g}: seeds {list(seeds)}, expected each once")
+    networks = [name for name in first.content["runs"] if all(name in one.content["runs"] for one in each)]
     return PerImage(
-        context_shift=first.context_shift,
-        seeds=seeds,
-        numbers={name: np.mean([one.number(name) for one in each], axis=0) for name in NUMBERS},
-        scores={
-            network: {score: np.mean([one.score(network, score) for one in each], axis=0) for score in SCORES}
-            for network in networks
-        },
-        furthest=[-1 if label is None else label for label in first.content["furthest"]],
-        class_names=first.content["data"]["class_names"],
-        each=each,
+        context_shift,
+        seeds,
+        {name: np.mean([one.number(name) for one in each], axis=0) for name in NUMBERS},
+        {n: {score: np.mean([one.score(n, score) for one in each], axis=0) for score in SCORES} for n in networks},
+        [-1 if label is None else label for label in first.content["furthest"]],
+        first.content["data"]["class_names"],
+        each,
     )
 
 
@@ -173,7 +166,7 @@ def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_k
 
     Near 0, where an image gains is a matter of the seed, and nothing that belongs to the image can predict it.
     """
-    gains = _complete(*(one.score(method, "miou") - one.score(reference, "miou") for one in images.each))
+    gains = _complete(*(one.gain(method, reference) for one in images.each))
     found = [spearman(a, b) for a, b in itertools.combinations(gains, 2)]
     return float(np.mean(found)) if found else math.nan
 
@@ -191,18 +184,15 @@ def relations(
 
     The scores of the network `held`, if any, are taken out of both sides (see :func:`spearman`).
     """
-    gain, found = images.gain(method, reference), {}
-    control = [] if held is None else [images.scores[held]["miou"]]
+    control, found = [images.scores[held]["miou"]] if held else [], {}
     for name in names:
         by_seed = {}
         for one in images.each:
-            columns = [one.number(name), one.score(method, "miou") - one.score(reference, "miou")]
-            value = spearman(*_complete(*columns, *([] if held is None else [one.score(held, "miou")])))
-            if not math.isnan(value):
-                by_seed[one.seed] = value
-        found[name] = Relation(
-            correlate(images.numbers[name], gain, *control, confidence=confidence), mean_interval(by_seed, confidence)
-        )
+            own = [one.score(held, "miou")] if held else []
+            by_seed[one.experiment.seed] = spearman(*_complete(one.number(name), one.gain(method, reference), *own))
+        known = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
+        whole = correlate(images.numbers[name], images.gain(method, reference), *control, confidence=confidence)
+        found[name] = Relation(whole, mean_interval(known, confidence))
     return found
 
 
@@ -218,14 +208,11 @@ class Backed(NamedTuple):
 def backed_by(evidence: Sequence[Evidence], records: Sequence[Record]) -> Backed:
     """Compare the students' pixels in the evidence with the confusion matrices of the records of their runs."""
     known = {record.content["weights_sha256"]: record for record in records}
-    runs, differences = 0, []
-    for one in evidence:
-        valid = np.array(one.content["valid"], dtype=np.float64)
-        for network, run in one.content["runs"].items():
-            if network == "teacher":  # it has no record among the students'
-                continue
-            runs += 1
-            if record := known.get(run["weights_sha256"]):
-                right = float(np.nansum(one.score(network, "right") * valid) / valid.sum())
-                differences.append(abs(right - record.scores.aacc))
-    return Backed(runs, len(differences), max(differences, default=math.nan))
+    students = [(one, n, run) for one in evidence for n, run in one.content["runs"].items() if n != "teacher"]
+    differences = []
+    for one, network, run in students:
+        if record := known.get(run["weights_sha256"]):
+            valid = np.array(one.content["valid"], dtype=np.float64)
+            right = float(np.nansum(one.score(network, "right") * valid) / valid.sum())
+            differences.append(abs(right - record.scores.aacc))
+    return Backed(len(students), len(differences), max(differences, default=math.nan))

@@ -5,6 +5,7 @@ runs are finished, and trains nothing. What the numbers mean stands in :mod:`apd
 """
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,18 +38,15 @@ NUMBERS = (*LARGEST, REVEALED)
 SCORES = ("miou", "right")
 """Scores of an image: mIoU over the classes in its labels, and share of valid pixels right."""
 NEEDED = ("teacher", "pixel_kd", "apd")
-"""Networks that every file has scores of."""
 STUDENTS = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Measured students. Those that are not needed have runs at the two extreme context shifts only."""
 AGAIN = "Restore the file, or delete it and have it made again by python -m"
 
+Values = NDArray[np.float64]
+
 
 def rounded(values: Sequence[float], digits: int) -> list[float | None]:
-    """As numbers stand in a file: with that many decimals, null in place of NaN.
-
-    >>> rounded([0.123456, float("nan")], 4)
-    [0.1235, None]
-    """
+    """As numbers stand in a file: with that many decimals, null in place of NaN."""
     return [None if math.isnan(value) else round(value, digits) for value in values]
 
 
@@ -58,54 +56,54 @@ class Evidence:
 
     Its entries: `experiment` (of APD), `runs` (fingerprint and weights' sha256 of each network), `data`, provenance,
     `valid` (pixels of each image), `furthest` (class whose prototype is furthest from its row), `perspective` (number
-    -> images) and `scores` (network -> score -> images).
-
-    Raises:
-        RecordError: at construction, when an entry is missing, of the wrong type or contradicts another.
+    -> images) and `scores` (network -> score -> images). RecordError at construction names the first wrong entry.
     """
 
     content: dict[str, Any]
     source: str = "evidence"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.content, dict):
-            raise self._error(f"expected a JSON object, got {type(self.content).__name__}")
-        if self.content.get("schema") != SCHEMA:
-            raise self._error(f"schema {self.content.get('schema')!r} is not {SCHEMA}, which this code reads")
+        content = self.content
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
+            raise self._error(f"schema {schema!r} is not {SCHEMA}, which this code reads")
         for entry in ("experiment", "runs", "data", "git", "versions", "device", "perspective", "scores"):
-            self._check_type(self.content, entry, dict, "mapping")
-        self._check_type(self.content, "command", str, "text")
+            self._check_type(content, entry, dict)
+        self._check_type(content, "command", str)
+        for entry in ("name", "split", "fingerprint"):
+            self._check_type(content["data"], entry, str, "data.")
         self._check_runs()
-        data = self.content["data"]
-        images, names = data.get("images"), data.get("class_names")
+        images, names = content["data"].get("images"), content["data"].get("class_names")
         if not isinstance(images, int) or isinstance(images, bool) or images < 1:
             raise self._error(f"data.images = {images!r:.80} is not a number of images")
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
             raise self._error("data.class_names must be a list of at least two texts")
-        for entry in ("name", "split", "fingerprint"):
-            self._check_type(data, entry, str, "text", "data.")
-        self._check_list(self.content.get("valid"), "valid", whole=True)
-        self._check_list(self.content.get("furthest"), "furthest", len(names) - 1, whole=True)
-        for number, largest in LARGEST.items():
-            self._check_list(self.content["perspective"].get(number), f"perspective.{number}", largest)
-        for network in self.content["runs"]:
-            scores = self.content["scores"].get(network)
-            for score in SCORES:
-                found = scores.get(score) if isinstance(scores, dict) else None
-                self._check_list(found, f"scores.{network}.{score}", 1.0)
+        lists = {"valid": (content.get("valid"), math.inf), "furthest": (content.get("furthest"), len(names) - 1)}
+        lists |= {f"perspective.{n}": (content["perspective"].get(n), most) for n, most in LARGEST.items()}
+        for network, score in itertools.product(content["runs"], SCORES):
+            scores = content["scores"].get(network)
+            lists[f"scores.{network}.{score}"] = (scores.get(score) if isinstance(scores, dict) else None, 1.0)
+        for entry, (values, most) in lists.items():
+            kind = int if entry in ("valid", "furthest") else (int, float)
+            if not isinstance(values, list) or len(values) != images:
+                raise self._error(f"{entry} must be a list with one value for each of {images} images")
+            for image, value in enumerate(values):
+                number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+                if value is not None and not (number and 0 <= value <= most):
+                    expected = f"expected null or a number from 0 to {most:g}"
+                    raise self._error(f"{entry}[{image}] = {value!r:.80}: {expected}")
 
-    def _check_type(self, entries: Mapping[str, Any], entry: str, kind: type, word: str, path: str = "") -> None:
+    def _check_type(self, entries: Mapping[str, Any], entry: str, kind: type, path: str = "") -> None:
         if not isinstance(entries.get(entry), kind):
-            raise self._error(f"{path}{entry} = {entries.get(entry)!r:.80} is not a {word}")
+            what = "mapping" if kind is dict else "text"
+            raise self._error(f"{path}{entry} = {entries.get(entry)!r:.80} is not a {what}")
 
     def _check_runs(self) -> None:
         runs = self.content["runs"]
-        for network in NEEDED:
-            if network not in runs:
-                raise self._error(f"runs.{network} is missing")
+        if missing := [network for network in NEEDED if network not in runs]:
+            raise self._error(f"runs.{missing[0]} is missing")
         for network, run in runs.items():
-            fine = isinstance(run, dict) and all(isinstance(run.get(e), str) for e in ("fingerprint", "weights_sha256"))
-            if not fine:
+            if not isinstance(run, dict) or not {str} == {type(run.get(e)) for e in ("fingerprint", "weights_sha256")}:
                 raise self._error(f"runs.{network} must hold fingerprint and weights_sha256, both texts")
         try:
             named = fingerprint(self.experiment)
@@ -113,16 +111,6 @@ class Evidence:
             raise self._error(str(error)) from error
         if named != runs["apd"]["fingerprint"]:
             raise self._error(f"runs.apd.fingerprint is not that of the experiment ({named}): the file was edited")
-
-    def _check_list(self, values: Any, entry: str, largest: float = math.inf, *, whole: bool = False) -> None:
-        """A list with one number (or null) from 0 to `largest` for each image."""
-        images, kind = self.content["data"]["images"], int if whole else (int, float)
-        if not isinstance(values, list) or len(values) != images:
-            raise self._error(f"{entry} must be a list with one value for each of {images} images")
-        for image, value in enumerate(values):
-            number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-            if value is not None and not (number and 0 <= value <= largest):
-                raise self._error(f"{entry}[{image}] = {value!r:.80}: expected null or a number from 0 to {largest:g}")
 
     def _error(self, what: str) -> RecordError:
         return RecordError(f"{self.source}: {what}")
@@ -132,37 +120,22 @@ class Evidence:
         """The run of APD."""
         return from_dict(self.content["experiment"])
 
-    @property
-    def context_shift(self) -> float:
-        """How far every image has an appearance of its own."""
-        return self.experiment.data.context_shift
-
-    @property
-    def seed(self) -> int:
-        """Of the students."""
-        return self.experiment.seed
-
-    @property
-    def networks(self) -> list[str]:
-        """Whose scores there are."""
-        return list(self.content["runs"])
-
-    def number(self, name: str) -> NDArray[np.float64]:
+    def number(self, name: str) -> Values:
         """(N,) one of NUMBERS, NaN where an image has none."""
         if name == REVEALED:
             return self.number("own_right") - self.number("shared_right")
         return np.array(self.content["perspective"][name], dtype=np.float64)
 
-    def score(self, network: str, name: str) -> NDArray[np.float64]:
+    def score(self, network: str, name: str) -> Values:
         """(N,) the images' scores of one network, NaN where an image has none."""
         return np.array(self.content["scores"][network][name], dtype=np.float64)
 
-    def save(self, path: Path) -> Self:
-        """Write the file atomically, one entry or list of numbers a line, and return the evidence.
+    def gain(self, method: str, reference: str) -> Values:
+        """(N,) one method's mIoU of each image minus another's."""
+        return self.score(method, "miou") - self.score(reference, "miou")
 
-        Raises:
-            CheckpointError: the disk is full or read-only.
-        """
+    def save(self, path: Path) -> Self:
+        """Write the file atomically, one entry or list of numbers a line, and return the evidence."""
         write_atomically(path, _lines(self.content) + "\n")
         return self
 
@@ -176,11 +149,6 @@ def _lines(content: Any, depth: int = 1) -> str:
     return "{\n" + ",\n".join(entries) + "\n" + pad[1:] + "}"
 
 
-def evidence_folder() -> Path:
-    """Where the committed evidence lies."""
-    return records_folder("perspectives")
-
-
 def read_evidence(path: Path) -> Evidence:
     """Read and check one file; RecordError when it is not JSON or does not follow the schema."""
     try:
@@ -192,36 +160,37 @@ def read_evidence(path: Path) -> Evidence:
 
 def read_all_evidence(folder: Path | None = None) -> list[Evidence]:
     """Every file of a folder (default: the committed ones) by context shift and seed; empty where there is none."""
-    found = [read_evidence(path) for path in sorted((folder or evidence_folder()).glob("*.json"))]
-    return sorted(found, key=lambda evidence: (evidence.context_shift, evidence.seed))
+    found = [read_evidence(path) for path in sorted((folder or records_folder("perspectives")).glob("*.json"))]
+    return sorted(found, key=lambda one: (one.experiment.data.context_shift, one.experiment.seed))
 
 
 def measure(experiments: Mapping[str, Experiment], device: str | None = "cpu") -> Evidence:
-    """The evidence of one seed's finished runs.
-
-    Args:
-        experiments: by method; "pixel_kd" and "apd" at least, equal in all but their distillers.
-        device: as of :func:`write_evidence`.
+    """The evidence of one seed's finished runs by method, "pixel_kd" and "apd" at least, equal but for distillers.
 
     Raises:
         ExperimentError: a method is missing, or the experiments differ in more than their distillers.
-        CheckpointError: a run has not finished, or what it left is damaged.
-        DataError: the data are missing or damaged.
+        CheckpointError, DataError: a run has not finished, or what it left or the data are damaged.
     """
-    _check_comparable(experiments)
-    apd, where = experiments["apd"], choose_device(device)
-    runs = {"teacher": apd.teacher_experiment(), **experiments}
+    if lacking := [method for method in NEEDED[1:] if method not in experiments]:
+        raise ExperimentError(f"experiments lack {lacking[0]!r}: expected {', '.join(NEEDED[1:])}")
+    apd = experiments["apd"]
+    for (method, run), entry in itertools.product(
+        experiments.items(), ("seed", "data", "network", "training", "teacher")
+    ):
+        value, expected = getattr(run, entry), getattr(apd, entry)
+        if value != expected:
+            raise ExperimentError(f"{method}: {entry} = {value}, but that of apd is {expected}; they must be equal")
+    runs = _with_teacher(experiments)
     networks = {name: trained_network(run, device) for name, run in runs.items()}
     dataset = build_split(apd.data, apd.data.evaluation_split)
     own = own_perspectives(networks["teacher"], trained_distiller(apd, networks["apd"], networks["teacher"]), dataset)
     scores = scores_by_image(networks, dataset)
     numbers = {"distance": own.distance_N} | {k.removesuffix("_B"): values for k, values in own.views._asdict().items()}
-    records = {name: read_record(run_folder(run) / "record.json").content for name, run in runs.items()}
     return Evidence(
         {
             "schema": SCHEMA,
             "experiment": to_dict(apd),
-            "runs": {name: {key: r[key] for key in ("fingerprint", "weights_sha256")} for name, r in records.items()},
+            "runs": {name: _identity(run) for name, run in runs.items()},
             "data": {
                 "name": dataset.spec.name,
                 "split": apd.data.evaluation_split,
@@ -229,7 +198,7 @@ def measure(experiments: Mapping[str, Experiment], device: str | None = "cpu") -
                 "class_names": list(dataset.spec.class_names),
                 "fingerprint": dataset.fingerprint(),
             },
-            **provenance(where, "fp32"),
+            **provenance(choose_device(device), "fp32"),
             "valid": scores["teacher"].valid_B.tolist(),
             "furthest": [None if label < 0 else label for label in own.furthest_N.tolist()],
             "perspective": {name: rounded(values.tolist(), 4) for name, values in numbers.items()},
@@ -241,28 +210,24 @@ def measure(experiments: Mapping[str, Experiment], device: str | None = "cpu") -
     )
 
 
-def _check_comparable(experiments: Mapping[str, Experiment]) -> None:
-    if lacking := [method for method in NEEDED[1:] if method not in experiments]:
-        raise ExperimentError(f"experiments lack {lacking[0]!r}: expected {', '.join(NEEDED[1:])}")
-    apd = experiments["apd"]
-    for method, experiment in experiments.items():
-        for field in ("seed", "data", "network", "training", "teacher"):
-            value, expected = getattr(experiment, field), getattr(apd, field)
-            if value != expected:
-                raise ExperimentError(f"{method}: {field} = {value}, but that of apd is {expected}; they must be equal")
+def _with_teacher(runs: Mapping[str, Experiment]) -> dict[str, Experiment]:
+    return {"teacher": runs["apd"].teacher_experiment(), **runs}
+
+
+def _identity(run: Experiment) -> dict[str, str]:
+    """What names a finished run: its settings and the weights that it was trained to."""
+    content = read_record(run_folder(run) / "record.json").content
+    return {entry: content[entry] for entry in ("fingerprint", "weights_sha256")}
 
 
 def planned() -> Iterator[dict[str, Experiment]]:
     """The runs behind each file, by method: those of the campaigns `scenes-tiny` and `scenes-dial`, seed by seed."""
-    for seed in range(5):
-        for context_shift in (0.0, 0.25, 0.5, 0.75, 1.0):
-            yield {method: scenes_experiment(method, seed, context_shift) for method in STUDENTS}
+    for seed, context_shift in itertools.product(range(5), (0.0, 0.25, 0.5, 0.75, 1.0)):
+        yield {method: scenes_experiment(method, seed, context_shift) for method in STUDENTS}
 
 
 def write_evidence(folder: Path | None = None, *, device: str | None = "cpu") -> list[Path]:
-    """Write the files whose runs are finished and that are not there yet, and return their paths.
-
-    A file that was made from other runs than those found today is made again.
+    """Write the files whose runs are finished, unless they are there and of the same weights; return their paths.
 
     Args:
         folder: where the files go; default `book/results/perspectives/`.
@@ -271,34 +236,24 @@ def write_evidence(folder: Path | None = None, *, device: str | None = "cpu") ->
     Raises:
         RecordError, CheckpointError: a file or what a run left is damaged, or a file cannot be written.
     """
-    folder, written, lacking = folder or evidence_folder(), [], []
-    for runs in planned():
-        apd = runs["apd"]
-        name = f"context{apd.data.context_shift:g}-seed{apd.seed}"
+    folder, written, lacking = folder or records_folder("perspectives"), [], []
+    for runs in (plan := list(planned())):
+        path = folder / f"context{runs['apd'].data.context_shift:g}-seed{runs['apd'].seed}.json"
         finished = {m: run for m, run in runs.items() if (run_folder(run) / "record.json").exists()}
         if not set(NEEDED[1:]) <= finished.keys():
-            lacking.append(name)
+            lacking.append(path.stem)
             continue
-        path = folder / f"{name}.json"
-        if path.exists() and _is_of(read_evidence(path), finished):
-            continue
+        if path.exists():
+            stored = read_evidence(path).content["runs"]
+            if all(stored.get(name) == _identity(run) for name, run in _with_teacher(finished).items()):
+                continue
         measure(finished, device).save(path)
         written.append(path)
         print(f"{path.name} written", flush=True)
-    there = sum(1 for _ in planned()) - len(lacking)
-    print(f"perspectives: {there} of {there + len(lacking)} files are there", flush=True)
+    print(f"perspectives: {len(plan) - len(lacking)} of {len(plan)} files are there", flush=True)
     if lacking:
         print(f"without finished runs: {', '.join(lacking)}", flush=True)
     return written
-
-
-def _is_of(evidence: Evidence, runs: Mapping[str, Experiment]) -> bool:
-    """Whether a file holds every one of these runs, trained to the weights that lie there now."""
-    for method, run in {"teacher": runs["apd"].teacher_experiment(), **runs}.items():
-        weights = read_record(run_folder(run) / "record.json").content["weights_sha256"]
-        if evidence.content["runs"].get(method) != {"fingerprint": fingerprint(run), "weights_sha256": weights}:
-            return False
-    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -307,12 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="folder of the files (default: book/results/perspectives)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     chosen = parser.parse_args(arguments)
-
-    def run() -> int:
-        write_evidence(chosen.to, device=chosen.device)
-        return 0
-
-    return exit_code_of(run, "apd.report.evidence")
+    return exit_code_of(lambda: 0 * len(write_evidence(chosen.to, device=chosen.device)), "apd.report.evidence")
 
 
 if __name__ == "__main__":

@@ -12,19 +12,19 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import decode
+from apd.data.specs import RGB
 from apd.evaluation.average_precision import Detections, ap_scores, tables_of
 from apd.evaluation.detection_images import colours_of
 from apd.report.comparisons import DETECTION_NAMES, MAIN_AP, counted, parts_of_ap, parts_of_variant
 from apd.report.detections import LEAST_SCORE, Findings, count_in_image
-from apd.report.figures.method import Pixels, image_pixels
-from apd.report.figures.page import Drawing, Panel, key, nothing, panels, stack, table
+from apd.report.figures.method import image_pixels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, key, nothing, panels, stack, table
 from apd.report.figures.tables import per_cent
 from apd.report.statistics import Comparison, spread
 from apd.study.coco_recipes import STUDENT_RATE
 from apd.training.record import Record
 
 GREY = (205, 210, 218)
-"""Of boxes of the background."""
 TRIAL = re.compile(r"(\w+?)(?:-rate|_x)([\d.]+)(?:-seed0)?")
 """Label of a trial of a learning rate or of a factor on the weights."""
 
@@ -41,7 +41,7 @@ def parts_table(comparison: Comparison) -> Drawing:
     by = {score.name: comparison.by(score) for score in counted(comparison, parts)}
     rows = {
         comparison.names[variant]: {name: per_cent(spread(one.values(variant).values())) for name, one in by.items()}
-        for variant in comparison.arms
+        for variant in comparison.variants
     }
     if not math.isnan(comparison.teacher_score):
         rows["teacher"] = {name: per_cent(spread([one.teacher_score])) for name, one in by.items()}
@@ -80,12 +80,8 @@ def trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
 
 
 def drawn(
-    image_3HW: Tensor,
-    boxes_N4: Tensor,
-    colours: Sequence[tuple[int, int, int]],
-    texts: list[str] | None = None,
-    masks_NHW: Tensor | None = None,
-) -> Pixels:
+    image_3HW: Tensor, boxes_N4: Tensor, colours: list[RGB], texts: list[str] | None, masks_NHW: Tensor | None
+) -> ImageHW3:
     """A uint8 image three times as large, masks tinted, the smaller ones on top, and boxes with their texts."""
     large_3HW = image_3HW.repeat_interleave(3, 1).repeat_interleave(3, 2)
     if masks_NHW is not None and len(masks_NHW):
@@ -95,7 +91,7 @@ def drawn(
     if len(boxes_N4):
         style = {"width": 2, "font": findfont("DejaVu Sans"), "font_size": 10}
         style |= {"fill_labels": True, "label_background_colors": "white"}
-        large_3HW = draw_bounding_boxes(large_3HW, 3 * boxes_N4, texts, list(colours), **style)
+        large_3HW = draw_bounding_boxes(large_3HW, 3 * boxes_N4, texts, colours, **style)
     return image_pixels(large_3HW)
 
 
@@ -148,7 +144,7 @@ def boxes_by_label(sample: InstanceSample, boxes_N4: Tensor, labels_N: Tensor, s
     palette, shown = [GREY, *colours_of(spec)], [_panel(sample, None, spec, "image and its objects")]
     for caption, chosen_N in (("boxes of objects", labels_N > 0), ("boxes of the background", labels_N == 0)):
         colours = [palette[label] for label in labels_N[chosen_N].tolist()]
-        pixels = drawn(sample.image_3HW, boxes_N4[chosen_N], colours)
+        pixels = drawn(sample.image_3HW, boxes_N4[chosen_N], colours, None, None)
         shown.append(Panel([pixels], caption, f"{int(chosen_N.sum())} of {len(labels_N)}"))
     return panels(
         shown, columns=3, least="13rem", below=key(list(zip(("background", *spec.class_names), palette, strict=True)))

@@ -7,30 +7,27 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apd.data.specs import DatasetSpec, Sample
-from apd.report.figures.page import Drawing, Panel, colour_scale, key, panels
-from apd.report.figures.style import WIDTH, drawing, figure
+from apd.report.figures.style import WIDTH, Drawing, ImageHW3, Panel, colour_scale, drawing, figure, key, panels
 
-Pixels = NDArray[np.uint8]
 RIGHT, WRONG = (196, 202, 210), (226, 58, 78)
 ERROR_KEY = key([("right", RIGHT), ("wrong", WRONG)])
 COSINES, SCORES = "RdBu_r", "viridis"
 
 
-def image_pixels(image_3HW: Tensor) -> Pixels:
+def image_pixels(image_3HW: Tensor) -> ImageHW3:
     """A uint8 image (3, H, W) as pixels (H, W, 3)."""
     return np.ascontiguousarray(image_3HW.permute(1, 2, 0).numpy())
 
 
-def label_pixels(labels_HW: Tensor, spec: DatasetSpec) -> Pixels:
+def label_pixels(labels_HW: Tensor, spec: DatasetSpec) -> ImageHW3:
     """Labels in the classes' colours; ignored pixels are white."""
     return spec.colourise(labels_HW.cpu().numpy())
 
 
-def error_pixels(prediction_HW: Tensor, labels_HW: Tensor, ignore_index: int) -> Pixels:
+def error_pixels(prediction_HW: Tensor, labels_HW: Tensor, ignore_index: int) -> ImageHW3:
     """Red where a prediction is wrong, grey where it is right, white where the label is to be ignored."""
     prediction_HW, labels_HW = prediction_HW.cpu().numpy(), labels_HW.cpu().numpy()
     pixels_HW3 = np.where((prediction_HW == labels_HW)[..., None], np.uint8(RIGHT), np.uint8(WRONG))
@@ -38,7 +35,7 @@ def error_pixels(prediction_HW: Tensor, labels_HW: Tensor, ignore_index: int) ->
     return pixels_HW3
 
 
-def mapped(values: Tensor, low: float, high: float, colours: str) -> Pixels:
+def mapped(values: Tensor, low: float, high: float, colours: str) -> ImageHW3:
     """Values between two ends in a colour map."""
     scaled = ((values.detach().float().cpu() - low) / (high - low)).clamp(0, 1).numpy()
     return (mpl.colormaps[colours](scaled)[..., :3] * 255).round().astype(np.uint8)
@@ -49,7 +46,7 @@ def scale(colours: str, low: str, high: str) -> str:
     return colour_scale(mapped(torch.linspace(0, 1, 9), 0, 1, colours), low, high)
 
 
-def cells(pixels: Pixels) -> Pixels:
+def cells(pixels: ImageHW3) -> ImageHW3:
     """Each cell of a grid 8 × 8 times, so that a browser that smooths shows cells as squares."""
     return pixels.repeat(8, axis=0).repeat(8, axis=1)
 

@@ -18,9 +18,23 @@ from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
 from apd.report.correlations import PerImage, relations, seeds_agree
 from apd.report.figures.curves import label_marks
-from apd.report.figures.interactive import Mark, View, cell_panels, hoverable, view_of
-from apd.report.figures.page import Drawing, Panel, nothing, table
-from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, drawing, figure, quiet_axes
+from apd.report.figures.style import (
+    INK,
+    METHOD_COLOURS,
+    WIDTH,
+    Drawing,
+    Mark,
+    Panel,
+    View,
+    cell_panels,
+    drawing,
+    figure,
+    hoverable,
+    nothing,
+    quiet_axes,
+    table,
+    view_of,
+)
 from apd.report.figures.tables import points
 from apd.report.perspectives import Trace, pairwise_cosine
 from apd.study.recipes import METHOD_NAMES
@@ -33,7 +47,6 @@ NUMBER_NAMES = {
     "revealed": "what the own one adds",
 }
 """Numbers of an image that are compared with its gain; the first is the one the question is about."""
-FIFTHS = 5
 
 
 @torch.no_grad()
@@ -74,10 +87,9 @@ def shared_and_own(
 
 
 def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The two principal directions of present prototypes: their mean (D,), the directions (D, 2), and their share.
+    """The mean (D,) of present prototypes, their two principal directions (D, 2), and the share of variance these keep.
 
-    The share is that of the squared distances to the mean which the plane keeps. A direction's sign makes its largest
-    component positive, so that the same prototypes give the same figure anywhere.
+    A direction's largest component is positive, so that the same prototypes give the same figure anywhere.
     """
     rows_ND = prototypes_BKD[present_BK].double()
     mean_D = rows_ND.mean(0)
@@ -124,9 +136,9 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
         handles = [Line2D([], [], linestyle="", marker=m, markerfacecolor="none", color=INK) for m in MARKERS.values()]
         fig.legend(handles, list(MARKERS), loc="outside upper left", ncols=2)
         description = (
-            f"Prototypes of teacher and student in the plane of the teacher's last ones, which keeps "
-            f"{100 * kept:.0f} % of their spread, at steps {', '.join(str(trace.steps[moment]) for moment in chosen)}"
+            f"Prototypes in the plane of the teacher's last ones, which keeps {100 * kept:.0f} % of their spread"
         )
+        description += f", at steps {', '.join(str(trace.steps[moment]) for moment in chosen)}"
         shown = hoverable(fig, marks, description)
     return Drawing(shown.html + draw.class_key(spec, ignored=False), description)
 
@@ -179,7 +191,7 @@ def gain_by_distance(images: Sequence[PerImage]) -> Drawing:
             order = [i for i in np.argsort(x, kind="stable").tolist() if not np.isnan(x[i] + y[i])]
             dots = {"s": 14, "color": METHOD_COLOURS["apd"], "alpha": 0.7, "linewidth": 0, "zorder": 2}
             sns.scatterplot(x=x[order], y=y[order], ax=axes, **dots)
-            for part in filter(len, np.array_split(order, FIFTHS)):
+            for part in filter(len, np.array_split(order, 5)):
                 axes.plot(x[part[[0, -1]]], [y[part].mean()] * 2, color=INK, linewidth=2.4, zorder=3)
             axes.axhline(0, color=INK, linewidth=1.0, zorder=1)
             axes.set_title(title)

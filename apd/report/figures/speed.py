@@ -9,8 +9,7 @@ import pandas as pd
 import seaborn as sns
 
 from apd.report.comparisons import DETECTION_NAMES
-from apd.report.figures.page import Drawing, nothing, table
-from apd.report.figures.style import METHOD_COLOURS, colour_of, drawing, figure, quiet_axes
+from apd.report.figures.style import METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes, table
 from apd.training.record import RecordError
 from apd.training.run import records_folder
 
@@ -18,7 +17,6 @@ Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small", "coco": "COCO"}
 CLASS_BY_CLASS = ", class by class"
 COMMANDS = {"speed": "python -m tests.measure_speed", "detection-speed": "python -m tests.measure_detection"}
-"""What makes the files of each folder."""
 
 
 def three_digits(value: float) -> str:

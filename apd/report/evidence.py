@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from apd.config.datasets import build_split
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict, to_dict
-from apd.report.perspectives import own_perspectives, scores_by_image
-from apd.report.trace import trained_distiller
+from apd.report.perspectives import own_perspectives, scores_by_image, trained_distiller
 from apd.study.campaigns import scenes_experiment
 from apd.training.checkpoint import write_atomically
 from apd.training.distributed import choose_device

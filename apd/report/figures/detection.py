@@ -1,0 +1,151 @@
+"""Detectors: parts of average precision, trials, and images with what was found in them."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+import torch
+from matplotlib.font_manager import findfont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.rle import decode
+from apd.data.specs import RGB
+from apd.evaluation.average_precision import Detections, ap_scores, tables_of
+from apd.evaluation.detection_images import colours_of
+from apd.report.comparisons import DETECTION_NAMES, MAIN_AP, counted, parts_of_ap, parts_of_variant
+from apd.report.detections import LEAST_SCORE, Findings, count_in_image
+from apd.report.figures.method import image_pixels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, key, nothing, panels, stack, table
+from apd.report.figures.tables import per_cent
+from apd.report.statistics import Comparison, spread
+from apd.study.coco_recipes import STUDENT_RATE
+from apd.training.record import Record
+
+GREY = (205, 210, 218)
+TRIAL = re.compile(r"(\w+?)(?:-rate|_x)([\d.]+)(?:-seed0)?")
+"""Label of a trial of a learning rate or of a factor on the weights."""
+
+
+def by_kind(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Each comparison by box AP, and by mask AP where its runs have masks."""
+    return [comparison.by(score) for comparison in comparisons for score in counted(comparison, MAIN_AP.values())]
+
+
+def parts_table(comparison: Comparison) -> Drawing:
+    """A comparison's AP and its parts, of every variant and of the teacher: mean ± standard deviation, in per cent."""
+    kind = next(kind for kind, score in MAIN_AP.items() if score == comparison.score)
+    parts = [MAIN_AP[kind], *parts_of_ap(kind, comparison.any_record.class_names)]
+    by = {score.name: comparison.by(score) for score in counted(comparison, parts)}
+    rows = {
+        comparison.names[variant]: {name: per_cent(spread(one.values(variant).values())) for name, one in by.items()}
+        for variant in comparison.variants
+    }
+    if not math.isnan(comparison.teacher_score):
+        rows["teacher"] = {name: per_cent(spread([one.teacher_score])) for name, one in by.items()}
+    caption = f"{comparison.title}: AP of {kind} in per cent, mean ± standard deviation over seeds"
+    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
+
+
+def validation_box_ap(record: Record) -> float | None:
+    """Box AP on val after the last step; None where the run was not scored there."""
+    last = record.experiment.training.iterations
+    found = [e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val"]
+    return ap_scores(tables_of(found[0]["ap"])["boxes"]).ap if found else None
+
+
+def trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
+    """Box AP on val of each method, by learning rate or by factor on its weights; the best of a row is marked."""
+    rows: dict[str, dict[float, float]] = {}
+    for record in records:
+        trial, score = TRIAL.fullmatch(record.experiment.name), validation_box_ap(record)
+        if trial is None or score is None or record.experiment.seed:
+            continue
+        variant, is_rate, rate = trial[1], "-rate" in trial[0], record.experiment.training.learning_rate
+        if weights and record.experiment.distillers and rate == STUDENT_RATE:
+            rows.setdefault(variant, {})[1.0 if is_rate else float(trial[2])] = score
+        elif not weights and is_rate:
+            rows.setdefault(variant, {})[rate] = score
+    if not rows:
+        return nothing("No trial is recorded yet: 0 runs have a score on val.")
+    names = {"teacher": "teacher"} | DETECTION_NAMES
+    frame = pd.DataFrame(rows).T.sort_index(axis=1).reindex([name for name in names if name in rows])
+    frame = frame.rename(index=names, columns=("weights × {:g}" if weights else "learning rate {:g}").format)
+    text = frame.map(lambda score: "–" if math.isnan(score) else f"{100 * score:.1f}")
+    text = text.where(frame.ne(frame.max(axis=1), axis=0), text + " ◂")
+    caption = "box AP in per cent on val after the last step, one seed; ◂ marks the best of a row; a dash: not run"
+    return table(text, f"{caption}, or stopped by a loss that was not finite")
+
+
+def drawn(
+    image_3HW: Tensor, boxes_N4: Tensor, colours: list[RGB], texts: list[str] | None, masks_NHW: Tensor | None
+) -> ImageHW3:
+    """A uint8 image three times as large, masks tinted, the smaller ones on top, and boxes with their texts."""
+    large_3HW = image_3HW.repeat_interleave(3, 1).repeat_interleave(3, 2)
+    if masks_NHW is not None and len(masks_NHW):
+        order = masks_NHW.flatten(1).sum(1).argsort(descending=True)
+        masks_NHW = masks_NHW[order].repeat_interleave(3, 1).repeat_interleave(3, 2)
+        large_3HW = draw_segmentation_masks(large_3HW, masks_NHW, 0.5, [colours[i] for i in order])
+    if len(boxes_N4):
+        style = {"width": 2, "font": findfont("DejaVu Sans"), "font_size": 10}
+        style |= {"fill_labels": True, "label_background_colors": "white"}
+        large_3HW = draw_bounding_boxes(large_3HW, 3 * boxes_N4, texts, colours, **style)
+    return image_pixels(large_3HW)
+
+
+def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec, name: str) -> Panel:
+    """The detections that are sure enough, with their scores; None: the objects that have to be found."""
+    if found is None:
+        kept, labels_N, boxes_N4, texts = ~sample.crowd_N, sample.labels_N, sample.boxes_N4, None
+        masks = sample.masks_NHW
+        note = f"{int(kept.sum())} objects"
+    else:
+        kept, labels_N, boxes_N4 = found.scores_N >= LEAST_SCORE, found.labels_N, found.boxes_N4
+        size = sample.image_3HW.shape[1:]
+        masks = found.masks and torch.stack([torch.from_numpy(decode(mask, *size)).bool() for mask in found.masks])
+        texts = [f"{score:.2f}" for score in found.scores_N[kept].tolist()]
+        note = "{} right, {} false, {} missed".format(*count_in_image(sample, found))
+    colours = [colours_of(spec)[label] for label in labels_N[kept].tolist()]
+    masks = None if masks is None else masks[kept]
+    return Panel([drawn(sample.image_3HW, boxes_N4[kept], colours, texts, masks)], name, note)
+
+
+def images_side_by_side(findings: Findings) -> Drawing:
+    """The chosen images as each network sees them, and the ground truth."""
+    names, dataset, shown = network_names(findings), findings.dataset(), []
+    for kind, place in findings.chosen().items():
+        sample, title = dataset[place], f"{kind} difference, image {place}"
+        seen = {name: findings.found(network)[place] for network, name in names.items()} | {"ground truth": None}
+        each = [_panel(sample, found, dataset.spec, name) for name, found in seen.items()]
+        shown += [Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)]
+        shown += [panels(each, columns=2, least="13rem")]
+    below = key(list(zip(dataset.spec.class_names, colours_of(dataset.spec), strict=True)))
+    return stack(*shown, Drawing(below, ""))
+
+
+def network_names(findings: Findings) -> dict[str, str]:
+    """What the networks of a file are called."""
+    parts = {network: parts_of_variant(network) for network in findings.content["runs"]}
+    return {network: " + ".join(DETECTION_NAMES.get(part, part) for part in each) for network, each in parts.items()}
+
+
+def counts_table(findings: Findings) -> Drawing:
+    """What the networks get right in all images of a file."""
+    names = network_names(findings)
+    sums = {names[network]: pd.DataFrame(counts).sum() for network, counts in findings.counts().items()}
+    caption = f"detections of a score of {LEAST_SCORE:g} or more in {findings.images} images, seed"
+    return table(pd.DataFrame(sums).T, f"{caption} {findings.content['seed']}")
+
+
+def boxes_by_label(sample: InstanceSample, boxes_N4: Tensor, labels_N: Tensor, spec: InstanceSpec) -> Drawing:
+    """An image's objects, and the boxes that a student draws of them and of the background, label 0."""
+    palette, shown = [GREY, *colours_of(spec)], [_panel(sample, None, spec, "image and its objects")]
+    for caption, chosen_N in (("boxes of objects", labels_N > 0), ("boxes of the background", labels_N == 0)):
+        colours = [palette[label] for label in labels_N[chosen_N].tolist()]
+        pixels = drawn(sample.image_3HW, boxes_N4[chosen_N], colours, None, None)
+        shown.append(Panel([pixels], caption, f"{int(chosen_N.sum())} of {len(labels_N)}"))
+    return panels(
+        shown, columns=3, least="13rem", below=key(list(zip(("background", *spec.class_names), palette, strict=True)))
+    )

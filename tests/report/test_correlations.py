@@ -152,10 +152,10 @@ def test_the_seeds_relation_is_the_mean_of_each_seeds_own():
     [
         ({}, "rises with"),
         ({"slope": -0.2}, "falls with"),
-        ({"slope": 0.0}, "shows no sure relation to"),
+        ({"slope": 0.0}, "shows no significant relation to"),
         (
             {"seeds": 4, "slope": 0.06, "apart": 0.1},
-            "shows no sure relation to",
+            "shows no significant relation to",
         ),  # clear in the mean, not from seed to seed
         ({"seeds": 1}, "cannot be compared yet with"),
     ],

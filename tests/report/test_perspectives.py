@@ -1,10 +1,12 @@
 """Own perspectives against loops over classes and cells; evidence and traces of runs are those of their networks."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from chapter_cells import book_script
 from safetensors.torch import load_file
 from small_experiments import tiny
 from torch import nn
@@ -19,9 +21,7 @@ from apd.distillers.apd import APDConfig
 from apd.distillers.base import build_distiller
 from apd.evaluation.metrics import ConfusionMatrix, scores
 from apd.models.segmenter import SegOutput
-from apd.report import evidence as evidence_module
-from apd.report.correlations import backed_by
-from apd.report.evidence import main, measure, planned, read_evidence, write_evidence
+from apd.report.correlations import backed_by, read_evidence
 from apd.report.perspectives import (
     centred,
     compare_views,
@@ -35,6 +35,8 @@ from apd.report.perspectives import (
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network
+
+maker = book_script("perspective_evidence")
 
 
 def made_up(seed=0, batch=3, classes=5, channels=7):
@@ -214,7 +216,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evidence(records):
-    return measure(runs_of(0))
+    return maker.measure(runs_of(0))
 
 
 def test_the_numbers_are_those_of_the_teachers_features_and_of_what_the_student_was_shown(evidence):
@@ -256,36 +258,36 @@ def test_the_numbers_do_not_depend_on_how_images_are_batched(records):
 
 def test_runs_that_cannot_be_compared_are_refused(records):
     with pytest.raises(ExperimentError, match="lack 'pixel_kd'"):
-        measure({"student": tiny("student"), "apd": tiny("apd")})
+        maker.measure({"student": tiny("student"), "apd": tiny("apd")})
     with pytest.raises(ExperimentError, match=r"pixel_kd: seed = 1, but that of apd is 0"):
-        measure(runs_of(0) | {"pixel_kd": tiny("pixel_kd", seed=1)})
+        maker.measure(runs_of(0) | {"pixel_kd": tiny("pixel_kd", seed=1)})
     with pytest.raises(CheckpointError, match="has not finished"):
-        measure(runs_of(9))
+        maker.measure(runs_of(9))
 
 
 def test_the_command_writes_what_is_finished_once_and_again_what_has_other_weights(
     records, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evidence_module, "planned", lambda: iter([runs_of(0), runs_of(1)]))
-    assert main(["--to", str(tmp_path)]) == 0
+    monkeypatch.setattr(maker, "planned", lambda: iter([runs_of(0), runs_of(1)]))
+    assert maker.main(["--to", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "1 of 2 files are there" in said
     assert "without finished runs: context0.5-seed1" in said
     path = tmp_path / "context0.5-seed0.json"
-    assert write_evidence(tmp_path) == []
+    assert maker.write_evidence(tmp_path) == []
     content = read_evidence(path).content
     content["runs"]["student"]["weights_sha256"] = "0" * 64
-    read_evidence(path).__class__(content).save(path)
-    assert write_evidence(tmp_path) == [path]
+    path.write_text(json.dumps(content))
+    assert maker.write_evidence(tmp_path) == [path]
     assert read_evidence(path).content["runs"]["student"]["weights_sha256"] != "0" * 64
     path.write_text("{")
-    assert main(["--to", str(tmp_path)]) == 1
+    assert maker.main(["--to", str(tmp_path)]) == 1
     assert "cannot be read as JSON" in capsys.readouterr().err
     assert path.read_text() == "{"
 
 
 def test_the_plan_is_five_seeds_at_five_context_shifts_with_apd_and_what_it_is_compared_with():
-    found = list(planned())
+    found = list(maker.planned())
     places = [(runs["apd"].data.context_shift, runs["apd"].seed) for runs in found]
     assert len(set(places)) == len(places) == 25
     assert places[:5] == [(shift, 0) for shift in (0.0, 0.25, 0.5, 0.75, 1.0)]  # seed by seed: fair when cut short

@@ -12,8 +12,7 @@ from apd import APDLoss, class_prototypes, observe, resize_labels
 from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
-from apd.report.correlations import per_image, relations, seeds_agree
-from apd.report.evidence import Evidence
+from apd.report.correlations import Evidence, per_image, relations, seeds_agree
 from apd.report.figures.prototypes import (
     NUMBER_NAMES,
     apart_over_steps,
@@ -157,7 +156,9 @@ def test_the_table_has_every_correlation_and_what_follows_from_it(images):
     for expected in (found.over_images, found.over_seeds, held, (seeds_agree(images[0]), float("nan"), 0)):
         assert coefficient(expected) in line
     assert found.verdict in line
-    assert "“+ APD without pixel KD”" in relation_table(images, method="apd_without_kd", reference="student").description
+    assert (
+        "“+ APD without pixel KD”" in relation_table(images, method="apd_without_kd", reference="student").description
+    )
 
 
 def test_a_coefficient_has_its_sign_and_zero_has_none():

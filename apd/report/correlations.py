@@ -1,8 +1,8 @@
 """How a number of each test image goes with what a method gains on it: evidence from files, and rank correlations.
 
-Images are the unit. An image's gain is averaged over seeds first, because the seeds see the same images; that interval
-speaks of other images. Whether other students would gain on the same images is asked of each seed by itself. A relation
-is significant only when both intervals leave out zero. `book/figures/perspective_evidence.py` makes the files.
+An image's gain is averaged over seeds first, because the seeds see the same images; that interval speaks of other
+images. Whether other students would gain on the same images is asked of each seed by itself. A relation is significant
+only when both intervals leave out zero.
 """
 
 import itertools
@@ -34,8 +34,7 @@ SCORES = ("miou", "right")
 """Scores of an image: mIoU over the classes in its labels, and share of valid pixels right."""
 NEEDED = ("teacher", "pixel_kd", "apd")
 """Networks that every file has scores of."""
-AGAIN = "Restore the file, or delete it and have it made again by python book/figures/perspective_evidence.py"
-RESAMPLES = 2000
+MAKER = "book/figures/perspective_evidence.py"
 
 Values = NDArray[np.float64]
 
@@ -63,7 +62,7 @@ class Evidence:
         self._check_types(content["data"], str, "text", "name", "split", "fingerprint", path="data.")
         self._check_runs()
         images, names = content["data"].get("images"), content["data"].get("class_names")
-        if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+        if type(images) is not int or images < 1:
             raise self._error(f"data.images = {images!r:.80} is not a number of images")
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
             raise self._error("data.class_names must be a list of at least two texts")
@@ -77,10 +76,11 @@ class Evidence:
             if not isinstance(values, list) or len(values) != images:
                 raise self._error(f"{entry} must be a list with one value for each of {images} images")
             for image, value in enumerate(values):
-                number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-                if value is not None and not (number and 0 <= value <= most):
-                    expected = f"expected null or a number from 0 to {most:g}"
-                    raise self._error(f"{entry}[{image}] = {value!r:.80}: {expected}")
+                if value is not None and not (
+                    isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= most and value < math.inf
+                ):
+                    message = f"{entry}[{image}] = {value!r:.80}: expected null or a number from 0 to {most:g}"
+                    raise self._error(message)
 
     def _check_types(self, of: Mapping[str, Any], kind: type, what: str, *entries: str, path: str = "") -> None:
         for entry in entries:
@@ -89,9 +89,10 @@ class Evidence:
 
     def _check_runs(self) -> None:
         runs = self.content["runs"]
-        if missing := [network for network in NEEDED if network not in runs]:
-            raise self._error(f"runs.{missing[0]} is missing")
-        for network, run in runs.items():
+        for network in (*NEEDED, *runs):
+            run = runs.get(network)
+            if run is None:
+                raise self._error(f"runs.{network} is missing")
             if not isinstance(run, dict) or not {str} == {type(run.get(e)) for e in ("fingerprint", "weights_sha256")}:
                 raise self._error(f"runs.{network} must hold fingerprint and weights_sha256, both texts")
         try:
@@ -130,7 +131,7 @@ def read_evidence(path: Path) -> Evidence:
         return Evidence(json.loads(Path(path).read_text(encoding="utf-8")), source=str(path))
     except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
         what = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
-        raise RecordError(f"{what}. {AGAIN}") from error
+        raise RecordError(f"{what}. Restore the file, or delete it and have it made again by python {MAKER}") from error
 
 
 def read_all_evidence(folder: Path | None = None) -> list[Evidence]:
@@ -158,19 +159,14 @@ class Relation(NamedTuple):
     def verdict(self) -> str:
         """Says whether gains rise with the number, fall with it, or neither."""
         lows, highs = zip(self.over_images[1:3], self.over_seeds[1:3], strict=True)
-        if any(math.isnan(low) for low in lows):
+        if any(map(math.isnan, lows)):
             return "cannot be compared yet with"
-        if min(lows) > 0:
-            return "rises with"
-        return "falls with" if max(highs) < 0 else "shows no significant relation to"
+        sign = (min(lows) > 0) - (max(highs) < 0)
+        return ("shows no significant relation to", "rises with", "falls with")[sign]
 
 
 class PerImage(NamedTuple):
-    """The evidence of one context shift, averaged over seeds, and the seeds' own.
-
-    `numbers[name]` and `scores[network][score]` have one value for each image; `furthest` is the class whose prototype
-    is furthest from its row, -1 where there is none.
-    """
+    """The evidence of one context shift, averaged over seeds, and the seeds' own; a `furthest` of -1: there is none."""
 
     context_shift: float
     seeds: tuple[int, ...]
@@ -217,13 +213,13 @@ def _complete(*columns: Values) -> Values:
     return together[:, ~np.isnan(together).any(0)]
 
 
-def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAMPLES) -> Correlation:
-    """Rank correlation with a percentile bootstrap interval over images, the same at every call.
+def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000) -> Correlation:
+    """Rank correlation (:func:`spearman`) with a percentile bootstrap interval over images, the same at every call.
 
-    Columns as those of :func:`spearman`, one value per image; images with a NaN anywhere are left out.
+    Columns have one value per image; images with a NaN anywhere are left out.
     """
-    if len({len(column) for column in columns}) != 1:
-        raise ValueError(f"lengths {[len(column) for column in columns]}: expected one value per image in each")
+    if len(set(map(len, columns))) != 1:
+        raise ValueError(f"lengths {[*map(len, columns)]}: expected one value per image in each")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)
@@ -275,7 +271,7 @@ def _average(context_shift: float, each: list[Evidence]) -> PerImage:
 
 
 def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_kd") -> float:
-    """Mean rank correlation of the images' gains in mIoU between two seeds, over all pairs of seeds; NaN with one.
+    """Mean rank correlation of the images' gains between two seeds, over all pairs of seeds; NaN with one.
 
     Near 0, where an image gains is a matter of the seed, and nothing that belongs to the image can predict it.
     """
@@ -318,7 +314,7 @@ class Backed(NamedTuple):
 
 
 def backed_by(evidence: Sequence[Evidence], records: Sequence[Record]) -> Backed:
-    """Compare the students' pixels in the evidence with the confusion matrices of the records of their runs."""
+    """Compare the students' pixels in the evidence with the confusion matrices of their runs' records."""
     known = {record.content["weights_sha256"]: record for record in records}
     students = [(one, n, run) for one in evidence for n, run in one.content["runs"].items() if n != "teacher"]
     differences = []

@@ -14,10 +14,22 @@ from small_experiments import TEACHER, digest, tiny
 from apd.config.identity import fingerprint
 from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
-from apd.report.comparisons import TERM_DESIGN, is_by_construction, letters_of, term_effects, terms_left_out
-from apd.report.designs import ALL, by_context_shift, cross_minus_same, head_match, head_match_rows, mean_gain
+from apd.report.comparisons import (
+    ALL,
+    BACKBONE_NAMES,
+    TERM_DESIGN,
+    by_context_shift,
+    cross_minus_same,
+    head_match,
+    head_match_rows,
+    is_by_construction,
+    letters_of,
+    mean_gain,
+    term_effects,
+    terms_left_out,
+)
 
-from apd.report.designs import pair_gains, pairs_of, sweep  # isort: skip
+from apd.report.comparisons import pair_gains, pairs_of, sweep  # isort: skip
 from apd.report.statistics import ComparisonError, compare, paired_difference
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
 from apd.study.campaigns import experiments_of
@@ -143,7 +155,7 @@ def test_what_does_not_belong_in_a_sweep_is_refused():
     camvid = made_up_record(next(iter(experiments_of("camvid-small"))))
     with pytest.raises(ComparisonError, match="have no context shift"):
         by_context_shift([*made, camvid])
-    with pytest.raises(ValueError, match="method='adp': expected one of"):
+    with pytest.raises(ValueError, match="method 'adp': expected one of"):
         sweep(by_context_shift(made), "adp")
 
 
@@ -245,8 +257,8 @@ def data_sets():
 def test_records_become_pairs_by_data_set_same_architecture_ones_first(data_sets):
     on_scenes, on_camvid = data_sets
     assert [pair.cross_architecture for pair in on_scenes] == [False] * 6 + [True] * 6
-    assert {pair.backbone for pair in on_scenes} == set(BACKBONES)
-    assert len({(pair.heads, pair.backbone) for pair in on_scenes}) == 12
+    assert {BACKBONE_NAMES[pair.student.backbone] for pair in on_scenes} == set(BACKBONES)
+    assert len({(pair.heads, pair.student.backbone) for pair in on_scenes}) == 12
     assert [pair.heads for pair in on_camvid] == ["PSPNet ← PSPNet", "PSPNet ← DeepLabV3"]
     assert all(set(pair.runs.variants) == set(PAIR_METHODS) for pairs in data_sets for pair in pairs)
     assert pairs_of([]) == pairs_of(pair_records(keep=lambda e: not e.distillers)) == []
@@ -254,10 +266,10 @@ def test_records_become_pairs_by_data_set_same_architecture_ones_first(data_sets
 
 def test_a_gain_is_over_the_same_student_and_seed_with_the_interval_of_students_t(data_sets):
     rows = pair_gains(data_sets[0], 0.9)
-    pair = next(p for p in data_sets[0] if (p.heads, p.backbone) == ("DeepLabV3 ← PSPNet", "MobileNetV2"))
+    pair = next(p for p in data_sets[0] if (p.heads, p.student.backbone) == ("DeepLabV3 ← PSPNet", "mobilenetv2_050"))
     alone, distilled = (list(pair.runs.miou(method).values()) for method in ("student", "apd"))
     expected = stats.ttest_rel(distilled, alone).confidence_interval(0.9)
-    found = rows[pair.heads, pair.backbone, "apd"].found
+    found = rows[pair.heads, "MobileNetV2", "apd"].found
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert len(rows) == 24
 
@@ -284,7 +296,7 @@ def test_a_run_that_is_missing_takes_its_seed_out_of_every_mean():
 
 def slow_head_match(pairs, method, backbone, seed):
     """Role by role: cross- minus same-architecture, mean over the student's two heads."""
-    of = [pair for pair in pairs if pair.backbone == backbone]
+    of = [pair for pair in pairs if BACKBONE_NAMES[pair.student.backbone] == backbone]
     scores = {(p.student.head, p.teacher.head): p.runs.miou(method)[seed] for p in of}
     crossed = (scores["psp", "aspp"] + scores["aspp", "psp"]) / 2
     return crossed - (scores["psp", "psp"] + scores["aspp", "aspp"]) / 2

@@ -16,8 +16,7 @@ from made_up_records import made_up_campaign, method_in
 from matplotlib.text import Text
 
 from apd.data.specs import SCENES
-from apd.report.comparisons import corrected_gains, holm_corrected
-from apd.report.designs import by_context_shift, sweep
+from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, sweep
 from apd.report.figures import style
 from apd.report.figures.curves import (
     label_marks,

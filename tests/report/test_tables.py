@@ -1,4 +1,4 @@
-"""Tables and sentences say what the records say, settings are those that trials chose, and chapters work half-filled."""
+"""Tables and sentences say what the records say, settings are those of the trials, and chapters work half-filled."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,13 +10,12 @@ from chapter_cells import run_cells
 from made_up_evidence import made_up_evidence
 from made_up_records import made_up_campaign, made_up_record, method_in
 
-from apd.report.comparisons import corrected_gains, holm_corrected
+from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
 from apd.report.correlations import per_image
-from apd.report.designs import by_context_shift, pairs_of, sweep
-from apd.report.figures.sentences import beside_methods, change_of_gains, read_campaigns, settings_list
+from apd.report.figures.sentences import beside_methods, change_of_gains, digits_of, read_campaigns
 
-from apd.report.figures.sentences import sweep_sentences, tallies, tally  # isort: skip
-from apd.report.figures.tables import PAIR_RATES, answers_table, best_trials, cost_table, digits_of, interval
+from apd.report.figures.sentences import tallies, tally  # isort: skip
+from apd.report.figures.tables import PAIR_RATES, answers_table, best_trials, cost_table, interval
 
 from apd.report.figures.tables import learning_rate_trials, pair_trials, pairs_table, points  # isort: skip
 from apd.report.figures.tables import provenance_table, scores_table, sweep_table, trials  # isort: skip
@@ -136,7 +135,7 @@ def test_the_table_of_a_sweep_holds_gains_the_images_numbers_and_the_share_of_th
     assert shown["context shift 1"]["distance"] == f"{images[0].numbers['distance'].mean():.3f}"
     assert shown["context shift 0"]["distance"] == "–"
     lead = fmean(last.teacher_score - miou for miou in last.miou("pixel_kd").values())
-    assert shown["context shift 1"]["share of the teacher’s lead, %"] == f"{100 * found.gains[1.0].mean / lead:.0f}"
+    assert shown["context shift 1"]["share of the teacher’s lead, %"] == points(found.gains[1.0].mean / lead, 0)
     assert "0 records" in sweep_table({}, [found], []).description
 
 
@@ -269,22 +268,6 @@ def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
     assert "not two gains" in str(change_of_gains([], [("apd", "student")]))
 
 
-def test_a_sweep_says_how_a_gain_changes_and_from_how_many_seeds():
-    made = [r for name in ("scenes-tiny", "scenes-dial") for r in made_up_campaign(name, right)]
-    found = sweep(by_context_shift(made))
-    line = f"changes by {interval(found.slopes)} points of mIoU, which is **{found.slopes.verdict}** zero"
-    assert line in str(sweep_sentences([found]))
-    assert "of 5 seeds, 5 context shifts" in str(sweep_sentences([found]))
-    assert "nan" not in str(sweep_sentences([sweep({})]))
-
-
-def test_the_settings_of_every_other_method_are_listed():
-    lines = str(settings_list()).split("\n")
-    assert "- **CWD**, beside pixel KD: `logits` 3, `features` 0, `temperature` 4" in lines
-    assert "- **DKD**, in place of pixel KD: `target` 1, `non_target` 0.25, `temperature` 1" in lines
-    assert len(lines) == len(OTHER_METHODS)
-
-
 # campaigns and chapters
 
 
@@ -329,10 +312,10 @@ KEPT = {"none": 0, "every other run of the first seed": 2, "the first seed": 1}
 def test_a_chapter_works_with_the_records_that_are_there(tmp_path, name, kept):
     of_pairs = ("scenes-pairs", "camvid-pairs", "camvid-small", "scenes-pairs-tuning")
     for campaign in of_pairs if name == "07_pairs" else ("scenes-tiny", *VARIANTS):
-        records = made_up_campaign(campaign, right, lambda e: e.seed == 0 and e.name != "student-seed9")
+        records = made_up_campaign(campaign, right, lambda e: e.seed == 0)
         save_all(tmp_path / campaign, records[:: KEPT[kept]] if KEPT[kept] else [])
     shown = run_cells(name, tmp_path)
     text = "\n".join(f"{item!r}" for item in shown)
-    assert len(shown) > 5
+    assert len(shown) > 2
     assert not re.search(r"\bnan\b", text)
     assert "planned runs have a record" in text

@@ -1,19 +1,14 @@
 """What figures are made of: rows of seeds, means and intervals, names beside marks, heat maps."""
 
 import itertools
-import re
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.text import Text
 
-from apd.data.specs import SCENES
 from apd.report.figures import style
 from apd.report.figures.curves import label_marks
 from apd.report.figures.forest import Row, draw_rows
-from apd.report.figures.perspective import cosine_matrices
 
 
 def drawn_rows(rows, limits=None):
@@ -77,13 +72,3 @@ def test_names_beside_marks_do_not_overlap_and_stay_within_the_axes(heights):
     assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
     assert all(box.x0 > room.x1 for box in boxes)
     assert room.y0 - 12 < boxes[0].y0 < boxes[-1].y1 < room.y1 + 12
-
-
-def test_small_heat_maps_hold_their_numbers_and_empty_cells_stay_empty():
-    values = torch.tensor([[0.5, -0.25], [torch.nan, 1.0]])
-    drawn = cosine_matrices({"one": values}, ["a", "b"])
-    shown = [text.text for text in ElementTree.fromstring(drawn.html).iter() if text.tag.endswith("text")]
-    assert [text for text in shown if re.search(r"\d", text)] == ["0.50", "−0.25", "1.00"]
-    large = cosine_matrices({"one": torch.eye(10)}, SCENES.class_names).html
-    assert "cosine" in large
-    assert "0.00<" not in large

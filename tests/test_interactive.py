@@ -9,7 +9,7 @@ import torch
 
 from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
-from apd.report.figures.scenes import image_picture
+from apd.report.figures.method import image_pixels
 from apd.report.figures.style import Mark, Panel, View, cell_panels, figure, hoverable, view_of
 
 HREF = "{http://www.w3.org/1999/xlink}href"
@@ -88,7 +88,7 @@ LABELS = torch.tensor([[0, 3, 255], [3, 3, 8]])
 def cells(views=None):
     views = views or [View("labels", LABELS), View("sure", LABELS, torch.full((2, 3), 0.874))]
     return cell_panels(
-        [Panel([image_picture(SAMPLE.image_3HW)], "image")], views, SCENES.class_names, columns=1, least="9rem"
+        [Panel([image_pixels(SAMPLE.image_3HW)], "image")], views, SCENES.class_names, columns=1, least="9rem"
     )
 
 

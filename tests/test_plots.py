@@ -10,15 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from made_up_records import made_up_record
-from torch import nn
 
-from apd import class_prototypes
-from apd.data.scenes import Scenes, draw_scene
+from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
-from apd.models.segmenter import SegOutput
 from apd.report.comparisons import corrected_gains
 from apd.report.figures import comparison as evidence
-from apd.report.figures import curves, perspective, scenes, style, tables, words
+from apd.report.figures import curves, method, style, tables, words
 from apd.report.figures.forest import forest, term_combinations
 from apd.report.figures.style import Panel, markdown, panels, png, table
 from apd.report.statistics import compare, paired_difference
@@ -57,7 +54,7 @@ def all_figures(comparisons):
         curves.validation_curves(one_of_each, one_of_each["student"]),
         forest(corrected_gains(comparisons[0], METHODS, "student"), comparisons[0].names, axis="points"),
         term_combinations(comparisons[0]),
-        perspective.cosine_matrices({"one": torch.eye(10), "two": -torch.eye(10)}, SCENES.class_names),
+        method.cosine_matrices({"one": torch.eye(10), "two": -torch.eye(10)}, SCENES.class_names),
     ]
 
 
@@ -265,107 +262,6 @@ def test_text_in_tables_and_captions_is_escaped():
 def test_a_picture_of_the_wrong_kind_is_refused():
     with pytest.raises(ValueError, match=r"float64 of shape \(2, 2, 3\)"):
         png(np.zeros((2, 2, 3)))
-
-
-def test_pictures_bring_their_words_and_are_left_alone_by_the_theme():
-    shown = scenes.show_sample(DATA[0], DATA[0].labels_HW[::8, ::8], SCENES)
-    images = re.findall(r"<img [^>]*>", shown.html)
-    assert len(images) == 3
-    assert all('class="dark-light"' in image and re.search(r'alt="[^"]+"', image) for image in images)
-    assert "6 × 8 cells" in shown.description
-    assert ">pedestrian<" in scenes.class_key(SCENES)
-
-
-def test_errors_are_red_where_wrong_grey_where_right_white_where_ignored():
-    labels = torch.tensor([[0, 1, 255]])
-    picture = scenes.error_picture(torch.tensor([[0, 0, 0]]), labels, 255)
-    assert picture[0, 0].tolist() == scenes.RIGHT.tolist()
-    assert picture[0, 1].tolist() == scenes.WRONG.tolist()
-    assert picture[0, 2].tolist() == [255, 255, 255]
-
-
-class Says(nn.Module):
-    """Calls every pixel by one class."""
-
-    def __init__(self, label: int) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.nn.functional.one_hot(torch.tensor(label), 10).float())
-
-    def forward(self, images):
-        logits = self.logits[None, :, None, None].expand(len(images), -1, 4, 4)
-        return SegOutput(logits, logits, None)
-
-
-def test_pixels_right_are_counted_image_by_image_without_ignored_ones():
-    found = scenes.pixels_right({"sky": Says(0).eval(), "road": Says(3).eval()}, DATA, batch_size=3)
-    for name, label in (("sky", 0), ("road", 3)):
-        expected = [float((s.labels_HW == label).sum() / (s.labels_HW != 255).sum()) for s in DATA]
-        assert found[name].tolist() == pytest.approx(expected)
-
-
-def test_pictures_are_chosen_by_their_rank():
-    gains = torch.tensor([0.5, -0.2, 0.1, 0.3, 0.0])
-    assert scenes.at_quantiles(gains, (0.0, 0.5, 1.0)) == [1, 2, 0]
-
-
-def test_predictions_and_views_tell_the_share_of_pixels_that_is_right():
-    labels_HW = DATA[0].labels_HW
-    logits_KHW = torch.nn.functional.one_hot(labels_HW.long().clamp(max=9), 10).permute(2, 0, 1).float()
-    assert "100 % of pixels right" in perspective.four_views({"all": logits_KHW}, DATA[0], SCENES).description
-    wrong = {"none": (labels_HW + 1) % 10}
-    assert "0 % of pixels right" in scenes.show_predictions(DATA[0], wrong, SCENES).description
-
-
-def test_the_same_streets_are_shown_once_for_each_look():
-    drawn = {look: [draw_scene(0, i, height=32, width=32, context_shift=look) for i in range(2)] for look in (0.0, 1.0)}
-    assert scenes.show_looks(drawn).html.count("<img") == 4
-
-
-def test_equal_directions_get_equal_colours_in_both_feature_maps():
-    first = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
-    shown = perspective.feature_pictures(DATA[0], {"one": first, "other": 3 * first})
-    sources = re.findall(r'src="([^"]+)"', shown.html)
-    assert sources[1] == sources[2] != sources[0]
-
-
-def test_observation_maps_show_present_classes_only():
-    present = torch.zeros(10, dtype=torch.bool)
-    present[[0, 3]] = True
-    shown = perspective.observation_maps(torch.zeros(10, 3, 4), torch.zeros(10, 3, 4), present, SCENES)
-    assert shown.html.count("<img") == 4
-    assert "pictures: sky; road" in shown.description
-
-
-def test_seen_from_each_is_observing_pair_by_pair():
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(3, 6, 4, 5, generator=generator)
-    labels = torch.randint(0, 4, (3, 4, 5), generator=generator)
-    labels[0][labels[0] == 2] = 255  # the first picture lacks class 2
-    found = perspective.seen_from_each(features, labels, 4)
-    prototypes, present = class_prototypes(features, labels, 4)
-    assert not present[0, 2]
-    for i in range(3):
-        for j in range(3):
-            right = counted = 0
-            for y in range(4):
-                for x in range(5):
-                    label = int(labels[i, y, x])
-                    if label == 255 or not present[j, label]:
-                        continue
-                    cosines = [
-                        float(prototypes[j, k] @ features[i, :, y, x]) if present[j, k] else -1e9 for k in range(4)
-                    ]
-                    counted += 1
-                    right += int(max(range(4), key=lambda k: cosines[k]) == label)
-            assert float(found[i, j]) == pytest.approx(right / counted)
-
-
-def test_who_learns_asks_autograd():
-    used, stopped, frozen = (nn.Parameter(torch.ones(2)) for _ in range(3))
-    frozen.requires_grad_(False)
-    term = (used * stopped.detach() * frozen).sum() + 0 * stopped.sum()
-    shown = perspective.who_learns({"term": term}, {"used": [used], "stopped": [stopped], "frozen": [frozen]})
-    assert table_rows(shown)["term"] == {"used": "yes", "stopped": "no", "frozen": "no"}
 
 
 def test_labels_move_apart_and_keep_their_order():

@@ -1,7 +1,6 @@
-"""Detections in single images: what is right in them and which images to show; and files of such findings.
+"""Detections in single images: what is right in them, which images to show, and files that hold them.
 
-A file under `book/results/detection-findings/` is made by `book/figures/detection_findings.py` from finished runs. It
-holds no image: scenes are drawn anew from their numbers.
+The files are made by `book/figures/detection_findings.py`; they hold no image, as scenes are drawn anew.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Figures and tables of own perspectives: what they show is what they were given, and they say when there is nothing."""
+"""Figures and tables of own perspectives: what they show is what they were given, and they say when nothing was."""
 
 import json
 import re
@@ -157,7 +157,9 @@ def test_the_table_has_every_correlation_and_what_follows_from_it(images):
     for expected in (found.over_images, found.over_seeds, held, (seeds_agree(images[0]), float("nan"), 0)):
         assert coefficient(expected) in line
     assert found.verdict in line
-    assert "“+ APD without pixel KD”" in relation_table(images, method="apd_without_kd", reference="student").description
+    assert (
+        "“+ APD without pixel KD”" in relation_table(images, method="apd_without_kd", reference="student").description
+    )
 
 
 def test_a_coefficient_has_its_sign_and_zero_has_none():

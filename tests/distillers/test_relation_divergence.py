@@ -78,22 +78,6 @@ def test_nothing_of_pixels_by_samples_is_kept_for_the_gradient():
     assert max(shape.numel() for shape in shapes) == student.numel()
 
 
-def test_without_a_gradient_to_give_no_gradient_is_made(monkeypatch):
-    products = []
-    multiply = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: products.append(b.shape) or multiply(a, b))
-    arguments = maps()
-    expected = memory_loss(*arguments, temperature=0.1)
-    assert len(products) == 2  # one block: both nets' logits, and the gradient
-    with torch.no_grad():
-        value = memory_loss(*arguments, temperature=0.1)
-    assert len(products) == 3
-    assert value == expected
-    assert not value.requires_grad
-    assert not memory_loss(arguments[0].detach(), *arguments[1:], temperature=0.1).requires_grad
-    assert len(products) == 4
-
-
 @pytest.mark.parametrize("block", [1, 4, 1000])
 def test_the_memorys_loss_is_the_mean_over_valid_pixels(block, monkeypatch):
     blocks_of(block, monkeypatch)
@@ -103,16 +87,10 @@ def test_the_memorys_loss_is_the_mean_over_valid_pixels(block, monkeypatch):
     gradients = [torch.autograd.grad(3 * loss, student)[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients)
     valid = others[-1]
-    assert not gradients[0].permute(0, 2, 3, 1)[~valid].any()
-    assert gradients[0].permute(0, 2, 3, 1)[valid].any(1).all()
-
-
-def test_the_memorys_loss_without_a_valid_pixel_is_a_connected_zero():
-    student, teacher, samples, valid = maps()
-    loss = memory_loss(student, teacher, samples, torch.zeros_like(valid), temperature=0.1)
-    loss.backward()
-    assert loss == 0
-    assert student.grad.eq(0).all()
+    assert torch.equal(gradients[0].permute(0, 2, 3, 1).any(-1), valid)
+    nothing = memory_loss(student, *others[:-1], torch.zeros_like(valid), temperature=0.1)  # a connected zero
+    assert nothing == 0
+    assert torch.autograd.grad(nothing, student)[0].eq(0).all()
 
 
 def test_the_memorys_loss_of_half_precision_maps_is_computed_in_float32():

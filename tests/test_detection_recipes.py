@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from apd.config.identity import fingerprint
-from apd.report.figures.detection_trials import validation_box_ap
+from apd.report.figures.detection import validation_box_ap
 from apd.study.campaigns import experiments_of
 from apd.study.coco_recipes import (
     BEST_DETECTION_RIVAL,

@@ -1,7 +1,6 @@
 """Detections: what is right in single images, files of such findings, and comparisons by average precision.
 
-A file under `book/results/detection-findings/` is made by `book/figures/detection_findings.py` from finished runs. It
-holds no image: scenes are drawn anew from their numbers.
+The files are made by `book/figures/detection_findings.py`; they hold no image, as scenes are drawn anew.
 """
 
 import json

@@ -40,7 +40,7 @@ def plain_memory_loss(student, teacher, samples, valid, temperature):
     return by_library(*vectors, samples).mean()
 
 
-@pytest.mark.parametrize("block", [1, 3, 5, 7, 100])
+@pytest.mark.parametrize("block", [1, 3, 100])
 @pytest.mark.parametrize("pixels", [1, 5, 10])
 def test_value_and_gradient_are_those_of_the_library_wherever_the_blocks_end(pixels, block, monkeypatch):
     blocks_of(block, monkeypatch)
@@ -51,12 +51,6 @@ def test_value_and_gradient_are_those_of_the_library_wherever_the_blocks_end(pix
     torch.testing.assert_close(
         torch.autograd.grad(ours @ weights, student), torch.autograd.grad(theirs @ weights, student)
     )
-
-
-def test_the_gradient_is_the_slope(monkeypatch):
-    blocks_of(3, monkeypatch)
-    student, teacher, samples = inputs(7)
-    assert torch.autograd.gradcheck(lambda value: relation_divergence(value, teacher, samples), student)
 
 
 def test_a_block_is_at_least_a_pixel_and_larger_beside_a_cpu():
@@ -71,14 +65,8 @@ def test_logits_of_ten_thousand_stay_finite_and_right():
     ours.sum().backward()
     torch.testing.assert_close(ours, by_library(student, teacher, samples))
     assert student.grad.isfinite().all()
-
-
-def test_equal_nets_are_exactly_zero_apart():
-    student, _, samples = inputs(9, dtype=torch.float32)
-    ours = relation_divergence(student, student.detach().clone(), samples)
-    ours.sum().backward()
-    assert not ours.any()
-    assert student.grad.abs().max() < 1e-6
+    # equal nets are exactly zero apart
+    assert not relation_divergence(student, student.detach().clone(), samples).any()
 
 
 def test_nothing_of_pixels_by_samples_is_kept_for_the_gradient():
@@ -90,22 +78,6 @@ def test_nothing_of_pixels_by_samples_is_kept_for_the_gradient():
     assert max(shape.numel() for shape in shapes) == student.numel()
 
 
-def test_without_a_gradient_to_give_no_gradient_is_made(monkeypatch):
-    products = []
-    multiply = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: products.append(b.shape) or multiply(a, b))
-    arguments = maps()
-    expected = memory_loss(*arguments, temperature=0.1)
-    assert len(products) == 2  # one block: both nets' logits, and the gradient
-    with torch.no_grad():
-        value = memory_loss(*arguments, temperature=0.1)
-    assert len(products) == 3
-    assert value == expected
-    assert not value.requires_grad
-    assert not memory_loss(arguments[0].detach(), *arguments[1:], temperature=0.1).requires_grad
-    assert len(products) == 4
-
-
 @pytest.mark.parametrize("block", [1, 4, 1000])
 def test_the_memorys_loss_is_the_mean_over_valid_pixels(block, monkeypatch):
     blocks_of(block, monkeypatch)
@@ -115,16 +87,10 @@ def test_the_memorys_loss_is_the_mean_over_valid_pixels(block, monkeypatch):
     gradients = [torch.autograd.grad(3 * loss, student)[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients)
     valid = others[-1]
-    assert not gradients[0].permute(0, 2, 3, 1)[~valid].any()
-    assert gradients[0].permute(0, 2, 3, 1)[valid].any(1).all()
-
-
-def test_the_memorys_loss_without_a_valid_pixel_is_a_connected_zero():
-    student, teacher, samples, valid = maps()
-    loss = memory_loss(student, teacher, samples, torch.zeros_like(valid), temperature=0.1)
-    loss.backward()
-    assert loss == 0
-    assert student.grad.eq(0).all()
+    assert torch.equal(gradients[0].permute(0, 2, 3, 1).any(-1), valid)
+    nothing = memory_loss(student, *others[:-1], torch.zeros_like(valid), temperature=0.1)  # a connected zero
+    assert nothing == 0
+    assert torch.autograd.grad(nothing, student)[0].eq(0).all()
 
 
 def test_the_memorys_loss_of_half_precision_maps_is_computed_in_float32():

@@ -76,7 +76,7 @@ def figures(comparisons):
 
 
 def texts(drawn):
-    """Words of a figure and whether they are bold, from the top."""
+    """Markdown of a figure and whether they are bold, from the top."""
     elements = (e for e in ElementTree.fromstring(drawn.html).iter() if e.tag.endswith("text"))
     return [("".join(e.itertext()), bool(re.search("bold|700", e.get("style", "")))) for e in elements]
 

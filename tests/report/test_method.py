@@ -47,7 +47,7 @@ def test_observation_maps_show_present_classes_only():
     present[[0, 3]] = True
     shown = method.observation_maps(torch.zeros(10, 3, 4), torch.zeros(10, 3, 4), present, SCENES)
     assert shown.html.count("<img") == 4
-    assert "pictures: sky; road" in shown.description
+    assert "images: sky; road" in shown.description
 
 
 def test_cosines_that_are_not_there_stay_empty_and_out_of_the_mean():

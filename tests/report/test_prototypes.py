@@ -1,4 +1,4 @@
-"""Figures and tables of own perspectives: what they show is what they were given, and they say when there is nothing."""
+"""Figures and tables of own perspectives: what they show is what they were given, and they say when nothing was."""
 
 import json
 import re
@@ -55,12 +55,11 @@ def test_the_plane_keeps_most_of_what_two_directions_can():
     rows_BKD, present_BK = unit(4, 6, 5), torch.ones(4, 6, dtype=torch.bool)
     present_BK[0, 0] = False
     mean_D, directions_D2, kept = plane_of(rows_BKD, present_BK)
-    rows_ND = rows_BKD[present_BK].double()
-    assert torch.allclose(mean_D, rows_ND.mean(0))
+    away_ND = rows_BKD[present_BK].double() - mean_D
+    assert torch.allclose(away_ND.mean(0), torch.zeros(5, dtype=torch.float64))
     assert torch.allclose(directions_D2.T @ directions_D2, torch.eye(2, dtype=torch.float64), atol=1e-9)
-    spread = (rows_ND - mean_D).square().sum()
-    assert kept == pytest.approx(float(((rows_ND - mean_D) @ directions_D2).square().sum() / spread))
-    lengths = torch.linalg.eigvalsh((rows_ND - mean_D).T @ (rows_ND - mean_D))
+    assert kept == pytest.approx(float((away_ND @ directions_D2).square().sum() / away_ND.square().sum()))
+    lengths = torch.linalg.eigvalsh(away_ND.T @ away_ND)
     assert kept == pytest.approx(float(lengths[-2:].sum() / lengths.sum()))
 
 

@@ -92,10 +92,11 @@ def drawn(
 ) -> ImageHW3:
     """A uint8 image three times as large, masks tinted, the smaller ones on top, and boxes with their texts."""
     large_3HW = image_3HW.repeat_interleave(3, 1).repeat_interleave(3, 2)
-    if masks_NHW is not None and len(masks_NHW):
-        order = masks_NHW.flatten(1).sum(1).argsort(descending=True)
-        masks_NHW = masks_NHW[order].repeat_interleave(3, 1).repeat_interleave(3, 2)
-        large_3HW = draw_segmentation_masks(large_3HW, masks_NHW, 0.5, [colours[i] for i in order])
+    masks_NHW = torch.zeros(0, 1, 1) if masks_NHW is None else masks_NHW
+    for place in masks_NHW.flatten(1).sum(1).argsort(descending=True).tolist():
+        if masks_NHW[place].any():
+            mask_HW = masks_NHW[place].repeat_interleave(3, 0).repeat_interleave(3, 1)
+            large_3HW = draw_segmentation_masks(large_3HW, mask_HW, 0.5, colours[place])
     if len(boxes_N4):
         style = {"width": 2, "font": findfont("DejaVu Sans"), "font_size": 10}
         style |= {"fill_labels": True, "label_background_colors": "white"}

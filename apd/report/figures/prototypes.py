@@ -81,9 +81,8 @@ def shared_and_own(
         shown.append(Panel([*map(draw.cells, pixels)], view.name, f"{right} of cells right"))
     below = draw.class_key(spec, torch.nonzero(present_K).flatten().tolist()) + draw.ERROR_KEY
     below += draw.scale(draw.SCORES, f"probability of {name}: 0", "1")
-    return cell_panels(
-        shown, [View("labels", labels_hw), *called], spec.class_names, columns=2, least="17rem", below=below
-    )
+    called = [View("labels", labels_hw), *called]
+    return cell_panels(shown, called, spec.class_names, columns=2, least="17rem", below=below)
 
 
 def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -135,10 +134,8 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
             axes.set_axis_off()
         handles = [Line2D([], [], linestyle="", marker=m, markerfacecolor="none", color=INK) for m in MARKERS.values()]
         fig.legend(handles, list(MARKERS), loc="outside upper left", ncols=2)
-        description = (
-            f"Prototypes in the plane of the teacher's last ones, which keeps {100 * kept:.0f} % of their spread"
-        )
-        description += f", at steps {', '.join(str(trace.steps[moment]) for moment in chosen)}"
+        description = f"Prototypes in the plane of the teacher's last, {100 * kept:.0f} % of their spread, at steps "
+        description += ", ".join(str(trace.steps[moment]) for moment in chosen)
         shown = hoverable(fig, marks, description)
     return Drawing(shown.html + draw.class_key(spec, ignored=False), description)
 
@@ -218,8 +215,7 @@ def _lines(one: PerImage, image: int) -> tuple[str, ...]:
 
 def coefficient(found: Sequence[float]) -> str:
     """A rank correlation (or the mean of some) with its interval: the first three of `found`."""
-    # a point is a hundredth
-    value, low, high = (points(v / 100, 2) for v in found[:3])
+    value, low, high = (points(v / 100, 2) for v in found[:3])  # a point is a hundredth
     return value if math.isnan(found[1]) else f"{value}\u00a0[{low},\u00a0{high}]"
 
 
@@ -237,9 +233,7 @@ def relation_table(
     follows from the first two. Context shifts at which one of the two methods was not measured are left out.
     """
     rows, both = {}, {"method": method, "reference": reference}
-    for one in images:
-        if not {method, reference} <= one.scores.keys():
-            continue
+    for one in (one for one in images if {method, reference} <= one.scores.keys()):
         plain = relations(one, numbers, confidence, **both)
         held = relations(one, numbers, confidence, held="teacher", **both)
         for number in numbers:

@@ -8,9 +8,10 @@ only when both intervals leave out zero.
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from apd.config.experiment import Experiment, ExperimentError
+from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict
 from apd.report.statistics import ComparisonError, Difference, mean_interval
 from apd.training.record import Record, RecordError
@@ -52,58 +53,39 @@ class Evidence:
     source: str = "evidence"
 
     def __post_init__(self) -> None:
-        content = self.content
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
-            raise self._error(f"schema {schema!r} is not {SCHEMA}, which this code reads")
-        mappings = ("experiment", "runs", "data", "git", "versions", "device", "perspective", "scores")
-        self._check_types(content, dict, "mapping", *mappings)
-        self._check_types(content, str, "text", "command")
-        self._check_types(content["data"], str, "text", "name", "split", "fingerprint", path="data.")
-        self._check_runs()
-        images, names = content["data"].get("images"), content["data"].get("class_names")
-        if type(images) is not int or images < 1:
-            raise self._error(f"data.images = {images!r:.80} is not a number of images")
-        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-            raise self._error("data.class_names must be a list of at least two texts")
-        lists = {"valid": (content.get("valid"), math.inf), "furthest": (content.get("furthest"), len(names) - 1)}
-        lists |= {f"perspective.{n}": (content["perspective"].get(n), most) for n, most in LARGEST.items()}
-        for network, score in itertools.product(content["runs"], SCORES):
-            scores = content["scores"].get(network)
-            lists[f"scores.{network}.{score}"] = (scores.get(score) if isinstance(scores, dict) else None, 1.0)
-        for entry, (values, most) in lists.items():
-            kind = int if entry in ("valid", "furthest") else (int, float)
-            if not isinstance(values, list) or len(values) != images:
-                raise self._error(f"{entry} must be a list with one value for each of {images} images")
-            for image, value in enumerate(values):
-                if value is not None and not (
-                    isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= most and value < math.inf
-                ):
-                    message = f"{entry}[{image}] = {value!r:.80}: expected null or a number from 0 to {most:g}"
-                    raise self._error(message)
-
-    def _check_types(self, of: Mapping[str, Any], kind: type, what: str, *entries: str, path: str = "") -> None:
-        for entry in entries:
-            if not isinstance(of.get(entry), kind):
-                raise self._error(f"{path}{entry} = {of.get(entry)!r:.80} is not a {what}")
-
-    def _check_runs(self) -> None:
-        runs = self.content["runs"]
-        for network in (*NEEDED, *runs):
-            run = runs.get(network)
-            if run is None:
-                raise self._error(f"runs.{network} is missing")
-            if not isinstance(run, dict) or not {str} == {type(run.get(e)) for e in ("fingerprint", "weights_sha256")}:
-                raise self._error(f"runs.{network} must hold fingerprint and weights_sha256, both texts")
         try:
-            named = fingerprint(self.experiment)
-        except ExperimentError as error:
-            raise self._error(str(error)) from error
-        if named != runs["apd"]["fingerprint"]:
-            raise self._error(f"runs.apd.fingerprint is not that of the experiment ({named}): the file was edited")
+            self._check()
+        except KeyError as error:
+            raise RecordError(f"{self.source}: {error} is missing") from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise RecordError(f"{self.source}: {error}") from error
 
-    def _error(self, what: str) -> RecordError:
-        return RecordError(f"{self.source}: {what}")
+    def _check(self) -> None:
+        content, runs, data = self.content, self.content["runs"], self.content["data"]
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r} is not {SCHEMA}, which this code reads")
+        named = fingerprint(self.experiment)
+        for network in (*NEEDED, *runs):
+            if not all(isinstance(runs[network][entry], str) for entry in ("fingerprint", "weights_sha256")):
+                raise ValueError(f"runs.{network} must hold fingerprint and weights_sha256, both texts")
+        if named != runs["apd"]["fingerprint"]:
+            raise ValueError(f"runs.apd.fingerprint is not that of the experiment ({named}): the file was edited")
+        entries = {"valid": math.inf, "furthest": len(data["class_names"]) - 1}
+        entries |= {f"perspective.{name}": most for name, most in LARGEST.items()}
+        entries |= {f"scores.{network}.{score}": 1.0 for network, score in itertools.product(runs, SCORES)}
+        for entry, most in entries.items():
+            values = self._values(*entry.split("."))
+            known = values[~np.isnan(values)]
+            if values.shape != (data["images"],) or not ((known >= 0) & (known <= most) & (known < math.inf)).all():
+                expected = f"{data['images']} values, null or from 0 to {most:g}"
+                raise ValueError(f"{entry} = {values.tolist()!r:.80}: expected {expected}")
+
+    def _values(self, *path: str) -> Values:
+        values = reduce(getitem, path, self.content)
+        found = np.array([math.nan if value is None else value for value in values])
+        if found.dtype.kind not in "fi":
+            raise ValueError(f"{'.'.join(path)} = {values!r:.80}: expected numbers")
+        return found.astype(np.float64)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -114,11 +96,11 @@ class Evidence:
         """(N,) one of NUMBERS, NaN where an image has none."""
         if name == REVEALED:
             return self.number("own_right") - self.number("shared_right")
-        return np.array(self.content["perspective"][name], dtype=np.float64)
+        return self._values("perspective", name)
 
     def score(self, network: str, name: str) -> Values:
         """(N,) the images' scores of one network, NaN where an image has none."""
-        return np.array(self.content["scores"][network][name], dtype=np.float64)
+        return self._values("scores", network, name)
 
     def gain(self, method: str, reference: str) -> Values:
         """(N,) one method's mIoU of each image minus another's."""
@@ -141,7 +123,7 @@ def read_all_evidence(folder: Path | None = None) -> list[Evidence]:
 
 
 class Correlation(NamedTuple):
-    """A rank correlation with its interval over images; NaN where there is none."""
+    """A rank correlation with its interval over images, NaN where there is none."""
 
     value: float
     low: float
@@ -237,10 +219,7 @@ def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000)
 
 
 def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
-    """Average the evidence over seeds, for each context shift by itself, in rising order.
-
-    Only networks that every seed has are kept. ComparisonError where files of one context shift do not fit.
-    """
+    """The evidence by context shift, averaged over seeds, of the networks that all of them have; files must fit."""
     places = [(one.experiment.data.context_shift, one.experiment.seed, one) for one in evidence]
     groups = itertools.groupby(sorted(places, key=lambda place: place[:2]), lambda place: place[0])
     return [_average(shift, [one for *_, one in each]) for shift, each in groups]
@@ -289,10 +268,7 @@ def relations(
     method: str = "apd",
     reference: str = "pixel_kd",
 ) -> dict[str, Relation]:
-    """How numbers of the images' perspectives, by `names`, go with a method's gain in mIoU over a reference.
-
-    The scores of the network `held`, if any, are taken out of both sides (see :func:`spearman`).
-    """
+    """How numbers of the images' perspectives go with a method's gain, apart from what the scores of `held` explain."""
     control, found = [images.scores[held]["miou"]] if held else [], {}
     for name in names:
         by_seed = {}

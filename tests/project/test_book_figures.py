@@ -13,7 +13,7 @@ from PIL import Image
 from apd.data.scenes import Scenes
 from apd.data.specs import IMAGE_PADDING
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER, STATIC = ROOT / "book" / "figures", ROOT / "book" / "_static"
 
 
@@ -62,15 +62,15 @@ def test_the_made_up_pixels_show_what_their_caption_says(draw):
 
 
 @pytest.mark.parametrize(("module", "file"), [("scenes", "scenes-dial.jpg"), ("augmentation", "augmentation.jpg")])
-def test_the_committed_pictures_show_what_is_drawn_today(draw, module, file):
+def test_the_committed_images_show_what_is_drawn_today(draw, module, file):
     drawn = np.asarray(import_module(module).draw(), dtype=int)
-    with Image.open(STATIC / file) as picture:
-        committed = np.asarray(picture, dtype=int)
+    with Image.open(STATIC / file) as stored:
+        committed = np.asarray(stored, dtype=int)
     assert committed.shape == drawn.shape
     assert np.abs(committed - drawn).mean() < 3, "run python book/figures/draw.py"
 
 
-def test_the_picture_of_augmentation_shows_one_step_more_in_each_column_as_its_caption_says(draw):
+def test_the_image_of_augmentation_shows_one_step_more_in_each_column_as_its_caption_says(draw):
     import augmentation
 
     whole, scaled, turned, blurred, flipped, other = augmentation.columns()

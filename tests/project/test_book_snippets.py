@@ -15,7 +15,7 @@ from apd.cli.parsing import recipe_parts, with_recipe
 from apd.distillers.base import DISTILLERS
 from apd.study.campaigns import CAMPAIGNS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 PYTHON, SHELL = {"python", "{code-block} python"}, {"sh", "bash", "console", "shell"}
@@ -31,20 +31,25 @@ def blocks(page: Path, kinds: set[str]) -> list[tuple[int, str]]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every line of every shell block, as (where, words)."""
+    """Every line of every shell block, as (where, arguments)."""
     for page in PAGES:
         for first, code in blocks(page, SHELL):
             for number, line in enumerate(code.splitlines(), start=first + 1):
-                if words := shlex.split(line, comments=True):
+                if arguments := shlex.split(line, comments=True):
                     # what several processes run is checked as what one runs
-                    started = words[0] == "torchrun" and "-m" in words
-                    yield f"{page.name}:{number}", ["python", *words[words.index("-m") :]] if started else words
+                    started = arguments[0] == "torchrun" and "-m" in arguments
+                    yield (
+                        f"{page.name}:{number}",
+                        ["python", *arguments[arguments.index("-m") :]] if started else arguments,
+                    )
 
 
 def beginning_with(*program: str) -> list:
     """The commands of one program, without its name, as parameters of a test."""
     size = len(program)
-    return [pytest.param(words[size:], id=where) for where, words in commands() if words[:size] == list(program)]
+    return [
+        pytest.param(arguments[size:], id=where) for where, arguments in commands() if arguments[:size] == list(program)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -69,26 +74,26 @@ def test_python_that_does_not_run_is_found(tmp_path, monkeypatch):
     assert caught.traceback[-1].lineno == 7  # counted from 0: the page's eighth line
 
 
-@pytest.mark.parametrize("words", beginning_with("apd") + beginning_with("python", "-m", "apd"))
-def test_a_command_of_apd_has_the_options_that_a_page_gives_it(words, capsys):
-    name, *rest = words
+@pytest.mark.parametrize("arguments", beginning_with("apd") + beginning_with("python", "-m", "apd"))
+def test_a_command_of_apd_has_the_options_that_a_page_gives_it(arguments, capsys):
+    name, *rest = arguments
     assert name in COMMANDS
     at = rest.index("--size") if "--size" in rest else len(rest)
     with pytest.raises(SystemExit) as left:
         main([name, *rest[at : at + 2], "--help"])  # the options follow from the recipe
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert left.value.code == 0
-    assert [word for word in rest if word.startswith("--") and not re.search(rf"{re.escape(word)}\b", told)] == []
+    assert [word for word in rest if word.startswith("--") and not re.search(rf"{re.escape(word)}\b", output)] == []
     if name == "train":
         with_recipe(rest)  # a recipe that there is, or none
     if name == "recipes" and rest:
         recipe_parts(rest[-1])
 
 
-@pytest.mark.parametrize("words", beginning_with("torchrun"))
-def test_a_job_of_several_processes_has_the_options_that_a_page_gives_it(words, capsys):
+@pytest.mark.parametrize("arguments", beginning_with("torchrun"))
+def test_a_job_of_several_processes_has_the_options_that_a_page_gives_it(arguments, capsys):
     """Those of torchrun itself are not looked at: they stand before the module."""
-    module, *rest = words[words.index("-m") + 1 :]
+    module, *rest = arguments[arguments.index("-m") + 1 :]
     if module == "apd":
         test_a_command_of_apd_has_the_options_that_a_page_gives_it(rest, capsys)
     else:
@@ -96,19 +101,19 @@ def test_a_job_of_several_processes_has_the_options_that_a_page_gives_it(words, 
         assert rest[0] in CAMPAIGNS
 
 
-@pytest.mark.parametrize("words", beginning_with("make"))
-def test_a_target_of_make_that_a_page_names_is_in_the_makefile(words):
+@pytest.mark.parametrize("arguments", beginning_with("make"))
+def test_a_target_of_make_that_a_page_names_is_in_the_makefile(arguments):
     targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert [word for word in words if "=" not in word and word not in targets] == []
+    assert [word for word in arguments if "=" not in word and word not in targets] == []
 
 
 SCRIPTS = [param for param in beginning_with("python") if param.values[0][0].startswith("data_scripts/")]
 
 
-@pytest.mark.parametrize("words", SCRIPTS)
-def test_a_command_of_a_data_script_takes_what_a_page_gives_it(words, monkeypatch, capsys):
+@pytest.mark.parametrize("arguments", SCRIPTS)
+def test_a_command_of_a_data_script_takes_what_a_page_gives_it(arguments, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "data_scripts")
-    script, command, *rest = words
+    script, command, *rest = arguments
     with pytest.raises(SystemExit) as left:
         importlib.import_module(Path(script).stem).main([command, "--help"])
     usage = capsys.readouterr().out.split("\n\n")[0]
@@ -118,16 +123,16 @@ def test_a_command_of_a_data_script_takes_what_a_page_gives_it(words, monkeypatc
 
 
 def test_every_data_script_is_on_a_page_with_its_commands():
-    told = {(Path(param.values[0][0]).stem, param.values[0][1]) for param in SCRIPTS}
+    listed = {(Path(param.values[0][0]).stem, param.values[0][1]) for param in SCRIPTS}
     for name in ("labelmefacade", "cityscapes", "ade20k", "pascal_context", "coco"):
-        assert {(name, command) for command in ("fetch", "check", "convert")} <= told
-    assert {("camvid", "fetch"), ("camvid", "check")} <= told
+        assert {(name, command) for command in ("fetch", "check", "convert")} <= listed
+    assert {("camvid", "fetch"), ("camvid", "check")} <= listed
 
 
 def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_known():
     checked = {"apd", "make", "python", "torchrun"}
     known = {"pip", "export", "papermill"}
-    assert {words[0] for _, words in commands()} - checked <= known
+    assert {arguments[0] for _, arguments in commands()} - checked <= known
 
 
 def test_every_name_of_the_api_page_is_there():

@@ -1,4 +1,4 @@
-"""What `pytest --nbval` lets through: unrun or unchecked cells, pictures without facts, machine paths, fat notebooks.
+"""What `pytest --nbval` lets through: unrun or unchecked cells, images without facts, machine paths, fat notebooks.
 
 :func:`problems` holds a notebook to the rules that its readers rely on. Each rule is itself tested by breaking it in an
 executed miniature, and so is nbval, run with this project's options.
@@ -18,44 +18,41 @@ import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 from miniature_notebook import executed_miniature
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = {
     *("01_method", "02_train", "03_does_it_work", "04_ablations", "05_rivals", "06_perspectives", "07_pairs"),
     *("08_speed", "09_detection"),
 }
 
-IGNORED = "nbval-ignore-output"  # the one way to leave an output uncompared, for curves, timings and pictures
-PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
+IGNORED = "nbval-ignore-output"  # the one way to leave an output uncompared, for curves, timings and images
+IMAGE_TYPES = {"image/png", "image/jpeg", "image/svg+xml"}
 MACHINE_PATH = re.compile(r"/(?:home|root|tmp|Users|work|mnt|var)/\S*|\b[A-Z]:\\\S*")
 CODE_LINES, DEF_LINES, MEGABYTES = 150, 5, 1.0
+OTHER_WAYS = {"nbval-skip", "raises-exception", "nbval-raises-exception", "nbval-check-output"}
 
 
 def is_tagged(cell, tag: str) -> bool:
     return tag in cell.metadata.get("tags", [])
 
 
-def is_compared(cell) -> bool:
-    return not is_tagged(cell, IGNORED)
-
-
 def mime_types(cell) -> set[str]:
     return {kind for output in cell.outputs for kind in output.get("data", {})}
 
 
+def has_facts(cell) -> bool:
+    """Whether nbval compares the cell and it prints a number, as text or as the text and HTML of results."""
+    return not is_tagged(cell, IGNORED) and bool(re.search(r"\d", printed(cell)))
+
+
 def printed(cell) -> str:
-    """The text of a cell's outputs that nbval compares: what is printed, and the text and HTML of results."""
+    """The text of a cell's outputs that nbval compares."""
     parts = []
     for output in cell.outputs:
-        parts.append(output.get("text", ""))
         data = output.get("data", {})
-        if not PICTURES & set(data):
-            parts += [str(data.get(kind, "")) for kind in ("text/plain", "text/html")]
+        parts += [output.get("text", "")]
+        parts += [] if IMAGE_TYPES & set(data) else [str(data.get(kind, "")) for kind in ("text/plain", "text/html")]
     return "\n".join(parts)
-
-
-def code_tree(cell) -> ast.Module:
-    return ast.parse(TransformerManager().transform_cell(cell.source))
 
 
 def sections(cells) -> dict[str, list]:
@@ -73,15 +70,11 @@ def parameter_problems(notebook, path: Path) -> list[str]:
     cells = [cell for cell in notebook.cells if is_tagged(cell, "parameters")]
     if len(cells) != 1 or any(is_tagged(cell, "injected-parameters") for cell in notebook.cells):
         return ["not exactly one cell tagged parameters, or one injected by papermill"]
-    found, lines = [], cells[0].source.splitlines()
-    names = set()
+    found, names, lines = [], set(), cells[0].source.splitlines()
     for node in ast.parse(cells[0].source).body:
         line = lines[node.lineno - 1]
-        if (
-            not isinstance(node, ast.AnnAssign)
-            or not isinstance(node.target, ast.Name)
-            or node.end_lineno != node.lineno
-        ):
+        one_line = isinstance(node, ast.AnnAssign) and node.end_lineno == node.lineno
+        if not one_line or not isinstance(node.target, ast.Name):
             found.append(f"parameter is not one line `name: type = value  # what it is`: {line}")
             continue
         name, kind = node.target.id, ast.unparse(node.annotation).split("[")[0]
@@ -92,66 +85,59 @@ def parameter_problems(notebook, path: Path) -> list[str]:
             value = ast.literal_eval(node.value)
         except ValueError:
             found.append(f"parameter {name} has no literal default")
-        else:
-            if type(value).__name__ != kind:
-                found.append(f"parameter {name} is declared {kind} and holds {value!r}")
-            if name == "size" and value != "tiny":
-                found.append(f"stored at size {value!r}, not tiny")
+            continue
+        if type(value).__name__ != kind:
+            found.append(f"parameter {name} is declared {kind} and holds {value!r}")
+        if name == "size" and value != "tiny":
+            found.append(f"stored at size {value!r}, not tiny")
     if names != set(papermill.inspect_notebook(path)):
-        found.append(
-            "papermill does not read the parameters as they are written: keep to plain types and one line each"
-        )
+        found.append("papermill does not read the parameters as written: keep to plain types and one line each")
     return found
+
+
+def cell_problems(cell) -> list[str]:
+    """What is wrong with one code cell."""
+    tags, outputs = set(cell.metadata.get("tags", [])), {output.output_type for output in cell.outputs}
+    tree = ast.parse(TransformerManager().transform_cell(cell.source))
+    defined = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    long = [node.name for node in defined if node.end_lineno - node.lineno + 1 > DEF_LINES]
+    unrounded = re.search(r"\d\.\d{7,}|\d\.\d+e[-+]\d+", "" if IGNORED in tags else printed(cell))
+    is_picture = bool(IMAGE_TYPES & mime_types(cell)) and IGNORED not in tags
+    checks = {
+        "an exception is stored": "error" in outputs,
+        "warnings are stored": any(output.get("name") == "stderr" for output in cell.outputs),
+        "timings are stored": bool({"papermill", "execution"} & set(cell.metadata)),
+        f"nbval takes it from a comment, not by the tag {IGNORED}": "NBVAL_" in cell.source,
+        f"only the tag {IGNORED} is for nbval": bool(OTHER_WAYS & tags),
+        "an output that needs the network, as a widget's": any("/vnd." in kind for kind in mime_types(cell)),
+        f"{long} has more than {DEF_LINES} lines: it belongs into the package": bool(long),
+        f"unrounded number {unrounded and unrounded[0]}: differs between machines": bool(unrounded),
+        "an image is neither ignored nor beside facts": is_picture and not has_facts(cell),
+    }
+    return [f"{problem}: {cell.source.strip().splitlines()[0]}" for problem, is_so in checks.items() if is_so]
 
 
 def problems(path: Path) -> list[str]:
     """Everything that is wrong with the stored notebook at ``path``; the empty list when nothing is."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook, text = nbformat.read(path, as_version=4), path.read_text()
     nbformat.validate(notebook)
-    text = path.read_text()
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    found = parameter_problems(notebook, path)
-
-    def check(fine: bool, problem: str) -> None:
-        if not fine:
-            found.append(problem)
-
-    check(notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# "), "no title first")
-    check([cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "not run from top to bottom")
-    check("papermill" not in notebook.metadata and "widgets" not in notebook.metadata, "timings or widgets are stored")
-    readable = re.sub(r'"image/(png|jpeg)": "[^"]*"', "", text)
-    check(not MACHINE_PATH.search(readable), f"path of a machine: {MACHINE_PATH.findall(readable)[:1]}")
-    check(len(text) <= MEGABYTES * 1e6, f"{len(text) / 1e6:.1f} MB: smaller pictures, please")
-
+    paths = MACHINE_PATH.findall(re.sub(r'"image/(png|jpeg)": "[^"]*"', "", text))
     lines = [line for cell in code for line in cell.source.splitlines() if line.strip() and line.strip()[0] != "#"]
-    check(len(lines) <= CODE_LINES, f"{len(lines)} lines of code: move work into the package")
-    for cell in code:
-        first = cell.source.strip().splitlines()[0]
-        outputs = {output.output_type for output in cell.outputs}
-        check("error" not in outputs, f"an exception is stored: {first}")
-        check(all(output.get("name") != "stderr" for output in cell.outputs), f"warnings are stored: {first}")
-        check(not {"papermill", "execution"} & set(cell.metadata), f"timings are stored: {first}")
-        check("NBVAL_" not in cell.source, f"nbval is told by a comment, not by the tag {IGNORED}: {first}")
-        other_ways = {"nbval-skip", "raises-exception", "nbval-raises-exception", "nbval-check-output"}
-        check(not other_ways & set(cell.metadata.get("tags", [])), f"only the tag {IGNORED} is for nbval: {first}")
-        of_vendors = sorted(kind for kind in mime_types(cell) if kind.startswith("application/vnd."))
-        check(not of_vendors, f"an output that needs the network, as a widget's: {of_vendors}: {first}")
-        for node in ast.walk(code_tree(cell)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                length = node.end_lineno - node.lineno + 1
-                check(length <= DEF_LINES, f"{node.name} has {length} lines: it belongs into the package")
-        if is_compared(cell):
-            unrounded = re.search(r"\d\.\d{7,}|\d\.\d+e[-+]\d+", printed(cell))
-            check(not unrounded, f"unrounded number {unrounded and unrounded[0]}: differs between machines")
-            facts = re.search(r"\d", printed(cell))
-            check(not PICTURES & mime_types(cell) or facts, f"a picture is neither ignored nor beside facts: {first}")
-
     showing = {name: cells for name, cells in sections(notebook.cells).items() if any(cell.outputs for cell in cells)}
-    check(bool(showing), "shows nothing")
-    for name, cells in showing.items():
-        facts = [cell for cell in cells if is_compared(cell) and re.search(r"\d", printed(cell))]
-        check(bool(facts), f"section {name!r} has no compared cell that prints a number")
-    return found
+    checks = {
+        "no title first": not notebook.cells[0].source.startswith("# ") or notebook.cells[0].cell_type != "markdown",
+        "not run from top to bottom": [cell.execution_count for cell in code] != list(range(1, len(code) + 1)),
+        "timings or widgets are stored": bool({"papermill", "widgets"} & set(notebook.metadata)),
+        f"path of a machine: {paths[:1]}": bool(paths),
+        f"{len(text) / 1e6:.1f} MB: smaller images, please": len(text) > MEGABYTES * 1e6,
+        f"{len(lines)} lines of code: move work into the package": len(lines) > CODE_LINES,
+        "shows nothing": not showing,
+    }
+    found = [problem for problem, is_so in checks.items() if is_so] + parameter_problems(notebook, path)
+    found += [problem for cell in code for problem in cell_problems(cell)]
+    bare = [name for name, cells in showing.items() if not any(map(has_facts, cells))]
+    return found + [f"section {name!r} has no compared cell that prints a number" for name in bare]
 
 
 def test_the_chapters_are_there():
@@ -205,8 +191,8 @@ def no_facts_in_the_last_section(cells):
 BROKEN = [
     (strip_outputs, "not run from top to bottom"),
     (ignore_all, "section 'Facts' has no compared cell"),
-    (no_facts_in_the_last_section, "section 'A picture' has no compared cell"),
-    (tag(5), "a picture is neither ignored nor beside facts"),
+    (no_facts_in_the_last_section, "section 'An image' has no compared cell"),
+    (tag(5), "an image is neither ignored nor beside facts"),
     (tag(3, "nbval-skip"), "only the tag"),
     (edit(3, "import time", "# NBVAL_SKIP\nimport time"), "not by the tag"),
     (tag(1), "not exactly one cell tagged parameters"),
@@ -220,7 +206,7 @@ BROKEN = [
     (edit(0, "# A", "A"), "no title first"),
     (edit(6, "print", "print('/home/me/data')\nprint"), "path of a machine"),
     (edit(6, "print", "x = 1\n" * 150 + "print"), "lines of code"),
-    (edit(6, "print", "def f():\n" + "    x = 1\n" * 5 + "print"), "f has 6 lines"),
+    (edit(6, "print", "def f():\n" + "    x = 1\n" * 5 + "print"), "'f'] has more than 5 lines"),
     (output(3, output_type="stream", name="stderr", text="Warning"), "warnings are stored"),
     (output(3, output_type="stream", name="stdout", text="0.12345678901"), "unrounded number"),
     (output(3, output_type="error", ename="E", evalue="", traceback=[]), "an exception is stored"),

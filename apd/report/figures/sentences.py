@@ -108,7 +108,7 @@ def tally(rows: Mapping[Key, Corrected], names: Mapping[Key, str], against: str,
 
 
 def tallies(
-    judged: Sequence[tuple[Comparison, Mapping[Key, Corrected]]],
+    compared: Sequence[tuple[Comparison, Mapping[Key, Corrected]]],
     against: str,
     confidence: float = 0.95,
     names: Mapping[Key, str] | None = None,
@@ -116,7 +116,7 @@ def tallies(
     """The tally of each comparison's rows under its title; `against` is the key of a method or variant, or words."""
     parts = [
         f"**{one.title}**. " + tally(rows, names or one.names, f"“{one.names.get(against, against)}”", confidence)
-        for one, rows in judged
+        for one, rows in compared
     ]
     return Markdown("\n\n".join(parts) or "There is nothing to compare: 0 records yet.")
 

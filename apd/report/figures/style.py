@@ -84,17 +84,13 @@ class Drawing:
         return self.description
 
 
-@dataclass(frozen=True)
-class Markdown:
+class Markdown(str):
     """Text worded by rule from computed values."""
 
-    markdown: str
+    __repr__ = str.__str__
 
     def _repr_markdown_(self) -> str:
-        return self.markdown
-
-    def __repr__(self) -> str:
-        return self.markdown
+        return str(self)
 
 
 def nothing(reason: str) -> Drawing:

@@ -1,23 +1,143 @@
-"""How a number of each image goes with what a method gains on that image: rank correlations over images.
+"""How a number of each test image goes with what a method gains on it: evidence from files, and rank correlations.
 
-Images are the unit. An image's gain is averaged over seeds first, because the seeds see the same images; that interval
-speaks of other images. Whether other students would gain on the same images is asked of each seed by itself. A relation
-is significant only when both intervals leave out zero.
+An image's gain is averaged over seeds first, because the seeds see the same images; that interval speaks of other
+images. Whether other students would gain on the same images is asked of each seed by itself. A relation is significant
+only when both intervals leave out zero.
 """
 
 import itertools
+import json
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from apd.report.evidence import NUMBERS, SCORES, Evidence, Values
+from apd.config.experiment import Experiment, ExperimentError
+from apd.config.identity import fingerprint, from_dict
 from apd.report.statistics import ComparisonError, Difference, mean_interval
-from apd.training.record import Record
+from apd.training.record import Record, RecordError
+from apd.training.run import records_folder
 
-RESAMPLES = 2000
+SCHEMA = 1
+LARGEST = {"distance": 2.0, "divergence": math.inf, "disagreement": 1.0, "own_right": 1.0, "shared_right": 1.0}
+"""Numbers of an image's perspective with their largest possible value."""
+REVEALED = "revealed"
+"""What an image's own perspective shows and the shared one hides: `own_right` minus `shared_right`; not stored."""
+NUMBERS = (*LARGEST, REVEALED)
+SCORES = ("miou", "right")
+"""Scores of an image: mIoU over the classes in its labels, and share of valid pixels right."""
+NEEDED = ("teacher", "pixel_kd", "apd")
+"""Networks that every file has scores of."""
+MAKER = "book/figures/perspective_evidence.py"
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Validated evidence of one context shift and seed. `content` is the JSON as it stands in the file.
+
+    Beside provenance: `experiment` (of APD), `runs` (fingerprint and weights of each network), `data`, and for each
+    image `valid` (pixels), `furthest` (class whose prototype is furthest from its row), `perspective[number]` and
+    `scores[network][score]`. RecordError at construction names the first wrong entry.
+    """
+
+    content: dict[str, Any]
+    source: str = "evidence"
+
+    def __post_init__(self) -> None:
+        content = self.content
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
+            raise self._error(f"schema {schema!r} is not {SCHEMA}, which this code reads")
+        mappings = ("experiment", "runs", "data", "git", "versions", "device", "perspective", "scores")
+        self._check_types(content, dict, "mapping", *mappings)
+        self._check_types(content, str, "text", "command")
+        self._check_types(content["data"], str, "text", "name", "split", "fingerprint", path="data.")
+        self._check_runs()
+        images, names = content["data"].get("images"), content["data"].get("class_names")
+        if type(images) is not int or images < 1:
+            raise self._error(f"data.images = {images!r:.80} is not a number of images")
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+            raise self._error("data.class_names must be a list of at least two texts")
+        lists = {"valid": (content.get("valid"), math.inf), "furthest": (content.get("furthest"), len(names) - 1)}
+        lists |= {f"perspective.{n}": (content["perspective"].get(n), most) for n, most in LARGEST.items()}
+        for network, score in itertools.product(content["runs"], SCORES):
+            scores = content["scores"].get(network)
+            lists[f"scores.{network}.{score}"] = (scores.get(score) if isinstance(scores, dict) else None, 1.0)
+        for entry, (values, most) in lists.items():
+            kind = int if entry in ("valid", "furthest") else (int, float)
+            if not isinstance(values, list) or len(values) != images:
+                raise self._error(f"{entry} must be a list with one value for each of {images} images")
+            for image, value in enumerate(values):
+                if value is not None and not (
+                    isinstance(value, kind) and not isinstance(value, bool) and 0 <= value <= most and value < math.inf
+                ):
+                    message = f"{entry}[{image}] = {value!r:.80}: expected null or a number from 0 to {most:g}"
+                    raise self._error(message)
+
+    def _check_types(self, of: Mapping[str, Any], kind: type, what: str, *entries: str, path: str = "") -> None:
+        for entry in entries:
+            if not isinstance(of.get(entry), kind):
+                raise self._error(f"{path}{entry} = {of.get(entry)!r:.80} is not a {what}")
+
+    def _check_runs(self) -> None:
+        runs = self.content["runs"]
+        for network in (*NEEDED, *runs):
+            run = runs.get(network)
+            if run is None:
+                raise self._error(f"runs.{network} is missing")
+            if not isinstance(run, dict) or not {str} == {type(run.get(e)) for e in ("fingerprint", "weights_sha256")}:
+                raise self._error(f"runs.{network} must hold fingerprint and weights_sha256, both texts")
+        try:
+            named = fingerprint(self.experiment)
+        except ExperimentError as error:
+            raise self._error(str(error)) from error
+        if named != runs["apd"]["fingerprint"]:
+            raise self._error(f"runs.apd.fingerprint is not that of the experiment ({named}): the file was edited")
+
+    def _error(self, what: str) -> RecordError:
+        return RecordError(f"{self.source}: {what}")
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The run of APD."""
+        return from_dict(self.content["experiment"])
+
+    def number(self, name: str) -> Values:
+        """(N,) one of NUMBERS, NaN where an image has none."""
+        if name == REVEALED:
+            return self.number("own_right") - self.number("shared_right")
+        return np.array(self.content["perspective"][name], dtype=np.float64)
+
+    def score(self, network: str, name: str) -> Values:
+        """(N,) the images' scores of one network, NaN where an image has none."""
+        return np.array(self.content["scores"][network][name], dtype=np.float64)
+
+    def gain(self, method: str, reference: str) -> Values:
+        """(N,) one method's mIoU of each image minus another's."""
+        return self.score(method, "miou") - self.score(reference, "miou")
+
+
+def read_evidence(path: Path) -> Evidence:
+    """One file, checked; RecordError when it is not JSON or does not follow the schema."""
+    try:
+        return Evidence(json.loads(Path(path).read_text(encoding="utf-8")), source=str(path))
+    except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
+        what = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
+        raise RecordError(f"{what}. Restore the file, or delete it and have it made again by python {MAKER}") from error
+
+
+def read_all_evidence(folder: Path | None = None) -> list[Evidence]:
+    """Every file of a folder (default: the committed ones) by context shift and seed; empty where there is none."""
+    found = [read_evidence(path) for path in sorted((folder or records_folder("perspectives")).glob("*.json"))]
+    return sorted(found, key=lambda one: (one.experiment.data.context_shift, one.experiment.seed))
 
 
 class Correlation(NamedTuple):
@@ -39,19 +159,14 @@ class Relation(NamedTuple):
     def verdict(self) -> str:
         """Says whether gains rise with the number, fall with it, or neither."""
         lows, highs = zip(self.over_images[1:3], self.over_seeds[1:3], strict=True)
-        if any(math.isnan(low) for low in lows):
+        if any(map(math.isnan, lows)):
             return "cannot be compared yet with"
-        if min(lows) > 0:
-            return "rises with"
-        return "falls with" if max(highs) < 0 else "shows no significant relation to"
+        sign = (min(lows) > 0) - (max(highs) < 0)
+        return ("shows no significant relation to", "rises with", "falls with")[sign]
 
 
 class PerImage(NamedTuple):
-    """The evidence of one context shift, averaged over seeds, and the seeds' own.
-
-    `numbers[name]` and `scores[network][score]` have one value for each image; `furthest` is the class whose prototype
-    is furthest from its row, -1 where there is none.
-    """
+    """The evidence of one context shift, averaged over seeds, and the seeds' own; a `furthest` of -1: there is none."""
 
     context_shift: float
     seeds: tuple[int, ...]
@@ -61,9 +176,9 @@ class PerImage(NamedTuple):
     class_names: list[str]
     each: list[Evidence]
 
-    def gain(self, method: str = "apd", reference: str = "pixel_kd", score: str = "miou") -> Values:
-        """(N,) by how much a method's score of an image is above another's, mean over seeds."""
-        return self.scores[method][score] - self.scores[reference][score]
+    def gain(self, method: str = "apd", reference: str = "pixel_kd") -> Values:
+        """(N,) one method's mIoU of each image minus another's, mean over seeds."""
+        return self.scores[method]["miou"] - self.scores[reference]["miou"]
 
 
 def _pearson(x: Values, y: Values) -> Values:
@@ -88,9 +203,6 @@ def spearman(*columns: Values) -> float:
     """Spearman's rank correlation of two columns; a third is taken out of the ranks of both first, linearly.
 
     NaN below three pairs, and where all of one side are equal or nothing is left of it.
-
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
-    1.0
     """
     return float(_of_ranks(*map(rankdata, columns))) if len(columns[0]) >= 3 else math.nan
 
@@ -101,13 +213,13 @@ def _complete(*columns: Values) -> Values:
     return together[:, ~np.isnan(together).any(0)]
 
 
-def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAMPLES) -> Correlation:
-    """Rank correlation with a percentile bootstrap interval over images, the same at every call.
+def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000) -> Correlation:
+    """Rank correlation (:func:`spearman`) with a percentile bootstrap interval over images, the same at every call.
 
-    Columns as those of :func:`spearman`, one value per image; images with a NaN anywhere are left out.
+    Columns have one value per image; images with a NaN anywhere are left out.
     """
-    if len({len(column) for column in columns}) != 1:
-        raise ValueError(f"lengths {[len(column) for column in columns]}: expected one value per image in each")
+    if len(set(map(len, columns))) != 1:
+        raise ValueError(f"lengths {[*map(len, columns)]}: expected one value per image in each")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)
@@ -129,12 +241,9 @@ def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
 
     Only networks that every seed has are kept. ComparisonError where files of one context shift do not fit.
     """
-
-    def shift_of(one: Evidence) -> float:
-        return one.experiment.data.context_shift
-
-    ordered = sorted(evidence, key=lambda one: (shift_of(one), one.experiment.seed))
-    return [_average(shift, list(each)) for shift, each in itertools.groupby(ordered, shift_of)]
+    places = [(one.experiment.data.context_shift, one.experiment.seed, one) for one in evidence]
+    groups = itertools.groupby(sorted(places, key=lambda place: place[:2]), lambda place: place[0])
+    return [_average(shift, [one for *_, one in each]) for shift, each in groups]
 
 
 def _average(context_shift: float, each: list[Evidence]) -> PerImage:
@@ -162,7 +271,7 @@ def _average(context_shift: float, each: list[Evidence]) -> PerImage:
 
 
 def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_kd") -> float:
-    """Mean rank correlation of the images' gains in mIoU between two seeds, over all pairs of seeds; NaN with one.
+    """Mean rank correlation of the images' gains between two seeds, over all pairs of seeds; NaN with one.
 
     Near 0, where an image gains is a matter of the seed, and nothing that belongs to the image can predict it.
     """
@@ -197,8 +306,7 @@ def relations(
 
 
 class Backed(NamedTuple):
-    """How evidence and records go together: runs in the evidence, those of them with a record of the same weights, and
-    the largest difference in the share of pixels right; NaN where no run has such a record."""
+    """Runs in evidence, those with a record of the same weights, largest difference in the share of pixels right."""
 
     runs: int
     recorded: int
@@ -206,7 +314,7 @@ class Backed(NamedTuple):
 
 
 def backed_by(evidence: Sequence[Evidence], records: Sequence[Record]) -> Backed:
-    """Compare the students' pixels in the evidence with the confusion matrices of the records of their runs."""
+    """Compare the students' pixels in the evidence with the confusion matrices of their runs' records."""
     known = {record.content["weights_sha256"]: record for record in records}
     students = [(one, n, run) for one in evidence for n, run in one.content["runs"].items() if n != "teacher"]
     differences = []

@@ -1,13 +1,14 @@
-"""Detections in single images: what is right in them, which images to show, and files that hold them.
+"""Detections: what is right in single images, files of such findings, and comparisons by average precision.
 
 The files are made by `book/figures/detection_findings.py`; they hold no image, as scenes are drawn anew.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from torchvision.ops import box_area, box_iou
 
 from apd.data.instances import InstanceSample
 from apd.data.scenes.instances import SceneInstances
-from apd.evaluation.average_precision import Detections
-from apd.training.record import RecordError
+from apd.evaluation.average_precision import APScores, Detections
+from apd.report.comparisons import Corrected, holm_corrected
+from apd.report.statistics import Comparison, ComparisonError, Score, check_alike, compare, stripped
+from apd.study.campaigns import CAMPAIGNS
+from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
 
 LEAST_OVERLAP = 0.5
@@ -179,3 +183,109 @@ def read_findings(folder: Path | None = None) -> list[Findings]:
             raise RecordError(f"{path}: cannot be read as JSON: {error}. Restore the file, or delete it") from error
         found.append(Findings(content, source=str(path)))
     return found
+
+
+# Detection: the variants are those that the records' labels name, as in `roi_apd_and_review_kd-seed2`.
+
+Kind = Literal["boxes", "masks"]
+
+
+def ap_score(kind: Kind, name: str, of: Callable[[APScores], float]) -> Score:
+    """A score that is read off the average precision of boxes or of masks (`kind`) by `of`."""
+
+    def read(ap: dict[str, APScores] | None) -> float:
+        return of(ap[kind]) if ap and kind in ap else math.nan
+
+    return Score(name, lambda record: read(record.ap), lambda record: read(record.teacher_ap))
+
+
+BOX_AP = ap_score("boxes", "box AP", lambda ap: ap.ap)
+MASK_AP = ap_score("masks", "mask AP", lambda ap: ap.ap)
+MAIN_AP: dict[Kind, Score] = {"boxes": BOX_AP, "masks": MASK_AP}
+"""The mean over ten overlaps and all classes, COCO's main score."""
+
+
+def parts_of_ap(kind: Kind, class_names: Sequence[str]) -> list[Score]:
+    """AP at two overlaps, by size of the objects, and class by class.
+
+    >>> [score.name for score in parts_of_ap("boxes", ["car"])]
+    ['AP50', 'AP75', 'small', 'medium', 'large', 'car']
+    """
+    fields = ("AP50", "AP75", "small", "medium", "large")
+    parts = [ap_score(kind, name, lambda ap, name=name: getattr(ap, name.lower())) for name in fields]
+    return parts + [ap_score(kind, name, lambda ap, k=k: float(ap.ap_K[k])) for k, name in enumerate(class_names)]
+
+
+DETECTION_NAMES = {
+    "student": "student alone",
+    "roi_kd": "KD of boxes",
+    "roi_dkd": "DKD of boxes",
+    "pyramid_matching": "pyramid matching",
+    "review_kd": "ReviewKD",
+    "roi_apd": "APD of boxes",
+    "dense_apd": "APD of masks",
+}
+"""What stands in figures and tables for the distillers between detectors."""
+REFERENCES = ("student", "roi_kd")
+"""What every variant is compared with: no teacher, and the plainest use of one."""
+
+
+def detection_campaigns() -> list[str]:
+    """The campaigns whose experiments are of detection, in their order."""
+    firsts = {name: next(iter(experiments()), None) for name, experiments in CAMPAIGNS.items()}
+    return [name for name, first in firsts.items() if getattr(first, "task", "") == "detection"]
+
+
+def parts_of_variant(variant: str) -> list[str]:
+    """The distillers that a variant's key names: `roi_apd_and_review_kd` names two."""
+    return variant.split("_and_")
+
+
+def detection_names(records: Iterable[Record]) -> dict[str, str]:
+    """The variants that the records' labels name, in the order of figures, combinations last, with their names.
+
+    A distiller that is not in :data:`DETECTION_NAMES` keeps its key, with spaces.
+    """
+    order = list(DETECTION_NAMES)
+
+    def place(variant: str) -> tuple[int, list[int], str]:
+        parts = parts_of_variant(variant)
+        return len(parts), [order.index(part) if part in order else len(order) for part in parts], variant
+
+    variants = sorted({record.experiment.name.split("-")[0] for record in records}, key=place)
+    return {
+        variant: " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_variant(variant))
+        for variant in variants
+    }
+
+
+def detection_comparisons(records: Sequence[Record]) -> list[Comparison]:
+    """Sort records of detection into comparisons by box AP, one for each data configuration.
+
+    A baseline may have been run with the teacher of the others or without one, which changes nothing in it. Errors as
+    of :func:`apd.report.statistics.compare`.
+    """
+    names = detection_names(records)
+    comparisons = {one.data: one for one in compare([r for r in records if r.experiment.teacher is not None], names)}
+    for without in compare([r for r in records if r.experiment.teacher is None], names):
+        if beside := comparisons.get(without.data):
+            first, other = beside.any_record, without.any_record
+            check_alike(first, other, lambda e: stripped(e, teacher=None))
+            if twice := sorted(beside.variants.keys() & without.variants.keys()):
+                raise ComparisonError(f"{first.source} and {other.source}: runs of {twice} with and without a teacher")
+            without = replace(beside, variants={**beside.variants, **without.variants}).only(names)
+        comparisons[without.data] = without
+    return [comparison.by(BOX_AP) for comparison in comparisons.values()]
+
+
+def counted(comparison: Comparison, scores: Iterable[Score]) -> list[Score]:
+    """Those of some scores that the runs have: not of masks where there are none, nor of sizes that do not occur."""
+    runs = [record for records in comparison.variants.values() for record in records.values()]
+    return [score for score in scores if any(not math.isnan(score.of(record)) for record in runs)]
+
+
+def added_to(comparison: Comparison, confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
+    """Each combination minus each of its parts alone, corrected together: by the combination and that part."""
+    pairs = [(variant, part) for variant in comparison.variants for part in parts_of_variant(variant)]
+    found = {pair: comparison.difference(*pair, confidence) for pair in pairs if pair[0] != pair[1]}
+    return holm_corrected(found, confidence)

@@ -79,11 +79,7 @@ class Difference(NamedTuple):
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Mean, sample standard deviation and number of some values.
-
-    >>> spread([1.0, 3.0])
-    Spread(mean=2.0, deviation=1.4142135623730951, count=2)
-    """
+    """Mean, sample standard deviation and number of some values."""
     values = list(values)
     if not values:
         return Spread(math.nan, math.nan, 0)
@@ -106,8 +102,6 @@ def paired_difference(
 ) -> Difference:
     """Mean of `values - reference`, each one value per seed, over the seeds that both have, with its interval.
 
-    The interval speaks of seeds: data, teacher and recipe are the same in every pair.
-
     >>> difference = paired_difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5, 2: 0.9})
     >>> round(difference.mean, 3), difference.verdict
     (0.15, 'not significantly different from')
@@ -117,10 +111,7 @@ def paired_difference(
 
 
 def method_of(experiment: Experiment, names: Mapping[str, str] = METHOD_NAMES) -> str:
-    """Which method or variant an experiment is: the longest key of `names` that its label has between hyphens.
-
-    A key may hold hyphens itself: `head_1e-5` in the label `head_1e-5-context1-seed0`.
-    """
+    """The longest key of `names` that an experiment's label has between hyphens; it may hold hyphens itself."""
     found = [key for key in names if f"-{key}-" in f"-{experiment.name}-"]
     if not found:
         raise ComparisonError(f"experiment {experiment.name!r}: its label names none of {', '.join(names)}")
@@ -129,7 +120,7 @@ def method_of(experiment: Experiment, names: Mapping[str, str] = METHOD_NAMES) -
 
 @dataclass(frozen=True)
 class Comparison:
-    """Records of one data set, teacher and recipe: `variants[method][seed]`, what they are called, and by which score.
+    """Records of one data set, teacher and recipe: `variants[method][seed]`, their names, and by which score.
 
     `remark` is what distinguishes it from another comparison on the same data.
     """
@@ -192,10 +183,8 @@ class Comparison:
         return next(iter(self.variants[method].values())).experiment.training.iterations
 
     def step_seconds(self, method: str) -> float:
-        """Least over seeds of the median seconds of a step, on a CPU those of its core where the record has them.
-
-        The least, because other programs make a run's steps longer, never shorter.
-        """
+        """Median seconds of a step, on a CPU those of its core where the record has them: the least over seeds, because
+        other programs make a run's steps longer, never shorter."""
         clock = "seconds_per_iteration"
         return min(r.content.get(f"core_{clock}", r.content[clock]) for r in self.variants[method].values())
 
@@ -273,10 +262,7 @@ def _check_comparable(variants: Mapping[str, Mapping[int, Record]]) -> None:
 
 
 def planned_and_done(planned: Sequence[Experiment], records: Sequence[Record]) -> tuple[list[Record], int]:
-    """The records of planned experiments, and how many of the plan have none yet.
-
-    A record whose settings are no longer those of the plan is left out: it answers another question.
-    """
+    """The records whose settings are still those of the plan, and how many experiments of it have none yet."""
     wanted = {fingerprint(experiment) for experiment in planned}
     kept = [record for record in records if record.content["fingerprint"] in wanted]
     return kept, len(wanted) - len({record.content["fingerprint"] for record in kept})

@@ -10,7 +10,7 @@ from chapter_cells import run_cells
 from made_up_findings import made_up_findings, maker
 
 from apd.config.identity import fingerprint, to_dict
-from apd.report.comparisons import (
+from apd.report.detections import (
     BOX_AP,
     MASK_AP,
     added_to,

@@ -1,5 +1,6 @@
 """Own perspectives against loops over classes and cells; evidence and traces of runs are those of their networks."""
 
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from chapter_cells import book_script
 from safetensors.torch import load_file
 from small_experiments import tiny
 from torch import nn
@@ -20,10 +22,8 @@ from apd.data.specs import SCENES
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import build_distiller
 from apd.evaluation.metrics import ConfusionMatrix, scores
-from apd.report import evidence as evidence_module
 from apd.report import perspectives
-from apd.report.correlations import backed_by
-from apd.report.evidence import main, measure, planned, read_evidence, write_evidence
+from apd.report.correlations import backed_by, read_evidence
 from apd.report.perspectives import (
     compare_views,
     distance_to_shared,
@@ -35,6 +35,8 @@ from apd.report.perspectives import (
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network
+
+maker = book_script("perspective_evidence")
 
 
 def made_up(seed=0, batch=3, classes=5, channels=7):
@@ -172,7 +174,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evidence(records):
-    return measure(runs_of(0))
+    return maker.measure(runs_of(0))
 
 
 def test_the_numbers_are_those_of_the_teachers_features_and_of_what_the_student_was_shown(evidence):
@@ -204,39 +206,39 @@ def test_the_scores_are_those_of_the_records(evidence, records):
 
 def test_runs_that_cannot_be_compared_are_refused(records):
     with pytest.raises(ExperimentError, match="lack 'pixel_kd'"):
-        measure({"student": tiny("student"), "apd": tiny("apd")})
+        maker.measure({"student": tiny("student"), "apd": tiny("apd")})
     with pytest.raises(ExperimentError, match=r"pixel_kd: seed = 1, but that of apd is 0"):
-        measure(runs_of(0) | {"pixel_kd": tiny("pixel_kd", seed=1)})
+        maker.measure(runs_of(0) | {"pixel_kd": tiny("pixel_kd", seed=1)})
     with pytest.raises(CheckpointError, match="has not finished"):
-        measure(runs_of(9))
+        maker.measure(runs_of(9))
 
 
 def test_the_command_writes_what_is_finished_once_and_again_what_has_other_weights(
     records, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evidence_module, "planned", lambda: iter([runs_of(0), runs_of(1)]))
-    assert main(["--to", str(tmp_path)]) == 0
+    monkeypatch.setattr(maker, "planned", lambda: iter([runs_of(0), runs_of(1)]))
+    assert maker.main(["--to", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "1 of 2 files are there" in said
     assert "without finished runs: context0.5-seed1" in said
     path = tmp_path / "context0.5-seed0.json"
-    assert write_evidence(tmp_path) == []
+    assert maker.write_evidence(tmp_path) == []
     content = read_evidence(path).content
     content["runs"]["student"]["weights_sha256"] = "0" * 64
-    read_evidence(path).__class__(content).save(path)
-    assert write_evidence(tmp_path) == [path]
+    path.write_text(json.dumps(content))
+    assert maker.write_evidence(tmp_path) == [path]
     assert read_evidence(path).content["runs"]["student"]["weights_sha256"] != "0" * 64
     path.write_text("{")
-    assert main(["--to", str(tmp_path)]) == 1
+    assert maker.main(["--to", str(tmp_path)]) == 1
     assert "cannot be read as JSON" in capsys.readouterr().err
     assert path.read_text() == "{"
 
 
 def test_the_plan_is_five_seeds_at_five_context_shifts_with_apd_and_what_it_is_compared_with():
-    places = [(runs["apd"].data.context_shift, runs["apd"].seed) for runs in planned()]
+    places = [(runs["apd"].data.context_shift, runs["apd"].seed) for runs in maker.planned()]
     assert len(set(places)) == len(places) == 25
     assert places[:5] == [(shift, 0) for shift in (0.0, 0.25, 0.5, 0.75, 1.0)]  # seed by seed: fair when cut short
-    assert all(runs["apd"].distillers == (APDConfig(),) and not runs["student"].distillers for runs in planned())
+    assert all(runs["apd"].distillers == (APDConfig(),) and not runs["student"].distillers for runs in maker.planned())
 
 
 @pytest.fixture(scope="module")

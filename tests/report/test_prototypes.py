@@ -12,8 +12,7 @@ from apd import APDLoss, class_prototypes, observe, resize_labels
 from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
-from apd.report.correlations import per_image, relations, seeds_agree
-from apd.report.evidence import Evidence
+from apd.report.correlations import Evidence, per_image, relations, seeds_agree
 from apd.report.figures.prototypes import (
     NUMBER_NAMES,
     apart_over_steps,

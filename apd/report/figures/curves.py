@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from apd.evaluation.metrics import scores
-from apd.report.designs import SHIFT_NAMES, ShiftSweep
+from apd.report.comparisons import SHIFT_NAMES, ShiftSweep
 from apd.report.figures.forest import POINTS, outlying, signed
 from apd.report.figures.style import FAINT, INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes
 from apd.report.statistics import LONGER, Comparison, spread
@@ -23,11 +23,7 @@ TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 
 
 def spread_out(heights: Sequence[float], least: float) -> list[float]:
-    """The same heights, moved apart where neighbours stand closer than `least`; order and each cluster's middle stay.
-
-    >>> spread_out([1.0, 5.0, 1.0], 2.0)
-    [0.0, 5.0, 2.0]
-    """
+    """The same heights, moved apart where neighbours stand closer than `least`; order and middle stay."""
     clusters: list[list[int]] = []
     middles: list[float] = []
     for i in sorted(range(len(heights)), key=lambda i: heights[i]):
@@ -51,10 +47,8 @@ def label_marks(
 ) -> None:
     """Names right of the axes at the heights of their marks, moved apart where they would overlap, thin lines between.
 
-    Args:
-        axes: alone in its figure, with its limits set; the figure makes room at the right.
-        marks: position of each mark, by key.
-        texts, colours: of each mark's name, by key; None takes the methods' colours.
+    The axes are alone in their figure, with their limits set. `texts` and `colours` are by the key of the mark; without
+    colours it is a method.
     """
     wrapped = {key: textwrap.fill(texts[key], 16) for key in marks}
     low, high = axes.get_ylim()
@@ -128,9 +122,8 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
 def score_against_seconds(comparison: Comparison) -> Drawing:
     """mIoU over the seconds that a run's training steps take: further up is better, further left is cheaper.
 
-    Seconds are on a logarithmic axis; a line reaches from the lowest to the highest seed. A dashed line joins the
-    baseline and the baseline of APD's seconds: what lies below it does less with its seconds than more steps of plain
-    training do, as far as a straight line of seconds tells. Outlying methods are arrowheads at the edge.
+    A line reaches from the lowest to the highest seed. A dashed line joins the baseline and the equal-time baseline:
+    what lies below it does less with its seconds than plain training. Outlying methods are arrowheads at the edge.
     """
     if not comparison.variants:
         return nothing("No seconds can be drawn: there is no record yet.")

@@ -15,8 +15,16 @@ from apd.data.rle import decode
 from apd.data.specs import RGB
 from apd.evaluation.average_precision import Detections, ap_scores, tables_of
 from apd.evaluation.detection_images import colours_of
-from apd.report.comparisons import DETECTION_NAMES, MAIN_AP, counted, parts_of_ap, parts_of_variant
-from apd.report.detections import LEAST_SCORE, Findings, count_in_image
+from apd.report.detections import (
+    DETECTION_NAMES,
+    LEAST_SCORE,
+    MAIN_AP,
+    Findings,
+    count_in_image,
+    counted,
+    parts_of_ap,
+    parts_of_variant,
+)
 from apd.report.figures.method import image_pixels
 from apd.report.figures.style import Drawing, ImageHW3, Panel, key, nothing, panels, stack, table
 from apd.report.figures.tables import per_cent

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from apd.report.comparisons import TERM_DESIGN, Corrected, Factors, is_by_construction, letters_of
+from apd.report.figures.sentences import digits_of, interval, points
 from apd.report.figures.style import FAINT, INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes, stack
-from apd.report.figures.tables import digits_of, interval, points
 from apd.report.statistics import Comparison, Difference, spread
 from apd.study.ablations import TERMS
 
@@ -138,10 +138,10 @@ def forest(
     Rows far outside and intervals that leave the figure end in an arrowhead.
 
     Args:
-        rows: differences of fractions, Holm-corrected together, by key.
-        names: what to call a row, by key.
-        axis: what the differences are, for the label of the axis.
-        groups: headings by key; neighbouring rows of one group stand below one of them.
+        rows: differences of fractions, Holm-corrected together.
+        names: what to call them.
+        axis: what the differences are.
+        groups: headings; neighbouring rows of one group stand below one of them.
         title: of the figure.
     """
     if not rows:

@@ -1,36 +1,60 @@
-"""Campaigns as a notebook reads them, and sentences about an outcome, worded by one rule from computed values."""
+"""Campaigns as a notebook reads them, numbers as text, and sentences about an outcome, worded by one rule."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 from apd.report.comparisons import Corrected
-from apd.report.designs import SHIFT_NAMES, ShiftSweep
 from apd.report.figures.style import Markdown
-from apd.report.figures.tables import interval
-from apd.report.statistics import Comparison, compare, paired_difference, planned_and_done
-from apd.study.ablations import IN_PLACE_OF_KD, OTHER_METHODS, variant_names
+from apd.report.statistics import Comparison, Difference, Spread, compare, paired_difference, planned_and_done
+from apd.study.ablations import variant_names
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, read_record
 from apd.training.run import records_folder
 
 Key = TypeVar("Key", bound=Hashable)
+_FIXED = "\u00a0"  # a space at which no line is broken
 MOST_LISTED = 10
 """Of rows without a significant difference; a longer list is a wall of numbers that a table has better."""
+
+
+def points(value: float, digits: int = 1) -> str:
+    """A difference of two fractions in percentage points, with its sign: 0.0123 → "+1.2"."""
+    if math.isnan(value):
+        return "–"
+    text = f"{100 * value:+.{digits}f}"
+    return text[1:] if not float(text) else text.replace("-", "−")
+
+
+def per_cent(values: Spread) -> str:
+    """Mean and standard deviation of fractions, in per cent."""
+    if not values.count:
+        return "–"
+    mean, deviation = f"{100 * values.mean:.1f}", f"{100 * values.deviation:.1f}"
+    return mean if math.isnan(values.deviation) else f"{mean}{_FIXED}±{_FIXED}{deviation}"
+
+
+def digits_of(difference: Difference) -> int:
+    """Decimals that its interval needs: one, or more where an end that leaves out zero would read 0.0."""
+    if not difference.significant:
+        return 1
+    nearest = min(abs(difference.low), abs(difference.high))
+    return next(digits for digits in range(1, 9) if digits == 8 or float(f"{100 * nearest:.{digits}f}"))
+
+
+def interval(difference: Difference) -> str:
+    """A difference with its interval, in percentage points."""
+    mean, low, high = (points(value, digits_of(difference)) for value in difference[:3])
+    return mean if math.isnan(difference.low) else f"{mean}{_FIXED}[{low},{_FIXED}{high}]"
 
 
 def read_campaigns(names: Sequence[str], folder: Path | None = None) -> tuple[dict[str, list[Record]], Markdown]:
     """The records of each campaign's planned runs by name, and sentences that say how far each has got.
 
-    Args:
-        names: of the campaigns.
-        folder: where the folders of all campaigns lie; None is the committed records'.
-
-    Raises:
-        FileNotFoundError: `folder` is given and does not exist.
-        RecordError: a file is no valid record.
+    `folder` holds the folders of all campaigns; None is that of the committed records. FileNotFoundError where it does
+    not exist, RecordError where a file is no valid record.
     """
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"records={str(folder)!r}: there is no such folder; it should hold {', '.join(names)}")
@@ -49,10 +73,8 @@ def read_campaigns(names: Sequence[str], folder: Path | None = None) -> tuple[di
 def beside_methods(campaigns: Mapping[str, Sequence[Record]], variants: Mapping[str, str]) -> list[Comparison]:
     """Comparisons in which variants stand beside the methods of the study, on the data of the variants.
 
-    Args:
-        campaigns: records by campaign.
-        variants: for each campaign of variants the campaign of methods that goes with it; unknown ones are passed over,
-            and campaigns that share their methods become one comparison.
+    `variants` has, for each campaign of variants, the campaign of methods that goes with it. Unknown ones are passed
+    over, and campaigns that share their methods become one comparison.
     """
     comparisons = []
     for methods in dict.fromkeys(variants.values()):
@@ -64,14 +86,7 @@ def beside_methods(campaigns: Mapping[str, Sequence[Record]], variants: Mapping[
 
 
 def tally(rows: Mapping[Key, Corrected], names: Mapping[Key, str], against: str, confidence: float = 0.95) -> str:
-    """Differences sorted by what can be said of them, as a Markdown list under a line that counts them.
-
-    Args:
-        rows: differences that were Holm-corrected together, by key.
-        names: what to call a row, by key.
-        against: what all of them are compared with.
-        confidence: of the intervals, and of the correction.
-    """
+    """Differences to `against`, Holm-corrected together, sorted by what can be said of them, as a Markdown list."""
     headings = {
         "significantly above": "**significantly above**",
         "significantly below": "**significantly below**",
@@ -122,26 +137,4 @@ def change_of_gains(
             f"({comparisons[0].title}) and {interval(gains[-1])} ({comparisons[-1].title}). The second is "
             f"**{change.verdict}** the first: {interval(change)} points."
         )
-    return Markdown("\n".join(lines))
-
-
-def sweep_sentences(sweeps: Sequence[ShiftSweep], confidence: float = 0.95) -> Markdown:
-    """Does the gain change with the context shift? Worded by rule from the seeds' slopes."""
-    lines = []
-    for one in sweeps:
-        seeds = f"mean slope and {100 * confidence:g} % interval of {len(one.slopes.pairs)} seeds"
-        lines.append(
-            f"- From context shift 0 to 1 the gain of “{SHIFT_NAMES[one.method]}” over “{SHIFT_NAMES[one.reference]}” "
-            f"changes by {interval(one.slopes)} points of mIoU, which is **{one.slopes.verdict}** zero "
-            f"({seeds}, {len(one.gains)} context shifts)."
-        )
-    return Markdown("\n".join(lines))
-
-
-def settings_list() -> Markdown:
-    """The settings with which each of the other methods is run, and whether pixel KD stands beside it."""
-    lines = []
-    for key, (name, config) in OTHER_METHODS.items():
-        settings = ", ".join(f"`{field}` {value:g}" for field, value in asdict(config).items() if field != "method")
-        lines.append(f"- **{name}**, {'in place of' if key in IN_PLACE_OF_KD else 'beside'} pixel KD: {settings}")
     return Markdown("\n".join(lines))

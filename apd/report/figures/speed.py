@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import seaborn as sns
 
-from apd.report.comparisons import DETECTION_NAMES
+from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.style import METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes, table
 from apd.training.record import RecordError
 from apd.training.run import records_folder

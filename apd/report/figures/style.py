@@ -1,7 +1,6 @@
 """How figures and tables look: HTML and SVG that fit a light, a dark and a narrow page, and say what they show.
 
-An interactive figure is a static one with a small script beside it (`live/`): nothing is loaded from anywhere, a page
-without scripts shows the figure as it is, and arrow keys reach what a pointer does.
+An interactive figure is a static one with a small script beside it (`live/`): nothing is loaded from anywhere.
 """
 
 import base64
@@ -125,18 +124,16 @@ def colour_of(key: object) -> str:
 
 @contextmanager
 def figure(width: float = WIDTH, height: float = 3.2) -> Iterator[Figure]:
-    """A figure in the book's style; `drawing` turns it into what a notebook shows. Made without pyplot."""
+    """A figure in the book's style, made without pyplot; :func:`drawing` turns it into what a notebook shows."""
     theme = sns.axes_style("whitegrid") | sns.plotting_context("notebook", 11 / 12) | _SETTINGS
     with mpl.rc_context({**mpl.rcParamsDefault, **theme, "backend": mpl.get_backend()}):
         yield Figure(figsize=(width, height))
 
 
 def drawing(fig: Figure, description: str) -> Drawing:
-    """The figure as inline SVG. Call it inside the `with` of `figure`.
+    """The figure as inline SVG, inside the `with` of :func:`figure`.
 
-    Args:
-        fig: what was drawn.
-        description: what the figure shows, in a sentence, with its main numbers; read aloud in place of it.
+    The description says what it shows, in a sentence, with its main numbers; it is read aloud in its place.
     """
     if not description:
         raise ValueError("description is empty: say in a sentence what the figure shows")
@@ -186,13 +183,9 @@ _PANEL = '<div class="apd-panel">'
 
 
 def panels(cells: Sequence[Panel], *, columns: int, least: str = "8.5rem", below: str = "") -> Drawing:
-    """A grid of images with captions: `columns` of them where there is room, fewer on a narrow page.
+    """A grid of images with captions: at most `columns` in a row, fewer where a cell would be less than `least` wide.
 
-    Args:
-        cells: in reading order.
-        columns: most that stand in one row.
-        least: smallest width of a cell, a CSS length; what decides when the grid folds.
-        below: HTML under the grid, such as a `key`.
+    `least` is a CSS length; `below` is HTML under the grid, such as a :func:`key`.
     """
     parts = []
     for cell in cells:
@@ -256,11 +249,7 @@ def _live(inside: str, data: object, script: str, description: str, hint: str) -
 
 
 def hoverable(fig: Figure, marks: Sequence[Mark], description: str) -> Drawing:
-    """The figure as :func:`drawing` gives it, with marks that say what they are; arrow keys go through them in order.
-
-    Raises:
-        ValueError: there is no mark.
-    """
+    """:func:`drawing` with marks that say what they are; arrow keys go through them in order."""
     if not marks:
         raise ValueError("marks is empty: a figure with nothing to point at is a `drawing`")
     static = drawing(fig, description)  # lays the figure out, so that axes are where they will be seen
@@ -288,9 +277,6 @@ def cell_panels(
     """:func:`panels` of one image, with a frame that marks the same cell in all of them and what each view calls it.
 
     Every panel shows the whole image, at any resolution; labels outside the K class names count as ignored.
-
-    Raises:
-        ValueError: no view, or views on different grids.
     """
     grids = {tuple(view.labels_hw.shape) for view in views}
     if len(grids) != 1:

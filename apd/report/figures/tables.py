@@ -9,17 +9,15 @@ import pandas as pd
 import torch
 
 from apd.evaluation.metrics import scores
-from apd.report.comparisons import Corrected
+from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, SHIFT_NAMES, Corrected, Pair, ShiftSweep
 from apd.report.correlations import PerImage
-from apd.report.designs import BACKBONE_NAMES, HEAD_NAMES, SHIFT_NAMES, Pair, ShiftSweep
+from apd.report.figures.sentences import interval, per_cent, points
 from apd.report.figures.style import Drawing, nothing, table
-from apd.report.statistics import LONGER, MIOU, Comparison, Difference, Spread, spread
+from apd.report.statistics import LONGER, MIOU, Comparison, spread
 from apd.study.ablations import FACTORS, plain_variants, variant_of_strength
 from apd.study.pair_recipes import PAIR_METHODS, STUDENT_RATES, TEACHER_RATES
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record
-
-_FIXED = "\u00a0"  # a space at which no line is broken
 
 QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("apd", "student", "as many steps, without a teacher"),
@@ -29,36 +27,6 @@ QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("pixel_kd", "student", "ordinary distillation alone, as many steps"),
 )
 """Method, what it is compared with, and what that comparison holds equal."""
-
-
-def points(value: float, digits: int = 1) -> str:
-    """A difference of two fractions in percentage points, with its sign: 0.0123 → "+1.2"."""
-    if math.isnan(value):
-        return "–"
-    text = f"{100 * value:+.{digits}f}"
-    return text[1:] if not float(text) else text.replace("-", "−")
-
-
-def per_cent(values: Spread) -> str:
-    """Mean and standard deviation of fractions, in per cent."""
-    if not values.count:
-        return "–"
-    mean, deviation = f"{100 * values.mean:.1f}", f"{100 * values.deviation:.1f}"
-    return mean if math.isnan(values.deviation) else f"{mean}{_FIXED}±{_FIXED}{deviation}"
-
-
-def digits_of(difference: Difference) -> int:
-    """Decimals that its interval needs: one, or more where an end that leaves out zero would read 0.0."""
-    if not difference.significant:
-        return 1
-    nearest = min(abs(difference.low), abs(difference.high))
-    return next(digits for digits in range(1, 9) if digits == 8 or float(f"{100 * nearest:.{digits}f}"))
-
-
-def interval(difference: Difference) -> str:
-    """A difference with its interval, in percentage points."""
-    mean, low, high = (points(value, digits_of(difference)) for value in difference[:3])
-    return mean if math.isnan(difference.low) else f"{mean}{_FIXED}[{low},{_FIXED}{high}]"
 
 
 def _number(value: float, digits: int) -> str:
@@ -97,12 +65,7 @@ def scores_table(
 ) -> Drawing:
     """The reference, then each variant: score with its standard error, and paired difference to the reference.
 
-    Args:
-        comparison: of the variants' records.
-        rows: the variants' differences to the reference, Holm-corrected together.
-        reference: the variant or method that they are compared with.
-        confidence: of the intervals.
-        groups: what each variant varies, by its key.
+    `rows` are the differences, Holm-corrected together; `groups` says, by a variant's key, what it varies.
     """
     names, lines = comparison.names, {}
     for key in (key for key in (reference, *rows) if key in comparison.variants):
@@ -246,11 +209,8 @@ def trials_table(
 ) -> Drawing:
     """What was tried, with the best of each row marked; means of fewer records than another of the row are in brackets.
 
-    Args:
-        found: whose trial it is, the value that was tried, and its record.
-        name: of a column, with a place for that value.
-        caption: of what.
-        used: the value that the study uses, by whose it is; shown beside how many records there are of a value.
+    `found` are whose trial it is, the value that was tried, and its record; `name` is that of a column, with a place
+    for the value. `used` is the value that the study uses, by whose it is.
     """
     mean, count = trials(found)
     if mean.empty:
@@ -313,7 +273,7 @@ def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
     rows = {}
     for pair in pairs:
         gains = {m: pair.runs.difference(m, "student", confidence) for m in PAIR_METHODS[1:]}
-        rows[pair.heads, pair.backbone] = {
+        rows[pair.heads, BACKBONE_NAMES[pair.student.backbone]] = {
             "teacher’s mIoU, %": f"{100 * pair.runs.teacher_score:.1f}",
             "baseline’s, %": per_cent(spread(pair.runs.miou("student").values())),
             **{METHOD_NAMES[m]: interval(gain) if gain.pairs else "–" for m, gain in gains.items()},
@@ -332,28 +292,25 @@ def sweep_table(
 ) -> Drawing:
     """One row for each context shift: the teacher, how far own perspectives are from the shared one, and the gains.
 
-    The share of the teacher's lead is the first sweep's mean gain over the mean difference between teacher and
-    reference: points weigh differently where there is more room above.
+    The share of the teacher's lead is the first sweep's mean gain over the mean lead of the teacher over the reference.
     """
     if not comparisons:
         return nothing("There is nothing to put into a table: 0 records yet.")
-    measured = {one.context_shift: {name: 100 * np.nanmean(v) for name, v in one.numbers.items()} for one in images}
+    measured = {one.context_shift: one.numbers for one in images}
     rows = {}
     for shift, comparison in comparisons.items():
-        numbers = measured.get(shift, {})
+        means = {name: float(np.nanmean(values)) for name, values in measured.get(shift, {}).items()}
         row = rows[f"context shift {shift:g}"] = {
             "teacher’s mIoU, %": f"{100 * comparison.teacher_score:.1f}",
-            "distance": _number(numbers.get("distance", math.nan) / 100, 3),
-            "views disagree, %": _number(numbers.get("disagreement", math.nan), 1),
+            "distance": _number(means.get("distance", math.nan), 3),
+            "views disagree, %": _number(100 * means.get("disagreement", math.nan), 1),
         }
-        for place, one in enumerate(sweeps):
-            gain = one.gains.get(shift)
+        for one in sweeps:
             name = f"{SHIFT_NAMES[one.method]}, over {SHIFT_NAMES[one.reference].removeprefix('+ ')}"
-            row[name] = interval(gain) if gain else "–"
-            if place == 0:
-                alone = comparison.miou(one.reference)
-                lead = comparison.teacher_score - np.mean([alone[seed] for seed in gain.pairs]) if gain else 0.0
-                share = f"{100 * gain.mean / lead:.0f}".replace("-", "−") if lead > 0 else "–"
-                row["share of the teacher’s lead, %"] = share
+            row[name] = interval(one.gains[shift]) if shift in one.gains else "–"
+        if gain := sweeps[0].gains.get(shift):
+            reference = comparison.miou(sweeps[0].reference)
+            lead = comparison.teacher_score - spread(reference[seed] for seed in gain.pairs).mean
+            row["share of the teacher’s lead, %"] = points(gain.mean / lead, 0) if lead > 0 else "–"
     caption = f"means over test images, and gains in points of mIoU with their {100 * confidence:g} % intervals"
     return rows_table(rows, caption)

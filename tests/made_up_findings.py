@@ -1,10 +1,7 @@
 """Findings of detectors that never were: the truth of each scene, with some things left out and some invented."""
 
-import importlib
-from pathlib import Path
-
-import pytest
 import torch
+from chapter_cells import book_script
 
 from apd.data.instances import InstanceSample
 from apd.data.rle import encode
@@ -12,10 +9,7 @@ from apd.data.scenes.instances import SceneInstances
 from apd.evaluation.average_precision import Detections
 from apd.report.detections import SCHEMA, Findings
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).resolve().parents[1] / "book" / "figures")
-    maker = importlib.import_module("detection_findings")
-
+maker = book_script("detection_findings")
 SCENES = SceneInstances(6, height=96, width=128, context_shift=1.0, seed=0, split="test")
 FOUND = {"student": (3, 1), "roi_apd": (2, 0), "teacher": (99, 0)}
 """By network: of how many objects one is missed (each `every`th), and how many detections are false."""

@@ -137,7 +137,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, findings, change, message
         read_findings(tmp_path)
 
 
-def test_images_are_chosen_by_the_counts_and_have_them_below(findings):
+def test_images_are_chosen_by_the_counts_and_have_them_below_and_boxes_are_counted(findings):
     counts, chosen = findings.counts(), findings.chosen()
     gains = [a.score - b.score for a, b in zip(counts["roi_apd"], counts["student"], strict=True)]
     assert gains[chosen["greatest"]] == max(gains)
@@ -147,6 +147,10 @@ def test_images_are_chosen_by_the_counts_and_have_them_below(findings):
         assert f"{kind} difference, image {place}" in shown.description
         assert "({} right, {} false, {} missed)".format(*counts["student"][place]) in shown.description
     assert shown.html.count("<img") == 4 * len(chosen)
+    boxes_N4, labels_N, _ = findings.boxes()
+    boxes = boxes_by_label(SCENES[0], boxes_N4, labels_N, SCENES.spec)
+    assert f"boxes of objects ({len(labels_N) - 1} of {len(labels_N)})" in boxes.description
+    assert all(f"rgb{colour}" in boxes.html for colour in colours_of(SCENES.spec))
     right = sum(count.right for count in counts["teacher"])
     assert re.search(rf"teacher +{right} +0 +0$", counts_table(findings).description, re.MULTILINE)
 
@@ -161,15 +165,6 @@ def test_masks_are_tinted_the_smaller_on_top_and_boxes_have_their_colours():
     framed = drawn(image, torch.tensor([[1.0, 1.0, 6.0, 6.0]]), [(250, 90, 84)], None, None)
     assert framed[3, 9].tolist() == [250, 90, 84]
     assert not framed[9, 9].any()
-
-
-def test_boxes_of_objects_and_of_the_background_are_counted_and_coloured(findings):
-    boxes_N4, labels_N, _ = findings.boxes()
-    shown = boxes_by_label(SCENES[0], boxes_N4, labels_N, SCENES.spec)
-    things = int((~SCENES[0].crowd_N).sum())
-    assert f"boxes of objects ({things} of {things + 1})" in shown.description
-    assert f"boxes of the background (1 of {things + 1})" in shown.description
-    assert all(f"rgb{colour}" in shown.html for colour in colours_of(SCENES.spec))
 
 
 # what makes the files

@@ -12,11 +12,8 @@ from apd.report.figures import method
 DATA = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")
 
 
-def test_images_bring_their_words_and_are_left_alone_by_the_theme():
+def test_a_sample_has_its_sizes_and_its_classes_named():
     shown = method.show_sample(DATA[0], DATA[0].labels_HW[::8, ::8], SCENES)
-    images = re.findall(r"<img [^>]*>", shown.html)
-    assert len(images) == 3
-    assert all('class="dark-light"' in image and re.search(r'alt="[^"]+"', image) for image in images)
     assert "6 × 8 cells" in shown.description
     assert ">pedestrian<" in method.class_key(SCENES)
 

@@ -73,16 +73,13 @@ def test_the_distance_and_the_cosines_are_the_formula_written_out(seed):
         expected = 1 - np.mean([cosines[k, k] for k in here]) if cosines else math.nan
         assert float(found.distance_B[b]) == close(expected)
     assert torch.equal(found.cosines_BKK.isnan(), ~(present_BK[:, :, None] & present_BK[:, None]))
+    everywhere = torch.ones(2, 5, dtype=torch.bool)  # from itself, and from its mirror image
+    assert distance_to_shared(weights_KC, torch.stack([weights_KC, -weights_KC]), everywhere)[0].tolist() == close(
+        [0, 2]
+    )
     # rows without a direction have a cosine of zero
     equal = distance_to_shared(torch.ones(3, 4), torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool))
     assert equal.distance_B.tolist() == [1.0]
-
-
-def test_a_perspective_is_at_no_distance_from_itself_and_at_the_largest_from_its_mirror_image():
-    weights_KC, _, _ = made_up()
-    everywhere = torch.ones(1, len(weights_KC), dtype=torch.bool)
-    assert distance_to_shared(weights_KC, weights_KC[None], everywhere).distance_B.abs() < 1e-6
-    assert (distance_to_shared(weights_KC, -weights_KC[None], everywhere).distance_B - 2).abs() < 1e-6
 
 
 def test_shifts_lengths_and_absent_classes_leave_the_distance_as_it_is():

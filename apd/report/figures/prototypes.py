@@ -12,29 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import apd.report.figures.method as draw
+import apd.report.figures.style as page
 from apd.data.specs import DatasetSpec, Sample
 from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
 from apd.report.correlations import PerImage, relations, seeds_agree
 from apd.report.figures.curves import label_marks
-from apd.report.figures.style import (
-    INK,
-    METHOD_COLOURS,
-    WIDTH,
-    Drawing,
-    Mark,
-    Panel,
-    View,
-    cell_panels,
-    drawing,
-    figure,
-    hoverable,
-    nothing,
-    quiet_axes,
-    table,
-    view_of,
-)
+from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, Drawing
 from apd.report.figures.tables import points
 from apd.report.perspectives import Trace, pairwise_cosine
 from apd.study.recipes import METHOD_NAMES
@@ -71,18 +56,18 @@ def shared_and_own(
     labels_hw, present_K = labels_1hw[0].cpu(), own[1][0].cpu()
     grid = [draw.label_pixels(labels_hw, spec), draw.mapped(labels_hw == label, 0, 1, draw.SCORES)]
     pixels = [draw.image_pixels(sample.image_3HW), *map(draw.cells, grid)]
-    shown = [Panel(pixels, "image and labels", f"{sample.name}; right: cells of {name}")]
-    called = [view_of(view, scores_Khw, present_K) for view, scores_Khw in views.items()]
+    shown = [page.Panel(pixels, "image and labels", f"{sample.name}; right: cells of {name}")]
+    called = [page.view_of(view, scores_Khw, present_K) for view, scores_Khw in views.items()]
     for view, scores_Khw in zip(called, views.values(), strict=True):
         score_hw = scores_Khw.masked_fill(~present_K[:, None, None], ABSENT_LOGIT).softmax(0)[label]
         errors = draw.error_pixels(view.labels_hw, labels_hw, ignored)
         pixels = [draw.label_pixels(view.labels_hw, spec), errors, draw.mapped(score_hw, 0, 1, draw.SCORES)]
         right = draw.share_right(view.labels_hw, labels_hw, ignored)
-        shown.append(Panel([*map(draw.cells, pixels)], view.name, f"{right} of cells right"))
+        shown.append(page.Panel([*map(draw.cells, pixels)], view.name, f"{right} of cells right"))
     below = draw.class_key(spec, torch.nonzero(present_K).flatten().tolist()) + draw.ERROR_KEY
     below += draw.scale(draw.SCORES, f"probability of {name}: 0", "1")
-    called = [View("labels", labels_hw), *called]
-    return cell_panels(shown, called, spec.class_names, columns=2, least="17rem", below=below)
+    called = [page.View("labels", labels_hw), *called]
+    return page.cell_panels(shown, called, spec.class_names, columns=2, least="17rem", below=below)
 
 
 def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -112,8 +97,8 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
     colours = {k: tuple(c / 255 for c in colour) for k, colour in enumerate(spec.palette)}
     images_N, classes_N = (found.tolist() for found in torch.nonzero(trace.present_BK, as_tuple=True))
     between_SBK = (trace.teacher_SBKD * trace.student_SBKD).sum(3)
-    with figure(width=WIDTH, height=0.75 + 2.5 * rows) as fig:
-        marks: list[Mark] = []
+    with page.figure(width=WIDTH, height=0.75 + 2.5 * rows) as fig:
+        marks: list[page.Mark] = []
         for axes, moment in zip(fig.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat, chosen):
             step = f"step {trace.steps[moment]}"
             for who, moments_SBKD in {"teacher": trace.teacher_SBKD, "student": trace.student_SBKD}.items():
@@ -124,7 +109,7 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
                 for x, y, b, k in zip(x_N, y_N, images_N, classes_N, strict=True):
                     cosine = f"cosine of teacher’s and student’s {float(between_SBK[moment, b, k]):.2f}"
                     lines = (f"{names[b]}, {spec.class_names[k]}", f"{who}, {step}", cosine)
-                    marks.append(Mark(axes, x, y, lines, group=f"{b}.{k}"))
+                    marks.append(page.Mark(axes, x, y, lines, group=f"{b}.{k}"))
             axes.set_title(step, fontsize=10.5, fontweight="normal")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -136,7 +121,7 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
         fig.legend(handles, list(MARKERS), loc="outside upper left", ncols=2)
         description = f"Prototypes in the plane of the teacher's last, {100 * kept:.0f} % of their spread, at steps "
         description += ", ".join(str(trace.steps[moment]) for moment in chosen)
-        shown = hoverable(fig, marks, description)
+        shown = page.hoverable(fig, marks, description)
     return Drawing(shown.html + draw.class_key(spec, ignored=False), description)
 
 
@@ -151,7 +136,7 @@ def apart_over_steps(trace: Trace) -> Drawing:
         "the student’s prototypes": (INK, trace.student_SBKD),
         "regularisation trains the head": (METHOD_COLOURS["apd"], trace.teacher_SBKD),
     }
-    with figure(height=3.5) as fig:
+    with page.figure(height=3.5) as fig:
         axes = fig.subplots()
         ends, said = {}, []
         for name, (colour, prototypes_SBKD) in lines.items():
@@ -167,8 +152,8 @@ def apart_over_steps(trace: Trace) -> Drawing:
         label_marks(axes, ends, {name: name for name in ends}, {name: colour for name, (colour, _) in lines.items()})
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set(xlabel="steps", ylabel="cosine between prototypes")
-        quiet_axes(axes, grid="y")
-        return drawing(fig, "Mean cosine between an image's prototypes, first to last step. " + "; ".join(said))
+        page.quiet_axes(axes, grid="y")
+        return page.drawing(fig, "Mean cosine between an image's prototypes, first to last step. " + "; ".join(said))
 
 
 def gain_by_distance(images: Sequence[PerImage]) -> Drawing:
@@ -178,8 +163,8 @@ def gain_by_distance(images: Sequence[PerImage]) -> Drawing:
     the image, its class furthest from the shared perspective, and the scores behind it.
     """
     if not images:
-        return nothing("The gains of single images cannot be drawn: 0 files of evidence yet.")
-    with figure(width=WIDTH, height=0.5 + 2.7 * len(images)) as fig:
+        return page.nothing("The gains of single images cannot be drawn: 0 files of evidence yet.")
+    with page.figure(width=WIDTH, height=0.5 + 2.7 * len(images)) as fig:
         fig.get_layout_engine().set(h_pad=0.1)
         marks, said = [], []
         all_axes = fig.subplots(len(images), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
@@ -193,12 +178,12 @@ def gain_by_distance(images: Sequence[PerImage]) -> Drawing:
             axes.axhline(0, color=INK, linewidth=1.0, zorder=1)
             axes.set_title(title)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-            quiet_axes(axes, grid="y")
-            marks += [Mark(axes, x[i], y[i], _lines(one, i), group=str(i)) for i in order]
+            page.quiet_axes(axes, grid="y")
+            marks += [page.Mark(axes, x[i], y[i], _lines(one, i), group=str(i)) for i in order]
             said.append(f"{title}: {len(order)} images, mean gain {y[order].mean():+.1f}")
         all_axes[-1].set_xlabel("distance of the image’s own perspective from the shared one")
         fig.supylabel("gain over pixel KD, points of mIoU", fontsize=11)
-        return hoverable(fig, marks, "Gain of APD over pixel KD, image by image. " + "; ".join(said))
+        return page.hoverable(fig, marks, "Gain of APD over pixel KD, image by image. " + "; ".join(said))
 
 
 def _lines(one: PerImage, image: int) -> tuple[str, ...]:
@@ -245,7 +230,7 @@ def relation_table(
                 "gains of two seeds": coefficient((seeds_agree(one, method, reference), math.nan, math.nan)),
             }
     if not rows:
-        return nothing("There is no correlation: 0 files of evidence have both methods yet.")
+        return page.nothing("There is no correlation: 0 files of evidence have both methods yet.")
     names = [METHOD_NAMES[name] for name in (method, reference)]
     caption = "rank correlation with an image’s gain of “{}” over “{}”, {:g} % intervals"
-    return table(pd.DataFrame.from_dict(rows, orient="index"), caption.format(*names, 100 * confidence))
+    return page.table(pd.DataFrame.from_dict(rows, orient="index"), caption.format(*names, 100 * confidence))

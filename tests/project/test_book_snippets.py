@@ -36,20 +36,15 @@ def commands() -> Iterator[tuple[str, list[str]]]:
         for first, code in blocks(page, SHELL):
             for number, line in enumerate(code.splitlines(), start=first + 1):
                 if arguments := shlex.split(line, comments=True):
-                    # what several processes run is checked as what one runs
-                    started = arguments[0] == "torchrun" and "-m" in arguments
-                    yield (
-                        f"{page.name}:{number}",
-                        ["python", *arguments[arguments.index("-m") :]] if started else arguments,
-                    )
+                    if arguments[0] == "torchrun" and "-m" in arguments:  # checked as what one process runs
+                        arguments = ["python", *arguments[arguments.index("-m") :]]
+                    yield f"{page.name}:{number}", arguments
 
 
 def beginning_with(*program: str) -> list:
     """The commands of one program, without its name, as parameters of a test."""
-    size = len(program)
-    return [
-        pytest.param(arguments[size:], id=where) for where, arguments in commands() if arguments[:size] == list(program)
-    ]
+    own = [(where, found) for where, found in commands() if found[: len(program)] == list(program)]
+    return [pytest.param(found[len(program) :], id=where) for where, found in own]
 
 
 @pytest.mark.parametrize(

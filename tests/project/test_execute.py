@@ -33,38 +33,25 @@ def planned(runner, *given, names=()):
     return runner.plan(runner.find_notebooks(names), given, all_of_them=not names)
 
 
-def test_a_mistyped_notebook_is_answered_with_the_nearest(runner):
-    with pytest.raises(runner.WrongArgument, match=r"'01_mimi'.*did you mean '01_mini'"):
-        runner.find_notebooks(["01_mimi"])
-
-
 def test_a_notebook_is_found_by_stem_by_file_name_and_by_path(runner):
     for name in ("01_mini", "01_mini.ipynb", "notebooks/01_mini.ipynb"):
         assert [path.name for path in runner.find_notebooks([name])] == ["01_mini.ipynb"]
 
 
-def test_a_folder_without_notebooks_is_an_error_and_not_an_empty_success(runner, tmp_path):
+def test_what_is_no_notebook_is_named_and_an_empty_folder_is_no_success(runner, study, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(runner.WrongArgument, match="no notebook"):
         runner.find_notebooks([], tmp_path / "empty")
-
-
-def test_a_file_that_is_no_notebook_is_named(runner, study):
+    with pytest.raises(runner.WrongArgument, match=r"'01_mimi'.*did you mean '01_mini'"):
+        runner.find_notebooks(["01_mimi"])
     (study / "02_torn.ipynb").write_text('{"cells": [')
     with pytest.raises(runner.WrongArgument, match=r"02_torn.ipynb cannot be read"):
         planned(runner)
 
 
-@pytest.mark.parametrize("names", [(), ("01_mini",)])
-def test_a_mistyped_parameter_is_answered_with_the_nearest(runner, names):
-    with pytest.raises(runner.WrongArgument, match=r"'sead'.*did you mean 'seed'.*rate, seed, size"):
-        planned(runner, ("sead", "1"), names=names)
-
-
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("seed", "3", 3),
         ("seed", "-3", -3),
         ("rate", "1e-3", 1e-3),
         ("rate", "2", 2.0),
@@ -79,30 +66,26 @@ def test_a_value_gets_the_type_that_the_notebook_declares(runner, name, text, ex
     assert type(parameters[name]) is type(expected)
 
 
+def test_a_value_equal_to_the_default_is_not_injected(runner):
+    assert planned(runner, ("size", "tiny"), ("rate", "0.50"))[0][1] == {}
+
+
 @pytest.mark.parametrize(
-    ("name", "text", "kind"),
+    ("given", "message"),
     [
-        ("seed", "3.5", "int"),
-        ("seed", "three", "int"),
-        ("seed", "True", "int"),
-        ("rate", "fast", "float"),
-        ("verbose", "1", "true or false"),
-        ("widths", "4", "list"),
+        ([("sead", "1")], r"'sead'.*did you mean 'seed'.*rate, seed, size"),
+        ([("seed", "1"), ("rate", "1.0"), ("seed", "2")], "-p seed is given more than once"),
+        ([("seed", "3.5")], r"01_mini.ipynb.*'seed' takes .*int.*got '3.5'"),
+        ([("seed", "True")], "'seed' takes .*int.*got 'True'"),
+        ([("rate", "fast")], "'rate' takes .*float.*got 'fast'"),
+        ([("verbose", "1")], "'verbose' takes .*true or false.*got '1'"),
+        ([("widths", "4")], "'widths' takes .*list.*got '4'"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_with_name_type_and_value(runner, name, text, kind):
-    with pytest.raises(runner.WrongArgument, match=rf"01_mini.ipynb.*'{name}' takes .*{kind}.*got '{text}'"):
-        planned(runner, (name, text))
-
-
-def test_a_parameter_given_twice_is_refused(runner):
-    with pytest.raises(runner.WrongArgument, match="-p seed is given more than once"):
-        planned(runner, ("seed", "1"), ("rate", "1.0"), ("seed", "2"))
-
-
-def test_a_value_equal_to_the_default_is_not_injected(runner):
-    ((_, parameters),) = planned(runner, ("size", "tiny"), ("rate", "0.50"))
-    assert parameters == {}
+@pytest.mark.parametrize("names", [(), ("01_mini",)])
+def test_a_wrong_parameter_is_refused_with_what_was_expected(runner, given, message, names):
+    with pytest.raises(runner.WrongArgument, match=message):
+        planned(runner, *given, names=names)
 
 
 def test_run_all_gives_a_parameter_to_the_notebooks_that_declare_it_and_named_ones_must(runner, study):

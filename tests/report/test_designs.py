@@ -25,11 +25,12 @@ from apd.report.comparisons import (
     is_by_construction,
     letters_of,
     mean_gain,
+    pair_gains,
+    pairs_of,
+    sweep,
     term_effects,
     terms_left_out,
 )
-
-from apd.report.comparisons import pair_gains, pairs_of, sweep  # isort: skip
 from apd.report.statistics import ComparisonError, compare, paired_difference
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
 from apd.study.campaigns import experiments_of

@@ -21,7 +21,7 @@ from apd.report.detections import (
     parts_of_ap,
 )
 from apd.report.figures import sentences
-from apd.report.figures.detection import by_kind, parts_table, trials_table, validation_box_ap
+from apd.report.figures.detection import by_kind, detection_trials_table, parts_table, validation_box_ap
 from apd.report.statistics import ComparisonError, paired_difference, spread
 from apd.training.record import Record, read_records
 from apd.training.run import records_folder
@@ -126,13 +126,13 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
         maker.save(made_up_findings(), tmp_path / "detection-findings" / "roi_apd-seed0.json")
     said = "\n".join(f"{item!r}" for item in run_cells("09_detection", tmp_path))
     assert not re.search(r"\bnan\b", said)
-    assert "No trial is recorded yet" in said
+    assert "0 trials have a score on val yet" in said
     assert ("greatest difference, image" in said) == (kept != "none")
     assert ("box AP minus that of “" in said) == (kept == "half of the first seed")
 
 
 def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(trials):
-    rates, weights = (trials_table(trials, weights=weights).description for weights in (False, True))
+    rates, weights = (detection_trials_table(trials, weights=weights).description for weights in (False, True))
     scores = {r.experiment.name: f"{100 * validation_box_ap(r):.1f}" for r in trials}
     for table, name, trial in (
         (rates, "teacher", "teacher-rate0.001"),
@@ -150,5 +150,5 @@ def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(
         with_experiment(record, training=replace(record.experiment.training, learning_rate=0.5)),
     ]
     (tenth,) = (r for r in trials if r.experiment.name == "roi_dkd_x0.1-seed0")
-    assert trials_table([*others, tenth], weights=True).description.count(" ◂") == 2  # in the caption, too
-    assert "weights × 1" not in trials_table([*others, tenth], weights=True).description
+    assert detection_trials_table([*others, tenth], weights=True).description.count(" ◂") == 2  # in the caption, too
+    assert "weights × 1" not in detection_trials_table([*others, tenth], weights=True).description

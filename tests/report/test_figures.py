@@ -26,9 +26,16 @@ from apd.report.figures.curves import (
     term_curves,
     validation_curves,
 )
-from apd.report.figures.forest import Row, class_gains, draw_rows, forest, limits, outlying, scores_over_seeds
-
-from apd.report.figures.forest import term_combinations  # isort: skip
+from apd.report.figures.forest import (
+    Row,
+    class_gains,
+    draw_rows,
+    forest,
+    limits,
+    outlying,
+    scores_over_seeds,
+    term_combinations,
+)
 from apd.report.figures.style import Mark, Panel, View, cell_panels, hoverable, panels, png, table, view_of
 from apd.report.figures.tables import interval, points
 from apd.report.statistics import compare, paired_difference

@@ -12,9 +12,15 @@ from made_up_records import made_up_campaign, made_up_record
 from scipy import stats
 
 from apd.report.comparisons import corrected_gains, factorial_effects, holm, holm_corrected, p_value, subsets
-from apd.report.statistics import ComparisonError, compare, mean_interval, method_of, paired_difference
-
-from apd.report.statistics import planned_and_done, spread  # isort: skip
+from apd.report.statistics import (
+    ComparisonError,
+    compare,
+    mean_interval,
+    method_of,
+    paired_difference,
+    planned_and_done,
+    spread,
+)
 from apd.study.ablations import OTHER_METHODS, variant_names
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS, recipe

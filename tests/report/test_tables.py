@@ -12,14 +12,25 @@ from made_up_records import made_up_campaign, made_up_record, method_in
 
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
 from apd.report.correlations import per_image
-from apd.report.figures.sentences import beside_methods, change_of_gains, digits_of, read_campaigns
-
-from apd.report.figures.sentences import tallies, tally  # isort: skip
-from apd.report.figures.tables import PAIR_RATES, answers_table, best_trials, cost_table, interval
-
-from apd.report.figures.tables import learning_rate_trials, pair_trials, pairs_table, points  # isort: skip
-from apd.report.figures.tables import provenance_table, scores_table, sweep_table, trials  # isort: skip
-from apd.report.figures.tables import trials_table, validation_miou, weight_trials  # isort: skip
+from apd.report.figures.sentences import beside_methods, change_of_gains, digits_of, read_campaigns, tallies, tally
+from apd.report.figures.tables import (
+    PAIR_RATES,
+    answers_table,
+    best_trials,
+    cost_table,
+    interval,
+    learning_rate_trials,
+    pair_trials,
+    pairs_table,
+    points,
+    provenance_table,
+    scores_table,
+    sweep_table,
+    trials,
+    trials_table,
+    validation_miou,
+    weight_trials,
+)
 from apd.report.statistics import compare, method_of, paired_difference
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
 from apd.study.campaigns import BEST_OTHER_METHODS, TRIED_LEARNING_RATES, TRIED_RATES, TUNED_METHODS, experiments_of

@@ -26,8 +26,8 @@ from apd.report.detections import (
     parts_of_variant,
 )
 from apd.report.figures.method import image_pixels
-from apd.report.figures.style import Drawing, ImageHW3, Panel, key, nothing, panels, stack, table
-from apd.report.figures.tables import per_cent
+from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, stack, table
+from apd.report.figures.tables import per_cent, trials_table
 from apd.report.statistics import Comparison, spread
 from apd.study.coco_recipes import STUDENT_RATE
 from apd.training.record import Record
@@ -64,27 +64,21 @@ def validation_box_ap(record: Record) -> float | None:
     return ap_scores(tables_of(found[0]["ap"])["boxes"]).ap if found else None
 
 
-def trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
+def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
     """Box AP on val of each method, by learning rate or by factor on its weights; the best of a row is marked."""
-    rows: dict[str, dict[float, float]] = {}
+    found = []
     for record in records:
-        trial, score = TRIAL.fullmatch(record.experiment.name), validation_box_ap(record)
-        if trial is None or score is None or record.experiment.seed:
-            continue
-        variant, is_rate, rate = trial[1], "-rate" in trial[0], record.experiment.training.learning_rate
-        if weights and record.experiment.distillers and rate == STUDENT_RATE:
-            rows.setdefault(variant, {})[1.0 if is_rate else float(trial[2])] = score
-        elif not weights and is_rate:
-            rows.setdefault(variant, {})[rate] = score
-    if not rows:
-        return nothing("No trial is recorded yet: 0 runs have a score on val.")
+        trial, rate = TRIAL.fullmatch(record.experiment.name), record.experiment.training.learning_rate
+        if trial and not record.experiment.seed:
+            by_rate = "-rate" in trial[0]
+            if weights and record.experiment.distillers and rate == STUDENT_RATE:
+                found.append((trial[1], 1.0 if by_rate else float(trial[2]), record))
+            elif not weights and by_rate:
+                found.append((trial[1], rate, record))
     names = {"teacher": "teacher"} | DETECTION_NAMES
-    frame = pd.DataFrame(rows).T.sort_index(axis=1).reindex([name for name in names if name in rows])
-    frame = frame.rename(index=names, columns=("weights × {:g}" if weights else "learning rate {:g}").format)
-    text = frame.map(lambda score: "–" if math.isnan(score) else f"{100 * score:.1f}")
-    text = text.where(frame.ne(frame.max(axis=1), axis=0), text + " ◂")
-    caption = "box AP in per cent on val after the last step, one seed; ◂ marks the best of a row; a dash: not run"
-    return table(text, f"{caption}, or stopped by a loss that was not finite")
+    named = [(name, value, record) for key, name in names.items() for whose, value, record in found if whose == key]
+    column = "weights × {:g}" if weights else "learning rate {:g}"
+    return trials_table(named, column, "box AP", score=validation_box_ap)
 
 
 def drawn(

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -154,24 +154,23 @@ def commit_text(git: Mapping[str, object]) -> str:
     return (str(git["commit"])[:10] or "unknown") + ("" if git["clean"] else " with changes")
 
 
-def _device(device: Mapping[str, object]) -> str:
-    threads = f", {device['threads']} threads" if device["type"] == "cpu" else ""
-    return f"{device['name']}{threads}, {device['precision']}"
-
-
 def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
     """Where the numbers come from: code, machine, versions and data of every campaign's records."""
     columns: dict[str, dict[str, str]] = {}
     for name, records in campaigns.items():
         contents = [record.content for record in records]
         columns[name] = {"records": str(len(contents))}
+        devices = [{"threads": 0} | c["device"] for c in contents]
+        on_cpu = "{name}, {threads} threads, {precision}"
         if contents:
             columns[name] |= {
                 "first run started (UTC)": min(c["started"] for c in contents)[:16].replace("T", " "),
                 "last run started (UTC)": max(c["started"] for c in contents)[:16].replace("T", " "),
                 "hours of training": f"{sum(c['wall_seconds'] for c in contents) / 3600:.1f}",
                 "commit": _counted([commit_text(c["git"]) for c in contents]),
-                "device": _counted([_device(c["device"]) for c in contents]),
+                "device": _counted(
+                    [(on_cpu if d["type"] == "cpu" else "{name}, {precision}").format(**d) for d in devices]
+                ),
                 "evaluated images": _counted([f"{c['data']['images']} of {c['data']['split']}" for c in contents]),
                 "data, sha256": _counted([c["data"]["fingerprint"][:12] for c in contents]),
             }
@@ -184,6 +183,10 @@ def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
 # Trials of learning rates and weights, on the validation split.
 
 
+Trial = tuple[str, float, Record]
+"""Whose trial it is, the value that was tried, and its record."""
+
+
 def validation_miou(record: Record) -> float:
     """mIoU on val after the last step; NaN where the run was not scored there."""
     last = record.experiment.training.iterations
@@ -191,11 +194,11 @@ def validation_miou(record: Record) -> float:
     return scores(torch.tensor(found[0]["confusion"])).miou if found else math.nan
 
 
-def trials(found: Iterable[tuple[str, float, Record]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean mIoU on val by whose trial it is (rows) and the value that was tried (columns), and of how many records."""
-    rows = [(whose, value, validation_miou(record)) for whose, value, record in found]
-    grouped = pd.DataFrame(rows, columns=["whose", "value", "miou"]).dropna().groupby(["whose", "value"], sort=False)
-    mean, count = (grouped["miou"].agg(how).unstack() for how in ("mean", "count"))
+def trials(found: Iterable[Trial], score: Callable[[Record], float] = validation_miou) -> tuple[pd.DataFrame, ...]:
+    """Mean score by whose trial it is (rows) and the value that was tried (columns), and of how many records."""
+    rows = [(whose, value, score(record)) for whose, value, record in found]
+    grouped = pd.DataFrame(rows, columns=["whose", "value", "score"]).dropna().groupby(["whose", "value"], sort=False)
+    mean, count = (grouped["score"].agg(how).unstack() for how in ("mean", "count"))
     return mean.sort_index(axis=1), count.fillna(0).sort_index(axis=1)
 
 
@@ -205,18 +208,21 @@ def best_trials(mean: pd.DataFrame, count: pd.DataFrame) -> dict[str, float]:
 
 
 def trials_table(
-    found: Iterable[tuple[str, float, Record]], name: str, caption: str, used: Mapping[str, float] | None = None
+    found: Iterable[Trial],
+    name: str,
+    caption: str,
+    used: Mapping[str, float] | None = None,
+    score: Callable[[Record], float] = validation_miou,
 ) -> Drawing:
     """What was tried, with the best of each row marked; means of fewer records than another of the row are in brackets.
 
-    `found` are whose trial it is, the value that was tried, and its record; `name` is that of a column, with a place
-    for the value. `used` is the value that the study uses, by whose it is.
+    `name` is that of a column, with a place for the value. `used` is the value that the study uses, by whose it is.
     """
-    mean, count = trials(found)
+    mean, count = trials(found, score)
     if mean.empty:
         return nothing(f"{caption}: 0 trials have a score on val yet.")
     most, best = count.max(axis=1), best_trials(mean, count)
-    text = mean.map(lambda miou: _number(100 * miou, 1))
+    text = mean.map(lambda value: _number(100 * value, 1))
     text = text.mask(count.lt(most, axis=0) & mean.notna(), "(" + text + ")")
     for whose, value in best.items():
         text.loc[whose, value] += " ◂"
@@ -224,11 +230,11 @@ def trials_table(
     if used:
         text["records of a value"] = most.map("{:g}".format)
         text["used"] = [f"{used[whose]:g}" for whose in text.index]
-    shown = "mIoU in per cent on val after the last step, one seed; ◂ marks the best of a row"
-    return table(text, f"{caption}: {shown}; a dash: not run, or stopped by a loss that was not finite")
+    shown = "in per cent on val after the last step, one seed; ◂ marks the best of a row; a dash: not run"
+    return table(text, f"{caption} {shown}, or stopped by a loss that was not finite")
 
 
-def learning_rate_trials(records: Iterable[Record]) -> list[tuple[str, float, Record]]:
+def learning_rate_trials(records: Iterable[Record]) -> list[Trial]:
     """The trials of each method's learning rate, of seed 0 and of the shortest length."""
     known = [r for r in records if r.experiment.seed == 0 and r.experiment.name.split("-")[0] in METHOD_NAMES]
     steps = min((record.experiment.training.iterations for record in known), default=0)
@@ -240,7 +246,7 @@ def learning_rate_trials(records: Iterable[Record]) -> list[tuple[str, float, Re
     ]
 
 
-def weight_trials(records: Sequence[Record], seed: int = 0) -> list[tuple[str, float, Record]]:
+def weight_trials(records: Sequence[Record], seed: int = 0) -> list[Trial]:
     """The trials of what a method's weights are multiplied with, by the method's name."""
     tried = [
         (v.name, factor, variant_of_strength(v, factor).distillers) for v in plain_variants() for factor in FACTORS
@@ -254,7 +260,7 @@ PAIR_RATES |= {f"student {BACKBONE_NAMES[backbone]}": rate for backbone, rate in
 """The learning rates that pairs use: of a teacher by its head, of a student by its backbone."""
 
 
-def pair_trials(records: Iterable[Record]) -> list[tuple[str, float, Record]]:
+def pair_trials(records: Iterable[Record]) -> list[Trial]:
     """The trials of the learning rates of pairs, of several heads and methods, by the names of PAIR_RATES."""
     found = []
     for record in records:
@@ -263,9 +269,6 @@ def pair_trials(records: Iterable[Record]) -> list[tuple[str, float, Record]]:
         whose = f"teacher {HEAD_NAMES[network.head]}" if teaches else f"student {BACKBONE_NAMES[network.backbone]}"
         found.append((whose, rate, record))
     return sorted(found, key=lambda trial: list(PAIR_RATES).index(trial[0]))
-
-
-# Pairs of networks, and context shift.
 
 
 def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:

@@ -8,7 +8,7 @@ import torch
 from apd.distillers.through_pixels import roi_kd
 from apd.models.detector import build_detector
 from apd.report.detections import DETECTION_NAMES
-from apd.report.figures.speed import read_measurements, step_cost_table
+from apd.report.figures.curves import read_measurements, step_cost_table
 from tests import measure_detection
 from tests.measure_detection import detector_step_cost, noise_batch
 

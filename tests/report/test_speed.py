@@ -8,7 +8,7 @@ import torch
 from small_experiments import tiny
 
 from apd.cost.measure import LossShape
-from apd.report.figures import speed
+from apd.report.figures import curves as speed
 from apd.training.record import RecordError
 from tests import measure_speed
 

@@ -1,19 +1,21 @@
-"""A chapter's code cells, run in this process with records of a test's own."""
+"""What the book is made of: a chapter's code cells, run with records of a test's own, and the book's scripts."""
 
 import ast
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_cells(name: str, folder: Path) -> list[Any]:
     """A notebook's code cells, run one after the other with other records; what they display."""
     shown = []
     scope = {"display": shown.append}
-    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
         if cell.cell_type == "code":
             *body, last = ast.parse(cell.source).body
             exec(compile(ast.Module(body, []), name, "exec"), scope)
@@ -24,3 +26,11 @@ def run_cells(name: str, folder: Path) -> list[Any]:
         if "parameters" in cell.metadata.get("tags", []):
             scope["records"] = str(folder)
     return [item for item in shown if item is not None]
+
+
+def book_script(name: str) -> ModuleType:
+    """A script of `book/figures`, imported."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "figures" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

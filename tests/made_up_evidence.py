@@ -7,10 +7,14 @@ import numpy as np
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
 from apd.data.specs import SCENES
-from apd.report.evidence import SCHEMA, Evidence, rounded
+from apd.report.correlations import SCHEMA, Evidence
 from apd.study.campaigns import scenes_experiment
 
 IMAGES = 40
+
+
+def _stored(values: Sequence[float], digits: int) -> list[float | None]:
+    return [None if np.isnan(value) else round(value, digits) for value in values]
 
 
 def made_up_evidence(
@@ -64,9 +68,9 @@ def made_up_evidence(
             "command": "perspective_study.py",
             "valid": [9000] * images,
             "furthest": [i % SCENES.num_classes for i in range(images)],
-            "perspective": {name: rounded(values, 4) for name, values in numbers.items()},
+            "perspective": {name: _stored(values, 4) for name, values in numbers.items()},
             "scores": {
-                name: {score: rounded(values, 3) for score, values in found.items()} for name, found in scores.items()
+                name: {score: _stored(values, 3) for score, values in found.items()} for name, found in scores.items()
             },
         },
         source=f"context{context_shift:g}-seed{seed}.json",

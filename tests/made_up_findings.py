@@ -1,60 +1,50 @@
 """Findings of detectors that never were: the truth of each scene, with some things left out and some invented."""
 
 import torch
+from chapter_cells import book_script
 
 from apd.data.instances import InstanceSample
 from apd.data.rle import encode
 from apd.data.scenes.instances import SceneInstances
 from apd.evaluation.average_precision import Detections
-from apd.report.findings import SCHEMA, Findings, settings_of, sure_findings
+from apd.report.detections import SCHEMA, Findings
 
+maker = book_script("detection_findings")
 SCENES = SceneInstances(6, height=96, width=128, context_shift=1.0, seed=0, split="test")
 FOUND = {"student": (3, 1), "roi_apd": (2, 0), "teacher": (99, 0)}
-"""By network: of how many things one is found (from the first on), and how many findings are false."""
+"""By network: of how many objects one is missed (each `every`th), and how many detections are false."""
 
 
 def detections(sample: InstanceSample, every: int, false: int) -> Detections:
-    """Things to be found, all but each `every`th of them, and some false ones in a corner."""
+    """Objects to be found, all but each `every`th of them, and some false ones in a corner."""
     wanted = (~sample.crowd_N).nonzero().flatten().tolist()
     kept = [thing for place, thing in enumerate(wanted) if (place + 1) % every]
-    corner = torch.tensor([[0.0, 0.0, 9.0, 7.0]]).repeat(false, 1)
     masks = torch.zeros(false, *sample.image_3HW.shape[1:], dtype=torch.bool)
     masks[:, :7, :9] = True
     return Detections(
-        torch.cat([sample.boxes_N4[kept], corner]),
+        torch.cat([sample.boxes_N4[kept], torch.tensor([[0.0, 0.0, 9.0, 7.0]]).repeat(false, 1)]),
         torch.linspace(0.95, 0.55, len(kept) + false),
         torch.cat([sample.labels_N[kept], torch.zeros(false, dtype=torch.long)]),
         encode(torch.cat([sample.masks_NHW[kept], masks]).numpy()),
     )
 
 
-def made_up_findings(arm: str = "roi_apd") -> Findings:
-    """Findings of a student alone, an arm and a teacher in all scenes."""
-    found = {
-        arm if name == "roi_apd" else name: [sure_findings(detections(sample, *rule)) for sample in SCENES]
-        for name, rule in FOUND.items()
-    }
-    sample = SCENES[0]
+def made_up_findings() -> Findings:
+    """Findings of a baseline, a distilled student and a teacher in all scenes."""
+    sample, half = SCENES[0], [[1.0, 0.5, None, 0.25], [0.5, 1.0, None, -0.5], [None] * 4, [0.25, -0.5, None, 1.0]]
     wanted_N = ~sample.crowd_N
-    boxes = [*sample.boxes_N4[wanted_N].tolist(), [0.0, 0.0, 20.0, 20.0]]
-    half = [[1.0, 0.5, None, 0.25], [0.5, 1.0, None, -0.5], [None] * 4, [0.25, -0.5, None, 1.0]]
-    return Findings(
-        {
-            "schema": SCHEMA,
-            "seed": 0,
-            "runs": {name: {"fingerprint": "a" * 12, "weights_sha256": "0" * 64} for name in found},
-            "data": {"pictures": len(SCENES), "scenes": settings_of(SCENES), "fingerprint": SCENES.fingerprint()},
-            "git": {"commit": "0123456789abcdef", "clean": True},
-            "versions": {"torch": "2.15.0"},
-            "device": {"type": "cpu", "name": "a processor", "threads": 1, "precision": "fp32"},
-            "command": "detection_findings.py",
-            "boxes": {
-                "picture": 0,
-                "boxes": boxes,
-                "labels": [*(sample.labels_N[wanted_N] + 1).tolist(), 0],
-                "student": half,
-                "teacher": half,
-            },
-            "found": found,
-        }
-    )
+    content = {
+        "schema": SCHEMA,
+        "seed": 0,
+        "runs": {name: {"fingerprint": "a" * 12, "weights_sha256": "0" * 64} for name in FOUND},
+        "data": {"pictures": 6, "scenes": maker.settings_of(SCENES), "fingerprint": SCENES.fingerprint()},
+        "boxes": {
+            "picture": 0,
+            "boxes": [*sample.boxes_N4[wanted_N].tolist(), [0.0, 0.0, 20.0, 20.0]],
+            "labels": [*(sample.labels_N[wanted_N] + 1).tolist(), 0],
+            "student": half,
+            "teacher": half,
+        },
+        "found": {name: [maker.sure_findings(detections(s, *rule)) for s in SCENES] for name, rule in FOUND.items()},
+    }
+    return Findings(content)

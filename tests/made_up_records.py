@@ -1,11 +1,12 @@
 """Records of runs that never took place, with chosen confusion matrices, for tests of what is computed from records."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
+from apd.study.campaigns import experiments_of
 from apd.training.record import SCHEMA, Record
 
 PIXELS = 1000
@@ -81,3 +82,17 @@ def made_up_record(
         },
         source=f"{experiment.name}.json",
     )
+
+
+def made_up_campaign(
+    name: str,
+    right: Callable[[Experiment], float] = lambda experiment: 0.7,
+    keep: Callable[[Experiment], bool] = lambda experiment: True,
+) -> list[Record]:
+    """Records of a campaign's planned runs, those that are kept, with a share of right pixels for each."""
+    return [made_up_record(experiment, right(experiment)) for experiment in experiments_of(name) if keep(experiment)]
+
+
+def method_in(experiment: Experiment) -> str:
+    """What its label begins with."""
+    return experiment.name.split("-")[0]

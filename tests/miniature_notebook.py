@@ -28,7 +28,7 @@ root = 2 ** (rate + seed)
 print(f"{size}: {root:.4f} with {sum(widths)}, note {Path('note.txt').read_text().strip()}")
 print(f"took {time.perf_counter() - started:.3f} s")"""
 
-PICTURE = """\
+IMAGE = """\
 import struct
 import zlib
 
@@ -42,14 +42,14 @@ display(Image(png))"""
 
 
 def miniature_notebook() -> nbformat.NotebookNode:
-    """Parameters, printed facts, a picture. Not executed."""
+    """Parameters, printed facts, an image. Not executed."""
     cells = [
         new_markdown_cell("# A miniature"),
         new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
         new_markdown_cell("## Facts"),
         new_code_cell(FACTS),
-        new_markdown_cell("## A picture"),
-        new_code_cell(PICTURE, metadata={"tags": ["nbval-ignore-output"]}),
+        new_markdown_cell("## An image"),
+        new_code_cell(IMAGE, metadata={"tags": ["nbval-ignore-output"]}),
         new_code_cell('print(f"the grey is {seed * 40} of 255")'),
     ]
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}

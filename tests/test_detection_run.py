@@ -19,7 +19,7 @@ from apd.config.experiment import ExperimentError
 from apd.data.image_folder import DataError
 from apd.evaluation.average_precision import ap_scores, scored, tables_of
 from apd.models.detector_hooks import DetectorTap, training_step
-from apd.report.trace import trained_distiller
+from apd.report.perspectives import trained_distiller
 from apd.study import campaign
 from apd.training import trainer as loop
 from apd.training.checkpoint import CheckpointError

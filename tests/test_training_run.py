@@ -16,7 +16,7 @@ from torch import nn
 from apd.config.experiment import ExperimentError
 from apd.data.batches import Batch
 from apd.distillers.apd import APDConfig
-from apd.report.trace import trained_distiller
+from apd.report.perspectives import trained_distiller
 from apd.training import trainer as loop
 from apd.training.checkpoint import CheckpointError
 from apd.training.optim import set_learning_rates

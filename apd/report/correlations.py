@@ -1,29 +1,129 @@
-"""How a number of each image goes with what a method gains on that image: rank correlations over images.
+"""How a number of each test image goes with what a method gains on it: evidence from files, and rank correlations.
 
-Images are the unit. An image's gain is averaged over seeds first, because the seeds see the same images; that interval
-speaks of other images. Whether other students would gain on the same images is asked of each seed by itself. A relation
-is significant only when both intervals leave out zero.
+An image's gain is averaged over seeds first, because the seeds see the same images; that interval speaks of other
+images. Whether other students would gain on the same images is asked of each seed by itself. A relation is significant
+only when both intervals leave out zero.
 """
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from apd.report.evidence import NUMBERS, SCORES, Evidence
+from apd.config.experiment import Experiment
+from apd.config.identity import fingerprint, from_dict
 from apd.report.statistics import ComparisonError, Difference, mean_interval
-from apd.training.record import Record
+from apd.training.record import Record, RecordError
+from apd.training.run import records_folder
+
+SCHEMA = 1
+LARGEST = {"distance": 2.0, "divergence": math.inf, "disagreement": 1.0, "own_right": 1.0, "shared_right": 1.0}
+"""Numbers of an image's perspective with their largest possible value."""
+REVEALED = "revealed"
+"""What an image's own perspective shows and the shared one hides: `own_right` minus `shared_right`; not stored."""
+NUMBERS = (*LARGEST, REVEALED)
+SCORES = ("miou", "right")
+"""Scores of an image: mIoU over the classes in its labels, and share of valid pixels right."""
+NEEDED = ("teacher", "pixel_kd", "apd")
+"""Networks that every file has scores of."""
+MAKER = "book/figures/perspective_evidence.py"
 
 Values = NDArray[np.float64]
-RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Validated evidence of one context shift and seed. `content` is the JSON as it stands in the file.
+
+    Beside provenance: `experiment` (of APD), `runs` (fingerprint and weights of each network), `data`, and for each
+    image `valid` (pixels), `furthest` (class whose prototype is furthest from its row), `perspective[number]` and
+    `scores[network][score]`. RecordError at construction names the first wrong entry.
+    """
+
+    content: dict[str, Any]
+    source: str = "evidence"
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except KeyError as error:
+            raise RecordError(f"{self.source}: {error} is missing") from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise RecordError(f"{self.source}: {error}") from error
+
+    def _check(self) -> None:
+        content, runs, data = self.content, self.content["runs"], self.content["data"]
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r} is not {SCHEMA}, which this code reads")
+        named = fingerprint(self.experiment)
+        for network in (*NEEDED, *runs):
+            if not all(isinstance(runs[network][entry], str) for entry in ("fingerprint", "weights_sha256")):
+                raise ValueError(f"runs.{network} must hold fingerprint and weights_sha256, both texts")
+        if named != runs["apd"]["fingerprint"]:
+            raise ValueError(f"runs.apd.fingerprint is not that of the experiment ({named}): the file was edited")
+        entries = {"valid": math.inf, "furthest": len(data["class_names"]) - 1}
+        entries |= {f"perspective.{name}": most for name, most in LARGEST.items()}
+        entries |= {f"scores.{network}.{score}": 1.0 for network, score in itertools.product(runs, SCORES)}
+        for entry, most in entries.items():
+            values = self._values(*entry.split("."))
+            known = values[~np.isnan(values)]
+            if values.shape != (data["images"],) or not ((known >= 0) & (known <= most) & (known < math.inf)).all():
+                expected = f"{data['images']} values, null or from 0 to {most:g}"
+                raise ValueError(f"{entry} = {values.tolist()!r:.80}: expected {expected}")
+
+    def _values(self, *path: str) -> Values:
+        values = reduce(getitem, path, self.content)
+        found = np.array([math.nan if value is None else value for value in values])
+        if found.dtype.kind not in "fi":
+            raise ValueError(f"{'.'.join(path)} = {values!r:.80}: expected numbers")
+        return found.astype(np.float64)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The run of APD."""
+        return from_dict(self.content["experiment"])
+
+    def number(self, name: str) -> Values:
+        """(N,) one of NUMBERS, NaN where an image has none."""
+        if name == REVEALED:
+            return self.number("own_right") - self.number("shared_right")
+        return self._values("perspective", name)
+
+    def score(self, network: str, name: str) -> Values:
+        """(N,) the images' scores of one network, NaN where an image has none."""
+        return self._values("scores", network, name)
+
+    def gain(self, method: str, reference: str) -> Values:
+        """(N,) one method's mIoU of each image minus another's."""
+        return self.score(method, "miou") - self.score(reference, "miou")
+
+
+def read_evidence(path: Path) -> Evidence:
+    """One file, checked; RecordError when it is not JSON or does not follow the schema."""
+    try:
+        return Evidence(json.loads(Path(path).read_text(encoding="utf-8")), source=str(path))
+    except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
+        what = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
+        raise RecordError(f"{what}. Restore the file, or delete it and have it made again by python {MAKER}") from error
+
+
+def read_all_evidence(folder: Path | None = None) -> list[Evidence]:
+    """Every file of a folder (default: the committed ones) by context shift and seed; empty where there is none."""
+    found = [read_evidence(path) for path in sorted((folder or records_folder("perspectives")).glob("*.json"))]
+    return sorted(found, key=lambda one: (one.experiment.data.context_shift, one.experiment.seed))
 
 
 class Correlation(NamedTuple):
-    """A rank correlation with its interval over images; NaN where there is none."""
+    """A rank correlation with its interval over images, NaN where there is none."""
 
     value: float
     low: float
@@ -32,41 +132,35 @@ class Correlation(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """A number of the images and their gains, correlated twice."""
+    """A number of the images correlated with their gains: means over seeds, and the mean of each seed's own."""
 
     over_images: Correlation
-    """Of gains that are means over seeds; its interval is over images."""
     over_seeds: Difference
-    """The mean of each seed's own rank correlation; its interval is over seeds."""
 
     @property
     def verdict(self) -> str:
-        """One of "rises with", "falls with", "shows no sure relation to" and "cannot be compared yet with"."""
+        """Says whether gains rise with the number, fall with it, or neither."""
         lows, highs = zip(self.over_images[1:3], self.over_seeds[1:3], strict=True)
-        if any(math.isnan(low) for low in lows):
+        if any(map(math.isnan, lows)):
             return "cannot be compared yet with"
-        if min(lows) > 0:
-            return "rises with"
-        return "falls with" if max(highs) < 0 else "shows no sure relation to"
+        sign = (min(lows) > 0) - (max(highs) < 0)
+        return ("shows no significant relation to", "rises with", "falls with")[sign]
 
 
 class PerImage(NamedTuple):
-    """The evidence of one context shift, image by image, averaged over seeds, and the seeds' own evidence."""
+    """The evidence of one context shift, averaged over seeds, and the seeds' own; a `furthest` of -1: there is none."""
 
     context_shift: float
     seeds: tuple[int, ...]
     numbers: dict[str, Values]
-    """Number of the images' perspectives -> (N,)."""
     scores: dict[str, dict[str, Values]]
-    """Network -> score -> (N,)."""
     furthest: list[int]
-    """The class of each image whose prototype is furthest from its row; -1 where there is none."""
     class_names: list[str]
     each: list[Evidence]
 
-    def gain(self, method: str = "apd", reference: str = "pixel_kd", score: str = "miou") -> Values:
-        """(N,) by how much a method's score of an image is above another's, mean over seeds."""
-        return self.scores[method][score] - self.scores[reference][score]
+    def gain(self, method: str = "apd", reference: str = "pixel_kd") -> Values:
+        """(N,) one method's mIoU of each image minus another's, mean over seeds."""
+        return self.scores[method]["miou"] - self.scores[reference]["miou"]
 
 
 def _pearson(x: Values, y: Values) -> Values:
@@ -91,31 +185,27 @@ def spearman(*columns: Values) -> float:
     """Spearman's rank correlation of two columns; a third is taken out of the ranks of both first, linearly.
 
     NaN below three pairs, and where all of one side are equal or nothing is left of it.
-
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
-    1.0
     """
     return float(_of_ranks(*map(rankdata, columns))) if len(columns[0]) >= 3 else math.nan
 
 
 def _complete(*columns: Values) -> Values:
-    """The images of which every column knows something, (columns, images)."""
+    """(columns, images) of which every column knows something."""
     together = np.stack(columns).astype(np.float64)
     return together[:, ~np.isnan(together).any(0)]
 
 
-def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAMPLES) -> Correlation:
-    """Rank correlation with a percentile bootstrap interval over images, the same at every call.
+def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000) -> Correlation:
+    """Rank correlation (:func:`spearman`) with a percentile bootstrap interval over images, the same at every call.
 
-    Columns as those of :func:`spearman`, one value per image; images with a NaN anywhere are left out.
+    Columns have one value per image; images with a NaN anywhere are left out.
     """
-    if len({len(column) for column in columns}) != 1:
-        raise ValueError(f"lengths {[len(column) for column in columns]}: expected one value per image in each")
+    if len(set(map(len, columns))) != 1:
+        raise ValueError(f"lengths {[*map(len, columns)]}: expected one value per image in each")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)
-    images = together.shape[1]
-    value = spearman(*together)
+    images, value = together.shape[1], spearman(*together)
     if math.isnan(value):
         return Correlation(math.nan, math.nan, math.nan, images)
     # uniform numbers instead of Generator.integers: NumPy may change how it draws integers
@@ -129,51 +219,42 @@ def correlate(*columns: Values, confidence: float = 0.95, resamples: int = RESAM
 
 
 def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
-    """Average the evidence over seeds, for each context shift by itself, in rising order.
-
-    Only networks that every seed has are kept. ComparisonError where files of one context shift do not fit.
-    """
-    groups: dict[float, list[Evidence]] = {}
-    for one in sorted(evidence, key=lambda one: (one.context_shift, one.seed)):
-        groups.setdefault(one.context_shift, []).append(one)
-    return [_average(each) for each in groups.values()]
+    """The evidence by context shift, averaged over seeds, of the networks that all of them have; files must fit."""
+    places = [(one.experiment.data.context_shift, one.experiment.seed, one) for one in evidence]
+    groups = itertools.groupby(sorted(places, key=lambda place: place[:2]), lambda place: place[0])
+    return [_average(shift, [one for *_, one in each]) for shift, each in groups]
 
 
-def _average(each: list[Evidence]) -> PerImage:
-    """One context shift's evidence, averaged."""
-    first = each[0]
+def _average(context_shift: float, each: list[Evidence]) -> PerImage:
+    first, seeds = each[0], tuple(one.experiment.seed for one in each)
     for one in each[1:]:
-        for what, value, expected in (
-            ("images", one.content["data"], first.content["data"]),
-            ("teacher", one.content["runs"]["teacher"], first.content["runs"]["teacher"]),
-            ("settings of APD", one.experiment.distillers, first.experiment.distillers),
+        for what, of in (
+            ("images", lambda e: e.content["data"]),
+            ("teacher", lambda e: e.content["runs"]["teacher"]),
+            ("settings of APD", lambda e: e.experiment.distillers),
         ):
-            if value != expected:
+            if of(one) != of(first):
                 raise ComparisonError(f"{one.source} and {first.source} differ in the {what}")
-    seeds = tuple(one.seed for one in each)
     if len(set(seeds)) < len(seeds):
-        raise ComparisonError(f"context shift {first.context_shift:g}: seeds {list(seeds)}, expected each once")
-    networks = [name for name in first.networks if all(name in one.networks for one in each)]
+        raise ComparisonError(f"context shift {context_shift:g}: seeds {list(seeds)}, expected each once")
+    networks = [name for name in first.content["runs"] if all(name in one.content["runs"] for one in each)]
     return PerImage(
-        context_shift=first.context_shift,
-        seeds=seeds,
-        numbers={name: np.mean([one.number(name) for one in each], axis=0) for name in NUMBERS},
-        scores={
-            network: {score: np.mean([one.score(network, score) for one in each], axis=0) for score in SCORES}
-            for network in networks
-        },
-        furthest=[-1 if label is None else label for label in first.content["furthest"]],
-        class_names=first.content["data"]["class_names"],
-        each=each,
+        context_shift,
+        seeds,
+        {name: np.mean([one.number(name) for one in each], axis=0) for name in NUMBERS},
+        {n: {score: np.mean([one.score(n, score) for one in each], axis=0) for score in SCORES} for n in networks},
+        [-1 if label is None else label for label in first.content["furthest"]],
+        first.content["data"]["class_names"],
+        each,
     )
 
 
 def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_kd") -> float:
-    """Mean rank correlation of the images' gains in mIoU between two seeds, over all pairs of seeds; NaN with one.
+    """Mean rank correlation of the images' gains between two seeds, over all pairs of seeds; NaN with one.
 
     Near 0, where an image gains is a matter of the seed, and nothing that belongs to the image can predict it.
     """
-    gains = _complete(*(one.score(method, "miou") - one.score(reference, "miou") for one in images.each))
+    gains = _complete(*(one.gain(method, reference) for one in images.each))
     found = [spearman(a, b) for a, b in itertools.combinations(gains, 2)]
     return float(np.mean(found)) if found else math.nan
 
@@ -187,28 +268,21 @@ def relations(
     method: str = "apd",
     reference: str = "pixel_kd",
 ) -> dict[str, Relation]:
-    """How numbers of the images' perspectives, by `names`, go with a method's gain in mIoU over a reference.
-
-    The scores of the network `held`, if any, are taken out of both sides (see :func:`spearman`).
-    """
-    gain, found = images.gain(method, reference), {}
-    control = [] if held is None else [images.scores[held]["miou"]]
+    """How numbers of the images' perspectives go with a method's gain, apart from what the scores of `held` explain."""
+    control, found = [images.scores[held]["miou"]] if held else [], {}
     for name in names:
         by_seed = {}
         for one in images.each:
-            columns = [one.number(name), one.score(method, "miou") - one.score(reference, "miou")]
-            value = spearman(*_complete(*columns, *([] if held is None else [one.score(held, "miou")])))
-            if not math.isnan(value):
-                by_seed[one.seed] = value
-        found[name] = Relation(
-            correlate(images.numbers[name], gain, *control, confidence=confidence), mean_interval(by_seed, confidence)
-        )
+            own = [one.score(held, "miou")] if held else []
+            by_seed[one.experiment.seed] = spearman(*_complete(one.number(name), one.gain(method, reference), *own))
+        known = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
+        whole = correlate(images.numbers[name], images.gain(method, reference), *control, confidence=confidence)
+        found[name] = Relation(whole, mean_interval(known, confidence))
     return found
 
 
 class Backed(NamedTuple):
-    """How evidence and records go together: runs in the evidence, those of them with a record of the same weights, and
-    the largest difference in the share of pixels right; NaN where no run has such a record."""
+    """Runs in evidence, those with a record of the same weights, largest difference in the share of pixels right."""
 
     runs: int
     recorded: int
@@ -216,16 +290,13 @@ class Backed(NamedTuple):
 
 
 def backed_by(evidence: Sequence[Evidence], records: Sequence[Record]) -> Backed:
-    """Compare the students' pixels in the evidence with the confusion matrices of the records of their runs."""
+    """Compare the students' pixels in the evidence with the confusion matrices of their runs' records."""
     known = {record.content["weights_sha256"]: record for record in records}
-    runs, differences = 0, []
-    for one in evidence:
-        valid = np.array(one.content["valid"], dtype=np.float64)
-        for network, run in one.content["runs"].items():
-            if network == "teacher":  # it has no record among the students'
-                continue
-            runs += 1
-            if record := known.get(run["weights_sha256"]):
-                right = float(np.nansum(one.score(network, "right") * valid) / valid.sum())
-                differences.append(abs(right - record.scores.aacc))
-    return Backed(runs, len(differences), max(differences, default=math.nan))
+    students = [(one, n, run) for one in evidence for n, run in one.content["runs"].items() if n != "teacher"]
+    differences = []
+    for one, network, run in students:
+        if record := known.get(run["weights_sha256"]):
+            valid = np.array(one.content["valid"], dtype=np.float64)
+            right = float(np.nansum(one.score(network, "right") * valid) / valid.sum())
+            differences.append(abs(right - record.scores.aacc))
+    return Backed(len(students), len(differences), max(differences, default=math.nan))

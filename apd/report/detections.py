@@ -1,27 +1,35 @@
-"""Single images of detection: what is right in them, which to show, and their boxes as distillation sees them.
+"""Detections: what is right in single images, files of such findings, and comparisons by average precision.
 
-AP is a score of a whole data set. For one image the detections that the detector is fairly sure of are counted instead.
+The files are made by `book/figures/detection_findings.py`; they hold no image, as scenes are drawn anew.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torch import Tensor
 from torchvision.ops import box_area, box_iou
 
-from apd.data.batches import unit_range
-from apd.data.instances import InstanceDataset, InstanceSample, as_target
-from apd.distillers.base import NO_BOX
-from apd.evaluation.average_precision import Detections
-from apd.models.detector_hooks import DetectorTap, training_step
-from apd.perspective import class_prototypes
+from apd.data.instances import InstanceSample
+from apd.data.scenes.instances import SceneInstances
+from apd.evaluation.average_precision import APScores, Detections
+from apd.report.comparisons import Corrected, holm_corrected
+from apd.report.statistics import Comparison, ComparisonError, Score, check_alike, compare, stripped
+from apd.study.campaigns import CAMPAIGNS
+from apd.training.record import Record, RecordError
+from apd.training.run import records_folder
 
 LEAST_OVERLAP = 0.5
 """Overlap (intersection over union of boxes) from which a detection is right, that of AP50."""
 LEAST_SCORE = 0.5
 """How sure a detector has to be for a detection to be counted and drawn (own choice)."""
+SCHEMA = 1
+BASELINE, TEACHER = "student", "teacher"
 
 
 class ImageCount(NamedTuple):
@@ -51,7 +59,6 @@ def count_in_image(truth: InstanceSample, found: Detections) -> ImageCount:
         >>> count_in_image(truth, twice)
         ImageCount(right=1, false=1, missed=0)
     """
-    surest = found.scores_N.argsort(descending=True, stable=True).tolist()
     same_NM = found.labels_N[:, None] == truth.labels_N[None]
     overlaps_NM = box_iou(found.boxes_N4, truth.boxes_N4).nan_to_num(0.0)
     wanted_NM = torch.where(same_NM & ~truth.crowd_N, overlaps_NM, -1.0)
@@ -60,7 +67,7 @@ def count_in_image(truth: InstanceSample, found: Detections) -> ImageCount:
     inside_NM = common_NM / box_area(found.boxes_N4)[:, None]
     in_crowd_N = ((inside_NM >= LEAST_OVERLAP) & same_NM & truth.crowd_N).any(1)
     right = false = 0
-    for i in surest:
+    for i in found.scores_N.argsort(descending=True, stable=True).tolist():
         if found.scores_N[i] < LEAST_SCORE:
             break
         best = int(wanted_NM[i].argmax()) if wanted_NM.shape[1] else -1
@@ -73,23 +80,19 @@ def count_in_image(truth: InstanceSample, found: Detections) -> ImageCount:
 
 
 def least_middle_most(differences: Sequence[float]) -> dict[str, int]:
-    """The images with the greatest, the middle and the least difference: a choice by rule, not by looking.
+    """The images with the greatest, the middle and the least of two detectors' differences: a choice by rule.
 
     Of equal ones it is the first that has not been named yet; the middle one is the lower median. Fewer than three come
-    back only where all pictures of that difference are named.
-
-    Args:
-        differences: of two detectors' scores, image by image.
+    back only where all images of that difference are named.
 
     >>> least_middle_most([0, 2, -1, 1, 2])
     {'greatest': 1, 'median': 3, 'least': 2}
     """
-    values = list(differences)
+    values, chosen = list(differences), {}
     if not values:
-        return {}
+        return chosen
     ordered = sorted(values)
     wanted = {"greatest": ordered[-1], "median": ordered[(len(ordered) - 1) // 2], "least": ordered[0]}
-    chosen: dict[str, int] = {}
     for name, value in wanted.items():
         equal = [place for place, other in enumerate(values) if other == value and place not in chosen.values()]
         if equal:
@@ -97,74 +100,192 @@ def least_middle_most(differences: Sequence[float]) -> dict[str, int]:
     return chosen
 
 
-def first_with_all_classes(dataset: InstanceDataset) -> int:
-    """The first image in which an object of each class has to be found; 0 where there is none."""
-    for place in range(len(dataset)):
-        sample = dataset[place]
-        if len(sample.labels_N[~sample.crowd_N].unique()) == dataset.spec.num_classes:
-            return place
-    return 0
+@dataclass(frozen=True)
+class Findings:
+    """Detections of several detectors in the same scenes. `content` is the JSON as it stands in the file.
 
-
-class BoxPerspectives(NamedTuple):
-    """An image's boxes and the cosines between its classes, for a student and its teacher; all on the CPU."""
-
-    boxes_N4: Tensor
-    """Drawn from the student's proposals and the true boxes, to train its box head on; in pixels."""
-    labels_N: Tensor
-    """int64 label that each was matched with, 0 for the background."""
-    student_KK: Tensor
-    """Cosines between the prototypes of the labels, the background first; NaN where a label has no box."""
-    teacher_KK: Tensor
-    class_map_HW: Tensor | None
-    """The objects' masks as labels of pixels (:func:`apd.data.instances.class_map`); None without masks."""
-
-
-def cosines_of_prototypes(vectors_C1N: Tensor, labels_1N: Tensor, num_labels: int) -> Tensor:
-    """(K, K) cosines between the mean directions of the vectors of each label; NaN where a label has none."""
-    found_1KC, present_1K = class_prototypes(vectors_C1N[None], labels_1N[None], num_labels, ignore_index=NO_BOX)
-    prototypes_KC, present_K = found_1KC[0], present_1K[0]
-    both_KK = present_K[:, None] & present_K
-    return torch.where(both_KK, prototypes_KC @ prototypes_KC.T, torch.nan)
-
-
-@torch.no_grad()
-def box_perspectives(
-    student: GeneralizedRCNN, teacher: GeneralizedRCNN, sample: InstanceSample, *, seed: int = 0
-) -> BoxPerspectives:
-    """Let a student draw boxes in an image as it does in training, and look at them with both networks.
-
-    The vectors are the box heads' own, before any projection. The student's batch norm stays as it is, its modes are
-    put back, and torch's global generator is left as it was.
-
-    Raises:
-        ValueError: the teacher is in training mode, or the networks have other numbers of classes.
+    RecordError: at construction, when an entry is missing or does not fit another.
     """
-    device = next(student.parameters()).device
-    target = {name: value.to(device) for name, value in as_target(sample).items()}
-    modes = {module: module.training for module in student.modules()}
-    student.train()
-    for module in student.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    try:
-        with torch.random.fork_rng(), DetectorTap(student) as tap:
-            torch.manual_seed(seed)
-            _, pair = training_step(student, tap, teacher, [unit_range(sample.image_3HW).to(device)], [target])
-            boxes_N4, (height, width) = tap.boxes[0].cpu(), pair.student.image_sizes[0]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    rows, columns = sample.image_3HW.shape[1:]
-    labels_1N, num_labels = pair.labels_B1N[0], pair.student.logits_BK1N.shape[1]
-    cosines = [
-        cosines_of_prototypes(view.vectors_BC1N[0], labels_1N, num_labels).cpu()
-        for view in (pair.student, pair.teacher)
-    ]
-    map_HW = target.get("class_map")
-    return BoxPerspectives(
-        boxes_N4 * boxes_N4.new_tensor([columns / width, rows / height]).repeat(2),
-        labels_1N[0].cpu(),
-        *cosines,
-        None if map_HW is None else map_HW.cpu(),
-    )
+
+    content: dict[str, Any]
+    source: str = "findings"
+
+    def __post_init__(self) -> None:
+        try:
+            if self.content["schema"] != SCHEMA:
+                raise ValueError(f"schema {self.content['schema']!r} is not {SCHEMA}, which this code reads")
+            for network in self.content["runs"]:
+                if len(found := self.found(network)) != self.images:
+                    raise ValueError(f"found.{network} is of {len(found)} images, but data.pictures = {self.images}")
+            if self.dataset().fingerprint() != self.content["data"]["fingerprint"]:
+                raise ValueError("data.fingerprint is not that of today's scenes: another generator drew them")
+            self.boxes()
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise RecordError(
+                f"{self.source}: {what}. Restore the file, or delete it and run book/figures/detection_findings.py"
+            ) from error
+
+    def dataset(self) -> SceneInstances:
+        """The scenes, drawn anew."""
+        return SceneInstances(**self.content["data"]["scenes"])
+
+    @property
+    def images(self) -> int:
+        """How many images of the split there are detections of, from its first."""
+        return self.content["data"]["pictures"]
+
+    def found(self, network: str) -> list[Detections]:
+        """One network's detections, image by image."""
+        size = [self.content["data"]["scenes"][side] for side in ("height", "width")]
+        return [
+            Detections(
+                torch.tensor(each["boxes"], dtype=torch.float32).reshape(-1, 4),
+                torch.tensor(each["scores"], dtype=torch.float32),
+                torch.tensor(each["labels"], dtype=torch.int64),
+                None if each["masks"] is None else [{"size": size, "counts": counts} for counts in each["masks"]],
+            )
+            for each in self.content["found"][network]
+        ]
+
+    def counts(self) -> dict[str, list[ImageCount]]:
+        """What each network gets right in each image: the baseline first, the teacher last."""
+        dataset = self.dataset()
+        samples = [dataset[place] for place in range(self.images)]
+        return {
+            network: [count_in_image(*both) for both in zip(samples, self.found(network), strict=True)]
+            for network in self.content["runs"]
+        }
+
+    def chosen(self) -> dict[str, int]:
+        """The images in which the distilled student is most ahead of the baseline, in the middle, and least."""
+        counts = self.counts()
+        (distilled,) = counts.keys() - {BASELINE, TEACHER}
+        both = zip(counts[distilled], counts[BASELINE], strict=True)
+        return least_middle_most([one.score - other.score for one, other in both])
+
+    def boxes(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What distillation saw of the image `content["boxes"]["picture"]`: boxes (N, 4) that the student drew, their
+        labels (N,), and cosines (K, K) between the labels' prototypes, NaN without a box, for teacher and student."""
+        kept = self.content["boxes"]
+        boxes_N4 = torch.tensor(kept["boxes"], dtype=torch.float32).reshape(-1, 4)
+        cosines = {who: torch.tensor(np.array(kept[who], dtype=np.float32)) for who in ("teacher", "student")}
+        return boxes_N4, torch.tensor(kept["labels"]), cosines
+
+
+def read_findings(folder: Path | None = None) -> list[Findings]:
+    """Every file of a folder (default: the committed ones). RecordError: one is no JSON, or not of today's scenes."""
+    found = []
+    for path in sorted((folder or records_folder("detection-findings")).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path}: cannot be read as JSON: {error}. Restore the file, or delete it") from error
+        found.append(Findings(content, source=str(path)))
+    return found
+
+
+# Detection: the variants are those that the records' labels name, as in `roi_apd_and_review_kd-seed2`.
+
+Kind = Literal["boxes", "masks"]
+
+
+def ap_score(kind: Kind, name: str, of: Callable[[APScores], float]) -> Score:
+    """A score that is read off the average precision of boxes or of masks (`kind`) by `of`."""
+
+    def read(ap: dict[str, APScores] | None) -> float:
+        return of(ap[kind]) if ap and kind in ap else math.nan
+
+    return Score(name, lambda record: read(record.ap), lambda record: read(record.teacher_ap))
+
+
+BOX_AP = ap_score("boxes", "box AP", lambda ap: ap.ap)
+MASK_AP = ap_score("masks", "mask AP", lambda ap: ap.ap)
+MAIN_AP: dict[Kind, Score] = {"boxes": BOX_AP, "masks": MASK_AP}
+"""The mean over ten overlaps and all classes, COCO's main score."""
+
+
+def parts_of_ap(kind: Kind, class_names: Sequence[str]) -> list[Score]:
+    """AP at two overlaps, by size of the objects, and class by class.
+
+    >>> [score.name for score in parts_of_ap("boxes", ["car"])]
+    ['AP50', 'AP75', 'small', 'medium', 'large', 'car']
+    """
+    fields = ("AP50", "AP75", "small", "medium", "large")
+    parts = [ap_score(kind, name, lambda ap, name=name: getattr(ap, name.lower())) for name in fields]
+    return parts + [ap_score(kind, name, lambda ap, k=k: float(ap.ap_K[k])) for k, name in enumerate(class_names)]
+
+
+DETECTION_NAMES = {
+    "student": "student alone",
+    "roi_kd": "KD of boxes",
+    "roi_dkd": "DKD of boxes",
+    "pyramid_matching": "pyramid matching",
+    "review_kd": "ReviewKD",
+    "roi_apd": "APD of boxes",
+    "dense_apd": "APD of masks",
+}
+"""What stands in figures and tables for the distillers between detectors."""
+REFERENCES = ("student", "roi_kd")
+"""What every variant is compared with: no teacher, and the plainest use of one."""
+
+
+def detection_campaigns() -> list[str]:
+    """The campaigns whose experiments are of detection, in their order."""
+    firsts = {name: next(iter(experiments()), None) for name, experiments in CAMPAIGNS.items()}
+    return [name for name, first in firsts.items() if getattr(first, "task", "") == "detection"]
+
+
+def parts_of_variant(variant: str) -> list[str]:
+    """The distillers that a variant's key names: `roi_apd_and_review_kd` names two."""
+    return variant.split("_and_")
+
+
+def detection_names(records: Iterable[Record]) -> dict[str, str]:
+    """The variants that the records' labels name, in the order of figures, combinations last, with their names.
+
+    A distiller that is not in :data:`DETECTION_NAMES` keeps its key, with spaces.
+    """
+    order = list(DETECTION_NAMES)
+
+    def place(variant: str) -> tuple[int, list[int], str]:
+        parts = parts_of_variant(variant)
+        return len(parts), [order.index(part) if part in order else len(order) for part in parts], variant
+
+    variants = sorted({record.experiment.name.split("-")[0] for record in records}, key=place)
+    return {
+        variant: " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_variant(variant))
+        for variant in variants
+    }
+
+
+def detection_comparisons(records: Sequence[Record]) -> list[Comparison]:
+    """Sort records of detection into comparisons by box AP, one for each data configuration.
+
+    A baseline may have been run with the teacher of the others or without one, which changes nothing in it. Errors as
+    of :func:`apd.report.statistics.compare`.
+    """
+    names = detection_names(records)
+    comparisons = {one.data: one for one in compare([r for r in records if r.experiment.teacher is not None], names)}
+    for without in compare([r for r in records if r.experiment.teacher is None], names):
+        if beside := comparisons.get(without.data):
+            first, other = beside.any_record, without.any_record
+            check_alike(first, other, lambda e: stripped(e, teacher=None))
+            if twice := sorted(beside.variants.keys() & without.variants.keys()):
+                raise ComparisonError(f"{first.source} and {other.source}: runs of {twice} with and without a teacher")
+            without = replace(beside, variants={**beside.variants, **without.variants}).only(names)
+        comparisons[without.data] = without
+    return [comparison.by(BOX_AP) for comparison in comparisons.values()]
+
+
+def counted(comparison: Comparison, scores: Iterable[Score]) -> list[Score]:
+    """Those of some scores that the runs have: not of masks where there are none, nor of sizes that do not occur."""
+    runs = [record for records in comparison.variants.values() for record in records.values()]
+    return [score for score in scores if any(not math.isnan(score.of(record)) for record in runs)]
+
+
+def added_to(comparison: Comparison, confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
+    """Each combination minus each of its parts alone, corrected together: by the combination and that part."""
+    pairs = [(variant, part) for variant in comparison.variants for part in parts_of_variant(variant)]
+    found = {pair: comparison.difference(*pair, confidence) for pair in pairs if pair[0] != pair[1]}
+    return holm_corrected(found, confidence)

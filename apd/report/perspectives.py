@@ -1,40 +1,46 @@
-"""How far an image's own perspective, its prototypes, is from the shared one, the classifier: numbers without gradient.
+"""An image's own perspective: how far it is from the shared one, what is seen through it, and how it is trained."""
 
-:func:`distance_to_shared` compares directions of features before the projection heads, so it is fixed before any
-student is trained; :func:`compare_views` compares the observations that the student is shown, heads included.
-"""
-
-from collections.abc import Mapping
-from typing import NamedTuple
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apd.config.datasets import build_splits
+from apd.config.experiment import Experiment, ExperimentError
 from apd.data.batches import evaluation_batches
-from apd.data.specs import SegmentationDataset
+from apd.data.specs import Sample, SegmentationDataset
 from apd.distill import APDLoss
+from apd.distillers.apd import APDConfig
 from apd.evaluation.inference import predict_dataset
 from apd.evaluation.metrics import ConfusionMatrix, scores
+from apd.losses import alignment_loss
 from apd.models.segmenter import Segmenter
-from apd.perspective import ABSENT_LOGIT, class_prototypes, inverse_length, observe, resize_labels, valid_pixels
-from apd.validation import check_labels
+from apd.perspective import ABSENT_LOGIT, class_prototypes, inverse_length, match_grids, observe, resize_labels
+from apd.training.checkpoint import CheckpointError, load_newest
+from apd.training.distributed import choose_device
+from apd.training.run import run_folder, task_of
+from apd.training.segmentation import build_network
+from apd.training.teacher import load_teacher
+from apd.training.trainer import Trainer
 
 
 class Distance(NamedTuple):
-    """How far images' own perspectives are from the shared one."""
+    """How far images' own perspectives are from the shared one: :func:`distance_to_shared`."""
 
     distance_B: Tensor
-    """1 - mean of the cosines' diagonal, from 0 to 2; NaN for an image with fewer than two classes."""
     cosines_BKK: Tensor
-    """Between classifier row k and prototype j, both centred over the present classes; NaN where one is absent."""
 
 
 class Views(NamedTuple):
-    """An image seen through its own and the shared perspective; NaN without a valid cell or a second class.
-
-    Mean KL(own ‖ shared) in nats, and shares of the valid cells: on which the two differ, and that each gets right.
-    """
+    """Mean KL(own ‖ shared perspective) of an image in nats, and the shares of its valid cells on which the two differ
+    and that each gets right; NaN without a valid cell or a second class."""
 
     divergence_B: Tensor
     disagreement_B: Tensor
@@ -42,49 +48,29 @@ class Views(NamedTuple):
     shared_right_B: Tensor
 
 
-class ImageScores(NamedTuple):
-    """Of single images: mIoU of the classes in its labels and share of valid pixels right, NaN without one; number."""
-
-    miou_B: Tensor
-    right_B: Tensor
-    valid_B: Tensor
-
-
 def centred(rows_BKD: Tensor, present_BK: Tensor) -> Tensor:
-    """Rows of present classes minus their mean; zero rows for the others.
-
-    A vector that is added to all rows changes no softmax over them, so perspectives are compared without their mean.
-    """
+    """Rows of present classes minus their mean, which changes no softmax over them; zero rows for the others."""
     weight_BK1 = present_BK[:, :, None].to(rows_BKD.dtype)
     count_B11 = weight_BK1.sum(1, keepdim=True).clamp(min=1)
-    mean_B1D = (rows_BKD * weight_BK1).sum(1, keepdim=True) / count_B11
-    return (rows_BKD - mean_B1D) * weight_BK1
+    return (rows_BKD - (rows_BKD * weight_BK1).sum(1, keepdim=True) / count_B11) * weight_BK1
 
 
 def distance_to_shared(weights_KC: Tensor, prototypes_BKC: Tensor, present_BK: Tensor) -> Distance:
     """1 - mean over present classes of the cosine between a class's classifier row and its prototype, both centred.
 
-    Lengths are left out, because they are a temperature. The value is not 0 for a typical image, since a classifier
-    need not point along its classes' means; what is read is how it differs between images.
+    Directions of features before the projection heads: the distance is fixed before any student is trained.
 
     Args:
         weights_KC: rows of the classifier, without biases.
         prototypes_BKC, present_BK: from :func:`apd.class_prototypes`, of the features that the classifier reads.
 
+    Returns:
+        The distance, from 0 to 2, NaN below two classes; and all cosines (row k, prototype j), NaN for absent classes.
+
     >>> found = distance_to_shared(torch.eye(2), torch.eye(2)[None], torch.tensor([[True, True]]))
     >>> found.distance_B.abs() < 1e-6
     tensor([True])
     """
-    if prototypes_BKC.ndim != 3 or weights_KC.shape != prototypes_BKC.shape[1:]:
-        raise ValueError(
-            f"weights has shape {tuple(weights_KC.shape)} and prototypes {tuple(prototypes_BKC.shape)}: expected "
-            "(classes, channels) and (batch, classes, channels); prototypes must be made without a projection head"
-        )
-    if present_BK.shape != prototypes_BKC.shape[:2] or present_BK.dtype != torch.bool:
-        raise ValueError(
-            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: "
-            f"expected torch.bool of shape {tuple(prototypes_BKC.shape[:2])}"
-        )
     both = centred(weights_KC.expand_as(prototypes_BKC), present_BK), centred(prototypes_BKC, present_BK)
     shared_BKC, own_BKC = (rows_BKC * inverse_length(rows_BKC, dim=2) for rows_BKC in both)
     both_BKK = present_BK[:, :, None] & present_BK[:, None, :]
@@ -96,56 +82,22 @@ def distance_to_shared(weights_KC: Tensor, prototypes_BKC: Tensor, present_BK: T
 def compare_views(
     own_BKhw: Tensor, shared_BKhw: Tensor, present_BK: Tensor, labels_Bhw: Tensor, *, ignore_index: int = 255
 ) -> Views:
-    """Compare observations through images' own perspectives with the classifier's logits, over their present classes.
-
-    Raises:
-        ValueError: the two views have different shapes. RuntimeError: labels out of range.
-    """
-    if own_BKhw.shape != shared_BKhw.shape:
-        raise ValueError(
-            f"own has shape {tuple(own_BKhw.shape)} but shared {tuple(shared_BKhw.shape)}: they must agree"
-        )
-    check_labels(labels_Bhw, len(own_BKhw))
+    """Compare observations through images' own perspectives with the classifier's logits, over present classes."""
     absent_BK11 = ~present_BK[:, :, None, None]
     own_BKhw, shared_BKhw = (v.masked_fill(absent_BK11, ABSENT_LOGIT) for v in (own_BKhw, shared_BKhw))
     own_log_BKhw, shared_log_BKhw = own_BKhw.log_softmax(1), shared_BKhw.log_softmax(1)
     divergence_Bhw = F.kl_div(shared_log_BKhw, own_log_BKhw, reduction="none", log_target=True).sum(1)
     own_Bhw, seen_Bhw = own_BKhw.argmax(1), shared_BKhw.argmax(1)
 
-    valid_Bhw = valid_pixels(labels_Bhw, own_BKhw.shape[1], ignore_index=ignore_index)
-    count_B = valid_Bhw.flatten(1).sum(1)
-    count_B = torch.where(present_BK.sum(1) < 2, 0, count_B)  # one class leaves nothing to compare
+    valid_Bhw = labels_Bhw != ignore_index
+    # one class leaves nothing to compare
+    count_B = torch.where(present_BK.sum(1) < 2, 0, valid_Bhw.flatten(1).sum(1))
 
     def mean(values_Bhw: Tensor) -> Tensor:
         total_B = torch.where(valid_Bhw, values_Bhw.to(own_log_BKhw.dtype), 0).flatten(1).sum(1)
         return torch.where(count_B > 0, total_B / count_B, torch.nan)
 
-    return Views(
-        mean(divergence_Bhw),
-        mean(own_Bhw != seen_Bhw),
-        mean(own_Bhw == labels_Bhw),
-        mean(seen_Bhw == labels_Bhw),
-    )
-
-
-def image_scores(
-    predictions_BHW: Tensor, labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 255
-) -> ImageScores:
-    """mIoU over the classes of its labels, and share of pixels right, for each image by itself.
-
-    A class that is not in the labels has no term of its own: what is wrongly labelled by it is missing in others.
-
-    >>> image_scores(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]), 2).miou_B
-    tensor([0.5000], dtype=torch.float64)
-    """
-    rows = []
-    for prediction_HW, labels_HW in zip(predictions_BHW, labels_BHW, strict=True):
-        confusion = ConfusionMatrix(num_classes, ignore_index)
-        confusion.update(prediction_HW, labels_HW)
-        truth_K, found = confusion.matrix_KK.sum(1), scores(confusion.matrix_KK)
-        rows.append((found.iou[truth_K.cpu() > 0].mean().item(), found.aacc, truth_K.sum().item()))
-    rows_B3 = torch.tensor(rows, dtype=torch.float64)
-    return ImageScores(rows_B3[:, 0], rows_B3[:, 1], rows_B3[:, 2].long())
+    return Views(*map(mean, (divergence_Bhw, own_Bhw != seen_Bhw, own_Bhw == labels_Bhw, seen_Bhw == labels_Bhw)))
 
 
 class OwnPerspectives(NamedTuple):
@@ -171,17 +123,15 @@ def own_perspectives(
 
     The distiller brings the head and the scale of the views; the distance uses neither.
     """
-    parts = []
-    device, spec = next(teacher.parameters()).device, dataset.spec
+    parts, spec, device = [], dataset.spec, next(teacher.parameters()).device
+    classes = {"num_classes": spec.num_classes, "ignore_index": spec.ignore_index}
     for images_B3HW, labels_BHW, _names in evaluation_batches(dataset, batch_size):
         output = teacher(images_B3HW.to(device))
         labels_Bhw = resize_labels(labels_BHW.to(device), output.features.shape[2:])
-        own_BKC, present_BK = class_prototypes(
-            output.features, labels_Bhw, spec.num_classes, ignore_index=spec.ignore_index
-        )
+        own_BKC, present_BK = class_prototypes(output.features, labels_Bhw, **classes)
         found = distance_to_shared(teacher.classifier.weight.flatten(1), own_BKC, present_BK)
         projected_BDhw = distiller.teacher_head(output.features)
-        own_BKD, _ = class_prototypes(projected_BDhw, labels_Bhw, spec.num_classes, ignore_index=spec.ignore_index)
+        own_BKD, _ = class_prototypes(projected_BDhw, labels_Bhw, **classes)
         own_BKhw = observe(projected_BDhw, own_BKD, present_BK, scale=distiller.scale)
         views = compare_views(own_BKhw, output.logits, present_BK, labels_Bhw, ignore_index=spec.ignore_index)
         parts.append((*found, *views))
@@ -189,11 +139,164 @@ def own_perspectives(
     return OwnPerspectives(distance_N, cosines_NKK, Views(*views))
 
 
+class ImageScores(NamedTuple):
+    """Of single images: mIoU of the classes in its labels and share of valid pixels right, NaN without one; number."""
+
+    miou_B: Tensor
+    right_B: Tensor
+    valid_B: Tensor
+
+
 def scores_by_image(networks: Mapping[str, Segmenter], dataset: SegmentationDataset) -> dict[str, ImageScores]:
     """Every image's scores, by network; the networks must be in eval mode."""
-    spec, parts = dataset.spec, {name: [] for name in networks}
-    for predictions, labels_BHW, _names in predict_dataset(networks.values(), dataset):
+    spec, rows = dataset.spec, {name: [] for name in networks}
+    for predictions, labels_BHW, _names in predict_dataset(list(networks.values()), dataset):
         for name, prediction_BHW in zip(networks, predictions, strict=True):
-            found = image_scores(prediction_BHW.cpu(), labels_BHW, spec.num_classes, ignore_index=spec.ignore_index)
-            parts[name].append(found)
-    return {name: ImageScores(*map(torch.cat, zip(*found, strict=True))) for name, found in parts.items()}
+            for prediction_HW, labels_HW in zip(prediction_BHW.cpu(), labels_BHW, strict=True):
+                confusion = ConfusionMatrix(spec.num_classes, spec.ignore_index)
+                confusion.update(prediction_HW, labels_HW)
+                truth_K, found = confusion.matrix_KK.sum(1), scores(confusion.matrix_KK)
+                rows[name].append((found.iou[truth_K > 0].mean().item(), found.aacc, truth_K.sum().item()))
+    columns = {name: torch.tensor(each, dtype=torch.float64).T for name, each in rows.items()}
+    return {name: ImageScores(miou_B, right_B, valid_B.long()) for name, (miou_B, right_B, valid_B) in columns.items()}
+
+
+class Trace(NamedTuple):
+    """Prototypes of K classes with D channels after projection, at S moments of a run, of B images.
+
+    The teacher's are under the run's own head, under its head as it was drawn (untrained), and under a head that
+    alignment trains instead, without the stop-gradient (aligned). Student and distiller are as after the last step.
+    """
+
+    steps: list[int]
+    present_BK: Tensor
+    teacher_SBKD: Tensor
+    student_SBKD: Tensor
+    untrained_BKD: Tensor
+    aligned_SBKD: Tensor
+    student: Segmenter
+    distiller: APDLoss
+
+
+def pairwise_cosine(prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
+    """(B,) mean cosine between two different classes of an image: 1 when its prototypes have collapsed into one.
+
+    NaN for an image with fewer than two classes. Leading axes before B are kept.
+    """
+    count_B = present_BK.sum(-1)
+    # rows of absent classes are zero; the sum over all pairs is the squared length of the sum of rows
+    together_B = prototypes_BKD.sum(-2).square().sum(-1) - prototypes_BKD.square().sum((-2, -1))
+    return torch.where(count_B > 1, together_B / (count_B * (count_B - 1)).clamp(min=1), torch.nan)
+
+
+class _Watcher:
+    """Notes prototypes of fixed images, and trains the pair of heads that the run knows nothing of."""
+
+    def __init__(self, run: Trainer, samples: Sequence[Sample]) -> None:
+        self.run, self.apd, spec = run, run.distillers["apd"], run.splits.train.spec
+        self.prototypes = partial(class_prototypes, num_classes=spec.num_classes, ignore_index=spec.ignore_index)
+        self.images_B3HW = (torch.stack([s.image_3HW for s in samples]) / 255).to(run.device)
+        self.labels_BHW = torch.stack([s.labels_HW for s in samples]).long().to(run.device)
+        with torch.no_grad():
+            self.features_BChw = run.teacher(self.images_B3HW).features
+        self.drawn = copy.deepcopy(self.apd)
+        self.pair = copy.deepcopy(self.apd).requires_grad_(True)
+        learning_rate = next(c.teacher_head_rate for c in run.experiment.distillers if isinstance(c, APDConfig))
+        # the optimiser of the run's teacher head, for both heads of the pair
+        self.optimiser = torch.optim.Adam(self.pair.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+        self.apd.register_forward_pre_hook(self._train_pair, with_kwargs=True)
+
+    def _train_pair(self, _module: APDLoss, _arguments: tuple[()], given: dict[str, Any]) -> None:
+        features = match_grids(given["student_features"].detach().float(), given["teacher_features"].float())
+        labels_Bhw = resize_labels(given["labels"], features[0].shape[2:])
+        with torch.enable_grad():
+            projected = self.pair.student_head(features[0]), self.pair.teacher_head(features[1])
+            (student_BKD, present_BK), (teacher_BKD, _) = (self.prototypes(value, labels_Bhw) for value in projected)
+            # the term stops the gradient at its second argument; both ways together, nothing is stopped
+            loss = alignment_loss(student_BKD, teacher_BKD, present_BK)
+            loss = loss + alignment_loss(teacher_BKD, student_BKD, present_BK)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+
+    @torch.no_grad()
+    def note(self) -> dict[str, Tensor]:
+        """Which classes the watched images have, and their prototypes under each of the heads as they are now."""
+        training = self.run.student.training
+        by_student_BChw = self.run.student.eval()(self.images_B3HW).features
+        self.run.student.train(training)
+        student_BChw, teacher_BChw = match_grids(by_student_BChw, self.features_BChw)
+        labels_Bhw = resize_labels(self.labels_BHW, teacher_BChw.shape[2:])
+        projected = {
+            "student": self.apd.student_head(student_BChw),
+            "teacher": self.apd.teacher_head(teacher_BChw),
+            "untrained": self.drawn.teacher_head(teacher_BChw),
+            "aligned": self.pair.teacher_head(teacher_BChw),
+        }
+        found = {name: self.prototypes(value, labels_Bhw) for name, value in projected.items()}
+        return {name: each[0].cpu() for name, each in found.items()} | {"present": found["teacher"][1].cpu()}
+
+
+def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10, device: str | None = None) -> Trace:
+    """Repeat a run with APD and note the prototypes of some images on the way. Nothing is kept on disk.
+
+    Samples are of one size; moments are `every` so many steps, and the last one.
+
+    Raises:
+        ExperimentError: the experiment has no APD with heads. TeacherError: the teacher's run has left no weights.
+    """
+    if not any(isinstance(config, APDConfig) and config.width for config in experiment.distillers):
+        raise ExperimentError(f"experiment {experiment.name!r} has no distiller 'apd' with heads: there is no trace")
+    # what is scored on the way decides nothing, so it is left out
+    experiment = replace(experiment, training=replace(experiment.training, evaluations=0))
+    where, splits = choose_device(device), build_splits(experiment.data)
+    classes = len(splits.train.spec.class_names)
+    student = build_network(experiment.network, classes, where, seed=experiment.seed)
+    weights = experiment.teacher.weights_file or run_folder(experiment.teacher_experiment()) / "weights.safetensors"
+    teacher = load_teacher(task_of(experiment), Path(weights), classes, where)
+    steps, noted = [0], []
+    with tempfile.TemporaryDirectory() as folder:
+        run = Trainer(task_of(experiment), Path(folder), splits, student, teacher)
+        run.facts["teacher"] = {}  # it is measured for a record, and there will be none
+        watcher = _Watcher(run, samples)
+        noted.append(watcher.note())
+
+        def on_step(step: int) -> None:
+            if step % every == 0 or step == experiment.training.iterations:
+                steps.append(step)
+                noted.append(watcher.note())
+
+        run.execute(on_step)
+    moments = {name: torch.stack([moment[name] for moment in noted]) for name in ("teacher", "student", "aligned")}
+    return Trace(
+        steps=steps,
+        present_BK=noted[0]["present"],
+        untrained_BKD=noted[-1]["untrained"],
+        **{f"{name}_SBKD": value for name, value in moments.items()},
+        student=student.eval(),
+        distiller=watcher.apd.eval(),
+    )
+
+
+def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
+    """One of the experiment's distillers as it was after the last step, in eval mode.
+
+    Its heads are in the run's last checkpoint; the networks count for their channels and device. CheckpointError: the
+    experiment has no such distiller, or its run no checkpoint of the last step.
+    """
+    configs = {config.method: config for config in experiment.distillers}
+    if method not in configs:
+        known = ", ".join(configs) or "none at all"
+        raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {known}")
+    folder = run_folder(experiment)
+    checkpoint, _ = load_newest(folder / "checkpoints")
+    if checkpoint is None or checkpoint["step"] != experiment.training.iterations:
+        raise CheckpointError(
+            f"{folder / 'checkpoints'} holds no whole checkpoint of the last step; delete {folder} and run "
+            "train(experiment) again"
+        )
+    distiller = task_of(experiment).distiller(configs[method], student, teacher)
+    prefix = f"distillers.{method}."
+    state = {name.removeprefix(prefix): v for name, v in checkpoint["state"].items() if name.startswith(prefix)}
+    distiller.load_state_dict(state)
+    return distiller.eval()

@@ -1,18 +1,25 @@
-"""Forest plots: many paired differences below one another, each with its interval and its seeds."""
+"""Figures of rows: a bar at the mean, a line for its interval, a point for each seed; scores and paired differences."""
 
 import math
+import statistics
 import textwrap
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from apd.report.comparisons import Corrected
-from apd.report.figures.comparison import POINTS, Row, draw_rows, row_axes
-from apd.report.figures.page import Drawing, nothing
-from apd.report.figures.style import colour_of, drawing, figure
-from apd.report.figures.tables import digits_of, interval, points
-from apd.report.statistics import Difference
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from apd.report.comparisons import TERM_DESIGN, Corrected, Factors, is_by_construction, letters_of
+from apd.report.figures.sentences import digits_of, interval, points
+from apd.report.figures.style import FAINT, INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes, stack
+from apd.report.statistics import Comparison, Difference, spread
+from apd.study.ablations import TERMS
 
 Key = TypeVar("Key", bound=Hashable)
+POINTS = 100.0
+"""Scores are drawn and printed in per cent, differences in percentage points."""
 LINE, GAP, ASIDE = 0.19, 0.13, 0.09
 """Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
@@ -20,6 +27,102 @@ OUTLYING = 3.0
 the others."""
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
+
+
+class Row(NamedTuple):
+    """One row: where it stands, a value for each seed, its colour, and what stands at the right, bold if significant.
+
+    `ends` are those of the interval of the mean, or quartiles about a median; NaN where there is none.
+    """
+
+    place: float
+    seeds: Sequence[float]
+    colour: str
+    ends: Sequence[float] = ()
+    text: str = ""
+    significant: bool = False
+
+
+def draw_rows(axes: Axes, rows: Sequence[Row], *, aside: float = 0.26, alpha: float = 1.0) -> None:
+    """Each row's mean as a bar and its interval as a line, its seeds as points below, its text at the right.
+
+    Set the limits first where something may lie outside: an arrowhead at the edge says that a row goes on. `aside` is
+    the distance from the line of a row to its seeds, in the units of `place`; `alpha` the strength of the marks.
+    """
+    colours = {row.place: row.colour for row in rows}
+    common = {"orient": "y", "native_scale": True, "legend": False, "ax": axes}
+    # a row's values are its mean and the ends, of which the median and the range are just what is to be drawn
+    x, y = zip(*((v, row.place) for row in rows for v in (spread(row.seeds).mean, *row.ends)), strict=True)
+    bar = {"estimator": "median", "errorbar": ("pi", 100), "linestyle": "none", "marker": "|", "markersize": 15}
+    bar |= {"markeredgewidth": 3.5, "err_kws": {"linewidth": 2.2}, "alpha": alpha}
+    sns.pointplot(x=x, y=y, hue=y, palette=colours, **bar, **common)
+    if seeds := [(value, row.place + aside) for row in rows for value in row.seeds]:
+        x, y = zip(*seeds, strict=True)
+        below = {place + aside: colour for place, colour in colours.items()}
+        sns.stripplot(x=x, y=y, hue=y, palette=below, jitter=False, size=5, alpha=0.75 * alpha, linewidth=0, **common)
+    axes.set(xlabel="", ylabel="")
+    low, high = axes.get_xlim()
+    inwards = 0.015 * (high - low)
+    for row in rows:
+        values = [value for value in (*row.ends, *row.seeds) if not math.isnan(value)]
+        edges = ((low + inwards, "<", min(values) < low), (high - inwards, ">", max(values) > high))
+        for edge, marker, goes_on in edges:
+            if goes_on:
+                axes.plot([edge], [row.place], marker, color=row.colour, markersize=6, zorder=5)
+        where = {"xycoords": axes.get_yaxis_transform(), "xytext": (8, 0), "textcoords": "offset points"}
+        weight = "bold" if row.significant else "normal"
+        axes.annotate(row.text, (1, row.place), **where, va="center", fontweight=weight, alpha=(1 + alpha) / 2)
+
+
+def row_axes(
+    axes: Axes, labels: Sequence[str], places: Sequence[float] = (), *, zero: bool = True, ticks: int = 6
+) -> None:
+    """The axes of rows: labels at the left, a grid and `ticks` values below, and a line at zero for differences."""
+    if not places:
+        axes.set_ylim(len(labels) - 0.4, -0.5)
+    axes.set_yticks(places or range(len(labels)), labels)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+    if zero:
+        axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+        axes.xaxis.set_major_formatter(signed)
+    quiet_axes(axes, grid="x")
+
+
+def signed(value: float, _place: object = None) -> str:
+    """A tick's label with its sign."""
+    return f"{value:+g}".replace("-", "−") if value else "0"
+
+
+def _row_figure(
+    lines: Sequence[tuple[str, Row | None]],
+    limits: tuple[float, float],
+    axis: str,
+    title: str,
+    description: str,
+    line: tuple[float, str] | None = None,
+) -> Drawing:
+    """Rows and headings (without a row) from the top; differences, or scores with a dashed `line` and its text."""
+    heights = [LINE * (1 + label.count("\n")) + GAP for label, _ in lines]
+    places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]
+    low, high = limits
+    with figure(height=sum(heights) + 0.75 + 0.25 * bool(title) + 0.25 * bool(line)) as fig:
+        axes = fig.subplots()
+        axes.set_xlim(low, high)
+        axes.set_ylim(sum(heights), 0)
+        rows = [row._replace(place=place) for (_, row), place in zip(lines, places, strict=True) if row]
+        draw_rows(axes, rows, aside=ASIDE)
+        row_axes(axes, [label for label, _ in lines], places, zero=line is None)
+        for (_, row), label in zip(lines, axes.get_yticklabels(), strict=True):
+            label.set_fontweight("normal" if row else "bold")
+        axes.set_xlabel(textwrap.fill(axis, 46))
+        axes.set_title(title, pad=22 if line else None)
+        if line and not math.isnan(line[0]):
+            axes.axvline(line[0], color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+            text = f"{'← ' if line[0] < low else ''}{line[1]}{' →' if line[0] > high else ''}"
+            side, place = ("right", high) if 2 * line[0] > low + high else ("left", low)
+            place = line[0] if low <= line[0] <= high else place
+            axes.annotate(text, (place, 1.02), xycoords=axes.get_xaxis_transform(), ha=side, va="bottom")
+        return drawing(fig, description)
 
 
 def forest(
@@ -30,59 +133,42 @@ def forest(
     groups: Mapping[Key, str] | None = None,
     title: str = "",
 ) -> Drawing:
-    """Differences with their intervals, one row each, in the order given.
+    """Differences with their intervals, one row each, in the order given; the mean is bold where it is significant.
 
-    A bar is the mean, a line its interval, a point a seed; the mean also stands at the right, bold where it still
-    leaves out zero after the correction for the number of rows. Rows far outside and intervals that leave the figure
-    end in an arrowhead.
+    Rows far outside and intervals that leave the figure end in an arrowhead.
 
     Args:
-        rows: differences of fractions, judged together, by key.
-        names: what to call a row, by key.
-        axis: what the differences are, for the label of the axis.
-        groups: headings by key; neighbouring rows of one group stand below one of them.
+        rows: differences of fractions, Holm-corrected together.
+        names: what to call them.
+        axis: what the differences are.
+        groups: headings; neighbouring rows of one group stand below one of them.
         title: of the figure.
     """
     if not rows:
         return nothing(f"{title}: no difference can be drawn, because 0 rows have a seed in common with the reference.")
-    lines = _lines(rows, names, groups or {})
-    heights = [LINE * (1 + text.count("\n")) + GAP for text, _ in lines]
-    places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]
-    low, high = limits([row.found for row in rows.values()])
-    with figure(height=sum(heights) + (1.0 if title else 0.75)) as fig:
-        axes = fig.subplots()
-        axes.set_xlim(low, high)
-        axes.set_ylim(sum(heights), 0)
-        drawn = [row_of(rows[key], place, colour_of(key)) for (_, key), place in zip(lines, places, strict=True) if key]
-        draw_rows(axes, drawn, aside=ASIDE)
-        row_axes(axes, [text for text, _ in lines], places)
-        for (_, key), label in zip(lines, axes.get_yticklabels(), strict=True):
-            label.set_fontweight("normal" if key else "bold")
-        axes.set_xlabel(textwrap.fill(axis, 46))
-        axes.set_title(title)
-        said = (f"{names[key]} {interval(row.found)}" for key, row in rows.items())
-        return drawing(fig, f"{f'{title}, ' if title else ''}{axis}: " + "; ".join(said))
-
-
-def _lines(
-    rows: Mapping[Key, Corrected], names: Mapping[Key, str], groups: Mapping[Key, str]
-) -> list[tuple[str, Key | None]]:
-    """What stands at the left, from the top: headings (without a key) and rows."""
-    lines: list[tuple[str, Key | None]] = []
+    lines: list[tuple[str, Row | None]] = []
     group = ""
-    for key in rows:
-        if groups.get(key, "") != group:
+    for key, (found, _, significant) in rows.items():
+        if (groups or {}).get(key, "") != group:
             group = groups.get(key, "")
             lines.append((textwrap.fill(group, 22), None))
-        lines.append((textwrap.fill(names[key], 22), key))
-    return lines
+        seeds, ends = [POINTS * value for value in found.pairs.values()], (POINTS * found.low, POINTS * found.high)
+        row = Row(0, seeds, colour_of(key), ends, points(found.mean, digits_of(found)), significant)
+        lines.append((textwrap.fill(names[key], 22), row))
+    said = "; ".join(f"{names[key]} {interval(row.found)}" for key, row in rows.items())
+    description = f"{f'{title}, ' if title else ''}{axis}: {said}"
+    return _row_figure(lines, limits([row.found for row in rows.values()]), axis, title, description)
 
 
 def limits(differences: Sequence[Difference]) -> tuple[float, float]:
     """Ends of the axis in percentage points: all rows but outlying ones, zero, and intervals as far as is sensible."""
-    kept = sorted(differences, key=_reach)
-    most = OUTLYING * max(_reach(kept[(3 * len(kept) + 3) // 4 - 1]), 0.0025)
-    kept = [found for found in kept if _reach(found) <= most]
+
+    def reach(found: Difference) -> float:
+        return max(abs(value) for value in found.pairs.values())
+
+    kept = sorted(differences, key=reach)
+    most = OUTLYING * max(reach(kept[(3 * len(kept) + 3) // 4 - 1]), 0.0025)
+    kept = [found for found in kept if reach(found) <= most]
     values = [value for found in kept for value in found.pairs.values()]
     low, high = min(0.0, *values), max(0.0, *values)
     beyond = BEYOND * max(high - low, 0.002)
@@ -92,13 +178,114 @@ def limits(differences: Sequence[Difference]) -> tuple[float, float]:
     return POINTS * (low - margin), POINTS * (high + margin)
 
 
-def _reach(found: Difference) -> float:
-    """How far out the farthest seed is."""
-    return max(abs(value) for value in found.pairs.values())
+def outlying(comparison: Comparison) -> set[str]:
+    """Methods so far from the others that a figure with all of them to scale would show nothing else.
+
+    Five times as far from the middle method as the methods are in the middle, and at least five points.
+    """
+    means = {method: spread(comparison.values(method).values()).mean for method in comparison.variants}
+    middle = statistics.median(means.values())
+    usual = max(statistics.median(abs(mean - middle) for mean in means.values()), 0.01)
+    return {method for method, mean in means.items() if abs(mean - middle) > 5 * usual}
 
 
-def row_of(row: Corrected, place: float, colour: str) -> Row:
-    """One difference as a row: seeds, mean, interval, and the mean in words at the right, bold where it is sure."""
-    found = row.found
-    ends, text = (POINTS * found.low, POINTS * found.high), points(found.mean, digits_of(found))
-    return Row(place, [POINTS * value for value in found.pairs.values()], colour, ends, text, row.significant)
+def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
+    """Every method's score: a point for each seed, a bar at the mean, its value beside it; the teacher as a line."""
+    shown = [_scores(comparison) for comparison in comparisons if comparison.variants]
+    return stack(*shown) if shown else nothing("No scores can be drawn: there is no record yet.")
+
+
+def _scores(comparison: Comparison) -> Drawing:
+    lines, near, said, far = [], [], [], outlying(comparison)
+    for method in comparison.variants:
+        values = [POINTS * value for value in comparison.values(method).values()]
+        mean, deviation, _ = spread(values)
+        text = f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
+        lines.append((textwrap.fill(comparison.names[method], 22), Row(0, values, colour_of(method), text=text)))
+        near += [] if method in far else values
+        said.append(f"{comparison.names[method]} {mean:.1f}")
+    teacher, low, high = POINTS * comparison.teacher_score, min(near), max(near)
+    room = max(high - low, 0.5)
+    if low - 1.5 * room <= teacher <= high + 1.5 * room:  # elsewhere it would press the methods into a corner
+        low, high = min(low, teacher), max(high, teacher)
+    if not math.isnan(teacher):
+        said.append(f"teacher {teacher:.1f}")
+    margin = 0.08 * max(high - low, 0.5)
+    axis = f"{comparison.score.name}, %"
+    description = f"{comparison.title}, {comparison.score.name} in per cent, mean over seeds: {', '.join(said)}"
+    ends, line = (low - margin, high + margin), (teacher, f"teacher {teacher:.1f}")
+    return _row_figure(lines, ends, axis, comparison.title, description, line)
+
+
+def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
+    """IoU gained over the reference: a column for each method of as many steps, a row for each class, a point a seed.
+
+    Beside a class stands the reference's own IoU in per cent; the most frequent class is at the top.
+    """
+    gains = {m: POINTS * comparison.class_gains(m, reference) for m in ("pixel_kd", "apd_without_kd", "apd")}
+    gains = {method: gains_SK for method, gains_SK in gains.items() if len(gains_SK)}
+    if not gains:
+        return nothing(f"{comparison.title}: no seed has two records to compare.")
+    names = comparison.any_record.class_names
+    pixels = [sum(row) for row in comparison.any_record.content["confusion"]]
+    order = sorted(range(len(names)), key=lambda k: -pixels[k])
+    level_K = POINTS * torch.stack([record.scores.iou for record in comparison.variants[reference].values()]).mean(0)
+    said = []
+    with figure(width=WIDTH, height=1.25 + 0.31 * len(names)) as fig:
+        fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
+        all_axes = fig.subplots(1, len(gains), squeeze=False, sharex=True, sharey=True)[0]
+        for axes, (method, gains_SK) in zip(all_axes, gains.items(), strict=True):
+            draw_rows(axes, [Row(i, gains_SK[:, k].tolist(), colour_of(method)) for i, k in enumerate(order)])
+            row_axes(axes, [f"{names[k]} {level_K[k]:.0f}" for k in order], ticks=4)
+            name = textwrap.fill(comparison.names[method], 14)
+            axes.set_title(name, fontsize=10.5, fontweight="normal", color=colour_of(method))
+            means = ", ".join(f"{names[k]} {float(gains_SK[:, k].mean()):+.1f}" for k in order)
+            said.append(f"{comparison.names[method]}: {means}")
+        axis = f"IoU minus that of “{comparison.names[reference]}”, percentage points"
+        fig.supxlabel(axis, fontsize=11)
+        return drawing(fig, f"{comparison.title}, {axis}. " + "; ".join(said))
+
+
+def term_combinations(comparison: Comparison) -> Drawing:
+    """Every combination of terms: dots for those that are on, a point for each seed's mIoU, a bar at the mean.
+
+    Combinations without a run of their own, whose student is that of another, are drawn fainter. Best at the top.
+    """
+    known = {on: spread(comparison.miou(key).values()) for on, key in TERM_DESIGN.items() if comparison.miou(key)}
+    if not known:
+        return nothing(f"{comparison.title}: 0 of {len(TERM_DESIGN)} combinations of terms have a record.")
+    order = sorted(known, key=lambda on: -known[on].mean)
+    with figure(height=1.35 + 0.34 * len(order)) as fig:
+        fig.get_layout_engine().set(w_pad=0.03)
+        dots, axes = fig.subplots(1, 2, sharey=True, width_ratios=(1.15, 3))
+        _draw_dots(dots, order)
+        said, rows = [], {False: [], True: []}
+        for place, on in enumerate(order):
+            mean, error = POINTS * known[on].mean, POINTS * known[on].error
+            seeds = [POINTS * value for value in comparison.miou(TERM_DESIGN[on]).values()]
+            said.append(f"{letters_of(on) or 'none'} {mean:.2f}")
+            text = f"{mean:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
+            rows[is_by_construction(on)].append(Row(place, seeds, colour_of(TERM_DESIGN[on]), text=text))
+        for by_construction, some in rows.items():
+            if some:
+                draw_rows(axes, some, alpha=0.45 if by_construction else 1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        quiet_axes(axes, grid="x")
+        axes.margins(x=0.08)
+        axes.set_xlabel("mIoU, %")
+        fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
+        return drawing(fig, f"{comparison.title}, mIoU in per cent by the terms that are on: " + "; ".join(said))
+
+
+def _draw_dots(axes: Axes, order: Sequence[Factors]) -> None:
+    """A column for each term: a filled dot where it is on, a faint one where it is off."""
+    columns = list(TERMS.values())
+    for row, on in enumerate(order):
+        here = [i for i, letter in enumerate(columns) if letter in on]
+        axes.scatter(range(len(columns)), [row] * len(columns), s=26, color=FAINT, zorder=1)
+        axes.plot(here, [row] * len(here), "o-", color=INK, linewidth=1.4, markersize=6.8, zorder=2)
+    axes.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(order) - 0.45, -0.55), yticks=[])
+    axes.set_xticks(range(len(columns)), columns)
+    axes.xaxis.tick_top()
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)

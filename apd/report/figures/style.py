@@ -1,24 +1,38 @@
-"""How line figures look: one size of type, one colour for each method, ink that follows the page."""
+"""How figures and tables look: HTML and SVG that fit a light, a dark and a narrow page, and say what they show.
 
+An interactive figure is a static one with a small script beside it (`live/`): nothing is loaded from anywhere.
+"""
+
+import base64
+import hashlib
 import io
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from html import escape
+from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from apd.report.figures.page import Drawing
+from apd.perspective import ABSENT_LOGIT
 
-INK = "#010203"
-"""Stands for the page's text colour: in the finished SVG it is `currentColor`."""
-FAINT = "#040506"
-"""The same at a third of its strength, for grids and guides."""
+ImageHW3 = NDArray[np.uint8]
 
-# Each keeps a contrast of 3 on white and on the dark page; names stand beside the marks, so hue never stands alone.
+INK, FAINT = "#010203", "#040506"
+"""Stand for the page's text colour, and for the same at a third of its strength: in the SVG they are `currentColor`."""
+# each keeps a contrast of 3 on white and on the dark page; names stand beside the marks, so hue never stands alone
 METHOD_COLOURS = {
     "student": "#7d8796",
     "student_equal_seconds": "#4c86c9",
@@ -26,89 +40,262 @@ METHOD_COLOURS = {
     "apd_without_kd": "#9a6bd0",
     "apd": "#0e9384",
     "teacher": INK,
+    # between detectors
+    "roi_kd": "#c9742a",
+    "roi_apd": "#0e9384",
+    "dense_apd": "#9a6bd0",
 }
-# between detectors: what is KD of boxes, APD of boxes, and APD of another kind, as in segmentation
-METHOD_COLOURS |= {
-    "roi_kd": METHOD_COLOURS["pixel_kd"],
-    "roi_apd": METHOD_COLOURS["apd"],
-    "dense_apd": METHOD_COLOURS["apd_without_kd"],
-}
-ARM_COLOUR = "#8c7a5b"
-"""Of what is no method of the study itself: an ablation's setting, a method of others."""
+VARIANT_COLOUR = "#8c7a5b"
+"""Of what is no method of the study itself: an ablation's setting, another distillation method."""
 WIDTH = 5.4
 """Inches of a full-width figure; type of 11 points then has the size of the text beside it, and 9 px on a phone."""
 
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 _SETTINGS = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "grid.color": FAINT,
     "font.sans-serif": ["DejaVu Sans"],
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": FAINT,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: it takes the page's font and can be searched
     "svg.hashsalt": "apd",  # the same figure gives the same file
     "figure.constrained_layout.use": True,
 }
-"""What differs from seaborn's theme: ink and grid that follow the page, no sheet behind it."""
 
 
-def colour_of(method: str) -> str:
-    """The colour of a method of the study, or the one that all other arms share."""
-    return METHOD_COLOURS.get(method, ARM_COLOUR)
+@cache
+def _beside(name: str) -> str:
+    return (Path(__file__).parent / "live" / name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Something to show. Jupyter takes the HTML; a terminal and a reader who cannot see get the description."""
+
+    html: str
+    description: str
+
+    def _repr_html_(self) -> str:
+        return f'<style>\n{_beside("page.css")}</style><div class="apd-figure">{self.html}</div>'
+
+    def __repr__(self) -> str:
+        return self.description
+
+
+class Markdown(str):
+    """Text worded by rule from computed values."""
+
+    __repr__ = str.__str__
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def nothing(reason: str) -> Drawing:
+    """What stands where a figure cannot be drawn yet."""
+    return Drawing(f"<p><em>{escape(reason)}</em></p>", reason)
+
+
+def stack(*drawings: Drawing) -> Drawing:
+    """Several drawings, one below the other."""
+    return Drawing("\n".join(d.html for d in drawings), "\n".join(d.description for d in drawings))
+
+
+def table(frame: pd.DataFrame, caption: str) -> Drawing:
+    """A table of text that is already formatted, its index as the first column; it scrolls inside itself."""
+    text = frame.to_html(border=0, classes="dataframe", index_names=False, justify="unset")
+    text = text.replace("<thead>", f"<caption><span>{escape(caption)}</span></caption>\n  <thead>", 1)
+    name = escape(caption, quote=True)
+    html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{name}">\n{text}\n</div>'
+    return Drawing(html, f"{caption}\n{frame.to_string(index_names=False)}")
+
+
+def colour_of(key: object) -> str:
+    """The colour of a method of the study, or of the one that a tuple names; all other variants share one."""
+    parts = key if isinstance(key, tuple) else (key,)
+    return next((METHOD_COLOURS[part] for part in parts if part in METHOD_COLOURS), VARIANT_COLOUR)
 
 
 @contextmanager
 def figure(width: float = WIDTH, height: float = 3.2) -> Iterator[Figure]:
-    """A figure in the book's style; `drawing` turns it into what a notebook shows.
-
-    Made without pyplot, so nothing is displayed twice and nothing is left open.
-    """
+    """A figure in the book's style, made without pyplot; :func:`drawing` turns it into what a notebook shows."""
     theme = sns.axes_style("whitegrid") | sns.plotting_context("notebook", 11 / 12) | _SETTINGS
     with mpl.rc_context({**mpl.rcParamsDefault, **theme, "backend": mpl.get_backend()}):
         yield Figure(figsize=(width, height))
 
 
 def drawing(fig: Figure, description: str) -> Drawing:
-    """The figure as inline SVG. Call it inside the `with` of `figure`.
+    """The figure as inline SVG, inside the `with` of :func:`figure`.
 
-    Args:
-        fig: what was drawn.
-        description: what the figure shows, in a sentence, with its main numbers; read aloud in place of it.
+    The description says what it shows, in a sentence, with its main numbers; it is read aloud in its place.
     """
     if not description:
         raise ValueError("description is empty: say in a sentence what the figure shows")
     file = io.StringIO()
     # the metadata's date would differ from run to run
-    fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    fig.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace("'DejaVu Sans', sans-serif", _FONTS)
     # several drawings share a page: groups lose their numbered ids, and the style keeps to its drawing
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("*{stroke", ".apd-drawing *{stroke")
     svg = svg.replace(INK, "currentColor")
     svg = re.sub(rf"(fill|stroke): {FAINT}", r"\g<1>: currentColor; \g<1>-opacity: 0.28", svg)
-    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', _opening(description), svg, count=1)
-    return Drawing(svg.strip(), description)
-
-
-def _opening(description: str) -> str:
-    name = escape(description, quote=True).replace("\\", "\\\\")
-    return (
-        rf'<svg class="apd-drawing" viewBox="\1" role="img" aria-label="{name}" '
+    label = escape(description, quote=True).replace("\\", "\\\\")
+    opening = (
+        rf'<svg class="apd-drawing" viewBox="\1" role="img" aria-label="{label}" '
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
+    return Drawing(re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, svg, count=1).strip(), description)
 
 
 def quiet_axes(axes: Axes, *, grid: str) -> None:
     """Keep one grid ("x" or "y") and the spine across it, none beside rows: the rest carries no information."""
     axes.grid(visible=False, axis="y" if grid == "x" else "x")
     sns.despine(ax=axes, left=True, bottom=grid == "x")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One cell of a grid: an image, or several side by side, above its caption."""
+
+    images: Sequence[ImageHW3]
+    caption: str
+    note: str = ""
+
+
+def png(image: ImageHW3) -> str:
+    """An image (H, W, 3) or (H, W, 4) of uint8 as a data address."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+        raise ValueError(f"image is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) or (H, W, 4)")
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+_PANEL = '<div class="apd-panel">'
+
+
+def panels(cells: Sequence[Panel], *, columns: int, least: str = "8.5rem", below: str = "") -> Drawing:
+    """A grid of images with captions: at most `columns` in a row, fewer where a cell would be less than `least` wide.
+
+    `least` is a CSS length; `below` is HTML under the grid, such as a :func:`key`.
+    """
+    parts = []
+    for cell in cells:
+        name = escape(f"{cell.caption}, {cell.note}" if cell.note else cell.caption, quote=True)
+        # class dark-light: the image is meant for both modes, the theme leaves it alone
+        images = "".join(
+            f'<img class="dark-light" src="{png(image)}" width="{image.shape[1]}" height="{image.shape[0]}" '
+            f'alt="{name if i == 0 else ""}">'
+            for i, image in enumerate(cell.images)
+        )
+        note = f'<span class="apd-note">{escape(cell.note)}</span>' if cell.note else ""
+        caption = f"<div><strong>{escape(cell.caption)}</strong> {note}</div>"
+        parts.append(f'{_PANEL}<div class="apd-pictures">{images}</div>{caption}</div>')
+    grid = f'<div class="apd-panels" style="--columns:{columns};--least:{least}">{"".join(parts)}</div>'
+    names = "; ".join(f"{cell.caption} ({cell.note})" if cell.note else cell.caption for cell in cells)
+    return Drawing(grid + below, f"images: {names}")
+
+
+def key(entries: Sequence[tuple[str, tuple[int, int, int]]]) -> str:
+    """HTML that names colours (RGB, 0..255)."""
+    spans = (f'<span><i style="background:rgb{colour}"></i>{escape(name)}</span>' for name, colour in entries)
+    return f'<div class="apd-key">{"".join(spans)}</div>'
+
+
+def colour_scale(colours_N3: NDArray[np.uint8], low: str, high: str) -> str:
+    """HTML of a colour bar between two words or numbers."""
+    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colours_N3.tolist())
+    bar = f'<span class="apd-scale" style="background:linear-gradient(90deg,{stops})"></span>'
+    return f'<div class="apd-key"><span>{escape(low)}</span>{bar}<span>{escape(high)}</span></div>'
+
+
+class Mark(NamedTuple):
+    """A mark that a pointer can find: where it is, what its lines say, and the group that is framed with it, if any."""
+
+    axes: Axes
+    x: float
+    y: float
+    lines: Sequence[str]
+    group: str = ""
+
+
+class View(NamedTuple):
+    """What the cells of a grid are called in one view: classes, and their probabilities where there are any."""
+
+    name: str
+    labels_hw: Tensor
+    scores_hw: Tensor | None = None
+
+
+def _live(inside: str, data: object, script: str, description: str, hint: str) -> Drawing:
+    """A figure with its data and its script, which finds it by an id made of both: equal figures give equal files."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    name = f"apd-live-{hashlib.sha256((text + inside).encode()).hexdigest()[:12]}"
+    html = (
+        f'<style>{_beside("live.css")}</style><div class="apd-live" id="{name}" tabindex="0" role="group" '
+        f'aria-label="{escape(f"interactive figure. {hint}", quote=True)}">{inside}'
+        f'<p class="apd-hint">{escape(hint)}</p><script type="application/json">{text}</script>'
+        f"<script>{_beside(script).replace('NAME', name)}</script></div>"
+    )
+    return Drawing(html, description)
+
+
+def hoverable(fig: Figure, marks: Sequence[Mark], description: str) -> Drawing:
+    """:func:`drawing` with marks that say what they are; arrow keys go through them in order."""
+    if not marks:
+        raise ValueError("marks is empty: a figure with nothing to point at is a `drawing`")
+    static = drawing(fig, description)  # lays the figure out, so that axes are where they will be seen
+    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', static.html).groups())
+    lines: dict[str, int] = {}
+    placed = []
+    for mark in marks:
+        x, y = mark.axes.transData.transform((mark.x, mark.y)) / (fig.bbox.width, fig.bbox.height)
+        said = [lines.setdefault(line, len(lines)) for line in mark.lines]
+        placed.append([round(x * width, 1), round((1 - y) * height, 1), said, mark.group])
+    inside = f'{static.html}<div class="apd-tip" role="status" hidden></div>'
+    hint = "Point at a mark, tap it, or use the arrow keys, to read what it is."
+    return _live(inside, {"marks": placed, "lines": list(lines)}, "marks.js", description, hint)
+
+
+def cell_panels(
+    cells: Sequence[Panel],
+    views: Sequence[View],
+    class_names: Sequence[str],
+    *,
+    columns: int,
+    least: str,
+    below: str = "",
+) -> Drawing:
+    """:func:`panels` of one image, with a frame that marks the same cell in all of them and what each view calls it.
+
+    Every panel shows the whole image, at any resolution; labels outside the K class names count as ignored.
+    """
+    grids = {tuple(view.labels_hw.shape) for view in views}
+    if len(grids) != 1:
+        raise ValueError(f"views are on the grids {sorted(grids)}: expected one grid for all, and at least one view")
+    ((height, width),) = grids
+    entries = []
+    for view in views:
+        labels = [k if 0 <= k < len(class_names) else -1 for k in view.labels_hw.flatten().tolist()]
+        entries.append({"name": view.name, "labels": labels})
+        if view.scores_hw is not None:
+            entries[-1]["scores"] = [round(100 * p) for p in view.scores_hw.flatten().tolist()]
+    data = {"width": width, "height": height, "names": list(class_names), "views": entries}
+    shown = panels(cells, columns=columns, least=least)
+    # what is read stands beside the first panel where there is room, below it on a phone
+    before, first, *others = shown.html.split(_PANEL)
+    said = '<div class="apd-said" role="status"></div>'
+    inside = _PANEL.join([before, first + said, *others]) + below
+    hint = "Point at a cell, tap it, or use the arrow keys, to read what each view calls it."
+    return _live(inside, data, "cells.js", shown.description, hint)
+
+
+def view_of(name: str, logits_KHW: Tensor, present_K: Tensor) -> View:
+    """What cells are called, among the present classes, by scores of classes such as logits or observations."""
+    absent_K11 = ~present_K.cpu()[:, None, None]
+    best = logits_KHW.detach().float().cpu().masked_fill(absent_K11, ABSENT_LOGIT).softmax(0).max(0)
+    return View(name, best.indices, best.values)

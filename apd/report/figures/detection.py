@@ -1,0 +1,154 @@
+"""Detectors: parts of average precision, trials, and images with what was found in them."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+import torch
+from matplotlib.font_manager import findfont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.rle import decode
+from apd.data.specs import RGB
+from apd.evaluation.average_precision import Detections, ap_scores, tables_of
+from apd.evaluation.predict import colours_of
+from apd.report.detections import (
+    DETECTION_NAMES,
+    LEAST_SCORE,
+    MAIN_AP,
+    Findings,
+    count_in_image,
+    counted,
+    parts_of_ap,
+    parts_of_variant,
+)
+from apd.report.figures.method import image_pixels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, stack, table
+from apd.report.figures.tables import per_cent, trials_table
+from apd.report.statistics import Comparison, spread
+from apd.study.coco_recipes import STUDENT_LEARNING_RATE
+from apd.training.record import Record
+
+GREY = (205, 210, 218)
+TRIAL = re.compile(r"(\w+?)(?:-rate|_x)([\d.]+)(?:-seed0)?")
+"""Label of a trial of a learning rate or of a factor on the weights."""
+
+
+def by_kind(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Each comparison by box AP, and by mask AP where its runs have masks."""
+    return [comparison.by(score) for comparison in comparisons for score in counted(comparison, MAIN_AP.values())]
+
+
+def parts_table(comparison: Comparison) -> Drawing:
+    """A comparison's AP and its parts, of every variant and of the teacher: mean ± standard deviation, in per cent."""
+    kind = next(kind for kind, score in MAIN_AP.items() if score == comparison.score)
+    parts = [MAIN_AP[kind], *parts_of_ap(kind, comparison.any_record.class_names)]
+    by = {score.name: comparison.by(score) for score in counted(comparison, parts)}
+    rows = {
+        comparison.names[variant]: {name: per_cent(spread(one.values(variant).values())) for name, one in by.items()}
+        for variant in comparison.variants
+    }
+    if not math.isnan(comparison.teacher_score):
+        rows["teacher"] = {name: per_cent(spread([one.teacher_score])) for name, one in by.items()}
+    caption = f"{comparison.title}: AP of {kind} in per cent, mean ± standard deviation over seeds"
+    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
+
+
+def validation_box_ap(record: Record) -> float | None:
+    """Box AP on val after the last step; None where the run was not scored there."""
+    last = record.experiment.training.iterations
+    found = [e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val"]
+    return ap_scores(tables_of(found[0]["ap"])["boxes"]).ap if found else None
+
+
+def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
+    """Box AP on val of each method, by learning rate or by factor on its weights; the best of a row is marked."""
+    found = []
+    for record in records:
+        trial, rate = TRIAL.fullmatch(record.experiment.name), record.experiment.training.learning_rate
+        if trial and not record.experiment.seed:
+            by_rate = "-rate" in trial[0]
+            if weights and record.experiment.distillers and rate == STUDENT_LEARNING_RATE:
+                found.append((trial[1], 1.0 if by_rate else float(trial[2]), record))
+            elif not weights and by_rate:
+                found.append((trial[1], rate, record))
+    names = {"teacher": "teacher"} | DETECTION_NAMES
+    named = [(name, value, record) for key, name in names.items() for whose, value, record in found if whose == key]
+    column = "weights × {:g}" if weights else "learning rate {:g}"
+    return trials_table(named, column, "box AP", score=validation_box_ap)
+
+
+def drawn(
+    image_3HW: Tensor, boxes_N4: Tensor, colours: list[RGB], texts: list[str] | None, masks_NHW: Tensor | None
+) -> ImageHW3:
+    """A uint8 image three times as large, masks tinted, the smaller ones on top, and boxes with their texts."""
+    large_3HW = image_3HW.repeat_interleave(3, 1).repeat_interleave(3, 2)
+    masks_NHW = torch.zeros(0, 1, 1) if masks_NHW is None else masks_NHW
+    for place in masks_NHW.flatten(1).sum(1).argsort(descending=True).tolist():
+        if masks_NHW[place].any():
+            mask_HW = masks_NHW[place].repeat_interleave(3, 0).repeat_interleave(3, 1)
+            large_3HW = draw_segmentation_masks(large_3HW, mask_HW, 0.5, colours[place])
+    if len(boxes_N4):
+        style = {"width": 2, "font": findfont("DejaVu Sans"), "font_size": 10}
+        style |= {"fill_labels": True, "label_background_colors": "white"}
+        large_3HW = draw_bounding_boxes(large_3HW, 3 * boxes_N4, texts, colours, **style)
+    return image_pixels(large_3HW)
+
+
+def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec, name: str) -> Panel:
+    """The detections that are sure enough, with their scores; None: the objects that have to be found."""
+    if found is None:
+        kept, labels_N, boxes_N4, texts = ~sample.crowd_N, sample.labels_N, sample.boxes_N4, None
+        masks = sample.masks_NHW
+        note = f"{int(kept.sum())} objects"
+    else:
+        kept, labels_N, boxes_N4 = found.scores_N >= LEAST_SCORE, found.labels_N, found.boxes_N4
+        size = sample.image_3HW.shape[1:]
+        masks = found.masks and torch.stack([torch.from_numpy(decode(mask, *size)).bool() for mask in found.masks])
+        texts = [f"{score:.2f}" for score in found.scores_N[kept].tolist()]
+        note = "{} right, {} false, {} missed".format(*count_in_image(sample, found))
+    colours = [colours_of(spec)[label] for label in labels_N[kept].tolist()]
+    masks = None if masks is None else masks[kept]
+    return Panel([drawn(sample.image_3HW, boxes_N4[kept], colours, texts, masks)], name, note)
+
+
+def images_side_by_side(findings: Findings) -> Drawing:
+    """The chosen images as each network sees them, and the ground truth."""
+    names, dataset, shown = network_names(findings), findings.dataset(), []
+    for kind, place in findings.chosen().items():
+        sample, title = dataset[place], f"{kind} difference, image {place}"
+        seen = {name: findings.found(network)[place] for network, name in names.items()} | {"ground truth": None}
+        each = [_panel(sample, found, dataset.spec, name) for name, found in seen.items()]
+        shown += [Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)]
+        shown += [panels(each, columns=2, least="13rem")]
+    below = key(list(zip(dataset.spec.class_names, colours_of(dataset.spec), strict=True)))
+    return stack(*shown, Drawing(below, ""))
+
+
+def network_names(findings: Findings) -> dict[str, str]:
+    """What the networks of a file are called."""
+    parts = {network: parts_of_variant(network) for network in findings.content["runs"]}
+    return {network: " + ".join(DETECTION_NAMES.get(part, part) for part in each) for network, each in parts.items()}
+
+
+def counts_table(findings: Findings) -> Drawing:
+    """What the networks get right in all images of a file."""
+    names = network_names(findings)
+    sums = {names[network]: pd.DataFrame(counts).sum() for network, counts in findings.counts().items()}
+    caption = f"detections of a score of {LEAST_SCORE:g} or more in {findings.images} images, seed"
+    return table(pd.DataFrame(sums).T, f"{caption} {findings.content['seed']}")
+
+
+def boxes_by_label(sample: InstanceSample, boxes_N4: Tensor, labels_N: Tensor, spec: InstanceSpec) -> Drawing:
+    """An image's objects, and the boxes that a student draws of them and of the background, label 0."""
+    palette, shown = [GREY, *colours_of(spec)], [_panel(sample, None, spec, "image and its objects")]
+    for caption, chosen_N in (("boxes of objects", labels_N > 0), ("boxes of the background", labels_N == 0)):
+        colours = [palette[label] for label in labels_N[chosen_N].tolist()]
+        pixels = drawn(sample.image_3HW, boxes_N4[chosen_N], colours, None, None)
+        shown.append(Panel([pixels], caption, f"{int(chosen_N.sum())} of {len(labels_N)}"))
+    return panels(
+        shown, columns=3, least="13rem", below=key(list(zip(("background", *spec.class_names), palette, strict=True)))
+    )

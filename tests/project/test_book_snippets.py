@@ -1,0 +1,137 @@
+"""What the book's pages tell people to type works: their Python runs, their shell commands exist."""
+
+import importlib
+import pydoc
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from apd.cli.app import COMMANDS, main
+from apd.cli.parsing import recipe_parts, with_recipe
+from apd.distillers.base import DISTILLERS
+from apd.study.campaigns import CAMPAIGNS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]
+BLOCK = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON, SHELL = {"python", "{code-block} python"}, {"sh", "bash", "console", "shell"}
+FRAGMENTS = {"README.md"}
+"""Pages whose Python is meant to be read inside somebody else's loop."""
+
+
+def blocks(page: Path, kinds: set[str]) -> list[tuple[int, str]]:
+    """The fenced blocks of these kinds: the line that each starts on, and its code."""
+    text = page.read_text(encoding="utf-8")
+    found = [match for match in BLOCK.finditer(text) if match["kind"].strip() in kinds]
+    return [(text.count("\n", 0, match.start("code")), match["code"]) for match in found]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every line of every shell block, as (where, arguments)."""
+    for page in PAGES:
+        for first, code in blocks(page, SHELL):
+            for number, line in enumerate(code.splitlines(), start=first + 1):
+                if arguments := shlex.split(line, comments=True):
+                    if arguments[0] == "torchrun" and "-m" in arguments:  # checked as what one process runs
+                        arguments = ["python", *arguments[arguments.index("-m") :]]
+                    yield f"{page.name}:{number}", arguments
+
+
+def beginning_with(*program: str) -> list:
+    """The commands of one program, without its name, as parameters of a test."""
+    own = [(where, found) for where, found in commands() if found[: len(program)] == list(program)]
+    return [pytest.param(found[len(program) :], id=where) for where, found in own]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page, PYTHON) and page.name not in FRAGMENTS],
+    ids=lambda page: page.name,
+)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("apd.distillers.base.DISTILLERS", dict(DISTILLERS))  # a page may define a method
+    torch.manual_seed(0)
+    names = {"__name__": page.stem}
+    for first, code in blocks(page, PYTHON):
+        # empty lines in front: a traceback tells the page's own line
+        exec(compile("\n" * first + code, str(page), "exec"), names)
+
+
+def test_python_that_does_not_run_is_found(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text("text\n\n```python\nfirst = 1\n```\n\n```python\nfirst + second\n```\n")
+    with pytest.raises(NameError, match="second") as caught:
+        test_the_python_of_a_page_runs_from_top_to_bottom(tmp_path / "page.md", monkeypatch)
+    assert caught.traceback[-1].lineno == 7  # counted from 0: the page's eighth line
+
+
+@pytest.mark.parametrize("arguments", beginning_with("apd") + beginning_with("python", "-m", "apd"))
+def test_a_command_of_apd_has_the_options_that_a_page_gives_it(arguments, capsys):
+    name, *rest = arguments
+    assert name in COMMANDS
+    at = rest.index("--size") if "--size" in rest else len(rest)
+    with pytest.raises(SystemExit) as left:
+        main([name, *rest[at : at + 2], "--help"])  # the options follow from the recipe
+    output = capsys.readouterr().out
+    assert left.value.code == 0
+    assert [word for word in rest if word.startswith("--") and not re.search(rf"{re.escape(word)}\b", output)] == []
+    if name == "train":
+        with_recipe(rest)  # a recipe that there is, or none
+    if name == "recipes" and rest:
+        recipe_parts(rest[-1])
+
+
+@pytest.mark.parametrize("arguments", beginning_with("torchrun"))
+def test_a_job_of_several_processes_has_the_options_that_a_page_gives_it(arguments, capsys):
+    """Those of torchrun itself are not looked at: they stand before the module."""
+    module, *rest = arguments[arguments.index("-m") + 1 :]
+    if module == "apd":
+        test_a_command_of_apd_has_the_options_that_a_page_gives_it(rest, capsys)
+    else:
+        assert module == "apd.study.campaign"
+        assert rest[0] in CAMPAIGNS
+
+
+@pytest.mark.parametrize("arguments", beginning_with("make"))
+def test_a_target_of_make_that_a_page_names_is_in_the_makefile(arguments):
+    targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert [word for word in arguments if "=" not in word and word not in targets] == []
+
+
+SCRIPTS = [param for param in beginning_with("python") if param.values[0][0].startswith("data_scripts/")]
+
+
+@pytest.mark.parametrize("arguments", SCRIPTS)
+def test_a_command_of_a_data_script_takes_what_a_page_gives_it(arguments, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "data_scripts")
+    script, command, *rest = arguments
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(Path(script).stem).main([command, "--help"])
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    assert left.value.code == 0
+    places = [word for word in re.sub(r"\[.*?\]", "", usage).split() if word.isupper()]
+    assert len(places) == len([word for word in rest if not word.startswith("--")])
+
+
+def test_every_data_script_is_on_a_page_with_its_commands():
+    listed = {(Path(param.values[0][0]).stem, param.values[0][1]) for param in SCRIPTS}
+    for name in ("labelmefacade", "cityscapes", "ade20k", "pascal_context", "coco"):
+        assert {(name, command) for command in ("fetch", "check", "convert")} <= listed
+    assert {("camvid", "fetch"), ("camvid", "check")} <= listed
+
+
+def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_known():
+    checked = {"apd", "make", "python", "torchrun"}
+    known = {"pip", "export", "papermill"}
+    assert {arguments[0] for _, arguments in commands()} - checked <= known
+
+
+def test_every_name_of_the_api_page_is_there():
+    page = (ROOT / "book" / "api.md").read_text()
+    names = re.findall(r"^\.\. auto(?:function|class|data|exception|module|attribute):: (\S+)", page, re.MULTILINE)
+    assert len(names) > 100
+    assert [name for name in names if pydoc.locate(name) is None] == []

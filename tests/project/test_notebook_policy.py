@@ -1,0 +1,290 @@
+"""What `pytest --nbval` lets through: unrun or unchecked cells, images without facts, machine paths, fat notebooks.
+
+:func:`problems` holds a notebook to the rules that its readers rely on. Each rule is itself tested by breaking it in an
+executed miniature, and so is nbval, run with this project's options.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
+from miniature_notebook import executed_miniature
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS = {
+    *("01_method", "02_train", "03_does_it_work", "04_ablations", "05_rivals", "06_perspectives", "07_pairs"),
+    *("08_speed", "09_detection"),
+}
+
+IGNORED = "nbval-ignore-output"  # the one way to leave an output uncompared, for curves, timings and images
+IMAGE_TYPES = {"image/png", "image/jpeg", "image/svg+xml"}
+MACHINE_PATH = re.compile(r"/(?:home|root|tmp|Users|work|mnt|var)/\S*|\b[A-Z]:\\\S*")
+CODE_LINES, DEF_LINES, MEGABYTES = 150, 5, 1.0
+OTHER_WAYS = {"nbval-skip", "raises-exception", "nbval-raises-exception", "nbval-check-output"}
+
+
+def is_tagged(cell, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def mime_types(cell) -> set[str]:
+    return {kind for output in cell.outputs for kind in output.get("data", {})}
+
+
+def has_facts(cell) -> bool:
+    """Whether nbval compares the cell and it prints a number, as text or as the text and HTML of results."""
+    return not is_tagged(cell, IGNORED) and bool(re.search(r"\d", printed(cell)))
+
+
+def printed(cell) -> str:
+    """The text of a cell's outputs that nbval compares."""
+    parts = []
+    for output in cell.outputs:
+        data = output.get("data", {})
+        parts += [output.get("text", "")]
+        parts += [] if IMAGE_TYPES & set(data) else [str(data.get(kind, "")) for kind in ("text/plain", "text/html")]
+    return "\n".join(parts)
+
+
+def sections(cells) -> dict[str, list]:
+    """Code cells by the second-level heading above them."""
+    found, heading = {}, "before the first section"
+    for cell in cells:
+        if cell.cell_type == "markdown" and (match := re.search(r"^## +(.+)$", cell.source, re.MULTILINE)):
+            heading = match[1]
+        elif cell.cell_type == "code" and cell.source.strip():
+            found.setdefault(heading, []).append(cell)
+    return found
+
+
+def parameter_problems(notebook, path: Path) -> list[str]:
+    cells = [cell for cell in notebook.cells if is_tagged(cell, "parameters")]
+    if len(cells) != 1 or any(is_tagged(cell, "injected-parameters") for cell in notebook.cells):
+        return ["not exactly one cell tagged parameters, or one injected by papermill"]
+    found, names, lines = [], set(), cells[0].source.splitlines()
+    for node in ast.parse(cells[0].source).body:
+        line = lines[node.lineno - 1]
+        one_line = isinstance(node, ast.AnnAssign) and node.end_lineno == node.lineno
+        if not one_line or not isinstance(node.target, ast.Name):
+            found.append(f"parameter is not one line `name: type = value  # what it is`: {line}")
+            continue
+        name, kind = node.target.id, ast.unparse(node.annotation).split("[")[0]
+        names.add(name)
+        if not re.search(r"#\s*\S+", line):
+            found.append(f"parameter {name} has no comment")
+        try:
+            value = ast.literal_eval(node.value)
+        except ValueError:
+            found.append(f"parameter {name} has no literal default")
+            continue
+        if type(value).__name__ != kind:
+            found.append(f"parameter {name} is declared {kind} and holds {value!r}")
+        if name == "size" and value != "tiny":
+            found.append(f"stored at size {value!r}, not tiny")
+    if names != set(papermill.inspect_notebook(path)):
+        found.append("papermill does not read the parameters as written: keep to plain types and one line each")
+    return found
+
+
+def cell_problems(cell) -> list[str]:
+    """What is wrong with one code cell."""
+    tags, outputs = set(cell.metadata.get("tags", [])), {output.output_type for output in cell.outputs}
+    tree = ast.parse(TransformerManager().transform_cell(cell.source))
+    defined = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    long = [node.name for node in defined if node.end_lineno - node.lineno + 1 > DEF_LINES]
+    unrounded = re.search(r"\d\.\d{7,}|\d\.\d+e[-+]\d+", "" if IGNORED in tags else printed(cell))
+    is_picture = bool(IMAGE_TYPES & mime_types(cell)) and IGNORED not in tags
+    checks = {
+        "an exception is stored": "error" in outputs,
+        "warnings are stored": any(output.get("name") == "stderr" for output in cell.outputs),
+        "timings are stored": bool({"papermill", "execution"} & set(cell.metadata)),
+        f"nbval takes it from a comment, not by the tag {IGNORED}": "NBVAL_" in cell.source,
+        f"only the tag {IGNORED} is for nbval": bool(OTHER_WAYS & tags),
+        "an output that needs the network, as a widget's": any("/vnd." in kind for kind in mime_types(cell)),
+        f"{long} has more than {DEF_LINES} lines: it belongs into the package": bool(long),
+        f"unrounded number {unrounded and unrounded[0]}: differs between machines": bool(unrounded),
+        "an image is neither ignored nor beside facts": is_picture and not has_facts(cell),
+    }
+    return [f"{problem}: {cell.source.strip().splitlines()[0]}" for problem, is_so in checks.items() if is_so]
+
+
+def problems(path: Path) -> list[str]:
+    """Everything that is wrong with the stored notebook at ``path``; the empty list when nothing is."""
+    notebook, text = nbformat.read(path, as_version=4), path.read_text()
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    paths = MACHINE_PATH.findall(re.sub(r'"image/(png|jpeg)": "[^"]*"', "", text))
+    lines = [line for cell in code for line in cell.source.splitlines() if line.strip() and line.strip()[0] != "#"]
+    showing = {name: cells for name, cells in sections(notebook.cells).items() if any(cell.outputs for cell in cells)}
+    checks = {
+        "no title first": not notebook.cells[0].source.startswith("# ") or notebook.cells[0].cell_type != "markdown",
+        "not run from top to bottom": [cell.execution_count for cell in code] != list(range(1, len(code) + 1)),
+        "timings or widgets are stored": bool({"papermill", "widgets"} & set(notebook.metadata)),
+        f"path of a machine: {paths[:1]}": bool(paths),
+        f"{len(text) / 1e6:.1f} MB: smaller images, please": len(text) > MEGABYTES * 1e6,
+        f"{len(lines)} lines of code: move work into the package": len(lines) > CODE_LINES,
+        "shows nothing": not showing,
+    }
+    found = [problem for problem, is_so in checks.items() if is_so] + parameter_problems(notebook, path)
+    found += [problem for cell in code for problem in cell_problems(cell)]
+    bare = [name for name, cells in showing.items() if not any(map(has_facts, cells))]
+    return found + [f"section {name!r} has no compared cell that prints a number" for name in bare]
+
+
+def test_the_chapters_are_there():
+    assert {path.stem for path in NOTEBOOKS} >= CHAPTERS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_stored_notebook_keeps_the_rules(path):
+    assert problems(path) == []
+
+
+def test_every_notebook_and_page_of_the_book_is_in_its_table_of_contents():
+    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    listed = {contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])}
+    pages = {path.stem for path in (ROOT / "book").glob("*.md")} | {f"notebooks/{path.stem}" for path in NOTEBOOKS}
+    assert listed == pages
+
+
+def strip_outputs(cells):
+    for cell in cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+
+
+def ignore_all(cells):
+    for cell in cells[3:]:
+        if cell.cell_type == "code":
+            cell.metadata["tags"] = [IGNORED]
+
+
+def edit(index, old, new):
+    def change(cells):
+        assert old in cells[index].source
+        cells[index].source = cells[index].source.replace(old, new)
+
+    return change
+
+
+def output(index, **fields):
+    return lambda cells: cells[index].outputs.append(nbformat.from_dict(fields))
+
+
+def tag(index, *tags):
+    return lambda cells: cells[index].metadata.update(tags=list(tags))
+
+
+def no_facts_in_the_last_section(cells):
+    cells[6].source, cells[6].outputs[0].text = "print('grey')", "grey\n"
+
+
+BROKEN = [
+    (strip_outputs, "not run from top to bottom"),
+    (ignore_all, "section 'Facts' has no compared cell"),
+    (no_facts_in_the_last_section, "section 'An image' has no compared cell"),
+    (tag(5), "an image is neither ignored nor beside facts"),
+    (tag(3, "nbval-skip"), "only the tag"),
+    (edit(3, "import time", "# NBVAL_SKIP\nimport time"), "not by the tag"),
+    (tag(1), "not exactly one cell tagged parameters"),
+    (tag(3, "injected-parameters"), "not exactly one cell tagged parameters"),
+    (edit(1, "  # of everything random", ""), "seed has no comment"),
+    (edit(1, "seed: int = 0", "seed = 0"), "not one line"),
+    (edit(1, "seed: int = 0", "seed: int = 0.5"), "seed is declared int and holds 0.5"),
+    (edit(1, "seed: int = 0", "seed: int = 2 ** 3"), "seed has no literal default"),
+    (edit(1, "seed: int", "seed: 'int | None'"), "papermill does not read"),
+    (edit(1, '"tiny"', '"small"'), "stored at size 'small'"),
+    (edit(0, "# A", "A"), "no title first"),
+    (edit(6, "print", "print('/home/me/data')\nprint"), "path of a machine"),
+    (edit(6, "print", "x = 1\n" * 150 + "print"), "lines of code"),
+    (edit(6, "print", "def f():\n" + "    x = 1\n" * 5 + "print"), "'f'] has more than 5 lines"),
+    (output(3, output_type="stream", name="stderr", text="Warning"), "warnings are stored"),
+    (output(3, output_type="stream", name="stdout", text="0.12345678901"), "unrounded number"),
+    (output(3, output_type="error", ename="E", evalue="", traceback=[]), "an exception is stored"),
+    (
+        output(6, output_type="display_data", metadata={}, data={"application/vnd.jupyter.widget-view+json": {}}),
+        "widget",
+    ),
+    (output(6, output_type="stream", name="stdout", text="long " * 300_000), "MB: smaller"),
+    (lambda cells: cells[3].metadata.update(execution={"a": "2026"}), "timings are stored"),
+]
+
+
+def test_the_miniature_keeps_the_rules(tmp_path):
+    nbformat.write(executed_miniature(), tmp_path / "n.ipynb")
+    assert problems(tmp_path / "n.ipynb") == []
+
+
+@pytest.mark.parametrize(("breaking", "expected"), BROKEN, ids=[expected for _, expected in BROKEN])
+def test_a_broken_rule_is_found(tmp_path, breaking, expected):
+    notebook = executed_miniature()
+    breaking(notebook.cells)
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    assert any(expected in problem for problem in problems(tmp_path / "n.ipynb"))
+
+
+def unchanged(cells):
+    pass
+
+
+def change_the_time(cells):
+    cells[3].outputs[0].text = re.sub(r"took \d+\.\d+ s", "took 98.765 s", cells[3].outputs[0].text)
+    assert "98.765" in cells[3].outputs[0].text
+
+
+def change_a_number(cells):
+    assert "1.4142" in cells[3].outputs[0].text
+    cells[3].outputs[0].text = cells[3].outputs[0].text.replace("1.4142", "1.4143")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with this one's test options: one unit test, the miniature, a built book and browser checks."""
+    (tmp_path / "tests" / "browser").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book" / "_build").mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(ROOT / "tests" / "nbval_sanitize.cfg", tmp_path / "tests")
+    (tmp_path / "tests" / "test_one.py").write_text("def test_one():\n    assert True\n")
+    (tmp_path / "tests" / "browser" / "test_book.py").write_text("def test_page():\n    assert False\n")
+    (tmp_path / "notebooks" / "note.txt").write_text("seven\n")
+    nbformat.write(executed_miniature(), tmp_path / "notebooks" / "01_mini.ipynb")
+    (tmp_path / "book" / "_build" / "02_copy.ipynb").write_text("not to be collected")
+    return tmp_path
+
+
+def run_pytest(project, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *arguments], capture_output=True, text=True, cwd=project, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(unchanged, "5 passed"), (change_the_time, "5 passed"), (change_a_number, "1 failed, 4 passed")],
+)
+def test_pytest_nbval_typed_at_the_root_compares_numbers_and_not_times(project, change, expected):
+    notebook = nbformat.read(project / "notebooks" / "01_mini.ipynb", as_version=4)
+    change(notebook.cells)
+    nbformat.write(notebook, project / "notebooks" / "01_mini.ipynb")
+    result = run_pytest(project, "--nbval")
+    assert f"{expected} in" in result.stdout, result.stdout[-2000:]
+    assert result.returncode == (1 if "failed" in expected else 0)
+
+
+def test_plain_pytest_runs_the_unit_tests_alone(project):
+    result = run_pytest(project)
+    assert (result.returncode, "1 passed" in result.stdout) == (0, True), result.stdout[-2000:]
+
+
+def test_the_browser_checks_run_when_they_are_named(project):
+    assert "1 failed" in run_pytest(project, "tests/browser").stdout

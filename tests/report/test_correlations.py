@@ -1,0 +1,143 @@
+"""Rank correlations against scipy, their intervals, and what is called a relation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_evidence import IMAGES, made_up_evidence
+from scipy import stats
+
+from apd.report.correlations import correlate, per_image, relations, seeds_agree, spearman
+from apd.report.statistics import ComparisonError
+
+COLUMN = st.lists(st.integers(0, 8).map(float), min_size=3, max_size=25).map(np.array)
+
+
+def two_columns(seed, images=60, slope=0.0, noise=1.0):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=images)
+    return x, slope * x + noise * generator.normal(size=images)
+
+
+@given(st.data())
+def test_the_rank_correlation_is_scipys_ties_included(data):
+    x = data.draw(COLUMN)
+    y = np.array(data.draw(st.lists(st.integers(0, 8).map(float), min_size=len(x), max_size=len(x))))
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert math.isnan(spearman(x, y))
+    else:
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_partial_correlation_is_that_of_what_a_line_through_the_ranks_leaves(seed):
+    generator = np.random.default_rng(seed)
+    held = generator.normal(size=50)
+    x, y = held + generator.normal(size=50), held - generator.normal(size=50)
+    ranks = [stats.rankdata(column) for column in (x, y, held)]
+    left = [rank - np.poly1d(np.polyfit(ranks[2], rank, 1))(ranks[2]) for rank in ranks[:2]]
+    assert spearman(x, y, held) == pytest.approx(np.corrcoef(*left)[0, 1], abs=1e-10)
+    # holding what never varies holds nothing, and holding one side leaves nothing
+    assert spearman(x, y, np.ones(50)) == spearman(x, y)
+    assert math.isnan(spearman(x, y, x))
+    # an image of which something is not known is left out
+    assert correlate(np.append(x, np.nan), np.append(y, 0.0)) == correlate(x, y)
+
+
+@pytest.mark.parametrize(("slope", "seed"), [(0.0, 1), (0.5, 2), (-2.0, 3)])
+def test_the_interval_is_about_that_of_scipys_bootstrap(slope, seed):
+    x, y = two_columns(seed, slope=slope)
+    found = correlate(x, y)
+    settings = {"paired": True, "vectorized": False, "n_resamples": 1500, "method": "percentile", "rng": 7}
+    expected = stats.bootstrap((x, y), lambda a, b: stats.spearmanr(a, b).statistic, **settings).confidence_interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.05)
+    assert found.low < found.value < found.high
+
+
+def test_an_interval_of_95_per_cent_holds_the_truth_about_as_often():
+    found = [correlate(*two_columns(seed, images=40), resamples=200) for seed in range(60)]
+    assert 51 <= sum(one.low <= 0.0 <= one.high for one in found) <= 60  # 57 expected
+
+
+@pytest.mark.parametrize("columns", [([1.0, 2.0], [1.0, 2.0]), ([1.0] * 9, range(9)), ([math.nan] * 9, range(9))])
+def test_where_there_is_no_correlation_there_is_no_number(columns):
+    found = correlate(*(np.array(list(column), dtype=float) for column in columns))
+    assert math.isnan(found.value)
+    assert math.isnan(found.low)
+
+
+def test_wrong_lengths_and_confidences_are_refused_with_their_numbers():
+    with pytest.raises(ValueError, match=r"lengths \[3, 4\]"):
+        correlate(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match=r"confidence=95: expected"):
+        correlate(*two_columns(0), confidence=95)
+
+
+def related(seeds, *, slope=0.2, noise=0.01, apart=0.0):
+    """Evidence in which an image's gain is `slope` times its distance, plus noise; `apart` differs between seeds."""
+    generator = np.random.default_rng(11)
+    distance = generator.uniform(0.1, 0.5, IMAGES)
+    made = []
+    for seed in range(seeds):
+        own_slope = slope + (apart if seed % 2 else -apart)
+        gain = own_slope * distance + noise * generator.normal(size=IMAGES)
+        base = generator.uniform(0.3, 0.5, IMAGES)
+        miou = {"pixel_kd": base, "apd": base + gain}
+        made.append(made_up_evidence(1.0, seed, distance=distance, miou=miou))
+    return made
+
+
+def test_an_images_scores_are_averaged_over_seeds_before_anything_else():
+    evidence = [made_up_evidence(1.0, seed) for seed in range(3)]
+    (found,) = per_image(evidence)
+    assert found.seeds == (0, 1, 2)
+    expected = np.mean([one.score("apd", "miou") for one in evidence], axis=0)
+    assert np.allclose(found.scores["apd"]["miou"], expected)
+    assert np.allclose(found.gain(), expected - np.mean([one.score("pixel_kd", "miou") for one in evidence], axis=0))
+    assert np.allclose(found.numbers["revealed"], found.numbers["own_right"] - found.numbers["shared_right"])
+    whole = relations(found, ["distance"])["distance"]
+    assert whole.over_images.value == pytest.approx(stats.spearmanr(found.numbers["distance"], found.gain())[0])
+    assert whole.over_images.images == IMAGES  # and not three times as many
+    gains = [one.score("apd", "miou") - one.score("pixel_kd", "miou") for one in evidence]
+    each = [stats.spearmanr(one.number("distance"), gain)[0] for one, gain in zip(evidence, gains, strict=True)]
+    assert list(whole.over_seeds.pairs.values()) == pytest.approx(each)
+    held = relations(found, ["distance"], held="student")["distance"].over_images
+    assert held.value == spearman(found.numbers["distance"], found.gain(), found.scores["student"]["miou"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "rises with"),
+        ({"slope": -0.2}, "falls with"),
+        ({"slope": 0.0}, "shows no significant relation to"),
+        # clear in the mean, not from seed to seed
+        ({"seeds": 4, "slope": 0.06, "apart": 0.1}, "shows no significant relation to"),
+        ({"seeds": 1}, "cannot be compared yet with"),
+    ],
+)
+def test_a_relation_is_one_when_both_intervals_leave_out_zero(settings, expected):
+    (found,) = per_image(related(**({"seeds": 5} | settings)))
+    relation = relations(found, ["distance"])["distance"]
+    assert relation.verdict == expected
+    if "apart" in settings:
+        assert relation.over_images.low > 0
+
+
+def test_seeds_agree_where_gains_belong_to_the_images():
+    (alike,), (luck,) = per_image(related(4)), per_image(related(4, slope=0.0))
+    assert seeds_agree(alike) > 0.8
+    assert abs(seeds_agree(luck)) < 0.3
+    assert math.isnan(seeds_agree(per_image(related(1))[0]))
+
+
+def test_context_shifts_are_kept_apart_and_evidence_that_does_not_belong_together_is_refused():
+    found = per_image([made_up_evidence(shift, seed) for shift in (1.0, 0.25) for seed in range(2)])
+    assert [(one.context_shift, one.seeds) for one in found] == [(0.25, (0, 1)), (1.0, (0, 1))]
+    with pytest.raises(ComparisonError, match="expected each once"):
+        per_image([made_up_evidence(1.0, 0), made_up_evidence(1.0, 0)])
+    for what, other in (("teacher", {"weights": {"teacher": "8" * 64}}), ("images", {"images": 20})):
+        with pytest.raises(ComparisonError, match=f"differ in the {what}"):
+            per_image([made_up_evidence(1.0, 0), made_up_evidence(1.0, 1, **other)])

@@ -1,0 +1,350 @@
+"""Designs: APD's four terms, a sweep of context shift, pairs of networks; what is planned and what records say."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from made_up_records import made_up_campaign, made_up_record, method_in
+from scipy import stats
+from small_experiments import TEACHER, digest, tiny
+
+from apd.config.identity import fingerprint
+from apd.distillers.apd import APDConfig
+from apd.distillers.logits import PixelKDConfig
+from apd.report.comparisons import (
+    ALL,
+    BACKBONE_NAMES,
+    TERM_DESIGN,
+    by_context_shift,
+    cross_minus_same,
+    head_match,
+    head_match_rows,
+    is_by_construction,
+    letters_of,
+    mean_gain,
+    pair_gains,
+    pairs_of,
+    sweep,
+    term_effects,
+    terms_left_out,
+)
+from apd.report.statistics import ComparisonError, compare, paired_difference
+from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
+from apd.study.campaigns import experiments_of
+from apd.study.recipes import (
+    HEADS,
+    METHOD_NAMES,
+    PAIR_METHODS,
+    STUDENT_LEARNING_RATES,
+    TRIED_PAIR_LEARNING_RATES,
+    recipe,
+    scenes_pair,
+)
+from apd.training.run import run_folder, train
+
+# the four terms
+
+STEPS = {"R": 0.0, "A": 0.01, "O": 0.03, "KD": 0.02}
+"""What each term adds to a made-up student's share of right pixels."""
+
+
+def test_the_regularisation_without_alignment_and_observation_never_reaches_the_student(tmp_path, monkeypatch):
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+
+    def weights_after(name, *distillers):
+        experiment = replace(tiny("apd"), name=name, distillers=distillers)
+        train(experiment, device="cpu")
+        return digest(run_folder(experiment) / "weights.safetensors")
+
+    off = {"width": 8, "alignment": 0.0, "observation": 0.0}
+    nothing, only_kd = weights_after("none"), weights_after("KD", PixelKDConfig())
+    assert weights_after("R", APDConfig(**off, pixel_kd=0.0)) == nothing != only_kd
+    assert weights_after("R-KD", APDConfig(**off)) == only_kd
+    assert weights_after("APD-KD", APDConfig(**off, regularisation=0.0)) == only_kd
+    aligned = APDConfig(**off | {"alignment": 10.0}, pixel_kd=0.0)
+    assert weights_after("R-A", aligned) != weights_after("A", replace(aligned, regularisation=0.0))
+
+
+def test_every_combination_has_runs_of_its_own_terms_or_those_that_it_equals():
+    assert len(TERM_DESIGN) == 2 ** len(TERMS)
+    methods = {"student", "pixel_kd", "apd_without_kd", "apd"}
+    assert set(TERM_DESIGN.values()) == {variant.key for variant in term_variants()} | methods
+    assert [letters_of(on) for on in filter(is_by_construction, TERM_DESIGN)] == ["R", "R+KD"]
+    assert set(BY_CONSTRUCTION) == {"", "R", "KD", "R+KD"}
+    assert (len(terms_left_out()), terms_left_out()["student"]) == (13, 4)
+    distillers = {variant.key: variant.distillers for variant in term_variants()}
+    distillers |= {method: recipe("tiny", method).distillers for method in ("apd", "apd_without_kd")}
+    for on, key in TERM_DESIGN.items():
+        if key in distillers:
+            assert {letter for term, letter in TERMS.items() if getattr(distillers[key][0], term)} == set(on)
+
+
+def comparison_of_terms(seeds=3, leave_out=""):
+    """Every term adds the same in every combination; seeds differ in level, and a little in the second term."""
+    terms = {key: on for on, key in TERM_DESIGN.items() if not is_by_construction(on) and key != leave_out}
+
+    def right(e):
+        on = terms[method_in(e)]
+        return 0.6 + 0.02 * e.seed + sum(STEPS[letter] for letter in on) + 0.002 * e.seed * ("A" in on)
+
+    def keep(e):
+        return e.data.context_shift == 1 and e.seed < seeds and method_in(e) in terms
+
+    records = [r for name in ("scenes-tiny", "scenes-terms") for r in made_up_campaign(name, right, keep)]
+    (found,) = compare(records, METHOD_NAMES | variant_names())
+    return found
+
+
+def test_effects_are_those_that_were_put_in_once_a_seed_has_every_combination():
+    effects = term_effects(comparison_of_terms())
+    size = {letters_of(of): row.found.mean for of, row in effects.items()}
+    assert len(size) == 15
+    # a share r of each class right gives IoU r / (2 - r), so a step of 0.01 is worth about 0.0115 at r = 0.65
+    for letter in ("A", "O", "KD"):
+        assert size[letter] == pytest.approx(1.1 * (STEPS[letter] + (0.002 if letter == "A" else 0)), rel=0.15)
+        assert effects[frozenset({letter})].found.verdict == "significantly above"
+    assert all(abs(size[letters]) < 5e-4 for letters in size if len(letters.split("+")) > 1 or letters == "R")
+    assert term_effects(comparison_of_terms(seeds=1, leave_out="terms_o")) == {}
+
+
+# context shift
+
+
+def shifted(rise=0.1, seeds=5, shifts=(0.0, 0.25, 0.5, 0.75, 1.0), wobble=0.004):
+    """Every planned run; APD's share of right pixels rises by `rise` with the shift; `wobble` differs between seeds."""
+
+    def right(e):
+        slope = rise + wobble * (e.seed % 3 - 1)
+        ahead = slope * e.data.context_shift + 0.02 if method_in(e) == "apd" else 0.0
+        return 0.6 + 0.01 * e.seed - 0.2 * e.data.context_shift + ahead
+
+    def keep(e):
+        return e.seed < seeds and e.data.context_shift in shifts
+
+    return [r for name in ("scenes-tiny", "scenes-dial") for r in made_up_campaign(name, right, keep)]
+
+
+def test_gains_are_paired_by_seed_and_slopes_are_each_seeds_own():
+    comparisons = by_context_shift(shifted())
+    found = sweep(comparisons)
+    assert list(found.gains) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for shift, comparison in comparisons.items():
+        assert found.gains[shift] == paired_difference(comparison.miou("apd"), comparison.miou("pixel_kd"))
+    gains = {seed: [gain.pairs[seed] for gain in found.gains.values()] for seed in range(5)}
+    by_hand = {seed: np.polyfit(list(found.gains), values, 1)[0] for seed, values in gains.items()}
+    assert dict(found.slopes.pairs) == pytest.approx(by_hand)
+    assert sweep(comparisons, "scope_batch").slopes.mean == pytest.approx(0.0, abs=1e-9)
+    lacking = [r for r in shifted() if (r.experiment.seed, r.experiment.data.context_shift) != (2, 0.5)]
+    assert sorted(sweep(by_context_shift(lacking)).slopes.pairs) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict"),
+    [
+        ({}, "significantly above"),
+        ({"rise": -0.1}, "significantly below"),
+        ({"rise": 0.0, "wobble": 0.1}, "not significantly different from"),
+        ({"seeds": 1}, "not yet comparable with"),
+        ({"shifts": (0.5,)}, "not yet comparable with"),
+    ],
+)
+def test_a_gain_changes_with_the_context_shift_when_the_seeds_slopes_say_so(settings, verdict):
+    assert sweep(by_context_shift(shifted(**settings))).slopes.verdict == verdict
+
+
+def test_what_does_not_belong_in_a_sweep_is_refused():
+    made = shifted(seeds=1)
+    other = replace(made[0].experiment, network=replace(made[0].experiment.network, head_width=48), seed=7)
+    with pytest.raises(ComparisonError, match="differ in more than context shift, seed and distillers"):
+        by_context_shift([*made, made_up_record(other)])
+    camvid = made_up_record(next(iter(experiments_of("camvid-small"))))
+    with pytest.raises(ComparisonError, match="have no context shift"):
+        by_context_shift([*made, camvid])
+    with pytest.raises(ValueError, match="method 'adp': expected one of"):
+        sweep(by_context_shift(made), "adp")
+
+
+# pairs: the plan
+
+
+def test_every_role_and_backbone_is_planned_and_no_baseline_twice():
+    planned = experiments_of("scenes-pairs")
+    alone = Counter((e.network, e.seed, e.teacher) for e in planned if not e.distillers)
+    assert len(alone) == len(HEADS) * len(STUDENT_LEARNING_RATES) * 3
+    assert set(alone.values()) == {1}
+    roles = Counter(
+        (e.teacher.network.head, e.network.head, e.network.backbone, e.distillers[0].method, e.seed)
+        for e in planned
+        if e.distillers
+    )
+    assert set(roles) == set(product(HEADS, HEADS, STUDENT_LEARNING_RATES, ["pixel_kd", "apd"], range(3)))
+    assert len(planned) == len(roles) + len(alone) == 90
+
+
+def test_runs_of_a_student_differ_in_teacher_and_losses_and_teachers_in_their_heads():
+    planned = experiments_of("scenes-pairs")
+    for network in {e.network for e in planned}:
+        same = {replace(e, name="-", seed=0, teacher=None, distillers=()) for e in planned if e.network == network}
+        assert len(same) == 1
+    teachers = {e.teacher for e in planned if e.teacher}
+    assert {t.network.head for t in teachers} == set(HEADS)
+    without_head = {
+        (replace(t.network, head="psp", aspp_reach=288), replace(t.training, learning_rate=1.0)) for t in teachers
+    }
+    assert (len(teachers), len(without_head)) == (2, 1)
+    assert len({e.data for e in planned}) == len({replace(e.training, learning_rate=0.1) for e in planned}) == 1
+    assert all(e.training.learning_rate == STUDENT_LEARNING_RATES[e.network.backbone] for e in planned)
+
+
+def test_every_network_gets_the_same_trials_and_the_learning_rates_used_are_among_them():
+    trials, planned = experiments_of("scenes-pairs-tuning"), experiments_of("scenes-pairs")
+    students = [e for e in trials if not e.name.startswith("teacher")]
+    tried = Counter((e.network.backbone, e.training.learning_rate) for e in students)
+    assert set(tried) == set(product(STUDENT_LEARNING_RATES, TRIED_PAIR_LEARNING_RATES))
+    assert set(tried.values()) == {len(HEADS) * len(PAIR_METHODS)}
+    assert all(e.teacher is None or e.teacher.network.head == e.network.head for e in students)
+    used = {fingerprint(e) for e in students if e.training.learning_rate == STUDENT_LEARNING_RATES[e.network.backbone]}
+    assert used <= {fingerprint(e) for e in planned}
+    of_teachers = {fingerprint(e.teacher_experiment()) for e in planned if e.teacher}
+    assert of_teachers <= {fingerprint(e) for e in trials}
+
+
+def test_the_pair_on_camvid_is_that_of_the_small_recipe_but_for_the_teachers_head():
+    small = {e.name: e for e in experiments_of("camvid-small")}
+    planned = experiments_of("camvid-pairs")
+    assert len(planned) == 6
+    for e in planned:
+        own = small[f"{method_in(e)}-seed{e.seed}"]
+        assert e.teacher.network.head == "aspp"
+        network = replace(e.teacher.network, head="psp", aspp_reach=288)
+        assert replace(e, name=own.name, teacher=replace(e.teacher, network=network)) == own
+
+
+def test_the_baseline_is_the_same_run_whichever_teacher_stands_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+    alone = train(tiny(), progress=False)
+    beside = train(replace(tiny(), teacher=TEACHER), progress=False)
+    assert beside.teacher_scores is not None
+    for entry in ("weights_sha256", "confusion", "evaluations"):
+        assert alone.content[entry] == beside.content[entry]
+
+
+# pairs: what records say
+
+BACKBONES = ("MobileNetV2", "ResNet-18", "EfficientNet")
+
+
+def pair_records(name="scenes-pairs", keep=lambda e: True, same=0.0, better_teacher=0.0):
+    """APD's gain grows by `same` with a teacher of the student's own head, by `better_teacher` with a DeepLabV3."""
+
+    def right(e):
+        gain = {"student": 0.0, "pixel_kd": 0.01, "apd": 0.03}[method_in(e)]
+        if method_in(e) == "apd":
+            heads = (e.teacher.network.head, e.network.head)
+            gain += same * (heads[0] == heads[1]) + better_teacher * (heads[0] == "aspp")
+        wobble = 0.002 * ((3 * e.seed + len(e.name)) % 4)
+        return 0.5 + 0.02 * e.seed + gain + wobble * bool(e.distillers)
+
+    return made_up_campaign(name, right, keep)
+
+
+@pytest.fixture(scope="module")
+def data_sets():
+    return pairs_of(
+        [
+            r
+            for name in ("scenes-pairs", "camvid-pairs", "camvid-small")
+            for r in pair_records(name, lambda e: method_in(e) in PAIR_METHODS)
+        ]
+    )
+
+
+def test_records_become_pairs_by_data_set_same_architecture_ones_first(data_sets):
+    on_scenes, on_camvid = data_sets
+    assert [pair.cross_architecture for pair in on_scenes] == [False] * 6 + [True] * 6
+    assert {BACKBONE_NAMES[pair.student.backbone] for pair in on_scenes} == set(BACKBONES)
+    assert len({(pair.heads, pair.student.backbone) for pair in on_scenes}) == 12
+    assert [pair.heads for pair in on_camvid] == ["PSPNet ← PSPNet", "PSPNet ← DeepLabV3"]
+    assert all(set(pair.runs.variants) == set(PAIR_METHODS) for pairs in data_sets for pair in pairs)
+    assert pairs_of([]) == pairs_of(pair_records(keep=lambda e: not e.distillers)) == []
+
+
+def test_a_gain_is_over_the_same_student_and_seed_with_the_interval_of_students_t(data_sets):
+    rows = pair_gains(data_sets[0], 0.9)
+    pair = next(p for p in data_sets[0] if (p.heads, p.student.backbone) == ("DeepLabV3 ← PSPNet", "mobilenetv2_050"))
+    alone, distilled = (list(pair.runs.miou(method).values()) for method in ("student", "apd"))
+    expected = stats.ttest_rel(distilled, alone).confidence_interval(0.9)
+    found = rows[pair.heads, "MobileNetV2", "apd"].found
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert len(rows) == 24
+
+
+def test_a_pair_without_its_baseline_has_no_gain():
+    (pairs,) = pairs_of(pair_records(keep=lambda e: bool(e.distillers)))
+    assert len(pairs) == 12
+    assert pair_gains(pairs) == {}
+    assert head_match(pairs, "apd")[ALL].pairs
+
+
+def test_a_run_that_is_missing_takes_its_seed_out_of_every_mean():
+    (pairs,) = pairs_of(pair_records(keep=lambda e: e.name != "apd-psp_resnet18_from_aspp-seed1"))
+    crossed = [pair for pair in pairs if pair.cross_architecture]
+    found = mean_gain(crossed, "apd")
+    assert sorted(found.pairs) == [0, 2]
+    expected = sum(p.runs.miou("apd")[2] - p.runs.miou("student")[2] for p in crossed) / 6
+    assert found.pairs[2] == pytest.approx(expected)
+    assert sorted(mean_gain(crossed, "pixel_kd").pairs) == [0, 1, 2]
+    matched = head_match(pairs, "apd")
+    assert sorted(matched["ResNet-18"].pairs) == sorted(matched[ALL].pairs) == [0, 2]
+    assert sorted(matched["MobileNetV2"].pairs) == [0, 1, 2]
+
+
+def slow_head_match(pairs, method, backbone, seed):
+    """Role by role: cross- minus same-architecture, mean over the student's two heads."""
+    of = [pair for pair in pairs if BACKBONE_NAMES[pair.student.backbone] == backbone]
+    scores = {(p.student.head, p.teacher.head): p.runs.miou(method)[seed] for p in of}
+    crossed = (scores["psp", "aspp"] + scores["aspp", "psp"]) / 2
+    return crossed - (scores["psp", "psp"] + scores["aspp", "aspp"]) / 2
+
+
+def test_the_match_of_heads_is_the_mean_over_roles_and_backbones(data_sets):
+    found = head_match(data_sets[0], "apd")
+    assert set(found) == {*BACKBONES, ALL}
+    for seed in range(3):
+        by_hand = {backbone: slow_head_match(data_sets[0], "apd", backbone, seed) for backbone in BACKBONES}
+        assert {backbone: found[backbone].pairs[seed] for backbone in BACKBONES} == pytest.approx(by_hand)
+        assert found[ALL].pairs[seed] == pytest.approx(math.fsum(by_hand.values()) / 3)
+
+
+def test_the_match_of_heads_sees_a_teacher_of_ones_own_architecture_and_not_a_better_teacher():
+    (alike,), (better,) = pairs_of(pair_records(same=0.1)), pairs_of(pair_records(better_teacher=0.1))
+    assert head_match(alike, "apd")[ALL].verdict == "significantly below"
+    assert abs(head_match(better, "apd")[ALL].mean) < 0.01
+    by_student = cross_minus_same(better, "apd")
+    assert all((value > 0.05) == (s.head == "psp") for s, seeds in by_student.items() for value in seeds.values())
+
+
+def test_where_students_have_one_head_the_difference_of_each_is_reported(data_sets):
+    on_scenes, on_camvid = data_sets
+    assert len(head_match_rows(on_scenes)) == 2 * 4
+    assert list(head_match_rows(on_camvid)) == [("pixel_kd", "one PSPNet"), ("apd", "one PSPNet")]
+    assert head_match_rows(on_camvid[:1]) == {}
+    with pytest.raises(ValueError, match="several data sets"):
+        head_match([*on_scenes, *on_camvid], "apd")
+
+
+def test_records_of_pairs_that_do_not_fit_one_another_are_refused():
+    kd, apd, alone = (scenes_pair("aspp", "psp", "resnet18", method) for method in ("pixel_kd", "apd", "student"))
+    longer = replace(alone, training=replace(alone.training, iterations=201))
+    for records, message in (
+        ([made_up_record(kd), made_up_record(apd, images="a" * 64)], "differ in the images of the evaluation split"),
+        ([made_up_record(kd), made_up_record(apd, teacher_right=0.8)], "differ in the teacher's confusion matrix"),
+        ([made_up_record(apd), made_up_record(longer)], r"student-psp_resnet18-seed0.*differ in the recipe"),
+        ([made_up_record(apd), made_up_record(alone, images="a" * 64)], "differ in the images"),
+        ([made_up_record(apd), made_up_record(apd)], "the same method and seed"),
+    ):
+        with pytest.raises(ComparisonError, match=message):
+            pairs_of(records)

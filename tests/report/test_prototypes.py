@@ -1,0 +1,174 @@
+"""Figures and tables of own perspectives: what they show is what they were given, and they say when nothing was."""
+
+import json
+import re
+
+import pytest
+import torch
+from made_up_evidence import made_up_evidence
+from torch import nn
+
+from apd import APDLoss, class_prototypes, observe, resize_labels
+from apd.data.scenes import Scenes
+from apd.data.specs import SCENES
+from apd.models.segmenter import SegOutput
+from apd.report.correlations import Evidence, per_image, relations, seeds_agree
+from apd.report.figures.prototypes import (
+    NUMBER_NAMES,
+    apart_over_steps,
+    coefficient,
+    gain_by_distance,
+    plane_of,
+    prototype_plane,
+    relation_table,
+    shared_and_own,
+)
+from apd.report.perspectives import Trace, pairwise_cosine
+
+SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]
+
+
+def unit(*shape, seed=0):
+    return nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.fixture(scope="module")
+def trace():
+    present_BK = torch.ones(3, 10, dtype=torch.bool)
+    present_BK[1, 4] = present_BK[2, :5] = False
+    absent = ~present_BK[:, :, None]
+    teacher, student, aligned = (unit(6, 3, 10, 8, seed=i).masked_fill(absent, 0) for i in range(3))
+    untrained = unit(3, 10, 8, seed=4).masked_fill(absent, 0)
+    return Trace([0, 10, 20, 30, 40, 50], present_BK, teacher, student, untrained, aligned, None, None)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return per_image([made_up_evidence(shift, seed) for shift in (0.0, 0.5, 1.0) for seed in range(3)])
+
+
+def data_of(shown):
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', shown.html, re.DOTALL)[1])
+
+
+def test_the_plane_keeps_most_of_what_two_directions_can():
+    rows_BKD, present_BK = unit(4, 6, 5), torch.ones(4, 6, dtype=torch.bool)
+    present_BK[0, 0] = False
+    mean_D, directions_D2, kept = plane_of(rows_BKD, present_BK)
+    away_ND = rows_BKD[present_BK].double() - mean_D
+    assert torch.allclose(away_ND.mean(0), torch.zeros(5, dtype=torch.float64))
+    assert torch.allclose(directions_D2.T @ directions_D2, torch.eye(2, dtype=torch.float64), atol=1e-9)
+    assert kept == pytest.approx(float((away_ND @ directions_D2).square().sum() / away_ND.square().sum()))
+    lengths = torch.linalg.eigvalsh(away_ND.T @ away_ND)
+    assert kept == pytest.approx(float(lengths[-2:].sum() / lengths.sum()))
+
+
+def test_every_present_prototype_of_both_networks_can_be_pointed_at_at_every_moment(trace):
+    shown = prototype_plane(trace, SCENES, ["A", "B", "C"])
+    data = data_of(shown)
+    assert len(data["marks"]) == 4 * 2 * int(trace.present_BK.sum())
+    assert "steps 0, 10, 20, 50" in shown.description
+    said = {tuple(data["lines"][i] for i in lines) for _, _, lines, _ in data["marks"]}
+    between = float((trace.teacher_SBKD[-1, 2, 7] * trace.student_SBKD[-1, 2, 7]).sum())
+    assert ("C, fence", "student, step 50", f"cosine of teacher’s and student’s {between:.2f}") in said
+    assert not any(line.startswith("B, pavement") for lines in said for line in lines)  # absent there
+
+
+def test_the_collapse_figure_has_the_first_and_the_last_mean(trace):
+    said = apart_over_steps(trace).description
+    for name, prototypes in (
+        ("regularisation trains the head", trace.teacher_SBKD),
+        ("alignment trains the head", trace.aligned_SBKD),
+        ("nothing trains the head", trace.untrained_BKD[None].expand(6, -1, -1, -1)),
+    ):
+        mean = pairwise_cosine(prototypes, trace.present_BK).nanmean(1)
+        assert f"{name}: {float(mean[0]):.2f} to {float(mean[-1]):.2f}" in said
+
+
+class Fixed(nn.Module):
+    """A network whose features are the same for every image."""
+
+    def __init__(self, channels, seed):
+        super().__init__()
+        self.features = nn.Parameter(torch.randn(1, channels, 12, 16, generator=torch.Generator().manual_seed(seed)))
+        self.classifier = nn.Conv2d(channels, 10, 1)
+
+    def forward(self, images):
+        features = self.features.expand(len(images), -1, -1, -1)
+        return SegOutput(self.classifier(features), features, None)
+
+
+def test_an_image_is_seen_by_both_networks_through_both_perspectives():
+    networks = {"teacher": Fixed(6, 0).eval(), "student": Fixed(4, 1).eval()}
+    apd = APDLoss(4, 6, 10, width=8, scale=7.0).eval()
+    shown = shared_and_own(networks, apd, SAMPLE, SCENES, SCENES.index("road"))
+    labels_1hw = resize_labels(SAMPLE.labels_HW[None].long(), (12, 16))
+    valid_hw, data = labels_1hw[0] != 255, data_of(shown)
+    assert data["views"][0]["labels"] == torch.where(valid_hw, labels_1hw[0], -1).flatten().tolist()
+    expected = {}
+    with torch.no_grad():
+        for who, network in networks.items():
+            projected = getattr(apd, f"{who}_head")(network.features)
+            prototypes, present = class_prototypes(projected, labels_1hw, 10)
+            expected[f"{who}, shared perspective"] = network.classifier(network.features)
+            expected[f"{who}, own perspective"] = observe(projected, prototypes, present, scale=7.0)
+    assert [view["name"] for view in data["views"][1:]] == list(expected)
+    for view, scores in zip(data["views"][1:], expected.values(), strict=True):
+        probability, called = scores.masked_fill(~present[..., None, None], -1e4).softmax(1)[0].max(0)
+        assert view["labels"] == called.flatten().tolist()
+        assert view["scores"] == pytest.approx((100 * probability).flatten().tolist(), abs=0.51)
+        right = ((called == labels_1hw[0]) & valid_hw).sum() / valid_hw.sum()
+        assert f"{view['name']} ({100 * float(right):.0f} % of cells right)" in shown.description
+    assert shown.html.count("<img") == 15
+
+
+def test_a_dot_of_the_scatter_reads_the_image_its_class_and_the_scores(images):
+    data = data_of(gain_by_distance([images[0], images[-1]]))
+    assert len(data["marks"]) == 80
+    texts = [[data["lines"][i] for i in lines] for _, _, lines, _ in data["marks"]]
+    one = images[-1]
+    (said,) = [text for text in texts[40:] if text[0].startswith("test image 7,")]
+    assert said[0].endswith(f"distance {one.numbers['distance'][7]:.3f}")
+    assert said[1] == "furthest class: fence"
+    assert f"pixel KD {100 * one.scores['pixel_kd']['miou'][7]:.1f}" in said[2]
+    assert said[2].endswith(f"gain {100 * one.gain()[7]:+.1f}".replace("-", "−"))
+    assert f"teacher {100 * one.scores['teacher']['miou'][7]:.1f}" in said[3]
+
+
+def test_a_network_that_one_context_shift_lacks_is_left_out_there():
+    some = made_up_evidence(0.5, 0).content
+    some = {**some, **{entry: {k: v for k, v in some[entry].items() if k != "student"} for entry in ("runs", "scores")}}
+    images = per_image([Evidence(some), made_up_evidence(1.0, 0)])
+    data = data_of(gain_by_distance(images))
+    first, last = ([data["lines"][i] for i in data["marks"][place][2]] for place in (0, -1))
+    assert (first[3].count("student"), last[3].count("student")) == (0, 1)
+    assert "shift 0.5" not in relation_table(images, reference="student").description
+    assert "shift 1" in relation_table(images, reference="student").description
+
+
+def test_the_table_has_every_correlation_and_what_follows_from_it(images):
+    found = relations(images[0], ["distance"])["distance"]
+    table = relation_table(images, numbers=list(NUMBER_NAMES))
+    assert table.html.count("<tr") == 1 + 3 * 4
+    held = relations(images[0], ["distance"], held="teacher")["distance"].over_images
+    (line,) = [line for line in table.description.splitlines() if line.startswith("shift 0: distance")]
+    for expected in (found.over_images, found.over_seeds, held, (seeds_agree(images[0]), float("nan"), 0)):
+        assert coefficient(expected) in line
+    assert found.verdict in line
+    assert (
+        "“+ APD without pixel KD”" in relation_table(images, method="apd_without_kd", reference="student").description
+    )
+
+
+def test_a_coefficient_has_its_sign_and_zero_has_none():
+    assert coefficient((0.126, -0.5, 0.004)) == "+0.13\u00a0[−0.50,\u00a00.00]"
+    assert coefficient((-0.3, float("nan"), float("nan"))) == "−0.30"
+    assert coefficient((float("nan"), float("nan"), float("nan"))) == "–"
+
+
+def test_without_evidence_it_is_said_and_one_seed_gives_no_nan():
+    for part in (gain_by_distance([]), relation_table([])):
+        assert "0 files of evidence" in str(part)
+    images = per_image([made_up_evidence(1.0, 0)])
+    for part in (gain_by_distance(images), relation_table(images)):
+        assert "nan" not in str(part)

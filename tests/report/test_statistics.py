@@ -1,0 +1,290 @@
+"""Means, intervals, corrections and effects against scipy, and the rules by which records may be compared at all."""
+
+import math
+from dataclasses import replace
+from itertools import chain, combinations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from made_up_records import made_up_campaign, made_up_record
+from scipy import stats
+
+from apd.report.comparisons import corrected_gains, factorial_effects, holm, holm_corrected, p_value, subsets
+from apd.report.statistics import (
+    ComparisonError,
+    compare,
+    mean_interval,
+    method_of,
+    paired_difference,
+    planned_and_done,
+    spread,
+)
+from apd.study.ablations import OTHER_METHODS, variant_names
+from apd.study.campaigns import experiments_of
+from apd.study.recipes import METHOD_NAMES, METHODS, recipe
+
+SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=2, max_size=12)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, -0.95])
+@pytest.mark.parametrize("pairs", [0, 1, 3])
+def test_an_interval_that_cannot_be_is_refused_with_its_numbers(confidence, pairs):
+    with pytest.raises(ValueError, match=f"confidence={confidence}: expected"):
+        mean_interval(dict.fromkeys(range(pairs), 0.5), confidence)
+
+
+@settings(deadline=None)
+@given(SCORES, st.randoms(use_true_random=False), st.sampled_from([0.8, 0.95]))
+def test_means_errors_intervals_and_p_values_are_scipys(values, random, confidence):
+    found = spread(values)
+    assert found[:2] == pytest.approx((stats.tmean(values), stats.tstd(values)), abs=1e-12)
+    assert found.error == pytest.approx(stats.sem(values), abs=1e-12)
+    reference = [random.random() for _ in values]
+    difference = paired_difference(dict(enumerate(values)), dict(enumerate(reference)), confidence)
+    test = stats.ttest_rel(values, reference)
+    expected = test.confidence_interval(confidence)
+    assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assume(spread(difference.pairs.values()).error > 1e-9)
+    assert p_value(difference) == pytest.approx(test.pvalue, abs=1e-9)
+    assert (p_value(difference) < 1 - confidence) == difference.significant
+
+
+def test_one_value_has_no_deviation_no_value_no_mean_and_equal_ones_no_doubt():
+    assert math.isnan(spread([0.5]).deviation)
+    assert math.isnan(spread([0.5]).error)
+    assert math.isnan(spread([]).mean)
+    ahead = {0: 0.75, 1: 0.75}
+    assert p_value(paired_difference(ahead, ahead)) == 1.0
+    assert p_value(paired_difference(ahead, {0: 0.5, 1: 0.5})) == 0.0
+    assert math.isnan(p_value(paired_difference({0: 0.75}, ahead)))
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.02, 0.03, 0.025], "significantly above"),
+        ([-0.02, -0.03, -0.025], "significantly below"),
+        ([0.02, -0.03, 0.01], "not significantly different from"),
+        ([0.0, 0.0, 0.0], "not significantly different from"),
+        ([0.1], "not yet comparable with"),
+        ([], "not yet comparable with"),
+    ],
+)
+def test_a_difference_is_significant_only_when_the_interval_leaves_out_zero(differences, verdict):
+    values = {seed: 0.5 + difference for seed, difference in enumerate(differences)}
+    found = paired_difference(values, dict.fromkeys(values, 0.5))
+    assert found.verdict == verdict
+    assert found.significant == verdict.startswith("significantly")
+
+
+def test_pairing_takes_the_seeds_that_both_have_and_takes_out_what_they_share():
+    found = paired_difference({0: 0.5, 2: 0.7, 7: 0.9}, {2: 0.6, 0: 0.5, 5: 0.1})
+    assert found.pairs == pytest.approx({0: 0.0, 2: 0.1})
+    luck = {0: -0.2, 1: 0.0, 2: 0.2}
+    ahead = {seed: 0.5 + value + 0.01 for seed, value in luck.items()}
+    assert paired_difference(ahead, {seed: 0.5 + value for seed, value in luck.items()}).significant
+
+
+# many comparisons
+
+
+def holm_by_closed_testing(p_values):
+    """A hypothesis is given up when Bonferroni's test gives up every set of hypotheses that it belongs to."""
+    sets = list(chain.from_iterable(combinations(p_values, size) for size in range(1, len(p_values) + 1)))
+    return {
+        name: max(min(1.0, len(those) * min(p_values[other] for other in those)) for those in sets if name in those)
+        for name in p_values
+    }
+
+
+@given(st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=1, max_size=7))
+def test_holms_correction_is_closed_testing_with_bonferronis_test(values):
+    p_values = {str(place): value for place, value in enumerate(values)}
+    assert holm(p_values) == pytest.approx(holm_by_closed_testing(p_values))
+
+
+def test_what_has_no_p_value_yet_is_not_counted_and_what_has_no_pair_is_left_out():
+    corrected = holm({"a": 0.02, "b": math.nan, "c": 0.5})
+    assert math.isnan(corrected.pop("b"))
+    assert corrected == {"a": 0.04, "c": 0.5}
+    nothing, one = paired_difference({}, {}), paired_difference({0: 0.5}, {0: 0.4})
+    rows = holm_corrected({"nothing": nothing, "one": one})
+    assert list(rows) == ["one"]
+    assert not rows["one"].significant
+
+
+def test_where_nothing_is_there_the_correction_errs_once_in_twenty_families_at_most():
+    none = dict.fromkeys(range(5), 0.0)
+    draws = stats.norm.rvs(size=(300, 20, 5), random_state=0).tolist()
+    families = [
+        holm_corrected({str(i): paired_difference(dict(enumerate(row)), none) for i, row in enumerate(family)})
+        for family in draws
+    ]
+    uncorrected = [any(row.found.significant for row in family.values()) for family in families]
+    corrected = [any(row.significant for row in family.values()) for family in families]
+    assert sum(uncorrected) / len(uncorrected) > 0.5  # 1 - 0.95^20 = 0.64
+    assert 0 < sum(corrected) / len(corrected) < 0.09
+
+
+FACTORS = "ABCD"
+
+
+def effects_by_regression(scores):
+    """Twice the coefficients of a linear model in products of ±1, solved cell by cell without any contrast."""
+    cells = list(subsets(FACTORS))
+    rows = [[math.prod(1 if f in cell else -1 for f in of) for of in cells] for cell in cells]
+    target = torch.tensor([scores[cell] for cell in cells], dtype=torch.float64)
+    coefficients = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64), target)
+    return {of: 2 * float(value) for of, value in zip(cells, coefficients, strict=True) if of}
+
+
+def test_effects_of_a_design_are_those_of_a_linear_model_for_each_seed():
+    random = torch.Generator().manual_seed(0)
+    tables = [{cell: float(torch.rand((), generator=random)) for cell in subsets(FACTORS)} for _ in range(2)]
+    scores = {cell: {seed: table[cell] for seed, table in enumerate(tables)} for cell in tables[0]}
+    scores[frozenset("A")][2] = 0.5  # a seed that the other combinations lack
+    found = factorial_effects(scores, FACTORS)
+    assert len(found) == 15
+    for seed, table in enumerate(tables):
+        expected = effects_by_regression(table)
+        assert {of: effect[seed] for of, effect in found.items()} == pytest.approx(expected)
+    assert all(set(effect) == {0, 1} for effect in found.values())
+    del scores[frozenset("AB")]
+    with pytest.raises(ValueError, match=r"lacks the combination \['A', 'B'\]"):
+        factorial_effects(scores, FACTORS)
+
+
+# records
+
+
+CAMPAIGNS_OF_VARIANTS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-tuned")
+
+
+@pytest.mark.parametrize("name", ["scenes-tiny", "camvid-small", *CAMPAIGNS_OF_VARIANTS])
+def test_every_label_of_a_campaign_names_its_method_or_variant(name):
+    names = METHOD_NAMES | variant_names()
+    for experiment in experiments_of(name):
+        assert experiment.name.startswith(f"{method_of(experiment, names)}-")
+
+
+@pytest.mark.parametrize("name", ["camvid-small-ablations", "camvid-small-rivals"])
+def test_variants_on_camvid_differ_from_its_run_of_apd_in_their_distillers_only(name):
+    apd = {e.seed: e for e in experiments_of("camvid-small") if e.name.startswith("apd-")}
+    planned = experiments_of(name)
+    assert len({(method_of(e, variant_names()), e.seed) for e in planned}) == len(planned)
+    for variant in planned:
+        assert variant.distillers != apd[variant.seed].distillers
+        assert replace(variant, name="any", distillers=()) == replace(apd[variant.seed], name="any", distillers=())
+
+
+@pytest.mark.parametrize(
+    ("label", "key"),
+    [
+        ("head_1e-5-context1-seed0", "head_1e-5"),
+        ("terms_a_o_kd-seed0", "terms_a_o_kd"),
+        ("apd_and_cwd-context1-seed0", "apd_and_cwd"),
+        ("tiny-apd-seed0", "apd"),
+        ("kd_3", "kd_3"),
+    ],
+)
+def test_a_label_names_the_longest_key_that_stands_in_it_between_hyphens(label, key):
+    assert method_of(replace(recipe("tiny", "apd"), name=label), METHOD_NAMES | variant_names()) == key
+
+
+def test_a_label_without_a_method_is_refused():
+    with pytest.raises(ComparisonError, match="'mine-seed0'"):
+        method_of(replace(recipe("tiny", "apd"), name="mine-seed0"))
+
+
+def test_a_campaign_becomes_one_comparison_for_each_data_configuration():
+    found = compare(list(reversed(made_up_campaign("scenes-tiny"))))
+    assert [c.data.context_shift for c in found] == [0.0, 1.0]
+    for comparison in found:
+        assert list(comparison.variants) == ["student", "student_equal_seconds", "pixel_kd", "apd_without_kd", "apd"]
+        assert all(list(runs) == [0, 1, 2, 3, 4] for runs in comparison.variants.values())
+    assert compare([]) == []
+    assert replace(found[0], remark="longer").title == "scenes, context shift 0, longer"
+
+
+def test_variants_stand_beside_methods_in_one_comparison_in_the_order_of_their_names():
+    records = [r for n in ("scenes-rivals", "scenes-tiny") for r in made_up_campaign(n, keep=lambda e: e.seed < 2)]
+    (comparison,) = compare([r for r in records if r.experiment.data.context_shift], METHOD_NAMES | variant_names())
+    assert list(comparison.variants) == [*METHOD_NAMES, *OTHER_METHODS]
+    assert comparison.names["cwd"] == "CWD"
+    assert list(comparison.only(["cwd", "apd", "terms_a"]).variants) == ["cwd", "apd"]
+    with pytest.raises(ComparisonError, match=r"fitnet-context1-seed0.*names none of"):
+        compare(records)
+
+
+def test_scores_of_a_comparison_are_those_of_its_records():
+    right = {"apd": 0.8, "student": 0.7}
+    records = [made_up_record(recipe("tiny", m, seed=s), r - 0.1 * s) for m, r in right.items() for s in (0, 1)]
+    (comparison,) = compare(records)
+    # a share r of each class right, the others called the next class: IoU = r / (2 - r)
+    assert comparison.miou("apd") == pytest.approx({0: 0.8 / 1.2, 1: 0.7 / 1.3})
+    gains = [0.8 / 1.2 - 0.7 / 1.3, 0.7 / 1.3 - 0.6 / 1.4]
+    assert comparison.class_gains("apd").T.tolist() == [pytest.approx(gains)] * 10
+    assert comparison.class_gains("pixel_kd").shape == (0, 10)
+    assert comparison.teacher_score == pytest.approx(0.9 / 1.1)
+    rows = corrected_gains(comparison, METHODS, "student")
+    assert list(rows) == ["apd"]  # without the reference and what has no record
+    assert rows["apd"].found == comparison.difference("apd", "student")
+
+
+def test_a_step_is_timed_where_nothing_else_ran_beside_it():
+    seconds = {"student": (0.1, 0.1, 0.4), "apd": (0.5, 0.9, 0.2)}
+    runs = [
+        (recipe("tiny", method, seed=s), value) for method, values in seconds.items() for s, value in enumerate(values)
+    ]
+    (comparison,) = compare([made_up_record(experiment, seconds=value) for experiment, value in runs])
+    assert comparison.step_seconds("apd") == 0.2
+    assert comparison.run_seconds("apd") == 0.2 * comparison.iterations("apd")
+
+
+APD = recipe("tiny", "apd")
+
+
+def changed(method="apd", seed=0, **fields):
+    """A record of the tiny recipe with other fields of its training, or of itself."""
+    experiment = recipe("tiny", method, seed=seed)
+    own = {name: value for name, value in fields.items() if hasattr(experiment, name)}
+    training = {name: value for name, value in fields.items() if name not in own}
+    return made_up_record(replace(experiment, **own, training=replace(experiment.training, **training)))
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        (made_up_record(APD, 0.6), "same method and seed"),
+        (changed(seed=1, distillers=(replace(APD.distillers[0], alignment=3.0),)), "settings of apd"),
+        (changed(seed=1, iterations=201), "number of iterations"),
+        (changed("student", iterations=201), "number of iterations"),
+        (changed(seed=1, learning_rate=0.3), "learning rate of apd"),
+        (changed("student", momentum=0.5), "recipe"),
+        (made_up_record(replace(APD, seed=1), images="a" * 64), "images of the evaluation"),
+        (made_up_record(replace(APD, seed=1), teacher_right=0.5), "teacher's confusion"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_records_that_differ_in_more_than_seed_and_method_are_not_compared(other, differs):
+    with pytest.raises(ComparisonError, match=differs):
+        compare([made_up_record(APD), other])
+
+
+def test_a_method_may_have_its_own_learning_rate_and_the_equal_time_baseline_its_own_length():
+    equal = [recipe("tiny", "student_equal_seconds", seed=seed) for seed in (0, 1)]
+    records = [made_up_record(APD), changed("student", learning_rate=0.5), *map(made_up_record, equal)]
+    (comparison,) = compare(records)
+    assert comparison.iterations("student_equal_seconds") > comparison.iterations("apd")
+    shorter = changed("student_equal_seconds", 1, iterations=7)
+    with pytest.raises(ComparisonError, match="iterations"):
+        compare([*records[:3], shorter])
+
+
+def test_records_of_other_settings_than_planned_are_left_out_and_missing_ones_counted():
+    planned = [recipe("tiny", "apd", seed=seed) for seed in range(3)]
+    kept, missing = planned_and_done(planned, [made_up_record(planned[0]), changed(seed=1, iterations=201)])
+    assert [record.experiment.seed for record in kept] == [0]
+    assert missing == 2

@@ -1,0 +1,340 @@
+"""Tables and sentences say what the records say, settings are those of the trials, and chapters work half-filled."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+from chapter_cells import run_cells
+from made_up_evidence import made_up_evidence
+from made_up_records import made_up_campaign, made_up_record, method_in
+
+from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
+from apd.report.correlations import per_image
+from apd.report.figures.sentences import beside_methods, change_of_gains, digits_of, read_campaigns, tallies, tally
+from apd.report.figures.tables import (
+    PAIR_RATES,
+    answers_table,
+    best_trials,
+    cost_table,
+    interval,
+    learning_rate_trials,
+    pair_trials,
+    pairs_table,
+    points,
+    provenance_table,
+    scores_table,
+    sweep_table,
+    trials,
+    trials_table,
+    validation_miou,
+    weight_trials,
+)
+from apd.report.statistics import compare, method_of, paired_difference
+from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
+from apd.study.campaigns import (
+    BEST_OTHER_METHODS,
+    TRIED_LEARNING_RATES,
+    TRIED_SMALL_LEARNING_RATES,
+    TUNED_METHODS,
+    experiments_of,
+)
+from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, SECONDS_OF_APD, SMALL_LEARNING_RATES, lengthened, recipe
+from apd.training.record import RecordError, read_records
+from apd.training.run import records_folder
+
+VARIANTS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-tuned")
+METHODS_OF = dict.fromkeys(VARIANTS, "scenes-tiny")
+RIGHT = {"student": 0.6, "pixel_kd": 0.62, "apd": 0.66, "attention_transfer": 0.35, "apd_and_cwd": 0.7, "skd": 0.58}
+
+
+def right(experiment):
+    """A share of right pixels by variant, and a little luck that differs from variant to variant and seed to seed."""
+    luck = 0.01 * experiment.seed + 0.001 * (7 * (experiment.seed + 1) * len(experiment.name) % 5)
+    return RIGHT.get(method_in(experiment), 0.64) + luck
+
+
+@pytest.fixture(scope="module")
+def campaigns():
+    return {name: made_up_campaign(name, right, lambda e: e.seed < 3) for name in ("scenes-tiny", *VARIANTS)}
+
+
+@pytest.fixture(scope="module")
+def comparison(campaigns):
+    (found,) = beside_methods(campaigns, METHODS_OF)
+    return found
+
+
+def seeds(*values):
+    return paired_difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+
+
+def cells_of(shown):
+    """A table's cells by the last heading of a row and that of the column."""
+    heading, *rows = [
+        ["".join(cell.itertext()) for cell in row] for row in ElementTree.fromstring(shown.html).iter("tr")
+    ]
+    columns = [name for name in heading if name]
+    return {row[-len(columns) - 1]: dict(zip(columns, row[-len(columns) :], strict=True)) for row in rows}
+
+
+# tables
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign_and_a_significant_one_does_not_read_as_zero():
+    assert points(-0.0002) == points(0.0002) == "0.0"
+    assert (points(0.0123), points(-0.0123), points(float("nan"))) == ("+1.2", "−1.2", "–")
+    near = seeds(0.0102, 0.0145, 0.02)._replace(low=0.0002)
+    assert digits_of(near) == 2
+    assert "+0.02" in interval(near)
+    assert "[0.0," in interval(near._replace(low=-0.0002))
+
+
+def test_the_table_of_scores_holds_mean_error_difference_and_corrected_p_value(comparison):
+    groups = {variant.key: variant.group for variant in option_variants()}
+    rows = corrected_gains(comparison, groups, "apd")
+    shown = cells_of(scores_table(comparison, rows, "apd", groups=groups))
+    assert len(shown) == 1 + len(groups)
+    values, row = list(comparison.miou("scope_batch").values()), rows["scope_batch"]
+    mean = fmean(values)
+    error = (sum((v - mean) ** 2 for v in values) / 2 / 3) ** 0.5
+    expected = ["3", f"{100 * mean:.2f}", f"{100 * error:.2f}", interval(row.found), f"{row.corrected:.3f}"]
+    assert list(shown["prototypes of the batch"].values())[:5] == expected
+    sure = {"scope_batch": row._replace(corrected=0.0001)}
+    assert "< 0.001" in cells_of(scores_table(comparison, sure, "apd"))["prototypes of the batch"].values()
+    assert "nan" not in scores_table(comparison.only(["cwd"]), {"cwd": rows["scope_batch"]}, "apd").html
+    assert "0 records" in scores_table(comparison.only([]), {}, "apd").description
+
+
+def test_costs_are_given_as_multiples_of_both_baselines(campaigns):
+    slow = {"student": 0.1, "apd": 0.16}
+    records = [
+        made_up_record(r.experiment, seconds=slow.get(method_in(r.experiment), 0.1)) for r in campaigns["scenes-tiny"]
+    ]
+    (comparison, _) = compare(records)
+    apd = cells_of(cost_table([comparison]))["+ APD"]
+    assert (apd["seconds a step"], apd["of the baseline’s step"]) == ("0.160", "× 1.60")
+    share = comparison.run_seconds("apd") / comparison.run_seconds("student_equal_seconds")
+    assert apd["of the equal-time baseline’s"] == f"× {share:.2f}"
+    assert apd["peak memory, GB"] == "1.00"
+    assert "–" in cells_of(cost_table([comparison.only(["apd"])]))["+ APD"].values()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "answer"), [(0.06, "outperforms"), (-0.06, "underperforms"), (0.0, "not significant")]
+)
+def test_questions_are_answered_by_what_the_records_say(ahead, answer):
+    wobble = {"student": (0.0, 0.01, 0.02), "apd": (0.01, 0.0, 0.02)}
+    runs = [(method, seed) for method in wobble for seed in range(3)]
+    level = {"student": 0.6, "apd": 0.6 + ahead}
+    records = [made_up_record(recipe("tiny", m, seed=s), level[m] + wobble[m][s]) for m, s in runs]
+    first, second, *_ = cells_of(answers_table(compare(records))).values()
+    assert first["scenes, context shift 0.5"].startswith(f"{answer} ")
+    assert second["scenes, context shift 0.5"] == "too few runs –"
+    assert "no record" in answers_table([]).description
+
+
+def test_where_the_numbers_come_from_is_counted_over_the_records(campaigns):
+    shown = cells_of(provenance_table({"scenes-tiny": campaigns["scenes-tiny"], "none": []}))
+    assert shown["records"] == {"scenes-tiny": "30", "none": "0"}
+    assert shown["commit"] == {"scenes-tiny": "0123456789", "none": "–"}
+    assert 'tabindex="0" role="region" aria-label="' in provenance_table(campaigns).html
+
+
+def test_the_table_of_a_sweep_holds_gains_the_images_numbers_and_the_share_of_the_teachers_lead():
+    made = [r for name in ("scenes-tiny", "scenes-dial") for r in made_up_campaign(name, right)]
+    comparisons = by_context_shift(made)
+    found = sweep(comparisons)
+    images = per_image([made_up_evidence(1.0, seed) for seed in range(2)])
+    shown = cells_of(sweep_table(comparisons, [found, sweep(comparisons, "scope_batch")], images))
+    last = comparisons[1.0]
+    assert shown["context shift 1"]["distance"] == f"{images[0].numbers['distance'].mean():.3f}"
+    assert shown["context shift 0"]["distance"] == "–"
+    lead = fmean(last.teacher_score - miou for miou in last.miou("pixel_kd").values())
+    assert shown["context shift 1"]["share of the teacher’s lead, %"] == points(found.gains[1.0].mean / lead, 0)
+    assert "0 records" in sweep_table({}, [found], []).description
+
+
+def test_the_table_of_pairs_has_a_row_for_every_pair_with_its_teacher():
+    (pairs,) = pairs_of(made_up_campaign("scenes-pairs", right))
+    shown = pairs_table(pairs)
+    assert shown.html.count("<tr") == 13
+    assert f"{100 * pairs[0].runs.teacher_score:.1f}" in shown.html
+    assert interval(pairs[4].runs.difference("apd", "student")) in shown.html
+    (alone,) = pairs_of(made_up_campaign("scenes-pairs", right, lambda e: bool(e.distillers)))
+    assert "nan" not in pairs_table(alone).description
+
+
+# trials
+
+
+def trial(method, rate, share, *, seed=0, factor=1):
+    experiment = recipe("tiny", method, seed=seed)
+    training = replace(experiment.training, learning_rate=rate, iterations=experiment.training.iterations * factor)
+    return made_up_record(replace(experiment, name=f"{method}-rate{rate:g}", training=training), share)
+
+
+def test_each_rows_best_trial_is_marked_and_other_seeds_and_lengths_are_left_out():
+    records = [trial("student", 0.1, 0.7), trial("student", 0.02, 0.6), trial("apd", 0.1, 0.6), trial("apd", 0.02, 0.8)]
+    records += [trial("apd", 0.5, 0.9, seed=1), trial("student_equal_seconds", 0.5, 0.9, factor=2)]
+    shown = cells_of(trials_table(learning_rate_trials(records), "learning rate {:g}", "made up"))
+    marked = {row: [name for name, text in cells.items() if "◂" in text] for row, cells in shown.items() if row}
+    assert marked == {"student alone": ["learning rate 0.1"], "+ APD": ["learning rate 0.02"]}
+    assert validation_miou(records[0]) == records[0].scores.miou
+    early = replace(records[0], content={**records[0].content, "evaluations": records[0].content["evaluations"][:1]})
+    assert "0 trials have a score" in trials_table(learning_rate_trials([early]), "{:g}", "made up").description
+
+
+def test_a_value_with_fewer_trials_than_another_of_its_row_cannot_be_the_best():
+    records = made_up_campaign("scenes-pairs-tuning", lambda e: 0.9 if "rate0.1" in e.name else right(e))
+    assert set(best_trials(*trials(pair_trials(records))).values()) == {0.1}
+    fewer = [r for r in records if r.experiment.name != "apd-psp_resnet18-rate0.1"]
+    row = cells_of(trials_table(pair_trials(fewer), "{:g}", "made up", PAIR_RATES))["student ResNet-18"]
+    assert re.fullmatch(r"\(\d\d\.\d\)", row["0.1"])
+    assert (row["records of a value"], row["used"]) == ("6", "0.01")
+
+
+def best_of(trials_found):
+    mean, count = trials(trials_found)
+    tried = mean.notna().sum(axis=1) > 1
+    return best_trials(mean[tried], count[tried])
+
+
+def test_the_weights_and_learning_rates_of_the_study_are_the_best_of_the_committed_trials():
+    names = ("scenes-tiny", "scenes-rivals", "scenes-rivals-tuning")
+    records = [r for name in names for r in read_records(records_folder(name)) if r.experiment.data.context_shift]
+    found = best_of(weight_trials(records))
+    factors = {variant.name: BEST.get(variant.key, 1.0) for variant in plain_variants()}
+    assert len(found) >= 10
+    assert found == {name: factors[name] for name in found}
+    pairs, _ = read_campaigns(["scenes-pairs-tuning"])
+    assert len(pairs["scenes-pairs-tuning"]) == len(experiments_of("scenes-pairs-tuning"))
+    assert best_of(pair_trials(pairs["scenes-pairs-tuning"])) == PAIR_RATES
+    camvid = [
+        (method_in(r.experiment), r.experiment.training.learning_rate, r)
+        for r in read_records(records_folder("camvid-small-rates"))
+    ]
+    assert {(method, rate) for method, rate, _ in camvid} == {
+        (m, r) for m in TUNED_METHODS for r in TRIED_SMALL_LEARNING_RATES
+    }
+    assert best_of(camvid) == {method: SMALL_LEARNING_RATES[method] for method in TUNED_METHODS}
+
+
+def test_the_best_other_methods_are_those_of_the_records():
+    found = {}
+    for record in (r for name in ("scenes-rivals", "scenes-tuned") for r in read_records(records_folder(name))):
+        found.setdefault(method_of(record.experiment, variant_names()), []).append(validation_miou(record))
+    means = {key: fmean(found[at_best(key)]) for key in OTHER_METHODS}
+    assert set(BEST_OTHER_METHODS) == set(sorted(means, key=means.get)[-3:])
+    assert BEST_OTHER_METHODS[0] == max(means, key=means.get)
+
+
+def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_longer_baseline_has_the_seconds_of_apd():
+    records, _ = read_campaigns(["facade-learning-rates"])
+    of = {}
+    for record in records["facade-learning-rates"]:
+        of.setdefault(method_of(record.experiment), {})[record.experiment.training.learning_rate] = record
+    for method, tried in of.items():
+        if set(tried) == set(TRIED_LEARNING_RATES):  # until then the middle of the grid stands
+            best = max(tried, key=lambda rate: validation_miou(tried[rate]))
+            assert LEARNING_RATES[method] == best
+            assert min(tried) < best < max(tried)
+    assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]
+    least = {m: min(r.content["core_seconds_per_iteration"] for r in tried.values()) for m, tried in of.items()}
+    if {"student", "apd"} <= set(least):
+        assert SECONDS_OF_APD["facade-small"] == pytest.approx(least["apd"] / least["student"], rel=0.03)
+    longer, student = (recipe("facade-small", method).training for method in ("student_equal_seconds", "student"))
+    assert longer.iterations == round(student.iterations * SECONDS_OF_APD["facade-small"])
+
+
+# sentences
+
+
+def test_a_tally_sorts_rows_by_what_can_be_said_of_them_lists_few_and_counts_many():
+    found = {"clear": seeds(0.030, 0.031, 0.032), "lost": seeds(-0.30, -0.31, -0.32), "single": seeds(-0.01)}
+    unsure = {f"none{i}": seeds(0.01, -0.012, 0.004) for i in range(20)}
+    chance = holm_corrected(unsure | {"chance": seeds(0.010, 0.013, 0.016)})["chance"]
+    rows = {**holm_corrected(found), "chance": chance, **dict(list(holm_corrected(unsure).items())[:10])}
+    lines = tally(rows, {key: f"setting {key}" for key in rows}, "the default").split("\n")
+    assert lines[0] == "Compared with the default, Holm-corrected at 95 %; differences: 14."
+    assert lines[2] == f"- **significantly above** (1): “setting clear” {interval(found['clear'])}"
+    assert lines[3].startswith("- **significantly below** (1): “setting lost”")
+    assert lines[4].startswith("- significant only before the correction (1): “setting chance” +1.3\u00a0[")
+    assert lines[5].count("“setting none") == 10
+    assert lines[6] == "- fewer than two seeds so far (1): “setting single” −1.0"
+    many = holm_corrected(unsure)
+    text = tally(many, {key: key for key in many}, "x")
+    assert text.endswith("- no significant difference (20): all others; their intervals stand in the table")
+    assert tally({}, {}, "x").endswith("- **significantly above** (0): none\n- **significantly below** (0): none")
+    assert "0 records" in str(tallies([], "apd"))
+
+
+def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
+    def of_length(times, gains):
+        runs = [
+            (lengthened(recipe("tiny", m, seed=s), student=times, teacher=1), m, s) for m in gains for s in range(3)
+        ]
+        (found,) = compare([made_up_record(e, 0.6 + gains[m] + 0.001 * s) for e, m, s in runs])
+        return replace(found, remark=f"{times} times the steps")
+
+    short, long = of_length(1, {"student": 0, "pixel_kd": 0.0, "apd": 0.05}), of_length(4, {"student": 0, "apd": 0.01})
+    first, last = str(change_of_gains([short, long], [("apd", "student"), ("apd", "pixel_kd")])).split("\n")
+    gains = [100 * c.difference("apd", "student").mean for c in (short, long)]
+    assert f"“+ APD” over “student alone” is {gains[0]:+.1f}" in first
+    assert f"**significantly below** the first: −{gains[0] - gains[1]:.1f}" in first
+    assert last.endswith("there are not two gains yet.")
+    assert "not two gains" in str(change_of_gains([], [("apd", "student")]))
+
+
+# campaigns and chapters
+
+
+def save_all(folder, records):
+    for record in records:
+        record.save(folder / f"{record.experiment.name}.json")
+
+
+def test_campaigns_are_read_with_a_sentence_on_how_far_they_got(tmp_path, campaigns):
+    planned = experiments_of("scenes-tiny")
+    save_all(tmp_path / "scenes-tiny", campaigns["scenes-tiny"][:3])
+    made_up_record(replace(planned[3], data=replace(planned[3].data, train_images=7))).save(
+        tmp_path / "scenes-tiny" / "old.json"
+    )
+    records, progress = read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
+    assert (len(records["scenes-tiny"]), len(records["camvid-small"])) == (3, 0)
+    assert f"scenes-tiny: 3 of {len(planned)} planned runs have a record; 1 of other settings left out" in str(progress)
+    assert "`apd campaign camvid-small`" in str(progress)
+    with pytest.raises(FileNotFoundError, match="no such folder; it should hold scenes-tiny"):
+        read_campaigns(["scenes-tiny"], tmp_path / "absent")
+    (tmp_path / "scenes-tiny" / "broken.json").write_text("{")
+    with pytest.raises(RecordError, match=r"broken\.json"):
+        read_campaigns(["scenes-tiny"], tmp_path)
+
+
+def test_variants_of_several_campaigns_stand_beside_their_methods_on_the_data_of_the_variants(campaigns, comparison):
+    assert comparison.data.context_shift == 1
+    assert {"student", "terms_a", "scope_batch", "cwd", "apd_and_cwd"} <= set(comparison.variants)
+    assert beside_methods({"scenes-tiny": campaigns["scenes-tiny"]}, {"no-such-campaign": "scenes-tiny"}) == []
+    (methods_only,) = beside_methods({**campaigns, "scenes-terms": []}, {"scenes-terms": "scenes-tiny"})
+    assert list(methods_only.variants) == list(METHOD_NAMES)
+    stray = made_up_record(campaigns["scenes-rivals"][0].experiment, images="a" * 64)
+    with pytest.raises(ValueError, match="images of the evaluation split"):
+        beside_methods({**campaigns, "scenes-rivals": [stray]}, METHODS_OF)
+
+
+KEPT = {"none": 0, "every other run of the first seed": 2, "the first seed": 1}
+
+
+@pytest.mark.parametrize("name", ["03_does_it_work", "04_ablations", "05_rivals", "07_pairs"])
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_chapter_works_with_the_records_that_are_there(tmp_path, name, kept):
+    of_pairs = ("scenes-pairs", "camvid-pairs", "camvid-small", "scenes-pairs-tuning")
+    for campaign in of_pairs if name == "07_pairs" else ("scenes-tiny", *VARIANTS):
+        records = made_up_campaign(campaign, right, lambda e: e.seed == 0)
+        save_all(tmp_path / campaign, records[:: KEPT[kept]] if KEPT[kept] else [])
+    shown = run_cells(name, tmp_path)
+    text = "\n".join(f"{item!r}" for item in shown)
+    assert len(shown) > 2
+    assert not re.search(r"\bnan\b", text)
+    assert "planned runs have a record" in text

@@ -253,14 +253,7 @@ class APDLoss(nn.Module):
         if weights["alignment"]:
             terms["alignment"] = alignment_loss(student_BKD, teacher_BKD, present_BK)
         if weights["observation"]:
-            terms["observation"] = observation_loss(
-                student_BKhw,
-                teacher_BKhw,
-                present_BK,
-                seen.labels_Bhw,
-                ignore_index=seen.ignore_index,
-                reduction=self.reduction,
-            )
+            terms["observation"] = self._observation(student_BKhw, teacher_BKhw, present_BK, seen)
         if weights["pixel_kd"]:
             terms["pixel_kd"] = pixel_kd_loss(
                 student_logits,
@@ -303,6 +296,12 @@ class APDLoss(nn.Module):
             absent=self.absent,
             detach_prototypes=detach_prototypes,
         )
+
+    def _observation(
+        self, student_BKhw: Tensor, teacher_BKhw: Tensor, present_BK: Tensor, seen: CompactLabels
+    ) -> Tensor:
+        options = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
+        return observation_loss(student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **options)
 
     def _check(self, features: dict[str, Tensor], logits: dict[str, Tensor | None], labels_BHW: Tensor) -> None:
         weights = self.weights

@@ -1,8 +1,7 @@
 """What the method's functions and modules check of what they are given: settings, maps, labels, and what they hold.
 
-Types, shapes and flags are checked at every call; they cost no arithmetic and no wait for a device, and a compiled
-graph stays one graph. Values are looked at in every call on a CPU, by one reduction of a map, and elsewhere in a
-module's first call only, since looking at a value waits for the device; a compiled graph does not look at them.
+Types and shapes are checked at every call. Values are read in every call on a CPU and elsewhere in a module's first
+call only, since reading one waits for the device; a compiled graph does not read them.
 """
 
 import math
@@ -23,16 +22,12 @@ WIDEST = 2**14
 """Largest width of a projection head (own choice): its second convolution has width² weights, 1 GiB here."""
 
 RULED_OUT = -1e30
-"""Stands for a teacher's logit of -inf: its probability is 0 too, and 0 times it is 0, where 0 times inf is not. Far
-from float32's limits, so that it may be averaged, interpolated and divided by a temperature."""
+"""Stands for a teacher's logit of -inf, and unlike it may be averaged, interpolated and multiplied by 0."""
 
 BINARY = (
     "a binary network of one sigmoid channel z has the two classes of apd.two_channel_logits(z): pass those of both "
     "networks, with num_classes=2 and labels 0 and 1 (of masks 0 and 255: (masks > 0).long())"
 )
-
-
-# ---------------------------------------------------------------- settings
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -77,9 +72,6 @@ def check_ignore_index(ignore_index: int, num_classes: int = 0) -> int:
     return int(ignore_index)
 
 
-# ---------------------------------------------------------------- types and shapes
-
-
 def check_map(name: str, value: Tensor) -> None:
     """Raise when ``value`` is not a floating (batch, channels, height, width) tensor with at least one element."""
     if not isinstance(value, Tensor):
@@ -96,10 +88,7 @@ def check_map(name: str, value: Tensor) -> None:
 
 
 def check_labels(labels_BHW: Tensor, batch: int) -> None:
-    """Raise when ``labels_BHW`` is not an integer (batch, height, width) tensor of ``batch`` images.
-
-    :func:`apd.perspective.valid_pixels` checks the values.
-    """
+    """Raise when ``labels_BHW`` is not an integer (batch, height, width) tensor of ``batch`` images."""
     if not isinstance(labels_BHW, Tensor):
         raise TypeError(f"labels is a {type(labels_BHW).__name__}: expected an integer tensor (batch, height, width)")
     if labels_BHW.ndim != 3 or 0 in labels_BHW.shape:
@@ -129,12 +118,10 @@ def check_classes(student_BKhw: Tensor, teacher_BKhw: Tensor, least: int = 2) ->
 def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: bool = False) -> bool:
     """Whether two grids (height, width) can lie on one image, each with the stride of its network in both axes.
 
-    A network of stride s makes floor(H / s) to ceil(H / s) cells of H pixels: each axis is off by less than a cell of
-    its own grid (of the second not, where that is the image's), which leaves the ratio of the two grids an interval in
-    each axis, and the intervals must overlap. A network that rounds up to whole patches first and refines its grid
-    afterwards (a ViT or a pyramid under a decoder) has the cells of a padded image: the usual patches are tried, up to
-    a quarter of the shorter side, or larger than the image. None of this makes the longer side the shorter; that is
-    asked of grids of 8 cells or more, where a turned map that is nearly square would go unnoticed.
+    Each axis is off by less than a cell of its own grid (of the second not, where that is the image's), which leaves
+    the ratio of the two grids an interval in each axis, and the intervals must overlap. The image may have been padded
+    to whole patches first: the usual ones are tried, up to a quarter of the shorter side, or larger than the image. The
+    longer side stays the longer, which is asked of grids of 8 cells or more.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:
@@ -178,26 +165,23 @@ def check_trained(module: nn.Module, name: str, value: Tensor) -> None:
         )
 
 
-# ---------------------------------------------------------------- values
-
-
-_looking = True
+_reading = True
 NON_FINITE = "its network has diverged, overflowed in half precision, or was given such an image"
 
 
 @contextmanager
 def values_unchecked() -> Iterator[None]:
-    """Inside, the values of maps are not looked at: for a loop that stops by itself where a loss is not finite."""
-    global _looking
-    before, _looking = _looking, False
+    """Inside, the values of maps are not read: for a loop that stops by itself where a loss is not finite."""
+    global _reading
+    before, _reading = _reading, False
     try:
         yield
     finally:
-        _looking = before
+        _reading = before
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether there is anything to look at: not while a graph is traced, nor where shapes alone are computed."""
+    """Whether values can be read: not while a graph is traced, nor where shapes alone are computed."""
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
@@ -237,14 +221,12 @@ def _are_probabilities(logits_BKhw: Tensor) -> bool:
 def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
     """Raise for maps that are not finite, and warn, once for each name, of logits that are probabilities.
 
-    Args:
-        module: whose call this is; None for a pure function, which looks at values on a CPU only.
-        maps: by name, which ends with "logits" or "features".
+    Without a module, as in a pure function, values are read on a CPU only.
     """
-    if torch.compiler.is_compiling() or not _looking:
+    if torch.compiler.is_compiling() or not _reading:
         return
     state = {} if module is None else module.__dict__
-    first = module is not None and not state.get("_has_looked", False)
+    first = module is not None and not state.get("_has_read", False)
     for name, value in maps.items():
         if not has_values(value) or not (value.is_cpu or first):
             continue
@@ -260,7 +242,7 @@ def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
                 stacklevel=4,
             )
     if first and all(map(has_values, maps.values())):
-        state["_has_looked"] = True
+        state["_has_read"] = True
 
 
 def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
@@ -269,9 +251,6 @@ def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
     if teacher_logits_BKhw.is_cpu and has_values(teacher_logits_BKhw) and math.isfinite(_total(teacher_logits_BKhw)):
         return teacher_logits_BKhw  # nothing to replace: no copy
     return teacher_logits_BKhw.clamp(min=RULED_OUT)
-
-
-# ---------------------------------------------------------------- a distiller's call
 
 
 SAID_AT_CONSTRUCTION = {
@@ -283,17 +262,14 @@ SAID_AT_CONSTRUCTION = {
 """Which attribute of a distiller, where it has it, says how many channels a map must have."""
 
 
-def check_call(module: nn.Module, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str]) -> None:
-    """Check all that a distiller is called with: ``maps`` by the names of its arguments, and labels.
-
-    ``trained`` names the maps through which the student is trained.
-    """
+def check_maps(module: nn.Module, maps: Mapping[str, Tensor]) -> None:
+    """Raise unless all are maps of one batch, with the channels that the module was constructed for."""
     batch = 0
     for name, value in maps.items():
         check_map(name, value)
         expected = getattr(module, SAID_AT_CONSTRUCTION[name], value.shape[1])
         if value.shape[1] != expected:
-            hint = "; both networks have to tell the same classes" if name.endswith("logits") else ""
+            hint = "; both networks must have the same classes" if name.endswith("logits") else ""
             if name.endswith("logits") and value.shape[1] == 1:
                 hint = f"; {BINARY}"
             elif value.shape[3] == expected:
@@ -307,7 +283,15 @@ def check_call(module: nn.Module, maps: Mapping[str, Tensor], labels_BHW: Tensor
             raise ValueError(
                 f"{name} holds {value.shape[0]} images but {next(iter(maps))} {batch}: the batches must agree"
             )
-    check_labels(labels_BHW, batch)
+
+
+def check_call(module: nn.Module, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str]) -> None:
+    """Check all that a distiller is called with: ``maps`` by the names of its arguments, and labels.
+
+    ``trained`` names the maps through which the student is trained.
+    """
+    check_maps(module, maps)
+    check_labels(labels_BHW, len(next(iter(maps.values()))))
     check_grids({**maps, "labels": labels_BHW})
     if "student_logits" in maps and "teacher_logits" in maps:
         classes = getattr(module, "num_classes", 2)

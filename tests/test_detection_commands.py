@@ -25,7 +25,7 @@ from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec
 from apd.data.rle import encode
 from apd.data.scenes.world import NoiseThings
-from apd.distillers.roi_apd import RoIAPDConfig
+from apd.distillers.apd import RoIAPDConfig
 from apd.evaluation.average_precision import APTable, Detections
 from apd.evaluation.detection_images import RESULTS, coco_results, colours_of, drawn, image_ids
 from apd.evaluation.detections import ap_csv, ap_lines, detect

@@ -13,11 +13,9 @@ from apd.config.datasets import spec_of
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import ExperimentError, NetworkConfig, TeacherConfig
 from apd.config.inference import InferenceOptions
-from apd.distillers.apd import APDConfig, DenseAPDConfig
+from apd.distillers.apd import APDConfig, DenseAPDConfig, RoIAPD, RoIAPDConfig
 from apd.distillers.base import DISTILLERS, build_distiller
-from apd.distillers.review_kd import ReviewKD, ReviewKDConfig
-from apd.distillers.roi_apd import RoIAPD, RoIAPDConfig
-from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
+from apd.distillers.on_detectors import PyramidMatchingConfig, ReviewKD, ReviewKDConfig, RoIDKDConfig, RoIKDConfig
 from apd.models.detector import BODIES
 from apd.training.run import task_of
 from apd.training.segmentation import build_network
@@ -175,7 +173,7 @@ def test_a_module_has_every_setting_of_its_configuration(networks):
     assert isinstance(roi, RoIAPD)
     assert roi.weights == {"regularisation": 1.0, "alignment": 3.0, "observation": 0.5, "pixel_kd": 0.0}
     sizes = (roi.student_channels, roi.teacher_channels, roi.num_classes, roi.scale, roi.temperature)
-    assert sizes == (32, 40, 3, 5.0, 2.0)
+    assert sizes == (32, 40, 4, 5.0, 2.0)  # the background is a class
     assert next(roi.teacher_head.parameters()).shape[:2] == (8, 40)
     dense = built(DenseAPDConfig(levels=("0", "2"), width=8, scale=5.0, observation=0.0))
     assert dense.levels == ("0", "2")

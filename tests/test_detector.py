@@ -9,11 +9,9 @@ from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import as_target
 from apd.data.rle import decode
 from apd.data.scenes.instances import SceneInstances
-from apd.distillers.apd import dense_apd
+from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import NO_BOX
-from apd.distillers.review_kd import ReviewKD
-from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import pyramid_matching, roi_dkd, roi_kd
+from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
 from apd.evaluation.average_precision import ap_scores
 from apd.evaluation.detections import ap_of, detect
 from apd.models.detector import BODIES, build_detector

@@ -20,12 +20,10 @@ from apd.config.experiment import (
 )
 from apd.config.identity import fingerprint, from_dict, to_dict
 from apd.config.inference import InferenceOptions
-from apd.distillers.apd import APDConfig, DenseAPDConfig
+from apd.distillers.apd import APDConfig, DenseAPDConfig, RoIAPDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig
-from apd.distillers.review_kd import ReviewKDConfig
-from apd.distillers.roi_apd import RoIAPDConfig
-from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
+from apd.distillers.on_detectors import PyramidMatchingConfig, ReviewKDConfig, RoIDKDConfig, RoIKDConfig
 from apd.study.recipes import METHODS, recipe
 
 GOLDEN = Experiment(

@@ -19,12 +19,10 @@ from apd.cli.parsing import parse
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict, to_dict
 from apd.distillers.base import DISTILLERS, DistillerConfig, build_distiller
-from apd.distillers.channels import CWDConfig, DISTConfig
 from apd.distillers.cirkd import CIRKDConfig
-from apd.distillers.features import AttentionTransferConfig, FitNetConfig, MGDConfig
-from apd.distillers.logits import DKDConfig, LSKDConfig
-from apd.distillers.prototypes import I2CKDConfig, IDDConfig
-from apd.distillers.relations import IFVDConfig, SKDConfig
+from apd.distillers.features import AttentionTransferConfig, CWDConfig, FitNetConfig, MGDConfig
+from apd.distillers.logits import DISTConfig, DKDConfig, LSKDConfig
+from apd.distillers.relations import I2CKDConfig, IDDConfig, IFVDConfig, SKDConfig
 from apd.fields import ExperimentError
 from apd.training import trainer as loop
 from apd.training.run import train

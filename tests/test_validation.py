@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 import apd
 from apd import CIRKD, CWD, DIST, DKD, LSKD, APDLoss, FitNet, PixelKD, pixel_kd_loss, two_channel_logits
-from apd.distillers.review_kd import ReviewKD
-from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import OnRoIs
+from apd.distillers.apd import RoIAPD
+from apd.distillers.on_detectors import OnRoIs, ReviewKD
 from apd.perspective import valid_pixels
 from apd.validation import check_grids, values_unchecked
 

@@ -22,12 +22,10 @@ valid.
 import importlib
 import pkgutil
 
-from apd.distillers.channels import CWD, DIST
 from apd.distillers.cirkd import CIRKD
-from apd.distillers.features import MGD, AttentionTransfer, FitNet
-from apd.distillers.logits import DKD, LSKD, PixelKD
-from apd.distillers.prototypes import I2CKD, InterClassDistance
-from apd.distillers.relations import IFVD, PairwiseSimilarity
+from apd.distillers.features import CWD, MGD, AttentionTransfer, FitNet
+from apd.distillers.logits import DIST, DKD, LSKD, PixelKD
+from apd.distillers.relations import I2CKD, IFVD, InterClassDistance, PairwiseSimilarity
 
 __all__ = [
     "CIRKD",

@@ -1,20 +1,15 @@
 """What distillation methods share: the registry of their configurations, their weights, and the checks of a call."""
 
 from dataclasses import dataclass, fields
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apd.fields import LEAVE_OUT, require, require_types
+from apd.fields import require, require_types, require_weights
 from apd.perspective import full_precision, match_grids, resize_labels, valid_pixels
-from apd.validation import (
-    check_call,
-    check_count,
-    check_ignore_index,
-    check_positive,
-    without_infinities,
-)
+from apd.validation import check_call, check_count, check_ignore_index, without_infinities
 
 IGNORED = -1
 """What labels hold, inside this part of the package, at pixels that belong to no class."""
@@ -25,14 +20,10 @@ DISTILLERS: dict[str, type["DistillerConfig"]] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class DistillerConfig:
-    """A distiller of an experiment: a frozen, validated configuration, which a subclass makes known by its `method`.
+    """The settings of a distillation method: a frozen, validated part of an experiment, known by its `method`.
 
-    Fields are settings of the module by the same names; a `weight` and a `temperature` are positive. The default of a
-    field is never changed: fingerprints leave it out.
-
-    Args:
-        module: class of the loss module, a :class:`Distiller`; left out where :meth:`build` is overridden.
-        task: what the method is for, "segmentation" (default) or "detection".
+    Integers are at least 1 and numbers positive; weights of several `terms` may be 0, but not all. The default of a
+    field is never changed: fingerprints leave it out. A subclass for detectors is defined with `task="detection"`.
 
     Raises:
         ExperimentError: a field holds what its annotation or the method rules out.
@@ -40,22 +31,21 @@ class DistillerConfig:
 
     Example:
         >>> from typing import Literal
-        >>> from apd.distillers.features import FitNet
         >>> @dataclass(frozen=True, kw_only=True)
-        ... class HalvedConfig(DistillerConfig, module=FitNet):
+        ... class HalvedConfig(DistillerConfig):
         ...     method: Literal["halved"] = "halved"
         ...     weight: float = 5.0
-        >>> DISTILLERS.pop("halved")().weight
-        5.0
+        >>> DISTILLERS.pop("halved")().weights
+        {'halved': 5.0}
     """
 
     task: ClassVar[str]
-    module: ClassVar[type[nn.Module]]
+    module: ClassVar[type["Distiller"]]  # a Distiller that was defined with this configuration
+    terms: ClassVar[tuple[str, ...]] = ()  # fields that weigh the terms of their names; without any, `weight` does
+    own_bounds: ClassVar[tuple[str, ...]] = ()  # fields whose bounds the subclass checks
 
-    def __init_subclass__(cls, *, module: type[nn.Module] | None = None, task: str = "segmentation") -> None:
+    def __init_subclass__(cls, *, task: str = "segmentation") -> None:
         cls.task = task
-        if module is not None:
-            cls.module = module
         if method := cls.__dict__.get("method"):
             if (other := DISTILLERS.get(method)) is not None:
                 raise TypeError(
@@ -68,15 +58,31 @@ class DistillerConfig:
             if isinstance(value := getattr(self, f.name), list):  # JSON has lists
                 object.__setattr__(self, f.name, tuple(value))
         require_types(self)
-        for name, expected in (("weight", LEAVE_OUT), ("temperature", "a number > 0")):
-            require(getattr(self, name, 1.0) > 0, self, name, expected)
+        if self.terms:
+            require_weights(self, *self.terms)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(value) is int:
+                require(value >= 1, self, f.name, f"{'None or ' if 'None' in str(f.type) else ''}an integer >= 1")
+            elif type(value) is float and f.name not in self.terms + self.own_bounds:
+                hint = "; to leave the term out, leave the distiller out" if f.name == "weight" else ""
+                require(value > 0, self, f.name, f"a number > 0{hint}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the terms, by name."""
+        return {name: getattr(self, name) for name in self.terms} or {self.method: self.weight}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All fields but the method."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
         """The loss module for two networks; :func:`build_distiller` calls it with a seeded generator."""
-        settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
         sizes = (student.feature_channels, teacher.feature_channels, student.num_classes)
         return self.module(
-            *(sizes if issubclass(self.module, FeatureDistiller) else ()), **settings, ignore_index=ignore_index
+            *(sizes if issubclass(self.module, FeatureDistiller) else ()), **self.settings, ignore_index=ignore_index
         )
 
 
@@ -100,30 +106,35 @@ def build_distiller(
 class Distiller(nn.Module):
     """A distillation method behind the call of :class:`apd.APDLoss`: named terms, their weights and their sum.
 
-    A subclass computes :meth:`terms`, from logits unless it is a :class:`FeatureDistiller`.
+    A subclass is defined with the class of its settings, ``class Mine(Distiller, config=MineConfig)``, whose fields are
+    keywords of its constructor and become attributes. It computes :meth:`terms`, from logits unless it is a
+    :class:`FeatureDistiller`. A term of weight 0 is left out.
 
     Args:
-        weights: of the terms by name. A method of one term wants it positive; one of several wants none negative and
-            not all 0, and does not compute a term of weight 0.
-        ignore_index: label of pixels that belong to no class.
+        ignore_index: label of pixels that belong to no class (default 255).
+        settings: fields of the configuration.
 
     Raises:
-        ValueError: a weight is none.
+        ValueError, TypeError: a setting is unknown or out of its range; at call, as :class:`apd.APDLoss` raises them.
     """
 
-    shown: tuple[str, ...] = ()
-    """Settings that ``print(module)`` shows beside the weights."""
+    Config: ClassVar[type[DistillerConfig]]
 
-    def __init__(self, weights: dict[str, float], *, ignore_index: int) -> None:
+    def __init_subclass__(cls, *, config: type[DistillerConfig] | None = None) -> None:
+        super().__init_subclass__()
+        if config is not None:
+            cls.Config, config.module = config, cls
+            own = [p for p in signature(cls.__init__).parameters.values() if p.kind != Parameter.VAR_KEYWORD][1:]
+            settings = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default) for f in fields(config)]
+            merged = {p.name: p for p in (*settings, *own) if p.name != "method"}.values()
+            cls.__signature__ = Signature(sorted(merged, key=lambda p: p.kind))  # what help() shows
+
+    def __init__(self, *, ignore_index: int = 255, **settings: Any) -> None:
         super().__init__()
-        if len(weights) == 1:
-            for value in weights.values():
-                check_positive("weight", value)
-        for name, value in weights.items():
-            check_positive(name, value, or_zero=True)
-        if not any(weights.values()):
-            raise ValueError(f"{', '.join(weights)} are all 0: give at least one term a positive weight")
-        self.weights = {name: float(value) for name, value in weights.items()}
+        config = self.Config(**settings)
+        for name, value in config.settings.items():
+            setattr(self, name, value)
+        self.weights = config.weights
         self.ignore_index = check_ignore_index(ignore_index)
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -145,7 +156,7 @@ class Distiller(nn.Module):
         student_features: Tensor | None = None,
         teacher_features: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms by name and ``"loss"``, their weighted sum; features are accepted and not looked at."""
+        """The terms by name and ``"loss"``, their weighted sum; features are accepted and not read."""
         return self._with_loss(self.terms(*self._on_one_grid("logits", student_logits, teacher_logits, labels)))
 
     def student_parameters(self) -> list[nn.Parameter]:
@@ -158,9 +169,10 @@ class Distiller(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
-        values = self.weights | {name: getattr(self, name) for name in self.shown}
+        named = {f.name: getattr(self, f.name) for f in fields(self.Config) if f.name not in ("method", "weight")}
         return ", ".join(
-            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value:g}" for name, value in values.items()
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
+            for name, value in (self.weights | named).items()
         )
 
     def _with_loss(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,8 +184,7 @@ class Distiller(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Checked maps of one ``kind`` (logits or features) on the coarser grid, and labels on it.
 
-        The teacher's map is detached, and what it rules out finite. The labels come as int64 with :data:`IGNORED` at
-        pixels of ``ignore_index``; the number of classes is that of the logits unless it is given.
+        The number of classes is that of the logits unless it is given.
         """
         maps = {f"student_{kind}": student, f"teacher_{kind}": teacher}
         check_call(self, maps, labels_BHW, trained=[f"student_{kind}"])
@@ -192,26 +203,15 @@ class FeatureDistiller(Distiller):
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
         num_classes: number of classes K, by which labels are checked.
-        weights, ignore_index: see :class:`Distiller`.
-
-    Raises:
-        ValueError: a width, a number of classes or a weight is none.
+        settings: as of :class:`Distiller`, and ``ignore_index``.
     """
 
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        *,
-        weights: dict[str, float],
-        ignore_index: int,
-    ) -> None:
-        super().__init__(weights, ignore_index=ignore_index)
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__(**settings)
         self.student_channels = check_count("student_channels", student_channels)
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
         self.num_classes = check_count("num_classes", num_classes)
-        check_ignore_index(ignore_index, num_classes)
+        check_ignore_index(self.ignore_index, num_classes)
 
     @full_precision
     def forward(
@@ -223,7 +223,7 @@ class FeatureDistiller(Distiller):
         student_logits: Tensor | None = None,
         teacher_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms by name and ``"loss"``, their weighted sum; logits are accepted and not looked at."""
+        """The terms by name and ``"loss"``, their weighted sum; logits are accepted and not read."""
         return self._with_loss(self.terms(*self._features_on_one_grid(student_features, teacher_features, labels)))
 
     def _features_on_one_grid(
@@ -263,7 +263,7 @@ class DetectorView(NamedTuple):
 
 
 class DetectorPair(NamedTuple):
-    """What student and teacher see of the student's boxes.
+    """The student's and the teacher's view of the student's boxes.
 
     Attributes:
         student, teacher: the two views; the teacher's carries no gradient.

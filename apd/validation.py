@@ -36,12 +36,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
-def check_flag(name: str, value: bool) -> None:
-    """Raise ``TypeError`` unless ``value`` is a bool: the text "False" would be true."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected True or False")
-
-
 def check_count(name: str, value: int, most: int = MOST) -> int:
     """``value`` as an int; ``ValueError`` naming it unless it is an integer, Python's or NumPy's, in 1 .. ``most``."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
@@ -102,26 +96,20 @@ def check_labels(labels_BHW: Tensor, batch: int) -> None:
         raise ValueError(f"labels holds {labels_BHW.shape[0]} images but the maps hold {batch}: the batches must agree")
 
 
-def check_classes(student_BKhw: Tensor, teacher_BKhw: Tensor, least: int = 2) -> None:
-    """Raise unless both nets' logits have the same batch and classes, and not fewer than the ``least``."""
-    if student_BKhw.shape[:2] != teacher_BKhw.shape[:2]:
+def check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless ``present_BK`` is boolean and of that shape."""
+    if present_BK.dtype != torch.bool or present_BK.shape != shape:
         raise ValueError(
-            f"student_logits has shape {tuple(student_BKhw.shape)} but teacher_logits {tuple(teacher_BKhw.shape)}: "
-            "batch and classes (the first two axes) must be equal"
-        )
-    if student_BKhw.shape[1] < least:
-        raise ValueError(
-            f"student_logits has shape {tuple(student_BKhw.shape)}: expected two classes or more; {BINARY}"
+            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: expected torch.bool of {tuple(shape)}"
         )
 
 
 def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: bool = False) -> bool:
     """Whether two grids (height, width) can lie on one image, each with the stride of its network in both axes.
 
-    Each axis is off by less than a cell of its own grid (of the second not, where that is the image's), which leaves
-    the ratio of the two grids an interval in each axis, and the intervals must overlap. The image may have been padded
-    to whole patches first: the usual ones are tried, up to a quarter of the shorter side, or larger than the image. The
-    longer side stays the longer, which is asked of grids of 8 cells or more.
+    Each axis is off by less than a cell of its own grid (of the second not, where that is the image's), so the ratio of
+    the grids has an interval in each axis, and they must overlap. The image may have been padded to whole patches of
+    the usual sizes. The longer side stays the longer, which is asked of grids of 8 cells or more.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:
@@ -219,10 +207,7 @@ def _are_probabilities(logits_BKhw: Tensor) -> bool:
 
 
 def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
-    """Raise for maps that are not finite, and warn, once for each name, of logits that are probabilities.
-
-    Without a module, as in a pure function, values are read on a CPU only.
-    """
+    """Raise for maps that are not finite, and warn, once for each name, of logits that are probabilities."""
     if torch.compiler.is_compiling() or not _reading:
         return
     state = {} if module is None else module.__dict__
@@ -253,21 +238,13 @@ def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
     return teacher_logits_BKhw.clamp(min=RULED_OUT)
 
 
-SAID_AT_CONSTRUCTION = {
-    "student_features": "student_channels",
-    "teacher_features": "teacher_channels",
-    "student_logits": "num_classes",
-    "teacher_logits": "num_classes",
-}
-"""Which attribute of a distiller, where it has it, says how many channels a map must have."""
-
-
-def check_maps(module: nn.Module, maps: Mapping[str, Tensor]) -> None:
+def check_maps(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
     """Raise unless all are maps of one batch, with the channels that the module was constructed for."""
     batch = 0
     for name, value in maps.items():
         check_map(name, value)
-        expected = getattr(module, SAID_AT_CONSTRUCTION[name], value.shape[1])
+        attribute = name.replace("features", "channels") if name.endswith("features") else "num_classes"
+        expected = getattr(module, attribute, value.shape[1])
         if value.shape[1] != expected:
             hint = "; both networks must have the same classes" if name.endswith("logits") else ""
             if name.endswith("logits") and value.shape[1] == 1:
@@ -276,7 +253,7 @@ def check_maps(module: nn.Module, maps: Mapping[str, Tensor]) -> None:
                 hint = f"; its last axis is {expected}: with channels in the last axis use .permute(0, 3, 1, 2)"
             raise ValueError(
                 f"{name} has {value.shape[1]} channels (shape {tuple(value.shape)}): "
-                f"expected {expected}, the {SAID_AT_CONSTRUCTION[name]} given at construction{hint}"
+                f"expected {expected}, the {attribute} given at construction{hint}"
             )
         batch = batch or value.shape[0]
         if value.shape[0] != batch:
@@ -285,18 +262,22 @@ def check_maps(module: nn.Module, maps: Mapping[str, Tensor]) -> None:
             )
 
 
-def check_call(module: nn.Module, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str]) -> None:
-    """Check all that a distiller is called with: ``maps`` by the names of its arguments, and labels.
-
-    ``trained`` names the maps through which the student is trained.
-    """
+def check_call(
+    module: nn.Module | None, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str] = ()
+) -> None:
+    """Check all that a distiller is called with; ``trained`` names the maps through which the student is trained."""
     check_maps(module, maps)
     check_labels(labels_BHW, len(next(iter(maps.values()))))
     check_grids({**maps, "labels": labels_BHW})
     if "student_logits" in maps and "teacher_logits" in maps:
-        classes = getattr(module, "num_classes", 2)
-        check_classes(maps["student_logits"], maps["teacher_logits"], least=classes)
-        check_ignore_index(getattr(module, "ignore_index", -1), maps["student_logits"].shape[1])
+        student, teacher = (tuple(maps[name].shape) for name in ("student_logits", "teacher_logits"))
+        if student[:2] != teacher[:2]:
+            raise ValueError(
+                f"student_logits has shape {student} but teacher_logits {teacher}: batch and classes must be equal"
+            )
+        if student[1] < getattr(module, "num_classes", 2):
+            raise ValueError(f"student_logits has shape {student}: expected two classes or more; {BINARY}")
+        check_ignore_index(getattr(module, "ignore_index", -1), student[1])
     check_values(module, maps)
     for name in trained:
         check_trained(module, name, maps[name])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from apd import DIST, FitNet, PixelKD
 from apd.distill import APDLoss
-from apd.distillers import DIST, FitNet, PixelKD
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import LEVELS, DetectorPair, DetectorView
 from apd.distillers.on_detectors import (
@@ -336,11 +336,11 @@ def test_wrong_views_are_named():
             make(name)(pair._replace(teacher=pair.teacher._replace(pyramid=coarse)))
     with pytest.raises(ValueError, match="the targets have no class_map"):
         make("dense_apd")(pair._replace(class_map_BHW=None))
-    with pytest.raises(ValueError, match="student_features has 5 channels .*: expected 7"):
+    with pytest.raises(ValueError, match=r"student_features has 5 channels .*: expected 7"):
         make("roi_apd", student_channels=7)(pair)
-    with pytest.raises(ValueError, match="student_logits has 4 channels .*: expected 6, the num_classes"):
+    with pytest.raises(ValueError, match=r"student_logits has 4 channels .*: expected 6, the num_classes"):
         RoIAPD(5, 6, 5)(pair)
-    with pytest.raises(ValueError, match="student_features has 5 channels .*: expected 7"):
+    with pytest.raises(ValueError, match=r"student_features has 5 channels .*: expected 7"):
         make("review_kd", student_channels=7)(pair)
     with pytest.raises(ValueError, match=r"student has shape \(1, 2, 3, 3\) but teacher \(1, 2, 4, 4\)"):
         hierarchical_context_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 4))

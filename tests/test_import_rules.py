@@ -29,7 +29,7 @@ ARROWS = {
     "perspective": (("validation",), {"torch"}),
     "fused": (("validation", "perspective"), {"torch"}),
     "normalizers": ((), {"torch"}),
-    "losses": (("validation", "perspective", "fused", "normalizers"), {"torch"}),
+    "losses": (("validation", "perspective", "fused", "normalizers", "fields"), {"torch"}),
     "distill": (("validation", "perspective", "fused", "losses"), {"torch"}),
     "fields": ((), set()),
     "distillers": ((*METHOD, "fields"), {"torch"}),

@@ -1,8 +1,6 @@
 """The configurations of :class:`apd.APDLoss`: on a segmentation network, and on a detector's pyramid and boxes.
 
-The paper reports gains for detection and neither says nor released how; this reading is the project's own. The class
-layer of a box head is the perspective that all images share, and the vector before it the feature. An image's own
-perspective is then the mean direction of its boxes' vectors, label by label, the background among them.
+The paper reports gains for detection and neither says nor released how, so both forms for detectors are own readings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -107,19 +105,12 @@ def dense_apd(
 ) -> OnPyramid:
     """:class:`apd.APDLoss`, unchanged, on levels of the pyramid, with the objects' masks as labels of the pixels.
 
-    It wants masks: boxes filled with their class would call much background an object.
-
     Args:
         student_channels, teacher_channels: channels of the two pyramids.
         num_classes: classes K of objects; the background is one more.
         levels: default "1" alone, of stride 8 as the paper's segmentation networks.
-        width: of the projection heads of each level (default 256, own choice).
-        scale: inverse temperature of the observations (default 10, released segmentation code).
-        weights: of the terms (default as in segmentation). ``pixel_kd`` has no logits here and is left out;
-            :func:`roi_kd` beside it compares those of the boxes.
-
-    Raises:
-        ValueError: as :class:`apd.APDLoss`, or a weight for ``pixel_kd``.
+        width, scale: of the projection heads (default 256, own choice) and the observations (default 10).
+        weights: of the terms, without ``pixel_kd``, since there are no logits here; :func:`roi_kd` compares the boxes'.
     """
     weights = dict(weights or {})
     if weights.get("pixel_kd"):
@@ -150,29 +141,15 @@ class DenseAPDConfig(PerspectivesConfig, task="detection"):
 class RoIAPD(APDLoss):
     """:class:`apd.APDLoss` on boxes: the same terms, of the boxes that the student draws in a training step.
 
-    Both nets see the same boxes, ground truth among them, and their matched labels; the teacher's vectors come from its
-    own pyramid. Prototypes, observations and terms are those of pixels, with one difference: at most a quarter of the
-    boxes are objects, so the observation term is the mean of two means, over the boxes of objects and over those of the
-    background, each a connected zero where there is none. ``pixel_kd`` is the KL between the class layers' logits, a
-    mean over boxes.
+    Both nets see the same boxes and their matched labels; an image's perspective is the mean direction of its boxes'
+    vectors (those before the class layer), label by label, the background among them. At most a quarter of the boxes
+    are objects, so the observation term is the mean of two means, over objects and over background.
 
     Args:
         student_channels, teacher_channels: length of the two box heads' vectors.
         num_classes: classes K of objects; the background is one more.
-        width: output channels of the projection heads (default 256, own choice: a quarter of torchvision's vector).
-            ``None`` means no heads: the channels must be equal then.
+        width: of the projection heads (default 256, own choice: a quarter of torchvision's vector), or ``None``.
         settings: ``scale``, ``temperature`` and ``weights`` of :class:`apd.APDLoss`.
-
-    Raises:
-        ValueError: an argument out of its range; at call, views that do not have the channels or classes stated.
-
-    Example:
-        >>> from apd.distillers.base import DetectorView
-        >>> def view():
-        ...     return DetectorView({}, torch.rand(2, 32, 1, 16), torch.rand(2, 4, 1, 16), [(64, 64)] * 2)
-        >>> pair = DetectorPair(view(), view(), torch.randint(0, 4, (2, 1, 16)), None, torch.zeros(2, 64, 64).long())
-        >>> list(RoIAPD(32, 32, 3, width=8).eval()(pair))
-        ['regularisation', 'alignment', 'observation', 'pixel_kd', 'loss']
     """
 
     def __init__(

@@ -28,19 +28,10 @@ class DistillerConfig:
     Raises:
         ExperimentError: a field holds what its annotation or the method rules out.
         TypeError: at the definition of a subclass whose `method` another one has.
-
-    Example:
-        >>> from typing import Literal
-        >>> @dataclass(frozen=True, kw_only=True)
-        ... class HalvedConfig(DistillerConfig):
-        ...     method: Literal["halved"] = "halved"
-        ...     weight: float = 5.0
-        >>> DISTILLERS.pop("halved")().weights
-        {'halved': 5.0}
     """
 
     task: ClassVar[str]
-    module: ClassVar[type["Distiller"]]  # a Distiller that was defined with this configuration
+    module: ClassVar[type["Distiller"] | None] = None  # the Distiller that was defined with this configuration
     terms: ClassVar[tuple[str, ...]] = ()  # fields that weigh the terms of their names; without any, `weight` does
     own_bounds: ClassVar[tuple[str, ...]] = ()  # fields whose bounds the subclass checks
 
@@ -89,13 +80,9 @@ class DistillerConfig:
 def build_distiller(
     config: DistillerConfig, *, student: nn.Module, teacher: nn.Module, seed: int, ignore_index: int = 255
 ) -> nn.Module:
-    """The loss module of one distiller, on the student's device, its heads initialised from the seed alone.
+    """The loss module of one distiller, on the student's device, its heads initialised from ``seed`` alone.
 
-    Args:
-        config: of any method in :data:`DISTILLERS`.
-        student, teacher: two :class:`apd.models.Segmenter`, or two detectors of torchvision.
-        seed: of what the module draws; the global random state is left as it was.
-        ignore_index: label of pixels that belong to no class (default 255); detectors have labels of their own.
+    The networks are two :class:`apd.models.Segmenter`, or two detectors of torchvision, whose labels are their own.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,14 +95,11 @@ class Distiller(nn.Module):
 
     A subclass is defined with the class of its settings, ``class Mine(Distiller, config=MineConfig)``, whose fields are
     keywords of its constructor and become attributes. It computes :meth:`terms`, from logits unless it is a
-    :class:`FeatureDistiller`. A term of weight 0 is left out.
+    :class:`FeatureDistiller`. Errors at the call are those of :class:`apd.APDLoss`.
 
     Args:
         ignore_index: label of pixels that belong to no class (default 255).
         settings: fields of the configuration.
-
-    Raises:
-        ValueError, TypeError: a setting is unknown or out of its range; at call, as :class:`apd.APDLoss` raises them.
     """
 
     Config: ClassVar[type[DistillerConfig]]
@@ -126,6 +110,7 @@ class Distiller(nn.Module):
             cls.Config, config.module = config, cls
             own = [p for p in signature(cls.__init__).parameters.values() if p.kind != Parameter.VAR_KEYWORD][1:]
             settings = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default) for f in fields(config)]
+            settings.append(Parameter("ignore_index", Parameter.KEYWORD_ONLY, default=255))
             merged = {p.name: p for p in (*settings, *own) if p.name != "method"}.values()
             cls.__signature__ = Signature(sorted(merged, key=lambda p: p.kind))  # what help() shows
 
@@ -140,9 +125,8 @@ class Distiller(nn.Module):
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """The unweighted terms by name; those of weight 0 may be left out.
 
-        Args:
-            student, teacher: logits or features on one grid, finite and in full precision; the teacher's detached.
-            labels_Bhw: int64 on that grid, :data:`IGNORED` at pixels that belong to no class.
+        Student and teacher come on one grid, finite and in full precision, the teacher detached; labels as int64 on
+        that grid, :data:`IGNORED` at pixels that belong to no class.
         """
         raise NotImplementedError
 
@@ -182,10 +166,7 @@ class Distiller(nn.Module):
     def _on_one_grid(
         self, kind: str, student: Tensor, teacher: Tensor, labels_BHW: Tensor, num_classes: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Checked maps of one ``kind`` (logits or features) on the coarser grid, and labels on it.
-
-        The number of classes is that of the logits unless it is given.
-        """
+        """Checked maps of one ``kind``, and labels of ``num_classes`` (default: the logits') on the coarser grid."""
         maps = {f"student_{kind}": student, f"teacher_{kind}": teacher}
         check_call(self, maps, labels_BHW, trained=[f"student_{kind}"])
         if kind == "logits":
@@ -198,7 +179,7 @@ class Distiller(nn.Module):
 
 
 class FeatureDistiller(Distiller):
-    """A :class:`Distiller` that compares features of stated widths.
+    """A :class:`Distiller` that compares features.
 
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
@@ -247,13 +228,10 @@ NO_BOX = IGNORED
 
 
 class DetectorView(NamedTuple):
-    """One detector's features and logits.
+    """One detector's pyramid by level, and of boxes the vectors before the class layer and its logits, background
+    first.
 
-    Attributes:
-        pyramid: maps (B, C, h, w) by level, "0" (stride 4) to "3" (32) and "pool" (64).
-        vectors_BC1N: the box head's vectors, the features before the class layer; zero where there is no box.
-        logits_BK1N: the class layer's logits, background first; zero where there is no box.
-        image_sizes: (height, width) to which each image was resized, inside the padded batch.
+    Places without a box hold zeros. ``image_sizes`` are the (height, width) of each image inside the padded batch.
     """
 
     pyramid: dict[str, Tensor]
@@ -263,14 +241,11 @@ class DetectorView(NamedTuple):
 
 
 class DetectorPair(NamedTuple):
-    """The student's and the teacher's view of the student's boxes.
+    """The student's and the teacher's view of the student's boxes; the teacher's carries no gradient.
 
-    Attributes:
-        student, teacher: the two views; the teacher's carries no gradient.
-        labels_B1N: int64 label that each box was matched with, 0 for background and :data:`NO_BOX` for none.
-        class_map_BHW: int64 labels of the pixels in the student's padded batch, :data:`NO_BOX` for ignored ones; None
-            where the targets have no `class_map`.
-        inside_BHW: 0 inside the images and :data:`NO_BOX` in the padding.
+    ``labels_B1N`` are int64, 0 for background and :data:`NO_BOX` for none. The class map, in the student's padded
+    batch, has :data:`NO_BOX` for ignored pixels, and is None where the targets have none; ``inside_BHW`` is 0 inside
+    the images.
     """
 
     student: DetectorView

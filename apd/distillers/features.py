@@ -26,11 +26,7 @@ def feature_loss(adapted_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor) 
 
 @full_precision
 def attention_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Squared distance of two attention maps: mean over valid pixels.
-
-    The attention of a pixel is the mean over channels of its squared features; an image's map has unit length over
-    its valid pixels.
-    """
+    """Squared distance of two maps of mean squared features, each of unit length over an image's valid pixels."""
     student_BN, teacher_BN = (
         torch.where(valid_Bhw, features_BChw.square().mean(1), 0.0).flatten(1)
         for features_BChw in (student_BChw, teacher_BChw)
@@ -50,10 +46,9 @@ def generation_loss(generated_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Ten
 
 @full_precision
 def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, *, temperature: float) -> Tensor:
-    """T² KL between the two nets' distributions of a channel over an image's valid pixels.
+    """T² KL between the two nets' softmax of a channel / T over an image's valid pixels: mean over channels and images.
 
-    A channel's distribution is the softmax over pixels of its values / T. Mean over channels and over the images that
-    have a valid pixel. A channel that the teacher rules out at every pixel has none, and costs nothing.
+    A channel that the teacher rules out at every pixel has no distribution, and costs nothing.
     """
     valid_B1N = valid_Bhw.flatten(1)[:, None]
 
@@ -80,19 +75,10 @@ class FitNetConfig(DistillerConfig):
 class FitNet(FeatureDistiller, config=FitNetConfig):
     """Feature matching: mean squared distance between the student's adapted features and the teacher's.
 
-    Romero et al. 2015 in the form of the CIRKD code: ‖W F_s - F_t‖², mean over pixels and channels, with W a 1×1
-    convolution without bias.
+    Romero et al. 2015 in the form of the CIRKD code: ‖W F_s - F_t‖², with W a 1×1 convolution without bias.
 
     Args:
         weight: of the term in ``"loss"`` (default 10, CIRKD code).
-
-    >>> import torch
-    >>> from apd import FitNet
-    >>> features, labels = torch.ones(1, 2, 1, 1), torch.tensor([[[0]]])
-    >>> distiller = FitNet(2, 2, num_classes=3).eval()  # only to measure
-    >>> _ = torch.nn.init.zeros_(distiller.adapter.weight)
-    >>> distiller(student_features=features, teacher_features=features, labels=labels)["fitnet"].item()
-    1.0
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -115,12 +101,8 @@ class AttentionTransferConfig(DistillerConfig):
 class AttentionTransfer(FeatureDistiller, config=AttentionTransferConfig):
     """Attention transfer: where in the image the features are strong (Zagoruyko and Komodakis 2017, CIRKD code).
 
-    An image's attention map is the mean over channels of its squared features, scaled to unit length; the term is the
-    mean squared distance between the two nets' maps, whose channels may differ.
-
     Args:
-        weight: of the term in ``"loss"`` (default 10 000, CIRKD code: the term, at most 2 an image, is divided by the
-            number of pixels).
+        weight: of the term in ``"loss"`` (default 10 000, CIRKD code: the term is divided by the number of pixels).
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -145,14 +127,12 @@ class MGDConfig(DistillerConfig):
 class MGD(FeatureDistiller, config=MGDConfig):
     """Masked generative distillation (Yang et al. 2022): the student's features regenerate the teacher's.
 
-    The student's features go through a 1×1 convolution where the channels differ, most of their pixels are set to
-    zero, and two 3×3 convolutions with a ReLU between them regenerate the teacher's whole map. Which pixels are kept
-    is drawn anew at each call from the global generator of the features' device. Ignored pixels are always set to
-    zero and need not be regenerated. The released segmentation runs add CWD on the logits (temperature 4, weight 3).
+    They go through a 1×1 convolution where the channels differ; a share of their pixels, drawn from the global
+    generator, and the ignored ones become zero, and two 3×3 convolutions with a ReLU between them regenerate the
+    teacher's map.
 
     Args:
-        weight: of the term in ``"loss"`` (default 2e-5, released segmentation configuration). The term is a sum over
-            pixels and channels, as released, so what a weight means depends on the grid.
+        weight: of a sum over pixels and channels, as released (default 2e-5, released segmentation configuration).
         masked: share of pixels set to zero (default 0.75, released segmentation configuration).
     """
 
@@ -187,22 +167,13 @@ class CWDConfig(DistillerConfig):
 class CWD(FeatureDistiller, config=CWDConfig):
     """Channel-wise distillation (Shu et al. 2021): where in the image each channel is active.
 
-    Each channel's values / T become a distribution over the image's pixels by a softmax; a term is T² times the KL
-    between the two nets' distributions, mean over channels and images. ``logits`` compares the classifiers' outputs;
-    ``features`` the features, the student's through a 1×1 convolution without bias. The softmax runs over an image's
-    valid pixels, and images without any are not counted (the published codes take all pixels, padded ones included).
+    The softmax of a channel runs over an image's valid pixels (published codes: over all, padded ones included). The
+    student's features pass through a 1×1 convolution without bias.
 
     Args:
-        logits, features: weights of the two terms in ``"loss"`` (default 3 and 0: the authors' TorchDistiller compares
-            the logits only, with weight 3; the CIRKD code adds the features with weight 50).
+        logits, features: weights of the terms (default 3 and 0, as the authors' TorchDistiller; the CIRKD code adds the
+            features with weight 50).
         temperature: T (default 4, both codes).
-
-    >>> import torch
-    >>> from apd import CWD
-    >>> student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 0.0]]]])
-    >>> distiller = CWD(8, 8, num_classes=1, temperature=1.0).eval()  # only to measure
-    >>> distiller(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0, 0]]]))["logits"]
-    tensor(0.3278)
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:

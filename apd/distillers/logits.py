@@ -19,8 +19,7 @@ def decoupled_losses(
 ) -> tuple[Tensor, Tensor]:
     """The target and the non-target part of a pixel's KL, each T² times its mean over valid pixels.
 
-    ``labels_Bhw`` hold :data:`apd.distillers.base.IGNORED` where no class is. A pixel at which the teacher rules out
-    all classes but the labelled one has no non-target part. Memory: about six (B, K, h, w) maps.
+    A pixel at which the teacher rules out all classes but the labelled one has no non-target part.
     """
     valid_Bhw = labels_Bhw != IGNORED
     classes_K11 = torch.arange(student_BKhw.shape[1], device=labels_Bhw.device)[:, None, None]
@@ -53,10 +52,7 @@ def standardised(logits_BKhw: Tensor) -> Tensor:
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, counted: Tensor, dim: int) -> Tensor:
-    """1 - Pearson correlation along ``dim`` over counted entries: mean over the rows in which the teacher varies.
-
-    The correlation with a student's row that does not vary is 0, with zero gradient.
-    """
+    """1 - Pearson correlation along ``dim`` over counted entries: mean over the rows in which the teacher varies."""
     size = counted.sum(dim, keepdim=True).clamp(min=1)
 
     def deviations(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,16 +96,8 @@ class PixelKD(Distiller, config=PixelKDConfig):
     """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015), by :func:`apd.pixel_kd_loss`.
 
     Args:
-        temperature: T (default 1).
+        temperature, reduction, upsample_logits: as there.
         weight: of the term in ``"loss"`` (default 1, own choice).
-        reduction: ``"pixel"`` (default, own choice) or ``"element"``, see :mod:`apd.losses`.
-        upsample_logits: compare on the label grid instead of the logits' own (default, own choice).
-
-    >>> import torch
-    >>> from apd import PixelKD
-    >>> logits, labels = torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4, dtype=torch.long)
-    >>> PixelKD().eval()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
-    tensor(0.)
     """
 
     def forward(
@@ -124,16 +112,9 @@ class PixelKD(Distiller, config=PixelKDConfig):
         """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not read."""
         logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
         check_call(self, logits, labels, trained=["student_logits"])
-        term = pixel_kd_loss(
-            student_logits,
-            teacher_logits,
-            labels,
-            temperature=self.temperature,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            upsample_logits=self.upsample_logits,
-        )
-        return self._with_loss({"pixel_kd": term})
+        options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
+        options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
+        return self._with_loss({"pixel_kd": pixel_kd_loss(student_logits, teacher_logits, labels, **options)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,23 +127,21 @@ class LSKDConfig(DistillerConfig):
 
 
 class LSKD(Distiller, config=LSKDConfig):
-    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel.
+    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel (own reading; published for
+    images).
 
-    Each network's logits of a pixel have their mean over classes taken away and are divided by their standard
-    deviation over K - 1 (released code and the paper's figure 2; its algorithm 1 divides by K, another T); the term is
-    then that of :class:`PixelKD`. The method was published for whole images; pixels are this project's reading. A finer
-    map is averaged down to the other's grid before it is standardised.
+    A pixel's logits lose their mean over classes and are divided by their standard deviation over K - 1 (released code
+    and the paper's figure 2, which the example repeats; its algorithm 1 divides by K); the term is that of
+    :class:`PixelKD`.
 
     Args:
         weight: of the term in ``"loss"`` (default 9 beside a cross-entropy of weight 1, released code, CIFAR-100).
         temperature: T, the paper's base temperature (default 2, released code, CIFAR-100).
 
     >>> import torch
-    >>> from apd import LSKD
     >>> teacher = torch.tensor([-3.0, 3.0, 1.0, -1.0]).view(1, 4, 1, 1)
     >>> student, labels = torch.tensor([-6.0, 3.0, 4.0, -1.0]).view(1, 4, 1, 1), torch.tensor([[[1]]])
-    >>> distiller = LSKD(temperature=1.0).eval()  # only to measure
-    >>> distiller(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]  # figure 2: 0.0995
+    >>> LSKD(temperature=1.0).eval()(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]
     tensor(0.0995)
     """
 
@@ -192,10 +171,9 @@ class DKDConfig(DistillerConfig):
 class DKD(Distiller, config=DKDConfig):
     """Decoupled knowledge distillation of the logits (Zhao et al. 2022), pixel by pixel with the pixel's own label.
 
-    Ordinary distillation is split in two terms: ``target``, the KL between the two nets' probabilities of the
-    labelled class against all others together; and ``non_target``, the KL between their distributions over the
-    others. Each is T² times its mean over valid pixels. The method was published for whole images and boxes; no
-    official segmentation code or number is known, and pixels are this project's reading.
+    ``target`` is the KL between the two nets' probabilities of the labelled class against all others together, and
+    ``non_target`` between their distributions over the others. Pixels are own reading: it was published for images and
+    boxes.
 
     Args:
         target, non_target: weights of the two terms in ``"loss"`` (default 1 and 0.25, official detection code).
@@ -222,22 +200,13 @@ class DISTConfig(DistillerConfig):
 class DIST(Distiller, config=DISTConfig):
     """DIST (Huang et al. 2022): correlate the two nets' class probabilities instead of matching them.
 
-    ``inter`` is 1 - the Pearson correlation over the classes of a pixel, mean over pixels; ``intra`` is 1 - the
-    correlation over all pixels of the batch of a class, mean over classes; both times T². Ignored pixels are in
-    neither (the official code counts all). A pixel or class in which the teacher does not vary is not counted (in the
-    official code it counts as 0). Where a batch is divided, ``intra`` correlates the pixels of each part.
+    ``inter`` is 1 - the Pearson correlation over the classes of a pixel, mean over pixels; ``intra`` over all pixels of
+    the batch of a class, mean over classes; both times T². Ignored pixels, and pixels or classes in which the teacher
+    does not vary, are not counted (official code: all pixels, the latter as 0).
 
     Args:
-        inter, intra: weights of the two terms in ``"loss"`` (default 1 and 1, official code, which applies the method
-            to the auxiliary logits too, with weight 0.4; a distiller here sees the main ones).
+        inter, intra: weights of the terms (default 1 and 1, official code, which adds the auxiliary logits with 0.4).
         temperature: T (default 1, official segmentation runs).
-
-    >>> import torch
-    >>> from apd import DIST
-    >>> logits = torch.tensor([[[[2.0, 0.0]], [[0.0, 2.0]]]])
-    >>> out = DIST().eval()(student_logits=-logits, teacher_logits=logits, labels=torch.tensor([[[0, 1]]]))
-    >>> [round(value.item(), 4) for value in out.values()]  # inter, intra, loss
-    [2.0, 2.0, 4.0]
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:

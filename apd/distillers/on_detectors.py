@@ -1,8 +1,7 @@
 """Distillers of pixels on the boxes and pyramids of detectors, and ReviewKD.
 
-Of a :class:`~apd.distillers.base.DetectorPair`, the boxes' vectors, logits and matched labels are features,
-logits and labels of a map with one row an image; a level of the pyramid is a feature map, with the objects' masks as
-its labels. Anything that is called as :class:`apd.APDLoss` works on either.
+Of a :class:`~apd.distillers.base.DetectorPair`, the boxes are a map with one row an image, and a level of the pyramid
+is a feature map with the objects' masks as its labels. Anything that is called as :class:`apd.APDLoss` works on either.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,18 +29,10 @@ def _check_ignored(distiller: nn.Module) -> None:
 
 
 class OnRoIs(nn.Module):
-    """A distiller for pixels on the boxes that the student is trained on.
+    """A distiller of pixels on the boxes that the student is trained on.
 
-    Args:
-        distiller: called as :class:`apd.APDLoss`, with ``ignore_index=-1`` and, where it asks for them, classes K + 1
-            (the background is one) and the length of the box heads' vectors as channels.
-
-    Raises:
-        ValueError: another ``ignore_index``.
-
-    Example:
-        >>> from apd.distillers import DIST
-        >>> distiller = OnRoIs(DIST(ignore_index=-1))
+    It is called as :class:`apd.APDLoss` and has ``ignore_index=-1`` and, where it asks for them, classes K + 1 (the
+    background is one) and the length of the box heads' vectors as channels: ``OnRoIs(DIST(ignore_index=-1))``.
     """
 
     def __init__(self, distiller: nn.Module) -> None:
@@ -69,26 +60,18 @@ class OnRoIs(nn.Module):
 
 
 class OnPyramid(nn.Module):
-    """A distiller for feature maps on levels of the two pyramids, one of its own for each; terms are means over levels.
+    """A distiller of feature maps on levels of the two pyramids, one of its own for each; terms are means over levels.
 
     Args:
-        build: makes the distiller of one level. It is called as :class:`apd.APDLoss`, without logits, and needs
+        build: makes the distiller of one level, called as :class:`apd.APDLoss` without logits, with
             ``ignore_index=-1``.
         levels: "0" (stride 4) to "3" (stride 32), and "pool".
         labels: "classes": the objects' masks, as :func:`apd.data.instances.class_map` paints them, K + 1 classes.
             "inside": one class, everything that is not padding, for distillers that need no labels.
-
-    Raises:
-        ValueError: no level, one twice or unknown; at call, targets without a class map, or networks that resize the
-            images to different sizes, so that their maps do not lie on one another.
     """
 
     def __init__(
-        self,
-        build: Callable[[], nn.Module],
-        *,
-        levels: Sequence[str],
-        labels: Literal["classes", "inside"] = "classes",
+        self, build: Callable[[], nn.Module], *, levels: Sequence[str], labels: Literal["classes", "inside"] = "classes"
     ) -> None:
         super().__init__()
         if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(LEVELS):
@@ -162,10 +145,7 @@ class RoIKDConfig(DistillerConfig, task="detection"):
 
 
 def roi_dkd(**settings: Any) -> OnRoIs:
-    """Decoupled distillation of the class layer's logits, as its authors do on COCO; settings of :class:`apd.DKD`.
-
-    Its default weights and temperature are theirs, and so is the choice of boxes: those the student draws.
-    """
+    """Decoupled distillation of the class layer's logits, as its authors do on COCO; settings of :class:`apd.DKD`."""
     return OnRoIs(DKD(ignore_index=NO_BOX, **settings))
 
 
@@ -183,10 +163,7 @@ class RoIDKDConfig(DKDConfig, task="detection"):
 def pyramid_matching(
     student_channels: int, teacher_channels: int, *, levels: Sequence[str] = LEVELS, weight: float = 1.0
 ) -> OnPyramid:
-    """Feature matching of the pyramids (:class:`apd.FitNet`): mean squared distance inside the images.
-
-    The default weight, of the mean over levels, is own choice; no published one is known.
-    """
+    """Feature matching of the pyramids (:class:`apd.FitNet`) inside the images; the default weight is own choice."""
     sizes = (student_channels, teacher_channels, 1)
     return OnPyramid(lambda: FitNet(*sizes, weight=weight, ignore_index=NO_BOX), levels=levels, labels="inside")
 
@@ -212,11 +189,8 @@ class PyramidMatchingConfig(DistillerConfig, task="detection"):
 def hierarchical_context_loss(student_BChw: Tensor, teacher_BChw: Tensor) -> Tensor:
     """Squared distance of two maps, and of the maps averaged to 4 × 4, 2 × 2 and one cell, as a weighted mean.
 
-    Each weighs half as much as the one before it, and the sum is divided by the weights' sum; a pooled side that the
-    map's height does not exceed is left out. The teacher's map is a constant here, and padding counts, as published.
-
-    >>> hierarchical_context_loss(torch.ones(1, 2, 8, 8), torch.zeros(1, 2, 8, 8))
-    tensor(1.)
+    Each weighs half as much as the one before it; a pooled side that the map's height does not exceed is left out. The
+    teacher's map is a constant here, and padding counts, as published.
     """
     if student_BChw.shape != teacher_BChw.shape:
         raise ValueError(
@@ -231,8 +205,7 @@ def hierarchical_context_loss(student_BChw: Tensor, teacher_BChw: Tensor) -> Ten
 
 
 class _Review(nn.Module):
-    """One level: reduced, mixed with what comes from above by shares that depend on the place, and brought to the
-    teacher's channels. The topmost has nothing above it."""
+    """One level: reduced, mixed with what comes from above if anything, and brought to the teacher's channels."""
 
     def __init__(self, student_channels: int, teacher_channels: int, width: int, *, topmost: bool) -> None:
         super().__init__()
@@ -274,21 +247,17 @@ class ReviewKDConfig(DistillerConfig, task="detection"):
 
 
 class ReviewKD(Distiller, config=ReviewKDConfig):
-    """Knowledge review of the pyramids (Chen et al. 2021), as published for detection.
+    """Knowledge review of the pyramids (Chen et al. 2021), as published for detection: a sum over levels.
 
     From the topmost level down, each of the student's maps is reduced, mixed with what the level above has gathered and
-    compared with the teacher's map of that level by :func:`hierarchical_context_loss`; the term is the sum over levels.
+    compared with the teacher's map of that level by :func:`hierarchical_context_loss`.
 
     Args:
         student_channels, teacher_channels: channels of the two pyramids.
         levels: of the pyramid, from fine to coarse (default all five, as published).
         width: channels of what is handed down (default 256, published).
-        weight: of the term in ``"loss"``. Published: 1 for ResNet-50 (the default), 1.2 for ResNet-18 and 1.5 with
-            masks, 2 for MobileNetV2 and 1 with masks.
-
-    Raises:
-        ValueError: an argument out of its range; at call, views of other channels, or networks that resize the
-            images to different sizes.
+        weight: published: 1 for ResNet-50 (default), 1.2 for ResNet-18 (1.5 with masks), 2 for MobileNetV2 (1 with
+            masks).
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, **settings: Any) -> None:

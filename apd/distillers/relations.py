@@ -1,8 +1,7 @@
 """Methods that compare relations inside an image: SKD's pairs of nodes, IFVD's variation, and pairs of prototypes.
 
-None but I2CKD needs an adapter, since a cosine or a distance is a number whatever the channels. Pixels of
-``ignore_index`` are left out. The methods of prototypes (:func:`apd.class_prototypes` of one image) look at all pairs
-of an image's classes: K² · D operations and a few (B, K, K) maps, whatever the number of pixels.
+Those of prototypes (:func:`apd.class_prototypes` of one image) compare all pairs of an image's classes: K² · D
+operations, whatever the number of pixels. Pixels of ``ignore_index`` are left out.
 """
 
 from dataclasses import dataclass
@@ -20,10 +19,9 @@ from apd.perspective import class_prototypes, full_precision, inverse_length
 
 @full_precision
 def pairwise_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, *, window: tuple[int, int]) -> Tensor:
-    """Squared distance of two cosine matrices between the nodes of max-pooled maps: mean over pairs of valid nodes.
+    """Squared distance of two cosine matrices between the nodes of max-pooled maps: mean over pairs of nodes.
 
-    A node is the maximum, channel by channel, over the valid pixels of a ``window``; one without a valid pixel is in
-    no pair.
+    A node is the maximum, channel by channel, over the valid pixels of a ``window``; without one there is no node.
     """
     nodes_BN = F.max_pool2d(valid_Bhw[:, None].to(student_BChw.dtype), window, ceil_mode=True).flatten(1) > 0
 
@@ -42,10 +40,7 @@ def pairwise_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor,
 
 @full_precision
 def variation_loss(student_BChw: Tensor, teacher_BChw: Tensor, labels_Bhw: Tensor, num_classes: int) -> Tensor:
-    """Squared distance of each pixel's cosine to the centre of its own class in its image: mean over valid pixels.
-
-    ``labels_Bhw`` hold :data:`apd.distillers.base.IGNORED` where no class is. Memory: one (B, K, h, w) map a net.
-    """
+    """Squared distance of each pixel's cosine to the centre of its own class in its image: mean over valid pixels."""
     labels_BN = labels_Bhw.flatten(1)
     member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
 
@@ -102,22 +97,10 @@ class SKDConfig(DistillerConfig):
 class PairwiseSimilarity(FeatureDistiller, config=SKDConfig):
     """The pair-wise term of structured knowledge distillation, SKD (Liu et al. 2019), without its adversarial one.
 
-    Features are max-pooled, over valid pixels, to a few nodes; the term is the mean squared distance between the two
-    nets' matrices of cosines between an image's nodes. Nodes without a valid pixel are in no pair.
-
     Args:
-        weight: of the term in ``"loss"`` (default 0.5, official training script; its option's own default is 1, and
-            the CIRKD code takes 10 on a grid pooled 2×2).
-        pool: side of a pooling window as a share of the map's (default 0.5, official script). It decides the number of
-            nodes, whatever the grid: a half makes at most 9, a tenth at most 400.
-
-    >>> import torch
-    >>> from apd import PairwiseSimilarity
-    >>> student = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal pixels
-    >>> distiller = PairwiseSimilarity(2, 2, num_classes=3).eval()  # only to measure
-    >>> labels = torch.tensor([[[0, 1]]])
-    >>> distiller(student_features=student, teacher_features=torch.ones(1, 2, 1, 2), labels=labels)["skd"]
-    tensor(0.5000)
+        weight: of the term in ``"loss"`` (default 0.5, official script; its option's default is 1; CIRKD code: 10).
+        pool: side of a pooling window as a share of the map's (default 0.5, official script), which decides the number
+            of nodes, whatever the grid: a half makes at most 9, a tenth at most 400.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -135,11 +118,10 @@ class IFVDConfig(DistillerConfig):
 
 
 class IFVD(FeatureDistiller, config=IFVDConfig):
-    """Intra-class feature variation distillation (Wang et al. 2020): how far each pixel is from its class's centre.
+    """Intra-class feature variation distillation (Wang et al. 2020), without its adversarial terms.
 
-    A class's centre is the mean of its pixels' features in one image; the term is the mean squared distance between
-    the two nets' cosines of a pixel with the centre of its own class. An ignored pixel does not count (in the official
-    code it is its own centre and counts in the mean). The adversarial terms of the published method are left out.
+    The term is the squared distance between the two nets' cosines of a pixel with the centre of its own class in its
+    image. An ignored pixel does not count (in the official code it is its own centre and counts in the mean).
 
     Args:
         weight: of the term in ``"loss"`` (default 200, official code; the CIRKD code takes 20).
@@ -162,26 +144,14 @@ class I2CKDConfig(DistillerConfig):
 class I2CKD(FeatureDistiller, config=I2CKDConfig):
     """Intra- and inter-class knowledge distillation (Karine, Napoléon and Jridi 2024, arXiv 2403.18490).
 
-    As published: a triplet loss between the class prototypes of the two networks. Only the abstract could be read and
-    no code is known, so the rest is own choice: a triplet is the student's prototype of a class (anchor), the
-    teacher's of that class (positive) and the teacher's of another class of the image (negative); the term is
-    max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean over all triplets of the batch's images. The student's features
-    go through a 1×1 convolution without bias. An image of one class has no triplet. APD's alignment term is the
-    positive part alone, ‖s_k - t_k‖² / 4, through heads on both sides.
+    A triplet loss between the class prototypes of the two networks. Only the abstract could be read, so the rest is own
+    choice: a triplet is the student's prototype of a class (anchor), the teacher's of that class (positive) and the
+    teacher's of another class of the image (negative); the term is max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean
+    over triplets. The student's features go through a 1×1 convolution without bias.
 
     Args:
         weight: of the term in ``"loss"`` (default 1, own choice).
-        margin: by how much another class has to be farther than the own one (default 1, own choice, that of
-            :class:`torch.nn.TripletMarginLoss`; distances of prototypes are at most 2).
-
-    >>> import torch
-    >>> from apd import I2CKD
-    >>> teacher = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal classes of one pixel each
-    >>> distiller = I2CKD(2, 2, num_classes=3).eval()  # only to measure
-    >>> _ = torch.nn.init.dirac_(distiller.adapter.weight)
-    >>> maps = {"teacher_features": teacher, "labels": torch.tensor([[[0, 1]]])}
-    >>> [round(distiller(student_features=student, **maps)["i2ckd"].item(), 4) for student in (teacher, -teacher)]
-    [0.0, 1.5858]
+        margin: by how much another class has to be farther (default 1, own choice; distances are at most 2).
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -205,10 +175,8 @@ class IDDConfig(DistillerConfig):
 class InterClassDistance(FeatureDistiller, config=IDDConfig):
     """The inter-class distances of IDD (Zhang, Zhou and Tu, IJCAI 2022), without its position information.
 
-    As published: the distances between classes in feature space are made equal to the teacher's. Only the abstract
-    could be read and no code is known, so the rest is own choice: a class is its prototype, a distance is Euclidean,
-    and the term is (‖s_k - s_j‖ - ‖t_k - t_j‖)², mean over all pairs of an image's classes. An image of one class has
-    no pair. IDD's second part needs a network that is not described where it could be read.
+    Only the abstract could be read, so the term is own choice: (‖s_k - s_j‖ - ‖t_k - t_j‖)² of two classes' prototypes,
+    mean over all pairs of an image's classes.
 
     Args:
         weight: of the term in ``"loss"`` (default 10, own choice).
@@ -268,14 +236,7 @@ def relation_divergence(student_ND: Tensor, teacher_ND: Tensor, samples_SD: Tens
     """KL of each pixel between softmax(teacher · samples) and softmax(student · samples), over the samples.
 
     The vectors of the N pixels are divided by the temperature; only the student's are no constants. The result,
-    ``divergence_N``, can be differentiated once. Memory beside the input: the gradient's (N, D) map, if one is wanted,
-    and blocks of a few MiB; nothing of the size N × S.
-
-    >>> import torch
-    >>> from apd.distillers.relations import relation_divergence
-    >>> samples = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> student, teacher = torch.tensor([[2.0, 2.0], [3.0, 1.0]]), torch.tensor([[5.0, 5.0], [1.0, 3.0]])
-    >>> relation_divergence(student, teacher, samples)
-    tensor([0.0000, 1.5232])
+    ``divergence_N``, can be differentiated once. Memory beside the input: the gradient's (N, D) map and blocks of a few
+    MiB; nothing of the size N × S.
     """
     return _RelationDivergence.apply(student_ND, teacher_ND, samples_SD)

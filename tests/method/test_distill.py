@@ -1,28 +1,28 @@
-import inspect
+"""APDLoss: against the slow reference, who is trained by what, weights, precision, compilation, and in a loop."""
+
 import textwrap
 
 import pytest
+import slow_reference as slow
 import torch
+from every_method import random_batch
 from torch import nn
 from torch.nn import functional as F
 
 import apd
-from apd import APDLoss, ProjectionHead, pixel_kd_loss
+from apd import APDLoss, ProjectionHead
 from apd.losses import DEFAULT_WEIGHTS
-
-from . import slow_reference as slow
 
 RELEASED = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
 TERMS = tuple(DEFAULT_WEIGHTS)
 
 
-def distiller(dtype=torch.float64, **options):
-    """Different channels on the two sides, as in ``random_batch(teacher_channels=8)``."""
-    return APDLoss(6, 8, 5, **({"width": 7} | options)).to(dtype)
-
-
-def random_batch(**options):
-    return slow.random_batch(**({"teacher_channels": 8} | options))
+def distiller(dtype=torch.float64, like=None, **options):
+    """Different channels on the two sides, as in ``random_batch``; with the parameters of another where it is given."""
+    module = APDLoss(6, 8, 5, **({"width": 7} | options)).to(dtype)
+    if like is not None:
+        module.load_state_dict(like.state_dict())
+    return module
 
 
 def gradients(module):
@@ -32,90 +32,59 @@ def gradients(module):
 # ---------------------------------------------------------------- value
 
 
-@pytest.mark.parametrize("options", [{}, RELEASED, {"scope": "batch"}, {"scale": 3.0, "temperature": 2.0}])
+OPTIONS = [{}, RELEASED, {"scope": "batch"}, {"absent": "zero"}, {"reduction": "element"}]
+OPTIONS += [{"scale": 3.0, "temperature": 2.0, "upsample_logits": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("grid", [(5, 4), (1, 2)], ids=["fine", "so-coarse-that-classes-vanish"])
 def test_terms_loss_and_gradients_equal_the_slow_reference(options, grid):
     module, batch = distiller(**options), random_batch(batch=3, grid=grid)
     vanished = {*batch["labels"].unique().tolist()} - {*slow.nearest(batch["labels"], grid).unique().tolist()}
     assert vanished == (set() if grid == (5, 4) else {2})
-    pick = {"scope": "image", "reduction": "pixel", "absent": "mask", "scale": 10.0} | options
-    scope, scale, reduction = pick["scope"], pick["scale"], pick["reduction"]
-    student, teacher, labels = (
-        module.student_head(batch["student_features"]),
-        module.teacher_head(batch["teacher_features"]),
-        batch["labels"],
-    )
-    slowly = {
-        "regularisation": slow.regularisation(
-            teacher, labels, num_classes=5, scope=scope, absent=pick["absent"], scale=scale
-        ),
+    scope, scale = options.get("scope", "image"), options.get("scale", 10.0)
+    reduction, absent = options.get("reduction", "pixel"), options.get("absent", "mask")
+    of_logits = {"temperature": options.get("temperature", 1.0), "upsample_logits": "upsample_logits" in options}
+    labels = batch["labels"]
+    student, teacher = module.student_head(batch["student_features"]), module.teacher_head(batch["teacher_features"])
+    expected = {
+        "regularisation": slow.regularisation(teacher, labels, num_classes=5, scope=scope, absent=absent, scale=scale),
         "alignment": slow.alignment(student, teacher, labels, scope=scope),
         "observation": slow.observation(student, teacher, labels, scope=scope, scale=scale, reduction=reduction),
         "pixel_kd": slow.pixel_kd(
-            batch["student_logits"],
-            batch["teacher_logits"],
-            labels,
-            temperature=pick.get("temperature", 1.0),
-            reduction=reduction,
-            upsample_logits=pick.get("upsample_logits", False),
+            batch["student_logits"], batch["teacher_logits"], labels, reduction=reduction, **of_logits
         ),
     }
-    slowly["loss"] = sum(DEFAULT_WEIGHTS[name] * slowly[name] for name in TERMS)
+    expected["loss"] = sum(DEFAULT_WEIGHTS[name] * expected[name] for name in TERMS)
     out = module(**batch)
-    torch.testing.assert_close(out, slowly)
+    torch.testing.assert_close(out, expected)
     wanted = [*module.parameters(), batch["student_features"], batch["student_logits"]]
-    for ours, theirs in zip(
-        torch.autograd.grad(out["loss"], wanted), torch.autograd.grad(slowly["loss"], wanted), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(values["loss"], wanted) for values in (out, expected)))
 
 
 def test_labels_from_the_teacher_are_its_upsampled_predictions_and_the_given_ones_are_of_no_account():
-    batch = random_batch()
+    batch, module = random_batch(), distiller(labels_from="teacher")
     size = tuple(batch["labels"].shape[1:])
     predicted = torch.stack([slow.bilinear(image, size) for image in batch["teacher_logits"]]).argmax(1)
-    module = distiller(labels_from="teacher")
-    told = distiller()
-    told.load_state_dict(module.state_dict())
-    torch.testing.assert_close(module(**batch), told(**batch | {"labels": predicted}))
-    nothing_known = torch.full_like(batch["labels"], 255)
-    torch.testing.assert_close(module(**batch | {"labels": nothing_known}), module(**batch))
+    torch.testing.assert_close(module(**batch), distiller(like=module)(**batch | {"labels": predicted}))
+    unknown = torch.full_like(batch["labels"], 255)
+    torch.testing.assert_close(module(**batch | {"labels": unknown}), module(**batch))
+    with pytest.raises(ValueError, match="teacher_logits is missing: labels_from='teacher'"):
+        distiller(labels_from="teacher", weights={"pixel_kd": 0})(**batch | {"teacher_logits": None})
 
 
 def test_detached_prototypes_change_the_gradient_of_the_observation_and_no_value():
     batch, attached = random_batch(), distiller(weights=dict.fromkeys(TERMS, 0) | {"observation": 1})
-    detached = distiller(weights=attached.weights, detach_prototypes=True)
-    detached.load_state_dict(attached.state_dict())
+    detached = distiller(like=attached, weights=attached.weights, detach_prototypes=True)
     torch.testing.assert_close(attached(**batch), detached(**batch))
     pixels = batch["student_features"]
     ours, other = (torch.autograd.grad(module(**batch)["loss"], pixels)[0] for module in (attached, detached))
     assert not torch.allclose(ours, other)
-    # the slow reference with constant prototypes
-    student = detached.student_head(pixels)
-    teacher = detached.teacher_head(batch["teacher_features"]).detach()
-    labels_Bhw = slow.nearest(batch["labels"], student.shape[2:])
-    rows = [{k: v.detach() for k, v in image.items()} for image in slow.perspectives(student, labels_Bhw)]
-    theirs = slow.perspectives(teacher, labels_Bhw)
-    costs = [
-        slow.divergence(
-            torch.stack(list(slow.observations(student[b], rows[b]).values())),
-            torch.stack(list(slow.observations(teacher[b], theirs[b]).values())),
-        )[labels_Bhw[b] != 255]
-        for b in range(len(rows))
-    ]
-    torch.testing.assert_close(other, torch.autograd.grad(torch.cat(costs).mean(), pixels)[0])
-
-
-def test_labels_from_the_teacher_need_its_logits():
-    batch = random_batch() | {"student_logits": None, "teacher_logits": None}
-    with pytest.raises(ValueError, match="teacher_logits is missing: labels_from='teacher'"):
-        distiller(labels_from="teacher", weights={"pixel_kd": 0})(**batch)
 
 
 def test_the_finer_features_are_averaged_down_to_the_coarser_grid():
-    coarse = random_batch(grid=(4, 3))
+    coarse, module = random_batch(grid=(4, 3)), distiller()
     fine = F.interpolate(coarse["teacher_features"], scale_factor=2)  # each cell four times: the mean is the cell
-    module = distiller()
     torch.testing.assert_close(module(**coarse | {"teacher_features": fine}), module(**coarse))
 
 
@@ -129,44 +98,31 @@ def test_without_heads_the_features_themselves_are_compared_and_there_is_nothing
     assert list(module.parameters()) == module.student_parameters() == module.teacher_parameters() == []
 
 
-def test_labels_may_be_bytes():
+def test_labels_may_be_bytes_or_have_another_ignore_index():
     module, batch = distiller(), random_batch()
     torch.testing.assert_close(module(**batch | {"labels": batch["labels"].byte()}), module(**batch))
-
-
-def test_another_ignore_index_serves_as_well():
-    batch = random_batch()
     labels = torch.where(batch["labels"] == 255, -100, batch["labels"])
-    module = distiller()
-    other = distiller(ignore_index=-100)
-    other.load_state_dict(module.state_dict())
+    other = distiller(like=module, ignore_index=-100)
     torch.testing.assert_close(other(**batch | {"labels": labels}), module(**batch))
 
 
 # ---------------------------------------------------------------- who is trained by what
 
 
-def test_the_regularisation_trains_the_teachers_head_and_nothing_else():
-    module, batch = distiller(), random_batch()
-    batch["teacher_features"].requires_grad_()
-    module(**batch)["regularisation"].backward()
-    assert set(gradients(module)) == {f"teacher_head.{name}" for name, _ in module.teacher_head.named_parameters()}
-    assert all(gradient.abs().max() > 0 for gradient in gradients(module).values())
-    for name in ("student_features", "teacher_features", "student_logits"):
-        assert batch[name].grad is None
-
-
-@pytest.mark.parametrize("term", ["alignment", "observation", "pixel_kd"])
-def test_the_other_terms_never_reach_the_teachers_side(term):
+@pytest.mark.parametrize("term", TERMS)
+def test_the_regularisation_trains_the_teachers_head_and_nothing_else_and_the_others_never_do(term):
     module, batch = distiller(), random_batch()
     batch["teacher_features"].requires_grad_()
     batch["teacher_logits"].requires_grad_()
     module(**batch)[term].backward()
-    assert all(name.startswith("student_head") for name in gradients(module))
-    assert batch["teacher_features"].grad is None
-    assert batch["teacher_logits"].grad is None
-    reached = "student_logits" if term == "pixel_kd" else "student_features"
-    assert batch[reached].grad.abs().max() > 0
+    side = {"regularisation": "teacher_head", "pixel_kd": "none"}.get(term, "student_head")
+    assert set(gradients(module)) == {name for name, _ in module.named_parameters() if name.startswith(side)}
+    assert all(gradient.any() for name, gradient in gradients(module).items() if name != "student_head.out.bias")
+    reached = {"regularisation": None, "pixel_kd": "student_logits"}.get(term, "student_features")
+    assert [name for name, value in batch.items() if name != "labels" and value.grad is not None] == [
+        name for name in batch if name == reached
+    ]
+    assert reached is None or batch[reached].grad.any()
 
 
 def test_one_backward_of_the_sum_equals_two_separate_updates():
@@ -182,14 +138,10 @@ def test_one_backward_of_the_sum_equals_two_separate_updates():
     torch.testing.assert_close(together, teacher_only | gradients(module))
 
 
-def test_parameters_are_handed_out_by_side_and_travel_in_the_state_dict():
+def test_parameters_are_handed_out_by_side():
     module = distiller()
     assert module.student_parameters() == list(module.student_head.parameters())
     assert module.teacher_parameters() == list(module.teacher_head.parameters())
-    other = distiller()
-    other.load_state_dict(module.state_dict())
-    batch = random_batch()
-    torch.testing.assert_close(other(**batch), module(**batch), rtol=0, atol=0)
 
 
 def test_a_teacher_run_under_inference_mode_is_refused_instead_of_leaving_its_head_untrained():
@@ -205,10 +157,10 @@ def test_a_teacher_run_under_inference_mode_is_refused_instead_of_leaving_its_he
 
 @pytest.mark.parametrize("term", TERMS)
 def test_a_term_of_weight_zero_is_neither_computed_nor_returned_and_the_others_stay_the_same(term):
-    full, without, batch = distiller(), distiller(weights={term: 0}), random_batch()
-    without.load_state_dict(full.state_dict())
+    full, batch = distiller(), random_batch()
     expected = full(**batch)
     loss = expected.pop("loss") - DEFAULT_WEIGHTS[term] * expected.pop(term)
+    without = distiller(like=full, weights={term: 0})
     torch.testing.assert_close(without(**batch), expected | {"loss": loss})
 
 
@@ -216,8 +168,7 @@ def test_the_loss_is_the_weighted_sum_and_weights_left_out_keep_their_default():
     module = distiller(weights={"alignment": 3, "observation": 0.25})
     assert module.weights == {"regularisation": 1.0, "alignment": 3.0, "observation": 0.25, "pixel_kd": 1.0}
     out = module(**random_batch())
-    total = sum(module.weights[name] * out[name] for name in TERMS)
-    torch.testing.assert_close(out["loss"], total)
+    torch.testing.assert_close(out["loss"], sum(module.weights[name] * out[name] for name in TERMS))
 
 
 @pytest.mark.parametrize("only", TERMS)
@@ -225,8 +176,7 @@ def test_a_head_that_no_term_trains_is_frozen_so_every_trainable_parameter_gets_
     module = distiller(weights={name: float(name == only) for name in TERMS})
     out = module(**random_batch())
     assert set(out) == {only, "loss"}
-    if out["loss"].requires_grad:
-        out["loss"].backward()
+    out["loss"].backward()
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert set(gradients(module)) == trained
     assert len(module.student_parameters()) + len(module.teacher_parameters()) == len(trained)
@@ -241,7 +191,7 @@ def test_logits_may_be_left_out_when_they_have_no_weight():
         distiller()(**bare)
 
 
-# ---------------------------------------------------------------- degenerate labels, precision
+# ---------------------------------------------------------------- degenerate labels, precision, compilation
 
 
 @pytest.mark.parametrize("options", [{}, RELEASED], ids=["default", "released"])
@@ -257,8 +207,10 @@ def test_degenerate_labels_give_finite_terms_connected_to_every_parameter(option
     if label == 255:
         zero_terms = TERMS if not options else ("regularisation", "alignment", "observation")
         assert all(out[name].item() == 0 for name in zero_terms)
-        assert all(gradient.eq(0).all() for gradient in gradients(module).values())
-        assert batch["student_features"].grad.eq(0).all()
+        assert not any(gradient.any() for gradient in (*gradients(module).values(), batch["student_features"].grad))
+    elif not options:
+        assert (out["observation"], out["regularisation"]) == (0, 0)  # one class leaves nothing to observe
+        assert out["alignment"] > 0
 
 
 def test_one_image_of_the_batch_may_be_all_ignored():
@@ -276,26 +228,15 @@ def test_autocast_and_half_precision_maps_stay_close_to_float32(dtype):
     halves["student_logits"].requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
         out = module(**halves)
-    for name, value in out.items():
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, expected[name], rtol=0.02, atol=1e-4)
+    assert {value.dtype for value in out.values()} == {torch.float32}
+    torch.testing.assert_close(out, expected, rtol=0.02, atol=1e-4)
     out["loss"].backward()
-    (gradient,) = torch.autograd.grad(expected["loss"], batch["student_features"])
+    (gradient,) = torch.autograd.grad(expected["loss"], batch["student_features"], retain_graph=True)
     assert halves["student_features"].grad.dtype == dtype
     assert F.cosine_similarity(halves["student_features"].grad.flatten().float(), gradient.flatten(), dim=0) > 0.999
-
-
-def test_heads_cast_to_half_precision_still_feed_arithmetic_in_float32():
-    batch = random_batch(dtype=torch.float32)
-    module = distiller(torch.float32)
-    expected = module(**batch)
-    out = module.bfloat16()(**batch)
-    for name, value in out.items():
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, expected[name], rtol=0.05, atol=1e-3)
-
-
-# ---------------------------------------------------------------- compiled
+    cast = module.bfloat16()(**batch)  # heads cast to half precision still feed arithmetic in float32
+    assert {value.dtype for value in cast.values()} == {torch.float32}
+    torch.testing.assert_close(cast, expected, rtol=0.05, atol=1e-3)
 
 
 def run_and_differentiate(module, batch):
@@ -303,33 +244,26 @@ def run_and_differentiate(module, batch):
     module.zero_grad()
     out = module(**batch)
     out["loss"].backward()
-    return {name: value.detach() for name, value in out.items()} | {
-        "features": batch["student_features"].grad,
-        "logits": batch["student_logits"].grad,
-        **{name: parameter.grad.clone() for name, parameter in module.named_parameters()},
-    }
+    names = [name.removeprefix("_orig_mod.") for name in gradients(module)]
+    changes = dict(zip(names, [gradient.clone() for gradient in gradients(module).values()], strict=True))
+    maps = {"features": batch["student_features"].grad, "logits": batch["student_logits"].grad}
+    return {name: value.detach() for name, value in out.items()} | changes | maps
 
 
-def assert_compiled_equals_eager(module, batch, backend):
+@pytest.mark.parametrize(
+    ("options", "backend"), [({}, "aot_eager"), (RELEASED, "aot_eager"), ({}, "inductor")], ids=str
+)
+def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
+    module, batch = distiller(torch.float32, **options), random_batch(dtype=torch.float32)
+    if backend == "aot_eager":
+        batch["teacher_features"] = F.interpolate(batch["teacher_features"], size=(7, 4))  # the grids differ
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     expected = run_and_differentiate(module, batch)
-    got = {name.removeprefix("_orig_mod."): value for name, value in run_and_differentiate(compiled, batch).items()}
-    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(run_and_differentiate(compiled, batch), expected)
     wrong = batch | {"labels": batch["labels"].clone()}
     wrong["labels"][0, 0, 0] = 77
     with pytest.raises(RuntimeError, match="labels hold a value"):
         compiled(**wrong)
-
-
-@pytest.mark.parametrize("options", [{}, RELEASED], ids=["default", "released"])
-def test_the_method_traces_to_one_graph_with_equal_results(options):
-    batch = random_batch(dtype=torch.float32)
-    batch["teacher_features"] = F.interpolate(batch["teacher_features"], size=(7, 4))  # the grids differ
-    assert_compiled_equals_eager(distiller(torch.float32, **options), batch, "aot_eager")
-
-
-def test_the_compiled_method_equals_the_eager_one():
-    assert_compiled_equals_eager(distiller(torch.float32), random_batch(dtype=torch.float32), "inductor")
 
 
 # ---------------------------------------------------------------- wrong arguments
@@ -338,8 +272,8 @@ def test_the_compiled_method_equals_the_eager_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": {"aligment": 1}}, "no term 'aligment': did you mean 'alignment'"),
-        ({"weights": {"xyz": 1}}, r"no term 'xyz': the terms are regularisation, alignment"),
+        ({"weights": {"aligment": 1}}, r"no term 'aligment': expected .*; did you mean 'alignment'\?"),
+        ({"weights": {"xyz": 1}}, r"no term 'xyz': expected regularisation, alignment"),
         ({"weights": {"alignment": -1}}, r"weights\['alignment'\]=-1: expected a finite number, 0 or greater"),
         ({"weights": {"alignment": float("nan")}}, r"weights\['alignment'\]=nan"),
         ({"weights": dict.fromkeys(TERMS, 0)}, "weights are all 0"),
@@ -369,42 +303,28 @@ def test_a_weight_for_a_head_that_is_not_there_is_refused():
         APDLoss(6, 6, 5, width=None, weights={"regularisation": 1.0})
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (
-            lambda b: {"student_features": b["teacher_features"]},
-            ValueError,
-            "student_features has 8 channels .* exp.* 6",
-        ),
-        (lambda b: {"teacher_features": b["teacher_features"][0]}, ValueError, "teacher_features has shape"),
-        (lambda b: {"teacher_features": b["teacher_features"][:1]}, ValueError, "teacher_features holds 1 images but"),
-        (lambda b: {"student_logits": b["student_logits"][:, :4]}, ValueError, "student_logits has 4 .* num_classes"),
-        (lambda b: {"teacher_logits": b["teacher_logits"][:1]}, ValueError, "teacher_logits holds 1 images"),
-        (lambda b: {"teacher_features": None}, TypeError, "teacher_features is a NoneType"),
-        (lambda b: {"labels": b["labels"].double()}, TypeError, "labels has dtype torch.float64"),
-        (lambda b: {"labels": b["labels"][:1]}, ValueError, "labels holds 1 images but the maps hold 2"),
-        (lambda b: {"labels": b["labels"][:, None]}, ValueError, "labels has shape"),
-        (lambda b: {"labels": torch.full_like(b["labels"], 5)}, RuntimeError, r"labels hold .* 0\.\.4 nor .*=255"),
-    ],
-)
-def test_wrong_inputs_are_named(change, error, message):
+def test_wrong_inputs_are_named():
     batch = random_batch()
-    with pytest.raises(error, match=message):
-        distiller()(**batch | change(batch))
-
-
-def test_a_label_that_names_no_class_is_found_even_where_the_feature_grid_skips_it():
-    module, batch = distiller(weights={"pixel_kd": 0, "regularisation": 0}), random_batch()
-    batch["labels"][0, 1, 1] = 99
-    with pytest.raises(RuntimeError, match="labels hold a value"):
-        module(**batch)
-
-
-def test_positional_arguments_are_refused_since_swapping_the_nets_would_go_unnoticed():
-    batch = random_batch()
-    with pytest.raises(TypeError, match="positional"):
+    features, logits, labels = batch["teacher_features"], batch["student_logits"], batch["labels"]
+    wrong = [
+        ({"student_features": features}, ValueError, "student_features has 8 channels .* exp.* 6"),
+        ({"teacher_features": features[0]}, ValueError, "teacher_features has shape"),
+        ({"teacher_features": features[:1]}, ValueError, "teacher_features holds 1 images but"),
+        ({"student_logits": logits[:, :4]}, ValueError, "student_logits has 4 .* num_classes"),
+        ({"teacher_features": None}, TypeError, "teacher_features is a NoneType"),
+        ({"labels": labels.double()}, TypeError, "labels has dtype torch.float64"),
+        ({"labels": labels[:1]}, ValueError, "labels holds 1 images but the maps hold 2"),
+        ({"labels": labels[:, None]}, ValueError, "labels has shape"),
+        ({"labels": torch.full_like(labels, 5)}, RuntimeError, r"labels hold .* 0\.\.4 nor .*=255"),
+    ]
+    for change, error, message in wrong:
+        with pytest.raises(error, match=message):
+            distiller()(**batch | change)
+    with pytest.raises(TypeError, match="positional"):  # swapping the nets would go unnoticed
         distiller()(*batch.values())
+    labels[0, 1, 1] = 99  # the feature grid does not take this pixel
+    with pytest.raises(RuntimeError, match="labels hold a value"):
+        distiller(weights={"pixel_kd": 0, "regularisation": 0})(**batch)
 
 
 # ---------------------------------------------------------------- in use
@@ -428,7 +348,6 @@ def test_the_loop_of_the_docstring_runs_and_trains_student_and_both_heads():
     loop = textwrap.dedent(text[text.index("        distiller = APDLoss(") : text.index("    Features are the maps")])
     assert [f"line {n}" in loop for n in range(1, 7)] == [True] * 5 + [False]
     loop = loop.replace("APDLoss(512, 512, num_classes=19)", "APDLoss(8, 8, num_classes=3, width=8)")
-
     images = F.interpolate(torch.rand(4, 3, 4, 4), scale_factor=4)
     labels = images.argmax(1)
     labels[:, 0] = 255
@@ -436,9 +355,9 @@ def test_the_loop_of_the_docstring_runs_and_trains_student_and_both_heads():
     totals = []
 
     def task_loss(logits, labels):
-        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear")
-        totals.append(F.cross_entropy(logits, labels, ignore_index=255).item())
-        return F.cross_entropy(logits, labels, ignore_index=255)
+        loss = F.cross_entropy(F.interpolate(logits, labels.shape[1:], mode="bilinear"), labels, ignore_index=255)
+        totals.append(loss.item())
+        return loss
 
     optimiser = torch.optim.Adam(teacher.parameters(), lr=0.05)
     for _ in range(40):
@@ -447,65 +366,27 @@ def test_the_loop_of_the_docstring_runs_and_trains_student_and_both_heads():
         optimiser.step()
     teacher.eval().requires_grad_(False)
     totals.clear()
-
-    optimiser = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    names = {
-        "torch": torch,
-        "APDLoss": APDLoss,
-        "device": "cpu",
-        "optimiser": optimiser,
-        "student": student,
-        "teacher": teacher,
-        "task_loss": task_loss,
-        "batches": [(images, labels)] * 20,
-    }
+    optimiser = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    names = {"torch": torch, "APDLoss": APDLoss, "device": "cpu", "optimiser": optimiser, "student": student}
+    names |= {"teacher": teacher, "task_loss": task_loss, "batches": [(images, labels)] * 20}
     torch.manual_seed(1)
     exec(loop, names)
 
     torch.manual_seed(1)
     untrained = APDLoss(8, 8, num_classes=3, width=8).state_dict()
-    for name, value in names["distiller"].state_dict().items():
-        assert not torch.equal(value, untrained[name]), name
+    assert not any(torch.equal(value, untrained[name]) for name, value in names["distiller"].state_dict().items())
     assert not torch.equal(student.state_dict()["trunk.0.weight"], before["trunk.0.weight"])
     assert totals[-1] < 0.6 * totals[0], totals
 
 
-def test_distillation_alone_brings_the_student_to_the_teacher():
-    batch = slow.random_batch(dtype=torch.float32)
-    module = APDLoss(6, 6, 5, width=6)
-    optimiser = torch.optim.Adam(
-        [batch["student_features"], batch["student_logits"], *module.student_parameters()], 0.05
-    )
-    values = []
-    for _ in range(40):
-        out = module(**batch)
-        optimiser.zero_grad()
-        out["loss"].backward()
-        optimiser.step()
-        values.append({name: value.item() for name, value in out.items()})
-    for name in ("alignment", "observation", "pixel_kd"):
-        assert values[-1][name] < 0.2 * values[0][name], name
-    assert values[-1]["regularisation"] == values[0]["regularisation"]  # its head was left out of the optimiser
-
-
 def test_projection_head_has_two_convolutions_with_biases_and_no_normalisation():
-    head = ProjectionHead(3, 4)
-    assert {name: tuple(value.shape) for name, value in head.named_parameters()} == {
-        "hidden.weight": (4, 3, 1, 1),
-        "hidden.bias": (4,),
-        "out.weight": (4, 4, 1, 1),
-        "out.bias": (4,),
-    }
-    x_3 = torch.randn(3)
+    head, x_3 = ProjectionHead(3, 4), torch.randn(3)
+    assert [name for name, _ in head.named_parameters()] == ["hidden.weight", "hidden.bias", "out.weight", "out.bias"]
     hidden = (head.hidden.weight[:, :, 0, 0] @ x_3 + head.hidden.bias).clamp(min=0)
     expected = head.out.weight[:, :, 0, 0] @ hidden + head.out.bias
     torch.testing.assert_close(head(x_3.view(1, 3, 1, 1)).flatten(), expected)
 
 
-# ---------------------------------------------------------------- the package
-
-
 def test_everything_the_package_offers_is_documented_and_there():
-    assert all(inspect.getdoc(getattr(apd, name)) for name in apd.__all__)
-    assert pixel_kd_loss is apd.losses.pixel_kd_loss
+    assert all(getattr(apd, name).__doc__ for name in apd.__all__)

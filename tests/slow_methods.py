@@ -1,13 +1,12 @@
-"""The rivals written a second time, slowly: pixel by pixel from their formulas, sharing no code with the package.
+"""The other methods written a second time, slowly: pixel by pixel from their formulas, sharing no code with `apd`.
 
 Maps are on one grid; each function takes the labels as they are and returns the terms by name. Convolutions are given
 as the pair of their weight and bias (or ``None``).
 """
 
 import torch
+from slow_reference import divergence, nearest
 from torch import Tensor
-
-from .slow_reference import divergence, nearest
 
 
 def valid_places(labels_BHW: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:

@@ -131,7 +131,7 @@ class APDLoss(nn.Module):
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
         self.num_classes = check_count("num_classes", num_classes)
         if num_classes == 1:
-            raise ValueError(f"num_classes=1: one class leaves nothing to tell apart; {BINARY}")
+            raise ValueError(f"num_classes=1: one class leaves nothing to distinguish; {BINARY}")
         self.ignore_index = check_ignore_index(ignore_index, num_classes)
         self.scale, self.scope, self.reduction, self.absent = scale, scope, reduction, absent
         self.temperature, self.upsample_logits = temperature, upsample_logits

@@ -99,8 +99,7 @@ class APDLoss(nn.Module):
         upsample_logits: compare logits on the label grid (released code) instead of their own (default, own choice).
         labels_from: ``"truth"`` (default, paper), or ``"teacher"``: its predictions, so that images without labels can
             be distilled; of ``labels`` only size and range count then.
-        detach_prototypes: the student's prototypes are constants in the observation term (default False, released
-            code).
+        detach_prototypes: the observation term does not move the student's prototypes (default False, released code).
         weights: of the terms by name, each with its default in :data:`apd.losses.DEFAULT_WEIGHTS` (own choice). A term
             of weight 0 is not computed, and a head that no term trains is frozen.
 
@@ -188,15 +187,20 @@ class APDLoss(nn.Module):
         Features are (B, C, h, w), logits (B, K, h, w), each net's on its own grid; labels (B, H, W), uint8 or a signed
         integer. Logits may be left out where ``pixel_kd`` has weight 0.
         """
-        self._check(
-            {"student_features": student_features, "teacher_features": teacher_features},
-            {"student_logits": student_logits, "teacher_logits": teacher_logits},
-            labels,
-        )
+        weights, terms = self.weights, {}
+        maps = {"student_features": student_features, "teacher_features": teacher_features}
+        for name, value in {"student_logits": student_logits, "teacher_logits": teacher_logits}.items():
+            if value is not None:
+                maps[name] = value
+            elif weights["pixel_kd"]:
+                raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
+            elif name == "teacher_logits" and self.labels_from == "teacher":
+                raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
+        trained = ["student_features"] if weights["alignment"] or weights["observation"] else []
+        check_call(self, maps, labels, trained=trained + (["student_logits"] if weights["pixel_kd"] else []))
         valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
         if self.labels_from == "teacher":
             labels = upsample(without_infinities(teacher_logits), labels.shape[1:]).argmax(1)
-        weights, terms = self.weights, {}
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
             student_BChw, teacher_BChw = match_grids(student_features, teacher_features.detach())
             seen = self._classes_at_hand(labels, resize_labels(labels, teacher_BChw.shape[2:]))
@@ -245,15 +249,3 @@ class APDLoss(nn.Module):
     ) -> Tensor:
         options = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
         return observation_loss(student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **options)
-
-    def _check(self, features: dict[str, Tensor], logits: dict[str, Tensor | None], labels_BHW: Tensor) -> None:
-        weights = self.weights
-        for name, value in logits.items():
-            if value is None and weights["pixel_kd"]:
-                raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
-        if logits["teacher_logits"] is None and self.labels_from == "teacher":
-            raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
-        trained = ["student_features"] if weights["alignment"] or weights["observation"] else []
-        trained += ["student_logits"] if weights["pixel_kd"] else []
-        given = features | {name: value for name, value in logits.items() if value is not None}
-        check_call(self, given, labels_BHW, trained=trained)

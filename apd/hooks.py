@@ -21,7 +21,6 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     the patches' grid or of anything of its aspect ratio, such as the images; None (default) is a square.
     ``ValueError``: another rank, or tokens that fill no such grid.
 
-    >>> import torch
     >>> tokens_to_map(torch.zeros(2, 1 + 4 + 8 * 12, 384), (64, 96), prefix_tokens=5).shape
     torch.Size([2, 384, 8, 12])
     """
@@ -80,8 +79,7 @@ class FeatureTap:
     """Remembers the last output of one module of a model: a context manager, or :meth:`open` and :meth:`close`.
 
     Open it once around a training loop; the model is as it was when the block is left, and copies of it made meanwhile
-    are not tapped. It may be compiled before or after. What checkpointing computes again in the backward pass does not
-    count.
+    are not tapped. It may be compiled before or after. What checkpointing computes again does not count.
 
     Args:
         model: any module but TorchScript.
@@ -148,9 +146,7 @@ class FeatureTap:
     def features(self) -> Tensor:
         """The module's output in the last forward pass, with its graph; ``RuntimeError`` where there is none."""
         if self._features is None:
-            state = (
-                "the tap is closed: open it" if self._tapped is None else "call the model inside the with block first"
-            )
+            state = "the tap is closed: open it" if self._tapped is None else "call the model inside the block first"
             raise RuntimeError(
                 f"{self.path!r} has not run: {state}. A module that the model contains and never calls, as in an "
                 "exported or fused model, has no output: tap the model that it was made from"

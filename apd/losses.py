@@ -28,11 +28,10 @@ from apd.validation import (
 
 Reduction = Literal["pixel", "element"]
 
+#: Own choice, for ``reduction="pixel"``: the released 10 in front of element means is 10 / K, 0.1 to 2, per pixel.
 DEFAULT_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 1.0, "pixel_kd": 1.0}
-"""Own choice, for ``reduction="pixel"``: the released 10 in front of element means is 10 / K, 0.1 to 2, per pixel."""
-
+#: The released code's, for ``reduction="element"``.
 RELEASED_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 10.0, "pixel_kd": 10.0}
-"""The released code's, for ``reduction="element"``."""
 
 
 def upsample(maps_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
@@ -47,12 +46,10 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / global_count(mask.sum())
 
 
-def _check_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:
+def _check_same_shape(kind: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"{student_name} has shape {tuple(student.shape)} but {teacher_name} {tuple(teacher.shape)}: "
-            "they must be equal"
-        )
+        shapes = f"student_{kind} has shape {tuple(student.shape)} but teacher_{kind} {tuple(teacher.shape)}"
+        raise ValueError(f"{shapes}: they must be equal")
 
 
 @full_precision
@@ -82,7 +79,7 @@ def alignment_loss(student_prototypes_BKD: Tensor, teacher_prototypes_BKD: Tenso
 
     The prototypes are unit rows from :func:`apd.class_prototypes`; the teacher's are constants here.
     """
-    _check_same_shape("student_prototypes", student_prototypes_BKD, "teacher_prototypes", teacher_prototypes_BKD)
+    _check_same_shape("prototypes", student_prototypes_BKD, teacher_prototypes_BKD)
     check_present(present_BK, student_prototypes_BKD.shape[:2])
     cosines_BK = (student_prototypes_BKD * teacher_prototypes_BKD.detach()).sum(2)
     return 0.5 * masked_mean(1.0 - cosines_BK, present_BK)
@@ -106,9 +103,7 @@ def observation_loss(
     """
     check_map("student_observations", student_observations_BKhw)
     check_choice("reduction", reduction, ("pixel", "element"))
-    _check_same_shape(
-        "student_observations", student_observations_BKhw, "teacher_observations", teacher_observations_BKhw
-    )
+    _check_same_shape("observations", student_observations_BKhw, teacher_observations_BKhw)
     batch, num_classes = student_observations_BKhw.shape[:2]
     check_present(present_BK, (batch, num_classes))
     check_labels(labels_Bhw, batch)
@@ -145,9 +140,8 @@ def pixel_kd_loss(
     Args:
         student_logits_BKhw, teacher_logits_BKhw: raw logits; grids may differ, the coarser wins. The teacher's,
             constants here, may be -inf for classes that it rules out.
-        labels_BHW: integer labels on any grid, for validity only.
+        labels_BHW: integer labels on any grid, for validity only: those of ``ignore_index`` do not count.
         temperature: T (default 1, the released code's).
-        ignore_index: label of pixels not to count.
         reduction: ``"pixel"`` (default) or ``"element"``, a mean over classes and all pixels.
         upsample_logits: compare on the label grid (released code). Off by default (own choice): the logits' own grid
             carries the same information at 1/64 of the memory for a stride of 8.

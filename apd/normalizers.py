@@ -84,7 +84,13 @@ class AccumulatedCounts:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Inside, sums are divided by the counts of all parts together, which must be those asked for before."""
-        left = list(self._whole())
+        if self._divisors is None:
+            totals, processes = torch.stack(self._counts).sum(0), 1
+            if self._over_processes:
+                distributed.all_reduce(totals)
+                processes = distributed.get_world_size()
+            self._divisors = list((totals.clamp(min=1) / processes).unbind())
+        left = list(self._divisors)
 
         def rule(_count: Tensor) -> Tensor:
             if not left:
@@ -95,12 +101,3 @@ class AccumulatedCounts:
             yield
         if left:
             raise RuntimeError(f"{len(left)} counted means were not computed: counting() and computing() must agree")
-
-    def _whole(self) -> list[Tensor]:
-        if self._divisors is None:
-            totals = torch.stack(self._counts).sum(0)
-            if self._over_processes:
-                distributed.all_reduce(totals)
-            processes = distributed.get_world_size() if self._over_processes else 1
-            self._divisors = list((totals.clamp(min=1) / processes).unbind())
-        return self._divisors

@@ -19,14 +19,9 @@ from apd.validation import BINARY, check_choice, check_labels, check_map, check_
 Scope = Literal["image", "batch"]
 Absent = Literal["mask", "zero"]
 
-ABSENT_LOGIT = -1e4
-"""Logit of a class without prototype. Finite: the KL of a zero target against -inf would be NaN."""
-
-ASSERTS_LATER = ("cpu", "cuda", "meta")
-"""Types of device with an assertion that nobody has to wait for; others (MPS) have none, and are waited for."""
-
-SHORTEST = 1e-8
-"""A vector not longer than this has no direction: it is treated as zero and receives no gradient."""
+ABSENT_LOGIT = -1e4  # of a class without prototype; finite, since the KL of a zero target against -inf would be NaN
+ASSERTS_LATER = ("cpu", "cuda", "meta")  # devices with an assertion that nobody has to wait for; MPS has none
+SHORTEST = 1e-8  # a vector not longer than this has no direction: it is treated as zero and receives no gradient
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,15 +43,6 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def assert_without_waiting(holds: Tensor, message: str) -> None:
-    """Raise ``RuntimeError`` unless all of ``holds`` is true; on CUDA at the next synchronisation."""
-    right = holds.all()
-    if holds.device.type in ASSERTS_LATER:
-        torch._assert_async(right, message)
-    elif not torch.compiler.is_compiling() and not right:
-        raise RuntimeError(message)
-
-
 def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
     """Mask, of the labels' shape, of the pixels whose label is not ``ignore_index``.
 
@@ -65,12 +51,15 @@ def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 25
     """
     labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
     ignored_BHW = labels_BHW == ignore_index
-    known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes)
-    assert_without_waiting(
-        known_BHW | ignored_BHW,
+    are_known = ((labels_BHW >= 0) & (labels_BHW < num_classes) | ignored_BHW).all()
+    message = (
         f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: map the data "
-        f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}",
+        f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}"
     )
+    if labels_BHW.device.type in ASSERTS_LATER:
+        torch._assert_async(are_known, message)
+    elif not torch.compiler.is_compiling() and not are_known:
+        raise RuntimeError(message)
     return ~ignored_BHW
 
 

@@ -15,15 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-MOST = 2**20
-"""Largest count that a setting may have (own choice): beyond it, memory ends before anything is computed."""
-
-WIDEST = 2**14
-"""Largest width of a projection head (own choice): its second convolution has width² weights, 1 GiB here."""
-
-RULED_OUT = -1e30
-"""Stands for a teacher's logit of -inf, and unlike it may be averaged, interpolated and multiplied by 0."""
-
+MOST = 2**20  # largest count that a setting may have (own choice): beyond it, memory ends before anything is computed
+WIDEST = 2**14  # largest width of a projection head (own choice): its second convolution takes 1 GiB here
+RULED_OUT = -1e30  # stands for a teacher's logit of -inf, and unlike it may be averaged, interpolated, multiplied by 0
 BINARY = (
     "a binary network of one sigmoid channel z has the two classes of apd.two_channel_logits(z): pass those of both "
     "networks, with num_classes=2 and labels 0 and 1 (of masks 0 and 255: (masks > 0).long())"
@@ -179,9 +173,8 @@ def _total(values: Tensor) -> float:
 
 def _check_features(name: str, value: Tensor) -> None:
     """Raise unless every vector is finite and has a length."""
-    if not math.isfinite(
-        torch.linalg.vector_norm(value.detach(), dtype=torch.promote_types(value.dtype, torch.float32))
-    ):
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    if not math.isfinite(torch.linalg.vector_norm(value.detach(), dtype=dtype)):
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or an infinity: {NON_FINITE}")
         raise ValueError(f"{name} holds values up to {value.abs().max():.1e}: the lengths of such vectors overflow")

@@ -105,12 +105,9 @@ def dense_apd(
 ) -> OnPyramid:
     """:class:`apd.APDLoss`, unchanged, on levels of the pyramid, with the objects' masks as labels of the pixels.
 
-    Args:
-        student_channels, teacher_channels: channels of the two pyramids.
-        num_classes: classes K of objects; the background is one more.
-        levels: default "1" alone, of stride 8 as the paper's segmentation networks.
-        width, scale: of the projection heads (default 256, own choice) and the observations (default 10).
-        weights: of the terms, without ``pixel_kd``, since there are no logits here; :func:`roi_kd` compares the boxes'.
+    The channels are those of the two pyramids; the background is one class more than ``num_classes``. Level "1" alone
+    (default) has stride 8, as the paper's segmentation networks. ``weights`` have no ``pixel_kd``, since there are no
+    logits here; :func:`roi_kd` compares the boxes'.
     """
     weights = dict(weights or {})
     if weights.get("pixel_kd"):
@@ -142,14 +139,9 @@ class RoIAPD(APDLoss):
     """:class:`apd.APDLoss` on boxes: the same terms, of the boxes that the student draws in a training step.
 
     Both nets see the same boxes and their matched labels; an image's perspective is the mean direction of its boxes'
-    vectors (those before the class layer), label by label, the background among them. At most a quarter of the boxes
-    are objects, so the observation term is the mean of two means, over objects and over background.
-
-    Args:
-        student_channels, teacher_channels: length of the two box heads' vectors.
-        num_classes: classes K of objects; the background is one more.
-        width: of the projection heads (default 256, own choice: a quarter of torchvision's vector), or ``None``.
-        settings: ``scale``, ``temperature`` and ``weights`` of :class:`apd.APDLoss`.
+    vectors (those before the class layer), label by label. The background is one class more than ``num_classes``. At
+    most a quarter of the boxes are objects, so the observation term is the mean of two means, over objects and over
+    background. ``settings`` are ``scale``, ``temperature`` and ``weights`` of :class:`apd.APDLoss`.
     """
 
     def __init__(

@@ -23,11 +23,10 @@ class DistillerConfig:
     """The settings of a distillation method: a frozen, validated part of an experiment, known by its `method`.
 
     Integers are at least 1 and numbers positive; weights of several `terms` may be 0, but not all. The default of a
-    field is never changed: fingerprints leave it out. A subclass for detectors is defined with `task="detection"`.
-
-    Raises:
-        ExperimentError: a field holds what its annotation or the method rules out.
-        TypeError: at the definition of a subclass whose `method` another one has.
+    field is
+    never changed: fingerprints leave it out. A subclass for detectors is defined with `task="detection"`. A field that
+    holds what its annotation or the method rules out is an `ExperimentError`; a second subclass of one `method`, a
+    `TypeError`.
     """
 
     task: ClassVar[str]
@@ -94,15 +93,12 @@ class Distiller(nn.Module):
     """A distillation method behind the call of :class:`apd.APDLoss`: named terms, their weights and their sum.
 
     A subclass is defined with the class of its settings, ``class Mine(Distiller, config=MineConfig)``, whose fields are
-    keywords of its constructor and become attributes. It computes :meth:`terms`, from logits unless it is a
-    :class:`FeatureDistiller`. Errors at the call are those of :class:`apd.APDLoss`.
-
-    Args:
-        ignore_index: label of pixels that belong to no class (default 255).
-        settings: fields of the configuration.
+    keywords of its constructor and become attributes, beside ``ignore_index`` (default 255). It computes :meth:`terms`,
+    from logits unless it is a :class:`FeatureDistiller`. Errors at the call are those of :class:`apd.APDLoss`.
     """
 
     Config: ClassVar[type[DistillerConfig]]
+    kind: ClassVar[str] = "logits"  # of the maps that are compared
 
     def __init_subclass__(cls, *, config: type[DistillerConfig] | None = None) -> None:
         super().__init_subclass__()
@@ -134,14 +130,15 @@ class Distiller(nn.Module):
     def forward(
         self,
         *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
         labels: Tensor,
         student_features: Tensor | None = None,
         teacher_features: Tensor | None = None,
+        student_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms by name and ``"loss"``, their weighted sum; features are accepted and not read."""
-        return self._with_loss(self.terms(*self._on_one_grid("logits", student_logits, teacher_logits, labels)))
+        """The terms by name and ``"loss"``, their weighted sum; maps that are not compared may be left out."""
+        maps = (student_features, teacher_features) if self.kind == "features" else (student_logits, teacher_logits)
+        return self._with_loss(self.terms(*self._on_one_grid(self.kind, *maps, labels)))
 
     def student_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student's adapter, for the student's optimiser (empty when there is none)."""
@@ -164,28 +161,24 @@ class Distiller(nn.Module):
         return terms | {"loss": sum(self.weights[name] * term for name, term in terms.items())}
 
     def _on_one_grid(
-        self, kind: str, student: Tensor, teacher: Tensor, labels_BHW: Tensor, num_classes: int | None = None
+        self, kind: str, student: Tensor, teacher: Tensor, labels_BHW: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Checked maps of one ``kind``, and labels of ``num_classes`` (default: the logits') on the coarser grid."""
+        """Checked maps of one ``kind`` and labels on the coarser grid."""
         maps = {f"student_{kind}": student, f"teacher_{kind}": teacher}
         check_call(self, maps, labels_BHW, trained=[f"student_{kind}"])
         if kind == "logits":
             teacher = without_infinities(teacher)
         student, teacher = match_grids(student, teacher.detach())
-        num_classes = student.shape[1] if num_classes is None else num_classes
+        num_classes = getattr(self, "num_classes", student.shape[1])
         valid_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=self.ignore_index)
         labels_BHW = torch.where(valid_BHW, labels_BHW.long(), IGNORED)
         return student, teacher, resize_labels(labels_BHW, student.shape[2:])
 
 
 class FeatureDistiller(Distiller):
-    """A :class:`Distiller` that compares features.
+    """A :class:`Distiller` that compares features of stated channels, and checks labels by ``num_classes``."""
 
-    Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K, by which labels are checked.
-        settings: as of :class:`Distiller`, and ``ignore_index``.
-    """
+    kind = "features"
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
         super().__init__(**settings)
@@ -193,24 +186,6 @@ class FeatureDistiller(Distiller):
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
         self.num_classes = check_count("num_classes", num_classes)
         check_ignore_index(self.ignore_index, num_classes)
-
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms by name and ``"loss"``, their weighted sum; logits are accepted and not read."""
-        return self._with_loss(self.terms(*self._features_on_one_grid(student_features, teacher_features, labels)))
-
-    def _features_on_one_grid(
-        self, student: Tensor, teacher: Tensor, labels_BHW: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return self._on_one_grid("features", student, teacher, labels_BHW, self.num_classes)
 
 
 def convolved(convolution: nn.Conv2d, features_BChw: Tensor) -> Tensor:

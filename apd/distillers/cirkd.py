@@ -112,12 +112,11 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
 
     Three terms compare the two nets' softmax of cosines / T by a KL: of each pixel with the pixels of every image of
     the batch (``batch_pixels``), with teacher pixels of earlier batches (``pixel_memory``) and with their class means
-    (``region_memory``). For the memories the student's pixels pass through a head to the teacher's channels.
-
-    In training mode every call writes to the memories, buffers of one queue a class, before it reads. Slots not yet
-    written hold random directions, as released; draws use the global generator. Under DDP each process has queues of
-    its own (the released code gathers from all). Ignored pixels are in no pair and no queue (the released code counts
-    them in ``batch_pixels``, and queues an image's first pixels for a class whatever their labels).
+    (``region_memory``). For the memories the student's pixels pass through a head to the teacher's channels. In
+    training mode every call writes to them, buffers of one queue a class, before it reads; slots not yet written hold
+    random directions, as released. Under DDP each process has its own (the released code gathers from all). Ignored
+    pixels are in no pair and no queue (the released code counts them in ``batch_pixels``, and queues an image's first
+    pixels for a class whatever their labels).
 
     Args:
         batch_pixels, pixel_memory, region_memory: weights of the terms (default 1, 0.1 and 0.1, released Cityscapes

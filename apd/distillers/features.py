@@ -75,10 +75,8 @@ class FitNetConfig(DistillerConfig):
 class FitNet(FeatureDistiller, config=FitNetConfig):
     """Feature matching: mean squared distance between the student's adapted features and the teacher's.
 
-    Romero et al. 2015 in the form of the CIRKD code: ‖W F_s - F_t‖², with W a 1×1 convolution without bias.
-
-    Args:
-        weight: of the term in ``"loss"`` (default 10, CIRKD code).
+    Romero et al. 2015 in the form, and with the weight of 10, of the CIRKD code: ‖W F_s - F_t‖², W a convolution
+    without bias.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -99,10 +97,9 @@ class AttentionTransferConfig(DistillerConfig):
 
 
 class AttentionTransfer(FeatureDistiller, config=AttentionTransferConfig):
-    """Attention transfer: where in the image the features are strong (Zagoruyko and Komodakis 2017, CIRKD code).
+    """Attention transfer: where in the image the features are strong (Zagoruyko and Komodakis 2017).
 
-    Args:
-        weight: of the term in ``"loss"`` (default 10 000, CIRKD code: the term is divided by the number of pixels).
+    The weight of 10 000 is the CIRKD code's: the term is divided by the number of pixels.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -129,11 +126,8 @@ class MGD(FeatureDistiller, config=MGDConfig):
 
     They go through a 1×1 convolution where the channels differ; a share of their pixels, drawn from the global
     generator, and the ignored ones become zero, and two 3×3 convolutions with a ReLU between them regenerate the
-    teacher's map.
-
-    Args:
-        weight: of a sum over pixels and channels, as released (default 2e-5, released segmentation configuration).
-        masked: share of pixels set to zero (default 0.75, released segmentation configuration).
+    teacher's map. Defaults are the released segmentation configuration's; the weight is that of a sum over pixels and
+    channels.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -167,13 +161,9 @@ class CWDConfig(DistillerConfig):
 class CWD(FeatureDistiller, config=CWDConfig):
     """Channel-wise distillation (Shu et al. 2021): where in the image each channel is active.
 
-    The softmax of a channel runs over an image's valid pixels (published codes: over all, padded ones included). The
-    student's features pass through a 1×1 convolution without bias.
-
-    Args:
-        logits, features: weights of the terms (default 3 and 0, as the authors' TorchDistiller; the CIRKD code adds the
-            features with weight 50).
-        temperature: T (default 4, both codes).
+    The softmax of a channel runs over an image's valid pixels (published codes: over all, padded ones included).
+    Defaults are those of the authors' TorchDistiller, which compares the logits only; the CIRKD code adds the features,
+    here through a 1×1 convolution without bias, with weight 50.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -194,12 +184,10 @@ class CWD(FeatureDistiller, config=CWDConfig):
         """The terms of positive weight and ``"loss"``; maps of a term of weight 0 may be left out."""
         terms = {}
         if self.weights["logits"]:
-            student, teacher, labels_Bhw = self._on_one_grid(
-                "logits", student_logits, teacher_logits, labels, self.num_classes
-            )
+            student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
             terms["logits"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
         if self.adapter is not None:
-            student, teacher, labels_Bhw = self._features_on_one_grid(student_features, teacher_features, labels)
+            student, teacher, labels_Bhw = self._on_one_grid("features", student_features, teacher_features, labels)
             student = convolved(self.adapter, student)
             terms["features"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
         return self._with_loss(terms)

@@ -93,12 +93,7 @@ class PixelKDConfig(DistillerConfig):
 
 
 class PixelKD(Distiller, config=PixelKDConfig):
-    """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015), by :func:`apd.pixel_kd_loss`.
-
-    Args:
-        temperature, reduction, upsample_logits: as there.
-        weight: of the term in ``"loss"`` (default 1, own choice).
-    """
+    """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015), by :func:`apd.pixel_kd_loss`."""
 
     def forward(
         self,
@@ -127,18 +122,12 @@ class LSKDConfig(DistillerConfig):
 
 
 class LSKD(Distiller, config=LSKDConfig):
-    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel (own reading; published for
-    images).
+    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel (own reading).
 
     A pixel's logits lose their mean over classes and are divided by their standard deviation over K - 1 (released code
     and the paper's figure 2, which the example repeats; its algorithm 1 divides by K); the term is that of
-    :class:`PixelKD`.
+    :class:`PixelKD`. Defaults are the released code's on CIFAR-100, beside a cross-entropy of weight 1.
 
-    Args:
-        weight: of the term in ``"loss"`` (default 9 beside a cross-entropy of weight 1, released code, CIFAR-100).
-        temperature: T, the paper's base temperature (default 2, released code, CIFAR-100).
-
-    >>> import torch
     >>> teacher = torch.tensor([-3.0, 3.0, 1.0, -1.0]).view(1, 4, 1, 1)
     >>> student, labels = torch.tensor([-6.0, 3.0, 4.0, -1.0]).view(1, 4, 1, 1), torch.tensor([[[1]]])
     >>> LSKD(temperature=1.0).eval()(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]
@@ -169,15 +158,10 @@ class DKDConfig(DistillerConfig):
 
 
 class DKD(Distiller, config=DKDConfig):
-    """Decoupled knowledge distillation of the logits (Zhao et al. 2022), pixel by pixel with the pixel's own label.
+    """Decoupled knowledge distillation of the logits (Zhao et al. 2022), pixel by pixel (own reading).
 
     ``target`` is the KL between the two nets' probabilities of the labelled class against all others together, and
-    ``non_target`` between their distributions over the others. Pixels are own reading: it was published for images and
-    boxes.
-
-    Args:
-        target, non_target: weights of the two terms in ``"loss"`` (default 1 and 0.25, official detection code).
-        temperature: T (default 1, official detection code).
+    ``non_target`` between their distributions over the others. Defaults are the official detection code's.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -202,11 +186,8 @@ class DIST(Distiller, config=DISTConfig):
 
     ``inter`` is 1 - the Pearson correlation over the classes of a pixel, mean over pixels; ``intra`` over all pixels of
     the batch of a class, mean over classes; both times T². Ignored pixels, and pixels or classes in which the teacher
-    does not vary, are not counted (official code: all pixels, the latter as 0).
-
-    Args:
-        inter, intra: weights of the terms (default 1 and 1, official code, which adds the auxiliary logits with 0.4).
-        temperature: T (default 1, official segmentation runs).
+    does not vary, are not counted (official code: all pixels, the latter as 0). Defaults are those of the official
+    segmentation runs, which add the auxiliary logits with weight 0.4.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:

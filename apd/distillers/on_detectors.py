@@ -62,12 +62,9 @@ class OnRoIs(nn.Module):
 class OnPyramid(nn.Module):
     """A distiller of feature maps on levels of the two pyramids, one of its own for each; terms are means over levels.
 
-    Args:
-        build: makes the distiller of one level, called as :class:`apd.APDLoss` without logits, with
-            ``ignore_index=-1``.
-        levels: "0" (stride 4) to "3" (stride 32), and "pool".
-        labels: "classes": the objects' masks, as :func:`apd.data.instances.class_map` paints them, K + 1 classes.
-            "inside": one class, everything that is not padding, for distillers that need no labels.
+    ``build`` makes that of one level, called as :class:`apd.APDLoss` without logits, with ``ignore_index=-1``. Labels
+    are "classes", the objects' masks, as :func:`apd.data.instances.class_map` paints them, K + 1 classes; or "inside",
+    one class, everything that is not padding.
     """
 
     def __init__(
@@ -249,15 +246,9 @@ class ReviewKDConfig(DistillerConfig, task="detection"):
 class ReviewKD(Distiller, config=ReviewKDConfig):
     """Knowledge review of the pyramids (Chen et al. 2021), as published for detection: a sum over levels.
 
-    From the topmost level down, each of the student's maps is reduced, mixed with what the level above has gathered and
-    compared with the teacher's map of that level by :func:`hierarchical_context_loss`.
-
-    Args:
-        student_channels, teacher_channels: channels of the two pyramids.
-        levels: of the pyramid, from fine to coarse (default all five, as published).
-        width: channels of what is handed down (default 256, published).
-        weight: published: 1 for ResNet-50 (default), 1.2 for ResNet-18 (1.5 with masks), 2 for MobileNetV2 (1 with
-            masks).
+    From the topmost level down, each of the student's maps is reduced to ``width``, mixed with what the level above has
+    gathered and compared with the teacher's map of that level by :func:`hierarchical_context_loss`. Published weights:
+    1 for ResNet-50 (default), 1.2 for ResNet-18 (1.5 with masks), 2 for MobileNetV2 (1 with masks).
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, **settings: Any) -> None:

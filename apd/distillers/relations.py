@@ -97,10 +97,9 @@ class SKDConfig(DistillerConfig):
 class PairwiseSimilarity(FeatureDistiller, config=SKDConfig):
     """The pair-wise term of structured knowledge distillation, SKD (Liu et al. 2019), without its adversarial one.
 
-    Args:
-        weight: of the term in ``"loss"`` (default 0.5, official script; its option's default is 1; CIRKD code: 10).
-        pool: side of a pooling window as a share of the map's (default 0.5, official script), which decides the number
-            of nodes, whatever the grid: a half makes at most 9, a tenth at most 400.
+    Defaults are the official script's (the CIRKD code has weight 10). ``pool`` decides the number of nodes, whatever
+    the
+    grid: a half makes at most 9, a tenth at most 400.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -121,10 +120,8 @@ class IFVD(FeatureDistiller, config=IFVDConfig):
     """Intra-class feature variation distillation (Wang et al. 2020), without its adversarial terms.
 
     The term is the squared distance between the two nets' cosines of a pixel with the centre of its own class in its
-    image. An ignored pixel does not count (in the official code it is its own centre and counts in the mean).
-
-    Args:
-        weight: of the term in ``"loss"`` (default 200, official code; the CIRKD code takes 20).
+    image. An ignored pixel does not count (in the official code it is its own centre and counts in the mean). The
+    weight of 200 is the official code's; the CIRKD code takes 20.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -148,10 +145,6 @@ class I2CKD(FeatureDistiller, config=I2CKDConfig):
     choice: a triplet is the student's prototype of a class (anchor), the teacher's of that class (positive) and the
     teacher's of another class of the image (negative); the term is max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean
     over triplets. The student's features go through a 1×1 convolution without bias.
-
-    Args:
-        weight: of the term in ``"loss"`` (default 1, own choice).
-        margin: by how much another class has to be farther (default 1, own choice; distances are at most 2).
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -175,11 +168,8 @@ class IDDConfig(DistillerConfig):
 class InterClassDistance(FeatureDistiller, config=IDDConfig):
     """The inter-class distances of IDD (Zhang, Zhou and Tu, IJCAI 2022), without its position information.
 
-    Only the abstract could be read, so the term is own choice: (‖s_k - s_j‖ - ‖t_k - t_j‖)² of two classes' prototypes,
-    mean over all pairs of an image's classes.
-
-    Args:
-        weight: of the term in ``"loss"`` (default 10, own choice).
+    Only the abstract could be read, so term and weight are own choice: (‖s_k - s_j‖ - ‖t_k - t_j‖)² of two classes'
+    prototypes, mean over all pairs of an image's classes.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import apd
 SIZES = (6, 8, 5)  # channels of student and teacher, classes
 OF_LOGITS = ("pixel_kd", "cwd", "dist", "dkd", "lskd")  # without features, but for CWD
 METHODS = {
+    "apd": lambda sizes: apd.APDLoss(*sizes, width=7),
     "pixel_kd": lambda sizes: apd.PixelKD(temperature=2.0),
     "fitnet": lambda sizes: apd.FitNet(*sizes),
     "attention_transfer": lambda sizes: apd.AttentionTransfer(*sizes),
@@ -41,6 +42,13 @@ def call(module, batch):
     """The module's outputs, with the draws of MGD and CIRKD from one seed."""
     torch.manual_seed(11)
     return module(**batch)
+
+
+def used(name):
+    """The kinds of maps that a method compares."""
+    if name in ("apd", "cwd"):
+        return ("features", "logits")
+    return ("logits",) if name in OF_LOGITS else ("features",)
 
 
 def gradients(loss, module, batch):

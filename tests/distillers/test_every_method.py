@@ -6,13 +6,13 @@ import pytest
 import slow_methods
 import slow_reference as slow
 import torch
-from every_method import METHODS, OF_LOGITS, SIZES, call, every_method, gradients, make, random_batch
+from every_method import METHODS, OF_LOGITS, SIZES, call, every_method, gradients, make, random_batch, used
 from torch.nn import functional as F
 
 import apd
 from apd import CIRKD, CWD, DIST, DKD, MGD, FitNet, PairwiseSimilarity, PixelKD
 
-OF_FEATURES = [name for name in METHODS if name not in OF_LOGITS]
+every_other_method = pytest.mark.parametrize("name", [name for name in METHODS if name != "apd"])
 OF_PROTOTYPES = pytest.mark.parametrize("name", ["i2ckd", "idd"])
 
 
@@ -70,7 +70,7 @@ def slow_terms(name, module, batch):
     return getattr(slow_methods, name)(*features)
 
 
-@every_method
+@every_other_method
 @pytest.mark.parametrize("grid", [(5, 4), (1, 2)], ids=["fine", "coarse"])
 def test_terms_loss_and_gradients_equal_the_slow_reference(name, grid):
     module, batch = make(name), random_batch(grid=grid)
@@ -115,9 +115,12 @@ def test_a_student_that_is_its_teacher_costs_nothing(name):
     module, batch = make(name, sizes=(8, 8, 5)), random_batch(student_channels=8)
     if name in ("fitnet", "cwd"):
         torch.nn.init.dirac_(module.adapter.weight)
+    elif name == "apd":
+        module.student_head.load_state_dict(module.teacher_head.state_dict())
     batch |= {f"student_{kind}": batch[f"teacher_{kind}"].clone() for kind in ("features", "logits")}
-    # two pass through layers that know nothing of the teacher yet; to the third the teacher's classes are too near
-    never = {"mgd": {"mgd"}, "cirkd": {"pixel_memory", "region_memory"}, "i2ckd": {"i2ckd"}}.get(name, set())
+    # two pass through layers that know nothing of the teacher yet; to another the teacher's classes are too near
+    never = {"mgd": {"mgd"}, "cirkd": {"pixel_memory", "region_memory"}, "i2ckd": {"i2ckd"}, "apd": {"regularisation"}}
+    never = never.get(name, set())
     out = call(module, batch)
     for term in set(out) - never - {"loss"}:
         torch.testing.assert_close(out[term], torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
@@ -164,7 +167,7 @@ def test_a_finer_teacher_is_averaged_down_to_the_students_grid(name):
     torch.testing.assert_close(call(module, batch | fine), call(module, batch | coarse))
 
 
-@pytest.mark.parametrize("name", [name for name in OF_FEATURES if name != "cirkd"])
+@pytest.mark.parametrize("name", [name for name in METHODS if used(name) == ("features",) and name != "cirkd"])
 def test_classes_that_are_nowhere_play_no_part(name):
     batch = random_batch()
     torch.testing.assert_close(call(make(name), batch), call(make(name, sizes=(6, 8, 50)), batch))
@@ -177,12 +180,14 @@ def test_gradient_reaches_the_student_and_its_adapter_and_never_the_teacher(name
     batch["teacher_logits"].requires_grad_()
     call(module, batch)["loss"].backward()
     assert (batch["teacher_features"].grad, batch["teacher_logits"].grad) == (None, None)
-    reached = {"student_features": name in (*OF_FEATURES, "cwd"), "student_logits": name in OF_LOGITS}
-    assert {key: batch[key].grad is not None and bool(batch[key].grad.any()) for key in reached} == reached
-    assert len(module.student_parameters()) == len(list(module.parameters()))
-    assert bool(module.student_parameters()) == (name in ("fitnet", "cwd", "cirkd", "mgd", "i2ckd"))
-    assert all(parameter.grad.any() for parameter in module.student_parameters())
-    assert module.teacher_parameters() == []
+    for kind in ("features", "logits"):
+        gradient = batch[f"student_{kind}"].grad
+        assert (gradient is not None and bool(gradient.any())) == (kind in used(name))
+    parameters = [*module.student_parameters(), *module.teacher_parameters()]
+    assert len(parameters) == len(list(module.parameters()))
+    assert bool(parameters) == (name in ("apd", "fitnet", "cwd", "cirkd", "mgd", "i2ckd"))
+    assert all(parameter.grad.any() for parameter in parameters)
+    assert bool(module.teacher_parameters()) == (name == "apd")
 
 
 # ---------------------------------------------------------------- precision and compilation
@@ -302,7 +307,7 @@ def test_methods_are_attributes_of_the_package_and_other_names_are_not():
     assert set(apd.__all__) <= set(dir(apd))
 
 
-@every_method
+@every_other_method
 def test_a_method_needs_no_maps_that_it_does_not_compare(name):
     batch, module = random_batch(), CWD(*SIZES) if name == "cwd" else make(name)
     kind = "logits" if name in OF_LOGITS else "features"

@@ -162,17 +162,6 @@ def test_logits_on_different_grids_are_compared_on_the_coarser():
     torch.testing.assert_close(pixel_kd_loss(student, teacher, labels), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_worked_on_in_float32_even_under_autocast(dtype):
-    batch = slow.random_batch(dtype=torch.float32)
-    halves = {name: value if name == "labels" else value.detach().to(dtype) for name, value in batch.items()}
-    floats = {name: value if name == "labels" else value.float() for name, value in halves.items()}
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = all_terms(halves)
-    assert {value.dtype for value in terms.values()} == {torch.float32}
-    assert terms == all_terms(floats)
-
-
 # ---------------------------------------------------------------- wrong arguments
 
 MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()

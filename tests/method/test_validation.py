@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from every_method import METHODS, OF_LOGITS, make, random_batch
+from every_method import OF_LOGITS, every_method, make, random_batch, used
 from torch.nn import functional as F
 
 from apd import CIRKD, CWD, DIST, DKD, LSKD, APDLoss, FitNet, PixelKD, pixel_kd_loss, two_channel_logits
@@ -29,15 +29,6 @@ SOFTMAX_OVER_CLASSES = {
     "dist": DIST,
     "cwd": lambda: CWD(6, 8, 5),
 }
-EVERY = {"apd": small_apd} | {name: lambda name=name: make(name, torch.float32) for name in METHODS}
-every_distiller = pytest.mark.parametrize("name", EVERY)
-
-
-def used(name):
-    """The kinds of maps that a distiller reads."""
-    if name in ("apd", "cwd"):
-        return ("features", "logits")
-    return ("logits",) if name in OF_LOGITS else ("features",)
 
 
 def batch_of(grid=(6, 12), labels=(48, 96), **options):
@@ -103,7 +94,7 @@ def test_labels_from_a_teacher_that_rules_a_class_out_are_its_other_classes():
     torch.testing.assert_close(module(**batch), module(**low))
 
 
-@every_distiller
+@every_method
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_what_is_not_finite_is_refused_by_its_name(name, value, side):
@@ -113,7 +104,7 @@ def test_what_is_not_finite_is_refused_by_its_name(name, value, side):
         # a teacher may rule out some classes, and not all
         batch[argument][0, slice(None) if value == -math.inf else 1, 1, 1] = value
         with pytest.raises(ValueError, match=rf"^{argument} (holds (NaN|values)|is -inf for every class)"):
-            EVERY[name]()(**batch)
+            make(name, torch.float32).train()(**batch)
 
 
 def test_extreme_values_are_refused_only_where_a_method_cannot_use_them():
@@ -146,7 +137,7 @@ def test_beside_a_cpu_values_are_read_in_the_first_call_only(monkeypatch):
 @pytest.mark.parametrize("argument", ["student_logits", "teacher_logits"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_probabilities_are_noticed_once_a_module_and_argument(name, argument, dtype):
-    module, batch = EVERY[name](), batch_of()
+    module, batch = make(name, torch.float32).train(), batch_of()
     wrong = (6 * batch[argument].detach()).softmax(1).to(dtype).requires_grad_(argument.startswith("student"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -178,15 +169,15 @@ NOT_ONE_IMAGE = [
 ]
 
 
-@every_distiller
+@every_method
 def test_maps_and_labels_of_other_aspect_ratios_are_refused_by_every_distiller(name):
     for grid, size in NOT_ONE_IMAGE[:4]:
         with pytest.raises(ValueError, match=r"_\w+ is \d+ x \d+ .*labels is \d+ x \d+: their aspect ratios contrad"):
-            EVERY[name]()(**batch_of(grid=grid, labels=size))
+            make(name, torch.float32).train()(**batch_of(grid=grid, labels=size))
     argument = f"teacher_{used(name)[-1]}"
     for grid in ((12, 6), (6, 6), (24, 12)):
         with pytest.raises(ValueError, match=f"{argument} .*aspect ratios contradict each other; (they fit|show both)"):
-            EVERY[name]()(**batch_of() | {argument: batch_of(grid=grid)[argument]})
+            make(name, torch.float32).train()(**batch_of() | {argument: batch_of(grid=grid)[argument]})
 
 
 @pytest.mark.parametrize(("grid", "size"), ONE_IMAGE)
@@ -216,9 +207,9 @@ def test_any_chain_of_halvings_fits_its_image(height):
 # ---------------------------------------------------------------- gradient
 
 
-@every_distiller
+@every_method
 def test_a_student_without_gradient_is_refused_in_training_and_measured_otherwise(name):
-    module = EVERY[name]()
+    module = make(name, torch.float32).train()
     for kind in used(name):
         batch = batch_of()
         batch[f"student_{kind}"] = batch[f"student_{kind}"].detach()
@@ -267,7 +258,9 @@ def test_an_ignore_index_that_is_a_class_is_refused_at_construction(build):
 def test_a_method_that_does_not_know_its_classes_refuses_the_ignore_index_at_its_call(name):
     logits = torch.randn(1, 300, 2, 2, requires_grad=True)
     with pytest.raises(ValueError, match=r"ignore_index=255 is one of the classes 0\.\.299"):
-        EVERY[name]()(student_logits=logits, teacher_logits=logits, labels=torch.zeros(1, 4, 4, dtype=torch.long))
+        make(name, torch.float32).train()(
+            student_logits=logits, teacher_logits=logits, labels=torch.zeros(1, 4, 4, dtype=torch.long)
+        )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +295,9 @@ def test_a_network_of_one_sigmoid_channel_is_distilled_by_its_two_channels(name)
     z, t = torch.randn(2, 1, 6, 12, requires_grad=True), torch.randn(2, 1, 6, 12)
     batch = batch_of() | {"student_logits": two_channel_logits(z), "teacher_logits": two_channel_logits(t)}
     batch["labels"] = (batch["labels"] > 1).long()
-    build = {"apd": lambda: APDLoss(6, 8, 2, width=4), "cwd": lambda: CWD(6, 8, 2)}.get(name, EVERY[name])
+    build = {"apd": lambda: APDLoss(6, 8, 2, width=4), "cwd": lambda: CWD(6, 8, 2)}.get(
+        name, lambda: make(name, torch.float32)
+    )
     build()(**batch)["loss"].backward()
     assert z.grad.any() or name == "lskd"  # standardised, two logits are always +-1
     if name == "pixel_kd":

@@ -122,3 +122,8 @@ def test_terms_of_weight_zero_are_not_computed_and_have_no_queue(weights):
 )
 def test_the_grid_is_pooled_by_the_smallest_whole_window_that_is_enough(size, most, window):
     assert pooling_window(size, most) == window
+
+
+def test_the_published_queues_are_the_defaults_of_the_module():
+    memories = CIRKD(2, 2, 1).memories.values()
+    assert [(memory.vectors.shape[1], memory.samples) for memory in memories] == [(20_000, 4097), (2000, 1025)]

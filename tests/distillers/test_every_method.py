@@ -26,9 +26,6 @@ def assert_connected_zero(out, module, batch):
     assert not any(g.any() for g in gradients(out["loss"], module, batch) if g is not None)
 
 
-# ---------------------------------------------------------------- value
-
-
 def slow_terms(name, module, batch):
     """The terms by the slow reference; the grids of a batch are equal."""
     features = batch["student_features"], batch["teacher_features"], batch["labels"]
@@ -86,30 +83,6 @@ def test_terms_loss_and_gradients_equal_the_slow_reference(name, grid):
             torch.testing.assert_close(got, wanted, atol=1e-7 * total.item(), rtol=1e-5)
 
 
-PUBLISHED = {
-    "fitnet": {"fitnet": 10},
-    "attention_transfer": {"attention_transfer": 10_000},
-    "skd": {"skd": 0.5},
-    "ifvd": {"ifvd": 200},
-    "cwd": {"logits": 3, "features": 0},
-    "cirkd": {"batch_pixels": 1, "pixel_memory": 0.1, "region_memory": 0.1},
-    "dist": {"inter": 1, "intra": 1},
-    "mgd": {"mgd": 2e-5},
-    "dkd": {"target": 1, "non_target": 0.25},
-    "lskd": {"lskd": 9},
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_weights_and_queues_are_the_defaults(name):
-    kind = type(make(name))
-    module = kind() if name in ("dist", "dkd", "lskd") else kind(2, 2, 1)
-    assert module.weights == PUBLISHED[name]
-    if name == "cirkd":
-        assert [memory.vectors.shape[1] for memory in module.memories.values()] == [20_000, 2000]
-        assert [memory.samples for memory in module.memories.values()] == [4097, 1025]
-
-
 @every_method
 def test_a_student_that_is_its_teacher_costs_nothing(name):
     module, batch = make(name, sizes=(8, 8, 5)), random_batch(student_channels=8)
@@ -125,9 +98,6 @@ def test_a_student_that_is_its_teacher_costs_nothing(name):
     for term in set(out) - never - {"loss"}:
         torch.testing.assert_close(out[term], torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
     assert all(out[term] > 0 for term in never)
-
-
-# ---------------------------------------------------------------- pixels, classes, grids
 
 
 @every_method
@@ -190,9 +160,6 @@ def test_gradient_reaches_the_student_and_its_adapter_and_never_the_teacher(name
     assert bool(module.teacher_parameters()) == (name == "apd")
 
 
-# ---------------------------------------------------------------- precision and compilation
-
-
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_and_half_precision_maps_stay_close_to_float32(name, dtype):
@@ -238,9 +205,6 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
     wrong["labels"][0, 0, 0] = 77
     with pytest.raises(RuntimeError, match="labels hold a value"):
         compiled(**wrong)
-
-
-# ---------------------------------------------------------------- wrong arguments
 
 
 @pytest.mark.parametrize(

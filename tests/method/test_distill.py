@@ -29,9 +29,6 @@ def gradients(module):
     return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
-# ---------------------------------------------------------------- value
-
-
 OPTIONS = [{}, RELEASED, {"scope": "batch"}, {"absent": "zero"}, {"reduction": "element"}]
 OPTIONS += [{"scale": 3.0, "temperature": 2.0, "upsample_logits": True}]
 
@@ -100,9 +97,6 @@ def test_labels_may_be_bytes_or_have_another_ignore_index():
     torch.testing.assert_close(other(**batch | {"labels": labels}), module(**batch))
 
 
-# ---------------------------------------------------------------- who is trained by what
-
-
 @pytest.mark.parametrize("term", TERMS)
 def test_the_regularisation_trains_the_teachers_head_and_nothing_else_and_the_others_never_do(term):
     module, batch = distiller(), random_batch()
@@ -146,9 +140,6 @@ def test_a_teacher_run_under_inference_mode_is_refused_instead_of_leaving_its_he
         distiller()(**batch)
 
 
-# ---------------------------------------------------------------- weights
-
-
 @pytest.mark.parametrize("term", TERMS)
 def test_a_term_of_weight_zero_is_neither_computed_nor_returned_and_the_others_stay_the_same(term):
     full, batch = distiller(), random_batch()
@@ -183,9 +174,6 @@ def test_logits_may_be_left_out_when_they_have_no_weight():
     torch.testing.assert_close(module(**bare), module(**batch))
     with pytest.raises(ValueError, match=r"student_logits is missing: .*weights=\{'pixel_kd': 0\}"):
         distiller()(**bare)
-
-
-# ---------------------------------------------------------------- degenerate labels, precision, compilation
 
 
 @pytest.mark.parametrize("label", [255, 2], ids=["all-ignored", "one-class"])
@@ -227,9 +215,6 @@ def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
     torch.testing.assert_close(run_and_differentiate(compiled, batch), expected)
 
 
-# ---------------------------------------------------------------- wrong arguments
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -246,25 +231,14 @@ def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
         ({"absent": "drop"}, "absent='drop'"),
         ({"scale": 0.0}, "scale=0.0: expected a positive number"),
         ({"temperature": float("nan")}, "temperature=nan"),
+        ({"student_channels": 0}, "student_channels=0: expected a positive integer"),
+        ({"num_classes": True}, "num_classes=True: expected a positive integer"),
+        ({"width": None, "teacher_channels": 6, "weights": {"regularisation": 1.0}}, r"'\]=1.0 with width=None"),
     ],
 )
 def test_wrong_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        distiller(**options)
-
-
-@pytest.mark.parametrize("arguments", [(0, 8, 5), (6, 8.0, 5), (6, 8, True)])
-def test_wrong_channels_and_class_counts_are_named(arguments):
-    with pytest.raises(ValueError, match="expected a positive integer"):
-        APDLoss(*arguments)
-
-
-def test_a_weight_for_a_head_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"weights\['regularisation'\]=1.0 with width=None"):
-        APDLoss(6, 6, 5, width=None, weights={"regularisation": 1.0})
-
-
-# ---------------------------------------------------------------- in use
+        APDLoss(**{"student_channels": 6, "teacher_channels": 8, "num_classes": 5} | options)
 
 
 class PlainNet(nn.Module):

@@ -52,9 +52,6 @@ def test_the_written_out_gradient_is_that_of_finite_differences(options):
     assert torch.autograd.gradcheck(lambda features: observe_itself(features, labels, 4, **options)[::2], features)
 
 
-# ---------------------------------------------------------------- upsampled entropy
-
-
 def by_library(logits, labels, counted):
     fine = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=True)
     return (F.cross_entropy(fine, labels, reduction="none") * counted).sum()

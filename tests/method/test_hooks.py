@@ -72,9 +72,6 @@ def test_an_output_changed_in_place_by_a_later_module_is_an_error_and_not_a_wron
     torch.testing.assert_close(tap.features, model[1](model[0](IMAGES)))
 
 
-# ---------------------------------------------------------------- copies
-
-
 def pickled(model):
     file = io.BytesIO()
     torch.save(model, file)
@@ -127,9 +124,6 @@ def test_a_copied_tap_is_a_closed_one_of_the_copied_model():
         assert twin.tap.features is not whole.tap.features
 
 
-# ---------------------------------------------------------------- opening and closing
-
-
 def test_a_tap_is_opened_and_closed_without_a_block_too():
     model = Small()
     tap = FeatureTap(model, "body").open()
@@ -179,9 +173,6 @@ def test_a_forward_that_somebody_wrapped_before_or_meanwhile_stays_wrapped():
     assert model.body.forward is outer
     model(IMAGES)
     assert (len(calls), tap.features is seen) == (5, True)
-
-
-# ---------------------------------------------------------------- compiled, scripted, exported
 
 
 @pytest.mark.parametrize("fullgraph", [False, True])
@@ -238,9 +229,6 @@ def test_a_module_that_an_exported_model_never_calls_says_so():
             _ = tap.features
 
 
-# ---------------------------------------------------------------- checkpointing
-
-
 class Checkpointed(Small):
     def __init__(self, reentrant):
         super().__init__()
@@ -277,9 +265,6 @@ def test_reentrant_checkpointing_says_the_true_reason_for_a_student_and_serves_a
         with torch.no_grad():
             model(IMAGES)
         assert tap.features.shape[1] == 4
-
-
-# ---------------------------------------------------------------- tokens
 
 
 class Tokens(nn.Module):

@@ -18,9 +18,6 @@ def maps_and_labels(batch=2, width=6, num_classes=5, grid=(5, 4)):
     return example["student_features"].detach(), example["labels"]
 
 
-# ---------------------------------------------------------------- grids and validity
-
-
 @pytest.mark.parametrize("size", [(9, 12), (1, 1), (65, 89), (64, 45), (130, 100)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
 def test_labels_are_resized_as_torch_resizes_by_nearest_and_keep_their_dtype(size, dtype):
@@ -78,9 +75,6 @@ def test_only_one_function_of_the_package_asserts_asynchronously():
     assert found == ["perspective.py"]
 
 
-# ---------------------------------------------------------------- prototypes and observations
-
-
 @pytest.mark.parametrize("scope", ["image", "batch"])
 def test_prototypes_and_observations_equal_the_class_by_class_reference(scope):
     features, labels = maps_and_labels()
@@ -103,28 +97,6 @@ def test_prototypes_and_observations_equal_the_class_by_class_reference(scope):
                 assert zeroed[b, label].eq(0).all()
 
 
-def test_an_images_perspective_does_not_depend_on_the_other_images_unless_the_scope_is_the_batch():
-    features, labels = maps_and_labels(batch=3)
-    alone, _ = class_prototypes(features[:1], labels[:1], 5)
-    together, _ = class_prototypes(features, labels, 5)
-    torch.testing.assert_close(together[:1], alone)
-    pooled, present = class_prototypes(features, labels, 5, scope="batch")
-    assert torch.equal(pooled[0], pooled[2])
-    assert torch.equal(present[0], present[2])
-    assert (pooled[:1] - alone).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("scope", ["image", "batch"])
-def test_gradients_of_prototypes_and_observations_are_right(scope):
-    features, labels = maps_and_labels(grid=(3, 2), width=3, num_classes=4)
-
-    def both(features):
-        prototypes, present = class_prototypes(features, labels, 4, scope=scope)
-        return prototypes, observe(features, prototypes, present, absent="zero")
-
-    assert torch.autograd.gradcheck(both, (features.requires_grad_(),))
-
-
 def test_a_pixel_without_direction_is_left_alone_instead_of_getting_a_huge_gradient():
     features, labels = maps_and_labels()
     features[0, :, 1, 2] = 0
@@ -135,18 +107,6 @@ def test_a_pixel_without_direction_is_left_alone_instead_of_getting_a_huge_gradi
     (prototypes.sum() + observed.square().mean()).backward()
     assert features.grad[0, :, 1, 2].eq(0).all()
     assert features.grad.abs().max() < 1e6
-
-
-@pytest.mark.parametrize("kept", [[], [2]], ids=["all-ignored", "one-class"])
-def test_labels_without_or_with_a_single_class_give_finite_values_and_gradients(kept):
-    features, labels = maps_and_labels()
-    features.requires_grad_()
-    prototypes, present = class_prototypes(features, torch.full_like(labels, kept[0] if kept else 255), 5)
-    assert present.sum(1).tolist() == [len(kept)] * 2
-    observed = observe(features, prototypes, present)
-    observed.sum().backward()
-    assert observed.isfinite().all()
-    assert features.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -161,9 +121,6 @@ def test_half_precision_features_are_worked_on_in_float32_even_under_autocast(dt
     assert prototypes.dtype == observed.dtype == torch.float32
     assert torch.equal(prototypes, expected)
     assert torch.equal(observed, observe(features.float(), prototypes, present))
-
-
-# ---------------------------------------------------------------- occurring classes
 
 
 def test_classes_are_renumbered_in_order_and_those_only_on_the_fine_grid_are_ignored():
@@ -192,8 +149,6 @@ def test_leaving_absent_classes_out_changes_no_term_and_no_gradient(scope):
     wanted = [*module.parameters(), batch["student_features"]]
     torch.testing.assert_close(*(torch.autograd.grad(out["loss"], wanted) for out in (few, all_of_them)))
 
-
-# ---------------------------------------------------------------- wrong arguments
 
 FEATURES, LABELS, PRESENT = torch.ones(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long), torch.ones(2, 5).bool()
 

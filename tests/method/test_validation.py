@@ -252,30 +252,6 @@ def test_a_method_that_does_not_know_its_classes_refuses_the_ignore_index_at_its
         )
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"upsample_logits": "False"}, ValueError, "upsample_logits='False': expected one of False, True"),
-        ({"width": 10**9}, ValueError, "width=1000000000: expected at most 16384"),
-        ({"width": "512"}, ValueError, "width='512': expected a positive integer"),
-        ({"temperature": "1"}, TypeError, "temperature='1' is a str: expected a positive number"),
-        ({"scale": None}, TypeError, "scale=None is a NoneType: expected a positive number"),
-        ({"ignore_index": 255.0}, TypeError, "ignore_index=255.0 is a float: expected an integer"),
-        ({"weights": {"alignment": "1"}}, TypeError, r"weights\['alignment'\]='1' is a str: expected a finite number"),
-        ({"weights": [1, 10, 1, 1]}, TypeError, "weights is a list: expected a dict"),
-    ],
-)
-def test_settings_of_a_wrong_type_or_without_measure_are_named(options, error, message):
-    with pytest.raises(error, match=message):
-        APDLoss(6, 8, 5, **options)
-
-
-@pytest.mark.parametrize("arguments", [(10**9, 8, 5), (6, 10**9, 5), (6, 8, 10**9)])
-def test_counts_that_no_memory_holds_are_refused_before_it_is_asked_for(arguments):
-    with pytest.raises(ValueError, match="=1000000000: expected at most 1048576"):
-        APDLoss(*arguments)
-
-
 @pytest.mark.parametrize("name", ["apd", *OF_LOGITS])
 def test_a_network_of_one_sigmoid_channel_is_distilled_by_its_two_channels(name):
     z, t = torch.randn(2, 1, 6, 12, requires_grad=True), torch.randn(2, 1, 6, 12)

@@ -38,11 +38,7 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 
 
 def require_types(owner: Any) -> None:
-    """Check every field of a frozen dataclass against its annotation.
-
-    A whole number given for a real one becomes a float, so that 1 and 1.0 make one fingerprint; infinities, NaN, True
-    and False are no numbers.
-    """
+    """Check every field against its annotation; a whole number becomes a float where one is wanted, NaN is none."""
     hints = _hints(type(owner))
     for f in fields(owner):
         kinds, value = _alternatives(hints[f.name]), getattr(owner, f.name)

@@ -11,21 +11,10 @@ from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regulari
 from apd.perspective import class_prototypes, observe, resize_labels
 
 if TYPE_CHECKING:
-    from apd.distillers import (
-        CIRKD,
-        CWD,
-        DIST,
-        DKD,
-        I2CKD,
-        IFVD,
-        LSKD,
-        MGD,
-        AttentionTransfer,
-        FitNet,
-        InterClassDistance,
-        PairwiseSimilarity,
-        PixelKD,
-    )
+    from apd.distillers.cirkd import CIRKD
+    from apd.distillers.features import CWD, MGD, AttentionTransfer, FitNet
+    from apd.distillers.logits import DIST, DKD, LSKD, PixelKD
+    from apd.distillers.relations import I2CKD, IFVD, InterClassDistance, PairwiseSimilarity
 
 __version__ = "0.1.0"
 
@@ -62,9 +51,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Other distillation methods are loaded when the first of them is asked for."""
     if name in __all__:
-        import apd.distillers
+        from apd.distillers.base import DISTILLERS
 
-        return getattr(apd.distillers, name)
+        return next(c.module for c in DISTILLERS.values() if c.module is not None and c.module.__name__ == name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -33,25 +33,16 @@ from apd.validation import (
     check_call,
     check_choice,
     check_count,
-    check_flag,
     check_ignore_index,
     check_positive,
     without_infinities,
 )
 
-LabelSource = Literal["truth", "teacher"]
-
 
 class ProjectionHead(nn.Module):
     """Conv 1×1 - ReLU - conv 1×1, with biases and without normalisation (as released), in its parameters' precision.
 
-    Args:
-        in_channels: channels of the features it reads.
-        width: channels of its hidden and of its output map (512 in the released code).
-
-    >>> from apd import ProjectionHead
-    >>> ProjectionHead(64, 32)(torch.zeros(2, 64, 5, 5)).shape
-    torch.Size([2, 32, 5, 5])
+    ``width`` is that of its hidden and of its output map (512 in the released code).
     """
 
     def __init__(self, in_channels: int, width: int) -> None:
@@ -69,17 +60,10 @@ class ProjectionHead(nn.Module):
 class APDLoss(nn.Module):
     """Adaptive Perspective Distillation between any teacher and any student, in five lines of a training loop.
 
-    Each net's features pass through its own head to a common width. From them and the labels, every image gets one
-    perspective per net (:func:`apd.class_prototypes`) through which its pixels are observed (:func:`apd.observe`).
-    The terms, by name:
-
-    - ``regularisation``: cross-entropy of the teacher's observations against the labels; trains only its head;
-    - ``alignment``: distance between the two nets' prototypes;
-    - ``observation``: KL between the two nets' observations;
-    - ``pixel_kd``: KL between the two nets' ordinary logits.
-
-    Only the last three reach the student and its head, and they never reach the teacher's head, so one ``backward``
-    fills both sets of parameters with what two separate updates would::
+    Each net's features pass through its own head to a common width, each image gets one perspective per net
+    (:func:`apd.class_prototypes`), and its pixels are observed through it (:func:`apd.observe`). Of the four terms of
+    :mod:`apd.losses`, ``regularisation`` trains the teacher's head only, the others the student and its head only, so
+    that one ``backward`` fills both sets of parameters with what two separate updates would::
 
         distiller = APDLoss(512, 512, num_classes=19).to(device)                                            # line 1
         optimiser.add_param_group({"params": distiller.student_parameters()})                               # line 2
@@ -97,39 +81,30 @@ class APDLoss(nn.Module):
             optimiser.step()
             head_optimiser.step(), head_optimiser.zero_grad()                                               # line 5
 
-    Features are the maps before the classifiers. Their grids may differ: the coarser wins, the finer is averaged down
-    to it. Labels go to the feature grid by the nearest rule. The arithmetic runs in float32 (float64 inputs stay so,
-    with ``.double()`` heads) with autocast off. Memory is linear in pixels: beside the heads' activations, a few maps
-    of (B, K, h, w) and (B, K, h, W); on a CPU, K counts only the classes that occur. At inference nothing of this
-    module is needed.
+    Features are the maps before the classifiers, on any two grids: the finer is averaged down. The arithmetic runs in
+    float32 (float64 stays so) with autocast off. Memory is linear in pixels: beside the heads' activations, a few maps
+    of (B, K, h, w) and (B, K, h, W); on a CPU, K counts only the classes that occur.
 
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
         num_classes: number of classes K.
-        width: output channels of the heads (default 512, released code). ``None`` means no heads: the channels must
-            be equal then, and ``regularisation``, having nothing to train, gets no default weight.
+        width: output channels of the heads (default 512, released code). ``None``: no heads, for equal channels.
         scale: inverse temperature of the observations (default 10, released code).
         scope: ``"image"`` (default, paper): a perspective per image; ``"batch"`` (released code): one per process.
-        reduction: of the two KL terms: ``"pixel"`` (default, own choice) or ``"element"`` (released code); see
-            :mod:`apd.losses`.
-        absent: classes without prototype in the regularisation: ``"mask"`` (default, own choice) leaves them and
-            pixels of them out, ``"zero"`` (released code) gives them logit 0 and counts the pixels. The observation
-            term is over present classes either way.
+        reduction: of the two KL terms: ``"pixel"`` (default, own choice) or ``"element"`` (released code).
+        absent: classes without prototype in the regularisation: ``"mask"`` (default, own choice) leaves them and pixels
+            of them out, ``"zero"`` (released code) gives them logit 0 and counts the pixels.
         ignore_index: label of pixels that belong to no class (default 255).
         temperature: of ``pixel_kd`` (default 1, released code).
         upsample_logits: compare logits on the label grid (released code) instead of their own (default, own choice).
-        labels_from: ``"truth"`` (default, paper): the labels given. ``"teacher"``: its own predictions in their place,
-            for every pixel, so that images without labels can be distilled; ``teacher_logits`` are needed then, and of
-            ``labels`` only size and range count.
-        detach_prototypes: whether the student's prototypes are constants in the observation term (default False,
-            released code: gradient flows through both).
-        weights: of the terms by name; names left out keep their default
-            (:data:`apd.losses.DEFAULT_WEIGHTS`, own choice). A term of weight 0 is not computed, and a head that
-            no term trains is frozen.
+        labels_from: ``"truth"`` (default, paper), or ``"teacher"``: its predictions, so that images without labels can
+            be distilled; of ``labels`` only size and range count then.
+        detach_prototypes: the observation term does not move the student's prototypes (default False, released code).
+        weights: of the terms by name, each with its default in :data:`apd.losses.DEFAULT_WEIGHTS` (own choice). A term
+            of weight 0 is not computed, and a head that no term trains is frozen.
 
-    Raises:
-        ValueError, TypeError: at construction and at call, naming the argument, its value and what was expected.
-        RuntimeError: labels outside 0..K-1 that are not ``ignore_index`` (on a GPU: asynchronous device assertion).
+    ``ValueError`` and ``TypeError`` name the argument, its value and what was expected; labels outside 0..K-1 that are
+    not ``ignore_index`` are a ``RuntimeError`` (on a GPU: an asynchronous device assertion).
     """
 
     def __init__(
@@ -146,7 +121,7 @@ class APDLoss(nn.Module):
         ignore_index: int = 255,
         temperature: float = 1.0,
         upsample_logits: bool = False,
-        labels_from: LabelSource = "truth",
+        labels_from: Literal["truth", "teacher"] = "truth",
         detach_prototypes: bool = False,
         weights: Mapping[str, float] | None = None,
     ) -> None:
@@ -155,24 +130,24 @@ class APDLoss(nn.Module):
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
         self.num_classes = check_count("num_classes", num_classes)
         if num_classes == 1:
-            raise ValueError(f"num_classes=1: one class leaves nothing to tell apart; {BINARY}")
+            raise ValueError(f"num_classes=1: one class leaves nothing to distinguish; {BINARY}")
         self.ignore_index = check_ignore_index(ignore_index, num_classes)
-        check_flag("upsample_logits", upsample_logits)
-        check_flag("detach_prototypes", detach_prototypes)
+        self.scale, self.scope, self.reduction, self.absent = scale, scope, reduction, absent
+        self.temperature, self.upsample_logits = temperature, upsample_logits
+        self.labels_from, self.detach_prototypes = labels_from, detach_prototypes
         check_choice("scope", scope, ("image", "batch"))
         check_choice("reduction", reduction, ("pixel", "element"))
         check_choice("absent", absent, ("mask", "zero"))
         check_choice("labels_from", labels_from, ("truth", "teacher"))
-        for name, value in (("scale", scale), ("temperature", temperature)):
-            check_positive(name, value)
+        check_choice("upsample_logits", upsample_logits, (False, True))
+        check_choice("detach_prototypes", detach_prototypes, (False, True))
+        check_positive("scale", scale)
+        check_positive("temperature", temperature)
         if width is None and student_channels != teacher_channels:
             raise ValueError(
                 f"width=None needs equal channels, got student_channels={student_channels} and "
                 f"teacher_channels={teacher_channels}: give a width, so that heads project both to it"
             )
-        self.scale, self.scope, self.reduction, self.absent = scale, scope, reduction, absent
-        self.temperature, self.upsample_logits = temperature, upsample_logits
-        self.labels_from, self.detach_prototypes = labels_from, detach_prototypes
         self.weights = checked_weights({} if weights is None else weights, has_heads=width is not None)
         self.student_head = nn.Identity() if width is None else ProjectionHead(student_channels, width)
         self.teacher_head = nn.Identity() if width is None else ProjectionHead(teacher_channels, width)
@@ -184,29 +159,17 @@ class APDLoss(nn.Module):
     def as_released(
         cls, student_channels: int, teacher_channels: int, num_classes: int, *, width: int | None = 512
     ) -> Self:
-        """The settings of the authors' released code, where they part from the defaults above.
-
-        Prototypes over the batch, element means over all pixels, absent classes at logit 0 in the regularisation,
-        logits compared on the label grid, and weight 10 for alignment, observation and pixel distillation.
-        """
-        return cls(
-            student_channels,
-            teacher_channels,
-            num_classes,
-            width=width,
-            scope="batch",
-            reduction="element",
-            absent="zero",
-            upsample_logits=True,
-            weights={name: value for name, value in RELEASED_WEIGHTS.items() if width or name != "regularisation"},
-        )
+        """The settings of the authors' released code, where they part from the defaults above."""
+        options = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
+        options["weights"] = RELEASED_WEIGHTS if width else RELEASED_WEIGHTS | {"regularisation": 0.0}
+        return cls(student_channels, teacher_channels, num_classes, width=width, **options)
 
     def student_parameters(self) -> list[nn.Parameter]:
         """Trained parameters of the student's head, for the student's optimiser (empty when there are none)."""
         return [parameter for parameter in self.student_head.parameters() if parameter.requires_grad]
 
     def teacher_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters of the teacher's head; the released code gives them an Adam of rate 1e-5."""
+        """Trained parameters of the teacher's head; the released code gives them an Adam of learning rate 1e-5."""
         return [parameter for parameter in self.teacher_head.parameters() if parameter.requires_grad]
 
     @full_precision
@@ -221,22 +184,23 @@ class APDLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum.
 
-        Args:
-            student_features, teacher_features: (B, C, h, w), each with its own channels and grid. The teacher's are
-                detached here.
-            student_logits, teacher_logits: (B, K, h, w); may be left out where ``pixel_kd`` has weight 0, the
-                teacher's only with ``labels_from="truth"``.
-            labels: (B, H, W) class indices, uint8 or a signed integer.
+        Features are (B, C, h, w), logits (B, K, h, w), each net's on its own grid; labels (B, H, W), uint8 or a signed
+        integer. Logits may be left out where ``pixel_kd`` has weight 0.
         """
-        self._check(
-            {"student_features": student_features, "teacher_features": teacher_features},
-            {"student_logits": student_logits, "teacher_logits": teacher_logits},
-            labels,
-        )
+        weights, terms = self.weights, {}
+        maps = {"student_features": student_features, "teacher_features": teacher_features}
+        for name, value in {"student_logits": student_logits, "teacher_logits": teacher_logits}.items():
+            if value is not None:
+                maps[name] = value
+            elif weights["pixel_kd"]:
+                raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
+            elif name == "teacher_logits" and self.labels_from == "teacher":
+                raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
+        trained = ["student_features"] if weights["alignment"] or weights["observation"] else []
+        check_call(self, maps, labels, trained=trained + (["student_logits"] if weights["pixel_kd"] else []))
         valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
         if self.labels_from == "teacher":
             labels = upsample(without_infinities(teacher_logits), labels.shape[1:]).argmax(1)
-        weights, terms = self.weights, {}
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
             student_BChw, teacher_BChw = match_grids(student_features, teacher_features.detach())
             seen = self._classes_at_hand(labels, resize_labels(labels, teacher_BChw.shape[2:]))
@@ -253,24 +217,11 @@ class APDLoss(nn.Module):
         if weights["alignment"]:
             terms["alignment"] = alignment_loss(student_BKD, teacher_BKD, present_BK)
         if weights["observation"]:
-            terms["observation"] = observation_loss(
-                student_BKhw,
-                teacher_BKhw,
-                present_BK,
-                seen.labels_Bhw,
-                ignore_index=seen.ignore_index,
-                reduction=self.reduction,
-            )
+            terms["observation"] = self._observation(student_BKhw, teacher_BKhw, present_BK, seen)
         if weights["pixel_kd"]:
-            terms["pixel_kd"] = pixel_kd_loss(
-                student_logits,
-                teacher_logits,
-                labels,
-                temperature=self.temperature,
-                ignore_index=self.ignore_index,
-                reduction=self.reduction,
-                upsample_logits=self.upsample_logits,
-            )
+            options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
+            options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
+            terms["pixel_kd"] = pixel_kd_loss(student_logits, teacher_logits, labels, **options)
         return terms | {"loss": sum(weights[name] * term for name, term in terms.items())}
 
     def extra_repr(self) -> str:
@@ -279,11 +230,7 @@ class APDLoss(nn.Module):
         return f"scope={self.scope!r}, reduction={self.reduction!r}, absent={self.absent!r}, weights: {weights}"
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
-        """On a CPU, where looking at a value costs nothing: only the classes that occur. Elsewhere all of them.
-
-        Waiting for a GPU costs more, and a compiled graph has no size that depends on data. Absent classes at logit 0
-        count in a softmax.
-        """
+        """On a CPU, where reading a value costs nothing: only the classes that occur. Elsewhere all of them."""
         if labels_BHW.is_cpu and self.absent == "mask" and not torch.compiler.is_compiling():
             return occurring_classes(
                 labels_BHW, labels_Bhw, self.num_classes, ignore_index=self.ignore_index, scope=self.scope
@@ -293,25 +240,12 @@ class APDLoss(nn.Module):
     def _observe(
         self, features_BDhw: Tensor, seen: CompactLabels, *, detach_prototypes: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return observe_itself(
-            features_BDhw,
-            seen.labels_Bhw,
-            seen.num_classes,
-            ignore_index=seen.ignore_index,
-            scope=self.scope,
-            scale=self.scale,
-            absent=self.absent,
-            detach_prototypes=detach_prototypes,
-        )
+        options = {"scope": self.scope, "scale": self.scale, "absent": self.absent}
+        options |= {"ignore_index": seen.ignore_index, "detach_prototypes": detach_prototypes}
+        return observe_itself(features_BDhw, seen.labels_Bhw, seen.num_classes, **options)
 
-    def _check(self, features: dict[str, Tensor], logits: dict[str, Tensor | None], labels_BHW: Tensor) -> None:
-        weights = self.weights
-        for name, value in logits.items():
-            if value is None and weights["pixel_kd"]:
-                raise ValueError(f"{name} is missing: pass it, or construct with weights={{'pixel_kd': 0}}")
-        if logits["teacher_logits"] is None and self.labels_from == "teacher":
-            raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
-        trained = ["student_features"] if weights["alignment"] or weights["observation"] else []
-        trained += ["student_logits"] if weights["pixel_kd"] else []
-        given = features | {name: value for name, value in logits.items() if value is not None}
-        check_call(self, given, labels_BHW, trained=trained)
+    def _observation(
+        self, student_BKhw: Tensor, teacher_BKhw: Tensor, present_BK: Tensor, seen: CompactLabels
+    ) -> Tensor:
+        options = {"ignore_index": seen.ignore_index, "reduction": self.reduction}
+        return observation_loss(student_BKhw, teacher_BKhw, present_BK, seen.labels_Bhw, **options)

@@ -1,7 +1,4 @@
-"""Checks of a configuration's fields: against their annotations, and against what a run can use.
-
-Every message names the class, the field, the value and what was expected. Nothing here imports torch.
-"""
+"""Checks of a configuration's fields: against their annotations, and against what a run can use."""
 
 import difflib
 import math
@@ -41,14 +38,7 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 
 
 def require_types(owner: Any) -> None:
-    """Check every field of a frozen dataclass against its annotation.
-
-    A whole number given for a real one becomes a float, so that 1 and 1.0 make one experiment with one fingerprint.
-    Infinities and NaN are no numbers here, nor are True and False.
-
-    Raises:
-        ExperimentError: a field holds a value of another type, or none of its choices; the nearest one is told.
-    """
+    """Check every field against its annotation; a whole number becomes a float where one is wanted, NaN is none."""
     hints = _hints(type(owner))
     for f in fields(owner):
         kinds, value = _alternatives(hints[f.name]), getattr(owner, f.name)

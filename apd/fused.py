@@ -1,10 +1,8 @@
 """Prototypes and observations of a map through its own perspective, in one step with its gradient written out.
 
-:func:`apd.class_prototypes` followed by :func:`apd.observe` says what is computed; :func:`observe_itself` computes the
-same and its gradient in fewer passes over the features, which have far more elements than anything else here. With
-x a pixel's features, u = x / |x|, M the membership of pixels in classes, S = M u the sums, P = S / |S| the prototypes
-and O = s P u the observations, the gradient in x is g - u (u · g), where g collects what arrives along x at constant
-length: from O directly, and from P through S. Everything in it but g itself is a product of thin matrices.
+With u = x / |x| of a pixel's features x, M the membership of pixels in classes, S = M u, P = S / |S| and O = s P u, the
+gradient in x is g - u (u · g), where g collects what arrives at constant length: from O, and from P through S.
+Everything in it but g itself is a product of thin matrices.
 """
 
 from typing import Any
@@ -73,30 +71,11 @@ def observe_itself(
     absent: Absent = "mask",
     detach_prototypes: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A map's own perspective and what it looks like through it.
+    """A map's own perspective and its observations: ``prototypes_BKD``, ``present_BK`` and ``observations_BKhw``.
 
-    Args:
-        features_BDhw: projected features; need not be normalised.
-        labels_Bhw: integer labels on the same grid (see :func:`apd.resize_labels`).
-        num_classes, ignore_index, scope: as in :func:`apd.class_prototypes`.
-        scale, absent: as in :func:`apd.observe`.
-        detach_prototypes: the observations' gradient stops at the prototypes and reaches the pixels only.
-
-    Returns:
-        ``prototypes_BKD``, the boolean ``present_BK`` and ``observations_BKhw``. Memory beside the input: three
-        (B, K, N) maps; the gradient adds one map of the input's size and four (B, K, N) maps.
-
-    Raises:
-        ValueError, TypeError: wrong rank, dtype, grid or choice.
-        RuntimeError: labels out of range (see :func:`apd.perspective.valid_pixels`).
-
-    >>> import torch
-    >>> from apd.fused import observe_itself
-    >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # one image, D = 2, a grid of 1 x 2
-    >>> prototypes, present, observations = observe_itself(features, torch.tensor([[[0, 255]]]), num_classes=2)
-    >>> observations.flatten(2)
-    tensor([[[    10.,      0.],
-             [-10000., -10000.]]])
+    In value, arguments and errors :func:`apd.class_prototypes` followed by :func:`apd.observe`, in fewer passes over
+    the features; with ``detach_prototypes`` the observations' gradient stops at the prototypes. Memory beside the
+    input: three (B, K, N) maps; the gradient adds one map of the input's size and four (B, K, N) maps.
     """
     check_choice("absent", absent, ("mask", "zero"))
     member_BKN, present_BK = class_members(
@@ -166,12 +145,6 @@ class _UpsampledEntropy(torch.autograd.Function):
 def upsampled_entropy(logits_BKhw: Tensor, labels_BHW: Tensor, counted_BHW: Tensor) -> Tensor:
     """Cross-entropy, summed over counted pixels, of logits upsampled (bilinear, aligned corners) to the labels' grid.
 
-    Args:
-        logits_BKhw: on any grid; may be coarser or finer than the labels'.
-        labels_BHW: int64, each in 0 .. K - 1, also where not counted.
-        counted_BHW: boolean; the other pixels have no part in value and gradient.
-
-    Returns:
-        A scalar. Memory beside the input: three maps of (B, K, h, W) and a few bands of ``BAND_ELEMENTS``.
+    Labels are int64 in 0 .. K - 1, also where not counted. Memory beside the input: three maps of (B, K, h, W).
     """
     return _UpsampledEntropy.apply(logits_BKhw, labels_BHW, counted_BHW)

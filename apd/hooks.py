@@ -5,7 +5,6 @@ import math
 import operator
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -16,23 +15,12 @@ from apd.validation import check_count
 
 
 def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, prefix_tokens: int = 0) -> Tensor:
-    """A vision transformer's tokens as a map, row by row.
+    """A vision transformer's tokens (batch, tokens, channels) as a map (batch, channels, height, width), row by row.
 
-    Args:
-        tokens_BNC: (batch, tokens, channels), prefix tokens first.
-        grid: height and width of the patches' grid, or of anything of the same aspect ratio, such as the images or
-            ``labels.shape[1:]``. None (default): a square.
-        prefix_tokens: how many tokens stand before those of patches: the CLS token and registers (5 in a DINOv2 with
-            registers, 1 in one without), or 0 (default).
+    Before those of patches stand ``prefix_tokens`` (default 0): CLS and registers. ``grid`` is the height and width of
+    the patches' grid or of anything of its aspect ratio, such as the images; None (default) is a square.
+    ``ValueError``: another rank, or tokens that fill no such grid.
 
-    Returns:
-        (batch, channels, height, width).
-
-    Raises:
-        ValueError: another rank, or a number of tokens that fills no such grid.
-
-    >>> import torch
-    >>> from apd import tokens_to_map
     >>> tokens_to_map(torch.zeros(2, 1 + 4 + 8 * 12, 384), (64, 96), prefix_tokens=5).shape
     torch.Size([2, 384, 8, 12])
     """
@@ -44,12 +32,8 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     h = height if height * width == patches else round(math.sqrt(max(patches, 0) * height / width))
     w = patches // h if h > 0 else 0
     # a patch more or less in a row is a rounded side; more is another grid
-    if (
-        h * w != patches
-        or patches < 1
-        or not (h - 1) * width < (w + 1) * height
-        or not (w - 1) * height < (h + 1) * width
-    ):
+    same_ratio = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
+    if not (h * w == patches > 0 and same_ratio):
         raise ValueError(
             f"tokens has {tokens_BNC.shape[1]} tokens, {patches} after prefix_tokens={prefix_tokens}: they fill no "
             f"grid of the aspect ratio {height}:{width} of grid={grid}; count the CLS and register tokens in "
@@ -61,8 +45,8 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
 class _Tapped:
     """Stands for the forward of a tapped module and hands its output to the tap.
 
-    An attribute of the module, unlike a hook, is seen by code that torch.compile made before. In a copy of the module
-    (deepcopy, pickle) the module's own forward stands in its place.
+    An attribute of the module, unlike a hook, is seen by code that torch.compile made before. A copy of the module has
+    the module's own forward in its place.
     """
 
     def __init__(self, module: nn.Module, tap: "FeatureTap") -> None:
@@ -94,38 +78,25 @@ class _Tapped:
 class FeatureTap:
     """Remembers the last output of one module of a model: a context manager, or :meth:`open` and :meth:`close`.
 
-    Open it once around a training loop; the model is as it was when the block is left, whatever ended it. Copies of the
-    model (``copy.deepcopy``, ``AveragedModel``, ``torch.save``) made meanwhile are not tapped, and a copy of the tap is
-    closed. A model may be compiled before or after. Of a module that a forward pass calls several times, the last
-    call counts; what activation checkpointing computes again in the backward pass does not.
+    Open it once around a training loop; the model is as it was when the block is left, and copies of it made meanwhile
+    are not tapped. It may be compiled before or after. What checkpointing computes again does not count.
 
     Args:
-        model: any module.
+        model: any module but TorchScript.
         path: dotted path of the module whose output is wanted, as in ``model.named_modules()``.
         prefix_tokens, grid: where either is given, the output is tokens, and ``features`` the map that
             :func:`tokens_to_map` makes of them. ``tap.grid`` may be set anew for images of another shape.
 
-    Raises:
-        ValueError: the model has no such module; the message lists the nearest names.
-        TypeError: the module is TorchScript.
-
-    >>> import torch
-    >>> from torch import nn
     >>> from apd import FeatureTap
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     >>> with FeatureTap(model, "1") as tap:
     ...     logits = model(torch.zeros(1, 3, 4, 4))
-    ...     tap.features.shape
+    >>> tap.features.shape
     torch.Size([1, 8, 4, 4])
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        path: str,
-        *,
-        prefix_tokens: int | None = None,
-        grid: tuple[int, int] | None = None,
+        self, model: nn.Module, path: str, *, prefix_tokens: int | None = None, grid: tuple[int, int] | None = None
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # of a compiled model
         modules = dict(model.named_modules())
@@ -165,9 +136,7 @@ class FeatureTap:
     def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,18 +144,9 @@ class FeatureTap:
 
     @property
     def features(self) -> Tensor:
-        """The module's output in the model's last forward pass, with its graph.
-
-        Raises:
-            RuntimeError: no forward pass was made since the tap was opened; a later module changed the output in
-                place (as ``ReLU(inplace=True)`` does), so that it is no longer what the module returned; or it was
-                computed inside re-entrant checkpointing, which computes without gradient.
-            ValueError: tokens that fill no such grid.
-        """
+        """The module's output in the last forward pass, with its graph; ``RuntimeError`` where there is none."""
         if self._features is None:
-            state = (
-                "the tap is closed: open it" if self._tapped is None else "call the model inside the with block first"
-            )
+            state = "the tap is closed: open it" if self._tapped is None else "call the model inside the block first"
             raise RuntimeError(
                 f"{self.path!r} has not run: {state}. A module that the model contains and never calls, as in an "
                 "exported or fused model, has no output: tap the model that it was made from"

@@ -1,14 +1,10 @@
 """The four terms of Adaptive Perspective Distillation, as pure functions.
 
-Two things decide what a weight in front of a term means, so they are arguments. ``reduction="pixel"`` sums over
-classes and averages over valid pixels: the value does not depend on the number of classes, of ignored pixels or of
-images. ``reduction="element"``, the released code's, averages over every element of the map, ignored pixels
-included: a weight of 10 in front of it weighs 10 / K per pixel. Every term is a connected zero (value 0, gradient 0)
-when it has nothing to average over. Of a batch that is divided over processes or steps, :mod:`apd.normalizers` makes
-them means over the whole. Shape letters as in :mod:`apd.perspective`.
+``reduction="pixel"`` (own choice) sums over classes and averages over valid pixels; ``"element"`` (released code)
+averages over every element of the map, ignored pixels included. Every term is a connected zero when it has nothing to
+average over. Wrong arguments raise ``ValueError`` or ``TypeError``, labels out of range ``RuntimeError``.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -16,29 +12,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apd.fields import did_you_mean
 from apd.fused import upsampled_entropy
 from apd.normalizers import global_count
 from apd.perspective import ABSENT_LOGIT, full_precision, match_grids, resize_labels, valid_pixels
 from apd.validation import (
+    check_call,
     check_choice,
-    check_classes,
-    check_grids,
     check_labels,
     check_map,
     check_positive,
-    check_values,
+    check_present,
     without_infinities,
 )
 
 Reduction = Literal["pixel", "element"]
 
+#: Own choice, for ``reduction="pixel"``: the released 10 in front of element means is 10 / K, 0.1 to 2, per pixel.
 DEFAULT_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 1.0, "pixel_kd": 1.0}
-"""Own choice, for ``reduction="pixel"``. The released code's weight of 10 in front of its element means is 10 / K or
-10 / (classes present) per pixel, about 0.1 to 2 on its data sets, so the two KL terms get 1 here. The alignment does
-not depend on the reduction and keeps 10."""
-
+#: The released code's, for ``reduction="element"``.
 RELEASED_WEIGHTS = {"regularisation": 1.0, "alignment": 10.0, "observation": 10.0, "pixel_kd": 10.0}
-"""The released code's, for ``reduction="element"``."""
 
 
 def upsample(maps_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,54 +46,21 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / global_count(mask.sum())
 
 
-def _check_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:
+def _check_same_shape(kind: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"{student_name} has shape {tuple(student.shape)} but {teacher_name} {tuple(teacher.shape)}: "
-            "they must be equal"
-        )
-
-
-def _check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
-    if present_BK.dtype != torch.bool or present_BK.shape != shape:
-        raise ValueError(
-            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: expected torch.bool of {tuple(shape)}"
-        )
+        shapes = f"student_{kind} has shape {tuple(student.shape)} but teacher_{kind} {tuple(teacher.shape)}"
+        raise ValueError(f"{shapes}: they must be equal")
 
 
 @full_precision
 def regularisation_loss(
-    teacher_observations_BKhw: Tensor,
-    labels_BHW: Tensor,
-    present_BK: Tensor | None = None,
-    *,
-    ignore_index: int = 255,
+    teacher_observations_BKhw: Tensor, labels_BHW: Tensor, present_BK: Tensor | None = None, *, ignore_index: int = 255
 ) -> Tensor:
     """Cross-entropy of the teacher's observations, upsampled to the label grid, against the labels.
 
-    It makes the teacher's perspective a good classifier, and is the only term that trains the teacher's head. Mean
-    over counted pixels under either reduction.
-
-    Args:
-        teacher_observations_BKhw: from :func:`apd.observe`.
-        labels_BHW: integer labels, usually finer than the observations.
-        present_BK: which classes have a prototype. Pixels of a class that has none (it vanished on the feature grid)
-            are then not counted, since no perspective could get them right: the default, own choice, and needed with
-            ``absent="mask"``. ``None`` counts them, as the released code does with ``absent="zero"``.
-        ignore_index: label of pixels not to count.
-
-    Returns:
-        A scalar. Memory: a few maps of (B, K, h, W); the label grid is worked through in bands of rows
-        (:mod:`apd.fused`).
-
-    Raises:
-        ValueError, TypeError: wrong rank, dtype or batch. RuntimeError: labels out of range.
-
-    >>> import torch
-    >>> from apd import regularisation_loss
-    >>> observations = torch.tensor([[[[2.0]], [[0.0]]]])
-    >>> regularisation_loss(observations, torch.tensor([[[0, 255]]]))
-    tensor(0.1269)
+    It makes the teacher's perspective a good classifier, and is the only term that trains the teacher's head. A mean
+    over the pixels that are not ``ignore_index`` and whose class is in ``present_BK``, that is, has a prototype (own
+    choice, with ``absent="mask"``); with ``None`` the latter count too (released code, with ``absent="zero"``).
     """
     check_map("teacher_observations", teacher_observations_BKhw)
     batch, num_classes = teacher_observations_BKhw.shape[:2]
@@ -108,29 +68,19 @@ def regularisation_loss(
     counted_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=ignore_index)
     labels_BHW = torch.where(counted_BHW, labels_BHW.long(), 0)
     if present_BK is not None:
-        _check_present(present_BK, (batch, num_classes))
+        check_present(present_BK, (batch, num_classes))
         counted_BHW = counted_BHW & present_BK.gather(1, labels_BHW.flatten(1)).view_as(labels_BHW)
     return upsampled_entropy(teacher_observations_BKhw, labels_BHW, counted_BHW) / global_count(counted_BHW.sum())
 
 
 @full_precision
 def alignment_loss(student_prototypes_BKD: Tensor, teacher_prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
-    """Half the mean, over present (image, class) pairs, of 1 - cosine(student prototype, teacher prototype).
+    """Half the mean, over present (image, class) pairs, of 1 - cosine(student prototype, teacher prototype), in [0, 1].
 
-    In [0, 1]. The teacher's prototypes are constants here: no gradient reaches them.
-
-    Args:
-        student_prototypes_BKD, teacher_prototypes_BKD: unit rows from :func:`apd.class_prototypes`.
-        present_BK: which rows exist.
-
-    >>> import torch
-    >>> from apd import alignment_loss
-    >>> rows = torch.eye(2)[None]
-    >>> alignment_loss(rows, -rows, torch.tensor([[True, False]]))
-    tensor(1.)
+    The prototypes are unit rows from :func:`apd.class_prototypes`; the teacher's are constants here.
     """
-    _check_same_shape("student_prototypes", student_prototypes_BKD, "teacher_prototypes", teacher_prototypes_BKD)
-    _check_present(present_BK, student_prototypes_BKD.shape[:2])
+    _check_same_shape("prototypes", student_prototypes_BKD, teacher_prototypes_BKD)
+    check_present(present_BK, student_prototypes_BKD.shape[:2])
     cosines_BK = (student_prototypes_BKD * teacher_prototypes_BKD.detach()).sum(2)
     return 0.5 * masked_mean(1.0 - cosines_BK, present_BK)
 
@@ -145,36 +95,17 @@ def observation_loss(
     ignore_index: int = 255,
     reduction: Reduction = "pixel",
 ) -> Tensor:
-    """KL(teacher observations ‖ student observations) over present classes.
+    """KL(teacher observations ‖ student observations) over present classes, each net through its own perspective.
 
-    Each net is observed through its own perspective. The teacher's observations are constants here; the student's
-    carry gradient to its pixels and to its prototypes (released code; the abstract does not say).
-
-    Args:
-        student_observations_BKhw, teacher_observations_BKhw: from :func:`apd.observe`; the logits of absent classes
-            are of no account.
-        present_BK: which classes have a prototype.
-        labels_Bhw: integer labels on the same grid, for validity only.
-        ignore_index: label of pixels not to count.
-        reduction: ``"pixel"`` (default, own choice) sums over classes and averages over valid pixels; ``"element"``
-            (released code) averages over all pairs of a present class and a pixel, valid or not.
-
-    Returns:
-        A scalar. Memory: about four (B, K, h, w) maps.
-
-    >>> import torch
-    >>> from apd import observation_loss
-    >>> student, teacher = torch.tensor([[[[0.0]], [[0.0]]]]), torch.tensor([[[[2.0]], [[0.0]]]])
-    >>> observation_loss(student, teacher, torch.tensor([[True, True]]), torch.tensor([[[0]]]))
-    tensor(0.3278)
+    Observations are from :func:`apd.observe`; the teacher's are constants here, the student's carry gradient to its
+    pixels and to its prototypes. ``labels_Bhw``, on the same grid, matter for validity only. ``reduction="element"``
+    averages over all pairs of a present class and a pixel, valid or not. Memory: about four (B, K, h, w) maps.
     """
     check_map("student_observations", student_observations_BKhw)
     check_choice("reduction", reduction, ("pixel", "element"))
-    _check_same_shape(
-        "student_observations", student_observations_BKhw, "teacher_observations", teacher_observations_BKhw
-    )
+    _check_same_shape("observations", student_observations_BKhw, teacher_observations_BKhw)
     batch, num_classes = student_observations_BKhw.shape[:2]
-    _check_present(present_BK, (batch, num_classes))
+    check_present(present_BK, (batch, num_classes))
     check_labels(labels_Bhw, batch)
     if labels_Bhw.shape[1:] != student_observations_BKhw.shape[2:]:
         raise ValueError(
@@ -206,43 +137,25 @@ def pixel_kd_loss(
 ) -> Tensor:
     """Ordinary pixel distillation: T² KL(softmax(teacher / T) ‖ softmax(student / T)) of the classifiers' logits.
 
-    The teacher's logits are constants here.
-
     Args:
-        student_logits_BKhw, teacher_logits_BKhw: raw logits; grids may differ, the coarser wins. The teacher's may be
-            -inf for classes that it rules out.
-        labels_BHW: integer labels on any grid, for validity only.
+        student_logits_BKhw, teacher_logits_BKhw: raw logits; grids may differ, the coarser wins. The teacher's,
+            constants here, may be -inf for classes that it rules out.
+        labels_BHW: integer labels on any grid, for validity only: those of ``ignore_index`` do not count.
         temperature: T (default 1, the released code's).
-        ignore_index: label of pixels not to count.
-        reduction: ``"pixel"`` (default, own choice) sums over classes and averages over valid pixels; ``"element"``
-            (released code) averages over classes and all pixels, valid or not.
-        upsample_logits: compare on the label grid after bilinear upsampling, as the released code does. Off by
-            default (own choice): the logits' own grid carries the same information at 1/64 of the memory for a
-            stride of 8, and the labels go to it by the nearest rule.
+        reduction: ``"pixel"`` (default) or ``"element"``, a mean over classes and all pixels.
+        upsample_logits: compare on the label grid (released code). Off by default (own choice): the logits' own grid
+            carries the same information at 1/64 of the memory for a stride of 8.
 
-    Returns:
-        A scalar. Memory: about four maps (B, K, h, w), or (B, K, H, W) when upsampled.
-
-    Raises:
-        ValueError, TypeError: wrong rank, dtype, batch, number of classes or aspect ratio; on a CPU, logits that are
-            not finite. RuntimeError: labels out of range.
-
-    >>> import torch
     >>> from apd import pixel_kd_loss
     >>> student, teacher = torch.tensor([[[[0.0]], [[0.0]]]]), torch.tensor([[[[2.0]], [[0.0]]]])
     >>> pixel_kd_loss(student, teacher, torch.tensor([[[0]]]))
     tensor(0.3278)
     """
-    check_map("student_logits", student_logits_BKhw)
-    check_map("teacher_logits", teacher_logits_BKhw)
     check_choice("reduction", reduction, ("pixel", "element"))
     check_positive("temperature", temperature)
-    check_classes(student_logits_BKhw, teacher_logits_BKhw)
-    batch, num_classes = student_logits_BKhw.shape[:2]
-    check_labels(labels_BHW, batch)
     logits = {"student_logits": student_logits_BKhw, "teacher_logits": teacher_logits_BKhw}
-    check_grids(logits | {"labels": labels_BHW})
-    check_values(None, logits)
+    check_call(None, logits, labels_BHW)
+    num_classes = student_logits_BKhw.shape[1]
     teacher_logits_BKhw = without_infinities(teacher_logits_BKhw)
     if upsample_logits:
         size = labels_BHW.shape[1:]
@@ -262,13 +175,7 @@ def pixel_kd_loss(
 def two_channel_logits(logits_B1hw: Tensor) -> Tensor:
     """The two logits of a binary network that has one, before its sigmoid: 0 for class 0, and its own for class 1.
 
-    Their softmax is the sigmoid, so that every distiller takes them, with ``num_classes=2``. Labels are then 0 and 1;
-    those of masks with 0 and 255 are ``(masks > 0).long()``, since 255 is ignored.
-
-    >>> import torch
-    >>> from apd import two_channel_logits
-    >>> two_channel_logits(torch.tensor([[[[1.5]]]])).flatten()
-    tensor([0.0000, 1.5000])
+    Their softmax is the sigmoid. Labels are then 0 and 1; those of masks with 0 and 255 are ``(masks > 0).long()``.
     """
     check_map("logits", logits_B1hw)
     if logits_B1hw.shape[1] != 1:
@@ -289,9 +196,8 @@ def checked_weights(given: Mapping[str, float], *, has_heads: bool) -> dict[str,
         raise TypeError(f"weights is a {type(given).__name__}: expected a dict of terms and numbers")
     for name, value in given.items():
         if name not in DEFAULT_WEIGHTS:
-            near = difflib.get_close_matches(str(name), DEFAULT_WEIGHTS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"weights has no term {name!r}: {hint}the terms are {', '.join(DEFAULT_WEIGHTS)}")
+            hint = did_you_mean(name, DEFAULT_WEIGHTS)
+            raise ValueError(f"weights has no term {name!r}: expected {', '.join(DEFAULT_WEIGHTS)}{hint}")
         check_positive(f"weights[{name!r}]", value, or_zero=True)
     if not has_heads and given.get("regularisation"):
         raise ValueError(

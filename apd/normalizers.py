@@ -1,15 +1,8 @@
 """Means over a batch of which this process, at this moment, may hold only a part.
 
-Every mean of this package's losses is a sum divided by :func:`global_count` of a count: of valid pixels, of present
-classes, of images. A process that holds the whole batch divides by its own count. Where a batch is divided over
-processes or accumulated micro-batches, the mean of their means is not the mean of the batch, since they hold different
-numbers of valid pixels. Each sum is then divided by the count of the whole batch:
-
-- over processes by :func:`across_processes`, which adds the counts up when they are needed;
-- over steps by :class:`AccumulatedCounts`, which has to be told the counts of all parts before the first is computed.
-
-What couples the images of a batch (batch norm, ``scope="batch"``, the pixel pairs of :class:`apd.CIRKD`, the
-intra-class correlation of :class:`apd.DIST`) depends on the division all the same.
+Every mean of this package's losses is a sum divided by :func:`global_count` of a count: that of the whole batch, where
+it is divided over processes (:func:`across_processes`) or micro-batches (:class:`AccumulatedCounts`). What couples its
+images (batch norm, ``scope="batch"``, CIRKD's pixel pairs, DIST's ``intra``) depends on the division all the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,15 +22,7 @@ _rule: Rule = _own  # of this process
 
 
 def global_count(count: Tensor) -> Tensor:
-    """What the sum over ``count`` things is divided by to give this part's share of their mean over the whole batch.
-
-    Never 0: with nothing to average over, the mean is a zero that is connected to the graph.
-
-    >>> import torch
-    >>> from apd.normalizers import global_count
-    >>> global_count(torch.tensor(3)), global_count(torch.tensor(0))
-    (tensor(3), tensor(1))
-    """
+    """What a sum over ``count`` items is divided by to give its share of the mean over the whole batch; never 0."""
     return _rule(count)
 
 
@@ -53,21 +38,10 @@ def _divide_by(rule: Rule) -> Iterator[None]:
 
 @contextmanager
 def across_processes() -> Iterator[None]:
-    """Inside, the losses of a process are shares of those of the whole batch, which is divided over all processes.
+    """Inside, the losses of a process are shares: their *mean* over processes is the loss of the whole batch.
 
-    For a loop of your own under ``DistributedDataParallel``, around the forward pass that computes the losses. The
-    *mean* over processes of such a loss is the loss of the whole batch, and so is that of the gradients, which is what
-    DistributedDataParallel takes. Every process must come here, and compute the same terms, in every step: one without
-    a valid pixel too. Costs one all-reduce of a single number for each term; nothing waits for a GPU.
-
-    Raises:
-        RuntimeError: no default process group was made (``torch.distributed.init_process_group``).
-
-    Example::
-
-        with across_processes():
-            loss = ddp_module(images, labels)["loss"]  # calls student, task loss and distiller in its forward
-        loss.backward()
+    For a loop of your own under ``DistributedDataParallel``, around the forward pass that computes the losses. Every
+    process must come here, and compute the same terms, in every step: one all-reduce of a number for each term.
     """
     if not distributed.is_initialized():
         raise RuntimeError("across_processes() needs a process group: call torch.distributed.init_process_group first")
@@ -85,26 +59,8 @@ def across_processes() -> Iterator[None]:
 class AccumulatedCounts:
     """The divisors of a batch whose parts are computed one after the other, as in gradient accumulation.
 
-    Count every part first, then compute every part: its losses are shares that *add up* to those of the whole batch,
-    and so do the gradients. Both times the same counts must be asked for in the same order.
-
-    Args:
-        over_processes: the counts are those of all processes together, as in :func:`across_processes`: one all-reduce
-            for a batch, and losses and gradients whose mean over processes is that of the whole batch.
-
-    >>> import torch
-    >>> from apd.normalizers import AccumulatedCounts, global_count
-    >>> parts = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([6.0])]
-    >>> turns = AccumulatedCounts()
-    >>> for part in parts:
-    ...     with turns.counting():
-    ...         _ = global_count(torch.tensor(len(part)))
-    >>> mean = 0
-    >>> for part in parts:
-    ...     with turns.computing():
-    ...         mean += part.sum() / global_count(torch.tensor(len(part)))
-    >>> mean
-    tensor(3.)
+    Count every part, then compute every part, asking for the same counts in the same order: its losses and gradients
+    *add up* to those of the whole batch. With ``over_processes`` the counts are those of all processes.
     """
 
     def __init__(self, *, over_processes: bool = False) -> None:
@@ -127,12 +83,14 @@ class AccumulatedCounts:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, sums are divided by the counts of all parts together.
-
-        Raises:
-            RuntimeError: other counts are asked for than were noted.
-        """
-        left = list(self._whole())
+        """Inside, sums are divided by the counts of all parts together, which must be those asked for before."""
+        if self._divisors is None:
+            totals, processes = torch.stack(self._counts).sum(0), 1
+            if self._over_processes:
+                distributed.all_reduce(totals)
+                processes = distributed.get_world_size()
+            self._divisors = list((totals.clamp(min=1) / processes).unbind())
+        left = list(self._divisors)
 
         def rule(_count: Tensor) -> Tensor:
             if not left:
@@ -143,12 +101,3 @@ class AccumulatedCounts:
             yield
         if left:
             raise RuntimeError(f"{len(left)} counted means were not computed: counting() and computing() must agree")
-
-    def _whole(self) -> list[Tensor]:
-        if self._divisors is None:
-            totals = torch.stack(self._counts).sum(0)
-            if self._over_processes:
-                distributed.all_reduce(totals)
-            processes = distributed.get_world_size() if self._over_processes else 1
-            self._divisors = list((totals.clamp(min=1) / processes).unbind())
-        return self._divisors

@@ -1,8 +1,7 @@
 """The two operations of Adaptive Perspective Distillation: make a perspective, observe through it.
 
 A *perspective* is the set of an image's class prototypes (a class's mean normalised feature) used as a classifier; an
-*observation* is what the pixels look like through it. Everything here is a pure function of tensors, without a loop
-over classes, a host synchronisation or a branch on data, so it compiles to one graph. Shapes are suffixes::
+*observation* is the pixels' features seen through it. Shapes are suffixes::
 
     B batch   D feature channels   K classes   N pixels (h * w)   h w feature grid   H W label grid
 """
@@ -15,29 +14,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.validation import BINARY, check_choice, check_labels, check_map
+from apd.validation import BINARY, check_choice, check_labels, check_map, check_present
 
 Scope = Literal["image", "batch"]
 Absent = Literal["mask", "zero"]
 
-ABSENT_LOGIT = -1e4
-"""Logit of a class without prototype. Finite: the KL of a zero target against -inf would be NaN."""
-
-ASSERTS_LATER = ("cpu", "cuda", "meta")
-"""Types of device with an assertion that nobody has to wait for; others (MPS) have none, and are waited for."""
-
-SHORTEST = 1e-8
-"""A vector not longer than this has no direction: it is treated as zero and receives no gradient."""
+ABSENT_LOGIT = -1e4  # of a class without prototype; finite, since the KL of a zero target against -inf would be NaN
+ASSERTS_LATER = ("cpu", "cuda", "meta")  # devices with an assertion that nobody has to wait for; MPS has none
+SHORTEST = 1e-8  # a vector not longer than this has no direction: it is treated as zero and receives no gradient
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate ``function`` to run with autocast off and its half-precision tensors in float32; float64 stays float64.
-
-    In half precision a short feature vector normalises to NaN and a sum over thousands of pixels loses its digits.
-    """
+    """Decorate ``function`` to run with autocast off and half-precision tensors in float32; float64 stays float64."""
 
     def promoted(value: object) -> object:
         half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
@@ -52,51 +43,31 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def assert_without_waiting(holds: Tensor, message: str) -> None:
-    """Raise ``RuntimeError`` unless all of ``holds`` is true; on CUDA at the next synchronisation."""
-    right = holds.all()
-    if holds.device.type in ASSERTS_LATER:
-        torch._assert_async(right, message)
-    elif not torch.compiler.is_compiling() and not right:
-        raise RuntimeError(message)
-
-
 def valid_pixels(labels_BHW: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
     """Mask, of the labels' shape, of the pixels whose label is not ``ignore_index``.
 
-    A label that is neither ``ignore_index`` nor in ``0 .. num_classes - 1`` is an error: on a CPU a ``RuntimeError``
-    at once, on a GPU a device-side assertion that surfaces at the next synchronisation (the price of not waiting for
-    the device at every step). Both survive ``torch.compile``.
+    Any other label outside ``0 .. num_classes - 1`` is an error: on a CPU a ``RuntimeError`` at once, on a GPU a
+    device-side assertion that surfaces at the next synchronisation. Both survive ``torch.compile``.
     """
     labels_BHW = labels_BHW.long()  # before comparing: -1 would wrap round to 255 in uint8
     ignored_BHW = labels_BHW == ignore_index
-    known_BHW = (labels_BHW >= 0) & (labels_BHW < num_classes)
-    assert_without_waiting(
-        known_BHW | ignored_BHW,
+    are_known = ((labels_BHW >= 0) & (labels_BHW < num_classes) | ignored_BHW).all()
+    message = (
         f"labels hold a value that is neither in 0..{num_classes - 1} nor ignore_index={ignore_index}: map the data "
-        f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}",
+        f"set's labels to these, or correct num_classes or ignore_index{f'; {BINARY}' if num_classes == 1 else ''}"
     )
+    if labels_BHW.device.type in ASSERTS_LATER:
+        torch._assert_async(are_known, message)
+    elif not torch.compiler.is_compiling() and not are_known:
+        raise RuntimeError(message)
     return ~ignored_BHW
 
 
 def resize_labels(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels on another grid by the nearest rule: cell ``i`` of ``h`` takes pixel ``floor(i * H / h)``.
+    """Labels on another grid (h, w) by the nearest rule: cell ``i`` of ``h`` takes pixel ``floor(i * H / h)``.
 
-    That is the rule of ``torch.nn.functional.interpolate(mode="nearest")``, in integer arithmetic and for every
-    integer dtype. At a stride of 8 it picks pixel 8i, on which the padded stride-2 convolutions centre cell i. Labels
-    are never interpolated: halfway between classes 0 and 10 is not class 5.
-
-    Args:
-        labels_BHW: integer labels.
-        size: ``(h, w)`` of the wanted grid.
-
-    Returns:
-        ``labels_Bhw`` of the same dtype.
-
-    >>> import torch
-    >>> from apd import resize_labels
-    >>> resize_labels(torch.tensor([[[0, 1, 2, 3]]]), (1, 2))
-    tensor([[[0, 2]]])
+    That is the rule of ``torch.nn.functional.interpolate(mode="nearest")``, for every integer dtype. At a stride of 8
+    it picks pixel 8i, on which the padded stride-2 convolutions centre cell i.
     """
     check_labels(labels_BHW, labels_BHW.shape[0])
     for axis, cells in zip((1, 2), size, strict=True):
@@ -108,11 +79,7 @@ def resize_labels(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def match_grids(first_BChw: Tensor, second_BChw: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps on the coarser of their grids (per axis), the finer one averaged down to it.
-
-    Own choice: averaging adds no detail to the coarser map that its net never computed, and uses every cell of the
-    finer one.
-    """
+    """Both maps on the coarser of their grids (per axis), the finer one averaged down to it (own choice)."""
     size = (min(first_BChw.shape[2], second_BChw.shape[2]), min(first_BChw.shape[3], second_BChw.shape[3]))
     first_BChw, second_BChw = (
         value if value.shape[2:] == size else F.adaptive_avg_pool2d(value, size) for value in (first_BChw, second_BChw)
@@ -130,10 +97,7 @@ def inverse_length(vectors: Tensor, dim: int) -> Tensor:
 def class_members(
     features_BDhw: Tensor, labels_Bhw: Tensor, num_classes: int, *, ignore_index: int, scope: Scope
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels belong to which class, ``member_BKN``, and which classes have a prototype, ``present_BK``.
-
-    Both boolean; arguments and errors as in :func:`class_prototypes`, whose checks of the input these are.
-    """
+    """Which pixels belong to which class, ``member_BKN``, and which classes have a prototype, ``present_BK``."""
     check_map("features", features_BDhw)
     check_labels(labels_Bhw, features_BDhw.shape[0])
     check_choice("scope", scope, ("image", "batch"))
@@ -153,18 +117,9 @@ def class_members(
 
 @full_precision
 def class_prototypes(
-    features_BDhw: Tensor,
-    labels_Bhw: Tensor,
-    num_classes: int,
-    *,
-    ignore_index: int = 255,
-    scope: Scope = "image",
+    features_BDhw: Tensor, labels_Bhw: Tensor, num_classes: int, *, ignore_index: int = 255, scope: Scope = "image"
 ) -> tuple[Tensor, Tensor]:
     """The perspective: for each image and class, the direction of the mean of the class's normalised pixels.
-
-    Pixels are L2-normalised over channels, averaged per class, and the mean is normalised again. The normalisation of
-    pixels is folded into the one-hot labels, so no second map of D channels is made: beside the input, memory is
-    one (B, K, N) map.
 
     Args:
         features_BDhw: projected features; need not be normalised.
@@ -172,17 +127,12 @@ def class_prototypes(
         num_classes: number of classes K.
         ignore_index: label of pixels to leave out (default 255, the usual one).
         scope: ``"image"`` (default; the paper's) pools over one image, ``"batch"`` (the released code's) over all
-            images of the batch, which makes the result depend on the batch size and on the number of processes; every
-            image then gets the same rows.
+            images of the batch; every image then gets the same rows.
 
     Returns:
-        ``prototypes_BKD`` of unit length, zero rows where the class is absent, and the boolean ``present_BK``.
+        ``prototypes_BKD`` of unit length, zero rows where the class is absent, and the boolean ``present_BK``. Memory
+        beside the input: one (B, K, N) map.
 
-    Raises:
-        ValueError, TypeError: wrong rank, dtype, grid or choice.
-        RuntimeError: labels out of range (see :func:`valid_pixels`).
-
-    >>> import torch
     >>> from apd import class_prototypes
     >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # one image, D = 2, a grid of 1 x 2
     >>> class_prototypes(features, torch.tensor([[[0, 255]]]), num_classes=2)
@@ -202,12 +152,7 @@ def class_prototypes(
 
 @full_precision
 def observe(
-    features_BDhw: Tensor,
-    prototypes_BKD: Tensor,
-    present_BK: Tensor,
-    *,
-    scale: float = 10.0,
-    absent: Absent = "mask",
+    features_BDhw: Tensor, prototypes_BKD: Tensor, present_BK: Tensor, *, scale: float = 10.0, absent: Absent = "mask"
 ) -> Tensor:
     """The observation: ``scale`` times the cosine between each pixel and each prototype of its image.
 
@@ -215,19 +160,8 @@ def observe(
         features_BDhw: projected features; need not be normalised.
         prototypes_BKD, present_BK: from :func:`class_prototypes`.
         scale: inverse temperature (default 10, the released code's).
-        absent: logit of a class without prototype. ``"mask"`` (default) is -1e4, which leaves it out of a softmax;
-            ``"zero"`` is 0, as the released code has it in the regularisation.
-
-    Returns:
-        ``observations_BKhw``. Memory beside the input: one such map.
-
-    >>> import torch
-    >>> from apd import observe
-    >>> features = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])
-    >>> prototypes, present = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[True, False]])
-    >>> observe(features, prototypes, present).flatten(2)
-    tensor([[[    10.,      0.],
-             [-10000., -10000.]]])
+        absent: logit of a class without prototype: ``"mask"`` (default), -1e4, leaves it out of a softmax; ``"zero"``,
+            0, is the released code's in the regularisation.
     """
     check_map("features", features_BDhw)
     check_choice("absent", absent, ("mask", "zero"))
@@ -237,11 +171,7 @@ def observe(
             f"prototypes has shape {tuple(prototypes_BKD.shape)}: expected ({batch}, classes, {width}), "
             f"to match features of shape {tuple(features_BDhw.shape)}"
         )
-    if present_BK.shape != prototypes_BKD.shape[:2] or present_BK.dtype != torch.bool:
-        raise ValueError(
-            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: "
-            f"expected torch.bool of shape {tuple(prototypes_BKD.shape[:2])}"
-        )
+    check_present(present_BK, prototypes_BKD.shape[:2])
     features_BDN = features_BDhw.flatten(2)
     cosines_BKN = (prototypes_BKD @ features_BDN) * inverse_length(features_BDN, dim=1)
     fill = ABSENT_LOGIT if absent == "mask" else 0.0
@@ -266,17 +196,8 @@ def occurring_classes(
 ) -> CompactLabels:
     """Renumber the classes of each image (with ``scope="batch"``: of the batch) that occur on the feature grid.
 
-    Their numbers, from 0, keep the order of the classes. Pixels of a class that occurs on the label grid only, which
-    has no prototype, become ignored. The number of classes is the largest that an image has, at least 1: a shape that
-    depends on values, so a GPU would have to be waited for.
-
-    Returns:
-        Labels of both grids as int64, with -1 for what is ignored.
-
-    >>> import torch
-    >>> from apd.perspective import occurring_classes
-    >>> occurring_classes(torch.tensor([[[7, 3, 255]]]), torch.tensor([[[7, 3, 255]]]), 19).labels_BHW
-    tensor([[[ 1,  0, -1]]])
+    Their numbers, from 0, keep the order of the classes. Pixels of other classes, which have no prototype, become
+    ignored (-1). The number of classes is the largest that an image has: a shape that depends on values.
     """
     valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
     valid_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=ignore_index)

@@ -1,8 +1,7 @@
 """What the method's functions and modules check of what they are given: settings, maps, labels, and what they hold.
 
-Types, shapes and flags are checked at every call; they cost no arithmetic and no wait for a device, and a compiled
-graph stays one graph. Values are looked at in every call on a CPU, by one reduction of a map, and elsewhere in a
-module's first call only, since looking at a value waits for the device; a compiled graph does not look at them.
+Types and shapes are checked at every call. Values are read in every call on a CPU and elsewhere in a module's first
+call only, since reading one waits for the device; a compiled graph does not read them.
 """
 
 import math
@@ -16,35 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-MOST = 2**20
-"""Largest count that a setting may have (own choice): beyond it, memory ends before anything is computed."""
-
-WIDEST = 2**14
-"""Largest width of a projection head (own choice): its second convolution has width² weights, 1 GiB here."""
-
-RULED_OUT = -1e30
-"""Stands for a teacher's logit of -inf: its probability is 0 too, and 0 times it is 0, where 0 times inf is not. Far
-from float32's limits, so that it may be averaged, interpolated and divided by a temperature."""
-
+MOST = 2**20  # largest count that a setting may have (own choice): beyond it, memory ends before anything is computed
+WIDEST = 2**14  # largest width of a projection head (own choice): its second convolution takes 1 GiB here
+RULED_OUT = -1e30  # stands for a teacher's logit of -inf, and unlike it may be averaged, interpolated, multiplied by 0
 BINARY = (
     "a binary network of one sigmoid channel z has the two classes of apd.two_channel_logits(z): pass those of both "
     "networks, with num_classes=2 and labels 0 and 1 (of masks 0 and 255: (masks > 0).long())"
 )
 
 
-# ---------------------------------------------------------------- settings
-
-
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ``ValueError`` naming argument and choices when ``value`` is none of them."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def check_flag(name: str, value: bool) -> None:
-    """Raise ``TypeError`` unless ``value`` is a bool: the text "False" would be true."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected True or False")
 
 
 def check_count(name: str, value: int, most: int = MOST) -> int:
@@ -77,9 +60,6 @@ def check_ignore_index(ignore_index: int, num_classes: int = 0) -> int:
     return int(ignore_index)
 
 
-# ---------------------------------------------------------------- types and shapes
-
-
 def check_map(name: str, value: Tensor) -> None:
     """Raise when ``value`` is not a floating (batch, channels, height, width) tensor with at least one element."""
     if not isinstance(value, Tensor):
@@ -96,10 +76,7 @@ def check_map(name: str, value: Tensor) -> None:
 
 
 def check_labels(labels_BHW: Tensor, batch: int) -> None:
-    """Raise when ``labels_BHW`` is not an integer (batch, height, width) tensor of ``batch`` images.
-
-    :func:`apd.perspective.valid_pixels` checks the values.
-    """
+    """Raise when ``labels_BHW`` is not an integer (batch, height, width) tensor of ``batch`` images."""
     if not isinstance(labels_BHW, Tensor):
         raise TypeError(f"labels is a {type(labels_BHW).__name__}: expected an integer tensor (batch, height, width)")
     if labels_BHW.ndim != 3 or 0 in labels_BHW.shape:
@@ -113,28 +90,20 @@ def check_labels(labels_BHW: Tensor, batch: int) -> None:
         raise ValueError(f"labels holds {labels_BHW.shape[0]} images but the maps hold {batch}: the batches must agree")
 
 
-def check_classes(student_BKhw: Tensor, teacher_BKhw: Tensor, least: int = 2) -> None:
-    """Raise unless both nets' logits have the same batch and classes, and not fewer than the ``least``."""
-    if student_BKhw.shape[:2] != teacher_BKhw.shape[:2]:
+def check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless ``present_BK`` is boolean and of that shape."""
+    if present_BK.dtype != torch.bool or present_BK.shape != shape:
         raise ValueError(
-            f"student_logits has shape {tuple(student_BKhw.shape)} but teacher_logits {tuple(teacher_BKhw.shape)}: "
-            "batch and classes (the first two axes) must be equal"
-        )
-    if student_BKhw.shape[1] < least:
-        raise ValueError(
-            f"student_logits has shape {tuple(student_BKhw.shape)}: expected two classes or more; {BINARY}"
+            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: expected torch.bool of {tuple(shape)}"
         )
 
 
 def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: bool = False) -> bool:
     """Whether two grids (height, width) can lie on one image, each with the stride of its network in both axes.
 
-    A network of stride s makes floor(H / s) to ceil(H / s) cells of H pixels: each axis is off by less than a cell of
-    its own grid (of the second not, where that is the image's), which leaves the ratio of the two grids an interval in
-    each axis, and the intervals must overlap. A network that rounds up to whole patches first and refines its grid
-    afterwards (a ViT or a pyramid under a decoder) has the cells of a padded image: the usual patches are tried, up to
-    a quarter of the shorter side, or larger than the image. None of this makes the longer side the shorter; that is
-    asked of grids of 8 cells or more, where a turned map that is nearly square would go unnoticed.
+    Each axis is off by less than a cell of its own grid (of the second not, where that is the image's), so the ratio of
+    the grids has an interval in each axis, and they must overlap. The image may have been padded to whole patches of
+    the usual sizes. The longer side stays the longer, which is asked of grids of 8 cells or more.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:
@@ -178,26 +147,23 @@ def check_trained(module: nn.Module, name: str, value: Tensor) -> None:
         )
 
 
-# ---------------------------------------------------------------- values
-
-
-_looking = True
+_reading = True
 NON_FINITE = "its network has diverged, overflowed in half precision, or was given such an image"
 
 
 @contextmanager
 def values_unchecked() -> Iterator[None]:
-    """Inside, the values of maps are not looked at: for a loop that stops by itself where a loss is not finite."""
-    global _looking
-    before, _looking = _looking, False
+    """Inside, the values of maps are not read: for a loop that stops by itself where a loss is not finite."""
+    global _reading
+    before, _reading = _reading, False
     try:
         yield
     finally:
-        _looking = before
+        _reading = before
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether there is anything to look at: not while a graph is traced, nor where shapes alone are computed."""
+    """Whether values can be read: not while a graph is traced, nor where shapes alone are computed."""
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
@@ -207,9 +173,8 @@ def _total(values: Tensor) -> float:
 
 def _check_features(name: str, value: Tensor) -> None:
     """Raise unless every vector is finite and has a length."""
-    if not math.isfinite(
-        torch.linalg.vector_norm(value.detach(), dtype=torch.promote_types(value.dtype, torch.float32))
-    ):
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    if not math.isfinite(torch.linalg.vector_norm(value.detach(), dtype=dtype)):
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or an infinity: {NON_FINITE}")
         raise ValueError(f"{name} holds values up to {value.abs().max():.1e}: the lengths of such vectors overflow")
@@ -235,16 +200,11 @@ def _are_probabilities(logits_BKhw: Tensor) -> bool:
 
 
 def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
-    """Raise for maps that are not finite, and warn, once for each name, of logits that are probabilities.
-
-    Args:
-        module: whose call this is; None for a pure function, which looks at values on a CPU only.
-        maps: by name, which ends with "logits" or "features".
-    """
-    if torch.compiler.is_compiling() or not _looking:
+    """Raise for maps that are not finite, and warn, once for each name, of logits that are probabilities."""
+    if torch.compiler.is_compiling() or not _reading:
         return
     state = {} if module is None else module.__dict__
-    first = module is not None and not state.get("_has_looked", False)
+    first = module is not None and not state.get("_has_read", False)
     for name, value in maps.items():
         if not has_values(value) or not (value.is_cpu or first):
             continue
@@ -260,7 +220,7 @@ def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
                 stacklevel=4,
             )
     if first and all(map(has_values, maps.values())):
-        state["_has_looked"] = True
+        state["_has_read"] = True
 
 
 def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
@@ -271,48 +231,46 @@ def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
     return teacher_logits_BKhw.clamp(min=RULED_OUT)
 
 
-# ---------------------------------------------------------------- a distiller's call
-
-
-SAID_AT_CONSTRUCTION = {
-    "student_features": "student_channels",
-    "teacher_features": "teacher_channels",
-    "student_logits": "num_classes",
-    "teacher_logits": "num_classes",
-}
-"""Which attribute of a distiller, where it has it, says how many channels a map must have."""
-
-
-def check_call(module: nn.Module, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str]) -> None:
-    """Check all that a distiller is called with: ``maps`` by the names of its arguments, and labels.
-
-    ``trained`` names the maps through which the student is trained.
-    """
+def check_maps(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
+    """Raise unless all are maps of one batch, with the channels that the module was constructed for."""
     batch = 0
     for name, value in maps.items():
         check_map(name, value)
-        expected = getattr(module, SAID_AT_CONSTRUCTION[name], value.shape[1])
+        attribute = name.replace("features", "channels") if name.endswith("features") else "num_classes"
+        expected = getattr(module, attribute, value.shape[1])
         if value.shape[1] != expected:
-            hint = "; both networks have to tell the same classes" if name.endswith("logits") else ""
+            hint = "; both networks must have the same classes" if name.endswith("logits") else ""
             if name.endswith("logits") and value.shape[1] == 1:
                 hint = f"; {BINARY}"
             elif value.shape[3] == expected:
                 hint = f"; its last axis is {expected}: with channels in the last axis use .permute(0, 3, 1, 2)"
             raise ValueError(
                 f"{name} has {value.shape[1]} channels (shape {tuple(value.shape)}): "
-                f"expected {expected}, the {SAID_AT_CONSTRUCTION[name]} given at construction{hint}"
+                f"expected {expected}, the {attribute} given at construction{hint}"
             )
         batch = batch or value.shape[0]
         if value.shape[0] != batch:
             raise ValueError(
                 f"{name} holds {value.shape[0]} images but {next(iter(maps))} {batch}: the batches must agree"
             )
-    check_labels(labels_BHW, batch)
+
+
+def check_call(
+    module: nn.Module | None, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str] = ()
+) -> None:
+    """Check all that a distiller is called with; ``trained`` names the maps through which the student is trained."""
+    check_maps(module, maps)
+    check_labels(labels_BHW, len(next(iter(maps.values()))))
     check_grids({**maps, "labels": labels_BHW})
     if "student_logits" in maps and "teacher_logits" in maps:
-        classes = getattr(module, "num_classes", 2)
-        check_classes(maps["student_logits"], maps["teacher_logits"], least=classes)
-        check_ignore_index(getattr(module, "ignore_index", -1), maps["student_logits"].shape[1])
+        student, teacher = (tuple(maps[name].shape) for name in ("student_logits", "teacher_logits"))
+        if student[:2] != teacher[:2]:
+            raise ValueError(
+                f"student_logits has shape {student} but teacher_logits {teacher}: batch and classes must be equal"
+            )
+        if student[1] < getattr(module, "num_classes", 2):
+            raise ValueError(f"student_logits has shape {student}: expected two classes or more; {BINARY}")
+        check_ignore_index(getattr(module, "ignore_index", -1), student[1])
     check_values(module, maps)
     for name in trained:
         check_trained(module, name, maps[name])

@@ -27,11 +27,9 @@ from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import unit_range
 from apd.data.instances import InstanceSpec, as_target
 from apd.data.scenes.world import NoiseThings
-from apd.distillers.apd import dense_apd
+from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import DetectorPair
-from apd.distillers.review_kd import ReviewKD
-from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import pyramid_matching, roi_dkd, roi_kd
+from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
 from apd.study.coco_recipes import HEAD_WIDTH, scenes_detection_experiment

@@ -23,7 +23,7 @@ from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec
 from apd.data.rle import encode
 from apd.data.scenes.world import NoiseThings
-from apd.distillers.roi_apd import RoIAPDConfig
+from apd.distillers.apd import RoIAPDConfig
 from apd.evaluation.average_precision import APTable, Detections, ap_lines, detect
 from apd.evaluation.predict import RESULTS, coco_results, colours_of, drawn, image_ids
 from apd.study.campaigns import CAMPAIGNS

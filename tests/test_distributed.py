@@ -29,11 +29,9 @@ from apd.config.experiment import ExperimentError
 from apd.data.batches import Batch
 from apd.data.image_folder import DataError
 from apd.distillers.apd import APDConfig
-from apd.distillers.channels import CWDConfig, DISTConfig
-from apd.distillers.features import AttentionTransferConfig, FitNetConfig, MGDConfig
-from apd.distillers.logits import DKDConfig, LSKDConfig, PixelKDConfig
-from apd.distillers.prototypes import I2CKDConfig, IDDConfig
-from apd.distillers.relations import IFVDConfig, SKDConfig
+from apd.distillers.features import AttentionTransferConfig, CWDConfig, FitNetConfig, MGDConfig
+from apd.distillers.logits import DISTConfig, DKDConfig, LSKDConfig, PixelKDConfig
+from apd.distillers.relations import I2CKDConfig, IDDConfig, IFVDConfig, SKDConfig
 from apd.models.segmenter import Segmenter
 from apd.training import distributed as ranks
 from apd.training import trainer as loop

@@ -1,4 +1,4 @@
-"""Imports go one way, and the parts that a bare GPU machine runs need nothing that it lacks."""
+"""Imports go one way, parts keep to their size, and what a bare GPU machine runs needs nothing that it lacks."""
 
 import ast
 import re
@@ -17,6 +17,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
+# part of the project: (lines at most, files at most); files and lines of a folder and a file of the package
+BUDGETS = {"apd without report": (14_000, 80), "report": (2_800, 15), "tests": (16_000, None)}
+MOST_FILES, OF_TRAINING = 12, 14
+LINES = range(60, 321)
+
 METHOD = (
     *("validation", "perspective", "fused", "normalizers", "losses", "distill"),
     *("distillers", "hooks"),
@@ -29,7 +34,7 @@ ARROWS = {
     "perspective": (("validation",), {"torch"}),
     "fused": (("validation", "perspective"), {"torch"}),
     "normalizers": ((), {"torch"}),
-    "losses": (("validation", "perspective", "fused", "normalizers"), {"torch"}),
+    "losses": (("validation", "perspective", "fused", "normalizers", "fields"), {"torch"}),
     "distill": (("validation", "perspective", "fused", "losses"), {"torch"}),
     "fields": ((), set()),
     "distillers": ((*METHOD, "fields"), {"torch"}),
@@ -122,10 +127,34 @@ def test_no_two_modules_import_each_other():
         pytest.fail(" → ".join(error.args[1]))
 
 
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("part", BUDGETS)
+def test_a_part_keeps_to_its_size(part):
+    of_report = [path for path in FILES if part_of(module_name(path)) == "report"]
+    files = {"report": of_report, "tests": list((ROOT / "tests").rglob("*.py"))}
+    files = files.get(part, [path for path in FILES if path not in of_report])
+    most_lines, most_files = BUDGETS[part]
+    assert sum(map(lines, files)) <= most_lines
+    assert most_files is None or len(files) <= most_files
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
+def test_a_folder_holds_few_files(folder):
+    assert len(list(folder.glob("*.py"))) <= (OF_TRAINING if folder.name == "training" else MOST_FILES)
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_module_is_one_room_and_is_named_for_what_it_holds(path):
-    assert len(path.read_text().splitlines()) <= 320, "would two files be clearer?"
+    assert path.stem in ("__init__", "__main__") or lines(path) in LINES, "would two files, or one less, be clearer?"
     assert path.stem not in {"utils", "util", "helpers", "common", "misc", "tools"}
+
+
+def test_no_file_name_of_the_package_stands_twice():
+    names = [path.name for path in FILES if path.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -1,20 +1,15 @@
 """What distillation methods share: the registry of their configurations, their weights, and the checks of a call."""
 
 from dataclasses import dataclass, fields
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apd.fields import LEAVE_OUT, require, require_types
+from apd.fields import require, require_types, require_weights
 from apd.perspective import full_precision, match_grids, resize_labels, valid_pixels
-from apd.validation import (
-    check_call,
-    check_count,
-    check_ignore_index,
-    check_positive,
-    without_infinities,
-)
+from apd.validation import check_call, check_count, check_ignore_index, without_infinities
 
 IGNORED = -1
 """What labels hold, inside this part of the package, at pixels that belong to no class."""
@@ -25,37 +20,22 @@ DISTILLERS: dict[str, type["DistillerConfig"]] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class DistillerConfig:
-    """A distiller of an experiment: a frozen, validated configuration, which a subclass makes known by its `method`.
+    """The settings of a distillation method: a frozen, validated part of an experiment, known by its `method`.
 
-    Fields are settings of the module by the same names; a `weight` and a `temperature` are positive. The default of a
-    field is never changed: fingerprints leave it out.
-
-    Args:
-        module: class of the loss module, a :class:`Distiller`; left out where :meth:`build` is overridden.
-        task: what the method is for, "segmentation" (default) or "detection".
-
-    Raises:
-        ExperimentError: a field holds what its annotation or the method rules out.
-        TypeError: at the definition of a subclass whose `method` another one has.
-
-    Example:
-        >>> from typing import Literal
-        >>> from apd.distillers.features import FitNet
-        >>> @dataclass(frozen=True, kw_only=True)
-        ... class HalvedConfig(DistillerConfig, module=FitNet):
-        ...     method: Literal["halved"] = "halved"
-        ...     weight: float = 5.0
-        >>> DISTILLERS.pop("halved")().weight
-        5.0
+    Integers are at least 1 and numbers positive; weights of several `terms` may be 0, but not all. The default of a
+    field is
+    never changed: fingerprints leave it out. A subclass for detectors is defined with `task="detection"`. A field that
+    holds what its annotation or the method rules out is an `ExperimentError`; a second subclass of one `method`, a
+    `TypeError`.
     """
 
     task: ClassVar[str]
-    module: ClassVar[type[nn.Module]]
+    module: ClassVar[type["Distiller"] | None] = None  # the Distiller that was defined with this configuration
+    terms: ClassVar[tuple[str, ...]] = ()  # fields that weigh the terms of their names; without any, `weight` does
+    own_bounds: ClassVar[tuple[str, ...]] = ()  # fields whose bounds the subclass checks
 
-    def __init_subclass__(cls, *, module: type[nn.Module] | None = None, task: str = "segmentation") -> None:
+    def __init_subclass__(cls, *, task: str = "segmentation") -> None:
         cls.task = task
-        if module is not None:
-            cls.module = module
         if method := cls.__dict__.get("method"):
             if (other := DISTILLERS.get(method)) is not None:
                 raise TypeError(
@@ -68,28 +48,40 @@ class DistillerConfig:
             if isinstance(value := getattr(self, f.name), list):  # JSON has lists
                 object.__setattr__(self, f.name, tuple(value))
         require_types(self)
-        for name, expected in (("weight", LEAVE_OUT), ("temperature", "a number > 0")):
-            require(getattr(self, name, 1.0) > 0, self, name, expected)
+        if self.terms:
+            require_weights(self, *self.terms)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(value) is int:
+                require(value >= 1, self, f.name, f"{'None or ' if 'None' in str(f.type) else ''}an integer >= 1")
+            elif type(value) is float and f.name not in self.terms + self.own_bounds:
+                hint = "; to leave the term out, leave the distiller out" if f.name == "weight" else ""
+                require(value > 0, self, f.name, f"a number > 0{hint}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the terms, by name."""
+        return {name: getattr(self, name) for name in self.terms} or {self.method: self.weight}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All fields but the method."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
         """The loss module for two networks; :func:`build_distiller` calls it with a seeded generator."""
-        settings: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
         sizes = (student.feature_channels, teacher.feature_channels, student.num_classes)
         return self.module(
-            *(sizes if issubclass(self.module, FeatureDistiller) else ()), **settings, ignore_index=ignore_index
+            *(sizes if issubclass(self.module, FeatureDistiller) else ()), **self.settings, ignore_index=ignore_index
         )
 
 
 def build_distiller(
     config: DistillerConfig, *, student: nn.Module, teacher: nn.Module, seed: int, ignore_index: int = 255
 ) -> nn.Module:
-    """The loss module of one distiller, on the student's device, its heads initialised from the seed alone.
+    """The loss module of one distiller, on the student's device, its heads initialised from ``seed`` alone.
 
-    Args:
-        config: of any method in :data:`DISTILLERS`.
-        student, teacher: two :class:`apd.models.Segmenter`, or two detectors of torchvision.
-        seed: of what the module draws; the global random state is left as it was.
-        ignore_index: label of pixels that belong to no class (default 255); detectors have labels of their own.
+    The networks are two :class:`apd.models.Segmenter`, or two detectors of torchvision, whose labels are their own.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,38 +92,37 @@ def build_distiller(
 class Distiller(nn.Module):
     """A distillation method behind the call of :class:`apd.APDLoss`: named terms, their weights and their sum.
 
-    A subclass computes :meth:`terms`, from logits unless it is a :class:`FeatureDistiller`.
-
-    Args:
-        weights: of the terms by name. A method of one term wants it positive; one of several wants none negative and
-            not all 0, and does not compute a term of weight 0.
-        ignore_index: label of pixels that belong to no class.
-
-    Raises:
-        ValueError: a weight is none.
+    A subclass is defined with the class of its settings, ``class Mine(Distiller, config=MineConfig)``, whose fields are
+    keywords of its constructor and become attributes, beside ``ignore_index`` (default 255). It computes :meth:`terms`,
+    from logits unless it is a :class:`FeatureDistiller`. Errors at the call are those of :class:`apd.APDLoss`.
     """
 
-    shown: tuple[str, ...] = ()
-    """Settings that ``print(module)`` shows beside the weights."""
+    Config: ClassVar[type[DistillerConfig]]
+    kind: ClassVar[str] = "logits"  # of the maps that are compared
 
-    def __init__(self, weights: dict[str, float], *, ignore_index: int) -> None:
+    def __init_subclass__(cls, *, config: type[DistillerConfig] | None = None) -> None:
+        super().__init_subclass__()
+        if config is not None:
+            cls.Config, config.module = config, cls
+            own = [p for p in signature(cls.__init__).parameters.values() if p.kind != Parameter.VAR_KEYWORD][1:]
+            settings = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default) for f in fields(config)]
+            settings.append(Parameter("ignore_index", Parameter.KEYWORD_ONLY, default=255))
+            merged = {p.name: p for p in (*settings, *own) if p.name != "method"}.values()
+            cls.__signature__ = Signature(sorted(merged, key=lambda p: p.kind))  # what help() shows
+
+    def __init__(self, *, ignore_index: int = 255, **settings: Any) -> None:
         super().__init__()
-        if len(weights) == 1:
-            for value in weights.values():
-                check_positive("weight", value)
-        for name, value in weights.items():
-            check_positive(name, value, or_zero=True)
-        if not any(weights.values()):
-            raise ValueError(f"{', '.join(weights)} are all 0: give at least one term a positive weight")
-        self.weights = {name: float(value) for name, value in weights.items()}
+        config = self.Config(**settings)
+        for name, value in config.settings.items():
+            setattr(self, name, value)
+        self.weights = config.weights
         self.ignore_index = check_ignore_index(ignore_index)
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """The unweighted terms by name; those of weight 0 may be left out.
 
-        Args:
-            student, teacher: logits or features on one grid, finite and in full precision; the teacher's detached.
-            labels_Bhw: int64 on that grid, :data:`IGNORED` at pixels that belong to no class.
+        Student and teacher come on one grid, finite and in full precision, the teacher detached; labels as int64 on
+        that grid, :data:`IGNORED` at pixels that belong to no class.
         """
         raise NotImplementedError
 
@@ -139,14 +130,15 @@ class Distiller(nn.Module):
     def forward(
         self,
         *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
         labels: Tensor,
         student_features: Tensor | None = None,
         teacher_features: Tensor | None = None,
+        student_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms by name and ``"loss"``, their weighted sum; features are accepted and not looked at."""
-        return self._with_loss(self.terms(*self._on_one_grid("logits", student_logits, teacher_logits, labels)))
+        """The terms by name and ``"loss"``, their weighted sum; maps that are not compared may be left out."""
+        maps = (student_features, teacher_features) if self.kind == "features" else (student_logits, teacher_logits)
+        return self._with_loss(self.terms(*self._on_one_grid(self.kind, *maps, labels)))
 
     def student_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student's adapter, for the student's optimiser (empty when there is none)."""
@@ -158,9 +150,10 @@ class Distiller(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""
-        values = self.weights | {name: getattr(self, name) for name in self.shown}
+        named = {f.name: getattr(self, f.name) for f in fields(self.Config) if f.name not in ("method", "weight")}
         return ", ".join(
-            f"{name}={value!r}" if isinstance(value, str) else f"{name}={value:g}" for name, value in values.items()
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value!r}"
+            for name, value in (self.weights | named).items()
         )
 
     def _with_loss(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -168,68 +161,31 @@ class Distiller(nn.Module):
         return terms | {"loss": sum(self.weights[name] * term for name, term in terms.items())}
 
     def _on_one_grid(
-        self, kind: str, student: Tensor, teacher: Tensor, labels_BHW: Tensor, num_classes: int | None = None
+        self, kind: str, student: Tensor, teacher: Tensor, labels_BHW: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Checked maps of one ``kind`` (logits or features) on the coarser grid, and labels on it.
-
-        The teacher's map is detached, and what it rules out finite. The labels come as int64 with :data:`IGNORED` at
-        pixels of ``ignore_index``; the number of classes is that of the logits unless it is given.
-        """
+        """Checked maps of one ``kind`` and labels on the coarser grid."""
         maps = {f"student_{kind}": student, f"teacher_{kind}": teacher}
         check_call(self, maps, labels_BHW, trained=[f"student_{kind}"])
         if kind == "logits":
             teacher = without_infinities(teacher)
         student, teacher = match_grids(student, teacher.detach())
-        num_classes = student.shape[1] if num_classes is None else num_classes
+        num_classes = getattr(self, "num_classes", student.shape[1])
         valid_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=self.ignore_index)
         labels_BHW = torch.where(valid_BHW, labels_BHW.long(), IGNORED)
         return student, teacher, resize_labels(labels_BHW, student.shape[2:])
 
 
 class FeatureDistiller(Distiller):
-    """A :class:`Distiller` that compares features of stated widths.
+    """A :class:`Distiller` that compares features of stated channels, and checks labels by ``num_classes``."""
 
-    Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K, by which labels are checked.
-        weights, ignore_index: see :class:`Distiller`.
+    kind = "features"
 
-    Raises:
-        ValueError: a width, a number of classes or a weight is none.
-    """
-
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        *,
-        weights: dict[str, float],
-        ignore_index: int,
-    ) -> None:
-        super().__init__(weights, ignore_index=ignore_index)
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__(**settings)
         self.student_channels = check_count("student_channels", student_channels)
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
         self.num_classes = check_count("num_classes", num_classes)
-        check_ignore_index(ignore_index, num_classes)
-
-    @full_precision
-    def forward(
-        self,
-        *,
-        student_features: Tensor,
-        teacher_features: Tensor,
-        labels: Tensor,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms by name and ``"loss"``, their weighted sum; logits are accepted and not looked at."""
-        return self._with_loss(self.terms(*self._features_on_one_grid(student_features, teacher_features, labels)))
-
-    def _features_on_one_grid(
-        self, student: Tensor, teacher: Tensor, labels_BHW: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return self._on_one_grid("features", student, teacher, labels_BHW, self.num_classes)
+        check_ignore_index(self.ignore_index, num_classes)
 
 
 def convolved(convolution: nn.Conv2d, features_BChw: Tensor) -> Tensor:
@@ -247,13 +203,10 @@ NO_BOX = IGNORED
 
 
 class DetectorView(NamedTuple):
-    """One detector's features and logits.
+    """One detector's pyramid by level, and of boxes the vectors before the class layer and its logits, background
+    first.
 
-    Attributes:
-        pyramid: maps (B, C, h, w) by level, "0" (stride 4) to "3" (32) and "pool" (64).
-        vectors_BC1N: the box head's vectors, the features before the class layer; zero where there is no box.
-        logits_BK1N: the class layer's logits, background first; zero where there is no box.
-        image_sizes: (height, width) to which each image was resized, inside the padded batch.
+    Places without a box hold zeros. ``image_sizes`` are the (height, width) of each image inside the padded batch.
     """
 
     pyramid: dict[str, Tensor]
@@ -263,14 +216,11 @@ class DetectorView(NamedTuple):
 
 
 class DetectorPair(NamedTuple):
-    """What student and teacher see of the student's boxes.
+    """The student's and the teacher's view of the student's boxes; the teacher's carries no gradient.
 
-    Attributes:
-        student, teacher: the two views; the teacher's carries no gradient.
-        labels_B1N: int64 label that each box was matched with, 0 for background and :data:`NO_BOX` for none.
-        class_map_BHW: int64 labels of the pixels in the student's padded batch, :data:`NO_BOX` for ignored ones; None
-            where the targets have no `class_map`.
-        inside_BHW: 0 inside the images and :data:`NO_BOX` in the padding.
+    ``labels_B1N`` are int64, 0 for background and :data:`NO_BOX` for none. The class map, in the student's padded
+    batch, has :data:`NO_BOX` for ignored pixels, and is None where the targets have none; ``inside_BHW`` is 0 inside
+    the images.
     """
 
     student: DetectorView

@@ -4,7 +4,7 @@ Shape letters as in :mod:`apd.perspective`; further M pixels of a pooled grid, S
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,8 @@ from torch.nn import functional as F
 
 from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
 from apd.distillers.relations import relation_divergence
-from apd.fields import require, require_weights
 from apd.losses import masked_mean
 from apd.perspective import class_prototypes, full_precision, inverse_length
-from apd.validation import check_count, check_positive
 
 
 def pooling_window(size: tuple[int, int], most: int) -> int:
@@ -32,9 +30,8 @@ def cross_image_loss(
 ) -> Tensor:
     """KL between the two nets' similarities of a pixel with all pixels of an image, over all pairs of images.
 
-    Similarities are cosines / T under a softmax over the second image's pixels; mean over pairs of a pixel and an
-    image. The maps are averaged down to at most ``most_pixels`` cells an image, over valid pixels; cells without one
-    are left out. Memory: about five (B, M, B, M) maps.
+    Similarities are cosines / T under a softmax over the second image's pixels. The maps are averaged down to at most
+    ``most_pixels`` cells an image, over valid pixels. Memory: about five (B, M, B, M) maps.
     """
     window = pooling_window((student_BChw.shape[2], student_BChw.shape[3]), most_pixels)
     weight_B1hw = valid_Bhw[:, None].to(student_BChw.dtype)
@@ -58,11 +55,7 @@ def cross_image_loss(
 def memory_loss(
     student_BDhw: Tensor, teacher_BDhw: Tensor, samples_SD: Tensor, valid_Bhw: Tensor, *, temperature: float
 ) -> Tensor:
-    """KL between the two nets' similarities of a pixel with samples of a memory: mean over valid pixels.
-
-    Similarities are cosines / T under a softmax over the samples; teacher and samples are constants. Memory: a few maps
-    of the features' size, whatever the number of samples (see :mod:`apd.distillers.relations`).
-    """
+    """KL between the two nets' similarities of a pixel with samples of a memory: mean over valid pixels."""
 
     def directions(features_BDhw: Tensor) -> Tensor:
         sharpened_BDhw = features_BDhw * (inverse_length(features_BDhw, dim=1) / temperature)
@@ -75,12 +68,7 @@ def memory_loss(
 class RelationHead(nn.Module):
     """Conv 1×1 - batch norm - ReLU - conv 1×1, without biases, of the student's pixels (CIRKD code).
 
-    The norm's statistics are those of the batch's valid pixels, in evaluation too: the head has no life after the
-    training. (The released code normalises over all pixels and all processes.)
-
-    Args:
-        in_channels: channels of the features it reads.
-        width: channels of its hidden and of its output map.
+    The norm's statistics are those of the batch's valid pixels (released code: of all pixels of all processes).
     """
 
     def __init__(self, in_channels: int, width: int) -> None:
@@ -101,57 +89,44 @@ class RelationHead(nn.Module):
         return self.out((centred * (variance + 1e-5).rsqrt() * self.scale + self.shift).relu())
 
 
-class CIRKD(FeatureDistiller):
+@dataclass(frozen=True, kw_only=True)
+class CIRKDConfig(DistillerConfig):
+    """Settings of :class:`apd.CIRKD`, with queues a tenth as long as published, since every checkpoint holds them."""
+
+    method: Literal["cirkd"] = "cirkd"
+    batch_pixels: float = 1.0  #: Weight of the relations between pixels of the batch; 0 leaves them out.
+    pixel_memory: float = 0.1  #: Weight of the relations with pixels of earlier batches; 0 leaves them out.
+    region_memory: float = 0.1  #: Weight of the relations with regions of earlier batches; 0 leaves them out.
+    temperature: float = 0.1
+    most_pixels: int = 256  #: Pixels of an image, after averaging, in the relations of the batch (own choice).
+    pixel_slots: int = 2000  #: Pixels that a class's queue holds (own choice; published: 20 000).
+    region_slots: int = 200  #: Regions that a class's queue holds (own choice; published: 2000).
+    pixel_samples: int = 4096  #: Pixels of the memory that a step compares with.
+    region_samples: int = 1024  #: Regions of the memory that a step compares with.
+    new_pixels: int = 16  #: Pixels of a class in an image that a step keeps.
+    terms = ("batch_pixels", "pixel_memory", "region_memory")
+
+
+class CIRKD(FeatureDistiller, config=CIRKDConfig):
     """Cross-image relational knowledge distillation (Yang et al. 2022, code of 2022).
 
-    Three terms, by name:
-
-    - ``batch_pixels``: the similarities of each pixel with the pixels of every image of the batch;
-    - ``pixel_memory``: its similarities with teacher pixels kept from earlier batches;
-    - ``region_memory``: the same with teacher regions, the mean normalised pixels of a class in an image.
-
-    Each is a KL between the two nets' softmax of cosines / T. For the memories the student's pixels pass through a
-    head to the teacher's channels. The memories are buffers, one queue a class, so checkpoints hold them; in training
-    mode every call writes to them, before it reads, at most ``new_pixels`` random pixels and one region for each
-    image and class. Slots not yet written hold random directions, as released. Random draws use the global generator
-    of the features' device. Under DDP each process has queues of its own, and ``batch_pixels`` and the
-    head's norm are over its own images, so the method depends on how a batch is divided (the released code gathers from
-    all).
-
-    In the released code the pixels queued for a class are drawn from the image's first pixels, as many as the class
-    has, whatever their labels; here they are the class's own. Its pixel KD of weight 1 is a distiller of its own,
-    :class:`apd.PixelKD`.
+    Three terms compare the two nets' softmax of cosines / T by a KL: of each pixel with the pixels of every image of
+    the batch (``batch_pixels``), with teacher pixels of earlier batches (``pixel_memory``) and with their class means
+    (``region_memory``). For the memories the student's pixels pass through a head to the teacher's channels. In
+    training mode every call writes to them, buffers of one queue a class, before it reads; slots not yet written hold
+    random directions, as released. Under DDP each process has its own (the released code gathers from all). Ignored
+    pixels are in no pair and no queue (the released code counts them in ``batch_pixels``, and queues an image's first
+    pixels for a class whatever their labels).
 
     Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K.
-        batch_pixels, pixel_memory, region_memory: weights of the terms in ``"loss"`` (default 1, 0.1 and 0.1, released
-            Cityscapes scripts; its authors advise 0.01 for the memories on VOC). A term of weight 0 is not computed,
-            and its queue not made.
-        temperature: T of all three softmaxes (default 0.1, released).
-        most_pixels: of an image in ``batch_pixels``: the maps are averaged down, by the smallest whole window, to at
-            most so many cells (default 256, own choice; released: all, a matrix of pixels by pixels).
-        pixel_slots, region_slots: length of a class's queue (default 20 000 and 2000, released); the queues take
-            K × slots × teacher_channels numbers.
-        pixel_samples, region_samples: size of the samples that a call compares with, spread evenly over the classes
-            (default 4096 and 1024, released).
+        batch_pixels, pixel_memory, region_memory: weights of the terms (default 1, 0.1 and 0.1, released Cityscapes
+            scripts; its authors advise 0.01 for the memories on VOC). At weight 0 there is no queue.
+        temperature: T (default 0.1, released).
+        most_pixels: of an image in ``batch_pixels``, after averaging (default 256, own choice; released: all).
+        pixel_slots, region_slots: length of a class's queue (default 20 000 and 2000, released).
+        pixel_samples, region_samples: of all classes together, for a call (default 4096 and 1024, released).
         new_pixels: of a class in an image that a call keeps (default 16, released).
-        ignore_index: label of pixels not to count (default 255): they are in no pair and no queue (the released code
-            counts them in ``batch_pixels``).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as :class:`apd.APDLoss` raises them.
-
-    >>> import torch
-    >>> from apd import CIRKD
-    >>> features, labels = torch.randn(2, 4, 8, 8, requires_grad=True), torch.zeros(2, 64, 64, dtype=torch.long)
-    >>> distiller = CIRKD(4, 4, num_classes=3, pixel_slots=100, region_slots=10)
-    >>> out = distiller(student_features=features, teacher_features=features, labels=labels)
-    >>> [(name, bool(value > 0)) for name, value in out.items()]
-    [('batch_pixels', False), ('pixel_memory', True), ('region_memory', True), ('loss', True)]
     """
-
-    shown = ("temperature", "most_pixels")
 
     def __init__(
         self,
@@ -159,34 +134,18 @@ class CIRKD(FeatureDistiller):
         teacher_channels: int,
         num_classes: int,
         *,
-        batch_pixels: float = 1.0,
-        pixel_memory: float = 0.1,
-        region_memory: float = 0.1,
-        temperature: float = 0.1,
-        most_pixels: int = 256,
         pixel_slots: int = 20_000,
         region_slots: int = 2000,
-        pixel_samples: int = 4096,
-        region_samples: int = 1024,
-        new_pixels: int = 16,
-        ignore_index: int = 255,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
-            weights={"batch_pixels": batch_pixels, "pixel_memory": pixel_memory, "region_memory": region_memory},
-            ignore_index=ignore_index,
-        )
-        check_positive("temperature", temperature)
-        counts = {"most_pixels": most_pixels, "pixel_slots": pixel_slots, "region_slots": region_slots}
-        counts |= {"pixel_samples": pixel_samples, "region_samples": region_samples, "new_pixels": new_pixels}
-        for name, value in counts.items():
-            check_count(name, value)
-        self.temperature, self.most_pixels, self.new_pixels = temperature, most_pixels, new_pixels
-        has_head = pixel_memory or region_memory
+        settings |= {"pixel_slots": pixel_slots, "region_slots": region_slots}
+        super().__init__(student_channels, teacher_channels, num_classes, **settings)
+        has_head = self.pixel_memory or self.region_memory
         self.head = RelationHead(student_channels, teacher_channels) if has_head else None
-        sizes = {"pixel_memory": (pixel_slots, pixel_samples), "region_memory": (region_slots, region_samples)}
+        sizes = {
+            "pixel_memory": (pixel_slots, self.pixel_samples),
+            "region_memory": (region_slots, self.region_samples),
+        }
         self.memories = nn.ModuleDict(
             {
                 name: ClassMemory(num_classes, teacher_channels, slots=slots, samples=samples)
@@ -233,58 +192,10 @@ class CIRKD(FeatureDistiller):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CIRKDConfig(DistillerConfig, module=CIRKD):
-    """Cross-image relational distillation, as `apd.CIRKD`, with queues a tenth as long as published: runs are tens of
-    times shorter, and every checkpoint holds the queues."""
-
-    method: Literal["cirkd"] = "cirkd"
-    batch_pixels: float = 1.0
-    """Weight of the relations between pixels of the batch; 0 leaves them out."""
-    pixel_memory: float = 0.1
-    """Weight of the relations with pixels of earlier batches; 0 leaves them out."""
-    region_memory: float = 0.1
-    """Weight of the relations with regions of earlier batches; 0 leaves them out."""
-    temperature: float = 0.1
-    most_pixels: int = 256
-    """Pixels of an image, after averaging, in the relations of the batch (own choice)."""
-    pixel_slots: int = 2000
-    """Pixels that a class's queue holds (own choice; published: 20 000)."""
-    region_slots: int = 200
-    """Regions that a class's queue holds (own choice; published: 2000)."""
-    pixel_samples: int = 4096
-    """Pixels of the memory that a step compares with."""
-    region_samples: int = 1024
-    """Regions of the memory that a step compares with."""
-    new_pixels: int = 16
-    """Pixels of a class in an image that a step keeps."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_weights(self, "batch_pixels", "pixel_memory", "region_memory")
-        for name in ("most_pixels", "pixel_slots", "region_slots", "pixel_samples", "region_samples", "new_pixels"):
-            require(getattr(self, name) >= 1, self, name, "an integer >= 1")
-
-
 class ClassMemory(nn.Module):
-    """Queues of unit vectors, one a class, as buffers of fixed size (checkpoints hold them; it compiles).
+    """Queues of ``slots`` unit vectors of length ``width``, one a class, as buffers of fixed size.
 
-    Slots not yet written hold random directions, drawn from the global generator at construction.
-
-    Args:
-        num_classes: K queues.
-        width: D, length of a vector.
-        slots: length of a queue.
-        samples: how many vectors :meth:`sample` returns, about: ``samples // K + 1`` of each class, or all.
-
-    >>> import torch
-    >>> from apd.distillers.cirkd import ClassMemory
-    >>> memory = ClassMemory(2, 1, slots=3, samples=6)
-    >>> memory.append(torch.tensor([[[5.0], [6.0]], [[7.0], [8.0]]]), torch.tensor([[True, True], [False, True]]))
-    >>> memory.written
-    tensor([2, 1])
-    >>> memory.vectors[1, 0]
-    tensor([8.])
+    ``samples`` is about how many vectors :meth:`sample` returns: ``samples // num_classes + 1`` of each class, or all.
     """
 
     vectors: Tensor
@@ -298,10 +209,7 @@ class ClassMemory(nn.Module):
 
     @torch.no_grad()
     def append(self, candidates_KMD: Tensor, wanted_KM: Tensor) -> None:
-        """Write the wanted candidates of each class, in order, over its oldest vectors.
-
-        Where more are wanted than a queue is long, the first ones are written.
-        """
+        """Write the wanted candidates of each class, in order, over its oldest vectors, as many as there are slots."""
         slots = self.vectors.shape[1]
         # Wanted ones first, in order; the others would follow them, and write back what their slots hold.
         order_KM = wanted_KM.long().argsort(dim=1, descending=True, stable=True)[:, :slots]

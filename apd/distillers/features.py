@@ -1,20 +1,21 @@
-"""Methods that compare feature maps pixel by pixel: FitNet, attention transfer and masked generation.
+"""Methods that compare feature maps pixel by pixel or channel by channel: FitNet, attention transfer, MGD and CWD.
 
-Pixels of ``ignore_index`` are left out of all three (the published codes, none of which looks at labels, count them).
-Shape letters as in :mod:`apd.perspective`.
+Pixels of ``ignore_index`` are left out of all (the published codes, none of which reads labels, count them).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
 from apd.fields import require
 from apd.losses import masked_mean
 from apd.normalizers import global_count
 from apd.perspective import full_precision, inverse_length
+from apd.validation import RULED_OUT
 
 
 @full_precision
@@ -25,11 +26,7 @@ def feature_loss(adapted_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor) 
 
 @full_precision
 def attention_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Squared distance of two attention maps: mean over valid pixels.
-
-    The attention of a pixel is the mean over channels of its squared features; an image's map has unit length over
-    its valid pixels.
-    """
+    """Squared distance of two maps of mean squared features, each of unit length over an image's valid pixels."""
     student_BN, teacher_BN = (
         torch.where(valid_Bhw, features_BChw.square().mean(1), 0.0).flatten(1)
         for features_BChw in (student_BChw, teacher_BChw)
@@ -47,43 +44,43 @@ def generation_loss(generated_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Ten
     return torch.where(valid_Bhw, squared_Bhw, 0.0).sum() / global_count(images)
 
 
-class FitNet(FeatureDistiller):
+@full_precision
+def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, *, temperature: float) -> Tensor:
+    """T² KL between the two nets' softmax of a channel / T over an image's valid pixels: mean over channels and images.
+
+    A channel that the teacher rules out at every pixel has no distribution, and costs nothing.
+    """
+    valid_B1N = valid_Bhw.flatten(1)[:, None]
+
+    def log_distributions(values_BChw: Tensor) -> Tensor:
+        values_BCN = values_BChw.flatten(2) / temperature
+        return F.log_softmax(values_BCN.masked_fill(~valid_B1N, torch.finfo(values_BCN.dtype).min), dim=2)
+
+    divergence_BCN = F.kl_div(
+        log_distributions(student_BChw), log_distributions(teacher_BChw), reduction="none", log_target=True
+    )
+    has_some_BC = teacher_BChw.flatten(2).masked_fill(~valid_B1N, RULED_OUT).amax(2) > RULED_OUT / 2
+    divergence_BC = torch.where(has_some_BC, divergence_BCN.sum(2), 0.0)
+    return temperature**2 * masked_mean(divergence_BC.mean(1), valid_B1N.any(2)[:, 0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitNetConfig(DistillerConfig):
+    """Settings of :class:`apd.FitNet`."""
+
+    method: Literal["fitnet"] = "fitnet"
+    weight: float = 10.0
+
+
+class FitNet(FeatureDistiller, config=FitNetConfig):
     """Feature matching: mean squared distance between the student's adapted features and the teacher's.
 
-    Romero et al. 2015 in the form of the CIRKD code: ‖W F_s - F_t‖², mean over pixels and channels, with W a 1×1
-    convolution without bias. That code adds pixel KD of weight 1; here it is a distiller of its own,
-    :class:`apd.PixelKD`.
-
-    Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K, by which labels are checked.
-        weight: of the term in ``"loss"`` (default 10, CIRKD code).
-        ignore_index: label of pixels not to count (default 255).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as :class:`apd.APDLoss` raises them.
-
-    >>> import torch
-    >>> from apd import FitNet
-    >>> features, labels = torch.ones(1, 2, 1, 1), torch.tensor([[[0]]])
-    >>> distiller = FitNet(2, 2, num_classes=3).eval()  # only to measure
-    >>> _ = torch.nn.init.zeros_(distiller.adapter.weight)
-    >>> distiller(student_features=features, teacher_features=features, labels=labels)["fitnet"].item()
-    1.0
+    Romero et al. 2015 in the form, and with the weight of 10, of the CIRKD code: ‖W F_s - F_t‖², W a convolution
+    without bias.
     """
 
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        *,
-        weight: float = 10.0,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__(
-            student_channels, teacher_channels, num_classes, weights={"fitnet": weight}, ignore_index=ignore_index
-        )
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__(student_channels, teacher_channels, num_classes, **settings)
         self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
@@ -92,55 +89,18 @@ class FitNet(FeatureDistiller):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitNetConfig(DistillerConfig, module=FitNet):
-    """Feature matching, as `apd.FitNet`."""
+class AttentionTransferConfig(DistillerConfig):
+    """Settings of :class:`apd.AttentionTransfer`."""
 
-    method: Literal["fitnet"] = "fitnet"
-    weight: float = 10.0
+    method: Literal["attention_transfer"] = "attention_transfer"
+    weight: float = 10_000.0
 
 
-class AttentionTransfer(FeatureDistiller):
-    """Attention transfer: where in the image the features are strong (Zagoruyko and Komodakis 2017, CIRKD code).
+class AttentionTransfer(FeatureDistiller, config=AttentionTransferConfig):
+    """Attention transfer: where in the image the features are strong (Zagoruyko and Komodakis 2017).
 
-    An image's attention map is the mean over channels of its squared features, scaled to unit length; the term is the
-    mean squared distance between the two nets' maps, whose channels may differ without an adapter. The CIRKD code
-    adds pixel KD of weight 1; here it is a distiller of its own, :class:`apd.PixelKD`.
-
-    Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K, by which labels are checked.
-        weight: of the term in ``"loss"`` (default 10 000, CIRKD code: the term, at most 2 an image, is divided by the
-            number of pixels).
-        ignore_index: label of pixels not to count (default 255).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as :class:`apd.APDLoss` raises them.
-
-    >>> import torch
-    >>> from apd import AttentionTransfer
-    >>> student, teacher = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]])
-    >>> distiller = AttentionTransfer(1, 1, num_classes=3).eval()  # only to measure
-    >>> labels = torch.tensor([[[0, 1]]])
-    >>> distiller(student_features=student, teacher_features=teacher, labels=labels)["attention_transfer"]
-    tensor(1.)
+    The weight of 10 000 is the CIRKD code's: the term is divided by the number of pixels.
     """
-
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        *,
-        weight: float = 10_000.0,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
-            weights={"attention_transfer": weight},
-            ignore_index=ignore_index,
-        )
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
@@ -148,60 +108,30 @@ class AttentionTransfer(FeatureDistiller):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionTransferConfig(DistillerConfig, module=AttentionTransfer):
-    """Attention transfer, as `apd.AttentionTransfer`."""
+class MGDConfig(DistillerConfig):
+    """Settings of :class:`apd.MGD`."""
 
-    method: Literal["attention_transfer"] = "attention_transfer"
-    weight: float = 10_000.0
+    method: Literal["mgd"] = "mgd"
+    weight: float = 2e-5  #: Of a sum over pixels and channels, so what it means depends on the grid.
+    masked: float = 0.75  #: Share of the student's pixels that are set to zero.
+    own_bounds = ("masked",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.masked < 1, self, "masked", "0 <= masked < 1")
 
 
-class MGD(FeatureDistiller):
+class MGD(FeatureDistiller, config=MGDConfig):
     """Masked generative distillation (Yang et al. 2022): the student's features regenerate the teacher's.
 
-    The student's features go through a 1×1 convolution where the channels differ, most of their pixels are set to
-    zero, and two 3×3 convolutions with a ReLU between them regenerate the teacher's whole map. Which pixels are kept
-    is drawn anew at each call from the global generator of the features' device. Ignored pixels are always set to
-    zero, so that their content plays no part, and need not be regenerated.
-
-    The term is a sum over pixels and channels, as released, so what a weight means depends on the grid. The released
-    segmentation runs also add CWD on the logits (temperature 4, weight 3); that is :class:`apd.CWD`, not part of this.
-
-    Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K, by which labels are checked.
-        weight: of the term in ``"loss"`` (default 2e-5, released segmentation configuration).
-        masked: share of pixels set to zero (default 0.75, released segmentation configuration).
-        ignore_index: label of pixels not to count (default 255).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as :class:`apd.APDLoss` raises them.
-
-    >>> import torch
-    >>> from apd import MGD
-    >>> features, labels = torch.ones(1, 4, 8, 8, requires_grad=True), torch.zeros(1, 64, 64, dtype=torch.long)
-    >>> out = MGD(4, 4, num_classes=3)(student_features=features, teacher_features=features, labels=labels)
-    >>> bool(out["mgd"] > 0)
-    True
+    They go through a 1×1 convolution where the channels differ; a share of their pixels, drawn from the global
+    generator, and the ignored ones become zero, and two 3×3 convolutions with a ReLU between them regenerate the
+    teacher's map. Defaults are the released segmentation configuration's; the weight is that of a sum over pixels and
+    channels.
     """
 
-    shown = ("masked",)
-
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        *,
-        weight: float = 2e-5,
-        masked: float = 0.75,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__(
-            student_channels, teacher_channels, num_classes, weights={"mgd": weight}, ignore_index=ignore_index
-        )
-        if not 0 <= masked < 1:
-            raise ValueError(f"masked={masked}: expected a share of the pixels, 0 <= masked < 1")
-        self.masked = masked
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__(student_channels, teacher_channels, num_classes, **settings)
         same = student_channels == teacher_channels
         self.adapter = None if same else nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
         self.hidden = nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1)
@@ -218,15 +148,46 @@ class MGD(FeatureDistiller):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MGDConfig(DistillerConfig, module=MGD):
-    """Masked generative distillation, as `apd.MGD`."""
+class CWDConfig(DistillerConfig):
+    """Settings of :class:`apd.CWD`."""
 
-    method: Literal["mgd"] = "mgd"
-    weight: float = 2e-5
-    """Of a sum over pixels and channels, so what it means depends on the grid."""
-    masked: float = 0.75
-    """Share of the student's pixels that are set to zero."""
+    method: Literal["cwd"] = "cwd"
+    logits: float = 3.0  #: Weight of the term on the classifiers' logits; 0 leaves it out.
+    features: float = 0.0  #: Weight of the term on the features; 0 leaves it out.
+    temperature: float = 4.0
+    terms = ("logits", "features")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.masked < 1, self, "masked", "0 <= masked < 1")
+
+class CWD(FeatureDistiller, config=CWDConfig):
+    """Channel-wise distillation (Shu et al. 2021): where in the image each channel is active.
+
+    The softmax of a channel runs over an image's valid pixels (published codes: over all, padded ones included).
+    Defaults are those of the authors' TorchDistiller, which compares the logits only; the CIRKD code adds the features,
+    here through a 1×1 convolution without bias, with weight 50.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__(student_channels, teacher_channels, num_classes, **settings)
+        adapted = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False) if self.features else None
+        self.adapter = adapted  # under DDP a parameter that gets no gradient stalls the reducer
+
+    @full_precision
+    def forward(
+        self,
+        *,
+        labels: Tensor,
+        student_features: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+        student_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of positive weight and ``"loss"``; maps of a term of weight 0 may be left out."""
+        terms = {}
+        if self.weights["logits"]:
+            student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
+            terms["logits"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
+        if self.adapter is not None:
+            student, teacher, labels_Bhw = self._on_one_grid("features", student_features, teacher_features, labels)
+            student = convolved(self.adapter, student)
+            terms["features"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
+        return self._with_loss(terms)

@@ -1,4 +1,4 @@
-"""Methods that compare the two nets' logits pixel by pixel: ordinary, standardised and decoupled distillation."""
+"""Methods that compare the two nets' logits: ordinary, standardised and decoupled distillation, and DIST."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apd.distillers.base import IGNORED, Distiller, DistillerConfig
-from apd.fields import require_weights
-from apd.losses import Reduction, masked_mean, pixel_kd_loss
+from apd.losses import masked_mean, pixel_kd_loss
 from apd.perspective import full_precision, inverse_length
-from apd.validation import RULED_OUT, check_call, check_choice, check_flag, check_positive, has_values
+from apd.validation import RULED_OUT, check_call, has_values
 
 
 @full_precision
@@ -20,8 +19,7 @@ def decoupled_losses(
 ) -> tuple[Tensor, Tensor]:
     """The target and the non-target part of a pixel's KL, each T² times its mean over valid pixels.
 
-    ``labels_Bhw`` hold :data:`apd.distillers.base.IGNORED` where no class is. A pixel at which the teacher rules out
-    all classes but the labelled one has no non-target part. Memory: about six (B, K, h, w) maps.
+    A pixel at which the teacher rules out all classes but the labelled one has no non-target part.
     """
     valid_Bhw = labels_Bhw != IGNORED
     classes_K11 = torch.arange(student_BKhw.shape[1], device=labels_Bhw.device)[:, None, None]
@@ -53,46 +51,49 @@ def standardised(logits_BKhw: Tensor) -> Tensor:
     return centred_BKhw * (inverse_length(centred_BKhw, dim=1) * (logits_BKhw.shape[1] - 1) ** 0.5)
 
 
-class PixelKD(Distiller):
-    """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015, pixel by pixel).
+def correlation_loss(student: Tensor, teacher: Tensor, counted: Tensor, dim: int) -> Tensor:
+    """1 - Pearson correlation along ``dim`` over counted entries: mean over the rows in which the teacher varies."""
+    size = counted.sum(dim, keepdim=True).clamp(min=1)
 
-    The baseline every other method has to beat, and a term of APD itself; the formula is
-    :func:`apd.pixel_kd_loss`. It has no parameters.
+    def deviations(values: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.where(counted, values, 0.0).sum(dim, keepdim=True) / size
+        centred = torch.where(counted, values - mean, 0.0)
+        return centred, inverse_length(centred, dim=dim)
 
-    Args:
-        temperature: T (default 1).
-        weight: of the term in ``"loss"`` (default 1, own choice).
-        reduction: ``"pixel"`` (default, own choice) or ``"element"``, see :mod:`apd.losses`.
-        upsample_logits: compare on the label grid instead of the logits' own (default, own choice).
-        ignore_index: label of pixels not to count (default 255).
+    (student, student_scale), (teacher, teacher_scale) = deviations(student), deviations(teacher)
+    correlation = (student * teacher).sum(dim, keepdim=True) * student_scale * teacher_scale
+    return masked_mean(1.0 - correlation, teacher_scale > 0)
 
-    >>> import torch
-    >>> from apd import PixelKD
-    >>> logits, labels = torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 4, dtype=torch.long)
-    >>> PixelKD().eval()(student_logits=logits, teacher_logits=logits, labels=labels)["loss"]
-    tensor(0.)
 
-    Raises:
-        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`, and for a temperature or weight that is not
-            positive.
-    """
+@full_precision
+def dist_losses(
+    student_BKhw: Tensor, teacher_BKhw: Tensor, valid_Bhw: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """T² times the inter-class term (a pixel's classes correlated) and the intra-class one (a class's pixels)."""
+    student_KM, teacher_KM = (
+        (logits_BKhw / temperature).softmax(1).transpose(0, 1).flatten(1)
+        for logits_BKhw in (student_BKhw, teacher_BKhw)
+    )
+    counted_KM = valid_Bhw.flatten()[None].expand_as(student_KM)
+    inter, intra = (correlation_loss(student_KM, teacher_KM, counted_KM, dim) for dim in (0, 1))
+    return temperature**2 * inter, temperature**2 * intra
 
-    shown = ("temperature", "reduction")
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        weight: float = 1.0,
-        reduction: Reduction = "pixel",
-        upsample_logits: bool = False,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__({"pixel_kd": weight}, ignore_index=ignore_index)
-        check_choice("reduction", reduction, ("pixel", "element"))
-        check_flag("upsample_logits", upsample_logits)
-        check_positive("temperature", temperature)
-        self.temperature, self.reduction, self.upsample_logits = temperature, reduction, upsample_logits
+@dataclass(frozen=True, kw_only=True)
+class PixelKDConfig(DistillerConfig):
+    """Settings of :class:`apd.PixelKD`."""
+
+    method: Literal["pixel_kd"] = "pixel_kd"
+    weight: float = 1.0  #: Weight of the term.
+    temperature: float = 1.0
+    #: Mean over valid pixels, or over all pixels and classes (released code): there, 10 weighs 10 / K per pixel.
+    reduction: Literal["pixel", "element"] = "pixel"
+    #: Whether logits are compared on the labels' grid (released code) instead of their own.
+    upsample_logits: bool = False
+
+
+class PixelKD(Distiller, config=PixelKDConfig):
+    """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015), by :func:`apd.pixel_kd_loss`."""
 
     def forward(
         self,
@@ -103,69 +104,35 @@ class PixelKD(Distiller):
         student_features: Tensor | None = None,
         teacher_features: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not looked at."""
+        """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not read."""
         logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
         check_call(self, logits, labels, trained=["student_logits"])
-        term = pixel_kd_loss(
-            student_logits,
-            teacher_logits,
-            labels,
-            temperature=self.temperature,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            upsample_logits=self.upsample_logits,
-        )
-        return self._with_loss({"pixel_kd": term})
+        options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
+        options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
+        return self._with_loss({"pixel_kd": pixel_kd_loss(student_logits, teacher_logits, labels, **options)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelKDConfig(DistillerConfig, module=PixelKD):
-    """Ordinary pixel distillation of the logits."""
+class LSKDConfig(DistillerConfig):
+    """Settings of :class:`apd.LSKD`."""
 
-    method: Literal["pixel_kd"] = "pixel_kd"
-    weight: float = 1.0
-    """Weight of the term."""
-    temperature: float = 1.0
-    reduction: Literal["pixel", "element"] = "pixel"
-    """Mean over valid pixels, or over all pixels and classes (released code): there, 10 weighs 10 / K per pixel."""
-    upsample_logits: bool = False
-    """Whether logits are compared on the labels' grid (released code) instead of their own."""
+    method: Literal["lskd"] = "lskd"
+    weight: float = 9.0
+    temperature: float = 2.0
 
 
-class LSKD(Distiller):
-    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel.
+class LSKD(Distiller, config=LSKDConfig):
+    """Logit standardisation before distillation (Sun et al., CVPR 2024), pixel by pixel (own reading).
 
-    Each network's logits of a pixel have their mean over classes taken away and are divided by their standard
-    deviation, so that the student has to match the teacher's relations between classes and not its range of logits;
-    the term is then that of :class:`PixelKD`, T² KL, mean over valid pixels. The standard deviation is that over
-    K - 1 of the released code and of the paper's figure 2 (its algorithm 1 divides by K, another T). The method was
-    published for the classification of whole images; pixels are this project's reading. A finer map is averaged down
-    to the other's grid before it is standardised.
+    A pixel's logits lose their mean over classes and are divided by their standard deviation over K - 1 (released code
+    and the paper's figure 2, which the example repeats; its algorithm 1 divides by K); the term is that of
+    :class:`PixelKD`. Defaults are the released code's on CIFAR-100, beside a cross-entropy of weight 1.
 
-    Args:
-        weight: of the term in ``"loss"`` (default 9 beside a cross-entropy of weight 1, released code, CIFAR-100).
-        temperature: T, the paper's base temperature (default 2, released code, CIFAR-100).
-        ignore_index: label of pixels not to count (default 255).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`, and for a temperature or weight that is not
-            positive.
-
-    >>> import torch
-    >>> from apd import LSKD
     >>> teacher = torch.tensor([-3.0, 3.0, 1.0, -1.0]).view(1, 4, 1, 1)
     >>> student, labels = torch.tensor([-6.0, 3.0, 4.0, -1.0]).view(1, 4, 1, 1), torch.tensor([[[1]]])
-    >>> distiller = LSKD(temperature=1.0).eval()  # only to measure
-    >>> distiller(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]  # figure 2: 0.0995
+    >>> LSKD(temperature=1.0).eval()(student_logits=student, teacher_logits=teacher, labels=labels)["lskd"]
     tensor(0.0995)
     """
-
-    shown = ("temperature",)
-
-    def __init__(self, *, weight: float = 9.0, temperature: float = 2.0, ignore_index: int = 255) -> None:
-        super().__init__({"lskd": weight}, ignore_index=ignore_index)
-        check_positive("temperature", temperature)
-        self.temperature = temperature
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
@@ -180,52 +147,22 @@ class LSKD(Distiller):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSKDConfig(DistillerConfig, module=LSKD):
-    """Distillation of standardised logits, as `apd.LSKD`."""
+class DKDConfig(DistillerConfig):
+    """Settings of :class:`apd.DKD`."""
 
-    method: Literal["lskd"] = "lskd"
-    weight: float = 9.0
-    temperature: float = 2.0
+    method: Literal["dkd"] = "dkd"
+    target: float = 1.0  #: Weight of the KL between the probabilities of the labelled class; 0 leaves it out.
+    non_target: float = 0.25  #: Weight of the KL among the other classes; 0 leaves it out.
+    temperature: float = 1.0
+    terms = ("target", "non_target")
 
 
-class DKD(Distiller):
-    """Decoupled knowledge distillation of the logits (Zhao et al. 2022), pixel by pixel with the pixel's own label.
+class DKD(Distiller, config=DKDConfig):
+    """Decoupled knowledge distillation of the logits (Zhao et al. 2022), pixel by pixel (own reading).
 
-    Ordinary distillation is split in two terms: ``target``, the KL between the two nets' probabilities of the
-    labelled class against all others together; and ``non_target``, the KL between their distributions over the
-    others. Each is T² times its mean over valid pixels. The method was published for whole images and boxes; no
-    official segmentation code or number is known, and pixels are this project's reading.
-
-    Args:
-        target, non_target: weights of the two terms in ``"loss"`` (default 1 and 0.25, official detection code).
-        temperature: T (default 1, official detection code).
-        ignore_index: label of pixels not to count (default 255).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as :func:`apd.pixel_kd_loss`; for weights that are none; and for logits of
-            a single class, which has no others.
-
-    >>> import torch
-    >>> from apd import DKD
-    >>> student, teacher = torch.zeros(1, 3, 1, 1), torch.tensor([2.0, 0.0, 0.0]).view(1, 3, 1, 1)
-    >>> out = DKD().eval()(student_logits=student, teacher_logits=teacher, labels=torch.tensor([[[0]]]))
-    >>> [round(value.item(), 4) for value in out.values()]  # target, non_target, loss
-    [0.433, 0.0, 0.433]
+    ``target`` is the KL between the two nets' probabilities of the labelled class against all others together, and
+    ``non_target`` between their distributions over the others. Defaults are the official detection code's.
     """
-
-    shown = ("temperature",)
-
-    def __init__(
-        self,
-        *,
-        target: float = 1.0,
-        non_target: float = 0.25,
-        temperature: float = 1.0,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__({"target": target, "non_target": non_target}, ignore_index=ignore_index)
-        check_positive("temperature", temperature)
-        self.temperature = temperature
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
@@ -234,16 +171,26 @@ class DKD(Distiller):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DKDConfig(DistillerConfig, module=DKD):
-    """Decoupled distillation of the logits, pixel by pixel, as `apd.DKD`."""
+class DISTConfig(DistillerConfig):
+    """Settings of :class:`apd.DIST`."""
 
-    method: Literal["dkd"] = "dkd"
-    target: float = 1.0
-    """Weight of the KL between the probabilities of the labelled class; 0 leaves it out."""
-    non_target: float = 0.25
-    """Weight of the KL among the other classes; 0 leaves it out."""
+    method: Literal["dist"] = "dist"
+    inter: float = 1.0  #: Weight of the correlation over a pixel's classes; 0 leaves it out.
+    intra: float = 1.0  #: Weight of the correlation over a class's pixels; 0 leaves it out.
     temperature: float = 1.0
+    terms = ("inter", "intra")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_weights(self, "target", "non_target")
+
+class DIST(Distiller, config=DISTConfig):
+    """DIST (Huang et al. 2022): correlate the two nets' class probabilities instead of matching them.
+
+    ``inter`` is 1 - the Pearson correlation over the classes of a pixel, mean over pixels; ``intra`` over all pixels of
+    the batch of a class, mean over classes; both times T². Ignored pixels, and pixels or classes in which the teacher
+    does not vary, are not counted (official code: all pixels, the latter as 0). Defaults are those of the official
+    segmentation runs, which add the auxiliary logits with weight 0.4.
+    """
+
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
+        losses = dist_losses(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
+        return dict(zip(("inter", "intra"), losses, strict=True))

@@ -1,28 +1,27 @@
-"""Methods that compare relations inside an image: SKD's pair-wise similarity and intra-class feature variation (IFVD).
+"""Methods that compare relations inside an image: SKD's pairs of nodes, IFVD's variation, and pairs of prototypes.
 
-Neither needs an adapter, since a cosine is a number whatever the channels. Pixels of ``ignore_index`` are left out.
-Shape letters as in :mod:`apd.perspective`.
+Those of prototypes (:func:`apd.class_prototypes` of one image) compare all pairs of an image's classes: K² · D
+operations, whatever the number of pixels. Pixels of ``ignore_index`` are left out.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller
+from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
 from apd.fields import require
 from apd.losses import masked_mean
-from apd.perspective import full_precision, inverse_length
+from apd.perspective import class_prototypes, full_precision, inverse_length
 
 
 @full_precision
 def pairwise_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, *, window: tuple[int, int]) -> Tensor:
-    """Squared distance of two cosine matrices between the nodes of max-pooled maps: mean over pairs of valid nodes.
+    """Squared distance of two cosine matrices between the nodes of max-pooled maps: mean over pairs of nodes.
 
-    A node is the maximum, channel by channel, over the valid pixels of a ``window``; one without a valid pixel is in
-    no pair.
+    A node is the maximum, channel by channel, over the valid pixels of a ``window``; without one there is no node.
     """
     nodes_BN = F.max_pool2d(valid_Bhw[:, None].to(student_BChw.dtype), window, ceil_mode=True).flatten(1) > 0
 
@@ -41,10 +40,7 @@ def pairwise_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor,
 
 @full_precision
 def variation_loss(student_BChw: Tensor, teacher_BChw: Tensor, labels_Bhw: Tensor, num_classes: int) -> Tensor:
-    """Squared distance of each pixel's cosine to the centre of its own class in its image: mean over valid pixels.
-
-    ``labels_Bhw`` hold :data:`apd.distillers.base.IGNORED` where no class is. Memory: one (B, K, h, w) map a net.
-    """
+    """Squared distance of each pixel's cosine to the centre of its own class in its image: mean over valid pixels."""
     labels_BN = labels_Bhw.flatten(1)
     member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]
 
@@ -58,54 +54,53 @@ def variation_loss(student_BChw: Tensor, teacher_BChw: Tensor, labels_Bhw: Tenso
     return masked_mean((own_cosine(student_BChw) - own_cosine(teacher_BChw)).square(), labels_BN != IGNORED)
 
 
-class PairwiseSimilarity(FeatureDistiller):
-    """The pair-wise term of structured knowledge distillation, SKD (Liu et al. 2019).
+def prototypes_of_both(
+    student_BChw: Tensor, teacher_BChw: Tensor, labels_Bhw: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``student_BKC``, ``teacher_BKC``, and ``pairs_BKK``: the pairs of different classes that an image has."""
+    (student_BKC, present_BK), (teacher_BKC, _) = (
+        class_prototypes(features_BChw, labels_Bhw, num_classes, ignore_index=IGNORED)
+        for features_BChw in (student_BChw, teacher_BChw)
+    )
+    same_KK = torch.eye(num_classes, dtype=torch.bool, device=labels_Bhw.device)
+    return student_BKC, teacher_BKC, present_BK[:, :, None] & present_BK[:, None] & ~same_KK
 
-    Features are max-pooled to a few nodes; the term is the mean squared distance between the two nets' matrices of
-    cosines between an image's nodes. The pixel KD and the adversarial term of the published method are not part of
-    this: the former is a distiller of its own, :class:`apd.PixelKD`.
 
-    Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K, by which labels are checked.
-        weight: of the term in ``"loss"`` (default 0.5, official training script; its option's own default is 1, and
-            the CIRKD code takes 10 on a grid pooled 2×2).
-        pool: side of a pooling window as a share of the map's (default 0.5, official script, which leaves 2×2 nodes,
-            or 3×3 on odd grids). It decides the number of nodes, whatever the
-            grid: a half makes at most 9, a tenth at most 400.
-        ignore_index: label of pixels not to count (default 255): the maximum is over valid pixels, and nodes without
-            one are in no pair (the published code counts all).
+@full_precision
+def triplet_loss(student_BKD: Tensor, teacher_BKD: Tensor, pairs_BKK: Tensor, *, margin: float) -> Tensor:
+    """max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean over pairs of classes k, j."""
+    distances_BKK = torch.cdist(student_BKD, teacher_BKD)
+    own_BK1 = distances_BKK.diagonal(dim1=1, dim2=2)[:, :, None]
+    return masked_mean((own_BK1 - distances_BKK + margin).relu(), pairs_BKK)
 
-    Raises:
-        ValueError, TypeError, RuntimeError: as :class:`apd.APDLoss` raises them.
 
-    >>> import torch
-    >>> from apd import PairwiseSimilarity
-    >>> student = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal pixels
-    >>> distiller = PairwiseSimilarity(2, 2, num_classes=3).eval()  # only to measure
-    >>> labels = torch.tensor([[[0, 1]]])
-    >>> distiller(student_features=student, teacher_features=torch.ones(1, 2, 1, 2), labels=labels)["skd"]
-    tensor(0.5000)
+@full_precision
+def inter_class_loss(student_BKD: Tensor, teacher_BKd: Tensor, pairs_BKK: Tensor) -> Tensor:
+    """(‖s_k - s_j‖ - ‖t_k - t_j‖)², mean over pairs of classes k, j; the two widths may differ."""
+    differences_BKK = torch.cdist(student_BKD, student_BKD) - torch.cdist(teacher_BKd, teacher_BKd)
+    return masked_mean(differences_BKK.square(), pairs_BKK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SKDConfig(DistillerConfig):
+    """Settings of :class:`apd.PairwiseSimilarity`."""
+
+    method: Literal["skd"] = "skd"
+    weight: float = 0.5
+    pool: float = 0.5  #: Side of a pooling window as a share of the map's.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.pool <= 1, self, "pool", "0 < pool <= 1")
+
+
+class PairwiseSimilarity(FeatureDistiller, config=SKDConfig):
+    """The pair-wise term of structured knowledge distillation, SKD (Liu et al. 2019), without its adversarial one.
+
+    Defaults are the official script's (the CIRKD code has weight 10). ``pool`` decides the number of nodes, whatever
+    the
+    grid: a half makes at most 9, a tenth at most 400.
     """
-
-    shown = ("pool",)
-
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        *,
-        weight: float = 0.5,
-        pool: float = 0.5,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__(
-            student_channels, teacher_channels, num_classes, weights={"skd": weight}, ignore_index=ignore_index
-        )
-        if not 0 < pool <= 1:
-            raise ValueError(f"pool={pool}: expected a share of the map's side, 0 < pool <= 1")
-        self.pool = pool
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
@@ -114,57 +109,20 @@ class PairwiseSimilarity(FeatureDistiller):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SKDConfig(DistillerConfig, module=PairwiseSimilarity):
-    """The pair-wise term of structured knowledge distillation, as `apd.PairwiseSimilarity`."""
+class IFVDConfig(DistillerConfig):
+    """Settings of :class:`apd.IFVD`."""
 
-    method: Literal["skd"] = "skd"
-    weight: float = 0.5
-    pool: float = 0.5
-    """Side of a pooling window as a share of the map's."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.pool <= 1, self, "pool", "0 < pool <= 1")
+    method: Literal["ifvd"] = "ifvd"
+    weight: float = 200.0
 
 
-class IFVD(FeatureDistiller):
-    """Intra-class feature variation distillation (Wang et al. 2020): how far each pixel is from its class's centre.
+class IFVD(FeatureDistiller, config=IFVDConfig):
+    """Intra-class feature variation distillation (Wang et al. 2020), without its adversarial terms.
 
-    A class's centre is the mean of its pixels' features in one image; the term is the mean squared distance between
-    the two nets' cosines of a pixel with the centre of its own class. The pixel KD (weight 10) and the adversarial
-    terms of the published method are not part of this: the former is a distiller of its own, :class:`apd.PixelKD`.
-
-    Args:
-        student_channels, teacher_channels: channels of the two feature maps.
-        num_classes: number of classes K.
-        weight: of the term in ``"loss"`` (default 200, official code; the CIRKD code takes 20).
-        ignore_index: label of pixels not to count (default 255). In the official code an ignored pixel is its own
-            centre, so that it adds nothing to the sum but counts in the mean; here it does not count.
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as :class:`apd.APDLoss` raises them.
-
-    >>> import torch
-    >>> from apd import IFVD
-    >>> student = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # two orthogonal pixels of one class
-    >>> distiller = IFVD(2, 2, num_classes=3).eval()  # only to measure
-    >>> labels = torch.tensor([[[0, 0]]])
-    >>> distiller(student_features=student, teacher_features=torch.ones(1, 2, 1, 2), labels=labels)["ifvd"]
-    tensor(0.0858)
+    The term is the squared distance between the two nets' cosines of a pixel with the centre of its own class in its
+    image. An ignored pixel does not count (in the official code it is its own centre and counts in the mean). The
+    weight of 200 is the official code's; the CIRKD code takes 20.
     """
-
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        num_classes: int,
-        *,
-        weight: float = 200.0,
-        ignore_index: int = 255,
-    ) -> None:
-        super().__init__(
-            student_channels, teacher_channels, num_classes, weights={"ifvd": weight}, ignore_index=ignore_index
-        )
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
@@ -172,21 +130,57 @@ class IFVD(FeatureDistiller):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IFVDConfig(DistillerConfig, module=IFVD):
-    """Intra-class feature variation distillation, as `apd.IFVD`."""
+class I2CKDConfig(DistillerConfig):
+    """Settings of :class:`apd.I2CKD`."""
 
-    method: Literal["ifvd"] = "ifvd"
-    weight: float = 200.0
+    method: Literal["i2ckd"] = "i2ckd"
+    weight: float = 1.0
+    margin: float = 1.0  #: By how much another class has to be farther than the own one.
+
+
+class I2CKD(FeatureDistiller, config=I2CKDConfig):
+    """Intra- and inter-class knowledge distillation (Karine, Napoléon and Jridi 2024, arXiv 2403.18490).
+
+    A triplet loss between the class prototypes of the two networks. Only the abstract could be read, so the rest is own
+    choice: a triplet is the student's prototype of a class (anchor), the teacher's of that class (positive) and the
+    teacher's of another class of the image (negative); the term is max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean
+    over triplets. The student's features go through a 1×1 convolution without bias.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__(student_channels, teacher_channels, num_classes, **settings)
+        self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
+        prototypes = prototypes_of_both(convolved(self.adapter, student), teacher, labels_Bhw, self.num_classes)
+        return {"i2ckd": triplet_loss(*prototypes, margin=self.margin)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDDConfig(DistillerConfig):
+    """Settings of :class:`apd.InterClassDistance`."""
+
+    method: Literal["idd"] = "idd"
+    weight: float = 10.0
+
+
+class InterClassDistance(FeatureDistiller, config=IDDConfig):
+    """The inter-class distances of IDD (Zhang, Zhou and Tu, IJCAI 2022), without its position information.
+
+    Only the abstract could be read, so term and weight are own choice: (‖s_k - s_j‖ - ‖t_k - t_j‖)² of two classes'
+    prototypes, mean over all pairs of an image's classes.
+    """
+
+    def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Distiller.terms`."""
+        return {"idd": inter_class_loss(*prototypes_of_both(student, teacher, labels_Bhw, self.num_classes))}
 
 
 # KL between two nets' similarities with many samples, without ever holding a map of pixels by samples.
 
 BLOCK_ELEMENTS = 2**20
-"""Logits in a block on a CPU, of both nets: 128 pixels at 4096 samples, 4 MiB in float32.
-
-Own choice: on one core with a cache of 1 MiB and 32 MiB shared, 2**19 to 2**21 are equally fast, 2**17 and 2**22 a
-tenth slower or more.
-"""
+"""Logits in a block on a CPU, of both nets: 128 pixels at 4096 samples, 4 MiB in float32 (own choice, measured)."""
 
 BLOCK_ELEMENTS_BESIDE_A_CPU = 2**25
 """The same on any other device, where each block costs a dozen launches (own choice, not measured): 128 MiB."""
@@ -231,20 +225,8 @@ class _RelationDivergence(torch.autograd.Function):
 def relation_divergence(student_ND: Tensor, teacher_ND: Tensor, samples_SD: Tensor) -> Tensor:
     """KL of each pixel between softmax(teacher · samples) and softmax(student · samples), over the samples.
 
-    Args:
-        student_ND: vectors of N pixels, divided by the temperature; the gradient reaches these.
-        teacher_ND: the same of the teacher, a constant.
-        samples_SD: what both are compared with, a constant.
-
-    Returns:
-        ``divergence_N``. It can be differentiated once. Memory beside the input: the gradient's (N, D) map, if one is
-        wanted, and blocks of a few MiB; nothing of the size N × S.
-
-    >>> import torch
-    >>> from apd.distillers.relations import relation_divergence
-    >>> samples = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> student, teacher = torch.tensor([[2.0, 2.0], [3.0, 1.0]]), torch.tensor([[5.0, 5.0], [1.0, 3.0]])
-    >>> relation_divergence(student, teacher, samples)
-    tensor([0.0000, 1.5232])
+    The vectors of the N pixels are divided by the temperature; only the student's are no constants. The result,
+    ``divergence_N``, can be differentiated once. Memory beside the input: the gradient's (N, D) map and blocks of a few
+    MiB; nothing of the size N × S.
     """
     return _RelationDivergence.apply(student_ND, teacher_ND, samples_SD)

@@ -9,10 +9,9 @@ from typing import NamedTuple, TypeVar
 
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
-from apd.distillers.channels import CWDConfig, DISTConfig
 from apd.distillers.cirkd import CIRKDConfig
-from apd.distillers.features import AttentionTransferConfig, FitNetConfig, MGDConfig
-from apd.distillers.logits import DKDConfig, PixelKDConfig
+from apd.distillers.features import AttentionTransferConfig, CWDConfig, FitNetConfig, MGDConfig
+from apd.distillers.logits import DISTConfig, DKDConfig, PixelKDConfig
 from apd.distillers.relations import IFVDConfig, SKDConfig
 
 Config = TypeVar("Config", bound=DistillerConfig)

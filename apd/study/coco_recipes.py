@@ -11,11 +11,9 @@ from typing import Literal, get_args
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.distillers.apd import DenseAPDConfig
+from apd.distillers.apd import DenseAPDConfig, RoIAPDConfig
 from apd.distillers.base import DistillerConfig
-from apd.distillers.review_kd import ReviewKDConfig
-from apd.distillers.roi_apd import RoIAPDConfig
-from apd.distillers.through_pixels import PyramidMatchingConfig, RoIDKDConfig, RoIKDConfig
+from apd.distillers.on_detectors import PyramidMatchingConfig, ReviewKDConfig, RoIDKDConfig, RoIKDConfig
 from apd.fields import ExperimentError, did_you_mean
 from apd.study.ablations import stronger
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from apd.distillers.through_pixels import roi_kd
+from apd.distillers.on_detectors import roi_kd
 from apd.models.detector import build_detector
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.curves import read_measurements, step_cost_table

@@ -6,12 +6,18 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map_only
 
-from apd.distillers import DIST, FitNet, PixelKD
-from apd.distillers.apd import dense_apd
+from apd import DIST, FitNet, PixelKD
+from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import LEVELS, DetectorPair, DetectorView
-from apd.distillers.review_kd import ReviewKD, hierarchical_context_loss
-from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import OnPyramid, OnRoIs, pyramid_matching, roi_dkd, roi_kd
+from apd.distillers.on_detectors import (
+    OnPyramid,
+    OnRoIs,
+    ReviewKD,
+    hierarchical_context_loss,
+    pyramid_matching,
+    roi_dkd,
+    roi_kd,
+)
 
 GRIDS = {"0": (12, 16), "1": (6, 8), "2": (3, 4), "3": (2, 2), "pool": (1, 1)}
 COUNTS = (7, 4)  # boxes of the two images
@@ -251,7 +257,7 @@ def test_any_distiller_of_pixels_works_on_boxes_and_on_the_pyramid():
         (lambda: OnPyramid(lambda: FitNet(5, 6, 4), levels=("1",)), "FitNet has ignore_index=255"),
         (lambda: OnPyramid(lambda: None, levels=()), r"levels=\(\): expected one or several of 0, 1, 2, 3, pool"),
         (lambda: OnPyramid(lambda: None, levels=("1", "1")), "each once"),
-        (lambda: OnPyramid(lambda: None, levels=("1",), labels="boxes"), "labels='boxes': expected 'classes'"),
+        (lambda: OnPyramid(lambda: None, levels=("1",), labels="boxes"), "labels='boxes': expected one of 'classes'"),
         (lambda: dense_apd(5, 6, 3, levels=("4",)), r"levels=\('4',\)"),
         (lambda: dense_apd(5, 6, 3, weights={"pixel_kd": 1.0}), r"a pyramid has no logits; add roi_kd\(\)"),
         (lambda: dense_apd(5, 6, 3, width=None), "width=None needs equal channels"),
@@ -259,8 +265,8 @@ def test_any_distiller_of_pixels_works_on_boxes_and_on_the_pyramid():
         (lambda: RoIAPD(0, 6, 3), "student_channels=0: expected a positive integer"),
         (lambda: RoIAPD(5, 6, 3, scale=0), "scale=0: expected a positive number"),
         (lambda: RoIAPD(5, 6, 3, weights={"observations": 1}), "did you mean 'observation'"),
-        (lambda: ReviewKD(5, 6, levels=("1", "0")), r"levels=\('1', '0'\): expected some of .* in this order"),
-        (lambda: ReviewKD(5, 6, weight=0), "weight=0: expected a positive number"),
+        (lambda: ReviewKD(5, 6, levels=("1", "0")), r"levels = \('1', '0'\): expected some of .* in this order"),
+        (lambda: ReviewKD(5, 6, weight=0), "ReviewKDConfig.weight = 0.0: expected a number > 0"),
     ],
 )
 def test_wrong_settings_are_named(build, message):
@@ -294,7 +300,17 @@ def test_boxes_need_no_common_size_but_common_classes_and_maps_one_shape():
     pair = Lists().pair
     misplaced = pair._replace(teacher=pair.teacher._replace(image_sizes=[(96, 128), (96, 80)]))
     assert make("roi_apd")(misplaced)["loss"] > 0  # boxes are where they are in each
-    with pytest.raises(ValueError, match="the student has 4 logits: expected 6, num_classes and the background"):
+    coarse = {level: pair.teacher.pyramid[level] for level in ("0", "pool")}
+    for name, lacking in (("dense_apd", "1"), ("review_kd", "1, 2, 3")):
+        with pytest.raises(ValueError, match=f"the teacher's pyramid has no level {lacking}: it has 0, pool"):
+            make(name)(pair._replace(teacher=pair.teacher._replace(pyramid=coarse)))
+    with pytest.raises(ValueError, match="the targets have no class_map"):
+        make("dense_apd")(pair._replace(class_map_BHW=None))
+    with pytest.raises(ValueError, match=r"student_features has 5 channels .*: expected 7"):
+        make("roi_apd", student_channels=7)(pair)
+    with pytest.raises(ValueError, match=r"student_logits has 4 channels .*: expected 6, the num_classes"):
         RoIAPD(5, 6, 5)(pair)
+    with pytest.raises(ValueError, match=r"student_features has 5 channels .*: expected 7"):
+        make("review_kd", student_channels=7)(pair)
     with pytest.raises(ValueError, match=r"student has shape \(1, 2, 3, 3\) but teacher \(1, 2, 4, 4\)"):
         hierarchical_context_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 4))

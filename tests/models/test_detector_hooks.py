@@ -7,9 +7,9 @@ from torchvision.ops import box_iou
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import as_target
 from apd.data.scenes.instances import SceneInstances
+from apd.distillers.apd import RoIAPD
 from apd.distillers.base import NO_BOX
-from apd.distillers.roi_apd import RoIAPD
-from apd.distillers.through_pixels import roi_kd
+from apd.distillers.on_detectors import roi_kd
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, pad_maps, teacher_view, training_step
 

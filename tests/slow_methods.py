@@ -1,13 +1,12 @@
-"""The rivals written a second time, slowly: pixel by pixel from their formulas, sharing no code with the package.
+"""The other methods written a second time, slowly: pixel by pixel from their formulas, sharing no code with `apd`.
 
 Maps are on one grid; each function takes the labels as they are and returns the terms by name. Convolutions are given
 as the pair of their weight and bias (or ``None``).
 """
 
 import torch
+from slow_reference import divergence, nearest
 from torch import Tensor
-
-from .slow_reference import divergence, nearest
 
 
 def valid_places(labels_BHW: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
@@ -20,6 +19,16 @@ def valid_places(labels_BHW: Tensor, size: tuple[int, int]) -> list[tuple[int, i
         for j in range(size[1])
         if labels_Bhw[b, i, j] != 255
     ]
+
+
+def cells(places, image: int, size: tuple[int, int], window: tuple[int, int]) -> list[list[tuple[int, int]]]:
+    """The valid (row, column) of an image window by window; those without any are left out."""
+    found = [
+        [(i, j) for b, i, j, _ in places if b == image and top <= i < top + window[0] and left <= j < left + window[1]]
+        for top in range(0, size[0], window[0])
+        for left in range(0, size[1], window[1])
+    ]
+    return [inside for inside in found if inside]
 
 
 def mean(costs: list[Tensor], anything: Tensor) -> Tensor:
@@ -83,24 +92,12 @@ def mgd(student, teacher, labels, *, kept, adapter, hidden, out):
 
 
 def skd(student, teacher, labels, *, window):
-    height, width = student.shape[2:]
-    costs = []
+    costs, size = [], student.shape[2:]
     for image in range(len(student)):
-        nodes = []
-        for top in range(0, height, window[0]):
-            for left in range(0, width, window[1]):
-                places = [
-                    (i, j)
-                    for b, i, j, _ in valid_places(labels, (height, width))
-                    if b == image and top <= i < top + window[0] and left <= j < left + window[1]
-                ]
-                if places:
-                    nodes.append(
-                        [
-                            torch.stack([net[image, :, i, j] for i, j in places]).max(dim=0).values
-                            for net in (student, teacher)
-                        ]
-                    )
+        nodes = [
+            [torch.stack([net[image, :, i, j] for i, j in inside]).amax(0) for net in (student, teacher)]
+            for inside in cells(valid_places(labels, size), image, size, window)
+        ]
         costs += [(cosine(a[0], b[0]) - cosine(a[1], b[1])).square() for a in nodes for b in nodes]
     return {"skd": mean(costs, student)}
 
@@ -206,26 +203,14 @@ def dkd(student, teacher, labels, *, temperature):
 
 def cirkd_batch(student, teacher, labels, *, temperature, window):
     """Cells of window × window pixels; each is the mean of its valid pixels."""
-    height, width = student.shape[2:]
-    places = valid_places(labels, (height, width))
-    images = []
-    for image in range(len(student)):
-        cells = []
-        for top in range(0, height, window):
-            for left in range(0, width, window):
-                inside = [
-                    (i, j)
-                    for b, i, j, _ in places
-                    if b == image and top <= i < top + window and left <= j < left + window
-                ]
-                if inside:
-                    cells.append(
-                        [
-                            torch.stack([net[image, :, i, j] for i, j in inside]).mean(dim=0)
-                            for net in (student, teacher)
-                        ]
-                    )
-        images.append(cells)
+    size = student.shape[2:]
+    images = [
+        [
+            [torch.stack([net[image, :, i, j] for i, j in inside]).mean(0) for net in (student, teacher)]
+            for inside in cells(valid_places(labels, size), image, size, (window, window))
+        ]
+        for image in range(len(student))
+    ]
     costs = []
     for first in images:
         for second in filter(None, images):

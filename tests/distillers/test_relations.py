@@ -1,7 +1,9 @@
-"""Divergences of pixels from samples in blocks: the values and gradients of the plain formula, and none of its maps."""
+"""Divergences of pixels from samples in blocks, and pairs of prototypes and nodes."""
 
 import pytest
+import slow_methods
 import torch
+from every_method import call, gradients, make, random_batch
 from torch.nn import functional as F
 
 from apd.distillers import relations as module
@@ -9,6 +11,7 @@ from apd.distillers.cirkd import memory_loss
 from apd.distillers.relations import relation_divergence
 
 SAMPLES = 6
+OF_PROTOTYPES = pytest.mark.parametrize("name", ["i2ckd", "idd"])
 
 
 def inputs(pixels, *, dtype=torch.float64, scale=3.0):
@@ -114,3 +117,38 @@ def test_the_blocks_trace_to_one_graph_with_equal_results(monkeypatch):
     got, expected = (loss(student, *others, temperature=0.1) for loss in (compiled, memory_loss))
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.autograd.grad(got, student), torch.autograd.grad(expected, student))
+
+
+@OF_PROTOTYPES
+def test_degenerate_classes_of_an_image_leave_pairs_of_prototypes_finite(name):
+    module, batch = make(name), random_batch()
+    one_class = torch.where(batch["labels"] == 255, 255, torch.tensor([1, 3])[:, None, None])
+    out = call(module, batch | {"labels": one_class})
+    assert out["loss"] == 0
+    assert not any(g.any() for g in gradients(out["loss"], module, batch) if g is not None)
+    batch["student_features"] = torch.ones_like(batch["student_features"]).requires_grad_()
+    changes = gradients(call(module, batch)["loss"], module, batch)  # a Euclidean distance of 0 has no slope of its own
+    assert all(change.isfinite().all() for change in changes if change is not None)
+
+
+@OF_PROTOTYPES
+def test_more_classes_than_are_compared_one_by_one_give_the_same(name):
+    """Beyond 25 rows :func:`torch.cdist` takes a matrix product in place of differences."""
+    classes, channels = 27, 4
+    module = make(name, sizes=(channels, channels, classes))
+    student, teacher = (torch.randn(1, channels, 1, classes, dtype=torch.float64) for _ in range(2))
+    student.requires_grad_()
+    batch = {"student_features": student, "teacher_features": teacher, "labels": torch.arange(classes)[None, None]}
+    options = {"adapter": module.adapter.weight, "margin": 1.0} if name == "i2ckd" else {}
+    values = module(**batch)[name], getattr(slow_methods, name)(*batch.values(), **options)[name]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in values))
+
+
+@pytest.mark.parametrize(("side", "nodes"), [(8, 2), (9, 3)])
+def test_the_pairwise_matrix_has_few_nodes_whatever_the_grid(side, nodes, monkeypatch):
+    shapes = []
+    multiply = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: shapes.append(multiply(a, b).shape) or multiply(a, b))
+    make("skd")(**random_batch(grid=(side, side)))
+    assert shapes == [(2, nodes**2, nodes**2)] * 2

@@ -1,0 +1,310 @@
+"""Every distillation method: against its slow reference, and the properties that they share."""
+
+import copy
+
+import pytest
+import slow_methods
+import slow_reference as slow
+import torch
+from every_method import METHODS, OF_LOGITS, SIZES, call, every_method, gradients, make, random_batch, used
+from torch.nn import functional as F
+
+import apd
+from apd import CIRKD, CWD, DIST, DKD, MGD, FitNet, PairwiseSimilarity, PixelKD
+
+every_other_method = pytest.mark.parametrize("name", [name for name in METHODS if name != "apd"])
+OF_PROTOTYPES = pytest.mark.parametrize("name", ["i2ckd", "idd"])
+
+
+def all_finite(out, module, batch):
+    changes = [gradient for gradient in gradients(out["loss"], module, batch) if gradient is not None]
+    return all(value.isfinite().all() for value in (*out.values(), *changes))
+
+
+def assert_connected_zero(out, module, batch):
+    assert all(value == 0 and value.requires_grad for value in out.values())
+    assert not any(g.any() for g in gradients(out["loss"], module, batch) if g is not None)
+
+
+def slow_terms(name, module, batch):
+    """The terms by the slow reference; the grids of a batch are equal."""
+    features = batch["student_features"], batch["teacher_features"], batch["labels"]
+    logits = batch["student_logits"], batch["teacher_logits"], batch["labels"]
+    size = features[0].shape[2:]
+    match name:
+        case "pixel_kd":
+            return {"pixel_kd": slow.pixel_kd(*logits, temperature=2.0)}
+        case "fitnet":
+            return slow_methods.fitnet(*features, adapter=(module.adapter.weight, None))
+        case "cwd":
+            adapted = torch.stack([slow_methods.convolution(f, module.adapter.weight, None) for f in features[0]])
+            return {
+                "logits": slow_methods.cwd(*logits, temperature=4.0),
+                "features": slow_methods.cwd(adapted, *features[1:], temperature=4.0),
+            }
+        case "i2ckd":
+            return slow_methods.i2ckd(*features, adapter=module.adapter.weight, margin=1.0)
+        case "dist" | "dkd" | "lskd":
+            return getattr(slow_methods, name)(*logits, temperature=2.0)
+        case "skd":
+            return slow_methods.skd(*features, window=(max(1, size[0] // 2), max(1, size[1] // 2)))
+        case "mgd":
+            torch.manual_seed(11)
+            kept = torch.rand(features[0].shape[0], *size) < 0.25
+            layers = {name: getattr(module, name) for name in ("adapter", "hidden", "out")}
+            layers = {name: (layer.weight, layer.bias) for name, layer in layers.items()}
+            return slow_methods.mgd(*features, kept=kept, **layers)
+        case "cirkd":
+            window = {(5, 4): 2, (1, 2): 1}[tuple(size)]  # 20 pixels come down to 3 × 2 cells, two stay two
+            terms = {"batch_pixels": slow_methods.cirkd_batch(*features, temperature=0.1, window=window)}
+            head = module.head
+            weights = {"hidden": head.hidden.weight, "scale": head.scale, "shift": head.shift, "out": head.out.weight}
+            headed = slow_methods.cirkd_head(features[0], features[2], **weights)
+            for memory, queues in module.memories.items():
+                samples = queues.vectors.flatten(0, 1)  # as many are drawn as there are
+                terms[memory] = slow_methods.cirkd_memory(headed, *features[:2], samples, temperature=0.1)
+            return terms
+    return getattr(slow_methods, name)(*features)
+
+
+@every_other_method
+@pytest.mark.parametrize("grid", [(5, 4), (1, 2)], ids=["fine", "coarse"])
+def test_terms_loss_and_gradients_equal_the_slow_reference(name, grid):
+    module, batch = make(name), random_batch(grid=grid)
+    out = call(module, batch)
+    expected = slow_terms(name, module, batch)
+    assert list(out) == [*expected, "loss"] == [*module.weights, "loss"]
+    total = sum(module.weights[term] * value for term, value in expected.items())
+    torch.testing.assert_close(out, expected | {"loss": total})
+    for got, wanted in zip(gradients(out["loss"], module, batch), gradients(total, module, batch), strict=True):
+        if wanted is None:
+            assert got is None or not got.any()
+        else:
+            torch.testing.assert_close(got, wanted, atol=1e-7 * total.item(), rtol=1e-5)
+
+
+@every_method
+def test_a_student_that_is_its_teacher_costs_nothing(name):
+    module, batch = make(name, sizes=(8, 8, 5)), random_batch(student_channels=8)
+    if name in ("fitnet", "cwd"):
+        torch.nn.init.dirac_(module.adapter.weight)
+    elif name == "apd":
+        module.student_head.load_state_dict(module.teacher_head.state_dict())
+    batch |= {f"student_{kind}": batch[f"teacher_{kind}"].clone() for kind in ("features", "logits")}
+    # two pass through layers that know nothing of the teacher yet; to another the teacher's classes are too near
+    never = {"mgd": {"mgd"}, "cirkd": {"pixel_memory", "region_memory"}, "i2ckd": {"i2ckd"}, "apd": {"regularisation"}}
+    never = never.get(name, set())
+    out = call(module, batch)
+    for term in set(out) - never - {"loss"}:
+        torch.testing.assert_close(out[term], torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
+    assert all(out[term] > 0 for term in never)
+
+
+@every_method
+def test_what_ignored_pixels_hold_plays_no_part(name):
+    module, batch = make(name), random_batch(labels=(5, 4), ignored=0.4)
+    ignored, other = (batch["labels"] == 255)[:, None], random_batch(labels=(5, 4), seed=9)
+    maps = {key: torch.where(ignored, 50 * other[key], batch[key]) for key in batch if key != "labels"}
+    torch.testing.assert_close(call(module, batch | maps), call(module, batch))
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_with_nothing_valid_every_term_is_a_connected_zero(name, dtype):
+    module, batch = make(name).train(), random_batch()
+    batch["labels"] = torch.full_like(batch["labels"], 255, dtype=dtype)
+    assert_connected_zero(call(module, batch), module, batch)
+
+
+@every_method
+@pytest.mark.parametrize("fault", ["hardly a valid pixel", "features of zero"])
+def test_degenerate_input_leaves_everything_finite(name, fault):
+    module, batch = make(name).train(), random_batch()
+    if fault == "features of zero":
+        batch |= {key: torch.zeros_like(value) for key, value in batch.items() if key != "labels"}
+        batch |= {key: value.requires_grad_() for key, value in batch.items() if key.startswith("student")}
+    else:
+        batch["labels"] = torch.full_like(batch["labels"], 255)
+        batch["labels"][1, 0, 0] = 3
+    assert all_finite(call(module, batch), module, batch)
+
+
+@every_method
+def test_a_finer_teacher_is_averaged_down_to_the_students_grid(name):
+    module, batch = make(name), random_batch()
+    fine = {key: random_batch(grid=(10, 8), seed=3)[key] for key in ("teacher_features", "teacher_logits")}
+    coarse = {key: F.avg_pool2d(value, 2) for key, value in fine.items()}
+    torch.testing.assert_close(call(module, batch | fine), call(module, batch | coarse))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if used(name) == ("features",) and name != "cirkd"])
+def test_classes_that_are_nowhere_play_no_part(name):
+    batch = random_batch()
+    torch.testing.assert_close(call(make(name), batch), call(make(name, sizes=(6, 8, 50)), batch))
+
+
+@every_method
+def test_gradient_reaches_the_student_and_its_adapter_and_never_the_teacher(name):
+    module, batch = make(name).train(), random_batch()
+    batch["teacher_features"].requires_grad_()
+    batch["teacher_logits"].requires_grad_()
+    call(module, batch)["loss"].backward()
+    assert (batch["teacher_features"].grad, batch["teacher_logits"].grad) == (None, None)
+    for kind in ("features", "logits"):
+        gradient = batch[f"student_{kind}"].grad
+        assert (gradient is not None and bool(gradient.any())) == (kind in used(name))
+    parameters = [*module.student_parameters(), *module.teacher_parameters()]
+    assert len(parameters) == len(list(module.parameters()))
+    assert bool(parameters) == (name in ("apd", "fitnet", "cwd", "cirkd", "mgd", "i2ckd"))
+    assert all(parameter.grad.any() for parameter in parameters)
+    assert bool(module.teacher_parameters()) == (name == "apd")
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_and_half_precision_maps_stay_close_to_float32(name, dtype):
+    module, batch = make(name, torch.float32), random_batch(dtype=torch.float32)
+    halves = {key: value if key == "labels" else value.detach().to(dtype) for key, value in batch.items()}
+    halves |= {key: value.requires_grad_() for key, value in halves.items() if key.startswith("student")}
+    expected = call(module, {key: value.float() if key != "labels" else value for key, value in halves.items()})
+    with torch.autocast("cpu", dtype=dtype):
+        out = call(module, halves)
+    assert {value.dtype for value in out.values()} == {torch.float32}
+    torch.testing.assert_close(out, expected)
+    out["loss"].backward()
+    reached = [halves[key].grad for key in ("student_features", "student_logits") if halves[key].grad is not None]
+    assert reached
+    assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in reached)
+
+
+@every_method
+def test_a_method_cast_to_half_precision_still_computes_its_formula_in_float32(name):
+    module, batch = make(name, torch.bfloat16), random_batch(dtype=torch.float32)
+    reference = make(name, torch.float32)
+    reference.load_state_dict(module.state_dict())
+    out, expected = call(module, batch), call(reference, batch)
+    assert {value.dtype for value in out.values()} == {torch.float32}
+    torch.testing.assert_close(out, expected, rtol=0.1, atol=0.05)
+
+
+@every_method
+def test_the_method_traces_to_one_graph_with_equal_results(name):
+    eager, batch = make(name, torch.float32).train(), random_batch(dtype=torch.float32, grid=(7, 4))
+    batch["teacher_features"] = F.interpolate(batch["teacher_features"], size=(9, 4))
+    torch.compiler.reset()  # all methods share one wrapper, whose versions the compiler counts
+    inner = copy.deepcopy(eager)
+    compiled = torch.compile(inner, fullgraph=True, backend="aot_eager")
+    for _ in range(2):  # the second call meets the memories that the first has written
+        out, expected = call(compiled, batch), call(eager, batch)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(
+            gradients(out["loss"], inner, batch), gradients(expected["loss"], eager, batch), atol=1e-5, rtol=1e-4
+        )
+    torch.testing.assert_close(dict(inner.named_buffers()), dict(eager.named_buffers()))
+    wrong = batch | {"labels": batch["labels"].clone()}
+    wrong["labels"][0, 0, 0] = 77
+    with pytest.raises(RuntimeError, match="labels hold a value"):
+        compiled(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PixelKD(temperature=0.0), r"^PixelKDConfig.temperature = 0\.0: expected a number > 0"),
+        (lambda: PixelKD(weight=0.0), r"weight = 0\.0: expected a number > 0; to leave the term out, leave the"),
+        (lambda: PixelKD(reduction="sum"), "reduction = 'sum': expected one of pixel, element"),
+        (lambda: FitNet(6, 8, 5, weight=float("nan")), "weight = nan: expected a finite number"),
+        (lambda: FitNet(0, 8, 5), "student_channels=0: expected a positive integer"),
+        (lambda: FitNet(6, 8.0, 5), r"teacher_channels=8\.0: expected a positive integer"),
+        (lambda: FitNet(6, 8, True), "num_classes=True: expected a positive integer"),
+        (lambda: PairwiseSimilarity(6, 8, 5, pool=1.5), r"pool = 1\.5: expected 0 < pool <= 1"),
+        (lambda: MGD(6, 8, 5, masked=1.0), r"masked = 1\.0: expected 0 <= masked < 1"),
+        (lambda: CIRKD(6, 8, 5, most_pixels=0), "most_pixels = 0: expected an integer >= 1"),
+        (lambda: CIRKD(6, 8, 5, pixel_slots=2.5), r"pixel_slots = 2\.5: expected a whole number"),
+        (lambda: CWD(6, 8, 5, logits=0), "logits, features are all 0"),
+    ],
+)
+def test_wrong_settings_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@every_method
+def test_wrong_inputs_are_named(name):
+    module, batch = make(name), random_batch()
+    kind = "logits" if name in OF_LOGITS else "features"
+    student, teacher = f"student_{kind}", f"teacher_{kind}"
+    skipped = batch["labels"].clone()
+    skipped[0, 1, 1] = 99  # the grid does not take this pixel
+    wrong = [
+        ({teacher: None}, TypeError, f"{teacher} is a NoneType"),
+        ({student: batch[student][0]}, ValueError, f"{student} has shape"),
+        ({teacher: batch[teacher][:1]}, ValueError, "batch"),
+        ({student: batch[student][:, :4]}, ValueError, student),
+        ({student: batch[student].long()}, TypeError, f"{student} has dtype"),
+        ({"labels": batch["labels"].double()}, TypeError, "labels has dtype torch.float64"),
+        ({"labels": batch["labels"][:1]}, ValueError, "labels holds 1 images but the maps hold 2"),
+        ({"labels": batch["labels"][:, None]}, ValueError, "labels has shape"),
+        ({"labels": torch.full_like(batch["labels"], 5)}, RuntimeError, r"labels hold .* 0\.\.4 nor .*=255"),
+        ({"labels": skipped}, RuntimeError, "labels hold a value"),
+    ]
+    for change, error, message in wrong:
+        with pytest.raises(error, match=message):
+            module(**batch | change)
+    with pytest.raises(TypeError, match="positional"):  # swapping the nets would go unnoticed
+        module(*batch.values())
+
+
+@pytest.mark.parametrize("name", ["pixel_kd", "dist", "dkd", "lskd"])
+def test_logits_of_a_single_class_are_refused_with_the_way_for_binary_networks(name):
+    logits = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 2, 2\): expected two classes or more; .*two_channel_logits"):
+        make(name)(student_logits=logits, teacher_logits=logits, labels=torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+@every_method
+def test_a_printed_method_states_its_weights(name):
+    assert all(f"{term}={weight:g}" in repr(make(name)) for term, weight in make(name).weights.items())
+
+
+def test_methods_are_attributes_of_the_package_and_other_names_are_not():
+    with pytest.raises(AttributeError, match="module 'apd' has no attribute 'FitNett'"):
+        apd.FitNett  # noqa: B018
+    assert set(apd.__all__) <= set(dir(apd))
+
+
+@every_other_method
+def test_a_method_needs_no_maps_that_it_does_not_compare(name):
+    batch, module = random_batch(), CWD(*SIZES) if name == "cwd" else make(name)
+    kind = "logits" if name in OF_LOGITS else "features"
+    bare = {key: value for key, value in batch.items() if key.endswith(kind) or key == "labels"}
+    assert call(module, bare) == call(module, batch)
+    if name == "cwd":
+        assert module.student_parameters() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "term"),
+    [(DIST, "inter"), (DIST, "intra"), (DKD, "target"), (DKD, "non_target"), (CWD, "logits"), (CWD, "features")],
+)
+def test_a_term_of_weight_zero_is_left_out_and_the_other_is_what_it_was(kind, term):
+    batch, sizes = random_batch(), SIZES if kind is CWD else ()
+    torch.manual_seed(0)
+    both = kind(*sizes, **({"features": 1.0} if kind is CWD else {})).double()(**batch)
+    torch.manual_seed(0)
+    alone = kind(*sizes, **({"features": 1.0} if kind is CWD else {}) | {term: 0}).double()(**batch)
+    assert set(alone) == set(both) - {term}
+    (other,) = set(alone) - {"loss"}
+    assert alone[other] == both[other]
+
+
+def test_masked_generation_hides_the_stated_share_of_the_pixels_anew_at_each_call():
+    module = MGD(3, 3, 2, masked=0.75).eval()
+    seen = []
+    module.hidden.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0] != 0).all(1)))
+    features, labels = torch.ones(1, 3, 100, 100), torch.zeros(1, 100, 100, dtype=torch.long)
+    for _ in range(2):
+        module(student_features=features, teacher_features=features, labels=labels)
+    assert [abs(kept.double().mean().item() - 0.25) < 0.02 for kept in seen] == [True, True]
+    assert not torch.equal(*seen)
+    assert module.adapter is None  # as published, only where the channels differ

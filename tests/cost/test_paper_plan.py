@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from test_book_snippets import blocks, commands
+from page_blocks import blocks, commands
 
 from apd.cli.parsing import with_recipe
 from apd.study.coco_recipes import CocoSize, detection_methods_of

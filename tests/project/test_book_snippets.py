@@ -3,42 +3,19 @@
 import importlib
 import pydoc
 import re
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from page_blocks import PAGES, PYTHON, ROOT, blocks, commands
 
 from apd.cli.app import COMMANDS, main
 from apd.cli.parsing import recipe_parts, with_recipe
 from apd.distillers.base import DISTILLERS
 from apd.study.campaigns import CAMPAIGNS
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md"]
-BLOCK = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-PYTHON, SHELL = {"python", "{code-block} python"}, {"sh", "bash", "console", "shell"}
 FRAGMENTS = {"README.md"}
 """Pages whose Python is meant to be read inside somebody else's loop."""
-
-
-def blocks(page: Path, kinds: set[str]) -> list[tuple[int, str]]:
-    """The fenced blocks of these kinds: the line that each starts on, and its code."""
-    text = page.read_text(encoding="utf-8")
-    found = [match for match in BLOCK.finditer(text) if match["kind"].strip() in kinds]
-    return [(text.count("\n", 0, match.start("code")), match["code"]) for match in found]
-
-
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every line of every shell block, as (where, arguments)."""
-    for page in PAGES:
-        for first, code in blocks(page, SHELL):
-            for number, line in enumerate(code.splitlines(), start=first + 1):
-                if arguments := shlex.split(line, comments=True):
-                    if arguments[0] == "torchrun" and "-m" in arguments:  # checked as what one process runs
-                        arguments = ["python", *arguments[arguments.index("-m") :]]
-                    yield f"{page.name}:{number}", arguments
 
 
 def beginning_with(*program: str) -> list:

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 from own_folders import SMALL, STEPS, leave, make, trained
-from test_book_snippets import PYTHON, ROOT, SHELL, blocks
+from page_blocks import PYTHON, ROOT, SHELL, blocks
 
 from apd.config.experiment import ExperimentError
 from apd.config.identity import fingerprint

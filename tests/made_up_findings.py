@@ -4,7 +4,7 @@ import torch
 
 from apd.data.instances import InstanceSample
 from apd.data.rle import encode
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections
 from apd.report.findings import SCHEMA, Findings, settings_of, sure_findings
 

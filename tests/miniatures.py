@@ -11,9 +11,8 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from apd.data.labelmefacade import listed_splits
-from apd.data.published_specs import ADE20K, COCO_STUFF, PASCAL_CONTEXT_59
-from apd.data.specs import CAMVID
+from apd.data.converted import listed_splits
+from apd.data.specs import ADE20K, CAMVID, COCO_STUFF, PASCAL_CONTEXT_59
 
 VOID = 11
 FEW = {"train": 4, "val": 3}

@@ -13,7 +13,8 @@ from file_server import Server
 from miniatures import write_camvid
 from PIL import Image
 
-from apd.data.image_folder import CamVid, find_data
+from apd.data.converted import CamVid
+from apd.data.image_folder import find_data
 from apd.data.specs import CAMVID
 
 # as Python does for a script: its own folder comes first

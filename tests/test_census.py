@@ -11,9 +11,8 @@ from test_own_recipe import leave, make, trained
 
 from apd.data.census import Census, census_of
 from apd.data.dataset_yaml import folder_spec, open_folder
-from apd.data.images import DataError
+from apd.data.images import DataError, LongSide
 from apd.data.instances import InstanceSpec
-from apd.data.long_side import LongSide
 from apd.evaluation.metrics import constant_miou, scores, too_weak
 from apd.training.record import read_record
 from apd.training.run import runs_folder

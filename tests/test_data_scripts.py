@@ -12,7 +12,7 @@ from miniatures import FEW, WRITERS, data_script, for_counts, write_ade20k, writ
 from PIL import Image
 from torchvision.datasets import Cityscapes
 
-from apd.data.published_specs import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_60
+from apd.data.specs import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_60
 
 label_trees = data_script("label_trees")
 SPECS = {"cityscapes": CITYSCAPES, "ade20k": ADE20K, "pascal_context": PASCAL_CONTEXT_60, "coco": COCO_STUFF}

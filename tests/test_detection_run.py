@@ -265,7 +265,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(runs, monkey
 
 
 def test_a_finished_run_of_another_generator_of_scenes_is_refused(finished, monkeypatch):
-    monkeypatch.setattr("apd.data.scenes.instances.GENERATOR_VERSION", 0)
+    monkeypatch.setattr("apd.data.scenes.GENERATOR_VERSION", 0)
     with pytest.raises(CheckpointError, match="scenes of another version of their generator: delete the folder"):
         train(finished)
 

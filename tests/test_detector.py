@@ -8,7 +8,7 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import as_target
 from apd.data.rle import decode
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.distillers.apd import dense_apd
 from apd.distillers.base import NO_BOX
 from apd.distillers.review_kd import ReviewKD

@@ -11,8 +11,7 @@ from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
 from apd.data import device_batches as module
 from apd.data.augment import Augmentation
-from apd.data.batches import training_batches
-from apd.data.device_batches import DeviceStream, device_batches
+from apd.data.batches import DeviceStream, device_batches, training_batches
 from apd.data.images import DataError
 from apd.data.specs import SCENES, Sample
 from apd.training.run import train

@@ -11,7 +11,8 @@ from miniatures import write_camvid
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from apd.data.image_folder import CamVid, DataError, FolderDataset, MissingData, find_data, pair_folders
+from apd.data.converted import CamVid
+from apd.data.image_folder import DataError, FolderDataset, MissingData, find_data, pair_folders
 from apd.data.specs import CAMVID, SegmentationDataset
 
 

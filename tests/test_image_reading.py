@@ -28,10 +28,9 @@ from image_files import (
 from PIL import Image
 
 from apd.data.coco import CocoInstances
-from apd.data.image_folder import FolderDataset
-from apd.data.images import DataError, picture_size, read_mask, read_text
-from apd.data.paired_files import names_of
-from apd.evaluation.predict import read_picture
+from apd.data.image_folder import FolderDataset, names_of
+from apd.data.images import DataError, image_size, read_mask, read_text
+from apd.evaluation.predict import read_image
 
 # suffix, writer, what is to be read, and how far lossy compression may be from it on average
 KINDS = {
@@ -94,10 +93,10 @@ def test_a_kind_of_file_is_the_same_image_in_training_prediction_and_coco(tmp_pa
     suffix, write, expected, tolerance = KINDS[kind]
     path = tmp_path / f"image.{suffix}"
     write(path)
-    seen = np.asarray(read_picture(path))
+    seen = np.asarray(read_image(path))
     assert (seen.dtype, seen.shape) == (np.uint8, expected.shape)
     assert np.abs(seen.astype(int) - expected).mean() <= tolerance
-    assert picture_size(path) == expected.shape[1::-1]
+    assert image_size(path) == expected.shape[1::-1]
     Image.fromarray(np.zeros(expected.shape[:2], np.uint8)).save(tmp_path / "mask.png")
     sample = FolderDataset(SPEC, [(path, tmp_path / "mask.png")])[0]
     assert np.array_equal(sample.image_3HW.permute(1, 2, 0), seen)
@@ -149,13 +148,13 @@ def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind):
     path = tmp_path / f"thing.{suffix}"
     write(path)
     saved(GREY * 0)(tmp_path / "mask.png")
-    for read in (read_picture, lambda path: FolderDataset(SPEC, [(path, tmp_path / "mask.png")])):
+    for read in (read_image, lambda path: FolderDataset(SPEC, [(path, tmp_path / "mask.png")])):
         with pytest.raises(DataError, match=message) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
     if kind in ("nothing", "folder", "pipe", "device", "text", "empty"):
         with pytest.raises(DataError, match=message):
-            picture_size(path)
+            image_size(path)
         with pytest.raises(DataError, match=message):
             read_mask(path, SPEC)
 
@@ -164,7 +163,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     saved()(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png: cannot be read as an image .*decompression bomb"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 # --- names and texts -------------------------------------------------------------------------------------------------

@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 
 from apd.data.augment_instances import (
     InstanceAugmentation,
+    augment_instances,
     evaluation_instance_batches,
     training_instance_batches,
-    vary,
 )
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as_target, class_map
-from apd.data.scenes import Scenes
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances, Scenes
 
 SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
 
@@ -153,18 +152,20 @@ def test_the_fingerprint_tells_settings_apart():
 
 def test_a_flip_mirrors_picture_masks_and_boxes_and_twice_is_nothing():
     sample = made_up()
-    once = vary(sample, InstanceAugmentation(flip=1.0), np.random.default_rng(0))
+    once = augment_instances(sample, InstanceAugmentation(flip=1.0), np.random.default_rng(0))
     assert torch.equal(once.image_3HW, sample.image_3HW.flip(-1))
     assert [box_around(mask) for mask in once.masks_NHW] == once.boxes_N4.tolist()
     assert not torch.equal(once.boxes_N4, sample.boxes_N4)
-    twice = vary(once, InstanceAugmentation(flip=1.0), np.random.default_rng(1))
+    twice = augment_instances(once, InstanceAugmentation(flip=1.0), np.random.default_rng(1))
     assert all(torch.equal(a, b) for a, b in zip(twice[:-1], sample[:-1], strict=True))
 
 
 @given(seed=st.integers(0, 10_000), factor=st.floats(0.3, 3.0))
 def test_scaled_things_stay_with_their_pixels_inside_the_picture(seed, factor):
     sample = made_up(seed % 7)
-    varied = vary(sample, InstanceAugmentation(flip=0.5, scale=(factor, factor)), np.random.default_rng(seed))
+    varied = augment_instances(
+        sample, InstanceAugmentation(flip=0.5, scale=(factor, factor)), np.random.default_rng(seed)
+    )
     count = len(varied.labels_N)
     assert varied.image_3HW.shape == sample.image_3HW.shape
     assert varied.masks_NHW.shape == (count, 20, 30)
@@ -181,8 +182,8 @@ def test_scaled_things_stay_with_their_pixels_inside_the_picture(seed, factor):
 def test_scaling_up_crops_and_scaling_down_pads():
     sample = made_up()
     padding = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
-    large = vary(sample, InstanceAugmentation(flip=0, scale=(2, 2)), np.random.default_rng(3))
-    small = vary(sample, InstanceAugmentation(flip=0, scale=(0.5, 0.5)), np.random.default_rng(3))
+    large = augment_instances(sample, InstanceAugmentation(flip=0, scale=(2, 2)), np.random.default_rng(3))
+    small = augment_instances(sample, InstanceAugmentation(flip=0, scale=(0.5, 0.5)), np.random.default_rng(3))
     assert (large.image_3HW == padding).all(0).sum() == 0
     assert (small.image_3HW == padding).all(0).sum() >= 20 * 30 - 10 * 15
     assert len(large.labels_N) < 6  # some are out of the picture
@@ -193,15 +194,15 @@ def test_boxes_without_masks_are_varied_alike():
     sample = made_up()
     settings = InstanceAugmentation(scale=(0.6, 1.8))
     for seed in range(8):
-        with_masks = vary(sample, settings, np.random.default_rng(seed))
-        without = vary(sample._replace(masks_NHW=None), settings, np.random.default_rng(seed))
+        with_masks = augment_instances(sample, settings, np.random.default_rng(seed))
+        without = augment_instances(sample._replace(masks_NHW=None), settings, np.random.default_rng(seed))
         assert without.masks_NHW is None
         assert {tuple(b) for b in with_masks.boxes_N4.tolist()} <= {tuple(b) for b in without.boxes_N4.tolist()}
 
 
 def test_a_picture_without_things_is_varied_too():
     sample = made_up(things=0)
-    varied = vary(sample, InstanceAugmentation(scale=(0.5, 2), colour=0.3), np.random.default_rng(0))
+    varied = augment_instances(sample, InstanceAugmentation(scale=(0.5, 2), colour=0.3), np.random.default_rng(0))
     assert varied.masks_NHW.shape == (0, 20, 30)
     assert varied.boxes_N4.shape == (0, 4)
 
@@ -209,7 +210,7 @@ def test_a_picture_without_things_is_varied_too():
 def test_the_sample_itself_is_never_changed():
     sample, untouched = made_up(), made_up()
     for seed in range(4):
-        vary(sample, InstanceAugmentation(scale=(0.5, 2), colour=0.5), np.random.default_rng(seed))
+        augment_instances(sample, InstanceAugmentation(scale=(0.5, 2), colour=0.5), np.random.default_rng(seed))
     assert all(torch.equal(a, b) for a, b in zip(sample[:-1], untouched[:-1], strict=True))
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from small_experiments import tiny
 
 from apd.config.experiment import DataConfig, ExperimentError
+from apd.data.converted import LABELMEFACADE, LabelMeFacade, listed_splits
 from apd.data.images import MissingData
-from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade, listed_splits
 from apd.data.specs import CAMVID
 from apd.report.statistics import compare, miou_on
 from apd.training.record import Record, RecordError

@@ -14,7 +14,7 @@ from apd.config.datasets import build_split, build_splits, spec_of
 from apd.config.experiment import DataConfig
 from apd.data.dataset_yaml import folder_spec, locate_folder, open_folder
 from apd.data.images import DataError, MissingData
-from apd.data.published_specs import distinct_colours
+from apd.data.specs import distinct_colours
 
 CLASSES = "classes: [soil, crop]\n"
 

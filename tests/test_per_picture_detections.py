@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.report.detections import count_in_image, least_middle_most
 

@@ -19,17 +19,18 @@ from apd.config.datasets import build_split, build_splits, spec_of
 from apd.config.experiment import DataConfig, ExperimentError
 from apd.data.converted import PUBLISHED_FOLDERS, ConvertedDataset
 from apd.data.image_folder import FolderDataset
-from apd.data.images import DataError, MissingData
-from apd.data.long_side import LongSide, long_side_size
-from apd.data.published_specs import (
+from apd.data.images import DataError, LongSide, MissingData, long_side_size
+from apd.data.specs import (
     ADE20K,
+    CAMVID,
     CITYSCAPES,
     COCO_STUFF,
+    IGNORE_COLOUR,
     PASCAL_CONTEXT_59,
     PASCAL_CONTEXT_60,
+    SegmentationDataset,
     distinct_colours,
 )
-from apd.data.specs import CAMVID, IGNORE_COLOUR, SegmentationDataset
 from apd.evaluation.inference import confusion_of
 from apd.models.segmenter import SegOutput
 from apd.training.run import train

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions
-from apd.data.images import DataError, picture_size
-from apd.data.long_side import long_side_size
+from apd.data.images import DataError, image_size, long_side_size
 
 
 def shown_size(data: Any, height: int, width: int) -> tuple[int, int]:
@@ -46,4 +45,4 @@ def require_split_sides(data: Any, dataset: Any, inference: InferenceOptions = W
     """Raise DataError unless every image of an evaluation split can be shown to a network; only headers are read."""
     if not data.height:  # of one size for all, the experiment is checked
         pairs = getattr(dataset, "dataset", dataset).pairs  # of what a LongSide wraps
-        require_sides(data, inference, ((image, picture_size(image)[::-1]) for image, _ in pairs))
+        require_sides(data, inference, ((image, image_size(image)[::-1]) for image, _ in pairs))

@@ -15,12 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from apd.data.augment_instances import unit_range
-from apd.data.images import DataError, read_picture
+from apd.data.image_folder import names_of
+from apd.data.images import DataError, read_image
 from apd.data.instances import InstanceSpec
-from apd.data.paired_files import names_of
-from apd.data.published_specs import distinct_colours
 from apd.data.rle import decode
-from apd.data.specs import RGB, SCENES
+from apd.data.specs import RGB, SCENES, distinct_colours
 from apd.evaluation.average_precision import Detections
 from apd.evaluation.detections import detect
 
@@ -145,7 +144,7 @@ def detect_in_pictures(
     """
     device, entries, written = next(detector.parameters()).device, [], []
     for path, image_id, name in zip(pictures, image_ids(pictures), names_of(pictures), strict=True):
-        pixels_HW3 = np.asarray(read_picture(path))
+        pixels_HW3 = np.asarray(read_image(path))
         image_3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))
         (found,) = detect(detector, [image_3HW.to(device)])
         entries += [

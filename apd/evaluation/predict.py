@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from apd.config.inference import WHOLE_IMAGE, InferenceOptions
-from apd.data.images import DataError, read_picture
+from apd.data.images import DataError, read_image
 from apd.data.specs import DatasetSpec
 from apd.evaluation.inference import predict_labels
 
@@ -46,7 +46,7 @@ def predict_picture(
     Raises:
         DataError: the picture cannot be read or the folder not written.
     """
-    image = read_picture(path)
+    image = read_image(path)
     pixels_HW3 = np.asarray(image)
     images_B3HW = torch.tensor(pixels_HW3).permute(2, 0, 1)[None].float() / 255
     device = next(model.parameters()).device

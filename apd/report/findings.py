@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apd.config.experiment import Experiment, ExperimentError
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections
 from apd.evaluation.detections import detect
 from apd.models.detector import build_detector

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from apd.data.scenes.world import Tint
+from apd.data.scenes.layout import Tint
 
 Floats = NDArray[np.float32]
 GROUND_PARTS = 4
@@ -46,18 +46,14 @@ class Detail(IntEnum):
 
 
 class Parts(NamedTuple):
-    """What every part (N of them) looks like, relative to the colour of its class.
-
-    `lab_N3` is added in OkLab to the colour of the class; `detail_N` then replaces `share_N` of it, as much darker as
-    the class colour was made by `shade_N`; `depth_N` in metres is for the haze (0: none).
-    """
+    """The appearance of every part (N of them), relative to the colour of its class."""
 
     class_N: NDArray[np.uint8]
-    lab_N3: NDArray[np.float64]
-    shade_N: NDArray[np.float64]
-    detail_N: NDArray[np.intp]
-    share_N: NDArray[np.float64]
-    depth_N: Floats
+    lab_N3: NDArray[np.float64]  # is added in OkLab to the colour of the class
+    shade_N: NDArray[np.float64]  # how much of that is lightness
+    detail_N: NDArray[np.intp]  # a material that replaces ...
+    share_N: NDArray[np.float64]  # ... so much of the colour, as much darker as `shade_N` says
+    depth_N: Floats  # metres, for the haze (0: none)
     surface_N: NDArray[np.uint8]
 
 
@@ -73,9 +69,9 @@ class Canvas:
         self._region_of_part: list[int] = []
         self.regions: list[tuple[int, bool]] = []  # (class, is it a counted object)
 
-    def new_region(self, class_index: int, *, thing: bool = False) -> int:
+    def new_region(self, class_index: int, *, counted: bool = False) -> int:
         """Start a region and return its number; every object that is counted has one of its own."""
-        self.regions.append((class_index, thing))
+        self.regions.append((class_index, counted))
         return len(self.regions) - 1
 
     def new_part(
@@ -99,15 +95,8 @@ class Canvas:
         table_N9 = np.array(self._parts)
         lab_N3, (shade_N, class_N, detail_N, share_N, depth_N, surface_N) = table_N9[:, :3], table_N9[:, 3:].T
         lab_N3[:, 0] += shade_N
-        return Parts(
-            class_N.astype(np.uint8),
-            lab_N3,
-            shade_N,
-            detail_N.astype(np.intp),
-            share_N,
-            depth_N.astype(np.float32),
-            surface_N.astype(np.uint8),
-        )
+        class_N, surface_N = class_N.astype(np.uint8), surface_N.astype(np.uint8)
+        return Parts(class_N, lab_N3, shade_N, detail_N.astype(np.intp), share_N, depth_N.astype(np.float32), surface_N)
 
     def region_of_part(self) -> NDArray[np.uint16]:
         """The region of every part started so far."""
@@ -153,10 +142,10 @@ class Canvas:
         y0, y1 = cells(min(ys), max(ys), self.height)
         if y0 >= y1:
             return
-        # Which way round the corners go, from the turn at the second: the sense is the same at every corner.
+        # which way round the corners go, from the turn at the second
         turn = (xs[1] - xs[0]) * (ys[2] - ys[1]) - (xs[2] - xs[1]) * (ys[1] - ys[0])
-        # A convex shape lies to one side of the whole line through each of its edges, so a row is bounded by the
-        # rightmost of the lines on its left and the leftmost of those on its right. Lines are (slope, column at y = 0).
+        # a row is bounded by the rightmost of the lines through edges on its left and the leftmost of those on its
+        # right; lines are (slope, column at y = 0)
         lefts, rights = [], []
         for i in range(len(xs)):
             rise = ys[i] - ys[i - 1]

@@ -1,16 +1,14 @@
-"""The look of a scene: light, palette and textures, and the one dial that makes them differ between images.
+"""The appearance of a scene: light, palette and textures, and the context shift that makes them differ between images.
 
-What `context_shift` models. A camera never records the colour of a class; it records that colour under the light of
-the hour, the weather, the materials of the town and its own processing. All pixels of one picture share these, so
-within a picture a class keeps its look, while between pictures the looks of the classes overlap: the road of one
-picture may have the colour of the houses in another. The dial sets how large that shared, per-picture part is.
+A camera never records the colour of a class; it records that colour under the light of the hour, the weather, the
+materials of the town and its own processing. All pixels of one image share these, so within an image a class keeps its
+appearance, while between images the appearances of the classes overlap: the road of one may have the colour of the
+houses in another. `context_shift` sets how large that shared, per-image part is.
 
-- 0: every picture has the same light, palette and textures. What is left are the differences between objects.
-- 1: every picture draws its own. Its classes take the standard colours in another order, turned in hue, under its
-  own light; colour alone says nothing about the class until the picture's own colours are known.
-- between: palette, light and textures move continuously from the common look to the picture's own.
-
-Geometry and labels come from another stream of random numbers and do not depend on the dial.
+- 0: every image has the same light, palette and textures. What is left are the differences between objects.
+- 1: every image draws its own. Its classes take the standard colours in another order, turned in hue, under its own
+  light; colour alone says nothing about the class until the image's own colours are known.
+- between: palette, light and textures move continuously from the common appearance to the image's own.
 """
 
 from functools import lru_cache
@@ -20,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from apd.data.scenes.canvas import Detail, Floats, Surface
+from apd.data.scenes.canvas import Floats, Surface
+from apd.data.scenes.layout import Dice
 from apd.data.scenes.street import SKY, View
-from apd.data.scenes.world import Dice
 from apd.data.specs import SCENES
 
 # The common palette in OkLab (lightness, green-red, blue-yellow), in label order: a clear day. Own choice.
-STANDARD_LAB = np.array(
+_STANDARD_LAB = np.array(
     [
         (0.85, -0.035, -0.050),  # sky
         (0.73, 0.045, 0.055),  # building
@@ -40,19 +38,20 @@ STANDARD_LAB = np.array(
         (0.54, 0.150, 0.030),  # pedestrian
     ]
 )
-_MIDDLE_LAB = STANDARD_LAB.mean(axis=0)
-_DETAIL_LAB = {
-    Detail.NONE: (0.5, 0.0, 0.0),
-    Detail.GLASS: (0.47, -0.02, -0.035),
-    Detail.RUBBER: (0.24, 0.0, -0.01),
-    Detail.PAPER: (0.96, 0.0, 0.01),
-    Detail.SKIN: (0.72, 0.04, 0.05),
-    Detail.BARK: (0.38, 0.025, 0.04),
-    Detail.RED: (0.55, 0.19, 0.09),
-    Detail.LAMP: (0.95, -0.01, 0.07),
-    Detail.LIT: (0.85, 0.01, 0.08),
-}
-_DETAIL_TABLE = np.array([_DETAIL_LAB[detail] for detail in Detail])
+_MIDDLE_LAB = _STANDARD_LAB.mean(axis=0)
+_DETAIL_LAB = np.array(  # in the order of Detail
+    [
+        (0.5, 0.0, 0.0),
+        (0.47, -0.02, -0.035),  # glass
+        (0.24, 0.0, -0.01),  # rubber
+        (0.96, 0.0, 0.01),  # paper
+        (0.72, 0.04, 0.05),  # skin
+        (0.38, 0.025, 0.04),  # bark
+        (0.55, 0.19, 0.09),  # red
+        (0.95, -0.01, 0.07),  # lamp
+        (0.85, 0.01, 0.08),  # lit
+    ]
+)
 # Standard textures, in label order: which tile, its side in metres, and its strength.
 _STANDARD_TEXTURE = (
     (1, 14.0, 0.02),
@@ -69,11 +68,11 @@ _STANDARD_TEXTURE = (
 _CALM = (0.4, *(1.0,) * (SCENES.num_classes - 1))  # share of a drawn texture's strength: skies have little
 _TILE = 256
 _CANDIDATES = 8  # orders of the palette to choose from
-_MUTED = 0.8  # chroma of a picture's own palette: what is a spot of colour on a sign is loud on a whole road
+_MUTED = 0.8  # chroma of an image's own palette: what is a spot of colour on a sign is loud on a whole road
 
 
-class Look(NamedTuple):
-    """Everything a picture's pixels share. Colours of classes in OkLab; light in linear RGB."""
+class Appearance(NamedTuple):
+    """Everything an image's pixels share. Colours of classes in OkLab; light in linear RGB."""
 
     class_lab_K3: NDArray[np.float64]
     textures: tuple[tuple[tuple[int, float, float], ...], ...]  # two layers of (tile, side, strength) per class
@@ -83,9 +82,9 @@ class Look(NamedTuple):
     glow: float  # how much lighter the sky is at the horizon
 
 
-def draw_look(dice: Dice, context_shift: float) -> Look:
-    """Draw a picture's own look and mix it with the common one. The same numbers are drawn at every dial value."""
-    # Eased in, so that what colour alone can tell falls about evenly with the dial (tests/test_scenes.py measures it).
+def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
+    """Draw an image's own appearance and mix it with the common one; every context shift draws the same numbers."""
+    # eased in, so that what colour alone says of the class falls about evenly (tests/data/test_scenes.py measures it)
     own = context_shift * (1 + context_shift) / 2
     turn, places = dice.uniform(-pi, pi), dice.numbers(_CANDIDATES * SCENES.num_classes)
     orders_NK = np.argsort(np.array(places).reshape(_CANDIDATES, SCENES.num_classes), axis=1)
@@ -97,7 +96,7 @@ def draw_look(dice: Dice, context_shift: float) -> Look:
     own_textures = tuple(
         (dice.integer(0, 7), dice.uniform(2.5, 8.0), own * calm * dice.uniform(0.04, 0.2)) for calm in _CALM
     )
-    return Look(
+    return Appearance(
         class_lab_K3=class_lab_K3,
         textures=(tuple((tile, side, (1 - own) * by) for tile, side, by in _STANDARD_TEXTURE), own_textures),
         cast_3=np.array([1 + own * (value * exposure - 1) for value in cast], dtype=np.float32),
@@ -113,10 +112,9 @@ def _mix_palettes(
     """Move from the standard palette to the same colours in another order, turned in hue.
 
     Both are taken around the palette's mean and the sum is rescaled, so that colours stay as far apart on the way as
-    they are at the ends. Of several orders the one is taken that keeps the classes of this picture furthest apart all
-    along the way, because two classes of one picture that look the same are not what the dial is about.
+    they are at the ends. Of several orders the one is taken that keeps the classes of this image furthest apart.
     """
-    standard_K3 = STANDARD_LAB - _MIDDLE_LAB
+    standard_K3 = _STANDARD_LAB - _MIDDLE_LAB
     c, s = cos(turn), sin(turn)
     a_K, b_K = standard_K3[:, 1], standard_K3[:, 2]
     turned_K3 = standard_K3.copy()
@@ -135,7 +133,7 @@ def _mix_palettes(
     return mix(own)[int(closest_N.argmax())] + _MIDDLE_LAB
 
 
-def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
+def _linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
     """OkLab (Ottosson 2020), (N, 3), to linear RGB, (3, N), cut to what a screen can show."""
     light, a, b = lab_N3.T
     long = light + 0.3963377774 * a + 0.2158037573 * b
@@ -150,11 +148,8 @@ def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
 
 
 @lru_cache(maxsize=1)
-def texture_tiles() -> NDArray[np.int8]:
-    """Eight periodic tiles of 256 x 256 in -127..127, one after the other: the same in every scene.
-
-    The look says which class shows which tile, how large and how strongly.
-    """
+def _texture_tiles() -> NDArray[np.int8]:
+    """Eight periodic tiles of 256 x 256 in -127..127, one after the other: the same in every scene."""
     noise = np.random.Generator(np.random.PCG64(20220716)).random((3, _TILE, _TILE)).astype(np.float32) * 2 - 1
 
     def smooth(field: Floats, radius: int) -> Floats:
@@ -177,17 +172,17 @@ def texture_tiles() -> NDArray[np.int8]:
     )
 
 
-def develop(view: View, look: Look) -> NDArray[np.uint8]:
-    """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) picture. Each pixel averages its four cells."""
+def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
+    """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) image. Each pixel averages its four cells."""
     canvas = view.canvas
     parts = canvas.parts()
-    detail_N3 = _DETAIL_TABLE[parts.detail_N]
+    detail_N3 = _DETAIL_LAB[parts.detail_N]
     detail_N3[:, 0] += np.minimum(parts.shade_N, 0.0)
-    lab_N3 = look.class_lab_K3[parts.class_N] + parts.lab_N3
+    lab_N3 = appearance.class_lab_K3[parts.class_N] + parts.lab_N3
     lab_N3 += (detail_N3 - lab_N3) * parts.share_N[:, None]
-    air_13 = look.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
-    colour_3N = linear_rgb(np.concatenate([lab_N3, air_13]))
-    air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * look.glow)
+    air_13 = appearance.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
+    colour_3N = _linear_rgb(np.concatenate([lab_N3, air_13]))
+    air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * appearance.glow)
     colour_3N *= np.float32(0.25)
     cells_HW = canvas.parts_HW.astype(np.intp)
     part_HW = cells_HW[0::2, 0::2]
@@ -206,24 +201,23 @@ def develop(view: View, look: Look) -> NDArray[np.uint8]:
     ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
     depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
 
-    image_3HW *= 1 + _texture(view, look, class_HW, on_ground, on_wall, depth_HW, rows, columns)
-    air_HW = depth_HW / (depth_HW + np.float32(look.haze))
+    image_3HW *= 1 + _texture(view, appearance, class_HW, on_ground, on_wall, depth_HW, rows, columns)
+    air_HW = depth_HW / (depth_HW + np.float32(appearance.haze))
     low_H = np.clip(rows / np.float32(view.horizon), 0, 1)
-    air_HW = np.where(class_HW == SKY, (np.float32(look.glow) * low_H * low_H)[:, None], air_HW)
+    air_HW = np.where(class_HW == SKY, (np.float32(appearance.glow) * low_H * low_H)[:, None], air_HW)
     image_3HW += (air_311 - image_3HW) * air_HW
-    image_3HW *= look.cast_3[:, None, None]
+    image_3HW *= appearance.cast_3[:, None, None]
     np.sqrt(image_3HW, out=image_3HW)  # display gamma of 2: exact, unlike a power
     image_3HW -= np.float32(0.5)
-    image_3HW *= np.float32(255 * look.contrast)
+    image_3HW *= np.float32(255 * appearance.contrast)
     image_3HW += np.float32(128)
-    np.maximum(image_3HW, 0, out=image_3HW)
-    np.minimum(image_3HW, 255, out=image_3HW)
+    np.clip(image_3HW, 0, 255, out=image_3HW)
     return np.ascontiguousarray(image_3HW.astype(np.uint8).transpose(1, 2, 0))
 
 
 def _texture(
     view: View,
-    look: Look,
+    appearance: Appearance,
     class_HW: NDArray[np.uint8],
     on_ground: NDArray[np.bool_],
     on_wall: NDArray[np.bool_],
@@ -241,8 +235,8 @@ def _texture(
     v_HW = np.where(on_ground, depth_HW, np.where(on_wall, up + height, (rows * screen)[:, None]))
     fade_HW = np.where(on_ground | on_wall, 14 / (14 + depth_HW), np.float32(1))
     total_HW = np.zeros_like(u_HW)
-    tiles = texture_tiles()
-    for layer in look.textures:
+    tiles = _texture_tiles()
+    for layer in appearance.textures:
         tile, side, strength = np.array(layer).T
         if not strength.any():
             continue

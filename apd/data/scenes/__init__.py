@@ -24,13 +24,11 @@ from apd.data.scenes.objects import paint_object
 from apd.data.scenes.street import begin, paint_street
 from apd.data.specs import SCENES, DatasetSpec, Sample
 
-GENERATOR_VERSION = 1
-"""Part of every fingerprint. Raise it whenever any pixel or label of any scene changes."""
+GENERATOR_VERSION = 1  # part of every fingerprint: raise it whenever any pixel or label of any scene changes
 
 SMALLEST = 32  # least height and width in pixels: below it most objects are smaller than their own border
 LEAST_PIXELS = 16  # own choice, 4 × 4: objects with fewer visible pixels need not be found
 OBJECTS = InstanceSpec("scenes", SCENES.thing_names)
-"""What can be counted in the scenes."""
 
 Split = Literal["train", "val", "test"]
 _CELLS = 2  # canvas cells per pixel along each side, averaged for smooth edges
@@ -55,15 +53,11 @@ def draw_scene(
     """Draw one scene.
 
     Args:
-        seed: which family of scenes; any integer from 0.
-        index: which scene of the family; any integer from 0.
+        seed, index: which family of scenes, and which of it; integers from 0.
         height, width: size of the image in pixels, at least 32 each.
         context_shift: 0 = every image has the same light, palette and textures, 1 = every image has its own.
             It changes `image_HW3` only.
         split: "train", "val" or "test"; the splits of one seed share no random numbers.
-
-    Raises:
-        ValueError: an argument outside what is said above.
 
     Example:
         >>> scene = draw_scene(0, 0, height=96, width=128)
@@ -135,10 +129,9 @@ def border_width(height: int, width: int) -> int:
 
 
 class Scenes:
-    """A data set of `count` scenes; nothing is stored on disk, every sample is drawn when asked for.
+    """A data set of `count` scenes, drawn when asked for; the other arguments are those of `draw_scene`.
 
-    Small scenes are kept in memory after the first time (192 MiB at most, shared by all data sets of the process), so
-    that a later epoch or run does not draw them again. The arguments are those of `draw_scene`.
+    Small scenes are kept in memory after the first time (192 MiB at most, shared by all data sets of the process).
 
     Example:
         >>> data = Scenes(100, height=96, width=96, context_shift=1.0, seed=0, split="val")

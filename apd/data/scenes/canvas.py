@@ -17,32 +17,15 @@ from numpy.typing import NDArray
 from apd.data.scenes.layout import Tint
 
 Floats = NDArray[np.float32]
-GROUND_PARTS = 4
-"""Parts below this number lie on the ground, and `part + GROUND_PARTS` is the same part in shadow."""
+GROUND_PARTS = 4  # parts below this number lie on the ground, and `part + GROUND_PARTS` is the same part in shadow
 
 _FEW_ROWS = 12  # up to here a loop over rows is faster than array expressions
 
 
-class Surface(IntEnum):
-    """How a part lies in space, which decides how its texture is mapped and how depth varies over it."""
-
-    FLAT = 0  # faces the camera at one depth
-    GROUND = 1
-    WALL = 2  # along the street
-
-
-class Detail(IntEnum):
-    """Materials that are not the colour of a class: they keep their own colour and share of the part."""
-
-    NONE = 0
-    GLASS = 1
-    RUBBER = 2
-    PAPER = 3
-    SKIN = 4
-    BARK = 5
-    RED = 6
-    LAMP = 7
-    LIT = 8
+# how a part lies in space: facing the camera at one depth, on the ground, or as a wall along the street
+Surface = IntEnum("Surface", "FLAT GROUND WALL", start=0)
+# materials that are not the colour of a class: they keep their own colour and share of the part
+Detail = IntEnum("Detail", "NONE GLASS RUBBER PAPER SKIN BARK RED LAMP LIT", start=0)
 
 
 class Parts(NamedTuple):
@@ -79,10 +62,10 @@ class Canvas:
         region: int,
         tint: Tint,
         lightness: float = 0.0,
-        *,
-        depth: float,
         detail: Detail = Detail.NONE,
         share: float = 0.0,
+        *,
+        depth: float,
         surface: Surface = Surface.FLAT,
     ) -> int:
         """Start a part and return its number, to be handed to the drawing functions."""

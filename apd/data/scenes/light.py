@@ -23,22 +23,21 @@ from apd.data.scenes.layout import Dice
 from apd.data.scenes.street import SKY, View
 from apd.data.specs import SCENES
 
-# The common palette in OkLab (lightness, green-red, blue-yellow), in label order: a clear day. Own choice.
-_STANDARD_LAB = np.array(
-    [
-        (0.85, -0.035, -0.050),  # sky
-        (0.73, 0.045, 0.055),  # building
-        (0.40, -0.005, -0.030),  # pole
-        (0.55, 0.000, -0.015),  # road
-        (0.80, 0.005, 0.020),  # pavement
-        (0.60, -0.080, 0.065),  # tree
-        (0.82, 0.005, 0.145),  # sign
-        (0.50, 0.040, 0.065),  # fence
-        (0.52, -0.030, -0.110),  # car
-        (0.54, 0.150, 0.030),  # pedestrian
-    ]
+# The common appearance, in label order: the colour in OkLab (lightness, green-red, blue-yellow), a clear day, and the
+# texture (which tile, its side in metres, its strength). Own choice.
+_STANDARD = (
+    ((0.85, -0.035, -0.050), (1, 14.0, 0.02)),  # sky
+    ((0.73, 0.045, 0.055), (4, 2.4, 0.05)),  # building
+    ((0.40, -0.005, -0.030), (0, 4.0, 0.03)),  # pole
+    ((0.55, 0.000, -0.015), (0, 5.0, 0.06)),  # road
+    ((0.80, 0.005, 0.020), (5, 6.0, 0.05)),  # pavement
+    ((0.60, -0.080, 0.065), (1, 4.0, 0.13)),  # tree
+    ((0.82, 0.005, 0.145), (0, 4.0, 0.02)),  # sign
+    ((0.50, 0.040, 0.065), (3, 4.0, 0.08)),  # fence
+    ((0.52, -0.030, -0.110), (0, 6.0, 0.02)),  # car
+    ((0.54, 0.150, 0.030), (6, 3.0, 0.05)),  # pedestrian
 )
-_MIDDLE_LAB = _STANDARD_LAB.mean(axis=0)
+_STANDARD_LAB = np.array([lab for lab, _ in _STANDARD])
 _DETAIL_LAB = np.array(  # in the order of Detail
     [
         (0.5, 0.0, 0.0),
@@ -51,19 +50,6 @@ _DETAIL_LAB = np.array(  # in the order of Detail
         (0.95, -0.01, 0.07),  # lamp
         (0.85, 0.01, 0.08),  # lit
     ]
-)
-# Standard textures, in label order: which tile, its side in metres, and its strength.
-_STANDARD_TEXTURE = (
-    (1, 14.0, 0.02),
-    (4, 2.4, 0.05),
-    (0, 4.0, 0.03),
-    (0, 5.0, 0.06),
-    (5, 6.0, 0.05),
-    (1, 4.0, 0.13),
-    (0, 4.0, 0.02),
-    (3, 4.0, 0.08),
-    (0, 6.0, 0.02),
-    (6, 3.0, 0.05),
 )
 _CALM = (0.4, *(1.0,) * (SCENES.num_classes - 1))  # share of a drawn texture's strength: skies have little
 _TILE = 256
@@ -98,7 +84,7 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
     )
     return Appearance(
         class_lab_K3=class_lab_K3,
-        textures=(tuple((tile, side, (1 - own) * by) for tile, side, by in _STANDARD_TEXTURE), own_textures),
+        textures=(tuple((tile, side, (1 - own) * by) for _, (tile, side, by) in _STANDARD), own_textures),
         cast_3=np.array([1 + own * (value * exposure - 1) for value in cast], dtype=np.float32),
         contrast=1 + own * (contrast - 1),
         haze=220.0 + own * (haze - 220.0),
@@ -114,7 +100,8 @@ def _mix_palettes(
     Both are taken around the palette's mean and the sum is rescaled, so that colours stay as far apart on the way as
     they are at the ends. Of several orders the one is taken that keeps the classes of this image furthest apart.
     """
-    standard_K3 = _STANDARD_LAB - _MIDDLE_LAB
+    middle_3 = _STANDARD_LAB.mean(axis=0)
+    standard_K3 = _STANDARD_LAB - middle_3
     c, s = cos(turn), sin(turn)
     a_K, b_K = standard_K3[:, 1], standard_K3[:, 2]
     turned_K3 = standard_K3.copy()
@@ -130,7 +117,7 @@ def _mix_palettes(
         gaps_NKK = ((mixed_NK3[:, :, None] - mixed_NK3[:, None]) ** 2).sum(axis=3)
         nearest_NK = np.sort(gaps_NKK, axis=2)[:, :, 1]
         closest_N = np.minimum(closest_N, np.sort(nearest_NK, axis=1)[:, :5].sum(axis=1))
-    return mix(own)[int(closest_N.argmax())] + _MIDDLE_LAB
+    return mix(own)[int(closest_N.argmax())] + middle_3
 
 
 def _linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
@@ -166,10 +153,17 @@ def _texture_tiles() -> NDArray[np.int8]:
     slabs = np.where((i % 64 < 6) | (j % 64 < 6), -1.0, 0.2) + np.where((i // 64 + j // 64) % 2, 0.3, -0.3)
     hatch = np.where((i + j) // 16 % 2, 1.0, -1.0)
     spots = np.where((i % 64 - 32) ** 2 + (j % 64 - 32) ** 2 < 300, 1.0, -0.4)
-    tiles = (grain, blotches, across, down, bricks, slabs, hatch, spots)
-    return (
-        np.stack([np.rint(127 * np.clip(0.85 * tile + 0.15 * grain, -1, 1)) for tile in tiles]).astype(np.int8).ravel()
-    )
+    tiles = (
+        grain,
+        blotches,
+        across,
+        down,
+        bricks,
+        slabs,
+        hatch,
+        spots,
+    )  # of two precisions: one array would round anew
+    return np.stack([np.rint(127 * np.clip(0.85 * t + 0.15 * grain, -1, 1)) for t in tiles]).astype(np.int8).ravel()
 
 
 def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:

@@ -50,14 +50,9 @@ def begin(layout: Layout, height: int, width: int) -> View:
     for class_index in range(SCENES.num_classes):
         canvas.new_region(class_index)
     for darkness in (0.0, -0.17):
-        for region, lightness, share in (
-            (PAVEMENT, 0.0, 0.0),
-            (ROAD, 0.0, 0.0),
-            (ROAD, 0.0, 0.6),
-            (PAVEMENT, 0.06, 0.0),
-        ):
+        for region, light, share in ((PAVEMENT, 0.0, 0.0), (ROAD, 0.0, 0.0), (ROAD, 0.0, 0.6), (PAVEMENT, 0.06, 0.0)):
             kind = dict(depth=FAR_END, detail=Detail.PAPER, share=share, surface=Surface.GROUND)
-            canvas.new_part(region, PLAIN, lightness + darkness, **kind)
+            canvas.new_part(region, PLAIN, light + darkness, **kind)
     camera = layout.camera
     focal = camera.focal * sqrt(height * width)
     return View(canvas, camera, layout.sun, focal, camera.vanishing * width, camera.horizon * height)
@@ -164,12 +159,8 @@ def _paint_building(view: View, house: Building, x: float) -> None:
     shine = 0.035 if house.side != view.sun else -0.035
     depth = (near + house.far) / 2
 
-    def part(
-        lightness: float, detail: Detail = Detail.NONE, share: float = 0.0, surface: Surface = Surface.WALL
-    ) -> int:
-        return canvas.new_part(
-            BUILDING, house.tint, lightness, depth=depth, detail=detail, share=share, surface=surface
-        )
+    def part(lightness: float, *material: float, surface: Surface = Surface.WALL) -> int:
+        return canvas.new_part(BUILDING, house.tint, lightness, *material, depth=depth, surface=surface)
 
     dark_pane = part(shine - 0.13, Detail.GLASS, 0.5)
     if house.near > NEAREST and house.end_seen:

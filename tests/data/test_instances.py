@@ -1,4 +1,4 @@
-"""Pictures with things: maps of classes, the scenes' things, their augmentation and their batches."""
+"""Images with objects: maps of classes, the scenes' objects, their augmentation and their batches."""
 
 import numpy as np
 import pytest
@@ -18,21 +18,21 @@ from apd.data.scenes import SceneInstances, Scenes
 SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
 
 
-def made_up(seed: int = 0, things: int = 6, height: int = 20, width: int = 30) -> InstanceSample:
-    """Overlapping rectangles and a picture whose pixels tell where they come from."""
+def made_up(seed: int = 0, objects: int = 6, height: int = 20, width: int = 30) -> InstanceSample:
+    """Overlapping rectangles and a image whose pixels tell where they come from."""
     random = torch.Generator().manual_seed(seed)
-    corners = torch.stack([torch.randint(0, side - 5, (things,), generator=random) for side in (width, height)], dim=1)
-    ends = corners + torch.randint(2, 6, (things, 2), generator=random)
-    masks = torch.zeros(things, height, width, dtype=torch.bool)
+    corners = torch.stack([torch.randint(0, side - 5, (objects,), generator=random) for side in (width, height)], dim=1)
+    ends = corners + torch.randint(2, 6, (objects, 2), generator=random)
+    masks = torch.zeros(objects, height, width, dtype=torch.bool)
     for place, ((x0, y0), (x1, y1)) in enumerate(zip(corners.tolist(), ends.tolist(), strict=True)):
         masks[place, y0:y1, x0:x1] = True
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return InstanceSample(
         torch.stack([8 * rows, 8 * columns, rows + columns]).to(torch.uint8),
         torch.cat([corners, ends], dim=1).float(),
-        torch.randint(0, 3, (things,), generator=random),
+        torch.randint(0, 3, (objects,), generator=random),
         masks,
-        torch.rand(things, generator=random) < 0.3,
+        torch.rand(objects, generator=random) < 0.3,
         masks.flatten(1).sum(1).float(),
         "made up",
     )
@@ -45,10 +45,10 @@ def slow_class_map(sample: InstanceSample) -> torch.Tensor:
     for i in range(height):
         for j in range(width):
             here = [n for n in range(len(pixels)) if sample.masks_NHW[n, i, j]]
-            things = [n for n in here if not sample.crowd_N[n]]
-            if things:
-                smallest = min(pixels[n] for n in things)
-                result[i, j] = int(sample.labels_N[[n for n in things if pixels[n] == smallest][-1]]) + 1
+            objects = [n for n in here if not sample.crowd_N[n]]
+            if objects:
+                smallest = min(pixels[n] for n in objects)
+                result[i, j] = int(sample.labels_N[[n for n in objects if pixels[n] == smallest][-1]]) + 1
             elif here:
                 result[i, j] = -1
     return result
@@ -59,42 +59,26 @@ def box_around(mask_HW: torch.Tensor) -> list[float]:
     return [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
 
 
-# ---------------------------------------------------------------- maps of classes
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_small_things_lie_on_large_ones_and_crowds_below_all(seed):
-    sample = made_up(seed, things=8, height=12, width=14)
+def test_small_objects_lie_on_large_ones_and_crowds_below_all(seed):
+    sample = made_up(seed, objects=8, height=12, width=14)
     found = class_map(sample.masks_NHW, sample.labels_N, sample.crowd_N)
     assert torch.equal(found, slow_class_map(sample))
     assert len(found.unique()) > 2
 
 
-def test_a_picture_without_things_is_all_background():
-    nothing = torch.zeros(0, dtype=torch.int64)
-    assert torch.equal(class_map(torch.zeros(0, 3, 4).bool(), nothing, nothing.bool()), torch.zeros(3, 4).long())
-
-
-def test_a_target_counts_classes_from_one_and_leaves_crowds_to_the_class_map():
-    sample = made_up()._replace(crowd_N=torch.tensor([True, False, False, True, False, False]))
+def test_a_target_counts_classes_from_one_and_leaves_crowds_and_too_thin_boxes_to_the_class_map():
+    crowd_N = torch.tensor([True, False, False, True, False, False])
+    sample, kept = made_up()._replace(crowd_N=crowd_N), [1, 5]
+    sample.boxes_N4[2, 2] = sample.boxes_N4[2, 0] + 1e-3
+    sample.boxes_N4[4, 3] = sample.boxes_N4[4, 1]
     target = as_target(sample)
-    assert torch.equal(target["labels"], sample.labels_N[~sample.crowd_N] + 1)
-    assert torch.equal(target["boxes"], sample.boxes_N4[~sample.crowd_N])
+    assert torch.equal(target["labels"], sample.labels_N[kept] + 1)
+    assert torch.equal(target["boxes"], sample.boxes_N4[kept])
     assert target["masks"].dtype == torch.uint8
-    assert torch.equal(target["masks"].bool(), sample.masks_NHW[~sample.crowd_N])
+    assert torch.equal(target["masks"].bool(), sample.masks_NHW[kept])
     assert (target["class_map"] == -1).any()
     assert sorted(as_target(sample._replace(masks_NHW=None))) == ["boxes", "labels"]
-
-
-def test_a_target_leaves_out_boxes_too_thin_to_keep_a_side_when_resized():
-    sample = made_up()._replace(crowd_N=torch.zeros(6, dtype=torch.bool))
-    boxes_N4 = sample.boxes_N4.clone()
-    boxes_N4[2, 2] = boxes_N4[2, 0] + 1e-3
-    boxes_N4[4, 3] = boxes_N4[4, 1]
-    target, kept = as_target(sample._replace(boxes_N4=boxes_N4)), [0, 1, 3, 5]
-    assert torch.equal(target["boxes"], boxes_N4[kept])
-    assert torch.equal(target["labels"], sample.labels_N[kept] + 1)
-    assert torch.equal(target["masks"].bool(), sample.masks_NHW[kept])
 
 
 @pytest.mark.parametrize(
@@ -110,17 +94,14 @@ def test_wrong_specs_are_named(arguments, message):
         InstanceSpec(*arguments)
 
 
-# ---------------------------------------------------------------- scenes
-
-
-def test_a_scenes_things_are_those_of_the_scene_with_boxes_around_their_masks():
-    things, scenes = SceneInstances(4, **SIZE, least_pixels=9), Scenes(4, **SIZE)
-    assert isinstance(things, InstanceDataset)
+def test_a_scenes_objects_are_those_of_the_scene_with_boxes_around_their_masks():
+    objects, scenes = SceneInstances(4, **SIZE, least_pixels=9), Scenes(4, **SIZE)
+    assert isinstance(objects, InstanceDataset)
     seen = 0
     for index in range(4):
-        sample, scene = things[index], scenes.scene(index)
+        sample, scene = objects[index], scenes.scene(index)
         assert torch.equal(sample.image_3HW, scenes[index].image_3HW)
-        assert [things.spec.class_names[label] for label in sample.labels_N] == [
+        assert [objects.spec.class_names[label] for label in sample.labels_N] == [
             scenes.spec.class_names[label] for label in scene.instance_classes_N
         ]
         assert torch.equal(sample.masks_NHW.any(0), torch.from_numpy(scene.instances_HW > 0))
@@ -131,10 +112,10 @@ def test_a_scenes_things_are_those_of_the_scene_with_boxes_around_their_masks():
         seen += len(sample.labels_N)
     assert seen > 20
     with pytest.raises(IndexError, match="index 4 of a data set of 4"):
-        things[4]
+        objects[4]
 
 
-def test_the_fingerprint_tells_settings_apart():
+def test_the_fingerprint_differs_between_settings():
     base = SceneInstances(4, **SIZE)
     assert base.fingerprint() == SceneInstances(4, **SIZE).fingerprint()
     others = [
@@ -147,10 +128,7 @@ def test_the_fingerprint_tells_settings_apart():
         SceneInstances(4, **SIZE, least_pixels=0)
 
 
-# ---------------------------------------------------------------- augmentation
-
-
-def test_a_flip_mirrors_picture_masks_and_boxes_and_twice_is_nothing():
+def test_a_flip_mirrors_image_masks_and_boxes_and_twice_is_nothing():
     sample = made_up()
     once = augment_instances(sample, InstanceAugmentation(flip=1.0), np.random.default_rng(0))
     assert torch.equal(once.image_3HW, sample.image_3HW.flip(-1))
@@ -161,22 +139,22 @@ def test_a_flip_mirrors_picture_masks_and_boxes_and_twice_is_nothing():
 
 
 @given(seed=st.integers(0, 10_000), factor=st.floats(0.3, 3.0))
-def test_scaled_things_stay_with_their_pixels_inside_the_picture(seed, factor):
+def test_scaled_objects_stay_with_their_pixels_inside_the_image(seed, factor):
     sample = made_up(seed % 7)
-    varied = augment_instances(
+    augmented = augment_instances(
         sample, InstanceAugmentation(flip=0.5, scale=(factor, factor)), np.random.default_rng(seed)
     )
-    count = len(varied.labels_N)
-    assert varied.image_3HW.shape == sample.image_3HW.shape
-    assert varied.masks_NHW.shape == (count, 20, 30)
-    assert len(varied.boxes_N4) == len(varied.areas_N) == len(varied.crowd_N) == count <= 6
+    count = len(augmented.labels_N)
+    assert augmented.image_3HW.shape == sample.image_3HW.shape
+    assert augmented.masks_NHW.shape == (count, 20, 30)
+    assert len(augmented.boxes_N4) == len(augmented.areas_N) == len(augmented.crowd_N) == count <= 6
     if count:
-        assert varied.boxes_N4.min() >= 0
-        assert (varied.boxes_N4 <= torch.tensor([30, 20, 30, 20])).all()
-        assert (varied.boxes_N4[:, 2:] - varied.boxes_N4[:, :2] >= 1).all()
-        around = torch.tensor([box_around(mask) for mask in varied.masks_NHW])
+        assert augmented.boxes_N4.min() >= 0
+        assert (augmented.boxes_N4 <= torch.tensor([30, 20, 30, 20])).all()
+        assert (augmented.boxes_N4[:, 2:] - augmented.boxes_N4[:, :2] >= 1).all()
+        around = torch.tensor([box_around(mask) for mask in augmented.masks_NHW])
         # rectangles stay rectangles: their masks' bounds differ from their boxes by the rounding of pixels
-        assert (around - varied.boxes_N4).abs().max() <= 0.5 + 1e-3
+        assert (around - augmented.boxes_N4).abs().max() <= 0.5 + 1e-3
 
 
 def test_scaling_up_crops_and_scaling_down_pads():
@@ -186,11 +164,11 @@ def test_scaling_up_crops_and_scaling_down_pads():
     small = augment_instances(sample, InstanceAugmentation(flip=0, scale=(0.5, 0.5)), np.random.default_rng(3))
     assert (large.image_3HW == padding).all(0).sum() == 0
     assert (small.image_3HW == padding).all(0).sum() >= 20 * 30 - 10 * 15
-    assert len(large.labels_N) < 6  # some are out of the picture
+    assert len(large.labels_N) < 6  # some are out of the image
     torch.testing.assert_close(small.areas_N[:1], sample.areas_N[:1] / 4)
 
 
-def test_boxes_without_masks_are_varied_alike():
+def test_boxes_without_masks_are_augmented_alike():
     sample = made_up()
     settings = InstanceAugmentation(scale=(0.6, 1.8))
     for seed in range(8):
@@ -200,11 +178,12 @@ def test_boxes_without_masks_are_varied_alike():
         assert {tuple(b) for b in with_masks.boxes_N4.tolist()} <= {tuple(b) for b in without.boxes_N4.tolist()}
 
 
-def test_a_picture_without_things_is_varied_too():
-    sample = made_up(things=0)
-    varied = augment_instances(sample, InstanceAugmentation(scale=(0.5, 2), colour=0.3), np.random.default_rng(0))
-    assert varied.masks_NHW.shape == (0, 20, 30)
-    assert varied.boxes_N4.shape == (0, 4)
+def test_an_image_without_objects_is_all_background_and_augmented_too():
+    sample = made_up(objects=0)
+    assert torch.equal(class_map(*sample[3:4], sample.labels_N, sample.crowd_N), torch.zeros(20, 30).long())
+    changed = augment_instances(sample, InstanceAugmentation(scale=(0.5, 2), colour=0.3), np.random.default_rng(0))
+    assert changed.masks_NHW.shape == (0, 20, 30)
+    assert changed.boxes_N4.shape == (0, 4)
 
 
 def test_the_sample_itself_is_never_changed():
@@ -222,12 +201,9 @@ def test_wrong_settings_are_named(field, value):
         InstanceAugmentation(**{field: value})
 
 
-# ---------------------------------------------------------------- batches
-
-
 def same(first, second) -> bool:
-    pictures = all(torch.equal(a, b) for a, b in zip(first.images, second.images, strict=True))
-    return pictures and all(
+    images = all(torch.equal(a, b) for a, b in zip(first.images, second.images, strict=True))
+    return images and all(
         a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         for a, b in zip(first.targets, second.targets, strict=True)
     )
@@ -250,18 +226,13 @@ def stream(start: int = 0, workers: int = 0, seed: int = 1) -> list:
 def test_a_batch_depends_on_seed_and_iteration_only():
     whole = stream()
     torch.rand(3)
-    later = stream(start=2)
-    assert [same(a, b) for a, b in zip(whole[2:], later, strict=True)] == [True, True]
+    for others in (stream(start=2), stream(start=2, workers=1)):
+        assert [same(a, b) for a, b in zip(whole[2:], others, strict=True)] == [True, True]
     assert not same(whole[0], stream(seed=2)[0])
-    names = [image.shape for batch in whole for image in batch.images]
-    assert set(names) == {(3, 64, 96)}
+    assert {image.shape for batch in whole for image in batch.images} == {(3, 64, 96)}
 
 
-def test_workers_give_the_same_batches():
-    assert all(same(a, b) for a, b in zip(stream(), stream(workers=1), strict=True))
-
-
-def test_evaluation_visits_every_picture_once_in_order_as_it_is():
+def test_evaluation_visits_every_image_once_in_order_as_it_is():
     data = SceneInstances(5, **SIZE)
     names = [sample.name for _, samples in evaluation_instance_batches(data, 2) for sample in samples]
     assert names == [data[i].name for i in range(5)]
@@ -269,12 +240,3 @@ def test_evaluation_visits_every_picture_once_in_order_as_it_is():
     assert torch.equal((255 * images[0]).round().to(torch.uint8), samples[0].image_3HW)
     with pytest.raises(ValueError, match="batch_size=0"):
         next(evaluation_instance_batches(data, 0))
-
-
-def test_a_stream_of_nothing_is_refused():
-    class Empty:
-        def __len__(self):
-            return 0
-
-    with pytest.raises(ValueError, match="the data set is empty"):
-        training_instance_batches(Empty(), batch_size=2, augmentation=InstanceAugmentation(), seed=0, iterations=1)

@@ -16,6 +16,66 @@ from apd.data.specs import ADE20K, CAMVID, COCO_STUFF, PASCAL_CONTEXT_59
 
 VOID = 11
 FEW = {"train": 4, "val": 3}
+STRIPES = np.repeat(np.array([0, 1, 2]), [16, 16, 8])[:, None].repeat(48, axis=1)
+MASK = np.where(STRIPES == 2, 255, STRIPES).astype(np.uint8)
+# Two images of 20 x 12 and 12 x 20 pixels and one without an object; category ids with gaps and out of order.
+COCO_OBJECTS = [
+    (7, 44, [2.0, 1.0, 12.0, 4.0], 48.0, [[2, 1, 14, 1, 14, 5, 2, 5], [15, 8, 19, 8, 19, 11]]),
+    (7, 2, [0, 0, 20, 12], 120, {"size": [12, 20], "counts": [120, 120]}),
+    (3, 18, [-2.0, 10.5, 8.0, 30.0], 50.5, {"size": [20, 12], "counts": ";9;000000000]3"}),
+    (3, 18, [4, 4, 0, 3], 0, [[4, 4, 4, 7, 4, 5]]),
+]
+COCO_CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "wide.png", "height": 12, "width": 20},
+        {"id": 3, "file_name": "tall.jpg", "height": 20, "width": 12},
+        {"id": 9, "file_name": "empty.png", "height": 8, "width": 8},
+    ],
+    "categories": [{"id": 44, "name": "bar"}, {"id": 2, "name": "square"}, {"id": 18, "name": "disc"}],
+    "annotations": [
+        dict(
+            id=id_, image_id=image, category_id=category, bbox=box, area=area, iscrowd=int(id_ == 2), segmentation=shape
+        )
+        for id_, (image, category, box, area, shape) in enumerate(COCO_OBJECTS, start=1)
+    ],
+}
+
+
+def write_folder(root, *names, yaml="", values=(0, 1, 255)):
+    """Files of 48×40 pixels at the paths in `names`: masks in stripes of values by their words, else noise."""
+    root.mkdir(exist_ok=True)
+    (root / "dataset.yaml").write_text(
+        yaml if "classes:" in yaml else "classes: [soil, crop]\n" + yaml, encoding="utf-8"
+    )
+    for name in " ".join(names).split():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_mask = any(word in name for word in ("mask", "label", "seg")) and "raw" not in name.removesuffix("1raw.png")
+        noise = np.random.default_rng(len(name)).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        if path.suffix.lower() in (".png", ".jpg", ".tif", ".bmp", ".webp"):
+            Image.fromarray(np.array(values, np.uint8)[STRIPES] if is_mask else noise).save(path)
+        else:
+            path.write_text("of another kind")
+    return root
+
+
+def files(split, *stems):
+    """Paths of an image and a mask in their default places for each stem."""
+    return " ".join(f"images/{split}/{stem}.jpg masks/{split}/{stem}.png" for stem in stems)
+
+
+def write_shapes(tmp_path: Path) -> Path:
+    """The folder of a data set `shapes` in COCO's form: noise with the objects of `COCO_CONTENT`."""
+    (tmp_path / "shapes" / "train").mkdir(parents=True)
+    (tmp_path / "shapes" / "annotations").mkdir()
+    random = np.random.default_rng(0)
+    for image in COCO_CONTENT["images"]:
+        pixels = random.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
+        grey = Image.fromarray(pixels).convert("L" if image["id"] == 9 else "RGB")
+        grey.save(tmp_path / "shapes" / "train" / image["file_name"])
+    file = tmp_path / "shapes" / "annotations" / "instances_train.json"
+    file.write_text(json.dumps(COCO_CONTENT))
+    return tmp_path
 
 
 def write_camvid(

@@ -2,12 +2,12 @@
 
 Ten numbers decide both, so the same numbers always give the same pair. Images stay uint8 and are resized bilinearly
 with antialiasing; labels are only ever copied from the nearest pixel. Everything runs on the device of the sample.
-torchvision is imported where it is used: reading data must not need it.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -74,11 +74,6 @@ class Draws(NamedTuple):
     angle: float
     blur: float
 
-    @property
-    def colour(self) -> tuple[float, float, float]:
-        """Those of brightness, contrast and saturation."""
-        return self.brightness, self.contrast, self.saturation
-
     @classmethod
     def of(cls, generator: np.random.Generator) -> "Draws":
         """The generator's next ten."""
@@ -86,19 +81,11 @@ class Draws(NamedTuple):
 
 
 def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A randomly scaled, rotated, blurred, cropped, flipped and recoloured copy of a sample.
+    """A randomly scaled, rotated, blurred, cropped, flipped and recoloured copy of a sample, h, w = the crop's size.
 
-    The generator advances by ten numbers, whatever the settings and the image's size: switching one kind of
-    augmentation on or off leaves the others as they were. Only what the crop shows is rotated and blurred, to what the
-    whole image's rotation and blur would give there.
-
-    Returns:
-        image_3hw uint8 and labels_hw uint8 with h, w = ``augmentation.crop``, on the sample's device. Corners that a
-        rotation leaves empty have ImageNet's mean colour (before blur and jitter) and the label 255. Where the scaled
-        image is smaller than the crop it lies at a random place on that colour, its labels on 255.
-
-    Raises:
-        ValueError: the image is not 3×H×W uint8, or the labels are not H×W uint8 of the same size.
+    The generator advances by ten numbers, whatever the settings: switching one kind of augmentation on or off leaves
+    the others as they were. Corners that a rotation leaves empty have ImageNet's mean colour (before blur and jitter)
+    and the label 255; where the scaled image is smaller than the crop it lies at a random place on these.
 
     Example:
         >>> from apd.data.specs import Sample
@@ -117,7 +104,7 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
         # the place on a padded crop is uniform, so flipping before placing it changes no distribution
         image, labels = image.flip(-1), labels.flip(-1)
     if strength:
-        image = recoloured(image, colour_factors(strength, draws.colour))
+        image = recoloured(image, colour_factors(strength, draws[4:7]))
     if labels.shape != augmentation.crop:
         image, labels = padded(image, placed, augmentation.crop), _padded_labels(labels, placed, augmentation.crop)
     return image.contiguous(), labels.contiguous()
@@ -176,14 +163,21 @@ def _padded_labels(labels_hw: Tensor, placed: Region, size: tuple[int, int]) -> 
 
 def _resized(image_3HW: Tensor, labels_HW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Both at another size: the image bilinearly with antialiasing, labels from the pixel under the centre."""
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
     if size == tuple(labels_HW.shape):
         return image_3HW, labels_HW
-    image = F.resize_image(image_3HW, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    # NEAREST_EXACT looks where bilinear resizing does too; NEAREST is half a pixel off
-    return image, F.resize_image(labels_HW[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    return torchvision_functions().resize_image(image_3HW, list(size)), nearest(labels_HW[None], size)[0]
+
+
+def nearest(maps_NHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (N, H, W) at another size, from the pixels under the new centres, where bilinear resizing looks too."""
+    return torch.nn.functional.interpolate(maps_NHW[None], size, mode="nearest-exact")[0]
+
+
+def torchvision_functions() -> ModuleType:
+    """torchvision's functions of tensors, imported late: reading data must not need torchvision."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def _taken_from(
@@ -196,12 +190,11 @@ def _taken_from(
     else:
         image, labels = image_3HW[:, *wider], labels_HW[wider]
     if blurred:
-        from torchvision.transforms.v2 import functional as F
-
         # a kernel reaches over the edge into the mirrored image, so it cannot be wider than that
         kernel = [min(BLUR_SIZE, 2 * side - 1) for side in reversed(image.shape[1:])]
         inner = _within(taken, wider)
-        image, labels = F.gaussian_blur_image(image, kernel, [BLUR_SIGMA] * 2)[:, *inner], labels[inner]
+        image = torchvision_functions().gaussian_blur_image(image, kernel, [BLUR_SIGMA] * 2)
+        image, labels = image[:, *inner], labels[inner]
     return image, labels
 
 
@@ -220,9 +213,6 @@ def _within(region: Region, wider: Region) -> Region:
 
 def _rotated(pixels: Tensor, region: Region, angle: float) -> Tensor:
     """A region of an image (3, H, W) or labels (H, W) turned about its centre, counter-clockwise by `angle` degrees."""
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
     size, is_image = pixels.shape[-2:], pixels.ndim == 3
     source = _source_of(region, angle, size)
     centre = [length / 2 - side.start for length, side in zip(size, source, strict=True)][::-1]
@@ -230,8 +220,9 @@ def _rotated(pixels: Tensor, region: Region, angle: float) -> Tensor:
     padding = IMAGE_PADDING if is_image else (LABEL_PADDING,)
     shift = torch.tensor(padding, dtype=torch.float32, device=pixels.device)[:, None, None]
     shifted = pixels.reshape(-1, *size)[:, *source] - shift
-    mode = InterpolationMode.BILINEAR if is_image else InterpolationMode.NEAREST
-    turned = F.rotate_image(shifted, angle, mode, center=centre)[:, *_within(region, source)]
+    bilinear, closest = 2, 0  # pillow's codes
+    mode = bilinear if is_image else closest
+    turned = torchvision_functions().rotate_image(shifted, angle, mode, center=centre)[:, *_within(region, source)]
     turned = (turned + shift).round_().to(torch.uint8)
     return turned if is_image else turned[0]
 
@@ -253,8 +244,6 @@ def _source_of(region: Region, angle: float, size: tuple[int, ...]) -> Region:
 
 def recoloured(image_3hw: Tensor, factors: Sequence[float]) -> Tensor:
     """Brightness, contrast and saturation, in this order, times the three factors."""
-    from torchvision.transforms.v2 import functional as F
-
-    brightness, contrast, saturation = factors
+    F, (brightness, contrast, saturation) = torchvision_functions(), factors
     image_3hw = F.adjust_contrast_image(F.adjust_brightness_image(image_3hw, brightness), contrast)
     return F.adjust_saturation_image(image_3hw, saturation)

@@ -12,7 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apd.data.augment import check_ranges, colour_factors, overlap, padded, recoloured
+from apd.data.augment import (
+    check_ranges,
+    colour_factors,
+    nearest,
+    overlap,
+    padded,
+    recoloured,
+    torchvision_functions,
+)
 from apd.data.batches import BatchStream, training_batches, unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 
@@ -36,9 +44,8 @@ def augment_instances(
 ) -> InstanceSample:
     """A randomly scaled, flipped and recoloured copy of a sample, of the same size.
 
-    The generator advances by seven numbers, whatever the settings: switching one kind of augmentation on or off leaves
-    the others as they were. Objects that a crop leaves without pixels, or with a box thinner than :data:`LEAST_SIDE`,
-    are gone from the copy; what is padded belongs to no object.
+    The generator advances by seven numbers, whatever the settings. Objects that a crop leaves without pixels, or with a
+    box thinner than a pixel, are gone from the copy; what is padded belongs to no object.
 
     Example:
         >>> from apd.data.scenes import SceneInstances
@@ -70,10 +77,7 @@ def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float])
     size = tuple(max(2, round(side * factor)) for side in canvas)
     if size == canvas:
         return sample
-    from torchvision.transforms.v2 import InterpolationMode  # late: reading data must not need torchvision
-    from torchvision.transforms.v2 import functional as F
-
-    image = F.resize_image(sample.image_3HW, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    image = torchvision_functions().resize_image(sample.image_3HW, list(size))
     taken, placed = overlap(size, canvas, place)
     # along each axis scaled, shifted and cut off at what is seen of the image
     ends = [
@@ -86,9 +90,7 @@ def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float])
     if masks_NHW is not None:
         masks_NHW = torch.zeros(len(kept_N), *canvas, dtype=torch.bool)
         if len(kept_N):
-            masks = sample.masks_NHW.to(torch.uint8)
-            masks = F.resize_image(masks, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
-            masks_NHW[:, *placed] = masks[:, *taken].bool()
+            masks_NHW[:, *placed] = nearest(sample.masks_NHW.to(torch.uint8), size)[:, *taken].bool()
         kept_N = kept_N & masks_NHW.flatten(1).any(1)
         masks_NHW = masks_NHW[kept_N]
     return InstanceSample(

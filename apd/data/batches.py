@@ -170,11 +170,10 @@ def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterato
 
 
 class DeviceStream(BatchStream):
-    """Batches made on a device: all images wait there as uint8, and a batch is augmented in one go.
+    """Batches made on a device: all images wait there as uint8, smaller ones in the corner of the largest one's size.
 
     Scaling, cropping and flipping are linear along rows and along columns, so one pair of matrices for each image does
-    all three, with the same antialiasing filter as torchvision's. Smaller images lie in the upper left corner of the
-    largest one's size.
+    all three, with the same antialiasing filter as torchvision's.
     """
 
     def __init__(self, dataset: SegmentationDataset, *settings, device: torch.device) -> None:
@@ -218,7 +217,7 @@ class DeviceStream(BatchStream):
         pixels_B3hw = weights_BhH[:, None] @ (self.images_N3HW[index_B].float() @ weights_BwW[:, None].mT)
         pixels_B3hw = pixels_B3hw.round_()
         if strength := self.augmentation.colour:
-            factors_B3 = self._sent([colour_factors(strength, numbers.colour) for numbers in draws])
+            factors_B3 = self._sent([colour_factors(strength, numbers[4:7]) for numbers in draws])
             pixels_B3hw = _recoloured(pixels_B3hw, shown_Bhw[:, None], factors_B3.float())
         padding_311 = self._sent(IMAGE_PADDING).float()[:, None, None]
         images_B3hw = torch.where(shown_Bhw[:, None], pixels_B3hw, padding_311).div_(255)
@@ -282,11 +281,7 @@ def _recoloured(pixels_B3hw: Tensor, shown_B1hw: Tensor, factors_B3: Tensor) -> 
 def device_batches(dataset: SegmentationDataset, *, device: torch.device | str, **settings: Any) -> Iterator[Batch]:
     """What `training_batches` gives for the same settings, made on a device, up to rounding; labels are equal.
 
-    The whole data set is read first and kept on the device, 4 bytes a pixel, in at most half of a GPU's free memory; a
-    batch takes 12 bytes for each pixel of its stored images beside that. No process loads anything.
-
-    Raises:
-        DataError: the data set does not fit on the device.
-        ValueError: as `training_batches`, rotation or blur, or a sample that is not uint8.
+    The whole data set is read first and kept on the device, 4 bytes a pixel, in at most half of a GPU's free memory
+    (else DataError); rotation and blur are refused. A batch takes 12 bytes for each pixel of its images beside that.
     """
     return training_batches(dataset, **settings, stream=partial(DeviceStream, device=torch.device(device)))

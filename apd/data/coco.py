@@ -126,9 +126,6 @@ def coco_split(
 
     That is ``NAME/annotations/instances_SPLIT.json`` with the images in ``NAME/SPLIT/``; `annotations` and `images` say
     otherwise. `options` are those of :class:`CocoInstances`.
-
-    Example:
-        >>> data = coco_split("tiny_coco", "train2017")    # doctest: +SKIP
     """
     file, folder = _in_the_tree(name, split, annotations, images)
     return CocoInstances(file, folder, name=name, **options)

@@ -35,8 +35,8 @@ class CamVid(FolderDataset):
     """CamVid in the SegNet tutorial's form: 11 classes, void (11 on disk) read as 255, 360×480, 367/101/233 pairs.
 
     `root` is as of ``find_data("CamVid")``, `options` are those of `FolderDataset`. All six folders are counted first,
-    so that a half-extracted archive is a DataError before training on the part that is there. The order is that of the
-    list file ``<split>.txt``, or by name where that is absent.
+    so that a half-extracted archive is a DataError before training on the part that is there. The order is by name, as
+    in the published lists.
     """
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
@@ -45,8 +45,7 @@ class CamVid(FolderDataset):
             raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(splits)}")
         self.root, self.split = Path(root), split
         _check_camvid_counts(self.root)
-        pairs = pair_folders(self.root / split, self.root / f"{split}annot")
-        super().__init__(CAMVID, _in_list_order(pairs, self.root / f"{split}.txt"), **options)
+        super().__init__(CAMVID, pair_folders(self.root / split, self.root / f"{split}annot"), **options)
 
 
 def _check_camvid_counts(root: Path) -> None:
@@ -59,27 +58,6 @@ def _check_camvid_counts(root: Path) -> None:
         counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
         kind = DataError if any(found.values()) else MissingData
         raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
-
-
-def _in_list_order(pairs: list[tuple[Path, Path]], list_file: Path) -> list[tuple[Path, Path]]:
-    """The pairs in the order of a list file whose lines are "image mask"; of its foreign paths only stems are used."""
-    if not list_file.is_file():
-        return pairs
-    by_stem = {image.stem: (image, mask) for image, mask in pairs}
-    stems = []
-    for number, line in enumerate(read_text(list_file).splitlines(), start=1):
-        parts = [Path(part).stem for part in line.split()]
-        if not parts:
-            continue
-        if len(parts) != 2 or parts[0] != parts[1] or parts[0] not in by_stem:
-            raise DataError(f"{list_file} line {number}: {line!r}; expected one image and its mask, both existing")
-        stems.append(parts[0])
-    if not len(stems) == len(set(stems)) == len(pairs):
-        raise DataError(
-            f"{list_file} names {len(set(stems))} different pairs on {len(stems)} lines, and the folders hold "
-            f"{len(pairs)}; every pair must be named once"
-        )
-    return [by_stem[stem] for stem in stems]
 
 
 @cache

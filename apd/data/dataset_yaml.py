@@ -38,17 +38,9 @@ def _is_colours(value: Any) -> bool:
     return _is_list(value, list) and all(_is_list(colour, int) for colour in value)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
 def _is_place(value: Any) -> bool:
     """A path; placeholders are {split} anywhere and one {stem} in its last part, and others are a mistake."""
-    if not _is_text(value) or "*" in value:
+    if not isinstance(value, str) or not value or "*" in value:
         return False
     unknown = set(re.findall(r"\{[a-z_]*\}", value)) - {STEM, "{split}"}
     return not unknown and value.count(STEM) == value.rpartition("/")[2].count(STEM) <= 1
@@ -59,11 +51,11 @@ _PLACE = (f"a path, in whose last part {STEM} may stand for the name of an image
 _COLOURS = "a list of [red, green, blue]"
 _ENTRIES = {
     "classes": ("a list of names, in quotes where they are such as no or 1", lambda v: _is_list(v, str)),
-    "name": ("a text", _is_text),
+    "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
     "values": ("a list of whole numbers", lambda v: _is_list(v, int)),
     "colours": (
         f"{_COLOURS}, or a table of class: [red, green, blue]",
-        lambda v: _is_colours(list(v.values()) if _is_table(v) else v),
+        lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v),
     ),
     "ignore": (
         "a list of whole numbers, or of colours [red, green, blue]",
@@ -72,10 +64,10 @@ _ENTRIES = {
     "palette": (_COLOURS, _is_colours),
     "images": _PLACE,
     "masks": _PLACE,
-    "splits": ("entries train, val and test", _is_table),
+    "splits": ("entries train, val and test", lambda v: isinstance(v, dict)),
 }
-_SPLITS = dict.fromkeys(SPLITS, ("entries images, masks or list", _is_table))
-_OF_SPLIT = {"images": _PLACE, "masks": _PLACE, "list": ("a path", _is_text)}
+_SPLITS = dict.fromkeys(SPLITS, ("entries images, masks or list", lambda v: isinstance(v, dict)))
+_OF_SPLIT = {"images": _PLACE, "masks": _PLACE, "list": ("a path", lambda v: isinstance(v, str) and bool(v))}
 
 
 def locate_folder(folder: Path | str) -> Path:
@@ -111,16 +103,13 @@ def open_folder(folder: Path | str, split: str, **options: int | bool | None) ->
     """One split of the data set in a folder that holds a ``dataset.yaml``, checked.
 
     The book's page *The data* lists the file's entries. Paths are relative to the folder, folders below are searched;
-    image and mask have one path in theirs, suffix aside, or one ``{stem}``. A `DataWarning` counts other files.
+    image and mask have one path in theirs, suffix aside, or one ``{stem}``. A `DataWarning` counts other files. What
+    cannot be meant, such as a file without partner or an image of train in this split too, is a DataError.
 
     Args:
         folder: the folder that holds ``dataset.yaml``, as in `locate_folder`.
         split: ``"train"``, ``"val"`` or ``"test"``.
         options: height, width and cache of `FolderDataset` (default cache: None).
-
-    Raises:
-        DataError: what `folder_spec` and `FolderDataset` refuse, files without partner, a list that names an unknown
-            image or one twice, or an image of train that is in this split too.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(SPLITS)}")
@@ -168,7 +157,7 @@ def _described(folder: Path | str) -> tuple[dict[str, Any], Path]:
         content = yaml.load(read_text(file), _EachKeyOnce) or {}
     except yaml.YAMLError as error:
         raise DataError(f"{file} is not valid YAML: {error}") from error
-    if not _is_table(content):
+    if not isinstance(content, dict):
         raise DataError(f"{file} holds {content!r:.80}; expected entries, such as classes: [soil, crop]")
     _demand(content, _ENTRIES, file, "")
     if "classes" not in content:

@@ -1,7 +1,6 @@
 """Images and masks below folders: found, named, paired by name, and read with checks.
 
-A data set is found through the environment variable ``APD_DATA``, the folder that contains ``CamVid/`` and the others;
-the scripts in `data_scripts/` put them there.
+A data set is found below the folder that the environment variable ``APD_DATA`` names.
 """
 
 import hashlib
@@ -82,10 +81,9 @@ def _files_below(folder: Path) -> list[Path]:
 def images_below(
     folder: Path, *, name: str = STEM, leave: Callable[[Path], bool] = lambda _path: False
 ) -> dict[str, Path]:
-    """The images below a folder, sorted by path, by their paths in it with the stem in place of the file's name.
+    """The images below a folder whose names fit a pattern, sorted by path, by path in it with the stem as the name.
 
-    `name` is the pattern of the files' names, which fits any of `IMAGE_SUFFIXES` where it has none; what `leave` says
-    of is passed over.
+    A pattern without suffix fits any of `IMAGE_SUFFIXES`; where `leave` says so a path is passed over.
     """
     before, after = _nfc(name).split(STEM)
     with_suffix = after.lower().endswith(IMAGE_SUFFIXES)
@@ -211,8 +209,7 @@ class FolderDataset:
         ValueError: height without width, or a size below 1.
 
     Example:
-        >>> pairs = pair_folders(Path("images"), Path("masks"))             # doctest: +SKIP
-        >>> image_3HW, labels_HW, name = FolderDataset(spec, pairs)[0]    # doctest: +SKIP
+        >>> image_3HW, labels_HW, name = FolderDataset(spec, pair_folders(images, masks))[0]    # doctest: +SKIP
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both.
 
-Classes are numbered 0..K-1; only what a detector sees is shifted by one, since its label 0 is the background
-(:func:`as_target`, :func:`class_map`). Shape letters: N objects of one image, H W its size.
+Classes are numbered 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. Shape letters:
+N objects of one image, H W its size.
 """
 
 from dataclasses import dataclass
@@ -78,11 +78,8 @@ class InstanceDataset(Protocol):
 def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
     """An image's objects as one map of classes, for losses that want a label at every pixel.
 
-    Where objects overlap the smaller is on top, since the larger would hide it altogether; crowd regions are ignored
-    where nothing else is; the rest is background.
-
-    Returns:
-        int64 (H, W): 0 for background, k + 1 for class k, or -1 for ignored. Memory: one int32 (N, H, W).
+    Int64 (H, W): 0 for background, k + 1 for class k, -1 for crowd regions where nothing else is. Where objects overlap
+    the smaller is on top, since the larger would hide it altogether. Memory: one int32 (N, H, W).
 
     >>> import torch
     >>> masks = torch.tensor([[[1, 1, 1, 0]], [[0, 1, 0, 0]]]).bool()
@@ -105,12 +102,9 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
 def as_target(sample: InstanceSample) -> dict[str, Tensor]:
     """What torchvision's detectors take of a training image, and its :func:`class_map`.
 
-    Crowd regions are left out of the boxes, as in torchvision's own training; the class map has them. So are boxes with
-    a side below a hundredth of a pixel: resized they may have none at all, at which torchvision stops.
-
-    Returns:
-        `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and where the sample has masks `masks` uint8 (n, H, W) and
-        `class_map` int64 (H, W).
+    That is `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and where the sample has masks `masks` uint8 (n, H, W)
+    and `class_map` int64 (H, W). Crowd regions are left out of the boxes, as in torchvision's own training, and so are
+    boxes with a side below a hundredth of a pixel: resized they may have none at all, at which torchvision stops.
     """
     sides_N2 = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
     wanted_N = ~sample.crowd_N & (sides_N2 >= THINNEST).all(1)
@@ -143,20 +137,15 @@ class Noise:
             image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
             return Sample(image_3HW, grid[rows][:, columns].contiguous(), "noise")
         tall, wide = height // 2, width // 4
-        corners = [(wide * column, tall * row) for row in range(2) for column in range(4)]
-        masks_NHW = torch.zeros(8, height, width, dtype=torch.bool) if self._masks else None
-        if masks_NHW is not None:
-            for mask_HW, (x, y) in zip(masks_NHW, corners, strict=True):
-                mask_HW[y : y + tall, x : x + wide] = True
-        return InstanceSample(
-            torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8),
-            torch.tensor([(x, y, x + wide, y + tall) for x, y in corners]).float(),
-            torch.randint(self.spec.num_classes, (8,), generator=random),
-            masks_NHW,
-            torch.zeros(8, dtype=torch.bool),
-            torch.full((8,), float(tall * wide)),
-            "noise",
-        )
+        boxes = [(x, y, x + wide, y + tall) for y in (0, tall) for x in range(0, 4 * wide, wide)]
+        masks_NHW = torch.zeros(8, height, width, dtype=torch.bool)
+        for mask_HW, (x0, y0, x1, y1) in zip(masks_NHW, boxes, strict=True):
+            mask_HW[y0:y1, x0:x1] = True
+        image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
+        labels_N = torch.randint(self.spec.num_classes, (8,), generator=random)
+        crowd_N, areas_N = torch.zeros(8, dtype=torch.bool), torch.full((8,), float(tall * wide))
+        masks = masks_NHW if self._masks else None
+        return InstanceSample(image_3HW, torch.tensor(boxes).float(), labels_N, masks, crowd_N, areas_N, "noise")
 
     def fingerprint(self) -> str:
         """A text that no data have."""

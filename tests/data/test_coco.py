@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import COCO_CONTENT as CONTENT
+from miniatures import write_shapes
 from PIL import Image
 
 from apd.data.coco import CocoInstances, coco_split
@@ -18,40 +20,10 @@ from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceDataset
 from apd.data.rle import decode, unpack
 
-# Two images of 20 x 12 and 12 x 20 pixels and one without an object; category ids with gaps and out of order.
-OBJECTS = [
-    (7, 44, [2.0, 1.0, 12.0, 4.0], 48.0, [[2, 1, 14, 1, 14, 5, 2, 5], [15, 8, 19, 8, 19, 11]]),
-    (7, 2, [0, 0, 20, 12], 120, {"size": [12, 20], "counts": [120, 120]}),
-    (3, 18, [-2.0, 10.5, 8.0, 30.0], 50.5, {"size": [20, 12], "counts": ";9;000000000]3"}),
-    (3, 18, [4, 4, 0, 3], 0, [[4, 4, 4, 7, 4, 5]]),
-]
-CONTENT = {
-    "images": [
-        {"id": 7, "file_name": "wide.png", "height": 12, "width": 20},
-        {"id": 3, "file_name": "tall.jpg", "height": 20, "width": 12},
-        {"id": 9, "file_name": "empty.png", "height": 8, "width": 8},
-    ],
-    "categories": [{"id": 44, "name": "bar"}, {"id": 2, "name": "square"}, {"id": 18, "name": "disc"}],
-    "annotations": [
-        dict(
-            id=id_, image_id=image, category_id=category, bbox=box, area=area, iscrowd=int(id_ == 2), segmentation=shape
-        )
-        for id_, (image, category, box, area, shape) in enumerate(OBJECTS, start=1)
-    ],
-}
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "shapes" / "train").mkdir(parents=True)
-    (tmp_path / "shapes" / "annotations").mkdir()
-    random = np.random.default_rng(0)
-    for image in CONTENT["images"]:
-        pixels = random.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
-        made = Image.fromarray(pixels)
-        (made.convert("L") if image["id"] == 9 else made).save(tmp_path / "shapes" / "train" / image["file_name"])
-    write(tmp_path, CONTENT)
-    return tmp_path
+    return write_shapes(tmp_path)
 
 
 def write(folder: Path, content: object) -> Path:

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 import torch
-from own_folders import MASK, files, write
+from miniatures import MASK, files, write_folder
 
 from apd.data.dataset_yaml import open_folder
 from apd.data.images import DataError, DataWarning
@@ -81,7 +81,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_gives_pairs_and_nothing_is_left_out(tmp_path, layout):
     yaml, paths, names = LAYOUTS[layout]
-    data = open_folder(write(tmp_path / "fields", paths, yaml=yaml), "train")
+    data = open_folder(write_folder(tmp_path / "fields", paths, yaml=yaml), "train")
     assert sorted(sample.name for sample in data) == sorted(names.split())
     for sample in data:
         assert torch.equal(sample.labels_HW, torch.from_numpy(MASK))
@@ -89,7 +89,9 @@ def test_a_layout_gives_pairs_and_nothing_is_left_out(tmp_path, layout):
 
 
 def test_a_folder_that_links_to_itself_or_elsewhere_is_read_once(tmp_path):
-    root = write(tmp_path / "fields", "images/train/1.jpg", "masks/train/1.png", "more/2.jpg", "more_masks/2.png")
+    root = write_folder(
+        tmp_path / "fields", "images/train/1.jpg", "masks/train/1.png", "more/2.jpg", "more_masks/2.png"
+    )
     for kind, more in (("images", "more"), ("masks", "more_masks")):
         (root / kind / "train" / "up").symlink_to(root / kind / "train")
         (root / kind / "train" / "far").symlink_to(root / more)
@@ -110,7 +112,7 @@ def test_a_folder_that_links_to_itself_or_elsewhere_is_read_once(tmp_path):
 )
 def test_files_that_are_left_out_are_counted_and_named(tmp_path, more, message):
     with pytest.warns(DataWarning, match=message):
-        open_folder(write(tmp_path / "fields", files("train", "1"), *more), "train")
+        open_folder(write_folder(tmp_path / "fields", files("train", "1"), *more), "train")
 
 
 WRONG = {
@@ -157,11 +159,11 @@ WRONG = {
 def test_a_layout_that_does_not_pair_is_refused_by_name(tmp_path, wrong):
     yaml, paths, message = WRONG[wrong]
     with pytest.raises(DataError, match=message):
-        open_folder(write(tmp_path / "fields", paths, yaml=yaml), "train")
+        open_folder(write_folder(tmp_path / "fields", paths, yaml=yaml), "train")
 
 
 def test_a_name_that_is_not_utf8_is_refused_before_any_training(tmp_path):
-    root = write(tmp_path / "fields", "images/train/1.jpg", "masks/train/1.png")
+    root = write_folder(tmp_path / "fields", "images/train/1.jpg", "masks/train/1.png")
     os.rename(root / "images/train/1.jpg", os.fsencode(root / "images/train/t") + b"\xfcr.jpg")
     with pytest.raises(DataError, match=r"t\\udcfcr.jpg': the name is not UTF-8; rename the file"):
         open_folder(root, "train")
@@ -185,7 +187,7 @@ LISTED = "splits: {train: {list: train.txt}}"
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_line_of_a_list_may_be_a_path_with_or_without_suffix(tmp_path, line, name, encoding):
     stems = ("a/1", "b/1", "é.v2")
-    root = write(tmp_path / "fields", files("train", *stems), yaml=LISTED)
+    root = write_folder(tmp_path / "fields", files("train", *stems), yaml=LISTED)
     (root / "train.txt").write_bytes(f"{line}\r\n\r\n".encode(encoding))
     data = open_folder(root, "train")
     assert [image.relative_to(root / "images/train").with_suffix("").as_posix() for image, _ in data.pairs] == [name]
@@ -201,7 +203,9 @@ def test_a_line_of_a_list_may_be_a_path_with_or_without_suffix(tmp_path, line, n
     ],
 )  # fmt: skip
 def test_a_list_that_cannot_be_meant_is_refused_with_its_line(tmp_path, content, message):
-    root = write(tmp_path / "fields", "images/train/1.jpg", "masks/train/1.png", "images/train/2.heic", yaml=LISTED)
+    root = write_folder(
+        tmp_path / "fields", "images/train/1.jpg", "masks/train/1.png", "images/train/2.heic", yaml=LISTED
+    )
     (root / "train.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
         open_folder(root, "train")

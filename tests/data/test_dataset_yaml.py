@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_folders import MASK, STRIPES, files, write
+from miniatures import MASK, STRIPES, files, write_folder
 from PIL import Image
 
 from apd.cli.app import main
@@ -25,11 +25,11 @@ def folder(tmp_path, monkeypatch):
     """The smallest description, and two splits in their default places."""
     monkeypatch.delenv("APD_DATA", raising=False)
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    return write(tmp_path / "fields", files("train", "000", "001", "002", "003"), files("val", "010", "011"))
+    return write_folder(tmp_path / "fields", files("train", "000", "001", "002", "003"), files("val", "010", "011"))
 
 
 def describe(folder, text):
-    write(folder, yaml=text)
+    write_folder(folder, yaml=text)
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------
@@ -49,16 +49,16 @@ def test_one_line_is_enough(folder):
 
 def test_values_ignored_ones_colours_and_a_name_can_be_given(folder):
     yaml = "name: my-fields\nvalues: [7, 255]\nignore: [0, 9]\npalette: [[1, 2, 3], [4, 5, 6]]\n"
-    write(folder, files("val", "010", "011"), yaml=yaml, values=(7, 255, 9))
+    write_folder(folder, files("val", "010", "011"), yaml=yaml, values=(7, 255, 9))
     shutil.rmtree(folder / "images" / "train"), shutil.rmtree(folder / "masks" / "train")
-    write(folder, files("train", "1"), yaml=yaml, values=(0, 7, 9))
+    write_folder(folder, files("train", "1"), yaml=yaml, values=(0, 7, 9))
     spec = folder_spec(folder)
     assert (spec.name, spec.palette, spec.file_values) == ("my-fields", ((1, 2, 3), (4, 5, 6)), (7, 255))
     assert torch.equal(open_folder(folder, "val")[0].labels_HW, torch.from_numpy(MASK))
 
 
 def test_splits_can_lie_anywhere_and_be_lists_of_names(folder, tmp_path):
-    where = write(tmp_path / "elsewhere", files("all", "000", "001", "002", "003"))
+    where = write_folder(tmp_path / "elsewhere", files("all", "000", "001", "002", "003"))
     describe(
         folder,
         f"splits:\n  train: {{images: {where}/images/all, masks: ../elsewhere/masks/all, list: train.txt}}\n"
@@ -237,7 +237,7 @@ def test_an_entry_as_other_tools_call_it_is_answered_with_its_name_here(folder):
 def test_it_is_trained_on_evaluated_and_predicted_from_the_shell_also_where_stems_repeat(folder, tmp_path, capsys):
     stems = ("a/1", "b/1", "a-b/1")
     shutil.rmtree(folder)
-    write(folder, files("train", *stems), files("val", *stems), "masks/train/notes.txt")
+    write_folder(folder, files("train", *stems), files("val", *stems), "masks/train/notes.txt")
     network = ["--network.backbone", "test_efficientnet", "--network.head-width", "8", "--network.output-stride", "16"]
     command = ["train", "--method", "student", "--data.name", "folder", "--data.folder", str(folder), *network]
     command += ["--data.height", "0", "--data.width", "0", "--data.crop-height", "32", "--data.crop-width", "32"]
@@ -257,7 +257,7 @@ def test_it_is_trained_on_evaluated_and_predicted_from_the_shell_also_where_stem
     assert seen == wanted | {f"{stem}-overlay.png" for stem in stems}
     with Image.open(tmp_path / "seen/a/1-labels.png") as labels:
         assert labels.size == (48, 40)  # shown at its own size, as in training
-    write(folder, files("train", "20"))
+    write_folder(folder, files("train", "20"))
     capsys.readouterr()
     assert main(command) != 0
     assert "was made from other pictures or labels than" in capsys.readouterr().err

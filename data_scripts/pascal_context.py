@@ -34,10 +34,7 @@ ARCHIVES = (
         witness="as torchvision lists it",
     ),
     Archive(
-        "59_context_labels.tar.gz",
-        f"{FOLDER}/59_context_labels",
-        url=f"{PAGE}/59_context_labels.tar.gz",
-        inside=None,
+        "59_context_labels.tar.gz", f"{FOLDER}/59_context_labels", url=f"{PAGE}/59_context_labels.tar.gz", inside=None
     ),
     Archive("59_labels.txt", f"{FOLDER}/59_labels.txt", url=f"{PAGE}/59_labels.txt", plain=True),
 )

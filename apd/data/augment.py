@@ -5,10 +5,10 @@ with antialiasing; labels are only ever copied from the nearest pixel. Everythin
 """
 
 import math
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,20 +59,13 @@ def check_ranges(augmentation: object, *probabilities: str) -> None:
             raise ValueError(f"{name}={getattr(augmentation, name)!r}; expected a probability from 0 to 1")
 
 
-class Draws(NamedTuple):
-    """The ten numbers, each uniform in [0, 1), that decide how one sample is augmented, in the order of drawing."""
+# The ten numbers, each uniform in [0, 1), that decide how one sample is augmented, in the order of drawing; the first
+# seven are what they were before there was rotation or blur.
+_Numbers = namedtuple("_Numbers", "scale top left flip brightness contrast saturation rotate angle blur")
 
-    scale: float
-    top: float
-    left: float
-    flip: float
-    brightness: float
-    contrast: float
-    saturation: float
-    # drawn last: the first seven are what they were before there was rotation or blur
-    rotate: float
-    angle: float
-    blur: float
+
+class Draws(_Numbers):
+    """What a generator decides for one sample."""
 
     @classmethod
     def of(cls, generator: np.random.Generator) -> "Draws":

@@ -12,15 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apd.data.augment import (
-    check_ranges,
-    colour_factors,
-    nearest,
-    overlap,
-    padded,
-    recoloured,
-    torchvision_functions,
-)
+from apd.data.augment import check_ranges, colour_factors, nearest, overlap, padded, recoloured, torchvision_functions
 from apd.data.batches import BatchStream, training_batches, unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -143,42 +142,6 @@ class SegmentationDataset(Protocol):
         ...
 
 
-def distinct_colours(count: int) -> tuple[RGB, ...]:
-    """1 to 255 RGB colours, each chosen as far as possible in CIE Lab from white and from all before it.
-
-    >>> distinct_colours(3) == distinct_colours(150)[:3]
-    True
-    """
-    if not 1 <= count <= 255:
-        raise ValueError(f"count={count}; expected 1 to 255 colours")
-    return _colour_sequence()[:count]
-
-
-@cache
-def _colour_sequence() -> tuple[RGB, ...]:
-    steps = np.linspace(0, 255, 16).round().astype(np.uint8)  # every 17th value of each channel
-    candidates_N3 = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab_N3 = _cie_lab(candidates_N3)
-    nearest_N = np.linalg.norm(lab_N3 - _cie_lab(np.array([IGNORE_COLOUR])), axis=1)
-    chosen = []
-    for _ in range(255):
-        chosen.append(int(nearest_N.argmax()))
-        nearest_N = np.minimum(nearest_N, np.linalg.norm(lab_N3 - lab_N3[chosen[-1]], axis=1))
-    return tuple(map(tuple, candidates_N3[chosen].tolist()))
-
-
-def _cie_lab(rgb_N3: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB colours 0..255."""
-    encoded = rgb_N3 / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array(
-        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-    )
-    xyz = linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883])
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
-
-
 def _street(name: str, *more: str, **fields: tuple) -> DatasetSpec:
     names = (*list(CLASS_COLOURS)[:10], *more)
     return DatasetSpec(name, names, tuple(CLASS_COLOURS[name] for name in names), **fields)
@@ -200,6 +163,16 @@ _LISTS = dict(
 
 def _names(of: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in _LISTS[of].split(","))
+
+
+def distinct_colours(count: int) -> tuple[RGB, ...]:
+    """The first of 255 RGB colours, each as far as possible in CIE Lab from white and from all before it.
+
+    They were chosen among those with every 17th value in each channel (tests/data/test_specs.py does it again).
+    """
+    if not 1 <= count <= 255:
+        raise ValueError(f"count={count}; expected 1 to 255 colours")
+    return tuple(tuple(bytes.fromhex(colour)) for colour in _LISTS["distinct colours"].split()[:count])
 
 
 CITYSCAPES = DatasetSpec(

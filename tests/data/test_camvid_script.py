@@ -1,7 +1,6 @@
 """CamVid's script, on a miniature that it takes for the published data, and the downloads it shares with the others."""
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -15,8 +14,6 @@ from file_server import Server
 from miniatures import data_script, write_camvid
 from PIL import Image
 
-from apd.data.converted import CamVid
-from apd.data.image_folder import find_data
 from apd.data.specs import CAMVID
 
 script, fetching = data_script("camvid"), data_script("fetching")
@@ -182,19 +179,6 @@ def test_a_part_that_cannot_be_continued_is_fetched_anew(served, tree, dest, cap
         served.ranges = False
     assert run(capsys, "fetch", dest, "--url", served.url)[0] == 0
     assert files_of(dest / "CamVid") == files_of(tree)
-
-
-@pytest.mark.parametrize(("missing", "tries"), [(0, ["bytes=N-"]), (-5, ["bytes=N-", None])])
-def test_a_part_with_nothing_left_to_fetch_is_used_or_dropped(server, tmp_path, missing, tries):
-    server.content = b"content" * 100
-    part = tmp_path / "file.part"
-    part.write_bytes(server.content + b"." * -missing)
-    part.with_name("file.part.validator").write_text(server.etag)
-    fetching.download(server.url, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == server.content
-    size = len(server.content) - missing
-    assert server.requests == [request and request.replace("N", str(size)) for request in tries]
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_or_a_wrong_address_is_final(served, dest, capsys):
@@ -382,17 +366,6 @@ def test_a_changed_pack_is_refused_with_the_file_named_and_leaves_nothing(packed
     assert "is not a complete zip archive" in run(capsys, "unpack", packed, dest)[1]
 
 
-def test_an_unpacked_camvid_is_read_by_the_package_in_the_published_order(tmp_path, monkeypatch, capsys):
-    root = write_camvid(tmp_path / "CamVid")
-    take_for_published(root, tmp_path / "camvid.sha256", monkeypatch)
-    assert run(capsys, "pack", root, tmp_path / "packed.zip")[0] == 0
-    assert run(capsys, "unpack", tmp_path / "packed.zip", tmp_path / "there")[0] == 0
-    published, unpacked = CamVid(root, "val"), CamVid(tmp_path / "there" / "CamVid", "val")
-    assert [sample.name for sample in unpacked] == [sample.name for sample in published]
-    assert all((a.labels_HW == b.labels_HW).all() for a, b in zip(unpacked, published, strict=True))
-    assert unpacked.fingerprint() != published.fingerprint()
-
-
 def test_the_script_runs_by_itself_without_the_package(tmp_path):
     path = Path(script.__file__)
     code = (
@@ -403,11 +376,3 @@ def test_the_script_runs_by_itself_without_the_package(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"camvid.py: .*no is not a folder; expected the folder CamVid.*\n", done.stderr)
-
-
-@pytest.mark.skipif(not os.environ.get("APD_DATA"), reason="APD_DATA is not set")
-def test_the_real_camvid_has_the_published_hashes():
-    root = find_data("CamVid")
-    hashes, _ = script.expected_hashes(root)
-    for name in sorted(hashes):
-        assert fetching.file_sha256(root / name) == hashes[name], name

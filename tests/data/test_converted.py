@@ -16,16 +16,9 @@ from torch import nn
 
 from apd.config.datasets import build_split, build_splits, spec_of
 from apd.config.experiment import DataConfig, ExperimentError
-from apd.data.converted import (
-    LABELMEFACADE,
-    PUBLISHED_FOLDERS,
-    CamVid,
-    ConvertedDataset,
-    LabelMeFacade,
-    listed_splits,
-)
-from apd.data.image_folder import FolderDataset, find_data
-from apd.data.images import DataError, LongSide, MissingData
+from apd.data.converted import LABELMEFACADE, PUBLISHED_FOLDERS, CamVid, ConvertedDataset, LabelMeFacade, listed_splits
+from apd.data.image_folder import find_data
+from apd.data.images import DataError, MissingData
 from apd.data.specs import ADE20K, CAMVID, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60
 from apd.evaluation.inference import confusion_of
 from apd.models.segmenter import SegOutput
@@ -314,15 +307,3 @@ def test_a_run_on_each_published_set_ends_with_its_record(spec):
     assert record.content["data"]["images"] == FEW["val"]
     valid = sum(int((sample.labels_HW != 255).sum()) for sample in build_split(data, "val"))
     assert sum(map(sum, record.content["confusion"])) == valid
-
-
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="APD_DATA holds no ade20k_sample/")
-def test_the_three_real_images_of_ade20k_are_read_without_conversion_too():
-    raw = replace(ADE20K, file_values=tuple(range(1, 151)), void_values=(0,))
-    pairs = [(path, SAMPLES / "annotations" / f"{path.stem}.png") for path in sorted((SAMPLES / "images").iterdir())]
-    dataset = FolderDataset(raw, pairs)
-    assert [tuple(sample.image_3HW.shape[1:]) for sample in dataset] == [(512, 683), (364, 500), (300, 400)]
-    # what a person sees in the first: a wall, a building, the sky, a tree
-    seen = {ADE20K.class_names[label] for label in dataset[0].labels_HW.unique() if label != 255}
-    assert {"building", "sky", "tree"} <= seen
-    assert [max(sample.image_3HW.shape) for sample in LongSide(dataset, 512)] == [512, 512, 512]

@@ -135,18 +135,6 @@ def listed(folder, lines):
 FAULTS = {
     "no mask": (lambda f: mask(f).unlink(), r"images/train/001.jpg has no partner in .*masks/train \(1 such"),
     "no image": (lambda f: (f / "images/train/001.jpg").unlink(), r"masks/train/001.png has no partner in .*images"),
-    "size": (
-        lambda f: Image.open(mask(f)).resize((20, 40)).save(mask(f)),
-        r"001.jpg is 48×40 pixels and its mask .*001.png 20×40; .*same size",
-    ),
-    "value": (
-        lambda f: Image.fromarray(np.full((40, 48), 7, dtype=np.uint8)).save(mask(f)),
-        r"001.png holds the label values 7 \(1920 pixels\); expected 0..1, or 255 for pixels to be ignored",
-    ),
-    "coloured mask": (
-        lambda f: Image.open(mask(f)).convert("RGB").save(mask(f)),
-        r"001.png has mode RGB; a mask needs",
-    ),
     "no folder": (lambda f: shutil.rmtree(f / "masks"), r"data folder .*masks/val is missing"),
     "empty": (
         lambda f: [path.unlink() for kind in ("images", "masks") for path in (f / kind / "train").iterdir()],

@@ -85,11 +85,7 @@ def test_small_training_images_are_no_fault_and_small_ones_are_enlarged_by_the_r
 @pytest.mark.parametrize(
     ("data", "inference", "message"),
     [
-        (
-            dict(height=64, width=640, long_side=256),
-            WHOLE_IMAGE,
-            "DataConfig.long_side = 256: .* got 26",
-        ),
+        (dict(height=64, width=640, long_side=256), WHOLE_IMAGE, "DataConfig.long_side = 256: .* got 26"),
         (dict(height=64, width=96), InferenceOptions(scales=(0.4,)), "Experiment.inference = .* got 26"),
         (dict(height=96, width=96, long_side=64), InferenceOptions(scales=(0.4,)), "Experiment.inference = .* got 26"),
     ],
@@ -113,12 +109,3 @@ def test_predict_and_evaluate_refuse_what_is_too_small_before_anything_is_writte
     assert re.search(r"val000.png has 64×96 pixels .* larger --scales", capsys.readouterr().err)
     assert leave("predict", run, tmp_path / "wide.png", "--to", tmp_path / "seen") == 0
     assert leave("predict", run, tmp_path / "wide.png", "--scales", "0.25", "--to", tmp_path / "seen") == 1
-
-
-def test_predict_with_a_fixed_size_takes_any_image_and_refuses_small_scales_only(tmp_path, capsys):
-    assert trained(make(tmp_path / "fine"), "--data.height", "64", "--data.width", "96") == 0
-    run = capsys.readouterr().out.splitlines()[-1]
-    Image.fromarray(np.zeros((1, 200, 3), np.uint8)).save(tmp_path / "line.png")
-    assert leave("predict", run, tmp_path / "line.png", "--to", tmp_path / "seen") == 0
-    assert leave("predict", run, tmp_path / "line.png", "--scales", "0.25", "--to", tmp_path / "seen") in (1, 2)
-    assert "larger --scales" in capsys.readouterr().err

@@ -323,12 +323,7 @@ def test_a_text_in_another_encoding_is_named_with_its_line(tmp_path, content, me
 
 @pytest.mark.parametrize(
     ("size", "long_side", "expected"),
-    [
-        ((512, 683), 512, (384, 512)),
-        ((683, 512), 512, (512, 384)),
-        ((8, 8), 32, (32, 32)),
-        ((1, 3000), 512, (1, 512)),
-    ],
+    [((512, 683), 512, (384, 512)), ((683, 512), 512, (512, 384)), ((8, 8), 32, (32, 32)), ((1, 3000), 512, (1, 512))],
 )
 def test_the_longer_side_becomes_the_wanted_one_and_the_shape_stays(size, long_side, expected):
     assert long_side_size(*size, long_side) == expected

@@ -168,16 +168,6 @@ def test_scaling_up_crops_and_scaling_down_pads():
     torch.testing.assert_close(small.areas_N[:1], sample.areas_N[:1] / 4)
 
 
-def test_boxes_without_masks_are_augmented_alike():
-    sample = made_up()
-    settings = InstanceAugmentation(scale=(0.6, 1.8))
-    for seed in range(8):
-        with_masks = augment_instances(sample, settings, np.random.default_rng(seed))
-        without = augment_instances(sample._replace(masks_NHW=None), settings, np.random.default_rng(seed))
-        assert without.masks_NHW is None
-        assert {tuple(b) for b in with_masks.boxes_N4.tolist()} <= {tuple(b) for b in without.boxes_N4.tolist()}
-
-
 def test_an_image_without_objects_is_all_background_and_augmented_too():
     sample = made_up(objects=0)
     assert torch.equal(class_map(*sample[3:4], sample.labels_N, sample.crowd_N), torch.zeros(20, 30).long())

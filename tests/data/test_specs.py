@@ -151,14 +151,15 @@ def test_the_names_of_ade20k_are_those_of_its_own_table():
         assert f"{row.split(',')[5]};".startswith(f"{name.replace(' ', ';')};")
 
 
-def test_colours_are_distinct_far_from_white_and_a_longer_list_begins_with_the_shorter():
-    everything = distinct_colours(255)
-    assert len({*everything, IGNORE_COLOUR}) == 256
-    for count in (1, 2, 60, 171):
-        assert distinct_colours(count) == everything[:count]
-    squares = np.array([*distinct_colours(171), IGNORE_COLOUR], dtype=float)
-    gaps = np.linalg.norm(squares[:, None] - squares[None], axis=-1) + 1e9 * np.eye(172)
-    assert gaps.min() > 17
+def test_distinct_colours_are_each_as_far_as_possible_from_white_and_from_all_before():
+    steps = np.linspace(0, 255, 16).round()
+    candidates_N3 = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab_N3 = np.array([cie_lab(rgb, "none") for rgb in candidates_N3])
+    nearest_N = np.linalg.norm(lab_N3 - cie_lab(IGNORE_COLOUR, "none"), axis=1)
+    for colour in distinct_colours(255):
+        chosen = int(nearest_N.argmax())
+        assert tuple(candidates_N3[chosen]) == colour
+        nearest_N = np.minimum(nearest_N, np.linalg.norm(lab_N3 - lab_N3[chosen], axis=1))
     for count in (0, 256):
         with pytest.raises(ValueError, match=f"count={count}; expected 1 to 255"):
             distinct_colours(count)

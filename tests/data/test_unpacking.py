@@ -233,12 +233,6 @@ def test_a_plain_file_without_published_checksum_is_put_into_its_place_and_that_
     assert "labels.txt: no checksum of this file is published" in capsys.readouterr().out
 
 
-def test_a_download_without_room_for_it_is_not_begun(server, offered, place):
-    with pytest.raises(FetchError, match=r"x.zip takes 1000000000.0 GB and .* left; make room"):
-        unpacking.fetch_all(place, [replace(offered, size=10**18)])
-    assert server.requests == []
-
-
 @pytest.mark.parametrize("name", SETS)
 def test_what_a_script_fetches_becomes_what_it_checks(name, tmp_path, place, capsys, monkeypatch):
     """Archives in the published form, made from a miniature, lie where a person has put them."""
@@ -277,13 +271,3 @@ def test_cityscapes_prints_the_steps_to_the_files_that_are_missing(place, capsys
     output = capsys.readouterr().err
     assert f"{place} lacks leftImg8bit_trainvaltest.zip" in output
     assert "gtFine" not in output
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_a_script_names_a_witness_for_every_hash_and_an_address_for_every_file(name):
-    for archive in data_script(name).ARCHIVES:
-        assert bool(archive.digest) == bool(archive.witness)
-        assert archive.url.startswith(("http://", "https://")) or name == "cityscapes"
-        if archive.digest:
-            kind, digest = archive.digest.split(":")
-            assert len(digest) == {"sha256": 64, "md5": 32}[kind]

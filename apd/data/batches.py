@@ -244,8 +244,7 @@ def _sampled(axis_B6: Tensor, crop: int, longest: int) -> tuple[Tensor, Tensor, 
     """Along one side of the crop, for each place: the nearest pixel, the weights of all, and whether it shows any.
 
     `axis_B6` holds for each image its length, that length scaled, the first scaled pixel that is taken, the first place
-    of the crop that it fills, how many it fills, and whether it is flipped. Returns (B, c) int64, (B, c, longest)
-    float32 that sum to 1 or are all 0, and (B, c) bool.
+    of the crop that it fills, how many it fills, and whether it is flipped. The weights sum to 1 or are all 0.
     """
     length, scaled, start, first, count, flip = axis_B6[:, :, None].unbind(1)
     place_Bc = torch.arange(crop, device=axis_B6.device) - first

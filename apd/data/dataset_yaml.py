@@ -232,7 +232,7 @@ def _where(described: dict[str, Any], folder: Path, split: str) -> tuple[Path, s
 
 def _pairs(described: dict[str, Any], folder: Path, split: str, *, warn: bool = False) -> list[tuple[Path, Path]]:
     image_dir, image_name, mask_dir, mask_name, listing = _where(described, folder, split)
-    found = PairedFolders.found(image_dir, mask_dir, image_name=image_name, mask_name=mask_name)
+    found = PairedFolders(image_dir, mask_dir, image_name, mask_name)
     if listing:
         return _listed(found, folder / listing)
     pairs = found.pairs()

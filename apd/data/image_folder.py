@@ -9,7 +9,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -110,19 +109,13 @@ def images_below(
     return found
 
 
-class PairedFolders(NamedTuple):
-    """Images and masks below two folders, by their common names; the folders may be one, or one in the other."""
+class PairedFolders:
+    """Images and masks below two folders whose names fit patterns, by their common stems; what is a mask is no image.
 
-    image_dir: Path
-    mask_dir: Path
-    images: dict[str, Path]
-    masks: dict[str, Path]
+    The folders may be one, or one in the other.
+    """
 
-    @classmethod
-    def found(
-        cls, image_dir: Path, mask_dir: Path, *, image_name: str = STEM, mask_name: str = STEM
-    ) -> "PairedFolders":
-        """The files whose names fit the patterns; what is a mask is no image."""
+    def __init__(self, image_dir: Path, mask_dir: Path, image_name: str = STEM, mask_name: str = STEM) -> None:
         if image_dir == mask_dir and image_name == mask_name:
             raise DataError(
                 f"{image_dir} is given for images and for masks; say how masks are named, as in "
@@ -133,10 +126,10 @@ class PairedFolders(NamedTuple):
             return lambda path: outer in inner.parents and inner in path.parents
 
         _demand_folder(image_dir)
-        masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
-        taken, in_masks = set(masks.values()), inside(mask_dir, image_dir)
-        images = images_below(image_dir, name=image_name, leave=lambda path: path in taken or in_masks(path))
-        return cls(image_dir, mask_dir, images, masks)
+        self.image_dir, self.mask_dir = image_dir, mask_dir
+        self.masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
+        taken, in_masks = set(self.masks.values()), inside(mask_dir, image_dir)
+        self.images = images_below(image_dir, name=image_name, leave=lambda path: path in taken or in_masks(path))
 
     def pairs(self) -> list[tuple[Path, Path]]:
         """(image, mask) paths; DataError where there is none or one has no partner."""
@@ -170,7 +163,7 @@ class PairedFolders(NamedTuple):
 
 def pair_folders(image_dir: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
     """(image, mask) paths below two folders, paired by path without suffix, sorted; DataError where that fails."""
-    return PairedFolders.found(image_dir, mask_dir).pairs()
+    return PairedFolders(image_dir, mask_dir).pairs()
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -42,7 +42,7 @@ COCO_CONTENT = {
 
 
 def write_folder(root, *names, yaml="", values=(0, 1, 255)):
-    """Files of 48×40 pixels at the paths in `names`: masks in stripes of values by their words, else noise."""
+    """Files of 48×40 pixels at the paths in `names`: masks in stripes of values by their names, else noise."""
     root.mkdir(exist_ok=True)
     (root / "dataset.yaml").write_text(
         yaml if "classes:" in yaml else "classes: [soil, crop]\n" + yaml, encoding="utf-8"
@@ -84,7 +84,7 @@ def write_camvid(
     """A CamVid tree in the SegNet tutorial's form below `root`; returns `root`.
 
     Labels are blocks of 8×8 pixels of all 11 classes and void; an image shows its labels' colours under noise, so a
-    network can learn from it. `counts` are pictures per split (default: the real 367/101/233, as the reader demands).
+    network can learn from it. `counts` are images per split (default: the real 367/101/233, as the reader demands).
     """
     counts = dict(CAMVID.splits) if counts is None else counts
     rng = np.random.default_rng(seed)
@@ -137,7 +137,7 @@ def write_cityscapes(root: Path, *, counts: Mapping[str, int] = FEW, seed: int =
 
 
 def write_ade20k(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
-    """An ADEChallengeData2016 tree: pictures of several sizes, values 0 to 150, and the table of classes."""
+    """An ADEChallengeData2016 tree: images of several sizes, values 0 to 150, and the table of classes."""
     rng = np.random.default_rng(seed)
     sizes = [(32, 32), (32, 48), (40, 32)]
     root.mkdir(parents=True)
@@ -230,6 +230,11 @@ def _coco_stuff_names() -> list[str]:
     return ["unlabeled", *(never.get(number) or next(names) for number in range(1, 183))]
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The contents of all files below a folder, by relative path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 WRITERS = {
     "cityscapes": (write_cityscapes, "cityscapes"),
     "ade20k": (write_ade20k, "ADEChallengeData2016"),
@@ -277,7 +282,7 @@ def _blocks(rng: np.random.Generator, values: Sequence[int], height: int = 32, w
 
 
 def _image_of(rng: np.random.Generator, values_HW: np.ndarray) -> Image.Image:
-    """A picture that shows values as colours under noise."""
+    """An image that shows values as colours under noise."""
     colours_HW3 = np.stack([values_HW * factor for factor in (37, 91, 151)], axis=-1).astype(np.int16) % 256
     noise = rng.integers(-20, 21, (*values_HW.shape, 1), dtype=np.int16)
     return Image.fromarray((colours_HW3 + noise).clip(0, 255).astype(np.uint8))

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from file_server import Server
-from miniatures import data_script, write_camvid
+from miniatures import data_script, files_of, write_camvid
 from PIL import Image
 
 from apd.data.specs import CAMVID
@@ -55,14 +54,6 @@ def zip_tree(root, file, **others):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
-    running = Server()
-    yield running
-    running.close()
-
-
-@pytest.fixture
 def served(server, tree, tmp_path):
     """The server, with the miniature's archive on it."""
     server.content = zip_tree(tree, tmp_path / "served.zip", **{f"{ABOVE}README.md": "something else"})
@@ -73,10 +64,6 @@ def run(capsys, *arguments):
     code = script.main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     return code, output.out + output.err
-
-
-def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_script_manifest_and_package_agree_on_camvid():

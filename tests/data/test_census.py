@@ -192,9 +192,9 @@ def test_a_file_without_annotations_is_refused_by_the_name_of_its_split(tmp_path
         content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
         (tmp_path / "pets" / "annotations").mkdir(exist_ok=True)
         (tmp_path / "pets" / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
-    words = ["train", "--size", "tiny_coco", "--method", "student", "--data.folder", "pets", "--data.no-masks"]
-    words += ["--network.kind", "faster_rcnn", "--data.train-part", "day", "--data.val-part", "night"]
-    assert leave(*words) == 1
+    options = ["train", "--size", "tiny_coco", "--method", "student", "--data.folder", "pets", "--data.no-masks"]
+    options += ["--network.kind", "faster_rcnn", "--data.train-part", "day", "--data.val-part", "night"]
+    assert leave(*options) == 1
     assert "pets: the split night has no annotation; nothing can be learned" in capsys.readouterr().err
 
 
@@ -222,8 +222,8 @@ def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys)
     record = read_record(path)
     content = record.content | {"confusion": [[6, 0], [2, 0]]}
     (runs_folder() / path).write_text(json.dumps(content))
-    words = ["--training.learning-rate", "1e-9", "--training.head-multiplier", "1"]
-    assert trained(folder, *words) == 0
+    options = ["--training.learning-rate", "1e-9", "--training.head-multiplier", "1"]
+    assert trained(folder, *options) == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("warning: the student: every pixel is called soil")
     assert captured.out.splitlines()[-1] == path

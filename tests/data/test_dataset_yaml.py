@@ -219,7 +219,7 @@ def test_an_entry_as_other_tools_call_it_is_answered_with_its_name_here(folder):
             folder_spec(folder)
 
 
-# --- from the shell --------------------------------------------------------------------------------------------------
+# --- command line ----------------------------------------------------------------------------------------------------
 
 
 def test_it_is_trained_on_evaluated_and_predicted_from_the_shell_also_where_stems_repeat(folder, tmp_path, capsys):

@@ -140,7 +140,7 @@ NO_IMAGES = {
 @pytest.mark.parametrize("kind", NO_IMAGES)
 def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind):
     suffix, write, message = NO_IMAGES[kind]
-    path = tmp_path / f"thing.{suffix}"
+    path = tmp_path / f"file.{suffix}"
     write(path)
     saved(GREY * 0)(tmp_path / "mask.png")
     for read in (read_image, lambda path: FolderDataset(SPEC, [(path, tmp_path / "mask.png")])):

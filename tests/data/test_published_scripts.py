@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import FEW, WRITERS, data_script, for_counts, write_converted
+from miniatures import FEW, WRITERS, data_script, files_of, for_counts, write_converted
 from PIL import Image
 from torchvision.datasets import Cityscapes
 
@@ -44,10 +44,6 @@ def run(name, capsys, *arguments):
     code = data_script(name).main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     return code, output.out + output.err
-
-
-def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def pixels(path):

@@ -10,8 +10,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
-from file_server import Server
-from miniatures import FEW, WRITERS, data_script, for_counts
+from miniatures import FEW, WRITERS, data_script, files_of, for_counts
 
 fetching = data_script("fetching")
 unpacking = data_script("unpacking")
@@ -42,10 +41,6 @@ def packed(file, content, *, links=()):
             info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
             out.addfile(info)
     return file
-
-
-def files_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(params=["zip", "tar", "tar.gz"])
@@ -171,14 +166,6 @@ def test_an_archive_that_needs_more_room_than_there_is_is_refused_before_it_is_w
     with pytest.raises(FetchError, match=r"takes 0.0 GB and .* has 0.0 GB left; make room"):
         unpacking.unpack(archive, place / "top", inside="top")
     assert not files_of(place)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
-    running = Server()
-    yield running
-    running.close()
 
 
 @pytest.fixture

@@ -94,28 +94,22 @@ class Canvas:
 
     def rows_between(self, part: int, first: int, left: Floats, right: Floats) -> None:
         """Fill left[i] <= x < right[i] in row first + i. The rows must lie on the canvas."""
-        if left.size == 0:
-            return
-        x0, x1 = cells(float(left.min()), float(right.max()), self.width)
-        if x0 >= x1:
-            return
-        columns = self.columns[x0:x1]
-        inside = columns >= left[:, None]
-        inside &= columns < right[:, None]
-        np.putmask(self.parts_HW[first : first + left.size, x0:x1], inside, part)
+        self._between(part, self.parts_HW[first : first + left.size], self.columns, left, right)
 
     def columns_between(self, part: int, first: int, top: Floats, bottom: Floats) -> None:
         """Fill top[i] <= y < bottom[i] in column first + i. The columns must lie on the canvas."""
-        if top.size == 0:
+        self._between(part, self.parts_HW[:, first : first + top.size].T, self.rows, top, bottom)
+
+    def _between(
+        self, part: int, lines_XY: NDArray[np.uint16], centres_Y: Floats, low_X: Floats, high_X: Floats
+    ) -> None:
+        """Fill low <= centre < high in each line of cells."""
+        if low_X.size == 0:
             return
-        y0, y1 = cells(float(top.min()), float(bottom.max()), self.height)
-        if y0 >= y1:
-            return
-        rows = self.rows[y0:y1, None]
-        inside = rows >= top
-        inside &= rows < bottom
-        target = self.parts_HW[y0:y1, first : first + top.size]
-        np.copyto(target, part, where=inside, casting="unsafe")
+        first, last = cells(float(low_X.min()), float(high_X.max()), centres_Y.size)
+        inside = centres_Y[first:last] >= low_X[:, None]
+        inside &= centres_Y[first:last] < high_X[:, None]
+        np.copyto(lines_XY[:, first:last], np.uint16(part), where=inside)
 
     def polygon(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
         """Fill a convex polygon given by its corners (x, y), in either sense; the first three not in a line."""

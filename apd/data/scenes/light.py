@@ -186,7 +186,7 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
 
     surface_HW = parts.surface_N.take(part_HW)
     class_HW = parts.class_N.take(part_HW)
-    rows, columns = canvas.rows[0::2] + np.float32(0.5), canvas.columns[0::2] + np.float32(0.5)
+    rows, columns = _pixels(view)
     below = np.maximum(rows - np.float32(view.horizon), np.float32(0.5))
     beside = np.maximum(np.abs(columns - np.float32(view.centre)), np.float32(0.5))
     focal, height = np.float32(view.focal), np.float32(view.camera.height)
@@ -195,7 +195,7 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
     depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
 
-    image_3HW *= 1 + _texture(view, appearance, class_HW, on_ground, on_wall, depth_HW, rows, columns)
+    image_3HW *= 1 + _texture(view, appearance, class_HW, (on_ground, on_wall), depth_HW)
     air_HW = depth_HW / (depth_HW + np.float32(appearance.haze))
     low_H = np.clip(rows / np.float32(view.horizon), 0, 1)
     air_HW = np.where(class_HW == SKY, (np.float32(appearance.glow) * low_H * low_H)[:, None], air_HW)
@@ -209,17 +209,14 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image_3HW.astype(np.uint8).transpose(1, 2, 0))
 
 
-def _texture(
-    view: View,
-    appearance: Appearance,
-    class_HW: NDArray[np.uint8],
-    on_ground: NDArray[np.bool_],
-    on_wall: NDArray[np.bool_],
-    depth_HW: Floats,
-    rows: Floats,
-    columns: Floats,
-) -> Floats:
+def _pixels(view: View) -> tuple[Floats, Floats]:
+    """Rows and columns of the pixels' centres, in cells."""
+    return view.canvas.rows[0::2] + np.float32(0.5), view.canvas.columns[0::2] + np.float32(0.5)
+
+
+def _texture(view: View, appearance: Appearance, class_HW: NDArray, where: tuple, depth_HW: Floats) -> Floats:
     """Relative brightness (H, W) from the two texture layers, mapped along ground and walls, else on the screen."""
+    (on_ground, on_wall), (rows, columns) = where, _pixels(view)
     height = np.float32(view.camera.height)
     screen = np.float32(10 / min(view.canvas.height, view.canvas.width))
     metres = depth_HW * np.float32(1 / view.focal)

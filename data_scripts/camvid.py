@@ -56,25 +56,25 @@ def fetch(dest: Path, url: str) -> None:
 
 
 def check(root: Path) -> None:
-    """Check counts, names, pictures, labels and hashes of a CamVid folder; the first wrong file is named."""
+    """Check counts, names, images, labels and hashes of a CamVid folder; the first wrong file is named."""
     root = find_tree(root, "CamVid")
     hashes, packed = expected_hashes(root)
     check_names(root)
     kinds: dict[str, set[str]] = {}
     shares: dict[str, np.ndarray] = {}
     for name in tqdm(sorted(hashes), desc="check", unit="file", disable=None):
-        folder, is_picture = name.split("/")[0], "/" in name
+        folder, is_raster = name.split("/")[0], "/" in name
         if not (root / name).is_file():
             raise FetchError(f"{root / name} is missing")
-        if is_picture:
-            mode, size, histogram = check_picture(root, name)
+        if is_raster:
+            mode, size, histogram = check_image(root, name)
             kinds.setdefault(folder, set()).add(f"{size[0]}×{size[1]} {mode}")
             shares[folder] = shares.get(folder, 0) + histogram
         if file_sha256(root / name) != hashes[name]:
             raise FetchError(f"{root / name} is not the {'packed' if packed else 'published'} file: its sha256 differs")
     _print_table(root, kinds, shares)
-    told = "labels are as published, images are JPEG copies, as packed" if packed else "all files are as published"
-    print(f"\ncomplete: {sum(SPLITS.values())} pairs; {told}")
+    found = "labels are as published, images are JPEG copies, as packed" if packed else "all files are as published"
+    print(f"\ncomplete: {sum(SPLITS.values())} pairs; {found}")
 
 
 def pack(root: Path, file: Path, quality: int) -> None:
@@ -174,48 +174,48 @@ def _packed(root: Path, name: str, quality: int) -> tuple[str, bytes]:
 def _add(out: zipfile.ZipFile, name: str, content: bytes) -> None:
     info = zipfile.ZipInfo(f"CamVid/{name}")  # the fixed default date: equal trees give equal files
     info.external_attr = 0o644 << 16
-    out.writestr(info, content, zipfile.ZIP_STORED)  # pictures do not compress any further
+    out.writestr(info, content, zipfile.ZIP_STORED)  # images do not compress any further
 
 
 def check_names(root: Path) -> None:
     """Counts of the six folders, and a mask for every image."""
-    stems, told = {}, []
+    stems, found = {}, []
     for split, count in SPLITS.items():
         for folder in (split, f"{split}annot"):
             files = (root / folder).glob("*") if (root / folder).is_dir() else ()
             stems[folder] = {path.stem for path in files if path.suffix in (".png", ".jpg")}
-            told.append(f"{folder}/ {len(stems[folder])} of {count}")
+            found.append(f"{folder}/ {len(stems[folder])} of {count}")
     if any(len(stems[folder]) != count for split, count in SPLITS.items() for folder in (split, f"{split}annot")):
-        raise FetchError(f"{root} is not complete: {', '.join(told)} pictures; fetch or unpack it again")
+        raise FetchError(f"{root} is not complete: {', '.join(found)} images; fetch or unpack it again")
     for split in SPLITS:
         alone = sorted(stems[split] ^ stems[f"{split}annot"])
         if alone:
             raise FetchError(f"{alone[0]} in {root} is only in one of {split}/ and {split}annot/")
 
 
-def check_picture(root: Path, name: str) -> tuple[str, tuple[int, int], np.ndarray]:
-    """Mode, (width, height) and label histogram (12,) of one picture; of an image the histogram is all zero."""
-    mode, picture = decoded(root / name)
+def check_image(root: Path, name: str) -> tuple[str, tuple[int, int], np.ndarray]:
+    """Mode, (width, height) and label histogram (12,) of one file; of an image the histogram is all zero."""
+    mode, pixels = decoded(root / name)
     is_mask = "annot/" in name
     if mode != ("L" if is_mask else "RGB"):
         raise FetchError(f"{root / name} has mode {mode}; expected {'L' if is_mask else 'RGB'}")
-    size = (picture.shape[1], picture.shape[0])
+    size = (pixels.shape[1], pixels.shape[0])
     if not is_mask:
         return mode, size, np.zeros(len(CLASS_NAMES), dtype=np.int64)
     for image in (root / name.split("annot/")[0]).glob(f"{Path(name).stem}.*"):
         with Image.open(image) as opened:
             if opened.size != size:
                 raise FetchError(f"{root / name} is {size[0]}×{size[1]}, its image {opened.width}×{opened.height}")
-    counts = np.bincount(picture.ravel(), minlength=256)
+    counts = np.bincount(pixels.ravel(), minlength=256)
     wrong = np.flatnonzero(counts[len(CLASS_NAMES) :]) + len(CLASS_NAMES)
     if len(wrong):
-        told = ", ".join(f"{value} ({counts[value]} pixels)" for value in wrong[:8])
-        raise FetchError(f"{root / name} holds the label values {told}; expected 0..10, or 11 for void")
+        found = ", ".join(f"{value} ({counts[value]} pixels)" for value in wrong[:8])
+        raise FetchError(f"{root / name} holds the label values {found}; expected 0..10, or 11 for void")
     return mode, size, counts[: len(CLASS_NAMES)]
 
 
 def _print_table(root: Path, kinds: dict[str, set[str]], shares: dict[str, np.ndarray]) -> None:
-    print(f"{root}\n\n{'folder':<12}{'files':>6}  pictures")
+    print(f"{root}\n\n{'folder':<12}{'files':>6}  images")
     for split, count in SPLITS.items():
         for folder in (split, f"{split}annot"):
             print(f"{folder:<12}{count:>6}  {', '.join(sorted(kinds[folder]))}")

@@ -66,7 +66,7 @@ def fetch(dest: Path) -> None:
 
 
 def check(root: Path) -> None:
-    """Check counts, pictures, sizes and labels of a Cityscapes folder; the first wrong file is named."""
+    """Check counts, images, sizes and labels of a Cityscapes folder; the first wrong file is named."""
     root = find_tree(root, FOLDER)
     check_tree(root, published_pairs(root), LABELS, "cityscapes")
 

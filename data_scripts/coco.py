@@ -6,7 +6,7 @@
 
 The instances are used as they are published. The semantic maps are those of COCO-Stuff: people labelled every pixel of
 them, other work reports its scores on them, and the conversion is a table (91 + 91 numbers, of which 11 never occur, to
-171 labels). Maps drawn from the instances alone would call most of a picture background, and would need a rule of our
+171 labels). Maps drawn from the instances alone would call most of an image background, and would need a rule of our
 own where instances overlap. Afterwards set the environment variable APD_DATA to DEST. Needs Python 3.11, pillow, NumPy
 and tqdm; the network only for `fetch`. Exit code 0, or 1 with one message on what is wrong, or 130 after Ctrl-C.
 """
@@ -74,7 +74,7 @@ ARCHIVES = (
         witness=LISTED,
     ),
 )
-# numbers of COCO's things that no picture has, by COCO-Stuff's README: street sign, hat, shoe, eye glasses, plate,
+# numbers of COCO's things that no image has, by COCO-Stuff's README: street sign, hat, shoe, eye glasses, plate,
 # mirror, window, desk, door, blender, hair brush
 NEVER_LABELLED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
@@ -86,7 +86,7 @@ def fetch(dest: Path) -> None:
 
 
 def check(root: Path) -> None:
-    """Check the instances, then counts, pictures, sizes and labels of the maps; the first wrong file is named."""
+    """Check the instances, then counts, images, sizes and labels of the maps; the first wrong file is named."""
     root = find_tree(root, FOLDER)
     check_instances(root, SPLITS)
     check_tree(root, published_pairs(root), published_labels(root), "coco")
@@ -175,7 +175,7 @@ def _check_size(entry: tuple[Path, dict[str, Any]]) -> None:
         with Image.open(path) as opened:
             size = opened.size
     except OSError as error:
-        raise FetchError(f"{path} is missing or cannot be read as a picture ({error}); fetch the data again") from error
+        raise FetchError(f"{path} is missing or cannot be read as an image ({error}); fetch the data again") from error
     if size != (image["width"], image["height"]):
         raise FetchError(f"{path} is {size[0]}×{size[1]}, its entry says {image['width']}×{image['height']}")
 

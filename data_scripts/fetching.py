@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 CHUNK_BYTES = 1 << 18
-MAX_MEMBER_BYTES = 64 << 20  # no picture or list of a data set here comes near; a decompression bomb does
+MAX_MEMBER_BYTES = 64 << 20  # no image or list of a data set here comes near; a decompression bomb does
 
 
 class FetchError(Exception):
@@ -44,7 +44,7 @@ def download(url: str, file: Path, *, attempts: int = 4, pause: float = 2.0, tim
         FetchError: another kind of address, a refusal by the server, or no complete download in `attempts` tries.
 
     Example:
-        >>> download("https://example.org/pictures.zip", Path("pictures.zip"))    # doctest: +SKIP
+        >>> download("https://example.org/images.zip", Path("images.zip"))    # doctest: +SKIP
     """
     if not url.startswith(("http://", "https://")):
         raise FetchError(f"{url} is not an http or https address")

@@ -60,9 +60,9 @@ class Labels:
         counts = np.bincount(values_HW.ravel(), minlength=256)
         wrong = np.flatnonzero((counts > 0) & (self.table < 0))
         if len(wrong):
-            told = ", ".join(f"{value} ({counts[value]} pixels)" for value in wrong[:8])
+            found = ", ".join(f"{value} ({counts[value]} pixels)" for value in wrong[:8])
             known = _ranges(np.flatnonzero(self.table >= 0))
-            raise FetchError(f"{origin} holds the label values {told}; expected {known}")
+            raise FetchError(f"{origin} holds the label values {found}; expected {known}")
         return self.table.astype(np.uint8)[values_HW]
 
     def description(self, data_set: str) -> str:
@@ -106,16 +106,16 @@ def paired(root: Path, split: str, images: Mapping[str, Path], masks: Mapping[st
 
 
 def decoded(path: Path) -> tuple[str, np.ndarray]:
-    """Mode and pixels of a picture, decoded to its last byte; FetchError when it is damaged."""
+    """Mode and pixels of an image, decoded to its last byte; FetchError when it is damaged."""
     try:
-        with Image.open(path) as picture:
-            picture.verify()  # a PNG's checksums and end mark, which decoding does not look at
-        with Image.open(path) as picture:
-            return picture.mode, np.asarray(picture)
+        with Image.open(path) as image:
+            image.verify()  # a PNG's checksums and end mark, which decoding does not look at
+        with Image.open(path) as image:
+            return image.mode, np.asarray(image)
     except FileNotFoundError as error:
         raise FetchError(f"{path} is missing; fetch the data again") from error
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise FetchError(f"{path} cannot be read as a picture ({error}); it is damaged or truncated") from error
+        raise FetchError(f"{path} cannot be read as an image ({error}); it is damaged or truncated") from error
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -136,8 +136,8 @@ def check_tree(root: Path, splits: Mapping[str, Sequence[Pair]], labels: Labels,
         seen = list(in_order(lambda pair, own=own: _looked_at(root, own, pair, labels), pairs, f"check {split}"))
         histograms[split] = np.sum([histogram for *_, histogram in seen], axis=0)
         sizes = sorted({size for _, size, _ in seen}, key=lambda size: size[0] * size[1])
-        told = f"{sizes[0][0]}×{sizes[0][1]}" + (f" to {sizes[-1][0]}×{sizes[-1][1]}" if len(sizes) > 1 else "")
-        print(f"{split:<8}{len(pairs):>8}  {told}, {', '.join(sorted({mode for mode, *_ in seen}))}")
+        found = f"{sizes[0][0]}×{sizes[0][1]}" + (f" to {sizes[-1][0]}×{sizes[-1][1]}" if len(sizes) > 1 else "")
+        print(f"{split:<8}{len(pairs):>8}  {found}, {', '.join(sorted({mode for mode, *_ in seen}))}")
     print_shares(
         [*labels.names, "ignored"], {split: h[[*range(len(labels.names)), IGNORED]] for split, h in histograms.items()}
     )
@@ -264,11 +264,11 @@ def _convert(root: Path, split: str, pair: Pair, labels: Labels) -> bool:
         with Image.open(root / pair.image) as image:
             _demand_equal_size(root, pair, values_HW, image.size)
     except OSError as error:
-        raise FetchError(f"{root / pair.image} cannot be read as a picture ({error}); run `check`") from error
-    picture = Image.fromarray(labels(values_HW, root / pair.mask))
+        raise FetchError(f"{root / pair.image} cannot be read as an image ({error}); run `check`") from error
+    image = Image.fromarray(labels(values_HW, root / pair.mask))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    picture.save(part, "PNG")
+    image.save(part, "PNG")
     part.replace(target)
     return True
 

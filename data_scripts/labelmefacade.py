@@ -84,7 +84,7 @@ def convert(root: Path, dest: Path) -> None:
 
 
 def check(root: Path) -> None:
-    """Check counts, names, pictures and labels of a converted LabelMeFacade folder, and print what the splits hold."""
+    """Check counts, names, images and labels of a converted LabelMeFacade folder, and print what the splits hold."""
     root = find_tree(root, FOLDER)
     images, labels = files_by_stem(root / "images", "*.jpg"), files_by_stem(root / "labels", "*.png")
     if alone := sorted(set(images) ^ set(labels)):

@@ -34,10 +34,7 @@ ARCHIVES = (
         witness="as torchvision lists it",
     ),
     Archive(
-        "59_context_labels.tar.gz",
-        f"{FOLDER}/59_context_labels",
-        url=f"{PAGE}/59_context_labels.tar.gz",
-        inside=None,
+        "59_context_labels.tar.gz", f"{FOLDER}/59_context_labels", url=f"{PAGE}/59_context_labels.tar.gz", inside=None
     ),
     Archive("59_labels.txt", f"{FOLDER}/59_labels.txt", url=f"{PAGE}/59_labels.txt", plain=True),
 )
@@ -60,7 +57,7 @@ def fetch(dest: Path) -> None:
 
 
 def check(root: Path) -> None:
-    """Check counts, pictures, sizes and labels of a pascal_context folder; the first wrong file is named."""
+    """Check counts, images, sizes and labels of a pascal_context folder; the first wrong file is named."""
     root = find_tree(root, FOLDER)
     check_tree(root, published_pairs(root), published_labels(root), "pascal_context")
 
@@ -106,8 +103,8 @@ def published_labels(root: Path) -> Labels:
         numbers[SPELLINGS.get(name, name)] = int(number) if number.strip().isdecimal() else -1
     wrong = sorted(set(numbers) ^ set(CLASSES))
     if wrong or sorted(numbers.values()) != list(range(1, len(CLASSES) + 1)):
-        told = f"{wrong[0]!r} is not in both" if wrong else "its numbers are not 1 to 59"
-        raise FetchError(f"{file} is not the list of the 59 classes ({told}); expected lines such as '2: bicycle'")
+        found = f"{wrong[0]!r} is not in both" if wrong else "its numbers are not 1 to 59"
+        raise FetchError(f"{file} is not the list of the 59 classes ({found}); expected lines such as '2: bicycle'")
     return Labels(["background", *CLASSES], [0, *(numbers[name] for name in CLASSES)])
 
 

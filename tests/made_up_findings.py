@@ -5,7 +5,7 @@ from chapter_cells import book_script
 
 from apd.data.instances import InstanceSample
 from apd.data.rle import encode
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections
 from apd.report.detections import SCHEMA, Findings
 

@@ -25,8 +25,7 @@ from apd.config.detection import DetectorConfig
 from apd.cost.measure import quartiles
 from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import unit_range
-from apd.data.instances import InstanceSpec, as_target
-from apd.data.scenes.world import NoiseThings
+from apd.data.instances import InstanceSpec, Noise, as_target
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import DetectorPair
 from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
@@ -91,7 +90,7 @@ def distillers_for(student: FasterRCNN, teacher: FasterRCNN, classes: int, heads
 def noise_batch(shape: dict[str, Any], device: torch.device) -> InstanceBatch:
     """Images of noise with eight boxes each: the cost of a step does not depend on what is seen."""
     spec = InstanceSpec("noise", tuple(map(str, range(shape["classes"]))))
-    sample = NoiseThings(spec, (shape["height"], shape["width"]))[0]
+    sample = Noise(spec, (shape["height"], shape["width"]))[0]
     count = shape["batch"]
     return InstanceBatch([unit_range(sample.image_3HW)] * count, [as_target(sample)] * count).to(device)
 

@@ -11,12 +11,71 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from apd.data.labelmefacade import listed_splits
-from apd.data.published_specs import ADE20K, COCO_STUFF, PASCAL_CONTEXT_59
-from apd.data.specs import CAMVID
+from apd.data.converted import listed_splits
+from apd.data.specs import ADE20K, CAMVID, COCO_STUFF, PASCAL_CONTEXT_59
 
 VOID = 11
 FEW = {"train": 4, "val": 3}
+STRIPES = np.repeat(np.array([0, 1, 2]), [16, 16, 8])[:, None].repeat(48, axis=1)
+MASK = np.where(STRIPES == 2, 255, STRIPES).astype(np.uint8)
+# Two images of 20 x 12 and 12 x 20 pixels and one without an object; category ids with gaps and out of order.
+COCO_OBJECTS = [
+    (7, 44, [2.0, 1.0, 12.0, 4.0], 48.0, [[2, 1, 14, 1, 14, 5, 2, 5], [15, 8, 19, 8, 19, 11]]),
+    (7, 2, [0, 0, 20, 12], 120, {"size": [12, 20], "counts": [120, 120]}),
+    (3, 18, [-2.0, 10.5, 8.0, 30.0], 50.5, {"size": [20, 12], "counts": ";9;000000000]3"}),
+    (3, 18, [4, 4, 0, 3], 0, [[4, 4, 4, 7, 4, 5]]),
+]
+COCO_CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "wide.png", "height": 12, "width": 20},
+        {"id": 3, "file_name": "tall.jpg", "height": 20, "width": 12},
+        {"id": 9, "file_name": "empty.png", "height": 8, "width": 8},
+    ],
+    "categories": [{"id": 44, "name": "bar"}, {"id": 2, "name": "square"}, {"id": 18, "name": "disc"}],
+    "annotations": [
+        dict(
+            id=id_, image_id=image, category_id=category, bbox=box, area=area, iscrowd=int(id_ == 2), segmentation=shape
+        )
+        for id_, (image, category, box, area, shape) in enumerate(COCO_OBJECTS, start=1)
+    ],
+}
+
+
+def write_folder(root, *names, yaml="", values=(0, 1, 255)):
+    """Files of 48×40 pixels at the paths in `names`: masks in stripes of values by their names, else noise."""
+    root.mkdir(exist_ok=True)
+    (root / "dataset.yaml").write_text(
+        yaml if "classes:" in yaml else "classes: [soil, crop]\n" + yaml, encoding="utf-8"
+    )
+    for name in " ".join(names).split():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_mask = any(word in name for word in ("mask", "label", "seg")) and "raw" not in name.removesuffix("1raw.png")
+        noise = np.random.default_rng(len(name)).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        if path.suffix.lower() in (".png", ".jpg", ".tif", ".bmp", ".webp"):
+            Image.fromarray(np.array(values, np.uint8)[STRIPES] if is_mask else noise).save(path)
+        else:
+            path.write_text("of another kind")
+    return root
+
+
+def files(split, *stems):
+    """Paths of an image and a mask in their default places for each stem."""
+    return " ".join(f"images/{split}/{stem}.jpg masks/{split}/{stem}.png" for stem in stems)
+
+
+def write_shapes(tmp_path: Path) -> Path:
+    """The folder of a data set `shapes` in COCO's form: noise with the objects of `COCO_CONTENT`."""
+    (tmp_path / "shapes" / "train").mkdir(parents=True)
+    (tmp_path / "shapes" / "annotations").mkdir()
+    random = np.random.default_rng(0)
+    for image in COCO_CONTENT["images"]:
+        pixels = random.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
+        grey = Image.fromarray(pixels).convert("L" if image["id"] == 9 else "RGB")
+        grey.save(tmp_path / "shapes" / "train" / image["file_name"])
+    file = tmp_path / "shapes" / "annotations" / "instances_train.json"
+    file.write_text(json.dumps(COCO_CONTENT))
+    return tmp_path
 
 
 def write_camvid(
@@ -25,7 +84,7 @@ def write_camvid(
     """A CamVid tree in the SegNet tutorial's form below `root`; returns `root`.
 
     Labels are blocks of 8×8 pixels of all 11 classes and void; an image shows its labels' colours under noise, so a
-    network can learn from it. `counts` are pictures per split (default: the real 367/101/233, as the reader demands).
+    network can learn from it. `counts` are images per split (default: the real 367/101/233, as the reader demands).
     """
     counts = dict(CAMVID.splits) if counts is None else counts
     rng = np.random.default_rng(seed)
@@ -78,7 +137,7 @@ def write_cityscapes(root: Path, *, counts: Mapping[str, int] = FEW, seed: int =
 
 
 def write_ade20k(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
-    """An ADEChallengeData2016 tree: pictures of several sizes, values 0 to 150, and the table of classes."""
+    """An ADEChallengeData2016 tree: images of several sizes, values 0 to 150, and the table of classes."""
     rng = np.random.default_rng(seed)
     sizes = [(32, 32), (32, 48), (40, 32)]
     root.mkdir(parents=True)
@@ -171,6 +230,11 @@ def _coco_stuff_names() -> list[str]:
     return ["unlabeled", *(never.get(number) or next(names) for number in range(1, 183))]
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The contents of all files below a folder, by relative path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 WRITERS = {
     "cityscapes": (write_cityscapes, "cityscapes"),
     "ade20k": (write_ade20k, "ADEChallengeData2016"),
@@ -218,7 +282,7 @@ def _blocks(rng: np.random.Generator, values: Sequence[int], height: int = 32, w
 
 
 def _image_of(rng: np.random.Generator, values_HW: np.ndarray) -> Image.Image:
-    """A picture that shows values as colours under noise."""
+    """An image that shows values as colours under noise."""
     colours_HW3 = np.stack([values_HW * factor for factor in (37, 91, 151)], axis=-1).astype(np.int16) % 256
     noise = rng.integers(-20, 21, (*values_HW.shape, 1), dtype=np.int16)
     return Image.fromarray((colours_HW3 + noise).clip(0, 255).astype(np.uint8))

@@ -20,9 +20,8 @@ from apd.cost import dry_run as module
 from apd.cost.count import step_cost, teacher_step_cost
 from apd.cost.dry_run import dry_run, measure_steps
 from apd.data.coco import coco_spec
-from apd.data.instances import InstanceSpec
+from apd.data.instances import InstanceSpec, Noise
 from apd.data.rle import encode
-from apd.data.scenes.world import NoiseThings
 from apd.distillers.apd import RoIAPDConfig
 from apd.evaluation.average_precision import APTable, Detections, ap_lines, detect
 from apd.evaluation.predict import RESULTS, coco_results, colours_of, drawn, image_ids
@@ -277,7 +276,7 @@ def test_the_command_runs_dry(capsys):
 
 
 def test_noise_of_things_is_one_picture_that_can_be_trained_on():
-    noise = NoiseThings(InstanceSpec("pets", ("cat", "dog")), (64, 96))
+    noise = Noise(InstanceSpec("pets", ("cat", "dog")), (64, 96))
     sample = noise[0]
     assert len(noise) == 1
     assert torch.equal(sample.image_3HW, noise[0].image_3HW)
@@ -286,7 +285,7 @@ def test_noise_of_things_is_one_picture_that_can_be_trained_on():
     widths = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
     assert torch.equal(widths.prod(1), sample.areas_N)
     assert int(sample.labels_N.max()) < 2
-    assert NoiseThings(noise.spec, (64, 96), masks=False)[0].masks_NHW is None
+    assert Noise(noise.spec, (64, 96), masks=False)[0].masks_NHW is None
     experiment = boxes()
     student = task_of(experiment).network(experiment.network, 2, torch.device("cpu"), 0)
     assert measure_steps(experiment, student, None, noise, 1, 2).steps == 1
@@ -305,7 +304,7 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
     student = task.network(experiment.network, 80, device, 0)
     teacher = task.network(experiment.teacher.network, 80, device, 1).eval().requires_grad_(False)
     update = module.TrainStep(task, student.train(), teacher)
-    data = NoiseThings(coco_spec("coco", "val2017"), (64, 80))
+    data = Noise(coco_spec("coco", "val2017"), (64, 80))
     batch = next(task.batches(data, start=0, ranks=module.ALONE, workers=0, device=torch.device("cpu")))
     with FlopCounterMode(display=False) as counter:
         update(batch)

@@ -13,7 +13,7 @@ from torch import nn
 from apd.config.experiment import ExperimentError
 from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
 from apd.data.instances import as_target
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer, ap_scores, scored, tables_of
 from apd.models.detector_hooks import DetectorTap
 from apd.training import distributed as ranks

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from miniatures import COCO_CONTENT as CONTENT
+from miniatures import write_shapes
 from safetensors.torch import load_file
 from small_detection import DATA, NETWORK, TEACHER, prepared, small
 from small_experiments import outcome, tiny
-from test_coco import CONTENT
-from test_coco import folder as coco_folder  # noqa: F401 (a fixture)
 
 from apd.cli import app as cli
 from apd.config.detection import InstanceDataConfig
@@ -264,7 +264,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(runs, monkey
 
 
 def test_a_finished_run_of_another_generator_of_scenes_is_refused(finished, monkeypatch):
-    monkeypatch.setattr("apd.data.scenes.instances.GENERATOR_VERSION", 0)
+    monkeypatch.setattr("apd.data.scenes.GENERATOR_VERSION", 0)
     with pytest.raises(CheckpointError, match="scenes of another version of their generator: delete the folder"):
         train(finished)
 
@@ -279,7 +279,12 @@ def test_without_the_library_for_scores_nothing_is_begun(runs, monkeypatch):
 # data as COCO has them
 
 
-def test_a_data_set_with_annotations_as_coco_has_them(coco_folder, runs, monkeypatch):  # noqa: F811
+@pytest.fixture
+def coco_folder(tmp_path):
+    return write_shapes(tmp_path)
+
+
+def test_a_data_set_with_annotations_as_coco_has_them(coco_folder, runs, monkeypatch):
     """Pictures of three sizes, one of them without a thing; the split that is trained on is scored."""
     monkeypatch.setenv("APD_DATA", str(coco_folder))
     data = InstanceDataConfig(
@@ -294,7 +299,7 @@ def test_a_data_set_with_annotations_as_coco_has_them(coco_folder, runs, monkeyp
     assert splits.train is splits.val is splits.evaluation
 
 
-def test_annotations_and_pictures_may_lie_elsewhere(coco_folder, monkeypatch):  # noqa: F811
+def test_annotations_and_pictures_may_lie_elsewhere(coco_folder, monkeypatch):
     monkeypatch.setenv("APD_DATA", str(coco_folder))
     (coco_folder / "shapes" / "annotations" / "instances_train.json").rename(coco_folder / "shapes" / "of-train.json")
     (coco_folder / "shapes" / "train").rename(coco_folder / "shapes" / "pictures-train")
@@ -307,7 +312,7 @@ def test_annotations_and_pictures_may_lie_elsewhere(coco_folder, monkeypatch):  
         task.split("val")
 
 
-def test_splits_of_other_classes_are_refused(coco_folder, monkeypatch):  # noqa: F811
+def test_splits_of_other_classes_are_refused(coco_folder, monkeypatch):
     monkeypatch.setenv("APD_DATA", str(coco_folder))
     other = copy.deepcopy(CONTENT)
     other["categories"][0]["name"] = "rod"

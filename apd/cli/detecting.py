@@ -7,7 +7,7 @@ from apd.data.coco import coco_spec
 from apd.data.images import DataError
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import DetectionExtraMissing, coco_library
-from apd.data.scenes.instances import THINGS
+from apd.data.scenes import OBJECTS
 from apd.evaluation.average_precision import Detections, ap_lines, scored
 from apd.evaluation.predict import LEAST_SCORE, detect_in_images, drawn, save_image
 from apd.training.exit_codes import UsageError
@@ -71,7 +71,7 @@ def _spec_of_run(record: Record) -> InstanceSpec:
     """Names and numbers of the classes; COCO's numbers stand in its file of annotations."""
     data = record.experiment.data
     if data.name == "scenes":
-        return THINGS
+        return OBJECTS
     spec = coco_spec(data.folder, data.val_part, annotations=data.annotations)
     if list(spec.class_names) != record.class_names:
         raise DataError(

@@ -126,8 +126,8 @@ def predict(arguments: list[str]) -> int:
 
     from apd.cli.detecting import predict_things
     from apd.config.datasets import spec_of
-    from apd.data.paired_files import names_of
-    from apd.evaluation.predict import predict_image, read_picture
+    from apd.data.image_folder import names_of
+    from apd.evaluation.predict import predict_image, read_image
     from apd.training.run import trained_network
 
     @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def predict(arguments: list[str]) -> int:
         return predict_things(chosen.run, record, chosen.images, chosen.to, least_score=score, device=device)
     if chosen.least_score is not None:
         raise UsageError(f"--least-score {chosen.least_score}: this run is of segmentation, which has no findings")
-    sizes = [read_picture(image).size[::-1] for image in chosen.images]  # all are read before the first is predicted
+    sizes = [read_image(image).size[::-1] for image in chosen.images]  # all are read before the first is predicted
     require_sides(data, looks, zip(chosen.images, sizes, strict=True))
     model = trained_network(chosen.run, device=device)
     for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):

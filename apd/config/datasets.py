@@ -7,15 +7,23 @@ from typing import NamedTuple
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, ExperimentError
 from apd.data.augment import Augmentation
-from apd.data.converted import ConvertedDataset
+from apd.data.converted import LABELMEFACADE, CamVid, ConvertedDataset, LabelMeFacade
 from apd.data.dataset_yaml import folder_spec, open_folder
-from apd.data.image_folder import CamVid, find_data
+from apd.data.image_folder import find_data
+from apd.data.images import LongSide
 from apd.data.instances import InstanceDataset
-from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade
-from apd.data.long_side import LongSide
-from apd.data.published_specs import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60
 from apd.data.scenes import Scenes
-from apd.data.specs import CAMVID, SCENES, DatasetSpec, SegmentationDataset
+from apd.data.specs import (
+    ADE20K,
+    CAMVID,
+    CITYSCAPES,
+    COCO_STUFF,
+    PASCAL_CONTEXT_59,
+    PASCAL_CONTEXT_60,
+    SCENES,
+    DatasetSpec,
+    SegmentationDataset,
+)
 
 _CONVERTED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)}
 _SPECS = {"camvid": CAMVID, "labelmefacade": LABELMEFACADE, "scenes": SCENES, **_CONVERTED}

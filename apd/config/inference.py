@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from apd.data.images import DataError, picture_size
-from apd.data.long_side import long_side_size
+from apd.data.images import DataError, image_size, long_side_size
 from apd.fields import require
 
 SMALLEST_SIDE = 32
@@ -107,4 +106,4 @@ def require_split_sides(data: Any, dataset: Any, inference: InferenceOptions = W
     """Raise DataError unless every image of an evaluation split can be shown to a network; only headers are read."""
     if not data.height:  # of one size for all, the experiment is checked
         pairs = getattr(dataset, "dataset", dataset).pairs  # of what a LongSide wraps
-        require_sides(data, inference, ((image, picture_size(image)[::-1]) for image, _ in pairs))
+        require_sides(data, inference, ((image, image_size(image)[::-1]) for image, _ in pairs))

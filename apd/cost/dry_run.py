@@ -20,11 +20,9 @@ from apd.config.identity import fingerprint
 from apd.cost.count import StepCost, step_cost, teacher_step_cost
 from apd.data.augment_instances import InstanceBatch
 from apd.data.images import DataError
-from apd.data.instances import IGNORED, InstanceSpec
-from apd.data.published_specs import COCO_STUFF
-from apd.data.scenes.instances import THINGS
-from apd.data.scenes.world import Noise, NoiseThings
-from apd.data.specs import DatasetSpec
+from apd.data.instances import IGNORED, InstanceSpec, Noise
+from apd.data.scenes import OBJECTS
+from apd.data.specs import COCO_STUFF, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
 from apd.training.optim import described
 from apd.training.run import run_folder, task_of
@@ -199,13 +197,13 @@ class _DryRun:
             self.tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(seconds)}")
 
 
-def _noise(experiment: Experiment) -> Noise | NoiseThings:
+def _noise(experiment: Experiment) -> Noise:
     """An image in the place of absent data, with their classes; of an absent COCO folder, those of COCO itself."""
     data = experiment.data
     if experiment.task == "segmentation":
         return Noise(spec_of(data), (data.crop_height, data.crop_width))
-    spec = THINGS if data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
-    return NoiseThings(spec, (data.height, data.width), masks=data.masks)
+    spec = OBJECTS if data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
+    return Noise(spec, (data.height, data.width), masks=data.masks)
 
 
 def _size(count: int) -> str:

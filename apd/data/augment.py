@@ -5,84 +5,67 @@ with antialiasing; labels are only ever copied from the nearest pixel. Everythin
 """
 
 import math
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from apd.data.specs import Sample
+from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, Sample
 
 ROTATION_CHANCE = 0.5  # the public semseg code's, on which the released code builds
+BLUR_SIZE, BLUR_SIGMA = 5, 1.1  # semseg's kernel; the width that OpenCV documents for that size
+
+Region = tuple[slice, slice]  # rows and columns
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training pictures are varied. Checked at construction.
+    """How training images are augmented; ValueError where a field is out of its range.
 
-    Scale 0.5 to 2, flip and crop are the released code's (and its base, semseg's), and so are ``rotation=10`` and
-    ``blur=0.5``, which are off by default. Colour jitter, off by default too, is this study's own choice.
-
-    Args:
-        crop: (height, width) in pixels of every augmented sample; smaller pictures are padded.
-        scale: least and greatest factor of size, drawn uniformly (default 0.5 to 2); (1, 1) keeps the size.
-        flip: probability of a horizontal flip (default 0.5).
-        colour: strength c in [0, 1) of colour jitter: brightness, contrast and saturation are each multiplied by a
-            factor drawn uniformly from 1-c to 1+c, in this order (default 0: none).
-        rotation: greatest angle in degrees, from 0 to 180. Every other picture on average is turned about its centre by
-            an angle drawn uniformly from minus to plus this one, and keeps its size (default 0: none).
-        blur: probability of a Gaussian blur with a kernel of 5×5 pixels and a standard deviation of 1.1 (default 0).
-
-    Raises:
-        ValueError: a field out of its range, with the value got and the one expected.
-
-    Example:
-        >>> Augmentation(crop=(160, 208), scale=(0.75, 1.5), colour=0.2)
-        Augmentation(crop=(160, 208), scale=(0.75, 1.5), flip=0.5, colour=0.2, rotation=0.0, blur=0.0)
+    Scale, flip and crop are the released code's (and its base, semseg's), as are ``rotation=10`` and ``blur=0.5``,
+    which are off by default. Colour jitter, off by default too, is this study's own choice.
     """
 
-    crop: tuple[int, int]
-    scale: tuple[float, float] = (0.5, 2.0)
-    flip: float = 0.5
+    crop: tuple[int, int]  #: (height, width) in pixels of every augmented sample; smaller images are padded
+    scale: tuple[float, float] = (0.5, 2.0)  #: least and greatest factor of size, drawn uniformly
+    flip: float = 0.5  #: probability of a horizontal flip
+    #: strength c in [0, 1) of jitter: brightness, contrast and saturation times factors drawn uniformly from 1-c to 1+c
     colour: float = 0.0
+    #: greatest angle in degrees, 0 to 180, to either side, by which half of the images are turned about their centre
     rotation: float = 0.0
-    blur: float = 0.0
+    blur: float = 0.0  #: probability of a Gaussian blur, 5×5 pixels with a standard deviation of 1.1
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or not all(isinstance(side, int) and side >= 1 for side in self.crop):
             raise ValueError(f"crop={self.crop!r}; expected (height, width), two whole numbers of at least 1 pixel")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ValueError(f"scale={self.scale!r}; expected (least, greatest) with 0 < least <= greatest")
-        for name in ("flip", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}; expected a probability from 0 to 1")
-        if not 0 <= self.colour < 1:
-            raise ValueError(f"colour={self.colour!r}; expected a strength from 0 (none) to below 1")
+        check_ranges(self, "flip", "blur")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation={self.rotation!r}; expected degrees from 0 (none) to 180")
 
 
-class Draws(NamedTuple):
-    """The ten numbers, each uniform in [0, 1), that decide how one sample is varied, in the order they are drawn in."""
+def check_ranges(augmentation: object, *probabilities: str) -> None:
+    """Raise ValueError unless scale, colour and these probabilities are in their ranges."""
+    scale, colour = augmentation.scale, augmentation.colour
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+        raise ValueError(f"scale={scale!r}; expected (least, greatest) with 0 < least <= greatest")
+    if not 0 <= colour < 1:
+        raise ValueError(f"colour={colour!r}; expected a strength from 0 (none) to below 1")
+    for name in probabilities:
+        if not 0 <= getattr(augmentation, name) <= 1:
+            raise ValueError(f"{name}={getattr(augmentation, name)!r}; expected a probability from 0 to 1")
 
-    scale: float
-    top: float
-    left: float
-    flip: float
-    brightness: float
-    contrast: float
-    saturation: float
-    # drawn last: the first seven are what they were before there was rotation or blur
-    rotate: float
-    angle: float
-    blur: float
 
-    @property
-    def colour(self) -> tuple[float, float, float]:
-        """Those of brightness, contrast and saturation."""
-        return self.brightness, self.contrast, self.saturation
+# The ten numbers, each uniform in [0, 1), that decide how one sample is augmented, in the order of drawing; the first
+# seven are what they were before there was rotation or blur.
+_Numbers = namedtuple("_Numbers", "scale top left flip brightness contrast saturation rotate angle blur")
+
+
+class Draws(_Numbers):
+    """What a generator decides for one sample."""
 
     @classmethod
     def of(cls, generator: np.random.Generator) -> "Draws":
@@ -91,50 +74,33 @@ class Draws(NamedTuple):
 
 
 def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A randomly scaled, rotated, blurred, cropped, flipped and recoloured copy of a sample.
+    """A randomly scaled, rotated, blurred, cropped, flipped and recoloured copy of a sample, h, w = the crop's size.
 
-    Every call draws the same count of numbers, whatever the settings and the picture's size: switching one kind of
-    variation on or off leaves the others as they were. Only what the crop shows is rotated and blurred, to what the
-    whole picture's rotation and blur would give there.
-
-    Args:
-        sample: image_3HW uint8 and labels_HW uint8 on any device; not changed.
-        augmentation: the kinds of variation and their ranges.
-        generator: source of randomness, advanced by ten numbers.
-
-    Returns:
-        image_3hw uint8 and labels_hw uint8 with h, w = ``augmentation.crop``. Corners that a rotation leaves empty have
-        ImageNet's mean colour (before blur and jitter) and the label 255. Where the scaled picture is smaller than the
-        crop it lies at a random place on that colour, its labels on 255.
-
-    Raises:
-        ValueError: the image is not 3×H×W uint8, or the labels are not H×W uint8 of the same size.
+    The generator advances by ten numbers, whatever the settings: switching one kind of augmentation on or off leaves
+    the others as they were. Corners that a rotation leaves empty have ImageNet's mean colour (before blur and jitter)
+    and the label 255; where the scaled image is smaller than the crop it lies at a random place on these.
 
     Example:
         >>> from apd.data.specs import Sample
-        >>> image_3HW, labels_HW = torch.full((3, 40, 60), 128).byte(), torch.zeros(40, 60).byte()
-        >>> grey = Sample(image_3HW, labels_HW, "grey")
+        >>> grey = Sample(torch.full((3, 40, 60), 128).byte(), torch.zeros(40, 60).byte(), "grey")
         >>> image_3hw, labels_hw = augment(grey, Augmentation(crop=(32, 32)), np.random.default_rng(0))
         >>> image_3hw.shape, labels_hw.shape
         (torch.Size([3, 32, 32]), torch.Size([32, 32]))
     """
-    # late: torchvision is not needed to import this module
-    from apd.data.paired_pixels import as_pair, flipped, padded, recoloured, resized, taken_from
-
     check_sample(sample)
     draws, strength = Draws.of(generator), augmentation.colour
     size, taken, placed = placement(sample.labels_HW.shape, augmentation, draws)
-    image, labels = resized(*as_pair(sample.image_3HW, sample.labels_HW), size)
+    image, labels = _resized(sample.image_3HW, sample.labels_HW, size)
     angle = (2 * draws.angle - 1) * augmentation.rotation if draws.rotate < ROTATION_CHANCE else 0.0
-    image, labels = taken_from(image, labels, taken, angle, draws.blur < augmentation.blur)
+    image, labels = _taken_from(image, labels, taken, angle, draws.blur < augmentation.blur)
     if draws.flip < augmentation.flip:
         # the place on a padded crop is uniform, so flipping before placing it changes no distribution
-        image, labels = flipped(image, labels)
+        image, labels = image.flip(-1), labels.flip(-1)
     if strength:
-        image = recoloured(image, colour_factors(strength, draws.colour))
+        image = recoloured(image, colour_factors(strength, draws[4:7]))
     if labels.shape != augmentation.crop:
-        image, labels = padded(image, labels, placed, augmentation.crop)
-    return image.as_subclass(Tensor).contiguous(), labels.as_subclass(Tensor).contiguous()
+        image, labels = padded(image, placed, augmentation.crop), _padded_labels(labels, placed, augmentation.crop)
+    return image.contiguous(), labels.contiguous()
 
 
 def check_sample(sample: Sample) -> None:
@@ -151,14 +117,23 @@ def check_sample(sample: Sample) -> None:
 
 def placement(
     size: tuple[int, ...], augmentation: Augmentation, draws: Draws
-) -> tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]:
+) -> tuple[tuple[int, int], Region, Region]:
     """Size of the scaled image, the rows and columns of it that are taken, and those of the crop where they go."""
     (least, greatest), crop = augmentation.scale, augmentation.crop
     factor = least + (greatest - least) * draws.scale
     # not below 2 pixels: torch's antialiased resize of a contiguous image to 1×1 fails with an internal error
     height, width = (max(min(side, 2), round(side * factor)) for side in size)
-    top, left = int(draws.top * (abs(height - crop[0]) + 1)), int(draws.left * (abs(width - crop[1]) + 1))
-    return (height, width), *_overlap((height, width), crop, (top, left))
+    return (height, width), *overlap((height, width), crop, (draws.top, draws.left))
+
+
+def overlap(size: tuple[int, int], crop: tuple[int, int], place: tuple[float, float]) -> tuple[Region, Region]:
+    """What of an image is taken and where in the crop it goes; `place`, from 0 to 1, is drawn along each side."""
+    taken, placed = [], []
+    for length, wanted, at in zip(size, crop, place, strict=True):
+        start, common = int(at * (abs(length - wanted) + 1)), min(length, wanted)
+        taken.append(slice(start, start + common) if length > wanted else slice(0, common))
+        placed.append(slice(start, start + common) if length < wanted else slice(0, common))
+    return tuple(taken), tuple(placed)
 
 
 def colour_factors(strength: float, numbers: Sequence[float]) -> tuple[float, ...]:
@@ -166,13 +141,102 @@ def colour_factors(strength: float, numbers: Sequence[float]) -> tuple[float, ..
     return tuple(1 - strength + 2 * strength * number for number in numbers)
 
 
-def _overlap(
-    size: tuple[int, int], crop: tuple[int, int], offset: tuple[int, int]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """What of the picture is taken and where in the crop it goes; along a side, the offset is in the longer of both."""
-    taken, placed = [], []
-    for length, wanted, start in zip(size, crop, offset, strict=True):
-        common = min(length, wanted)
-        taken.append(slice(start, start + common) if length > wanted else slice(0, common))
-        placed.append(slice(start, start + common) if length < wanted else slice(0, common))
-    return tuple(taken), tuple(placed)
+def padded(image_3hw: Tensor, placed: Region, size: tuple[int, int]) -> Tensor:
+    """An image at rows and columns `placed` of a larger one of the mean colour."""
+    whole = torch.tensor(IMAGE_PADDING, dtype=torch.uint8, device=image_3hw.device)[:, None, None].repeat(1, *size)
+    whole[:, *placed] = image_3hw
+    return whole
+
+
+def _padded_labels(labels_hw: Tensor, placed: Region, size: tuple[int, int]) -> Tensor:
+    whole = labels_hw.new_full(size, LABEL_PADDING)
+    whole[placed] = labels_hw
+    return whole
+
+
+def _resized(image_3HW: Tensor, labels_HW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Both at another size: the image bilinearly with antialiasing, labels from the pixel under the centre."""
+    if size == tuple(labels_HW.shape):
+        return image_3HW, labels_HW
+    return torchvision_functions().resize_image(image_3HW, list(size)), nearest(labels_HW[None], size)[0]
+
+
+def nearest(maps_NHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (N, H, W) at another size, from the pixels under the new centres, where bilinear resizing looks too."""
+    return torch.nn.functional.interpolate(maps_NHW[None], size, mode="nearest-exact")[0]
+
+
+def torchvision_functions() -> ModuleType:
+    """torchvision's functions of tensors, imported late: reading data must not need torchvision."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
+def _taken_from(
+    image_3HW: Tensor, labels_HW: Tensor, taken: Region, angle: float, blurred: bool
+) -> tuple[Tensor, Tensor]:
+    """The rows and columns `taken` of the image after it was rotated and blurred."""
+    wider = _grown(taken, BLUR_SIZE // 2 if blurred else 0, labels_HW.shape)
+    if angle:
+        image, labels = _rotated(image_3HW, wider, angle), _rotated(labels_HW, wider, angle)
+    else:
+        image, labels = image_3HW[:, *wider], labels_HW[wider]
+    if blurred:
+        # a kernel reaches over the edge into the mirrored image, so it cannot be wider than that
+        kernel = [min(BLUR_SIZE, 2 * side - 1) for side in reversed(image.shape[1:])]
+        inner = _within(taken, wider)
+        image = torchvision_functions().gaussian_blur_image(image, kernel, [BLUR_SIGMA] * 2)
+        image, labels = image[:, *inner], labels[inner]
+    return image, labels
+
+
+def _grown(region: Region, margin: int, size: tuple[int, ...]) -> Region:
+    """The region with a margin around it, as far as the image reaches."""
+    return tuple(
+        slice(max(side.start - margin, 0), min(side.stop + margin, length))
+        for side, length in zip(region, size, strict=True)
+    )
+
+
+def _within(region: Region, wider: Region) -> Region:
+    """Where the region lies in a wider one."""
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, wider, strict=True))
+
+
+def _rotated(pixels: Tensor, region: Region, angle: float) -> Tensor:
+    """A region of an image (3, H, W) or labels (H, W) turned about its centre, counter-clockwise by `angle` degrees."""
+    size, is_image = pixels.shape[-2:], pixels.ndim == 3
+    source = _source_of(region, angle, size)
+    centre = [length / 2 - side.start for length, side in zip(size, source, strict=True)][::-1]
+    # beyond the image the sampling reads zeros: with the padding taken off first, they mean the padding
+    padding = IMAGE_PADDING if is_image else (LABEL_PADDING,)
+    shift = torch.tensor(padding, dtype=torch.float32, device=pixels.device)[:, None, None]
+    shifted = pixels.reshape(-1, *size)[:, *source] - shift
+    bilinear, closest = 2, 0  # pillow's codes
+    mode = bilinear if is_image else closest
+    turned = torchvision_functions().rotate_image(shifted, angle, mode, center=centre)[:, *_within(region, source)]
+    turned = (turned + shift).round_().to(torch.uint8)
+    return turned if is_image else turned[0]
+
+
+def _source_of(region: Region, angle: float, size: tuple[int, ...]) -> Region:
+    """The smallest window of the image that holds a region and all that a rotation brings into it."""
+    middle_y, middle_x = (length / 2 for length in size)
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    rows, columns = region
+    corners = [(y - middle_y, x - middle_x) for y in (rows.start, rows.stop) for x in (columns.start, columns.stop)]
+    from_y = [middle_y + cosine * y + sine * x for y, x in corners]
+    from_x = [middle_x + cosine * x - sine * y for y, x in corners]
+    both = tuple(
+        slice(min(max(math.floor(min(reached)), 0), b.start), max(min(math.ceil(max(reached)), length), b.stop))
+        for reached, b, length in zip((from_y, from_x), region, size, strict=True)
+    )
+    return _grown(both, 1, size)  # bilinear sampling looks half a pixel further
+
+
+def recoloured(image_3hw: Tensor, factors: Sequence[float]) -> Tensor:
+    """Brightness, contrast and saturation, in this order, times the three factors."""
+    F, (brightness, contrast, saturation) = torchvision_functions(), factors
+    image_3hw = F.adjust_contrast_image(F.adjust_brightness_image(image_3hw, brightness), contrast)
+    return F.adjust_saturation_image(image_3hw, saturation)

@@ -1,15 +1,13 @@
-"""Published data sets after their script's conversion: lists of pairs, and label maps of labels 0..K-1 and 255.
-
-The script of a data set (`data_scripts/`) writes ``apd_labels/`` into the data set's folder: ``classes.json``, a label
-map for every image, and last the list of each split. So a list that is there is whole.
-"""
+"""Published data sets as their scripts in `data_scripts/` leave them: CamVid, LabelMeFacade, and converted trees."""
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from apd.data.image_folder import FolderDataset, find_data
+from apd.data.image_folder import FolderDataset, find_data, images_below, pair_folders
 from apd.data.images import DataError, MissingData, read_text
-from apd.data.specs import DatasetSpec
+from apd.data.specs import CAMVID, DatasetSpec
 
 CONVERTED = "apd_labels"
 # name of a spec -> the data set's folder below APD_DATA, and the script that makes it
@@ -20,45 +18,98 @@ PUBLISHED_FOLDERS = {
     "pascal_context_60": ("pascal_context", "pascal_context.py"),
     "coco": ("coco", "coco.py"),
 }
+# door, vegetation and window take the colours of classes of CamVid that are not among these
+_LIKE_CAMVID = {name: name for name in ("building", "car", "pavement", "road", "sky")}
+_LIKE_CAMVID |= {"door": "sign", "vegetation": "tree", "window": "pole"}
+
+LABELMEFACADE = DatasetSpec(
+    "labelmefacade",
+    tuple(sorted(_LIKE_CAMVID)),
+    tuple(CAMVID.palette[CAMVID.index(_LIKE_CAMVID[name])] for name in sorted(_LIKE_CAMVID)),
+    splits=(("train", 384), ("val", 81), ("test", 200), ("test_out_of_place", 268), ("night", 12)),
+)
+"""LabelMeFacade with its 8 classes; what is none of them is ignored. `splits` are this study's."""
+
+
+class CamVid(FolderDataset):
+    """CamVid in the SegNet tutorial's form: 11 classes, void (11 on disk) read as 255, 360×480, 367/101/233 pairs.
+
+    `root` is as of ``find_data("CamVid")``, `options` are those of `FolderDataset`. All six folders are counted first,
+    so that a half-extracted archive is a DataError before training on the part that is there. The order is by name, as
+    in the published lists.
+    """
+
+    def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
+        splits = dict(CAMVID.splits)
+        if split not in splits:
+            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(splits)}")
+        self.root, self.split = Path(root), split
+        _check_camvid_counts(self.root)
+        super().__init__(CAMVID, pair_folders(self.root / split, self.root / f"{split}annot"), **options)
+
+
+def _check_camvid_counts(root: Path) -> None:
+    advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
+    if not root.is_dir():
+        raise MissingData(f"CamVid folder {root} is missing; {advice}")
+    expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
+    found = {folder: len(images_below(root / folder)) if (root / folder).is_dir() else 0 for folder in expected}
+    if found != expected:
+        counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
+        kind = DataError if any(found.values()) else MissingData
+        raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
+
+
+@cache
+def listed_splits() -> dict[str, tuple[str, ...]]:
+    """The names of LabelMeFacade's images in each split, without suffix, sorted.
+
+    The splits are this study's own, made by rule from the images' names (`splits_of` in data_scripts/labelmefacade.py),
+    as the published ones share their places. `train`, `val` and `test` share their places, but no two images that may
+    show the same house; `test_out_of_place` is Spain, of which the three hold nothing, by day, and `night` by night.
+
+    >>> {split: len(stems) for split, stems in listed_splits().items()}
+    {'train': 384, 'val': 81, 'test': 200, 'test_out_of_place': 268, 'night': 12}
+    """
+    splits: dict[str, list[str]] = {split: [] for split, _ in LABELMEFACADE.splits}
+    for line in Path(__file__).with_name("labelmefacade_splits.txt").read_text(encoding="utf-8").splitlines():
+        split, stem = line.split()
+        splits[split].append(stem)
+    return {split: tuple(stems) for split, stems in splits.items()}
+
+
+class LabelMeFacade(FolderDataset):
+    """One split of LabelMeFacade (see `listed_splits`), as ``data_scripts/labelmefacade.py convert`` has written it.
+
+    Images have a short side of 320 pixels and several shapes. They are JPEG files, whose last bits depend on the
+    library that wrote them: `fingerprint` says which copy this is. `options` are those of `FolderDataset`.
+    """
+
+    def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
+        lists = listed_splits()
+        if split not in lists:
+            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(lists)}")
+        self.root, self.split = find_data("LabelMeFacade") if root is None else Path(root), split
+        pairs = {image.stem: (image, mask) for image, mask in pair_folders(self.root / "images", self.root / "labels")}
+        if missing := [stem for stem in lists[split] if stem not in pairs]:
+            raise MissingData(
+                f"{self.root} lacks {missing[0]} and {len(missing) - 1} more of the {len(lists[split])} images of "
+                f"{split}; run `python data_scripts/labelmefacade.py convert` again"
+            )
+        super().__init__(LABELMEFACADE, [pairs[stem] for stem in lists[split]], **options)
 
 
 class ConvertedDataset(FolderDataset):
-    """One split of a published data set, from the label maps that its script has made.
+    """One split of a published data set, from the ``apd_labels/`` that its script has written.
 
-    That the maps were made for these classes and that every listed file is there is seen at construction. The pixels
-    are checked as in `FolderDataset`: at construction where all pairs fit into memory, else when they are read; the
-    script's `check` looks at all of them.
-
-    Args:
-        spec: one of those in `apd.data.published_specs`.
-        split: ``"train"`` or ``"val"``.
-        root: the data set's folder (default: that below ``APD_DATA``).
-        height, width: as in `FolderDataset` (default: each picture's own size).
-        cache: as in `FolderDataset` (default None: what takes at most 2 GiB is kept in memory).
-
-    Raises:
-        MissingData: the folder, the conversion, or a file that the list names is not there.
-        DataError: the conversion is of other classes, or its list is damaged.
-        ValueError: a split that the data set does not have, such as the test split, whose labels are not public.
-
-    Example:
-        >>> from apd.data.published_specs import ADE20K
-        >>> val = ConvertedDataset(ADE20K, "val")    # doctest: +SKIP
-        >>> val[0].image_3HW.shape                   # doctest: +SKIP
-        torch.Size([3, 512, 683])
+    That the maps were made for these classes and that every listed file is there is checked at construction, the pixels
+    as in `FolderDataset`, whose `options` these are (default cache: None). The labels of test are not public.
     """
 
     def __init__(
-        self,
-        spec: DatasetSpec,
-        split: str,
-        *,
-        root: Path | str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        cache: bool | None = None,
+        self, spec: DatasetSpec, split: str, *, root: Path | str | None = None, **options: int | bool | None
     ) -> None:
-        splits = [name for name, _ in spec.splits]
+        splits = dict(spec.splits)
         if split not in splits:
             raise ValueError(f"split={split!r}: {spec.name} has labels for {', '.join(splits)} only")
         folder, script = PUBLISHED_FOLDERS[spec.name]
@@ -66,8 +117,8 @@ class ConvertedDataset(FolderDataset):
         self.split = split
         advice = f"run `python data_scripts/{script} convert {self.root}`"
         _demand_classes(self.root / CONVERTED / "classes.json", spec, advice)
-        pairs = _listed_pairs(self.root, self.root / CONVERTED / f"{split}.txt", advice)
-        super().__init__(spec, pairs, height=height, width=width, cache=cache)
+        pairs = list(_listed_pairs(self.root, self.root / CONVERTED / f"{split}.txt", advice))
+        super().__init__(spec, pairs, **{"cache": None} | options)
 
 
 def _demand_classes(file: Path, spec: DatasetSpec, advice: str) -> None:
@@ -83,14 +134,13 @@ def _demand_classes(file: Path, spec: DatasetSpec, advice: str) -> None:
         ) from error
     if named != spec.class_names:
         differing = [pair for pair in zip(named, spec.class_names, strict=False) if pair[0] != pair[1]]
-        told = f"{differing[0][0]!r} in place of {differing[0][1]!r}" if differing else f"{len(named)} classes"
-        raise DataError(f"{file} has {told}; {spec.name} has other classes: move the folder away and {advice}")
+        found = f"{differing[0][0]!r} in place of {differing[0][1]!r}" if differing else f"{len(named)} classes"
+        raise DataError(f"{file} has {found}; {spec.name} has other classes: move the folder away and {advice}")
 
 
-def _listed_pairs(root: Path, file: Path, advice: str) -> list[tuple[Path, Path]]:
+def _listed_pairs(root: Path, file: Path, advice: str) -> Iterator[tuple[Path, Path]]:
     if not file.is_file():
         raise MissingData(f"{file} is missing: the conversion has not come to its end; {advice}")
-    pairs = []
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         names = line.split("\t")
         if len(names) != 2:
@@ -101,5 +151,4 @@ def _listed_pairs(root: Path, file: Path, advice: str) -> list[tuple[Path, Path]
                 raise MissingData(
                     f"{path} is missing, {file.name} line {number} names it; fetch the data again or {advice}"
                 )
-        pairs.append(pair)
-    return pairs
+        yield pair

@@ -1,39 +1,33 @@
-"""Images and masks in folders: a checked reader for image/mask pairs, and CamVid on top of it.
+"""Images and masks below folders: found, named, paired by name, and read with checks.
 
-Nothing here downloads. A data set is found through the environment variable ``APD_DATA``, the folder that contains
-``CamVid/`` and the others; the scripts in `data_scripts/` put them there. Whatever is wrong with files that fit into
-memory is said at construction, with the file's name, before a training run has spent a minute.
+A data set is found below the folder that the environment variable ``APD_DATA`` names.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from apd.data.images import DataError, MissingData, picture_size, read_mask, read_picture, read_text
-from apd.data.paired_files import names_of, pair_folders, pictures
-from apd.data.specs import CAMVID, DatasetSpec, Sample
+from apd.data.images import DataError, MissingData, image_size, read_image, read_mask
+from apd.data.specs import DatasetSpec, Sample
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+STEM = "{stem}"  # in a pattern of file names: what image and mask have in common
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # beside hidden ones, whose names begin with a dot
 CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and Cityscapes (25 GB) do not
 
 
 def find_data(name: str, *, script: str | None = None) -> Path:
-    """Folder of the data set `name` below the folder that the environment variable ``APD_DATA`` names.
+    """Folder of the data set `name`, such as ``"CamVid"``, below the folder that ``APD_DATA`` names.
 
-    Args:
-        name: folder name of the data set, such as ``"CamVid"``.
-        script: file in `data_scripts/` that fetches it (default: the name in lower case + ``.py``).
-
-    Raises:
-        MissingData: ``APD_DATA`` is not set, is no folder, or holds no such folder; the message says what to do.
-
-    Example:
-        >>> root = find_data("CamVid")                      # doctest: +SKIP
-        >>> CamVid(root, "train", height=180, width=240)    # doctest: +SKIP
+    Where it is not there, MissingData names the `script` of `data_scripts/` that fetches it (default: the name in lower
+    case + ``.py``).
     """
     fetch = f"python data_scripts/{script or name.lower() + '.py'} fetch DEST"
     advice = f"Set APD_DATA to the folder that contains {name}/, or run `{fetch}` and set APD_DATA to DEST."
@@ -47,27 +41,168 @@ def find_data(name: str, *, script: str | None = None) -> Path:
     return root
 
 
+def _nfc(text: str) -> str:
+    """Unicode's composed form, where one letter is one sign: file systems differ in how they store an accent."""
+    return unicodedata.normalize("NFC", text)
+
+
+def stem_of(path: Path) -> str:
+    """A relative path without suffix, in Unicode's composed form."""
+    return _nfc(path.with_suffix("").as_posix())
+
+
+def _demand_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise MissingData(f"data folder {folder} is missing; expected a folder with images")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, but hidden ones and what operating systems leave there."""
+    _demand_folder(folder)
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error
+
+    def seen(name: str) -> bool:
+        return not name.startswith(".") and name.lower() not in _SYSTEM_FILES
+
+    found, entered = [], set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:  # a link to a folder above it
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = filter(seen, folders)
+        found += [Path(place, name) for name in filter(seen, names)]
+    return sorted(found)
+
+
+def images_below(
+    folder: Path, *, name: str = STEM, leave: Callable[[Path], bool] = lambda _path: False
+) -> dict[str, Path]:
+    """The images below a folder whose names fit a pattern, sorted by path, by path in it with the stem as the name.
+
+    A pattern without suffix fits any of `IMAGE_SUFFIXES`; where `leave` says so a path is passed over.
+    """
+    before, after = _nfc(name).split(STEM)
+    with_suffix = after.lower().endswith(IMAGE_SUFFIXES)
+    if with_suffix:
+        head, _, suffix = after.rpartition(".")
+        after = f"{head}.{suffix.lower()}"
+    found: dict[str, Path] = {}
+    for path in _files_below(folder):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or leave(path):
+            continue
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{str(path)!a}: the name is not UTF-8; rename the file") from None
+        own = _nfc(path.stem) + (path.suffix.lower() if with_suffix else "")
+        if not (own.startswith(before) and own.endswith(after) and len(own) > len(before) + len(after)):
+            continue
+        stem = own[len(before) : len(own) - len(after)]
+        key = f"{stem_of(path.relative_to(folder).parent / '_')[:-1]}{stem}"
+        if key in found:
+            both = " and ".join(str(each.relative_to(folder)) for each in (found[key], path))
+            raise DataError(f"{folder} holds both {both}, which have one name, suffix aside; remove one of them")
+        found[key] = path
+    return found
+
+
+class PairedFolders:
+    """Images and masks below two folders whose names fit patterns, by their common stems; what is a mask is no image.
+
+    The folders may be one, or one in the other.
+    """
+
+    def __init__(self, image_dir: Path, mask_dir: Path, image_name: str = STEM, mask_name: str = STEM) -> None:
+        if image_dir == mask_dir and image_name == mask_name:
+            raise DataError(
+                f"{image_dir} is given for images and for masks; say how masks are named, as in "
+                f'masks: "{{stem}}_mask.png"'
+            )
+
+        def inside(inner: Path, outer: Path) -> Callable[[Path], bool]:
+            return lambda path: outer in inner.parents and inner in path.parents
+
+        _demand_folder(image_dir)
+        self.image_dir, self.mask_dir = image_dir, mask_dir
+        self.masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
+        taken, in_masks = set(self.masks.values()), inside(mask_dir, image_dir)
+        self.images = images_below(image_dir, name=image_name, leave=lambda path: path in taken or in_masks(path))
+
+    def pairs(self) -> list[tuple[Path, Path]]:
+        """(image, mask) paths; DataError where there is none or one has no partner."""
+        for own, other, folder in ((self.images, self.masks, self.mask_dir), (self.masks, self.images, self.image_dir)):
+            alone = [path for stem, path in own.items() if stem not in other]
+            if alone:
+                raise DataError(
+                    f"{alone[0]} has no partner in {folder} ({len(alone)} such files); image and mask must have the "
+                    f"same name, suffix aside{self.hint()}"
+                )
+        if not self.images:
+            raise DataError(f"{self.image_dir} holds no image; expected {', '.join(IMAGE_SUFFIXES)} files{self.hint()}")
+        return [(path, self.masks[stem]) for stem, path in self.images.items()]
+
+    def left_out(self) -> str:
+        """A sentence with number, suffixes and an example of the files that are neither image nor mask, or nothing."""
+        used = {*self.images.values(), *self.masks.values()}
+        rest = sorted({path for folder in (self.image_dir, self.mask_dir) for path in _files_below(folder)} - used)
+        if not rest:
+            return ""
+        counts = Counter(path.suffix.lower() or "no suffix" for path in rest)
+        kinds = ", ".join(f"{suffix} ({count})" for suffix, count in counts.most_common(6))
+        files = f"{len(rest)} files are" if len(rest) > 1 else "1 file is"
+        return f"{files} left out, such as {rest[0]}: {kinds}; read are {', '.join(IMAGE_SUFFIXES)}"
+
+    def hint(self) -> str:
+        """What is left out, as the end of a message."""
+        left_out = self.left_out()
+        return f". {left_out}" if left_out else ""
+
+
+def pair_folders(image_dir: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
+    """(image, mask) paths below two folders, paired by path without suffix, sorted; DataError where that fails."""
+    return PairedFolders(image_dir, mask_dir).pairs()
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A name for each image, different from all others on any file system: stems or, where two are alike, paths.
+
+    These start at the folder that holds all. A name never leads out of a folder that it is joined to.
+
+    >>> names_of([Path("x/a/1.jpg"), Path("x/b/2.jpg")]), names_of([Path("x/a/1.jpg"), Path("x/b/1.jpg")])
+    (['1', '2'], ['a/1', 'b/1'])
+    """
+    whole = [Path(*Path(os.path.abspath(path)).parts[1:]) for path in paths]
+    common = len(Path(os.path.commonpath([path.parent for path in whole])).parts) if whole else 0
+    below = [Path(*path.parts[common:]) for path in whole]
+    candidates = (
+        [path.stem for path in paths],
+        [path.with_suffix("").as_posix() for path in below],
+        [path.as_posix() for path in below],
+    )
+    for names in candidates:
+        if len({_nfc(name).casefold() for name in names}) == len(names):
+            return names
+    return [f"{name}-{place}" for place, name in enumerate(candidates[-1], start=1)]
+
+
 class FolderDataset:
-    """Image/mask pairs on disk, checked and resized when read, by default kept in memory.
+    """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory.
 
     Args:
-        spec: classes of the data set; `file_values` and `void_values`, or `file_colours` and `void_colours`, say what
-            the pixels of masks mean.
-        pairs: (image, mask) paths, as of `pair_folders`. `read_picture` and `read_mask` say what these files may be.
-        height, width: size in pixels to which every pair is brought, both or neither (default: as on disk). Images
-            are resized bilinearly with antialiasing, masks by the nearest pixel, so that no label is invented.
-        cache: read everything at construction, so that every fault shows before any training, and keep it as uint8:
-            4·height·width bytes a pair (367 pairs take 63 MB at 180×240 and 254 MB at 360×480), shared by forked
-            data-loader workers. With False each access reads and checks the files again. None keeps what takes at
-            most 2 GiB (own choice).
+        height, width: size in pixels of every pair, both or neither (default: as on disk). Images are resized
+            bilinearly with antialiasing, masks by the nearest pixel.
+        cache: read everything at construction, so that every fault shows before any training, and keep it as uint8,
+            4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice).
 
     Raises:
-        DataError: no pairs; what `read_picture` or `read_mask` refuses; image and mask of different size.
+        DataError: no pairs; what `read_image` or `read_mask` refuses; image and mask of different size.
         ValueError: height without width, or a size below 1.
 
     Example:
-        >>> pairs = pair_folders(Path("images"), Path("masks"))             # doctest: +SKIP
-        >>> image_3HW, labels_HW, name = FolderDataset(CAMVID, pairs)[0]    # doctest: +SKIP
+        >>> image_3HW, labels_HW, name = FolderDataset(spec, pair_folders(images, masks))[0]    # doctest: +SKIP
     """
 
     def __init__(
@@ -91,41 +226,21 @@ class FolderDataset:
         self._names = names_of([image for image, _ in self.pairs])
         self._fingerprint: str | None = None
         if cache is None:
-            cache = self._fits(CACHE_BYTES)
-        self._cached = [self._read(i) for i in range(len(self.pairs))] if cache else None
+            cache = self._fits_into(CACHE_BYTES)
+        self._cached = [self._read(index) for index in range(len(self.pairs))] if cache else None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Pair `index` as a `Sample`: image_3HW uint8, labels_HW uint8 with the ignore index, name (see `names_of`).
-
-        The tensors are the caller's own: changing them does not change the data set.
-        """
+        """Pair `index`, named as by `names_of`. The tensors are the caller's own."""
         index = range(len(self.pairs))[index]
         image_HW3, labels_HW = self._read(index) if self._cached is None else self._cached[index]
         image_3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1)
         return Sample(image_3HW, torch.from_numpy(labels_HW.copy()), self._names[index])
 
-    def check(self) -> np.ndarray:
-        """Read every pair from disk and count its pixels: (K + 1,) int64, the classes' and, last, the ignored ones.
-
-        What was kept in memory was checked when it was read; this is for what is too large for that.
-
-        Raises:
-            DataError: as at construction.
-        """
-        counts = np.zeros(256, dtype=np.int64)
-        for index in range(len(self.pairs)):
-            counts += np.bincount(self._read(index)[1].ravel(), minlength=256)
-        return np.append(counts[: self.spec.num_classes], counts[self.spec.ignore_index])
-
     def fingerprint(self) -> str:
-        """sha256 (hex) over folder, name and content of every file in order, the size if they are resized, and colours.
-
-        Computed once per instance, from the files: well under a second for CamVid, as long as the disk needs to read
-        them for a data set of many gigabytes.
-        """
+        """sha256 (hex) over names, contents and order of all files, the size if they are resized, and colours."""
         if self._fingerprint is None:
             digest = hashlib.sha256(repr(self._size_wh).encode())
             if self.spec.file_colours:
@@ -138,7 +253,7 @@ class FolderDataset:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
-        image, labels_HW = read_picture(image_path), read_mask(mask_path, self.spec)
+        image, labels_HW = read_image(image_path), read_mask(mask_path, self.spec)
         if image.size != labels_HW.shape[::-1]:
             raise DataError(
                 f"{image_path} is {image.width}×{image.height} pixels and its mask {mask_path} {labels_HW.shape[1]}×"
@@ -149,80 +264,11 @@ class FolderDataset:
             labels_HW = np.asarray(Image.fromarray(labels_HW).resize(self._size_wh, Image.Resampling.NEAREST))
         return np.asarray(image), labels_HW
 
-    def _fits(self, limit: int) -> bool:
-        """Whether all pairs together take at most `limit` bytes in memory; sizes on disk are read until they do not."""
-        taken = 0
+    def _fits_into(self, limit: int) -> bool:
+        """Whether all pairs take at most `limit` bytes in memory; sizes on disk are read until they do not."""
         for image, _ in self.pairs:
-            width, height = self._size_wh or picture_size(image)
-            taken += 4 * height * width
-            if taken > limit:
+            width, height = self._size_wh or image_size(image)
+            limit -= 4 * height * width
+            if limit < 0:
                 return False
         return True
-
-
-class CamVid(FolderDataset):
-    """CamVid in the SegNet tutorial's form: 11 classes, void (11 on disk) read as 255, 360×480, 367/101/233 pairs.
-
-    All six folders are counted first, whatever the split, so that a half-extracted archive is found before training on
-    the part that is there. The order is that of the list file ``<split>.txt``, or by name where that is absent.
-
-    Args:
-        root: the folder that holds ``train/``, ``trainannot/``, ``val/``, ..., as of ``find_data("CamVid")``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        height, width, cache: as in `FolderDataset`. The published size is 360×480.
-
-    Raises:
-        MissingData: the folder or one of its six parts is not there.
-        DataError: a folder with too few or too many pictures (all six counts are told), an unpaired name, a list file
-            that does not fit its folder, or a damaged file (see `FolderDataset`).
-        ValueError: an unknown split.
-
-    Example:
-        >>> train = CamVid(find_data("CamVid"), "train", height=180, width=240)    # doctest: +SKIP
-        >>> len(train), train[0].image_3HW.shape                                   # doctest: +SKIP
-        (367, torch.Size([3, 180, 240]))
-    """
-
-    def __init__(
-        self, root: Path | str, split: str, *, height: int | None = None, width: int | None = None, cache: bool = True
-    ) -> None:
-        if split not in dict(CAMVID.splits):
-            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(dict(CAMVID.splits))}")
-        self.root, self.split = Path(root), split
-        _check_camvid_counts(self.root)
-        pairs = pair_folders(self.root / split, self.root / f"{split}annot")
-        pairs = _in_list_order(pairs, self.root / f"{split}.txt")
-        super().__init__(CAMVID, pairs, height=height, width=width, cache=cache)
-
-
-def _check_camvid_counts(root: Path) -> None:
-    advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
-    if not root.is_dir():
-        raise MissingData(f"CamVid folder {root} is missing; {advice}")
-    expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
-    found = {folder: len(pictures(root / folder)) if (root / folder).is_dir() else 0 for folder in expected}
-    if found != expected:
-        told = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
-        kind = DataError if any(found.values()) else MissingData
-        raise kind(f"CamVid in {root} is not complete: {told} pictures; {advice}")
-
-
-def _in_list_order(pairs: list[tuple[Path, Path]], list_file: Path) -> list[tuple[Path, Path]]:
-    """The pairs in the order of a list file whose lines are "image mask"; of its foreign paths only stems are used."""
-    if not list_file.is_file():
-        return pairs
-    by_stem = {image.stem: (image, mask) for image, mask in pairs}
-    stems = []
-    for number, line in enumerate(read_text(list_file).splitlines(), start=1):
-        parts = [Path(part).stem for part in line.split()]
-        if not parts:
-            continue
-        if len(parts) != 2 or parts[0] != parts[1] or parts[0] not in by_stem:
-            raise DataError(f"{list_file} line {number}: {line!r}; expected one image and its mask, both existing")
-        stems.append(parts[0])
-    if len(stems) != len(set(stems)) or len(stems) != len(pairs):
-        raise DataError(
-            f"{list_file} names {len(set(stems))} different pairs on {len(stems)} lines, and the folders hold "
-            f"{len(pairs)}; every pair must be named once"
-        )
-    return [by_stem[stem] for stem in stems]

@@ -1,10 +1,10 @@
-"""Image files, masks and lists read by one rule; what cannot be read is refused by name.
+"""Image files, masks and texts read by one rule, in training, evaluation and prediction alike; and the longest side.
 
-Every reader of the package opens images by `read_picture` and masks by `read_mask`, so that an image means the same in
-training, evaluation and prediction.
+What cannot be read is a `DataError` that names the file.
 """
 
 import codecs
+import hashlib
 import io
 import re
 import stat
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from apd.data.specs import DatasetSpec
+from apd.data.specs import DatasetSpec, Sample, SegmentationDataset
 
 _ORIENTATION = 0x0112
 _FEWEST_UPPER = 64  # an image of 16 bits with no value above 2^14 may hold 10, 12 or 14 bits
@@ -37,11 +37,7 @@ class DataWarning(UserWarning):
 
 
 def read_text(file: Path) -> str:
-    """A text in UTF-8 with or without a byte order mark, or in UTF-16 with it, as PowerShell writes.
-
-    Raises:
-        DataError: it is in another encoding; the line is named.
-    """
+    """A text in UTF-8 with or without a byte order mark, or in UTF-16 with it; else a DataError names the line."""
     content = file.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -55,96 +51,79 @@ def read_text(file: Path) -> str:
 
 
 class Stored(NamedTuple):
-    """How a file stores its pixels.
+    """How a file stores its pixels."""
 
-    Attributes:
-        lossy: as JPEG does, which changes values.
-        deep: 16 bits a channel.
-        white_is_zero: as some TIFF files do.
-        levels: of a grey PNG of 2 or 4 bits, whose values pillow spreads over 0..255; else 256.
-    """
-
-    lossy: bool
-    deep: bool
-    white_is_zero: bool
-    levels: int
+    lossy: bool  # as JPEG does, which changes values
+    deep: bool  # 16 bits a channel
+    white_is_zero: bool  # as some TIFF files do
+    levels: int  # of a grey PNG of 2 or 4 bits, whose values pillow spreads over 0..255; else 256
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image as it is read, turned; pixels are decoded only where a PNG may say so after them."""
-    with _told_by_name(path), Image.open(path) as picture:
-        if picture.format == "TIFF":  # pillow turns these, and their size, by itself
-            return picture.size
-        if picture.format == "PNG":  # its EXIF may stand behind the pixels
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image as it is read, turned; pixels are decoded only where a PNG's EXIF follows them."""
+    with _errors_naming(path), Image.open(path) as image:
+        if image.format == "TIFF":  # pillow turns these, and their size, by itself
+            return image.size
+        if image.format == "PNG":  # its EXIF may stand behind the pixels
             content = path.read_bytes()
             if not any(chunk in content for chunk in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
-                return picture.size
-        return picture.size[::-1] if _orientation(picture) >= 5 else picture.size
+                return image.size
+        return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
-def read_picture(path: Path) -> Image.Image:
-    """An image as RGB of 8 bits, decoded to its last pixel and turned the way its camera was held.
+def read_image(path: Path) -> Image.Image:
+    """An image as RGB of 8 bits, decoded to its last pixel and turned as its EXIF says; alpha is dropped.
 
-    Of 16 bits a channel the upper 8 are taken. Colours are taken as stored where there is an alpha channel or a
-    transparent colour: alpha is dropped. Of a JPEG that holds further images (MPO) the first is taken.
-
-    Raises:
-        MissingData: there is no such file.
-        DataError: it is no file, no image, damaged or truncated; it has several frames; its values are of 32 bits or
-            floats; or of 16 bits and none above 16383, which may be 10, 12 or 14 bits.
+    Of 16 bits a channel the upper 8 are taken, of a JPEG with further images (MPO) the first. A DataError names a file
+    that is no image, damaged, of several frames, of 32 bits or floats, or of 16 bits and none above 16383, which may be
+    10, 12 or 14 bits.
     """
-    picture, stored = opened(path)
-    if picture.mode in ("I", "F", "LAB", "HSV") or (stored.white_is_zero and stored.deep):
-        kind = "16 bits with white as 0" if stored.deep else f"mode {picture.mode}"
+    image, stored = _opened(path)
+    if image.mode in ("I", "F", "LAB", "HSV") or (stored.white_is_zero and stored.deep):
+        kind = "16 bits with white as 0" if stored.deep else f"mode {image.mode}"
         raise DataError(f"{path}: has {kind}; expected grey or colours of 8 or 16 bits a channel, so convert it first")
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    picture = picture.convert("RGB")
-    if stored.deep and np.asarray(picture).max() < _FEWEST_UPPER:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    if stored.deep and np.asarray(image).max() < _FEWEST_UPPER:
         raise DataError(
             f"{path}: has 16 bits a channel and no value above {256 * _FEWEST_UPPER - 1}, so it may hold 10, 12 or 14 "
             "bits; scale it to the full range, or save it with 8 bits"
         )
-    return picture
+    return image
 
 
 def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
-    """The labels (H, W) of a mask, turned as `read_picture` turns its image: 0..K-1, or the spec's `ignore_index`.
+    """The labels (H, W) of a mask, turned as `read_image` turns its image: 0..K-1, or the spec's `ignore_index`.
 
     A mask has one channel of values (grey, palette, 1 bit; 16 or 32 bits where no value is above 255), or colours
     where the spec has `file_colours`. White in a mask of 1 bit is 1, or 255 where that is a class's value and 1 is not.
-
-    Raises:
-        MissingData: there is no such file.
-        DataError: what `read_picture` refuses; a file that JPEG has changed; several channels without `file_colours`;
-            a value or colour that is none of the spec's (file, values and counts are named).
+    A DataError names a file that `read_image` refuses, JPEG, and values or colours that are none of the spec's.
     """
-    picture, stored = opened(path)
+    image, stored = _opened(path)
     if stored.lossy:
         raise DataError(f"{path}: is compressed as JPEG, which changes label values; save masks as PNG from the source")
     if spec.file_colours:
-        return _by_colour(path, picture, stored, spec)
-    if stored.white_is_zero and picture.mode != "1":
+        return _by_colour(path, image, stored, spec)
+    if stored.white_is_zero and image.mode != "1":
         raise DataError(f"{path}: stores white as 0, so its values have two meanings; save the mask as PNG")
-    if picture.mode in ("L", "P", "1"):
-        values_HW = np.asarray(picture).astype(np.uint8)
+    if image.mode in ("L", "P", "1"):
+        values_HW = np.asarray(image).astype(np.uint8)
         white = 255 if 255 in spec.file_values and 1 not in spec.file_values else 1
-        values_HW = values_HW * white if picture.mode == "1" else values_HW // (255 // (stored.levels - 1))
-    elif picture.mode.startswith("I"):
-        values_HW = np.asarray(picture)
+        values_HW = values_HW * white if image.mode == "1" else values_HW // (255 // (stored.levels - 1))
+    elif image.mode.startswith("I"):
+        values_HW = np.asarray(image)
     else:
         raise DataError(
-            f"{path} has mode {picture.mode}; a mask needs one 8-bit channel of labels (grey or palette), or else, in "
-            f"dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]{_colours_in(picture)}"
+            f"{path} has mode {image.mode}; a mask needs one 8-bit channel of labels (grey or palette), or else, in "
+            f"dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]{_colours_in(image)}"
         )
-    if values_HW.dtype == np.uint8:
-        counts = np.bincount(values_HW.ravel(), minlength=256)
-        values = np.flatnonzero(counts)
-        counts = counts[values]
-    else:
-        values, counts = np.unique(values_HW, return_counts=True)
     table = _label_table(spec)
-    wrong = [(v, n) for v, n in zip(values.tolist(), counts.tolist(), strict=True) if not 0 <= v <= 255 or table[v] < 0]
+    if values_HW.dtype == np.uint8:  # much faster than sorting
+        counts = dict(enumerate(np.bincount(values_HW.ravel()).tolist()))
+    else:
+        counts = dict(zip(*(part.tolist() for part in np.unique(values_HW, return_counts=True)), strict=True))
+    wrong = [(value, n) for value, n in counts.items() if n and not (0 <= value <= 255 and table[value] >= 0)]
     if wrong:
         named = ", ".join(f"{value} ({count} pixels)" for value, count in wrong[:8])
         more = f" and {len(wrong) - 8} more values" if len(wrong) > 8 else ""
@@ -152,15 +131,15 @@ def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
     return table[values_HW].astype(np.uint8)
 
 
-def _by_colour(path: Path, picture: Image.Image, stored: Stored, spec: DatasetSpec) -> NDArray[np.uint8]:
+def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec) -> NDArray[np.uint8]:
     """Labels by exact colour; linear in pixels."""
-    if stored.deep or picture.mode in ("I", "F", "LAB", "HSV"):
+    if stored.deep or image.mode in ("I", "F", "LAB", "HSV"):
         raise DataError(f"{path}: has 16 bits a channel or more; expected the colours of a mask with 8")
     labels = dict.fromkeys(spec.void_colours, spec.ignore_index)
     labels |= {colour: label for label, colour in enumerate(spec.file_colours)}
     known_N, labels_N = _packed(np.array(list(labels))), np.array(list(labels.values()), dtype=np.uint8)
     order_N = known_N.argsort()
-    codes_HW = _packed(np.asarray(picture.convert("RGB")))
+    codes_HW = _packed(np.asarray(image.convert("RGB")))
     place_HW = np.searchsorted(known_N[order_N], codes_HW).clip(max=len(known_N) - 1)
     strange_HW = known_N[order_N][place_HW] != codes_HW
     if strange_HW.any():
@@ -184,9 +163,9 @@ def _packed(colours_X3: NDArray) -> NDArray[np.uint32]:
     return red << 16 | green << 8 | blue
 
 
-def _colours_in(picture: Image.Image) -> str:
+def _colours_in(image: Image.Image) -> str:
     """The most frequent colours, for a message; nothing where there are too many to be classes."""
-    found = picture.convert("RGB").getcolors(maxcolors=256) if picture.mode != "F" else None
+    found = image.convert("RGB").getcolors(maxcolors=256) if image.mode != "F" else None
     if not found:
         return ""
     return "; it holds " + ", ".join(str(list(colour)) for _, colour in sorted(found, reverse=True)[:6])
@@ -210,42 +189,42 @@ def _label_table(spec: DatasetSpec) -> NDArray[np.int16]:
     return table
 
 
-def opened(path: Path) -> tuple[Image.Image, Stored]:
-    """An image in the mode of its file, decoded and turned; whatever pillow says of a damaged file is a DataError."""
-    with _told_by_name(path):
+def _opened(path: Path) -> tuple[Image.Image, Stored]:
+    """An image in the mode of its file, decoded and turned."""
+    with _errors_naming(path):
         content = io.BytesIO(path.read_bytes())
-        with Image.open(content) as picture:
-            picture.verify()  # a PNG's checksums and end mark, which load() does not look at
-        with Image.open(content) as picture:
+        with Image.open(content) as image:
+            image.verify()  # a PNG's checksums and end mark, which load() does not look at
+        with Image.open(content) as image:
             # a JPEG with further images is a photograph with its depth or its brightness
-            if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
+            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
                 raise DataError(f"{path}: has {frames} frames; expected one image, so save the one that is meant")
-            raw = " ".join(str(tile.args) for tile in picture.tile)
-            compression = str(picture.info.get("compression"))
+            raw = " ".join(str(tile.args) for tile in image.tile)
+            compression = str(image.info.get("compression"))
             few = re.search(r"\bL;([24])", raw)
             stored = Stored(
-                lossy=picture.format in ("JPEG", "MPO") or compression in ("jpeg", "tiff_jpeg", "webp"),
+                lossy=image.format in ("JPEG", "MPO") or compression in ("jpeg", "tiff_jpeg", "webp"),
                 deep=re.search(r";16[BLNR]|I;16\b", raw) is not None,
-                white_is_zero=getattr(picture, "tag_v2", {}).get(262) == 0,
+                white_is_zero=getattr(image, "tag_v2", {}).get(262) == 0,
                 levels=2 ** int(few[1]) if few else 256,
             )
-            picture.load()
-            picture.info.pop("transparency", None)  # else pillow warns, of a palette with alpha values, when converting
-            return ImageOps.exif_transpose(picture) if _orientation(picture) > 1 else picture, stored
+            image.load()
+            image.info.pop("transparency", None)  # else pillow warns, of a palette with alpha values, when converting
+            return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, stored
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """1 to 8, of which those from 5 change sides; 1 where there is none or it cannot be read."""
     try:
-        value = picture.getexif().get(_ORIENTATION)
+        value = image.getexif().get(_ORIENTATION)
     except Exception:  # damaged EXIF is no reason to refuse the pixels
         return 1
     return value if value in range(1, 9) else 1
 
 
 @contextmanager
-def _told_by_name(path: Path) -> Iterator[None]:
-    """Whatever is raised while a file is read becomes a DataError that names it; what is no file is not opened."""
+def _errors_naming(path: Path) -> Iterator[None]:
+    """Whatever is raised while a file is read becomes a DataError that names it; only files are opened."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
             raise OSError("it is a folder, a pipe or a device")
@@ -260,3 +239,42 @@ def _told_by_name(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path}: cannot be read as an image ({error}); it is damaged or truncated, or no image"
         ) from error
+
+
+def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """(height, width) of the same shape whose longer side is `long_side` pixels; the other is rounded, at least 1.
+
+    >>> long_side_size(364, 500, 512)
+    (373, 512)
+    """
+    if min(height, width, long_side) < 1:
+        raise ValueError(f"height={height}, width={width}, long_side={long_side}; expected at least 1 pixel each")
+    longest = max(height, width)
+    return max(1, round(height * long_side / longest)), max(1, round(width * long_side / longest))
+
+
+class LongSide:
+    """A data set whose images have one longest side, in pixels, for evaluation; labels, and so scores, keep their size.
+
+    The released code tests so, with 512 pixels on ADE20K and PASCAL-Context and 2048 on Cityscapes.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, long_side: int) -> None:
+        if long_side < 1:
+            raise ValueError(f"long_side={long_side}; expected at least 1 pixel")
+        self.dataset, self.long_side, self.spec = dataset, long_side, dataset.spec
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index` with its image resized."""
+        from torchvision.transforms.v2 import functional as F  # late: reading data must not need torchvision
+
+        sample = self.dataset[index]
+        size = list(long_side_size(*sample.image_3HW.shape[1:], self.long_side))
+        return sample._replace(image_3HW=F.resize_image(sample.image_3HW, size, antialias=True))
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the data set's own fingerprint and the longest side."""
+        return hashlib.sha256(f"{self.dataset.fingerprint()} long side {self.long_side}".encode()).hexdigest()

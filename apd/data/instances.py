@@ -1,7 +1,7 @@
-"""Pictures whose things are counted: what a data set for detection hands out, and its things as a map of classes.
+"""Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both.
 
-Classes are numbered 0..K-1 as everywhere; only what a detector sees is shifted by one, since its label 0 is the
-background (:func:`as_target`, :func:`class_map`). Shape letters: N things of one picture, H W its size.
+Classes are numbered 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. Shape letters:
+N objects of one image, H W its size.
 """
 
 from dataclasses import dataclass
@@ -10,38 +10,24 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-IGNORED = -1
-"""Label, in a map of classes and among boxes, of what counts neither as background nor as a class.
+from apd.data.specs import DatasetSpec, Sample
 
-Not 255 as in the other data sets: some detection data have more than 255 classes.
-"""
-BACKGROUND = 0
-"""A detector's label of what is no thing; class k is its label k + 1."""
-
-THINNEST = 0.01
-"""Pixels (own choice): float32 keeps the ends of such a side apart in pictures of thousands of pixels, also reduced."""
+IGNORED = -1  # label of what is neither background nor class; not 255, as some detection data have more classes
+BACKGROUND = 0  # a detector's label of what is no object; class k is its label k + 1
+THINNEST = 0.01  # pixels (own choice): float32 keeps the ends of such a side apart in images of thousands of pixels
 
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """Names of a data set's classes of things.
+    """Names of a data set's classes of objects; ValueError where there is none, one twice, or ids do not match.
 
-    Args:
-        name: short name, used in records and messages.
-        class_names: one name per class, in label order.
-        category_ids: each class's number in the annotation file, in label order; empty for generated data.
-
-    Raises:
-        ValueError: no class, a name twice, or another number of ids than of names.
-
-    Example:
-        >>> InstanceSpec("pets", ("cat", "dog"), category_ids=(17, 18)).num_classes
-        2
+    >>> InstanceSpec("pets", ("cat", "dog"), category_ids=(17, 18)).num_classes
+    2
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...] = ()
+    name: str  #: short name, used in records and messages
+    class_names: tuple[str, ...]  #: one name per class, in label order
+    category_ids: tuple[int, ...] = ()  #: each class's number in the annotation file; empty for generated data
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -61,63 +47,39 @@ class InstanceSpec:
 
 
 class InstanceSample(NamedTuple):
-    """One picture and its things, as stored: no scaling, cropping or normalisation yet.
+    """One image and its objects, as stored: no scaling, cropping or normalisation yet.
 
-    Attributes:
-        image_3HW: uint8 RGB, 0..255, channels first.
-        boxes_N4: float32 x0, y0, x1, y1 in pixels, of positive width and height, inside the picture.
-        labels_N: int64 classes 0..K-1.
-        masks_NHW: bool, which pixels belong to each thing; they may overlap. None where a data set has boxes only.
-        crowd_N: bool, things that need not be found and are no mistake either: COCO's crowd regions, and what is too
-            small to be seen at this size. They are no training targets.
-        areas_N: float32, square pixels by which COCO's AP tells small from large.
-        name: says which picture it is, in messages and figures; unique within its data set.
+    Crowd are objects that need not be found and are no mistake either (COCO's crowd regions, and what is too small to
+    be seen); they are no training targets.
     """
 
-    image_3HW: Tensor
-    boxes_N4: Tensor
-    labels_N: Tensor
-    masks_NHW: Tensor | None
-    crowd_N: Tensor
-    areas_N: Tensor
-    name: str
+    image_3HW: Tensor  #: uint8 RGB
+    boxes_N4: Tensor  #: float32 x0, y0, x1, y1 in pixels, of positive width and height, inside the image
+    labels_N: Tensor  #: int64 classes 0..K-1
+    masks_NHW: Tensor | None  #: bool, the pixels of each object, may overlap; None where a data set has boxes only
+    crowd_N: Tensor  #: bool
+    areas_N: Tensor  #: float32, square pixels by which COCO's AP separates small from large
+    name: str  #: identifies the image in messages and figures; unique within its data set
 
 
 @runtime_checkable
 class InstanceDataset(Protocol):
-    """A finite, indexable set of instance samples under one :class:`InstanceSpec`.
-
-    `dataset[i]` must give the same sample every time, in any process.
-    """
+    """As :class:`~apd.data.specs.SegmentationDataset`, of instance samples under one :class:`InstanceSpec`."""
 
     spec: InstanceSpec
 
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
-
-    def __getitem__(self, index: int) -> InstanceSample:
-        """Sample `index`; IndexError outside 0..len-1, so that a plain `for` over the data set ends."""
-        ...
-
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> InstanceSample: ...
     def fingerprint(self) -> str:
-        """Hex sha256 that changes whenever any sample would: of the content, or of generator version and settings."""
+        """Hex sha256 that changes whenever any sample would."""
         ...
 
 
 def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
-    """A picture's things as one map of classes, for losses that want a label at every pixel.
+    """An image's objects as one map of classes, for losses that want a label at every pixel.
 
-    Where things overlap the smaller is on top, since the larger would hide it altogether; crowd regions are ignored
-    where nothing else is; the rest is background.
-
-    Args:
-        masks_NHW: bool.
-        labels_N: classes 0..K-1.
-        crowd_N: bool.
-
-    Returns:
-        int64 (H, W): :data:`BACKGROUND`, k + 1 for class k, or :data:`IGNORED`. Memory: one int32 (N, H, W).
+    Int64 (H, W): 0 for background, k + 1 for class k, -1 for crowd regions where nothing else is. Where objects overlap
+    the smaller is on top, since the larger would hide it altogether. Memory: one int32 (N, H, W).
 
     >>> import torch
     >>> masks = torch.tensor([[[1, 1, 1, 0]], [[0, 1, 0, 0]]]).bool()
@@ -138,14 +100,11 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
 
 
 def as_target(sample: InstanceSample) -> dict[str, Tensor]:
-    """What torchvision's detectors want to know of a training picture, and its :func:`class_map`.
+    """What torchvision's detectors take of a training image, and its :func:`class_map`.
 
-    Crowd regions are left out of the boxes, as torchvision's own training does; the class map knows them. Boxes with a
-    side below a hundredth of a pixel are left out, too: resized they may have none at all, at which torchvision stops.
-
-    Returns:
-        `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and where the sample has masks `masks` uint8 (n, H, W) and
-        `class_map` int64 (H, W).
+    That is `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and where the sample has masks `masks` uint8 (n, H, W)
+    and `class_map` int64 (H, W). Crowd regions are left out of the boxes, as in torchvision's own training, and so are
+    boxes with a side below a hundredth of a pixel: resized they may have none at all, at which torchvision stops.
     """
     sides_N2 = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
     wanted_N = ~sample.crowd_N & (sides_N2 >= THINNEST).all(1)
@@ -154,3 +113,40 @@ def as_target(sample: InstanceSample) -> dict[str, Tensor]:
         target["masks"] = sample.masks_NHW[wanted_N].to(torch.uint8)
         target["class_map"] = class_map(sample.masks_NHW, sample.labels_N, sample.crowd_N)
     return target
+
+
+class Noise:
+    """One image of noise in the place of missing data: what a step costs does not depend on it. `size` is (H, W).
+
+    With a `DatasetSpec` its labels are an 8×8 grid; with an `InstanceSpec` it has eight objects, whose boxes are spread
+    evenly, and unless `masks` is False their masks, which fill the boxes.
+    """
+
+    def __init__(self, spec: DatasetSpec | InstanceSpec, size: tuple[int, int], *, masks: bool = True) -> None:
+        self.spec, self._size, self._masks = spec, size, masks
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample | InstanceSample:
+        """The image, the same every time."""
+        random, (height, width) = torch.Generator().manual_seed(0), self._size
+        if isinstance(self.spec, DatasetSpec):
+            grid = torch.randint(self.spec.num_classes, (8, 8), generator=random, dtype=torch.uint8)
+            rows, columns = (torch.arange(side) * 8 // side for side in self._size)
+            image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
+            return Sample(image_3HW, grid[rows][:, columns].contiguous(), "noise")
+        tall, wide = height // 2, width // 4
+        boxes = [(x, y, x + wide, y + tall) for y in (0, tall) for x in range(0, 4 * wide, wide)]
+        masks_NHW = torch.zeros(8, height, width, dtype=torch.bool)
+        for mask_HW, (x0, y0, x1, y1) in zip(masks_NHW, boxes, strict=True):
+            mask_HW[y0:y1, x0:x1] = True
+        image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
+        labels_N = torch.randint(self.spec.num_classes, (8,), generator=random)
+        crowd_N, areas_N = torch.zeros(8, dtype=torch.bool), torch.full((8,), float(tall * wide))
+        masks = masks_NHW if self._masks else None
+        return InstanceSample(image_3HW, torch.tensor(boxes).float(), labels_N, masks, crowd_N, areas_N, "noise")
+
+    def fingerprint(self) -> str:
+        """A text that no data have."""
+        return "noise"

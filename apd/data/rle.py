@@ -1,8 +1,7 @@
 """Masks as COCO writes them: polygons and run lengths to pixels, and pixels to run lengths.
 
 Run lengths are read here, checked, since the libraries write past the end of a mask whose runs are too long. Polygons
-are drawn, and masks packed, by faster-coco-eval (extra `detection`), so that a mask has the very pixels that COCO's own
-code gives it.
+are drawn, and masks packed, by faster-coco-eval (extra `detection`), which gives the very pixels of COCO's own code.
 """
 
 from types import ModuleType
@@ -17,11 +16,7 @@ class DetectionExtraMissing(ImportError):
 
 
 def coco_library(wanted_for: str) -> ModuleType:
-    """The package faster_coco_eval.
-
-    Raises:
-        DetectionExtraMissing: it is not installed; the message says what for and how to get it.
-    """
+    """The package faster_coco_eval, or DetectionExtraMissing with what it is wanted for and how to get it."""
     try:
         import faster_coco_eval
     except ImportError as error:
@@ -32,18 +27,14 @@ def coco_library(wanted_for: str) -> ModuleType:
     return faster_coco_eval
 
 
-def decode(segmentation: Any, height: int, width: int, *, scale: tuple[float, float] = (1.0, 1.0)) -> NDArray[np.bool_]:
+def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     """The pixels (height, width) of one annotation's `segmentation`.
 
-    Args:
-        segmentation: a list of polygons [x, y, x, y, ...]; or a mapping with `size` [rows, columns] and `counts`, the
-            lengths of the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
-        height, width: size of the wanted mask.
-        scale: (rows, columns) of the wanted mask for each of the annotation's own. Polygons are drawn at that scale;
-            a mask of runs gives each wanted pixel what its middle falls on.
+    That is a list of polygons [x, y, x, y, ...]; or a mapping with `size` [rows, columns] and `counts`, the lengths of
+    the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
 
     Raises:
-        ValueError: neither form, an odd or too short polygon, or runs that do not fill their size.
+        ValueError: neither form, an odd or too short polygon, or runs that do not fill their size or have another one.
         DetectionExtraMissing: polygons without faster-coco-eval.
 
     >>> decode({"size": [2, 2], "counts": [1, 2, 1]}, 2, 2).astype(int).tolist()
@@ -60,17 +51,13 @@ def decode(segmentation: Any, height: int, width: int, *, scale: tuple[float, fl
         points = np.asarray(polygon, dtype=np.float64) if isinstance(polygon, list) else np.empty(0)
         if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
             raise ValueError(f"segmentation holds {polygon!r:.60}: expected three or more points x, y, as numbers")
-        polygons.append((points.reshape(-1, 2) * (scale[1], scale[0])).ravel().tolist())
+        polygons.append(points.tolist())
     library = coco_library("drawing the polygons of a COCO annotation").mask
     return library.decode(library.merge(library.frPyObjects(polygons, height, width))).astype(bool)
 
 
 def encode(masks_NHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Masks (N, H, W) as COCO's packed run lengths, one mapping with `size` and `counts` for each.
-
-    Raises:
-        DetectionExtraMissing: faster-coco-eval is not installed.
-    """
+    """Masks (N, H, W) as COCO's packed run lengths, one mapping with `size` and `counts` each; needs the extra."""
     if len(masks_NHW) == 0:
         return []
     columns_HWN = np.asfortranarray(np.moveaxis(masks_NHW, 0, -1).astype(np.uint8))
@@ -86,24 +73,17 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray
     rows, columns = size
     if runs.dtype.kind not in "iu" or runs.ndim != 1 or (runs < 0).any() or runs.sum() != rows * columns:
         raise ValueError(f"segmentation's counts do not fill its size {rows}×{columns}: damaged")
-    mask_HW = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(columns, rows).T
-    if (rows, columns) == (height, width):
-        return mask_HW
-    # the pixel under the middle of each wanted one
-    from_row = ((2 * np.arange(height) + 1) * rows) // (2 * height)
-    from_column = ((2 * np.arange(width) + 1) * columns) // (2 * width)
-    return mask_HW[np.ix_(from_row, from_column)]
+    if (rows, columns) != (height, width):
+        raise ValueError(f"segmentation has size {rows}×{columns}, its image {height}×{width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(columns, rows).T
 
 
 def unpack(text: str | bytes) -> list[int]:
-    """The run lengths in COCO's packed form.
+    """The run lengths in COCO's packed form; ValueError where it ends inside a number or holds another character.
 
     Each number is written in groups of five bits, the lowest first, as the characters from "0" on; the sixth bit says
     that the number goes on, the highest of its last group is the sign. From the fourth number on, what is written is
     the difference from the number before the last.
-
-    Raises:
-        ValueError: the text ends inside a number, or holds a character outside the form's 64.
 
     >>> unpack("12N1")
     [1, 2, -2, 3]

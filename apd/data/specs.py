@@ -1,11 +1,8 @@
-"""What a data set contains: `DatasetSpec`, those of the built-in scenes and CamVid, and the colours of their classes.
-
-A class keeps its colour in every figure of the study, whichever of the two it comes from: the table `CLASS_COLOURS` is
-keyed by class name and both specs look their palettes up there. The published sets are in `apd.data.published_specs`.
-"""
+"""What a data set contains: `Sample`, `DatasetSpec`, and the specs of the built-in and the published data sets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -14,10 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 RGB = tuple[int, int, int]
+IGNORE_COLOUR: RGB = (255, 255, 255)
+IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
+LABEL_PADDING = 255
 
-# Hue follows the thing where it can (sky blue, trees green); lightness separates what colour blindness joins. Found by
-# a search for the largest distances near such hues. In CIE Lab the closest two of the 55 pairs are 30 apart, 22 under
-# simulated protanopia and deuteranopia, 18 under tritanopia; tests/test_catalogue.py measures them.
+# A class keeps its colour in every figure. Hue follows the class where it can (sky blue, trees green); lightness
+# separates what colour blindness joins. Found by a search for the largest distances near such hues: in CIE Lab the
+# closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.
 CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
     {
         "sky": (122, 204, 250),
@@ -33,83 +33,64 @@ CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
         "bicyclist": (203, 102, 176),
     }
 )
-IGNORE_COLOUR: RGB = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Names, colours and label conventions of one data set.
-
-    Attributes:
-        name: short name, used in records and messages.
-        class_names: one name per label, in label order: label `k` is `class_names[k]`.
-        palette: one RGB colour (0..255) per class, same order.
-        ignore_index: label of pixels that count neither in the loss nor in the scores. Default 255 (convention of
-            VOC and Cityscapes, and of the released code).
-        void_values: values in the label *files* that become `ignore_index` when read (CamVid: 11).
-        file_values: value of each class in the label *files*, in label order, where these are not the labels
-            themselves (a mask of 0 and 255, say). Default: empty, 0..K-1.
-        file_colours: RGB colour of each class in the label files, in label order, where these hold colours in place of
-            values. Default: empty.
-        void_colours: colours in such files that become `ignore_index` when read.
-        thing_names: the classes whose objects can be counted, where the label table tells them; empty says nothing
-            about the classes. Training and scores do not look at it.
-        splits: number of images per split where the data set fixes it; empty for generated data.
-
-    Raises:
-        ValueError: no classes, a palette of another length or with values outside 0..255, a name twice, an ignore
-            label or void value that is also a class, file values that are not one of 0..255 for each class, file
-            colours that are not one for each class, or a thing that is not a class.
+    """Names, colours and label conventions of one data set; ValueError where fields contradict each other.
 
     Example:
         >>> SCENES.num_classes, SCENES.index("car")
         (10, 8)
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    palette: tuple[RGB, ...]
-    ignore_index: int = 255
-    void_values: tuple[int, ...] = ()
-    file_values: tuple[int, ...] = ()
-    file_colours: tuple[RGB, ...] = ()
-    void_colours: tuple[RGB, ...] = ()
-    thing_names: tuple[str, ...] = ()
-    splits: tuple[tuple[str, int], ...] = ()
+    name: str  #: short name, used in records and messages
+    class_names: tuple[str, ...]  #: label `k` is `class_names[k]`
+    palette: tuple[RGB, ...]  #: one RGB colour (0..255) per class, in label order
+    ignore_index: int = 255  #: label of pixels outside the loss and the scores (255 as in VOC and Cityscapes)
+    void_values: tuple[int, ...] = ()  #: values in the label *files* that become `ignore_index` when read (CamVid: 11)
+    file_values: tuple[int, ...] = ()  #: value of each class in the label files, where these are not the labels
+    file_colours: tuple[RGB, ...] = ()  #: colour of each class in the label files, where these hold colours
+    void_colours: tuple[RGB, ...] = ()  #: colours in such files that become `ignore_index` when read
+    thing_names: tuple[str, ...] = ()  #: classes whose objects can be counted, where known; training ignores it
+    splits: tuple[tuple[str, int], ...] = ()  #: number of images per split where the data set fixes it
 
     def __post_init__(self) -> None:
-        count = len(self.class_names)
-        if count == 0:
-            raise ValueError(f"{self.name}: class_names is empty; a data set needs at least one class")
-        if len(set(self.class_names)) != count:
-            raise ValueError(f"{self.name}: class_names {self.class_names} names a class twice; names must differ")
-        if self.file_colours and len(set(self.file_colours)) != count:
-            raise ValueError(f"{self.name}: file_colours {self.file_colours}; expected {count} different colours")
-        if len(self.palette) != count:
-            raise ValueError(f"{self.name}: palette has {len(self.palette)} colours for {count} classes; give one each")
+        count, names = len(self.class_names), self.class_names
+        values, colours = self.file_values, self.file_colours
+        known = values or tuple(range(count))
+        void_clash = [value for value in self.void_values if value in known]
+        void_wrong = [value for value in self.void_values if not 0 <= value <= 255]
+        colour_clash = [colour for colour in self.void_colours if colour in colours or not colours]
+        unknown = [name for name in self.thing_names if name not in names]
+        checks = {
+            "class_names is empty; a data set needs at least one class": count == 0,
+            f"class_names {names} names a class twice; names must differ": len(set(names)) != count,
+            f"file_colours {colours}; expected {count} different colours": colours and len(set(colours)) != count,
+            f"palette has {len(self.palette)} colours for {count} classes; give one each": len(self.palette) != count,
+        }
         for field in ("palette", "file_colours", "void_colours"):
             for colour in getattr(self, field):
-                if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-                    raise ValueError(f"{self.name}: {field} holds {colour}; expected three values from 0 to 255")
-        if not count <= self.ignore_index <= 255:
-            raise ValueError(
-                f"{self.name}: ignore_index={self.ignore_index}; expected {count}..255, a label no class uses"
-            )
-        values = self.file_values
-        if values and (len(values) != count or len(set(values)) != count or not all(0 <= v <= 255 for v in values)):
-            raise ValueError(f"{self.name}: file_values {values}; expected {count} different values from 0 to 255")
-        if clash := [value for value in self.void_values if value in (values or range(count))]:
-            told = values or f"0..{count - 1}"
-            raise ValueError(f"{self.name}: void_values {clash} are labels of classes; classes are {told}")
-        if wrong := [value for value in self.void_values if not 0 <= value <= 255]:
-            raise ValueError(f"{self.name}: void_values {wrong}; a label file holds values from 0 to 255")
-        if self.file_values and self.file_colours:
-            raise ValueError(f"{self.name}: file_values and file_colours are both given; label files hold one of them")
-        if clash := [colour for colour in self.void_colours if colour in self.file_colours or not self.file_colours]:
-            told = "are those of classes" if self.file_colours else "are given without file_colours"
-            raise ValueError(f"{self.name}: void_colours {clash} {told}")
-        if unknown := [name for name in self.thing_names if name not in self.class_names]:
-            raise ValueError(f"{self.name}: thing_names {unknown} are not classes; classes are {self.class_names}")
+                right = len(colour) == 3 and all(0 <= value <= 255 for value in colour)
+                checks[f"{field} holds {colour}; expected three values from 0 to 255"] = not right
+        checks |= {
+            f"ignore_index={self.ignore_index}; expected {count}..255, a label no class uses": (
+                not count <= self.ignore_index <= 255
+            ),
+            f"file_values {values}; expected {count} different values from 0 to 255": (
+                values and (not len(values) == len(set(values)) == count or not all(0 <= v <= 255 for v in values))
+            ),
+            f"void_values {void_clash} are labels of classes; classes are {values or f'0..{count - 1}'}": void_clash,
+            f"void_values {void_wrong}; a label file holds values from 0 to 255": void_wrong,
+            "file_values and file_colours are both given; label files hold one of them": values and colours,
+            f"void_colours {colour_clash} are {'those of classes' if colours else 'given without file_colours'}": (
+                colour_clash
+            ),
+            f"thing_names {unknown} are not classes; classes are {names}": unknown,
+        }
+        for problem, there in checks.items():
+            if there:
+                raise ValueError(f"{self.name}: {problem}")
 
     @property
     def num_classes(self) -> int:
@@ -124,15 +105,7 @@ class DatasetSpec:
             raise ValueError(f"{self.name} has no class {class_name!r}; it has {', '.join(self.class_names)}") from None
 
     def colourise(self, labels_HW: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Picture of a label map: labels (H, W) of integers -> colours (H, W, 3) uint8; ignored pixels are white.
-
-        Raises:
-            ValueError: a label that is neither a class nor `ignore_index`.
-
-        Example:
-            >>> CAMVID.colourise(np.array([[0, 255]])).tolist()[0][1]
-            [255, 255, 255]
-        """
+        """Labels (H, W) of integers -> colours (H, W, 3) uint8, white where ignored; ValueError at an unknown label."""
         labels_HW = np.asarray(labels_HW)
         wrong = np.setdiff1d(labels_HW, [*range(self.num_classes), self.ignore_index])
         if wrong.size:
@@ -145,69 +118,98 @@ class DatasetSpec:
         return table[labels_HW]
 
 
-def _colours(class_names: tuple[str, ...]) -> tuple[RGB, ...]:
-    return tuple(CLASS_COLOURS[name] for name in class_names)
-
-
-_STREET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian")
-
-SCENES = DatasetSpec(
-    name="scenes",
-    class_names=_STREET,
-    palette=_colours(_STREET),
-    # Poles stay stuff, as in Cityscapes: their visible parts are thin and often joined to a sign.
-    thing_names=("sign", "car", "pedestrian"),
-)
-"""The built-in street scenes (`apd.data.scenes`): CamVid's classes without the bicyclist."""
-
-CAMVID = DatasetSpec(
-    name="camvid",
-    class_names=(*_STREET, "bicyclist"),
-    palette=_colours((*_STREET, "bicyclist")),
-    void_values=(11,),
-    splits=(("train", 367), ("val", 101), ("test", 233)),
-)
-"""CamVid with the 11 classes, void label and split of the SegNet tutorial; it marks no instances."""
-
-
-# What a data set hands out, what it must offer to be trained on, and what stands where a picture ends.
-
-IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
-LABEL_PADDING = 255
-
-
 class Sample(NamedTuple):
-    """One picture with its labels, as stored: no scaling, cropping or normalisation yet.
+    """One image with its labels, as stored."""
 
-    Attributes:
-        image_3HW: uint8 RGB, 0..255, channels first.
-        labels_HW: uint8 labels 0..K-1, or the spec's `ignore_index` (255).
-        name: says which picture it is, in messages and figures; unique within its data set.
-    """
-
-    image_3HW: Tensor
-    labels_HW: Tensor
-    name: str
+    image_3HW: Tensor  #: uint8 RGB
+    labels_HW: Tensor  #: uint8 0..K-1, or the spec's `ignore_index`
+    name: str  #: identifies the image in messages and figures; unique within its data set
 
 
 @runtime_checkable
 class SegmentationDataset(Protocol):
     """A finite, indexable set of samples under one `DatasetSpec`.
 
-    `dataset[i]` must give the same sample every time, in any process: what varies between epochs belongs to
-    `apd.data.augment`, with its own random numbers.
+    `dataset[i]` gives the same sample every time, in any process, and IndexError outside 0..len-1.
     """
 
     spec: DatasetSpec
 
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; IndexError outside 0..len-1, so that a plain `for` over the data set ends."""
-        ...
-
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
     def fingerprint(self) -> str:
         """Hex sha256 that changes whenever any sample would: of the content, or of generator version and settings."""
         ...
+
+
+def _street(name: str, *more: str, **fields: tuple) -> DatasetSpec:
+    names = (*list(CLASS_COLOURS)[:10], *more)
+    return DatasetSpec(name, names, tuple(CLASS_COLOURS[name] for name in names), **fields)
+
+
+# Poles stay stuff, as in Cityscapes: their visible parts are thin and often joined to a sign.
+SCENES = _street("scenes", thing_names=("sign", "car", "pedestrian"))
+"""The built-in street scenes (`apd.data.scenes`): CamVid's classes without the bicyclist."""
+
+CAMVID = _street("camvid", "bicyclist", void_values=(11,), splits=(("train", 367), ("val", 101), ("test", 233)))
+"""CamVid with the 11 classes, void label and split of the SegNet tutorial; it marks no instances."""
+
+# of Cityscapes the 19 train ids with their colours, as in the table of github.com/mcordts/cityscapesScripts; of ADE20K
+# the first name of each class in objectInfo150.txt
+_LISTS = dict(
+    entry.split(":") for entry in Path(__file__).with_name("class_names.txt").read_text(encoding="utf-8").split("\n\n")
+)
+
+
+def _names(of: str) -> tuple[str, ...]:
+    return tuple(" ".join(name.split()) for name in _LISTS[of].split(","))
+
+
+def distinct_colours(count: int) -> tuple[RGB, ...]:
+    """The first of 255 RGB colours, each as far as possible in CIE Lab from white and from all before it.
+
+    They were chosen among those with every 17th value in each channel (tests/data/test_specs.py does it again).
+    """
+    if not 1 <= count <= 255:
+        raise ValueError(f"count={count}; expected 1 to 255 colours")
+    return tuple(tuple(bytes.fromhex(colour)) for colour in _LISTS["distinct colours"].split()[:count])
+
+
+CITYSCAPES = DatasetSpec(
+    "cityscapes",
+    tuple(entry.rpartition(" ")[0] for entry in _names("cityscapes")),
+    tuple(tuple(bytes.fromhex(entry[-6:])) for entry in _names("cityscapes")),
+    thing_names=("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    splits=(("train", 2975), ("val", 500)),
+)
+"""Cityscapes with its 19 evaluated classes, in the publishers' colours; the labels of test are not public."""
+
+ADE20K = DatasetSpec("ade20k", _names("ade20k"), distinct_colours(150), splits=(("train", 20210), ("val", 2000)))
+"""ADE20K in the form of the MIT scene parsing benchmark: 150 classes; everything else (0 in its maps) is ignored."""
+
+PASCAL_CONTEXT_60 = DatasetSpec(
+    "pascal_context_60",
+    ("background", *_names("pascal_context")),
+    distinct_colours(60),
+    splits=(("train", 4998), ("val", 5105)),
+)
+"""PASCAL-Context: the background, then the 59 most frequent classes in alphabetical order, as in the released code."""
+
+PASCAL_CONTEXT_59 = DatasetSpec(
+    "pascal_context_59",
+    PASCAL_CONTEXT_60.class_names[1:],
+    PASCAL_CONTEXT_60.palette[1:],
+    file_values=tuple(range(1, 60)),
+    void_values=(0,),
+    splits=PASCAL_CONTEXT_60.splits,
+)
+"""PASCAL-Context's 59 classes without the background, which is ignored; it reads the same maps as the 60."""
+
+COCO_STUFF = DatasetSpec(
+    "coco",
+    (*_names("coco things"), *_names("coco stuff")),
+    distinct_colours(171),
+    thing_names=_names("coco things"),
+    splits=(("train", 118287), ("val", 5000)),
+)
+"""COCO 2017 with the pixel maps of COCO-Stuff: 80 things and 91 kinds of stuff; 11 things that never occur are out."""

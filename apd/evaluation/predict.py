@@ -15,12 +15,11 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apd.config.inference import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import unit_range
-from apd.data.images import DataError, read_picture
+from apd.data.image_folder import names_of
+from apd.data.images import DataError, read_image
 from apd.data.instances import InstanceSpec
-from apd.data.paired_files import names_of
-from apd.data.published_specs import distinct_colours
 from apd.data.rle import decode
-from apd.data.specs import RGB, SCENES, DatasetSpec
+from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, detect
 from apd.evaluation.inference import predict_labels, resized
 
@@ -55,7 +54,7 @@ def predict_image(
     Raises:
         DataError: the image cannot be read or the folder not written.
     """
-    pixels_HW3 = np.asarray(read_picture(path))
+    pixels_HW3 = np.asarray(read_image(path))
     images_B3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))[None]
     device = next(model.parameters()).device
     found = predict_labels(model, resized(images_B3HW, size).to(device), pixels_HW3.shape[:2], inference=inference)
@@ -162,7 +161,7 @@ def detect_in_images(
     """
     device, entries, written = next(detector.parameters()).device, [], []
     for path, image_id, name in zip(images, image_ids(images), names_of(images), strict=True):
-        pixels_HW3 = np.asarray(read_picture(path))
+        pixels_HW3 = np.asarray(read_image(path))
         (found,) = detect(detector, [unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1)).to(device)])
         file_name = {"file_name": name.removesuffix(path.suffix) + path.suffix}
         entries += [entry | file_name for entry in coco_results(found, image_id, spec)]

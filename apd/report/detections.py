@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_area, box_iou
 
 from apd.data.instances import InstanceSample
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import APScores, Detections
 from apd.report.comparisons import Corrected, holm_corrected
 from apd.report.statistics import Comparison, ComparisonError, Score, check_alike, compare, stripped

@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.inference import InferenceOptions
-from apd.data.published_specs import ADE20K, CITYSCAPES, PASCAL_CONTEXT_60
-from apd.data.specs import DatasetSpec
+from apd.data.specs import ADE20K, CITYSCAPES, PASCAL_CONTEXT_60, DatasetSpec
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig

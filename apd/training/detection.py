@@ -17,7 +17,7 @@ from apd.data.coco import CocoInstances, coco_split
 from apd.data.image_folder import DataError
 from apd.data.instances import InstanceDataset
 from apd.data.rle import DetectionExtraMissing, coco_library
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.distillers.base import DistillerConfig, build_distiller
 from apd.evaluation.average_precision import ap_entry, ap_scores, scored, tables_of
 from apd.models.detector import build_detector
@@ -62,7 +62,7 @@ class DetectionTask(nn.Module):
 
     def _coco(self, part: str) -> CocoInstances:
         data = self.experiment.data
-        where = dict(annotations=data.annotations, pictures=data.pictures, masks=data.masks)
+        where = dict(annotations=data.annotations, images=data.pictures, masks=data.masks)
         found = coco_split(data.folder, part, **where, cache=False)
         return coco_split(data.folder, part, **where, cache=True) if len(found) <= _KEPT_IMAGES else found
 

@@ -19,9 +19,8 @@ from apd.config.datasets import (
 )
 from apd.config.experiment import Experiment, ExperimentError, NetworkConfig
 from apd.config.inference import InferenceOptions, require_split_sides
-from apd.data.batches import Batch, training_batches
+from apd.data.batches import Batch, device_batches, training_batches
 from apd.data.census import Census, census_of
-from apd.data.device_batches import device_batches
 from apd.data.specs import DatasetSpec, SegmentationDataset
 from apd.distillers.base import DistillerConfig, build_distiller
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision

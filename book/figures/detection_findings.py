@@ -19,7 +19,7 @@ from apd.config.experiment import ExperimentError
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.batches import unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.distillers.base import NO_BOX
 from apd.evaluation.average_precision import Detections, detect
 from apd.models.detector_hooks import DetectorTap, training_step

@@ -11,7 +11,7 @@ from typing import get_args
 
 from apd.config.experiment import Experiment
 from apd.cost.count import step_cost, teacher_step_cost
-from apd.data.published_specs import COCO_STUFF
+from apd.data.specs import COCO_STUFF
 from apd.study.coco_recipes import CocoSize, detection_methods_of, detection_recipe
 from apd.study.published_recipes import PROCESSES, PUBLISHED, paper_recipe
 

@@ -14,7 +14,7 @@ from apd.cost import dry_run as module
 from apd.cost.count import step_cost, teacher_step_cost
 from apd.cost.dry_run import dry_run, measure_steps
 from apd.cost.measure import cost_of, peak_of
-from apd.data.scenes.world import Noise
+from apd.data.instances import Noise
 from apd.distillers.apd import APDConfig
 from apd.study.recipes import recipe
 from apd.training.distributed import choose_device

@@ -15,8 +15,7 @@ from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.cost.measure import LOSS_SHAPES, LossShape, loss_batch, loss_cost
 from apd.data.augment import Augmentation
-from apd.data.batches import training_batches
-from apd.data.device_batches import device_batches
+from apd.data.batches import device_batches, training_batches
 from apd.data.scenes import Scenes
 from apd.distillers.apd import APDConfig
 from apd.training.distributed import _SEND_BUFFERS, ALONE

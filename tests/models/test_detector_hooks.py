@@ -6,7 +6,7 @@ from torchvision.ops import box_iou
 
 from apd.data.augment_instances import evaluation_instance_batches
 from apd.data.instances import as_target
-from apd.data.scenes.instances import SceneInstances
+from apd.data.scenes import SceneInstances
 from apd.distillers.apd import RoIAPD
 from apd.distillers.base import NO_BOX
 from apd.distillers.on_detectors import roi_kd

@@ -1,9 +1,9 @@
 """The built-in data: street scenes drawn by a program, so that the study runs anywhere and knows every label exactly.
 
-A scene has ten classes under perspective: stuff (sky, building, pole, road, pavement, tree, fence) and things that are
-counted (sign, car, pedestrian). Layout and look come from two independent streams of random numbers, both a function
-of (seed, split, index) alone: the same street can be seen at any size and at any `context_shift`, the study's dial
-(`apd.data.scenes.light` says what it models), with the same labels.
+A scene has ten classes under perspective: stuff (sky, building, pole, road, pavement, tree, fence) and objects that are
+counted (sign, car, pedestrian). Layout and appearance come from two independent streams of random numbers, both a
+function of (seed, split, index) alone: the same street can be seen at any size and at any `context_shift`
+(`apd.data.scenes.light` says what that models), with the same labels.
 """
 
 import hashlib
@@ -16,45 +16,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes.canvas import Canvas
-from apd.data.scenes.layout import draw_layout
-from apd.data.scenes.light import develop, draw_look
-from apd.data.scenes.objects import paint_thing
+from apd.data.scenes.layout import Dice, draw_layout
+from apd.data.scenes.light import develop, draw_appearance
+from apd.data.scenes.objects import paint_object
 from apd.data.scenes.street import begin, paint_street
-from apd.data.scenes.world import Dice
 from apd.data.specs import SCENES, DatasetSpec, Sample
 
-GENERATOR_VERSION = 1
-"""Part of every fingerprint. Raise it whenever any pixel or label of any scene changes."""
+GENERATOR_VERSION = 1  # part of every fingerprint: raise it whenever any pixel or label of any scene changes
 
-SMALLEST = 32
-"""Least height and width in pixels: below it most objects are smaller than their own border."""
+SMALLEST = 32  # least height and width in pixels: below it most objects are smaller than their own border
+LEAST_PIXELS = 16  # own choice, 4 × 4: objects with fewer visible pixels need not be found
+OBJECTS = InstanceSpec("scenes", SCENES.thing_names)
 
 Split = Literal["train", "val", "test"]
 _CELLS = 2  # canvas cells per pixel along each side, averaged for smooth edges
 _BORDER_PER_PIXEL = 240  # pixels of the shorter side for each pixel of border width
-_KEPT_PIXELS = 128 * 128  # pictures up to this size are kept after drawing, the last _KEPT of them: at most 128 MiB
+_KEPT_PIXELS = 128 * 128  # scenes up to this size are kept after drawing, the last _KEPT of them: at most 192 MiB
 _KEPT = 2048
 
 
 class Scene(NamedTuple):
-    """One drawn scene and everything known about it.
+    """One drawn scene and everything known about it; objects are numbered 1..n from far to near."""
 
-    Attributes:
-        image_HW3: uint8 RGB.
-        labels_HW: uint8, the class of each pixel; 255 on the thin borders where two regions meet.
-        instances_HW: uint16, 0 for stuff, else the number 1..n of the thing seen there, border included.
-        instance_classes_N: int64 (n,), class of things 1..n, in the order of their numbers (far to near).
-        boxes_N4: int64 (n, 4), x0, y0, x1, y1 around the visible pixels of each thing; x1 and y1 are one past the last
-            pixel, so a width is x1 - x0 and `instances_HW[y0:y1, x0:x1]` is the cut-out. Far or hidden things can be
-            as small as one pixel.
-    """
-
-    image_HW3: NDArray[np.uint8]
-    labels_HW: NDArray[np.uint8]
-    instances_HW: NDArray[np.uint16]
-    instance_classes_N: NDArray[np.int64]
-    boxes_N4: NDArray[np.int64]
+    image_HW3: NDArray[np.uint8]  #: RGB
+    labels_HW: NDArray[np.uint8]  #: the class of each pixel; 255 on the thin borders where two regions meet
+    instances_HW: NDArray[np.uint16]  #: 0 for stuff, else the number of the object seen there, border included
+    instance_classes_N: NDArray[np.int64]  #: class of each object
+    boxes_N4: NDArray[np.int64]  #: x0, y0, x1, y1 around each object's visible pixels; x1, y1 are one past the last
 
 
 def draw_scene(
@@ -63,15 +53,11 @@ def draw_scene(
     """Draw one scene.
 
     Args:
-        seed: which family of scenes; any integer from 0.
-        index: which scene of the family; any integer from 0.
-        height, width: size of the picture in pixels, at least 32 each.
-        context_shift: 0 = every picture has the same light, palette and textures, 1 = every picture has its own.
+        seed, index: which family of scenes, and which of it; integers from 0.
+        height, width: size of the image in pixels, at least 32 each.
+        context_shift: 0 = every image has the same light, palette and textures, 1 = every image has its own.
             It changes `image_HW3` only.
         split: "train", "val" or "test"; the splits of one seed share no random numbers.
-
-    Raises:
-        ValueError: an argument outside what is said above.
 
     Example:
         >>> scene = draw_scene(0, 0, height=96, width=128)
@@ -85,22 +71,22 @@ def draw_scene(
     layout = draw_layout(Dice(*origin, 0))
     view = begin(layout, _CELLS * height, _CELLS * width)
     paint_street(view, layout)
-    for thing in layout.things:
-        paint_thing(view, thing)
-    image_HW3 = develop(view, draw_look(Dice(*origin, 1), float(context_shift)))
-    return Scene(image_HW3, *_label(view.canvas))
+    for each in layout.objects:
+        paint_object(view, each)
+    image_HW3 = develop(view, draw_appearance(Dice(*origin, 1), float(context_shift)))
+    return Scene(image_HW3, *_labels(view.canvas))
 
 
-def _label(
-    canvas: Canvas,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
+_kept_scene = lru_cache(maxsize=_KEPT)(draw_scene)
+
+
+def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Labels, instances, their classes and their boxes of a painted canvas, at one pixel for 2 x 2 cells."""
     region_HW = canvas.region_of_part().take(canvas.parts_HW[::_CELLS, ::_CELLS])
-    classes = np.array([class_index for class_index, _ in canvas.regions])
-    things = np.array([thing for _, thing in canvas.regions])
+    classes, counted = (np.array(column) for column in zip(*canvas.regions, strict=True))
     visible = np.zeros(len(classes), dtype=bool)
     visible[region_HW] = True
-    shown = np.flatnonzero(visible & things)
+    shown = np.flatnonzero(visible & counted)
     number_of = np.zeros(len(classes), dtype=np.uint16)
     number_of[shown] = np.arange(1, len(shown) + 1)
     instances_HW = number_of.take(region_HW)
@@ -123,15 +109,14 @@ def _boxes(instances_HW: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
 
 
 def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Pixels on an outline: those whose right or lower neighbour shows another region; wider in larger pictures.
+    """Pixels on an outline: those whose right or lower neighbour shows another region; wider in larger images.
 
     A pixel's region is what its upper left corner sees, so an outline runs through the pixels it marks.
     """
     border_HW = np.zeros(region_HW.shape, dtype=bool)
     border_HW[:, :-1] = region_HW[:, 1:] != region_HW[:, :-1]
     border_HW[:-1] |= region_HW[1:] != region_HW[:-1]
-    for step in range(border_width(*region_HW.shape) - 1):
-        # Wider by one pixel at a time, to either side in turn.
+    for step in range(border_width(*region_HW.shape) - 1):  # wider by one pixel at a time, to either side in turn
         before, after = (slice(1, None), slice(None, -1)) if step % 2 == 0 else (slice(None, -1), slice(1, None))
         border_HW[before] |= border_HW[after].copy()
         border_HW[:, before] |= border_HW[:, after].copy()
@@ -139,22 +124,14 @@ def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:
 
 
 def border_width(height: int, width: int) -> int:
-    """Width in pixels of the ignored borders in a picture of this size: 1 up to 359, then by size (own choice)."""
+    """Width in pixels of the ignored borders in an image of this size: 1 up to 359, then by size (own choice)."""
     return max(1, round(min(height, width) / _BORDER_PER_PIXEL))
 
 
 class Scenes:
-    """A data set of `count` scenes; nothing is stored on disk, every sample is drawn when asked for.
+    """A data set of `count` scenes, drawn when asked for; the other arguments are those of `draw_scene`.
 
-    Small pictures are kept in memory after the first time (128 MiB at most, shared by all data sets of the process):
-    an epoch after the first, or the next run of a campaign, does not draw them again.
-
-    Args:
-        count: number of scenes, at least 1.
-        height, width, context_shift, seed, split: as in `draw_scene`.
-
-    Raises:
-        ValueError: an argument outside what `draw_scene` allows, or a count below 1.
+    Small scenes are kept in memory after the first time (192 MiB at most, shared by all data sets of the process).
 
     Example:
         >>> data = Scenes(100, height=96, width=96, context_shift=1.0, seed=0, split="val")
@@ -178,40 +155,77 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index` from 0; IndexError past the end, and no counting from the end."""
-        draw = _kept_pixels if self.height * self.width <= _KEPT_PIXELS else _pixels
-        image_HW3, labels_HW = draw(*self._arguments(index))
-        return Sample(  # copies: what is kept is not the caller's to change
-            torch.tensor(image_HW3).permute(2, 0, 1).contiguous(),
-            torch.tensor(labels_HW),
-            f"scenes-{self.split}-{self.seed}-{index}",
-        )
+        scene = self.scene(index, kept=True)
+        return Sample(image_of(scene), torch.tensor(scene.labels_HW), self.name(index))
 
-    def scene(self, index: int) -> Scene:
-        """The whole scene behind sample `index`, with its instances and boxes."""
-        return _draw(*self._arguments(index))
+    def name(self, index: int) -> str:
+        """The name of sample `index`."""
+        return f"scenes-{self.split}-{self.seed}-{index}"
 
-    def _arguments(self, index: int) -> tuple[int, int, int, int, float, Split]:
+    def scene(self, index: int, *, kept: bool = False) -> Scene:
+        """The whole scene behind sample `index`; with `kept` one that is shared and must not be changed."""
         if not 0 <= index < self.count:
             raise IndexError(f"index {index} of a data set of {self.count} scenes; expected 0..{self.count - 1}")
-        return self.seed, int(index), self.height, self.width, self.context_shift, self.split
+        draw = _kept_scene if kept and self.height * self.width <= _KEPT_PIXELS else draw_scene
+        settings = {name: value for name, value in vars(self).items() if name not in ("count", "seed")}
+        return draw(self.seed, int(index), **settings)
 
     def fingerprint(self) -> str:
         """Hex sha256 of the generator's version and the settings: equal means the same pixels and labels."""
-        settings = {"generator": GENERATOR_VERSION, **vars(self)}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return _hashed(vars(self))
 
 
-def _draw(seed: int, index: int, height: int, width: int, context_shift: float, split: Split) -> Scene:
-    return draw_scene(seed, index, height=height, width=width, context_shift=context_shift, split=split)
+def image_of(scene: Scene) -> torch.Tensor:
+    """The scene's image as a tensor (3, H, W) of the caller's own."""
+    return torch.tensor(scene.image_HW3).permute(2, 0, 1).contiguous()
 
 
-def _pixels(*arguments: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image and labels of a scene, all that training and evaluation look at."""
-    scene = _draw(*arguments)
-    return scene.image_HW3, scene.labels_HW
+def _hashed(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps({"generator": GENERATOR_VERSION, **settings}, sort_keys=True).encode()).hexdigest()
 
 
-_kept_pixels = lru_cache(maxsize=_KEPT)(_pixels)
+class SceneInstances:
+    """The objects of :class:`Scenes`, each with box and mask, as a data set for detection.
+
+    A scene has about a dozen objects, far ones of a few pixels among them, which nobody could recognise. Those of fewer
+    than `least_pixels` visible pixels (default 16, own choice) are crowd: neither asked for nor counted as a mistake.
+
+    Example:
+        >>> sample = SceneInstances(100, height=96, width=128, context_shift=0.5, seed=0)[3]
+        >>> sample.image_3HW.shape, sample.boxes_N4.shape[1], sample.masks_NHW.shape[1:]
+        (torch.Size([3, 96, 128]), 4, torch.Size([96, 128]))
+    """
+
+    spec: InstanceSpec = OBJECTS
+
+    def __init__(self, count: int, *, least_pixels: int = LEAST_PIXELS, **settings: Any) -> None:
+        if not _is_count(least_pixels) or least_pixels < 1:
+            raise ValueError(f"least_pixels={least_pixels!r}; expected an integer from 1")
+        self.scenes, self.least_pixels = Scenes(count, **settings), least_pixels
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> InstanceSample:
+        """Sample `index` from 0; IndexError past the end."""
+        scene = self.scenes.scene(index, kept=True)
+        numbers_N11 = np.arange(1, len(scene.boxes_N4) + 1, dtype=np.uint16)[:, None, None]
+        masks_NHW = torch.from_numpy(scene.instances_HW == numbers_N11)
+        pixels_N = masks_NHW.flatten(1).sum(1)
+        label_of = {SCENES.index(name): label for label, name in enumerate(OBJECTS.class_names)}
+        return InstanceSample(
+            image_of(scene),
+            torch.from_numpy(scene.boxes_N4).float(),
+            torch.tensor([label_of[number] for number in scene.instance_classes_N.tolist()], dtype=torch.int64),
+            masks_NHW,
+            pixels_N < self.least_pixels,
+            pixels_N.float(),
+            self.scenes.name(index),
+        )
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the generator's version and the settings: equal means the same pixels and objects."""
+        return _hashed({"least_pixels": self.least_pixels, **vars(self.scenes)})
 
 
 def _is_count(value: object) -> bool:
@@ -224,8 +238,8 @@ def _check(*, height: int, width: int, context_shift: float, seed: int, split: s
             raise ValueError(f"{name}={value!r}; expected a number of pixels from {SMALLEST}, such as 96")
     if isinstance(context_shift, bool) or not isinstance(context_shift, Real) or not 0 <= context_shift <= 1:
         raise ValueError(
-            f"context_shift={context_shift!r}; expected a number from 0 (one look for all pictures) "
-            f"to 1 (each picture its own)"
+            f"context_shift={context_shift!r}; expected a number from 0 (one appearance for all images) to 1 (each "
+            "image its own)"
         )
     if not _is_count(seed):
         raise ValueError(f"seed={seed!r}; expected an integer from 0")

@@ -14,50 +14,29 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from apd.data.scenes.world import Tint
+from apd.data.scenes.layout import Tint
 
 Floats = NDArray[np.float32]
-GROUND_PARTS = 4
-"""Parts below this number lie on the ground, and `part + GROUND_PARTS` is the same part in shadow."""
+GROUND_PARTS = 4  # parts below this number lie on the ground, and `part + GROUND_PARTS` is the same part in shadow
 
 _FEW_ROWS = 12  # up to here a loop over rows is faster than array expressions
 
 
-class Surface(IntEnum):
-    """How a part lies in space, which decides how its texture is mapped and how depth varies over it."""
-
-    FLAT = 0  # faces the camera at one depth
-    GROUND = 1
-    WALL = 2  # along the street
-
-
-class Detail(IntEnum):
-    """Materials that are not the colour of a class: they keep their own colour and share of the part."""
-
-    NONE = 0
-    GLASS = 1
-    RUBBER = 2
-    PAPER = 3
-    SKIN = 4
-    BARK = 5
-    RED = 6
-    LAMP = 7
-    LIT = 8
+# how a part lies in space: facing the camera at one depth, on the ground, or as a wall along the street
+Surface = IntEnum("Surface", "FLAT GROUND WALL", start=0)
+# materials that are not the colour of a class: they keep their own colour and share of the part
+Detail = IntEnum("Detail", "NONE GLASS RUBBER PAPER SKIN BARK RED LAMP LIT", start=0)
 
 
 class Parts(NamedTuple):
-    """What every part (N of them) looks like, relative to the colour of its class.
-
-    `lab_N3` is added in OkLab to the colour of the class; `detail_N` then replaces `share_N` of it, as much darker as
-    the class colour was made by `shade_N`; `depth_N` in metres is for the haze (0: none).
-    """
+    """The appearance of every part (N of them), relative to the colour of its class."""
 
     class_N: NDArray[np.uint8]
-    lab_N3: NDArray[np.float64]
-    shade_N: NDArray[np.float64]
-    detail_N: NDArray[np.intp]
-    share_N: NDArray[np.float64]
-    depth_N: Floats
+    lab_N3: NDArray[np.float64]  # is added in OkLab to the colour of the class
+    shade_N: NDArray[np.float64]  # how much of that is lightness
+    detail_N: NDArray[np.intp]  # a material that replaces ...
+    share_N: NDArray[np.float64]  # ... so much of the colour, as much darker as `shade_N` says
+    depth_N: Floats  # metres, for the haze (0: none)
     surface_N: NDArray[np.uint8]
 
 
@@ -73,9 +52,9 @@ class Canvas:
         self._region_of_part: list[int] = []
         self.regions: list[tuple[int, bool]] = []  # (class, is it a counted object)
 
-    def new_region(self, class_index: int, *, thing: bool = False) -> int:
+    def new_region(self, class_index: int, *, counted: bool = False) -> int:
         """Start a region and return its number; every object that is counted has one of its own."""
-        self.regions.append((class_index, thing))
+        self.regions.append((class_index, counted))
         return len(self.regions) - 1
 
     def new_part(
@@ -83,10 +62,10 @@ class Canvas:
         region: int,
         tint: Tint,
         lightness: float = 0.0,
-        *,
-        depth: float,
         detail: Detail = Detail.NONE,
         share: float = 0.0,
+        *,
+        depth: float,
         surface: Surface = Surface.FLAT,
     ) -> int:
         """Start a part and return its number, to be handed to the drawing functions."""
@@ -99,15 +78,8 @@ class Canvas:
         table_N9 = np.array(self._parts)
         lab_N3, (shade_N, class_N, detail_N, share_N, depth_N, surface_N) = table_N9[:, :3], table_N9[:, 3:].T
         lab_N3[:, 0] += shade_N
-        return Parts(
-            class_N.astype(np.uint8),
-            lab_N3,
-            shade_N,
-            detail_N.astype(np.intp),
-            share_N,
-            depth_N.astype(np.float32),
-            surface_N.astype(np.uint8),
-        )
+        class_N, surface_N = class_N.astype(np.uint8), surface_N.astype(np.uint8)
+        return Parts(class_N, lab_N3, shade_N, detail_N.astype(np.intp), share_N, depth_N.astype(np.float32), surface_N)
 
     def region_of_part(self) -> NDArray[np.uint16]:
         """The region of every part started so far."""
@@ -122,28 +94,22 @@ class Canvas:
 
     def rows_between(self, part: int, first: int, left: Floats, right: Floats) -> None:
         """Fill left[i] <= x < right[i] in row first + i. The rows must lie on the canvas."""
-        if left.size == 0:
-            return
-        x0, x1 = cells(float(left.min()), float(right.max()), self.width)
-        if x0 >= x1:
-            return
-        columns = self.columns[x0:x1]
-        inside = columns >= left[:, None]
-        inside &= columns < right[:, None]
-        np.putmask(self.parts_HW[first : first + left.size, x0:x1], inside, part)
+        self._between(part, self.parts_HW[first : first + left.size], self.columns, left, right)
 
     def columns_between(self, part: int, first: int, top: Floats, bottom: Floats) -> None:
         """Fill top[i] <= y < bottom[i] in column first + i. The columns must lie on the canvas."""
-        if top.size == 0:
+        self._between(part, self.parts_HW[:, first : first + top.size].T, self.rows, top, bottom)
+
+    def _between(
+        self, part: int, lines_XY: NDArray[np.uint16], centres_Y: Floats, low_X: Floats, high_X: Floats
+    ) -> None:
+        """Fill low <= centre < high in each line of cells."""
+        if low_X.size == 0:
             return
-        y0, y1 = cells(float(top.min()), float(bottom.max()), self.height)
-        if y0 >= y1:
-            return
-        rows = self.rows[y0:y1, None]
-        inside = rows >= top
-        inside &= rows < bottom
-        target = self.parts_HW[y0:y1, first : first + top.size]
-        np.copyto(target, part, where=inside, casting="unsafe")
+        first, last = cells(float(low_X.min()), float(high_X.max()), centres_Y.size)
+        inside = centres_Y[first:last] >= low_X[:, None]
+        inside &= centres_Y[first:last] < high_X[:, None]
+        np.copyto(lines_XY[:, first:last], np.uint16(part), where=inside)
 
     def polygon(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
         """Fill a convex polygon given by its corners (x, y), in either sense; the first three not in a line."""
@@ -153,10 +119,10 @@ class Canvas:
         y0, y1 = cells(min(ys), max(ys), self.height)
         if y0 >= y1:
             return
-        # Which way round the corners go, from the turn at the second: the sense is the same at every corner.
+        # which way round the corners go, from the turn at the second
         turn = (xs[1] - xs[0]) * (ys[2] - ys[1]) - (xs[2] - xs[1]) * (ys[1] - ys[0])
-        # A convex shape lies to one side of the whole line through each of its edges, so a row is bounded by the
-        # rightmost of the lines on its left and the leftmost of those on its right. Lines are (slope, column at y = 0).
+        # a row is bounded by the rightmost of the lines through edges on its left and the leftmost of those on its
+        # right; lines are (slope, column at y = 0)
         lefts, rights = [], []
         for i in range(len(xs)):
             rise = ys[i] - ys[i - 1]

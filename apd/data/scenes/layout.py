@@ -1,29 +1,81 @@
-"""Draws what stands where in a street scene (`apd.data.scenes.world`) from one stream of random numbers.
+"""What stands where in a street scene, as plain numbers in metres, drawn from one stream of random numbers.
 
-The stream is read in a fixed order and by an amount that never depends on the size of the picture.
+World: X to the right of the middle of the road, Y up from the ground, Z forward from the camera. Nothing here knows
+about pixels or colours, so one (seed, split, index) is one street at every image size and every `context_shift`.
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
+from itertools import chain, count, islice
+from typing import TypeVar
 
-from apd.data.scenes.world import (
-    FAR_END,
-    Building,
-    Camera,
-    Car,
-    Cloud,
-    Dice,
-    Garden,
-    Lamp,
-    Layout,
-    Pedestrian,
-    Railing,
-    Road,
-    Segment,
-    SideStreet,
-    Sign,
-    Thing,
-    Tree,
-)
+import numpy as np
+
+Choice = TypeVar("Choice")
+# an object's own deviation from the colour of its class, in OkLab (lightness, green-red, blue-yellow)
+Tint = tuple[float, float, float]
+
+FAR_END = 70.0  # metres to the houses that close the street
+
+# horizon and vanishing point are fractions of the image's height and width, focal of sqrt(height * width)
+Camera = namedtuple("Camera", "x height horizon vanishing focal")
+# widths of half the road and of the pavement on each side, period of the dashed line (0: none), distance of the
+# zebra crossing (0: none)
+Road = namedtuple("Road", "half_width pavement dash crossing")
+# column and row as fractions of the sky; lumps are (across, down, radius) in sizes of the cloud
+Cloud = namedtuple("Cloud", "column row size lumps")
+# Along the street, from depth near to depth far, on side -1 (left) or +1 (right). Of a building: roof 0 is flat, gable
+# shows to the street, windows are kinds of pane 0..3, and end_seen: no next house hides the wall that faces the camera.
+Building = namedtuple("Building", "side near far height setback storey bay roof gable shop windows end_seen tint")
+Garden = namedtuple("Garden", "side near far height board hedge bumps tint hedge_tint")  # a fence with a hedge behind
+SideStreet = namedtuple("SideStreet", "side near far")  # a gap between the houses with a road in it
+# Objects at (x, z). Lumps of a tree's crown are (across, up, size) in radii; a lamp's bracket has a signed length over
+# the road (0: none); a car crosses the image in the direction `across` or runs along the road (0), `away` shows its
+# tail, and bonnet is the height of its lower body as a share; a railing is one panel of a fence at the kerb.
+Tree = namedtuple("Tree", "x z height radius conifer lumps tint")
+Lamp = namedtuple("Lamp", "x z height width bracket tint")
+Sign = namedtuple("Sign", "x z bottom size shape pole tint")
+Car = namedtuple("Car", "x z width height length bonnet away across tint")
+Pedestrian = namedtuple("Pedestrian", "x z height stride facing tint")
+Railing = namedtuple("Railing", "x z length height tint")
+# sun is the side that the light comes from, skyline (width, height, is a tree, tint) of the far end; segments and
+# objects are sorted from far to near
+Layout = namedtuple("Layout", "camera road sun clouds skyline segments objects")
+
+Segment = Building | Garden | SideStreet
+Object = Tree | Lamp | Sign | Car | Pedestrian | Railing
+
+
+class Dice:
+    """Uniform random numbers one by one; only `Generator.random` is used, the most stable of NumPy's streams."""
+
+    def __init__(self, *entropy: int) -> None:
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        self._stream = chain.from_iterable(generator.random(512).tolist() for _ in count())
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number from low up to, not including, high."""
+        return low + (high - low) * next(self._stream)
+
+    def numbers(self, how_many: int) -> list[float]:
+        """Several numbers from 0 up to, not including, 1."""
+        return list(islice(self._stream, how_many))
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return next(self._stream) < probability
+
+    def integer(self, low: int, high: int) -> int:
+        """An integer from low to high, both included."""
+        return low + int(next(self._stream) * (high - low + 1))
+
+    def choose(self, options: Sequence[Choice]) -> Choice:
+        """One of the options, all equally likely."""
+        return options[int(next(self._stream) * len(options))]
+
+    def tint(self, lightness: float, hue: float) -> Tint:
+        """A deviation of at most so much in lightness and in each of the two colour directions."""
+        return (self.uniform(-lightness, lightness), self.uniform(-hue, hue), self.uniform(-hue, hue))
 
 
 def draw_layout(dice: Dice) -> Layout:
@@ -48,8 +100,8 @@ def draw_layout(dice: Dice) -> Layout:
     )
     town = dice.uniform(0.0, 1.0)  # suburb to city: how tall and how dense the houses are
     segments = sorted([*_row(dice, -1, town), *_row(dice, 1, town)], key=lambda segment: -segment.far)
-    things = sorted(_things(dice, road, camera, segments), key=lambda thing: -thing.z)
-    return Layout(camera, road, sun, clouds, skyline, tuple(segments), tuple(things))
+    objects = sorted(_objects(dice, road, camera, segments), key=lambda each: -each.z)
+    return Layout(camera, road, sun, clouds, skyline, tuple(segments), tuple(objects))
 
 
 def _cloud(dice: Dice) -> Cloud:
@@ -86,9 +138,7 @@ def _building(dice: Dice, side: int, near: float, far: float, town: float) -> Bu
     storeys = dice.integer(1, 2) + int(dice.uniform(0.4, 3.6) * town + dice.uniform(0.0, 1.0))
     pitched = storeys <= 3 and dice.chance(0.7)
     return Building(
-        side=side,
-        near=near,
-        far=far,
+        *(side, near, far),
         height=storeys * storey + dice.uniform(0.4, 0.9),
         setback=dice.choose((0.0, 0.0, 0.3, 0.8)),
         storey=storey,
@@ -104,9 +154,7 @@ def _building(dice: Dice, side: int, near: float, far: float, town: float) -> Bu
 
 def _garden(dice: Dice, side: int, near: float, far: float) -> Garden:
     return Garden(
-        side=side,
-        near=near,
-        far=far,
+        *(side, near, far),
         height=dice.uniform(1.0, 1.9),
         board=dice.uniform(0.35, 0.8),
         hedge=dice.uniform(2.2, 4.6),
@@ -116,70 +164,61 @@ def _garden(dice: Dice, side: int, near: float, far: float) -> Garden:
     )
 
 
-def _things(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]) -> list[Thing]:
+def _objects(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]) -> list[Object]:
     edge, middle = road.half_width, road.half_width + road.pavement / 2
-    things: list[Thing] = []
+    objects: list[Object] = []
     for side in (-1, 1):
         kerb = side * (edge + 0.35)
-        # The nearest depth at which something on this pavement is still inside the picture.
+        # The nearest depth at which something on this pavement is still inside the image.
         share = camera.vanishing if side < 0 else 1.0 - camera.vanishing
         entry = camera.focal * (edge + 0.35 - side * camera.x) / share
-        things += _street_furniture(dice, side, kerb, entry)
+        objects += _street_furniture(dice, side, kerb, entry)
         if dice.chance(0.45):
             start, panel = entry + dice.uniform(-2.0, 6.0), dice.uniform(2.4, 3.2)
             tint, height = dice.tint(0.08, 0.05), dice.uniform(0.9, 1.2)
-            things += [
+            objects += [
                 Railing(side * (edge + 0.2), start + panel * number, panel, height, tint)
                 for number in range(dice.integer(2, 5))
             ]
         for _ in range(dice.integer(1, 4)):
             x = side * dice.uniform(edge + 0.4, edge + road.pavement - 0.3)
-            things.append(_pedestrian(dice, x, entry + 0.3 + 13.0 * dice.uniform(0.0, 1.0) ** 2))
+            objects.append(_pedestrian(dice, x, entry + 0.3 + 13.0 * dice.uniform(0.0, 1.0) ** 2))
         if dice.chance(0.5):
             z = entry + dice.uniform(0.0, 8.0)
             for _ in range(dice.integer(1, 3)):
-                things.append(_car(dice, side * (edge - 1.0), z, away=dice.chance(0.5)))
+                objects.append(_car(dice, side * (edge - 1.0), z, away=dice.chance(0.5)))
                 z += dice.uniform(5.5, 8.0)
         z = entry + dice.uniform(2.5, 12.0)
         while z < 45.0 and dice.chance(0.72):
-            things.append(_tree(dice, side * (middle + dice.uniform(-0.2, 0.6)), z))
+            objects.append(_tree(dice, side * (middle + dice.uniform(-0.2, 0.6)), z))
             z += dice.uniform(5.0, 14.0)
     lane = edge * 0.48
     for side in (-1, 1):
         if dice.chance(0.75):
-            things.append(_car(dice, side * lane, dice.uniform(6.5, 26.0), away=side > 0))
+            objects.append(_car(dice, side * lane, dice.uniform(6.5, 26.0), away=side > 0))
     if road.crossing and dice.chance(0.7):
         x = dice.uniform(-0.8, 0.8) * edge
-        things.append(_pedestrian(dice, x, road.crossing + dice.uniform(0.5, 2.0)))
+        objects.append(_pedestrian(dice, x, road.crossing + dice.uniform(0.5, 2.0)))
     for segment in segments:
         if isinstance(segment, SideStreet) and segment.near < 40.0 and dice.chance(0.5):
             z, direction = (segment.near + segment.far) / 2, dice.choose((-1, 1))
-            things.append(_car(dice, segment.side * dice.uniform(0.0, edge + 5.0), z, away=True, across=direction))
-    return things
+            objects.append(_car(dice, segment.side * dice.uniform(0.0, edge + 5.0), z, away=True, across=direction))
+    return objects
 
 
-def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[Thing]:
+def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[Object]:
     """Lamps at a regular distance, and signs between them."""
-    furniture: list[Thing] = []
+    furniture: list[Object] = []
     height, width, tint = dice.uniform(5.0, 7.5), dice.uniform(0.26, 0.36), dice.tint(0.07, 0.04)
-    arm = -side * dice.uniform(0.8, 1.8) if dice.chance(0.7) else 0.0
+    bracket = -side * dice.uniform(0.8, 1.8) if dice.chance(0.7) else 0.0
     z, spacing = entry + dice.uniform(0.3, 9.0), dice.uniform(9.0, 15.0)
     while z < 50.0:
-        furniture.append(Lamp(kerb, z, height, width, arm, tint))
+        furniture.append(Lamp(kerb, z, height, width, bracket, tint))
         z += spacing
     for depth in (dice.uniform(0.2, 5.0), dice.uniform(6.0, 14.0), dice.uniform(15.0, 25.0))[: dice.integer(1, 3)]:
         shape = dice.choose(("disc", "triangle", "diamond", "board", "lights"))
-        furniture.append(
-            Sign(
-                x=kerb + side * dice.uniform(0.0, 0.5),
-                z=entry + depth,
-                bottom=dice.uniform(1.9, 2.7),
-                size=dice.uniform(0.95, 1.35),
-                shape=shape,
-                pole=dice.uniform(0.16, 0.22),
-                tint=dice.tint(0.08, 0.08),
-            )
-        )
+        x, bottom, size = kerb + side * dice.uniform(0.0, 0.5), dice.uniform(1.9, 2.7), dice.uniform(0.95, 1.35)
+        furniture.append(Sign(x, entry + depth, bottom, size, shape, dice.uniform(0.16, 0.22), dice.tint(0.08, 0.08)))
     return furniture
 
 
@@ -194,20 +233,12 @@ def _tree(dice: Dice, x: float, z: float) -> Tree:
 
 def _car(dice: Dice, x: float, z: float, *, away: bool, across: int = 0) -> Car:
     van = dice.chance(0.2)
-    return Car(
-        x=x,
-        z=z,
-        width=dice.uniform(1.7, 1.95),
-        height=dice.uniform(2.0, 2.5) if van else dice.uniform(1.4, 1.65),
-        length=dice.uniform(4.4, 5.2) if van else dice.uniform(3.7, 4.5),
-        bonnet=dice.uniform(0.5, 0.58),
-        away=away,
-        across=across,
-        tint=dice.tint(0.13, 0.10),
-    )
+    width = dice.uniform(1.7, 1.95)
+    height = dice.uniform(2.0, 2.5) if van else dice.uniform(1.4, 1.65)
+    length = dice.uniform(4.4, 5.2) if van else dice.uniform(3.7, 4.5)
+    return Car(x, z, width, height, length, dice.uniform(0.5, 0.58), away, across, dice.tint(0.13, 0.10))
 
 
 def _pedestrian(dice: Dice, x: float, z: float) -> Pedestrian:
-    return Pedestrian(
-        x, z, dice.uniform(1.5, 1.9), dice.uniform(-0.3, 0.3), dice.choose((-1, 1)), dice.tint(0.12, 0.09)
-    )
+    height, stride = dice.uniform(1.5, 1.9), dice.uniform(-0.3, 0.3)
+    return Pedestrian(x, z, height, stride, dice.choose((-1, 1)), dice.tint(0.12, 0.09))

@@ -1,16 +1,14 @@
-"""The look of a scene: light, palette and textures, and the one dial that makes them differ between images.
+"""The appearance of a scene: light, palette and textures, and the context shift that makes them differ between images.
 
-What `context_shift` models. A camera never records the colour of a class; it records that colour under the light of
-the hour, the weather, the materials of the town and its own processing. All pixels of one picture share these, so
-within a picture a class keeps its look, while between pictures the looks of the classes overlap: the road of one
-picture may have the colour of the houses in another. The dial sets how large that shared, per-picture part is.
+A camera never records the colour of a class; it records that colour under the light of the hour, the weather, the
+materials of the town and its own processing. All pixels of one image share these, so within an image a class keeps its
+appearance, while between images the appearances of the classes overlap: the road of one may have the colour of the
+houses in another. `context_shift` sets how large that shared, per-image part is.
 
-- 0: every picture has the same light, palette and textures. What is left are the differences between objects.
-- 1: every picture draws its own. Its classes take the standard colours in another order, turned in hue, under its
-  own light; colour alone says nothing about the class until the picture's own colours are known.
-- between: palette, light and textures move continuously from the common look to the picture's own.
-
-Geometry and labels come from another stream of random numbers and do not depend on the dial.
+- 0: every image has the same light, palette and textures. What is left are the differences between objects.
+- 1: every image draws its own. Its classes take the standard colours in another order, turned in hue, under its own
+  light; colour alone says nothing about the class until the image's own colours are known.
+- between: palette, light and textures move continuously from the common appearance to the image's own.
 """
 
 from functools import lru_cache
@@ -20,60 +18,47 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from apd.data.scenes.canvas import Detail, Floats, Surface
+from apd.data.scenes.canvas import Floats, Surface
+from apd.data.scenes.layout import Dice
 from apd.data.scenes.street import SKY, View
-from apd.data.scenes.world import Dice
 from apd.data.specs import SCENES
 
-# The common palette in OkLab (lightness, green-red, blue-yellow), in label order: a clear day. Own choice.
-STANDARD_LAB = np.array(
-    [
-        (0.85, -0.035, -0.050),  # sky
-        (0.73, 0.045, 0.055),  # building
-        (0.40, -0.005, -0.030),  # pole
-        (0.55, 0.000, -0.015),  # road
-        (0.80, 0.005, 0.020),  # pavement
-        (0.60, -0.080, 0.065),  # tree
-        (0.82, 0.005, 0.145),  # sign
-        (0.50, 0.040, 0.065),  # fence
-        (0.52, -0.030, -0.110),  # car
-        (0.54, 0.150, 0.030),  # pedestrian
-    ]
+# The common appearance, in label order: the colour in OkLab (lightness, green-red, blue-yellow), a clear day, and the
+# texture (which tile, its side in metres, its strength). Own choice.
+_STANDARD = (
+    ((0.85, -0.035, -0.050), (1, 14.0, 0.02)),  # sky
+    ((0.73, 0.045, 0.055), (4, 2.4, 0.05)),  # building
+    ((0.40, -0.005, -0.030), (0, 4.0, 0.03)),  # pole
+    ((0.55, 0.000, -0.015), (0, 5.0, 0.06)),  # road
+    ((0.80, 0.005, 0.020), (5, 6.0, 0.05)),  # pavement
+    ((0.60, -0.080, 0.065), (1, 4.0, 0.13)),  # tree
+    ((0.82, 0.005, 0.145), (0, 4.0, 0.02)),  # sign
+    ((0.50, 0.040, 0.065), (3, 4.0, 0.08)),  # fence
+    ((0.52, -0.030, -0.110), (0, 6.0, 0.02)),  # car
+    ((0.54, 0.150, 0.030), (6, 3.0, 0.05)),  # pedestrian
 )
-_MIDDLE_LAB = STANDARD_LAB.mean(axis=0)
-_DETAIL_LAB = {
-    Detail.NONE: (0.5, 0.0, 0.0),
-    Detail.GLASS: (0.47, -0.02, -0.035),
-    Detail.RUBBER: (0.24, 0.0, -0.01),
-    Detail.PAPER: (0.96, 0.0, 0.01),
-    Detail.SKIN: (0.72, 0.04, 0.05),
-    Detail.BARK: (0.38, 0.025, 0.04),
-    Detail.RED: (0.55, 0.19, 0.09),
-    Detail.LAMP: (0.95, -0.01, 0.07),
-    Detail.LIT: (0.85, 0.01, 0.08),
-}
-_DETAIL_TABLE = np.array([_DETAIL_LAB[detail] for detail in Detail])
-# Standard textures, in label order: which tile, its side in metres, and its strength.
-_STANDARD_TEXTURE = (
-    (1, 14.0, 0.02),
-    (4, 2.4, 0.05),
-    (0, 4.0, 0.03),
-    (0, 5.0, 0.06),
-    (5, 6.0, 0.05),
-    (1, 4.0, 0.13),
-    (0, 4.0, 0.02),
-    (3, 4.0, 0.08),
-    (0, 6.0, 0.02),
-    (6, 3.0, 0.05),
+_STANDARD_LAB = np.array([lab for lab, _ in _STANDARD])
+_DETAIL_LAB = np.array(  # in the order of Detail
+    [
+        (0.5, 0.0, 0.0),
+        (0.47, -0.02, -0.035),  # glass
+        (0.24, 0.0, -0.01),  # rubber
+        (0.96, 0.0, 0.01),  # paper
+        (0.72, 0.04, 0.05),  # skin
+        (0.38, 0.025, 0.04),  # bark
+        (0.55, 0.19, 0.09),  # red
+        (0.95, -0.01, 0.07),  # lamp
+        (0.85, 0.01, 0.08),  # lit
+    ]
 )
 _CALM = (0.4, *(1.0,) * (SCENES.num_classes - 1))  # share of a drawn texture's strength: skies have little
 _TILE = 256
 _CANDIDATES = 8  # orders of the palette to choose from
-_MUTED = 0.8  # chroma of a picture's own palette: what is a spot of colour on a sign is loud on a whole road
+_MUTED = 0.8  # chroma of an image's own palette: what is a spot of colour on a sign is loud on a whole road
 
 
-class Look(NamedTuple):
-    """Everything a picture's pixels share. Colours of classes in OkLab; light in linear RGB."""
+class Appearance(NamedTuple):
+    """Everything an image's pixels share. Colours of classes in OkLab; light in linear RGB."""
 
     class_lab_K3: NDArray[np.float64]
     textures: tuple[tuple[tuple[int, float, float], ...], ...]  # two layers of (tile, side, strength) per class
@@ -83,9 +68,9 @@ class Look(NamedTuple):
     glow: float  # how much lighter the sky is at the horizon
 
 
-def draw_look(dice: Dice, context_shift: float) -> Look:
-    """Draw a picture's own look and mix it with the common one. The same numbers are drawn at every dial value."""
-    # Eased in, so that what colour alone can tell falls about evenly with the dial (tests/test_scenes.py measures it).
+def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
+    """Draw an image's own appearance and mix it with the common one; every context shift draws the same numbers."""
+    # eased in, so that what colour alone says of the class falls about evenly (tests/data/test_scenes.py measures it)
     own = context_shift * (1 + context_shift) / 2
     turn, places = dice.uniform(-pi, pi), dice.numbers(_CANDIDATES * SCENES.num_classes)
     orders_NK = np.argsort(np.array(places).reshape(_CANDIDATES, SCENES.num_classes), axis=1)
@@ -97,9 +82,9 @@ def draw_look(dice: Dice, context_shift: float) -> Look:
     own_textures = tuple(
         (dice.integer(0, 7), dice.uniform(2.5, 8.0), own * calm * dice.uniform(0.04, 0.2)) for calm in _CALM
     )
-    return Look(
+    return Appearance(
         class_lab_K3=class_lab_K3,
-        textures=(tuple((tile, side, (1 - own) * by) for tile, side, by in _STANDARD_TEXTURE), own_textures),
+        textures=(tuple((tile, side, (1 - own) * by) for _, (tile, side, by) in _STANDARD), own_textures),
         cast_3=np.array([1 + own * (value * exposure - 1) for value in cast], dtype=np.float32),
         contrast=1 + own * (contrast - 1),
         haze=220.0 + own * (haze - 220.0),
@@ -113,10 +98,10 @@ def _mix_palettes(
     """Move from the standard palette to the same colours in another order, turned in hue.
 
     Both are taken around the palette's mean and the sum is rescaled, so that colours stay as far apart on the way as
-    they are at the ends. Of several orders the one is taken that keeps the classes of this picture furthest apart all
-    along the way, because two classes of one picture that look the same are not what the dial is about.
+    they are at the ends. Of several orders the one is taken that keeps the classes of this image furthest apart.
     """
-    standard_K3 = STANDARD_LAB - _MIDDLE_LAB
+    middle_3 = _STANDARD_LAB.mean(axis=0)
+    standard_K3 = _STANDARD_LAB - middle_3
     c, s = cos(turn), sin(turn)
     a_K, b_K = standard_K3[:, 1], standard_K3[:, 2]
     turned_K3 = standard_K3.copy()
@@ -132,10 +117,10 @@ def _mix_palettes(
         gaps_NKK = ((mixed_NK3[:, :, None] - mixed_NK3[:, None]) ** 2).sum(axis=3)
         nearest_NK = np.sort(gaps_NKK, axis=2)[:, :, 1]
         closest_N = np.minimum(closest_N, np.sort(nearest_NK, axis=1)[:, :5].sum(axis=1))
-    return mix(own)[int(closest_N.argmax())] + _MIDDLE_LAB
+    return mix(own)[int(closest_N.argmax())] + middle_3
 
 
-def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
+def _linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
     """OkLab (Ottosson 2020), (N, 3), to linear RGB, (3, N), cut to what a screen can show."""
     light, a, b = lab_N3.T
     long = light + 0.3963377774 * a + 0.2158037573 * b
@@ -150,11 +135,8 @@ def linear_rgb(lab_N3: NDArray[np.float64]) -> Floats:
 
 
 @lru_cache(maxsize=1)
-def texture_tiles() -> NDArray[np.int8]:
-    """Eight periodic tiles of 256 x 256 in -127..127, one after the other: the same in every scene.
-
-    The look says which class shows which tile, how large and how strongly.
-    """
+def _texture_tiles() -> NDArray[np.int8]:
+    """Eight periodic tiles of 256 x 256 in -127..127, one after the other: the same in every scene."""
     noise = np.random.Generator(np.random.PCG64(20220716)).random((3, _TILE, _TILE)).astype(np.float32) * 2 - 1
 
     def smooth(field: Floats, radius: int) -> Floats:
@@ -171,23 +153,30 @@ def texture_tiles() -> NDArray[np.int8]:
     slabs = np.where((i % 64 < 6) | (j % 64 < 6), -1.0, 0.2) + np.where((i // 64 + j // 64) % 2, 0.3, -0.3)
     hatch = np.where((i + j) // 16 % 2, 1.0, -1.0)
     spots = np.where((i % 64 - 32) ** 2 + (j % 64 - 32) ** 2 < 300, 1.0, -0.4)
-    tiles = (grain, blotches, across, down, bricks, slabs, hatch, spots)
-    return (
-        np.stack([np.rint(127 * np.clip(0.85 * tile + 0.15 * grain, -1, 1)) for tile in tiles]).astype(np.int8).ravel()
-    )
+    tiles = (
+        grain,
+        blotches,
+        across,
+        down,
+        bricks,
+        slabs,
+        hatch,
+        spots,
+    )  # of two precisions: one array would round anew
+    return np.stack([np.rint(127 * np.clip(0.85 * t + 0.15 * grain, -1, 1)) for t in tiles]).astype(np.int8).ravel()
 
 
-def develop(view: View, look: Look) -> NDArray[np.uint8]:
-    """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) picture. Each pixel averages its four cells."""
+def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
+    """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) image. Each pixel averages its four cells."""
     canvas = view.canvas
     parts = canvas.parts()
-    detail_N3 = _DETAIL_TABLE[parts.detail_N]
+    detail_N3 = _DETAIL_LAB[parts.detail_N]
     detail_N3[:, 0] += np.minimum(parts.shade_N, 0.0)
-    lab_N3 = look.class_lab_K3[parts.class_N] + parts.lab_N3
+    lab_N3 = appearance.class_lab_K3[parts.class_N] + parts.lab_N3
     lab_N3 += (detail_N3 - lab_N3) * parts.share_N[:, None]
-    air_13 = look.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
-    colour_3N = linear_rgb(np.concatenate([lab_N3, air_13]))
-    air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * look.glow)
+    air_13 = appearance.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
+    colour_3N = _linear_rgb(np.concatenate([lab_N3, air_13]))
+    air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * appearance.glow)
     colour_3N *= np.float32(0.25)
     cells_HW = canvas.parts_HW.astype(np.intp)
     part_HW = cells_HW[0::2, 0::2]
@@ -197,7 +186,7 @@ def develop(view: View, look: Look) -> NDArray[np.uint8]:
 
     surface_HW = parts.surface_N.take(part_HW)
     class_HW = parts.class_N.take(part_HW)
-    rows, columns = canvas.rows[0::2] + np.float32(0.5), canvas.columns[0::2] + np.float32(0.5)
+    rows, columns = _pixels(view)
     below = np.maximum(rows - np.float32(view.horizon), np.float32(0.5))
     beside = np.maximum(np.abs(columns - np.float32(view.centre)), np.float32(0.5))
     focal, height = np.float32(view.focal), np.float32(view.camera.height)
@@ -206,32 +195,28 @@ def develop(view: View, look: Look) -> NDArray[np.uint8]:
     ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
     depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
 
-    image_3HW *= 1 + _texture(view, look, class_HW, on_ground, on_wall, depth_HW, rows, columns)
-    air_HW = depth_HW / (depth_HW + np.float32(look.haze))
+    image_3HW *= 1 + _texture(view, appearance, class_HW, (on_ground, on_wall), depth_HW)
+    air_HW = depth_HW / (depth_HW + np.float32(appearance.haze))
     low_H = np.clip(rows / np.float32(view.horizon), 0, 1)
-    air_HW = np.where(class_HW == SKY, (np.float32(look.glow) * low_H * low_H)[:, None], air_HW)
+    air_HW = np.where(class_HW == SKY, (np.float32(appearance.glow) * low_H * low_H)[:, None], air_HW)
     image_3HW += (air_311 - image_3HW) * air_HW
-    image_3HW *= look.cast_3[:, None, None]
+    image_3HW *= appearance.cast_3[:, None, None]
     np.sqrt(image_3HW, out=image_3HW)  # display gamma of 2: exact, unlike a power
     image_3HW -= np.float32(0.5)
-    image_3HW *= np.float32(255 * look.contrast)
+    image_3HW *= np.float32(255 * appearance.contrast)
     image_3HW += np.float32(128)
-    np.maximum(image_3HW, 0, out=image_3HW)
-    np.minimum(image_3HW, 255, out=image_3HW)
+    np.clip(image_3HW, 0, 255, out=image_3HW)
     return np.ascontiguousarray(image_3HW.astype(np.uint8).transpose(1, 2, 0))
 
 
-def _texture(
-    view: View,
-    look: Look,
-    class_HW: NDArray[np.uint8],
-    on_ground: NDArray[np.bool_],
-    on_wall: NDArray[np.bool_],
-    depth_HW: Floats,
-    rows: Floats,
-    columns: Floats,
-) -> Floats:
+def _pixels(view: View) -> tuple[Floats, Floats]:
+    """Rows and columns of the pixels' centres, in cells."""
+    return view.canvas.rows[0::2] + np.float32(0.5), view.canvas.columns[0::2] + np.float32(0.5)
+
+
+def _texture(view: View, appearance: Appearance, class_HW: NDArray, where: tuple, depth_HW: Floats) -> Floats:
     """Relative brightness (H, W) from the two texture layers, mapped along ground and walls, else on the screen."""
+    (on_ground, on_wall), (rows, columns) = where, _pixels(view)
     height = np.float32(view.camera.height)
     screen = np.float32(10 / min(view.canvas.height, view.canvas.width))
     metres = depth_HW * np.float32(1 / view.focal)
@@ -241,8 +226,8 @@ def _texture(
     v_HW = np.where(on_ground, depth_HW, np.where(on_wall, up + height, (rows * screen)[:, None]))
     fade_HW = np.where(on_ground | on_wall, 14 / (14 + depth_HW), np.float32(1))
     total_HW = np.zeros_like(u_HW)
-    tiles = texture_tiles()
-    for layer in look.textures:
+    tiles = _texture_tiles()
+    for layer in appearance.textures:
         tile, side, strength = np.array(layer).T
         if not strength.any():
             continue

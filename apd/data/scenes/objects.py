@@ -1,14 +1,14 @@
 """Paints what stands and moves on the street: trees, lamps, signs, railings, cars and pedestrians.
 
-All sizes are metres. A sign's plate, a car and a pedestrian are things: each gets a region of its own, which becomes
+All sizes are metres. A sign's plate, a car and a pedestrian are counted: each gets a region of its own, which becomes
 an instance. A sign's post belongs to the poles.
 """
 
 from collections.abc import Sequence
 
 from apd.data.scenes.canvas import Detail
+from apd.data.scenes.layout import Car, Lamp, Object, Pedestrian, Railing, Sign, Tint, Tree
 from apd.data.scenes.street import CAR, FENCE, NEAREST, PEDESTRIAN, PLAIN, POLE, SIGN, TREE, View
-from apd.data.scenes.world import Car, Lamp, Pedestrian, Railing, Sign, Thing, Tint, Tree
 
 Point = tuple[float, float, float]
 
@@ -59,49 +59,31 @@ class _Brush:
         self.canvas.shadow(x, self.foot, across * self.scale, max(down, 0.08 * self.scale))
 
 
-def paint_thing(view: View, thing: Thing) -> None:
+def paint_object(view: View, each: Object) -> None:
     """Paint one object over whatever is further away; one behind or beside the camera is left out."""
-    if thing.z < 4 * NEAREST:
+    if each.z < 4 * NEAREST:
         return
-    near, far = view.column(thing.x, thing.z), view.column(thing.x, thing.z + _length(thing))
-    reach = _reach(thing) * view.scale(thing.z)
-    if max(near, far) + reach <= 0 or min(near, far) - reach >= view.canvas.width:
-        return
-    match thing:
+    # metres that it and its shadow reach to either side, at most, and to its far end
+    reach, length = 0.6, 0.0
+    match each:
         case Tree():
-            _paint_tree(view, thing)
+            paint, reach = _paint_tree, 1.7 * each.radius
         case Lamp():
-            _paint_lamp(view, thing)
+            paint, reach = _paint_lamp, abs(each.bracket) + 0.8
         case Sign():
-            _paint_sign(view, thing)
+            paint, reach = _paint_sign, 0.8 * each.size
         case Railing():
-            _paint_railing(view, thing)
+            paint, length = _paint_railing, each.length
         case Pedestrian():
-            _paint_pedestrian(view, thing)
+            paint = _paint_pedestrian
         case Car(across=0):
-            _paint_car(view, thing)
+            paint, reach, length = _paint_car, 0.75 * each.width, each.length
         case Car():
-            _paint_crossing_car(view, thing)
-
-
-def _length(thing: Thing) -> float:
-    """Metres to the thing's far end."""
-    return thing.length if isinstance(thing, Railing) or (isinstance(thing, Car) and not thing.across) else 0.0
-
-
-def _reach(thing: Thing) -> float:
-    """Metres that the thing and its shadow reach to either side, at most."""
-    match thing:
-        case Tree():
-            return 1.7 * thing.radius
-        case Lamp():
-            return abs(thing.arm) + 0.8
-        case Sign():
-            return 0.8 * thing.size
-        case Car():
-            return thing.length / 2 if thing.across else 0.75 * thing.width
-        case _:
-            return 0.6
+            paint, reach = _paint_crossing_car, each.length / 2
+    near, far = view.column(each.x, each.z), view.column(each.x, each.z + length)
+    reach *= view.scale(each.z)
+    if max(near, far) + reach > 0 and min(near, far) - reach < view.canvas.width:
+        paint(view, each)
 
 
 def _paint_tree(view: View, tree: Tree) -> None:
@@ -124,9 +106,8 @@ def _paint_tree(view: View, tree: Tree) -> None:
     toward = 0.16 * s
     view.canvas.ellipses(leaves, [(a + view.sun * toward, b - toward, 0.78 * c, 0.74 * c) for a, b, c, _ in crown])
     upper = sorted(crown, key=lambda lump: lump[1] - 0.5 * view.sun * lump[0])[:3]
-    view.canvas.ellipses(
-        lit, [(a + 1.9 * view.sun * toward, b - 1.9 * toward, 0.42 * c, 0.36 * c) for a, b, c, _ in upper]
-    )
+    away = 1.9 * toward
+    view.canvas.ellipses(lit, [(a + 1.9 * view.sun * toward, b - away, 0.42 * c, 0.36 * c) for a, b, c, _ in upper])
 
 
 def _paint_lamp(view: View, lamp: Lamp) -> None:
@@ -138,10 +119,10 @@ def _paint_lamp(view: View, lamp: Lamp) -> None:
     brush.box(post, -1.6 * w, 0.0, 1.6 * w, 0.55)
     ends = sorted((0.3 * view.sun * w, view.sun * w))
     brush.box(shine, ends[0], 0.55, ends[1], lamp.height)
-    if lamp.arm:
-        ends = sorted((0.0, lamp.arm))
+    if lamp.bracket:
+        ends = sorted((0.0, lamp.bracket))
         brush.box(post, ends[0], lamp.height - 1.3 * w, ends[1], lamp.height)
-        brush.blob(brush.part(0.05, Detail.LAMP, 0.4), lamp.arm, lamp.height - w, 0.42, 0.2)
+        brush.blob(brush.part(0.05, Detail.LAMP, 0.4), lamp.bracket, lamp.height - w, 0.42, 0.2)
     else:
         brush.blob(brush.part(0.05, Detail.LAMP, 0.4), 0.0, lamp.height, 0.3, 0.3)
 
@@ -153,7 +134,7 @@ def _paint_sign(view: View, sign: Sign) -> None:
     post.shadow(0.25, 0.2)
     for x in (-0.5 * r, 0.5 * r) if sign.shape == "board" else (0.0,):
         post.box(grey, x - sign.pole / 2, 0.0, x + sign.pole / 2, y)
-    brush = _Brush(view, view.canvas.new_region(SIGN, thing=True), sign.x, sign.z, sign.tint)
+    brush = _Brush(view, view.canvas.new_region(SIGN, counted=True), sign.x, sign.z, sign.tint)
     rim, face = brush.part(-0.06, Detail.PAPER, 0.35), brush.part(0.0)
     mark = brush.part(0.0, Detail.RUBBER, 0.55)
     if sign.shape == "disc":
@@ -174,11 +155,8 @@ def _paint_sign(view: View, sign: Sign) -> None:
             brush.box(mark, -0.95 * r, y + line * r, 0.6 * r, y + (line + 0.18) * r)
     else:
         brush.box(face, -0.5 * r, y - 1.15 * r, 0.5 * r, y + 1.15 * r)
-        for part, level in (
-            (brush.part(0.0, Detail.RED, 0.8), 0.7),
-            (mark, 0.0),
-            (brush.part(0.0, Detail.LIT, 0.5), -0.7),
-        ):
+        red, lit = brush.part(0.0, Detail.RED, 0.8), brush.part(0.0, Detail.LIT, 0.5)
+        for part, level in ((red, 0.7), (mark, 0.0), (lit, -0.7)):
             brush.blob(part, 0.0, y + level * r, 0.3 * r, 0.3 * r)
 
 
@@ -190,7 +168,7 @@ def _paint_railing(view: View, railing: Railing) -> None:
 
 
 def _paint_pedestrian(view: View, person: Pedestrian) -> None:
-    brush = _Brush(view, view.canvas.new_region(PEDESTRIAN, thing=True), person.x, person.z, person.tint)
+    brush = _Brush(view, view.canvas.new_region(PEDESTRIAN, counted=True), person.x, person.z, person.tint)
     coat, sleeve, trousers = brush.part(0.02), brush.part(-0.04), brush.part(-0.13)
     skin, hair = brush.part(0.05, Detail.SKIN, 0.8), brush.part(-0.12, Detail.BARK, 0.6)
     h, step = person.height, person.stride
@@ -208,7 +186,7 @@ def _paint_pedestrian(view: View, person: Pedestrian) -> None:
 
 
 def _paint_car(view: View, car: Car) -> None:
-    brush = _Brush(view, view.canvas.new_region(CAR, thing=True), car.x, car.z, car.tint)
+    brush = _Brush(view, view.canvas.new_region(CAR, counted=True), car.x, car.z, car.tint)
     paint, side, roof = brush.part(0.0), brush.part(-0.05), brush.part(0.06)
     glass, dark = brush.part(-0.05, Detail.GLASS, 0.65), brush.part(-0.1, Detail.RUBBER, 0.75)
     lights = brush.part(0.0, Detail.RED if car.away else Detail.LAMP, 0.85)
@@ -219,44 +197,27 @@ def _paint_car(view: View, car: Car) -> None:
     start = 0.03 if van else 0.07 if car.away else 0.26  # where the glass begins, as a share of the length
     slope = 0.05 if van else 0.13
     stop = 0.98 if van else 0.86
-    brush.canvas.shadow(
-        brush.column - 0.25 * view.sun * brush.scale, brush.foot, 1.12 * w * brush.scale, 0.22 * brush.scale
-    )
+    s = brush.scale
+    brush.canvas.shadow(brush.column - 0.25 * view.sun * s, brush.foot, 1.12 * w * s, 0.22 * s)
     inner = -w if car.x > view.camera.x else w
     shade = 0.82 * inner
     # The darkness under the car counts as car: nothing of the road can be seen there.
     brush.solid(dark, [(-w, 0.12, 0.0), (w, 0.12, 0.0), (w, 0.12, end), (-w, 0.12, end)])
     brush.solid(side, [(inner, 0.28, 0.0), (inner, waist, 0.0), (inner, waist, end), (inner, 0.28, end)])
-    brush.solid(
-        glass,
-        [
-            (inner, waist, start * end),
-            (shade, h, (start + slope) * end),
-            (shade, h, (stop - slope) * end),
-            (inner, waist, stop * end),
-        ],
-    )
+    top, front, back, rear = 0.82 * w, start * end, (start + slope) * end, (stop - slope) * end
+    brush.solid(glass, [(inner, waist, front), (shade, h, back), (shade, h, rear), (inner, waist, stop * end)])
     for at in (0.18, 0.8):
-        depth, radius = car.z + at * end, 0.33
-        across = abs(view.column(car.x + inner, depth - radius) - view.column(car.x + inner, depth + radius)) / 2
+        x, depth, radius = car.x + inner, car.z + at * end, 0.33
+        across = abs(view.column(x, depth - radius) - view.column(x, depth + radius)) / 2
         across = max(across, 0.08 * view.scale(depth))
-        brush.canvas.ellipse(
-            dark, view.column(car.x + inner, depth), view.row(radius, depth), across, radius * view.scale(depth)
-        )
+        brush.canvas.ellipse(dark, view.column(x, depth), view.row(radius, depth), across, radius * view.scale(depth))
     for x in (-0.78 * w, 0.78 * w):
         brush.box(dark, x - 0.12, 0.0, x + 0.12, 0.4)
-    top, back = 0.82 * w, (start + slope) * end
-    brush.solid(roof, [(-w, waist, 0.0), (w, waist, 0.0), (w, waist, start * end), (-w, waist, start * end)])
-    brush.solid(
-        roof, [(-top, h, back), (top, h, back), (top, h, (stop - slope) * end), (-top, h, (stop - slope) * end)]
-    )
-    brush.solid(paint, [(-w, waist, start * end), (w, waist, start * end), (top, h, back), (-top, h, back)])
-    inset = (0.86 * w, 0.74 * w)
-    low, high = waist + 0.12 * (h - waist), waist + 0.86 * (h - waist)
-    brush.solid(
-        glass,
-        [(-inset[0], low, start * end), (inset[0], low, start * end), (inset[1], high, back), (-inset[1], high, back)],
-    )
+    brush.solid(roof, [(-w, waist, 0.0), (w, waist, 0.0), (w, waist, front), (-w, waist, front)])
+    brush.solid(roof, [(-top, h, back), (top, h, back), (top, h, rear), (-top, h, rear)])
+    brush.solid(paint, [(-w, waist, front), (w, waist, front), (top, h, back), (-top, h, back)])
+    wide, narrow, low, high = 0.86 * w, 0.74 * w, waist + 0.12 * (h - waist), waist + 0.86 * (h - waist)
+    brush.solid(glass, [(-wide, low, front), (wide, low, front), (narrow, high, back), (-narrow, high, back)])
     brush.box(paint, -w, 0.28, w, waist)
     brush.box(dark, -w, 0.26, w, 0.42)
     for x in (-0.78 * w, 0.78 * w):
@@ -265,7 +226,7 @@ def _paint_car(view: View, car: Car) -> None:
 
 
 def _paint_crossing_car(view: View, car: Car) -> None:
-    brush = _Brush(view, view.canvas.new_region(CAR, thing=True), car.x, car.z, car.tint)
+    brush = _Brush(view, view.canvas.new_region(CAR, counted=True), car.x, car.z, car.tint)
     paint, roof = brush.part(0.0), brush.part(0.06)
     glass, dark = brush.part(-0.05, Detail.GLASS, 0.65), brush.part(-0.1, Detail.RUBBER, 0.75)
     half, h, waist = car.length / 2, car.height, car.bonnet * car.height
@@ -273,12 +234,8 @@ def _paint_crossing_car(view: View, car: Car) -> None:
     brush.canvas.shadow(brush.column, brush.foot, 1.02 * half * brush.scale, 0.16 * brush.scale)
     van = h > 1.9
     nose, tail = (0.72, -0.98) if van else (0.5, -0.8)
-    cabin = [
-        (d * half * tail, waist),
-        (d * half * (tail + 0.14), h),
-        (d * half * (nose - 0.28), h),
-        (d * half * nose, waist),
-    ]
+    ends = (tail, waist), (tail + 0.14, h), (nose - 0.28, h), (nose, waist)
+    cabin = [(d * half * a, b) for a, b in ends]
     brush.shape(roof, cabin)
     middle = d * half * (nose + tail) / 2
     brush.shape(glass, [(middle + 0.86 * (a - middle), waist + 0.84 * (b - waist)) for a, b in cabin])

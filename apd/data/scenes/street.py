@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apd.data.scenes.canvas import GROUND_PARTS, Canvas, Detail, Floats, Surface, cells
-from apd.data.scenes.world import FAR_END, Building, Camera, Cloud, Garden, Layout, SideStreet, Tint
+from apd.data.scenes.layout import FAR_END, Building, Camera, Garden, Layout, SideStreet, Tint
 from apd.data.specs import SCENES
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN = range(SCENES.num_classes)
@@ -50,21 +50,9 @@ def begin(layout: Layout, height: int, width: int) -> View:
     for class_index in range(SCENES.num_classes):
         canvas.new_region(class_index)
     for darkness in (0.0, -0.17):
-        for region, lightness, share in (
-            (PAVEMENT, 0.0, 0.0),
-            (ROAD, 0.0, 0.0),
-            (ROAD, 0.0, 0.6),
-            (PAVEMENT, 0.06, 0.0),
-        ):
-            canvas.new_part(
-                region,
-                PLAIN,
-                lightness + darkness,
-                depth=FAR_END,
-                detail=Detail.PAPER,
-                share=share,
-                surface=Surface.GROUND,
-            )
+        for region, light, share in ((PAVEMENT, 0.0, 0.0), (ROAD, 0.0, 0.0), (ROAD, 0.0, 0.6), (PAVEMENT, 0.06, 0.0)):
+            kind = dict(depth=FAR_END, detail=Detail.PAPER, share=share, surface=Surface.GROUND)
+            canvas.new_part(region, PLAIN, light + darkness, **kind)
     camera = layout.camera
     focal = camera.focal * sqrt(height * width)
     return View(canvas, camera, layout.sun, focal, camera.vanishing * width, camera.horizon * height)
@@ -90,14 +78,10 @@ def _paint_sky(view: View, layout: Layout) -> None:
     canvas.parts_HW[:] = sky
     bright = canvas.new_part(SKY, PLAIN, 0.07, depth=0.0, detail=Detail.PAPER, share=0.25)
     for cloud in layout.clouds:
-        _paint_cloud(view, cloud, bright)
-
-
-def _paint_cloud(view: View, cloud: Cloud, part: int) -> None:
-    size = cloud.size * sqrt(view.canvas.height * view.canvas.width)
-    x, y = cloud.column * view.canvas.width, cloud.row * view.horizon
-    shapes = [(x + 1.6 * a * size, y + b * size, 1.1 * r * size, 0.5 * r * size) for a, b, r in cloud.lumps]
-    view.canvas.ellipses(part, shapes, below=y + 0.1 * size)
+        size = cloud.size * sqrt(canvas.height * canvas.width)
+        x, y = cloud.column * canvas.width, cloud.row * view.horizon
+        shapes = [(x + 1.6 * a * size, y + b * size, 1.1 * r * size, 0.5 * r * size) for a, b, r in cloud.lumps]
+        canvas.ellipses(bright, shapes, below=y + 0.1 * size)
 
 
 def _paint_far_end(view: View, layout: Layout) -> None:
@@ -158,7 +142,7 @@ class _Wall(NamedTuple):
 
 
 def _wall(view: View, side: int, x: float, near: float, far: float) -> _Wall | None:
-    """Columns of the plane X = side * x between two depths; None when it is outside the picture or behind us."""
+    """Columns of the plane X = side * x between two depths; None when it is outside the image or behind us."""
     distance = x - side * view.camera.x
     near = max(near, NEAREST)
     ends = sorted(view.centre + side * view.focal * distance / z for z in (near, far))
@@ -175,12 +159,8 @@ def _paint_building(view: View, house: Building, x: float) -> None:
     shine = 0.035 if house.side != view.sun else -0.035
     depth = (near + house.far) / 2
 
-    def part(
-        lightness: float, detail: Detail = Detail.NONE, share: float = 0.0, surface: Surface = Surface.WALL
-    ) -> int:
-        return canvas.new_part(
-            BUILDING, house.tint, lightness, depth=depth, detail=detail, share=share, surface=surface
-        )
+    def part(lightness: float, *material: float, surface: Surface = Surface.WALL) -> int:
+        return canvas.new_part(BUILDING, house.tint, lightness, *material, depth=depth, surface=surface)
 
     dark_pane = part(shine - 0.13, Detail.GLASS, 0.5)
     if house.near > NEAREST and house.end_seen:
@@ -249,28 +229,17 @@ def _paint_front(view: View, house: Building, x: float, front: int, pane: int) -
         canvas.polygon(front, [(edge + side * a * scale, foot - b * scale) for a, b in gable])
     for storey in range(floor(house.height / house.storey)):
         for bay in range(int(depth / house.bay)):
-            box(
-                pane,
-                (bay + 0.26) * house.bay,
-                (storey + 0.32) * house.storey,
-                (bay + 0.74) * house.bay,
-                (storey + 0.78) * house.storey,
-            )
+            low, high = (storey + 0.32) * house.storey, (storey + 0.78) * house.storey
+            box(pane, (bay + 0.26) * house.bay, low, (bay + 0.74) * house.bay, high)
 
 
 def _paint_garden(view: View, garden: Garden, x: float) -> None:
     canvas, height = view.canvas, view.camera.height
     shine = 0.03 if garden.side != view.sun else -0.03
     depth = (max(garden.near, NEAREST) + garden.far) / 2
-    dark, leaves, boards, gaps, rail = (
-        canvas.new_part(region, tint, shine + lightness, depth=depth, surface=surface)
-        for region, tint, lightness, surface in (
-            (TREE, garden.hedge_tint, -0.06, Surface.FLAT),
-            (TREE, garden.hedge_tint, 0.01, Surface.FLAT),
-            (FENCE, garden.tint, 0.02, Surface.WALL),
-            (FENCE, garden.tint, -0.04, Surface.WALL),
-            (FENCE, garden.tint, 0.06, Surface.WALL),
-        )
+    dark, leaves = (canvas.new_part(TREE, garden.hedge_tint, shine + by, depth=depth) for by in (-0.06, 0.01))
+    boards, gaps, rail = (
+        canvas.new_part(FENCE, garden.tint, shine + by, depth=depth, surface=Surface.WALL) for by in (0.02, -0.04, 0.06)
     )
     if garden.near > NEAREST:
         z, side = garden.near, garden.side

@@ -1,4 +1,4 @@
-"""A folder of pictures and masks with a dataset.yaml is a data set: described, checked, trained on from the shell."""
+"""A folder of images and masks with a dataset.yaml: described, laid out in many ways, checked, trained on."""
 
 import re
 import shutil
@@ -7,43 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import MASK, STRIPES, files, write_folder
 from PIL import Image
 
 from apd.cli.app import main
-from apd.config.datasets import build_split, build_splits, spec_of
+from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig
 from apd.data.dataset_yaml import folder_spec, locate_folder, open_folder
 from apd.data.images import DataError, MissingData
-from apd.data.published_specs import distinct_colours
+from apd.data.specs import distinct_colours
 
-CLASSES = "classes: [soil, crop]\n"
-
-
-def write_pairs(folder, split, count, *, values=(0, 1, 255), first=0):
-    """Pictures of 48×40 pixels below images/ and masks/, with the values in stripes."""
-    rng = np.random.default_rng(first)
-    for number in range(first, first + count):
-        mask = np.repeat(np.array(values, dtype=np.uint8), -(-40 // len(values)))[:40, None].repeat(48, axis=1)
-        image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        for kind, content, suffix in (("images", image, "jpg"), ("masks", mask, "png")):
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(content).save(folder / kind / split / f"{number:03d}.{suffix}")
+COLOURS = np.array([[120, 90, 60], [0, 255, 0], [0, 0, 0]], dtype=np.uint8)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The smallest description, and two splits in their default places."""
     monkeypatch.delenv("APD_DATA", raising=False)
-    root = tmp_path / "fields"
-    root.mkdir()
-    (root / "dataset.yaml").write_text(CLASSES)
-    write_pairs(root, "train", 4)
-    write_pairs(root, "val", 2, first=10)
-    return root
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    return write_folder(tmp_path / "fields", files("train", "000", "001", "002", "003"), files("val", "010", "011"))
 
 
 def describe(folder, text):
-    (folder / "dataset.yaml").write_text(CLASSES + text if "classes:" not in text else text)
+    write_folder(folder, yaml=text)
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------
@@ -61,33 +47,28 @@ def test_one_line_is_enough(folder):
     assert open_folder(folder, "val", height=32, width=32)[0].labels_HW.shape == (32, 32)
 
 
-def test_values_ignored_ones_colours_and_a_name_can_be_said(folder):
-    describe(folder, "name: my-fields\nvalues: [7, 255]\nignore: [0, 9]\npalette: [[1, 2, 3], [4, 5, 6]]\n")
-    for split, first in (("train", 0), ("val", 10)):
-        write_pairs(folder, split, 2, values=(7, 255, 9, 0), first=first)
+def test_values_ignored_ones_colours_and_a_name_can_be_given(folder):
+    yaml = "name: my-fields\nvalues: [7, 255]\nignore: [0, 9]\npalette: [[1, 2, 3], [4, 5, 6]]\n"
+    write_folder(folder, files("val", "010", "011"), yaml=yaml, values=(7, 255, 9))
     shutil.rmtree(folder / "images" / "train"), shutil.rmtree(folder / "masks" / "train")
-    write_pairs(folder, "train", 2, values=(7, 255, 9, 0))
+    write_folder(folder, files("train", "1"), yaml=yaml, values=(0, 7, 9))
     spec = folder_spec(folder)
     assert (spec.name, spec.palette, spec.file_values) == ("my-fields", ((1, 2, 3), (4, 5, 6)), (7, 255))
-    labels = open_folder(folder, "val")[0].labels_HW
-    assert labels[:, 0].tolist() == [0] * 10 + [1] * 10 + [255] * 20
+    assert torch.equal(open_folder(folder, "val")[0].labels_HW, torch.from_numpy(MASK))
 
 
 def test_splits_can_lie_anywhere_and_be_lists_of_names(folder, tmp_path):
-    write_pairs(tmp_path / "elsewhere", "all", 5)
-    where = tmp_path / "elsewhere"
+    where = write_folder(tmp_path / "elsewhere", files("all", "000", "001", "002", "003"))
     describe(
         folder,
         f"splits:\n  train: {{images: {where}/images/all, masks: ../elsewhere/masks/all, list: train.txt}}\n"
         "  val:\n    images: ../elsewhere/images/all\n    masks: ../elsewhere/masks/all\n    list: val.txt\n"
-        "  test: {}\n",
+        "  test: {images: images/val, masks: masks/val}\n",
     )
     (folder / "train.txt").write_text("003\n001.jpg\n\n")
     (folder / "val.txt").write_text("000.png\n")
-    write_pairs(folder, "test", 1, first=30)
-    assert [sample.name for sample in open_folder(folder, "train")] == ["003", "001"]
-    assert [sample.name for sample in open_folder(folder, "val")] == ["000"]
-    assert [sample.name for sample in open_folder(folder, "test")] == ["030"]
+    names = {split: [sample.name for sample in open_folder(folder, split)] for split in ("train", "val", "test")}
+    assert names == {"train": ["003", "001"], "val": ["000"], "test": ["010", "011"]}
 
 
 def test_a_relative_path_is_looked_for_below_apd_data_and_then_in_the_working_directory(folder, monkeypatch, tmp_path):
@@ -102,9 +83,6 @@ def test_a_relative_path_is_looked_for_below_apd_data_and_then_in_the_working_di
     assert locate_folder("fields") == Path("fields")
     with pytest.raises(MissingData, match=r"no dataset.yaml in .*data/nowhere and .*/nowhere; give the folder"):
         locate_folder("nowhere")
-
-
-# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -149,21 +127,14 @@ def mask(folder, split="train", number=1):
     return sorted((folder / "masks" / split).iterdir())[number]
 
 
+def listed(folder, lines):
+    describe(folder, "splits: {train: {list: a.txt}, val: {}}")
+    (folder / "a.txt").write_text(lines)
+
+
 FAULTS = {
     "no mask": (lambda f: mask(f).unlink(), r"images/train/001.jpg has no partner in .*masks/train \(1 such"),
     "no image": (lambda f: (f / "images/train/001.jpg").unlink(), r"masks/train/001.png has no partner in .*images"),
-    "size": (
-        lambda f: Image.open(mask(f)).resize((20, 40)).save(mask(f)),
-        r"001.jpg is 48×40 pixels and its mask .*001.png 20×40; .*same size",
-    ),
-    "value": (
-        lambda f: Image.fromarray(np.full((40, 48), 7, dtype=np.uint8)).save(mask(f)),
-        r"001.png holds the label values 7 \(1920 pixels\); expected 0..1, or 255 for pixels to be ignored",
-    ),
-    "coloured mask": (
-        lambda f: Image.open(mask(f)).convert("RGB").save(mask(f)),
-        r"001.png has mode RGB; a mask needs",
-    ),
     "no folder": (lambda f: shutil.rmtree(f / "masks"), r"data folder .*masks/val is missing"),
     "empty": (
         lambda f: [path.unlink() for kind in ("images", "masks") for path in (f / kind / "train").iterdir()],
@@ -181,11 +152,6 @@ FAULTS = {
 }
 
 
-def listed(folder, lines):
-    describe(folder, "splits: {train: {list: a.txt}, val: {}}")
-    (folder / "a.txt").write_text(lines)
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_first_file_that_is_wrong_is_named_before_any_training(folder, fault):
     change, message = FAULTS[fault]
@@ -194,18 +160,11 @@ def test_the_first_file_that_is_wrong_is_named_before_any_training(folder, fault
         build_splits(DataConfig(name="folder", folder=str(folder), height=0, width=0))
 
 
-def test_a_split_that_is_not_described_is_told(folder):
+def test_a_split_that_is_not_described_is_refused(folder):
     with pytest.raises(MissingData, match=r"images/test is missing"):
         open_folder(folder, "test")
     with pytest.raises(ValueError, match="split='valid' is unknown; expected one of train, val, test"):
         open_folder(folder, "valid")
-
-
-# --- colours ---------------------------------------------------------------------------------------------------------
-
-
-STRIPES = np.repeat(np.array([0, 1, 2]), [16, 16, 8])[:, None].repeat(48, axis=1)
-COLOURS = np.array([[120, 90, 60], [0, 255, 0], [0, 0, 0]], dtype=np.uint8)
 
 
 def coloured(folder, yaml):
@@ -222,7 +181,7 @@ def coloured(folder, yaml):
 def test_colours_of_masks_are_a_table_by_class_or_a_list_in_order(folder, yaml):
     ignored = "\nignore: [[0, 0, 0]]"
     data = open_folder(coloured(folder, yaml + ignored), "train")
-    assert torch.equal(data[0].labels_HW, torch.from_numpy(np.where(STRIPES == 2, 255, STRIPES).astype(np.uint8)))
+    assert torch.equal(data[0].labels_HW, torch.from_numpy(MASK))
     assert folder_spec(folder).palette == ((120, 90, 60), (0, 255, 0))
     swapped = yaml.replace("0, 255, 0", "9, 9, 9").replace("120, 90, 60", "0, 255, 0").replace("9, 9, 9", "120, 90, 60")
     describe(folder, swapped + ignored)
@@ -251,51 +210,42 @@ def test_colours_that_cannot_be_meant_are_refused(folder, yaml, message):
         open_folder(coloured(folder, yaml), "train")
 
 
-@pytest.mark.parametrize(
-    ("entry", "meant"),
-    [(name, "classes") for name in ("names", "labels", "categories", "class_names", "nc", "num_classes", "Names")]
-    + [("colors", "colours"), ("colormap", "colours"), ("ignore_index", "ignore"), ("train", "splits")]
-    + [("mask_name", "masks"), ("mask", "masks"), ("image", "images")],
-)
-def test_an_entry_as_other_tools_call_it_is_answered_with_its_name_here(folder, entry, meant):
-    describe(folder, f"{entry}: 3")
-    with pytest.raises(DataError, match=f"unknown entry {entry}; did you mean '{meant}'"):
-        folder_spec(folder)
+def test_an_entry_as_other_tools_call_it_is_answered_with_its_name_here(folder):
+    meant = dict.fromkeys(("names", "labels", "categories", "class_names", "nc", "num_classes", "Names"), "classes")
+    meant |= {"colors": "colours", "colormap": "colours", "ignore_index": "ignore", "train": "splits"}
+    for entry, name in (meant | {"mask_name": "masks", "mask": "masks", "image": "images"}).items():
+        describe(folder, f"{entry}: 3")
+        with pytest.raises(DataError, match=f"unknown entry {entry}; did you mean '{name}'"):
+            folder_spec(folder)
 
 
-# --- in an experiment ------------------------------------------------------------------------------------------------
+# --- command line ----------------------------------------------------------------------------------------------------
 
 
-def test_an_experiment_reads_it_by_its_path(folder):
-    data = DataConfig(name="folder", folder=str(folder), height=32, width=48)
-    assert spec_of(data).class_names == ("soil", "crop")
-    assert build_split(data, "train")[0].labels_HW.shape == (32, 48)
-    assert torch.equal(
-        build_split(data, "val")[0].labels_HW, open_folder(folder, "val", height=32, width=48)[0].labels_HW
-    )
-
-
-def test_it_is_trained_on_from_the_shell(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+def test_it_is_trained_on_evaluated_and_predicted_from_the_shell_also_where_stems_repeat(folder, tmp_path, capsys):
+    stems = ("a/1", "b/1", "a-b/1")
+    shutil.rmtree(folder)
+    write_folder(folder, files("train", *stems), files("val", *stems), "masks/train/notes.txt")
     network = ["--network.backbone", "test_efficientnet", "--network.head-width", "8", "--network.output-stride", "16"]
     command = ["train", "--method", "student", "--data.name", "folder", "--data.folder", str(folder), *network]
-    size = ["--data.height", "0", "--data.width", "0", "--data.crop-height", "32", "--data.crop-width", "32"]
-    steps = ["--training.iterations", "2", "--teacher.training.iterations", "2", "--data.evaluation-split", "val"]
-    code = main([*command, *size, *steps])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    assert re.search(r"mIoU 0\.\d+, .* on val; teacher", said.out)
-    (record,) = (tmp_path / "runs").glob("fields-student-*/record.json")
-    assert (
-        main(["predict", str(record.parent), str(folder / "images/val/010.jpg"), "--to", str(tmp_path / "seen")]) == 0
-    )
-    with Image.open(tmp_path / "seen/010-labels.png") as labels:
+    command += ["--data.height", "0", "--data.width", "0", "--data.crop-height", "32", "--data.crop-width", "32"]
+    command += ["--training.iterations", "1", "--teacher.training.iterations", "1", "--data.evaluation-split", "val"]
+    assert main(command) == 0
+    output = capsys.readouterr()
+    assert re.search(r"mIoU 0\.\d+, .* on val; teacher", output.out)
+    notes = [line for line in output.err.splitlines() if line.startswith("apd: note: ")]
+    assert ["left out, such as" in note for note in notes] == [True]
+    (run,) = (path.parent for path in (tmp_path / "runs").glob("fields-student-*/record.json"))
+    assert main(["evaluate", str(run), "--pictures", str(tmp_path / "maps")]) == 0
+    wanted = {f"{stem}-labels.png" for stem in stems}
+    assert {p.relative_to(tmp_path / "maps").as_posix() for p in (tmp_path / "maps").rglob("*.png")} == wanted
+    images = [str(folder / "images/val" / f"{stem}.jpg") for stem in stems]
+    assert main(["predict", str(run), *images, "--to", str(tmp_path / "seen")]) == 0
+    seen = {p.relative_to(tmp_path / "seen").as_posix() for p in (tmp_path / "seen").rglob("*.png")}
+    assert seen == wanted | {f"{stem}-overlay.png" for stem in stems}
+    with Image.open(tmp_path / "seen/a/1-labels.png") as labels:
         assert labels.size == (48, 40)  # shown at its own size, as in training
-    write_pairs(folder, "train", 1, first=20)
-    code = main([*command, *size, *steps])
-    assert code != 0
+    write_folder(folder, files("train", "20"))
+    capsys.readouterr()
+    assert main(command) != 0
     assert "was made from other pictures or labels than" in capsys.readouterr().err
-    mask(folder).unlink()
-    code = main([*command, *size, *steps, "--seed", "5"])
-    assert code != 0
-    assert "images/train/001.jpg has no partner" in capsys.readouterr().err

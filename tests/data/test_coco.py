@@ -1,4 +1,4 @@
-"""The reader of COCO instances files, on a small file of its own and held to pycocotools."""
+"""The reader of COCO instances files, on a small file of its own and compared with pycocotools."""
 
 import contextlib
 import copy
@@ -11,72 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import COCO_CONTENT as CONTENT
+from miniatures import write_shapes
 from PIL import Image
 
 from apd.data.coco import CocoInstances, coco_split
-from apd.data.image_folder import DataError, MissingData
+from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceDataset
 from apd.data.rle import decode, unpack
-
-# Two pictures of 20 x 12 and 12 x 20 pixels and one without a thing; category ids with gaps and out of order.
-CONTENT = {
-    "images": [
-        {"id": 7, "file_name": "wide.png", "height": 12, "width": 20},
-        {"id": 3, "file_name": "tall.jpg", "height": 20, "width": 12},
-        {"id": 9, "file_name": "empty.png", "height": 8, "width": 8},
-    ],
-    "categories": [{"id": 44, "name": "bar"}, {"id": 2, "name": "square"}, {"id": 18, "name": "disc"}],
-    "annotations": [
-        {
-            "id": 1,
-            "image_id": 7,
-            "category_id": 44,
-            "bbox": [2.0, 1.0, 12.0, 4.0],
-            "area": 48.0,
-            "iscrowd": 0,
-            "segmentation": [[2, 1, 14, 1, 14, 5, 2, 5], [15, 8, 19, 8, 19, 11]],
-        },
-        {
-            "id": 2,
-            "image_id": 7,
-            "category_id": 2,
-            "bbox": [0, 0, 20, 12],
-            "area": 120,
-            "iscrowd": 1,
-            "segmentation": {"size": [12, 20], "counts": [120, 120]},
-        },
-        {
-            "id": 3,
-            "image_id": 3,
-            "category_id": 18,
-            "bbox": [-2.0, 10.5, 8.0, 30.0],
-            "area": 50.5,
-            "segmentation": {"size": [20, 12], "counts": ";9;000000000]3"},
-        },
-        {
-            "id": 4,
-            "image_id": 3,
-            "category_id": 18,
-            "bbox": [4, 4, 0, 3],
-            "area": 0,
-            "iscrowd": 0,
-            "segmentation": [[4, 4, 4, 7, 4, 5]],
-        },
-    ],
-}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "shapes" / "train").mkdir(parents=True)
-    (tmp_path / "shapes" / "annotations").mkdir()
-    random = np.random.default_rng(0)
-    for image in CONTENT["images"]:
-        pixels = random.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
-        picture = Image.fromarray(pixels)
-        (picture.convert("L") if image["id"] == 9 else picture).save(tmp_path / "shapes" / "train" / image["file_name"])
-    write(tmp_path, CONTENT)
-    return tmp_path
+    return write_shapes(tmp_path)
 
 
 def write(folder: Path, content: object) -> Path:
@@ -110,10 +57,10 @@ def test_categories_are_numbered_densely_in_the_order_of_their_ids_and_degenerat
     assert wide.crowd_N.tolist() == [False, True]
     assert wide.boxes_N4.tolist() == [[2, 1, 14, 5], [0, 0, 20, 12]]
     assert wide.areas_N.tolist() == [48, 120]
-    assert tall.boxes_N4.tolist() == [[0, 10.5, 6, 20]]  # cut off at the picture's edge
+    assert tall.boxes_N4.tolist() == [[0, 10.5, 6, 20]]  # cut off at the image's edge
     assert empty.masks_NHW.shape == (0, 8, 8)
     assert empty.boxes_N4.shape == (0, 4)
-    assert empty.image_3HW.shape == (3, 8, 8)  # a grey picture has three equal channels
+    assert empty.image_3HW.shape == (3, 8, 8)  # a grey image has three equal channels
 
 
 def test_accents_may_be_stored_in_another_form_and_stems_may_repeat_in_folders(folder):
@@ -156,21 +103,6 @@ def test_packed_runs_are_read_as_pycocotools_packs_them(seed):
         assert (decode({"size": [int(height), int(width)], "counts": counts}, int(height), int(width)) == mask).all()
 
 
-def test_a_reduced_picture_takes_boxes_areas_and_masks_along(folder):
-    whole, half = read(folder)[0], read(folder, longest=10)[0]
-    assert half.image_3HW.shape == (3, 6, 10)
-    assert torch.equal(half.boxes_N4, whole.boxes_N4 / 2)
-    assert torch.equal(half.areas_N, whole.areas_N / 4)
-    assert half.masks_NHW[0, 1:3, 1:7].float().mean() > 0.8
-    assert torch.equal(half.masks_NHW[1], whole.masks_NHW[1, ::2, ::2])
-    assert torch.equal(read(folder, longest=100)[0].image_3HW, whole.image_3HW)  # never enlarged
-
-
-def test_things_that_vanish_or_are_too_small_become_crowd(folder):
-    assert read(folder, least_pixels=60)[0].crowd_N.tolist() == [True, True]
-    assert read(folder, longest=1)[1].crowd_N.tolist() in ([True], [False])  # one pixel: there, or not asked for
-
-
 def test_boxes_alone_need_no_segmentation(folder):
     content = copy.deepcopy(CONTENT)
     for entry in content["annotations"]:
@@ -191,11 +123,10 @@ def test_reading_later_gives_what_reading_at_once_gives_and_samples_are_the_call
     assert at_once[0].masks_NHW.any()
 
 
-def test_the_fingerprint_follows_annotations_pictures_and_settings(folder):
+def test_the_fingerprint_follows_annotations_images_and_settings(folder):
     before = read(folder).fingerprint()
     assert before == read(folder, cache=False).fingerprint()
-    assert before != read(folder, longest=10).fingerprint()
-    assert before != read(folder, least_pixels=5).fingerprint()
+    assert before != read(folder, masks=False).fingerprint()
     write(folder, changed("annotations", 0, area=47.0))
     assert before != read(folder).fingerprint()
     write(folder, CONTENT)
@@ -208,8 +139,8 @@ def test_the_fingerprint_follows_annotations_pictures_and_settings(folder):
     [
         ({"images": [], "annotations": []}, "has no list 'categories': expected a COCO instances file"),
         ([1, 2], "has no list 'images', 'annotations', 'categories'"),
-        ({**CONTENT, "images": []}, "lists no picture"),
-        (changed("annotations", 0, image_id=8), "annotation 1 is of picture 8, which is not among the images"),
+        ({**CONTENT, "images": []}, "lists no image"),
+        (changed("annotations", 0, image_id=8), "annotation 1 is of image 8, which is not among the images"),
         (changed("annotations", 0, category_id=1), "annotation 1 is of category 1, which is not among the categories"),
         (changed("annotations", 0, id=2), "annotations hold the id 2 twice"),
         (changed("images", 0, id=3), "images hold the id 3 twice"),
@@ -230,12 +161,16 @@ def test_the_fingerprint_follows_annotations_pictures_and_settings(folder):
             "annotation 3: .* character that packed run lengths do not have",
         ),
         (
+            changed("annotations", 0, segmentation=CONTENT["annotations"][2]["segmentation"]),
+            "annotation 1: .* size 20×12",
+        ),
+        (
             changed("annotations", 2, segmentation={"size": [20, 12], "counts": ";9P"}),
             "annotation 3: .* inside a number",
         ),
         (changed("annotations", 2, segmentation={"counts": "d0"}), r"expected size \[rows, columns\] and counts"),
         (changed("images", 0, width=21), r"wide.png is 20×12 pixels, but .* says 21×12"),
-        (changed("images", 0, file_name="lost.png"), r"lost.png is missing \(1 of 3 pictures"),
+        (changed("images", 0, file_name="lost.png"), r"lost.png is missing \(1 of 3 images"),
     ],
 )
 def test_what_is_wrong_is_named_before_any_training(folder, content, message):
@@ -245,23 +180,20 @@ def test_what_is_wrong_is_named_before_any_training(folder, content, message):
     assert file.name in str(caught.value) or "missing" in str(caught.value)
 
 
-def test_files_that_are_no_json_or_not_there_are_told(folder):
+def test_files_that_are_no_json_or_not_there_are_named(folder):
     write(folder, CONTENT).write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):
         read(folder)
     with pytest.raises(MissingData, match=r"annotation file .*nothing\.json is missing"):
         CocoInstances(folder / "nothing.json", folder)
     write(folder, CONTENT)
-    with pytest.raises(MissingData, match=r"picture folder .*nowhere is missing"):
+    with pytest.raises(MissingData, match=r"image folder .*nowhere is missing"):
         CocoInstances(folder / "shapes" / "annotations" / "instances_train.json", folder / "nowhere")
-    for field in ("longest", "least_pixels"):
-        with pytest.raises(ValueError, match=f"{field}=0; expected an integer from 1"):
-            read(folder, **{field: 0})
 
 
 def test_a_split_is_found_below_the_data_folder(folder, monkeypatch):
     monkeypatch.setenv("APD_DATA", str(folder))
-    data = coco_split("shapes", "train", longest=10)
+    data = coco_split("shapes", "train")
     assert (len(data), data.spec.name) == (3, "shapes")
     with pytest.raises(MissingData, match=r"instances_val\.json is missing: expected shapes/annotations/"):
         coco_split("shapes", "val")
@@ -276,6 +208,6 @@ def test_a_split_is_found_below_the_data_folder(folder, monkeypatch):
     not (Path(os.environ.get("APD_DATA", "/nowhere")) / "tiny_coco").is_dir(), reason="APD_DATA holds no tiny_coco"
 )
 def test_tiny_coco_is_read():
-    data = coco_split("tiny_coco", "train2017", longest=128)
+    data = coco_split("tiny_coco", "train2017", masks=False)
     assert (len(data), data.spec.num_classes, data.dropped) == (50, 80, 0)
     assert sum(len(sample.labels_N) for sample in data) == 470

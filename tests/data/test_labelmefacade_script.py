@@ -1,34 +1,19 @@
-"""LabelMeFacade: its splits, its reader, its script, and a run that is scored in place and out of place."""
+"""LabelMeFacade's script: the rule of its splits, the published files to the byte, and their conversion."""
 
 import re
 import subprocess
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
-from miniatures import data_script, write_labelmefacade
+from miniatures import data_script
 from PIL import Image
-from small_experiments import tiny
 
-from apd.config.experiment import DataConfig, ExperimentError
-from apd.data.images import MissingData
-from apd.data.labelmefacade import LABELMEFACADE, LabelMeFacade, listed_splits
-from apd.data.specs import CAMVID
-from apd.report.statistics import compare, miou_on
-from apd.training.record import Record, RecordError
-from apd.training.run import train
+from apd.data.converted import LABELMEFACADE, listed_splits
 
 script = data_script("labelmefacade")
 SPLITS = listed_splits()
 OF_STEM = {stem: split for split, stems in SPLITS.items() for stem in stems}
-
-
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_labelmefacade(folder / "LabelMeFacade")
-    return folder
 
 
 def test_the_lists_are_those_of_the_rule_and_hold_every_image_once():
@@ -36,6 +21,7 @@ def test_the_lists_are_those_of_the_rule_and_hold_every_image_once():
     assert sum(map(len, SPLITS.values())) == len(OF_STEM) == script.COUNT
     assert {split: len(stems) for split, stems in SPLITS.items()} == dict(LABELMEFACADE.splits)
     assert tuple(SPLITS) == script.SPLITS
+    assert tuple(script.COLOURS) == LABELMEFACADE.class_names
 
 
 def test_training_and_the_tests_in_place_hold_nothing_of_spain():
@@ -56,40 +42,6 @@ def test_consecutive_photographs_of_one_folder_are_in_one_split():
             seen += 1
     assert seen > 300
     assert len({OF_STEM[stem] for stem in OF_STEM if stem.startswith("video")}) == 1
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_the_reader_gives_the_images_of_its_list_in_their_own_shapes(parent, split):
-    dataset = LabelMeFacade(split, root=parent / "LabelMeFacade")
-    assert [pair[0].stem for pair in dataset.pairs] == list(SPLITS[split])
-    assert {tuple(dataset[i].labels_HW.shape) for i in range(len(dataset))} == {(32, 48), (40, 32)}
-    assert set(np.unique(dataset[0].labels_HW)) <= {*range(8), 255}
-
-
-def test_what_is_missing_is_named_before_training(parent, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="split='tset' is unknown; expected one of train, val, test"):
-        LabelMeFacade("tset", root=parent / "LabelMeFacade")
-    (tmp_path / "LabelMeFacade").symlink_to(parent / "LabelMeFacade")
-    monkeypatch.setenv("APD_DATA", str(tmp_path))
-    LabelMeFacade("night")
-    monkeypatch.setenv("APD_DATA", str(tmp_path / "elsewhere"))
-    with pytest.raises(MissingData, match=r"run `python data_scripts/labelmefacade.py fetch DEST`"):
-        LabelMeFacade("night")
-    for folder, suffix in (("images", "jpg"), ("labels", "png")):
-        (tmp_path / "few" / folder).mkdir(parents=True)
-        name = f"{SPLITS['val'][0]}.{suffix}"
-        (tmp_path / "few" / folder / name).write_bytes((parent / "LabelMeFacade" / folder / name).read_bytes())
-    with pytest.raises(MissingData, match=rf"lacks {SPLITS['val'][1]} and 79 more of the 81 images of val"):
-        LabelMeFacade("val", root=tmp_path / "few")
-
-
-def test_classes_of_one_name_have_one_colour_and_no_two_classes_share_one():
-    shared = set(LABELMEFACADE.class_names) & set(CAMVID.class_names)
-    assert shared == {"building", "car", "pavement", "road", "sky"}
-    for name in shared:
-        assert LABELMEFACADE.palette[LABELMEFACADE.index(name)] == CAMVID.palette[CAMVID.index(name)]
-    assert len(set(LABELMEFACADE.palette)) == LABELMEFACADE.num_classes
-    assert tuple(script.COLOURS) == LABELMEFACADE.class_names
 
 
 @pytest.fixture
@@ -157,40 +109,3 @@ def test_the_name_of_a_tree_is_gits(tmp_path):
     named = subprocess.run(["git", "write-tree"], **run).stdout.strip()
     (tmp_path / ".git").rename(tmp_path.parent / f"{tmp_path.name}-git")
     assert script.git_tree(tmp_path) == named
-
-
-@pytest.fixture
-def experiment(parent, tmp_path, monkeypatch):
-    monkeypatch.setenv("APD_DATA", str(parent))
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    small = {"height": 0, "width": 0, "crop_height": 32, "crop_width": 32, "long_side": 48}
-    data = DataConfig(name="labelmefacade", evaluation_split="test", **small)
-    return replace(tiny(iterations=1, evaluations=0), data=data)
-
-
-def test_a_run_scored_on_test_is_scored_out_of_place_as_well(experiment):
-    named = replace(experiment, name="student-seed0")
-    record = train(named)
-    assert record.content["data"]["images"] == 200
-    others = record.content["other_splits"]
-    assert {split: other["images"] for split, other in others.items()} == {"test_out_of_place": 268, "night": 12}
-    assert len({record.content["data"]["fingerprint"], *(other["fingerprint"] for other in others.values())}) == 3
-    assert record.scores_on("test") == record.scores
-    (comparison,) = compare([record])
-    assert comparison.by(miou_on("night")).values("student") == {0: record.scores_on("night").miou}
-    alone = train(replace(experiment, data=replace(experiment.data, evaluation_split="night")))
-    assert "other_splits" not in alone.content
-    assert alone.scores_on("night").miou == record.scores_on("night").miou
-    with pytest.raises(RecordError, match="split 'nihgt' was not scored; expected one of test, test_out_of_place"):
-        record.scores_on("nihgt")
-    damaged = {**record.content, "other_splits": {"night": {**others["night"], "confusion": [[1]]}}}
-    with pytest.raises(RecordError, match=r"other_splits\.night\.confusion must be a 8 x 8 matrix"):
-        Record(damaged)
-
-
-def test_other_data_have_no_test_out_of_place(experiment):
-    for name in ("scenes", "camvid"):
-        with pytest.raises(ExperimentError, match=f"expected val or test: {name} has no other"):
-            DataConfig(name=name, evaluation_split="night")
-    assert DataConfig(name="camvid", evaluation_split="test").other_splits == ()
-    assert replace(experiment.data, evaluation_split="val").other_splits == ()

@@ -1,12 +1,13 @@
-"""Image files of every kind mean the same in training, prediction and COCO data, and their names and lists too."""
+"""Image files and masks of every kind mean the same wherever they are read, and so do texts; and the longest side."""
 
 import io
 import json
 import os
-from pathlib import Path
+import struct
 
 import numpy as np
 import pytest
+import torch
 from image_files import (
     ALPHA,
     BIG,
@@ -29,17 +30,15 @@ from PIL import Image
 
 from apd.data.coco import CocoInstances
 from apd.data.image_folder import FolderDataset
-from apd.data.images import DataError, picture_size, read_mask, read_text
-from apd.data.paired_files import names_of
-from apd.evaluation.predict import read_picture
+from apd.data.images import DataError, LongSide, image_size, long_side_size, read_image, read_mask, read_text
+from apd.data.scenes import Scenes
+from apd.data.specs import DatasetSpec, SegmentationDataset
 
 # suffix, writer, what is to be read, and how far lossy compression may be from it on average
 KINDS = {
     "png": ("png", saved(), RGB, 0),
-    "capital PNG": ("PNG", saved(format="PNG"), RGB, 0),
     "png alpha": ("png", saved(ALPHA), RGB, 0),
     "png grey": ("png", saved(GREY), THREE, 0),
-    "png grey and alpha": ("png", saved(GREY_ALPHA), THREE, 0),
     "png palette": ("png", palette(), OF_PALETTE, 0),
     "png palette, transparent": ("png", palette(transparent=True), OF_PALETTE, 0),
     "png 1 bit": ("png", saved(GREY > 99), BLACK_WHITE, 0),
@@ -56,30 +55,23 @@ KINDS = {
         0,
     ),
     "jpg": ("jpg", saved(BIG, quality=95), BIG, 4),
-    "jpeg progressive": ("jpeg", saved(BIG, quality=95, progressive=True), BIG, 4),
-    "capital JPG": ("JPG", saved(BIG, quality=95), BIG, 4),
     "jpg grey": ("jpg", saved(GREY, quality=95), THREE, 3),
     "jpg CMYK": ("jpg", saved(BIG, mode="CMYK", quality=95), BIG, 4),
     "jpg with a second image": ("jpg", saved(BIG, format="MPO", save_all=True, append_images=SECOND), BIG, 6),
     "jpg with damaged EXIF": ("jpg", saved(BIG, quality=95, exif=b"Exif\0\0no TIFF at all"), BIG, 4),
     "tif": ("tif", saved(), RGB, 0),
     "capital TIFF, LZW": ("TIFF", saved(compression="tiff_lzw"), RGB, 0),
-    "tif deflate": ("tif", saved(compression="tiff_adobe_deflate"), RGB, 0),
     "tif jpeg": ("tif", saved(BIG, compression="jpeg", quality=95), BIG, 6),
     "tif alpha": ("tif", saved(ALPHA), RGB, 0),
     "tif grey": ("tif", saved(GREY), THREE, 0),
-    "tif grey and alpha": ("tif", saved(GREY_ALPHA), THREE, 0),
     "tif palette": ("tif", palette(), OF_PALETTE, 0),
     "tif 1 bit, fax": ("tif", saved(GREY > 99, compression="group4"), BLACK_WHITE, 0),
     "tif CMYK": ("tif", saved(mode="CMYK"), RGB, 0),
     "tif grey of 16 bits": ("tif", saved(DEEP[..., 0]), THREE, 0),
     "tif grey of 16 bits, big end first": ("tif", saved(Image.fromarray(DEEP[..., 0].astype(">u2"))), THREE, 0),
     "bmp": ("bmp", saved(), RGB, 0),
-    "bmp grey": ("bmp", saved(GREY), THREE, 0),
-    "bmp palette": ("bmp", palette(), OF_PALETTE, 0),
     "bmp 1 bit": ("bmp", saved(GREY > 99), BLACK_WHITE, 0),
     "webp lossless": ("webp", saved(lossless=True), RGB, 0),
-    "webp alpha": ("webp", saved(ALPHA, lossless=True, exact=True), RGB, 0),
     "webp": ("webp", saved(BIG, quality=95), BIG, 6),
     **{f"jpg turned {n}": ("jpg", saved(BIG, quality=95, exif=exif(n)), turn(BIG), 4) for n, turn in TURNED.items()},
     **{f"png turned {n}": ("png", saved(exif=exif(n)), turn(RGB), 0) for n, turn in TURNED.items()},
@@ -94,10 +86,10 @@ def test_a_kind_of_file_is_the_same_image_in_training_prediction_and_coco(tmp_pa
     suffix, write, expected, tolerance = KINDS[kind]
     path = tmp_path / f"image.{suffix}"
     write(path)
-    seen = np.asarray(read_picture(path))
+    seen = np.asarray(read_image(path))
     assert (seen.dtype, seen.shape) == (np.uint8, expected.shape)
     assert np.abs(seen.astype(int) - expected).mean() <= tolerance
-    assert picture_size(path) == expected.shape[1::-1]
+    assert image_size(path) == expected.shape[1::-1]
     Image.fromarray(np.zeros(expected.shape[:2], np.uint8)).save(tmp_path / "mask.png")
     sample = FolderDataset(SPEC, [(path, tmp_path / "mask.png")])[0]
     assert np.array_equal(sample.image_3HW.permute(1, 2, 0), seen)
@@ -121,6 +113,8 @@ def half(suffix, **options):
 
 
 TWO = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1])]}
+
+
 NO_IMAGES = {
     "nothing": ("png", lambda _path: None, "there is no such file"),
     "folder": ("png", lambda path: path.mkdir(), "cannot be read as an image .*a folder"),
@@ -146,16 +140,16 @@ NO_IMAGES = {
 @pytest.mark.parametrize("kind", NO_IMAGES)
 def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind):
     suffix, write, message = NO_IMAGES[kind]
-    path = tmp_path / f"thing.{suffix}"
+    path = tmp_path / f"file.{suffix}"
     write(path)
     saved(GREY * 0)(tmp_path / "mask.png")
-    for read in (read_picture, lambda path: FolderDataset(SPEC, [(path, tmp_path / "mask.png")])):
+    for read in (read_image, lambda path: FolderDataset(SPEC, [(path, tmp_path / "mask.png")])):
         with pytest.raises(DataError, match=message) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
     if kind in ("nothing", "folder", "pipe", "device", "text", "empty"):
         with pytest.raises(DataError, match=message):
-            picture_size(path)
+            image_size(path)
         with pytest.raises(DataError, match=message):
             read_mask(path, SPEC)
 
@@ -164,32 +158,136 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     saved()(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png: cannot be read as an image .*decompression bomb"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
-# --- names and texts -------------------------------------------------------------------------------------------------
+LABELS = (GREY // 86).astype(np.uint8)  # 0, 1 and 2, in stripes
 
 
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["x/1.png", "y/2.jpg"], ["1", "2"]),
-        (["x/1.png", "y/1.png", "z/2.png"], ["x/1", "y/1", "z/2"]),
-        (["top/x/1.png", "top/y/z/1.png"], ["x/1", "y/z/1"]),
-        (["1.png", "1.bmp"], ["1.png", "1.bmp"]),
-        (["A/1.png", "a/1.png"], ["A/1.png-1", "a/1.png-2"]),
-        (["x/y-1.png", "x-y/1.png", "x/1.png"], ["x/y-1", "x-y/1", "x/1"]),
-        (["../../1.png", "y/../1.png"], None),
-        (["/1.png", "/x/1.png"], ["1", "x/1"]),
-        (["a.png", "a.png"], ["a.png-1", "a.png-2"]),
-        (["t\u00fcr.png", "x/tu\u0308r.png"], ["t\u00fcr", "x/tu\u0308r"]),
-    ],
-)
-def test_names_differ_on_any_file_system_and_stay_in_the_folder_they_are_joined_to(paths, names):
-    made = names_of([Path(path) for path in paths])
-    assert names is None or made == names
-    assert len({name.casefold() for name in made}) == len(paths)
-    assert not any(Path(name).is_absolute() or ".." in Path(name).parts for name in made)
+WHITE = {"file_values": (0, 255, 9)}
+
+
+COLOURED = {"file_colours": ((10, 20, 30), (0, 255, 0), (255, 0, 0)), "void_colours": ((0, 0, 0), (255, 255, 255))}
+
+
+COLOURS = np.array([*COLOURED["file_colours"], (0, 0, 0)], dtype=np.uint8)
+
+
+VOID = np.where(LABELS == 2, 255, LABELS)
+
+
+def indexed(values, **options):
+    image = Image.fromarray(values, mode="P")
+    image.putpalette([channel for entry in range(256) for channel in (entry, 255 - entry, 7)])
+    return saved(image, **options)
+
+
+MASKS = {
+    "grey": ("png", saved(LABELS), {}, LABELS),
+    "palette": ("png", indexed(LABELS), {}, LABELS),
+    "palette of 2 bits": ("png", indexed(LABELS, bits=2), {}, LABELS),
+    "transparent palette": ("png", indexed(LABELS, transparency=0), {}, LABELS),
+    "palette with alpha": ("png", indexed(LABELS, transparency=bytes(range(3))), {}, LABELS),
+    "ignored": ("png", saved(VOID), {}, VOID),
+    "1 bit": ("png", saved(LABELS > 0), {}, (LABELS > 0) * 1),
+    "1 bit, white is a class": ("png", saved(LABELS > 0), WHITE, (LABELS > 0) * 1),
+    "0 and 255": ("png", saved((LABELS > 0).astype(np.uint8) * 255), WHITE, (LABELS > 0) * 1),
+    "grey of 2 bits": ("png", png(LABELS, 2, 0), {}, LABELS),
+    "grey of 4 bits": ("png", png(LABELS, 4, 0), {}, LABELS),
+    "16 bits": ("png", saved(LABELS.astype(np.uint16)), {}, LABELS),
+    "tif": ("tif", saved(LABELS), {}, LABELS),
+    "tif of 16 bits": ("tif", saved(LABELS.astype(np.uint16)), {}, LABELS),
+    "tif of 32 bits": ("tif", saved(LABELS.astype(np.int32)), {}, LABELS),
+    "tif 1 bit, fax": ("tif", saved(LABELS > 0, compression="group4"), {}, (LABELS > 0) * 1),
+    "bmp": ("bmp", saved(LABELS), {}, LABELS),
+    "colours": ("png", saved(COLOURS[LABELS]), COLOURED, LABELS),
+    "colours, some ignored": ("png", saved(COLOURS[np.where(LABELS == 2, 3, LABELS)]), COLOURED, VOID),
+    "colours and alpha": ("png", saved(np.dstack([COLOURS[LABELS], GREY])), COLOURED, LABELS),
+    "colours of a palette": (
+        "png",
+        saved(Image.fromarray(COLOURS[LABELS]).quantize(8, dither=Image.Dither.NONE)),
+        COLOURED,
+        LABELS,
+    ),
+    "colours in webp": ("webp", saved(COLOURS[LABELS], lossless=True), COLOURED, LABELS),
+    **{f"turned {n}": ("png", saved(LABELS, exif=exif(n)), {}, turn(LABELS)) for n, turn in TURNED.items()},
+    "palette turned": ("png", indexed(LABELS, exif=exif(6)), {}, TURNED[6](LABELS)),
+    "16 bits turned": ("png", saved(LABELS.astype(np.uint16), exif=exif(6)), {}, TURNED[6](LABELS)),
+}
+
+
+def spec(**fields):
+    return DatasetSpec("fields", SPEC.class_names, SPEC.palette, **fields)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_kind_of_mask_gives_its_labels(tmp_path, kind):
+    suffix, write, fields, expected = MASKS[kind]
+    path = tmp_path / f"mask.{suffix}"
+    write(path)
+    labels_HW = read_mask(path, spec(**fields))
+    assert labels_HW.dtype == np.uint8
+    assert np.array_equal(labels_HW, expected)
+
+
+def white_is_zero():
+    """A TIFF of 4 × 2 grey pixels whose 0 is white, by hand."""
+    tags = ((256, 4), (257, 2), (258, 8), (259, 1), (262, 0), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 2), (279, 8))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + bytes(range(8))
+
+
+NO_MASKS = {
+    "jpg": ("jpg", saved(LABELS), {}, "is compressed as JPEG, which changes label values; save masks as PNG"),
+    "jpg that is called png": ("png", saved(LABELS, format="JPEG"), {}, "is compressed as JPEG"),
+    "jpg in a tif": ("tif", saved(LABELS, compression="jpeg"), {}, "is compressed as JPEG"),
+    "jpg of colours": ("jpg", saved(COLOURS[LABELS]), COLOURED, "is compressed as JPEG"),
+    "colours without a table": (
+        "png",
+        saved(COLOURS[LABELS]),
+        {},
+        r"has mode RGB; .* colours: \[\[0, 0, 0\], \[255, 0, 0\]\]; it holds .*\[0, 255, 0\]",
+    ),
+    "grey and alpha": ("png", saved(GREY_ALPHA), {}, "has mode LA; a mask needs one 8-bit channel"),
+    "floats": ("tif", saved(LABELS.astype(np.float32)), {}, "has mode F; a mask needs"),
+    "colours of 16 bits": ("png", png(COLOURS[LABELS].astype(np.uint16) * 257, 16, 2), COLOURED, "has 16 bits"),
+    "values of 16 bits": (
+        "png",
+        saved(LABELS.astype(np.uint16) * 300),
+        {},
+        r"holds the label values 300 \(\d+ pixels\), 600 .*; expected 0..2, or 255 for pixels to be ignored",
+    ),
+    "negative": ("tif", saved(LABELS.astype(np.int32) - 1), {}, r"holds the label values -1 \("),
+    "unknown colour": (
+        "png",
+        saved(COLOURS[LABELS] + np.uint8(1)),
+        COLOURED,
+        r"holds the colour \[.*\] \(\d+ pixels\) and \d more unknown colours; the nearest entry is \[.*\] of ",
+    ),
+    "white tif": ("tif", lambda path: path.write_bytes(white_is_zero()), {}, "stores white as 0"),
+    "animated": ("png", saved(LABELS, save_all=True, append_images=[Image.fromarray(VOID)]), {}, "has 2 frames"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MASKS)
+def test_what_is_no_mask_is_refused_by_name(tmp_path, kind):
+    suffix, write, fields, message = NO_MASKS[kind]
+    path = tmp_path / f"mask.{suffix}"
+    write(path)
+    with pytest.raises(DataError, match=message) as caught:
+        read_mask(path, spec(**fields))
+    assert str(path) in str(caught.value)
+
+
+def test_image_and_mask_must_agree_as_they_are_seen(tmp_path):
+    saved(exif=exif(6))(tmp_path / "image.png")
+    saved(LABELS)(tmp_path / "raw.png")
+    saved(LABELS, exif=exif(6))(tmp_path / "same.png")
+    with pytest.raises(DataError, match=r"image.png is 16×24 pixels and its mask .*raw.png 24×16.*as EXIF says"):
+        FolderDataset(SPEC, [(tmp_path / "image.png", tmp_path / "raw.png")])
+    sample = FolderDataset(SPEC, [(tmp_path / "image.png", tmp_path / "same.png")])[0]
+    assert np.array_equal(sample.labels_HW, TURNED[6](LABELS))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -212,3 +310,26 @@ def test_a_text_in_another_encoding_is_named_with_its_line(tmp_path, content, me
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_text(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("size", "long_side", "expected"),
+    [((512, 683), 512, (384, 512)), ((683, 512), 512, (512, 384)), ((8, 8), 32, (32, 32)), ((1, 3000), 512, (1, 512))],
+)
+def test_the_longer_side_becomes_the_wanted_one_and_the_shape_stays(size, long_side, expected):
+    assert long_side_size(*size, long_side) == expected
+
+
+def test_images_get_the_longest_side_and_labels_keep_their_size():
+    plain = Scenes(2, height=48, width=64, context_shift=0.5, seed=0)
+    longer = LongSide(plain, 96)
+    assert isinstance(longer, SegmentationDataset)
+    assert longer.fingerprint() not in (plain.fingerprint(), LongSide(plain, 65).fingerprint())
+    for one, other in zip(plain, longer, strict=True):
+        assert other.image_3HW.shape == (3, 72, 96)
+        assert torch.equal(one.labels_HW, other.labels_HW)
+        assert one.name == other.name
+    with pytest.raises(ValueError, match=r"height=0, width=4, long_side=512; expected at least 1"):
+        long_side_size(0, 4, 512)
+    with pytest.raises(ValueError, match="long_side=0"):
+        LongSide(plain, 0)

@@ -1,0 +1,186 @@
+"""Pairs of images and masks in folders: found, named, read, resized, cached and checked."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from miniatures import write_camvid
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from apd.data.image_folder import FolderDataset, find_data, names_of, pair_folders
+from apd.data.images import DataError, MissingData
+from apd.data.specs import CAMVID, SegmentationDataset
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Three pairs that a test may damage."""
+    root = write_camvid(tmp_path / "few", counts={"train": 3}, height=40, width=64)
+    return pair_folders(root / "train", root / "trainannot")
+
+
+def test_a_pair_comes_back_as_stored_with_void_ignored_and_a_plain_loop_ends(pairs):
+    dataset = FolderDataset(CAMVID, pairs)
+    assert isinstance(dataset, SegmentationDataset)
+    for (image_path, mask_path), (image_3HW, labels_HW, name) in zip(pairs, dataset, strict=True):
+        mask_HW = np.asarray(Image.open(mask_path)).astype(int)
+        assert (mask_HW == 11).any()
+        assert image_3HW.dtype == labels_HW.dtype == torch.uint8
+        assert np.array_equal(image_3HW.permute(1, 2, 0), np.asarray(Image.open(image_path)))
+        assert np.array_equal(labels_HW, np.where(mask_HW == 11, 255, mask_HW))
+        assert name == image_path.stem
+    assert dataset[-1].name == dataset[2].name
+
+
+def pixels_under_centres(length, new_length):
+    """Source pixels that hold the new pixels' centres, in whole numbers; two answers where a centre is on a border."""
+    twice = (2 * np.arange(new_length) + 1) * length
+    return twice // (2 * new_length), (twice - 1) // (2 * new_length)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 32), (30, 50), (80, 100)])
+def test_resizing_is_antialiased_for_images_and_invents_no_label(pairs, height, width):
+    whole, resized = FolderDataset(CAMVID, pairs)[0], FolderDataset(CAMVID, pairs, height=height, width=width)[0]
+    assert resized.image_3HW.shape == (3, height, width)
+    reference = F.resize(whole.image_3HW, [height, width], antialias=True)
+    assert (resized.image_3HW.int() - reference.int()).abs().max() <= 1
+    under_centre = np.zeros((height, width), dtype=bool)
+    for rows in pixels_under_centres(40, height):
+        for columns in pixels_under_centres(64, width):
+            under_centre |= resized.labels_HW.numpy() == whole.labels_HW.numpy()[np.ix_(rows, columns)]
+    assert under_centre.all()
+
+
+def test_the_cache_changes_no_pixel_and_cannot_be_damaged_by_a_caller(pairs):
+    cached, read = FolderDataset(CAMVID, pairs), FolderDataset(CAMVID, pairs, cache=False)
+    cached[1].image_3HW.zero_()
+    cached[1].labels_HW.zero_()
+    for index in range(3):
+        assert torch.equal(cached[index].image_3HW, read[index].image_3HW)
+        assert torch.equal(cached[index].labels_HW, read[index].labels_HW)
+
+
+def test_the_fingerprint_changes_with_any_content_name_or_size_and_only_then(pairs):
+    original = FolderDataset(CAMVID, pairs).fingerprint()
+    assert len(original) == 64
+    assert FolderDataset(CAMVID, pairs, cache=False).fingerprint() == original
+    seen = {
+        original,
+        FolderDataset(CAMVID, pairs[::-1]).fingerprint(),
+        FolderDataset(CAMVID, pairs[:2]).fingerprint(),
+        FolderDataset(CAMVID, pairs, height=20, width=32).fingerprint(),
+    }
+    renamed = [tuple(path.rename(path.with_stem("other")) for path in pairs[0]), *pairs[1:]]
+    seen.add(FolderDataset(CAMVID, renamed).fingerprint())
+    mask = np.asarray(Image.open(pairs[2][1])).copy()
+    mask[0, 0] = 5 if mask[0, 0] != 5 else 6
+    Image.fromarray(mask).save(pairs[2][1])
+    seen.add(FolderDataset(CAMVID, renamed).fingerprint())
+    assert len(seen) == 6
+
+
+def test_what_does_not_fit_is_read_when_it_is_asked_for(pairs, monkeypatch):
+    monkeypatch.setattr("apd.data.image_folder.CACHE_BYTES", 4 * 40 * 64 * 2)  # two of the three
+    read, small = (
+        FolderDataset(CAMVID, pairs, cache=None),
+        FolderDataset(CAMVID, pairs, height=20, width=32, cache=None),
+    )
+    for path, _ in pairs:
+        path.write_bytes(b"")
+    assert len(list(small)) == 3
+    with pytest.raises(DataError, match="damaged or truncated"):
+        read[0]
+
+
+def test_image_and_mask_of_different_size_are_refused_with_both_sizes(pairs):
+    Image.open(pairs[1][1]).resize((32, 40)).save(pairs[1][1])
+    with pytest.raises(DataError, match=rf"{pairs[1][0].name} is 64×40 .* {pairs[1][1]} 32×40; .*same size"):
+        FolderDataset(CAMVID, pairs, height=20, width=32)
+
+
+def test_unknown_labels_are_refused_with_file_values_and_counts_even_where_resizing_would_drop_them(pairs):
+    mask = np.asarray(Image.open(pairs[1][1])).copy()
+    mask[:2, :3], mask[5, 5] = 12, 254
+    Image.fromarray(mask).save(pairs[1][1])
+    message = r"_000030.png holds the label values 12 \(6 pixels\), 254 \(1 pixels\); .*0..10"
+    with pytest.raises(DataError, match=message):
+        FolderDataset(CAMVID, pairs, height=4, width=6)
+    read_later = FolderDataset(CAMVID, pairs, cache=False)
+    assert read_later[0].name == pairs[0][0].stem
+    with pytest.raises(DataError, match="254"):
+        read_later[1]
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, None), (None, 20), (0, 20), (20, -1)])
+def test_half_a_size_or_an_empty_one_is_refused(pairs, height, width):
+    with pytest.raises(ValueError, match=f"height={height} and width={width}"):
+        FolderDataset(CAMVID, pairs, height=height, width=width)
+
+
+def test_no_pairs_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no image/mask pairs for camvid"):
+        FolderDataset(CAMVID, [])
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="is given for images and for masks"):
+        pair_folders(tmp_path / "a", tmp_path / "a")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match=r"a holds no image; expected \.png"):
+        pair_folders(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(MissingData, match="missing"):
+        pair_folders(tmp_path / "a", tmp_path / "b")
+
+
+def test_two_images_of_one_name_are_refused_and_hidden_files_are_no_images(pairs):
+    image_dir, mask_dir = pairs[0][0].parent, pairs[0][1].parent
+    (image_dir / "._junk.png").write_bytes(b"")
+    (image_dir / "Thumbs.db").write_bytes(b"")
+    assert pair_folders(image_dir, mask_dir) == pairs
+    Image.open(pairs[0][0]).save(pairs[0][0].with_suffix(".jpg"))
+    with pytest.raises(DataError, match=r"both .*jpg and .*png"):
+        pair_folders(image_dir, mask_dir)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/1.png", "y/2.jpg"], ["1", "2"]),
+        (["x/1.png", "y/1.png", "z/2.png"], ["x/1", "y/1", "z/2"]),
+        (["top/x/1.png", "top/y/z/1.png"], ["x/1", "y/z/1"]),
+        (["1.png", "1.bmp"], ["1.png", "1.bmp"]),
+        (["A/1.png", "a/1.png"], ["A/1.png-1", "a/1.png-2"]),
+        (["x/y-1.png", "x-y/1.png", "x/1.png"], ["x/y-1", "x-y/1", "x/1"]),
+        (["../../1.png", "y/../1.png"], None),
+        (["/1.png", "/x/1.png"], ["1", "x/1"]),
+        (["a.png", "a.png"], ["a.png-1", "a.png-2"]),
+        (["t\u00fcr.png", "x/tu\u0308r.png"], ["t\u00fcr", "x/tu\u0308r"]),
+    ],
+)
+def test_names_differ_on_any_file_system_and_stay_in_the_folder_they_are_joined_to(paths, names):
+    made = names_of([Path(path) for path in paths])
+    assert names is None or made == names
+    assert len({name.casefold() for name in made}) == len(paths)
+    assert not any(Path(name).is_absolute() or ".." in Path(name).parts for name in made)
+
+
+def test_data_are_found_through_the_environment_or_the_message_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "there" / "CamVid").mkdir(parents=True)
+    monkeypatch.setenv("APD_DATA", str(tmp_path / "there"))
+    assert find_data("CamVid") == tmp_path / "there" / "CamVid"
+    advice = r"Set APD_DATA to the folder that contains CamVid/, or run `python data_scripts/camvid.py fetch DEST`"
+    for value, problem in (("no", "is not a folder"), ("", "holds no folder CamVid/"), (None, "is not set")):
+        monkeypatch.setenv("APD_DATA", "" if value is None else str(tmp_path / value))
+        with pytest.raises(MissingData, match=f"CamVid is needed.*APD_DATA.*{problem}.*{advice}"):
+            find_data("CamVid")
+
+
+def test_reading_and_batching_need_no_torchvision_until_something_is_augmented():
+    code = (
+        "import sys, apd.data.image_folder, apd.data.augment, apd.data.batches\n"
+        "sys.exit(', '.join({'torchvision', 'matplotlib', 'timm'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,165 @@
+"""The specs of the data sets, and whether their colours can be distinguished."""
+
+import os
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import Cityscapes
+
+from apd.data.specs import (
+    ADE20K,
+    CAMVID,
+    CITYSCAPES,
+    CLASS_COLOURS,
+    COCO_STUFF,
+    IGNORE_COLOUR,
+    PASCAL_CONTEXT_59,
+    PASCAL_CONTEXT_60,
+    SCENES,
+    distinct_colours,
+)
+
+SAMPLES = Path(os.environ.get("APD_DATA", "nowhere")) / "ade20k_sample"
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+
+
+def cie_lab(rgb, deficiency):
+    """CIE L*a*b* (D65) of an sRGB colour as a person with the deficiency sees it."""
+    encoded = np.array(rgb) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(DEFICIENCIES[deficiency] @ linear, 0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = to_xyz @ seen / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize(
+    ("deficiency", "least"), [("none", 30), ("protanopia", 22), ("deuteranopia", 22), ("tritanopia", 17.5)]
+)
+def test_any_two_classes_have_colours_far_apart_and_none_looks_ignored(deficiency, least):
+    np.testing.assert_allclose(cie_lab((255, 0, 0), "none"), [53.24, 80.09, 67.20], atol=0.02)  # the usual measure
+    lab = {name: cie_lab(rgb, deficiency) for name, rgb in CLASS_COLOURS.items()}
+    assert min(np.linalg.norm(lab[a] - lab[b]) for a, b in combinations(lab, 2)) >= least
+    assert min(np.linalg.norm(colour - cie_lab(IGNORE_COLOUR, deficiency)) for colour in lab.values()) > 14
+
+
+def test_a_class_has_one_colour_in_both_data_sets():
+    assert CAMVID.class_names == (*SCENES.class_names, "bicyclist")
+    for spec in (SCENES, CAMVID):
+        assert spec.palette == tuple(CLASS_COLOURS[name] for name in spec.class_names)
+        assert len(set(spec.palette)) == spec.num_classes
+
+
+def test_index_finds_a_class_and_names_the_known_ones_when_it_cannot():
+    assert [SCENES.index(name) for name in SCENES.class_names] == list(range(10))
+    with pytest.raises(ValueError, match=r"scenes has no class 'bicycle'; it has sky, .*pedestrian"):
+        SCENES.index("bicycle")
+
+
+def test_colourise_shows_each_label_in_its_colour_and_ignored_pixels_in_white():
+    labels_HW = np.array([[0, 3, 255], [9, 9, 0]], dtype=np.uint8)
+    image_HW3 = SCENES.colourise(labels_HW)
+    assert image_HW3.dtype == np.uint8
+    for place, label in np.ndenumerate(labels_HW):
+        assert tuple(image_HW3[place]) == (IGNORE_COLOUR if label == 255 else SCENES.palette[label])
+    for label in (10, 254, -1):
+        with pytest.raises(ValueError, match=rf"holds \[{label}\]; scenes has labels 0..9 and 255"):
+            SCENES.colourise(np.array([[0, label]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": (), "palette": ()}, "class_names is empty"),
+        ({"class_names": ("sky", "sky"), "palette": ((0, 0, 0), (1, 1, 1)), "thing_names": ()}, "names a class twice"),
+        ({"palette": SCENES.palette[:-1]}, "9 colours for 10 classes"),
+        ({"palette": (*SCENES.palette[:-1], (0, 0, 256))}, "from 0 to 255"),
+        ({"ignore_index": 9}, "ignore_index=9; expected 10..255"),
+        ({"ignore_index": 256}, "ignore_index=256; expected 10..255"),
+        ({"void_values": (3, 11)}, r"void_values \[3\]"),
+        ({"void_values": (256,)}, r"void_values \[256\]; a label file holds values from 0 to 255"),
+        ({"thing_names": ("car", "cat")}, r"thing_names \['cat'\]"),
+        ({"file_values": (0, 1)}, r"file_values \(0, 1\); expected 10 different values"),
+        ({"file_values": (0, *range(9))}, "expected 10 different values"),
+        ({"file_values": (*range(9), 256)}, "from 0 to 255"),
+        ({"file_values": tuple(range(20, 30)), "void_values": (25,)}, r"void_values \[25\] are labels"),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SCENES, **change)
+
+
+def test_the_number_of_classes_and_of_images_is_the_published_one():
+    specs = (CAMVID, CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)
+    assert {spec.name: (spec.num_classes, *dict(spec.splits).values()) for spec in specs} == {
+        "camvid": (11, 367, 101, 233),
+        "cityscapes": (19, 2975, 500),
+        "ade20k": (150, 20210, 2000),
+        "pascal_context_59": (59, 4998, 5105),
+        "pascal_context_60": (60, 4998, 5105),
+        "coco": (171, 118287, 5000),
+    }
+
+
+def test_cityscapes_has_the_names_colours_and_things_of_the_table_that_torchvision_carries():
+    counted = sorted(
+        (label for label in Cityscapes.classes if 0 <= label.train_id < 255), key=lambda label: label.train_id
+    )
+    assert CITYSCAPES.class_names == tuple(label.name for label in counted)
+    assert CITYSCAPES.palette == tuple(label.color for label in counted)
+    assert CITYSCAPES.thing_names == tuple(label.name for label in counted if label.has_instances)
+
+
+def test_pascal_context_is_in_alphabetical_order_and_its_two_forms_differ_by_the_background():
+    assert PASCAL_CONTEXT_60.class_names == ("background", *sorted(PASCAL_CONTEXT_59.class_names))
+    assert {"aeroplane", "tvmonitor", "bedclothes", "wood"} < set(PASCAL_CONTEXT_59.class_names)
+
+
+def test_coco_has_the_80_things_of_its_instances_and_91_kinds_of_stuff():
+    assert COCO_STUFF.class_names[:80] == COCO_STUFF.thing_names
+    assert (COCO_STUFF.index("person"), COCO_STUFF.index("toothbrush"), COCO_STUFF.index("wood")) == (0, 79, 170)
+    assert not {"street sign", "hat", "plate", "mirror", "window", "desk", "door", "blender"} & set(
+        COCO_STUFF.class_names
+    )
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="APD_DATA holds no ade20k_sample/")
+def test_the_names_of_ade20k_are_those_of_its_own_table():
+    rows = (SAMPLES / "objectInfo150.csv").read_text().splitlines()[1:]
+    # there both a blank and the comma between names have become a semicolon
+    assert len(rows) == ADE20K.num_classes
+    for row, name in zip(rows, ADE20K.class_names, strict=True):
+        assert f"{row.split(',')[5]};".startswith(f"{name.replace(' ', ';')};")
+
+
+def test_distinct_colours_are_each_as_far_as_possible_from_white_and_from_all_before():
+    steps = np.linspace(0, 255, 16).round()
+    candidates_N3 = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab_N3 = np.array([cie_lab(rgb, "none") for rgb in candidates_N3])
+    nearest_N = np.linalg.norm(lab_N3 - cie_lab(IGNORE_COLOUR, "none"), axis=1)
+    for colour in distinct_colours(255):
+        chosen = int(nearest_N.argmax())
+        assert tuple(candidates_N3[chosen]) == colour
+        nearest_N = np.minimum(nearest_N, np.linalg.norm(lab_N3 - lab_N3[chosen], axis=1))
+    for count in (0, 256):
+        with pytest.raises(ValueError, match=f"count={count}; expected 1 to 255"):
+            distinct_colours(count)

@@ -12,8 +12,8 @@ from apd.cli import app as cli
 from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.config.identity import fingerprint
 from apd.data.batches import Batch
-from apd.training.cuda_graph import CapturedStep
 from apd.training.run import train
+from apd.training.trainer import CapturedStep
 
 
 def after_a_step(folder, **training):

@@ -20,9 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.data.batches import Batch
-from apd.training.cuda_graph import EAGER_STEPS
 from apd.training.segmentation import SegmentationTask, build_network
-from apd.training.trainer import TrainStep
+from apd.training.trainer import EAGER_STEPS, TrainStep
 
 
 class Latency(NamedTuple):

@@ -85,15 +85,10 @@ def save_checkpoint(
     optimisers: dict[str, Any],
     facts: dict[str, Any],
 ) -> Path:
-    """Write checkpoint `step` under `folder`, keep the one before it and delete older ones.
+    """Write checkpoint `step` (optimiser steps done) under `folder`, keep the one before it and delete older ones.
 
-    Args:
-        folder: the run's checkpoint folder; made if it is not there.
-        step: optimiser steps done.
-        weights: the student's state dict.
-        state: further tensors by name (heads, random generators, averaged weights).
-        optimisers: optimiser state dicts by name.
-        facts: JSON values to find again (elapsed seconds, length of the log).
+    `weights` are the student's, `state` further tensors (heads, random generators, averaged weights), `optimisers`
+    state dicts by name, `facts` JSON values to find again.
 
     Raises:
         CheckpointError: the disk is full or read-only; the checkpoints that were there are untouched.
@@ -165,20 +160,16 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 @contextlib.contextmanager
-def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a run's folder for this process.
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; it is made if it is not there.
 
     The lock is the operating system's own on `folder/lock` (`flock`, on Windows `LockFileEx`): it vanishes with the
     process, however that ends. `folder/holder` names the process. Between processes of one machine the lock always
     holds. Between machines it holds where the shared file system carries it to its server: NFS on Linux does, Lustre
     when it is mounted with `flock` (with `localflock` it holds within a machine only, and nothing reports that).
 
-    Args:
-        folder: the run's folder; made if it is not there.
-        wait: block until the holder is done instead of raising.
-
     Raises:
-        RunBusyError: another process holds it and `wait` is false; names the process.
+        RunBusyError: another process holds it; names the process.
         CheckpointError: the folder cannot be written, or its file system has no locks.
     """
     path, name = folder / "lock", folder / "holder"
@@ -198,13 +189,13 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
             "(Lustre: option flock), or set APD_RUNS to a folder on another one"
         ) from error
     if busy:
-        holder = _read(name) or "another process"
-        if not wait:
-            raise RunBusyError(
-                f"{folder} is in use by {holder}; wait for it to end, or stop it and start this command again"
-            )
-        print(f"waiting for {holder}, which works on {folder.name}", flush=True)
-        lock.acquire(poll_interval=0.2)
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = name.read_text(encoding="utf-8").strip()
+        raise RunBusyError(
+            f"{folder} is in use by {holder or 'another process'}; wait for it to end, or stop it and start this "
+            "command again"
+        )
     try:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from working
             name.unlink(missing_ok=True)
@@ -218,21 +209,12 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _acquired(lock: FileLock) -> bool:
     """Try once to take the lock; OSError where filelock would fall back to one that outlives a killed process."""
-    hard = type(lock)
+    hard, acquired = type(lock), True
     try:
         lock.acquire(blocking=False)
     except Timeout:
         acquired = False
-    else:
-        acquired = True
     if type(lock) is not hard:
         lock.release()
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return acquired
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""

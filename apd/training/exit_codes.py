@@ -1,8 +1,7 @@
-"""What a shell user gets for a mistake: one message on standard error and an exit code, no traceback.
-
-Of several ranks, rank 0 reports what all of them have met; the others only what is their own, with their number.
+"""What the command line says of a mistake: one message on standard error and an exit code, no traceback.
 
 Exit codes: 0 done, 1 a mistake, with its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
+Of several ranks, rank 0 reports what all of them have met; the others only what is their own, with their number.
 Anything else that is raised is a defect of this package and shows its traceback.
 """
 
@@ -43,13 +42,9 @@ USER_ERRORS = (
 
 
 def exit_code_of(command: Callable[[], int], program: str) -> int:
-    """Run a command, report what went wrong and data that are left out on standard error, and return the exit code.
+    """Run a command under the name `program`, report what went wrong on standard error, and return the exit code.
 
     It is the last that a rank does: the ranks part here.
-
-    Args:
-        command: does the work and returns an exit code.
-        program: name before the message, such as "apd".
     """
     try:
         with warnings.catch_warnings():
@@ -57,10 +52,9 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
             plain = warnings.showwarning
 
             def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-                if category is DataWarning:
-                    print(f"{program}: note: {message}", file=sys.stderr)
-                else:
-                    plain(message, category, *place)
+                if category is not DataWarning:
+                    return plain(message, category, *place)
+                return print(f"{program}: note: {message}", file=sys.stderr)
 
             warnings.showwarning = show
             code = command()

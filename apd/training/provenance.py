@@ -32,7 +32,7 @@ def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: 
             "precision": precision,
         }
         | ({"ranks": ranks} if ranks > 1 else {}),
-        "command": shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
+        "command": shlex.join(Path(part).name if Path(part).is_absolute() else part for part in sys.argv),
     }
 
 

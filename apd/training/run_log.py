@@ -92,10 +92,8 @@ class RunLog:
         """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
 
         The first two are medians over steps. Core seconds are those in which the process ran: other programs make the
-        seconds of the clock longer, these not.
-
-        Curves have at most 100 points, each the mean over an equal stretch of steps; `iteration` is the number of
-        steps done at a stretch's end.
+        seconds of the clock longer, these not. Curves have at most 100 points, each the mean over an equal stretch of
+        steps; `iteration` is the number of steps done at a stretch's end.
         """
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)
@@ -127,25 +125,23 @@ def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
 class ProgressLines:
     """Lines on standard output where it is a file and a bar would be of no use: at most one in 30 seconds.
 
-    Args:
-        name: of the run, in front of each line.
-        step: steps done so far.
-        steps: how many there will be.
+    They begin with the run's `name` and say that `step` of `steps` are done; nothing is printed unless `shown`.
     """
 
-    def __init__(self, name: str, step: int, steps: int) -> None:
-        self.name, self.first, self.steps = name, step, steps
+    def __init__(self, name: str, step: int, steps: int, *, shown: bool = True) -> None:
+        self.name, self.first, self.steps, self.shown = name, step, steps, shown
         self.begun = self.printed_at = time.monotonic()
         self.print(f"step {step} of {steps}")
 
     def print(self, text: str) -> None:
         """Print a line at once."""
-        print(f"{self.name}: {text}", flush=True)
+        if self.shown:
+            print(f"{self.name}: {text}", flush=True)
 
     def step_done(self, step: int, loss: float) -> None:
         """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
         now = time.monotonic()
-        if now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first loss is known a step late
+        if not self.shown or now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first is known a step late
             return
         self.printed_at, seconds = now, (now - self.begun) / (step - self.first)
         left = seconds * (self.steps - step)
@@ -159,12 +155,9 @@ def in_this_output() -> Literal["lines"] | None:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps.
+    """Turns Ctrl-C and SIGTERM into a request, acknowledged on standard error, that the loop honours between two steps.
 
     A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, it changes nothing.
-
-    Args:
-        notice: whether to tell on standard error that the request was heard.
     """
 
     def __init__(self, *, notice: bool = True) -> None:

@@ -3,20 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apd.config.datasets import (
-    Splits,
-    build_augmentation,
-    build_split,
-    build_splits,
-    require_segmentation,
-    spec_of,
-)
+from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
 from apd.config.experiment import Experiment, ExperimentError, NetworkConfig
 from apd.config.image_sizes import require_split_sides
 from apd.config.inference import InferenceOptions
@@ -158,10 +151,9 @@ class SegmentationTask(nn.Module):
             student: is trained.
             teacher: in eval mode and without gradients, or None.
         """
-        self.student, self.distillers = student, nn.ModuleDict()
-        for config in self.experiment.distillers:
-            self.distillers[config.method] = self.distiller(config, student, teacher)
-        training = self.experiment.training
+        configs, training = self.experiment.distillers, self.experiment.training
+        self.student = student
+        self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
         if not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
         device = next(student.parameters()).device
@@ -205,16 +197,11 @@ class SegmentationTask(nn.Module):
         return terms | {"loss": loss}
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
-        return {
-            name: distiller(
-                student_features=student.features,
-                teacher_features=cast(SegOutput, teacher).features,
-                student_logits=student.logits,
-                teacher_logits=cast(SegOutput, teacher).logits,
-                labels=labels,
-            )
-            for name, distiller in self.distillers.items()
-        }
+        if not self.distillers:
+            return {}
+        given = dict(student_features=student.features, teacher_features=teacher.features)
+        given |= dict(student_logits=student.logits, teacher_logits=teacher.logits, labels=labels)
+        return {name: distiller(**given) for name, distiller in self.distillers.items()}
 
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
@@ -239,25 +226,19 @@ class SegmentationTask(nn.Module):
             module.training = training
 
     def evaluate(
-        self,
-        network: nn.Module,
-        dataset: SegmentationDataset,
-        *,
-        precision: str,
-        inference: InferenceOptions,
-        ranks: Ranks,
+        self, network: nn.Module, dataset: SegmentationDataset, inference: InferenceOptions, ranks: Ranks
     ) -> dict[str, Any]:
         """The confusion matrix as `confusion`."""
+        precision = self.experiment.precision
         matrix_KK = confusion_of(network, ranks.part(dataset), precision=precision, inference=inference)
         return {"confusion": ranks.total(matrix_KK).tolist()}
 
     def compare(
-        self, student: nn.Module, teacher: nn.Module, dataset: SegmentationDataset, *, precision: str, ranks: Ranks
+        self, student: nn.Module, teacher: nn.Module, dataset: SegmentationDataset, ranks: Ranks
     ) -> dict[str, Any]:
         """Counts of the teacher's and the student's classes as `agreement`."""
-        inference = self.experiment.inference
-        counts = agreement_of(student, teacher, ranks.part(dataset), precision=precision, inference=inference)
-        return {"agreement": ranks.total(counts).tolist()}
+        how = dict(precision=self.experiment.precision, inference=self.experiment.inference)
+        return {"agreement": ranks.total(agreement_of(student, teacher, ranks.part(dataset), **how)).tolist()}
 
     def headline(self, fact: Mapping[str, Any]) -> tuple[str, float]:
         """The mIoU."""

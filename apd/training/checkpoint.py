@@ -40,40 +40,37 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill, sees the old content or the new, never a part.
-
-    Raises:
-        CheckpointError: the disk is full or read-only; what was there is untouched.
-    """
+@contextlib.contextmanager
+def _replacing(path: Path, advice: str) -> Iterator[Path]:
+    """A place to write a file beside its final one, which it takes whole, or not at all: a reader never sees a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
-    except OSError as error:
+    except Exception as error:  # safetensors wraps the OSError in a type of its own
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {path}: {reason}; free space{advice}") from error
 
 
-def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old content or the new. CheckpointError when the disk refuses it."""
+    with _replacing(path, " or choose another folder") as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
-    partial = path.with_suffix(".part")
-    try:
-        save_file(_tensors(weights), partial)
-        partial.replace(path)
-    except Exception as error:  # safetensors wraps the OSError in a type of its own
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error}; free space, then start the same command again") from error
+    with _replacing(path, ", then start the same command again") as temporary:
+        save_file(_tensors(weights), temporary)
+
+
+def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def save_checkpoint(
@@ -122,8 +119,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read one checkpoint whole: keys step, facts, weights, state, optimisers.
 
-    Raises:
-        CheckpointError: a file is missing or its content is not what was written.
+    CheckpointError where a file is missing or its content is not what was written.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())

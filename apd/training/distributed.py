@@ -1,7 +1,7 @@
 """The processes (*ranks*) that train one network together; rank 0 alone prints and touches the run's folder.
 
-No rank waits for one that has gone: where rank 0 does something alone, its error is raised on every rank; where a rank
-dies, the connection to it closes, and the others leave with a `LostRankError`.
+No rank waits for one that has gone: what rank 0 alone raises, every rank raises; where a rank dies, the others leave
+with a `LostRankError`.
 """
 
 import contextlib
@@ -204,29 +204,22 @@ def _started_size() -> int:
 
 
 def own_gpu() -> str:
-    """The GPU of this process: the default one for a process on its own, else that of its number on its machine.
-
-    Raises:
-        ExperimentError: there are more processes than GPUs.
-    """
+    """The default GPU, or of several ranks that of its number on its machine. ExperimentError without one for each."""
     if _started_size() == 1:
         return "cuda"
     number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if number >= gpus:
-        raise ExperimentError(
-            f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: start one process for "
-            "each GPU (torchrun --nproc-per-node), or give --device cpu"
-        )
-    return f"cuda:{number}"
+    if number < gpus:
+        return f"cuda:{number}"
+    raise ExperimentError(
+        f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: start one process for "
+        "each GPU (torchrun --nproc-per-node), or give --device cpu"
+    )
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The torch device of that name; without a name cuda where there is one, else cpu.
+    """The torch device of that name, or without one cuda, each rank's own, where there is one, else cpu.
 
-    Of several ranks, each takes the GPU of its own number where none is named.
-
-    Raises:
-        ExperimentError: there is no such device here.
+    ExperimentError where there is no such device here.
     """
     if (name or "cuda") == "cuda" and torch.cuda.is_available():
         name = own_gpu()
@@ -241,12 +234,9 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def join() -> Ranks:
-    """The job that this process is part of; a process that `torchrun` started joins the others on the first call.
+    """The job that this process is part of; one that `torchrun` started joins the others on the first call, for good.
 
-    It stays with them for the rest of its life: a process group that was left cannot be joined again.
-
-    Raises:
-        LostRankError: the other processes cannot be reached.
+    LostRankError where the other processes cannot be reached.
     """
     if not distributed.is_available() or (_started_size() == 1 and not distributed.is_initialized()):
         return ALONE

@@ -60,18 +60,23 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
             code = command()
         sys.stdout.flush()
         return leave(code)
-    except UsageError as error:
-        return _report(program, of_every_rank(error), 2)
-    except USER_ERRORS as error:
-        return _report(program, error, 1)
-    except torch.OutOfMemoryError as error:
-        return _report(program, RuntimeError(out_of_memory(error)), 1)
-    except KeyboardInterrupt as error:
-        error = error if isinstance(error, StoppedError) else of_every_rank(KeyboardInterrupt("stopped"))
-        return _report(program, error, 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return leave(1)
+    except UsageError as caught:
+        error, code = of_every_rank(caught), 2
+    except USER_ERRORS as caught:
+        error, code = caught, 1
+    except torch.OutOfMemoryError as caught:
+        error, code = RuntimeError(out_of_memory(caught)), 1
+    except KeyboardInterrupt as caught:
+        error, code = caught, 130
+        if not isinstance(caught, StoppedError):
+            error = of_every_rank(KeyboardInterrupt("stopped"))
+    rank = started_rank()
+    if not (rank and is_reported_by_rank_zero(error)):
+        print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+    return leave(code)
 
 
 def out_of_memory(error: torch.OutOfMemoryError) -> str:
@@ -81,10 +86,3 @@ def out_of_memory(error: torch.OutOfMemoryError) -> str:
         f"the GPU's memory does not hold this run ({reason}). Lower --training.batch-size, raise "
         "--training.accumulation or end other processes on the GPU; the same command goes on from the last checkpoint"
     )
-
-
-def _report(program: str, error: BaseException, code: int) -> int:
-    rank = started_rank()
-    if not (rank and is_reported_by_rank_zero(error)):
-        print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
-    return leave(code)

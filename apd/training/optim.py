@@ -9,9 +9,7 @@ from apd.config.experiment import Experiment, TrainingConfig
 
 
 def build_optimisers(
-    experiment: Experiment,
-    student: tuple[list[nn.Parameter], list[nn.Parameter]],
-    distillers: Iterable[nn.Module],
+    experiment: Experiment, student: tuple[list[nn.Parameter], list[nn.Parameter]], distillers: Iterable[nn.Module]
 ) -> dict[str, torch.optim.Optimizer]:
     """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
 

@@ -38,6 +38,7 @@ def train(
     workers: int = 0,
     on_step: Callable[[int], None] | None = None,
     folder: Path | None = None,
+    check_labels: bool = True,
 ) -> Record:
     """Run an experiment to its end, or find it finished, and return its record.
 
@@ -53,7 +54,8 @@ def train(
         workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
             number gives the same batches.
         on_step: called with the number of steps done after each one.
-        folder: where the run lies; default is :func:`run_folder`. Its teacher's run lies there in any case.
+        folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
+        check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
 
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
@@ -67,25 +69,11 @@ def train(
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
         LostRankError: another rank of this run has gone.
     """
-    options = dict(device=device, progress=progress, workers=workers)
-    return _trained(experiment, options, wait=wait, on_step=on_step, folder=folder)
-
-
-def _trained(
-    experiment: Experiment,
-    options: dict[str, Any],
-    *,
-    wait: bool,
-    on_step: Callable[[int], None] | None = None,
-    folder: Path | None = None,
-    is_teacher: bool = False,
-) -> Record:
-    """See :func:`train`; before the training of a teacher the labels were counted for its student."""
-    ranks, workers = join(), options["workers"]
+    ranks = join()
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
     if record := ranks.on_rank_zero(lambda: _finished(folder)):
         return record
-    where = choose_device(options["device"])
+    where = choose_device(device)
     if ranks.size > 1 and where.type == "cuda":
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
     task = task_of(experiment)
@@ -97,7 +85,7 @@ def _trained(
             return record
         # what can be wrong with data or student is found before hours go into a teacher
         splits = ranks.rank_zero_first(task.splits)
-        if not is_teacher:
+        if check_labels:
             ranks.on_rank_zero(lambda: _check_labels(task.census(splits), experiment))
         names = splits.train.spec.class_names
         student = ranks.rank_zero_first(
@@ -107,12 +95,11 @@ def _trained(
         if experiment.teacher is not None:
             weights = Path(experiment.teacher.weights_file)
             if not experiment.teacher.weights_file:
-                _trained(experiment.teacher_experiment(), options, wait=True, is_teacher=True)
-                weights = run_folder(experiment.teacher_experiment()) / "weights.safetensors"
+                of_teacher, options = experiment.teacher_experiment(), dict(device=device, workers=workers)
+                train(of_teacher, **options, progress=progress, wait=True, check_labels=False)
+                weights = run_folder(of_teacher) / "weights.safetensors"
             teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, len(names), where))
-        run = Trainer(
-            task, folder, splits, student, teacher, progress=options["progress"], ranks=ranks, workers=workers
-        )
+        run = Trainer(task, folder, splits, student, teacher, progress=progress, ranks=ranks, workers=workers)
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, task.precision(where), ranks.size, task.libraries)
         run.execute(on_step)

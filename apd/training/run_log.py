@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from safetensors.torch import save_file
 
@@ -46,8 +46,7 @@ class RunLog:
     def start_over(self, lines: int) -> None:
         """Keep the first `lines` lines: a resumed run writes those after its checkpoint anew.
 
-        Raises:
-            CheckpointError: the log is shorter than that, or the disk refuses.
+        CheckpointError where the log is shorter than that, or the disk refuses.
         """
         self.lines = lines
         with self._disk_errors():
@@ -57,10 +56,12 @@ class RunLog:
                 if kept == lines:
                     file.truncate(file.tell())
         if kept < lines:
-            raise CheckpointError(
-                f"{self.path} is damaged: it has {kept} whole lines where the checkpoint expects {lines}. Delete "
-                f"{self.path.parent / 'checkpoints'} and start the same command again: the run begins anew"
-            )
+            self._damaged(f"it has {kept} whole lines where the checkpoint expects {lines}")
+
+    def _damaged(self, reason: object) -> NoReturn:
+        checkpoints = self.path.parent / "checkpoints"
+        advice = f"Delete {checkpoints} and start the same command again: the run begins anew"
+        raise CheckpointError(f"{self.path} is damaged: {reason}. {advice}")
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. CheckpointError when the disk refuses it."""
@@ -83,10 +84,7 @@ class RunLog:
         try:
             return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path} is damaged ({error}). Delete {self.path.parent / 'checkpoints'} and start the same "
-                "command again: the run begins anew"
-            ) from error
+            self._damaged(error)
 
     def summary(self) -> dict[str, Any]:
         """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.

@@ -252,8 +252,12 @@ class Trainer:
         state = {f"distillers.{name}": value for name, value in self.distillers.state_dict().items()}
         if self.average is not None:
             state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for rank, generators in enumerate(self.ranks.gather(self._generators())):
-            state |= {_of_rank(name, rank): value for name, value in generators.items()}
+        # of the random generators that dropout, and a detector's choice of boxes, draw from
+        generators = {"generator.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        for rank, theirs in enumerate(self.ranks.gather(generators)):
+            state |= {f"{name}.{rank}" if rank else name: value for name, value in theirs.items()}
         self.facts["log_lines"] = self.log.lines
         parts = {
             "weights": self.student.state_dict(),
@@ -264,8 +268,16 @@ class Trainer:
         self.ranks.on_rank_zero(lambda: save_checkpoint(self.folder / "checkpoints", step, **parts))
 
     def _resume(self) -> int:
-        """Load the newest whole checkpoint, if there is one, and return the steps done."""
-        checkpoint = self.ranks.on_rank_zero(self._newest_checkpoint)
+        """Load the newest whole checkpoint, if there is one, cut the log to its length, and return the steps done."""
+
+        def newest() -> dict[str, Any] | None:
+            checkpoint, passed_over = load_newest(self.folder / "checkpoints")
+            for sentence in passed_over:
+                print(f"{self.experiment.name}: {sentence}", flush=True)
+            self.log.start_over(checkpoint["facts"]["log_lines"] if checkpoint else 0)
+            return checkpoint
+
+        checkpoint = self.ranks.on_rank_zero(newest)
         step = checkpoint["step"] if checkpoint else 0
         self.ranks.seed(self.experiment.seed, step)  # dropout; everything else has generators of its own
         if checkpoint is None:
@@ -282,7 +294,8 @@ class Trainer:
             optimiser.load_state_dict(checkpoint["optimisers"][name])
         if self.average is not None:
             self.average.load_state_dict(part("average."))
-        cpu, cuda = (state.get(_of_rank(f"generator.{kind}", self.ranks.rank)) for kind in ("cpu", "cuda"))
+        number = "" if self.ranks.first else f".{self.ranks.rank}"
+        cpu, cuda = (state.get(f"generator.{kind}{number}") for kind in ("cpu", "cuda"))
         if cpu is not None:
             torch.set_rng_state(cpu)
         if cuda is not None and self.device.type == "cuda":
@@ -290,22 +303,3 @@ class Trainer:
         self.facts = checkpoint["facts"]
         self.ranks.print(f"{self.experiment.name}: resumed at step {step}")
         return step
-
-    def _newest_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, with the log cut to its length."""
-        checkpoint, passed_over = load_newest(self.folder / "checkpoints")
-        for sentence in passed_over:
-            print(f"{self.experiment.name}: {sentence}", flush=True)
-        self.log.start_over(checkpoint["facts"]["log_lines"] if checkpoint else 0)
-        return checkpoint
-
-    def _generators(self) -> dict[str, Tensor]:
-        """The states of the random generators that dropout, and a detector's choice of boxes, draw from."""
-        states = {"generator.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["generator.cuda"] = torch.cuda.get_rng_state(self.device)
-        return states
-
-
-def _of_rank(name: str, rank: int) -> str:
-    return f"{name}.{rank}" if rank else name

@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_experiments import (
     NETWORK,
+    SMALLEST,
     TEACHER,
     exit_codes,
     outcome,
@@ -44,10 +45,6 @@ from apd.training.segmentation import build_network
 from apd.training.trainer import TrainStep
 
 CPU, CLASSES, IGNORE = torch.device("cpu"), 10, 255
-
-# Equal to one process
-
-
 OBJECTIVES = {
     "task": (),
     "apd": (APDConfig(width=8),),
@@ -73,7 +70,7 @@ def objective_experiment(name, accumulation=1):
 
 
 def batch_with(labels):
-    """Eight pictures; picture i has about i/8 of its pixels ignored, or the last four have all."""
+    """Eight images; image i has about i/8 of its pixels ignored, or the last four have all."""
     random = torch.Generator().manual_seed(3)
     images = torch.rand(8, 3, 32, 32, generator=random)
     classes = torch.randint(0, CLASSES, (8, 4, 4), generator=random)
@@ -139,28 +136,21 @@ def assert_same_step(found, expected):
     for name, value in expected.items():
         tolerance = {"rtol": 1e-4, "atol": 1e-4 * value.abs().max().item() + 1e-8}
         if "teacher_head" in name and name.startswith("weight"):
-            tolerance = {"rtol": 0.0, "atol": 2.1e-3}  # Adam's first step is the rate times the gradient's sign
+            tolerance = {"rtol": 0.0, "atol": 2.1e-3}  # Adam's first step: the learning rate times the sign
         torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize(("name", "labels"), CASES)
-def test_two_ranks_with_half_a_batch_do_the_step_of_one_with_all_of_it(name, labels, steps_of_two_ranks):
-    expected = one_step(name, labels, ALONE)
-    for rank in (0, 1):
-        assert_same_step(torch.load(steps_of_two_ranks / f"{name}-{labels}-1-{rank}"), expected)
-
-
-@pytest.mark.parametrize(("name", "labels"), CASES)
-def test_accumulation_does_the_step_of_the_whole_batch_alone_and_on_two_ranks(name, labels, steps_of_two_ranks):
+def test_two_ranks_and_accumulation_do_the_step_of_one_process_with_the_whole_batch(name, labels, steps_of_two_ranks):
     expected = one_step(name, labels, ALONE)
     assert_same_step(one_step(name, labels, ALONE, accumulation=2), expected)
-    for rank in (0, 1):
-        assert_same_step(torch.load(steps_of_two_ranks / f"{name}-{labels}-2-{rank}"), expected)
+    for accumulation, rank in itertools.product((1, 2), (0, 1)):
+        assert_same_step(torch.load(steps_of_two_ranks / f"{name}-{labels}-{accumulation}-{rank}"), expected)
 
 
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_mean_of_means_would_be_another_number(labels, monkeypatch):
-    """Else the tests above would show nothing."""
+    """Else the test above would show nothing."""
 
     class Apart(Ranks):
         def wrapped(self, module):
@@ -211,22 +201,19 @@ def test_gradients_are_sent_on_the_last_step_of_an_accumulation_only(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "size"), [(7, 3), (6, 2), (2, 4), (1, 2), (0, 2)])
-def test_the_parts_of_an_evaluation_have_every_picture_once(count, size):
-    class Pictures(list):
+def test_the_parts_of_an_evaluation_have_every_image_once(count, size):
+    class Images(list):
         spec = "spec"
 
         def fingerprint(self):
             return "whole"
 
-    pictures = Pictures(f"picture {number}" for number in range(count))
-    parts = [Ranks(rank, size).part(pictures) for rank in range(size)]
-    seen = [part[place] for part in parts for place in range(len(part))]
-    assert sorted(seen) == sorted(pictures)
+    images = Images(range(count))
+    parts = [Ranks(rank, size).part(images) for rank in range(size)]
+    assert sorted(image for part in parts for image in part) == images
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert {(part.spec, part.fingerprint()) for part in parts} == {("spec", "whole")}
-    for part in parts:
-        assert list(part) == [part[place] for place in range(len(part))], "it does not end"
-    assert ALONE.part(pictures) is pictures
+    assert ALONE.part(images) is images
 
 
 def test_synchronised_norms_keep_activations_names_and_parameters():
@@ -250,7 +237,10 @@ def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
         experiment = replace(experiment, training=replace(experiment.training, auxiliary_weight=weight))
         run = prepared_run(experiment, tmp_path)
         run.student.train()
-        run.step(batch_with("unevenly_ignored"))
+        terms = run.step(batch_with("unevenly_ignored"))
+        assert ("auxiliary" in terms) == bool(weight)
+        heads = any(getattr(config, "width", None) for config in OBJECTIVES[name] if isinstance(config, APDConfig))
+        assert ("teacher_heads" in run.optimisers) == heads
         trained = nn.ModuleList([run.student, run.distillers]).named_parameters()
         assert [name for name, p in trained if p.requires_grad and p.grad is None] == []
 
@@ -323,7 +313,7 @@ def seen_in(folder):
         return outcome(shared())
 
 
-def test_two_ranks_leave_one_log_and_one_record_of_all_pictures(undisturbed, tmp_path, monkeypatch):
+def test_two_ranks_leave_one_log_and_one_record_of_all_images(undisturbed, tmp_path, monkeypatch):
     (folder,) = (undisturbed / "runs").glob("apd-seed0-*")
     record = read_record(folder / "record.json")
     monkeypatch.setenv("APD_RUNS", str(tmp_path))
@@ -331,11 +321,9 @@ def test_two_ranks_leave_one_log_and_one_record_of_all_pictures(undisturbed, tmp
     assert record.content["device"]["ranks"] == 2
     assert "ranks" not in alone.content["device"]
     assert record.content["fingerprint"] == alone.content["fingerprint"]
-    for matrices in ("confusion", "teacher.confusion", "teacher.agreement"):
-        counts = [record.content, alone.content]
-        for part in matrices.split("."):
-            counts = [content[part] for content in counts]
-        assert torch.equal(*(torch.tensor(matrix).sum() for matrix in counts)), "a picture was left out or seen twice"
+    for owner, matrix in ((None, "confusion"), ("teacher", "confusion"), ("teacher", "agreement")):
+        counts = [(content[owner] if owner else content)[matrix] for content in (record.content, alone.content)]
+        assert torch.equal(*(torch.tensor(count).sum() for count in counts)), "an image was left out or seen twice"
     assert [entry["step"] for entry in record.content["evaluations"]] == [3, 6]
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(6))
@@ -464,28 +452,12 @@ def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, 
 
 def torchrun(runs, iterations):
     """`torchrun -m apd train` on two processes, whose first run is the teacher's."""
-    small = {
-        "network.backbone": "test_efficientnet",
-        "network.head-width": 8,
-        "data.height": 32,
-        "data.width": 32,
-        "data.crop-height": 32,
-        "data.crop-width": 32,
-        "data.train-images": 4,
-        "data.evaluation-images": 2,
-        "training.batch-size": 4,
-        "teacher.network.head-width": 8,
-        "teacher.training.batch-size": 4,
-        "teacher.training.iterations": iterations,
-    }
-    arguments = ["train", "--method", "student", *(f"--{name}={value}" for name, value in small.items())]
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apd", *arguments],
-        env={**os.environ, "APD_RUNS": str(runs), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-        stdout=-1,
-        stderr=-1,
-        text=True,
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apd"]
+    options = {**SMALLEST, "training.batch-size": 4, "teacher.training.batch-size": 4}
+    options["teacher.training.iterations"] = iterations
+    arguments = ["train", "--method", "student", *(f"--{name}={value}" for name, value in options.items())]
+    environment = {**os.environ, "APD_RUNS": str(runs), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *arguments], env=environment, stdout=-1, stderr=-1, text=True)
 
 
 def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
@@ -493,14 +465,9 @@ def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
     while not (logs := list(tmp_path.glob("*/log.jsonl"))) or len(logs[0].read_text().splitlines()) < 3:
         assert job.poll() is None, job.stderr.read()
         time.sleep(0.05)
-    workers = [int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
-    by_rank = {
-        rank: pid
-        for pid in workers
-        for rank in (0, 1)
-        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()
-    }
-    os.kill(by_rank[1], signal.SIGKILL)
+    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    (second,) = [int(pid) for pid in workers if "\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_text()]
+    os.kill(second, signal.SIGKILL)
     _out, err = job.communicate(timeout=100)
     assert job.returncode != 0
     assert "apd: another process of this run has gone" in err or "SIGKILL" in err

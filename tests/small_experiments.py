@@ -28,7 +28,7 @@ from apd.training import exit_codes as codes
 from apd.training import trainer as loop
 from apd.training.run import run_folder, task_of, train
 from apd.training.segmentation import build_network
-from apd.training.trainer import Trainer
+from apd.training.trainer import Trainer, TrainStep
 
 DATA = DataConfig(height=32, width=48, crop_height=32, crop_width=32, train_images=6, evaluation_images=3)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=8)
@@ -174,6 +174,35 @@ def exit_codes(processes: list[multiprocessing.Process]) -> list[int | None]:
         process.kill()
         process.join()
     return codes
+
+
+def run_ranks(
+    function: Callable[..., None], *arguments: Any, outputs: Path, expected: tuple[int, int] = (0, 0)
+) -> list[str]:
+    """Call a function in two processes, which must leave with these codes. Returns what each printed."""
+    codes = exit_codes(start_ranks(function, *arguments, outputs=outputs))
+    printed = [(outputs / str(rank)).read_text() for rank in (0, 1)]
+    assert codes == list(expected), printed
+    return printed
+
+
+def state_after(step: TrainStep, batch: Any) -> dict[str, torch.Tensor]:
+    """Terms, gradients and new weights of one optimiser step."""
+    terms = step(batch)
+    named = dict(torch.nn.ModuleDict({"student": step.student, "distillers": step.distillers}).named_parameters())
+    gradients = {f"gradient.{name}": p.grad for name, p in named.items() if p.requires_grad}
+    weights = {f"weight.{name}": p.detach() for name, p in named.items()}
+    return {f"term.{term}": value for term, value in terms.items()} | gradients | weights
+
+
+def assert_same_step(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float = 1e-4) -> None:
+    """Two states after a step are equal but for the order of sums."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = {"rtol": rtol, "atol": 1e-4 * value.abs().max().item() + 1e-7}
+        if "teacher_head" in name and name.startswith("weight"):
+            tolerance = {"rtol": 0.0, "atol": 2.1e-3}  # Adam's first step: the learning rate times the sign
+        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def _as_rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:

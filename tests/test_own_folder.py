@@ -294,7 +294,7 @@ def test_it_is_trained_on_from_the_shell(folder, tmp_path, monkeypatch, capsys):
     write_pairs(folder, "train", 1, first=20)
     code = main([*command, *size, *steps])
     assert code != 0
-    assert "was made from other pictures or labels than" in capsys.readouterr().err
+    assert "was made from other images or labels than" in capsys.readouterr().err
     mask(folder).unlink()
     code = main([*command, *size, *steps, "--seed", "5"])
     assert code != 0

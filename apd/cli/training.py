@@ -22,7 +22,7 @@ from apd.study.campaign import parsed, run_campaign
 from apd.study.own_recipe import OwnRecipe, own_recipe
 from apd.study.recipes import AnyMethod, Size, default_method
 from apd.training import run as runs
-from apd.training.distributed import choose_device, started_rank
+from apd.training.distributed import choose_device, join, started_rank
 from apd.training.exit_codes import UsageError
 from apd.training.provenance import provenance
 from apd.training.record import Record, differences, read_record
@@ -139,27 +139,29 @@ def replay(arguments: list[str], sentence: str) -> int:
     chosen = parse(_Replay, arguments, prog="apd replay", description=sentence)
     record = read_record(chosen.record / "record.json" if chosen.record.is_dir() else chosen.record)
     recorded, name = record.content, chosen.device or record.content["device"].get("type", "")
-    device, task = choose_device(name), runs.task_of(record.experiment)
+    device, task, ranks = choose_device(name), runs.task_of(record.experiment), join()
     if device.type == "cpu":  # with another number, sums are in another order
         torch.set_num_threads(recorded["device"].get("threads", torch.get_num_threads()))
     splits = task.splits()
     data = {"fingerprint": splits.evaluation.fingerprint(), "training_fingerprint": splits.train.fingerprint()}
-    here = provenance(device, task.precision(device), libraries=task.libraries)
-    notes = list(_otherwise(recorded, {**here, "data": data}))
-    print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "", flush=True)
+    here = provenance(device, task.precision(device), ranks.size, task.libraries) | {"data": data}
+    notes = list(_otherwise(recorded, here))
+    for note in notes:
+        ranks.print(f"note: {note}")
     with tempfile.TemporaryDirectory() as folder:
         options = dict(device=name, progress=in_this_output(), workers=chosen.workers)
         again = runs.train(record.experiment, folder=Path(folder), **options)
-    found = list(differences(recorded, again.content))
-    print(*found[:MOST_LINES], *([f"… and {len(found) - MOST_LINES} more"] if found[MOST_LINES:] else ()), sep="\n")
-    score, value = again.headline
+    found, (score, value) = list(differences(recorded, again.content)), again.headline
+    for line in found[:MOST_LINES]:
+        ranks.print(line)
     if not found:
-        print(
-            f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are those of the record, bit by bit"
+        ranks.print(
+            f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
         )
         return 0
     why = "; bits repeat with the same code, libraries and kind of processor only, see the notes" if notes else ""
-    print(f"different: {len(found)} entries; {score} {record.headline[1]:.4f} in the record and {value:.4f} here{why}")
+    scores = f"{score} {record.headline[1]:.4f} in the record and {value:.4f} here"
+    ranks.print(f"differences: {len(found)}, at most {MOST_LINES} of them above; {scores}{why}")
     return 1
 
 
@@ -167,8 +169,9 @@ def _otherwise(recorded: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
     """What of code, libraries, machine and data is not as it was for the record."""
     for entry in ("git", "versions", "device", "data"):
         for name, value in recorded[entry].items():
-            if name in here[entry] and name != "clean" and value != here[entry][name]:
-                yield f"{entry}.{name}: {value} in the record and {here[entry][name]} here"
+            now = here[entry].get(name, value if entry == "data" else None)
+            if value != now and name != "clean":
+                yield f"{entry}.{name}: {value} in the record and {now} here"
     if not here["git"]["clean"]:
         yield "git.clean: the code here has changes that are not committed"
 

@@ -11,14 +11,14 @@ import tyro
 
 from apd.cli.parsing import parse
 from apd.config.datasets import spec_of
-from apd.config.experiment import Experiment, ExperimentError
+from apd.config.experiment import Experiment
 from apd.config.image_sizes import require_sides, require_split_sides, shown_size
 from apd.config.inference import InferenceOptions
 from apd.data.coco import coco_spec
 from apd.data.images import DataError
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.paired_files import names_of
-from apd.data.rle import DetectionExtraMissing, coco_library
+from apd.data.rle import coco_library
 from apd.data.scenes.instances import THINGS
 from apd.evaluation import inference as segmentation
 from apd.evaluation.average_precision import Detections
@@ -33,6 +33,7 @@ from apd.training.run import finished_folder, task_of, trained_network
 
 Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 FLAGS = (tyro.conf.FlagCreatePairsOff,)  # a switch that is off by default needs no --no- form
+SCORED = "scoring and drawing what a detector finds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
 
 
 def _evaluate_detector(chosen: _Evaluate, record: Record) -> str:
-    _require_library()
+    coco_library(SCORED)
     data, task = record.experiment.data, task_of(record.experiment)
     if data.name == "coco" and chosen.split == "test":
         raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
@@ -174,7 +175,7 @@ def predict(arguments: list[str], sentence: str) -> int:
         if least_score is not None and not 0 <= least_score <= 1:
             raise UsageError(f"--least-score {least_score}: expected a number from 0 to 1")
         if record.experiment.network.kind == "mask_rcnn":
-            _require_library()
+            coco_library(SCORED)
         spec, detector = _spec_of_run(record), trained_network(chosen.run, device=device)
         least_score = LEAST_SCORE if least_score is None else least_score
         print(*detect_in_pictures(detector, chosen.images, chosen.to, spec, least_score=least_score), sep="\n")
@@ -246,10 +247,3 @@ def _spec_of_run(record: Record) -> InstanceSpec:
             f"{spec.num_classes} beside {len(record.class_names)}, or others, or in another order"
         )
     return spec
-
-
-def _require_library() -> None:
-    try:
-        coco_library("scoring and drawing what a detector finds")
-    except DetectionExtraMissing as error:
-        raise ExperimentError(str(error)) from error

@@ -41,12 +41,11 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, advice: str) -> Iterator[Path]:
-    """A place to write a file beside its final one, which it takes whole, or not at all: a reader never sees a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
+    """A file to write beside the final one, whose place it takes whole, or not at all: a reader never sees a part."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        yield
         temporary.replace(path)
     except Exception as error:  # safetensors wraps the OSError in a type of its own
         with contextlib.suppress(OSError):
@@ -57,7 +56,8 @@ def _replacing(path: Path, advice: str) -> Iterator[Path]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old content or the new. CheckpointError when the disk refuses it."""
-    with _replacing(path, " or choose another folder") as temporary, temporary.open("w", encoding="utf-8") as file:
+    own = path.with_name(f".{path.name}.{os.getpid()}.part")  # workers of a campaign may write the same record
+    with _replacing(path, own, " or choose another folder"), own.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -65,8 +65,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
-    with _replacing(path, ", then start the same command again") as temporary:
-        save_file(_tensors(weights), temporary)
+    partial = path.with_suffix(".part")  # one name: what a kill leaves is overwritten when the run goes on
+    with _replacing(path, partial, ", then start the same command again"):
+        save_file(_tensors(weights), partial)
 
 
 def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,11 +85,8 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoint `step` (optimiser steps done) under `folder`, keep the one before it and delete older ones.
 
-    `weights` are the student's, `state` further tensors (heads, random generators, averaged weights), `optimisers`
-    state dicts by name, `facts` JSON values to find again.
-
-    Raises:
-        CheckpointError: the disk is full or read-only; the checkpoints that were there are untouched.
+    `state` are further tensors (heads, random generators, averaged weights), `optimisers` state dicts by name, `facts`
+    JSON values. CheckpointError where the disk refuses; the checkpoints that were there are untouched.
     """
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
@@ -160,9 +158,8 @@ def only_process(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process; it is made if it is not there.
 
     The lock is the operating system's own on `folder/lock` (`flock`, on Windows `LockFileEx`): it vanishes with the
-    process, however that ends. `folder/holder` names the process. Between processes of one machine the lock always
-    holds. Between machines it holds where the shared file system carries it to its server: NFS on Linux does, Lustre
-    when it is mounted with `flock` (with `localflock` it holds within a machine only, and nothing reports that).
+    process, which `folder/holder` names. Between machines it holds where the shared file system carries it to its
+    server: NFS on Linux does, Lustre when it is mounted with `flock` (not with `localflock`).
 
     Raises:
         RunBusyError: another process holds it; names the process.

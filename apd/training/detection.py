@@ -181,10 +181,7 @@ class DetectionTask(nn.Module):
     def evaluate(
         self, network: FasterRCNN, dataset: InstanceDataset, inference: InferenceOptions, ranks: Ranks
     ) -> dict[str, Any]:
-        """Tables of average precision as `ap`.
-
-        AP is no mean of parts' APs, so rank 0 counts what all ranks have found.
-        """
+        """Tables of average precision as `ap`; AP is no mean of parts' APs, so rank 0 counts what all have found."""
         parts = ranks.gather(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
         return ranks.on_rank_zero(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
 

@@ -15,6 +15,7 @@ import torch
 
 from apd.config.experiment import ExperimentError
 from apd.data.images import DataError, DataWarning
+from apd.data.rle import DetectionExtraMissing
 from apd.evaluation.export import ExportError
 from apd.training.checkpoint import CheckpointError, RunBusyError
 from apd.training.distributed import LostRankError, is_reported_by_rank_zero, leave, of_every_rank, started_rank
@@ -30,6 +31,7 @@ class UsageError(ValueError):
 USER_ERRORS = (
     CheckpointError,
     DataError,
+    DetectionExtraMissing,
     ExperimentError,
     ExportError,
     LostRankError,

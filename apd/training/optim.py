@@ -13,10 +13,8 @@ def build_optimisers(
 ) -> dict[str, torch.optim.Optimizer]:
     """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
 
-    `student` are the parameters of its backbone, and the rest, which learn `head_multiplier` times as fast;
-    `distillers` the modules, in the order of their configurations. A group that follows a schedule carries
-    `base_rate`; that of a teacher's head does only where the experiment says so, and else keeps its learning rate
-    (released code).
+    `student` are the parameters of its backbone, and the rest, which learn `head_multiplier` times as fast. A group
+    that follows a schedule carries `base_rate`; a teacher's head only where the experiment says so (released code: no).
     """
     training: TrainingConfig = experiment.training
     backbone, heads = map(list, student)
@@ -66,11 +64,7 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
 
 
 def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], training: TrainingConfig, step: int) -> None:
-    """Give each parameter group that has a `base_rate` its learning rate for a step.
-
-    Those of "student" follow :func:`learning_rate_factor`; a teacher's head that follows anything the poly schedule,
-    whatever the student does.
-    """
+    """Give each group that has a `base_rate` its learning rate; a teacher's head falls by poly, if at all."""
     for name, optimiser in optimisers.items():
         factor = learning_rate_factor(training, step) if name == "student" else _poly(training, step)
         for group in optimiser.param_groups:

@@ -157,31 +157,25 @@ class Record:
 
     @cached_property
     def ap(self) -> dict[Kind, APScores]:
-        """Average precision of the last step's student on the evaluation split: "boxes", and "masks" of a Mask R-CNN.
-
-        RecordError where the record is of segmentation.
-        """
+        """AP of the last step's student on the evaluation split: "boxes", and "masks" of a Mask R-CNN."""
         self._of("detection", "average precision", "scores")
         return {kind: ap_scores(table) for kind, table in tables_of(self.content["ap"]).items()}
 
     @cached_property
     def teacher_ap(self) -> dict[Kind, APScores] | None:
-        """The teacher's average precision on the same images; None when there is no teacher. RecordError as `ap`."""
+        """The teacher's average precision on the same images; None when there is no teacher."""
         self._of("detection", "average precision", "teacher_scores")
         teacher = self.content["teacher"]
         return None if teacher is None else {k: ap_scores(table) for k, table in tables_of(teacher["ap"]).items()}
 
     @cached_property
     def scores(self) -> Scores:
-        """Scores of the last step's student on the evaluation split. RecordError where the record is of detection."""
+        """Scores of the last step's student on the evaluation split; of segmentation only (else RecordError)."""
         self._of("segmentation", "scores of pixels", "ap")
         return scores(torch.tensor(self.content["confusion"]))
 
     def scores_on(self, split: str) -> Scores:
-        """Scores of the last step's student on the evaluation split or another that was scored with it.
-
-        RecordError where the record has no such split, or is of detection.
-        """
+        """Scores on the evaluation split or another that was scored with it; RecordError where there is none."""
         others = self.content.get("other_splits", {})
         if split == self.content["data"]["split"]:
             return self.scores
@@ -192,17 +186,14 @@ class Record:
 
     @cached_property
     def teacher_scores(self) -> Scores | None:
-        """The teacher's scores on the same images; None when there is no teacher. RecordError as `scores`."""
+        """The teacher's scores on the same images; None when there is no teacher."""
         self._of("segmentation", "scores of pixels", "teacher_ap")
         teacher = self.content["teacher"]
         return None if teacher is None else scores(torch.tensor(teacher["confusion"]))
 
     @cached_property
     def agreement(self) -> float | None:
-        """Share of valid pixels on which student and teacher name the same class; None when there is no teacher.
-
-        RecordError where the record is of detection: boxes of two networks have no common places to agree on.
-        """
+        """Share of valid pixels on which student and teacher name the same class; None when there is no teacher."""
         self._of("segmentation", "agreement of pixels", "teacher_ap")
         teacher = self.content["teacher"]
         return None if teacher is None else agreement(torch.tensor(teacher["agreement"]))
@@ -249,11 +240,7 @@ def _numbers(value: Any) -> Iterator[Any]:
 
 
 def read_record(path: Path) -> Record:
-    """Read and check one record.
-
-    Raises:
-        RecordError: the file is not JSON or does not follow the schema.
-    """
+    """Read and check one record. RecordError where the file is not JSON or does not follow the schema."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return Record(content, source=str(path))
@@ -265,11 +252,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Every record of a folder, sorted by file name.
-
-    Raises:
-        RecordError: the folder holds none, or one of them is wrong.
-    """
+    """Every record of a folder, sorted by file name. RecordError where it holds none, or one of them is wrong."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise RecordError(f"{folder}: no records; run the campaign of that name (apd campaign {Path(folder).name})")

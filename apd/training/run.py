@@ -1,7 +1,6 @@
 """One experiment in, one record out.
 
-A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished and its record returned, or goes on
-from its newest whole checkpoint.
+A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished, or goes on from its newest checkpoint.
 """
 
 import contextlib
@@ -112,11 +111,7 @@ def task_of(experiment: Experiment) -> Task:
 
 
 def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> None:
-    """Refuse a batch that cannot be divided evenly over ranks and the steps of an accumulation.
-
-    Raises:
-        ExperimentError: it cannot, or a part has less images than the `least` that batch norm trains on.
-    """
+    """Refuse (ExperimentError) a batch that ranks x accumulation does not divide, or into less than `least` images."""
     parts = ranks.size * training.accumulation
     if training.batch_size % parts or training.batch_size < least * parts:
         raise of_every_rank(
@@ -151,10 +146,7 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
 
 
 def _finished(folder: Path) -> Record | None:
-    """The record of a finished run, unless what it was trained on is another today.
-
-    Scenes change with their generator, and a folder of one's own with whoever puts an image there.
-    """
+    """The record of a finished run; CheckpointError where its scenes or own images are others today."""
     if not (folder / "record.json").exists():
         return None
     record = read_record(folder / "record.json")
@@ -274,11 +266,7 @@ def run_folder(experiment: Experiment) -> Path:
 
 
 def finished_folder(run: Path | str) -> Path:
-    """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints.
-
-    >>> finished_folder("runs/tiny-apd-seed0-0123456789ab/record.json").name
-    'tiny-apd-seed0-0123456789ab'
-    """
+    """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints."""
     run = Path(run).expanduser()
     return run.parent if run.name in RUN_FILES or run.is_file() else run
 

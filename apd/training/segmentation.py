@@ -57,14 +57,10 @@ class SegmentationTask(nn.Module):
     Student and distillers are its submodules, so that DistributedDataParallel finds every trained parameter in one
     forward pass; the teacher has none and stays out. :class:`apd.training.detection.DetectionTask` has the same
     methods: the trainer, its checkpoints and records know of nothing else.
-
-    Attributes:
-        expected: field of the teacher's configuration with the least that its headline score may be.
-        libraries: packages, beside the usual ones, whose version belongs to what is measured.
     """
 
-    expected = "expected_miou"
-    libraries = ()
+    expected = "expected_miou"  # field of the teacher's configuration with the least that its headline score may be
+    libraries = ()  # packages, beside the usual ones, whose version belongs to what is measured
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
@@ -94,10 +90,7 @@ class SegmentationTask(nn.Module):
     def batches(
         self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
     ) -> Iterator[Batch]:
-        """This rank's parts of the training batches from iteration `start` on: crops of one size.
-
-        The loader makes them, or with `device_augmentation` the device.
-        """
+        """This rank's parts of the training batches from iteration `start` on, made by the loader or on the device."""
         training = self.experiment.training
         there = training.device_augmentation
         supply = partial(device_batches, device=device) if there else partial(training_batches, workers=workers)
@@ -112,10 +105,7 @@ class SegmentationTask(nn.Module):
         )
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """Images that batch norm needs in each part of a batch.
-
-        Two, since the pooled branch has one vector an image; one where norms are synchronised over GPUs.
-        """
+        """Images that batch norm needs in each part of a batch: the pooled branch has one vector an image."""
         return 1 if ranks.size > 1 and device.type == "cuda" else 2
 
     def precision(self, device: torch.device) -> str:
@@ -145,12 +135,7 @@ class SegmentationTask(nn.Module):
         return build_distiller(config, student=student, teacher=teacher, ignore_index=ignore_index, seed=seed)
 
     def prepare(self, student: Segmenter, teacher: Segmenter | None) -> None:
-        """Take the networks that `forward` calls, and build the distillers between them.
-
-        Args:
-            student: is trained.
-            teacher: in eval mode and without gradients, or None.
-        """
+        """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""
         configs, training = self.experiment.distillers, self.experiment.training
         self.student = student
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})

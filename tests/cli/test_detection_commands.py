@@ -20,7 +20,7 @@ from apd.cli.training import summary
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.cost.count import step_cost, teacher_step_cost
-from apd.cost.dry_run import dry_run, measure_steps
+from apd.cost.dry_run import dry_run
 from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec
 from apd.data.rle import encode
@@ -29,7 +29,6 @@ from apd.distillers.roi_apd import RoIAPDConfig
 from apd.evaluation.average_precision import Detections, tables_of
 from apd.evaluation.detection_images import RESULTS, coco_results, colours_of, drawn, image_ids
 from apd.evaluation.detections import detect
-from apd.study.campaigns import CAMPAIGNS
 from apd.training.distributed import ALONE
 from apd.training.record import read_record
 from apd.training.run import run_folder, task_of, train, trained_network
@@ -109,13 +108,6 @@ def test_train_starts_from_apds_form_for_the_task_and_prints_both_networks_ap(ca
         for ap in (record.ap, record.teacher_ap)
     )
     assert printed == f"scenes_detection-roi_apd-seed0: {student} on val; teacher {teacher}"
-
-
-def test_a_campaign_of_detection_prints_ap_of_every_run(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(CAMPAIGNS, "one", lambda: iter([boxes(data=COCO)]))
-    assert leave(["campaign", "one", "--records", tmp_path / "records"]) == 0
-    (record,) = map(read_record, (tmp_path / "records").iterdir())
-    assert capsys.readouterr().out.splitlines()[-1] == summary(record)
 
 
 # evaluate
@@ -247,21 +239,6 @@ def test_a_dry_run_without_the_data_or_the_weights_names_both_and_measures_on_no
     assert "no network" in student
     assert "measured on noise: 1 steps of 2 images" in text
     assert "classes in sight" not in text
-
-
-def test_noise_of_objects_is_one_image_that_can_be_trained_on():
-    noise = NoiseThings(InstanceSpec("pets", ("cat", "dog")), (64, 96))
-    sample = noise[0]
-    assert len(noise) == 1
-    assert torch.equal(sample.image_3HW, noise[0].image_3HW)
-    assert sample.masks_NHW.shape == (8, 64, 96)
-    assert sample.masks_NHW.sum((1, 2)).tolist() == sample.areas_N.tolist()
-    assert torch.equal((sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]).prod(1), sample.areas_N)
-    assert int(sample.labels_N.max()) < 2
-    assert NoiseThings(noise.spec, (64, 96), masks=False)[0].masks_NHW is None
-    experiment = boxes()
-    student = task_of(experiment).network(experiment.network, 2, CPU, 0)
-    assert measure_steps(experiment, student, None, noise, 1, 2).steps == 1
 
 
 def test_what_is_counted_without_computing_is_near_what_a_step_computes():

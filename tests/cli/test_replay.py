@@ -36,8 +36,10 @@ def test_a_record_of_this_machine_comes_out_equal_and_leaves_no_run(record, caps
     code, lines = replayed(record, capsys)
     score, value = Record(json.loads(record.read_text())).headline
     assert code == 0
-    expected = "weights, scores, curves, teacher and data are those of the record, bit by bit"
-    assert lines[-1] == f"equal: {score} {value:.4f}; {expected}"
+    assert (
+        lines[-1]
+        == f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
+    )
     assert not [line for line in lines if "in the record" in line]
     assert sorted((record.parent / "runs").rglob("record.json")) == runs, "the teacher's only, which was found"
 
@@ -59,5 +61,5 @@ def test_another_count_commit_and_version_are_named_and_end_with_1(record, tmp_p
     assert f"note: git.commit: {'0' * 40} in the record and " in "\n".join(lines)
     assert [line for line in lines if line.startswith(("confusion", "ap."))] == [lines[-2]]
     assert lines[-2].startswith(expected)
-    assert lines[-1].startswith("different: 1 entries; ")
+    assert lines[-1].startswith("differences: 1, at most 20 of them above; ")
     assert lines[-1].endswith("bits repeat with the same code, libraries and kind of processor only, see the notes")

@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, is never unpickled freely, and a damaged one is passed over and told."""
+"""A checkpoint is there whole or not at all, is never unpickled freely, and a damaged one is passed over and named."""
 
 import ast
 import errno
@@ -98,14 +98,14 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_of_a_damaged_newest_checkpoint_the_one_before_is_used_and_it_is_said(tmp_path, damage):
-    change, told = DAMAGES[damage]
+    change, message = DAMAGES[damage]
     for step in (10, 20):
         path = saved(tmp_path, step)
     change(path)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     assert "step-00000020" in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     found, (sentence,) = load_newest(tmp_path)
     assert found["step"] == 10
     assert sentence == f"{caught.value}; step 10 before it is used"

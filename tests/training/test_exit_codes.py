@@ -1,24 +1,20 @@
 """Each mishap ends in one clear message and an exit code that is not zero, and nothing that was finished is lost."""
 
-import json
 import resource
 import shutil
 import signal
 import threading
-import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from small_experiments import TEACHER, Thrown, exit_code, outcome, run_as_a_command, start, thrown_at, tiny
+from small_experiments import TEACHER, Thrown, exit_code, outcome, run_as_a_command, thrown_at, tiny
 
 from apd.cli import app as cli
 from apd.training import checkpoint
 from apd.training import trainer as loop
-from apd.training.checkpoint import RunBusyError
 from apd.training.run import run_folder, train
 from apd.training.run_log import StoppedError
 
@@ -244,44 +240,6 @@ def test_a_read_only_disk_is_an_error_before_anything_is_computed(runs, refused,
     message = refused(*STUDENT)
     assert f"cannot write to {tmp_path / 'file' / 'runs'}" in message
     assert "make it writable or set APD_RUNS to another folder" in message
-
-
-# two at once
-
-
-@dataclass
-class Hold:
-    """Says that step 2 is done and goes on when it may."""
-
-    ready: Path
-    go: Path
-
-    def __call__(self, step):
-        if step == 2:
-            self.ready.touch()
-            while not self.go.exists():
-                time.sleep(0.01)
-
-
-def test_of_two_processes_on_one_run_the_second_says_who_holds_it_or_waits(
-    runs, refused, tmp_path, capsys, undisturbed
-):
-    hold = Hold(tmp_path / "ready", tmp_path / "go")
-    first = start(run_as_a_command, tiny(), runs, hold, output=tmp_path / "output")
-    while not hold.ready.exists():
-        assert first.is_alive(), (tmp_path / "output").read_text()
-        time.sleep(0.01)
-    busy = f"is in use by process {first.pid} on "
-    assert busy in refused(*STUDENT)
-    with pytest.raises(RunBusyError, match=busy):
-        train(tiny())
-    threading.Timer(0.3, hold.go.touch).start()
-    record = train(tiny(), wait=True)
-    assert busy in capsys.readouterr().out.removeprefix("waiting: ")
-    first.join(60)
-    assert first.exitcode == 0
-    assert record.content == json.loads((run_folder(tiny()) / "record.json").read_text())
-    assert outcome(tiny()) == undisturbed
 
 
 # stopping

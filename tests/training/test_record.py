@@ -124,15 +124,15 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "value", "told"), DAMAGES)
-def test_a_damaged_record_is_refused_with_file_and_entry(content, tmp_path, change, value, told):
+@pytest.mark.parametrize(("change", "value", "message"), DAMAGES)
+def test_a_damaged_record_is_refused_with_file_and_entry(content, tmp_path, change, value, message):
     damaged = copy.deepcopy(content)
     change(damaged, value)
     path = written(tmp_path, damaged)
     with pytest.raises(RecordError) as caught:
         read_record(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).endswith("Restore the file (records are committed), or delete it to have it made again")
 
 

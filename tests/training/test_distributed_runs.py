@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_detection import small
-from small_experiments import SMALLEST, exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny
+from small_experiments import SMALLEST, equal, exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny
 
 from apd.data.image_folder import DataError
 from apd.evaluation.average_precision import tables_of
@@ -146,8 +146,7 @@ def test_two_ranks_leave_one_record_of_a_detector_on_all_images_and_end_with_equ
         alone = ap_of(trained_network(run), val)
         for kind, table in tables_of(read_record(run_folder(run) / "record.json").content["ap"]).items():
             torch.testing.assert_close(table.ap_TKA, alone[kind].ap_TKA, equal_nan=True, rtol=0, atol=1e-3)
-        first, second = (torch.load(tmp_path / f"{run.name}-{rank}.pt") for rank in (0, 1))
-        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        assert equal(*(torch.load(tmp_path / f"{run.name}-{rank}.pt") for rank in (0, 1)))
     lines = [json.loads(line) for line in (run_folder(experiment) / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(4))
     assert (first.count("teacher box AP"), second) == (1, "")

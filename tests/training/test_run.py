@@ -184,20 +184,6 @@ def test_weights_are_given_only_when_they_are_those_of_the_record(runs):
     assert digest(path) == before
 
 
-def test_the_distiller_of_a_run_comes_back_with_the_heads_it_had_trained(runs):
-    train(tiny("both"))
-    student, teacher = trained_network(tiny("both")), trained_network(tiny("both").teacher_experiment())
-    distiller = trained_distiller(tiny("both"), student, teacher)
-    checkpoint = load_file(run_folder(tiny("both")) / "checkpoints" / "step-00000006" / "state.safetensors")
-    trained = copied(distiller)
-    assert not distiller.training
-    assert equal(
-        {f"distillers.apd.{n}": v for n, v in trained.items()}, {n: checkpoint[n] for n in checkpoint if ".apd." in n}
-    )
-    fresh = copied(prepared_run(tiny("both"), runs / "fresh").distillers["apd"])
-    assert not any(torch.equal(trained[name], fresh[name]) for name in fresh if name.endswith("weight"))
-
-
 def test_a_distiller_that_a_run_does_not_have_is_an_error(runs):
     network = build_network(tiny().network, 10, CPU, seed=0)
     with pytest.raises(CheckpointError, match="'student-seed0' has no distiller 'apd': it has none at all"):

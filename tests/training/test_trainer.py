@@ -15,7 +15,6 @@ from small_experiments import copied, equal, prepared_run, tiny
 from torch import nn
 
 from apd.config.experiment import ExperimentError, TrainingConfig
-from apd.config.identity import fingerprint
 from apd.data.batches import Batch
 from apd.training import trainer as loop
 from apd.training.optim import set_learning_rates
@@ -334,11 +333,6 @@ def test_student_and_teacher_are_compiled_for_steps_and_called_as_they_are_for_s
 def test_switches_that_cannot_stand_together_are_refused(fields, message):
     with pytest.raises(ExperimentError, match=f"TrainingConfig.{message}"):
         TrainingConfig(**fields)
-
-
-def test_switches_that_are_off_leave_every_fingerprint_as_it_was():
-    off = dict(accumulation=1, compile=False, channels_last=True, fused=False, pinned_memory=False)
-    assert fingerprint(tiny("apd")) == fingerprint(tiny("apd", **off)) != fingerprint(tiny("apd", fused=True))
 
 
 class Replayed:

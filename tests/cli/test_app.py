@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pandas import json_normalize
 from small_experiments import exit_code, tiny
 
 from apd.cli import app as cli
@@ -68,6 +67,8 @@ def test_every_command_tells_its_options(command, capsys):
 def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_choices(capsys):
     assert leave(["train", "--help"]) == 0
     out = capsys.readouterr().out
+    from pandas import json_normalize  # here: a bare machine, below, has none
+
     fields = to_dict(tiny("apd"))
     (distiller,) = fields.pop("distillers")
     expected = {*json_normalize(fields).columns, *(f"distillers.0.{name}" for name in distiller)}

@@ -19,22 +19,16 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from apd.config.datasets import build_splits
-from apd.config.experiment import (
-    DataConfig,
-    Experiment,
-    NetworkConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
 from apd.training import checkpoint
-from apd.training import exit_codes as shell
+from apd.training import exit_codes as codes
 from apd.training import trainer as loop
 from apd.training.run import run_folder, task_of, train
 from apd.training.segmentation import build_network
-from apd.training.trainer import Trainer
+from apd.training.trainer import Trainer, TrainStep
 
 DATA = DataConfig(height=32, width=48, crop_height=32, crop_width=32, train_images=6, evaluation_images=3)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=8)
@@ -49,6 +43,18 @@ DISTILLERS: dict[str, tuple[DistillerConfig, ...]] = {
     "apd": (APDConfig(width=8),),
     "both": (PixelKDConfig(), APDConfig(width=8, pixel_kd=0.0)),
 }
+
+
+SMALLEST = {
+    "network.backbone": "test_efficientnet",
+    "network.head-width": 8,
+    **{f"data.{side}": 32 for side in ("height", "width", "crop-height", "crop-width")},
+    "data.train-images": 4,
+    "data.evaluation-images": 2,
+    "teacher.network.backbone": "test_efficientnet",
+    "teacher.network.head-width": 8,
+}
+"""Options of the command line for the smallest networks and scenes."""
 
 
 def tiny(method: str = "student", *, seed: int = 0, **training: Any) -> Experiment:
@@ -75,6 +81,30 @@ def prepared_run(experiment: Experiment, folder: Path) -> Trainer:
     if experiment.teacher is not None:
         teacher = build_network(experiment.teacher.network, classes, device, seed=100).eval().requires_grad_(False)
     return Trainer(task_of(experiment), folder, splits, student, teacher)
+
+
+class Thrown(Exception):
+    """What a test throws out of a run's loop."""
+
+
+def thrown_at(last: int) -> Callable[[int], None]:
+    """A callback that throws when that many steps are done."""
+
+    def on_step(step: int) -> None:
+        if step == last:
+            raise Thrown
+
+    return on_step
+
+
+def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a module as it is now."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two states have the same names and bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def digest(path: Path) -> str:
@@ -146,6 +176,35 @@ def exit_codes(processes: list[multiprocessing.Process]) -> list[int | None]:
     return codes
 
 
+def run_ranks(
+    function: Callable[..., None], *arguments: Any, outputs: Path, expected: tuple[int, int] = (0, 0)
+) -> list[str]:
+    """Call a function in two processes, which must leave with these codes. Returns what each printed."""
+    codes = exit_codes(start_ranks(function, *arguments, outputs=outputs))
+    printed = [(outputs / str(rank)).read_text() for rank in (0, 1)]
+    assert codes == list(expected), printed
+    return printed
+
+
+def state_after(step: TrainStep, batch: Any) -> dict[str, torch.Tensor]:
+    """Terms, gradients and new weights of one optimiser step."""
+    terms = step(batch)
+    named = dict(torch.nn.ModuleDict({"student": step.student, "distillers": step.distillers}).named_parameters())
+    gradients = {f"gradient.{name}": p.grad for name, p in named.items() if p.requires_grad}
+    weights = {f"weight.{name}": p.detach() for name, p in named.items()}
+    return {f"term.{term}": value for term, value in terms.items()} | gradients | weights
+
+
+def assert_same_step(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float = 1e-4) -> None:
+    """Two states after a step are equal but for the order of sums."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = {"rtol": rtol, "atol": 1e-4 * value.abs().max().item() + 1e-7}
+        if "teacher_head" in name and name.startswith("weight"):
+            tolerance = {"rtol": 0.0, "atol": 2.1e-3}  # Adam's first step: the learning rate times the sign
+        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def _as_rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -166,7 +225,7 @@ def _with_output(function: Callable[..., None], arguments: tuple, output: Path) 
 def run_as_a_command(experiment: Experiment, runs: Path, on_step: Callable[[int], None] | None = None) -> None:
     """Train as the command line does, in this process, and leave it with its exit code."""
     os.environ["APD_RUNS"] = str(runs)
-    code = shell.exit_code_of(lambda: 0 if train(experiment, on_step=on_step) else 1, "apd")
+    code = codes.exit_code_of(lambda: 0 if train(experiment, on_step=on_step) else 1, "apd")
     sys.stdout.flush()
     os._exit(code)
 

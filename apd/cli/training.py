@@ -1,120 +1,120 @@
-"""What `apd train` does: from a command line to a trained network."""
+"""The commands that train: train, replay, campaign."""
 
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import torch
+import tyro
 
-from apd.cli.detecting import split_in_words
 from apd.cli.parsing import only, parse, with_recipe
+from apd.cli.using import split_described
 from apd.config.experiment import Experiment
 from apd.cost.dry_run import dry_run
 from apd.evaluation.average_precision import NAMES, APScores, Kind
 from apd.evaluation.metrics import too_weak
 from apd.study import recipes
+from apd.study.campaign import parsed, run_campaign
 from apd.study.own_recipe import OwnRecipe, own_recipe
 from apd.study.recipes import AnyMethod, Size, default_method
-from apd.training.distributed import started_rank
+from apd.training import run as runs
+from apd.training.distributed import choose_device, join, started_rank
 from apd.training.exit_codes import UsageError
-from apd.training.record import Record
-from apd.training.run import run_folder
+from apd.training.provenance import provenance
+from apd.training.record import Record, differences, read_record
 from apd.training.run_log import in_this_output
 
+MOST_LINES = 20
+"""Differences that `apd replay` prints; the rest is counted (own choice)."""
 
-def train(arguments: list[str]) -> int:
-    """Train one experiment: a recipe, by name or size and method, and any of its fields changed."""
-    import tyro
 
-    from apd.training.run import train
+@dataclass(frozen=True)
+class _Base:
+    size: Size = "tiny"
+    """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's data
+    sets (several GPUs), as released or with the corrected loss; of detection: scenes_detection (built-in scenes),
+    tiny_coco (50 images, CPU), or COCO at the paper's scale, with masks and without. Without it --data.name folder gets
+    a recipe that is chosen for the folder's images."""
+    method: AnyMethod = "apd"
+    """What the recipe adds to the student's task loss: one of `apd recipes` at this size."""
 
-    @dataclass(frozen=True)
-    class Train:
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-        size: Size = "tiny"
-        """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's
-        data sets (several GPUs), as released or with the corrected loss; of detection: scenes_detection (built-in
-        scenes), tiny_coco (50 pictures, CPU), or COCO at the paper's scale, with masks and without. Without it
-        --data.name folder gets a recipe that is chosen for the folder's images."""
-        method: AnyMethod = "apd"
-        """What the recipe adds to the student's task loss: one of `apd recipes` at this size."""
-        dry_run: bool = False
-        """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
-        device: str = ""
-        """Torch device; empty is cuda where there is one, else cpu."""
-        workers: int = 0
-        """Processes that prepare batches ahead; any number gives the same batches."""
 
+@dataclass(frozen=True, kw_only=True)
+class _Train(_Base):
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
+    device: str = ""
+    """Torch device; empty is cuda where there is one, else cpu."""
+    workers: int = 0
+    """Processes that prepare batches ahead; any number gives the same batches."""
+
+
+def train(arguments: list[str], sentence: str) -> int:
+    """From a command line to a trained network."""
     arguments = with_recipe(arguments)
-    start, size, method, own = _start(arguments)
+    start, base, own = _start(arguments)
     chosen = parse(
-        Train,
+        _Train,
         arguments,
-        default=Train(experiment=start, size=size, method=method),
+        default=_Train(experiment=start, size=base.size, method=base.method),
         prog="apd train",
         description="Train one experiment and print where its record lies. `apd train NAME` starts from the recipe of "
         "that name, which `apd recipes` lists; every field below can be changed.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    experiment = chosen.experiment
+    experiment, device = chosen.experiment, chosen.device or None
     if experiment.name == start.name:
-        label = f"{size}-{method}" if own is None else start.name.rpartition("-seed")[0]
+        label = f"{base.size}-{base.method}" if own is None else start.name.rpartition("-seed")[0]
         experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
-    if chosen.workers < 0:
-        raise UsageError(f"--workers {chosen.workers}: expected a whole number of at least 0")
     data = experiment.data
     if experiment.task == "segmentation" and data.folder and data.name != "folder":
         raise UsageError(f"--data.folder {data.folder}: --data.name is {data.name}, so give --data.name folder with it")
     if own is not None and not started_rank():
         print("\n".join(own.lines(experiment)), flush=True)
     if chosen.dry_run:
-        if missing := dry_run(experiment, device=chosen.device or None):
+        if missing := dry_run(experiment, device=device):
             print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
         return 1 if missing else 0
-    record = train(experiment, device=chosen.device or None, progress=in_this_output(), workers=chosen.workers)
+    record = runs.train(experiment, device=device, progress=in_this_output(), workers=chosen.workers)
     if not started_rank():
         print(summary(record), flush=True)
-        for sentence in _weaknesses(record):
-            print(f"warning: {sentence}", file=sys.stderr, flush=True)
-        print(run_folder(experiment) / "record.json")
+        for who, fact in {"the teacher": record.content["teacher"] or {}, "the student": record.content}.items():
+            if "confusion" in fact and (weak := too_weak(torch.tensor(fact["confusion"]), record.class_names)):
+                print(f"warning: {who}: {weak}", file=sys.stderr, flush=True)
+        print(runs.run_folder(experiment) / "record.json")
     return 0
 
 
-def _start(arguments: list[str]) -> tuple[Experiment, Size, AnyMethod, OwnRecipe | None]:
+def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
     """What the options change: size and method decide the defaults of everything else, so they are read first.
 
     A folder of one's own has a recipe of its own unless a size is asked for, and then the size of its images matters.
     """
-
-    @dataclass(frozen=True)
-    class Sized:
-        size: Size = "tiny"
-
-    @dataclass(frozen=True)
-    class Base(Sized):
-        method: AnyMethod = "apd"
-
     wanted = [a for a in arguments if a not in ("-h", "--help")]
-    size = parse(Sized, only(wanted, ("--size",)), prog="apd train").size
-    default = Base(size=size, method=default_method(size))
-    base = parse(Base, only(wanted, ("--size", "--method")), default=default, prog="apd train")
+    size = _last(wanted, "--size")
+    default = _Base(method=default_method(size)) if size in get_args(Size) else _Base()
+    base = parse(_Base, only(wanted, ("--size", "--method")), default=default, prog="apd train")
     folder = _last(wanted, "--data.folder")
-    if folder and _last(wanted, "--data.name") == "folder" and not only(wanted, ("--size",)):
-        sides = [_last(wanted, flag) for flag in ("--data.height", "--data.width")]
-        height, width = (int(side) if side.isdecimal() else -1 for side in sides)
-        sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks tell what is wrong
-        own = own_recipe(
-            folder,
-            base.method,
-            size=(height, width) if sensible else None,
-            student=_last(wanted, "--network.backbone"),
-            teacher=_last(wanted, "--teacher.network.backbone"),
-        )
-        if base.method == "student" and not any(word.startswith("--teacher.") for word in wanted):
-            # a teacher that nobody asked for and nothing is learned from would take half of the time
-            own = own._replace(experiment=replace(own.experiment, teacher=None))
-        return own.experiment, base.size, base.method, own
-    return recipes.recipe(base.size, base.method), base.size, base.method, None
+    if not folder or _last(wanted, "--data.name") != "folder" or size:
+        return recipes.recipe(base.size, base.method), base, None
+    sides = [_last(wanted, flag) for flag in ("--data.height", "--data.width")]
+    height, width = (int(side) if side.isdecimal() else -1 for side in sides)
+    sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks say what is wrong
+    own = own_recipe(
+        folder,
+        base.method,
+        size=(height, width) if sensible else None,
+        student=_last(wanted, "--network.backbone"),
+        teacher=_last(wanted, "--teacher.network.backbone"),
+    )
+    if base.method == "student" and not any(argument.startswith("--teacher.") for argument in wanted):
+        # a teacher that nobody asked for and nothing is learned from would take half of the time
+        own = own._replace(experiment=replace(own.experiment, teacher=None))
+    return own.experiment, base, own
 
 
 def _last(arguments: list[str], flag: str) -> str:
@@ -123,33 +123,78 @@ def _last(arguments: list[str], flag: str) -> str:
     return found[-1].removeprefix(f"{flag}=") if found else ""
 
 
+@dataclass(frozen=True)
+class _Replay:
+    record: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECORD")]
+    """A record, such as those below book/results, or the folder of a finished run."""
+    device: str = ""
+    """Torch device; empty is the kind that the record names."""
+    workers: int = 0
+    """Processes that prepare batches ahead; any number gives the same batches."""
+
+
+def replay(arguments: list[str], sentence: str) -> int:
+    """Train what a record describes in a temporary folder, and compare: 0 where all is equal, 1 where not."""
+    chosen = parse(_Replay, arguments, prog="apd replay", description=sentence)
+    record = read_record(chosen.record / "record.json" if chosen.record.is_dir() else chosen.record)
+    recorded, name = record.content, chosen.device or record.content["device"].get("type", "")
+    device, task, ranks = choose_device(name), runs.task_of(record.experiment), join()
+    if device.type == "cpu":  # with another number, sums are in another order
+        torch.set_num_threads(recorded["device"].get("threads", torch.get_num_threads()))
+    splits = task.splits()
+    data = {"fingerprint": splits.evaluation.fingerprint(), "training_fingerprint": splits.train.fingerprint()}
+    here = provenance(device, task.precision(device), ranks.size, task.libraries) | {"data": data}
+    notes = list(_otherwise(recorded, here))
+    for note in notes:
+        ranks.print(f"note: {note}")
+    with tempfile.TemporaryDirectory() as folder:
+        options = dict(device=name, progress=in_this_output(), workers=chosen.workers)
+        again = runs.train(record.experiment, folder=Path(folder), **options)
+    found, (score, value) = list(differences(recorded, again.content)), again.headline
+    for line in found[:MOST_LINES]:
+        ranks.print(line)
+    if not found:
+        ranks.print(
+            f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
+        )
+        return 0
+    why = "; bits repeat with the same code, libraries and kind of processor only, see the notes" if notes else ""
+    scores = f"{score} {record.headline[1]:.4f} in the record and {value:.4f} here"
+    ranks.print(f"differences: {len(found)}, at most {MOST_LINES} of them above; {scores}{why}")
+    return 1
+
+
+def _otherwise(recorded: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
+    """What of code, libraries, machine and data is not as it was for the record."""
+    for entry in ("git", "versions", "device", "data"):
+        for name, value in recorded[entry].items():
+            now = here[entry].get(name, value if entry == "data" else None)
+            if value != now and name != "clean":
+                yield f"{entry}.{name}: {value} in the record and {now} here"
+    if not here["git"]["clean"]:
+        yield "git.clean: the code here has changes that are not committed"
+
+
+def campaign(arguments: list[str], sentence: str) -> int:
+    """Run what a campaign lacks, and print the scores of all that is there then."""
+    records = run_campaign(**parsed(arguments, "apd campaign"))
+    for record in () if started_rank() else records:
+        print(summary(record))
+    return 0
+
+
 def summary(record: Record) -> str:
     """The scores of a run in a line."""
     split = record.content["data"]["split"]
     if record.experiment.task == "detection":
-        return _detection_summary(record, split)
+
+        def line(found: dict[Kind, APScores]) -> str:
+            return ", ".join(f"{NAMES[kind]} AP {one.ap:.4f} (AP50 {one.ap50:.4f})" for kind, one in found.items())
+
+        text = f"{record.experiment.name}: {line(record.ap)} on {split_described(record, split)}"
+        return text if record.teacher_ap is None else f"{text}; teacher {line(record.teacher_ap)}"
     result = record.scores
-    text = (
-        f"{record.experiment.name}: mIoU {result.miou:.4f}, mAcc {result.macc:.4f}, aAcc {result.aacc:.4f} on {split}"
-    )
+    scores = f"mIoU {result.miou:.4f}, mAcc {result.macc:.4f}, aAcc {result.aacc:.4f} on {split}"
     if record.teacher_scores is not None:
-        text += f"; teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}"
-    return text
-
-
-def _weaknesses(record: Record) -> list[str]:
-    """What the scores of teacher and student mean where they mean little."""
-    if record.experiment.task == "detection":
-        return []
-    facts = {"the teacher": record.content["teacher"] or {}, "the student": record.content}
-    found = {who: fact["confusion"] for who, fact in facts.items() if "confusion" in fact}
-    told = {who: too_weak(torch.tensor(matrix), record.class_names) for who, matrix in found.items()}
-    return [f"{who}: {sentence}" for who, sentence in told.items() if sentence]
-
-
-def _detection_summary(record: Record, split: str) -> str:
-    def told(found: dict[Kind, APScores]) -> str:
-        return ", ".join(f"{NAMES[kind]} AP {one.ap:.4f} (AP50 {one.ap50:.4f})" for kind, one in found.items())
-
-    text = f"{record.experiment.name}: {told(record.ap)} on {split_in_words(record, split)}"
-    return text if record.teacher_ap is None else f"{text}; teacher {told(record.teacher_ap)}"
+        scores += f"; teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}"
+    return f"{record.experiment.name}: {scores}"

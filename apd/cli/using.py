@@ -4,102 +4,119 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
+
+import torch
+import tyro
 
 from apd.cli.parsing import parse
+from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.config.inference import InferenceOptions, require_sides, require_split_sides, shown_size
+from apd.data.coco import coco_spec
+from apd.data.image_folder import names_of
 from apd.data.images import DataError
+from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.rle import coco_library
+from apd.data.scenes import OBJECTS
+from apd.evaluation import inference as segmentation
+from apd.evaluation.average_precision import Detections, ap_lines, scored
+from apd.evaluation.export import SUFFIXES, export_network
+from apd.evaluation.metrics import class_csv, scores, too_weak
+from apd.evaluation.predict import (
+    LEAST_SCORE,
+    detect_in_images,
+    drawn,
+    predict_image,
+    read_image,
+    save_image,
+    write_label_map,
+)
 from apd.training.exit_codes import UsageError
 from apd.training.record import Record, read_record
-from apd.training.run import finished_folder
+from apd.training.run import finished_folder, task_of, trained_network
+
+Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+FLAGS = (tyro.conf.FlagCreatePairsOff,)  # a switch that is off by default needs no --no- form
+SCORED = "scoring and drawing what a detector finds"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
-    """How the network is shown a picture. Without any of these, as its experiment says."""
-
+class _OfARun:
+    run: Run
+    """Folder of a finished run, or its record.json, whose path `apd train` prints."""
     sliding_window: float | None = None
-    """Look through windows of the training crop's size; the number is the step from one to the next, as a part of a
-    window (released code: 0.667)."""
+    """Predict windows of the training crop's size; the number is the step from one to the next, as a part of a window
+    (released code: 0.667)."""
     flip: bool = False
-    """Average each look with that at its mirror image."""
+    """Average each prediction with that of the mirror image."""
     scales: tuple[float, ...] = ()
-    """Average over these sizes, as multiples of the picture's own; --scales 1 alone is one look at the whole."""
+    """Average over these sizes, as multiples of the image's own; --scales 1 alone shows the whole image once."""
+    device: str = ""
+    """Torch device; empty is cuda where there is one, else cpu."""
 
     def inference(self, experiment: Experiment) -> InferenceOptions:
         """What was asked for, or else what the experiment says."""
         if self.sliding_window is None and not self.flip and not self.scales:
             return experiment.inference
         if experiment.task == "detection":
-            told = "a detector looks once at the whole picture, at the size that it was trained for"
-            raise UsageError(f"--sliding-window, --flip and --scales are for segmentation: {told}")
+            reason = "a detector sees the whole image once, at the size that it was trained for"
+            raise UsageError(f"--sliding-window, --flip and --scales are for segmentation: {reason}")
         data, scales = experiment.data, self.scales or (1.0,)
         window = None if self.sliding_window is None else (data.crop_height, data.crop_width)
         stride = InferenceOptions.stride if self.sliding_window is None else self.sliding_window
         try:
-            looks = InferenceOptions(window=window, stride=stride, flip=self.flip, scales=scales)
+            options = InferenceOptions(window=window, stride=stride, flip=self.flip, scales=scales)
         except ValueError as error:
             raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
         if data.height:  # else every image has a size of its own
-            try:
-                require_sides(data, looks, [("an image of this run", (data.height, data.width))])
-            except DataError as error:
-                raise UsageError(f"--scales {' '.join(map(str, scales))}: {error}") from error
-        return looks
+            require_sides(data, options, [("an image of this run", (data.height, data.width))])
+        return options
 
 
-def evaluate(arguments: list[str]) -> int:
-    """Score a finished run again on a split of its data."""
-    import tyro
+@dataclass(frozen=True, kw_only=True)
+class _Evaluate(_OfARun):
+    split: Literal["train", "val", "test"] = "val"
+    """Split of the run's own data."""
+    csv: Path | None = None
+    """File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation."""
+    pictures: Path | None = None
+    """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
+    finds in it, NAME-found.png. Where stems repeat, NAME begins with folders."""
 
-    from apd.cli.detecting import evaluate_detector
-    from apd.config.datasets import build_split
-    from apd.evaluation.inference import confusion_of
-    from apd.evaluation.metrics import class_csv, scores, too_weak
-    from apd.evaluation.predict import write_label_map
-    from apd.training.run import trained_network
 
-    @dataclass(frozen=True, kw_only=True)
-    class Evaluate(Looks):
-        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-        """Folder of a finished run, or its record.json, whose path `apd train` prints."""
-        split: Literal["train", "val", "test"] = "val"
-        """Split of the run's own data."""
-        csv: Path | None = None
-        """File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation."""
-        pictures: Path | None = None
-        """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
-        finds in it, NAME-found.png. Where stems repeat, NAME begins with folders."""
-        device: str = ""
-        """Torch device; empty is cuda where there is one, else cpu."""
-
-    chosen = parse(Evaluate, arguments, prog="apd evaluate", description=evaluate.__doc__, config=_flags())
+def evaluate(arguments: list[str], sentence: str) -> int:
+    """Print scores of every class and of all; write a table and images where asked for."""
+    chosen = parse(_Evaluate, arguments, prog="apd evaluate", description=sentence, config=FLAGS)
     record = record_of(chosen.run)
-    experiment, device = record.experiment, chosen.device or None
-    looks = chosen.inference(experiment)
+    options = chosen.inference(record.experiment)
     # before minutes go into scores that could not be written
     if chosen.csv is not None and (chosen.csv.is_dir() or not os.access(chosen.csv.parent, os.W_OK)):
         raise UsageError(f"--csv {chosen.csv}: expected a file in a folder that is there and can be written")
     if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
-    if experiment.task == "detection":
+    if record.experiment.task == "detection":
         if chosen.csv is not None:
             raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
-        return evaluate_detector(chosen.run, record, chosen.split, pictures=chosen.pictures, device=device)
-    dataset = build_split(experiment.data, chosen.split)
-    require_split_sides(experiment.data, dataset, looks)
-    model = trained_network(chosen.run, device=device)
+        _evaluate_detector(chosen, record)
+    else:
+        _evaluate_segmenter(chosen, record, options)
+    return 0
 
-    def write(predictions_BHW, names: tuple[str, ...]) -> None:
+
+def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOptions) -> None:
+    experiment, dataset = record.experiment, task_of(record.experiment).split(chosen.split)
+    require_split_sides(experiment.data, dataset, options)
+
+    def write(predictions_BHW: torch.Tensor, names: tuple[str, ...]) -> None:
         for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
             write_label_map(labels_HW, chosen.pictures / f"{name}-labels.png", dataset.spec)
 
-    matrix_KK = confusion_of(
-        model,
+    matrix_KK = segmentation.confusion_of(
+        trained_network(chosen.run, device=chosen.device or None),
         dataset,
         precision=experiment.precision,
-        inference=looks,
+        inference=options,
         progress=chosen.split,
         on_batch=None if chosen.pictures is None else write,
     )
@@ -110,87 +127,97 @@ def evaluate(arguments: list[str]) -> int:
         f"mIoU {result.miou:.4f} over {result.classes_counted} classes, mAcc {result.macc:.4f}, "
         f"aAcc {result.aacc:.4f}, {len(dataset)} images of {chosen.split}"
     )
-    if told := too_weak(matrix_KK, names):
-        print(f"warning: {told}", file=sys.stderr)
+    if warning := too_weak(matrix_KK, names):
+        print(f"warning: {warning}", file=sys.stderr)
     if chosen.csv is not None:
         try:
             chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")
         except OSError as error:
             raise DataError(f"{chosen.csv}: cannot write the table ({error})") from error
-    return 0
 
 
-def predict(arguments: list[str]) -> int:
-    """Write the label map and an overlay of any picture, or what a detector finds in it."""
-    import tyro
+def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
+    coco_library(SCORED)
+    data, task = record.experiment.data, task_of(record.experiment)
+    if data.name == "coco" and chosen.split == "test":
+        raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
+    dataset = task.split(chosen.split)
 
-    from apd.cli.detecting import predict_things
-    from apd.config.datasets import spec_of
-    from apd.data.image_folder import names_of
-    from apd.evaluation.predict import predict_image, read_image
-    from apd.training.run import trained_network
+    def write(sample: InstanceSample, found: Detections) -> None:
+        image = drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
+        save_image(image, chosen.pictures / f"{sample.name}-found.png")
 
-    @dataclass(frozen=True, kw_only=True)
-    class Predict(Looks):
-        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-        """Folder of a finished run."""
-        images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE")]
-        """Pictures of any size and format."""
-        to: Path = Path("predictions")
-        """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png; of a
-        detector for NAME-found.png and detections.json (COCO's results format). Where stems repeat, NAME begins with
-        folders."""
-        least_score: float | None = None
-        """Detectors only: findings below this score are not drawn (0.5 if it is not given)."""
-        device: str = ""
-        """Torch device; empty is cuda where there is one, else cpu."""
+    found = scored(
+        trained_network(chosen.run, device=chosen.device or None),
+        dataset,
+        batch_size=task.at_a_time,
+        progress=chosen.split,
+        on_image=None if chosen.pictures is None else write,
+    )
+    tables, names = found.tables(), dataset.spec.class_names
+    print(*ap_lines(tables, names), f"{len(dataset)} images of {split_described(record, chosen.split)}", sep="\n")
 
-    chosen = parse(Predict, arguments, prog="apd predict", description=predict.__doc__, config=_flags())
+
+@dataclass(frozen=True, kw_only=True)
+class _Predict(_OfARun):
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
+    """Images of any size and format."""
+    to: Path = Path("predictions")
+    """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png; of a detector
+    for NAME-found.png and detections.json (COCO's results format). Where stems repeat, NAME begins with folders."""
+    least_score: float | None = None
+    """Detectors only: detections below this score are not drawn (0.5 if it is not given)."""
+
+
+def predict(arguments: list[str], sentence: str) -> int:
+    """Write what a run's network predicts for images of any size."""
+    chosen = parse(_Predict, arguments, prog="apd predict", description=sentence, config=FLAGS)
     if not chosen.images:
-        raise UsageError("apd predict needs at least one picture: apd predict RUN PICTURE…")
-    record = record_of(chosen.run)
-    experiment, device = record.experiment, chosen.device or None
-    looks, data = chosen.inference(experiment), experiment.data
-    if experiment.task == "detection":
-        score = chosen.least_score
-        return predict_things(chosen.run, record, chosen.images, chosen.to, least_score=score, device=device)
-    if chosen.least_score is not None:
-        raise UsageError(f"--least-score {chosen.least_score}: this run is of segmentation, which has no findings")
+        raise UsageError("apd predict needs at least one image: apd predict RUN IMAGE…")
+    record, device = record_of(chosen.run), chosen.device or None
+    options, data, least_score = chosen.inference(record.experiment), record.experiment.data, chosen.least_score
+    if record.experiment.task == "detection":
+        if least_score is not None and not 0 <= least_score <= 1:
+            raise UsageError(f"--least-score {least_score}: expected a number from 0 to 1")
+        if record.experiment.network.kind == "mask_rcnn":
+            coco_library(SCORED)
+        spec, detector = _spec_of_run(record), trained_network(chosen.run, device=device)
+        least_score = LEAST_SCORE if least_score is None else least_score
+        print(*detect_in_images(detector, chosen.images, chosen.to, spec, least_score=least_score), sep="\n")
+        return 0
+    if least_score is not None:
+        raise UsageError(f"--least-score {least_score}: this run is of segmentation, which has no detections")
     sizes = [read_image(image).size[::-1] for image in chosen.images]  # all are read before the first is predicted
-    require_sides(data, looks, zip(chosen.images, sizes, strict=True))
+    require_sides(data, options, zip(chosen.images, sizes, strict=True))
     model = trained_network(chosen.run, device=device)
     for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
         shown = shown_size(data, *size)
-        for path in predict_image(model, image, chosen.to, spec_of(data), size=shown, inference=looks, name=name):
-            print(path)
+        print(
+            *predict_image(model, image, chosen.to, spec_of(data), size=shown, inference=options, name=name), sep="\n"
+        )
     return 0
 
 
-def export(arguments: list[str]) -> int:
-    """Write a finished run's student, alone, as ONNX or as a torch.export program."""
-    import tyro
+@dataclass(frozen=True)
+class _Export:
+    run: Run
+    """Folder of a finished run."""
+    to: Path
+    """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced."""
 
-    from apd.config.datasets import spec_of
-    from apd.evaluation.export import SUFFIXES, export_network
-    from apd.training.run import trained_network
 
-    @dataclass(frozen=True)
-    class Export:
-        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-        """Folder of a finished run."""
-        to: Path
-        """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced."""
-
-    chosen = parse(Export, arguments, prog="apd export", description=export.__doc__)
+def export(arguments: list[str], sentence: str) -> int:
+    """Write a run's student as a program of its own."""
+    chosen = parse(_Export, arguments, prog="apd export", description=sentence)
     if chosen.to.suffix not in SUFFIXES:
         raise UsageError(f"--to {chosen.to}: expected a name that ends with {' or '.join(SUFFIXES)}")
     experiment = record_of(chosen.run).experiment
     data = experiment.data
     if experiment.task == "detection":
         raise UsageError(
-            "apd export writes networks of segmentation: this run's is a detector, whose findings vary in number. Its "
-            "network is torchvision's own, from apd.training.run.trained_network(RUN), and torchvision's documentation "
-            "tells how its detectors are exported"
+            "apd export writes networks of segmentation: this run's is a detector, whose detections vary in number. "
+            "Its network is torchvision's own, from apd.training.run.trained_network(RUN), and torchvision's "
+            "documentation tells how its detectors are exported"
         )
     model = trained_network(chosen.run, device="cpu")
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
@@ -199,19 +226,29 @@ def export(arguments: list[str]) -> int:
 
 
 def record_of(run: Path) -> Record:
-    """The record of a finished run, which is named by its folder or by a file in it.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The record of a finished run, which is named by its folder or by a file in it; UsageError where there is none."""
     folder = finished_folder(run)
     if not (folder / "record.json").is_file():
         raise UsageError(f"{folder} is not the folder of a finished run: it holds no record.json")
     return read_record(folder / "record.json")
 
 
-def _flags() -> tuple[Any, ...]:
-    """A switch that is off by default needs no --no- form."""
-    import tyro
+def split_described(record: Record, split: str) -> str:
+    """The split's name, and where the student was trained on its images, that: such a score shows how it overfits."""
+    data = record.experiment.data
+    trained_on = split == "val" and data.name == "coco" and data.val_part == data.train_part
+    return f"{split}, which are the images that were trained on" if trained_on else split
 
-    return (tyro.conf.FlagCreatePairsOff,)
+
+def _spec_of_run(record: Record) -> InstanceSpec:
+    """Names and numbers of the classes; COCO's numbers stand in its file of annotations."""
+    data = record.experiment.data
+    if data.name == "scenes":
+        return OBJECTS
+    spec = coco_spec(data.folder, data.val_part, annotations=data.annotations)
+    if list(spec.class_names) != record.class_names:
+        raise DataError(
+            f"{data.folder}: {data.val_part} has other categories than this run was trained on: "
+            f"{spec.num_classes} beside {len(record.class_names)}, or others, or in another order"
+        )
+    return spec

@@ -40,40 +40,38 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill, sees the old content or the new, never a part.
-
-    Raises:
-        CheckpointError: the disk is full or read-only; what was there is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+@contextlib.contextmanager
+def _replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
+    """A file to write beside the final one, whose place it takes whole, or not at all: a reader never sees a part."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield
         temporary.replace(path)
-    except OSError as error:
+    except Exception as error:  # safetensors wraps the OSError in a type of its own
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {path}: {reason}; free space{advice}") from error
 
 
-def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old content or the new. CheckpointError when the disk refuses it."""
+    own = path.with_name(f".{path.name}.{os.getpid()}.part")  # workers of a campaign may write the same record
+    with _replacing(path, own, " or choose another folder"), own.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
-    partial = path.with_suffix(".part")
-    try:
+    partial = path.with_suffix(".part")  # one name: what a kill leaves is overwritten when the run goes on
+    with _replacing(path, partial, ", then start the same command again"):
         save_file(_tensors(weights), partial)
-        partial.replace(path)
-    except Exception as error:  # safetensors wraps the OSError in a type of its own
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error}; free space, then start the same command again") from error
+
+
+def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def save_checkpoint(
@@ -85,18 +83,10 @@ def save_checkpoint(
     optimisers: dict[str, Any],
     facts: dict[str, Any],
 ) -> Path:
-    """Write checkpoint `step` under `folder`, keep the one before it and delete older ones.
+    """Write checkpoint `step` (optimiser steps done) under `folder`, keep the one before it and delete older ones.
 
-    Args:
-        folder: the run's checkpoint folder; made if it is not there.
-        step: optimiser steps done.
-        weights: the student's state dict.
-        state: further tensors by name (heads, random generators, averaged weights).
-        optimisers: optimiser state dicts by name.
-        facts: JSON values to find again (elapsed seconds, length of the log).
-
-    Raises:
-        CheckpointError: the disk is full or read-only; the checkpoints that were there are untouched.
+    `state` are further tensors (heads, random generators, averaged weights), `optimisers` state dicts by name, `facts`
+    JSON values. CheckpointError where the disk refuses; the checkpoints that were there are untouched.
     """
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
@@ -127,8 +117,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read one checkpoint whole: keys step, facts, weights, state, optimisers.
 
-    Raises:
-        CheckpointError: a file is missing or its content is not what was written.
+    CheckpointError where a file is missing or its content is not what was written.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -165,20 +154,15 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 @contextlib.contextmanager
-def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a run's folder for this process.
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; it is made if it is not there.
 
     The lock is the operating system's own on `folder/lock` (`flock`, on Windows `LockFileEx`): it vanishes with the
-    process, however that ends. `folder/holder` names the process. Between processes of one machine the lock always
-    holds. Between machines it holds where the shared file system carries it to its server: NFS on Linux does, Lustre
-    when it is mounted with `flock` (with `localflock` it holds within a machine only, and nothing reports that).
-
-    Args:
-        folder: the run's folder; made if it is not there.
-        wait: block until the holder is done instead of raising.
+    process, which `folder/holder` names. Between machines it holds where the shared file system carries it to its
+    server: NFS on Linux does, Lustre when it is mounted with `flock` (not with `localflock`).
 
     Raises:
-        RunBusyError: another process holds it and `wait` is false; names the process.
+        RunBusyError: another process holds it; names the process.
         CheckpointError: the folder cannot be written, or its file system has no locks.
     """
     path, name = folder / "lock", folder / "holder"
@@ -198,13 +182,13 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
             "(Lustre: option flock), or set APD_RUNS to a folder on another one"
         ) from error
     if busy:
-        holder = _read(name) or "another process"
-        if not wait:
-            raise RunBusyError(
-                f"{folder} is in use by {holder}; wait for it to end, or stop it and start this command again"
-            )
-        print(f"waiting for {holder}, which works on {folder.name}", flush=True)
-        lock.acquire(poll_interval=0.2)
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = name.read_text(encoding="utf-8").strip()
+        raise RunBusyError(
+            f"{folder} is in use by {holder or 'another process'}; wait for it to end, or stop it and start this "
+            "command again"
+        )
     try:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from working
             name.unlink(missing_ok=True)
@@ -218,21 +202,12 @@ def only_process(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _acquired(lock: FileLock) -> bool:
     """Try once to take the lock; OSError where filelock would fall back to one that outlives a killed process."""
-    hard = type(lock)
+    hard, acquired = type(lock), True
     try:
         lock.acquire(blocking=False)
     except Timeout:
         acquired = False
-    else:
-        acquired = True
     if type(lock) is not hard:
         lock.release()
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return acquired
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""

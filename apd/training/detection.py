@@ -1,6 +1,7 @@
 """Detection and instance segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.inference import InferenceOptions
 from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of
-from apd.data.coco import CocoInstances, coco_split
+from apd.data.coco import coco_split
 from apd.data.image_folder import DataError
 from apd.data.instances import InstanceDataset
 from apd.data.rle import DetectionExtraMissing, coco_library
@@ -44,6 +45,9 @@ class DetectionTask(nn.Module):
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         self.experiment = experiment
+        # images of several sizes are scored one by one: padded to a larger one, an image would be seen otherwise, and
+        # scores depend on its neighbours
+        self.at_a_time = _SCENES_AT_A_TIME if experiment.data.name == "scenes" else 1
 
     def split(self, name: str) -> InstanceDataset:
         """One split of the data; COCO's "val" is the part that the configuration names."""
@@ -58,10 +62,7 @@ class DetectionTask(nn.Module):
                 split=name,
                 least_pixels=data.least_pixels,
             )
-        return self._coco(data.train_part if name == "train" else data.val_part)
-
-    def _coco(self, part: str) -> CocoInstances:
-        data = self.experiment.data
+        part = data.train_part if name == "train" else data.val_part
         where = dict(annotations=data.annotations, images=data.pictures, masks=data.masks)
         found = coco_split(data.folder, part, **where, cache=False)
         return coco_split(data.folder, part, **where, cache=True) if len(found) <= _KEPT_IMAGES else found
@@ -70,10 +71,8 @@ class DetectionTask(nn.Module):
         """All that a run needs; a data set that is trained and scored on is one object."""
         try:
             coco_library("a run of detection, which is scored by average precision,")
-            train = self.split("train")
-            data = self.experiment.data
-            same = data.name == "coco" and data.train_part == data.val_part
-            val = train if same else self.split("val")
+            data, train = self.experiment.data, self.split("train")
+            val = train if data.name == "coco" and data.train_part == data.val_part else self.split("val")
             evaluation = val if data.evaluation_split == "val" else self.split(data.evaluation_split)
         except DetectionExtraMissing as error:
             raise ExperimentError(str(error)) from error
@@ -125,34 +124,22 @@ class DetectionTask(nn.Module):
     ) -> FasterRCNN:
         """See :func:`apd.models.detector.build_detector`; images are resized as the experiment's data say."""
         sides = self.experiment.data.height, self.experiment.data.width
+        shape = asdict(config)
+        backbone, masks = shape.pop("backbone"), shape.pop("kind") == "mask_rcnn"
+        shape |= dict(class_names=class_names, min_size=min(sides), max_size=max(sides), fetch=not weights_follow)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                detector = build_detector(
-                    config.backbone,
-                    num_classes,
-                    masks=config.kind == "mask_rcnn",
-                    weights=config.weights,
-                    class_names=class_names,
-                    min_size=min(sides),
-                    max_size=max(sides),
-                    width=config.width,
-                    box_width=config.box_width,
-                    smallest_anchor=config.smallest_anchor,
-                    proposals=config.proposals,
-                    rois=config.rois,
-                    detections=config.detections,
-                    fetch=not weights_follow,
-                )
+                detector = build_detector(backbone, num_classes, masks=masks, **shape)
             except (ValueError, RuntimeError) as error:
                 raise ExperimentError(f"this detector cannot be built: {error}") from error
         return detector.to(device, memory_format=torch.channels_last)
 
     def parameter_groups(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Those of the classifier below the pyramid that are not frozen, and those of pyramid and heads."""
-        body = [parameter for parameter in network.backbone.body.parameters() if parameter.requires_grad]
-        ours = {id(parameter) for parameter in network.backbone.body.parameters()}
-        return body, [parameter for parameter in network.parameters() if id(parameter) not in ours]
+        body = list(network.backbone.body.parameters())
+        ours = set(map(id, body))
+        return [p for p in body if p.requires_grad], [p for p in network.parameters() if id(p) not in ours]
 
     def distiller(self, config: DistillerConfig, student: FasterRCNN, teacher: FasterRCNN) -> nn.Module:
         """See :func:`apd.distillers.base.build_distiller`."""
@@ -160,16 +147,14 @@ class DetectionTask(nn.Module):
 
     def prepare(self, student: FasterRCNN, teacher: FasterRCNN | None) -> None:
         """Take the networks that `forward` calls, and build the distillers between them."""
-        self.student, self.distillers = student, nn.ModuleDict()
-        for config in self.experiment.distillers:
-            self.distillers[config.method] = self.distiller(config, student, teacher)
+        self.student, configs = student, self.experiment.distillers
+        self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
         self._teacher = (teacher,)  # in a tuple, since a module would become a part of this one
 
     def micro_batches(self, batch: InstanceBatch, device: torch.device) -> list[InstanceBatch]:
         """The batch, undivided, on the device."""
-        if self.experiment.training.pinned_memory and device.type == "cuda":
-            batch = batch.pinned()
-        return [batch.to(device)]
+        pinned = self.experiment.training.pinned_memory and device.type == "cuda"
+        return [(batch.pinned() if pinned else batch).to(device)]
 
     def teacher_outputs(self, batch: InstanceBatch) -> None:
         """None: the teacher looks at the boxes that the student proposes, so `forward` calls it."""
@@ -192,34 +177,14 @@ class DetectionTask(nn.Module):
             terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
         return terms | {"loss": loss}
 
-    @property
-    def at_a_time(self) -> int:
-        """Images that are scored together.
-
-        Those of several sizes are looked at one by one: padded to a larger one, an image would be seen otherwise, and
-        scores depend on its neighbours.
-        """
-        return _SCENES_AT_A_TIME if self.experiment.data.name == "scenes" else 1
-
     def evaluate(
-        self,
-        network: FasterRCNN,
-        dataset: InstanceDataset,
-        *,
-        precision: str,
-        inference: InferenceOptions,
-        ranks: Ranks,
+        self, network: FasterRCNN, dataset: InstanceDataset, inference: InferenceOptions, ranks: Ranks
     ) -> dict[str, Any]:
-        """Tables of average precision as `ap`.
-
-        AP is no mean of parts' APs, so rank 0 counts what all ranks have found.
-        """
+        """Tables of average precision as `ap`; AP is no mean of parts' APs, so rank 0 counts what all have found."""
         parts = ranks.gather(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
         return ranks.on_rank_zero(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
 
-    def compare(
-        self, student: nn.Module, teacher: nn.Module, dataset: InstanceDataset, *, precision: str, ranks: Ranks
-    ) -> dict[str, Any]:
+    def compare(self, student: nn.Module, teacher: nn.Module, dataset: InstanceDataset, ranks: Ranks) -> dict[str, Any]:
         """Nothing: two networks' boxes have no common places to agree on."""
         return {}
 

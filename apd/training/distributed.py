@@ -1,7 +1,7 @@
 """The processes (*ranks*) that train one network together; rank 0 alone prints and touches the run's folder.
 
-No rank waits for one that has gone: where rank 0 does something alone, its error is raised on every rank; where a rank
-dies, the connection to it closes, and the others leave with a `LostRankError`.
+No rank waits for one that has gone: what rank 0 alone raises, every rank raises; where a rank dies, the others leave
+with a `LostRankError`.
 """
 
 import contextlib
@@ -20,16 +20,17 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
 
-from apd.data.instances import InstanceDataset, InstanceSample
-from apd.data.specs import Sample, SegmentationDataset
+from apd.data.instances import InstanceDataset
+from apd.data.specs import SegmentationDataset
 from apd.fields import ExperimentError
 from apd.training.checkpoint import RunBusyError, only_process
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 D = TypeVar("D", bound=SegmentationDataset | InstanceDataset)
-ASK_AGAIN_SECONDS = 2.0
+ASK_AGAIN_SECONDS = 0.5  # whether a run that another process holds is free
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _SEND_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _ARGUMENTS)
 
@@ -38,31 +39,19 @@ class LostRankError(RuntimeError):
     """Another process of the same run has gone, so that this one cannot go on."""
 
 
-class EveryNth:
+class EveryNth(Subset):
     """The samples `first`, `first + step`, … of a data set: parts of one step share no sample and leave none out."""
 
     def __init__(self, dataset: SegmentationDataset | InstanceDataset, first: int, step: int) -> None:
-        self.dataset, self.spec = dataset, dataset.spec
-        self._places = range(first, len(dataset), step)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> Sample | InstanceSample:
-        return self.dataset[self._places[index]]
-
-    def fingerprint(self) -> str:
-        """That of the whole data set."""
-        return self.dataset.fingerprint()
+        super().__init__(dataset, range(first, len(dataset), step))
+        self.spec, self.fingerprint = dataset.spec, dataset.fingerprint  # those of the whole data set
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a job, seen from one of them. Everything but `part` must be called by all of them alike.
+    """The processes of a job, seen from one of them, which is number `rank` of `size`, from 0.
 
-    Attributes:
-        rank: which this is, from 0.
-        size: how many there are.
+    Everything but `part` must be called by all of them alike.
     """
 
     rank: int = 0
@@ -107,14 +96,6 @@ class Ranks:
         distributed.all_reduce(raised, distributed.ReduceOp.MAX)
         return tuple(map(bool, raised.tolist()))
 
-    def all_gather(self, value: T) -> list[T]:
-        """The value of every rank, in their order."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
-        return values
-
     def gather(self, value: T) -> list[T]:
         """The value of every rank, in their order, on rank 0; an empty list on the others."""
         if self.size == 1:
@@ -144,11 +125,9 @@ class Ranks:
 
     def synchronise_batch_norm(self, network: nn.Module) -> None:
         """On GPUs, have batch norm take its statistics over all ranks' images; torch has no such norm for a CPU."""
-        if self.size == 1:
-            return
-        if next(network.parameters()).is_cuda:
+        if self.size > 1 and next(network.parameters()).is_cuda:
             convert_sync_batchnorm(network)  # timm's: torch's would lose the activations that are in timm's norms
-        else:
+        elif self.size > 1:
             self.print(
                 f"batch norm: each of the {self.size} ranks takes the statistics of its own images, "
                 "since torch synchronises them on GPUs only"
@@ -181,11 +160,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def hold(self, folder: Path, *, wait: bool) -> Iterator[None]:
-        """`only_process` for all ranks together: rank 0 holds the folder, and no rank goes on before it does."""
-        if self.size == 1:
-            with only_process(folder, wait=wait):
-                yield
-            return
+        """Hold a run's folder (see :func:`only_process`) for all ranks: no rank goes on before rank 0 holds it.
+
+        With `wait`, ask again and again while another process holds it; without, a RunBusyError names that process.
+        """
         waiting = False
         with contextlib.ExitStack() as stack:
             while True:
@@ -226,34 +204,26 @@ def _started_size() -> int:
 
 
 def own_gpu() -> str:
-    """The GPU of this process: the default one for a process on its own, else that of its number on its machine.
-
-    Raises:
-        ExperimentError: there are more processes than GPUs.
-    """
+    """The default GPU, or of several ranks that of its number on its machine. ExperimentError without one for each."""
     if _started_size() == 1:
         return "cuda"
     number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if number >= gpus:
-        raise ExperimentError(
-            f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: start one process for "
-            "each GPU (torchrun --nproc-per-node), or give --device cpu"
-        )
-    return f"cuda:{number}"
+    if number < gpus:
+        return f"cuda:{number}"
+    raise ExperimentError(
+        f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: start one process for "
+        "each GPU (torchrun --nproc-per-node), or give --device cpu"
+    )
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The torch device of that name; without a name cuda where there is one, else cpu.
+    """The torch device of that name, or without one cuda, each rank's own, where there is one, else cpu.
 
-    Of several ranks, each takes the GPU of its own number where none is named.
-
-    Raises:
-        ExperimentError: there is no such device here.
+    ExperimentError where there is no such device here.
     """
-    if not name:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and torch.cuda.is_available():
+    if (name or "cuda") == "cuda" and torch.cuda.is_available():
         name = own_gpu()
+    name = name or "cpu"
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine
@@ -264,12 +234,9 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def join() -> Ranks:
-    """The job that this process is part of; a process that `torchrun` started joins the others on the first call.
+    """The job that this process is part of; one that `torchrun` started joins the others on the first call, for good.
 
-    It stays with them for the rest of its life: a process group that was left cannot be joined again.
-
-    Raises:
-        LostRankError: the other processes cannot be reached.
+    LostRankError where the other processes cannot be reached.
     """
     if not distributed.is_available() or (_started_size() == 1 and not distributed.is_initialized()):
         return ALONE

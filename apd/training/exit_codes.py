@@ -1,8 +1,7 @@
-"""What a shell user gets for a mistake: one message on standard error and an exit code, no traceback.
-
-Of several ranks, rank 0 reports what all of them have met; the others only what is their own, with their number.
+"""What the command line says of a mistake: one message on standard error and an exit code, no traceback.
 
 Exit codes: 0 done, 1 a mistake, with its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
+Of several ranks, rank 0 reports what all of them have met; the others only what is their own, with their number.
 Anything else that is raised is a defect of this package and shows its traceback.
 """
 
@@ -16,6 +15,7 @@ import torch
 
 from apd.config.experiment import ExperimentError
 from apd.data.images import DataError, DataWarning
+from apd.data.rle import DetectionExtraMissing
 from apd.evaluation.export import ExportError
 from apd.training.checkpoint import CheckpointError, RunBusyError
 from apd.training.distributed import LostRankError, is_reported_by_rank_zero, leave, of_every_rank, started_rank
@@ -31,6 +31,7 @@ class UsageError(ValueError):
 USER_ERRORS = (
     CheckpointError,
     DataError,
+    DetectionExtraMissing,
     ExperimentError,
     ExportError,
     LostRankError,
@@ -43,13 +44,9 @@ USER_ERRORS = (
 
 
 def exit_code_of(command: Callable[[], int], program: str) -> int:
-    """Run a command, report what went wrong and data that are left out on standard error, and return the exit code.
+    """Run a command under the name `program`, report what went wrong on standard error, and return the exit code.
 
     It is the last that a rank does: the ranks part here.
-
-    Args:
-        command: does the work and returns an exit code.
-        program: name before the message, such as "apd".
     """
     try:
         with warnings.catch_warnings():
@@ -57,27 +54,31 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
             plain = warnings.showwarning
 
             def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-                if category is DataWarning:
-                    print(f"{program}: note: {message}", file=sys.stderr)
-                else:
-                    plain(message, category, *place)
+                if category is not DataWarning:
+                    return plain(message, category, *place)
+                return print(f"{program}: note: {message}", file=sys.stderr)
 
             warnings.showwarning = show
             code = command()
         sys.stdout.flush()
         return leave(code)
-    except UsageError as error:
-        return _report(program, of_every_rank(error), 2)
-    except USER_ERRORS as error:
-        return _report(program, error, 1)
-    except torch.OutOfMemoryError as error:
-        return _report(program, RuntimeError(out_of_memory(error)), 1)
-    except KeyboardInterrupt as error:
-        error = error if isinstance(error, StoppedError) else of_every_rank(KeyboardInterrupt("stopped"))
-        return _report(program, error, 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return leave(1)
+    except UsageError as caught:
+        error, code = of_every_rank(caught), 2
+    except USER_ERRORS as caught:
+        error, code = caught, 1
+    except torch.OutOfMemoryError as caught:
+        error, code = RuntimeError(out_of_memory(caught)), 1
+    except KeyboardInterrupt as caught:
+        error, code = caught, 130
+        if not isinstance(caught, StoppedError):
+            error = of_every_rank(KeyboardInterrupt("stopped"))
+    rank = started_rank()
+    if not (rank and is_reported_by_rank_zero(error)):
+        print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+    return leave(code)
 
 
 def out_of_memory(error: torch.OutOfMemoryError) -> str:
@@ -87,10 +88,3 @@ def out_of_memory(error: torch.OutOfMemoryError) -> str:
         f"the GPU's memory does not hold this run ({reason}). Lower --training.batch-size, raise "
         "--training.accumulation or end other processes on the GPU; the same command goes on from the last checkpoint"
     )
-
-
-def _report(program: str, error: BaseException, code: int) -> int:
-    rank = started_rank()
-    if not (rank and is_reported_by_rank_zero(error)):
-        print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
-    return leave(code)

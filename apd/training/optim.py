@@ -9,61 +9,47 @@ from apd.config.experiment import Experiment, TrainingConfig
 
 
 def build_optimisers(
-    experiment: Experiment,
-    student: tuple[list[nn.Parameter], list[nn.Parameter]],
-    distillers: Iterable[nn.Module],
+    experiment: Experiment, student: tuple[list[nn.Parameter], list[nn.Parameter]], distillers: Iterable[nn.Module]
 ) -> dict[str, torch.optim.Optimizer]:
     """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
 
-    A parameter group that follows a schedule carries `base_rate`; that of a teacher's head does only where the
-    experiment says so, and else keeps its learning rate (released code).
-
-    Args:
-        experiment: its training and the configurations of its distillers.
-        student: the parameters of its backbone, and the rest, which learn `head_multiplier` times as fast.
-        distillers: the modules, in the order of their configurations.
+    `student` are the parameters of its backbone, and the rest, which learn `head_multiplier` times as fast. A group
+    that follows a schedule carries `base_rate`; a teacher's head only where the experiment says so (released code: no).
     """
     training: TrainingConfig = experiment.training
-    backbone_parameters, head_parameters = map(list, student)
+    backbone, heads = map(list, student)
     teacher_groups = []
     for config, module in zip(experiment.distillers, distillers, strict=True):
-        head_parameters += list(module.student_parameters())
+        heads += list(module.student_parameters())
         if parameters := list(module.teacher_parameters()):
-            group = {"params": parameters, "lr": config.teacher_head_rate}
-            if config.teacher_head_schedule == "poly":
-                group["base_rate"] = config.teacher_head_rate
-            teacher_groups.append(group)
-    head_learning_rate = training.learning_rate * training.head_multiplier
+            follows = {"base_rate": config.teacher_head_rate} if config.teacher_head_schedule == "poly" else {}
+            teacher_groups.append({"params": parameters, "lr": config.teacher_head_rate, **follows})
     groups = [
-        {"params": backbone_parameters, "base_rate": training.learning_rate},
-        {"params": head_parameters, "base_rate": head_learning_rate},
+        {"params": backbone, "base_rate": training.learning_rate},
+        {"params": heads, "base_rate": training.learning_rate * training.head_multiplier},
     ]
-    # fused None leaves the choice to torch, which does not take the fused one
-    common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": training.fused or None}
+    fused = training.fused or None  # None leaves the choice to torch, which does not take the fused one
+    common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
     optimisers: dict[str, torch.optim.Optimizer] = {
         "student": torch.optim.AdamW(groups, **common)
         if training.optimiser == "adamw"
         else torch.optim.SGD(groups, momentum=training.momentum, **common)
     }
     if teacher_groups:
-        optimisers["teacher_heads"] = torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=training.fused or None)
+        optimisers["teacher_heads"] = torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)
     return optimisers
 
 
-def poly_factor(training: TrainingConfig, step: int) -> float:
-    """(1 − step/iterations)^power: from 1 before the first step to 0 after the last."""
+def _poly(training: TrainingConfig, step: int) -> float:
     return (1 - step / training.iterations) ** training.power
 
 
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
     """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
 
-    The schedule is :func:`poly_factor`, or a tenth for every milestone that is reached: the learning rate falls at the
-    step whose number the milestone is. The first step of a warm-up already moves the weights, and its last fully.
-
-    Args:
-        training: the schedule.
-        step: steps done before, from 0 to iterations − 1.
+    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached: the learning rate falls
+    at the step whose number the milestone is. The first step of a warm-up already moves the weights, and its last
+    fully. `step` counts the steps done before, from 0 to iterations − 1.
 
     Example:
         >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
@@ -71,23 +57,16 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
         [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
     """
     if training.schedule == "poly":
-        scheduled = poly_factor(training, step)
+        scheduled = _poly(training, step)
     else:
         scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones)
     return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
 
 
 def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], training: TrainingConfig, step: int) -> None:
-    """Give each parameter group that has a `base_rate` its learning rate for a step.
-
-    Args:
-        optimisers: by name: "student" follows :func:`learning_rate_factor`; a teacher's head that follows anything
-            :func:`poly_factor`, whatever the student does.
-        training: the student's schedule.
-        step: steps done before.
-    """
+    """Give each group that has a `base_rate` its learning rate; a teacher's head falls by poly, if at all."""
     for name, optimiser in optimisers.items():
-        factor = learning_rate_factor(training, step) if name == "student" else poly_factor(training, step)
+        factor = learning_rate_factor(training, step) if name == "student" else _poly(training, step)
         for group in optimiser.param_groups:
             if "base_rate" in group:
                 group["lr"] = group["base_rate"] * factor
@@ -96,12 +75,11 @@ def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], training: T
 def described(training: TrainingConfig) -> str:
     """Optimiser and schedule in words.
 
-    Example:
-        >>> described(TrainingConfig(warmup=100))
-        'sgd, rate 0.01 and 0.1 for heads, poly with power 0.9, rising over the first 100 steps'
+    >>> described(TrainingConfig(warmup=100))
+    'sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9, rising over the first 100 steps'
     """
     heads = training.learning_rate * training.head_multiplier
-    text = f"{training.optimiser}, rate {training.learning_rate:g} and {heads:g} for heads, "
+    text = f"{training.optimiser}, learning rate {training.learning_rate:g} and {heads:g} for heads, "
     if training.schedule == "poly":
         text += f"poly with power {training.power:g}"
     else:

@@ -15,11 +15,7 @@ import torch
 
 
 def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: Sequence[str] = ()) -> dict[str, Any]:
-    """The entries of a record that say where it came from: commit, versions, device, command.
-
-    `ranks`, the number of processes that shared the work, is given where it is not 1. `libraries` are packages beside
-    the usual ones that have a part in the numbers.
-    """
+    """The entries of a record that say where it came from: commit, versions (also of `libraries`), device, command."""
     return {
         "git": _git_state(),
         "versions": {"python": platform.python_version(), "apd": _version("adaptive-perspective-distillation")}
@@ -32,7 +28,7 @@ def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: 
             "precision": precision,
         }
         | ({"ranks": ranks} if ranks > 1 else {}),
-        "command": shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
+        "command": shlex.join(Path(part).name if Path(part).is_absolute() else part for part in sys.argv),
     }
 
 

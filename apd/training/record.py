@@ -6,10 +6,12 @@ whenever it is read, so a number in the book cannot disagree with its evidence.
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from types import NoneType
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -21,33 +23,16 @@ from apd.evaluation.metrics import Scores, scores
 from apd.training.checkpoint import write_atomically
 
 SCHEMA = 1
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "schema": int,
-    "experiment": dict,
-    "fingerprint": str,
-    "data": dict,
-    "git": dict,
-    "versions": dict,
-    "device": dict,
-    "command": str,
-    "started": str,
-    "wall_seconds": (int, float),
-    "seconds_per_iteration": (int, float),
-    "peak_memory_bytes": int,
-    "parameters": int,
-    "curves": dict,
-    "evaluations": list,
-    "teacher": (dict, type(None)),
-    "weights_sha256": str,
+_ENTRIES: dict[str, tuple[type | tuple[type, ...], tuple[str, ...]]] = {
+    "a whole number": (int, ("schema", "peak_memory_bytes", "parameters")),
+    "a finite number": ((int, float), ("wall_seconds", "seconds_per_iteration")),
+    "a text": (str, ("fingerprint", "command", "started", "weights_sha256")),
+    "a mapping": (dict, ("experiment", "data", "git", "versions", "device", "curves")),
+    "a list": (list, ("evaluations",)),
+    "a mapping or null": ((dict, NoneType), ("teacher",)),
 }
-_KIND_NAMES = {
-    int: "a whole number",
-    (int, float): "a finite number",
-    str: "a text",
-    dict: "a mapping",
-    list: "a list",
-    (dict, type(None)): "a mapping or null",
-}
+REPEATED = ("data", "confusion", "ap", "other_splits", "evaluations", "teacher", "curves", "weights_sha256")
+"""Entries that the same experiment gives again, bit by bit, on the same machine with the same libraries."""
 
 
 class RecordError(ValueError):
@@ -57,13 +42,6 @@ class RecordError(ValueError):
 def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
     """A finite number, no bool."""
     return isinstance(value, kind) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
-
-
-def _check_matrix(value: Any, classes: int, entry: str, source: str) -> None:
-    rows = value if isinstance(value, list) else []
-    whole = len(rows) == classes and all(isinstance(row, list) and len(row) == classes for row in rows)
-    if not whole or not all(_is_number(count, int) and 0 <= count < 2**63 for row in rows for count in row):
-        raise RecordError(f"{source}: {entry} must be a {classes} x {classes} matrix of counts >= 0")
 
 
 @dataclass(frozen=True)
@@ -78,83 +56,85 @@ class Record:
     source: str = "record"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.content, dict):
-            raise RecordError(f"{self.source}: expected a JSON object, got {type(self.content).__name__}")
-        for entry, kind in _TYPES.items():
-            if entry not in self.content:
-                raise RecordError(f"{self.source}: entry {entry!r} is missing")
-            value = self.content[entry]
-            number = isinstance(value, int | float)
-            if not isinstance(value, kind) or (number and not _is_number(value)):
-                raise RecordError(f"{self.source}: {entry} = {value!r:.80} is not {_KIND_NAMES[kind]}")
-        if self.content["schema"] != SCHEMA:
-            raise RecordError(f"{self.source}: schema {self.content['schema']} is not {SCHEMA}, which this code reads")
+        content = self.content
+        if not isinstance(content, dict):
+            self._refuse(f"expected a JSON object, got {type(content).__name__}")
+        for expected, (kind, entries) in _ENTRIES.items():
+            for entry in entries:
+                if entry not in content:
+                    self._refuse(f"entry {entry!r} is missing")
+                value = content[entry]
+                if not isinstance(value, kind) or (isinstance(value, int | float) and not _is_number(value)):
+                    self._refuse(f"{entry} = {value!r:.80} is not {expected}")
+        if content["schema"] != SCHEMA:
+            self._refuse(f"schema {content['schema']} is not {SCHEMA}, which this code reads")
         try:
-            experiment = from_dict(self.content["experiment"])
+            experiment = self.experiment
         except ExperimentError as error:
             raise RecordError(f"{self.source}: {error}") from error
-        if fingerprint(experiment) != self.content["fingerprint"]:
-            raise RecordError(
-                f"{self.source}: fingerprint {self.content['fingerprint']} is not that of its experiment "
-                f"({fingerprint(experiment)}): the file was edited, or a field's default was changed"
+        if (own := fingerprint(experiment)) != content["fingerprint"]:
+            self._refuse(
+                f"fingerprint {content['fingerprint']} is not that of its experiment ({own}): the file was edited, or "
+                "a field's default was changed"
             )
-        classes = self._check_data(least=1 if experiment.task == "detection" else 2)
-        self._check_measured(self.content, classes, "")
-        for split, other in self.content.get("other_splits", {}).items():
+        classes, teacher = self._classes(), content["teacher"]
+        self._check_measured(content, classes, "")
+        for split, other in content.get("other_splits", {}).items():
             self._check_measured(other, classes, f"other_splits.{split}.")
-        teacher = self.content["teacher"]
         if (teacher is None) != (experiment.teacher is None):
-            raise RecordError(f"{self.source}: teacher must be there exactly when the experiment has one")
+            self._refuse("teacher must be there exactly when the experiment has one")
         if teacher is not None:
             self._check_measured(teacher, classes, "teacher.")
             if experiment.task == "segmentation":
-                _check_matrix(teacher.get("agreement"), classes, "teacher.agreement", self.source)
-        self._check_progress(classes)
+                self._check_matrix(teacher.get("agreement"), classes, "teacher.agreement")
+        for number, evaluation in enumerate(content["evaluations"]):
+            if not isinstance(evaluation, dict) or not _is_number(evaluation.get("step"), int):
+                self._refuse(f"evaluations[{number}] must hold step (a whole number), split and scores")
+            self._check_measured(evaluation, classes, f"evaluations[{number}].")
+        if "iteration" not in content["curves"]:
+            self._refuse("curves.iteration is missing")
+        for name, curve in content["curves"].items():
+            if not isinstance(curve, list) or not all(map(_is_number, curve)):
+                self._refuse(f"curves.{name} must be a list of finite numbers")
+            if len(curve) != len(content["curves"]["iteration"]):
+                self._refuse(f"curves.{name} must be as long as curves.iteration")
+
+    def _refuse(self, message: str) -> NoReturn:
+        raise RecordError(f"{self.source}: {message}")
+
+    def _classes(self) -> int:
+        """Check the entry `data`, and return the number of classes."""
+        data, names = self.content["data"], self.content["data"].get("class_names")
+        least, number = (1, "one text") if self.experiment.task == "detection" else (2, "two texts")
+        if not isinstance(names, list) or len(names) < least or not all(isinstance(name, str) for name in names):
+            self._refuse(f"data.class_names must be a list of at least {number}")
+        for entry in ("name", "split", "fingerprint", "training_fingerprint"):
+            if not isinstance(data.get(entry), str):
+                self._refuse(f"data.{entry} = {data.get(entry)!r:.80} must be a text")
+        if not _is_number(data.get("images"), int):
+            self._refuse(f"data.images = {data.get('images')!r:.80} must be a whole number")
+        return len(names)
 
     def _check_measured(self, owner: dict[str, Any], classes: int, prefix: str) -> None:
         """Check what the task measured of a network: `confusion`, or `ap`."""
         entry, other = ("ap", "confusion") if self.experiment.task == "detection" else ("confusion", "ap")
         if other in owner:
-            raise RecordError(f"{self.source}: {prefix}{other} is no entry of a record of {self.experiment.task}")
+            self._refuse(f"{prefix}{other} is no entry of a record of {self.experiment.task}")
         if entry not in owner:
-            raise RecordError(f"{self.source}: entry {f'{prefix}{entry}'!r} is missing")
+            self._refuse(f"entry {f'{prefix}{entry}'!r} is missing")
         if entry == "confusion":
-            _check_matrix(owner[entry], classes, f"{prefix}{entry}", self.source)
-            return
-        is_teacher = prefix == "teacher."
-        network = self.experiment.teacher.network if is_teacher else self.experiment.network
+            return self._check_matrix(owner[entry], classes, f"{prefix}{entry}")
+        network = self.experiment.teacher.network if prefix == "teacher." else self.experiment.network
         kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
         if wrong := what_is_wrong(owner[entry], classes, kinds):
-            raise RecordError(f"{self.source}: {prefix}ap {wrong}")
+            self._refuse(f"{prefix}ap {wrong}")
+        return None
 
-    def _check_data(self, least: int) -> int:
-        """Check the entry `data`, with at least so many classes, and return their number."""
-        data, names = self.content["data"], self.content["data"].get("class_names")
-        if not isinstance(names, list) or len(names) < least or not all(isinstance(name, str) for name in names):
-            number = {1: "one text", 2: "two texts"}[least]
-            raise RecordError(f"{self.source}: data.class_names must be a list of at least {number}")
-        for entry in ("name", "split", "fingerprint", "training_fingerprint"):
-            if not isinstance(data.get(entry), str):
-                raise RecordError(f"{self.source}: data.{entry} = {data.get(entry)!r:.80} must be a text")
-        if not _is_number(data.get("images"), int):
-            raise RecordError(f"{self.source}: data.images = {data.get('images')!r:.80} must be a whole number")
-        return len(names)
-
-    def _check_progress(self, classes: int) -> None:
-        """Check what was noted on the way: `evaluations` and `curves`."""
-        for number, evaluation in enumerate(self.content["evaluations"]):
-            entry = f"evaluations[{number}]"
-            if not isinstance(evaluation, dict) or not _is_number(evaluation.get("step"), int):
-                raise RecordError(f"{self.source}: {entry} must hold step (a whole number), split and scores")
-            self._check_measured(evaluation, classes, f"{entry}.")
-        curves = self.content["curves"]
-        if "iteration" not in curves:
-            raise RecordError(f"{self.source}: curves.iteration is missing")
-        for name, curve in curves.items():
-            if not isinstance(curve, list) or not all(map(_is_number, curve)):
-                raise RecordError(f"{self.source}: curves.{name} must be a list of finite numbers")
-            if len(curve) != len(curves["iteration"]):
-                raise RecordError(f"{self.source}: curves.{name} must be as long as curves.iteration")
+    def _check_matrix(self, value: Any, classes: int, entry: str) -> None:
+        rows = value if isinstance(value, list) else []
+        whole = len(rows) == classes and all(isinstance(row, list) and len(row) == classes for row in rows)
+        if not whole or not all(_is_number(count, int) and 0 <= count < 2**63 for row in rows for count in row):
+            self._refuse(f"{entry} must be a {classes} x {classes} matrix of counts >= 0")
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -166,97 +146,101 @@ class Record:
         """Names in the order of the matrices' rows and columns."""
         return self.content["data"]["class_names"]
 
-    def _of(self, task: TaskName, wanted: str, instead: str) -> None:
-        if self.experiment.task != task:
-            message = f"a record of {self.experiment.task} has no {wanted}: use Record.{instead}"
-            raise RecordError(f"{self.source}: {message}")
-
     @cached_property
     def headline(self) -> tuple[str, float]:
         """Name and value of the one score by which runs of this task are compared: "mIoU", or "box AP"."""
         return ("box AP", self.ap["boxes"].ap) if self.experiment.task == "detection" else ("mIoU", self.scores.miou)
 
+    def _of(self, task: TaskName, wanted: str, instead: str) -> None:
+        if self.experiment.task != task:
+            self._refuse(f"a record of {self.experiment.task} has no {wanted}: use Record.{instead}")
+
     @cached_property
     def ap(self) -> dict[Kind, APScores]:
-        """Average precision of the last step's student on the evaluation split: "boxes", and "masks" of a Mask R-CNN.
-
-        Raises:
-            RecordError: the record is of segmentation.
-        """
+        """AP of the last step's student on the evaluation split: "boxes", and "masks" of a Mask R-CNN."""
         self._of("detection", "average precision", "scores")
         return {kind: ap_scores(table) for kind, table in tables_of(self.content["ap"]).items()}
 
     @cached_property
     def teacher_ap(self) -> dict[Kind, APScores] | None:
-        """The teacher's average precision on the same images; None when there is no teacher. RecordError as `ap`."""
+        """The teacher's average precision on the same images; None when there is no teacher."""
         self._of("detection", "average precision", "teacher_scores")
         teacher = self.content["teacher"]
         return None if teacher is None else {k: ap_scores(table) for k, table in tables_of(teacher["ap"]).items()}
 
     @cached_property
     def scores(self) -> Scores:
-        """Scores of the last step's student on the evaluation split.
-
-        Raises:
-            RecordError: the record is of detection.
-        """
+        """Scores of the last step's student on the evaluation split; of segmentation only (else RecordError)."""
         self._of("segmentation", "scores of pixels", "ap")
         return scores(torch.tensor(self.content["confusion"]))
 
     def scores_on(self, split: str) -> Scores:
-        """Scores of the last step's student on the evaluation split or another that was scored with it.
-
-        Raises:
-            RecordError: the record has no such split, or is of detection.
-        """
+        """Scores on the evaluation split or another that was scored with it; RecordError where there is none."""
         others = self.content.get("other_splits", {})
         if split == self.content["data"]["split"]:
             return self.scores
         if split not in others:
             known = ", ".join((self.content["data"]["split"], *others))
-            raise RecordError(f"{self.source}: split {split!r} was not scored; expected one of {known}")
+            self._refuse(f"split {split!r} was not scored; expected one of {known}")
         return scores(torch.tensor(others[split]["confusion"]))
 
     @cached_property
     def teacher_scores(self) -> Scores | None:
-        """The teacher's scores on the same images; None when there is no teacher. RecordError as `scores`."""
+        """The teacher's scores on the same images; None when there is no teacher."""
         self._of("segmentation", "scores of pixels", "teacher_ap")
         teacher = self.content["teacher"]
         return None if teacher is None else scores(torch.tensor(teacher["confusion"]))
 
     @cached_property
     def agreement(self) -> float | None:
-        """Share of valid pixels on which student and teacher name the same class; None when there is no teacher.
-
-        Raises:
-            RecordError: the record is of detection, where boxes of two networks have no common places to agree on.
-        """
+        """Share of valid pixels on which student and teacher name the same class; None when there is no teacher."""
         self._of("segmentation", "agreement of pixels", "teacher_ap")
         teacher = self.content["teacher"]
         return None if teacher is None else scores(torch.tensor(teacher["agreement"])).aacc
 
     def save(self, path: Path) -> Self:
-        """Write the file atomically and return the record; the folder is made.
-
-        Raises:
-            CheckpointError: the disk is full or read-only.
-        """
-        write_atomically(path, _compact_json(self.content) + "\n")
+        """Write the file, one top-level entry a line, and return the record. CheckpointError when the disk refuses."""
+        lines = (f" {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in self.content.items())
+        write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
         return self
 
 
-def _compact_json(content: dict[str, Any]) -> str:
-    """JSON with one top-level entry a line: readable, and small diffs."""
-    lines = (f" {json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in content.items())
-    return "{\n" + ",\n".join(lines) + "\n}"
+def differences(recorded: Any, repeated: Any, entry: str = "") -> Iterator[str]:
+    """A line for each entry of a record that came out otherwise when the experiment was run again.
+
+    Of two contents, those that :data:`REPEATED` names are compared, as far as the first has them.
+
+    >>> list(differences({"confusion": [[5, 1], [0, 2]]}, {"confusion": [[5, 1], [1, 1]]}))
+    ['confusion: 2 of 4 numbers differ, the first is 0 in the record and 1 here']
+    """
+    if isinstance(recorded, dict) and isinstance(repeated, dict):
+        for name in recorded if entry else [name for name in REPEATED if name in recorded]:
+            yield from differences(recorded[name], repeated.get(name), f"{entry}.{name}".lstrip("."))
+    elif isinstance(recorded, list) and any(isinstance(part, dict) for part in recorded):
+        for number, part in enumerate(recorded):
+            again = repeated[number] if number < len(repeated) else None
+            yield from differences(part, again, f"{entry}[{number}]")
+    elif recorded != repeated:
+        ours, theirs = list(_numbers(recorded)), list(_numbers(repeated))
+        if len(ours) == len(theirs) > 1:
+            pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]
+            which = f"{len(pairs)} of {len(ours)} numbers differ, the first is"
+            yield f"{entry}: {which} {pairs[0][0]!r} in the record and {pairs[0][1]!r} here"
+        else:
+            yield f"{entry}: {recorded!r:.80} in the record and {repeated!r:.80} here"
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """The entries of nested lists, one after another."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _numbers(part)
+    else:
+        yield value
 
 
 def read_record(path: Path) -> Record:
-    """Read and check one record.
-
-    Raises:
-        RecordError: the file is not JSON or does not follow the schema.
-    """
+    """Read and check one record. RecordError where the file is not JSON or does not follow the schema."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return Record(content, source=str(path))
@@ -268,11 +252,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Every record of a folder, sorted by file name.
-
-    Raises:
-        RecordError: the folder holds none, or one of them is wrong.
-    """
+    """Every record of a folder, sorted by file name. RecordError where it holds none, or one of them is wrong."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise RecordError(f"{folder}: no records; run the campaign of that name (apd campaign {Path(folder).name})")

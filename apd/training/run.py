@@ -1,7 +1,6 @@
 """One experiment in, one record out.
 
-A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished and its record returned, or goes on
-from its newest whole checkpoint.
+A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished, or goes on from its newest checkpoint.
 """
 
 import contextlib
@@ -37,6 +36,8 @@ def train(
     wait: bool = False,
     workers: int = 0,
     on_step: Callable[[int], None] | None = None,
+    folder: Path | None = None,
+    check_labels: bool = True,
 ) -> Record:
     """Run an experiment to its end, or find it finished, and return its record.
 
@@ -52,6 +53,8 @@ def train(
         workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
             number gives the same batches.
         on_step: called with the number of steps done after each one.
+        folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
+        check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
 
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
@@ -65,22 +68,8 @@ def train(
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
         LostRankError: another rank of this run has gone.
     """
-    return _trained(experiment, device, progress, wait, workers, on_step)
-
-
-def _trained(
-    experiment: Experiment,
-    device: str | None,
-    progress: Progress,
-    wait: bool,
-    workers: int,
-    on_step: Callable[[int], None] | None = None,
-    *,
-    is_teacher: bool = False,
-) -> Record:
-    """See :func:`train`; before the training of a teacher the labels were counted for its student."""
     ranks = join()
-    folder = ranks.on_rank_zero(lambda: run_folder(experiment))
+    folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
     if record := ranks.on_rank_zero(lambda: _finished(folder)):
         return record
     where = choose_device(device)
@@ -95,19 +84,23 @@ def _trained(
             return record
         # what can be wrong with data or student is found before hours go into a teacher
         splits = ranks.rank_zero_first(task.splits)
-        if not is_teacher:
-            ranks.on_rank_zero(lambda: _print_census(task.census(splits), experiment))
+        if check_labels:
+            ranks.on_rank_zero(lambda: _check_labels(task.census(splits), experiment))
         names = splits.train.spec.class_names
         student = ranks.rank_zero_first(
             lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
         )
-        teacher, weights = None, None
+        teacher, weights = None, Path()
         if experiment.teacher is not None:
-            weights = _teacher_weights(experiment, device=device, progress=progress, workers=workers)
+            weights = Path(experiment.teacher.weights_file)
+            if not experiment.teacher.weights_file:
+                of_teacher, options = experiment.teacher_experiment(), dict(device=device, workers=workers)
+                train(of_teacher, **options, progress=progress, wait=True, check_labels=False)
+                weights = run_folder(of_teacher) / "weights.safetensors"
             teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, len(names), where))
         run = Trainer(task, folder, splits, student, teacher, progress=progress, ranks=ranks, workers=workers)
         # before the first step: the code that runs, not what it becomes
-        origin = provenance(where, run.precision, ranks.size, task.libraries)
+        origin = provenance(where, task.precision(where), ranks.size, task.libraries)
         run.execute(on_step)
         return _finish(run, origin, weights)
 
@@ -118,16 +111,7 @@ def task_of(experiment: Experiment) -> Task:
 
 
 def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> None:
-    """Refuse a batch that cannot be divided evenly over ranks and the steps of an accumulation.
-
-    Args:
-        training: whose batch and accumulation are divided.
-        ranks: the processes that share a batch.
-        least: images that a part must have for batch norm to train on.
-
-    Raises:
-        ExperimentError: it cannot, or a part is too small for batch norm to train on.
-    """
+    """Refuse (ExperimentError) a batch that ranks x accumulation does not divide, or into less than `least` images."""
     parts = ranks.size * training.accumulation
     if training.batch_size % parts or training.batch_size < least * parts:
         raise of_every_rank(
@@ -162,99 +146,78 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
 
 
 def _finished(folder: Path) -> Record | None:
-    """The record of a finished run, unless what it was trained on is another today.
-
-    Scenes change with their generator, and a folder of one's own with whoever puts a picture there.
-    """
+    """The record of a finished run; CheckpointError where its scenes or own images are others today."""
     if not (folder / "record.json").exists():
         return None
     record = read_record(folder / "record.json")
     data = record.experiment.data
     changed = {
         "scenes": "scenes of another version of their generator",
-        "folder": f"other pictures or labels than {data.folder} holds today",
+        "folder": f"other images or labels than {data.folder} holds today",
     }
-    if data.name in changed:
-        today = task_of(record.experiment).split("train").fingerprint()
-        if record.content["data"]["training_fingerprint"] != today:
-            raise CheckpointError(
-                f"{folder} was made from {changed[data.name]}: delete the folder, or keep it elsewhere, to have the "
-                "run made again"
-            )
+    recorded = record.content["data"]["training_fingerprint"]
+    if data.name in changed and recorded != task_of(record.experiment).split("train").fingerprint():
+        raise CheckpointError(
+            f"{folder} was made from {changed[data.name]}: delete the folder, or keep it elsewhere, to have the run "
+            "made again"
+        )
     return record
 
 
-def _print_census(census: Census | None, experiment: Experiment) -> None:
+def _check_labels(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
-    if census is None:
-        return
-    sentences = census.warnings(experiment.data.folder)
-    if experiment.task == "segmentation":
-        for line in census.table():
-            print(line, flush=True)
+    sentences = census.warnings(experiment.data.folder) if census is not None else []
+    if census is not None and experiment.task == "segmentation":
+        print("\n".join(census.table()), flush=True)
         for sentence in sentences:
             print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
-def _teacher_weights(experiment: Experiment, device: str | None, progress: Progress, workers: int) -> Path:
-    """The file with the teacher's weights, which is trained now unless that was done or a file is given."""
-    if experiment.teacher.weights_file:
-        return Path(experiment.teacher.weights_file)
-    teacher = experiment.teacher_experiment()
-    _trained(teacher, device, progress, True, workers, is_teacher=True)
-    return run_folder(teacher) / "weights.safetensors"
-
-
-def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path | None) -> Record:
+def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path) -> Record:
     """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
-    evaluation, ranks = run.splits.evaluation, run.ranks
+    experiment, splits, ranks = run.experiment, run.splits, run.ranks
     run.evaluated.eval()
-    measured, teacher = run.measured(evaluation, run.experiment.inference), None
-    if others := run.splits.others:
+    measured, teacher = run.measured(splits.evaluation, experiment.inference), None
+    if splits.others:
         measured["other_splits"] = {
-            name: {
-                "images": len(dataset),
-                "fingerprint": dataset.fingerprint(),
-                **run.measured(dataset, run.experiment.inference),
-            }
-            for name, dataset in others.items()
+            name: {"images": len(other), "fingerprint": other.fingerprint()} | run.measured(other, experiment.inference)
+            for name, other in splits.others.items()
         }
     if run.teacher is not None:
-        both = run.task.compare(run.evaluated, run.teacher, evaluation, precision=run.precision, ranks=ranks)
+        both = run.task.compare(run.evaluated, run.teacher, splits.evaluation, ranks)
         # a file of weights can be replaced under its name: the record says which it was
         digest = ranks.on_rank_zero(lambda: sha256_of(teacher_weights))
         teacher = {**run.facts["teacher"], **both, "weights_sha256": digest}
-    return ranks.on_rank_zero(lambda: _write(run, origin, measured, teacher))
 
+    def write() -> Record:
+        weights = run.folder / "weights.safetensors"
+        save_weights(weights, run.evaluated.state_dict())
+        content = {
+            "schema": SCHEMA,
+            "experiment": to_dict(experiment),
+            "fingerprint": fingerprint(experiment),
+            "data": {
+                "name": splits.evaluation.spec.name,
+                "split": experiment.data.evaluation_split,
+                "images": len(splits.evaluation),
+                "class_names": list(splits.evaluation.spec.class_names),
+                "fingerprint": splits.evaluation.fingerprint(),
+                "training_fingerprint": splits.train.fingerprint(),
+            },
+            **origin,
+            "started": run.facts["started"],
+            "wall_seconds": round(run.facts["seconds"], 2),
+            **run.log.summary(),
+            "peak_memory_bytes": _peak_memory(run.device),
+            "parameters": sum(p.numel() for p in run.student.parameters()),
+            "evaluations": run.facts["evaluations"],
+            **measured,
+            "teacher": teacher,
+            "weights_sha256": sha256_of(weights),
+        }
+        return Record(content).save(run.folder / "record.json")
 
-def _write(run: Trainer, origin: dict[str, Any], measured: dict[str, Any], teacher: dict[str, Any] | None) -> Record:
-    evaluation, experiment = run.splits.evaluation, run.experiment
-    weights = run.folder / "weights.safetensors"
-    save_weights(weights, run.evaluated.state_dict())
-    content = {
-        "schema": SCHEMA,
-        "experiment": to_dict(experiment),
-        "fingerprint": fingerprint(experiment),
-        "data": {
-            "name": evaluation.spec.name,
-            "split": experiment.data.evaluation_split,
-            "images": len(evaluation),
-            "class_names": list(evaluation.spec.class_names),
-            "fingerprint": evaluation.fingerprint(),
-            "training_fingerprint": run.splits.train.fingerprint(),
-        },
-        **origin,
-        "started": run.facts["started"],
-        "wall_seconds": round(run.facts["seconds"], 2),
-        **run.log.summary(),
-        "peak_memory_bytes": _peak_memory(run.device),
-        "parameters": sum(p.numel() for p in run.student.parameters()),
-        "evaluations": run.facts["evaluations"],
-        **measured,
-        "teacher": teacher,
-        "weights_sha256": sha256_of(weights),
-    }
-    return Record(content).save(run.folder / "record.json")
+    return ranks.on_rank_zero(write)
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -303,11 +266,7 @@ def run_folder(experiment: Experiment) -> Path:
 
 
 def finished_folder(run: Path | str) -> Path:
-    """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints.
-
-    >>> finished_folder("runs/tiny-apd-seed0-0123456789ab/record.json").name
-    'tiny-apd-seed0-0123456789ab'
-    """
+    """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints."""
     run = Path(run).expanduser()
     return run.parent if run.name in RUN_FILES or run.is_file() else run
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from safetensors.torch import save_file
 
@@ -46,8 +46,7 @@ class RunLog:
     def start_over(self, lines: int) -> None:
         """Keep the first `lines` lines: a resumed run writes those after its checkpoint anew.
 
-        Raises:
-            CheckpointError: the log is shorter than that, or the disk refuses.
+        CheckpointError where the log is shorter than that, or the disk refuses.
         """
         self.lines = lines
         with self._disk_errors():
@@ -57,10 +56,12 @@ class RunLog:
                 if kept == lines:
                     file.truncate(file.tell())
         if kept < lines:
-            raise CheckpointError(
-                f"{self.path} is damaged: it has {kept} whole lines where the checkpoint expects {lines}. Delete "
-                f"{self.path.parent / 'checkpoints'} and start the same command again: the run begins anew"
-            )
+            self._damaged(f"it has {kept} whole lines where the checkpoint expects {lines}")
+
+    def _damaged(self, reason: object) -> NoReturn:
+        checkpoints = self.path.parent / "checkpoints"
+        advice = f"Delete {checkpoints} and start the same command again: the run begins anew"
+        raise CheckpointError(f"{self.path} is damaged: {reason}. {advice}")
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. CheckpointError when the disk refuses it."""
@@ -83,19 +84,14 @@ class RunLog:
         try:
             return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path} is damaged ({error}). Delete {self.path.parent / 'checkpoints'} and start the same "
-                "command again: the run begins anew"
-            ) from error
+            self._damaged(error)
 
     def summary(self) -> dict[str, Any]:
         """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
 
         The first two are medians over steps. Core seconds are those in which the process ran: other programs make the
-        seconds of the clock longer, these not.
-
-        Curves have at most 100 points, each the mean over an equal stretch of steps; `iteration` is the number of
-        steps done at a stretch's end.
+        seconds of the clock longer, these not. Curves have at most 100 points, each the mean over an equal stretch of
+        steps; `iteration` is the number of steps done at a stretch's end.
         """
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)
@@ -127,25 +123,23 @@ def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
 class ProgressLines:
     """Lines on standard output where it is a file and a bar would be of no use: at most one in 30 seconds.
 
-    Args:
-        name: of the run, in front of each line.
-        step: steps done so far.
-        steps: how many there will be.
+    They begin with the run's `name` and say that `step` of `steps` are done; nothing is printed unless `shown`.
     """
 
-    def __init__(self, name: str, step: int, steps: int) -> None:
-        self.name, self.first, self.steps = name, step, steps
+    def __init__(self, name: str, step: int, steps: int, *, shown: bool = True) -> None:
+        self.name, self.first, self.steps, self.shown = name, step, steps, shown
         self.begun = self.printed_at = time.monotonic()
         self.print(f"step {step} of {steps}")
 
     def print(self, text: str) -> None:
         """Print a line at once."""
-        print(f"{self.name}: {text}", flush=True)
+        if self.shown:
+            print(f"{self.name}: {text}", flush=True)
 
     def step_done(self, step: int, loss: float) -> None:
         """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
         now = time.monotonic()
-        if now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first loss is known a step late
+        if not self.shown or now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first is known a step late
             return
         self.printed_at, seconds = now, (now - self.begun) / (step - self.first)
         left = seconds * (self.steps - step)
@@ -159,12 +153,9 @@ def in_this_output() -> Literal["lines"] | None:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps.
+    """Turns Ctrl-C and SIGTERM into a request, acknowledged on standard error, that the loop honours between two steps.
 
     A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, it changes nothing.
-
-    Args:
-        notice: whether to tell on standard error that the request was heard.
     """
 
     def __init__(self, *, notice: bool = True) -> None:

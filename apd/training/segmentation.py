@@ -3,20 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apd.config.datasets import (
-    Splits,
-    build_augmentation,
-    build_split,
-    build_splits,
-    require_segmentation,
-    spec_of,
-)
+from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
 from apd.config.experiment import Experiment, ExperimentError, NetworkConfig
 from apd.config.inference import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, device_batches, training_batches
@@ -62,14 +55,10 @@ class SegmentationTask(nn.Module):
     Student and distillers are its submodules, so that DistributedDataParallel finds every trained parameter in one
     forward pass; the teacher has none and stays out. :class:`apd.training.detection.DetectionTask` has the same
     methods: the trainer, its checkpoints and records know of nothing else.
-
-    Attributes:
-        expected: field of the teacher's configuration with the least that its headline score may be.
-        libraries: packages, beside the usual ones, whose version belongs to what is measured.
     """
 
-    expected = "expected_miou"
-    libraries = ()
+    expected = "expected_miou"  # field of the teacher's configuration with the least that its headline score may be
+    libraries = ()  # packages, beside the usual ones, whose version belongs to what is measured
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
@@ -99,10 +88,7 @@ class SegmentationTask(nn.Module):
     def batches(
         self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
     ) -> Iterator[Batch]:
-        """This rank's parts of the training batches from iteration `start` on: crops of one size.
-
-        The loader makes them, or with `device_augmentation` the device.
-        """
+        """This rank's parts of the training batches from iteration `start` on, made by the loader or on the device."""
         training = self.experiment.training
         there = training.device_augmentation
         supply = partial(device_batches, device=device) if there else partial(training_batches, workers=workers)
@@ -117,10 +103,7 @@ class SegmentationTask(nn.Module):
         )
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """Images that batch norm needs in each part of a batch.
-
-        Two, since the pooled branch has one vector an image; one where norms are synchronised over GPUs.
-        """
+        """Images that batch norm needs in each part of a batch: the pooled branch has one vector an image."""
         return 1 if ranks.size > 1 and device.type == "cuda" else 2
 
     def precision(self, device: torch.device) -> str:
@@ -150,16 +133,10 @@ class SegmentationTask(nn.Module):
         return build_distiller(config, student=student, teacher=teacher, ignore_index=ignore_index, seed=seed)
 
     def prepare(self, student: Segmenter, teacher: Segmenter | None) -> None:
-        """Take the networks that `forward` calls, and build the distillers between them.
-
-        Args:
-            student: is trained.
-            teacher: in eval mode and without gradients, or None.
-        """
-        self.student, self.distillers = student, nn.ModuleDict()
-        for config in self.experiment.distillers:
-            self.distillers[config.method] = self.distiller(config, student, teacher)
-        training = self.experiment.training
+        """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""
+        configs, training = self.experiment.distillers, self.experiment.training
+        self.student = student
+        self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
         if not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
         device = next(student.parameters()).device
@@ -203,16 +180,11 @@ class SegmentationTask(nn.Module):
         return terms | {"loss": loss}
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
-        return {
-            name: distiller(
-                student_features=student.features,
-                teacher_features=cast(SegOutput, teacher).features,
-                student_logits=student.logits,
-                teacher_logits=cast(SegOutput, teacher).logits,
-                labels=labels,
-            )
-            for name, distiller in self.distillers.items()
-        }
+        if not self.distillers:
+            return {}
+        given = dict(student_features=student.features, teacher_features=teacher.features)
+        given |= dict(student_logits=student.logits, teacher_logits=teacher.logits, labels=labels)
+        return {name: distiller(**given) for name, distiller in self.distillers.items()}
 
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
@@ -237,25 +209,19 @@ class SegmentationTask(nn.Module):
             module.training = training
 
     def evaluate(
-        self,
-        network: nn.Module,
-        dataset: SegmentationDataset,
-        *,
-        precision: str,
-        inference: InferenceOptions,
-        ranks: Ranks,
+        self, network: nn.Module, dataset: SegmentationDataset, inference: InferenceOptions, ranks: Ranks
     ) -> dict[str, Any]:
         """The confusion matrix as `confusion`."""
+        precision = self.experiment.precision
         matrix_KK = confusion_of(network, ranks.part(dataset), precision=precision, inference=inference)
         return {"confusion": ranks.total(matrix_KK).tolist()}
 
     def compare(
-        self, student: nn.Module, teacher: nn.Module, dataset: SegmentationDataset, *, precision: str, ranks: Ranks
+        self, student: nn.Module, teacher: nn.Module, dataset: SegmentationDataset, ranks: Ranks
     ) -> dict[str, Any]:
         """Counts of the teacher's and the student's classes as `agreement`."""
-        inference = self.experiment.inference
-        counts = agreement_of(student, teacher, ranks.part(dataset), precision=precision, inference=inference)
-        return {"agreement": ranks.total(counts).tolist()}
+        how = dict(precision=self.experiment.precision, inference=self.experiment.inference)
+        return {"agreement": ranks.total(agreement_of(student, teacher, ranks.part(dataset), **how)).tolist()}
 
     def headline(self, fact: Mapping[str, Any]) -> tuple[str, float]:
         """The mIoU."""

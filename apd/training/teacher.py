@@ -47,16 +47,11 @@ def measure_teacher(
         TeacherError: its mIoU, or mean box AP, is below `teacher.expected_miou`, or `teacher.expected_ap`.
     """
     experiment, split = task.experiment, task.experiment.data.evaluation_split
-    precision = task.precision(next(teacher.parameters()).device)
-    fact = task.evaluate(teacher, splits.evaluation, precision=precision, inference=experiment.inference, ranks=ranks)
+    fact = task.evaluate(teacher, splits.evaluation, experiment.inference, ranks)
     score, value = task.headline(fact)
     expected = getattr(experiment.teacher, task.expected)
     ranks.print(f"{experiment.name}: teacher {score} {value:.4f} on {split}")
     if not value >= expected:
-        raise of_every_rank(
-            TeacherError(
-                f"the teacher's {score} is {value:.4f} on {split}, below teacher.{task.expected} = {expected}: wrong "
-                "weights, wrong data or wrong image size"
-            )
-        )
+        reason = f"below teacher.{task.expected} = {expected}: wrong weights, wrong data or wrong image size"
+        raise of_every_rank(TeacherError(f"the teacher's {score} is {value:.4f} on {split}, {reason}"))
     return fact

@@ -6,7 +6,7 @@ the checkpoint, so on a CPU an interrupted run ends bit-equal to an uninterrupte
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,6 @@ from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import Batch as PixelBatch
 from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import load_newest, save_checkpoint
-from apd.training.cuda_graph import CapturedStep
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.optim import build_optimisers, learning_rate_factor, set_learning_rates
@@ -32,6 +31,7 @@ from apd.training.teacher import measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0
+EAGER_STEPS = 3  # before a CUDA graph is recorded: libraries choose their algorithms and take their memory in these
 Task = SegmentationTask | DetectionTask
 Batch = PixelBatch | InstanceBatch
 Progress = bool | Literal["lines"] | None
@@ -41,16 +41,8 @@ Progress = bool | Literal["lines"] | None
 class TrainStep:
     """What a batch does to the weights, and everything that has to be kept from one batch to the next.
 
-    Args:
-        task: of the experiment; its forward gives the losses.
-        student: is trained in place.
-        teacher: in eval mode and without gradients, or None.
-        ranks: the processes that share every batch.
-
-    Attributes:
-        distillers: the loss modules by method.
-        optimisers: by name: "student", and "teacher_heads" where a teacher's head is trained.
-        average: the averaged network, or None.
+    `optimisers` are named "student" and, where a teacher's head is trained, "teacher_heads"; `average` is the network
+    of averaged weights, or None. The student is trained in place; the teacher is in eval mode and without gradients.
     """
 
     def __init__(self, task: Task, student: nn.Module, teacher: nn.Module | None, ranks: Ranks = ALONE) -> None:
@@ -76,10 +68,7 @@ class TrainStep:
                 optimiser.zero_grad(set_to_none=True)
         micro_batches = self.task.micro_batches(batch, self.device)
         with values_unchecked():  # the loop looks at the losses
-            if len(micro_batches) > 1:
-                terms = self.accumulated_gradients(micro_batches)
-            else:
-                terms = (self.captured or self.gradients)(micro_batches[0])
+            terms = (self.captured or self.gradients)(*micro_batches)
         if self.training.clip_norm is not None:
             trained = [p for group in self.optimisers["student"].param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.training.clip_norm)
@@ -89,28 +78,74 @@ class TrainStep:
             self.average.update_parameters(self.student)
         return self.ranks.mean(terms)
 
-    def gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward of teacher and student, and backward."""
-        teacher = self.task.teacher_outputs(batch)
-        with across_processes() if self.ranks.size > 1 else nullcontext():
-            terms = self.losses(*batch, teacher)
-        terms["loss"].backward()
-        return {name: value.detach() for name, value in terms.items()}
-
-    def accumulated_gradients(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Those of the whole batch, a micro-batch at a time, whose terms are shares of the whole's."""
+    def gradients(self, *micro_batches: Batch) -> dict[str, Tensor]:
+        """Forward of teacher and student, and backward, a micro-batch at a time; returns the terms of them together."""
         teachers = [self.task.teacher_outputs(batch) for batch in micro_batches]
+        counts_of_the_batch = self._global_counts(micro_batches, teachers)
+        shares: list[dict[str, Tensor]] = []
+        for number, (batch, teacher) in enumerate(zip(micro_batches, teachers, strict=True), start=1):
+            with counts_of_the_batch(), self.ranks.no_sync(self.losses, when=number < len(micro_batches)):
+                terms = self.losses(*batch, teacher)
+                terms["loss"].backward()
+            shares.append({name: value.detach() for name, value in terms.items()})
+        if len(shares) == 1:
+            return shares[0]
+        return {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
+
+    def _global_counts(self, micro_batches: tuple[Batch, ...], teachers: list) -> Callable[[], AbstractContextManager]:
+        """In this context the losses divide by the counts of the whole batch, not of the part that is computed."""
+        if len(micro_batches) == 1:
+            return across_processes if self.ranks.size > 1 else nullcontext
         counts = AccumulatedCounts(over_processes=self.ranks.size > 1)
         for batch, teacher in zip(micro_batches, teachers, strict=True):
             with counts.counting():
                 self.task.count(*batch, teacher)
-        shares: list[dict[str, Tensor]] = []
-        for batch, teacher in zip(micro_batches, teachers, strict=True):
-            with counts.computing(), self.ranks.no_sync(self.losses, when=len(shares) < len(micro_batches) - 1):
-                terms = self.losses(*batch, teacher)
-                terms["loss"].backward()
-            shares.append({name: value.detach() for name, value in terms.items()})
-        return {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
+        return counts.computing
+
+
+class CapturedStep:
+    """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
+
+    A small network on a fast GPU waits for its kernels to be launched one by one; a graph launches all at once. Every
+    batch must have the shapes of the first. Gradients must be None when it is recorded and be left alone from then on
+    (`recorded`): each replay writes them anew, at the same addresses.
+    """
+
+    def __init__(self, compute: Callable[[Batch], dict[str, Tensor]]) -> None:
+        self._compute, self._eager = compute, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call replays."""
+        return self._graph is not None
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The named scalars, detached from what the next call does."""
+        if self._graph is None and self._eager < EAGER_STEPS:
+            self._eager += 1
+            return self._aside(batch)
+        if self._graph is None:
+            self._batch = type(batch)(*(value.clone() for value in batch))
+            self._graph, self._terms = self._record()
+        for kept, value in zip(self._batch, batch, strict=True):
+            kept.copy_(value)
+        self._graph.replay()
+        return {name: value.clone() for name, value in self._terms.items()}
+
+    def _aside(self, batch: Batch) -> dict[str, Tensor]:
+        """An ordinary call on a stream beside the current one, as recording wants it."""
+        current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):
+            terms = self._compute(batch)
+        current.wait_stream(beside)
+        return terms
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            return graph, self._compute(self._batch)
 
 
 class Trainer:
@@ -131,37 +166,30 @@ class Trainer:
         self.task, self.experiment, self.folder, self.splits = task, task.experiment, folder, splits
         self.student, self.teacher, self.progress, self.ranks, self.workers = student, teacher, progress, ranks, workers
         self.step = TrainStep(task, student, teacher, ranks)
-        self.device, self.precision = self.step.device, task.precision(self.step.device)
-        self.distillers, self.optimisers, self.average = self.step.distillers, self.step.optimisers, self.step.average
+        self.device, self.distillers = self.step.device, self.step.distillers
+        self.optimisers, self.average = self.step.optimisers, self.step.average
+        self.evaluated = student if self.average is None else self.average.module  # the network that is scored
         self.log = RunLog(folder / "log.jsonl")
         self._loss = float("nan")  # of the newest step that was looked at
         self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
         """Resume where the newest whole checkpoint stands, and train to the last step."""
-        step = self._resume()
+        step, training, ranks = self._resume(), self.experiment.training, self.ranks
         if self.teacher is not None and self.facts["teacher"] is None:
-            self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, self.ranks)
-        self._train_from(step, on_step)
-
-    def _train_from(self, step: int, on_step: Callable[[int], None] | None) -> None:
-        training = self.experiment.training
+            self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, ranks)
         batches = self.task.batches(
-            self.splits.train, start=step, ranks=self.ranks, workers=self.workers, device=self.device
+            self.splits.train, start=step, ranks=ranks, workers=self.workers, device=self.device
         )
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
-        bar = tqdm(
-            total=training.iterations,
-            initial=step,
-            desc=self.experiment.name,
-            disable=not self.ranks.first or (None if self.progress is None else self.progress is not True),
-        )
-        in_lines = self.progress == "lines" and self.ranks.first
-        lines = ProgressLines(self.experiment.name, step, training.iterations) if in_lines else None
+        hidden = not ranks.first or (None if self.progress is None else self.progress is not True)
+        bar = tqdm(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
+        in_lines = self.progress == "lines" and ranks.first
+        lines = ProgressLines(self.experiment.name, step, training.iterations, shown=in_lines)
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
         self.student.train()
         saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
-        with StopRequest(notice=self.ranks.first) as stop, bar:
+        with StopRequest(notice=ranks.first) as stop, bar:
             for batch in batches:
                 set_learning_rates(self.optimisers, training, step)
                 terms = self.step(batch)
@@ -171,30 +199,26 @@ class Trainer:
                 pending.append((step, taken, terms, batch))
                 step += 1
                 bar.update()
-                late = tick - saved_at > CHECKPOINT_SECONDS
-                stopping, late = self.ranks.any(stop.requested, late)
+                stopping, late = ranks.any(stop.requested, tick - saved_at > CHECKPOINT_SECONDS)
                 save = stopping or step == training.iterations or late
                 # terms are looked at one step late, so that a GPU with work to do is never waited for
                 while len(pending) > (0 if save or step in milestones else 1):
                     self._note(*pending.pop(0))
-                if lines is not None:
-                    lines.step_done(step, self._loss)
+                lines.step_done(step, self._loss)
                 if step in milestones:
-                    score, value = self._evaluate_on_the_way(step)
+                    measured = self.measured(self.splits.val)
+                    self.facts["evaluations"].append({"step": step, "split": "val", **measured})
+                    score, value = self.task.headline(measured)
                     bar.set_postfix_str(f"{score} {value:.4f} on val")
-                    if lines is not None:
-                        lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
+                    lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
                     self.student.train()
                 self.facts["seconds"] += time.perf_counter() - tick
                 if save:
                     self._save(step)
                     saved_at = time.perf_counter()
-                    if stopping:
-                        raise of_every_rank(
-                            StoppedError(
-                                f"stopped at step {step}; the same command goes on from there ({self.folder.name})"
-                            )
-                        )
+                if stopping:
+                    after = f"stopped at step {step}; the same command goes on from there ({self.folder.name})"
+                    raise of_every_rank(StoppedError(after))
                 if on_step is not None:
                     on_step(step)
                 tick, core_tick = time.perf_counter(), time.process_time()
@@ -202,60 +226,58 @@ class Trainer:
     def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
         """Log the terms of a step; stop the run if one of them is not a finite number."""
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
-        wrong = [name for name, value in values.items() if value - value != 0]  # inf - inf and nan are not 0
+        wrong = [f"{name} = {value}" for name, value in values.items() if value - value != 0]  # inf - inf, nan: not 0
         if wrong:
             number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
             saved = save_batch(self.folder / f"non-finite-batch{number}.safetensors", batch)
             raise of_every_rank(
                 NonFiniteLossError(
-                    f"step {step}: {', '.join(f'{n} = {values[n]}' for n in wrong)}; {saved}. Lower "
-                    "--training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
+                    f"step {step}: {', '.join(wrong)}; {saved}. Lower --training.learning-rate, set "
+                    "--training.clip-norm or use --precision fp32, then start again"
                 )
             )
         self._loss = values["loss"]
-        rate = self.experiment.training.learning_rate * learning_rate_factor(self.experiment.training, step)
         if self.ranks.first:
+            training = self.experiment.training
+            learning_rate = training.learning_rate * learning_rate_factor(training, step)
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
-            self.log.write({"step": step, **taken, "learning_rate": rate, **values})
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network that is scored: the student, or the average of its weights where the experiment keeps one."""
-        return self.student if self.average is None else self.average.module
+            self.log.write({"step": step, **taken, "learning_rate": learning_rate, **values})
 
     def measured(self, dataset: Any, inference: InferenceOptions = WHOLE_IMAGE) -> dict[str, Any]:
         """What the task measures of the network that is scored, each rank looking at its part of the images."""
         self.ranks.broadcast_buffers(self.evaluated)
-        return self.task.evaluate(
-            self.evaluated, dataset, precision=self.precision, inference=inference, ranks=self.ranks
-        )
-
-    def _evaluate_on_the_way(self, step: int) -> tuple[str, float]:
-        measured = self.measured(self.splits.val)
-        self.facts["evaluations"].append({"step": step, "split": "val", **measured})
-        return self.task.headline(measured)
+        return self.task.evaluate(self.evaluated, dataset, inference, self.ranks)
 
     def _save(self, step: int) -> None:
         state = {f"distillers.{name}": value for name, value in self.distillers.state_dict().items()}
         if self.average is not None:
             state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for rank, generators in enumerate(self.ranks.all_gather(self._generators())):
-            state |= {_of_rank(name, rank): value for name, value in generators.items()}
+        # of the random generators that dropout, and a detector's choice of boxes, draw from
+        generators = {"generator.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        for rank, theirs in enumerate(self.ranks.gather(generators)):
+            state |= {f"{name}.{rank}" if rank else name: value for name, value in theirs.items()}
         self.facts["log_lines"] = self.log.lines
-        self.ranks.on_rank_zero(
-            lambda: save_checkpoint(
-                self.folder / "checkpoints",
-                step,
-                weights=self.student.state_dict(),
-                state=state,
-                optimisers={name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-                facts=self.facts,
-            )
-        )
+        parts = {
+            "weights": self.student.state_dict(),
+            "state": state,
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "facts": self.facts,
+        }
+        self.ranks.on_rank_zero(lambda: save_checkpoint(self.folder / "checkpoints", step, **parts))
 
     def _resume(self) -> int:
-        """Load the newest whole checkpoint, if there is one, and return the steps done."""
-        checkpoint = self.ranks.on_rank_zero(self._newest_checkpoint)
+        """Load the newest whole checkpoint, if there is one, cut the log to its length, and return the steps done."""
+
+        def newest() -> dict[str, Any] | None:
+            checkpoint, passed_over = load_newest(self.folder / "checkpoints")
+            for sentence in passed_over:
+                print(f"{self.experiment.name}: {sentence}", flush=True)
+            self.log.start_over(checkpoint["facts"]["log_lines"] if checkpoint else 0)
+            return checkpoint
+
+        checkpoint = self.ranks.on_rank_zero(newest)
         step = checkpoint["step"] if checkpoint else 0
         self.ranks.seed(self.experiment.seed, step)  # dropout; everything else has generators of its own
         if checkpoint is None:
@@ -272,34 +294,12 @@ class Trainer:
             optimiser.load_state_dict(checkpoint["optimisers"][name])
         if self.average is not None:
             self.average.load_state_dict(part("average."))
-        for name in self._generators():
-            if (saved := state.get(_of_rank(name, self.ranks.rank))) is not None:
-                self._set_generator(name, saved)
+        number = "" if self.ranks.first else f".{self.ranks.rank}"
+        cpu, cuda = (state.get(f"generator.{kind}{number}") for kind in ("cpu", "cuda"))
+        if cpu is not None:
+            torch.set_rng_state(cpu)
+        if cuda is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, self.device)
         self.facts = checkpoint["facts"]
         self.ranks.print(f"{self.experiment.name}: resumed at step {step}")
         return step
-
-    def _newest_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, with the log cut to its length."""
-        checkpoint, passed_over = load_newest(self.folder / "checkpoints")
-        for sentence in passed_over:
-            print(f"{self.experiment.name}: {sentence}", flush=True)
-        self.log.start_over(checkpoint["facts"]["log_lines"] if checkpoint else 0)
-        return checkpoint
-
-    def _generators(self) -> dict[str, Tensor]:
-        """The states of the random generators that dropout, and a detector's choice of boxes, draw from."""
-        states = {"generator.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["generator.cuda"] = torch.cuda.get_rng_state(self.device)
-        return states
-
-    def _set_generator(self, name: str, state: Tensor) -> None:
-        if name == "generator.cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, self.device)
-
-
-def _of_rank(name: str, rank: int) -> str:
-    return f"{name}.{rank}" if rank else name

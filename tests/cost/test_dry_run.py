@@ -46,7 +46,7 @@ def test_a_dry_run_reports_data_sizes_steps_memory_and_time_and_writes_nothing(r
     assert missing == []
     assert "data: scenes, 6 images to train, 3 of val; at most 20 of each were read and are in order" in text
     assert "iterations: 6 of 2 images, 2.0 times each training image" in text
-    assert "optimiser: sgd, rate 0.01 and 0.1 for heads, poly with power 0.9" in text
+    assert "optimiser: sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9" in text
     assert "measured on the data: 3 steps of 2 images" in text
     assert "classes in sight: " in text
     assert "student: test_efficientnet psp, 8 channels, stride 16" in text

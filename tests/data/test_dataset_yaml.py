@@ -248,4 +248,4 @@ def test_it_is_trained_on_evaluated_and_predicted_from_the_shell_also_where_stem
     write_folder(folder, files("train", "20"))
     capsys.readouterr()
     assert main(command) != 0
-    assert "was made from other pictures or labels than" in capsys.readouterr().err
+    assert "was made from other images or labels than" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from small_experiments import tiny
 
 from apd.evaluation.metrics import scores
 from apd.training.checkpoint import CheckpointError
-from apd.training.record import Record, RecordError, read_record, read_records
+from apd.training.record import Record, RecordError, differences, read_record, read_records
 from apd.training.run import train
 
 
@@ -33,13 +33,8 @@ def test_a_record_comes_back_as_it_was_saved(content, tmp_path):
     record = Record(content).save(path)
     assert read_record(path).content == record.content == content
     assert read_record(path).experiment == tiny("apd")
-
-
-def test_its_file_has_one_entry_a_line_so_that_differences_are_small(content, tmp_path):
-    path = tmp_path / "a.json"
-    Record(content).save(path)
     lines = path.read_text().splitlines()
-    assert [line.split(":")[0].strip(' "') for line in lines[1:-1]] == list(content)
+    assert [line.split(":")[0].strip(' "') for line in lines[1:-1]] == list(content), "one entry a line: small diffs"
 
 
 def test_a_record_says_where_it_came_from_and_how_it_went(content):
@@ -62,11 +57,7 @@ def test_a_record_says_where_it_came_from_and_how_it_went(content):
     assert set(content["curves"]) == {"iteration", "learning_rate"} | terms
     assert [(e["step"], e["split"]) for e in content["evaluations"]] == [(3, "val"), (6, "val")]
     assert len(content["weights_sha256"]) == 64
-
-
-def test_no_absolute_path_stands_in_a_record(content, tmp_path_factory):
-    assert str(tmp_path_factory.getbasetemp()) not in json.dumps(content)
-    assert not any(word.startswith("/") for word in content["command"].split())
+    assert not any(part.startswith("/") for part in content["command"].split()), "no absolute path"
 
 
 def test_scores_are_computed_from_the_matrices_whenever_it_is_read(content, tmp_path):
@@ -109,25 +100,17 @@ DAMAGES = [
     (entry("confusion"), ..., "entry 'confusion' is missing"),
     (entry("wall_seconds"), "long", "wall_seconds = 'long' is not a finite number"),
     (entry("wall_seconds"), math.nan, "wall_seconds = nan is not a finite number"),
-    (entry("parameters"), 1.5, "parameters = 1.5 is not a whole number"),
     (entry("parameters"), True, "parameters = True is not a whole number"),
-    (entry("git"), [], "git = [] is not a mapping"),
-    (entry("command"), None, "command = None is not a text"),
     (entry("schema"), 99, "schema 99 is not 1, which this code reads"),
     (entry("experiment", "seed"), 7, "is not that of its experiment"),
-    (entry("experiment", "training", "learning_rate"), 0.5, "is not that of its experiment"),
     (entry("fingerprint"), "0" * 12, "fingerprint 000000000000 is not that of its experiment"),
     (entry("experiment", "sed"), 7, "Experiment has no field 'sed'; did you mean 'seed'?"),
     (entry("experiment", "training", "momentum"), 2, "TrainingConfig.momentum = 2.0: expected 0 <= momentum < 1"),
     (entry("data", "class_names"), ["road"], "data.class_names must be a list of at least two texts"),
-    (entry("data", "class_names"), ["road"] * 9 + [1], "data.class_names must be a list of at least two texts"),
     (entry("data", "split"), ..., "data.split = None must be a text"),
-    (entry("data", "fingerprint"), 12, "data.fingerprint = 12 must be a text"),
     (entry("data", "images"), "3", "data.images = '3' must be a whole number"),
     (entry("confusion"), NINE, "confusion must be a 10 x 10 matrix of counts >= 0"),
-    (entry("confusion"), [*NINE, [1] * 9], "confusion must be a 10 x 10 matrix of counts >= 0"),
     (entry("confusion"), [*NINE, [1] * 9 + [-1]], "confusion must be a 10 x 10 matrix of counts >= 0"),
-    (entry("confusion"), [*NINE, [1] * 9 + [1.5]], "confusion must be a 10 x 10 matrix of counts >= 0"),
     (entry("confusion"), [*NINE, [1] * 9 + [2**70]], "confusion must be a 10 x 10 matrix of counts >= 0"),
     (entry("confusion"), [*NINE, [1] * 9 + ["1"]], "confusion must be a 10 x 10 matrix of counts >= 0"),
     (entry("teacher"), None, "teacher must be there exactly when the experiment has one"),
@@ -141,19 +124,19 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "value", "told"), DAMAGES)
-def test_a_damaged_record_is_refused_with_file_and_entry(content, tmp_path, change, value, told):
+@pytest.mark.parametrize(("change", "value", "message"), DAMAGES)
+def test_a_damaged_record_is_refused_with_file_and_entry(content, tmp_path, change, value, message):
     damaged = copy.deepcopy(content)
     change(damaged, value)
     path = written(tmp_path, damaged)
     with pytest.raises(RecordError) as caught:
         read_record(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).endswith("Restore the file (records are committed), or delete it to have it made again")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema": 1', "\x00", "[1, 2]", '"record"', "{}"])
+@pytest.mark.parametrize("text", ["", "{", "\x00", "[1, 2]", "{}"])
 def test_a_file_that_is_no_record_is_refused_by_name(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -176,9 +159,6 @@ def test_the_records_of_a_folder_come_in_the_order_of_their_names(content, tmp_p
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(RecordError, match=r"c\.json: entry 'schema' is missing"):
         read_records(tmp_path)
-
-
-def test_a_folder_without_records_says_how_they_are_made(tmp_path):
     with pytest.raises(RecordError, match=r"scenes-tiny: no records; .*apd campaign scenes-tiny"):
         read_records(tmp_path / "scenes-tiny")
 
@@ -187,3 +167,30 @@ def test_a_record_that_cannot_be_written_is_told(content, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write .*a\.json: .*; free space or choose another folder"):
         Record(content).save(tmp_path / "file" / "a.json")
+
+
+CHANGES = [
+    (entry("confusion", 1, 2), 77, "confusion: 1 of 100 numbers differ, the first is {} in the record and 77 here"),
+    (entry("teacher", "agreement", 0, 0), 77, "teacher.agreement: 1 of 100 numbers differ, the first is {}"),
+    (entry("evaluations", 1, "confusion", 0, 0), 77, "evaluations[1].confusion: 1 of 100 numbers differ"),
+    (entry("curves", "loss", 3), 0.5, "curves.loss: 1 of 6 numbers differ, the first is {}"),
+    (entry("curves", "loss"), ..., "curves.loss: ["),
+    (entry("data", "fingerprint"), "0", "data.fingerprint: {} in the record and '0' here"),
+    (entry("weights_sha256"), "0", "weights_sha256: {} in the record and '0' here"),
+]
+
+
+@pytest.mark.parametrize(("change", "value", "line"), CHANGES)
+def test_what_came_out_otherwise_is_named_once_and_what_no_replay_repeats_is_left_alone(content, change, value, line):
+    again = copy.deepcopy(content) | {"wall_seconds": 1.0, "started": "", "git": {}, "core_seconds_per_iteration": 2}
+    assert list(differences(content, again)) == []
+    change(again, value)
+    (found,) = differences(content, again)
+    assert found.startswith(line.split("{}")[0])
+    assert found.endswith(line.split("{}")[-1]) or not line.endswith("here")
+
+
+def test_an_entry_that_a_record_of_old_does_not_have_is_no_difference(content):
+    old = copy.deepcopy(content)
+    del old["teacher"]["weights_sha256"], old["curves"]["apd.alignment"]
+    assert list(differences(old, content)) == []

@@ -1,10 +1,11 @@
-"""A checkpoint is there whole or not at all, is never unpickled freely, and a damaged one is passed over and told."""
+"""A checkpoint is there whole or not at all, is never unpickled freely, and a damaged one is passed over and named."""
 
 import ast
 import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -25,6 +26,7 @@ from apd.training.checkpoint import (
     sha256_of,
     write_atomically,
 )
+from apd.training.distributed import ALONE
 
 APD = Path(checkpoint.__file__).parents[1]
 
@@ -65,9 +67,6 @@ def test_the_last_two_are_kept_and_nothing_else(tmp_path):
         saved(tmp_path, step)
     assert names(tmp_path) == ["step-00000100", "step-00001000"]
     assert load_newest(tmp_path)[0]["step"] == 1000
-
-
-def test_without_checkpoints_there_is_nothing_and_nothing_to_say(tmp_path):
     assert load_newest(tmp_path / "none") == (None, [])
 
 
@@ -92,9 +91,6 @@ DAMAGES = {
     "a file missing": (lambda path: (path / "state.safetensors").unlink(), "state.safetensors"),
     "manifest missing": (lambda path: (path / "manifest.json").unlink(), "manifest.json"),
     "manifest empty": (lambda path: (path / "manifest.json").write_text(""), "JSONDecodeError"),
-    "manifest garbage": (lambda path: (path / "manifest.json").write_bytes(b"\xff\x00\x9c"), "UnicodeDecodeError"),
-    "manifest a list": (lambda path: (path / "manifest.json").write_text("[]"), "TypeError"),
-    "manifest without hashes": (lambda path: edit_manifest(path, sha256=None), "TypeError"),
     "manifest of another step": (lambda path: edit_manifest(path, step=1), "manifest.json is damaged: it says step 1"),
     "folder empty": (lambda path: [file.unlink() for file in path.iterdir()], "manifest.json"),
 }
@@ -102,14 +98,14 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_of_a_damaged_newest_checkpoint_the_one_before_is_used_and_it_is_said(tmp_path, damage):
-    change, told = DAMAGES[damage]
+    change, message = DAMAGES[damage]
     for step in (10, 20):
         path = saved(tmp_path, step)
     change(path)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     assert "step-00000020" in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     found, (sentence,) = load_newest(tmp_path)
     assert found["step"] == 10
     assert sentence == f"{caught.value}; step 10 before it is used"
@@ -132,15 +128,10 @@ def test_damaged_checkpoints_never_push_out_whole_ones(tmp_path):
     truncate(tmp_path / "step-00000020")
     shutil.copytree(path, tmp_path / "step-00000040")
     saved(tmp_path, 12)
+    truncate(saved(tmp_path, 14))
     saved(tmp_path, 14)
     assert names(tmp_path) == ["step-00000012", "step-00000014"]
     assert load_newest(tmp_path)[1] == []
-
-
-def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(tmp_path):
-    truncate(saved(tmp_path, 10))
-    saved(tmp_path, 10)
-    assert load_checkpoint(tmp_path / "step-00000010")["step"] == 10
 
 
 def test_what_a_kill_left_half_written_is_never_read_and_cleared_away(tmp_path):
@@ -249,7 +240,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("what", WRITERS)
-def test_a_folder_that_cannot_be_made_is_told(tmp_path, what):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, what):
     """A regular file in the place of a folder stands for a read-only disk: root may write everywhere else."""
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "run"
@@ -263,17 +254,20 @@ def hold_for_ever(folder, ready):
         os.read(os.pipe()[0], 1)
 
 
-def test_one_process_at_a_time_and_the_other_is_told_which(tmp_path):
+def test_one_process_at_a_time_the_other_is_told_which_and_who_waits_is_next(tmp_path, capsys):
     folder, ready = tmp_path / "run", tmp_path / "ready"
     holder = start(hold_for_ever, folder, ready, output=tmp_path / "output")
     while not ready.exists():
         holder.join(0.01)
         assert holder.is_alive(), (tmp_path / "output").read_text()
-    with pytest.raises(RunBusyError, match=rf"run is in use by process {holder.pid} on \S+; wait for it to end"):
-        hold(folder)
-    holder.kill()
-    holder.join()
-    hold(folder)  # the lock went with its process
+    busy = rf"run is in use by process {holder.pid} on \S+; wait for it to end"
+    with pytest.raises(RunBusyError, match=busy), ALONE.hold(folder, wait=False):
+        pass
+    threading.Timer(0.3, holder.kill).start()
+    with ALONE.hold(folder, wait=True):  # the lock went with its process
+        assert (folder / "holder").read_text().startswith(f"process {os.getpid()} on ")
+    assert re.search(f"waiting: .*{busy}", capsys.readouterr().out)
+    assert names(folder) == ["lock"]
 
 
 def test_a_lock_is_free_again_after_an_error(tmp_path):
@@ -289,28 +283,13 @@ def test_a_full_disk_does_not_keep_a_run_from_being_held(tmp_path, monkeypatch):
         hold(tmp_path)
 
 
-def test_the_one_who_waits_is_next(tmp_path, capsys):
-    folder, ready = tmp_path / "run", tmp_path / "ready"
-    holder = start(hold_for_ever, folder, ready, output=tmp_path / "output")
-    while not ready.exists():
-        holder.join(0.01)
-        assert holder.is_alive(), (tmp_path / "output").read_text()
-    threading.Timer(0.5, holder.kill).start()
-    with only_process(folder, wait=True):
-        assert (folder / "holder").read_text().startswith(f"process {os.getpid()} on ")
-    assert f"waiting for process {holder.pid} on " in capsys.readouterr().out
-    assert names(folder) == ["lock"]
-
-
 @pytest.mark.filterwarnings("ignore:flock not supported")
-@pytest.mark.parametrize("before", [False, True], ids=["new folder", "folder of an earlier run"])
-def test_a_file_system_without_locks_is_named_and_what_to_do(tmp_path, monkeypatch, before):
+def test_a_file_system_without_locks_is_named_and_what_to_do(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    if before:
-        hold(tmp_path)
+    hold(tmp_path / "before")
     monkeypatch.setattr("fcntl.flock", unsupported)
-    for _ in range(2):
+    for folder in ("before", "new", "new"):
         with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; have the file sys"):
-            hold(tmp_path)
+            hold(tmp_path / folder)

@@ -1,7 +1,8 @@
-"""Rates at every step against PyTorch's own schedulers, and at the borders against numbers worked out by hand."""
+"""Learning rates at every step against PyTorch's own schedulers, and at the borders against published numbers."""
 
 import dataclasses
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from apd.study.recipes import lengthened
 from apd.training.optim import described, learning_rate_factor, set_learning_rates
 
 ITERATIONS = 40
+DETECTION = dict(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000)
 
 
 def optimiser_with(**rates):
@@ -29,11 +31,10 @@ def optimiser_with(**rates):
 @pytest.mark.parametrize("schedule", ["poly", "steps"])
 def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
     reference = optimiser_with(all=0.3)
+    fields = {"power": 0.7} if schedule == "poly" else {"milestones": (10, 11, 35)}
     if schedule == "poly":
-        fields = {"power": 0.7}
         schedulers = [PolynomialLR(reference, total_iters=ITERATIONS, power=0.7)]
     else:
-        fields = {"milestones": (10, 11, 35)}
         schedulers = [MultiStepLR(reference, milestones=[10, 11, 35], gamma=0.1)]
     if warmup:
         schedulers.append(LinearLR(reference, start_factor=1 / warmup, total_iters=warmup - 1))
@@ -46,23 +47,17 @@ def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
             chained.step()
 
 
-@pytest.mark.parametrize(("step", "factor"), [(0, 1.0), (50, 0.5**0.9), (99, 0.01**0.9)])
-def test_the_poly_schedule_at_its_ends_and_middle(step, factor):
-    assert learning_rate_factor(TrainingConfig(iterations=100), step) == pytest.approx(factor, rel=1e-12)
-
-
 @pytest.mark.parametrize(
-    ("step", "factor"),
-    [(0, 0.001), (499, 0.5), (999, 1.0), (119_999, 1.0), (120_000, 0.1), (159_999, 0.1), (160_000, 0.01)],
+    ("fields", "step", "factor"),
+    [
+        *((dict(iterations=100), step, factor) for step, factor in ((0, 1.0), (50, 0.5**0.9), (99, 0.01**0.9))),
+        *((DETECTION, step, factor) for step, factor in ((0, 0.001), (499, 0.5), (999, 1.0), (119_999, 1.0))),
+        *((DETECTION, step, factor) for step, factor in ((120_000, 0.1), (159_999, 0.1), (160_000, 0.01))),
+        (dict(iterations=9, warmup=1), 0, 1.0),
+    ],
 )
-def test_the_published_schedule_of_detection_at_its_borders(step, factor):
-    training = TrainingConfig(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000)
-    assert learning_rate_factor(training, step) == pytest.approx(factor, rel=1e-9)
-
-
-def test_a_warm_up_of_one_step_is_none():
-    factors = [learning_rate_factor(TrainingConfig(iterations=9, warmup=warmup), 0) for warmup in (0, 1)]
-    assert factors == [1.0, 1.0]
+def test_the_published_schedules_at_their_borders(fields, step, factor):
+    assert learning_rate_factor(TrainingConfig(**fields), step) == pytest.approx(factor, rel=1e-9)
 
 
 def test_groups_with_a_base_rate_follow_and_others_keep_theirs():
@@ -78,28 +73,32 @@ def test_groups_with_a_base_rate_follow_and_others_keep_theirs():
     assert seen[3] == [1.0, pytest.approx(0.5 * 0.5**0.9)], "and falls by poly, whatever the student does"
 
 
+@pytest.mark.parametrize("schedule", ["constant", "poly"])
+def test_a_run_follows_its_schedule_logs_it_and_the_teachers_head_follows_if_asked(tmp_path, schedule):
+    experiment = tiny("apd", power=0.5, iterations=8, learning_rate=0.02)
+    distiller = replace(experiment.distillers[0], teacher_head_schedule=schedule)
+    run = prepared_run(replace(experiment, distillers=(distiller,)), tmp_path)
+    groups, seen = [group for o in run.optimisers.values() for group in o.param_groups], []
+    run.optimisers["student"].register_step_pre_hook(lambda *_: seen.append([group["lr"] for group in groups]))
+    run.execute()
+    assert len(seen) == 8
+    for step, (backbone, heads, teacher_head) in enumerate(seen):
+        assert backbone == pytest.approx(0.02 * (1 - step / 8) ** 0.5, rel=1e-12)
+        assert heads == pytest.approx(10 * backbone, rel=1e-12)
+        assert teacher_head == (1e-3 if schedule == "constant" else pytest.approx(1e-3 * (1 - step / 8) ** 0.5))
+    assert [line["learning_rate"] for line in run.log.read()] == pytest.approx([rates[0] for rates in seen])
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_adamw_is_pytorchs_with_decay_beside_the_gradient(tmp_path, fused):
     run = prepared_run(tiny("apd", optimiser="adamw", weight_decay=0.05, learning_rate=0.002, fused=fused), tmp_path)
     student, heads = run.optimisers["student"], run.optimisers["teacher_heads"]
-    assert type(student) is torch.optim.AdamW
-    assert type(heads) is torch.optim.Adam
+    assert (type(student), type(heads)) == (torch.optim.AdamW, torch.optim.Adam)
     assert (student.defaults["betas"], student.defaults["weight_decay"]) == ((0.9, 0.999), 0.05)
     assert [group["base_rate"] for group in student.param_groups] == pytest.approx([0.002, 0.02])
     before = {name: value.clone() for name, value in run.student.named_parameters()}
     run.execute()
     assert any(not torch.equal(value, before[name]) for name, value in run.student.named_parameters())
-    rates = [line["learning_rate"] for line in run.log.read()]
-    assert rates == pytest.approx([0.002 * (1 - step / 6) ** 0.9 for step in range(6)])
-
-
-def test_the_logged_rate_is_that_of_the_backbone(tmp_path):
-    run = prepared_run(tiny(warmup=3, schedule="steps", milestones=(4,), learning_rate=0.03), tmp_path)
-    seen = []
-    run.optimisers["student"].register_step_pre_hook(lambda optimiser, *_: seen.append(optimiser.param_groups[0]["lr"]))
-    run.execute()
-    assert seen == pytest.approx([0.01, 0.02, 0.03, 0.03, 0.003, 0.003])
-    assert [line["learning_rate"] for line in run.log.read()] == seen
 
 
 def test_a_lengthened_training_has_its_milestones_moved_along_and_its_warm_up_kept():
@@ -111,14 +110,15 @@ def test_a_lengthened_training_has_its_milestones_moved_along_and_its_warm_up_ke
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "text"),
     [
-        ({}, "sgd, rate 0.01 and 0.1 for heads, poly with power 0.9"),
+        ({}, "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"),
         (
-            {"optimiser": "adamw", "schedule": "steps", "milestones": (600, 800), "warmup": 50},
-            "adamw, rate 0.01 and 0.1 for heads, falling to a tenth at 600, 800, rising over the first 50 steps",
+            dict(optimiser="adamw", schedule="steps", milestones=(600, 800), warmup=50),
+            "adamw, learning rate 0.01 and 0.1 for heads, falling to a tenth at 600, 800, rising over the first 50 "
+            "steps",
         ),
     ],
 )
-def test_a_schedule_is_told_in_words(fields, told):
-    assert described(TrainingConfig(**fields)) == told
+def test_a_schedule_is_described_in_a_line(fields, text):
+    assert described(TrainingConfig(**fields)) == text

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 BIN = Path(sys.executable).parent
@@ -62,11 +62,6 @@ def test_ci_installs_by_stock_pip_and_then_runs_the_command_of_the_readme():
 # --- the workflow ----------------------------------------------------------------------------------------------------
 
 
-def lint(path: Path) -> subprocess.CompletedProcess[str]:
-    options = ["--offline", "--strict-collection", "--persona=pedantic", "--no-progress", "--color=never"]
-    return subprocess.run([BIN / "zizmor", *options, path], capture_output=True, text=True, timeout=60)
-
-
 def test_the_workflow_runs_ci_on_the_oldest_and_the_newest_python_and_publishes_the_book():
     jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
     named = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.", line)]
@@ -80,28 +75,9 @@ def test_the_workflow_runs_ci_on_the_oldest_and_the_newest_python_and_publishes_
 
 
 def test_the_linter_of_workflows_finds_nothing():
-    found = lint(WORKFLOW)
+    options = ["--offline", "--strict-collection", "--persona=pedantic", "--no-progress", "--color=never"]
+    found = subprocess.run([BIN / "zizmor", *options, WORKFLOW], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stdout + found.stderr
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("runs-on: ubuntu-24.04", "run-on: ubuntu-24.04"),
-        ("timeout-minutes: 60", "timeout-minutes: soon"),
-        ("      - run: .ci/run", "      - run: echo ${{ github.head_ref }}"),
-        ("permissions: {}", "permissions: write-all"),
-        (re.search(r"checkout@\w+", WORKFLOW.read_text()).group(), "checkout@main"),
-    ],
-    ids=["unknown key", "wrong type", "injection", "permissions", "moving action"],
-)
-def test_the_linter_of_workflows_finds_a_fault(tmp_path, old, new):
-    folder = tmp_path / ".github" / "workflows"
-    folder.mkdir(parents=True)
-    text = WORKFLOW.read_text()
-    assert old in text
-    (folder / "ci.yml").write_text(text.replace(old, new))
-    assert lint(folder / "ci.yml").returncode != 0
 
 
 # --- the distribution ------------------------------------------------------------------------------------------------
@@ -115,7 +91,9 @@ def texts() -> dict[str, str]:
     """Every text file of the repository, this one left out."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     kinds = {".py", ".md", ".ipynb", ".toml", ".yml", ".yaml", ".txt", ".cff", ".html", ".js", ""}
-    names = {name for name in listed.splitlines() if Path(name).suffix in kinds} - {"tests/test_fresh_machine.py"}
+    names = {name for name in listed.splitlines() if Path(name).suffix in kinds} - {
+        "tests/project/test_fresh_machine.py"
+    }
     paths = [ROOT / name for name in names]
     found = {str(path.relative_to(ROOT)): path.read_text(errors="replace") for path in paths if path.is_file()}
     assert len(found) > 300

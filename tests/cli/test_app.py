@@ -1,0 +1,280 @@
+"""The command `apd`: its commands and options, training, lists, and what is said to a mistyped command line."""
+
+import ast
+import contextlib
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_experiments import exit_code, tiny
+
+from apd.cli import app as cli
+from apd.config.experiment import Experiment
+from apd.config.identity import from_dict, to_dict
+from apd.cost.measure import LossShape
+from apd.evaluation.metrics import scores
+from apd.study.campaigns import CAMPAIGNS
+from apd.study.recipes import all_recipes
+from apd.training.record import read_record
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A folder for runs, and the tiny experiments of these tests in the place of the recipes."""
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="apd", **_: tiny(method))
+    return tmp_path / "runs"
+
+
+def leave(arguments):
+    """The exit code of a command, however it is given."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as left:
+        return left.code
+
+
+# help
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert (leave([]), leave(["--help"]), leave(["-h"])) == (2, 0, 0)
+    once = capsys.readouterr().out.split("usage: apd COMMAND")[1]
+    assert all(f"  {command} " in once for command in cli.COMMANDS)
+
+
+def test_the_help_loads_nothing_but_torch():
+    code = "import sys; from apd.cli.app import main; main(['--help']); print({'tyro', 'timm'} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_tells_its_options(command, capsys):
+    assert leave([command, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"usage: apd {command}")
+    assert captured.err == ""
+
+
+def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_choices(capsys):
+    assert leave(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    from pandas import json_normalize  # here: a bare machine, below, has none
+
+    fields = to_dict(tiny("apd"))
+    (distiller,) = fields.pop("distillers")
+    expected = {*json_normalize(fields).columns, *(f"distillers.0.{name}" for name in distiller)}
+    assert len(expected) > 60
+    assert {name.replace("_", "-") for name in expected} <= set(re.findall(r"--([a-z0-9.-]+)", out))
+    assert "--precision {auto,fp32,bf16}" in out
+    assert "--training.learning-rate FLOAT" in out
+    assert "--training.clip-norm {None}|FLOAT" in out
+
+
+# train
+
+
+def test_train_prints_the_scores_and_where_the_record_lies(runs, capsys):
+    assert leave(["train", "--method", "student"]) == 0
+    captured = capsys.readouterr()
+    *progress, summary, path = captured.out.splitlines()
+    assert progress[0] == "tiny-student-seed0: step 0 of 6"
+    record = read_record(Path(path))
+    assert summary.startswith(f"tiny-student-seed0: mIoU {record.scores.miou:.4f}, mAcc {record.scores.macc:.4f}")
+    assert Path(path).is_relative_to(runs)
+    warnings = captured.err.splitlines()
+    assert all(line.startswith("warning: the student: ") for line in warnings), "the bar is for terminals"
+    assert leave(["train", "--method=student"]) == 0
+    assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
+
+
+def test_train_prints_steps_loss_time_scores_on_the_way_and_those_of_the_teacher(runs, monkeypatch, capsys):
+    monkeypatch.setattr("apd.training.run_log.LINE_SECONDS", 0.0)
+    assert leave(["train"]) == 0
+    *lines, summary, path = capsys.readouterr().out.splitlines()
+    record = read_record(Path(path))
+    assert record.experiment.distillers == tiny("apd").distillers
+    assert f"teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}" in summary
+    pattern = r"step (\d+) of (\d+), loss \d+\.\d{4}, \S+ s a step, about \d+ s left"
+    for name, steps in (("scenes-teacher", 4), ("tiny-apd-seed0", 6)):
+        found = [re.search(pattern, line) for line in lines if line.startswith(f"{name}: step")]
+        assert [(int(match[1]), int(match[2])) for match in found if match] == [(s, steps) for s in range(2, steps + 1)]
+    values = [scores(torch.tensor(one["confusion"])).miou for one in record.content["evaluations"]]
+    assert [line for line in lines if line.startswith("tiny-apd-seed0: step") and line.endswith(" on val")] == [
+        f"tiny-apd-seed0: step {step} of 6, mIoU {value:.4f} on val" for step, value in zip((3, 6), values, strict=True)
+    ]
+
+
+def test_any_field_can_be_changed_and_the_label_follows_the_seed_or_is_given(runs, capsys):
+    changes = ["--seed", "3", "--training.clip-norm", "1", "--data.world=2", "--training.batch_size", "3"]
+    assert leave(["train", "--method", "student", *changes]) == 0
+    record, start = read_record(Path(capsys.readouterr().out.splitlines()[-1])), tiny()
+    assert record.experiment == replace(
+        start,
+        name="tiny-student-seed3",
+        seed=3,
+        data=replace(start.data, world=2),
+        training=replace(start.training, clip_norm=1.0, batch_size=3),
+    )
+    assert leave(["train", "--method", "student", "--name", "mine"]) == 0
+    assert Path(capsys.readouterr().out.splitlines()[-1]).parent.name.startswith("mine-")
+
+
+@pytest.mark.parametrize(("name", "size", "method"), [("small-pixel_kd", "small", "pixel_kd"), ("full", "full", "apd")])
+def test_a_recipe_can_be_trained_by_its_name(name, size, method, runs, monkeypatch, capsys):
+    asked, of_the_tests = [], "apd.study.recipes.recipe"
+    monkeypatch.setattr(of_the_tests, lambda size, method, **_: asked.append((size, method)) or tiny(method))
+    assert leave(["train", name, "--dry-run", "--device", "cpu", "--training.warmup", "2"]) == 0
+    assert asked == [(size, method)]
+    assert f"{size}-{method}-seed0, fingerprint" in capsys.readouterr().out
+
+
+# campaigns, costs and recipes
+
+
+def test_a_campaign_trains_what_lacks_a_record_or_its_shard_and_prints_every_score(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
+    command = ["campaign", "two", "--records", str(tmp_path / "records")]
+    assert leave([*command, "--shard", "2/2", "--workers", "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("student-seed1:")
+    assert leave(command) == 0
+    out = capsys.readouterr().out
+    assert "two: 2 experiments, 1 have a record" in out
+    assert [line.split(":")[0] for line in out.splitlines()[-2:]] == ["student-seed0", "student-seed1"]
+
+
+def test_cost_tells_both_networks_or_the_loss_without_and_with_heads(runs, monkeypatch, capsys):
+    assert leave(["cost", "--batch", "2", "--device", "cpu"]) == 0
+    student, teacher = capsys.readouterr().out.splitlines()
+    assert student.startswith("student: test_efficientnet psp, 2x32x48 on cpu: ")
+    assert teacher.startswith("teacher: test_efficientnet psp, 2x32x48 on cpu: ")
+    tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
+    monkeypatch.setattr("apd.cost.measure.LOSS_SHAPES", tiny_shape)
+    assert leave(["cost", "--loss", "--device", "cpu"]) == 0
+    bare, with_heads = capsys.readouterr().out.splitlines()
+    assert bare.startswith("tiny, no heads: ")
+    assert with_heads.startswith("tiny, heads 4 wide: ")
+
+
+@pytest.mark.parametrize("arguments", [["small-apd"], ["show", "small-apd"], ["small"], ["show", "small"]])
+def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
+    assert leave(["recipes"]) == 0
+    recipes = dict(all_recipes())
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(recipes)
+    assert leave(["recipes", *arguments]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == to_dict(recipes["small-apd"])
+    assert isinstance(from_dict(shown), Experiment)
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], ["there is no command 'trian'", "did you mean 'train'?"]),
+        (["recipes", "show"], ["there is no recipe 'show'"]),
+        (["recipes", "show", "tiny-"], ["there is no recipe 'tiny-'", "did you mean 'tiny-apd'?"]),
+        (["train", "tny-apd"], ["there is no recipe 'tny-apd'", "did you mean 'tiny-apd'?"]),
+        (["train", "cityscapes-student_equal_seconds"], ["there is no recipe 'cityscapes-student_equal_seconds'"]),
+        (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
+        (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
+        (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),
+        (["train", "--method=adp"], ["'adp'", "did you mean 'apd'?"]),
+        (["train", "--data.name", "camvd"], ["'camvd'", "did you mean 'camvid'?"]),
+        (["train", "--training.lerning-rate", "1"], ["--training.lerning-rate", "--training.learning-rate FLOAT"]),
+        (["train", "--training.learning-rate", "fast"], ["--training.learning-rate", "'fast'"]),
+        (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
+        (["train", "--distillers.0.width", "None"], ["APDConfig.regularisation = 1.0", "width is None"]),
+        (["train", "--inference.stride", "2"], ["InferenceOptions.stride = 2.0", "windows may not leave gaps"]),
+        (["evaluate"], ["Missing", "RUN"]),
+        (["export", "here"], ["Missing", "--to"]),
+        (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
+        (["predict", "here"], ["at least one image"]),
+        (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
+        (["campaign", "scenes-tiny", "--shard", "3/2"], ["shard = '3/2'", "such as 2/8"]),
+        (["campaign", "scenes-tiny", "--workers", "-1"], ["workers = -1: expected a whole number of at least 0"]),
+    ],
+)
+def test_a_command_line_that_cannot_be_understood_is_answered_with_what_is_nearest(arguments, expected, capsys):
+    assert leave(arguments) == 2
+    captured = capsys.readouterr()
+    text = " ".join(captured.err.replace("│", " ").split())  # tyro draws a box and wraps lines in it
+    assert [part for part in expected if part not in text] == []
+    assert captured.out == ""
+
+
+def campaign_on_a_bare_machine(runs):
+    """As where only torch, torchvision, timm, safetensors, tqdm, numpy and pillow are installed."""
+    extras = ("tyro", "matplotlib", "pandas", "seaborn", "papermill", "sklearn", "jupyter_book", "nbformat")
+    assert not set(extras) & set(sys.modules)
+    sys.modules.update(dict.fromkeys(extras))  # None: importing it fails as if it were not installed
+    os.environ["APD_RUNS"] = str(runs)
+    import apd.study.campaigns
+
+    apd.study.campaigns.recipe = lambda *_, method="student", **options: tiny(seed=options.get("seed", 0))
+    sys.argv = ["campaign", "camvid-small", "--only", "student-seed0", "--records", str(runs / "records")]
+    with contextlib.suppress(SystemExit):
+        runpy.run_module("apd.study.campaign", run_name="__main__")
+    os._exit(cli.main(["train"]))
+
+
+def test_a_bare_machine_runs_campaigns_and_is_told_what_the_command_line_lacks(tmp_path):
+    output = tmp_path / "output"
+    assert exit_code(campaign_on_a_bare_machine, tmp_path, output=output) == 1
+    (record,) = (tmp_path / "records").iterdir()
+    assert read_record(record).experiment == replace(tiny(), name="student-seed0")
+    *before, last = output.read_text().splitlines()
+    assert before[-1].startswith("camvid-small: 1/1 student-seed0: mIoU ")
+    assert last == (
+        "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
+        "`python -m apd.study.campaign NAME` runs campaigns"
+    )
+
+
+def list_recipes_for_a_reader_who_has_left():
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    sys.stdout = os.fdopen(1, "w")
+    sys.exit(cli.main(["recipes"]))
+
+
+def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
+    assert exit_code(list_recipes_for_a_reader_who_has_left, output=tmp_path / "output") == 1
+    assert (tmp_path / "output").read_text() == ""
+
+
+ADVICE = re.compile(
+    r"(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'[a-z]+')|[a-z]+\.[a-z]+_[a-z]+)", re.I
+)
+
+
+def messages(path):
+    """Every text of a module that is not a docstring; what is filled in stands as {}."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if id(node) in inside | alone or not isinstance(node, ast.JoinedStr | ast.Constant):
+            continue
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
+
+
+@pytest.mark.parametrize("part", ["data", "models", "config", "evaluation", "training", "cost", "study", "cli"])
+def test_advice_that_names_a_field_names_the_option_too(part, tmp_path):
+    files = (Path(cli.__file__).parents[1] / part).rglob("*.py")
+    advising = [text for path in files for text in messages(path) if ADVICE.search(text)]
+    assert [text for text in advising if "--" not in text] == []
+    (tmp_path / "a.py").write_text('"""use masks=False"""\nraise ValueError(f"{1}: read with masks=False")\n')
+    assert [text for text in messages(tmp_path / "a.py") if ADVICE.search(text)] == ["{}: read with masks=False"]

@@ -1,0 +1,229 @@
+"""Several ranks: they do what one process would, one of them writes, and none waits for one that has gone."""
+
+import contextlib
+import itertools
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from small_experiments import NETWORK, TEACHER, assert_same_step, prepared_run, run_ranks, state_after, tiny
+from torch import nn
+
+from apd.config.experiment import ExperimentError
+from apd.data.batches import Batch
+from apd.distillers.apd import APDConfig
+from apd.distillers.features import AttentionTransferConfig, CWDConfig, FitNetConfig, MGDConfig
+from apd.distillers.logits import DISTConfig, DKDConfig, LSKDConfig, PixelKDConfig
+from apd.distillers.relations import I2CKDConfig, IDDConfig, IFVDConfig, SKDConfig
+from apd.models.segmenter import Segmenter
+from apd.training import distributed as ranks
+from apd.training.distributed import ALONE, Ranks, join
+from apd.training.run import task_of
+from apd.training.segmentation import build_network
+from apd.training.trainer import TrainStep
+
+CPU, CLASSES, IGNORE = torch.device("cpu"), 10, 255
+OBJECTIVES = {
+    "task": (),
+    "apd": (APDConfig(width=8),),
+    "apd_without_heads": (APDConfig(width=None, regularisation=0.0),),
+    "apd_element_means": (APDConfig(width=8, reduction="element", absent="zero"),),
+    "apd_labels_of_the_teacher": (APDConfig(width=8, labels_from="teacher"),),
+    "logits": (PixelKDConfig(), DKDConfig(), CWDConfig(), DISTConfig(intra=0.0), LSKDConfig()),
+    "features": (FitNetConfig(), AttentionTransferConfig(), SKDConfig(), IFVDConfig(), MGDConfig(masked=0.0)),
+    "prototypes": (I2CKDConfig(), IDDConfig()),
+}
+LABELS = ("unevenly_ignored", "second_half_ignored")
+CASES = list(itertools.product(OBJECTIVES, LABELS))
+
+
+def objective_experiment(name, accumulation=1):
+    network = replace(NETWORK, dropout=0.0)
+    return replace(
+        tiny(batch_size=8, accumulation=accumulation, clip_norm=5.0),
+        network=network,
+        teacher=replace(TEACHER, network=replace(TEACHER.network, head_width=network.head_width)),
+        distillers=OBJECTIVES[name],
+    )
+
+
+def batch_with(labels):
+    """Eight images; image i has about i/8 of its pixels ignored, or the last four have all."""
+    random = torch.Generator().manual_seed(3)
+    images = torch.rand(8, 3, 32, 32, generator=random)
+    classes = torch.randint(0, CLASSES, (8, 4, 4), generator=random)
+    labels_BHW = classes.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    if labels == "second_half_ignored":
+        labels_BHW[4:] = IGNORE
+    else:
+        share = torch.arange(8)[:, None, None] / 8
+        labels_BHW[torch.rand(labels_BHW.shape, generator=random) < share] = IGNORE
+    return Batch(images, labels_BHW)
+
+
+class Frozen(Segmenter):
+    """Batch norm couples the images of a part, so for equality its statistics stay what they are."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def one_step(name, labels, job, accumulation=1):
+    experiment = objective_experiment(name, accumulation)
+    student = build_network(experiment.network, CLASSES, CPU, seed=0)
+    student.__class__ = Frozen
+    teacher = build_network(experiment.teacher.network, CLASSES, CPU, seed=1).eval().requires_grad_(False)
+    step = TrainStep(task_of(experiment), student.train(), teacher, job)
+    size = 8 // job.size
+    batch = Batch(*(value[job.rank * size : (job.rank + 1) * size] for value in batch_with(labels)))
+    return state_after(step, batch)
+
+
+def save_steps(folder):
+    job = join()
+    for accumulation in (1, 2):
+        for name, labels in CASES:
+            torch.save(one_step(name, labels, job, accumulation), folder / f"{name}-{labels}-{accumulation}-{job.rank}")
+    sys.exit(ranks.leave(0))
+
+
+@pytest.fixture(scope="module")
+def steps_of_two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    first, second = run_ranks(save_steps, folder, outputs=folder / "out")
+    assert "batch norm: each of the 2 ranks takes the statistics of its own images" in first
+    assert "batch norm" not in second
+    return folder
+
+
+@pytest.mark.parametrize(("name", "labels"), CASES)
+def test_two_ranks_and_accumulation_do_the_step_of_one_process_with_the_whole_batch(name, labels, steps_of_two_ranks):
+    expected = one_step(name, labels, ALONE)
+    assert_same_step(one_step(name, labels, ALONE, accumulation=2), expected)
+    for accumulation, rank in itertools.product((1, 2), (0, 1)):
+        assert_same_step(torch.load(steps_of_two_ranks / f"{name}-{labels}-{accumulation}-{rank}"), expected)
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_a_mean_of_means_would_be_another_number(labels, monkeypatch):
+    """Else the test above would show nothing."""
+
+    class Apart(Ranks):
+        def wrapped(self, module):
+            return module
+
+        def mean(self, terms):
+            return terms
+
+    whole = one_step("apd", labels, ALONE)
+    monkeypatch.setattr("apd.training.trainer.across_processes", contextlib.nullcontext)
+    halves = [one_step("apd", labels, Apart(rank, 2)) for rank in (0, 1)]
+    for term in ("term.task", "term.apd.observation", "term.apd.regularisation", "term.loss"):
+        mean_of_means = (halves[0][term] + halves[1][term]) / 2
+        assert (mean_of_means / whole[term] - 1).abs() > 1e-3, term
+
+
+def count_reductions(file):
+    job, counts = join(), {}
+    for accumulation in (1, 2):
+        experiment = objective_experiment("apd", accumulation)
+        student = build_network(experiment.network, CLASSES, CPU, seed=0).train()
+        teacher = build_network(experiment.teacher.network, CLASSES, CPU, seed=1).eval().requires_grad_(False)
+        step = TrainStep(task_of(experiment), student, teacher, job)
+        calls = []
+
+        def hook(_state, bucket, calls=calls):
+            calls.append(bucket.index())
+            return (
+                torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0])
+            )
+
+        step.losses.register_comm_hook(None, hook)
+        for _ in range(2):
+            step(Batch(*(value[4 * job.rank : 4 * job.rank + 4] for value in batch_with("unevenly_ignored"))))
+        counts[accumulation] = len(calls)
+    if job.first:
+        file.write_text(json.dumps(counts))
+    sys.exit(ranks.leave(0))
+
+
+def test_gradients_are_sent_on_the_last_step_of_an_accumulation_only(tmp_path):
+    run_ranks(count_reductions, tmp_path / "counts", outputs=tmp_path)
+    counts = json.loads((tmp_path / "counts").read_text())
+    assert counts["1"] == counts["2"] > 0
+
+
+# what a rank is given
+
+
+@pytest.mark.parametrize(("count", "size"), [(7, 3), (6, 2), (2, 4), (1, 2), (0, 2)])
+def test_the_parts_of_an_evaluation_have_every_image_once(count, size):
+    class Images(list):
+        spec = "spec"
+
+        def fingerprint(self):
+            return "whole"
+
+    images = Images(range(count))
+    parts = [Ranks(rank, size).part(images) for rank in range(size)]
+    assert sorted(image for part in parts for image in part) == images
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert {(part.spec, part.fingerprint()) for part in parts} == {("spec", "whole")}
+    assert ALONE.part(images) is images
+
+
+def test_synchronised_norms_keep_activations_names_and_parameters():
+    """They run on GPUs only, but in evaluation they are what they were."""
+    network = build_network(NETWORK, CLASSES, CPU, seed=0).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before, names, parameters = network(images), list(network.state_dict()), list(network.parameters())
+    ranks.convert_sync_batchnorm(network)
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 10
+    assert {isinstance(norm, nn.SyncBatchNorm) for norm in norms} == {True}
+    torch.testing.assert_close(network(images), before)
+    assert list(network.state_dict()) == names
+    assert [id(parameter) for parameter in network.parameters()] == [id(parameter) for parameter in parameters]
+
+
+def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
+    """One that waits for a gradient and gets none would stall several ranks."""
+    for name, weight in itertools.product(OBJECTIVES, (0.4, 0.0)):
+        experiment = objective_experiment(name)
+        experiment = replace(experiment, training=replace(experiment.training, auxiliary_weight=weight))
+        run = prepared_run(experiment, tmp_path)
+        run.student.train()
+        terms = run.step(batch_with("unevenly_ignored"))
+        assert ("auxiliary" in terms) == bool(weight)
+        heads = any(getattr(config, "width", None) for config in OBJECTIVES[name] if isinstance(config, APDConfig))
+        assert ("teacher_heads" in run.optimisers) == heads
+        trained = nn.ModuleList([run.student, run.distillers]).named_parameters()
+        assert [name for name, p in trained if p.requires_grad and p.grad is None] == []
+
+
+def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks.own_gpu() == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ranks.own_gpu() == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ExperimentError, match="rank 5 is process 2 of its machine, which has 2 GPUs: start"):
+        ranks.own_gpu()
+
+
+def test_ranks_draw_dropout_of_their_own_and_the_first_what_one_process_would():
+    draws = set()
+    for rank, step in itertools.product(range(3), (0, 7)):
+        Ranks(rank, 3).seed(5, step)
+        draws.add(torch.rand(4).numpy().tobytes())
+    assert len(draws) == 5, "rank 0 starts alike at any step, the others do not"
+    torch.manual_seed(5)
+    assert torch.rand(4).numpy().tobytes() in draws

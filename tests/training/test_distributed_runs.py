@@ -1,0 +1,255 @@
+"""Runs by several ranks: one of them writes, the others wait for none that has gone, and they go on where they were."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_detection import small
+from small_experiments import SMALLEST, equal, exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny
+
+from apd.data.image_folder import DataError
+from apd.evaluation.average_precision import scored, tables_of
+from apd.training import distributed as ranks
+from apd.training import trainer as loop
+from apd.training.record import read_record
+from apd.training.run import run_folder, task_of, train, trained_network
+
+
+def shared(method="apd", start=tiny):
+    """An experiment whose batches two ranks can share."""
+    experiment = start(method, batch_size=4)
+    teacher = experiment.teacher
+    if teacher is not None:
+        experiment = replace(experiment, teacher=replace(teacher, training=replace(teacher.training, batch_size=4)))
+    return experiment
+
+
+@dataclass
+class KillAt:
+    """SIGKILL of one rank, or of every one, when that many steps are done."""
+
+    step: int
+    rank: int | None = None
+    number: int = signal.SIGKILL
+
+    def __call__(self, step):
+        if step == self.step and self.rank in (None, ranks.started_rank()):
+            os.kill(os.getpid(), self.number)
+
+
+def often(experiment, runs, on_step=None):
+    """Train with a checkpoint after every step."""
+    loop.CHECKPOINT_SECONDS = 0.0
+    run_as_a_command(experiment, runs, on_step)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of the runs of an experiment by two ranks, and what they said."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_ranks(run_as_a_command, shared(), folder / "runs", outputs=folder / "out")
+    return folder
+
+
+def seen_in(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("APD_RUNS", str(folder))
+        return outcome(shared())
+
+
+def test_two_ranks_leave_one_log_and_one_record_of_all_images(undisturbed, tmp_path, monkeypatch):
+    (folder,) = (undisturbed / "runs").glob("apd-seed0-*")
+    record = read_record(folder / "record.json")
+    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+    alone = train(shared())
+    assert record.content["device"]["ranks"] == 2
+    assert "ranks" not in alone.content["device"]
+    assert record.content["fingerprint"] == alone.content["fingerprint"]
+    for owner, matrix in ((None, "confusion"), ("teacher", "confusion"), ("teacher", "agreement")):
+        counts = [(content[owner] if owner else content)[matrix] for content in (record.content, alone.content)]
+        assert torch.equal(*(torch.tensor(count).sum() for count in counts)), "an image was left out or seen twice"
+    assert [entry["step"] for entry in record.content["evaluations"]] == [3, 6]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(6))
+    assert (undisturbed / "out" / "0").read_text().count("teacher mIoU") == 1
+    assert (undisturbed / "out" / "1").read_text() == ""
+
+
+def test_two_ranks_that_are_killed_go_on_and_end_bit_equal(undisturbed, tmp_path):
+    """Dropout is on: the second rank's generator, too, is where it was."""
+    for step in (2, 5):
+        run_ranks(often, shared(), tmp_path / "runs", KillAt(step), outputs=tmp_path / "out", expected=(-9, -9))
+    first, _ = run_ranks(often, shared(), tmp_path / "runs", outputs=tmp_path / "out")
+    assert first.count("apd-seed0: resumed at step") >= 1
+    assert seen_in(tmp_path / "runs") == seen_in(undisturbed / "runs")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(before, after, tmp_path, monkeypatch, capfd):
+    runs, experiment = tmp_path / "runs", shared("student")
+    codes = exit_codes(start_ranks(often, experiment, runs, KillAt(4), outputs=tmp_path / "before", size=before))
+    assert codes == [-9] * before
+    monkeypatch.setenv("APD_RUNS", str(runs))
+    kept = (run_folder(experiment) / "log.jsonl").read_text().splitlines()[:3]
+    assert exit_codes(start_ranks(often, experiment, runs, outputs=tmp_path / "after", size=after)) == [0] * after
+    resumed = int((tmp_path / "after" / "0").read_text().split("resumed at step ")[1].split()[0])
+    assert resumed >= 3
+    lines = (run_folder(experiment) / "log.jsonl").read_text().splitlines()
+    assert lines[:3] == kept
+    assert [json.loads(line)["step"] for line in lines] == list(range(6))
+    record = read_record(run_folder(experiment) / "record.json")
+    assert record.content["device"].get("ranks", 1) == after
+
+
+def test_a_request_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
+    stop = KillAt(2, rank=1, number=signal.SIGTERM)
+    first, second = run_ranks(
+        run_as_a_command, shared("student"), tmp_path / "runs", stop, outputs=tmp_path, expected=(130, 130)
+    )
+    assert first.splitlines()[-1].startswith("apd: stopped at step 3; the same command goes on from there")
+    assert "stopped" not in second
+    assert [path.name for path in (tmp_path / "runs").glob("*/checkpoints/*")] == ["step-00000003"]
+
+
+def train_and_keep_weights(experiment, runs, folder):
+    import apd.training.run
+
+    finish = apd.training.run._finish
+
+    def keep_and_finish(run, *rest):
+        record = finish(run, *rest)
+        torch.save(run.student.state_dict(), folder / f"{run.experiment.name}-{run.ranks.rank}.pt")
+        return record
+
+    apd.training.run._finish = keep_and_finish
+    run_as_a_command(experiment, runs)
+
+
+def test_two_ranks_leave_one_record_of_a_detector_on_all_images_and_end_with_equal_weights(tmp_path, monkeypatch):
+    experiment, places = shared("roi_apd", small), (tmp_path / "runs", tmp_path)
+    first, second = run_ranks(train_and_keep_weights, experiment, *places, outputs=tmp_path / "out")
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    record = read_record(run_folder(experiment) / "record.json")
+    assert record.content["device"]["ranks"] == 2
+    val = task_of(experiment).split("val")
+    labels = torch.cat([sample.labels_N[~sample.crowd_N] for sample in val])
+    assert record.content["ap"]["boxes"]["things"] == torch.bincount(labels, minlength=3).tolist()
+    for run in (experiment, experiment.teacher_experiment()):
+        alone = scored(trained_network(run), val).tables()
+        for kind, table in tables_of(read_record(run_folder(run) / "record.json").content["ap"]).items():
+            torch.testing.assert_close(table.ap_TKA, alone[kind].ap_TKA, equal_nan=True, rtol=0, atol=1e-3)
+        assert equal(*(torch.load(tmp_path / f"{run.name}-{rank}.pt") for rank in (0, 1)))
+    lines = [json.loads(line) for line in (run_folder(experiment) / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(4))
+    assert (first.count("teacher box AP"), second) == (1, "")
+
+
+# ranks that fail
+
+
+def test_a_killed_rank_ends_the_others_with_a_message(tmp_path):
+    before = time.monotonic()
+    kill = KillAt(3, rank=1)
+    first, _ = run_ranks(often, shared("student"), tmp_path / "runs", kill, outputs=tmp_path, expected=(1, -9))
+    assert time.monotonic() - before < 90
+    (message,) = [line for line in first.splitlines() if line.startswith("apd: ")]
+    assert message.startswith("apd: another process of this run has gone or cannot be reached (")
+    assert message.endswith("Start the same command again: the run goes on from its last checkpoint")
+    assert "Traceback" not in first
+
+
+def without_data(experiment, runs, rank):
+    def missing(*_):
+        raise DataError(f"no data on rank {ranks.started_rank()}")
+
+    if rank is None or ranks.started_rank() == rank:
+        import apd.training.segmentation
+
+        apd.training.segmentation.build_splits = missing
+    run_as_a_command(experiment, runs)
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        (0, [["apd: no data on rank 0"], []]),
+        (None, [["apd: no data on rank 0"], []]),
+        (1, [["apd: another process of this run has gone"], ["apd (rank 1): no data on rank 1"]]),
+    ],
+)
+def test_an_error_of_one_rank_is_told_once_and_ends_all(rank, expected, tmp_path):
+    printed = run_ranks(without_data, shared("student"), tmp_path / "runs", rank, outputs=tmp_path, expected=(1, 1))
+    for text, starts in zip(printed, expected, strict=True):
+        said = [line for line in text.splitlines() if not line.startswith(("student-seed0:", "batch norm:"))]
+        assert len(said) == len(starts), said
+        assert all(line.startswith(start) for line, start in zip(said, starts, strict=True))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_once(tmp_path):
+    first, second = run_ranks(
+        run_as_a_command, tiny(batch_size=3), tmp_path / "runs", outputs=tmp_path, expected=(1, 1)
+    )
+    assert first.splitlines() == [
+        "apd: TrainingConfig.batch_size = 3: expected a multiple of ranks x accumulation = 2 x 1 = 2, and 2 or more "
+        "images in each part"
+    ]
+    assert second == ""
+
+
+def hold_and_train(experiment, runs, wait):
+    os.environ["APD_RUNS"] = str(runs)
+    ranks.ASK_AGAIN_SECONDS = 0.05
+    train(experiment, wait=wait)
+    sys.exit(ranks.leave(0))
+
+
+def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, monkeypatch):
+    experiment, runs = shared("student"), tmp_path / "runs"
+    monkeypatch.setenv("APD_RUNS", str(runs))
+    waiting = None
+
+    def start_others(step):
+        nonlocal waiting
+        if step == 2:
+            waiting = start_ranks(hold_and_train, experiment, runs, True, outputs=tmp_path)
+            while not ((tmp_path / "0").exists() and "waiting: " in (tmp_path / "0").read_text()):
+                time.sleep(0.02)
+
+    record = train(experiment, on_step=start_others)
+    assert exit_codes(waiting) == [0, 0]
+    assert f"is in use by process {os.getpid()} on " in (tmp_path / "0").read_text()
+    assert read_record(run_folder(experiment) / "record.json").content == record.content
+
+
+# torchrun
+
+
+def torchrun(runs, iterations):
+    """`torchrun -m apd train` on two processes, whose first run is the teacher's."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apd"]
+    options = {**SMALLEST, "training.batch-size": 4, "teacher.training.batch-size": 4}
+    options["teacher.training.iterations"] = iterations
+    arguments = ["train", "--method", "student", *(f"--{name}={value}" for name, value in options.items())]
+    environment = {**os.environ, "APD_RUNS": str(runs), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *arguments], env=environment, stdout=-1, stderr=-1, text=True)
+
+
+def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
+    job = torchrun(tmp_path, iterations=100_000)
+    while not (logs := list(tmp_path.glob("*/log.jsonl"))) or len(logs[0].read_text().splitlines()) < 3:
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.05)
+    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    (second,) = [int(pid) for pid in workers if "\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_text()]
+    os.kill(second, signal.SIGKILL)
+    _out, err = job.communicate(timeout=100)
+    assert job.returncode != 0
+    assert "apd: another process of this run has gone" in err or "SIGKILL" in err
+    assert not list(tmp_path.glob("*/record.json"))

@@ -69,13 +69,15 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray
     whole = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
     if not whole or min(size) < 1 or not isinstance(counts, list | str | bytes):
         raise ValueError(f"segmentation is {segmentation!r:.60}: expected size [rows, columns] and counts")
+    if tuple(size) != (height, width):
+        raise ValueError(f"segmentation has size {size[0]}×{size[1]}, its image {height}×{width}")
+    pixels = height * width
     runs = np.asarray(unpack(counts) if isinstance(counts, str | bytes) else counts)
-    rows, columns = size
-    if runs.dtype.kind not in "iu" or runs.ndim != 1 or (runs < 0).any() or runs.sum() != rows * columns:
-        raise ValueError(f"segmentation's counts do not fill its size {rows}×{columns}: damaged")
-    if (rows, columns) != (height, width):
-        raise ValueError(f"segmentation has size {rows}×{columns}, its image {height}×{width}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(columns, rows).T
+    # each run is held to the image first: a sum of huge ones could wrap round to its size
+    fits = runs.dtype.kind in "iu" and runs.ndim == 1 and ((runs >= 0) & (runs <= pixels)).all()
+    if not fits or len(runs) > 2 * pixels + 1 or runs.sum() != pixels:
+        raise ValueError(f"segmentation's counts do not fill its size {height}×{width}: damaged")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def unpack(text: str | bytes) -> list[int]:

@@ -103,6 +103,15 @@ def test_packed_runs_are_read_as_pycocotools_packs_them(seed):
         assert (decode({"size": [int(height), int(width)], "counts": counts}, int(height), int(width)) == mask).all()
 
 
+@pytest.mark.parametrize(
+    "runs", [[2**62, 2**62, 2**62, 2**62 + 4], [4, 2**63], [10**30], [-1, 5], [4, 1], [1.0, 3.0], [[4]], []], ids=str
+)
+def test_run_lengths_that_do_not_fill_the_image_are_refused_also_where_their_sum_wraps_round_to_it(runs):
+    with pytest.raises(ValueError, match="counts do not fill its size 2×2"):
+        decode({"size": [2, 2], "counts": runs}, 2, 2)
+
+
+
 def test_boxes_alone_need_no_segmentation(folder):
     content = copy.deepcopy(CONTENT)
     for entry in content["annotations"]:

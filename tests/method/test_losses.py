@@ -93,18 +93,13 @@ def test_a_batch_is_the_mean_of_its_images_weighted_by_what_each_term_counts(see
 
 def test_the_weight_of_a_term_depends_on_the_number_of_classes_only_by_element():
     few = slow.random_batch(num_classes=K, ignored=0)
-    padding = torch.full((2, 15, 5, 4), -1e4, dtype=torch.float64)  # 15 more classes that nobody predicts
-    many = {name: torch.cat([few[name], padding], dim=1) for name in ("student_logits", "teacher_logits")}
-    values = {
-        reduction: [
-            pixel_kd_loss(maps["student_logits"], maps["teacher_logits"], few["labels"], reduction=reduction)
-            for maps in (few, many)
-        ]
+    nets = few["student_logits"], few["teacher_logits"]
+    many = [torch.cat([net, net.new_full((2, 15, 5, 4), -1e4)], dim=1) for net in nets]  # 15 that nobody predicts
+    pixel, element = (
+        [pixel_kd_loss(*logits, few["labels"], reduction=reduction) for logits in (nets, many)]
         for reduction in ("pixel", "element")
-    }
-    torch.testing.assert_close(values["pixel"][1], values["pixel"][0])
-    torch.testing.assert_close(values["element"][1], values["element"][0] / 4)
-    torch.testing.assert_close(values["element"][0], values["pixel"][0] / K)
+    )
+    torch.testing.assert_close([*pixel, *element], [pixel[0], pixel[0], pixel[0] / K, pixel[0] / K / 4])
 
 
 def test_pixels_of_a_class_that_vanished_on_the_feature_grid_are_counted_only_as_released():
@@ -134,13 +129,9 @@ MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torc
     [
         (lambda: pixel_kd_loss(MAPS, MAPS[:, :2], LABELS), ValueError, r"logits has shape \(2, 3, 4, 4\) but te"),
         (lambda: pixel_kd_loss(MAPS, MAPS, LABELS, temperature=0), ValueError, "temperature=0: expected a positive"),
-        (lambda: pixel_kd_loss(MAPS, MAPS, LABELS, reduction="mean"), ValueError, "reduction='mean': expected one of"),
-        (lambda: pixel_kd_loss(MAPS, MAPS, LABELS + 7), RuntimeError, r"labels hold a value .* 0\.\.2"),
         (lambda: regularisation_loss(MAPS, LABELS + 7), RuntimeError, r"labels hold a value .* 0\.\.2"),
-        (lambda: regularisation_loss(MAPS, LABELS[:1]), ValueError, "labels holds 1 images but the maps hold 2"),
         (lambda: regularisation_loss(MAPS, LABELS, PRESENT[:, :2]), ValueError, r"present .*\(2, 2\).* of \(2, 3\)"),
         (lambda: observation_loss(MAPS, MAPS, PRESENT, LABELS), ValueError, r"\(8, 8\) .* \(4, 4\): call resize"),
-        (lambda: observation_loss(MAPS, MAPS[..., :2], PRESENT, LABELS), ValueError, "student_observations has shape"),
         (lambda: alignment_loss(MAPS[0], MAPS[0, :2], PRESENT), ValueError, "student_prototypes has shape"),
         (lambda: alignment_loss(MAPS[:, :, 0], MAPS[:, :, 0], PRESENT.long()), ValueError, "present is torch.int64"),
     ],

@@ -21,23 +21,17 @@ def arrays(case):
     return maps | {"labels": torch.from_numpy(stored["labels"])}
 
 
-def let_features_through(head):
-    """Set a head of twice its input's width so that it returns its input beside zeros: relu(x) - relu(-x) = x."""
-    channels = head.in_channels
-    one = torch.eye(channels, dtype=torch.float64)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.zero_()
-        head.hidden.weight[:, :, 0, 0] = torch.cat([one, -one])
-        head.out.weight[:channels, :, 0, 0] = torch.cat([one, -one], dim=1)
-
-
 def released(case):
-    """The released settings, with heads that leave the stored (already projected) features as they are."""
+    """The released settings, with heads that return their input beside zeros, since relu(x) - relu(-x) = x."""
     channels = case["channels"]
     distiller = APDLoss.as_released(channels, channels, case["num_classes"], width=2 * channels).double()
-    let_features_through(distiller.student_head)
-    let_features_through(distiller.teacher_head)
+    one = torch.eye(channels, dtype=torch.float64)
+    with torch.no_grad():
+        for head in (distiller.student_head, distiller.teacher_head):
+            for parameter in head.parameters():
+                parameter.zero_()
+            head.hidden.weight[:, :, 0, 0] = torch.cat([one, -one])
+            head.out.weight[:channels, :, 0, 0] = torch.cat([one, -one], dim=1)
     return distiller
 
 

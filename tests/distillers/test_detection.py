@@ -230,6 +230,19 @@ def test_wrong_settings_are_named(build, message):
         build()
 
 
+@every_method
+def test_a_student_without_gradient_is_refused_in_training_only_and_maps_that_are_not_finite_always(name):
+    pair, module = make_pair(), make(name)
+    frozen = tree_map_only(torch.Tensor, torch.Tensor.detach, pair)
+    with pytest.raises(ValueError, match=r"student_\w+ does not require a gradient"):
+        module(frozen)
+    assert module.eval()(frozen)["loss"].isfinite()
+    for side in ("student", "teacher"):
+        broken = tree_map_only(torch.Tensor, lambda value: value * torch.nan, getattr(pair, side))
+        with pytest.raises(ValueError, match=rf"{side}_\w+ holds NaN"):
+            module(pair._replace(**{side: broken}))
+
+
 LARGER, FEW = {"image_sizes": [(96, 128), (96, 80)]}, {"pyramid": {"0": None, "pool": None}}
 
 

@@ -3,8 +3,6 @@
 import importlib
 import inspect
 import json
-import pkgutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ import torch
 import tyro
 from small_experiments import NETWORK, TEACHER, outcome, prepared_run, tiny
 
-import apd.distillers
 from apd.cli.parsing import parse
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict, to_dict
@@ -92,35 +89,20 @@ def test_adapters_and_memories_start_from_the_seed_alone_and_leave_the_random_st
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_adapters_are_trained_by_the_students_optimiser(tmp_path):
-    run = prepared_run(with_distillers(*ALL), tmp_path)
+def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monkeypatch):
+    experiment = with_distillers(*ALL)
+    run = prepared_run(experiment, tmp_path)
     trained = {id(p) for group in run.optimisers["student"].param_groups for p in group["params"]}
     for name, distiller in run.distillers.items():
         assert {id(p) for p in distiller.student_parameters()} <= trained, name
-
-
-class Thrown(Exception):
-    pass
-
-
-def throw_at_four(step):
-    if step == 4:
-        raise Thrown
-
-
-def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monkeypatch):
-    experiment = with_distillers(*ALL)
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "whole"))
     train(experiment)
     expected = outcome(experiment)
-    terms = set(expected["log"][0])
-    some = {"fitnet.fitnet", "skd.skd", "cwd.logits", "cirkd.pixel_memory", "dist.intra", "mgd.mgd", "dkd.target"}
-    assert some | {"lskd.lskd", "i2ckd.i2ckd", "idd.idd"} <= terms
-
+    assert {"fitnet.fitnet", "cirkd.pixel_memory", "dkd.target", "idd.idd"} <= set(expected["log"][0])
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "parts"))
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(Thrown):
-        train(experiment, on_step=throw_at_four)
+    with pytest.raises(ZeroDivisionError):
+        train(experiment, on_step=lambda step: 1 / (step - 4))
     train(experiment)
     assert outcome(experiment) == expected
 
@@ -156,16 +138,5 @@ def test_a_new_method_is_one_file(absolute, tmp_path, monkeypatch):
 
 
 def test_two_methods_of_one_name_are_refused(absolute):
-    with pytest.raises(
-        TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this name"
-    ):
-
-        class SameConfig(DistillerConfig):
-            method = "absolute"
-
-
-def test_every_file_of_the_folder_is_in_the_registry_once_one_of_them_is_imported():
-    files = {f"{apd.distillers.__name__}.{module.name}" for module in pkgutil.iter_modules(apd.distillers.__path__)}
-    code = "import sys, apd.config.experiment; print(*(name for name in sys.modules if name.startswith('apd.dist')))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert files <= set(found)
+    with pytest.raises(TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this na"):
+        type("SameConfig", (DistillerConfig,), {"method": "absolute"})

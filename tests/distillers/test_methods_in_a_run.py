@@ -24,8 +24,7 @@ from apd.training.run import train
 from apd.training.segmentation import build_network
 
 KINDS = {kind.__name__: kind for kind in DISTILLERS.values() if kind.task == "segmentation" and kind.module is not None}
-OF_NUMBERS = {name: kind for name, kind in KINDS.items() if name != "PixelKDConfig"}
-every_kind = pytest.mark.parametrize("kind", OF_NUMBERS.values(), ids=OF_NUMBERS)
+every_kind = pytest.mark.parametrize("kind", [kind for name, kind in KINDS.items() if name != "PixelKDConfig"])
 SMALL = {"cirkd": {"pixel_slots": 30, "region_slots": 7}}
 ALL = (APDConfig(), *(kind(**SMALL.get(kind().method, {})) for kind in KINDS.values()))
 
@@ -43,23 +42,6 @@ def with_distillers(*distillers):
 def test_every_method_of_the_study_is_tried_here():
     assert {method for method, kind in DISTILLERS.items() if kind.task == "segmentation"} == {*METHODS}
     assert {type(config) for config in ALL} == {kind for kind in DISTILLERS.values() if kind.task == "segmentation"}
-
-
-@every_kind
-def test_every_field_changes_the_fingerprint_and_comes_back_from_json(kind):
-    others = other_values(kind)
-    changed = [with_distillers(kind(**{name: value})) for name, value in others.items()]
-    experiments = [with_distillers(kind()), with_distillers(kind(**others)), *changed]
-    assert len({fingerprint(e) for e in experiments}) == len(experiments) - (len(changed) == 1)
-    assert [from_dict(json.loads(json.dumps(to_dict(e)))) for e in experiments] == experiments
-
-
-@every_kind
-def test_no_field_takes_a_value_that_its_method_cannot_use(kind):
-    for name in ("method", *kind().settings):
-        for value in (object(), -1.0, -1, float("nan"), True):
-            with pytest.raises(ExperimentError, match=rf"^{kind.__name__}\.{name} = "):
-                kind(**{name: value})
 
 
 @pytest.fixture(scope="module")

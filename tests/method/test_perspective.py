@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from apd import APDLoss, class_prototypes, observe, perspective, resize_labels
-from apd.perspective import ABSENT_LOGIT, CompactLabels, match_grids, occurring_classes, valid_pixels
+from apd.perspective import ABSENT_LOGIT, CompactLabels, match_grids, valid_pixels
 
 
 def maps_and_labels(batch=2, width=6, num_classes=5, grid=(5, 4)):
@@ -106,21 +106,6 @@ def test_half_precision_features_are_worked_on_in_float32_even_under_autocast(dt
     assert prototypes.dtype == observed.dtype == torch.float32
     assert torch.equal(prototypes, expected)
     assert torch.equal(observed, observe(features.float(), prototypes, present))
-
-
-def test_classes_are_renumbered_in_order_and_those_only_on_the_fine_grid_are_ignored():
-    fine, coarse = torch.tensor([[[9, 2, 5, 255]], [[2, 2, 2, 2]]]), torch.tensor([[[9, 2]], [[2, 2]]])
-    seen = occurring_classes(fine, coarse, 10)
-    assert seen.labels_BHW.tolist() == [[[1, 0, -1, -1]], [[0, 0, 0, 0]]]
-    assert seen.labels_Bhw.tolist() == [[[1, 0]], [[0, 0]]]
-    assert (seen.num_classes, seen.ignore_index) == (2, -1)
-    pooled = occurring_classes(fine, coarse, 10, scope="batch")  # a class has one number in all images
-    assert (pooled.labels_Bhw.tolist(), pooled.num_classes) == ([[[1, 0]], [[0, 0]]], 2)
-    nothing = torch.full((2, 1, 3), 255)
-    assert occurring_classes(nothing, nothing, 10).num_classes == 1
-    for ignore_index in (0, -100):
-        labels = torch.tensor([[[ignore_index, 3]]])
-        assert occurring_classes(labels, labels, 10, ignore_index=ignore_index).labels_BHW.tolist() == [[[-1, 0]]]
 
 
 @pytest.mark.parametrize("scope", ["image", "batch"])

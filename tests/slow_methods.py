@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import product
 
 import torch
-from slow_reference import IGNORED, divergence, mean, nearest
+from slow_reference import IGNORED, divergence, mean, nearest, perspectives
 from torch import Tensor
 
 
@@ -97,28 +97,19 @@ def skd(student, teacher, labels, *, window):
 
 def ifvd(student, teacher, labels):
     costs, places = [], valid_places(labels, student.shape[2:])
-    for image, row, column, label in places:
-        own = [(i, j) for b, i, j, other in places if (b, other) == (image, label)]
+    for b, row, column, label in places:
         cosines = []
         for net in (student, teacher):
-            centre = torch.stack([net[image, :, i, j] for i, j in own]).mean(dim=0)
-            cosines.append(cosine(net[image, :, row, column], centre))
+            own = [net[b, :, i, j] for image, i, j, other in places if (image, other) == (b, label)]
+            cosines.append(cosine(net[b, :, row, column], torch.stack(own).mean(dim=0)))
         costs.append((cosines[0] - cosines[1]).square())
     return {"ifvd": mean(costs, student)}
 
 
 def class_means(student, teacher, labels):
     """An image's classes in turn: the two networks' mean of a class's normalised pixels, normalised."""
-    places = valid_places(labels, student.shape[2:])
-    for image in range(len(student)):
-        found = []
-        for k in sorted({label for b, _, _, label in places if b == image}):
-            own = [(i, j) for b, i, j, label in places if (b, label) == (image, k)]
-            means = [
-                sum(net[image, :, i, j] / net[image, :, i, j].norm() for i, j in own) for net in (student, teacher)
-            ]
-            found.append([mean / mean.norm() for mean in means])
-        yield found
+    images = zip(*(perspectives(net, nearest(labels, net.shape[2:])) for net in (student, teacher)), strict=True)
+    return [[(ours[label], theirs[label]) for label in ours] for ours, theirs in images]
 
 
 def i2ckd(student, teacher, labels, *, adapter, margin):
@@ -267,10 +258,7 @@ def review_kd(student: list[Tensor], teacher: list[Tensor], parts: list[dict[str
     for ours, theirs, weights in reversed(list(zip(student, teacher, parts, strict=True))):
         mixed = normalised(convolved(ours, weights["reduced"]))
         if above is not None:
-            _, _, height, width = mixed.shape
-            rows = [i * above.shape[2] // height for i in range(height)]
-            columns = [j * above.shape[3] // width for j in range(width)]
-            handed = above[:, :, rows][:, :, :, columns]
+            handed = torch.stack([nearest(image, mixed.shape[2:]) for image in above])
             both = torch.cat([mixed, handed], 1)
             shares = torch.sigmoid(convolved(both, weights["shares"]) + weights["shares_bias"].view(1, 2, 1, 1))
             mixed = mixed * shares[:, :1] + handed * shares[:, 1:]

@@ -6,6 +6,7 @@ in the dtype and on the device of its inputs, and is differentiable. Features ar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 IGNORED = 255
 
@@ -45,11 +46,8 @@ def random_batch(
 
 def nearest(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Cell (i, j) takes pixel (floor(i H / h), floor(j W / w))."""
-    _, height, width = labels_BHW.shape
-    rows = [
-        [labels_BHW[:, i * height // size[0], j * width // size[1]] for j in range(size[1])] for i in range(size[0])
-    ]
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    rows, columns = ([i * pixels // n for i in range(n)] for pixels, n in zip(labels_BHW.shape[1:], size, strict=True))
+    return labels_BHW[:, rows][:, :, columns]
 
 
 def mean(costs: list[Tensor], anything: Tensor) -> Tensor:
@@ -59,19 +57,8 @@ def mean(costs: list[Tensor], anything: Tensor) -> Tensor:
 
 
 def bilinear(map_Khw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Linear interpolation along each axis, first and last cells on the first and last pixels."""
-
-    def weights(pixels: int, cells: int) -> Tensor:
-        table = map_Khw.new_zeros(pixels, cells)
-        for pixel in range(pixels):
-            position = pixel * (cells - 1) / (pixels - 1) if pixels > 1 else 0.0
-            left = min(int(position), cells - 1)
-            right = min(left + 1, cells - 1)
-            table[pixel, left] += 1 - (position - left)
-            table[pixel, right] += position - left
-        return table
-
-    return weights(size[0], map_Khw.shape[1]) @ map_Khw @ weights(size[1], map_Khw.shape[2]).T
+    """Linear interpolation along each axis, first and last cells on the first and last pixels, by the library."""
+    return F.interpolate(map_Khw[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
 def perspectives(features_BDhw: Tensor, labels_Bhw: Tensor, *, scope: str = "image") -> list[dict[int, Tensor]]:

@@ -24,15 +24,12 @@ PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 
 
-def pages() -> list[str]:
-    """The book's own pages; jupyter-book's index.html only sends the reader on."""
-    found = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.relative_to(BOOK).parts)
-    return [str(path.relative_to(BOOK)) for path in found if 'http-equiv="Refresh"' not in path.read_text()]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The book's own pages; jupyter-book's index.html only sends the reader on."""
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", pages(), ids=str)
+        found = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.relative_to(BOOK).parts)
+        pages = [str(path.relative_to(BOOK)) for path in found if 'http-equiv="Refresh"' not in path.read_text()]
+        metafunc.parametrize("name", pages)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Figures that answer a pointer, in a built book: by mouse, by thumb and by keyboard, in both modes, on a phone."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -8,11 +9,16 @@ CHAPTER = "notebooks/06_perspectives.html"
 PHONE = {"width": 390, "height": 844}
 
 
-@pytest.fixture(params=["light", "dark"])
-def chapter(open_quietly, book, request):
+@pytest.fixture
+def open_chapter(open_quietly, book):
     if not (book / CHAPTER).exists():
         pytest.skip("this book has no chapter with interactive figures")
-    with open_quietly(CHAPTER, color_scheme=request.param) as page:
+    return partial(open_quietly, CHAPTER)
+
+
+@pytest.fixture(params=["light", "dark"])
+def chapter(open_chapter, request):
+    with open_chapter(color_scheme=request.param) as page:
         yield page
 
 
@@ -57,23 +63,17 @@ def test_a_mark_under_the_pointer_says_what_it_is(chapter, size):
     assert not tip.is_visible()
 
 
-def test_arrow_keys_go_through_the_marks_and_escape_leaves_them(chapter):
+def test_arrow_keys_go_through_the_marks_frame_their_group_and_escape_leaves_them(chapter):
     figure = figure_of(chapter, "marks")
+    marks = data_of(figure)["marks"]
     figure.focus()
     for index in range(3):
         chapter.keyboard.press("ArrowRight")
         assert figure.locator(".apd-tip").inner_text().splitlines() == place_of_a_mark(figure, index)["said"]
+        alike = sum(mark[3] == marks[index][3] for mark in marks)
+        assert figure.locator("svg > g:last-child circle").count() == alike > 1
     chapter.keyboard.press("Escape")
     assert not figure.locator(".apd-tip").is_visible()
-
-
-def test_a_mark_frames_those_of_its_group(chapter):
-    figure = figure_of(chapter, "marks")
-    figure.focus()
-    chapter.keyboard.press("ArrowRight")
-    marks = data_of(figure)["marks"]
-    alike = sum(mark[3] == marks[0][3] for mark in marks)
-    assert figure.locator("svg > g:last-child circle").count() == alike > 1
 
 
 def test_a_cell_is_framed_in_every_image_and_described_by_every_view(chapter):
@@ -94,10 +94,8 @@ def test_a_cell_is_framed_in_every_image_and_described_by_every_view(chapter):
     assert frame["y"] == pytest.approx(image["y"] + row * image["height"] / data["height"], abs=1.5)
 
 
-def test_a_thumb_can_read_a_mark(open_quietly, book):
-    if not (book / CHAPTER).exists():
-        pytest.skip("this book has no chapter with interactive figures")
-    with open_quietly(CHAPTER, has_touch=True, viewport=PHONE) as page:
+def test_a_thumb_can_read_a_mark(open_chapter):
+    with open_chapter(has_touch=True, viewport=PHONE) as page:
         figure = figure_of(page, "marks")
         mark = place_of_a_mark(figure, 0)
         page.touchscreen.tap(mark["x"] + 6, mark["y"] + 6)  # a thumb is not a needle

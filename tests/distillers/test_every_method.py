@@ -70,14 +70,6 @@ def test_terms_loss_and_gradients_equal_the_slow_reference(name, grid):
 
 
 @every_method
-def test_what_ignored_pixels_hold_plays_no_part(name):
-    module, batch = make(name), random_batch(labels=(5, 4), ignored=0.4)
-    ignored, other = (batch["labels"] == 255)[:, None], random_batch(labels=(5, 4), seed=9)
-    maps = {key: torch.where(ignored, 50 * other[key], batch[key]) for key in batch if key != "labels"}
-    torch.testing.assert_close(call(module, batch | maps), call(module, batch))
-
-
-@every_method
 @pytest.mark.parametrize("fault", ["nothing valid", "nothing valid in bytes", "hardly a pixel", "features of zero"])
 def test_degenerate_input_leaves_everything_finite_and_nothing_valid_a_connected_zero(name, fault):
     module, batch = make(name).train(), random_batch()
@@ -102,12 +94,6 @@ def test_a_finer_teacher_is_averaged_down_to_the_students_grid(name):
     fine = {key: random_batch(grid=(10, 8), seed=3)[key] for key in ("teacher_features", "teacher_logits")}
     coarse = {key: F.avg_pool2d(value, 2) for key, value in fine.items()}
     torch.testing.assert_close(call(module, batch | fine), call(module, batch | coarse))
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if used(name) == ("features",) and name != "cirkd"])
-def test_classes_that_are_nowhere_play_no_part(name):
-    batch = random_batch()
-    torch.testing.assert_close(call(make(name), batch), call(make(name, sizes=(6, 8, 50)), batch))
 
 
 @every_method

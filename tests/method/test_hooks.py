@@ -36,6 +36,8 @@ def test_the_tap_holds_the_modules_last_output_with_its_graph_and_is_gone_after_
     assert tap.features is seen
     with pytest.raises(RuntimeError, match="channels"), tap:
         model(torch.zeros(1, 9, 2, 2))
+    with tap, pytest.raises(RuntimeError, match="has not run: call the model inside"):
+        _ = tap.features  # an earlier output is forgotten
     assert "forward" not in model.body.__dict__
     for quiet in (torch.no_grad, torch.inference_mode):  # a frozen teacher
         with tap, quiet():
@@ -125,31 +127,21 @@ def test_a_copied_tap_is_a_closed_one_of_the_copied_model():
         assert twin.tap.features is not whole.tap.features
 
 
-def test_a_tap_is_opened_and_closed_without_a_block_too():
-    model = Small()
-    tap = FeatureTap(model, "body").open()
-    model(IMAGES)
-    seen = tap.features
-    with pytest.raises(RuntimeError, match="the tap of 'body' is open already"):
-        tap.open()
-    tap.close()
-    tap.close()
-    assert tap.features is seen
-    with tap, pytest.raises(RuntimeError, match="has not run: call the model inside"):
-        _ = tap.features  # an earlier output is forgotten
-
-
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_several_taps_of_one_module_are_closed_in_any_order(order):
     model = Small()
-    taps = [FeatureTap(model, "body").open() for _ in range(3)]
-    for closed in order:
+    taps = [FeatureTap(model, "body").open() for _ in order]
+    with pytest.raises(RuntimeError, match="the tap of 'body' is open already"):
+        taps[0].open()
+    for place, closed in enumerate(order):
         model(IMAGES)
-        features = {id(tap.features) for tap in taps if tap._tapped is not None}
+        features = {id(taps[still].features) for still in order[place:]}
         assert len(features) == 1
         taps[closed].close()
+        taps[closed].close()
         model(IMAGES)
-        assert all(id(tap.features) not in features for tap in taps if tap._tapped is not None)
+        assert id(taps[closed].features) in features
+        assert not any(id(taps[still].features) in features for still in order[place + 1 :])
     assert "forward" not in model.body.__dict__
 
 

@@ -65,14 +65,6 @@ def test_what_says_nothing_about_the_classes_of_pixels_changes_no_term(change, s
     torch.testing.assert_close(all_terms(change(batch, torch.Generator().manual_seed(seed))), all_terms(batch))
 
 
-def test_confident_logits_stay_finite():
-    logits = torch.tensor([[[[1e4]], [[-1e4]]]], requires_grad=True)
-    loss = pixel_kd_loss(logits, -logits, torch.tensor([[[0]]]))
-    loss.backward()
-    assert loss.item() == 2e4
-    assert logits.grad.isfinite().all()
-
-
 MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()
 
 

@@ -26,12 +26,9 @@ def test_labels_are_resized_as_torch_resizes_by_nearest_and_keep_their_dtype(siz
 
 
 def test_the_finer_of_two_maps_is_averaged_down_to_the_coarser_grid_axis_by_axis():
-    fine, coarse = torch.randn(1, 3, 8, 6), torch.randn(1, 2, 4, 3)
-    for first, second in (match_grids(fine, coarse), match_grids(coarse, fine)[::-1]):
-        assert second is coarse
-        torch.testing.assert_close(first, F.avg_pool2d(fine, 2))
-    first, second = match_grids(torch.randn(1, 3, 8, 3), torch.randn(1, 2, 4, 6))
-    assert first.shape[2:] == second.shape[2:] == (4, 3)
+    first, second = torch.randn(1, 3, 8, 3), torch.randn(1, 2, 4, 6)
+    expected = F.avg_pool2d(first, (2, 1)), F.avg_pool2d(second, (1, 2))
+    torch.testing.assert_close(match_grids(first, second), expected)
 
 
 @pytest.mark.parametrize(
@@ -42,20 +39,13 @@ def test_a_label_that_names_no_class_is_an_error_that_names_the_problem(labels, 
         valid_pixels(torch.as_tensor(labels)[None, None], 3, ignore_index=ignore_index)
 
 
-class OnMps(torch.Tensor):
-    """A tensor that says that it is on an Apple GPU."""
-
-    @property
-    def device(self):
-        return torch.device("mps")
-
-
-def test_a_wrong_label_is_found_on_mps_which_has_no_asynchronous_assertion(monkeypatch):
+def test_a_wrong_label_is_found_on_mps_too_which_has_no_asynchronous_assertion(monkeypatch):
+    assert "mps" not in perspective.ASSERTS_LATER
+    monkeypatch.setattr(perspective, "ASSERTS_LATER", ())
     monkeypatch.setattr(torch, "_assert_async", None)
-    labels = torch.tensor([[[0, 2, 255]]]).as_subclass(OnMps)
-    assert valid_pixels(labels, 3).tolist() == [[[True, True, False]]]
+    assert valid_pixels(torch.tensor([[[0, 2, 255]]]), 3).tolist() == [[[True, True, False]]]
     with pytest.raises(RuntimeError, match=r"labels hold a value that is neither in 0\.\.1 nor ignore_index=255"):
-        valid_pixels(labels, 2)
+        valid_pixels(torch.tensor([[[0, 2, 255]]]), 2)
     package = Path(perspective.__file__).parent  # and nobody else asserts asynchronously
     assert [path.name for path in package.rglob("*.py") if "_assert_async(" in path.read_text()] == ["perspective.py"]
 
@@ -128,10 +118,7 @@ PROTOTYPES = torch.ones(2, 5, 3)
     ("call", "message"),
     [
         (lambda: class_prototypes(FEATURES[0], LABELS, 3), r"features has shape \(3, 4, 4\): .*apd.tokens_to_map"),
-        (lambda: class_prototypes(FEATURES.long(), LABELS, 3), "features has dtype torch.int64"),
-        (lambda: class_prototypes([1.0], LABELS, 3), "features is a list"),
         (lambda: class_prototypes(FEATURES, LABELS[:, None], 3), r"labels has shape .* use labels\.squeeze\(1\)"),
-        (lambda: class_prototypes(FEATURES, LABELS.bool(), 3), "labels has dtype torch.bool"),
         (lambda: class_prototypes(FEATURES, LABELS[:, :3], 3), r"grid of \(3, 4\) but features on \(4, 4\): call"),
         (lambda: class_prototypes(FEATURES, LABELS, 3, scope="world"), "scope='world': expected one of 'image', 'b"),
         (lambda: class_prototypes(FEATURES[:, :, :0], LABELS, 3), "non-empty"),

@@ -8,7 +8,7 @@ import torch
 from every_method import random_batch
 
 from apd import CIRKD
-from apd.distillers.cirkd import ClassMemory, pooling_window
+from apd.distillers.cirkd import ClassMemory
 
 
 def method(**options):
@@ -57,8 +57,7 @@ def test_a_call_queues_random_normalised_teacher_pixels_of_the_class_itself():
             torch.testing.assert_close(rows[found], queued)
             assert len(set(found)) == len(found), "a pixel was queued twice"
     assert memory.written[4] == 0  # the class is nowhere
-    again = method(new_pixels=2)
-    again(**batch)
+    (again := method(new_pixels=2))(**batch)
     assert not torch.equal(again.memories["pixel_memory"].vectors[:, :2], memory.vectors[:, :2])
 
 
@@ -107,11 +106,6 @@ def test_terms_of_weight_zero_are_not_computed_and_have_no_queue(weights):
     assert list(module(**random_batch())) == [*wanted, "loss"]
     assert list(module.memories) == [name for name in wanted if name != "batch_pixels"]
     assert bool(module.student_parameters()) == bool(module.memories)
-
-
-def test_the_grid_is_pooled_by_the_smallest_whole_window_that_is_enough():
-    sizes = [((16, 16), 256), ((17, 16), 256), ((90, 90), 256), ((1, 9), 4), ((5, 5), 1)]
-    assert [pooling_window(*size) for size in sizes] == [1, 2, 6, 3, 5]
 
 
 def test_the_published_queues_are_the_defaults_of_the_module():

@@ -29,9 +29,7 @@ def trained(module):
 
 
 OPTIONS = [{}, RELEASED, {"scope": "batch"}, {"absent": "zero"}, {"reduction": "element"}]
-OPTIONS += [
-    {"scale": 3.0, "temperature": 2.0, "upsample_logits": True, "weights": {"alignment": 3, "observation": 0.25}}
-]
+OPTIONS += [{"scale": 3.0, "temperature": 2.0, "upsample_logits": True, "weights": {"observation": 0.25}}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -43,15 +41,13 @@ def test_terms_loss_and_gradients_equal_the_slow_reference(options, grid):
     scope, scale = options.get("scope", "image"), options.get("scale", 10.0)
     reduction, absent = options.get("reduction", "pixel"), options.get("absent", "mask")
     of_logits = {"temperature": options.get("temperature", 1.0), "upsample_logits": "upsample_logits" in options}
-    labels = batch["labels"]
+    labels, logits = batch["labels"], (batch["student_logits"], batch["teacher_logits"])
     student, teacher = module.student_head(batch["student_features"]), module.teacher_head(batch["teacher_features"])
     expected = {
         "regularisation": slow.regularisation(teacher, labels, num_classes=5, scope=scope, absent=absent, scale=scale),
         "alignment": slow.alignment(student, teacher, labels, scope=scope),
         "observation": slow.observation(student, teacher, labels, scope=scope, scale=scale, reduction=reduction),
-        "pixel_kd": slow.pixel_kd(
-            batch["student_logits"], batch["teacher_logits"], labels, reduction=reduction, **of_logits
-        ),
+        "pixel_kd": slow.pixel_kd(*logits, labels, reduction=reduction, **of_logits),
     }
     weights = DEFAULT_WEIGHTS | options.get("weights", {})  # what is left out keeps its default
     expected["loss"] = sum(weights[name] * expected[name] for name in TERMS)
@@ -85,9 +81,8 @@ def test_without_heads_the_features_themselves_are_compared_and_there_is_nothing
     module, batch = APDLoss(6, 6, 5, width=None), slow.random_batch()
     out = module(**batch)
     assert set(out) == {"alignment", "observation", "pixel_kd", "loss"}
-    torch.testing.assert_close(
-        out["alignment"], slow.alignment(batch["student_features"], batch["teacher_features"], batch["labels"])
-    )
+    maps = batch["student_features"], batch["teacher_features"], batch["labels"]
+    torch.testing.assert_close(out["alignment"], slow.alignment(*maps))
     assert list(module.parameters()) == module.student_parameters() == module.teacher_parameters() == []
 
 
@@ -185,11 +180,9 @@ def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
         ({"width": None}, "width=None needs equal channels, got student_channels=6 and teacher_channels=8"),
         ({"scope": "images"}, "scope='images': expected one of 'image', 'batch'"),
         ({"scale": 0.0}, "scale=0.0: expected a positive number"),
-        ({"upsample_logits": "False"}, "upsample_logits='False': expected one of False, True"),
         ({"num_classes": 1}, r"num_classes=1: .*apd\.two_channel_logits\(z\).*masks > 0"),
         ({"width": 10**9}, "width=1000000000: expected at most 16384"),
         ({"ignore_index": 255.0}, "ignore_index=255.0 is a float: expected an integer"),
-        ({"weights": {"alignment": "1"}}, r"weights\['alignment'\]='1' is a str: expected a finite number"),
         ({"width": None, "teacher_channels": 6, "weights": {"regularisation": 1.0}}, r"'\]=1.0 with width=None"),
     ],
 )

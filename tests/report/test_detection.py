@@ -20,8 +20,8 @@ from apd.report.detections import (
     detection_names,
     parts_of_ap,
 )
-from apd.report.figures import sentences
-from apd.report.figures.detection import by_kind, detection_trials_table, parts_table, validation_box_ap
+from apd.report.figures import trials
+from apd.report.figures.boxes import by_kind, detection_trials_table, parts_table, validation_box_ap
 from apd.report.statistics import ComparisonError, paired_difference, spread
 from apd.training.record import Record, read_records
 from apd.training.run import records_folder

@@ -18,7 +18,7 @@ from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.evaluation.predict import colours_of
 from apd.models.detector import build_detector
 from apd.report.detections import Findings, count_in_image, least_middle_most, read_findings
-from apd.report.figures.detection import boxes_by_label, counts_table, drawn, images_side_by_side
+from apd.report.figures.boxes import boxes_by_label, counts_table, drawn, images_side_by_side
 from apd.training.record import RecordError
 
 SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)

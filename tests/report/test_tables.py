@@ -12,7 +12,7 @@ from made_up_records import made_up_campaign, made_up_record, method_in
 
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
 from apd.report.correlations import per_image
-from apd.report.figures.sentences import beside_methods, change_of_gains, digits_of, read_campaigns, tallies, tally
+from apd.report.figures.trials import beside_methods, change_of_gains, digits_of, read_campaigns, tallies, tally
 from apd.report.figures.tables import (
     PAIR_RATES,
     answers_table,

@@ -36,23 +36,6 @@ def test_make_says_that_a_silent_command_still_runs_and_passes_on_how_it_ended(t
     assert (ended.returncode != 0) == (code != 0)
 
 
-def test_every_slow_step_of_make_says_that_it_still_runs():
-    slow = re.compile(r"-m pytest|execute\.py|jupyter-book build|--require-hashes|resolve\.py")
-    lines = [
-        line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t") and slow.search(line)
-    ]
-    assert len(lines) == 8
-    assert [line for line in lines if not line.startswith("\t$(call run,")] == []
-
-
-def test_make_says_what_an_installation_costs_before_it_begins():
-    options = ["-n", "-W", "requirements.lock", f"PYTHON={sys.executable}", "UV=", "lint"]
-    said = subprocess.run(["make", *options], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    before = said[: said.index("pip install --require-hashes")]
-    assert re.search(r"\d GB to download and \d GB of disk", before)
-    assert re.search(r"took \d+ minutes", before)
-
-
 def test_ci_installs_by_stock_pip_and_then_runs_the_command_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
     assert script.splitlines()[-1] == "exec make UV= resolve test"

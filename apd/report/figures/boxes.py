@@ -27,7 +27,7 @@ from apd.report.detections import (
 )
 from apd.report.figures.method import at_quantiles, image_pixels
 from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, rows_table, stack, table
-from apd.report.figures.tables import last_on_val, per_cent, trials_table
+from apd.report.figures.trials import last_on_val, per_cent, trials_table
 from apd.report.statistics import Comparison, spread
 from apd.study.coco_recipes import STUDENT_LEARNING_RATE
 from apd.training.record import Record

@@ -132,14 +132,11 @@ class ShiftSweep(NamedTuple):
 
 def by_context_shift(records: Sequence[Record]) -> dict[float, Comparison]:
     """The records' comparisons by context shift, in rising order; ComparisonError where they differ in more."""
-    recipes = [
-        stripped(r.experiment, any_length=True, data=replace(r.experiment.data, context_shift=0)) for r in records
-    ]
+    runs = [record.experiment for record in records]
+    recipes = [stripped(e, any_length=True, data=replace(e.data, context_shift=0)) for e in runs]
     for record, recipe in zip(records, recipes, strict=True):
         if recipe != recipes[0] or recipe.data.name != "scenes":
-            raise ComparisonError(
-                f"{record.source} is not of scenes that differ in context shift, seed and distillers only"
-            )
+            raise ComparisonError(f"{record.source}: expected scenes that differ in context shift, seed and distillers")
     return {comparison.data.context_shift: comparison for comparison in compare(records, SHIFT_NAMES)}
 
 

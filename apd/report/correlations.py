@@ -1,7 +1,6 @@
-"""How a number of each test image goes with what a method gains on it: evidence from files, and rank correlations.
+"""How a number of each test image goes with what APD gains on it: evidence from files, and rank correlations.
 
-Gains are averaged over seeds first, as all see the same images: that interval speaks of other images, the one over
-seeds of other students. A relation is significant when both leave out zero.
+A relation is significant when the intervals over images (other images) and over seeds (other students) leave out zero.
 """
 
 import itertools
@@ -41,10 +40,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Validated evidence of one context shift and seed; `content` is the JSON as it stands in the file.
-
-    RecordError at construction names the first wrong entry.
-    """
+    """Validated evidence of one context shift and seed, as JSON; RecordError at construction names a wrong entry."""
 
     content: dict[str, Any]
     source: str = "evidence"

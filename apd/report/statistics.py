@@ -1,6 +1,4 @@
-"""What records say together: scores, means, spreads, and differences paired by seed, as runs of one seed share their
-initial weights, order of images and augmentation.
-"""
+"""What records say together: scores, means, spreads, and differences paired by seed, as a seed's runs start alike."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -26,7 +26,7 @@ from apd.report.detections import (
     parts_of_variant,
 )
 from apd.report.figures.method import at_quantiles, image_pixels
-from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, rows_table, stack, table
+from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, rows_table, table
 from apd.report.figures.trials import last_on_val, per_cent, trials_table
 from apd.report.statistics import Comparison, spread
 from apd.study.coco_recipes import STUDENT_LEARNING_RATE
@@ -124,7 +124,7 @@ def images_side_by_side(findings: Findings) -> Drawing:
         shown += [Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)]
         shown += [panels(each, columns=2, least="13rem")]
     below = key(list(zip(dataset.spec.class_names, colours_of(dataset.spec), strict=True)))
-    return stack(*shown, Drawing(below, ""))
+    return Drawing("\n".join([d.html for d in shown] + [below]), "\n".join(d.description for d in shown))
 
 
 def network_names(findings: Findings) -> dict[str, str]:

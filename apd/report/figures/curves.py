@@ -86,11 +86,6 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
         return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(said))
 
 
-def sweep_name(one: ShiftSweep) -> str:
-    """What is compared in a sweep, in lines of 56 characters."""
-    return textwrap.fill(f"{SHIFT_NAMES[one.method]}, over {SHIFT_NAMES[one.reference].removeprefix('+ ')}", 56)
-
-
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
     """Gain over context shift: a point for each seed, a square at the mean, a bar for its interval."""
     shown = [one for one in sweeps if one.gains]
@@ -101,7 +96,8 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
         axes = fig.subplots()
         said = []
         for place, one in enumerate(shown):
-            aside, name = step * (2 * place - len(shown) + 1), sweep_name(one)
+            aside, reference = step * (2 * place - len(shown) + 1), SHIFT_NAMES[one.reference].removeprefix("+ ")
+            name = textwrap.fill(f"{SHIFT_NAMES[one.method]}, over {reference}", 56)
             common = {"color": colour_of(one.method), "native_scale": True, "legend": False, "ax": axes}
             # of the mean and the ends of its interval the median and the range are just what is to be drawn
             x, y = zip(*((s + aside, POINTS * v) for s, gain in one.gains.items() for v in gain[:3]), strict=True)

@@ -3,8 +3,8 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -15,7 +15,6 @@ from apd.report.figures.style import INK, Drawing, colour_of, drawing, figure, n
 from apd.report.figures.trials import digits_of, interval, points
 from apd.report.statistics import Comparison, Difference, spread
 
-Key = TypeVar("Key", bound=Hashable)
 POINTS = 100.0
 """Scores are drawn and printed in per cent, differences in percentage points."""
 LINE, GAP, ASIDE = 0.19, 0.13, 0.09
@@ -116,11 +115,11 @@ def _row_figure(
 
 
 def forest(
-    rows: Mapping[Key, Corrected],
-    names: Mapping[Key, str],
+    rows: Mapping[Any, Corrected],
+    names: Mapping[Any, str],
     *,
     axis: str,
-    groups: Mapping[Key, str] | None = None,
+    groups: Mapping[Any, str] | None = None,
     title: str = "",
 ) -> Drawing:
     """Differences with their intervals, one row each, in the order given; the mean is bold where it is significant.

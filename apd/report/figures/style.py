@@ -98,11 +98,6 @@ def nothing(reason: str) -> Drawing:
     return Drawing(f"<p><em>{escape(reason)}</em></p>", reason)
 
 
-def stack(*drawings: Drawing) -> Drawing:
-    """Several drawings, one below the other."""
-    return Drawing("\n".join(d.html for d in drawings), "\n".join(d.description for d in drawings))
-
-
 def table(frame: pd.DataFrame, caption: str) -> Drawing:
     """A table of text that is already formatted, its index as the first column; it scrolls inside itself."""
     text = frame.to_html(border=0, classes="dataframe", index_names=False, justify="unset")
@@ -259,7 +254,7 @@ def cell_panels(
     inside = _PANEL.join([before, first + said, *others]) + below
     hint = "Point at a cell, tap it, or use the arrow keys, to read what each view calls it."
     # the script finds its figure by an id made of all of it: equal figures give equal files
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     name = f"apd-live-{hashlib.sha256((text + inside).encode()).hexdigest()[:12]}"
     html = (
         f'<style>{_beside("live.css")}</style><div class="apd-live" id="{name}" tabindex="0" role="group" '

@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ from apd.report.statistics import LONGER, MIOU, Comparison, paired_difference, s
 from apd.study.recipes import METHOD_NAMES, PAIR_METHODS
 from apd.training.record import Record
 
-Key = TypeVar("Key", bound=Hashable)
 QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("apd", "student", "as many steps, without a teacher"),
     ("apd", "student_equal_seconds", "as many seconds, without a teacher"),
@@ -79,7 +78,7 @@ def scores_table(
     return rows_table(lines, caption + f"; the teacher’s score is {100 * teacher:.1f} %" * (not math.isnan(teacher)))
 
 
-def differences_table(rows: Mapping[Key, Corrected], names: Mapping[Key, str], caption: str) -> Drawing:
+def differences_table(rows: Mapping[Any, Corrected], names: Mapping[Any, str], caption: str) -> Drawing:
     """Differences in percentage points that were Holm-corrected together, with their intervals."""
     lines = {
         names[key]: {"points": interval(row.found), "seeds": str(len(row.found.pairs)), "p, Holm-corrected": _p(row)}

@@ -111,7 +111,6 @@ def test_run_lengths_that_do_not_fill_the_image_are_refused_also_where_their_sum
         decode({"size": [2, 2], "counts": runs}, 2, 2)
 
 
-
 def test_boxes_alone_need_no_segmentation(folder):
     content = copy.deepcopy(CONTENT)
     for entry in content["annotations"]:

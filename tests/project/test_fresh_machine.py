@@ -83,12 +83,6 @@ def texts() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("advice", ["pip install 'apd[cli]'", 'pip install "apd"', "uv add apd", "pip install -U apd"])
-def test_advice_that_would_install_a_stranger_is_recognised(advice):
-    assert FOREIGN.search(f"run {advice} first")
-    assert not FOREIGN.search("pip install -e '.[cli]' for the command apd; pip install ./apd-study")
-
-
 def test_no_text_advises_to_install_the_package_of_another_project_or_an_extra_that_is_not_there():
     found = texts()
     assert {name: match.group() for name, text in found.items() if (match := FOREIGN.search(text))} == {}

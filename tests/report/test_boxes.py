@@ -84,11 +84,8 @@ def test_single_methods_come_before_combinations_and_unknown_ones_keep_their_key
     assert names["roi_apd_and_review_kd"] == "APD of boxes + ReviewKD"
 
 
-def test_records_of_another_recipe_or_another_teacher_are_refused(records):
+def test_records_of_another_teacher_are_refused(records):
     first, *others = records
-    stray = with_experiment(first, training=replace(first.experiment.training, batch_size=5))
-    with pytest.raises(ComparisonError, match="differ in the recipe"):
-        detection_comparisons([stray, *others])
     other = with_experiment(first, {"teacher": first.content["teacher"] | {"ap": first.content["ap"]}})
     with pytest.raises(ComparisonError, match="teacher's ap"):
         detection_comparisons([other, *others])

@@ -15,7 +15,7 @@ from apd.report.comparisons import by_context_shift, corrected_gains, holm_corre
 from apd.report.figures import style
 from apd.report.figures.curves import sweep_figure, term_curves, validation_curves
 from apd.report.figures.forest import Row, draw_rows, forest, limits, scores_over_seeds
-from apd.report.figures.style import Panel, View, cell_panels, panels, table, view_of
+from apd.report.figures.style import Panel, View, cell_panels, panels, table
 from apd.report.figures.trials import interval, points
 from apd.report.statistics import compare, paired_difference
 from apd.study.recipes import METHODS
@@ -224,13 +224,3 @@ def test_every_cell_is_named_by_every_view_row_by_row_and_markup_stays_in_the_da
     assert "</script><b>" not in shown.html
     with pytest.raises(ValueError, match=r"on the grids \[\(2, 2\), \(2, 3\)\]"):
         cells(View("one", LABELS), View("other", LABELS[:, :2]))
-
-
-def test_a_view_chooses_among_present_classes():
-    logits_KHW = torch.zeros(10, 2, 3)
-    logits_KHW[4], logits_KHW[3] = 9.0, 2.0
-    present_K = torch.zeros(10, dtype=torch.bool)
-    present_K[[0, 3]] = True
-    found = view_of("one", logits_KHW, present_K)
-    assert (found.labels_hw == 3).all()
-    assert torch.allclose(found.scores_hw, torch.tensor([0.0, 2.0]).softmax(0)[1].expand(2, 3))

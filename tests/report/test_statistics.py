@@ -22,7 +22,6 @@ from apd.report.statistics import (
     spread,
 )
 from apd.study.ablations import OTHER_METHODS, variant_names
-from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS, recipe
 
 SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=2, max_size=12)
@@ -141,16 +140,6 @@ def test_effects_of_a_design_are_those_of_a_linear_model_for_each_seed():
 
 
 # records
-
-
-CAMPAIGNS_OF_VARIANTS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-tuned")
-
-
-@pytest.mark.parametrize("name", ["scenes-tiny", "camvid-small", *CAMPAIGNS_OF_VARIANTS])
-def test_every_label_of_a_campaign_names_its_method_or_variant(name):
-    names = METHOD_NAMES | variant_names()
-    for experiment in experiments_of(name):
-        assert experiment.name.startswith(f"{method_of(experiment, names)}-")
 
 
 @pytest.mark.parametrize(

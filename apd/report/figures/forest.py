@@ -20,8 +20,7 @@ POINTS = 100.0
 LINE, GAP, ASIDE = 0.19, 0.13, 0.09
 """Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
-"""Rows this many times as far out as the nearest three quarters are drawn as arrows at the edge: they would squeeze
-the others."""
+"""Rows this many times as far out as the nearest three quarters are arrows at the edge."""
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
 

@@ -232,10 +232,7 @@ def cell_panels(
     least: str,
     below: str = "",
 ) -> Drawing:
-    """:func:`panels` of one image, with a frame that marks the same cell in all of them and what each view calls it.
-
-    Every panel shows the whole image, at any resolution; labels outside the K class names count as ignored.
-    """
+    """:func:`panels` of one image; a frame marks a cell in all, with what each view calls it (others: ignored)."""
     grids = {tuple(view.labels_hw.shape) for view in views}
     if len(grids) != 1:
         raise ValueError(f"views are on the grids {sorted(grids)}: expected one grid for all, and at least one view")

@@ -137,11 +137,3 @@ def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(
         cells = row[len(name) :].split()
         assert scores[trial] in cells
         assert cells[cells.index("◂") - 1] == max((cell for cell in cells if cell not in "◂–"), key=float)
-    (record,) = (r for r in trials if r.experiment.name == "roi_dkd_x1-seed0")
-    others = [
-        with_experiment(record, seed=1),
-        with_experiment(record, training=replace(record.experiment.training, learning_rate=0.5)),
-    ]
-    (tenth,) = (r for r in trials if r.experiment.name == "roi_dkd_x0.1-seed0")
-    assert detection_trials_table([*others, tenth], weights=True).description.count(" ◂") == 2  # in the caption, too
-    assert "weights × 1" not in detection_trials_table([*others, tenth], weights=True).description

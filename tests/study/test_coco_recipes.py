@@ -11,7 +11,7 @@ from apd.config.identity import fingerprint
 from apd.cost import dry_run as module
 from apd.cost.dry_run import dry_run
 from apd.fields import ExperimentError
-from apd.report.figures.detection import validation_box_ap
+from apd.report.figures.boxes import validation_box_ap
 from apd.study.campaigns import experiments_of
 from apd.study.coco_recipes import (
     BEST_FACTORS,

@@ -85,11 +85,7 @@ def test_every_tensor_but_the_classifiers_has_exactly_one_partner_in_the_same_or
 
 @pytest.mark.parametrize(
     ("name", "stride", "size"),
-    [
-        ("efficientnet_lite0", 16, (64, 96)),
-        ("efficientnet_lite0", 8, (45, 38)),
-        ("efficientnet_lite2", 16, (33, 50)),
-    ],
+    [("efficientnet_lite0", 16, (64, 96)), ("efficientnet_lite0", 8, (45, 38)), ("efficientnet_lite2", 16, (33, 50))],
 )
 def test_the_loaded_network_computes_what_the_checkpoint_says(name, stride, size):
     backbone = create_backbone(name, output_stride=stride, weights="imagenet")

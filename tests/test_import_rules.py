@@ -22,10 +22,7 @@ BUDGETS = {"apd without report": (14_000, 80), "report": (2_800, 15), "tests": (
 MOST_FILES, OF_TRAINING = 12, 14
 LINES = range(60, 321)
 
-METHOD = (
-    *("validation", "perspective", "fused", "normalizers", "losses", "distill"),
-    *("distillers", "hooks"),
-)
+METHOD = (*("validation", "perspective", "fused", "normalizers", "losses", "distill"), *("distillers", "hooks"))
 BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
 BELOW_TRAINING = (*METHOD, "models", "data", "fields", "config", "evaluation")
 # part of the package: (parts that it may import beside itself, third-party modules that it may import)

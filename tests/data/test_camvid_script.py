@@ -98,11 +98,7 @@ def image(mode, size=(32, 32), colour=0):
     [
         ("val/val_000030.png", Path.unlink, r"val/ 1 of 2, valannot/ 2 of 2, .*fetch or unpack"),
         ("train/train_000000.png", lambda path: path.rename(path.with_stem("train_x")), "only in one of train/ and"),
-        (
-            "train/train_000030.png",
-            lambda path: path.write_bytes(path.read_bytes()[:-30]),
-            "truncated",
-        ),
+        ("train/train_000030.png", lambda path: path.write_bytes(path.read_bytes()[:-30]), "truncated"),
         ("trainannot/train_000060.png", image("L", colour=12), r"the label values 12 \(1024 pixels\); expected 0..10"),
         ("trainannot/train_000060.png", image("RGB"), r"trainannot/train_000060.png has mode RGB; expected L"),
         ("train/train_000060.png", image("L"), r"train/train_000060.png has mode L; expected RGB"),
@@ -194,10 +190,7 @@ def without(name, then=lambda path: None):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (
-            without("testannot/test_000030.png", image("L", colour=3)),
-            r"has sha256 .*not the published one",
-        ),
+        (without("testannot/test_000030.png", image("L", colour=3)), r"has sha256 .*not the published one"),
         (lambda tree, file: zip_tree(tree, file)[:2000], "is not a complete zip archive"),
         (evil(f"{ABOVE}CamVid/train.txt"), "train.txt twice"),
         (without("train.txt"), r"lacks \*/CamVid/train.txt"),

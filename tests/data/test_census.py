@@ -59,11 +59,7 @@ def test_shares_are_of_the_pixels_that_count_and_a_rare_class_is_no_absent_one()
 
 THREE = dict(yaml="classes: [soil, crop, weed]\n")
 REFUSED = {
-    "all ignored": (
-        dict(labels=(255,)),
-        "",
-        "the split train has no labelled pixel: all masks are ignored (value 255)",
-    ),
+    "all ignored": (dict(labels=(255,)), "", "train has no labelled pixel: all masks are ignored (value 255)"),
     "val void": (dict(yaml="classes: [soil, crop]\nignore: [9]\n"), "val 9", "val has no labelled .*(value 9 or 255"),
     "one class": (dict(labels=(0,)), "", "the masks of train hold one class only, soil; class crop occurs in none"),
     "one of many": (dict(labels=(1,)) | THREE, "", "crop; the classes soil, weed occur in none of them, so there is"),
@@ -77,11 +73,7 @@ REFUSED = {
 }
 WARNED = {
     "nowhere": (THREE, "", "class weed occurs nowhere in train or val"),
-    "nowhere and 255": (
-        THREE | dict(labels=(0, 1, 255)),
-        "",
-        "weed occurs nowhere .* if it means weed .* [0, 1, 255]`",
-    ),
+    "nowhere and 255": (THREE | dict(labels=(0, 1, 255)), "", "weed occurs nowhere .* it means weed .* [0, 1, 255]`"),
     "not learned": (THREE, "val 2", "class weed occurs in val but in nothing of train"),
     "not scored": ({}, "val 1", "class soil occurs in train but not in val: its scores say nothing of it"),
 }

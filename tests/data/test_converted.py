@@ -159,11 +159,7 @@ def test_a_converted_tree_is_read_at_its_own_sizes_with_the_labels_of_its_maps(s
     ("change", "error", "message"),
     [
         (shutil.rmtree, MissingData, r"classes.json is missing: ade20k has not been converted; run `python "),
-        (
-            lambda f: (f / "val.txt").unlink(),
-            MissingData,
-            r"val.txt is missing: the conversion has not come to its end",
-        ),
+        (lambda f: (f / "val.txt").unlink(), MissingData, r"val.txt is missing: the conversion has not come"),
         (lambda f: (f / "classes.json").write_text("{"), DataError, r"classes.json is not what the conversion writes"),
         (lambda f: classes(f, lambda c: ["sky", *c[1:]]), DataError, r"has 'sky' in place of 'wall'; ade20k has other"),
         (lambda f: classes(f, lambda c: c[:-1]), DataError, r"has 149 classes; ade20k has other classes"),

@@ -202,7 +202,7 @@ def test_it_is_trained_on_evaluated_and_predicted_by_command_also_where_stems_re
     command += (
         "--network.head-width 8 --network.output-stride 16 --training.iterations 1 --data.height 0 --data.width 0 "
     )
-    command += "--teacher.training.iterations 1 --data.crop-height 32 --data.crop-width 32 --data.evaluation-split val"
+    command += "--teacher.training.iterations 1 --data.crop-height 32 --data.crop-width 32"
     assert main(command.split()) == 0
     output = capsys.readouterr()
     assert re.search(r"mIoU 0\.\d+, .* on val; teacher", output.out)

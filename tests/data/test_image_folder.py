@@ -1,7 +1,5 @@
 """Pairs of images and masks in folders: found, named, read, resized, cached and checked."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +90,13 @@ def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_
     mask = np.asarray(Image.open(pairs[1][1])).copy()
     mask[:2, :3], mask[5, 5] = 12, 254
     Image.fromarray(mask).save(pairs[1][1])
-    with pytest.raises(
-        DataError, match=r"_000030.png holds the label values 12 \(6 pixels\), 254 \(1 pixels\); .*0..10"
-    ):
+    with pytest.raises(DataError, match=r"_000030.png holds the label values 12 \(6 pixels\), 254 \(1 .*0..10"):
         FolderDataset(CAMVID, pairs, height=4, width=6)
     read_later = FolderDataset(CAMVID, pairs, cache=False)
     assert read_later[0].name == pairs[0][0].stem
     with pytest.raises(DataError, match="254"):
         read_later[1]
-    Image.open(pairs[1][1]).resize((32, 40)).save(pairs[1][1])
+    Image.new("L", (32, 40)).save(pairs[1][1])
     with pytest.raises(DataError, match=rf"{pairs[1][0].name} is 64×40 .* {pairs[1][1]} 32×40; .*same size"):
         FolderDataset(CAMVID, pairs, height=20, width=32)
     for height, width in ((20, None), (None, 20), (0, 20), (20, -1)):
@@ -146,16 +142,11 @@ def test_data_are_found_through_the_environment_or_the_message_says_what_to_do(t
     monkeypatch.setenv("APD_DATA", str(tmp_path / "there"))
     assert find_data("CamVid") == tmp_path / "there" / "CamVid"
     advice = r"Set APD_DATA to the folder that contains CamVid/, or run `python data_scripts/camvid.py fetch DEST`"
-    for value, problem in (("no", "is not a folder"), ("", "holds no folder CamVid/"), (None, "is not set")):
-        monkeypatch.setenv("APD_DATA", "" if value is None else str(tmp_path / value))
+    for value, problem in (
+        (tmp_path / "no", "is not a folder"),
+        (tmp_path, "holds no folder CamVid/"),
+        ("", "is not set"),
+    ):
+        monkeypatch.setenv("APD_DATA", str(value))
         with pytest.raises(MissingData, match=f"CamVid is needed.*APD_DATA.*{problem}.*{advice}"):
             find_data("CamVid")
-
-
-def test_reading_and_batching_need_no_torchvision_until_something_is_augmented():
-    code = (
-        "import sys, apd.data.image_folder, apd.data.augment, apd.data.batches\n"
-        "sys.exit(', '.join({'torchvision', 'matplotlib', 'timm'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")

@@ -1,8 +1,6 @@
 """LabelMeFacade's script: the rule of its splits, the published files to the byte, and their conversion."""
 
-import re
 import subprocess
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -22,26 +20,6 @@ def test_the_lists_are_those_of_the_rule_and_hold_every_image_once():
     assert {split: len(stems) for split, stems in SPLITS.items()} == dict(LABELMEFACADE.splits)
     assert tuple(SPLITS) == script.SPLITS
     assert tuple(script.COLOURS) == LABELMEFACADE.class_names
-
-
-def test_training_and_the_tests_in_place_hold_nothing_of_spain():
-    spain = ("spain", "barcelona", "madrid", "palma", "mallorca", "valladolid", "coruna", "galicia", "gerona")
-    named = {stem for stem in OF_STEM if any(word in stem for word in spain)}
-    outside = {*SPLITS["test_out_of_place"], *SPLITS["night"]}
-    assert named <= outside
-    assert {stem.split("__")[0] for stem in outside - named} == {"static_village_outdoor_2005"}
-    assert {stem for stem in outside if "night" in stem} == set(SPLITS["night"])
-
-
-def test_consecutive_photographs_of_one_folder_are_in_one_split():
-    seen = 0
-    for one, other in combinations((stem for stem in OF_STEM if not script.SPAIN.search(stem)), 2):
-        (prefix, first), (same, second) = (re.fullmatch(r"(.*?)(\d+)", s[-90:] + "0").groups() for s in (one, other))
-        if prefix == same and abs(int(first) - int(second)) <= 10 * script.NEXT_PHOTOGRAPHS:
-            assert OF_STEM[one] == OF_STEM[other], (one, other)
-            seen += 1
-    assert seen > 300
-    assert len({OF_STEM[stem] for stem in OF_STEM if stem.startswith("video")}) == 1
 
 
 @pytest.fixture

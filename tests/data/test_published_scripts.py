@@ -113,10 +113,7 @@ FAULTS = {
     "no image": (lambda mask, image, _: image.unlink(), "no image|is missing"),
     "cut mask": (lambda mask, image, _: mask.write_bytes(mask.read_bytes()[:-20]), "damaged or truncated"),
     "cut image": (lambda mask, image, _: image.write_bytes(image.read_bytes()[:500]), "truncated|cannot be read"),
-    "value": (
-        lambda mask, image, unknown: altered(mask, with_value(unknown)),
-        r"label values \d+ \(6 pixels\)",
-    ),
+    "value": (lambda mask, image, unknown: altered(mask, with_value(unknown)), r"label values \d+ \(6 pixels\)"),
     "rgb mask": (lambda mask, image, _: Image.open(mask).convert("RGB").save(mask), "mode RGB; expected one channel"),
     "size": (lambda mask, image, _: altered(mask, lambda values: values[:-1]), r"is \d+×\d+, its image \S+ \d+×\d+"),
     "16 bit image": (

@@ -165,28 +165,18 @@ def test_a_wrong_number_is_refused_before_the_first_batch(field, values, expecte
         settings = {"batch_size": 2, "augmentation": WHOLE, "seed": 0, "iterations": 5, field: value}
         with pytest.raises(ValueError, match=expected):
             training_batches(Numbered(3), **settings)
-
-
-def test_an_empty_data_set_cannot_be_trained_on_but_evaluated():
     with pytest.raises(ValueError, match="data set is empty"):
         training_batches(Numbered(0), batch_size=2, augmentation=WHOLE, seed=0, iterations=5)
-    assert list(evaluation_batches(Numbered(0), 2)) == []
 
 
-@pytest.mark.parametrize(("batch_size", "lengths"), [(1, [1] * 5), (2, [2, 2, 1]), (9, [5])])
-def test_evaluation_goes_through_the_data_once_in_order(batch_size, lengths):
-    batches = list(evaluation_batches(Numbered(5), batch_size))
-    assert [len(batch.names) for batch in batches] == lengths
-    assert [name for batch in batches for name in batch.names] == [f"number {index}" for index in range(5)]
-    assert numbers(batches) == list(range(5))
-    assert torch.equal(torch.cat([batch.labels_BHW for batch in batches])[:, 0, 0], torch.arange(5))
-
-
-def test_a_batch_of_evaluation_ends_where_the_next_image_has_another_size():
+@pytest.mark.parametrize(("batch_size", "lengths"), [(1, [1] * 6), (2, [2, 1, 2, 1]), (9, [2, 1, 3])])
+def test_evaluation_goes_through_the_data_once_in_order_and_a_batch_has_one_size(batch_size, lengths):
     mixed = Numbered(6, [(6, 8), (6, 8), (4, 8), (6, 8), (6, 8), (6, 8)])
-    batches = list(evaluation_batches(mixed, 2))
-    assert [(len(batch.names), batch.images_B3HW.shape[2]) for batch in batches] == [(2, 6), (1, 4), (2, 6), (1, 6)]
+    batches = list(evaluation_batches(mixed, batch_size))
+    assert [len(batch.names) for batch in batches] == lengths
     assert [name for batch in batches for name in batch.names] == [f"number {index}" for index in range(6)]
+    assert numbers(batches) == [int(labels[0, 0]) for batch in batches for labels in batch.labels_BHW] == [*range(6)]
+    assert list(evaluation_batches(Numbered(0), 2)) == []
     with pytest.raises(ValueError, match="batch_size=0"):
         next(evaluation_batches(mixed, 0))
 

@@ -75,9 +75,6 @@ def test_script_manifest_and_package_agree_on_camvid():
         assert len(images) == count
 
 
-# --- check -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_whole_tree_is_reported_with_counts_sizes_and_label_shares(tree, capsys):
     for given in (tree, tree.parent):
         code, output = run(capsys, "check", given)
@@ -101,10 +98,8 @@ def image(mode, size=(32, 32), colour=0):
         ("train/train_000030.png", lambda path: path.write_bytes(path.read_bytes()[:-30]), "truncated"),
         ("trainannot/train_000060.png", image("L", colour=12), r"the label values 12 \(1024 pixels\); expected 0..10"),
         ("trainannot/train_000060.png", image("RGB"), r"trainannot/train_000060.png has mode RGB; expected L"),
-        ("train/train_000060.png", image("L"), r"train/train_000060.png has mode L; expected RGB"),
         ("valannot/val_000000.png", image("L", (32, 30)), r"val_000000.png is 32×30, its image 32×32"),
         ("val/val_000000.png", image("RGB"), r"val_000000.png is not the published file: its sha256 differs"),
-        ("val.txt", Path.unlink, r"val.txt is missing"),
     ],
 )
 def test_the_first_wrong_file_is_named_and_the_exit_code_is_1(tree, capsys, name, damage, message):
@@ -113,9 +108,6 @@ def test_the_first_wrong_file_is_named_and_the_exit_code_is_1(tree, capsys, name
     assert code == 1
     assert re.search(message, output)
     assert output.count("\n") == 1
-
-
-# --- fetch -----------------------------------------------------------------------------------------------------------
 
 
 def test_fetch_makes_the_published_tree_once_and_leaves_nothing_else(served, tree, dest, capsys):
@@ -235,9 +227,6 @@ def test_an_interruption_and_a_full_disk_leave_nothing_but_the_download(
     assert [path.suffix for path in dest.iterdir()] == [".zip"]
 
 
-# --- pack and unpack -------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def packed(tree, tmp_path, capsys):
     file = tmp_path / "packed.zip"
@@ -293,9 +282,7 @@ def forge(contents, name, content, *, new_name=None):
     ("change", "message"),
     [
         (lambda c: c.update({"CamVid/val/val_000030.jpg": b"other"}), r"val/val_000030.jpg in .* has sha256"),
-        (lambda c: c.pop("CamVid/val/val_000030.jpg"), r"lacks CamVid/val/val_000030.jpg"),
         (lambda c: c.pop("CamVid/camvid.sha256"), r"lacks CamVid/camvid.sha256; it was not written by `pack`"),
-        (lambda c: c.update({"CamVid/camvid.sha256": b"hello"}), r"camvid.sha256 line 1: 'hello'; expected 64 hex"),
         (lambda c: forge(c, "val.txt", b"", new_name="../../evil.txt"), r"unsafe name '../../evil.txt'"),
         (lambda c: forge(c, "valannot/val_000000.png", b"forged"), "another hash for valannot/val_000000.png than the"),
     ],
@@ -304,9 +291,7 @@ def test_a_changed_pack_is_refused_with_the_file_named_and_leaves_nothing(packed
     with zipfile.ZipFile(packed) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     change(contents)
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
+    zip_tree(dest, packed, **contents)
     code, output = run(capsys, "unpack", packed, dest)
     assert code == 1
     assert re.search(message, output)

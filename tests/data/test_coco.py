@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import os
 import unicodedata
 from pathlib import Path
 
@@ -185,12 +184,3 @@ def test_a_split_is_found_below_the_data_folder(folder, monkeypatch):
     monkeypatch.delenv("APD_DATA")
     with pytest.raises(MissingData, match="coco is needed, and the environment variable APD_DATA is not set"):
         coco_split("coco", "val2017")
-
-
-@pytest.mark.skipif(
-    not (Path(os.environ.get("APD_DATA", "/nowhere")) / "tiny_coco").is_dir(), reason="APD_DATA holds no tiny_coco"
-)
-def test_tiny_coco_is_read():
-    data = coco_split("tiny_coco", "train2017", masks=False)
-    assert (len(data), data.spec.num_classes, data.dropped) == (50, 80, 0)
-    assert sum(len(sample.labels_N) for sample in data) == 470

@@ -99,22 +99,11 @@ def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_
     Image.new("L", (32, 40)).save(pairs[1][1])
     with pytest.raises(DataError, match=rf"{pairs[1][0].name} is 64×40 .* {pairs[1][1]} 32×40; .*same size"):
         FolderDataset(CAMVID, pairs, height=20, width=32)
+    with pytest.raises(DataError, match="no image/mask pairs for camvid"):
+        FolderDataset(CAMVID, [])
     for height, width in ((20, None), (None, 20), (0, 20), (20, -1)):
         with pytest.raises(ValueError, match=f"height={height} and width={width}"):
             FolderDataset(CAMVID, pairs, height=height, width=width)
-
-
-def test_no_pairs_are_refused(tmp_path):
-    (tmp_path / "a").mkdir(), (tmp_path / "c").mkdir()
-    with pytest.raises(DataError, match="no image/mask pairs for camvid"):
-        FolderDataset(CAMVID, [])
-    for masks, error, message in (
-        ("a", DataError, "is given for images and for masks"),
-        ("c", DataError, r"a holds no image; expected \.png"),
-        ("b", MissingData, "missing"),
-    ):
-        with pytest.raises(error, match=message):
-            pair_folders(tmp_path / "a", tmp_path / masks)
 
 
 @pytest.mark.parametrize(

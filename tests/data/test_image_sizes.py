@@ -14,14 +14,9 @@ from apd.data.images import DataError
 from apd.models import segmenter
 from apd.training.run import runs_folder
 
+pytestmark = pytest.mark.usefixtures("own_runs")
 OWN_SIZE = ["--data.height", "0", "--data.width", "0"]
 OWN, FIXED = dict(height=0, width=0), dict(height=64, width=96)
-
-
-@pytest.fixture(autouse=True)
-def _no_data_and_runs_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.delenv("APD_DATA", raising=False)
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
 """The scripts of the published data sets, on miniatures with the real names and kinds of files."""
 
 import json
-import os
 import re
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +13,6 @@ from apd.data.specs import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_60
 
 label_trees = data_script("label_trees")
 SPECS = {"cityscapes": CITYSCAPES, "ade20k": ADE20K, "pascal_context": PASCAL_CONTEXT_60, "coco": COCO_STUFF}
-SAMPLES = Path(os.environ.get("APD_DATA", "nowhere")) / "ade20k_sample"
-TINY_COCO = Path(os.environ.get("APD_DATA", "nowhere")) / "tiny_coco"
 # of each set patterns of the masks and of the images of train, and a value that no mask may hold
 KINDS = {
     "cityscapes": ("gtFine/train/*/*_labelIds.png", "leftImg8bit/train/*/*.png", 34),
@@ -252,27 +247,3 @@ def test_nothing_that_was_made_otherwise_is_overwritten(name, tree, capsys):
     assert f"{lost} is missing, val.txt names it" in run(name, capsys, "convert", tree)[1]
     Image.fromarray(np.ones_like(pixels(first(made, "train/**/*.png")))).save(lost)
     assert f"{lost} is not what" in run(name, capsys, "check", tree)[1]
-
-
-def test_errors_come_in_the_order_of_the_files_whichever_thread_is_first(monkeypatch):
-    second_has_failed = threading.Event()
-
-    def work(number):
-        if number == 2:
-            second_has_failed.set()
-        if number == 1:
-            second_has_failed.wait(5)
-        if number in (1, 2):
-            raise label_trees.FetchError(str(number))
-        return number
-
-    monkeypatch.setattr(label_trees.os, "cpu_count", lambda: 4)
-    with pytest.raises(label_trees.FetchError, match="1"):
-        list(label_trees.in_order(work, range(200), "test"))
-    assert list(label_trees.in_order(lambda x: x * x, range(200), "test")) == [x * x for x in range(200)]
-
-
-@pytest.mark.skipif(not TINY_COCO.is_dir(), reason="APD_DATA holds no tiny_coco/")
-def test_the_instances_of_a_hundred_real_images_of_coco_are_checked(capsys):
-    data_script("coco").check_instances(TINY_COCO, {"train": ("train2017", 50), "val": ("val2017", 50)})
-    assert re.search(r"train +50 +470 +5\nval +50 +382 +5\n", capsys.readouterr().out)

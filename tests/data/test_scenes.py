@@ -9,19 +9,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apd.data.scenes import GENERATOR_VERSION, Scene, Scenes, border_width, draw_scene
-from apd.data.scenes.canvas import Canvas
 from apd.data.scenes.layout import Dice, draw_layout
 from apd.data.scenes.objects import paint_object
 from apd.data.scenes.street import begin, paint_street
 from apd.data.specs import SCENES, SegmentationDataset
 
-HEIGHT, WIDTH = 40, 30
-ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-coordinate, SIDE = st.floats(-20, 60, width=32), st.integers(32, 150)
+SIDE = st.integers(32, 150)
 
 
 # Of three scenes at three sizes and context shifts. When a change of the generator is meant: raise GENERATOR_VERSION,
@@ -134,9 +131,8 @@ def colour_accuracy(shift: float) -> tuple[float, float]:
         scene: Scene = draw_scene(0, index, height=48, width=48, context_shift=shift, split=split)
         grey = np.pad(scene.image_HW3.mean(axis=2), 1, mode="edge")
         contrast = np.lib.stride_tricks.sliding_window_view(grey, (3, 3)).std(axis=(2, 3))
-        features = np.concatenate([scene.image_HW3, 1.5 * contrast[:, :, None]], axis=2)
         labelled = scene.labels_HW != 255
-        return features[labelled], scene.labels_HW[labelled]
+        return np.dstack([scene.image_HW3, 1.5 * contrast])[labelled], scene.labels_HW[labelled]
 
     def means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.array([features[labels == k].mean(axis=0) if (labels == k).any() else [1e6] * 4 for k in range(10)])
@@ -144,13 +140,12 @@ def colour_accuracy(shift: float) -> tuple[float, float]:
     def right(features: np.ndarray, labels: np.ndarray, of: np.ndarray) -> float:
         return float((((features[:, None] - of) ** 2).sum(axis=2).argmin(axis=1) == labels).mean())
 
-    images = [read(index, "train") for index in range(60)]
-    common = means(np.concatenate([f for f, _ in images]), np.concatenate([k for _, k in images]))
+    common = means(*map(np.concatenate, zip(*(read(index, "train") for index in range(60)), strict=True)))
     unseen = [read(index, "test") for index in range(25)]
-    return (
-        float(np.mean([right(f, k, common) for f, k in unseen])),
-        float(np.mean([right(f, k, means(f, k)) for f, k in unseen])),
+    by_common, by_own = (
+        [right(*one, of) for one, of in ((u, common if c else means(*u)) for u in unseen)] for c in (1, 0)
     )
+    return float(np.mean(by_common)), float(np.mean(by_own))
 
 
 def test_context_shift_takes_the_colours_of_classes_apart_between_images_but_not_within_one():
@@ -207,38 +202,3 @@ def test_an_argument_out_of_range_is_named_with_what_was_expected(name, values, 
         if name != "count":
             with pytest.raises(ValueError, match=f"{name}={value!r}; {message}"):
                 draw_scene(**{"index": 0, **arguments})
-
-
-# --- the shapes scenes are made of, compared with a slow check of every cell -----------------------------------------
-
-
-def painted(draw) -> np.ndarray:
-    canvas = Canvas(HEIGHT, WIDTH)
-    draw(canvas)
-    return canvas.parts_HW == 1
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.floats(0, 6.28), min_size=3, max_size=5, unique=True), coordinate, coordinate, st.floats(2, 30))
-@pytest.mark.parametrize("sense", [1, -1])
-def test_a_polygon_fills_the_cells_on_the_inner_side_of_all_its_edges(sense, angles, x, y, radius):
-    corners = [(x + radius * np.cos(a), y + 0.7 * radius * np.sin(a)) for a in sorted(angles)[::sense]]
-    edges = list(zip(corners, corners[1:] + corners[:1], strict=True))
-    assume(all(abs(xa - xb) + abs(ya - yb) > 0.05 for (xa, ya), (xb, yb) in edges))
-
-    def inner(a, b):
-        (xa, ya), (xb, yb) = a, b
-        return sense * ((xb - xa) * (ROWS - ya) - (yb - ya) * (COLUMNS - xa)) / np.hypot(xb - xa, yb - ya)
-
-    margin = np.min([inner(*edge) for edge in edges], axis=0)
-    inside, sure = painted(lambda canvas: canvas.polygon(1, corners)), np.abs(margin) > 1e-3  # up to rounding
-    np.testing.assert_array_equal(inside[sure], margin[sure] > 0)
-
-
-@settings(max_examples=100, deadline=None)
-@given(coordinate, coordinate, st.floats(0.3, 25), st.floats(0.3, 25))
-def test_an_ellipse_fills_the_cells_within_it_whether_it_is_small_or_large(x, y, across, down):
-    distance = ((COLUMNS - x) / across) ** 2 + ((ROWS - y) / down) ** 2
-    sure, shapes = np.abs(distance - 1) > 1e-3, [(x, y, across, down), (x, y, 0.9 * across, 0.9 * down)]
-    for inside in (painted(lambda canvas: canvas.ellipse(1, *shapes[0])), painted(lambda c: c.ellipses(1, shapes))):
-        np.testing.assert_array_equal(inside[sure], distance[sure] < 1)

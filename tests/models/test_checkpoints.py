@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from apd.config.experiment import Experiment, NetworkConfig, TeacherConfig
 from apd.models import build_segmenter, load_weights
 from apd.models.checkpoints import released_state_dict
-from apd.models.pretrained import match_tensors, read_tensors
+from apd.models.pretrained import read_tensors
 from apd.training.run import task_of
 from apd.training.teacher import TeacherError, load_teacher
 
@@ -229,14 +229,6 @@ def test_a_safetensors_file_whose_length_looks_like_a_pickle_is_read_as_what_it_
             assert torch.equal(read_tensors(file)["x"], torch.ones(1))
             return
     pytest.fail("no header of that length")
-
-
-def test_matching_by_the_same_names_is_strict():
-    tensors = {"a": torch.zeros(2), "b": torch.ones(1)}
-    assert match_tensors(tensors, tensors) == tensors
-    with pytest.raises(RuntimeError, match="2 tensors differ, first c is missing; b is unknown"):
-        match_tensors(tensors, {"a": torch.zeros(2), "c": torch.zeros(1)})
-    assert list(match_tensors(tensors, {"a": torch.zeros(2)}, left_out=("b",))) == ["a"]
 
 
 def test_a_released_checkpoint_serves_as_a_runs_teacher_if_it_has_its_classes(tmp_path):

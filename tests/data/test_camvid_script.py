@@ -28,17 +28,17 @@ def take_for_published(root, file, monkeypatch):
 
 
 @pytest.fixture
+def dest(tmp_path):
+    return tmp_path / "dest"
+
+
+@pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A miniature with nine pairs."""
     root = write_camvid(tmp_path / "made" / "CamVid", counts=COUNTS)
     take_for_published(root, tmp_path / "camvid.sha256", monkeypatch)
     monkeypatch.setattr(script, "SPLITS", COUNTS)
     return root
-
-
-@pytest.fixture
-def dest(tmp_path):
-    return tmp_path / "dest"
 
 
 def zip_tree(root, file, **others):
@@ -155,10 +155,6 @@ def test_a_busy_server_is_asked_again_and_a_refusal_or_a_wrong_address_is_final(
     assert len(served.requests) == 4
 
 
-def evil(name):
-    return lambda tree, file: zip_tree(tree, file, **{name: "something"})
-
-
 def linked(tree, file):
     (tree / "val.txt").unlink()
     zip_tree(tree, file)
@@ -169,26 +165,33 @@ def linked(tree, file):
     return file.read_bytes()
 
 
-def without(name, then=lambda path: None):
+def with_other(name, content):
+    """The archive of a tree, one file of which has been removed (None) or changed."""
+
     def made(tree, file):
         (tree / name).unlink()
-        then(tree / name)
+        if content is not None:
+            (tree / name).write_bytes(content)
         return zip_tree(tree, file)
 
     return made
+
+
+def evil(name):
+    return lambda tree, file: zip_tree(tree, file, **{name: "something"})
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (without("testannot/test_000030.png", image("L", colour=3)), r"has sha256 .*not the published one"),
+        (with_other("testannot/test_000030.png", b"other"), r"has sha256 .*not the published one"),
         (lambda tree, file: zip_tree(tree, file)[:2000], "is not a complete zip archive"),
         (evil(f"{ABOVE}CamVid/train.txt"), "train.txt twice"),
-        (without("train.txt"), r"lacks \*/CamVid/train.txt"),
+        (with_other("train.txt", None), r"lacks \*/CamVid/train.txt"),
         *((evil(name), "unsafe name") for name in ("../evil.txt", "C:\\evil.txt")),
         (linked, "val.txt as a link"),
-        (without("val.txt", lambda path: path.write_bytes(b" " * 20_000)), "is larger than 10000 bytes"),
+        (with_other("val.txt", b" " * 20_000), "is larger than 10000 bytes"),
     ],
 )
 def test_an_archive_that_is_not_the_published_one_is_refused_and_nothing_is_kept(
@@ -271,11 +274,10 @@ def test_packing_is_repeatable_and_overwrites_nothing(tree, packed, tmp_path, ca
 
 def forge(contents, name, content, *, new_name=None):
     """Change a file of a pack together with its line in the pack's own manifest."""
-    listing = contents["CamVid/camvid.sha256"].decode().splitlines()
-    kept = [entry for entry in listing if new_name or not entry.endswith(f"  {name}")]
-    kept.append(f"{hashlib.sha256(content).hexdigest()}  {new_name or name}")
-    contents["CamVid/camvid.sha256"] = "\n".join(kept).encode()
-    contents[f"CamVid/{new_name or name}"] = content
+    lines = contents["CamVid/camvid.sha256"].decode().splitlines()
+    kept = [line for line in lines if new_name or not line.endswith(f"  {name}")]
+    forged = f"{hashlib.sha256(content).hexdigest()}  {new_name or name}"
+    contents |= {"CamVid/camvid.sha256": "\n".join([*kept, forged]).encode(), f"CamVid/{new_name or name}": content}
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,6 @@ REFUSED = {
     "one of many": (dict(labels=(1,)) | THREE, "", "crop; the classes soil, weed occur in none of them, so there is"),
     "0 and 255": (dict(labels=(0, 255)), "", "255 is ignored; if it means crop .* `values: [0, 255]`"),
     "255 and 1": (dict(labels=(255, 1)), "", "255 is ignored; if it means soil .* `values: [255, 1]`"),
-    "7 and 255": (
-        dict(labels=(7, 255), yaml="classes: [soil, crop]\nvalues: [7, 8]\n"),
-        "",
-        "if it means crop .* `values: [7, 255]`",
-    ),
 }
 WARNED = {
     "nowhere": (THREE, "", "class weed occurs nowhere in train or val"),

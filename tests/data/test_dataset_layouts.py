@@ -15,11 +15,6 @@ ACCENT = unicodedata.normalize("NFD", "é")
 LAYOUTS = {
     "nested": ("", files("train", "a/b/001", "a/2"), "2 001"),
     "nested, stems repeat": ("", files("train", "a/1", "b/1"), "a/1 b/1"),
-    "a suffix and folders": (
-        'masks: "{stem}_mask.png"',
-        "images/train/a/1.jpg images/train/b/1.jpg masks/train/a/1_mask.png masks/train/b/1_mask.PNG",
-        "a/1 b/1",
-    ),
     "beside": ('masks: "{stem}_mask.png"', "images/train/1.jpg images/train/1_mask.png", "1"),
     "beside, a suffix of its own": (
         "splits: {train: {images: labelled, masks: 'labelled/{stem}.png'}}",

@@ -180,10 +180,9 @@ def test_the_instances_of_coco_are_counted_by_category(tmp_path, capsys):
     root = WRITERS["coco"][0](tmp_path / "coco")
     with for_counts("coco", FEW):
         output = run("coco", capsys, "check", root)[1]
-    assert re.search(r"train +4 +8 +4\nval +3 +6 +3\n", output)
     # images 0, 1, 2 of val have an object of categories 0, 3, 6 and a crowd of 1, 4, 7
-    assert re.search(r" 0 person +12\.500 +16\.667\n", output)
-    assert re.search(r" 2 car +0\.000 +0\.000\n", output)
+    for row in (r"train +4 +8 +4\nval +3 +6 +3\n", r" 0 person +12\.500 +16\.667\n", r" 2 car +0\.000 +0\.000\n"):
+        assert re.search(row, output)
 
 
 def test_converted_maps_hold_the_labels_of_the_published_values(name, tree, capsys):

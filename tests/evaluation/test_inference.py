@@ -20,7 +20,6 @@ from apd.cost.measure import peak_of
 from apd.data.image_folder import DataError
 from apd.data.specs import IMAGE_PADDING, SCENES, Sample
 from apd.evaluation.inference import (
-    WINDOWS_AT_ONCE,
     agreement_of,
     class_probabilities,
     confusion_of,
@@ -226,15 +225,6 @@ def test_an_image_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
     for part, left in zip(network.last, (0, 10), strict=True):  # both windows at once
         assert torch.equal(part[:, 3:8], images[0, :, :, left : left + 20])
         assert torch.equal(part[:, [0, 1, 2, 8, 9, 10, 11]], colour.expand(3, 7, 20))
-
-
-@pytest.mark.parametrize("batch", [1, 3, 20])
-def test_each_window_is_shown_once_in_batches_of_a_bounded_size(batch):
-    model = Network()
-    class_probabilities(model, random_images(40, 50, batch), InferenceOptions(window=(10, 10), stride=0.5))
-    windows, at_once = 7 * 9, max(WINDOWS_AT_ONCE // batch, 1)
-    sizes = [min(at_once, windows - first) * batch for first in range(0, windows, at_once)]
-    assert model.shapes == [(size, 3, 10, 10) for size in sizes]
 
 
 def test_memory_grows_with_the_pixels_and_not_with_the_windows():

@@ -178,10 +178,7 @@ def dkd(student, teacher, labels, *, temperature):
         target.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
         p, q = theirs[others] / theirs[others].sum(), ours[others] / ours[others].sum()
         non_target.append((p * (p / q).log()).sum())
-    return {
-        "target": temperature**2 * mean(target, student),
-        "non_target": temperature**2 * mean(non_target, student),
-    }
+    return {"target": temperature**2 * mean(target, student), "non_target": temperature**2 * mean(non_target, student)}
 
 
 def cirkd_batch(student, teacher, labels, *, temperature, window):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apd.data.augment import check_ranges, colour_factors, nearest, overlap, padded, recoloured, torchvision_functions
+from apd.data.augment import check_ranges, nearest, overlap, padded, recoloured, torchvision_functions
 from apd.data.batches import BatchStream, training_batches, unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 
@@ -57,10 +57,7 @@ def augment_instances(
             boxes_N4=torch.stack([width - x1_N, y0_N, width - x0_N, y1_N], dim=1),
             masks_NHW=None if sample.masks_NHW is None else sample.masks_NHW.flip(-1),
         )
-    image = sample.image_3HW
-    if augmentation.colour:
-        image = recoloured(image, colour_factors(augmentation.colour, at_colour))
-    return sample._replace(image_3HW=image.contiguous())
+    return sample._replace(image_3HW=recoloured(sample.image_3HW, augmentation.colour, at_colour).contiguous())
 
 
 def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float]) -> InstanceSample:
@@ -112,12 +109,10 @@ class InstanceBatch(NamedTuple):
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
-        images = {f"image.{number}": image for number, image in enumerate(self.images)}
-        return images | {
-            f"target.{number}.{name}": value
-            for number, target in enumerate(self.targets)
-            for name, value in target.items()
-        }
+        named = {f"image.{number}": image for number, image in enumerate(self.images)}
+        for number, target in enumerate(self.targets):
+            named |= {f"target.{number}.{name}": value for name, value in target.items()}
+        return named
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "InstanceBatch":
         targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
@@ -128,9 +123,8 @@ class InstanceStream(BatchStream):
     """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
 
     def __getitem__(self, iteration: int) -> InstanceBatch:
-        samples = [
-            augment_instances(self.dataset[index], self.augmentation, rng) for index, rng in self.slots_of(iteration)
-        ]
+        slots, how = self.slots_of(iteration), self.augmentation
+        samples = [augment_instances(self.dataset[index], how, generator) for index, generator in slots]
         return InstanceBatch([unit_range(sample.image_3HW) for sample in samples], list(map(as_target, samples)))
 
 

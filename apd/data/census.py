@@ -39,33 +39,25 @@ class Census(NamedTuple):
             DataError: nothing can be learned, or scored: a split without any label, or pixels of one class in train.
         """
         objects = isinstance(self.spec, InstanceSpec)
-        for split, counts in self.counts.items():
-            if not counts[:-1].any():
+        (trained, in_train), *others = ((split, counts[:-1] > 0) for split, counts in self.counts.items())
+        for split, has in ((trained, in_train), *others):
+            if not has.any():
                 lack = "no annotation" if objects else f"no labelled pixel: all masks are ignored ({self._ignored()})"
                 raise DataError(f"{where}: the split {split} has {lack}; nothing can be learned or scored there")
-        (trained, *others), names = self.counts.items(), np.array(self.spec.class_names)
-        nowhere = ~np.any([counts[:-1] for counts in self.counts.values()], axis=0)
+        names = np.array(self.spec.class_names)
+        nowhere = ~np.any([in_train, *(has for _, has in others)], axis=0)
         fix = "" if objects else self._fix(nowhere)
-        in_train = trained[1][:-1] > 0
         if not objects and self.spec.num_classes > 1 and in_train.sum() == 1:
-            raise DataError(
-                f"{where}: the masks of {trained[0]} hold one class only, {names[in_train][0]}; "
-                f"{_listed(names[~in_train])} in none of them, so there is nothing to learn{fix or '; check the masks'}"
-            )
-        sentences = []
-        if nowhere.any():
-            sentences.append(f"{_listed(names[nowhere])} nowhere in {' or '.join(self.counts)}{fix}")
-        for split, counts in others:
-            has = counts[:-1] > 0
-            for which, places, result in (
-                (has & ~in_train, f"{split} but in nothing of {trained[0]}", "a network cannot learn"),
-                (in_train & ~has, f"{trained[0]} but not in {split}", "its scores say nothing of"),
-            ):
-                if which.any():
-                    sentences.append(
-                        f"{_listed(names[which])} in {places}: {result} {'it' if which.sum() == 1 else 'them'}"
-                    )
-        return [f"{where}: {sentence}" for sentence in sentences]
+            lack = f"{_listed(names[~in_train])} in none, so there is nothing to learn{fix or '; check the masks'}"
+            raise DataError(f"{where}: the masks of {trained} hold one class only, {names[in_train][0]}; {lack}")
+        found = [(nowhere, f"nowhere in {' or '.join(self.counts)}{fix}")]
+        for split, has in others:
+            missing, unseen = has & ~in_train, in_train & ~has
+            them = "it" if missing.sum() == 1 else "them"
+            found.append((missing, f"in {split} but in nothing of {trained}: a network cannot learn {them}"))
+            them = "it" if unseen.sum() == 1 else "them"
+            found.append((unseen, f"in {trained} but not in {split}: its scores say nothing of {them}"))
+        return [f"{where}: {_listed(names[which])} {problem}" for which, problem in found if which.any()]
 
     def _ignored(self) -> str:
         values = sorted({*self.spec.void_values, self.spec.ignore_index})
@@ -77,9 +69,8 @@ class Census(NamedTuple):
         ignored = any(counts[-1] for counts in self.counts.values())
         if spec.file_colours or nowhere.sum() != 1 or 255 in (*values, *spec.void_values) or not ignored:
             return ""
-        place = int(nowhere.argmax())
+        name = spec.class_names[place := int(nowhere.argmax())]
         values[place] = 255
-        name = spec.class_names[place]
         return f". 255 is ignored; if it means {name} in these masks, write into dataset.yaml: `values: {values}`"
 
 
@@ -120,6 +111,5 @@ def _shares(counts: np.ndarray) -> list[str]:
 
 def _listed(names: np.ndarray) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{'class' if len(names) == 1 else 'the classes'} {', '.join(names[:_NAMED])}{more} " + (
-        "occurs" if len(names) == 1 else "occur"
-    )
+    which, verb = ("class", "occurs") if len(names) == 1 else ("the classes", "occur")
+    return f"{which} {', '.join(names[:_NAMED])}{more} {verb}"

@@ -37,14 +37,12 @@ class CocoInstances:
     Args:
         annotations: the JSON file, with `images`, `annotations` and `categories`.
         images: folder of the images, by their `file_name`.
-        name: short name for records and messages (default: that of the file, without suffix).
+        name: short name for records and messages (default: the file's stem).
         masks: read segmentations (default); False where a file has boxes only, or for Faster R-CNN.
-        cache: read everything at construction, so that every fault shows before any training; with False, for large
-            data sets, each access reads the image again.
+        cache: read everything at construction, so that every fault shows before any training; False reads at access.
 
     Raises:
-        DataError: the file is no instances JSON, an entry refers to what is not there or is damaged, or an image is
-            missing or of another size than stated.
+        DataError: a damaged file or entry, or an image that is missing or of another size than stated.
         DetectionExtraMissing: polygons without faster-coco-eval.
     """
 
@@ -94,10 +92,8 @@ class CocoInstances:
         entry, objects = self._images[index], self.objects[index]
         image = read_image(entry["path"])
         if image.size != (entry["width"], entry["height"]):
-            raise DataError(
-                f"{entry['path']} is {image.width}×{image.height} pixels, but {self._file} says {entry['width']}×"
-                f"{entry['height']} of it: boxes would be in the wrong place (images are turned as their EXIF says)"
-            )
+            size = f"{image.width}×{image.height} pixels, but {self._file} says {entry['width']}×{entry['height']}"
+            raise DataError(f"{entry['path']} is {size}: boxes would be in the wrong place (EXIF turns images)")
         crowd_N = torch.tensor([entry["crowd"] for entry in objects], dtype=torch.bool)
         masks_NHW = None
         if self._with_masks:
@@ -141,19 +137,16 @@ def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
     """Where a split's file, and the folder of its images, are below APD_DATA."""
     parent = os.environ.get("APD_DATA")
     if not parent:
-        raise MissingData(
-            f"the data set {name} is needed, and the environment variable APD_DATA is not set. Set it to the folder "
-            f"that contains {name}/, which holds annotations/ and the images' folders as COCO 2017 is distributed"
-        )
-    root = Path(parent).expanduser() / name
+        fix = f"Set it to the folder that contains {name}/ with annotations/ and the images' folders, as in COCO 2017"
+        raise MissingData(f"the data set {name} is needed, and the environment variable APD_DATA is not set. {fix}")
     # replaced, not formatted: a stray brace in a folder's name is no error
     within = [text.replace("{split}", split) for text in wanted]
-    for path in within:
-        if not (root / path).exists():
+    paths = [Path(parent).expanduser() / name / path for path in within]
+    for path in paths:
+        if not path.exists():
             expected = " and ".join(f"{name}/{part}" for part in within)
-            as_usual = ", as COCO 2017 is distributed" if wanted[0] == _ANNOTATIONS else ""
-            raise MissingData(f"{root / path} is missing: expected {expected}{as_usual}")
-    return [root / path for path in within]
+            raise MissingData(f"{path} is missing: expected {expected} (COCO 2017's tree, unless set otherwise)")
+    return paths
 
 
 def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
@@ -165,21 +158,16 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
         raise MissingData(f"annotation file {file} is missing") from error
     except ValueError as error:
         raise DataError(f"{file} cannot be read as JSON ({error}): damaged or truncated, fetch it again") from error
-    parts = ("images", "annotations", "categories")
-    lacking = [part for part in parts if not isinstance(content, dict) or not isinstance(content.get(part), list)]
-    if lacking:
-        raise DataError(
-            f"{file} has no list {', '.join(map(repr, lacking))}: expected a COCO instances file with "
-            f"{', '.join(parts)} (captions and key points are other files)"
-        )
     for part, fields in _FIELDS.items():
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            expected = f"a COCO instances file, with {', '.join(_FIELDS)} (captions and key points are other files)"
+            raise DataError(f"{file} has no list {part!r}: expected {expected}")
         for number, entry in enumerate(content[part]):
             for field, kind in fields.items():
                 value = entry.get(field) if isinstance(entry, dict) else None
                 if not isinstance(value, kind) or isinstance(value, bool):
-                    raise DataError(
-                        f"{file}: {part}[{number}] has {field} = {value!r:.60}: not what a COCO instances file holds"
-                    )
+                    wrong = f"{part}[{number}] has {field} = {value!r:.60}"
+                    raise DataError(f"{file}: {wrong}: not what a COCO instances file holds")
         ((number, count),) = Counter(entry["id"] for entry in content[part]).most_common(1) or [(0, 0)]
         if count > 1:
             raise DataError(f"{file}: {part} hold the id {number} twice; ids must differ")

@@ -85,10 +85,8 @@ def images_below(
     A pattern without suffix fits any of `IMAGE_SUFFIXES`; where `leave` says so a path is passed over.
     """
     before, after = _nfc(name).split(STEM)
-    with_suffix = after.lower().endswith(IMAGE_SUFFIXES)
-    if with_suffix:
-        head, _, suffix = after.rpartition(".")
-        after = f"{head}.{suffix.lower()}"
+    if with_suffix := after.lower().endswith(IMAGE_SUFFIXES):
+        after = after[: after.rindex(".")] + after[after.rindex(".") :].lower()
     found: dict[str, Path] = {}
     for path in _files_below(folder):
         if path.suffix.lower() not in IMAGE_SUFFIXES or leave(path):
@@ -117,10 +115,8 @@ class PairedFolders:
 
     def __init__(self, image_dir: Path, mask_dir: Path, image_name: str = STEM, mask_name: str = STEM) -> None:
         if image_dir == mask_dir and image_name == mask_name:
-            raise DataError(
-                f"{image_dir} is given for images and for masks; say how masks are named, as in "
-                f'masks: "{{stem}}_mask.png"'
-            )
+            advice = 'say how masks are named, as in masks: "{stem}_mask.png"'
+            raise DataError(f"{image_dir} is given for images and for masks; {advice}")
 
         def inside(inner: Path, outer: Path) -> Callable[[Path], bool]:
             return lambda path: outer in inner.parents and inner in path.parents
@@ -134,12 +130,9 @@ class PairedFolders:
     def pairs(self) -> list[tuple[Path, Path]]:
         """(image, mask) paths; DataError where there is none or one has no partner."""
         for own, other, folder in ((self.images, self.masks, self.mask_dir), (self.masks, self.images, self.image_dir)):
-            alone = [path for stem, path in own.items() if stem not in other]
-            if alone:
-                raise DataError(
-                    f"{alone[0]} has no partner in {folder} ({len(alone)} such files); image and mask must have the "
-                    f"same name, suffix aside{self.hint()}"
-                )
+            if alone := [path for stem, path in own.items() if stem not in other]:
+                fix = f"image and mask must have the same name, suffix aside{self.hint()}"
+                raise DataError(f"{alone[0]} has no partner in {folder} ({len(alone)} such files); {fix}")
         if not self.images:
             raise DataError(f"{self.image_dir} holds no image; expected {', '.join(IMAGE_SUFFIXES)} files{self.hint()}")
         return [(path, self.masks[stem]) for stem, path in self.images.items()]
@@ -157,8 +150,7 @@ class PairedFolders:
 
     def hint(self) -> str:
         """What is left out, as the end of a message."""
-        left_out = self.left_out()
-        return f". {left_out}" if left_out else ""
+        return f". {left_out}" if (left_out := self.left_out()) else ""
 
 
 def pair_folders(image_dir: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
@@ -177,15 +169,11 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     whole = [Path(*Path(os.path.abspath(path)).parts[1:]) for path in paths]
     common = len(Path(os.path.commonpath([path.parent for path in whole])).parts) if whole else 0
     below = [Path(*path.parts[common:]) for path in whole]
-    candidates = (
-        [path.stem for path in paths],
-        [path.with_suffix("").as_posix() for path in below],
-        [path.as_posix() for path in below],
-    )
-    for names in candidates:
+    shorter = [path.stem for path in paths], [path.with_suffix("").as_posix() for path in below]
+    for names in (*shorter, [path.as_posix() for path in below]):
         if len({_nfc(name).casefold() for name in names}) == len(names):
             return names
-    return [f"{name}-{place}" for place, name in enumerate(candidates[-1], start=1)]
+    return [f"{name}-{place}" for place, name in enumerate(names, start=1)]
 
 
 class FolderDataset:
@@ -200,9 +188,6 @@ class FolderDataset:
     Raises:
         DataError: no pairs; what `read_image` or `read_mask` refuses; image and mask of different size.
         ValueError: height without width, or a size below 1.
-
-    Example:
-        >>> image_3HW, labels_HW, name = FolderDataset(spec, pair_folders(images, masks))[0]    # doctest: +SKIP
     """
 
     def __init__(
@@ -214,20 +199,19 @@ class FolderDataset:
         width: int | None = None,
         cache: bool | None = True,
     ) -> None:
-        if (height is None) != (width is None):
-            raise ValueError(f"height={height} and width={width}: give both, or neither to keep the size on disk")
-        if height is not None and width is not None and min(height, width) < 1:
-            raise ValueError(f"height={height} and width={width} must be at least 1 pixel")
+        self._size_wh = None if height is None and width is None else (width, height)
+        if self._size_wh and (None in self._size_wh or min(self._size_wh) < 1):
+            raise ValueError(
+                f"height={height} and width={width}: give both, at least 1 pixel, or neither to keep the size"
+            )
         if not pairs:
             raise DataError(f"no image/mask pairs for {spec.name}; expected at least one")
         self.spec = spec
         self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
-        self._size_wh = None if height is None or width is None else (width, height)
         self._names = names_of([image for image, _ in self.pairs])
         self._fingerprint: str | None = None
-        if cache is None:
-            cache = self._fits_into(CACHE_BYTES)
-        self._cached = [self._read(index) for index in range(len(self.pairs))] if cache else None
+        kept = self._fits_into(CACHE_BYTES) if cache is None else cache
+        self._cached = [self._read(index) for index in range(len(self.pairs))] if kept else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -255,10 +239,9 @@ class FolderDataset:
         image_path, mask_path = self.pairs[index]
         image, labels_HW = read_image(image_path), read_mask(mask_path, self.spec)
         if image.size != labels_HW.shape[::-1]:
-            raise DataError(
-                f"{image_path} is {image.width}×{image.height} pixels and its mask {mask_path} {labels_HW.shape[1]}×"
-                f"{labels_HW.shape[0]}; image and mask must have the same size, as they are seen (turned as EXIF says)"
-            )
+            (height, width), given = labels_HW.shape, f"{image_path} is {image.width}×{image.height} pixels"
+            fix = "image and mask must have the same size, as they are seen (turned as EXIF says)"
+            raise DataError(f"{given} and its mask {mask_path} {width}×{height}; {fix}")
         if self._size_wh is not None and image.size != self._size_wh:
             image = image.resize(self._size_wh, Image.Resampling.BILINEAR)  # pillow widens the filter: antialiased
             labels_HW = np.asarray(Image.fromarray(labels_HW).resize(self._size_wh, Image.Resampling.NEAREST))

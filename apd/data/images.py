@@ -86,10 +86,8 @@ def read_image(path: Path) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     if stored.deep and np.asarray(image).max() < _FEWEST_UPPER:
-        raise DataError(
-            f"{path}: has 16 bits a channel and no value above {256 * _FEWEST_UPPER - 1}, so it may hold 10, 12 or 14 "
-            "bits; scale it to the full range, or save it with 8 bits"
-        )
+        found = f"has 16 bits a channel and no value above {256 * _FEWEST_UPPER - 1}, so it may hold 10, 12 or 14 bits"
+        raise DataError(f"{path}: {found}; scale it to the full range, or save it with 8 bits")
     return image
 
 
@@ -114,16 +112,15 @@ def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
     elif image.mode.startswith("I"):
         values_HW = np.asarray(image)
     else:
-        raise DataError(
-            f"{path} has mode {image.mode}; a mask needs one 8-bit channel of labels (grey or palette), or else, in "
-            f"dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]{_colours_in(image)}"
-        )
+        fix = "or else, in dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]"
+        needed = f"a mask needs one 8-bit channel of labels (grey or palette), {fix}{_colours_in(image)}"
+        raise DataError(f"{path} has mode {image.mode}; {needed}")
     table = _label_table(spec)
     if values_HW.dtype == np.uint8:  # much faster than sorting
-        counts = dict(enumerate(np.bincount(values_HW.ravel()).tolist()))
+        found = enumerate(np.bincount(values_HW.ravel()).tolist())
     else:
-        counts = dict(zip(*(part.tolist() for part in np.unique(values_HW, return_counts=True)), strict=True))
-    wrong = [(value, n) for value, n in counts.items() if n and not (0 <= value <= 255 and table[value] >= 0)]
+        found = zip(*(part.tolist() for part in np.unique(values_HW, return_counts=True)), strict=True)
+    wrong = [(value, n) for value, n in found if n and not (0 <= value <= 255 and table[value] >= 0)]
     if wrong:
         named = ", ".join(f"{value} ({count} pixels)" for value, count in wrong[:8])
         more = f" and {len(wrong) - 8} more values" if len(wrong) > 8 else ""
@@ -147,13 +144,10 @@ def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec
         most = counts.argmax()
         colour = [int(codes[most]) >> shift & 255 for shift in (16, 8, 0)]
         nearest = min(labels, key=lambda entry: sum((a - b) ** 2 for a, b in zip(entry, colour, strict=True)))
-        label = labels[nearest]
-        whose = "ignore" if label == spec.ignore_index else spec.class_names[label]
+        whose = "ignore" if labels[nearest] == spec.ignore_index else spec.class_names[labels[nearest]]
         more = f" and {len(codes) - 1} more unknown colours" if len(codes) > 1 else ""
-        raise DataError(
-            f"{path} holds the colour {colour} ({counts[most]} pixels){more}; the nearest entry is {list(nearest)} of "
-            f"{whose}"
-        )
+        known = f"the nearest entry is {list(nearest)} of {whose}"
+        raise DataError(f"{path} holds the colour {colour} ({counts[most]} pixels){more}; {known}")
     return labels_N[order_N][place_HW]
 
 
@@ -194,7 +188,7 @@ def _opened(path: Path) -> tuple[Image.Image, Stored]:
     with _errors_naming(path):
         content = io.BytesIO(path.read_bytes())
         with Image.open(content) as image:
-            image.verify()  # a PNG's checksums and end mark, which load() does not look at
+            image.verify()  # a PNG's checksums and end mark, which load() does not check
         with Image.open(content) as image:
             # a JPEG with further images is a photograph with its depth or its brightness
             if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
@@ -236,9 +230,7 @@ def _errors_naming(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"{path}: takes more memory than there is") from error
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(
-            f"{path}: cannot be read as an image ({error}); it is damaged or truncated, or no image"
-        ) from error
+        raise DataError(f"{path}: cannot be read as an image ({error}); damaged or truncated, or no image") from error
 
 
 def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:

@@ -35,10 +35,8 @@ class InstanceSpec:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"{self.name}: class_names {self.class_names} names a class twice; names must differ")
         if self.category_ids and len(self.category_ids) != len(self.class_names):
-            raise ValueError(
-                f"{self.name}: {len(self.category_ids)} category_ids for {len(self.class_names)} class_names; "
-                "give one each, or none"
-            )
+            counts = f"{len(self.category_ids)} category_ids for {len(self.class_names)} class_names"
+            raise ValueError(f"{self.name}: {counts}; give one each, or none")
 
     @property
     def num_classes(self) -> int:

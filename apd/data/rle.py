@@ -20,10 +20,8 @@ def coco_library(wanted_for: str) -> ModuleType:
     try:
         import faster_coco_eval
     except ImportError as error:
-        raise DetectionExtraMissing(
-            f"{wanted_for} needs the package faster-coco-eval: install it with `pip install -e '.[detection]'` in the "
-            "project's folder, or `pip install faster-coco-eval` anywhere"
-        ) from error
+        fix = "`pip install -e '.[detection]'` in the project's folder, or `pip install faster-coco-eval` anywhere"
+        raise DetectionExtraMissing(f"{wanted_for} needs the package faster-coco-eval: {fix}") from error
     return faster_coco_eval
 
 
@@ -33,19 +31,15 @@ def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     That is a list of polygons [x, y, x, y, ...]; or a mapping with `size` [rows, columns] and `counts`, the lengths of
     the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
 
-    Raises:
-        ValueError: neither form, an odd or too short polygon, or runs that do not fill their size or have another one.
-        DetectionExtraMissing: polygons without faster-coco-eval.
+    A ValueError says what is wrong with it; polygons want faster-coco-eval, else DetectionExtraMissing.
 
     >>> decode({"size": [2, 2], "counts": [1, 2, 1]}, 2, 2).astype(int).tolist()
     [[0, 1], [1, 0]]
     """
     if isinstance(segmentation, dict):
         return _from_runs(segmentation, height, width)
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(
-            f"segmentation is {segmentation!r:.60}: expected a list of polygons, or a mapping with size and counts"
-        )
+    if not segmentation or not isinstance(segmentation, list):
+        raise ValueError(f"segmentation is {segmentation!r:.60}: expected polygons, or a mapping with size and counts")
     polygons = []
     for polygon in segmentation:
         points = np.asarray(polygon, dtype=np.float64) if isinstance(polygon, list) else np.empty(0)

@@ -56,10 +56,9 @@ class DatasetSpec:
     splits: tuple[tuple[str, int], ...] = ()  #: number of images per split where the data set fixes it
 
     def __post_init__(self) -> None:
-        count, names = len(self.class_names), self.class_names
-        values, colours = self.file_values, self.file_colours
-        known = values or tuple(range(count))
-        void_clash = [value for value in self.void_values if value in known]
+        names, values, colours = self.class_names, self.file_values, self.file_colours
+        count = len(names)
+        void_clash = [value for value in self.void_values if value in (values or range(count))]
         void_wrong = [value for value in self.void_values if not 0 <= value <= 255]
         colour_clash = [colour for colour in self.void_colours if colour in colours or not colours]
         unknown = [name for name in self.thing_names if name not in names]
@@ -109,10 +108,8 @@ class DatasetSpec:
         labels_HW = np.asarray(labels_HW)
         wrong = np.setdiff1d(labels_HW, [*range(self.num_classes), self.ignore_index])
         if wrong.size:
-            raise ValueError(
-                f"labels_HW holds {wrong[:5].tolist()}; {self.name} has labels 0..{self.num_classes - 1} "
-                f"and {self.ignore_index} for ignored pixels"
-            )
+            known = f"labels 0..{self.num_classes - 1} and {self.ignore_index} for ignored pixels"
+            raise ValueError(f"labels_HW holds {wrong[:5].tolist()}; {self.name} has {known}")
         table = np.full((256, 3), IGNORE_COLOUR, dtype=np.uint8)
         table[: self.num_classes] = self.palette
         return table[labels_HW]
@@ -212,4 +209,4 @@ COCO_STUFF = DatasetSpec(
     thing_names=_names("coco things"),
     splits=(("train", 118287), ("val", 5000)),
 )
-"""COCO 2017 with the pixel maps of COCO-Stuff: 80 things and 91 kinds of stuff; 11 things that never occur are out."""
+"""COCO 2017 with the pixel maps of COCO-Stuff: 80 classes of objects and 91 of stuff; 11 that never occur are out."""

@@ -61,15 +61,9 @@ def export_network(
     normalisation is inside; values are not checked there. Batch, height and width are free, see :class:`Exported`. What
     the file expects is written into it: metadata in ONNX, `about.json` in `.pt2`.
 
-    Args:
-        model: its output has `logits` (B, K, h, w). A copy in eval mode, in float32 on the CPU, is written.
-        path: where to; a file that is there is replaced, and only by one that passed.
-        size: (height, width) to try it at first; the other size is about 3/4 as high and 5/4 as wide.
-        class_names: written into the file.
-
-    Raises:
-        ValueError: another suffix, or a side below 32.
-        ExportError: a package is missing, the network cannot be traced, or the file differs or cannot be written.
+    Of `model`, whose output has `logits` (B, K, h, w), a copy in eval mode, in float32 on the CPU, is written. It is
+    tried at `size` (height, width) and at about 3/4 of the height and 5/4 of the width, and replaces a file that is
+    there only where it passes; else an ExportError says what is missing, cannot be traced, differs or is not writable.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -80,10 +74,9 @@ def export_network(
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
-            raise ExportError(
-                f"an .onnx file needs the packages onnx, onnxscript and onnxruntime, and {error.name} is not "
-                "installed: in the project's folder, pip install -e '.[export]'; a .pt2 file needs none of them"
-            ) from error
+            fix = "in the project's folder, pip install -e '.[export]'; a .pt2 file needs none of them"
+            needed = "an .onnx file needs the packages onnx, onnxscript and onnxruntime"
+            raise ExportError(f"{needed}, and {error.name} is not installed: {fix}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -250,9 +243,7 @@ def _compared(
             raise ExportError(f"the file gives {tuple(found.shape)}, and the network {tuple(wanted.shape)}")
         difference, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
         if not difference <= TOLERANCE * scale:
-            raise ExportError(
-                f"the file does not compute what the network does: logits differ by {difference:.3g} at {tried}, "
-                f"where the largest is {scale:.3g}; nothing was written"
-            )
+            found = f"logits differ by {difference:.3g} at {tried}, where the largest is {scale:.3g}"
+            raise ExportError(f"the file does not compute what the network does: {found}; nothing was written")
         worst = max(worst, difference)
     return sizes, worst

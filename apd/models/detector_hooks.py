@@ -34,10 +34,8 @@ class DetectorTap:
 
     def __init__(self, detector: GeneralizedRCNN) -> None:
         if not isinstance(detector, GeneralizedRCNN):
-            raise TypeError(
-                f"detector is a {type(detector).__name__}: expected a Faster or Mask R-CNN of torchvision; for a "
-                "wrapped one give what is inside (ddp.module)"
-            )
+            expected = "a Faster or Mask R-CNN of torchvision; for a wrapped one give what is inside (ddp.module)"
+            raise TypeError(f"detector is a {type(detector).__name__}: expected {expected}")
         self._detector, self._hooks = detector, []
         self._seen: dict[str, Any] = {}
 
@@ -77,9 +75,8 @@ class DetectorTap:
 
     def _get(self, name: str) -> Any:
         if name not in self._seen:
-            raise RuntimeError(
-                "the detector has not run in training mode: call detector(images, targets) inside the with block first"
-            )
+            fix = "call detector(images, targets) inside the with block first"
+            raise RuntimeError(f"the detector has not run in training mode: {fix}")
         return self._seen[name]
 
     @property
@@ -127,10 +124,8 @@ def teacher_view(
     resized, _ = teacher.transform(images)
     pyramid = teacher.backbone(resized.tensors)
     moved = [
-        boxes_N4 * boxes_N4.new_tensor([own_width / width, own_height / height] * 2)
-        for boxes_N4, (height, width), (own_height, own_width) in zip(
-            boxes, image_sizes, resized.image_sizes, strict=True
-        )
+        boxes_N4 * boxes_N4.new_tensor([own[1] / size[1], own[0] / size[0]] * 2)
+        for boxes_N4, size, own in zip(boxes, image_sizes, resized.image_sizes, strict=True)
     ]
     vectors = teacher.roi_heads.box_head(teacher.roi_heads.box_roi_pool(pyramid, moved, resized.image_sizes))
     logits = teacher.roi_heads.box_predictor(vectors)[0]
@@ -146,34 +141,24 @@ def training_step(
 ) -> tuple[dict[str, Tensor], DetectorPair]:
     """One training forward of a student, and the frozen teacher's view of the boxes that the student drew.
 
-    Args:
-        student: what is called, in training mode: the tapped detector, or its wrapper.
-        tap: an open tap on the detector.
-        teacher: in eval mode; backbone, widths and sizes may be others than the student's, classes may not.
-        images: float32 (3, H, W) in [0, 1].
-        targets: of :func:`apd.data.instances.as_target`; `class_map` may be left out where no loss reads pixels.
-
-    Returns: torchvision's task losses by name, unweighted, and the pair of views.
+    `student` is what is called, in training mode: the tapped detector or its wrapper, with an open `tap`; the teacher,
+    in eval mode, may differ in all but the classes. `images` are float32 (3, H, W) in [0, 1], `targets` those of
+    :func:`apd.data.instances.as_target`, without `class_map` where no loss reads pixels. Returned are torchvision's
+    task losses by name, unweighted, and the pair of views.
     """
     if not student.training:
         raise ValueError("student is in eval mode: call student.train() first, or it draws no boxes to train on")
     losses, boxes = student(images, targets), tap.boxes
     if boxes[0].dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"the student's boxes are {boxes[0].dtype}, too coarse for coordinates: run detectors without autocast "
-            "(precision fp32)"
-        )
+        fix = "run detectors without autocast (precision fp32)"
+        raise ValueError(f"the student's boxes are {boxes[0].dtype}, too coarse for coordinates: {fix}")
     ours, labels_B1N = tap.view, tap.labels_B1N
     theirs = teacher_view(teacher, images, boxes, ours.image_sizes)
     if ours.logits_BK1N.shape[1] != theirs.logits_BK1N.shape[1]:
-        raise ValueError(
-            f"the student has {ours.logits_BK1N.shape[1]} logits and the teacher {theirs.logits_BK1N.shape[1]}, each "
-            "with the background: they must be trained for the same classes"
-        )
-    maps = [target.get("class_map") for target in targets]
-    class_map_BHW = None
-    if not any(map_HW is None for map_HW in maps):
-        class_map_BHW = pad_maps(maps, ours.image_sizes, tap.padded_size)
+        counts = f"{ours.logits_BK1N.shape[1]} logits and the teacher {theirs.logits_BK1N.shape[1]}"
+        raise ValueError(f"the student has {counts}, background included: they must be trained for the same classes")
+    maps = [target["class_map"] for target in targets if "class_map" in target]
+    class_map_BHW = pad_maps(maps, ours.image_sizes, tap.padded_size) if len(maps) == len(targets) else None
     inside = [torch.zeros(size, dtype=torch.int64, device=boxes[0].device) for size in ours.image_sizes]
     inside_BHW = pad_maps(inside, ours.image_sizes, tap.padded_size)
     return losses, DetectorPair(ours, theirs, labels_B1N, class_map_BHW, inside_BHW)
@@ -188,11 +173,8 @@ def pad_maps(maps: list[Tensor], image_sizes: list[tuple[int, int]], padded_size
     """
     padded_BHW = maps[0].new_full((len(maps), *padded_size), NO_BOX)
     for own_HW, map_HW, size in zip(padded_BHW, maps, image_sizes, strict=True):
-        rows, columns = (
-            torch.arange(cells, device=map_HW.device) * pixels // cells
-            for cells, pixels in zip(size, map_HW.shape, strict=True)
-        )
-        own_HW[: size[0], : size[1]] = map_HW[rows][:, columns]
+        (height, width), (rows, columns) = map_HW.shape, (torch.arange(side, device=map_HW.device) for side in size)
+        own_HW[: size[0], : size[1]] = map_HW[rows * height // size[0]][:, columns * width // size[1]]
     return padded_BHW
 
 

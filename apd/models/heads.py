@@ -87,11 +87,8 @@ def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
 
 def _check_batch(head: nn.Module, pooled_branch: nn.Sequential, features_BChw: Tensor) -> None:
     if pooled_branch[1].training and features_BChw.shape[0] == 1:
-        raise ValueError(
-            f"{type(head).__name__}: got a batch of 1 image in training mode, expected at least 2: the branch with a "
-            "1×1 grid has one value per channel, which batch norm cannot normalise. Use a batch of 2 or more "
-            "(drop a last batch of one), or put the head in eval mode to use its running statistics."
-        )
+        why = "on a 1×1 grid batch norm has one value per channel. Drop a last batch of one, or use eval mode"
+        raise ValueError(f"{type(head).__name__}: got a batch of 1 image in training mode, expected at least 2: {why}")
 
 
 class AuxiliaryHead(nn.Module):

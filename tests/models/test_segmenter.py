@@ -172,7 +172,7 @@ def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
 
 STRIDES_ARE_FIXED = (
     "(AssertionError: its strides are fixed, timm does not dilate it); choose a convolutional network that can be "
-    "dilated, such as mobilenetv2_050, efficientnet_b0, resnet18 or resnet18_deep"
+    "dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 )
 
 

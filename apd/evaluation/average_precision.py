@@ -1,7 +1,7 @@
 """Average precision of detections as COCO defines it, counted by faster-coco-eval (extra `detection`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import repeat, zip_longest
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ AREAS = ("all", "small", "medium", "large")
 """Ranges of an instance's area in pixels: all; below 32²; 32² to 96²; above."""
 MASK_THRESHOLD = 0.5
 """Probability from which a pixel belongs to an instance (torchvision, COCO)."""
-_LIBRARY_KIND = {"boxes": "bbox", "masks": "segm"}
+_LIBRARY = {"boxes": ("bbox", "bbox"), "masks": ("segm", "segmentation")}  # of a kind the library's name, and its field
 _PURPOSE = "counting average precision"
 
 
@@ -71,19 +71,7 @@ def ap_scores(table: APTable) -> APScores:
 class DetectionScorer:
     """Compares detections with the ground truth, image by image: boxes, or masks where all samples have them, or both.
 
-    Raises:
-        DetectionExtraMissing: faster-coco-eval is not installed.
-
-    Example:
-        >>> spec, image = InstanceSpec("pets", ("cat", "dog")), torch.zeros(3, 64, 64, dtype=torch.uint8)
-        >>> box, area, crowd = torch.tensor([[2.0, 2.0, 40.0, 40.0]]), torch.tensor([1444.0]), torch.tensor([False])
-        >>> scorer = DetectionScorer(spec, ("boxes",))
-        >>> scorer.update(
-        ...     InstanceSample(image, box, torch.tensor([1]), None, crowd, area, "a dog"),
-        ...     Detections(box, torch.tensor([0.9]), torch.tensor([1]), None),
-        ... )
-        >>> ap_scores(scorer.tables()["boxes"]).ap
-        1.0
+    Without faster-coco-eval it raises DetectionExtraMissing.
     """
 
     def __init__(self, spec: InstanceSpec, kinds: Sequence[Kind] = ("boxes", "masks")) -> None:
@@ -106,22 +94,16 @@ class DetectionScorer:
                 raise ValueError(f"{source} hold labels from {got}: expected 0..{classes - 1}")
         if not (found.scores_N.isfinite().all() and found.boxes_N4.isfinite().all()):
             raise ValueError(f"{source} hold a score or box that is not finite: has it diverged?")
-        boxes, labels = _as_coco(sample.boxes_N4), sample.labels_N.tolist()
-        masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else repeat([], len(boxes))
-        rows = zip(labels, boxes, masks, sample.crowd_N.tolist(), sample.areas_N.tolist(), strict=True)
-        instances = [
-            {"category_id": label + 1, "bbox": box, "segmentation": mask, "iscrowd": int(crowd), "area": area}
-            for label, box, mask, crowd, area in rows
-        ]
-        labels, scores = found.labels_N.tolist(), found.scores_N.tolist()
-        shapes = {"boxes": ("bbox", _as_coco(found.boxes_N4)), "masks": ("segmentation", found.masks)}
-        entries = {
-            kind: [
-                {"category_id": label + 1, "score": score, shapes[kind][0]: shape}
-                for label, score, shape in zip(labels, scores, shapes[kind][1], strict=True)
-            ]
-            for kind in self.kinds
-        }
+        boxes, labels = _as_coco(sample.boxes_N4), (sample.labels_N + 1).tolist()
+        masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else [[]] * len(boxes)
+        rows = zip(labels, boxes, masks, sample.crowd_N.int().tolist(), sample.areas_N.tolist(), strict=True)
+        fields = ("category_id", "bbox", "segmentation", "iscrowd", "area")
+        instances = [dict(zip(fields, row, strict=True)) for row in rows]
+        scored, entries = ((found.labels_N + 1).tolist(), found.scores_N.tolist()), {}
+        shapes = {"boxes": _as_coco(found.boxes_N4), "masks": found.masks}
+        for kind in self.kinds:
+            fields, rows = ("category_id", "score", _LIBRARY[kind][1]), zip(*scored, shapes[kind], strict=True)
+            entries[kind] = [dict(zip(fields, row, strict=True)) for row in rows]
         height, width = sample.image_3HW.shape[1:]
         self._images.append(({"height": height, "width": width}, instances, entries))
 
@@ -142,16 +124,14 @@ class DetectionScorer:
         library, num_classes, images = coco_library(_PURPOSE), self.spec.num_classes, list(enumerate(self._images, 1))
         silent = {"print_function": lambda *_: None}
         instances = [{"image_id": number, **instance} for number, (_, own, _) in images for instance in own]
-        truth = library.COCO(
-            {
-                "images": [{"id": number, **size} for number, (size, _, _) in images],
-                "annotations": [{"id": number, **instance} for number, instance in enumerate(instances, 1)],
-                "categories": [{"id": label, "name": str(label)} for label in range(1, num_classes + 1)],
-            },
-            **silent,
-        )
+        content = {
+            "images": [{"id": number, **size} for number, (size, _, _) in images],
+            "annotations": [{"id": number, **instance} for number, instance in enumerate(instances, 1)],
+            "categories": [{"id": label, "name": str(label)} for label in range(1, num_classes + 1)],
+        }
+        truth = library.COCO(content, **silent)
         found = truth.loadRes([{"image_id": number, **entry} for number, (*_, own) in images for entry in own[kind]])
-        evaluation = library.COCOeval_faster(truth, found, _LIBRARY_KIND[kind], **silent)
+        evaluation = library.COCOeval_faster(truth, found, _LIBRARY[kind][0], **silent)
         evaluation.evaluate()
         evaluation.accumulate()
         assert evaluation.params.maxDets[-1] == 100  # detections in an image, COCO's
@@ -169,11 +149,7 @@ def _as_coco(boxes_N4: Tensor) -> list[list[float]]:
 
 @torch.no_grad()
 def detect(detector: nn.Module, images: list[Tensor]) -> list[Detections]:
-    """What a Faster or Mask R-CNN of torchvision finds in images, float32 (3, H, W) in [0, 1] on its device.
-
-    Raises:
-        ValueError: the detector is in training mode.
-    """
+    """What a Faster or Mask R-CNN of torchvision, in eval mode, finds in images, float32 (3, H, W) on its device."""
     if detector.training:
         raise ValueError("detector is in training mode: call detector.eval() first")
     found = []
@@ -217,11 +193,9 @@ def ap_lines(tables: Mapping[Kind, APTable], class_names: Sequence[str]) -> Iter
     found = {kind: ap_scores(table) for kind, table in tables.items()}
     for place, (name, count) in enumerate(zip(class_names, next(iter(tables.values())).instances_K, strict=True)):
         if count:
-            columns = (
-                f"{NAMES[kind]} AP {found[kind].ap_K[place]:.4f}  AP50 {table.ap_TKA[0, place, 0]:.4f}"
-                for kind, table in tables.items()
-            )
-            yield f"{name:14s} {'  '.join(columns)} {count:5d} instances"
+            both = ((NAMES[kind], found[kind].ap_K[place], table.ap_TKA[0, place, 0]) for kind, table in tables.items())
+            columns = "  ".join(f"{kind} AP {ap:.4f}  AP50 {ap50:.4f}" for kind, ap, ap50 in both)
+            yield f"{name:14s} {columns} {count:5d} instances"
     for kind, (ap, ap50, ap75, small, medium, large, ap_K) in found.items():
         sizes = f"small {small:.4f}, medium {medium:.4f}, large {large:.4f}"
         counted = int((~ap_K.isnan()).sum())

@@ -43,8 +43,7 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes = {num_classes}: expected at least 2")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:

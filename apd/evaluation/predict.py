@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 from torch import nn
+from torchvision.ops import box_convert
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apd.config.inference import WHOLE_IMAGE, InferenceOptions
@@ -50,9 +51,6 @@ def predict_image(
 
     The network, in eval mode on any device, is shown the image at `size` (height, width), which it was trained for; the
     files have the image's own size. NAME is the image's stem or `name`, which may begin with folders (`names_of`).
-
-    Raises:
-        DataError: the image cannot be read or the folder not written.
     """
     pixels_HW3 = np.asarray(read_image(path))
     images_B3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))[None]
@@ -124,13 +122,9 @@ def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[d
     numbers = spec.category_ids or range(1, spec.num_classes + 1)
     entries = []
     for place in found.scores_N.argsort(descending=True, stable=True).tolist():
-        x0, y0, x1, y1 = found.boxes_N4[place].double().tolist()
-        entry: dict[str, Any] = {
-            "image_id": image_id,
-            "category_id": numbers[int(found.labels_N[place])],
-            "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(float(found.scores_N[place]), 5),
-        }
+        box = box_convert(found.boxes_N4[place].double(), "xyxy", "xywh").tolist()
+        entry: dict[str, Any] = {"image_id": image_id, "category_id": numbers[int(found.labels_N[place])]}
+        entry |= {"bbox": [round(value, 2) for value in box], "score": round(float(found.scores_N[place]), 5)}
         if found.masks is not None:
             mask = found.masks[place]
             entry["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
@@ -152,12 +146,8 @@ def detect_in_images(
     """Detect in image files; write `NAME-found.png` for each and `detections.json` with all detections; all paths.
 
     NAME is that of `names_of`, so no file takes another's place. The JSON file is a list in COCO's results format, each
-    entry with the image's `file_name` besides: its name, with folders where stems repeat.
-
-    The detector is in eval mode, on any device; detections below `least_score` are not drawn.
-
-    Raises:
-        DataError: an image cannot be read or the folder not written.
+    entry with the image's `file_name` besides: its name, with folders where stems repeat. The detector is in eval mode;
+    detections below `least_score` are not drawn. A DataError names what cannot be read or written.
     """
     device, entries, written = next(detector.parameters()).device, [], []
     for path, image_id, name in zip(images, image_ids(images), names_of(images), strict=True):

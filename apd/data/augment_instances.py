@@ -38,25 +38,15 @@ def augment_instances(
 
     The generator advances by seven numbers, whatever the settings. Objects that a crop leaves without pixels, or with a
     box thinner than a pixel, are gone from the copy; what is padded belongs to no object.
-
-    Example:
-        >>> from apd.data.scenes import SceneInstances
-        >>> sample = SceneInstances(1, height=96, width=128, context_shift=0.5, seed=0)[0]
-        >>> flipped = augment_instances(sample, InstanceAugmentation(flip=1.0), np.random.default_rng(0))
-        >>> torch.equal(flipped.boxes_N4[:, 2], 128 - sample.boxes_N4[:, 0])
-        True
     """
     at_scale, at_top, at_left, at_flip, *at_colour = generator.random(7).tolist()
     least, greatest = augmentation.scale
     sample = _rescaled(sample, least + (greatest - least) * at_scale, (at_top, at_left))
     if at_flip < augmentation.flip:
-        x0_N, y0_N, x1_N, y1_N = sample.boxes_N4.unbind(1)
-        width = sample.image_3HW.shape[2]
-        sample = sample._replace(
-            image_3HW=sample.image_3HW.flip(-1),
-            boxes_N4=torch.stack([width - x1_N, y0_N, width - x0_N, y1_N], dim=1),
-            masks_NHW=None if sample.masks_NHW is None else sample.masks_NHW.flip(-1),
-        )
+        (x0_N, y0_N, x1_N, y1_N), width = sample.boxes_N4.unbind(1), sample.image_3HW.shape[2]
+        boxes_N4 = torch.stack([width - x1_N, y0_N, width - x0_N, y1_N], dim=1)
+        masks_NHW = None if sample.masks_NHW is None else sample.masks_NHW.flip(-1)
+        sample = sample._replace(image_3HW=sample.image_3HW.flip(-1), boxes_N4=boxes_N4, masks_NHW=masks_NHW)
     return sample._replace(image_3HW=recoloured(sample.image_3HW, augmentation.colour, at_colour).contiguous())
 
 
@@ -82,15 +72,9 @@ def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float])
             masks_NHW[:, *placed] = nearest(sample.masks_NHW.to(torch.uint8), size)[:, *taken].bool()
         kept_N = kept_N & masks_NHW.flatten(1).any(1)
         masks_NHW = masks_NHW[kept_N]
-    return InstanceSample(
-        padded(image[:, *taken], placed, canvas),
-        boxes_N4[kept_N],
-        sample.labels_N[kept_N],
-        masks_NHW,
-        sample.crowd_N[kept_N],
-        sample.areas_N[kept_N] * (size[0] / canvas[0]) * (size[1] / canvas[1]),
-        sample.name,
-    )
+    areas_N = sample.areas_N[kept_N] * (size[0] / canvas[0]) * (size[1] / canvas[1])
+    objects = boxes_N4[kept_N], sample.labels_N[kept_N], masks_NHW, sample.crowd_N[kept_N], areas_N
+    return InstanceSample(padded(image[:, *taken], placed, canvas), *objects, sample.name)
 
 
 class InstanceBatch(NamedTuple):

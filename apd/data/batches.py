@@ -112,15 +112,9 @@ def training_batches(
     Batch t is the same whatever the start, the number of workers and the global random state, so a run that resumes
     sees what the uninterrupted one would have seen.
 
-    Args:
-        iterations: total length of the run, the number after the last batch's.
-        workers: processes that prepare batches ahead (default 0: in this process, when asked for).
-        part: (r, n) gives part r of n of every batch, its slots in order, so that n processes share the batches of
-            one (default: all of it).
-        stream: what makes a batch of its samples (default: `Batch` on the CPU).
-
-    Raises:
-        ValueError: an empty data set, or a number out of its range.
+    `workers` processes prepare batches ahead (default: this one, when asked for). `part` (r, n) is part r of n of every
+    batch, its slots in order, for n processes that share it; `stream` makes a batch of its samples (default: `Batch` on
+    the CPU). An empty data set, or a number out of its range, is a ValueError.
 
     Example:
         >>> from apd.data.scenes import Scenes

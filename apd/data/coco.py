@@ -5,7 +5,6 @@ What is wrong with the file is reported at construction, with the entry's number
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from apd.data.image_folder import names_of
+from apd.data.image_folder import find_data, names_of
 from apd.data.images import DataError, MissingData, read_image
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import coco_library, decode
@@ -104,15 +103,11 @@ class CocoInstances:
                 except ValueError as error:
                     raise DataError(f"{self._file}: annotation {entry['id']}: {error}") from error
             crowd_N = crowd_N | ~masks_NHW.flatten(1).any(1)
-        return InstanceSample(
-            torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(),
-            torch.tensor([entry["box"] for entry in objects], dtype=torch.float32).reshape(-1, 4),
-            torch.tensor([entry["label"] for entry in objects], dtype=torch.int64),
-            masks_NHW,
-            crowd_N,
-            torch.tensor([entry["area"] for entry in objects], dtype=torch.float32),
-            self._names[index],
-        )
+        image_3HW = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        boxes_N4 = torch.tensor([entry["box"] for entry in objects], dtype=torch.float32).reshape(-1, 4)
+        labels_N = torch.tensor([entry["label"] for entry in objects], dtype=torch.int64)
+        areas_N = torch.tensor([entry["area"] for entry in objects], dtype=torch.float32)
+        return InstanceSample(image_3HW, boxes_N4, labels_N, masks_NHW, crowd_N, areas_N, self._names[index])
 
 
 def coco_split(
@@ -135,13 +130,10 @@ def coco_spec(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> Inst
 
 def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
     """Where a split's file, and the folder of its images, are below APD_DATA."""
-    parent = os.environ.get("APD_DATA")
-    if not parent:
-        fix = f"Set it to the folder that contains {name}/ with annotations/ and the images' folders, as in COCO 2017"
-        raise MissingData(f"the data set {name} is needed, and the environment variable APD_DATA is not set. {fix}")
+    root = find_data(name, script="coco.py")
     # replaced, not formatted: a stray brace in a folder's name is no error
     within = [text.replace("{split}", split) for text in wanted]
-    paths = [Path(parent).expanduser() / name / path for path in within]
+    paths = [root / path for path in within]
     for path in paths:
         if not path.exists():
             expected = " and ".join(f"{name}/{part}" for part in within)
@@ -188,14 +180,11 @@ def _images(content: dict[str, Any], folder: Path, file: Path) -> list[dict[str,
         raise DataError(f"{file} lists no image")
     if not folder.is_dir():
         raise MissingData(f"image folder {folder} is missing")
-    missing = []
     for image in images:
         # a file system may store an accent in another form than the JSON file
         forms = [image["file_name"], *(unicodedata.normalize(form, image["file_name"]) for form in ("NFC", "NFD"))]
         image["path"] = next((folder / name for name in forms if (folder / name).exists()), None)
-        if image["path"] is None:
-            missing.append(image["file_name"])
-    if missing:
+    if missing := [image["file_name"] for image in images if image["path"] is None]:
         raise MissingData(f"{folder / missing[0]} is missing ({len(missing)} of {len(images)} images of {file.name})")
     return images
 
@@ -225,14 +214,12 @@ def _objects(
         area = entry.get("area", (x1 - x0) * (y1 - y0))
         if not isinstance(area, int | float) or not np.isfinite(area):
             raise DataError(f"{where} has area = {area!r:.60}: expected a finite number")
-        objects[place_of[entry["image_id"]]].append(
-            {
-                "id": entry["id"],
-                "label": label_of[entry["category_id"]],
-                "box": (x0, y0, x1, y1),
-                "crowd": bool(entry.get("iscrowd", 0)),
-                "area": float(area),
-                "segmentation": entry.get("segmentation") if masks else None,
-            }
-        )
+        found = {
+            "id": entry["id"],
+            "label": label_of[entry["category_id"]],
+            "box": (x0, y0, x1, y1),
+            "area": float(area),
+        }
+        found |= {"crowd": bool(entry.get("iscrowd", 0)), "segmentation": entry.get("segmentation") if masks else None}
+        objects[place_of[entry["image_id"]]].append(found)
     return objects, len(content["annotations"]) - sum(map(len, objects))

@@ -31,18 +31,20 @@ LABELMEFACADE = DatasetSpec(
 """LabelMeFacade with its 8 classes; what is none of them is ignored. `splits` are this study's."""
 
 
+def _check_split(split: str, spec: DatasetSpec) -> None:
+    if split not in dict(spec.splits):
+        raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(dict(spec.splits))}")
+
+
 class CamVid(FolderDataset):
     """CamVid in the SegNet tutorial's form: 11 classes, void (11 on disk) read as 255, 360×480, 367/101/233 pairs.
 
     `root` is as of ``find_data("CamVid")``, `options` are those of `FolderDataset`. All six folders are counted first,
-    so that a half-extracted archive is a DataError before training on the part that is there. The order is by name, as
-    in the published lists.
+    so that a half-extracted archive is a DataError. The order is by name, as in the published lists.
     """
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
-        splits = dict(CAMVID.splits)
-        if split not in splits:
-            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(splits)}")
+        _check_split(split, CAMVID)
         self.root, self.split = Path(root), split
         _check_camvid_counts(self.root)
         super().__init__(CAMVID, pair_folders(self.root / split, self.root / f"{split}annot"), **options)
@@ -66,9 +68,6 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 
     The splits are this study's own (`splits_of` in data_scripts/labelmefacade.py): `train`, `val` and `test` share
     places, but no two images that may show the same house; `test_out_of_place` is Spain by day, `night` by night.
-
-    >>> {split: len(stems) for split, stems in listed_splits().items()}
-    {'train': 384, 'val': 81, 'test': 200, 'test_out_of_place': 268, 'night': 12}
     """
     splits: dict[str, list[str]] = {split: [] for split, _ in LABELMEFACADE.splits}
     for line in Path(__file__).with_name("labelmefacade_splits.txt").read_text(encoding="utf-8").splitlines():
@@ -80,20 +79,19 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 class LabelMeFacade(FolderDataset):
     """One split of LabelMeFacade (see `listed_splits`), as ``data_scripts/labelmefacade.py convert`` has written it.
 
-    Images have a short side of 320 pixels and several shapes. They are JPEG files, whose last bits depend on the
-    library that wrote them: `fingerprint` says which copy this is. `options` are those of `FolderDataset`.
+    Images have a short side of 320 pixels; their last bits depend on the library that wrote them as JPEG: `fingerprint`
+    says which copy this is. `options` are those of `FolderDataset`.
     """
 
     def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
-        lists = listed_splits()
-        if split not in lists:
-            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(lists)}")
+        _check_split(split, LABELMEFACADE)
         self.root, self.split = find_data("LabelMeFacade") if root is None else Path(root), split
         pairs = {image.stem: (image, mask) for image, mask in pair_folders(self.root / "images", self.root / "labels")}
-        if missing := [stem for stem in lists[split] if stem not in pairs]:
-            lack = f"{missing[0]} and {len(missing) - 1} more of the {len(lists[split])} images of {split}"
+        wanted = listed_splits()[split]
+        if missing := [stem for stem in wanted if stem not in pairs]:
+            lack = f"{missing[0]} and {len(missing) - 1} more of the {len(wanted)} images of {split}"
             raise MissingData(f"{self.root} lacks {lack}; run `python data_scripts/labelmefacade.py convert` again")
-        super().__init__(LABELMEFACADE, [pairs[stem] for stem in lists[split]], **options)
+        super().__init__(LABELMEFACADE, [pairs[stem] for stem in wanted], **options)
 
 
 class ConvertedDataset(FolderDataset):
@@ -105,9 +103,7 @@ class ConvertedDataset(FolderDataset):
     def __init__(
         self, spec: DatasetSpec, split: str, *, root: Path | str | None = None, **options: int | bool | None
     ) -> None:
-        splits = dict(spec.splits)
-        if split not in splits:
-            raise ValueError(f"split={split!r}: {spec.name} has labels for {', '.join(splits)} only")
+        _check_split(split, spec)
         folder, script = PUBLISHED_FOLDERS[spec.name]
         self.root, self.split = find_data(folder, script=script) if root is None else Path(root), split
         advice = f"run `python data_scripts/{script} convert {self.root}`"

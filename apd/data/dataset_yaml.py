@@ -57,10 +57,7 @@ _ENTRIES = {
         f"{_COLOURS}, or a table of class: [red, green, blue]",
         lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v),
     ),
-    "ignore": (
-        "a list of whole numbers, or of colours [red, green, blue]",
-        lambda v: _is_list(v, int) or _is_colours(v),
-    ),
+    "ignore": (f"a list of whole numbers, or {_COLOURS}", lambda v: _is_list(v, int) or _is_colours(v)),
     "palette": (_COLOURS, _is_colours),
     "images": _PLACE,
     "masks": _PLACE,

@@ -234,11 +234,7 @@ def _errors_naming(path: Path) -> Iterator[None]:
 
 
 def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(height, width) of the same shape whose longer side is `long_side` pixels; the other is rounded, at least 1.
-
-    >>> long_side_size(364, 500, 512)
-    (373, 512)
-    """
+    """(height, width) of the same shape whose longer side is `long_side` pixels; the other is rounded, at least 1."""
     if min(height, width, long_side) < 1:
         raise ValueError(f"height={height}, width={width}, long_side={long_side}; expected at least 1 pixel each")
     longest = max(height, width)

@@ -19,11 +19,7 @@ THINNEST = 0.01  # pixels (own choice): float32 keeps the ends of such a side ap
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """Names of a data set's classes of objects; ValueError where there is none, one twice, or ids do not match.
-
-    >>> InstanceSpec("pets", ("cat", "dog"), category_ids=(17, 18)).num_classes
-    2
-    """
+    """Names of a data set's classes of objects; ValueError where there is none, one twice, or ids do not match."""
 
     name: str  #: short name, used in records and messages
     class_names: tuple[str, ...]  #: one name per class, in label order
@@ -78,11 +74,6 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
 
     Int64 (H, W): 0 for background, k + 1 for class k, -1 for crowd regions where nothing else is. Where objects overlap
     the smaller is on top, since the larger would hide it altogether. Memory: one int32 (N, H, W).
-
-    >>> import torch
-    >>> masks = torch.tensor([[[1, 1, 1, 0]], [[0, 1, 0, 0]]]).bool()
-    >>> class_map(masks, torch.tensor([4, 7]), torch.tensor([False, False]))
-    tensor([[5, 8, 5, 0]])
     """
     count = len(masks_NHW)
     if count == 0:

@@ -32,9 +32,6 @@ def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
 
     A ValueError says what is wrong with it; polygons want faster-coco-eval, else DetectionExtraMissing.
-
-    >>> decode({"size": [2, 2], "counts": [1, 2, 1]}, 2, 2).astype(int).tolist()
-    [[0, 1], [1, 0]]
     """
     if isinstance(segmentation, dict):
         return _from_runs(segmentation, height, width)
@@ -78,9 +75,6 @@ def unpack(text: str | bytes) -> list[int]:
     Each number is written in groups of five bits, the lowest first, as the characters from "0" on; the sixth bit says
     that the number goes on, the highest of its last group is the sign. From the fourth number on, what is written is
     the difference from the number before the last.
-
-    >>> unpack("12N1")
-    [1, 2, -2, 3]
     """
     values = np.frombuffer(text.encode("latin-1", "replace") if isinstance(text, str) else text, np.uint8).astype(int)
     values = values - 48

@@ -1,7 +1,7 @@
 """What a data set contains: `Sample`, `DatasetSpec`, and the specs of the built-in and the published data sets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -72,19 +72,16 @@ class DatasetSpec:
             for colour in getattr(self, field):
                 right = len(colour) == 3 and all(0 <= value <= 255 for value in colour)
                 checks[f"{field} holds {colour}; expected three values from 0 to 255"] = not right
+        out_of_range, used = [v for v in values if not 0 <= v <= 255], not count <= self.ignore_index <= 255
+        odd_values = values and (not len(values) == len(set(values)) == count or out_of_range)
+        against = "those of classes" if colours else "given without file_colours"
         checks |= {
-            f"ignore_index={self.ignore_index}; expected {count}..255, a label no class uses": (
-                not count <= self.ignore_index <= 255
-            ),
-            f"file_values {values}; expected {count} different values from 0 to 255": (
-                values and (not len(values) == len(set(values)) == count or not all(0 <= v <= 255 for v in values))
-            ),
+            f"ignore_index={self.ignore_index}; expected {count}..255, a label no class uses": used,
+            f"file_values {values}; expected {count} different values from 0 to 255": odd_values,
             f"void_values {void_clash} are labels of classes; classes are {values or f'0..{count - 1}'}": void_clash,
             f"void_values {void_wrong}; a label file holds values from 0 to 255": void_wrong,
             "file_values and file_colours are both given; label files hold one of them": values and colours,
-            f"void_colours {colour_clash} are {'those of classes' if colours else 'given without file_colours'}": (
-                colour_clash
-            ),
+            f"void_colours {colour_clash} are {against}": colour_clash,
             f"thing_names {unknown} are not classes; classes are {names}": unknown,
         }
         for problem, there in checks.items():
@@ -192,14 +189,9 @@ PASCAL_CONTEXT_60 = DatasetSpec(
 )
 """PASCAL-Context: the background, then the 59 most frequent classes in alphabetical order, as in the released code."""
 
-PASCAL_CONTEXT_59 = DatasetSpec(
-    "pascal_context_59",
-    PASCAL_CONTEXT_60.class_names[1:],
-    PASCAL_CONTEXT_60.palette[1:],
-    file_values=tuple(range(1, 60)),
-    void_values=(0,),
-    splits=PASCAL_CONTEXT_60.splits,
-)
+_WITHOUT = {"class_names": PASCAL_CONTEXT_60.class_names[1:], "palette": PASCAL_CONTEXT_60.palette[1:]}
+_WITHOUT |= {"file_values": tuple(range(1, 60)), "void_values": (0,)}
+PASCAL_CONTEXT_59 = replace(PASCAL_CONTEXT_60, name="pascal_context_59", **_WITHOUT)
 """PASCAL-Context's 59 classes without the background, which is ignored; it reads the same maps as the 60."""
 
 COCO_STUFF = DatasetSpec(

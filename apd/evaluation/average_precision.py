@@ -17,12 +17,9 @@ from apd.evaluation.inference import evaluating
 
 Kind = Literal["boxes", "masks"]
 NAMES: dict[Kind, str] = {"boxes": "box", "masks": "mask"}
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""Overlaps from which a detection is right; AP50 and AP75 are two of them."""
-AREAS = ("all", "small", "medium", "large")
-"""Ranges of an instance's area in pixels: all; below 32²; 32² to 96²; above."""
-MASK_THRESHOLD = 0.5
-"""Probability from which a pixel belongs to an instance (torchvision, COCO)."""
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))  # overlaps from which a detection is right
+AREAS = ("all", "small", "medium", "large")  # of an instance in pixels: all; below 32²; 32² to 96²; above
+MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an instance (torchvision, COCO)
 _LIBRARY = {"boxes": ("bbox", "bbox"), "masks": ("segm", "segmentation")}  # of a kind the library's name, and its field
 _PURPOSE = "counting average precision"
 
@@ -226,11 +223,10 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
         if not isinstance(part, dict) or set(part) != {"ap", "things"}:
             return f"{kind} must hold ap and things"
         counts, shape = part["things"], (len(IOU_THRESHOLDS), classes, len(AREAS))
-        if not _has_shape(counts, shape[1:2]) or not all(type(n) is int and 0 <= n < 2**63 for n in counts):
+        if not _all_of(counts, shape[1:2], lambda n: type(n) is int and 0 <= n < 2**63):
             return f"{kind}.things must be {classes} counts >= 0"
-        if not _has_shape(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
-            expected = f"{shape[0]} x {shape[1]} x {shape[2]} nested lists of fractions between 0 and 1, or null"
-            return f"{kind}.ap must be {expected}"
+        if not _all_of(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
+            return f"{kind}.ap must be {' x '.join(map(str, shape))} nested lists of fractions between 0 and 1, or null"
         for label, count in enumerate(counts):
             there = {tuple(value is not None for value in rows[label]) for rows in part["ap"]}
             if len(there) > 1 or (count == 0 and any(there.pop())):
@@ -240,7 +236,6 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
     return ""
 
 
-def _has_shape(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool] = lambda _: True) -> bool:
-    if not shape:
-        return right(value)
-    return isinstance(value, list) and len(value) == shape[0] and all(_has_shape(x, shape[1:], right) for x in value)
+def _all_of(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool]) -> bool:
+    entries = np.array(value, dtype=object)
+    return entries.shape == shape and all(map(right, entries.flat))

@@ -21,9 +21,9 @@ from apd.config.inference import SMALLEST_SIDE
 SUFFIXES = (".onnx", ".pt2")
 # by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1
 _LEAST = {1: SMALLEST_SIDE, SMALLEST_SIDE: 2 * SMALLEST_SIDE}
+# largest difference that is kept, as a part of the largest logit (own choice: wrong paddings differed by > 0.1, rounding
+# by < 1e-5)
 TOLERANCE = 1e-3
-"""Largest difference from the network that is kept, as a part of its largest logit (own choice: paddings gone wrong
-differed by more than a tenth, rounding by less than a hundred-thousandth)."""
 
 
 class ExportError(RuntimeError):
@@ -45,10 +45,8 @@ class Exported(NamedTuple):
 
     def __str__(self) -> str:
         tried = " and ".join("×".join(map(str, size)) for size in self.sizes)
-        return (
-            f"{self.path}: {self.size / 1e6:.1f} MB; height and width {_sides(self.multiple)}; "
-            f"largest difference {self.difference:.1e} at {tried}"
-        )
+        what = f"{self.path}: {self.size / 1e6:.1f} MB; height and width {_sides(self.multiple)}"
+        return f"{what}; largest difference {self.difference:.1e} at {tried}"
 
 
 def export_network(
@@ -110,7 +108,7 @@ class _Inference(nn.Module):
         self.multiple = 1
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.multiple > 1:  # nothing but this tells whoever runs the file that a side does not fit
+        if self.multiple > 1:  # nothing but this shows whoever runs the file that a side does not fit
             for axis in (2, 3):
                 images = images.unflatten(axis, (-1, self.multiple)).flatten(axis, axis + 1)
         logits_BKhw = self.network(images).logits

@@ -14,8 +14,7 @@ from apd.data.batches import evaluation_batches
 from apd.data.specs import IMAGE_PADDING, SegmentationDataset
 from apd.evaluation.metrics import ConfusionMatrix
 
-WINDOWS_AT_ONCE = 8
-"""Windows in one call of the network (own choice: a batch that the trained sizes fit in)."""
+WINDOWS_AT_ONCE = 8  # in one call of the network (own choice: a batch that the trained sizes fit in)
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:

@@ -32,12 +32,6 @@ class ConfusionMatrix:
     """Counts of (true class, predicted class), summed over images.
 
     `matrix_KK[t, p]` (int64, where the labels live) is the number of valid pixels of class t that were called p.
-
-    Example:
-        >>> confusion = ConfusionMatrix(2)
-        >>> confusion.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]]))
-        >>> scores(confusion.matrix_KK).miou
-        1.0
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -47,10 +41,7 @@ class ConfusionMatrix:
         self.matrix_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Add the pixels of some images: integers of one shape in 0..K-1 or, in `labels`, `ignore_index`.
-
-        Anything else is a ValueError that names it.
-        """
+        """Add images' pixels: integers of one shape in 0..K-1 or, in `labels`, `ignore_index`; else a ValueError."""
         for name, values in (("labels", labels), ("predictions", predictions)):
             if values.is_floating_point() or values.is_complex():
                 raise ValueError(f"{name} are {values.dtype}: expected integer classes, such as logits.argmax(1)")

@@ -24,8 +24,7 @@ from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, detect
 from apd.evaluation.inference import predict_labels, resized
 
-LEAST_SCORE = 0.5
-"""Detections below this are not drawn (Detectron2's demo: 0.5); files of results hold all of them."""
+LEAST_SCORE = 0.5  # detections below are not drawn (Detectron2's demo: 0.5); files of results hold all of them
 RESULTS = "detections.json"
 
 
@@ -100,17 +99,12 @@ def drawn(
         canvas_3HW = draw_segmentation_masks(canvas_3HW, torch.from_numpy(mask_HW), alpha=0.45, colors=colour)
     if order:  # the surest on top
         size, own = max(9, round(min(height, width) / 32)), [colours[labels_N[place]] for place in order]
-        canvas_3HW = draw_bounding_boxes(
-            canvas_3HW,
-            found.boxes_N4[order],
-            [f"{spec.class_names[labels_N[place]]} {scores_N[place]:.2f}" for place in order],
-            colors=own,
-            width=max(1, round(min(height, width) / 240)),
-            font=io.BytesIO(ImageFont.load_default(size).font_bytes),  # pillow's own font is in no file
-            font_size=size,
-            label_colors=["black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white" for colour in own],
-            fill_labels=True,
-        )
+        labels = [f"{spec.class_names[labels_N[place]]} {scores_N[place]:.2f}" for place in order]
+        contrast = ["black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white" for colour in own]
+        font = io.BytesIO(ImageFont.load_default(size).font_bytes)  # pillow's own font is in no file
+        style = {"font": font, "font_size": size, "label_colors": contrast, "fill_labels": True}
+        thick = max(1, round(min(height, width) / 240))
+        canvas_3HW = draw_bounding_boxes(canvas_3HW, found.boxes_N4[order], labels, own, width=thick, **style)
     return Image.fromarray(canvas_3HW.permute(1, 2, 0).numpy())
 
 

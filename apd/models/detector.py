@@ -68,8 +68,7 @@ def build_detector(
         backbone: "resnet18", "resnet50", "resnet101", "mobilenet_v3_large" or "mobilenet_v3_small".
         num_classes: classes K of objects; the network has K + 1, the background (label 0) before them.
         masks: Mask R-CNN, or Faster R-CNN.
-        weights: "none", "imagenet" (torchvision's, for the backbone), or "coco" (torchvision's detector, "resnet50"
-            only). Both are downloaded unless in torch's cache.
+        weights: "none", or torchvision's: "imagenet" for the backbone, or "coco" for all ("resnet50" only).
         class_names: for "coco", K names as COCO has them: the rows of these classes are taken.
         min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
             `max_size`. For images of one size give their own two sides.
@@ -93,22 +92,19 @@ def build_detector(
         mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
     )
     anchors = AnchorGenerator(tuple((smallest_anchor * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
-    at_test = max(1, proposals // 2)
+    modes = (("train", proposals), ("test", max(1, proposals // 2)))
+    counts = {f"rpn_{when}_nms_top_n_{mode}": number for when in ("pre", "post") for mode, number in modes}
     detector = (MaskRCNN if masks else FasterRCNN)(
         _pyramid(backbone, width, pre_trained=weights != "none"),
         min_size=min_size,
         max_size=max_size,
         rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=proposals,
-        rpn_post_nms_top_n_train=proposals,
-        rpn_pre_nms_top_n_test=at_test,
-        rpn_post_nms_top_n_test=at_test,
         box_roi_pool=pooling(7),
         box_head=TwoMLPHead(width * 7**2, box_width),
         box_predictor=FastRCNNPredictor(box_width, num_classes + 1),
         box_batch_size_per_image=rois,
         box_detections_per_img=detections,
-        **(mask_parts if masks else {}),
+        **(counts | (mask_parts if masks else {})),
     )
     if weights == "coco":
         for module in detector.modules():  # no file of weights has it

@@ -165,12 +165,7 @@ def training_step(
 
 
 def pad_maps(maps: list[Tensor], image_sizes: list[tuple[int, int]], padded_size: tuple[int, int]) -> Tensor:
-    """Label maps (H, W) resized by the nearest rule to where the images are in a padded batch, :data:`NO_BOX` around.
-
-    >>> pad_maps([torch.tensor([[0, 1, 2, 3]])], [(1, 2)], (2, 3))
-    tensor([[[ 0,  2, -1],
-             [-1, -1, -1]]])
-    """
+    """Label maps (H, W) resized by the nearest rule to where images are in a padded batch, :data:`NO_BOX` around."""
     padded_BHW = maps[0].new_full((len(maps), *padded_size), NO_BOX)
     for own_HW, map_HW, size in zip(padded_BHW, maps, image_sizes, strict=True):
         (height, width), (rows, columns) = map_HW.shape, (torch.arange(side, device=map_HW.device) for side in size)

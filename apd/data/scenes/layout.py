@@ -80,12 +80,8 @@ class Dice:
 
 def draw_layout(dice: Dice) -> Layout:
     """Draw one street. The stream is read in a fixed order; changing that order changes every scene."""
-    road = Road(
-        half_width=dice.uniform(2.9, 4.3),
-        pavement=dice.uniform(2.3, 3.8),
-        dash=dice.choose((0.0, 5.0, 7.0, 9.0)),
-        crossing=dice.uniform(7.0, 16.0) if dice.chance(0.35) else 0.0,
-    )
+    half_width, pavement, dash = dice.uniform(2.9, 4.3), dice.uniform(2.3, 3.8), dice.choose((0.0, 5.0, 7.0, 9.0))
+    road = Road(half_width, pavement, dash, crossing=dice.uniform(7.0, 16.0) if dice.chance(0.35) else 0.0)
     camera = Camera(
         x=dice.uniform(-0.5, 0.5) * road.half_width,
         height=dice.uniform(1.7, 2.8),
@@ -105,9 +101,8 @@ def draw_layout(dice: Dice) -> Layout:
 
 
 def _cloud(dice: Dice) -> Cloud:
-    lumps = tuple(
-        (dice.uniform(-1.0, 1.0), dice.uniform(-0.25, 0.1), dice.uniform(0.35, 0.8)) for _ in range(dice.integer(3, 5))
-    )
+    ranges = (-1.0, 1.0), (-0.25, 0.1), (0.35, 0.8)
+    lumps = tuple(tuple(dice.uniform(*limits) for limits in ranges) for _ in range(dice.integer(3, 5)))
     return Cloud(dice.uniform(0.0, 1.0), dice.uniform(0.1, 0.75), dice.uniform(0.05, 0.11), lumps)
 
 
@@ -176,10 +171,8 @@ def _objects(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]
         if dice.chance(0.45):
             start, panel = entry + dice.uniform(-2.0, 6.0), dice.uniform(2.4, 3.2)
             tint, height = dice.tint(0.08, 0.05), dice.uniform(0.9, 1.2)
-            objects += [
-                Railing(side * (edge + 0.2), start + panel * number, panel, height, tint)
-                for number in range(dice.integer(2, 5))
-            ]
+            x, panels = side * (edge + 0.2), range(dice.integer(2, 5))
+            objects += [Railing(x, start + panel * number, panel, height, tint) for number in panels]
         for _ in range(dice.integer(1, 4)):
             x = side * dice.uniform(edge + 0.4, edge + road.pavement - 0.3)
             objects.append(_pedestrian(dice, x, entry + 0.3 + 13.0 * dice.uniform(0.0, 1.0) ** 2))
@@ -224,10 +217,8 @@ def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[
 
 def _tree(dice: Dice, x: float, z: float) -> Tree:
     height = dice.uniform(3.8, 6.8)
-    lumps = tuple(
-        (dice.uniform(-0.75, 0.75), dice.uniform(-0.55, 0.6), dice.uniform(0.45, 0.65))
-        for _ in range(dice.integer(6, 8))
-    )
+    ranges = (-0.75, 0.75), (-0.55, 0.6), (0.45, 0.65)
+    lumps = tuple(tuple(dice.uniform(*limits) for limits in ranges) for _ in range(dice.integer(6, 8)))
     return Tree(x, z, height, height * dice.uniform(0.24, 0.32), dice.chance(0.2), lumps, dice.tint(0.065, 0.04))
 
 

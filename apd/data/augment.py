@@ -1,7 +1,6 @@
 """Augmentation of an image and its labels together: random scale, rotation, blur, crop, flip and colour jitter.
 
-Ten numbers decide both, so the same numbers always give the same pair. Images stay uint8 and are resized bilinearly
-with antialiasing; labels are only ever copied from the nearest pixel. Everything runs on the device of the sample.
+Images stay uint8; labels are only ever copied from the nearest pixel. Everything runs on the device of the sample.
 """
 
 import math
@@ -64,13 +63,6 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
     The generator advances by ten numbers, whatever the settings: switching one kind of augmentation on or off leaves
     the others as they were. Corners that a rotation leaves empty have ImageNet's mean colour (before blur and jitter)
     and the label 255; where the scaled image is smaller than the crop it lies at a random place on these.
-
-    Example:
-        >>> from apd.data.specs import Sample
-        >>> grey = Sample(torch.full((3, 40, 60), 128).byte(), torch.zeros(40, 60).byte(), "grey")
-        >>> image_3hw, labels_hw = augment(grey, Augmentation(crop=(32, 32)), np.random.default_rng(0))
-        >>> image_3hw.shape, labels_hw.shape
-        (torch.Size([3, 32, 32]), torch.Size([32, 32]))
     """
     _check(sample)
     # the first seven numbers are what they were before there was rotation or blur

@@ -1,7 +1,6 @@
 """Augmentation of an image and its objects together, and batches of them: flip, scale jitter and colour jitter.
 
-One generator drives all of it, so the same numbers always give the same sample. The size of the image stays: scaled up
-it is cropped, scaled down it is padded, since a detector resizes what it is given and would undo any other jitter.
+The size of the image stays, by cropping or padding: a detector resizes what it is given and would undo other jitter.
 """
 
 from collections.abc import Callable, Iterator
@@ -113,10 +112,7 @@ class InstanceStream(BatchStream):
 
 
 def training_instance_batches(dataset: InstanceDataset, **settings: Any) -> Iterator[InstanceBatch]:
-    """What :func:`apd.data.batches.training_batches` gives for the same settings, of images with objects.
-
-    `augmentation` is an :class:`InstanceAugmentation`; the samples may have any size and no object.
-    """
+    """As :func:`apd.data.batches.training_batches`, of images with objects, by an :class:`InstanceAugmentation`."""
     return training_batches(dataset, **settings, stream=InstanceStream)
 
 

@@ -107,10 +107,7 @@ def training_batches(
     part: tuple[int, int] = (0, 1),
     stream: Callable[..., BatchStream] = BatchStream,
 ) -> Iterator[Any]:
-    """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream.
-
-    Batch t is the same whatever the start, the number of workers and the global random state, so a run that resumes
-    sees what the uninterrupted one would have seen.
+    """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream, however they are started or made.
 
     `workers` processes prepare batches ahead (default: this one, when asked for). `part` (r, n) is part r of n of every
     batch, its slots in order, for n processes that share it; `stream` makes a batch of its samples (default: `Batch` on

@@ -35,8 +35,7 @@ class Census(NamedTuple):
     def warnings(self, where: str) -> list[str]:
         """Sentences on what is probably a mistake; `where` names the data set, such as its folder.
 
-        Raises:
-            DataError: nothing can be learned, or scored: a split without any label, or pixels of one class in train.
+        A split without any label, or pixels of one class in train, is a DataError: nothing can be learned, or scored.
         """
         objects = isinstance(self.spec, InstanceSpec)
         (trained, in_train), *others = ((split, counts[:-1] > 0) for split, counts in self.counts.items())

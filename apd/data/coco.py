@@ -1,7 +1,4 @@
-"""Reader for images whose objects are listed in a COCO instances file (COCO, LVIS, Objects365 and the like).
-
-What is wrong with the file is reported at construction, with the entry's number, before any training.
-"""
+"""Reader for images whose objects are listed in a COCO instances file (COCO, LVIS, Objects365 and the like)."""
 
 import hashlib
 import json
@@ -31,7 +28,7 @@ class CocoInstances:
 
     Images without an object stay. All categories get the labels 0..K-1 in the order of their ids. Objects whose box has
     no width or height, or lies outside the image, are left out and counted in `dropped`; those whose mask has no pixel
-    become crowd.
+    become crowd. What is wrong is a DataError at construction; polygons want faster-coco-eval (DetectionExtraMissing).
 
     Args:
         annotations: the JSON file, with `images`, `annotations` and `categories`.
@@ -39,10 +36,6 @@ class CocoInstances:
         name: short name for records and messages (default: the file's stem).
         masks: read segmentations (default); False where a file has boxes only, or for Faster R-CNN.
         cache: read everything at construction, so that every fault shows before any training; False reads at access.
-
-    Raises:
-        DataError: a damaged file or entry, or an image that is missing or of another size than stated.
-        DetectionExtraMissing: polygons without faster-coco-eval.
     """
 
     def __init__(
@@ -214,12 +207,8 @@ def _objects(
         area = entry.get("area", (x1 - x0) * (y1 - y0))
         if not isinstance(area, int | float) or not np.isfinite(area):
             raise DataError(f"{where} has area = {area!r:.60}: expected a finite number")
-        found = {
-            "id": entry["id"],
-            "label": label_of[entry["category_id"]],
-            "box": (x0, y0, x1, y1),
-            "area": float(area),
-        }
-        found |= {"crowd": bool(entry.get("iscrowd", 0)), "segmentation": entry.get("segmentation") if masks else None}
+        crowd, label = bool(entry.get("iscrowd", 0)), label_of[entry["category_id"]]
+        found = {"id": entry["id"], "label": label, "box": (x0, y0, x1, y1), "crowd": crowd, "area": float(area)}
+        found |= {"segmentation": entry.get("segmentation") if masks else None}
         objects[place_of[entry["image_id"]]].append(found)
     return objects, len(content["annotations"]) - sum(map(len, objects))

@@ -1,7 +1,4 @@
-"""A folder of images and masks of one's own as a data set: a small file ``dataset.yaml`` in it describes it.
-
-All it must name is the classes, as in ``classes: [soil, crop]``; everything else has a default, see `open_folder`.
-"""
+"""A folder of images and masks of one's own as a data set, described by a file ``dataset.yaml`` in it."""
 
 import difflib
 import os

@@ -1,7 +1,4 @@
-"""Images and masks below folders: found, named, paired by name, and read with checks.
-
-A data set is found below the folder that the environment variable ``APD_DATA`` names.
-"""
+"""Images and masks below folders: found, named, paired by name, and read with checks."""
 
 import hashlib
 import os
@@ -26,8 +23,7 @@ CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and
 def find_data(name: str, *, script: str | None = None) -> Path:
     """Folder of the data set `name`, such as ``"CamVid"``, below the folder that ``APD_DATA`` names.
 
-    Where it is not there, MissingData names the `script` of `data_scripts/` that fetches it (default: the name in lower
-    case + ``.py``).
+    Where it is not there, MissingData names the `script` of `data_scripts/` that fetches it (default: NAME.py).
     """
     fetch = f"python data_scripts/{script or name.lower() + '.py'} fetch DEST"
     advice = f"Set APD_DATA to the folder that contains {name}/, or run `{fetch}` and set APD_DATA to DEST."
@@ -108,10 +104,7 @@ def images_below(
 
 
 class PairedFolders:
-    """Images and masks below two folders whose names fit patterns, by their common stems; what is a mask is no image.
-
-    The folders may be one, or one in the other.
-    """
+    """Images and masks below two folders, or one, that fit patterns, by common stems; what is a mask is no image."""
 
     def __init__(self, image_dir: Path, mask_dir: Path, image_name: str = STEM, mask_name: str = STEM) -> None:
         if image_dir == mask_dir and image_name == mask_name:
@@ -162,9 +155,6 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     """A name for each image, different from all others on any file system: stems or, where two are alike, paths.
 
     These start at the folder that holds all. A name never leads out of a folder that it is joined to.
-
-    >>> names_of([Path("x/a/1.jpg"), Path("x/b/2.jpg")]), names_of([Path("x/a/1.jpg"), Path("x/b/1.jpg")])
-    (['1', '2'], ['a/1', 'b/1'])
     """
     whole = [Path(*Path(os.path.abspath(path)).parts[1:]) for path in paths]
     common = len(Path(os.path.commonpath([path.parent for path in whole])).parts) if whole else 0
@@ -185,9 +175,7 @@ class FolderDataset:
         cache: read everything at construction, so that every fault shows before any training, and keep it as uint8,
             4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice).
 
-    Raises:
-        DataError: no pairs; what `read_image` or `read_mask` refuses; image and mask of different size.
-        ValueError: height without width, or a size below 1.
+    No pairs, pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
     """
 
     def __init__(

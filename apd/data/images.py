@@ -1,7 +1,4 @@
-"""Image files, masks and texts read by one rule, in training, evaluation and prediction alike; and the longest side.
-
-What cannot be read is a `DataError` that names the file.
-"""
+"""Image files, masks and texts read by one rule everywhere, else a `DataError` names the file; and the longest side."""
 
 import codecs
 import hashlib

@@ -1,7 +1,6 @@
 """Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both.
 
-Classes are numbered 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. Shape letters:
-N objects of one image, H W its size.
+Classes are 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. N objects of an image.
 """
 
 from dataclasses import dataclass
@@ -105,11 +104,7 @@ def as_target(sample: InstanceSample) -> dict[str, Tensor]:
 
 
 class Noise:
-    """One image of noise in the place of missing data: what a step costs does not depend on it. `size` is (H, W).
-
-    With a `DatasetSpec` its labels are an 8×8 grid; with an `InstanceSpec` it has eight objects, whose boxes are spread
-    evenly, and unless `masks` is False their masks, which fill the boxes.
-    """
+    """One image of noise, of `size` (H, W), for measuring: labels in an 8×8 grid or, by its spec, eight objects."""
 
     def __init__(self, spec: DatasetSpec | InstanceSpec, size: tuple[int, int], *, masks: bool = True) -> None:
         self.spec, self._size, self._masks = spec, size, masks

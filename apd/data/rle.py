@@ -1,7 +1,7 @@
 """Masks as COCO writes them: polygons and run lengths to pixels, and pixels to run lengths.
 
-Run lengths are read here, checked, since the libraries write past the end of a mask whose runs are too long. Polygons
-are drawn, and masks packed, by faster-coco-eval (extra `detection`), which gives the very pixels of COCO's own code.
+Run lengths are read here, since the libraries write past the end of a mask whose runs are too long; polygons and
+packing are faster-coco-eval's (extra `detection`), which gives the very pixels of COCO's own code.
 """
 
 from types import ModuleType
@@ -26,12 +26,10 @@ def coco_library(wanted_for: str) -> ModuleType:
 
 
 def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels (height, width) of one annotation's `segmentation`.
+    """The pixels (height, width) of one annotation's `segmentation`; a ValueError says what is wrong with it.
 
-    That is a list of polygons [x, y, x, y, ...]; or a mapping with `size` [rows, columns] and `counts`, the lengths of
-    the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
-
-    A ValueError says what is wrong with it; polygons want faster-coco-eval, else DetectionExtraMissing.
+    That is a list of polygons [x, y, x, y, ...] (for which faster-coco-eval is needed), or a mapping with `size` [rows,
+    columns] and `counts`, the lengths of the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
     """
     if isinstance(segmentation, dict):
         return _from_runs(segmentation, height, width)

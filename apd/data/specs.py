@@ -37,12 +37,7 @@ CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Names, colours and label conventions of one data set; ValueError where fields contradict each other.
-
-    Example:
-        >>> SCENES.num_classes, SCENES.index("car")
-        (10, 8)
-    """
+    """Names, colours and label conventions of one data set; ValueError where fields contradict each other."""
 
     name: str  #: short name, used in records and messages
     class_names: tuple[str, ...]  #: label `k` is `class_names[k]`
@@ -95,10 +90,9 @@ class DatasetSpec:
 
     def index(self, class_name: str) -> int:
         """Label of a class; ValueError with the known names when there is no such class."""
-        try:
-            return self.class_names.index(class_name)
-        except ValueError:
-            raise ValueError(f"{self.name} has no class {class_name!r}; it has {', '.join(self.class_names)}") from None
+        if class_name not in self.class_names:
+            raise ValueError(f"{self.name} has no class {class_name!r}; it has {', '.join(self.class_names)}")
+        return self.class_names.index(class_name)
 
     def colourise(self, labels_HW: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Labels (H, W) of integers -> colours (H, W, 3) uint8, white where ignored; ValueError at an unknown label."""

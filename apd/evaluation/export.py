@@ -21,8 +21,8 @@ from apd.config.inference import SMALLEST_SIDE
 SUFFIXES = (".onnx", ".pt2")
 # by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1
 _LEAST = {1: SMALLEST_SIDE, SMALLEST_SIDE: 2 * SMALLEST_SIDE}
-# largest difference that is kept, as a part of the largest logit (own choice: wrong paddings differed by > 0.1, rounding
-# by < 1e-5)
+# largest difference that is kept, as a part of the largest logit (own choice: wrong paddings differ by > 0.1,
+# rounding by < 1e-5)
 TOLERANCE = 1e-3
 
 

@@ -1,7 +1,4 @@
-"""The confusion matrix of a data set and its scores.
-
-Intersections and unions are summed over the whole set before the division, as in the papers' mIoU.
-"""
+"""The confusion matrix of a data set and its scores: counts are summed over the whole set before any division."""
 
 import csv
 import io
@@ -29,10 +26,7 @@ class Scores(NamedTuple):
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class), summed over images.
-
-    `matrix_KK[t, p]` (int64, where the labels live) is the number of valid pixels of class t that were called p.
-    """
+    """`matrix_KK[t, p]` (int64, where the labels live): pixels of class t that were called p, summed over images."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if num_classes < 2:

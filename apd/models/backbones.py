@@ -48,18 +48,14 @@ def create_backbone(
     `efficientnet_b0` gives 320 channels to the head and 112 to the auxiliary head (there: 1280 and 192).
 
     Args:
-        name: a deep-stem ResNet, or any timm name, with or without tag, that offers `features_only` and
-            `output_stride`.
+        name: a deep-stem ResNet, or any timm name that offers `features_only` and `output_stride`.
         output_stride: 8 (as published), 16, or 4 (for small images; not every network can).
-        weights: "none" (random), "imagenet" (an offline package's where there is one, else timm's), or "torchvision"
-            (torchvision's file, for the networks in `apd.models.pretrained`).
+        weights: "none" (random), "imagenet" (an offline package's where there is one, else timm's), or "torchvision".
         dilation: rule of the deep-stem ResNets, see :func:`~apd.models.resnet.dilate`. timm has one of its own.
         weights_file: ImageNet weights for a deep-stem ResNet, see :func:`~apd.models.resnet.create_deep_resnet`.
 
-    Raises:
-        ValueError: unknown name (the nearest ones are given), an option that this backbone does not take, or a network
-            that cannot be dilated to that stride.
-        RuntimeError: ImageNet weights that cannot be obtained or do not fit.
+    Unknown names, options that a backbone does not take and strides that it cannot have are a ValueError; ImageNet
+    weights that cannot be obtained or do not fit a RuntimeError.
     """
     choices = (("weights", weights, get_args(Weights)), ("dilation", dilation, get_args(Dilation)))
     for option, value, allowed in (("output_stride", output_stride, (4, 8, 16)), *choices):

@@ -12,9 +12,7 @@ from apd.models.pretrained import match_tensors, read_tensors
 from apd.models.resnet import Dilation, dilate
 from apd.models.segmenter import Segmenter
 
-# The released code hands its networks (255 x - 255 mean) / (255 std) with ImageNet's values, which is what these
-# buffers make of x in [0, 1]. They are no part of its files.
-_OWN = ("image_mean", "image_std")
+_OWN = ("image_mean", "image_std")  # no part of the released files; with ImageNet's values the images are theirs
 _EVERYWHERE = {
     r"backbone\.conv1\.": "layer0.",  # the stem's first two convolutions with their norms, and the third convolution
     r"backbone\.bn1\.": "layer0.7.",
@@ -38,12 +36,10 @@ _DEEPLABV3_OF_APD = _EVERYWHERE | {
 def load_weights(model: Segmenter, path: str | Path) -> None:
     """Fill a network from a file, strictly: one that this project wrote, or a released checkpoint.
 
-    Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of the semseg code line
-    (PSPNet), recognised by the names in the file. The network is built as theirs was: the defaults of
-    :func:`~apd.models.build_segmenter`, but `dilation="all_convs"` for APD's networks of 60 classes.
-
-    Nothing in the file is executed. A RuntimeError says why it cannot be read or which tensors, strides or dilations
-    differ.
+    Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of semseg's code line (PSPNet),
+    recognised by the names in the file. The network is built as theirs was: the defaults of
+    :func:`~apd.models.build_segmenter`, but `dilation="all_convs"` for APD's networks of 60 classes. Nothing in the
+    file is executed. A RuntimeError says why it cannot be read or which tensors, strides or dilations differ.
     """
     try:
         tensors = read_tensors(path)

@@ -150,11 +150,7 @@ def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:
 
 
 def fill_from_coco(detector: FasterRCNN, backbone: str, class_names: Sequence[str]) -> None:
-    """Fill a ResNet-50 detector of torchvision's sizes with torchvision's COCO weights, strictly.
-
-    Their class layers have 91 rows, one for each number that COCO's annotations use; the rows of `class_names` are
-    taken, and the background's.
-    """
+    """Fill a ResNet-50 detector of torchvision's sizes with its COCO weights, of `class_names` and the background."""
     if backbone != COCO_BACKBONE:
         fix = "use weights='imagenet' (--network.weights imagenet), or give a detector of torchvision's own"
         raise ValueError(f"weights='coco' for backbone {backbone!r}: torchvision has them for {COCO_BACKBONE!r}; {fix}")

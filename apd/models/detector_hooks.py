@@ -3,6 +3,7 @@
 Shape letters: B images, N boxes of an image, C channels, K classes with the background before them.
 """
 
+from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
@@ -17,9 +18,8 @@ from apd.distillers.base import NO_BOX, DetectorPair, DetectorView
 class DetectorTap:
     """Context manager that remembers what a torchvision detector does in its training steps, and changes nothing.
 
-    Open it around a loop, or around one step; what it attached is gone when the block is left. It wants the detector
-    itself, which may be wrapped (as in ``DistributedDataParallel``) when it is called. Its properties raise a
-    RuntimeError before the first training step.
+    Open it around a loop, or around one step, for the detector itself, which may be wrapped when it is called. Its
+    properties raise a RuntimeError before the first training step.
 
     Example:
         >>> from apd.models.detector import build_detector
@@ -36,20 +36,26 @@ class DetectorTap:
         if not isinstance(detector, GeneralizedRCNN):
             expected = "a Faster or Mask R-CNN of torchvision; for a wrapped one give what is inside (ddp.module)"
             raise TypeError(f"detector is a {type(detector).__name__}: expected {expected}")
-        self._detector, self._hooks = detector, []
+        self._detector, self._undo = detector, ExitStack()
         self._seen: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         detector, heads = self._detector, self._detector.roi_heads
-        self._hooks = [
+        hooks = [
             detector.register_forward_pre_hook(lambda *_: self._seen.clear()),
             detector.transform.register_forward_hook(lambda _m, _i, output: self._seen.update(images=output[0])),
             detector.backbone.register_forward_hook(lambda _m, _i, output: self._seen.update(pyramid=output)),
             heads.box_head.register_forward_hook(lambda _m, _i, output: self._seen.update(vectors=output)),
             heads.box_predictor.register_forward_hook(lambda _m, _i, output: self._seen.update(logits=output[0])),
         ]
+        for hook in hooks:
+            self._undo.enter_context(hook)
         sample, select = detector.rpn.fg_bg_sampler, heads.select_training_samples
-        self._before = sample, heads.__dict__.get("select_training_samples")  # an outer tap's, or None
+        self._undo.callback(setattr, detector.rpn, "fg_bg_sampler", sample)
+        if "select_training_samples" in heads.__dict__:  # an outer tap's
+            self._undo.callback(setattr, heads, "select_training_samples", select)
+        else:
+            self._undo.callback(delattr, heads, "select_training_samples")
 
         def sample_and_keep(labels: list[Tensor]) -> tuple:
             sampled = sample(labels)
@@ -66,12 +72,7 @@ class DetectorTap:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._detector.rpn.fg_bg_sampler, select = self._before
-        del self._detector.roi_heads.select_training_samples
-        if select is not None:
-            self._detector.roi_heads.select_training_samples = select
+        self._undo.close()
 
     def _get(self, name: str) -> Any:
         if name not in self._seen:

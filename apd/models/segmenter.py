@@ -18,8 +18,7 @@ SMALLEST_SIDE = 32
 class SegOutput(NamedTuple):
     """Logits `B K h w`, at the output stride, features `B C h w`, and the auxiliary head's logits in training mode.
 
-    The features are the head's map *before* dropout and classifier (own choice: the released code distils the map after
-    dropout, which drops channels of the student's but not of the teacher's).
+    The features are the head's map *before* dropout and classifier (own choice; in the released code after dropout).
     """
 
     logits: Tensor
@@ -31,10 +30,9 @@ class Segmenter(nn.Module):
     """Images in [0, 1] → class logits and the features that they come from; see :func:`~apd.models.build_segmenter`.
 
     The images' normalisation lies in buffers and so in the state dict: a checkpoint is complete. `head` makes `width`
-    features of the backbone's last map; an auxiliary head makes logits of the one before.
-
-    Images that are no floating-point `B 3 H W` of sides from 32 on are a TypeError or ValueError, as are, on the CPU (a
-    GPU's queue would stall), values outside [0, 1].
+    features of the backbone's last map; an auxiliary head makes logits of the one before. Images that are no
+    floating-point `B 3 H W` of sides from 32 on are a TypeError or ValueError, as are, on the CPU (a GPU's queue would
+    stall), values outside [0, 1].
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float) -> None:

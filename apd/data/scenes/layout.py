@@ -1,7 +1,6 @@
 """What stands where in a street scene, as plain numbers in metres, drawn from one stream of random numbers.
 
-World: X to the right of the middle of the road, Y up from the ground, Z forward from the camera. Nothing here knows
-about pixels or colours, so one (seed, split, index) is one street at every image size and every `context_shift`.
+X to the right of the middle of the road, Y up from the ground, Z forward from the camera; no pixels, no colours.
 """
 
 from collections import namedtuple

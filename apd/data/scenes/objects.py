@@ -1,7 +1,6 @@
-"""Paints what stands and moves on the street: trees, lamps, signs, railings, cars and pedestrians.
+"""Paints what stands and moves on the street, in metres: trees, lamps, signs, railings, cars and pedestrians.
 
-All sizes are metres. A sign's plate, a car and a pedestrian are counted: each gets a region of its own, which becomes
-an instance. A sign's post belongs to the poles.
+A sign's plate, a car and a pedestrian are counted: each gets a region, and so an instance, of its own.
 """
 
 from collections.abc import Sequence

@@ -11,8 +11,8 @@ from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.coco import coco_library, encode
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec
-from apd.data.rle import coco_library, encode
 from apd.evaluation.inference import evaluating
 
 Kind = Literal["boxes", "masks"]
@@ -27,7 +27,7 @@ _PURPOSE = "counting average precision"
 class Detections(NamedTuple):
     """What a detector finds in one image, on the CPU, in the image's own pixels; labels are classes 0..K-1.
 
-    `boxes_N4` are x0, y0, x1, y1; `masks` are COCO's packed run lengths, of :func:`apd.data.rle.encode`, or None.
+    `boxes_N4` are x0, y0, x1, y1; `masks` are COCO's packed run lengths, of :func:`apd.data.coco.encode`, or None.
     """
 
     boxes_N4: Tensor

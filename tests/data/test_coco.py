@@ -15,10 +15,9 @@ from miniatures import COCO_CONTENT as CONTENT
 from miniatures import write_shapes
 from PIL import Image
 
-from apd.data.coco import CocoInstances, coco_split
+from apd.data.coco import CocoInstances, coco_split, decode, unpack
 from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceDataset
-from apd.data.rle import decode, unpack
 
 
 @pytest.fixture

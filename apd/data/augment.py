@@ -24,8 +24,8 @@ Region = tuple[slice, slice]  # rows and columns
 class Augmentation:
     """How training images are augmented; ValueError where a field is out of its range.
 
-    Scale, flip and crop are the released code's (and its base, semseg's), as are ``rotation=10`` and ``blur=0.5``,
-    which are off by default. Colour jitter, off by default too, is this study's own choice.
+    Scale, flip and crop are the released code's (and its base, semseg's), as are ``rotation=10`` and ``blur=0.5``; both
+    are off by default, as is colour jitter, this study's own choice.
     """
 
     crop: tuple[int, int]  #: (height, width) in pixels of every augmented sample; smaller images are padded
@@ -126,7 +126,6 @@ def torchvision_functions() -> ModuleType:
 def _taken_from(
     image_3HW: Tensor, labels_HW: Tensor, taken: Region, angle: float, blurred: bool
 ) -> tuple[Tensor, Tensor]:
-    """The rows and columns `taken` of the image after it was rotated and blurred."""
     wider = _grown(taken, BLUR_SIZE // 2 if blurred else 0, labels_HW.shape)
     if angle:
         image, labels = _rotated(image_3HW, wider, angle), _rotated(labels_HW, wider, angle)
@@ -142,13 +141,11 @@ def _taken_from(
 
 
 def _grown(region: Region, margin: int, size: tuple[int, ...]) -> Region:
-    """The region with a margin around it, as far as the image reaches."""
     sides = zip(region, size, strict=True)
     return tuple(slice(max(side.start - margin, 0), min(side.stop + margin, length)) for side, length in sides)
 
 
 def _within(region: Region, wider: Region) -> Region:
-    """Where the region lies in a wider one."""
     return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, wider, strict=True))
 
 

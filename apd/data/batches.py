@@ -112,14 +112,6 @@ def training_batches(
     `workers` processes prepare batches ahead (default: this one, when asked for). `part` (r, n) is part r of n of every
     batch, its slots in order, for n processes that share it; `stream` makes a batch of its samples (default: `Batch` on
     the CPU). An empty data set, or a number out of its range, is a ValueError.
-
-    Example:
-        >>> from apd.data.scenes import Scenes
-        >>> scenes = Scenes(8, height=48, width=64, context_shift=0.5, seed=0, split="train")
-        >>> crops = Augmentation(crop=(32, 48))
-        >>> batch = next(training_batches(scenes, batch_size=4, augmentation=crops, seed=1, iterations=10))
-        >>> batch.images_B3HW.shape, batch.labels_BHW.shape
-        (torch.Size([4, 3, 32, 48]), torch.Size([4, 32, 48]))
     """
     made = stream(dataset, batch_size, augmentation, seed, part)
     for field, value in (("iterations", iterations), ("workers", workers)):
@@ -142,10 +134,7 @@ def _leave_stopping_to_the_trainer(_worker: int) -> None:
 
 
 def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:
-    """The whole data set once, in order, not augmented, in batches of at most `batch_size`.
-
-    A batch ends early where the next image or its labels have another size, so images of many sizes come one by one.
-    """
+    """The whole data set once, in order, not augmented, in batches of one size and of at most `batch_size` images."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
     together: list[Sample] = []

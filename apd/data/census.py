@@ -33,10 +33,7 @@ class Census(NamedTuple):
         return [f"{lines[0]}   (share of {unit})", *lines[1:]]
 
     def warnings(self, where: str) -> list[str]:
-        """Sentences on what is probably a mistake; `where` names the data set, such as its folder.
-
-        A split without any label, or pixels of one class in train, is a DataError: nothing can be learned, or scored.
-        """
+        """Sentences on probable mistakes of the data set `where`; DataError where nothing can be learned or scored."""
         objects = isinstance(self.spec, InstanceSpec)
         (trained, in_train), *others = ((split, counts[:-1] > 0) for split, counts in self.counts.items())
         for split, has in ((trained, in_train), *others):
@@ -60,7 +57,7 @@ class Census(NamedTuple):
 
     def _ignored(self) -> str:
         values = sorted({*self.spec.void_values, self.spec.ignore_index})
-        return f"value {' or '.join(map(str, values))}" if not self.spec.file_colours else "colours of `ignore`"
+        return "colours of `ignore`" if self.spec.file_colours else f"value {' or '.join(map(str, values))}"
 
     def _fix(self, nowhere: np.ndarray) -> str:
         """What helps where 255 was meant to be the class that is missing, as paint programs write two-class masks."""

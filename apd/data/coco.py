@@ -141,7 +141,6 @@ def coco_spec(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> Inst
 
 
 def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
-    """Where a split's file, and the folder of its images, are below APD_DATA."""
     root = find_data(name, script="coco.py")
     # replaced, not formatted: a stray brace in a folder's name is no error
     within = [text.replace("{split}", split) for text in wanted]

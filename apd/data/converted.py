@@ -95,10 +95,7 @@ class LabelMeFacade(FolderDataset):
 
 
 class ConvertedDataset(FolderDataset):
-    """One split of a published data set, from the ``apd_labels/`` that its script has written.
-
-    Its classes and files are checked at construction; `options` are those of `FolderDataset` (default cache: None).
-    """
+    """One split of a published data set, from its script's ``apd_labels/``; `options` are those of `FolderDataset`."""
 
     def __init__(
         self, spec: DatasetSpec, split: str, *, root: Path | str | None = None, **options: int | bool | None
@@ -113,7 +110,6 @@ class ConvertedDataset(FolderDataset):
 
 
 def _demand_classes(file: Path, spec: DatasetSpec, advice: str) -> None:
-    """The names that a conversion gives its labels must be those of the spec."""
     if not file.is_file():
         raise MissingData(f"{file} is missing: {spec.name} has not been converted; {advice}")
     try:

@@ -47,14 +47,10 @@ def stem_of(path: Path) -> str:
     return _nfc(path.with_suffix("").as_posix())
 
 
-def _demand_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise MissingData(f"data folder {folder} is missing; expected a folder with images")
-
-
 def _files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted, but hidden ones and what operating systems leave there."""
-    _demand_folder(folder)
+    if not folder.is_dir():
+        raise MissingData(f"data folder {folder} is missing; expected a folder with images")
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error
@@ -76,10 +72,7 @@ def _files_below(folder: Path) -> list[Path]:
 def images_below(
     folder: Path, *, name: str = STEM, leave: Callable[[Path], bool] = lambda _path: False
 ) -> dict[str, Path]:
-    """The images below a folder whose names fit a pattern, sorted by path, by path in it with the stem as the name.
-
-    A pattern without suffix fits any of `IMAGE_SUFFIXES`; where `leave` says so a path is passed over.
-    """
+    """The images below a folder that fit a pattern, sorted, by path in it with the stem as name; `leave` skips some."""
     before, after = _nfc(name).split(STEM)
     if with_suffix := after.lower().endswith(IMAGE_SUFFIXES):
         after = after[: after.rindex(".")] + after[after.rindex(".") :].lower()
@@ -114,7 +107,6 @@ class PairedFolders:
         def inside(inner: Path, outer: Path) -> Callable[[Path], bool]:
             return lambda path: outer in inner.parents and inner in path.parents
 
-        _demand_folder(image_dir)
         self.image_dir, self.mask_dir = image_dir, mask_dir
         self.masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
         taken, in_masks = set(self.masks.values()), inside(mask_dir, image_dir)
@@ -170,8 +162,7 @@ class FolderDataset:
     """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory.
 
     Args:
-        height, width: size in pixels of every pair, both or neither (default: as on disk). Images are resized
-            bilinearly with antialiasing, masks by the nearest pixel.
+        height, width: of every pair in pixels, both or neither (default: as on disk); bilinear, of masks the nearest.
         cache: read everything at construction, so that every fault shows before any training, and keep it as uint8,
             4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice).
 
@@ -236,7 +227,6 @@ class FolderDataset:
         return np.asarray(image), labels_HW
 
     def _fits_into(self, limit: int) -> bool:
-        """Whether all pairs take at most `limit` bytes in memory; sizes on disk are read until they do not."""
         for image, _ in self.pairs:
             width, height = self._size_wh or image_size(image)
             limit -= 4 * height * width

@@ -126,7 +126,6 @@ def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
 
 
 def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec) -> NDArray[np.uint8]:
-    """Labels by exact colour; linear in pixels."""
     if stored.deep or image.mode in ("I", "F", "LAB", "HSV"):
         raise DataError(f"{path}: has 16 bits a channel or more; expected the colours of a mask with 8")
     labels = dict.fromkeys(spec.void_colours, spec.ignore_index)
@@ -149,7 +148,6 @@ def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec
 
 
 def _packed(colours_X3: NDArray) -> NDArray[np.uint32]:
-    """One number for each colour."""
     red, green, blue = np.moveaxis(colours_X3.astype(np.uint32), -1, 0)
     return red << 16 | green << 8 | blue
 
@@ -181,7 +179,6 @@ def _label_table(spec: DatasetSpec) -> NDArray[np.int16]:
 
 
 def _opened(path: Path) -> tuple[Image.Image, Stored]:
-    """An image in the mode of its file, decoded and turned."""
     with _errors_naming(path):
         content = io.BytesIO(path.read_bytes())
         with Image.open(content) as image:
@@ -239,10 +236,7 @@ def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 
 class LongSide:
-    """A data set whose images have one longest side, in pixels, for evaluation; labels, and so scores, keep their size.
-
-    The released code tests so, with 512 pixels on ADE20K and PASCAL-Context and 2048 on Cityscapes.
-    """
+    """A data set whose images have one longest side, in pixels, for evaluation, as published; labels keep theirs."""
 
     def __init__(self, dataset: SegmentationDataset, long_side: int) -> None:
         if long_side < 1:

@@ -42,8 +42,7 @@ class InstanceSpec:
 class InstanceSample(NamedTuple):
     """One image and its objects, as stored: no scaling, cropping or normalisation yet.
 
-    Crowd are objects that need not be found and are no mistake either (COCO's crowd regions, and what is too small to
-    be seen); they are no training targets.
+    Crowd (COCO's regions, and what is too small to be seen) need not be found, is no mistake and no training target.
     """
 
     image_3HW: Tensor  #: uint8 RGB

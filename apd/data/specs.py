@@ -15,9 +15,8 @@ IGNORE_COLOUR: RGB = (255, 255, 255)
 IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
 LABEL_PADDING = 255
 
-# A class keeps its colour in every figure. Hue follows the class where it can (sky blue, trees green); lightness
-# separates what colour blindness joins. Found by a search for the largest distances near such hues: in CIE Lab the
-# closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.
+# A class keeps its colour in every figure. Found by a search for the largest distances near natural hues: in CIE Lab
+# the closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.
 CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
     {
         "sky": (122, 204, 250),

@@ -168,8 +168,8 @@ def scored(
 ) -> DetectionScorer:
     """A scorer that holds a detector's detections in every image of a data set: boxes, and masks where it has them.
 
-    In single precision: under autocast torchvision computes boxes in half, too coarse for coordinates. The detector is
-    in eval mode for the call only. `on_image` is called with each sample and its detections.
+    In single precision: half is too coarse for coordinates. The detector is in eval mode for the call only. `on_image`
+    is called with each sample and its detections.
     """
     scorer = DetectionScorer(dataset.spec, ("boxes", "masks") if detector.roi_heads.has_mask() else ("boxes",))
     device, total = next(detector.parameters()).device, -(-len(dataset) // batch_size)
@@ -201,18 +201,14 @@ def ap_lines(tables: Mapping[Kind, APTable], class_names: Sequence[str]) -> Iter
 
 def ap_entry(tables: Mapping[Kind, APTable]) -> dict[str, Any]:
     """Tables as a record holds them, under `ap`: null where there is nothing to be found."""
-    return {
-        kind: {"ap": np.where(table.ap_TKA.isnan(), None, table.ap_TKA).tolist(), "things": table.instances_K.tolist()}
-        for kind, table in tables.items()
-    }
+    found = {kind: np.where(table.ap_TKA.isnan(), None, table.ap_TKA).tolist() for kind, table in tables.items()}
+    return {kind: {"ap": ap, "things": tables[kind].instances_K.tolist()} for kind, ap in found.items()}
 
 
 def tables_of(entry: Mapping[str, Any]) -> dict[Kind, APTable]:
     """The tables of an entry that was checked."""
-    return {
-        kind: APTable(torch.from_numpy(np.array(part["ap"], dtype=np.float64)), torch.tensor(part["things"]).long())
-        for kind, part in entry.items()
-    }
+    found = {kind: torch.from_numpy(np.array(part["ap"], dtype=np.float64)) for kind, part in entry.items()}
+    return {kind: APTable(ap, torch.tensor(entry[kind]["things"]).long()) for kind, ap in found.items()}
 
 
 def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:

@@ -56,10 +56,7 @@ def predict_dataset(
     inference: InferenceOptions = WHOLE_IMAGE,
     progress: str = "",
 ) -> Iterator[tuple[list[Tensor], Tensor, tuple[str, ...]]]:
-    """Predictions of several networks on the same batches: ([(B, H, W) per model], labels (B, H, W), B names).
-
-    Predictions are on the labels' grid, which may be another than the images'.
-    """
+    """Several networks' predictions on the same batches, on the labels' grid: [(B, H, W) per model], labels, names."""
     models = list(models)
     device = next(models[0].parameters()).device
     bf16 = resolve_precision(device, precision) == "bf16"
@@ -93,8 +90,8 @@ def confusion_of(
 ) -> Tensor:
     """Confusion matrix (K, K) of a network on every image of a data set, counts[true, predicted], on the CPU.
 
-    The model is in eval mode for the call only. `on_batch` is called with the predictions (B, H, W) of each batch and
-    the names of its images; `options` are those of :func:`predict_dataset`.
+    The model is in eval mode for the call only. `on_batch` gets predictions (B, H, W) and image names of each batch;
+    `options` are those of :func:`predict_dataset`.
     """
     confusion = ConfusionMatrix(len(dataset.spec.class_names), dataset.spec.ignore_index)
     with evaluating(model):

@@ -84,13 +84,7 @@ def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
 
 
 def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
-    """A row for each class: name, IoU and accuracy (empty where undefined), labelled pixels.
-
-    >>> print(class_csv(torch.tensor([[3, 1], [0, 0]]), ["sky", "sea, far"]), end="")
-    class,IoU,accuracy,pixels
-    sky,0.750000,0.750000,4
-    "sea, far",0.000000,,0
-    """
+    """A row for each class: class, IoU and accuracy (6 digits, empty where undefined), pixels that are labelled so."""
     result, written = scores(matrix_KK), io.StringIO()
     table = csv.writer(written, lineterminator="\n")
     table.writerow(("class", "IoU", "accuracy", "pixels"))

@@ -48,8 +48,8 @@ def predict_image(
 ) -> tuple[Path, Path]:
     """Predict one image and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
 
-    The network, in eval mode on any device, is shown the image at `size` (height, width), which it was trained for; the
-    files have the image's own size. NAME is the image's stem or `name`, which may begin with folders (`names_of`).
+    The network, in eval mode, is shown the image at `size` (height, width), which it was trained for; files have the
+    image's own size. NAME is the image's stem or `name`, which may begin with folders (`names_of`).
     """
     pixels_HW3 = np.asarray(read_image(path))
     images_B3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))[None]
@@ -109,10 +109,7 @@ def drawn(
 
 
 def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[dict[str, Any]]:
-    """Detections in COCO's results format, the surest first; masks are packed run lengths.
-
-    `category_id` is the number in the data set's own file where it has one, else the class's place from 1.
-    """
+    """Detections in COCO's results format, the surest first; a class has its file's number, else its place from 1."""
     numbers = spec.category_ids or range(1, spec.num_classes + 1)
     entries = []
     for place in found.scores_N.argsort(descending=True, stable=True).tolist():
@@ -140,8 +137,8 @@ def detect_in_images(
     """Detect in image files; write `NAME-found.png` for each and `detections.json` with all detections; all paths.
 
     NAME is that of `names_of`, so no file takes another's place. The JSON file is a list in COCO's results format, each
-    entry with the image's `file_name` besides: its name, with folders where stems repeat. The detector is in eval mode;
-    detections below `least_score` are not drawn. A DataError names what cannot be read or written.
+    entry with the image's `file_name` besides. The detector is in eval mode; detections below `least_score` are not
+    drawn. A DataError names what cannot be read or written.
     """
     device, entries, written = next(detector.parameters()).device, [], []
     for path, image_id, name in zip(images, image_ids(images), names_of(images), strict=True):

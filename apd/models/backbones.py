@@ -54,8 +54,7 @@ def create_backbone(
         dilation: rule of the deep-stem ResNets, see :func:`~apd.models.resnet.dilate`. timm has one of its own.
         weights_file: ImageNet weights for a deep-stem ResNet, see :func:`~apd.models.resnet.create_deep_resnet`.
 
-    Unknown names, options that a backbone does not take and strides that it cannot have are a ValueError; ImageNet
-    weights that cannot be obtained or do not fit a RuntimeError.
+    What it does not know, take or have is a ValueError; weights that cannot be obtained or do not fit a RuntimeError.
     """
     choices = (("weights", weights, get_args(Weights)), ("dilation", dilation, get_args(Dilation)))
     for option, value, allowed in (("output_stride", output_stride, (4, 8, 16)), *choices):

@@ -1,7 +1,4 @@
-"""What two detectors make of the same boxes of the same images, side by side as the pixels of a map of one row.
-
-Shape letters: B images, N boxes of an image, C channels, K classes with the background before them.
-"""
+"""What two detectors make of the same boxes of the same images, side by side as the pixels of a map of one row."""
 
 from contextlib import ExitStack
 from typing import Any, Self
@@ -124,10 +121,9 @@ def teacher_view(
         raise ValueError("teacher is in training mode: call teacher.eval() first")
     resized, _ = teacher.transform(images)
     pyramid = teacher.backbone(resized.tensors)
-    moved = [
-        boxes_N4 * boxes_N4.new_tensor([own[1] / size[1], own[0] / size[0]] * 2)
-        for boxes_N4, size, own in zip(boxes, image_sizes, resized.image_sizes, strict=True)
-    ]
+    sizes = zip(image_sizes, resized.image_sizes, strict=True)
+    scales = [boxes[0].new_tensor([own[1] / given[1], own[0] / given[0]] * 2) for given, own in sizes]
+    moved = [boxes_N4 * scale for boxes_N4, scale in zip(boxes, scales, strict=True)]
     vectors = teacher.roi_heads.box_head(teacher.roi_heads.box_roi_pool(pyramid, moved, resized.image_sizes))
     logits = teacher.roi_heads.box_predictor(vectors)[0]
     return _view(pyramid, vectors, logits, boxes, resized.image_sizes)
@@ -177,7 +173,6 @@ def pad_maps(maps: list[Tensor], image_sizes: list[tuple[int, int]], padded_size
 def _view(
     pyramid: dict[str, Tensor], vectors: Tensor, logits: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]
 ) -> DetectorView:
-    """The box head's rows of all images, (n, C) for those of each, side by side."""
     counts = [len(boxes_N4) for boxes_N4 in boxes]
     return DetectorView(pyramid, *(_side_by_side(rows.split(counts)) for rows in (vectors, logits)), sizes)
 

@@ -70,10 +70,7 @@ class AtrousPooling(nn.Module):
 
 
 def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
-    """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away.
-
-    The released code's crops are 473 or 713 pixels wide; smaller images want a smaller reach.
-    """
+    """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away."""
     return tuple(max(1, round(reach * part / (3 * output_stride))) for part in (1, 2, 3))
 
 

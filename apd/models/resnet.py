@@ -98,6 +98,5 @@ def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_con
 
 
 def _semseg_name(name: str) -> str:
-    """The semseg code line's name, in its ImageNet classifiers, for a tensor of these networks."""
     layer, _, leaf = name.rpartition(".")
     return f"{_STEM.get(layer, layer)}.{leaf}"

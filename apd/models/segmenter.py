@@ -105,8 +105,7 @@ def build_segmenter(
         dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
         aspp_reach: of the head "aspp", in pixels of the image; see :func:`~apd.models.heads.aspp_dilations`.
 
-    A ValueError names an argument out of its range, or a backbone that timm does not have or cannot dilate; a
-    RuntimeError ImageNet weights that cannot be obtained or do not fit.
+    An argument out of its range is a ValueError, ImageNet weights that cannot be obtained or do not fit a RuntimeError.
 
     Example:
         >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16).eval()

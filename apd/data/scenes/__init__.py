@@ -72,7 +72,6 @@ _kept_scene = lru_cache(maxsize=_KEPT)(draw_scene)
 
 
 def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Labels, instances, their classes and their boxes of a painted canvas, at one pixel for 2 x 2 cells."""
     region_HW = np.array(canvas.region_of_part, dtype=np.uint16).take(canvas.parts_HW[::_CELLS, ::_CELLS])
     classes, counted = (np.array(column) for column in zip(*canvas.regions, strict=True))
     visible = np.zeros(len(classes), dtype=bool)
@@ -87,7 +86,6 @@ def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 
 
 def _boxes(instances_HW: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
-    """Bounds (x0, y0, x1, y1) of the pixels that carry each number 1..count."""
     places = (np.nonzero(instances_HW == number) for number in range(1, count + 1))
     boxes = [(x.min(), y.min(), x.max() + 1, y.max() + 1) for y, x in places]
     return np.array(boxes, dtype=np.int64).reshape(-1, 4)

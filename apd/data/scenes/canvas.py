@@ -1,8 +1,8 @@
 """The canvas scenes are painted on: a map of part numbers, filled back to front with exact shapes.
 
 A *part* is a patch of one colour (a wall, its windows, a tyre) of a *region*: the object, or the stuff, that the label
-maps show. Painting writes no colours, so labels cannot depend on light. Only additions, products, quotients and square
-roots decide which cell is inside: the same on every IEEE machine. Coordinates are in cells, y down.
+maps show. Only additions, products, quotients and square roots decide which cell is inside: the same on every IEEE
+machine. Coordinates are in cells, y down.
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,6 @@ class Canvas:
     def _between(
         self, part: int, lines_XY: NDArray[np.uint16], centres_Y: Floats, low_X: Floats, high_X: Floats
     ) -> None:
-        """Fill low <= centre < high in each line of cells."""
         if low_X.size == 0:
             return
         first, last = cells(float(low_X.min()), float(high_X.max()), centres_Y.size)

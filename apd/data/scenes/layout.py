@@ -106,7 +106,6 @@ def _cloud(dice: Dice) -> Cloud:
 
 
 def _row(dice: Dice, side: int, town: float) -> list[Segment]:
-    """What lines one side of the street, from beside the camera to the far end."""
     segments: list[Segment] = []
     near, previous = dice.uniform(-4.0, 3.0), "none"
     while near < FAR_END:
@@ -199,7 +198,6 @@ def _objects(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]
 
 
 def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[Object]:
-    """Lamps at a regular distance, and signs between them."""
     furniture: list[Object] = []
     height, width, tint = dice.uniform(5.0, 7.5), dice.uniform(0.26, 0.36), dice.tint(0.07, 0.04)
     bracket = -side * dice.uniform(0.8, 1.8) if dice.chance(0.7) else 0.0

@@ -90,11 +90,7 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
 def _mix_palettes(
     orders_NK: NDArray[np.intp], turn: float, jitter_K3: NDArray[np.float64], own: float
 ) -> NDArray[np.float64]:
-    """Move from the standard palette to the same colours in another order, turned in hue.
-
-    Sums around the palette's mean are rescaled, so that colours stay as far apart on the way. Of several orders the one
-    is taken that keeps the classes of this image furthest apart.
-    """
+    """Move to the same colours in another order, turned in hue: the one that keeps classes furthest apart."""
     middle_3 = _STANDARD_LAB.mean(axis=0)
     standard_K3 = _STANDARD_LAB - middle_3
     c, s = cos(turn), sin(turn)

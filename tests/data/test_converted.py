@@ -155,7 +155,7 @@ def classes(folder, change):
 
 
 def test_a_data_set_that_is_not_there_is_named_and_labels_of_test_are_not_public(spec, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=f"split='test': {spec.name} has labels for train, val only"):
+    with pytest.raises(ValueError, match="split='test' is unknown; expected one of train, val"):
         ConvertedDataset(spec, "test")
     with pytest.raises(ExperimentError, match=f"the labels of {spec.name}'s test are not public, so use val"):
         build_splits(DataConfig(name=spec.name, evaluation_split="test"))

@@ -44,7 +44,7 @@ def regions(seed: int, index: int, height: int, width: int) -> tuple[np.ndarray,
     paint_street(view, layout)
     for each in layout.objects:
         paint_object(view, each)
-    return view.canvas.region_of_part()[view.canvas.parts_HW[::2, ::2]], view.canvas.regions
+    return np.array(view.canvas.region_of_part)[view.canvas.parts_HW[::2, ::2]], view.canvas.regions
 
 
 def test_scenes_have_not_changed_since_this_generator_version():
@@ -183,7 +183,7 @@ def test_the_fingerprint_differs_between_settings_and_nothing_else():
     ("name", "values", "message"),
     [
         ("context_shift", (-0.01, 1.01, float("nan"), "0.5"), "expected a number from 0"),
-        ("height", (31, 0, 96.0), "expected a number of pixels from 32"),
+        ("height", (31, 0, 96.0), "expected an integer from 32"),
         ("seed", (-1,), "expected an integer from 0"),
         ("split", ("trian",), "expected one of train, val, test"),
         ("index", (-1, 1.5), "expected an integer from 0"),

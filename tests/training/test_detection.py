@@ -232,8 +232,8 @@ def test_the_splits_of_scenes_are_those_of_the_configuration():
     splits = task.splits()
     assert not splits.others
     for split, count, name in zip(splits[:3], (6, 3, 3), ("train", "val", "test"), strict=True):
-        assert (len(split), split.scenes.split) == (count, name)
-        settings = (split.least_pixels, split.scenes.seed, split.scenes.context_shift, split.scenes.height)
+        assert (len(split), split.split) == (count, name)
+        settings = (split.least_pixels, split.seed, split.context_shift, split.height)
         assert settings == (5, 3, 0.25, 64)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from apd.models import build_segmenter
 from apd.models.backbones import create_backbone
-from apd.models.heads import AtrousPooling, PyramidPooling
+from apd.models.segmenter import AtrousPooling, PyramidPooling
 
 TINY = "test_efficientnet"
 

@@ -25,39 +25,28 @@ EXPERIMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """What each experiment gives when nobody disturbs it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APD_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
-        for experiment in EXPERIMENTS.values():
-            train(experiment)
-        return {name: outcome(experiment) for name, experiment in EXPERIMENTS.items()}
-
-
 @pytest.mark.parametrize("name", ["apd", "both_with_average"])
-def test_a_run_killed_at_random_moments_ends_bit_equal(name, uninterrupted, runs, tmp_path):
+def test_a_run_killed_at_random_moments_ends_bit_equal(name, undisturbed, runs, tmp_path):
     """The kills fall anywhere: while a checkpoint is written, renamed or pruned, between log and checkpoint, at the
     end while weights and record are written, and in the run of the teacher."""
-    dice, output = random.Random(name), tmp_path / "output"
-    codes = []
+    dice, output, kills = random.Random(name), tmp_path / "output", 0
     while (code := exit_code(train_until_killed, EXPERIMENTS[name], runs, dice.randint(8, 50), output=output)) == -9:
-        codes.append(code)
-        assert len(codes) < 60, "the run makes no progress"
+        kills += 1
+        assert kills < 60, "the run makes no progress"
     assert code == 0, output.read_text()
-    assert len(codes) >= 4, "too few kills to show anything"
+    assert kills >= 4, "too few to show anything"
     assert "resumed at step" in output.read_text()
-    assert outcome(EXPERIMENTS[name]) == uninterrupted[name]
+    assert outcome(EXPERIMENTS[name]) == undisturbed(EXPERIMENTS[name])
     assert not list(runs.rglob("*.part*")), "a partial file outlived the run"
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.safetensors", "optimisers.pt"])
-def test_a_run_killed_with_half_a_checkpoint_written_ends_bit_equal(file, uninterrupted, runs, tmp_path):
+def test_a_run_killed_with_half_a_checkpoint_written_ends_bit_equal(file, undisturbed, runs, tmp_path):
     experiment = EXPERIMENTS["apd"]
     assert exit_code(train_until_killed_in_a_file, experiment, runs, file, 5, output=tmp_path / "killed") == -9
     assert [path.name for path in run_folder(experiment).glob("checkpoints/.part-*")] == [".part-00000005"]
     train(experiment)
-    assert outcome(experiment) == uninterrupted["apd"]
+    assert outcome(experiment) == undisturbed(experiment)
 
 
 OFTEN, NEVER = 0.0, 1e9  # seconds between two checkpoints
@@ -71,7 +60,7 @@ INTERRUPTIONS = [  # the experiment, and after which steps it is thrown out of i
 
 @pytest.mark.parametrize(("name", "interruptions"), INTERRUPTIONS)
 def test_a_run_thrown_out_of_its_loop_repeats_the_steps_after_its_last_checkpoint_and_ends_bit_equal(
-    name, interruptions, uninterrupted, runs, monkeypatch, capsys
+    name, interruptions, undisturbed, runs, monkeypatch, capsys
 ):
     experiment, last = EXPERIMENTS[name], 0
     for step, seconds in interruptions:
@@ -84,7 +73,7 @@ def test_a_run_thrown_out_of_its_loop_repeats_the_steps_after_its_last_checkpoin
     content = train(experiment, on_step=steps.append).content
     assert steps == list(range(last + 1, 7))
     assert (f"resumed at step {last}" in capsys.readouterr().out) == (last > 0)
-    assert outcome(experiment) == uninterrupted[name]
+    assert outcome(experiment) == undisturbed(experiment)
     spent = sum(line["seconds"] for line in loop.RunLog(run_folder(experiment) / "log.jsonl").read())
     assert content["wall_seconds"] >= round(spent, 2) - 0.01, "summed over the parts"
 

@@ -23,7 +23,6 @@ from apd.config.experiment import DataConfig, Experiment, NetworkConfig, Teacher
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
-from apd.training import checkpoint
 from apd.training import exit_codes as codes
 from apd.training import trainer as loop
 from apd.training.run import run_folder, task_of, train
@@ -247,22 +246,4 @@ def train_until_killed(experiment: Experiment, runs: Path, touches: int) -> None
 
     loop.CHECKPOINT_SECONDS = 0.0
     sys.addaudithook(count)
-    run_as_a_command(experiment, runs)
-
-
-def train_until_killed_in_a_file(experiment: Experiment, runs: Path, file: str, step: int) -> None:
-    """Train with a checkpoint after every step; SIGKILL when half of a file of checkpoint `step` is written."""
-    writers = {"weights.safetensors": "save_file", "state.safetensors": "save_file", "optimisers.pt": "torch.save"}
-    owner = checkpoint.torch if "." in writers[file] else checkpoint
-    name = writers[file].split(".")[-1]
-    write = getattr(owner, name)
-
-    def half(content: Any, path: Path, **options: Any) -> None:
-        write(content, path, **options)
-        if Path(path).name == file and Path(path).parent.name == f".part-{step:08d}":
-            os.truncate(path, Path(path).stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(owner, name, half)
-    loop.CHECKPOINT_SECONDS = 0.0
     run_as_a_command(experiment, runs)

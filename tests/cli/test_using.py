@@ -143,6 +143,7 @@ def test_a_run_is_named_by_a_file_in_its_folder_too(file, finished, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
+        (["predict", "RUN", "FILE"], 1, ["file: cannot be read as an image"]),
         (["evaluate", "RUN", "--sliding-window", "1.5"], 2, ["--sliding-window: ", "= 1.5", "above 0 and at most 1"]),
         (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales: ", "at least one number above 0"]),
         (["evaluate", "RUN", "--scales", "0.5"], 1, ["larger --scales", "than 0.5", "a side of 16 pixels", "32×48"]),

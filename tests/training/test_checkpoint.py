@@ -210,13 +210,6 @@ def test_one_process_at_a_time_the_other_is_told_which_and_who_waits_is_next(tmp
     assert names(folder) == ["lock"]
 
 
-def test_a_full_disk_does_not_keep_a_run_from_being_held(tmp_path, monkeypatch):
-    (tmp_path / "holder").write_text("process 1 on a machine that was switched off")
-    monkeypatch.setattr(Path, "write_text", full)
-    with only_process(tmp_path), pytest.raises(RunBusyError, match="in use by another process"):
-        hold(tmp_path)
-
-
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_file_system_without_locks_is_named_and_what_to_do(tmp_path, monkeypatch):
     def unsupported(*_):

@@ -66,11 +66,9 @@ def test_two_ranks_leave_one_log_and_one_record_of_all_images(undisturbed, tmp_p
     content, alone = read_record(folder / "record.json").content, train(shared()).content
     assert (content["device"]["ranks"], alone["device"].get("ranks")) == (2, None)
     assert content["fingerprint"] == alone["fingerprint"]
-    matrices = [
-        (one["confusion"], one["teacher"]["confusion"], one["teacher"]["agreement"]) for one in (content, alone)
-    ]
-    for counts in zip(*matrices, strict=True):
-        assert torch.equal(*(torch.tensor(count).sum() for count in counts)), "an image was left out or seen twice"
+    for one, other in ((content, alone), (content["teacher"], alone["teacher"])):
+        counts = [torch.tensor(scored["confusion"]).sum() for scored in (one, other)]
+        assert torch.equal(*counts), "an image was left out or seen twice"
     assert [entry["step"] for entry in content["evaluations"]] == [3, 6]
     assert steps_in(folder) == list(range(6))
     assert (undisturbed / "out" / "0").read_text().count("teacher mIoU") == 1
@@ -141,9 +139,7 @@ def test_a_killed_rank_ends_the_others_with_a_message(tmp_path):
     first, _ = run_ranks(often, shared("student"), tmp_path / "runs", kill, outputs=tmp_path, expected=(1, -9))
     assert time.monotonic() - before < 90
     (message,) = [line for line in first.splitlines() if line.startswith("apd: ")]
-    assert re.match(
-        "apd: another process of this run has gone .*Start the same command again: the run goes on", message
-    )
+    assert re.match("apd: another process of this run has gone .*Start the same command again", message)
     assert "Traceback" not in first
 
 

@@ -5,11 +5,10 @@ import resource
 import shutil
 import signal
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 from small_experiments import TEACHER, Thrown, exit_code, outcome, run_as_a_command, thrown_at, tiny
 
 from apd.cli import app as cli
@@ -156,20 +155,15 @@ def test_damaged_files_of_a_finished_run_are_named_and_made_again_when_deleted(r
 # full and read-only disks
 
 
-@dataclass
-class FullDisk:
+def fill_the_disk(runs, largest, often):
     """After step 3 no file may grow beyond that many bytes, which the system enforces on every write."""
 
-    largest: int
-
-    def __call__(self, step):
+    def limit(step):
         if step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
 
-
-def fill_the_disk(runs, largest, often):
     loop.CHECKPOINT_SECONDS = 0.0 if often else 1e9
-    run_as_a_command(tiny(), runs, FullDisk(largest))
+    run_as_a_command(tiny(), runs, limit)
 
 
 @pytest.mark.parametrize(("largest", "often", "file"), [(100_000, True, "step-00000004"), (900, False, "log.jsonl")])
@@ -226,17 +220,6 @@ def test_a_stop_is_honoured_after_the_step_and_loses_nothing(number, ends_undist
     assert ends_undisturbed() == []
 
 
-def stopped(runs):
-    run_as_a_command(tiny(), runs, lambda step: signal.raise_signal(signal.SIGINT) if step == 2 else None)
-
-
-def test_a_command_that_is_stopped_leaves_with_130_and_says_how_to_go_on(runs, tmp_path):
-    assert exit_code(stopped, runs, output=tmp_path / "output") == 130
-    notice, message = [line for line in (tmp_path / "output").read_text().splitlines() if line]
-    assert notice == "stopping after this step; once more stops at once"
-    assert message.startswith("apd: stopped at step 3; the same command goes on from there (student-seed0-")
-
-
 def test_a_second_ctrl_c_stops_at_once():
     def twice(step):
         for _ in range(2):
@@ -261,16 +244,6 @@ def test_a_gpu_without_enough_memory_is_reported_in_a_line_and_the_run_goes_on_f
         message = refused(*STUDENT)
     assert "the GPU's memory does not hold this run (CUDA out of memory)" in message
     assert ends_undisturbed() == [4, 5, 6]
-
-
-def test_what_is_no_image_is_reported_before_any_image_is_predicted(refused, tmp_path):
-    train(tiny())
-    text, good, to = (tmp_path / name for name in ("text.png", "good.png", "to"))
-    text.write_text("this is no image")
-    Image.new("RGB", (40, 40)).save(good)
-    message = refused("predict", run_folder(tiny()), good, text, "--to", to)
-    assert message.startswith(f"apd: {text}: cannot be read as an image")
-    assert not to.exists()
 
 
 def test_a_defect_of_the_package_shows_its_traceback(monkeypatch):

@@ -14,7 +14,6 @@ from apd.study.recipes import lengthened
 from apd.training.optim import learning_rate_factor, set_learning_rates
 
 ITERATIONS = 40
-DETECTION = dict(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000)
 
 
 def optimiser_with(**base):
@@ -40,19 +39,6 @@ def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
     for step in range(ITERATIONS):
         assert learning_rate_factor(training, step) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-9)
         chained.step()
-
-
-@pytest.mark.parametrize(
-    ("fields", "step", "factor"),
-    [
-        *((dict(iterations=100), step, factor) for step, factor in ((0, 1.0), (50, 0.5**0.9), (99, 0.01**0.9))),
-        *((DETECTION, step, factor) for step, factor in ((0, 0.001), (499, 0.5), (999, 1.0), (119_999, 1.0))),
-        *((DETECTION, step, factor) for step, factor in ((120_000, 0.1), (159_999, 0.1), (160_000, 0.01))),
-        (dict(iterations=9, warmup=1), 0, 1.0),
-    ],
-)
-def test_the_published_schedules_at_their_borders(fields, step, factor):
-    assert learning_rate_factor(TrainingConfig(**fields), step) == pytest.approx(factor, rel=1e-9)
 
 
 def test_groups_with_a_base_learning_rate_follow_and_others_keep_theirs():

@@ -1,7 +1,6 @@
 """A run that is killed, stopped or thrown out of its loop ends as if nothing had happened, to the last bit."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from small_experiments import (
     thrown_at,
     tiny,
     train_until_killed,
-    train_until_killed_in_a_file,
 )
 
 from apd.training import trainer as loop
@@ -38,15 +36,6 @@ def test_a_run_killed_at_random_moments_ends_bit_equal(name, undisturbed, runs, 
     assert "resumed at step" in output.read_text()
     assert outcome(EXPERIMENTS[name]) == undisturbed(EXPERIMENTS[name])
     assert not list(runs.rglob("*.part*")), "a partial file outlived the run"
-
-
-@pytest.mark.parametrize("file", ["weights.safetensors", "state.safetensors", "optimisers.pt"])
-def test_a_run_killed_with_half_a_checkpoint_written_ends_bit_equal(file, undisturbed, runs, tmp_path):
-    experiment = EXPERIMENTS["apd"]
-    assert exit_code(train_until_killed_in_a_file, experiment, runs, file, 5, output=tmp_path / "killed") == -9
-    assert [path.name for path in run_folder(experiment).glob("checkpoints/.part-*")] == [".part-00000005"]
-    train(experiment)
-    assert outcome(experiment) == undisturbed(experiment)
 
 
 OFTEN, NEVER = 0.0, 1e9  # seconds between two checkpoints
@@ -76,11 +65,3 @@ def test_a_run_thrown_out_of_its_loop_repeats_the_steps_after_its_last_checkpoin
     assert outcome(experiment) == undisturbed(experiment)
     spent = sum(line["seconds"] for line in loop.RunLog(run_folder(experiment) / "log.jsonl").read())
     assert content["wall_seconds"] >= round(spent, 2) - 0.01, "summed over the parts"
-
-
-def test_a_finished_run_is_found_again_under_any_label(runs, monkeypatch):
-    record = train(tiny())
-    monkeypatch.setattr(loop.Trainer, "execute", lambda *_: pytest.fail("it was run again"))
-    assert train(tiny()).content == record.content
-    assert train(replace(tiny(), name="another-label")).content == record.content
-    assert [path.name.split("-")[0] for path in runs.iterdir()] == ["student"]

@@ -1,6 +1,5 @@
 """A run from experiment to record: seeds, log and curves, the teacher, and what is refused."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -49,18 +48,6 @@ def test_methods_share_initial_weights_and_the_order_of_images_for_one_seed(tmp_
 # the log and its curves
 
 
-def test_every_step_is_logged_once_with_every_term(runs):
-    train(tiny("both"))
-    lines = [json.loads(line) for line in (run_folder(tiny("both")) / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(6))
-    terms = {"task", "auxiliary", "pixel_kd.pixel_kd", "apd.regularisation", "apd.alignment", "apd.observation", "loss"}
-    assert all(set(line) == {"step", "seconds", "core_seconds", "learning_rate"} | terms for line in lines)
-    for line in lines:
-        apd = line["apd.regularisation"] + 10 * line["apd.alignment"] + line["apd.observation"]
-        total = line["task"] + 0.4 * line["auxiliary"] + line["pixel_kd.pixel_kd"] + apd
-        assert line["loss"] == pytest.approx(total, rel=1e-5)
-
-
 def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
     log = RunLog(tmp_path / "log.jsonl")
     log.start_over(0)
@@ -77,18 +64,13 @@ def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
 
 def test_a_resumed_log_keeps_the_lines_of_its_checkpoint_and_drops_later_ones(tmp_path):
     log = RunLog(tmp_path / "log.jsonl")
-    log.start_over(0)
-    for step in range(4):
-        log.write({"step": step})
-    with log.path.open("a") as file:
-        file.write('{"step": 4, "se')  # a full disk, or a kill in the middle of a line
+    log.path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "se')  # a kill in the middle of a line
     with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged"):
         log.summary()
-    again = RunLog(log.path)
-    again.start_over(2)
-    again.write({"step": 2})
-    assert [line["step"] for line in again.read()] == [0, 1, 2]
-    assert again.lines == 3
+    log.start_over(2)
+    log.write({"step": 2})
+    assert [line["step"] for line in log.read()] == [0, 1, 2]
+    assert log.lines == 3
 
 
 def test_progress_lines_come_in_a_bounded_number(monkeypatch, capsys):
@@ -116,15 +98,6 @@ def test_evaluations_on_the_way_are_of_val_at_equal_distances_and_final_scores_o
 
 
 # the teacher
-
-
-def test_students_share_one_teacher_that_is_trained_once(runs, capsys):
-    kd, apd = train(tiny("pixel_kd")), train(tiny("apd", seed=1))
-    (teacher,) = runs.glob("scenes-teacher*")
-    assert json.loads((teacher / "record.json").read_text())["confusion"] == kd.content["teacher"]["confusion"]
-    assert kd.content["teacher"]["confusion"] == apd.content["teacher"]["confusion"]
-    score = f"teacher mIoU {kd.teacher_scores.miou:.4f} on val"
-    assert capsys.readouterr().out.splitlines() == [f"pixel_kd-seed0: {score}", f"apd-seed1: {score}"]
 
 
 def test_a_teacher_may_come_from_a_file_and_is_loaded_frozen_and_in_eval_mode(runs):
@@ -164,10 +137,10 @@ def test_a_distiller_that_a_run_does_not_have_is_an_error(runs):
         trained_distiller(tiny("apd"), network, network)
 
 
-@pytest.mark.parametrize(("experiment", "module"), [(tiny(), "scenes"), (small(), "scenes.instances")])
-def test_a_finished_run_of_another_generator_of_scenes_is_refused(experiment, module, runs, monkeypatch):
+@pytest.mark.parametrize("experiment", [tiny(), small()])
+def test_a_finished_run_of_another_generator_of_scenes_is_refused(experiment, runs, monkeypatch):
     train(experiment)
-    monkeypatch.setattr(f"apd.data.{module}.GENERATOR_VERSION", 0)
+    monkeypatch.setattr("apd.data.scenes.GENERATOR_VERSION", 0)
     with pytest.raises(CheckpointError, match="scenes of another version of their generator: delete the folder"):
         train(experiment)
 

@@ -189,6 +189,13 @@ def test_a_data_set_that_is_trained_and_scored_on_is_read_once(coco, runs, tmp_p
     assert splits.train is splits.val is splits.evaluation
 
 
+def test_annotations_and_images_may_lie_elsewhere(coco, tmp_path):
+    (tmp_path / "coco" / "annotations" / "instances_train2017.json").rename(tmp_path / "coco" / "of-train2017.json")
+    (tmp_path / "coco" / "train2017").rename(tmp_path / "coco" / "images-train2017")
+    data = replace(coco, annotations="of-{split}.json", pictures="images-{split}")
+    assert len(task_of(small(data=data)).split("train")) == 3
+
+
 def test_splits_of_other_classes_are_refused(coco, tmp_path):
     path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
     path.write_text(path.read_text().replace('"name": "person"', '"name": "rod"'))

@@ -125,9 +125,10 @@ def test_a_step_is_plain_sgd_on_the_sum_of_the_terms(tmp_path):
     terms = run.step(batch)
     found = [terms["task"], terms["auxiliary"], terms["pixel_kd.pixel_kd"]]
     torch.testing.assert_close(found, [task.detach(), auxiliary.detach(), kd.detach()])
-    backbone = {id(p) for p in run.student.backbone_parameters()}
+    of_backbone = {id(p) for p in run.student.backbone_parameters()}
+    backbone, heads = run.optimisers["student"].param_groups
     for (name, ours), theirs in zip(run.student.named_parameters(), twin.parameters(), strict=True):
-        learning_rate = training.learning_rate * (1 if id(ours) in backbone else 10)
+        learning_rate = backbone["lr"] if id(ours) in of_backbone else heads["lr"]
         expected = theirs - learning_rate * (theirs.grad + training.weight_decay * theirs)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -118,14 +118,6 @@ def test_a_finished_run_without_record_in_the_campaign_is_not_trained_again(fold
     assert record.content == found.content | {"experiment": to_dict(record.experiment)}
 
 
-def test_a_damaged_record_stops_a_campaign_before_it_starts_and_is_named(folder, trained):
-    folder.mkdir()
-    (folder / "short-seed0.json").write_text("{")
-    with pytest.raises(RecordError, match=r"short-seed0\.json: cannot be read as JSON"):
-        run_campaign("four", folder=folder)
-    assert trained == []
-
-
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_the_studys_campaigns_go_seed_by_seed_and_name_every_experiment_once(name):
     experiments = experiments_of(name)
@@ -164,18 +156,20 @@ def test_a_stronger_method_has_its_weights_multiplied_and_nothing_else(kind):
     assert all(getattr(ten_times, name) == pytest.approx(10 * getattr(plain, name)) for name in changed)
 
 
-@pytest.mark.parametrize("variant", plain_variants(), ids=lambda variant: variant.key)
-def test_a_trial_changes_the_method_and_leaves_pixel_kd_beside_it(variant):
-    *beside, main = variant_of_strength(variant, 10.0).distillers
-    assert (main, tuple(beside)) == (stronger(variant.distillers[-1], 10.0), variant.distillers[:-1])
-    assert variant_of_strength(variant, 1.0) == variant
+def test_a_trial_changes_the_method_and_leaves_pixel_kd_beside_it():
+    for variant in plain_variants():
+        *beside, main = variant_of_strength(variant, 10.0).distillers
+        assert (main, tuple(beside)) == (stronger(variant.distillers[-1], 10.0), variant.distillers[:-1])
 
 
-def test_an_unknown_campaign_or_experiment_is_refused_with_what_there_is(folder):
-    with pytest.raises(CampaignError, match=r"there is no campaign 'scenes-tny': .*did you mean 'scenes-tiny'\?"):
-        run_campaign("scenes-tny")
+def test_an_unknown_experiment_or_a_damaged_record_stops_a_campaign_before_it_starts(folder, trained):
     with pytest.raises(CampaignError, match=r"only = 'long-seed7': expected a part of .*short-seed0, long-seed0"):
         run_campaign("four", folder=folder, only="long-seed7")
+    folder.mkdir()
+    (folder / "short-seed0.json").write_text("{")
+    with pytest.raises(RecordError, match=r"short-seed0\.json: cannot be read as JSON"):
+        run_campaign("four", folder=folder)
+    assert trained == []
 
 
 # several workers

@@ -14,12 +14,10 @@ import torch
 from small_experiments import exit_code, outcome, tiny
 
 from apd.config.experiment import TeacherConfig
-from apd.config.identity import fingerprint
 from apd.study import parallel
 from apd.study.campaign import Ledger, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, steps_done
 from apd.study.parallel import SideBySide, Worker
-from apd.training.checkpoint import only_process
 from apd.training.distributed import ALONE
 from apd.training.run import run_folder, train
 from apd.training.run_log import StopRequest, UnfinishedRunsError
@@ -179,24 +177,13 @@ def test_no_run_is_begun_that_cannot_finish_by_the_seconds_of_runs_like_it(state
     state.queue.clear()
     state.queue.extend([TAUGHT[2], TAUGHT[1], TAUGHT[3]])
     assert state.speed == pytest.approx(1 / 50 + 1 / 2), "of all workers together, without their starts"
-    assert state.expected_seconds(TAUGHT[2]) == pytest.approx(300)
-    assert state.expected_seconds(TAUGHT[3]) == pytest.approx(12)
-    assert state.expected_seconds(TAUGHT[1]) == pytest.approx(300), "no run like it: the slowest"
+    seconds = [state.expected_seconds(run) for run in state.queue]
+    assert seconds == pytest.approx([300, 300, 12]), "of a run like it, else of the slowest"
     assert state.next_run() == TAUGHT[3]
     (run_folder(TAUGHT[3]) / "checkpoints" / "step-00000004").mkdir(parents=True)
     assert state.expected_seconds(TAUGHT[3]) == pytest.approx(4), "what is done already does not count against it"
     state.deadline = now + 3
     assert state.next_run() is None
-
-
-def test_a_run_that_another_process_holds_is_asked_for_later(state):
-    with only_process(run_folder(TAUGHT[0])):
-        assert state.queue.popleft() == TAUGHT[0]
-        at_pace(state.workers[0], TAUGHT[0], seconds=1)
-        state._busy(state.workers[0], TAUGHT[0], "")
-    assert state.next_run() != TAUGHT[0]
-    state.not_before[fingerprint(TAUGHT[0])] = 0.0
-    assert state.next_run() == TAUGHT[0]
 
 
 def test_a_worker_stops_at_its_next_step_once_asked_or_left_alone(folder, monkeypatch):

@@ -23,7 +23,6 @@ from apd.study.recipes import (
     SMALL_LEARNING_RATES,
     Size,
     all_recipes,
-    default_method,
     methods_of,
     recipe,
 )
@@ -53,11 +52,9 @@ def test_the_methods_of_a_recipe_differ_in_what_the_method_is_and_in_nothing_els
 def test_every_recipe_is_listed_under_its_name_and_a_size_alone_is_with_apd():
     listed = dict(all_recipes())
     assert set(METHODS) == set(METHOD_NAMES)
+    assert list(listed) == [f"{size}-{method}" for size in get_args(Size) for method in methods_of(size)]
     for size in get_args(Size):
-        assert {name for name in listed if name.rpartition("-")[0] == size} == {f"{size}-{m}" for m in methods_of(size)}
-        assert all(listed[f"{size}-{method}"] == recipe(size, method) for method in methods_of(size))
-        assert default_method(size) == ("roi_apd" if size in get_args(DetectionSize) else "apd")
-        assert recipe(size) == recipe(size, default_method(size))
+        assert recipe(size) == listed[f"{size}-{'roi_apd' if size in get_args(DetectionSize) else 'apd'}"]
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 from miniatures import write_coco
-from small_detection import DATA, NETWORK, TEACHER, prepared, small
-from small_experiments import Thrown, equal, outcome, thrown_at, tiny
+from small_detection import DATA, NETWORK, TEACHER, small
+from small_experiments import Thrown, equal, outcome, prepared_run, thrown_at, tiny
 
 from apd.config.detection import InstanceDataConfig
 from apd.config.experiment import ExperimentError
 from apd.data.image_folder import DataError
-from apd.evaluation.average_precision import scored, tables_of
 from apd.models.detector_hooks import DetectorTap, training_step
-from apd.study import campaign
 from apd.training import trainer as loop
 from apd.training.record import Record, RecordError, read_record
-from apd.training.run import run_folder, task_of, train, trained_network
+from apd.training.run import run_folder, task_of, train
 from apd.training.teacher import TeacherError
 
 TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
@@ -51,7 +49,7 @@ def batch_of(run):
 
 
 def test_the_terms_are_torchvisions_losses_and_the_distillers_and_the_loss_their_sum(tmp_path):
-    run = prepared(small("several"), tmp_path)
+    run = prepared_run(small("several"), tmp_path)
     run.student.train()
     batch, twin = batch_of(run), copy.deepcopy(run.student)
     torch.manual_seed(3)
@@ -71,7 +69,7 @@ def test_the_terms_are_torchvisions_losses_and_the_distillers_and_the_loss_their
 
 @pytest.mark.parametrize("method", ["student", "roi_apd", "dense_apd", "several"])
 def test_every_parameter_of_a_step_gets_a_gradient_also_where_an_image_has_no_object(method, tmp_path):
-    run = prepared(small(method), tmp_path)
+    run = prepared_run(small(method), tmp_path)
     run.student.train()
     batch = batch_of(run)
     empty = {name: value[:0] for name, value in batch.targets[1].items()}
@@ -113,15 +111,6 @@ def test_a_run_is_trained_scored_and_recorded_with_its_teacher(finished):
     assert record.teacher_ap["boxes"].ap == teacher.ap["boxes"].ap
 
 
-def test_the_network_of_a_run_comes_back_as_it_was_scored(finished):
-    record, detector = train(finished), trained_network(finished)
-    assert not detector.training
-    for kind, table in scored(detector, task_of(finished).split("val")).tables().items():
-        ours = tables_of(record.content["ap"])[kind]
-        assert torch.equal(ours.instances_K, table.instances_K)
-        assert torch.equal(ours.ap_TKA.nan_to_num(-1), table.ap_TKA.nan_to_num(-1))
-
-
 @pytest.mark.parametrize("last", [2, 3])
 def test_an_interrupted_run_ends_bit_equal(last, finished, undisturbed, tmp_path, monkeypatch):
     """torchvision draws boxes and anchors from the global generator: it, too, is where it was."""
@@ -156,14 +145,6 @@ def test_without_the_library_for_scores_nothing_is_begun(runs, monkeypatch):
     with pytest.raises(ExperimentError, match=r"needs the package faster-coco-eval: install it with"):
         train(small())
     assert not list(runs.rglob("*.safetensors"))
-
-
-def test_a_campaign_runs_experiments_of_both_tasks(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(campaign.CAMPAIGNS, "both", lambda: iter([finished, tiny()]))
-    records = campaign.run_campaign("both", folder=tmp_path / "records")
-    out = capsys.readouterr().out
-    assert f"both: 1/2 boxes-several: box AP {records[0].headline[1]:.4f}, about 0 min left" in out
-    assert f"both: 2/2 student-seed0: mIoU {records[1].scores.miou:.4f}, about 0 min left" in out
 
 
 # data

@@ -155,7 +155,6 @@ def without_data(experiment, runs, rank):
 @pytest.mark.parametrize(
     ("rank", "expected"),
     [
-        (0, [["apd: no data on rank 0"], []]),
         (None, [["apd: no data on rank 0"], []]),
         (1, [["apd: another process of this run has gone"], ["apd (rank 1): no data on rank 1"]]),
     ],
@@ -164,8 +163,7 @@ def test_an_error_of_one_rank_is_reported_once_and_ends_all(rank, expected, tmp_
     printed = run_ranks(without_data, shared("student"), tmp_path / "runs", rank, outputs=tmp_path, expected=(1, 1))
     for text, starts in zip(printed, expected, strict=True):
         said = [line for line in text.splitlines() if not line.startswith(("student-seed0:", "batch norm:"))]
-        assert len(said) == len(starts), said
-        assert all(line.startswith(start) for line, start in zip(said, starts, strict=True))
+        assert [line[: len(start)] for line, start in zip(said, starts, strict=True)] == starts
 
 
 def wait_and_train(experiment, runs):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_detection import prepared, small
+from small_detection import small
 from small_experiments import copied, equal, prepared_run, tiny
 from torch import nn
 
@@ -22,10 +22,12 @@ from apd.training.run_log import NonFiniteLossError
 from apd.training.segmentation import build_network, task_loss
 from apd.training.trainer import CapturedStep, TrainStep
 
-CPU = torch.device("cpu")
+CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
 METHOD = {"perspective", "fused", "losses", "normalizers", "distill", "distillers", "hooks", "validation"}
-PREPARED = {"segmentation": lambda folder: prepared_run(tiny("apd"), folder)}
-PREPARED["detection"] = lambda folder: prepared(small("roi_apd"), folder)
+PREPARED = {
+    "segmentation": lambda folder: prepared_run(tiny("apd"), folder),
+    "detection": lambda folder: prepared_run(small("roi_apd"), folder),
+}
 
 
 def a_batch(size=2):
@@ -39,13 +41,13 @@ def a_batch(size=2):
 @pytest.mark.parametrize(("task", "most", "most_in_all"), [("segmentation", 11, 17), ("detection", 12, 19)])
 def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most, most_in_all):
     """`most` are those beside the method: its losses, their normalisers, heads, checks and the hooks that feed them."""
-    run = PREPARED[task](tmp_path)
+    run, walked = PREPARED[task](tmp_path), set()
     batches = run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device)
-    package, walked = Path(loop.__file__).parents[1], set()
 
     def note(frame, event, _):
-        if event == "call" and Path(frame.f_code.co_filename).is_relative_to(package):
-            walked.add(Path(frame.f_code.co_filename).relative_to(package).as_posix())
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(PACKAGE):
+            walked.add(file.relative_to(PACKAGE).as_posix())
 
     run.student.train()
     for index in range(len(run.splits.train)):  # a scene is drawn once and kept
@@ -231,30 +233,22 @@ def test_a_detectors_batch_is_kept_too_and_the_loss_reported_even_where_the_disk
 # switches
 
 
-def after_a_step(folder, **training):
-    run = prepared_run(tiny("apd", batch_size=4, **training), folder)
-    run.student.train()
-    torch.manual_seed(4)
-    run.terms = run.step(a_batch(4))
-    return run
-
-
 @pytest.mark.parametrize("switch", [{"fused": True}, {"channels_last": False}, {"pinned_memory": True}])
 def test_a_switch_changes_how_a_step_is_computed_and_not_what(switch, tmp_path):
-    plain, switched = after_a_step(tmp_path / "a"), after_a_step(tmp_path / "b", **switch)
-    torch.testing.assert_close(switched.terms, plain.terms, rtol=1e-4, atol=1e-6)
-    before = prepared_run(tiny("apd", batch_size=4), tmp_path / "c").student.state_dict()
-    for name, value in plain.student.named_parameters():
-        moved = (value - before[name]).norm()
-        assert (switched.student.state_dict()[name] - value).norm() <= 0.02 * moved + 1e-7, name
-
-
-@pytest.mark.parametrize(("last", "layout"), [(True, torch.channels_last), (False, torch.contiguous_format)])
-def test_the_layout_of_memory_asked_for_is_kept_and_fused_optimisers_are_fused(tmp_path, last, layout):
-    run = after_a_step(tmp_path, fused=True, channels_last=last)
-    assert all(optimiser.defaults["fused"] for optimiser in run.optimisers.values())
-    spatial = [p for net in (run.student, run.teacher) for p in net.parameters() if p.ndim == 4 and p.shape[-1] > 1]
-    assert len(spatial) > 4
+    plain, switched = (
+        prepared_run(tiny("apd", batch_size=4, **fields), tmp_path / str(len(fields))) for fields in ({}, switch)
+    )
+    before, terms = copied(plain.student), []
+    for run in (plain, switched):
+        run.student.train()
+        torch.manual_seed(4)
+        terms.append(run.step(a_batch(4)))
+    torch.testing.assert_close(terms[0], terms[1], rtol=1e-4, atol=1e-6)
+    for (name, value), other in zip(plain.student.named_parameters(), switched.student.parameters(), strict=True):
+        assert (other - value).norm() <= 0.02 * (value - before[name]).norm() + 1e-7, name
+    assert all(o.defaults["fused"] == switch.get("fused", False) for o in switched.optimisers.values())
+    layout = torch.channels_last if switch.get("channels_last", True) else torch.contiguous_format
+    spatial = [p for p in switched.teacher.parameters() if p.ndim == 4 and p.shape[-1] > 1]
     assert all(p.is_contiguous(memory_format=layout) for p in spatial)
 
 

@@ -88,12 +88,7 @@ def noise_batch(shape: dict[str, Any], device: torch.device) -> InstanceBatch:
 
 
 def detector_step_cost(
-    student: FasterRCNN,
-    teacher: FasterRCNN,
-    distillers: Mapping[str, nn.Module],
-    batch: InstanceBatch,
-    *,
-    repeats: int,
+    student: FasterRCNN, teacher: FasterRCNN, distillers: Mapping[str, nn.Module], batch: InstanceBatch, *, repeats: int
 ) -> dict[str, Any]:
     """Time training steps of one batch, without the optimiser; quartiles over the repeats.
 

@@ -18,10 +18,7 @@ from apd.training.segmentation import build_network
 @pytest.fixture(scope="module")
 def networks():
     task, cpu = task_of(small("several")), torch.device("cpu")
-    return {
-        "student": task.network(NETWORK, 3, cpu, 0),
-        "teacher": task.network(TEACHER.network, 3, cpu, 1),
-    }
+    return {"student": task.network(NETWORK, 3, cpu, 0), "teacher": task.network(TEACHER.network, 3, cpu, 1)}
 
 
 def test_a_module_has_every_setting_of_its_configuration(networks):

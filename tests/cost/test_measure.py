@@ -10,15 +10,7 @@ from small_experiments import tiny
 from torch import nn
 
 from apd import APDLoss
-from apd.cost.measure import (
-    CLASSES_IN_AN_IMAGE,
-    STARTS,
-    LossShape,
-    cost_of,
-    loss_batch,
-    loss_cost,
-    start_latency,
-)
+from apd.cost.measure import CLASSES_IN_AN_IMAGE, STARTS, LossShape, cost_of, loss_batch, loss_cost, start_latency
 from apd.models import build_segmenter
 from tests.measure_speed import random_batch, step_latency
 

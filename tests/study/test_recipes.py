@@ -8,13 +8,7 @@ import pytest
 from apd.cli.app import main
 from apd.fields import ExperimentError
 from apd.study.coco_recipes import COCO_SOURCES, CocoSize, DetectionSize, detection_methods_of
-from apd.study.published_recipes import (
-    CORRECTED_SOURCES,
-    PAPER_METHODS,
-    SOURCES,
-    PaperSize,
-    leaves,
-)
+from apd.study.published_recipes import CORRECTED_SOURCES, PAPER_METHODS, SOURCES, PaperSize, leaves
 from apd.study.recipes import (
     LEARNING_RATES,
     METHOD_NAMES,

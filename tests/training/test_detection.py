@@ -209,10 +209,7 @@ def test_a_record_comes_back_and_its_scores_are_computed_from_its_tables(finishe
 
 def test_scores_of_the_other_task_are_refused_with_the_right_ones_named(finished):
     instead = {"scores": "ap", "teacher_scores": "teacher_ap", "agreement": "teacher_ap"}
-    for record, names in (
-        (train(finished), instead),
-        (train(tiny()), {"ap": "scores"}),
-    ):
+    for record, names in ((train(finished), instead), (train(tiny()), {"ap": "scores"})):
         for name, other in names.items():
             expected = rf"a record of {record.experiment.task} has no .*: use Record\.{other}$"
             with pytest.raises(RecordError, match=expected):

@@ -4,14 +4,7 @@ import random
 
 import pytest
 import torch
-from small_experiments import (
-    Thrown,
-    exit_code,
-    outcome,
-    thrown_at,
-    tiny,
-    train_until_killed,
-)
+from small_experiments import Thrown, exit_code, outcome, thrown_at, tiny, train_until_killed
 
 from apd.training import trainer as loop
 from apd.training.run import run_folder, train

@@ -2,22 +2,19 @@
 
 import copy
 import json
-import math
-import re
 from dataclasses import replace
 
 import pytest
 import torch
 from miniatures import write_coco
 from small_detection import DATA, NETWORK, TEACHER, small
-from small_experiments import Thrown, equal, outcome, prepared_run, thrown_at, tiny
+from small_experiments import Thrown, equal, outcome, prepared_run, thrown_at
 
 from apd.config.detection import InstanceDataConfig
 from apd.config.experiment import ExperimentError
 from apd.data.image_folder import DataError
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.training import trainer as loop
-from apd.training.record import Record, RecordError, read_record
 from apd.training.run import run_folder, task_of, train
 from apd.training.teacher import TeacherError
 
@@ -191,57 +188,3 @@ def test_the_splits_of_scenes_are_those_of_the_configuration():
         scenes = split.scenes
         settings = (len(split), split.least_pixels, scenes.split, scenes.seed, scenes.context_shift, scenes.height)
         assert settings == (count, 5, name, 3, 0.25, 64)
-
-
-# the record
-
-
-def test_a_record_comes_back_and_its_scores_are_computed_from_its_tables(finished, tmp_path):
-    record = train(finished)
-    record.save(tmp_path / "record.json")
-    assert read_record(tmp_path / "record.json").content == record.content
-    content = copy.deepcopy(record.content)
-    for rows in content["ap"]["boxes"]["ap"]:
-        rows[:] = [[None if value is None else 0.25 for value in row] for row in rows]
-    changed = Record(content)
-    assert (changed.headline, changed.ap["boxes"].ap50) == (("box AP", 0.25), 0.25)
-
-
-def test_scores_of_the_other_task_are_refused_with_the_right_ones_named(finished):
-    instead = {"scores": "ap", "teacher_scores": "teacher_ap", "agreement": "teacher_ap"}
-    for record, names in ((train(finished), instead), (train(tiny()), {"ap": "scores"})):
-        for name, other in names.items():
-            expected = rf"a record of {record.experiment.task} has no .*: use Record\.{other}$"
-            with pytest.raises(RecordError, match=expected):
-                getattr(record, name)
-
-
-SHAPE = "boxes.ap must be 10 x 3 x 4 nested lists of fractions between 0 and 1, or null"
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (("ap",), ..., "entry 'ap' is missing"),
-        (("ap", "masks"), ..., "ap must hold boxes and masks, as the network gives them"),
-        (("confusion",), [[1]], "confusion is no entry of a record of detection"),
-        (("ap", "boxes", "things"), ..., "ap boxes must hold ap and things"),
-        (("ap", "boxes", "things"), [1, 2, -1], "ap boxes.things must be 3 counts >= 0"),
-        (("ap", "boxes", "ap", 3), [[0.5] * 4] * 2, f"ap {SHAPE}"),
-        *((("ap", "boxes", "ap", 3, 1, 0), value, f"ap {SHAPE}") for value in (1.5, math.nan, True)),
-        (("ap", "boxes", "ap", 3, 1, 0), None, "ap boxes.ap of class 1, of which there are "),
-        (("ap", "masks", "things", 1), 10**6, "ap must count the same things of boxes and of masks"),
-        (("teacher", "ap"), ..., "entry 'teacher.ap' is missing"),
-        (("evaluations", 1, "ap", "boxes", "ap"), 7, f"evaluations[1].ap {SHAPE}"),
-    ],
-)
-def test_a_damaged_record_is_refused_with_the_entry(path, value, message, finished):
-    owner = content = copy.deepcopy(train(finished).content)
-    *owners, last = path
-    for key in owners:
-        owner = owner[key]
-    owner[last] = value
-    if value is ...:
-        del owner[last]
-    with pytest.raises(RecordError, match=re.escape(f"some.json: {message}")):
-        Record(content, source="some.json")

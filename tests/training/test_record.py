@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from small_detection import small
 from small_experiments import tiny
 
 from apd.evaluation.metrics import scores
@@ -15,11 +16,16 @@ from apd.training.run import train
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory):
-    """What a run with a teacher leaves behind."""
+def contents(tmp_path_factory):
+    """What a run of each task with a teacher leaves behind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("APD_RUNS", str(tmp_path_factory.mktemp("runs")))
-        return train(tiny("apd")).content
+        return {each.task: train(each).content for each in (tiny("apd"), small("roi_apd"))}
+
+
+@pytest.fixture
+def content(contents):
+    return contents["segmentation"]
 
 
 def written(folder, content, name="a.json"):
@@ -28,11 +34,11 @@ def written(folder, content, name="a.json"):
     return path
 
 
-def test_a_record_comes_back_as_it_was_saved(content, tmp_path):
-    path = tmp_path / "new" / "folder" / "a.json"
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_record_comes_back_as_it_was_saved(contents, tmp_path, task):
+    path, content = tmp_path / "new" / "folder" / "a.json", contents[task]
     record = Record(content).save(path)
     assert read_record(path).content == record.content == content
-    assert read_record(path).experiment == tiny("apd")
     lines = path.read_text().splitlines()
     assert [line.split(":")[0].strip(' "') for line in lines[1:-1]] == list(content), "one entry a line: small diffs"
 
@@ -67,6 +73,28 @@ def test_scores_are_computed_from_the_matrices_whenever_it_is_read(content, tmp_
     again = read_record(written(tmp_path, perfect))
     assert (again.scores.miou, again.scores.aacc, again.agreement) == (1.0, 1.0, 1.0)
     assert "miou" not in json.dumps(content).replace("expected_miou", "").lower()
+
+
+def test_scores_of_detection_are_computed_from_the_tables(contents):
+    content = copy.deepcopy(contents["detection"])
+    for rows in content["ap"]["boxes"]["ap"]:
+        rows[:] = [[None if value is None else 0.25 for value in row] for row in rows]
+    record = Record(content)
+    assert (record.headline, record.ap["boxes"].ap50) == (("box AP", 0.25), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "instead"),
+    [
+        ("detection", "scores", "ap"),
+        ("detection", "teacher_scores", "teacher_ap"),
+        ("detection", "agreement", "teacher_ap"),
+        ("segmentation", "ap", "scores"),
+    ],
+)
+def test_scores_of_the_other_task_are_refused_with_the_right_ones_named(contents, task, name, instead):
+    with pytest.raises(RecordError, match=rf"a record of {task} has no .*: use Record\.{instead}$"):
+        getattr(Record(contents[task]), name)
 
 
 def entry(*path):
@@ -105,9 +133,26 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "value", "message"), DAMAGES)
-def test_a_damaged_record_is_refused_with_file_and_entry(content, tmp_path, change, value, message):
-    damaged = copy.deepcopy(content)
+SHAPE = "boxes.ap must be 10 x 3 x 4 nested lists of fractions between 0 and 1, or null"
+DAMAGES_OF_DETECTION = [
+    (entry("ap"), ..., "entry 'ap' is missing"),
+    (entry("ap", "masks"), ..., "ap must hold boxes and masks, as the network gives them"),
+    (entry("confusion"), [[1]], "confusion is no entry of a record of detection"),
+    (entry("ap", "boxes", "things"), ..., "ap boxes must hold ap and things"),
+    (entry("ap", "boxes", "things"), [1, 2, -1], "ap boxes.things must be 3 counts >= 0"),
+    (entry("ap", "boxes", "ap", 3), [[0.5] * 4] * 2, f"ap {SHAPE}"),
+    *((entry("ap", "boxes", "ap", 3, 1, 0), value, f"ap {SHAPE}") for value in (1.5, math.nan, True)),
+    (entry("ap", "boxes", "ap", 3, 1, 0), None, "ap boxes.ap of class 1, of which there are "),
+    (entry("ap", "masks", "things", 1), 10**6, "ap must count the same things of boxes and of masks"),
+    (entry("teacher", "ap"), ..., "entry 'teacher.ap' is missing"),
+    (entry("evaluations", 1, "ap", "boxes", "ap"), 7, f"evaluations[1].ap {SHAPE}"),
+]
+ALL = [("segmentation", *case) for case in DAMAGES] + [("detection", *case) for case in DAMAGES_OF_DETECTION]
+
+
+@pytest.mark.parametrize(("task", "change", "value", "message"), ALL)
+def test_a_damaged_record_is_refused_with_file_and_entry(contents, tmp_path, task, change, value, message):
+    damaged = copy.deepcopy(contents[task])
     change(damaged, value)
     path = written(tmp_path, damaged)
     end = re.escape("Restore the file (records are committed), or delete it to have it made again")

@@ -108,8 +108,7 @@ def digest(path: Path) -> str:
     """sha256 over names, shapes and bits of the tensors in a safetensors file."""
     found = hashlib.sha256()
     for name, value in sorted(load_file(path).items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        found.update(value.contiguous().numpy().tobytes())
+        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode() + value.contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -164,11 +163,10 @@ def exit_codes(processes: list[multiprocessing.Process]) -> list[int | None]:
     end = time.monotonic() + 100
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))
-    codes = [process.exitcode for process in processes]
+    found = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
-        process.join()
-    return codes
+    return found
 
 
 def run_ranks(

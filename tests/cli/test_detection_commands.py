@@ -1,7 +1,6 @@
 """The command `apd` on detection: train, evaluate, predict, dry runs, and what is refused with a sentence."""
 
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -186,18 +185,6 @@ def test_a_dry_run_of_detection_reports_data_networks_memory_and_time_and_writes
     ):
         assert line in text
     assert not run_folder(experiment).exists()
-
-
-def test_a_dry_run_without_the_data_or_the_weights_names_both_and_measures_on_noise(tmp_path, monkeypatch):
-    def offline(weights, what):
-        raise RuntimeError(f"{what}: no network")
-
-    monkeypatch.setenv("APD_DATA", str(tmp_path))
-    monkeypatch.setattr("apd.models.detector.fetch_weights", offline)
-    start = boxes("roi_apd", data=COCO)
-    missing, text = report_of(replace(start, network=replace(start.network, weights="imagenet")), steps=1)
-    assert re.search("instances_val2017.json is missing.*\nstudent: .*no network$", "\n".join(missing))
-    assert "measured on noise: 1 steps of 2 images" in text
 
 
 def test_what_is_counted_without_computing_is_near_what_a_step_computes():

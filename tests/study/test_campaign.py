@@ -28,17 +28,15 @@ LABELS = ["short-seed0", "long-seed0", "short-seed1", "long-seed1"]
 
 def quick(method, seed=0):
     """An experiment of one step or two."""
-    short = tiny(seed=seed, iterations={"short": 1, "long": 2}[method], evaluations=0)
-    return replace(short, name=f"{method}-seed{seed}")
+    start = tiny(seed=seed, iterations={"short": 1, "long": 2}[method], evaluations=0)
+    return replace(start, name=f"{method}-seed{seed}")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where the records of a campaign of four experiments go."""
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setitem(
-        CAMPAIGNS, "four", lambda: (quick(method, seed) for seed in range(2) for method in ("short", "long"))
-    )
+    monkeypatch.setitem(CAMPAIGNS, "four", lambda: (quick(m, seed) for seed in range(2) for m in ("short", "long")))
     return tmp_path / "records"
 
 

@@ -13,35 +13,19 @@ from apd.config.identity import fingerprint
 from apd.cost import dry_run as module
 from apd.cost.dry_run import dry_run
 from apd.report.figures.detection import validation_box_ap
+from apd.study import coco_recipes as coco
 from apd.study.campaigns import experiments_of
-from apd.study.coco_recipes import (
-    BEST_FACTORS,
-    BEST_OTHER_DETECTION_METHOD,
-    DETECTION_FACTORS,
-    LEARNING_RATE_METHODS,
-    OTHER_DETECTION_METHODS,
-    STUDENT_LEARNING_RATE,
-    TEACHER_LEARNING_RATE,
-    TRIED_STUDENT_LEARNING_RATES,
-    TRIED_TEACHER_LEARNING_RATES,
-    UNTUNED,
-    CocoSize,
-    detection_methods_of,
-    detection_variants,
-    scenes_detection_experiment,
-    with_masks,
-)
 from apd.study.recipes import recipe
 from apd.training.record import read_records
 from apd.training.run import records_folder, run_folder, train
 
-SIZES = get_args(CocoSize)
+SIZES = get_args(coco.CocoSize)
 REVIEW_WEIGHTS = {"coco": 1.5, "coco_boxes": 1.2, "coco_mobilenet": 1.0, "coco_boxes_mobilenet": 2.0}
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configurations(size):
-    experiments = {method: recipe(size, method) for method in detection_methods_of(size)}
+    experiments = {method: recipe(size, method) for method in coco.detection_methods_of(size)}
     experiment = experiments["roi_apd"]
     data, training, student = experiment.data, experiment.training, experiment.network
     assert training == experiment.teacher.training
@@ -50,7 +34,7 @@ def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configuration
     assert (training.optimiser, training.momentum, training.weight_decay) == ("sgd", 0.9, 1e-4)
     assert (training.head_multiplier, training.clip_norm) == (1.0, None)
     assert (data.folder, data.train_part, data.val_part) == ("coco", "train2017", "val2017")
-    assert (data.height, data.width, data.flip, data.masks) == (800, 1333, 0.5, with_masks(size))
+    assert (data.height, data.width, data.flip, data.masks) == (800, 1333, 0.5, coco.with_masks(size))
     backbones = ("mobilenet_v3_large", "resnet50") if "mobilenet" in size else ("resnet18", "resnet101")
     assert (student.backbone, experiment.teacher.network) == (backbones[0], replace(student, backbone=backbones[1]))
     assert (student.weights, student.kind) == ("imagenet", "faster_rcnn" if "boxes" in size else "mask_rcnn")
@@ -58,12 +42,12 @@ def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configuration
     assert experiments["student"].teacher is None
     methods = [tuple(d.method for d in each.distillers) for each in experiments.values()]
     assert methods[:4] == [(), ("roi_kd",), ("review_kd",), ("roi_apd",)]
-    assert methods[4:] == ([("roi_kd", "dense_apd")] if with_masks(size) else [])
+    assert methods[4:] == ([("roi_kd", "dense_apd")] if coco.with_masks(size) else [])
 
 
-@pytest.mark.parametrize("method", detection_methods_of("scenes_detection"))
+@pytest.mark.parametrize("method", coco.detection_methods_of("scenes_detection"))
 def test_the_recipe_on_scenes_is_the_run_of_the_campaign(method):
-    same = scenes_detection_experiment(method, 2)
+    same = coco.scenes_detection_experiment(method, 2)
     assert fingerprint(recipe("scenes_detection", method, seed=2)) == fingerprint(same)
 
 
@@ -82,37 +66,37 @@ def box_ap_on_val(name, labels):
 def test_variants_of_detection_differ_in_nothing_but_their_distillers():
     planned = experiments_of("scenes-detection")
     assert len({replace(e, name="-", seed=0, distillers=()) for e in planned}) == 1
-    assert [e.name for e in planned] == [f"{key}-seed{seed}" for seed in range(3) for key in detection_variants()]
+    assert [e.name for e in planned] == [f"{key}-seed{seed}" for seed in range(3) for key in coco.detection_variants()]
 
 
 def test_the_learning_rates_of_detectors_are_the_best_of_the_records():
-    teachers = {f"teacher-rate{rate:g}": rate for rate in TRIED_TEACHER_LEARNING_RATES}
+    teachers = {f"teacher-rate{rate:g}": rate for rate in coco.TRIED_TEACHER_LEARNING_RATES}
     students = {
-        rate: [f"{method}-rate{rate:g}-seed0" for method in LEARNING_RATE_METHODS]
-        for rate in TRIED_STUDENT_LEARNING_RATES
+        rate: [f"{method}-rate{rate:g}-seed0" for method in coco.LEARNING_RATE_METHODS]
+        for rate in coco.TRIED_STUDENT_LEARNING_RATES
     }
     found = box_ap_on_val("scenes-detection-tuning", {*teachers, *chain(*students.values())})
-    assert teachers[max(teachers, key=found.get)] == TEACHER_LEARNING_RATE
-    assert max(students, key=lambda rate: sum(map(found.get, students[rate]))) == STUDENT_LEARNING_RATE
+    assert teachers[max(teachers, key=found.get)] == coco.TEACHER_LEARNING_RATE
+    assert max(students, key=lambda rate: sum(map(found.get, students[rate]))) == coco.STUDENT_LEARNING_RATE
 
 
-@pytest.mark.parametrize("method", [method for method in UNTUNED if method != "student"])
+@pytest.mark.parametrize("method", [method for method in coco.UNTUNED if method != "student"])
 def test_the_weights_of_detection_are_the_best_of_the_records(method):
-    labels = {f"{method}_x{factor:g}-seed0": factor for factor in DETECTION_FACTORS}
-    if method in LEARNING_RATE_METHODS:  # its run at factor 1 is one of the rates'
+    labels = {f"{method}_x{factor:g}-seed0": factor for factor in coco.DETECTION_FACTORS}
+    if method in coco.LEARNING_RATE_METHODS:  # its run at factor 1 is one of the rates'
         del labels[f"{method}_x1-seed0"]
-        labels[f"{method}-rate{STUDENT_LEARNING_RATE:g}-seed0"] = 1.0
+        labels[f"{method}-rate{coco.STUDENT_LEARNING_RATE:g}-seed0"] = 1.0
     assert set(labels) <= {experiment.name for experiment in experiments_of("scenes-detection-tuning")}
     found = box_ap_on_val("scenes-detection-tuning", labels)
-    assert labels[max(labels, key=found.get)] == BEST_FACTORS.get(method, 1.0)
+    assert labels[max(labels, key=found.get)] == coco.BEST_FACTORS.get(method, 1.0)
 
 
 def test_the_best_other_method_of_detection_is_that_of_the_records_and_logits_are_not_compared_twice():
-    labels = {f"{key}-seed0": key for key in OTHER_DETECTION_METHODS}
+    labels = {f"{key}-seed0": key for key in coco.OTHER_DETECTION_METHODS}
     found = box_ap_on_val("scenes-detection", labels)
-    assert labels[max(labels, key=found.get)] == BEST_OTHER_DETECTION_METHOD
-    *_, added = detection_variants()[f"roi_apd_and_{BEST_OTHER_DETECTION_METHOD}"]
-    assert (added.pixel_kd == 0) == (BEST_OTHER_DETECTION_METHOD == "roi_dkd")
+    assert labels[max(labels, key=found.get)] == coco.BEST_OTHER_DETECTION_METHOD
+    *_, added = coco.detection_variants()[f"roi_apd_and_{coco.BEST_OTHER_DETECTION_METHOD}"]
+    assert (added.pixel_kd == 0) == (coco.BEST_OTHER_DETECTION_METHOD == "roi_dkd")
 
 
 # --- two real steps --------------------------------------------------------------------------------------------------
@@ -157,10 +141,10 @@ def test_two_steps_of_the_recipe_are_made_on_coco_itself(size, method, place, tm
             if term:
                 config = distillers[method_of]
                 expected += value * getattr(config, term, getattr(config, "weight", 1.0))
-        assert ("loss_mask" in step) == with_masks(size)
+        assert ("loss_mask" in step) == coco.with_masks(size)
         assert step["loss"] == pytest.approx(expected, rel=1e-4)
     assert record.content["data"]["images"] == 3
-    assert set(record.teacher_ap) == ({"boxes", "masks"} if with_masks(size) else {"boxes"})
+    assert set(record.teacher_ap) == ({"boxes", "masks"} if coco.with_masks(size) else {"boxes"})
 
 
 def test_a_dry_run_at_paper_scale_counts_the_published_sizes_without_data_or_weights(tmp_path, monkeypatch):

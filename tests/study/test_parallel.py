@@ -96,11 +96,10 @@ def stopped_campaign(runs, records):
         listen(state, seconds)
         if state.speed:
             signal.raise_signal(signal.SIGTERM)
-            state.__class__.listen = listen
+            SideBySide.listen = listen
 
     SideBySide.listen = listen_and_stop
     code = main(["endless", "--records", str(records), "--processes", "2", "--minutes", "5"])
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 

@@ -81,24 +81,15 @@ def test_missing_and_half_extracted_data_say_what_to_set_and_what_is_there(runs,
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [
-        (None, "there is no such file (--teacher.weights-file)"),
-        (b"garbage", "cannot be read as safetensors"),
-        ("wider", "tensors differ, first head.merge.0.weight is (12, 128, 3, 3), expected (8, 128, 3, 3);"),
-    ],
+    [(None, "there is no such file (--teacher.weights-file)"), (b"garbage", "cannot be read as safetensors")],
 )
-def test_teacher_weights_that_do_not_fit_are_an_error_in_a_line(refused, tmp_path, content, expected):
-    file, options = tmp_path / "teacher.safetensors", []
-    if content == "wider":
-        train(tiny("apd").teacher_experiment())
-        file = run_folder(tiny("apd").teacher_experiment()) / "weights.safetensors"
-        options = ["--teacher.network.head-width", 8]
-    elif content:
+def test_teacher_weights_that_are_none_are_an_error_in_a_line(refused, tmp_path, content, expected):
+    file = tmp_path / "teacher.safetensors"
+    if content:
         file.write_bytes(content)
-    message = refused("train", "--teacher.weights-file", file, *options)
+    message = refused("train", "--teacher.weights-file", file)
     assert f"teacher weights {file}" in message
     assert expected in message
-    assert len(message) < 800
 
 
 def test_a_teacher_below_its_stated_score_is_refused_and_its_own_run_stays(refused):

@@ -204,7 +204,7 @@ def campaign_on_a_bare_machine(runs):
     os._exit(cli.main(["train"]))
 
 
-def test_a_bare_machine_runs_campaigns_and_is_told_what_the_command_line_lacks(tmp_path):
+def test_a_bare_machine_runs_campaigns_and_says_what_the_command_line_lacks(tmp_path):
     output = tmp_path / "output"
     assert exit_code(campaign_on_a_bare_machine, tmp_path, output=output) == 1
     (record,) = (tmp_path / "records").iterdir()

@@ -1,4 +1,4 @@
-"""What a distiller adds to a step is told from the step, the student's own and the teacher's, of the same boxes."""
+"""What a distiller adds to a step is measured from the step, the student's own and the teacher's, of the same boxes."""
 
 import sys
 

@@ -106,7 +106,6 @@ def test_damaged_checkpoints_never_push_out_whole_ones(tmp_path):
         path = saved(tmp_path, step)
     truncate(path)
     truncate(tmp_path / "step-00000020")
-    shutil.copytree(path, tmp_path / "step-00000040")
     saved(tmp_path, 12)
     truncate(saved(tmp_path, 14))
     saved(tmp_path, 14)
@@ -194,7 +193,7 @@ def hold_for_ever(folder, ready):
         os.read(os.pipe()[0], 1)
 
 
-def test_one_process_at_a_time_the_other_is_told_which_and_who_waits_is_next(tmp_path, capsys):
+def test_one_process_at_a_time_the_other_learns_which_and_who_waits_is_next(tmp_path, capsys):
     folder, ready = tmp_path / "run", tmp_path / "ready"
     holder = start(hold_for_ever, folder, ready, output=tmp_path / "output")
     while not ready.exists():

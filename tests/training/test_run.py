@@ -128,18 +128,14 @@ def test_a_teacher_may_come_from_a_file_and_is_loaded_frozen_and_in_eval_mode(ru
 # what a run leaves
 
 
-def test_the_network_of_a_run_comes_back_as_it_was_scored_or_not_at_all(runs):
+def test_the_network_of_a_run_comes_back_as_it_was_scored(runs):
     with pytest.raises(CheckpointError, match="this run has not finished"):
         trained_network(tiny())
     train(tiny())
-    weights = run_folder(tiny()) / "weights.safetensors"
     for given in (tiny(), run_folder(tiny())):
         model = trained_network(given)
         assert not model.training
-        assert equal(copied(model), load_file(weights))
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    with pytest.raises(CheckpointError, match=r"weights\.safetensors is missing or damaged; delete .*record\.json"):
-        trained_network(tiny())
+        assert equal(copied(model), load_file(run_folder(tiny()) / "weights.safetensors"))
 
 
 def test_a_distiller_that_a_run_does_not_have_is_an_error(runs):

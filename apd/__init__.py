@@ -1,20 +1,21 @@
 """Adaptive Perspective Distillation (Tian et al., TPAMI 2023, DOI 10.1109/TPAMI.2022.3159581) for PyTorch.
 
-``import apd`` loads torch and nothing heavier. Shapes, letters and words are explained in :mod:`apd.perspective`.
+Names are loaded when they are asked for, torch with the first of them and nothing heavier. Shapes, letters and words
+are explained in :mod:`apd.perspective`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from apd.distill import APDLoss, ProjectionHead
-from apd.hooks import FeatureTap, tokens_to_map
-from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, two_channel_logits
-from apd.perspective import class_prototypes, observe, resize_labels
-
 if TYPE_CHECKING:
+    from apd.distill import APDLoss, ProjectionHead
     from apd.distillers.cirkd import CIRKD
     from apd.distillers.features import CWD, MGD, AttentionTransfer, FitNet
     from apd.distillers.logits import DIST, DKD, LSKD, PixelKD
     from apd.distillers.relations import I2CKD, IFVD, InterClassDistance, PairwiseSimilarity
+    from apd.hooks import FeatureTap, tokens_to_map
+    from apd.losses import alignment_loss, observation_loss, pixel_kd_loss, regularisation_loss, two_channel_logits
+    from apd.perspective import class_prototypes, observe, resize_labels
 
 __version__ = "0.1.0"
 
@@ -48,12 +49,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Other distillation methods are loaded when the first of them is asked for."""
-    if name in __all__:
-        from apd.distillers.base import DISTILLERS
+_METHOD = ("distill", "losses", "perspective", "hooks")
+_OTHERS = ("distillers.cirkd", "distillers.features", "distillers.logits", "distillers.relations")
 
-        return next(c.module for c in DISTILLERS.values() if c.module is not None and c.module.__name__ == name)
+
+def __getattr__(name: str) -> Any:
+    """A name of ``__all__``, or one of the method's modules, loaded at its first use."""
+    if name in _METHOD:
+        return import_module(f"apd.{name}")
+    for module in (*_METHOD, *_OTHERS) if name in __all__ else ():
+        if hasattr(home := import_module(f"apd.{module}"), name):
+            return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

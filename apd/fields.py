@@ -19,10 +19,6 @@ def require(condition: bool, owner: object, name: str, expected: str) -> None:
         raise ExperimentError(f"{type(owner).__name__}.{name} = {getattr(owner, name)!r}: expected {expected}")
 
 
-LEAVE_OUT = "a number > 0; to leave the term out, leave the distiller out"
-"""What is expected of the only weight of a distiller."""
-
-
 def require_weights(owner: object, *names: str) -> None:
     """Raise ExperimentError unless each of the fields is at least 0, and one above."""
     for name in names:

@@ -46,9 +46,8 @@ def call(module, batch):
 
 def used(name):
     """The kinds of maps that a method compares."""
-    if name in ("apd", "cwd"):
-        return ("features", "logits")
-    return ("logits",) if name in OF_LOGITS else ("features",)
+    both = ("features", "logits")
+    return both if name in ("apd", "cwd") else both[1:] if name in OF_LOGITS else both[:1]
 
 
 def gradients(loss, module, batch):

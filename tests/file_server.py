@@ -11,18 +11,9 @@ class Server:
     def __init__(self):
         self.content, self.etag, self.ranges, self.break_after, self.statuses = b"", '"1"', True, [], []
         self.requests = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                outer.answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        handler = type("Handler", (BaseHTTPRequestHandler,), dict(protocol_version="HTTP/1.1"))
+        handler.do_GET, handler.log_message = lambda request: self.answer(request), lambda *_: None
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/archive.zip"
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
@@ -32,28 +23,21 @@ class Server:
         if self.statuses and (status := self.statuses.pop(0)) != 200:
             request.send_error(status)
             return
-        first = 0
-        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
-        if asked and self.ranges and request.headers.get("If-Range") == self.etag:
-            first = int(asked[1])
-            if first >= len(self.content):
-                request.send_response(416)
-                request.send_header("Content-Range", f"bytes */{len(self.content)}")
-                request.send_header("Content-Length", "0")
-                request.end_headers()
-                return
-            request.send_response(206)
-            request.send_header("Content-Range", f"bytes {first}-{len(self.content) - 1}/{len(self.content)}")
-        else:
-            request.send_response(200)
-        if self.etag:
+        asked, size = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")), len(self.content)
+        resumed = asked and self.ranges and request.headers.get("If-Range") == self.etag
+        first = int(asked[1]) if resumed else 0
+        past_the_end = resumed and first >= size
+        request.send_response(416 if past_the_end else 206 if resumed else 200)
+        if resumed:
+            place = "*" if past_the_end else f"{first}-{size - 1}"
+            request.send_header("Content-Range", f"bytes {place}/{size}")
+        if self.etag and not past_the_end:
             request.send_header("ETag", self.etag)
-        request.send_header("Content-Length", str(len(self.content) - first))
+        request.send_header("Content-Length", str(max(size - first, 0)))
         request.end_headers()
-        limit = self.break_after.pop(0) if self.break_after else None
-        request.wfile.write(self.content[first:] if limit is None else self.content[first : first + limit])
-        if limit is not None:
-            request.close_connection = True
+        limit = self.break_after.pop(0) if self.break_after and not past_the_end else None
+        request.wfile.write(self.content[first:][:limit])
+        request.close_connection = limit is not None
 
     def close(self):
         self.http.shutdown()

@@ -9,25 +9,14 @@ from PIL import Image
 from apd.data.specs import DatasetSpec
 
 HEIGHT, WIDTH = 16, 24
-RGB = np.stack(
-    [
-        np.linspace(0, 255, WIDTH)[None].repeat(HEIGHT, 0),
-        np.linspace(0, 255, HEIGHT)[:, None].repeat(WIDTH, 1),
-        np.full((HEIGHT, WIDTH), 90),
-    ],
-    axis=-1,
-).astype(np.uint8)
+ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
+RGB = np.stack([255 * COLUMNS // (WIDTH - 1), 255 * ROWS // (HEIGHT - 1), 0 * ROWS + 90], axis=-1).astype(np.uint8)
 GREY = RGB[..., 0]
 SPEC = DatasetSpec("fields", ("soil", "crop", "weed"), ((0, 0, 0), (0, 255, 0), (255, 0, 0)))
 
 
-def same(pixels):
-    return pixels
-
-
-# what a viewer shows of stored pixels, by EXIF orientation: the standard's table, without pillow
 TURNED = {
-    1: same,
+    1: lambda a: a,
     2: np.fliplr,
     3: lambda a: a[::-1, ::-1],
     4: np.flipud,

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
 from apd.data.specs import SCENES
 from apd.report.correlations import SCHEMA, Evidence
@@ -21,14 +20,13 @@ def made_up_evidence(
     context_shift: float = 1.0,
     seed: int = 0,
     *,
-    experiment: Experiment | None = None,
     distance: Sequence[float] | None = None,
     miou: Mapping[str, Sequence[float]] | None = None,
     images: int = IMAGES,
     weights: Mapping[str, str] | None = None,
 ) -> Evidence:
     """Valid evidence: random numbers, the same for each seed, and random scores, unless they are given."""
-    experiment = experiment or scenes_experiment("apd", seed, context_shift)
+    experiment = scenes_experiment("apd", seed, context_shift)
     of_images, of_seed = np.random.default_rng(0), np.random.default_rng(1 + seed)
     distance = of_images.uniform(0.1, 0.5, images) if distance is None else distance
     numbers = {
@@ -63,9 +61,6 @@ def made_up_evidence(
                 "fingerprint": "f" * 64,
             },
             "git": {"commit": "0123456789abcdef", "clean": True},
-            "versions": {"python": "3.11.7", "torch": "2.15.0"},
-            "device": {"type": "cpu", "name": "a processor", "threads": 1, "precision": "fp32"},
-            "command": "perspective_study.py",
             "valid": [9000] * images,
             "furthest": [i % SCENES.num_classes for i in range(images)],
             "perspective": {name: _stored(values, 4) for name, values in numbers.items()},

@@ -48,10 +48,7 @@ def made_up_record(
         {"step": steps[9], "split": "val", "confusion": confusion([s * 0.8 for s in shares])},
         {"step": steps[-1], "split": "val", "confusion": confusion(shares)},
     ]
-    teacher = {
-        "confusion": confusion([teacher_right] * len(names)),
-        "agreement": confusion([agreement] * len(names)),
-    }
+    teacher = {"confusion": confusion([teacher_right] * len(names)), "agreement": confusion([agreement] * len(names))}
     return Record(
         {
             "schema": SCHEMA,

@@ -28,28 +28,14 @@ root = 2 ** (rate + seed)
 print(f"{size}: {root:.4f} with {sum(widths)}, note {Path('note.txt').read_text().strip()}")
 print(f"took {time.perf_counter() - started:.3f} s")"""
 
-IMAGE = """\
-import struct
-import zlib
-
-from IPython.display import Image, display
-
-part = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-rows = b"".join(b"\\0" + bytes([seed * 40] * 8) for _ in range(8))
-head = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
-png = b"\\x89PNG\\r\\n\\x1a\\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
-display(Image(png))"""
-
 
 def miniature_notebook() -> nbformat.NotebookNode:
-    """Parameters, printed facts, an image. Not executed."""
+    """Parameters and printed facts. Not executed."""
     cells = [
         new_markdown_cell("# A miniature"),
         new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
         new_markdown_cell("## Facts"),
         new_code_cell(FACTS),
-        new_markdown_cell("## An image"),
-        new_code_cell(IMAGE, metadata={"tags": ["nbval-ignore-output"]}),
         new_code_cell('print(f"the grey is {seed * 40} of 255")'),
     ]
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}

@@ -25,6 +25,7 @@ COCO_OBJECTS = [
     (3, 18, [-2.0, 10.5, 8.0, 30.0], 50.5, {"size": [20, 12], "counts": ";9;000000000]3"}),
     (3, 18, [4, 4, 0, 3], 0, [[4, 4, 4, 7, 4, 5]]),
 ]
+OBJECT_FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")
 COCO_CONTENT = {
     "images": [
         {"id": 7, "file_name": "wide.png", "height": 12, "width": 20},
@@ -33,10 +34,8 @@ COCO_CONTENT = {
     ],
     "categories": [{"id": 44, "name": "bar"}, {"id": 2, "name": "square"}, {"id": 18, "name": "disc"}],
     "annotations": [
-        dict(
-            id=id_, image_id=image, category_id=category, bbox=box, area=area, iscrowd=int(id_ == 2), segmentation=shape
-        )
-        for id_, (image, category, box, area, shape) in enumerate(COCO_OBJECTS, start=1)
+        {"id": number, "iscrowd": int(number == 2), **dict(zip(OBJECT_FIELDS, values, strict=True))}
+        for number, values in enumerate(COCO_OBJECTS, start=1)
     ],
 }
 
@@ -66,15 +65,14 @@ def files(split, *stems):
 
 def write_shapes(tmp_path: Path) -> Path:
     """The folder of a data set `shapes` in COCO's form: noise with the objects of `COCO_CONTENT`."""
-    (tmp_path / "shapes" / "train").mkdir(parents=True)
-    (tmp_path / "shapes" / "annotations").mkdir()
-    random = np.random.default_rng(0)
+    random, shapes = np.random.default_rng(0), tmp_path / "shapes"
+    (shapes / "train").mkdir(parents=True)
+    (shapes / "annotations").mkdir()
     for image in COCO_CONTENT["images"]:
         pixels = random.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
         grey = Image.fromarray(pixels).convert("L" if image["id"] == 9 else "RGB")
-        grey.save(tmp_path / "shapes" / "train" / image["file_name"])
-    file = tmp_path / "shapes" / "annotations" / "instances_train.json"
-    file.write_text(json.dumps(COCO_CONTENT))
+        grey.save(shapes / "train" / image["file_name"])
+    (shapes / "annotations" / "instances_train.json").write_text(json.dumps(COCO_CONTENT))
     return tmp_path
 
 
@@ -86,22 +84,19 @@ def write_camvid(
     Labels are blocks of 8×8 pixels of all 11 classes and void; an image shows its labels' colours under noise, so a
     network can learn from it. `counts` are images per split (default: the real 367/101/233, as the reader demands).
     """
-    counts = dict(CAMVID.splits) if counts is None else counts
-    rng = np.random.default_rng(seed)
-    colours = np.array([*CAMVID.palette, (0, 0, 0)], dtype=np.int16)
-    for split, count in counts.items():
+    rng, colours = np.random.default_rng(seed), np.array([*CAMVID.palette, (0, 0, 0)], dtype=np.int16)
+    for split, count in (counts or dict(CAMVID.splits)).items():
         (root / split).mkdir(parents=True)
         (root / f"{split}annot").mkdir()
-        lines = []
-        for number in range(count):
+        names = [f"{split}_{30 * number:06d}.png" for number in range(count)]
+        for name in names:
             blocks = rng.integers(0, VOID + 1, (-(-height // 8), -(-width // 8)), dtype=np.uint8)
             labels_HW = np.kron(blocks, np.ones((8, 8), dtype=np.uint8))[:height, :width]
             noise = rng.integers(-20, 21, (height, width, 1), dtype=np.int16)
             image_HW3 = (colours[labels_HW] + noise).clip(0, 255).astype(np.uint8)
-            name = f"{split}_{30 * number:06d}.png"
             Image.fromarray(image_HW3).save(root / split / name, compress_level=1)
             Image.fromarray(labels_HW).save(root / f"{split}annot" / name, compress_level=1)
-            lines.append(f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n")
+        lines = [f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n" for name in names]
         (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     return root
 
@@ -111,8 +106,7 @@ def write_labelmefacade(root: Path, *, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     for number, stem in enumerate(stem for stems in listed_splits().values() for stem in stems):
         labels_HW = _blocks(rng, [*range(8), 255], *((32, 48), (40, 32))[number % 2])
-        files = root / "images" / f"{stem}.jpg", root / "labels" / f"{stem}.png"
-        _save_pair(_image_of(rng, labels_HW), labels_HW, *files)
+        _save_pair(rng, labels_HW, root / "images" / f"{stem}.jpg", root / "labels" / f"{stem}.png")
     return root
 
 
@@ -120,36 +114,24 @@ def write_cityscapes(root: Path, *, counts: Mapping[str, int] = FEW, seed: int =
     """A Cityscapes tree: two cities a split, every id from 0 to 33, and the files that the study does not use."""
     rng = np.random.default_rng(seed)
     cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "munster"), "test": ("berlin", "bonn")}
-    for split, count in {**counts, "test": 2}.items():
-        for number in range(count):
-            city = cities[split][number % 2]
-            images, masks = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
-            images.mkdir(parents=True, exist_ok=True)
-            masks.mkdir(parents=True, exist_ok=True)
-            name = f"{city}_{number:06d}_000019"
-            ids_HW = _blocks(rng, range(34) if split != "test" else (0, 1))
-            _image_of(rng, ids_HW).save(images / f"{name}_leftImg8bit.png", compress_level=1)
-            Image.fromarray(ids_HW).save(masks / f"{name}_gtFine_labelIds.png")
-            Image.fromarray(ids_HW.astype(np.uint16) * 1000).save(masks / f"{name}_gtFine_instanceIds.png")
-            _image_of(rng, ids_HW).convert("RGBA").save(masks / f"{name}_gtFine_color.png")
-            (masks / f"{name}_gtFine_polygons.json").write_text("{}")
+    for split, number in ((split, n) for split, count in {**counts, "test": 2}.items() for n in range(count)):
+        city = cities[split][number % 2]
+        name = f"{split}/{city}/{city}_{number:06d}_000019"
+        ids_HW, mask = _blocks(rng, range(34) if split != "test" else (0, 1)), f"{root}/gtFine/{name}_gtFine"
+        _save_pair(rng, ids_HW, root / f"leftImg8bit/{name}_leftImg8bit.png", Path(f"{mask}_labelIds.png"))
+        Image.fromarray(ids_HW.astype(np.uint16) * 1000).save(f"{mask}_instanceIds.png")
+        _image_of(rng, ids_HW).convert("RGBA").save(f"{mask}_color.png")
+        Path(f"{mask}_polygons.json").write_text("{}")
     return root
 
 
 def write_ade20k(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
     """An ADEChallengeData2016 tree: images of several sizes, values 0 to 150, and the table of classes."""
-    rng = np.random.default_rng(seed)
-    sizes = [(32, 32), (32, 48), (40, 32)]
-    root.mkdir(parents=True)
+    rng, sizes = np.random.default_rng(seed), [(32, 32), (32, 48), (40, 32)]
     for split, folder in (("train", "training"), ("val", "validation")):
         for number in range(1, counts[split] + 1):
-            values_HW = _blocks(rng, range(151), *sizes[number % 3])
-            _save_pair(
-                _image_of(rng, values_HW),
-                values_HW,
-                root / "images" / folder / f"ADE_{split}_{number:08d}.jpg",
-                root / "annotations" / folder / f"ADE_{split}_{number:08d}.png",
-            )
+            values_HW, name = _blocks(rng, range(151), *sizes[number % 3]), f"{folder}/ADE_{split}_{number:08d}"
+            _save_pair(rng, values_HW, root / "images" / f"{name}.jpg", root / "annotations" / f"{name}.png")
     # as in the published file: further names after a comma, and a blank at the end of some lines
     rows = [f"{i}\t0.0001\t10\t1\t{name}, another {name} " for i, name in enumerate(ADE20K.class_names, start=1)]
     (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows, ""]))
@@ -159,19 +141,14 @@ def write_ade20k(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) 
 
 def write_pascal_context(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
     """A pascal_context folder: VOC's tree, maps of 0 to 59, and their list in an order of its own."""
-    rng = np.random.default_rng(seed)
-    lists = root / "VOC2010" / "ImageSets" / "Main"
+    rng, voc = np.random.default_rng(seed), root / "VOC2010"
+    lists = voc / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for split, year in (("train", 2008), ("val", 2009)):
         stems = [f"{year}_{number:06d}" for number in range(counts[split])]
         for number, stem in enumerate(stems):
             values_HW = _blocks(rng, range(60), *((32, 48), (48, 32))[number % 2])
-            _save_pair(
-                _image_of(rng, values_HW),
-                values_HW,
-                root / "VOC2010" / "JPEGImages" / f"{stem}.jpg",
-                root / "59_context_labels" / f"{stem}.png",
-            )
+            _save_pair(rng, values_HW, voc / f"JPEGImages/{stem}.jpg", root / f"59_context_labels/{stem}.png")
         (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems[::-1]))
         (lists / f"aeroplane_{split}.txt").write_text("".join(f"{stem} -1\n" for stem in stems))
     spelled = {"table": "diningtable", "bedclothes": "bedcloth", "cloth": "clothes", "pottedplant": "potted plant"}
@@ -183,42 +160,27 @@ def write_pascal_context(root: Path, *, counts: Mapping[str, int] = FEW, seed: i
 
 def write_coco(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
     """A coco folder: images, instances with polygons and a crowd, pixel maps of 171 values and 255, and their list."""
-    rng = np.random.default_rng(seed)
-    listed = _coco_stuff_names()
-    used = [number - 1 for number, name in enumerate(listed) if name in COCO_STUFF.class_names]
-    categories = [
-        {"supercategory": "thing", "id": number, "name": name}
-        for number, name in enumerate(listed)
-        if name in COCO_STUFF.thing_names
-    ]
+    rng, listed = np.random.default_rng(seed), dict(enumerate(_coco_stuff_names()))
+    used = [number - 1 for number, name in listed.items() if name in COCO_STUFF.class_names]
+    things = {number: name for number, name in listed.items() if name in COCO_STUFF.thing_names}
+    categories = [{"supercategory": "thing", "id": number, "name": name} for number, name in things.items()]
+    (root / "annotations").mkdir(parents=True)
     for split, count in counts.items():
         images, objects = [], []
         for number in range(count):
             height, width = ((32, 48), (40, 32))[number % 2]
-            values_HW = _blocks(rng, [255, *used], height, width)
-            name = f"{139 + 7 * number:012d}"
-            _save_pair(
-                _image_of(rng, values_HW) if number else _image_of(rng, values_HW).convert("L"),
-                values_HW,
-                root / f"{split}2017" / f"{name}.jpg",
-                root / "stuffthingmaps" / f"{split}2017" / f"{name}.png",
-            )
-            images.append({"id": int(name), "file_name": f"{name}.jpg", "height": height, "width": width})
-            for crowd in (0, 1):
-                box, category = [4.5, 8.25, 16.0, 12.5], categories[(3 * number + crowd) % len(categories)]["id"]
-                shape = (
-                    {"counts": [40, 30, height * width - 70], "size": [height, width]}
-                    if crowd
-                    else [[4, 8, 20, 8, 20, 20]]
-                )
-                objects.append(
-                    {"id": 2 * number + crowd + 1, "image_id": int(name), "category_id": category, "iscrowd": crowd}
-                    | {"segmentation": shape, "bbox": box, "area": 200.0}
-                )
+            image, name = 139 + 7 * number, f"{139 + 7 * number:012d}"
+            values_HW, mask = _blocks(rng, [255, *used], height, width), root / f"stuffthingmaps/{split}2017/{name}.png"
+            _save_pair(rng, values_HW, root / f"{split}2017" / f"{name}.jpg", mask, mode="RGB" if number else "L")
+            images.append({"id": image, "file_name": f"{name}.jpg", "height": height, "width": width})
+            runs = {"counts": [40, 30, height * width - 70], "size": [height, width]}
+            for crowd, shape in enumerate(([[4, 8, 20, 8, 20, 20]], runs)):
+                category = categories[(3 * number + crowd) % len(categories)]["id"]
+                own = {"id": 2 * number + crowd + 1, "image_id": image, "category_id": category, "iscrowd": crowd}
+                objects.append(own | {"segmentation": shape, "bbox": [4.5, 8.25, 16.0, 12.5], "area": 200.0})
         content = {"images": images, "annotations": objects, "categories": categories}
-        (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
-    (root / "labels.txt").write_text("".join(f"{number}: {name}\n" for number, name in enumerate(listed)))
+    (root / "labels.txt").write_text("".join(f"{number}: {name}\n" for number, name in listed.items()))
     return root
 
 
@@ -253,12 +215,10 @@ def data_script(name: str) -> ModuleType:
 
 def for_counts(name: str, counts: Mapping[str, int]) -> "mock._patch":
     """A patch under which a script takes a miniature of so many pairs for the published data."""
-    script = data_script(name)
-    splits = {
-        split: counts[split] if isinstance(published, int) else (published[0], counts[split])
-        for split, published in script.SPLITS.items()
-        if split in counts
-    }
+    script, splits = data_script(name), {}
+    for split in (split for split in script.SPLITS if split in counts):
+        published = script.SPLITS[split]
+        splits[split] = counts[split] if isinstance(published, int) else (published[0], counts[split])
     return mock.patch.object(script, "SPLITS", splits)
 
 
@@ -288,8 +248,8 @@ def _image_of(rng: np.random.Generator, values_HW: np.ndarray) -> Image.Image:
     return Image.fromarray((colours_HW3 + noise).clip(0, 255).astype(np.uint8))
 
 
-def _save_pair(image: Image.Image, values_HW: np.ndarray, image_file: Path, mask_file: Path) -> None:
+def _save_pair(rng, values_HW: np.ndarray, image_file: Path, mask_file: Path, mode: str = "RGB") -> None:
     image_file.parent.mkdir(parents=True, exist_ok=True)
     mask_file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(image_file, quality=90)
+    _image_of(rng, values_HW).convert(mode).save(image_file, quality=90)
     Image.fromarray(values_HW).save(mask_file)

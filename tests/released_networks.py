@@ -13,39 +13,33 @@ Shapes = dict[str, tuple[int, ...]]
 def backbone_shapes(depth: int, stem: tuple[tuple[str, str], ...]) -> Shapes:
     """Shapes by name of a deep-stem ResNet; a norm's name stands for its five tensors."""
     shapes: Shapes = {}
-    inner = 3
+    inner, wide = 3, 1 if depth == 18 else 4
     for (conv, norm), channels in zip(stem, (64, 64, 128), strict=True):
         shapes |= {f"{conv}.weight": (channels, inner, 3, 3), norm: (channels,)}
         inner = channels
-    wide = 1 if depth == 18 else 4
-    for stage, blocks in enumerate(BLOCKS[depth], start=1):
-        narrow = 32 * 2**stage
-        for block in range(blocks):
-            where = f"layer{stage}.{block}"
-            sides = [(narrow, inner, 3), (narrow, narrow, 3)]
-            if depth > 18:
-                sides = [(narrow, inner, 1), (narrow, narrow, 3), (4 * narrow, narrow, 1)]
-            for number, (channels, inputs, side) in enumerate(sides, start=1):
-                shapes[f"{where}.conv{number}.weight"] = (channels, inputs, side, side)
-                shapes[f"{where}.bn{number}"] = (channels,)
-            if block == 0 and (stage > 1 or depth > 18 or inner != narrow):
-                shapes[f"{where}.downsample.0.weight"] = (wide * narrow, inner, 1, 1)
-                shapes[f"{where}.downsample.1"] = (wide * narrow,)
-            inner = wide * narrow
+    for stage, block in [(s, b) for s, blocks in enumerate(BLOCKS[depth], start=1) for b in range(blocks)]:
+        where, narrow = f"layer{stage}.{block}", 32 * 2**stage
+        convs = [(narrow, inner, 3), (narrow, narrow, 3)]
+        if depth > 18:
+            convs = [(narrow, inner, 1), (narrow, narrow, 3), (4 * narrow, narrow, 1)]
+        for number, (channels, inputs, side) in enumerate(convs, start=1):
+            shapes[f"{where}.conv{number}.weight"] = (channels, inputs, side, side)
+            shapes[f"{where}.bn{number}"] = (channels,)
+        if block == 0:
+            shapes[f"{where}.downsample.0.weight"] = (wide * narrow, inner, 1, 1)
+            shapes[f"{where}.downsample.1"] = (wide * narrow,)
+        inner = wide * narrow
     return shapes
 
 
 def released_shapes(depth: int, classes: int, kind: str, width: int = 512) -> Shapes:
     """Of a whole network; `kind`: "apd-psp", "apd-aspp" (mmsegmentation's names inside) or "semseg-psp"."""
-    shapes = backbone_shapes(depth, LAYER0)
-    deep = 512 if depth == 18 else 2048
+    shapes, deep = backbone_shapes(depth, LAYER0), 512 if depth == 18 else 2048
     if kind == "apd-aspp":
-        shapes |= {"ppm.image_pool.1.conv.weight": (width, deep, 1, 1), "ppm.image_pool.1.bn": (width,)}
-        for branch in range(4):
-            side = 1 if branch == 0 else 3
-            shapes[f"ppm.aspp_modules.{branch}.conv.weight"] = (width, deep, side, side)
-            shapes[f"ppm.aspp_modules.{branch}.bn"] = (width,)
-        shapes |= {"ppm.bottleneck.conv.weight": (width, 5 * width, 3, 3), "ppm.bottleneck.bn": (width,)}
+        convs = {"image_pool.1": (deep, 1), "bottleneck": (5 * width, 3)}
+        convs |= {f"aspp_modules.{branch}": (deep, 3 if branch else 1) for branch in range(4)}
+        for name, (inputs, side) in convs.items():
+            shapes |= {f"ppm.{name}.conv.weight": (width, inputs, side, side), f"ppm.{name}.bn": (width,)}
     else:
         for branch in range(4):
             shapes[f"ppm.features.{branch}.1.weight"] = (deep // 4, deep, 1, 1)
@@ -67,11 +61,10 @@ def made_up(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
             fan_in = max(1, torch.Size(shape[1:]).numel())
             tensors[name] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
             continue
-        tensors[f"{name}.weight"] = 0.5 + torch.rand(shape, generator=generator)
-        tensors[f"{name}.bias"] = 0.2 * torch.randn(shape, generator=generator)
-        tensors[f"{name}.running_mean"] = 0.1 * torch.randn(shape, generator=generator)
-        tensors[f"{name}.running_var"] = 0.5 + torch.rand(shape, generator=generator)
-        tensors[f"{name}.num_batches_tracked"] = torch.tensor(7)
+        weight, var = (0.5 + torch.rand(shape, generator=generator) for _ in range(2))
+        bias, mean = (factor * torch.randn(shape, generator=generator) for factor in (0.2, 0.1))
+        values = (weight, bias, mean, var, torch.tensor(7))
+        tensors |= {f"{name}.{leaf}": value for leaf, value in zip(NORM, values, strict=True)}
     return tensors
 
 

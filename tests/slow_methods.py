@@ -4,35 +4,34 @@ Maps are on one grid; each function takes the labels as they are and returns the
 as the pair of their weight and bias (or ``None``).
 """
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
-from slow_reference import divergence, nearest
+from slow_reference import IGNORED, divergence, mean, nearest, perspectives
 from torch import Tensor
 
 
 def valid_places(labels_BHW: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """(image, row, column, label) of the pixels that have one."""
     labels_Bhw = nearest(labels_BHW, size)
-    return [
-        (b, i, j, int(labels_Bhw[b, i, j]))
-        for b in range(len(labels_Bhw))
-        for i in range(size[0])
-        for j in range(size[1])
-        if labels_Bhw[b, i, j] != 255
-    ]
+    places = product(range(len(labels_Bhw)), range(size[0]), range(size[1]))
+    return [(*place, int(labels_Bhw[place])) for place in places if labels_Bhw[place] != IGNORED]
 
 
-def cells(places, image: int, size: tuple[int, int], window: tuple[int, int]) -> list[list[tuple[int, int]]]:
-    """The valid (row, column) of an image window by window; those without any are left out."""
-    found = [
-        [(i, j) for b, i, j, _ in places if b == image and top <= i < top + window[0] and left <= j < left + window[1]]
-        for top in range(0, size[0], window[0])
-        for left in range(0, size[1], window[1])
-    ]
-    return [inside for inside in found if inside]
+def places_by_image(labels_BHW: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Every image's number and the (row, column) of its valid pixels, but for images without any."""
+    places = valid_places(labels_BHW, size)
+    for image in sorted({b for b, *_ in places}):
+        yield image, [(i, j) for b, i, j, _ in places if b == image]
 
 
-def mean(costs: list[Tensor], anything: Tensor) -> Tensor:
-    return torch.stack(costs).mean() if costs else 0 * anything.sum()
+def cells(places: list[tuple[int, int]], window: tuple[int, int]) -> list[list[tuple[int, int]]]:
+    """The (row, column) of an image window by window; windows without any are left out."""
+    found = {}
+    for i, j in places:
+        found.setdefault((i // window[0], j // window[1]), []).append((i, j))
+    return list(found.values())
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -44,14 +43,12 @@ def convolution(map_Chw: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _, height, width = map_Chw.shape
     reach = weight.shape[2] // 2
     rows = []
-    for i in range(height):
-        for j in range(width):
-            value = torch.zeros(len(weight), dtype=map_Chw.dtype) if bias is None else bias
-            for di in range(-reach, reach + 1):
-                for dj in range(-reach, reach + 1):
-                    if 0 <= i + di < height and 0 <= j + dj < width:
-                        value = value + weight[:, :, di + reach, dj + reach] @ map_Chw[:, i + di, j + dj]
-            rows.append(value)
+    for i, j in product(range(height), range(width)):
+        value = torch.zeros(len(weight), dtype=map_Chw.dtype) if bias is None else bias
+        for di, dj in product(range(-reach, reach + 1), repeat=2):
+            if 0 <= i + di < height and 0 <= j + dj < width:
+                value = value + weight[:, :, di + reach, dj + reach] @ map_Chw[:, i + di, j + dj]
+        rows.append(value)
     return torch.stack(rows, dim=1).view(-1, height, width)
 
 
@@ -65,38 +62,34 @@ def fitnet(student, teacher, labels, *, adapter):
 
 def attention_transfer(student, teacher, labels):
     costs = []
-    for image in range(len(student)):
-        places = [(i, j) for b, i, j, _ in valid_places(labels, student.shape[2:]) if b == image]
-        if places:
-            ours, theirs = (
-                torch.stack([net[image, :, i, j].square().mean() for i, j in places]) for net in (student, teacher)
-            )
-            costs += list((ours / ours.norm() - theirs / theirs.norm()).square())
+    for image, places in places_by_image(labels, student.shape[2:]):
+        ours, theirs = (
+            torch.stack([net[image, :, i, j].square().mean() for i, j in places]) for net in (student, teacher)
+        )
+        costs.append((ours / ours.norm() - theirs / theirs.norm()).square())
     return {"attention_transfer": mean(costs, student)}
 
 
 def mgd(student, teacher, labels, *, kept, adapter, hidden, out):
     total = 0 * student.sum()
-    places = valid_places(labels, student.shape[2:])
-    for image in range(len(student)):
-        here = [(i, j) for b, i, j, _ in places if b == image]
-        adapted = convolution(student[image], *adapter) if adapter else student[image]
+    for image, places in places_by_image(labels, student.shape[2:]):
+        adapted = convolution(student[image], *adapter)
         visible = torch.zeros_like(adapted)
-        for i, j in here:
+        for i, j in places:
             if kept[image, i, j]:
                 visible[:, i, j] = adapted[:, i, j]
         generated = convolution(convolution(visible, *hidden).clamp(min=0), *out)
-        for i, j in here:
+        for i, j in places:
             total = total + (generated[:, i, j] - teacher[image, :, i, j]).square().sum()
     return {"mgd": total / len(student)}
 
 
 def skd(student, teacher, labels, *, window):
-    costs, size = [], student.shape[2:]
-    for image in range(len(student)):
+    costs = []
+    for image, places in places_by_image(labels, student.shape[2:]):
         nodes = [
             [torch.stack([net[image, :, i, j] for i, j in inside]).amax(0) for net in (student, teacher)]
-            for inside in cells(valid_places(labels, size), image, size, window)
+            for inside in cells(places, window)
         ]
         costs += [(cosine(a[0], b[0]) - cosine(a[1], b[1])).square() for a in nodes for b in nodes]
     return {"skd": mean(costs, student)}
@@ -104,32 +97,23 @@ def skd(student, teacher, labels, *, window):
 
 def ifvd(student, teacher, labels):
     costs, places = [], valid_places(labels, student.shape[2:])
-    for image, row, column, label in places:
-        own = [(i, j) for b, i, j, other in places if (b, other) == (image, label)]
+    for b, row, column, label in places:
         cosines = []
         for net in (student, teacher):
-            centre = torch.stack([net[image, :, i, j] for i, j in own]).mean(dim=0)
-            cosines.append(cosine(net[image, :, row, column], centre))
+            own = [net[b, :, i, j] for image, i, j, other in places if (image, other) == (b, label)]
+            cosines.append(cosine(net[b, :, row, column], torch.stack(own).mean(dim=0)))
         costs.append((cosines[0] - cosines[1]).square())
     return {"ifvd": mean(costs, student)}
 
 
 def class_means(student, teacher, labels):
     """An image's classes in turn: the two networks' mean of a class's normalised pixels, normalised."""
-    places = valid_places(labels, student.shape[2:])
-    for image in range(len(student)):
-        found = []
-        for k in sorted({label for b, _, _, label in places if b == image}):
-            own = [(i, j) for b, i, j, label in places if (b, label) == (image, k)]
-            means = [
-                sum(net[image, :, i, j] / net[image, :, i, j].norm() for i, j in own) for net in (student, teacher)
-            ]
-            found.append([mean / mean.norm() for mean in means])
-        yield found
+    images = zip(*(perspectives(net, nearest(labels, net.shape[2:])) for net in (student, teacher)), strict=True)
+    return [[(ours[label], theirs[label]) for label in ours] for ours, theirs in images]
 
 
 def i2ckd(student, teacher, labels, *, adapter, margin):
-    adapted = torch.stack([convolution(features, adapter, None) for features in student])
+    adapted = convolved(student, adapter)
     costs = []
     for classes in class_means(adapted, teacher, labels):
         for k, (anchor, positive) in enumerate(classes):
@@ -159,9 +143,8 @@ def lskd(student, teacher, labels, *, temperature):
 
 def cwd(student, teacher, labels, *, temperature):
     costs = []
-    for image in range(len(student)):
-        places = [(i, j) for b, i, j, _ in valid_places(labels, student.shape[2:]) if b == image]
-        for channel in range(student.shape[1]) if places else ():
+    for image, places in places_by_image(labels, student.shape[2:]):
+        for channel in range(student.shape[1]):
             ours, theirs = (
                 torch.stack([net[image, channel, i, j] / temperature for i, j in places]) for net in (student, teacher)
             )
@@ -195,28 +178,23 @@ def dkd(student, teacher, labels, *, temperature):
         target.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
         p, q = theirs[others] / theirs[others].sum(), ours[others] / ours[others].sum()
         non_target.append((p * (p / q).log()).sum())
-    return {
-        "target": temperature**2 * mean(target, student),
-        "non_target": temperature**2 * mean(non_target, student),
-    }
+    return {"target": temperature**2 * mean(target, student), "non_target": temperature**2 * mean(non_target, student)}
 
 
 def cirkd_batch(student, teacher, labels, *, temperature, window):
     """Cells of window × window pixels; each is the mean of its valid pixels."""
-    size = student.shape[2:]
     images = [
         [
             [torch.stack([net[image, :, i, j] for i, j in inside]).mean(0) for net in (student, teacher)]
-            for inside in cells(valid_places(labels, size), image, size, (window, window))
+            for inside in cells(places, (window, window))
         ]
-        for image in range(len(student))
+        for image, places in places_by_image(labels, student.shape[2:])
     ]
     costs = []
-    for first in images:
-        for second in filter(None, images):
-            for a in first:
-                ours, theirs = (torch.stack([cosine(a[net], b[net]) / temperature for b in second]) for net in (0, 1))
-                costs.append(divergence(ours, theirs))
+    for first, second in product(images, images):
+        for a in first:
+            ours, theirs = (torch.stack([cosine(a[net], b[net]) / temperature for b in second]) for net in (0, 1))
+            costs.append(divergence(ours, theirs))
     return mean(costs, student)
 
 
@@ -240,3 +218,47 @@ def cirkd_memory(headed, student, teacher, samples, *, temperature):
         for (b, i, j), value in headed.items()
     ]
     return mean(costs, student)
+
+
+def hierarchical_context(student_BChw: Tensor, teacher_BChw: Tensor) -> Tensor:
+    batch, channels, height, width = student_BChw.shape
+    total, weight_sum, weight = 0.0, 0.0, 1.0
+    for side in (None, 4, 2, 1):
+        if side is not None and side >= height:
+            continue
+        weight = 1.0 if side is None else weight / 2
+        cells = []
+        rows, columns = (height, width) if side is None else (side, side)
+        for image, channel, i, j in product(range(batch), range(channels), range(rows), range(columns)):
+            # a cell reaches from the floor of its upper to the ceiling of its lower bound
+            up, low = i * height // rows, -(-(i + 1) * height // rows)
+            left, right = j * width // columns, -(-(j + 1) * width // columns)
+            ours, theirs = (maps[image, channel, up:low, left:right].mean() for maps in (student_BChw, teacher_BChw))
+            cells.append((ours - theirs).square())
+        total, weight_sum = total + weight * torch.stack(cells).mean(), weight_sum + weight
+    return total / weight_sum
+
+
+def normalised(map_BChw: Tensor) -> Tensor:
+    """Batch norm with the batch's own statistics and no scale or shift."""
+    centred = map_BChw - map_BChw.mean((0, 2, 3), keepdim=True)
+    return centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def convolved(map_BChw: Tensor, weight: Tensor) -> Tensor:
+    return torch.stack([convolution(image, weight, None) for image in map_BChw])
+
+
+def review_kd(student: list[Tensor], teacher: list[Tensor], parts: list[dict[str, Tensor]]) -> Tensor:
+    """Levels from fine to coarse; of each its weights ``reduced``, ``out`` and, but for the last, ``shares``."""
+    total, above = 0.0, None
+    for ours, theirs, weights in reversed(list(zip(student, teacher, parts, strict=True))):
+        mixed = normalised(convolved(ours, weights["reduced"]))
+        if above is not None:
+            handed = torch.stack([nearest(image, mixed.shape[2:]) for image in above])
+            both = torch.cat([mixed, handed], 1)
+            shares = torch.sigmoid(convolved(both, weights["shares"]) + weights["shares_bias"].view(1, 2, 1, 1))
+            mixed = mixed * shares[:, :1] + handed * shares[:, 1:]
+        above = mixed
+        total = total + hierarchical_context(normalised(convolved(mixed, weights["out"])), theirs)
+    return total

@@ -6,6 +6,9 @@ in the dtype and on the device of its inputs, and is differentiable. Features ar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = 255
 
 
 def random_batch(
@@ -43,46 +46,31 @@ def random_batch(
 
 def nearest(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Cell (i, j) takes pixel (floor(i H / h), floor(j W / w))."""
-    _, height, width = labels_BHW.shape
-    rows = [
-        [labels_BHW[:, i * height // size[0], j * width // size[1]] for j in range(size[1])] for i in range(size[0])
-    ]
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    rows, columns = ([i * pixels // n for i in range(n)] for pixels, n in zip(labels_BHW.shape[1:], size, strict=True))
+    return labels_BHW[:, rows][:, :, columns]
+
+
+def mean(costs: list[Tensor], anything: Tensor) -> Tensor:
+    """Of all numbers of all the tensors, or a zero that hangs on ``anything``."""
+    numbers = torch.cat([cost.flatten() for cost in costs]) if costs else torch.empty(0)
+    return numbers.mean() if len(numbers) else 0 * anything.sum()
 
 
 def bilinear(map_Khw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Linear interpolation along each axis, first and last cells on the first and last pixels."""
-
-    def weights(pixels: int, cells: int) -> Tensor:
-        table = map_Khw.new_zeros(pixels, cells)
-        for pixel in range(pixels):
-            position = pixel * (cells - 1) / (pixels - 1) if pixels > 1 else 0.0
-            left = min(int(position), cells - 1)
-            right = min(left + 1, cells - 1)
-            table[pixel, left] += 1 - (position - left)
-            table[pixel, right] += position - left
-        return table
-
-    return weights(size[0], map_Khw.shape[1]) @ map_Khw @ weights(size[1], map_Khw.shape[2]).T
+    """Linear interpolation along each axis, first and last cells on the first and last pixels, by the library."""
+    return F.interpolate(map_Khw[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
-def perspectives(
-    features_BDhw: Tensor, labels_Bhw: Tensor, *, scope: str = "image", ignore_index: int = 255
-) -> list[dict[int, Tensor]]:
+def perspectives(features_BDhw: Tensor, labels_Bhw: Tensor, *, scope: str = "image") -> list[dict[int, Tensor]]:
     """For each image, the prototype of each class that occurs in it (or, with ``scope="batch"``, in the batch)."""
     pixels_BhwD = features_BDhw.movedim(1, -1)
     pixels_BhwD = pixels_BhwD / pixels_BhwD.norm(dim=-1, keepdim=True)
-    images = (
-        [[b] for b in range(len(labels_Bhw))] if scope == "image" else [list(range(len(labels_Bhw)))] * len(labels_Bhw)
-    )
     found = []
-    for members in images:
+    for b in range(len(labels_Bhw)):
+        members = [b] if scope == "image" else list(range(len(labels_Bhw)))
         pixels, labels = pixels_BhwD[members], labels_Bhw[members]
-        rows = {}
-        for label in sorted(set(labels.flatten().tolist()) - {ignore_index}):
-            mean_D = pixels[labels == label].mean(dim=0)
-            rows[label] = mean_D / mean_D.norm()
-        found.append(rows)
+        means = {label: pixels[labels == label].mean(0) for label in sorted({*labels.flatten().tolist()} - {IGNORED})}
+        found.append({label: mean_D / mean_D.norm() for label, mean_D in means.items()})
     return found
 
 
@@ -98,77 +86,56 @@ def divergence(student_logits_N: Tensor, teacher_logits_N: Tensor) -> Tensor:
     return (teacher * (teacher.log() - student.log())).sum(0)
 
 
-def regularisation(
-    features_BDhw, labels_BHW, *, num_classes, scope="image", absent="mask", scale=10.0, ignore_index=255
-):
+def regularisation(features_BDhw, labels_BHW, *, num_classes, scope="image", absent="mask", scale=10.0):
     size = tuple(labels_BHW.shape[1:])
-    rows = perspectives(
-        features_BDhw, nearest(labels_BHW, features_BDhw.shape[2:]), scope=scope, ignore_index=ignore_index
-    )
+    rows = perspectives(features_BDhw, nearest(labels_BHW, features_BDhw.shape[2:]), scope=scope)
     costs = []
     for features_Dhw, labels_HW, prototypes in zip(features_BDhw, labels_BHW, rows, strict=True):
         seen = observations(features_Dhw, prototypes, scale=scale)
         if absent == "zero":
             nothing = features_Dhw.new_zeros(features_Dhw.shape[1:])
             seen = {label: seen.get(label, nothing) for label in range(num_classes)}
-        names = sorted(seen)
-        if not names:
+        if not seen:
             continue
-        logits_NHW = bilinear(torch.stack([seen[label] for label in names]), size)
-        for place, label in enumerate(names):
+        logits_NHW = bilinear(torch.stack(list(seen.values())), size)
+        for place, label in enumerate(seen):
             at = labels_HW == label
-            if label != ignore_index and at.any():
-                costs.append(logits_NHW[:, at].logsumexp(0) - logits_NHW[place, at])
-    return torch.cat(costs).mean() if costs else 0 * features_BDhw.sum()
+            costs.append(logits_NHW[:, at].logsumexp(0) - logits_NHW[place, at])
+    return mean(costs, features_BDhw)
 
 
-def alignment(student_BDhw, teacher_BDhw, labels_BHW, *, scope="image", ignore_index=255):
+def alignment(student_BDhw, teacher_BDhw, labels_BHW, *, scope="image"):
     labels_Bhw = nearest(labels_BHW, student_BDhw.shape[2:])
-    ours = perspectives(student_BDhw, labels_Bhw, scope=scope, ignore_index=ignore_index)
-    theirs = perspectives(teacher_BDhw.detach(), labels_Bhw, scope=scope, ignore_index=ignore_index)
+    ours, theirs = (perspectives(net, labels_Bhw, scope=scope) for net in (student_BDhw, teacher_BDhw.detach()))
     costs = [(1 - a[label] @ b[label]) / 2 for a, b in zip(ours, theirs, strict=True) for label in a]
-    return torch.stack(costs).mean() if costs else 0 * student_BDhw.sum()
+    return mean(costs, student_BDhw)
 
 
 def observation(
-    student_BDhw, teacher_BDhw, labels_BHW, *, scope="image", reduction="pixel", scale=10.0, ignore_index=255
+    student_BDhw, teacher_BDhw, labels_BHW, *, scope="image", reduction="pixel", scale=10.0, counted=lambda label: True
 ):
+    """``counted`` says of which labels the pixels count."""
     labels_Bhw = nearest(labels_BHW, student_BDhw.shape[2:])
-    ours = perspectives(student_BDhw, labels_Bhw, scope=scope, ignore_index=ignore_index)
-    theirs = perspectives(teacher_BDhw.detach(), labels_Bhw, scope=scope, ignore_index=ignore_index)
-    costs, elements = [], 0
+    nets = student_BDhw, teacher_BDhw.detach()
+    rows = [perspectives(net, labels_Bhw, scope=scope) for net in nets]
+    costs = []
     for b, labels_hw in enumerate(labels_Bhw):
-        if not ours[b]:
-            continue
-        student = torch.stack(list(observations(student_BDhw[b], ours[b], scale=scale).values()))
-        teacher = torch.stack(list(observations(teacher_BDhw[b].detach(), theirs[b], scale=scale).values()))
-        cost_hw = divergence(student, teacher)
-        costs.append(cost_hw[labels_hw != ignore_index] if reduction == "pixel" else cost_hw.flatten())
-        elements += costs[-1].numel() if reduction == "pixel" else student.numel()
-    return torch.cat(costs).sum() / elements if elements else 0 * student_BDhw.sum()
+        if rows[0][b]:
+            cost_hw = divergence(
+                *(torch.stack(list(observations(net[b], of[b], scale=scale).values())) for net, of in zip(nets, rows))
+            )
+            if reduction == "pixel":
+                costs.append(cost_hw[(labels_hw != IGNORED) & counted(labels_hw)])
+            else:
+                costs.append((cost_hw / len(rows[0][b])).repeat(len(rows[0][b]), 1))  # as often as it has classes
+    return mean(costs, student_BDhw)
 
 
-def pixel_kd(
-    student_BKhw,
-    teacher_BKhw,
-    labels_BHW,
-    *,
-    temperature=1.0,
-    reduction="pixel",
-    upsample_logits=False,
-    ignore_index=255,
-):
-    teacher_BKhw = teacher_BKhw.detach()
+def pixel_kd(student_BKhw, teacher_BKhw, labels_BHW, *, temperature=1.0, reduction="pixel", upsample_logits=False):
+    nets = student_BKhw / temperature, teacher_BKhw.detach() / temperature
     if upsample_logits:
-        size = tuple(labels_BHW.shape[1:])
-        student_BKhw = torch.stack([bilinear(image, size) for image in student_BKhw])
-        teacher_BKhw = torch.stack([bilinear(image, size) for image in teacher_BKhw])
-    labels_Bhw = nearest(labels_BHW, student_BKhw.shape[2:])
-    costs = [
-        temperature**2 * divergence(ours / temperature, theirs / temperature)
-        for ours, theirs in zip(student_BKhw, teacher_BKhw, strict=True)
-    ]
+        nets = [torch.stack([bilinear(image, tuple(labels_BHW.shape[1:])) for image in net]) for net in nets]
+    costs_Bhw = temperature**2 * torch.stack([divergence(*images) for images in zip(*nets, strict=True)])
     if reduction == "element":
-        return torch.stack(costs).mean() / student_BKhw.shape[1]
-    counted = torch.stack(costs)[labels_Bhw != ignore_index]
-    return counted.mean() if counted.numel() else 0 * student_BKhw.sum()
+        return costs_Bhw.mean() / student_BKhw.shape[1]
+    return mean([costs_Bhw[nearest(labels_BHW, costs_Bhw.shape[1:]) != IGNORED]], student_BKhw)

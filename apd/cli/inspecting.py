@@ -63,6 +63,8 @@ class _Cost:
     """Images at a time."""
     loss: bool = False
     """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
+    start: bool = False
+    """Time `from apd import APDLoss` and `apd --help` in fresh interpreters instead of networks."""
     device: str = ""
     """Torch device; empty is cuda where there is one, else cpu."""
 
@@ -72,6 +74,11 @@ def cost(arguments: list[str], sentence: str) -> int:
     chosen = parse(_Cost, arguments, prog="apd cost", description=sentence)
     if chosen.batch < 1:
         raise UsageError(f"--batch {chosen.batch}: expected a whole number of at least 1")
+    if chosen.start:
+        for name, arguments in measure.STARTS.items():
+            seconds = measure.start_latency(*arguments).median / 1e3
+            print(f"{name}: {seconds:.2f} s, median of fresh interpreters", flush=True)
+        return 0
     device = choose_device(chosen.device)
     if chosen.loss:
         for name, shape in measure.LOSS_SHAPES.items():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-STARTS = {"import apd": ("-c", "import apd"), "apd --help": ("-m", "apd", "--help")}
+STARTS = {"from apd import APDLoss": ("-c", "from apd import APDLoss"), "apd --help": ("-m", "apd", "--help")}
 """What :func:`start_latency` gives to a fresh Python, by what a user types."""
 
 

@@ -1,11 +1,9 @@
 """Augmentation of an image and its labels together: random scale, rotation, blur, crop, flip and colour jitter.
 
-Ten numbers decide both, so the same numbers always give the same pair. Images stay uint8 and are resized bilinearly
-with antialiasing; labels are only ever copied from the nearest pixel. Everything runs on the device of the sample.
+Images stay uint8; labels are only ever copied from the nearest pixel. Everything runs on the device of the sample.
 """
 
 import math
-from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,8 +24,8 @@ Region = tuple[slice, slice]  # rows and columns
 class Augmentation:
     """How training images are augmented; ValueError where a field is out of its range.
 
-    Scale, flip and crop are the released code's (and its base, semseg's), as are ``rotation=10`` and ``blur=0.5``,
-    which are off by default. Colour jitter, off by default too, is this study's own choice.
+    Scale, flip and crop are the released code's (and its base, semseg's), as are ``rotation=10`` and ``blur=0.5``; both
+    are off by default, as is colour jitter, this study's own choice.
     """
 
     crop: tuple[int, int]  #: (height, width) in pixels of every augmented sample; smaller images are padded
@@ -59,71 +57,41 @@ def check_ranges(augmentation: object, *probabilities: str) -> None:
             raise ValueError(f"{name}={getattr(augmentation, name)!r}; expected a probability from 0 to 1")
 
 
-# The ten numbers, each uniform in [0, 1), that decide how one sample is augmented, in the order of drawing; the first
-# seven are what they were before there was rotation or blur.
-_Numbers = namedtuple("_Numbers", "scale top left flip brightness contrast saturation rotate angle blur")
-
-
-class Draws(_Numbers):
-    """What a generator decides for one sample."""
-
-    @classmethod
-    def of(cls, generator: np.random.Generator) -> "Draws":
-        """The generator's next ten."""
-        return cls(*generator.random(len(cls._fields)).tolist())
-
-
 def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A randomly scaled, rotated, blurred, cropped, flipped and recoloured copy of a sample, h, w = the crop's size.
 
     The generator advances by ten numbers, whatever the settings: switching one kind of augmentation on or off leaves
     the others as they were. Corners that a rotation leaves empty have ImageNet's mean colour (before blur and jitter)
     and the label 255; where the scaled image is smaller than the crop it lies at a random place on these.
-
-    Example:
-        >>> from apd.data.specs import Sample
-        >>> grey = Sample(torch.full((3, 40, 60), 128).byte(), torch.zeros(40, 60).byte(), "grey")
-        >>> image_3hw, labels_hw = augment(grey, Augmentation(crop=(32, 32)), np.random.default_rng(0))
-        >>> image_3hw.shape, labels_hw.shape
-        (torch.Size([3, 32, 32]), torch.Size([32, 32]))
     """
-    check_sample(sample)
-    draws, strength = Draws.of(generator), augmentation.colour
-    size, taken, placed = placement(sample.labels_HW.shape, augmentation, draws)
-    image, labels = _resized(sample.image_3HW, sample.labels_HW, size)
-    angle = (2 * draws.angle - 1) * augmentation.rotation if draws.rotate < ROTATION_CHANCE else 0.0
-    image, labels = _taken_from(image, labels, taken, angle, draws.blur < augmentation.blur)
-    if draws.flip < augmentation.flip:
+    _check(sample)
+    # the first seven numbers are what they were before there was rotation or blur
+    scale, top, left, flip, *factors, rotate, angle, blur = generator.random(10).tolist()
+    image, labels, _ = sample
+    (least, greatest), crop = augmentation.scale, augmentation.crop
+    # not below 2 pixels: torch's antialiased resize of a contiguous image to 1×1 fails with an internal error
+    size = tuple(max(min(side, 2), round(side * (least + (greatest - least) * scale))) for side in labels.shape)
+    if size != labels.shape:
+        image, labels = torchvision_functions().resize_image(image, list(size)), nearest(labels[None], size)[0]
+    taken, placed = overlap(size, crop, (top, left))
+    degrees = (2 * angle - 1) * augmentation.rotation if rotate < ROTATION_CHANCE else 0.0
+    image, labels = _taken_from(image, labels, taken, degrees, blur < augmentation.blur)
+    if flip < augmentation.flip:
         # the place on a padded crop is uniform, so flipping before placing it changes no distribution
         image, labels = image.flip(-1), labels.flip(-1)
-    if strength:
-        image = recoloured(image, colour_factors(strength, draws[4:7]))
-    if labels.shape != augmentation.crop:
-        image, labels = padded(image, placed, augmentation.crop), _padded_labels(labels, placed, augmentation.crop)
+    image = recoloured(image, augmentation.colour, factors)
+    if labels.shape != crop:
+        image, labels = padded(image, placed, crop), padded(labels[None], placed, crop, (LABEL_PADDING,))[0]
     return image.contiguous(), labels.contiguous()
 
 
-def check_sample(sample: Sample) -> None:
-    """Raise ValueError unless the sample's image is 3×H×W uint8 and its labels are H×W uint8."""
+def _check(sample: Sample) -> None:
     image, labels, name = sample
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image of {name!r} is {tuple(image.shape)} {image.dtype}; expected (3, H, W) torch.uint8")
     if labels.dtype != torch.uint8 or labels.shape != image.shape[1:]:
-        raise ValueError(
-            f"labels of {name!r} are {tuple(labels.shape)} {labels.dtype}; "
-            f"expected {tuple(image.shape[1:])} torch.uint8"
-        )
-
-
-def placement(
-    size: tuple[int, ...], augmentation: Augmentation, draws: Draws
-) -> tuple[tuple[int, int], Region, Region]:
-    """Size of the scaled image, the rows and columns of it that are taken, and those of the crop where they go."""
-    (least, greatest), crop = augmentation.scale, augmentation.crop
-    factor = least + (greatest - least) * draws.scale
-    # not below 2 pixels: torch's antialiased resize of a contiguous image to 1×1 fails with an internal error
-    height, width = (max(min(side, 2), round(side * factor)) for side in size)
-    return (height, width), *overlap((height, width), crop, (draws.top, draws.left))
+        expected = f"{tuple(image.shape[1:])} torch.uint8"
+        raise ValueError(f"labels of {name!r} are {tuple(labels.shape)} {labels.dtype}; expected {expected}")
 
 
 def overlap(size: tuple[int, int], crop: tuple[int, int], place: tuple[float, float]) -> tuple[Region, Region]:
@@ -136,33 +104,15 @@ def overlap(size: tuple[int, int], crop: tuple[int, int], place: tuple[float, fl
     return tuple(taken), tuple(placed)
 
 
-def colour_factors(strength: float, numbers: Sequence[float]) -> tuple[float, ...]:
-    """Factors between 1-strength and 1+strength for numbers from 0 to 1."""
-    return tuple(1 - strength + 2 * strength * number for number in numbers)
-
-
-def padded(image_3hw: Tensor, placed: Region, size: tuple[int, int]) -> Tensor:
-    """An image at rows and columns `placed` of a larger one of the mean colour."""
-    whole = torch.tensor(IMAGE_PADDING, dtype=torch.uint8, device=image_3hw.device)[:, None, None].repeat(1, *size)
-    whole[:, *placed] = image_3hw
+def padded(maps_Chw: Tensor, placed: Region, size: tuple[int, int], values: Sequence[int] = IMAGE_PADDING) -> Tensor:
+    """Maps at rows and columns `placed` of larger ones of these values, by default an image's of the mean colour."""
+    whole = torch.stack([maps_Chw.new_full(size, value) for value in values])  # a GPU need not be waited for
+    whole[:, *placed] = maps_Chw
     return whole
-
-
-def _padded_labels(labels_hw: Tensor, placed: Region, size: tuple[int, int]) -> Tensor:
-    whole = labels_hw.new_full(size, LABEL_PADDING)
-    whole[placed] = labels_hw
-    return whole
-
-
-def _resized(image_3HW: Tensor, labels_HW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Both at another size: the image bilinearly with antialiasing, labels from the pixel under the centre."""
-    if size == tuple(labels_HW.shape):
-        return image_3HW, labels_HW
-    return torchvision_functions().resize_image(image_3HW, list(size)), nearest(labels_HW[None], size)[0]
 
 
 def nearest(maps_NHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (N, H, W) at another size, from the pixels under the new centres, where bilinear resizing looks too."""
+    """Maps (N, H, W) at another size, from the pixels under the new centres, as bilinear resizing places them."""
     return torch.nn.functional.interpolate(maps_NHW[None], size, mode="nearest-exact")[0]
 
 
@@ -176,7 +126,6 @@ def torchvision_functions() -> ModuleType:
 def _taken_from(
     image_3HW: Tensor, labels_HW: Tensor, taken: Region, angle: float, blurred: bool
 ) -> tuple[Tensor, Tensor]:
-    """The rows and columns `taken` of the image after it was rotated and blurred."""
     wider = _grown(taken, BLUR_SIZE // 2 if blurred else 0, labels_HW.shape)
     if angle:
         image, labels = _rotated(image_3HW, wider, angle), _rotated(labels_HW, wider, angle)
@@ -192,32 +141,25 @@ def _taken_from(
 
 
 def _grown(region: Region, margin: int, size: tuple[int, ...]) -> Region:
-    """The region with a margin around it, as far as the image reaches."""
-    return tuple(
-        slice(max(side.start - margin, 0), min(side.stop + margin, length))
-        for side, length in zip(region, size, strict=True)
-    )
+    sides = zip(region, size, strict=True)
+    return tuple(slice(max(side.start - margin, 0), min(side.stop + margin, length)) for side, length in sides)
 
 
 def _within(region: Region, wider: Region) -> Region:
-    """Where the region lies in a wider one."""
     return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, wider, strict=True))
 
 
 def _rotated(pixels: Tensor, region: Region, angle: float) -> Tensor:
     """A region of an image (3, H, W) or labels (H, W) turned about its centre, counter-clockwise by `angle` degrees."""
-    size, is_image = pixels.shape[-2:], pixels.ndim == 3
+    size = pixels.shape[-2:]
     source = _source_of(region, angle, size)
     centre = [length / 2 - side.start for length, side in zip(size, source, strict=True)][::-1]
     # beyond the image the sampling reads zeros: with the padding taken off first, they mean the padding
-    padding = IMAGE_PADDING if is_image else (LABEL_PADDING,)
+    padding, mode = (IMAGE_PADDING, 2) if pixels.ndim == 3 else ((LABEL_PADDING,), 0)  # pillow's bilinear and nearest
     shift = torch.tensor(padding, dtype=torch.float32, device=pixels.device)[:, None, None]
     shifted = pixels.reshape(-1, *size)[:, *source] - shift
-    bilinear, closest = 2, 0  # pillow's codes
-    mode = bilinear if is_image else closest
     turned = torchvision_functions().rotate_image(shifted, angle, mode, center=centre)[:, *_within(region, source)]
-    turned = (turned + shift).round_().to(torch.uint8)
-    return turned if is_image else turned[0]
+    return (turned + shift).round_().to(torch.uint8).reshape(*pixels.shape[:-2], *turned.shape[1:])
 
 
 def _source_of(region: Region, angle: float, size: tuple[int, ...]) -> Region:
@@ -232,11 +174,14 @@ def _source_of(region: Region, angle: float, size: tuple[int, ...]) -> Region:
         slice(min(max(math.floor(min(reached)), 0), b.start), max(min(math.ceil(max(reached)), length), b.stop))
         for reached, b, length in zip((from_y, from_x), region, size, strict=True)
     )
-    return _grown(both, 1, size)  # bilinear sampling looks half a pixel further
+    return _grown(both, 1, size)  # bilinear sampling reaches half a pixel further
 
 
-def recoloured(image_3hw: Tensor, factors: Sequence[float]) -> Tensor:
-    """Brightness, contrast and saturation, in this order, times the three factors."""
-    F, (brightness, contrast, saturation) = torchvision_functions(), factors
+def recoloured(image_3hw: Tensor, strength: float, numbers: Sequence[float]) -> Tensor:
+    """Brightness, contrast and saturation, in this order, times factors from 1-strength to 1+strength."""
+    if not strength:
+        return image_3hw
+    brightness, contrast, saturation = (1 - strength + 2 * strength * number for number in numbers)
+    F = torchvision_functions()
     image_3hw = F.adjust_contrast_image(F.adjust_brightness_image(image_3hw, brightness), contrast)
     return F.adjust_saturation_image(image_3hw, saturation)

@@ -1,7 +1,6 @@
 """Augmentation of an image and its objects together, and batches of them: flip, scale jitter and colour jitter.
 
-One generator drives all of it, so the same numbers always give the same sample. The size of the image stays: scaled up
-it is cropped, scaled down it is padded, since a detector resizes what it is given and would undo any other jitter.
+The size of the image stays, by cropping or padding: a detector resizes what it is given and would undo other jitter.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apd.data.augment import check_ranges, colour_factors, nearest, overlap, padded, recoloured, torchvision_functions
+from apd.data.augment import check_ranges, nearest, overlap, padded, recoloured, torchvision_functions
 from apd.data.batches import BatchStream, training_batches, unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 
@@ -38,29 +37,16 @@ def augment_instances(
 
     The generator advances by seven numbers, whatever the settings. Objects that a crop leaves without pixels, or with a
     box thinner than a pixel, are gone from the copy; what is padded belongs to no object.
-
-    Example:
-        >>> from apd.data.scenes import SceneInstances
-        >>> sample = SceneInstances(1, height=96, width=128, context_shift=0.5, seed=0)[0]
-        >>> flipped = augment_instances(sample, InstanceAugmentation(flip=1.0), np.random.default_rng(0))
-        >>> torch.equal(flipped.boxes_N4[:, 2], 128 - sample.boxes_N4[:, 0])
-        True
     """
     at_scale, at_top, at_left, at_flip, *at_colour = generator.random(7).tolist()
     least, greatest = augmentation.scale
     sample = _rescaled(sample, least + (greatest - least) * at_scale, (at_top, at_left))
     if at_flip < augmentation.flip:
-        x0_N, y0_N, x1_N, y1_N = sample.boxes_N4.unbind(1)
-        width = sample.image_3HW.shape[2]
-        sample = sample._replace(
-            image_3HW=sample.image_3HW.flip(-1),
-            boxes_N4=torch.stack([width - x1_N, y0_N, width - x0_N, y1_N], dim=1),
-            masks_NHW=None if sample.masks_NHW is None else sample.masks_NHW.flip(-1),
-        )
-    image = sample.image_3HW
-    if augmentation.colour:
-        image = recoloured(image, colour_factors(augmentation.colour, at_colour))
-    return sample._replace(image_3HW=image.contiguous())
+        (x0_N, y0_N, x1_N, y1_N), width = sample.boxes_N4.unbind(1), sample.image_3HW.shape[2]
+        boxes_N4 = torch.stack([width - x1_N, y0_N, width - x0_N, y1_N], dim=1)
+        masks_NHW = None if sample.masks_NHW is None else sample.masks_NHW.flip(-1)
+        sample = sample._replace(image_3HW=sample.image_3HW.flip(-1), boxes_N4=boxes_N4, masks_NHW=masks_NHW)
+    return sample._replace(image_3HW=recoloured(sample.image_3HW, augmentation.colour, at_colour).contiguous())
 
 
 def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float]) -> InstanceSample:
@@ -85,15 +71,9 @@ def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float])
             masks_NHW[:, *placed] = nearest(sample.masks_NHW.to(torch.uint8), size)[:, *taken].bool()
         kept_N = kept_N & masks_NHW.flatten(1).any(1)
         masks_NHW = masks_NHW[kept_N]
-    return InstanceSample(
-        padded(image[:, *taken], placed, canvas),
-        boxes_N4[kept_N],
-        sample.labels_N[kept_N],
-        masks_NHW,
-        sample.crowd_N[kept_N],
-        sample.areas_N[kept_N] * (size[0] / canvas[0]) * (size[1] / canvas[1]),
-        sample.name,
-    )
+    areas_N = sample.areas_N[kept_N] * (size[0] / canvas[0]) * (size[1] / canvas[1])
+    objects = boxes_N4[kept_N], sample.labels_N[kept_N], masks_NHW, sample.crowd_N[kept_N], areas_N
+    return InstanceSample(padded(image[:, *taken], placed, canvas), *objects, sample.name)
 
 
 class InstanceBatch(NamedTuple):
@@ -112,12 +92,10 @@ class InstanceBatch(NamedTuple):
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
-        images = {f"image.{number}": image for number, image in enumerate(self.images)}
-        return images | {
-            f"target.{number}.{name}": value
-            for number, target in enumerate(self.targets)
-            for name, value in target.items()
-        }
+        named = {f"image.{number}": image for number, image in enumerate(self.images)}
+        for number, target in enumerate(self.targets):
+            named |= {f"target.{number}.{name}": value for name, value in target.items()}
+        return named
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "InstanceBatch":
         targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
@@ -128,17 +106,13 @@ class InstanceStream(BatchStream):
     """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
 
     def __getitem__(self, iteration: int) -> InstanceBatch:
-        samples = [
-            augment_instances(self.dataset[index], self.augmentation, rng) for index, rng in self.slots_of(iteration)
-        ]
+        slots, how = self.slots_of(iteration), self.augmentation
+        samples = [augment_instances(self.dataset[index], how, generator) for index, generator in slots]
         return InstanceBatch([unit_range(sample.image_3HW) for sample in samples], list(map(as_target, samples)))
 
 
 def training_instance_batches(dataset: InstanceDataset, **settings: Any) -> Iterator[InstanceBatch]:
-    """What :func:`apd.data.batches.training_batches` gives for the same settings, of images with objects.
-
-    `augmentation` is an :class:`InstanceAugmentation`; the samples may have any size and no object.
-    """
+    """As :func:`apd.data.batches.training_batches`, of images with objects, by an :class:`InstanceAugmentation`."""
     return training_batches(dataset, **settings, stream=InstanceStream)
 
 

@@ -33,43 +33,32 @@ class Census(NamedTuple):
         return [f"{lines[0]}   (share of {unit})", *lines[1:]]
 
     def warnings(self, where: str) -> list[str]:
-        """Sentences on what is probably a mistake; `where` names the data set, such as its folder.
-
-        Raises:
-            DataError: nothing can be learned, or scored: a split without any label, or pixels of one class in train.
-        """
+        """Sentences on probable mistakes of the data set `where`; DataError where nothing can be learned or scored."""
         objects = isinstance(self.spec, InstanceSpec)
-        for split, counts in self.counts.items():
-            if not counts[:-1].any():
+        (trained, in_train), *others = ((split, counts[:-1] > 0) for split, counts in self.counts.items())
+        for split, has in ((trained, in_train), *others):
+            if not has.any():
                 lack = "no annotation" if objects else f"no labelled pixel: all masks are ignored ({self._ignored()})"
                 raise DataError(f"{where}: the split {split} has {lack}; nothing can be learned or scored there")
-        (trained, *others), names = self.counts.items(), np.array(self.spec.class_names)
-        nowhere = ~np.any([counts[:-1] for counts in self.counts.values()], axis=0)
+        names = np.array(self.spec.class_names)
+        nowhere = ~np.any([in_train, *(has for _, has in others)], axis=0)
         fix = "" if objects else self._fix(nowhere)
-        in_train = trained[1][:-1] > 0
         if not objects and self.spec.num_classes > 1 and in_train.sum() == 1:
-            raise DataError(
-                f"{where}: the masks of {trained[0]} hold one class only, {names[in_train][0]}; "
-                f"{_listed(names[~in_train])} in none of them, so there is nothing to learn{fix or '; check the masks'}"
-            )
-        sentences = []
-        if nowhere.any():
-            sentences.append(f"{_listed(names[nowhere])} nowhere in {' or '.join(self.counts)}{fix}")
-        for split, counts in others:
-            has = counts[:-1] > 0
-            for which, places, result in (
-                (has & ~in_train, f"{split} but in nothing of {trained[0]}", "a network cannot learn"),
-                (in_train & ~has, f"{trained[0]} but not in {split}", "its scores say nothing of"),
-            ):
-                if which.any():
-                    sentences.append(
-                        f"{_listed(names[which])} in {places}: {result} {'it' if which.sum() == 1 else 'them'}"
-                    )
-        return [f"{where}: {sentence}" for sentence in sentences]
+            only = f"the masks of {trained} hold one class only, {names[in_train][0]}; {_listed(names[~in_train])}"
+            advice = fix or "; check the masks"
+            raise DataError(f"{where}: {only} in none of them, so there is nothing to learn{advice}")
+        found = [(nowhere, f"nowhere in {' or '.join(self.counts)}{fix}")]
+        for split, has in others:
+            missing, unseen = has & ~in_train, in_train & ~has
+            them = "it" if missing.sum() == 1 else "them"
+            found.append((missing, f"in {split} but in nothing of {trained}: a network cannot learn {them}"))
+            them = "it" if unseen.sum() == 1 else "them"
+            found.append((unseen, f"in {trained} but not in {split}: its scores say nothing of {them}"))
+        return [f"{where}: {_listed(names[which])} {problem}" for which, problem in found if which.any()]
 
     def _ignored(self) -> str:
         values = sorted({*self.spec.void_values, self.spec.ignore_index})
-        return f"value {' or '.join(map(str, values))}" if not self.spec.file_colours else "colours of `ignore`"
+        return "colours of `ignore`" if self.spec.file_colours else f"value {' or '.join(map(str, values))}"
 
     def _fix(self, nowhere: np.ndarray) -> str:
         """What helps where 255 was meant to be the class that is missing, as paint programs write two-class masks."""
@@ -77,20 +66,13 @@ class Census(NamedTuple):
         ignored = any(counts[-1] for counts in self.counts.values())
         if spec.file_colours or nowhere.sum() != 1 or 255 in (*values, *spec.void_values) or not ignored:
             return ""
-        place = int(nowhere.argmax())
+        name = spec.class_names[place := int(nowhere.argmax())]
         values[place] = 255
-        name = spec.class_names[place]
         return f". 255 is ignored; if it means {name} in these masks, write into dataset.yaml: `values: {values}`"
 
 
 def census_of(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> Census:
-    """Count the labels of every split, by name and in the order of training; each sample is read once.
-
-    >>> from apd.data.scenes import Scenes
-    >>> scenes = Scenes(2, height=48, width=64, context_shift=0.0, seed=0, split="train")
-    >>> int(census_of({"train": scenes}).counts["train"].sum()) == 2 * 48 * 64
-    True
-    """
+    """Count the labels of every split, by name and in the order of training; each sample is read once."""
     first = next(iter(splits.values()))
     counts = {name: _counts(dataset, name) for name, dataset in splits.items()}
     return Census(first.spec, {name: len(dataset) for name, dataset in splits.items()}, counts)
@@ -120,6 +102,5 @@ def _shares(counts: np.ndarray) -> list[str]:
 
 def _listed(names: np.ndarray) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{'class' if len(names) == 1 else 'the classes'} {', '.join(names[:_NAMED])}{more} " + (
-        "occurs" if len(names) == 1 else "occur"
-    )
+    which, verb = ("class", "occurs") if len(names) == 1 else ("the classes", "occur")
+    return f"{which} {', '.join(names[:_NAMED])}{more} {verb}"

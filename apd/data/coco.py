@@ -1,23 +1,24 @@
-"""Reader for images whose objects are listed in a COCO instances file (COCO, LVIS, Objects365 and the like).
+"""Reader for images whose objects are listed in a COCO instances file, and COCO's forms of masks.
 
-What is wrong with the file is reported at construction, with the entry's number, before any training.
+Run lengths are read here, since the libraries write past the end of a mask whose runs are too long; polygons and
+packing are faster-coco-eval's (extra `detection`), which gives the very pixels of COCO's own code.
 """
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from apd.data.image_folder import names_of
+from apd.data.image_folder import find_data, names_of
 from apd.data.images import DataError, MissingData, read_image
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import coco_library, decode
 
 _ANNOTATIONS = "annotations/instances_{split}.json"
 _FIELDS: dict[str, dict[str, type]] = {
@@ -27,25 +28,33 @@ _FIELDS: dict[str, dict[str, type]] = {
 }
 
 
+class DetectionExtraMissing(ImportError):
+    """faster-coco-eval is not installed."""
+
+
+def coco_library(wanted_for: str) -> ModuleType:
+    """The package faster_coco_eval, or DetectionExtraMissing with what it is wanted for and how to get it."""
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        fix = "`pip install -e '.[detection]'` in the project's folder, or `pip install faster-coco-eval` anywhere"
+        raise DetectionExtraMissing(f"{wanted_for} needs the package faster-coco-eval: {fix}") from error
+    return faster_coco_eval
+
+
 class CocoInstances:
     """Images and their objects, from an instances JSON and a folder of images.
 
     Images without an object stay. All categories get the labels 0..K-1 in the order of their ids. Objects whose box has
     no width or height, or lies outside the image, are left out and counted in `dropped`; those whose mask has no pixel
-    become crowd.
+    become crowd. What is wrong is a DataError at construction; polygons want faster-coco-eval (DetectionExtraMissing).
 
     Args:
         annotations: the JSON file, with `images`, `annotations` and `categories`.
         images: folder of the images, by their `file_name`.
-        name: short name for records and messages (default: that of the file, without suffix).
+        name: short name for records and messages (default: the file's stem).
         masks: read segmentations (default); False where a file has boxes only, or for Faster R-CNN.
-        cache: read everything at construction, so that every fault shows before any training; with False, for large
-            data sets, each access reads the image again.
-
-    Raises:
-        DataError: the file is no instances JSON, an entry refers to what is not there or is damaged, or an image is
-            missing or of another size than stated.
-        DetectionExtraMissing: polygons without faster-coco-eval.
+        cache: read everything at construction, so that every fault shows before any training; False reads at access.
     """
 
     def __init__(
@@ -94,10 +103,8 @@ class CocoInstances:
         entry, objects = self._images[index], self.objects[index]
         image = read_image(entry["path"])
         if image.size != (entry["width"], entry["height"]):
-            raise DataError(
-                f"{entry['path']} is {image.width}×{image.height} pixels, but {self._file} says {entry['width']}×"
-                f"{entry['height']} of it: boxes would be in the wrong place (images are turned as their EXIF says)"
-            )
+            size = f"{image.width}×{image.height} pixels, but {self._file} says {entry['width']}×{entry['height']}"
+            raise DataError(f"{entry['path']} is {size}: boxes would be in the wrong place (EXIF turns images)")
         crowd_N = torch.tensor([entry["crowd"] for entry in objects], dtype=torch.bool)
         masks_NHW = None
         if self._with_masks:
@@ -108,15 +115,11 @@ class CocoInstances:
                 except ValueError as error:
                     raise DataError(f"{self._file}: annotation {entry['id']}: {error}") from error
             crowd_N = crowd_N | ~masks_NHW.flatten(1).any(1)
-        return InstanceSample(
-            torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(),
-            torch.tensor([entry["box"] for entry in objects], dtype=torch.float32).reshape(-1, 4),
-            torch.tensor([entry["label"] for entry in objects], dtype=torch.int64),
-            masks_NHW,
-            crowd_N,
-            torch.tensor([entry["area"] for entry in objects], dtype=torch.float32),
-            self._names[index],
-        )
+        image_3HW = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        boxes_N4 = torch.tensor([entry["box"] for entry in objects], dtype=torch.float32).reshape(-1, 4)
+        labels_N = torch.tensor([entry["label"] for entry in objects], dtype=torch.int64)
+        areas_N = torch.tensor([entry["area"] for entry in objects], dtype=torch.float32)
+        return InstanceSample(image_3HW, boxes_N4, labels_N, masks_NHW, crowd_N, areas_N, self._names[index])
 
 
 def coco_split(
@@ -138,22 +141,15 @@ def coco_spec(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> Inst
 
 
 def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
-    """Where a split's file, and the folder of its images, are below APD_DATA."""
-    parent = os.environ.get("APD_DATA")
-    if not parent:
-        raise MissingData(
-            f"the data set {name} is needed, and the environment variable APD_DATA is not set. Set it to the folder "
-            f"that contains {name}/, which holds annotations/ and the images' folders as COCO 2017 is distributed"
-        )
-    root = Path(parent).expanduser() / name
+    root = find_data(name, script="coco.py")
     # replaced, not formatted: a stray brace in a folder's name is no error
     within = [text.replace("{split}", split) for text in wanted]
-    for path in within:
-        if not (root / path).exists():
+    paths = [root / path for path in within]
+    for path in paths:
+        if not path.exists():
             expected = " and ".join(f"{name}/{part}" for part in within)
-            as_usual = ", as COCO 2017 is distributed" if wanted[0] == _ANNOTATIONS else ""
-            raise MissingData(f"{root / path} is missing: expected {expected}{as_usual}")
-    return [root / path for path in within]
+            raise MissingData(f"{path} is missing: expected {expected} (COCO 2017's tree, unless set otherwise)")
+    return paths
 
 
 def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
@@ -165,21 +161,16 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
         raise MissingData(f"annotation file {file} is missing") from error
     except ValueError as error:
         raise DataError(f"{file} cannot be read as JSON ({error}): damaged or truncated, fetch it again") from error
-    parts = ("images", "annotations", "categories")
-    lacking = [part for part in parts if not isinstance(content, dict) or not isinstance(content.get(part), list)]
-    if lacking:
-        raise DataError(
-            f"{file} has no list {', '.join(map(repr, lacking))}: expected a COCO instances file with "
-            f"{', '.join(parts)} (captions and key points are other files)"
-        )
     for part, fields in _FIELDS.items():
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            expected = f"a COCO instances file, with {', '.join(_FIELDS)} (captions and key points are other files)"
+            raise DataError(f"{file} has no list {part!r}: expected {expected}")
         for number, entry in enumerate(content[part]):
             for field, kind in fields.items():
                 value = entry.get(field) if isinstance(entry, dict) else None
                 if not isinstance(value, kind) or isinstance(value, bool):
-                    raise DataError(
-                        f"{file}: {part}[{number}] has {field} = {value!r:.60}: not what a COCO instances file holds"
-                    )
+                    wrong = f"{part}[{number}] has {field} = {value!r:.60}"
+                    raise DataError(f"{file}: {wrong}: not what a COCO instances file holds")
         ((number, count),) = Counter(entry["id"] for entry in content[part]).most_common(1) or [(0, 0)]
         if count > 1:
             raise DataError(f"{file}: {part} hold the id {number} twice; ids must differ")
@@ -200,14 +191,11 @@ def _images(content: dict[str, Any], folder: Path, file: Path) -> list[dict[str,
         raise DataError(f"{file} lists no image")
     if not folder.is_dir():
         raise MissingData(f"image folder {folder} is missing")
-    missing = []
     for image in images:
         # a file system may store an accent in another form than the JSON file
         forms = [image["file_name"], *(unicodedata.normalize(form, image["file_name"]) for form in ("NFC", "NFD"))]
         image["path"] = next((folder / name for name in forms if (folder / name).exists()), None)
-        if image["path"] is None:
-            missing.append(image["file_name"])
-    if missing:
+    if missing := [image["file_name"] for image in images if image["path"] is None]:
         raise MissingData(f"{folder / missing[0]} is missing ({len(missing)} of {len(images)} images of {file.name})")
     return images
 
@@ -237,14 +225,78 @@ def _objects(
         area = entry.get("area", (x1 - x0) * (y1 - y0))
         if not isinstance(area, int | float) or not np.isfinite(area):
             raise DataError(f"{where} has area = {area!r:.60}: expected a finite number")
-        objects[place_of[entry["image_id"]]].append(
-            {
-                "id": entry["id"],
-                "label": label_of[entry["category_id"]],
-                "box": (x0, y0, x1, y1),
-                "crowd": bool(entry.get("iscrowd", 0)),
-                "area": float(area),
-                "segmentation": entry.get("segmentation") if masks else None,
-            }
-        )
+        crowd, label = bool(entry.get("iscrowd", 0)), label_of[entry["category_id"]]
+        found = {"id": entry["id"], "label": label, "box": (x0, y0, x1, y1), "crowd": crowd, "area": float(area)}
+        found |= {"segmentation": entry.get("segmentation") if masks else None}
+        objects[place_of[entry["image_id"]]].append(found)
     return objects, len(content["annotations"]) - sum(map(len, objects))
+
+
+def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels (height, width) of one annotation's `segmentation`; a ValueError says what is wrong with it.
+
+    That is a list of polygons [x, y, x, y, ...] (for which faster-coco-eval is needed), or a mapping with `size` [rows,
+    columns] and `counts`, the lengths of the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
+    """
+    if isinstance(segmentation, dict):
+        return _from_runs(segmentation, height, width)
+    if not segmentation or not isinstance(segmentation, list):
+        raise ValueError(f"segmentation is {segmentation!r:.60}: expected polygons, or a mapping with size and counts")
+    polygons = []
+    for polygon in segmentation:
+        points = np.asarray(polygon, dtype=np.float64) if isinstance(polygon, list) else np.empty(0)
+        if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+            raise ValueError(f"segmentation holds {polygon!r:.60}: expected three or more points x, y, as numbers")
+        polygons.append(points.tolist())
+    library = coco_library("drawing the polygons of a COCO annotation").mask
+    return library.decode(library.merge(library.frPyObjects(polygons, height, width))).astype(bool)
+
+
+def encode(masks_NHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Masks (N, H, W) as COCO's packed run lengths, one mapping with `size` and `counts` each; needs the extra."""
+    if len(masks_NHW) == 0:
+        return []
+    columns_HWN = np.asfortranarray(np.moveaxis(masks_NHW, 0, -1).astype(np.uint8))
+    return coco_library("packing masks").mask.encode(columns_HWN)
+
+
+def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    whole = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not whole or min(size) < 1 or not isinstance(counts, list | str | bytes):
+        raise ValueError(f"segmentation is {segmentation!r:.60}: expected size [rows, columns] and counts")
+    if tuple(size) != (height, width):
+        raise ValueError(f"segmentation has size {size[0]}×{size[1]}, its image {height}×{width}")
+    pixels = height * width
+    runs = np.asarray(unpack(counts) if isinstance(counts, str | bytes) else counts)
+    # each run is held to the image first: a sum of huge ones could wrap round to its size
+    fits = runs.dtype.kind in "iu" and runs.ndim == 1 and ((runs >= 0) & (runs <= pixels)).all()
+    if not fits or len(runs) > 2 * pixels + 1 or runs.sum() != pixels:
+        raise ValueError(f"segmentation's counts do not fill its size {height}×{width}: damaged")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def unpack(text: str | bytes) -> list[int]:
+    """The run lengths in COCO's packed form; ValueError where it ends inside a number or holds another character.
+
+    Each number is written in groups of five bits, the lowest first, as the characters from "0" on; the sixth bit says
+    that the number goes on, the highest of its last group is the sign. From the fourth number on, what is written is
+    the difference from the number before the last.
+    """
+    values = np.frombuffer(text.encode("latin-1", "replace") if isinstance(text, str) else text, np.uint8).astype(int)
+    values = values - 48
+    if ((values < 0) | (values > 63)).any():
+        raise ValueError("segmentation's counts hold a character that packed run lengths do not have: damaged")
+    runs: list[int] = []
+    number, bits = 0, 0
+    for value in values.tolist():
+        number |= (value & 31) << bits
+        bits += 5
+        if not value & 32:
+            if value & 16:
+                number -= 1 << bits
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number, bits = 0, 0
+    if bits:
+        raise ValueError("segmentation's counts end inside a number: damaged")
+    return runs

@@ -19,30 +19,32 @@ PUBLISHED_FOLDERS = {
     "coco": ("coco", "coco.py"),
 }
 # door, vegetation and window take the colours of classes of CamVid that are not among these
-_LIKE_CAMVID = {name: name for name in ("building", "car", "pavement", "road", "sky")}
-_LIKE_CAMVID |= {"door": "sign", "vegetation": "tree", "window": "pole"}
+_CLASSES = ("building", "car", "door", "pavement", "road", "sky", "vegetation", "window")
+_LIKE_CAMVID = {"door": "sign", "vegetation": "tree", "window": "pole"}
 
 LABELMEFACADE = DatasetSpec(
     "labelmefacade",
-    tuple(sorted(_LIKE_CAMVID)),
-    tuple(CAMVID.palette[CAMVID.index(_LIKE_CAMVID[name])] for name in sorted(_LIKE_CAMVID)),
+    _CLASSES,
+    tuple(CAMVID.palette[CAMVID.index(_LIKE_CAMVID.get(name, name))] for name in _CLASSES),
     splits=(("train", 384), ("val", 81), ("test", 200), ("test_out_of_place", 268), ("night", 12)),
 )
 """LabelMeFacade with its 8 classes; what is none of them is ignored. `splits` are this study's."""
+
+
+def _check_split(split: str, spec: DatasetSpec) -> None:
+    if split not in dict(spec.splits):
+        raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(dict(spec.splits))}")
 
 
 class CamVid(FolderDataset):
     """CamVid in the SegNet tutorial's form: 11 classes, void (11 on disk) read as 255, 360×480, 367/101/233 pairs.
 
     `root` is as of ``find_data("CamVid")``, `options` are those of `FolderDataset`. All six folders are counted first,
-    so that a half-extracted archive is a DataError before training on the part that is there. The order is by name, as
-    in the published lists.
+    so that a half-extracted archive is a DataError. The order is by name, as in the published lists.
     """
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
-        splits = dict(CAMVID.splits)
-        if split not in splits:
-            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(splits)}")
+        _check_split(split, CAMVID)
         self.root, self.split = Path(root), split
         _check_camvid_counts(self.root)
         super().__init__(CAMVID, pair_folders(self.root / split, self.root / f"{split}annot"), **options)
@@ -64,12 +66,8 @@ def _check_camvid_counts(root: Path) -> None:
 def listed_splits() -> dict[str, tuple[str, ...]]:
     """The names of LabelMeFacade's images in each split, without suffix, sorted.
 
-    The splits are this study's own, made by rule from the images' names (`splits_of` in data_scripts/labelmefacade.py),
-    as the published ones share their places. `train`, `val` and `test` share their places, but no two images that may
-    show the same house; `test_out_of_place` is Spain, of which the three hold nothing, by day, and `night` by night.
-
-    >>> {split: len(stems) for split, stems in listed_splits().items()}
-    {'train': 384, 'val': 81, 'test': 200, 'test_out_of_place': 268, 'night': 12}
+    The splits are this study's own (`splits_of` in data_scripts/labelmefacade.py): `train`, `val` and `test` share
+    places, but no two images that may show the same house; `test_out_of_place` is Spain by day, `night` by night.
     """
     splits: dict[str, list[str]] = {split: [] for split, _ in LABELMEFACADE.splits}
     for line in Path(__file__).with_name("labelmefacade_splits.txt").read_text(encoding="utf-8").splitlines():
@@ -81,40 +79,30 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 class LabelMeFacade(FolderDataset):
     """One split of LabelMeFacade (see `listed_splits`), as ``data_scripts/labelmefacade.py convert`` has written it.
 
-    Images have a short side of 320 pixels and several shapes. They are JPEG files, whose last bits depend on the
-    library that wrote them: `fingerprint` says which copy this is. `options` are those of `FolderDataset`.
+    Images have a short side of 320 pixels; their last bits depend on the library that wrote them as JPEG: `fingerprint`
+    says which copy this is. `options` are those of `FolderDataset`.
     """
 
     def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
-        lists = listed_splits()
-        if split not in lists:
-            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(lists)}")
+        _check_split(split, LABELMEFACADE)
         self.root, self.split = find_data("LabelMeFacade") if root is None else Path(root), split
         pairs = {image.stem: (image, mask) for image, mask in pair_folders(self.root / "images", self.root / "labels")}
-        if missing := [stem for stem in lists[split] if stem not in pairs]:
-            raise MissingData(
-                f"{self.root} lacks {missing[0]} and {len(missing) - 1} more of the {len(lists[split])} images of "
-                f"{split}; run `python data_scripts/labelmefacade.py convert` again"
-            )
-        super().__init__(LABELMEFACADE, [pairs[stem] for stem in lists[split]], **options)
+        wanted = listed_splits()[split]
+        if missing := [stem for stem in wanted if stem not in pairs]:
+            lack = f"{missing[0]} and {len(missing) - 1} more of the {len(wanted)} images of {split}"
+            raise MissingData(f"{self.root} lacks {lack}; run `python data_scripts/labelmefacade.py convert` again")
+        super().__init__(LABELMEFACADE, [pairs[stem] for stem in wanted], **options)
 
 
 class ConvertedDataset(FolderDataset):
-    """One split of a published data set, from the ``apd_labels/`` that its script has written.
-
-    That the maps were made for these classes and that every listed file is there is checked at construction, the pixels
-    as in `FolderDataset`, whose `options` these are (default cache: None). The labels of test are not public.
-    """
+    """One split of a published data set, from its script's ``apd_labels/``; `options` are those of `FolderDataset`."""
 
     def __init__(
         self, spec: DatasetSpec, split: str, *, root: Path | str | None = None, **options: int | bool | None
     ) -> None:
-        splits = dict(spec.splits)
-        if split not in splits:
-            raise ValueError(f"split={split!r}: {spec.name} has labels for {', '.join(splits)} only")
+        _check_split(split, spec)
         folder, script = PUBLISHED_FOLDERS[spec.name]
-        self.root = find_data(folder, script=script) if root is None else Path(root)
-        self.split = split
+        self.root, self.split = find_data(folder, script=script) if root is None else Path(root), split
         advice = f"run `python data_scripts/{script} convert {self.root}`"
         _demand_classes(self.root / CONVERTED / "classes.json", spec, advice)
         pairs = list(_listed_pairs(self.root, self.root / CONVERTED / f"{split}.txt", advice))
@@ -122,16 +110,13 @@ class ConvertedDataset(FolderDataset):
 
 
 def _demand_classes(file: Path, spec: DatasetSpec, advice: str) -> None:
-    """The names that a conversion gives its labels must be those of the spec."""
     if not file.is_file():
         raise MissingData(f"{file} is missing: {spec.name} has not been converted; {advice}")
     try:
         classes = json.loads(file.read_text(encoding="utf-8"))["classes"]
         named = tuple(classes[value] for value in spec.file_values or range(len(classes)))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise DataError(
-            f"{file} is not what the conversion writes ({error!r}); move the folder away and {advice}"
-        ) from error
+        raise DataError(f"{file} is not what the conversion writes ({error!r}); remove it and {advice}") from error
     if named != spec.class_names:
         differing = [pair for pair in zip(named, spec.class_names, strict=False) if pair[0] != pair[1]]
         found = f"{differing[0][0]!r} in place of {differing[0][1]!r}" if differing else f"{len(named)} classes"
@@ -148,7 +133,5 @@ def _listed_pairs(root: Path, file: Path, advice: str) -> Iterator[tuple[Path, P
         pair = root / names[0], root / names[1]
         for path in pair:
             if not path.is_file():
-                raise MissingData(
-                    f"{path} is missing, {file.name} line {number} names it; fetch the data again or {advice}"
-                )
+                raise MissingData(f"{path} is missing, {file.name} line {number} names it; fetch it again or {advice}")
         yield pair

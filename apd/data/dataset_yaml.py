@@ -1,7 +1,4 @@
-"""A folder of images and masks of one's own as a data set: a small file ``dataset.yaml`` in it describes it.
-
-All it must name is the classes, as in ``classes: [soil, crop]``; everything else has a default, see `open_folder`.
-"""
+"""A folder of images and masks of one's own as a data set, described by a file ``dataset.yaml`` in it."""
 
 import difflib
 import os
@@ -57,10 +54,7 @@ _ENTRIES = {
         f"{_COLOURS}, or a table of class: [red, green, blue]",
         lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v),
     ),
-    "ignore": (
-        "a list of whole numbers, or of colours [red, green, blue]",
-        lambda v: _is_list(v, int) or _is_colours(v),
-    ),
+    "ignore": (f"a list of whole numbers, or {_COLOURS}", lambda v: _is_list(v, int) or _is_colours(v)),
     "palette": (_COLOURS, _is_colours),
     "images": _PLACE,
     "masks": _PLACE,
@@ -80,36 +74,21 @@ def locate_folder(folder: Path | str) -> Path:
         if (place / DESCRIPTION).is_file():
             return place
     tried = " and ".join(str(place.absolute()) for place in places)
-    raise MissingData(
-        f"there is no {DESCRIPTION} in {tried}; give the folder that holds it, and write into it at least the classes, "
-        "as in: classes: [soil, crop]"
-    )
+    advice = "give the folder that holds it, and write into it at least the classes, as in: classes: [soil, crop]"
+    raise MissingData(f"there is no {DESCRIPTION} in {tried}; {advice}")
 
 
 def folder_spec(folder: Path | str) -> DatasetSpec:
-    """The `DatasetSpec` that a folder's ``dataset.yaml`` describes; DataError where it does not describe one.
-
-    Example:
-        >>> from tempfile import mkdtemp
-        >>> folder = Path(mkdtemp())
-        >>> _ = (folder / "dataset.yaml").write_text("classes: [soil, crop]")
-        >>> folder_spec(folder).class_names
-        ('soil', 'crop')
-    """
+    """The `DatasetSpec` that a folder's ``dataset.yaml`` describes; DataError where it does not describe one."""
     return _spec(*_described(folder))
 
 
 def open_folder(folder: Path | str, split: str, **options: int | bool | None) -> FolderDataset:
     """One split of the data set in a folder that holds a ``dataset.yaml``, checked.
 
-    The book's page *The data* lists the file's entries. Paths are relative to the folder, folders below are searched;
-    image and mask have one path in theirs, suffix aside, or one ``{stem}``. A `DataWarning` counts other files. What
-    cannot be meant, such as a file without partner or an image of train in this split too, is a DataError.
-
-    Args:
-        folder: the folder that holds ``dataset.yaml``, as in `locate_folder`.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        options: height, width and cache of `FolderDataset` (default cache: None).
+    `folder` is as in `locate_folder`, `split` ``"train"``, ``"val"`` or ``"test"``; `options` are height, width and
+    cache of `FolderDataset` (default cache: None). The book's page *The data* lists the file's entries.
+    What cannot be meant, such as a file without partner or an image of train in this split too, is a DataError.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(SPLITS)}")
@@ -125,9 +104,8 @@ def open_folder(folder: Path | str, split: str, **options: int | bool | None) ->
 def has_split(folder: Path | str, split: str) -> bool:
     """Whether its ``dataset.yaml`` lists a split or, where that lists none, the images' folder is there."""
     described, folder = _described(folder)
-    if (tables := described.get("splits")) is not None:
-        return split in tables
-    return _where(described, folder, split)[0].is_dir()
+    tables = described.get("splits")
+    return _where(described, folder, split)[0].is_dir() if tables is None else split in tables
 
 
 def image_sizes(folder: Path | str, split: str) -> list[tuple[int, int]]:
@@ -186,10 +164,8 @@ def _spec(described: dict[str, Any], folder: Path) -> DatasetSpec:
     colours = described.get("colours", ())
     if isinstance(colours, dict):
         if wrong := [name for name in (*colours, *classes) if (name in colours) != (name in classes)]:
-            problem = "is no class" if wrong[0] in colours else "has no colour"
-            raise DataError(
-                f"{file}: colours: {wrong[0]} {problem}; give each class one, and those of no class to ignore"
-            )
+            problem = f"{wrong[0]} is no class" if wrong[0] in colours else f"{wrong[0]} has no colour"
+            raise DataError(f"{file}: colours: {problem}; give each class one, and those of no class to ignore")
         colours = [colours[name] for name in classes]
     colours, palette = _rgb(colours), _rgb(described.get("palette", ()))
     try:
@@ -245,9 +221,9 @@ def _listed(found: PairedFolders, file: Path) -> list[tuple[Path, Path]]:
     """The pairs whose names, with or without suffix and folders above, stand on the lines of a file, in its order."""
     if not file.is_file():
         raise MissingData(f"the list {file} is missing; expected a text file with the name of an image on each line")
-    pairs: dict[str, tuple[Path, Path]] = {}
     stems = {stem_of(path.relative_to(found.image_dir)): stem for stem, path in found.images.items()}
     stems |= {stem: stem for stem in found.images}
+    pairs: dict[str, tuple[Path, Path]] = {}
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not (name := line.strip()):
             continue
@@ -258,9 +234,7 @@ def _listed(found: PairedFolders, file: Path) -> list[tuple[Path, Path]]:
             raise DataError(f"{file} line {number}: there is no image {name!r} in {found.image_dir}{found.hint()}")
         stem = stems[known[0]]
         if stem not in found.masks:
-            raise DataError(
-                f"{found.images[stem]} has no partner in {found.mask_dir}; image and mask must have the same name"
-            )
+            raise DataError(f"{found.images[stem]} has no partner in {found.mask_dir}; both must have the same name")
         if stem in pairs:
             raise DataError(f"{file} line {number} names {name!r} a second time")
         pairs[stem] = found.images[stem], found.masks[stem]

@@ -1,7 +1,4 @@
-"""Images and masks below folders: found, named, paired by name, and read with checks.
-
-A data set is found below the folder that the environment variable ``APD_DATA`` names.
-"""
+"""Images and masks below folders: found, named, paired by name, and read with checks."""
 
 import hashlib
 import os
@@ -26,8 +23,7 @@ CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and
 def find_data(name: str, *, script: str | None = None) -> Path:
     """Folder of the data set `name`, such as ``"CamVid"``, below the folder that ``APD_DATA`` names.
 
-    Where it is not there, MissingData names the `script` of `data_scripts/` that fetches it (default: the name in lower
-    case + ``.py``).
+    Where it is not there, MissingData names the `script` of `data_scripts/` that fetches it (default: NAME.py).
     """
     fetch = f"python data_scripts/{script or name.lower() + '.py'} fetch DEST"
     advice = f"Set APD_DATA to the folder that contains {name}/, or run `{fetch}` and set APD_DATA to DEST."
@@ -51,14 +47,10 @@ def stem_of(path: Path) -> str:
     return _nfc(path.with_suffix("").as_posix())
 
 
-def _demand_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise MissingData(f"data folder {folder} is missing; expected a folder with images")
-
-
 def _files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted, but hidden ones and what operating systems leave there."""
-    _demand_folder(folder)
+    if not folder.is_dir():
+        raise MissingData(f"data folder {folder} is missing; expected a folder with images")
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error
@@ -80,15 +72,10 @@ def _files_below(folder: Path) -> list[Path]:
 def images_below(
     folder: Path, *, name: str = STEM, leave: Callable[[Path], bool] = lambda _path: False
 ) -> dict[str, Path]:
-    """The images below a folder whose names fit a pattern, sorted by path, by path in it with the stem as the name.
-
-    A pattern without suffix fits any of `IMAGE_SUFFIXES`; where `leave` says so a path is passed over.
-    """
+    """The images below a folder that fit a pattern, sorted, by path in it with the stem as name; `leave` skips some."""
     before, after = _nfc(name).split(STEM)
-    with_suffix = after.lower().endswith(IMAGE_SUFFIXES)
-    if with_suffix:
-        head, _, suffix = after.rpartition(".")
-        after = f"{head}.{suffix.lower()}"
+    if with_suffix := after.lower().endswith(IMAGE_SUFFIXES):
+        after = after[: after.rindex(".")] + after[after.rindex(".") :].lower()
     found: dict[str, Path] = {}
     for path in _files_below(folder):
         if path.suffix.lower() not in IMAGE_SUFFIXES or leave(path):
@@ -110,22 +97,16 @@ def images_below(
 
 
 class PairedFolders:
-    """Images and masks below two folders whose names fit patterns, by their common stems; what is a mask is no image.
-
-    The folders may be one, or one in the other.
-    """
+    """Images and masks below two folders, or one, that fit patterns, by common stems; what is a mask is no image."""
 
     def __init__(self, image_dir: Path, mask_dir: Path, image_name: str = STEM, mask_name: str = STEM) -> None:
         if image_dir == mask_dir and image_name == mask_name:
-            raise DataError(
-                f"{image_dir} is given for images and for masks; say how masks are named, as in "
-                f'masks: "{{stem}}_mask.png"'
-            )
+            advice = 'say how masks are named, as in masks: "{stem}_mask.png"'
+            raise DataError(f"{image_dir} is given for images and for masks; {advice}")
 
         def inside(inner: Path, outer: Path) -> Callable[[Path], bool]:
             return lambda path: outer in inner.parents and inner in path.parents
 
-        _demand_folder(image_dir)
         self.image_dir, self.mask_dir = image_dir, mask_dir
         self.masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
         taken, in_masks = set(self.masks.values()), inside(mask_dir, image_dir)
@@ -134,12 +115,9 @@ class PairedFolders:
     def pairs(self) -> list[tuple[Path, Path]]:
         """(image, mask) paths; DataError where there is none or one has no partner."""
         for own, other, folder in ((self.images, self.masks, self.mask_dir), (self.masks, self.images, self.image_dir)):
-            alone = [path for stem, path in own.items() if stem not in other]
-            if alone:
-                raise DataError(
-                    f"{alone[0]} has no partner in {folder} ({len(alone)} such files); image and mask must have the "
-                    f"same name, suffix aside{self.hint()}"
-                )
+            if alone := [path for stem, path in own.items() if stem not in other]:
+                fix = f"image and mask must have the same name, suffix aside{self.hint()}"
+                raise DataError(f"{alone[0]} has no partner in {folder} ({len(alone)} such files); {fix}")
         if not self.images:
             raise DataError(f"{self.image_dir} holds no image; expected {', '.join(IMAGE_SUFFIXES)} files{self.hint()}")
         return [(path, self.masks[stem]) for stem, path in self.images.items()]
@@ -157,8 +135,7 @@ class PairedFolders:
 
     def hint(self) -> str:
         """What is left out, as the end of a message."""
-        left_out = self.left_out()
-        return f". {left_out}" if left_out else ""
+        return f". {left_out}" if (left_out := self.left_out()) else ""
 
 
 def pair_folders(image_dir: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
@@ -170,39 +147,26 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     """A name for each image, different from all others on any file system: stems or, where two are alike, paths.
 
     These start at the folder that holds all. A name never leads out of a folder that it is joined to.
-
-    >>> names_of([Path("x/a/1.jpg"), Path("x/b/2.jpg")]), names_of([Path("x/a/1.jpg"), Path("x/b/1.jpg")])
-    (['1', '2'], ['a/1', 'b/1'])
     """
     whole = [Path(*Path(os.path.abspath(path)).parts[1:]) for path in paths]
     common = len(Path(os.path.commonpath([path.parent for path in whole])).parts) if whole else 0
     below = [Path(*path.parts[common:]) for path in whole]
-    candidates = (
-        [path.stem for path in paths],
-        [path.with_suffix("").as_posix() for path in below],
-        [path.as_posix() for path in below],
-    )
-    for names in candidates:
+    shorter = [path.stem for path in paths], [path.with_suffix("").as_posix() for path in below]
+    for names in (*shorter, [path.as_posix() for path in below]):
         if len({_nfc(name).casefold() for name in names}) == len(names):
             return names
-    return [f"{name}-{place}" for place, name in enumerate(candidates[-1], start=1)]
+    return [f"{name}-{place}" for place, name in enumerate(names, start=1)]
 
 
 class FolderDataset:
     """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory.
 
     Args:
-        height, width: size in pixels of every pair, both or neither (default: as on disk). Images are resized
-            bilinearly with antialiasing, masks by the nearest pixel.
+        height, width: of every pair in pixels, both or neither (default: as on disk); bilinear, of masks the nearest.
         cache: read everything at construction, so that every fault shows before any training, and keep it as uint8,
             4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice).
 
-    Raises:
-        DataError: no pairs; what `read_image` or `read_mask` refuses; image and mask of different size.
-        ValueError: height without width, or a size below 1.
-
-    Example:
-        >>> image_3HW, labels_HW, name = FolderDataset(spec, pair_folders(images, masks))[0]    # doctest: +SKIP
+    No pairs, pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
     """
 
     def __init__(
@@ -214,20 +178,19 @@ class FolderDataset:
         width: int | None = None,
         cache: bool | None = True,
     ) -> None:
-        if (height is None) != (width is None):
-            raise ValueError(f"height={height} and width={width}: give both, or neither to keep the size on disk")
-        if height is not None and width is not None and min(height, width) < 1:
-            raise ValueError(f"height={height} and width={width} must be at least 1 pixel")
+        self._size_wh = None if height is None and width is None else (width, height)
+        if self._size_wh and (None in self._size_wh or min(self._size_wh) < 1):
+            raise ValueError(
+                f"height={height} and width={width}: give both, at least 1 pixel, or neither to keep the size"
+            )
         if not pairs:
             raise DataError(f"no image/mask pairs for {spec.name}; expected at least one")
         self.spec = spec
         self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
-        self._size_wh = None if height is None or width is None else (width, height)
         self._names = names_of([image for image, _ in self.pairs])
         self._fingerprint: str | None = None
-        if cache is None:
-            cache = self._fits_into(CACHE_BYTES)
-        self._cached = [self._read(index) for index in range(len(self.pairs))] if cache else None
+        kept = self._fits_into(CACHE_BYTES) if cache is None else cache
+        self._cached = [self._read(index) for index in range(len(self.pairs))] if kept else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -255,17 +218,15 @@ class FolderDataset:
         image_path, mask_path = self.pairs[index]
         image, labels_HW = read_image(image_path), read_mask(mask_path, self.spec)
         if image.size != labels_HW.shape[::-1]:
-            raise DataError(
-                f"{image_path} is {image.width}×{image.height} pixels and its mask {mask_path} {labels_HW.shape[1]}×"
-                f"{labels_HW.shape[0]}; image and mask must have the same size, as they are seen (turned as EXIF says)"
-            )
+            (height, width), given = labels_HW.shape, f"{image_path} is {image.width}×{image.height} pixels"
+            fix = "image and mask must have the same size, as they are seen (turned as EXIF says)"
+            raise DataError(f"{given} and its mask {mask_path} {width}×{height}; {fix}")
         if self._size_wh is not None and image.size != self._size_wh:
             image = image.resize(self._size_wh, Image.Resampling.BILINEAR)  # pillow widens the filter: antialiased
             labels_HW = np.asarray(Image.fromarray(labels_HW).resize(self._size_wh, Image.Resampling.NEAREST))
         return np.asarray(image), labels_HW
 
     def _fits_into(self, limit: int) -> bool:
-        """Whether all pairs take at most `limit` bytes in memory; sizes on disk are read until they do not."""
         for image, _ in self.pairs:
             width, height = self._size_wh or image_size(image)
             limit -= 4 * height * width

@@ -1,7 +1,4 @@
-"""Image files, masks and texts read by one rule, in training, evaluation and prediction alike; and the longest side.
-
-What cannot be read is a `DataError` that names the file.
-"""
+"""Image files, masks and texts read by one rule everywhere, else a `DataError` names the file; and the longest side."""
 
 import codecs
 import hashlib
@@ -86,10 +83,8 @@ def read_image(path: Path) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     if stored.deep and np.asarray(image).max() < _FEWEST_UPPER:
-        raise DataError(
-            f"{path}: has 16 bits a channel and no value above {256 * _FEWEST_UPPER - 1}, so it may hold 10, 12 or 14 "
-            "bits; scale it to the full range, or save it with 8 bits"
-        )
+        found = f"has 16 bits a channel and no value above {256 * _FEWEST_UPPER - 1}, so it may hold 10, 12 or 14 bits"
+        raise DataError(f"{path}: {found}; scale it to the full range, or save it with 8 bits")
     return image
 
 
@@ -114,16 +109,15 @@ def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
     elif image.mode.startswith("I"):
         values_HW = np.asarray(image)
     else:
-        raise DataError(
-            f"{path} has mode {image.mode}; a mask needs one 8-bit channel of labels (grey or palette), or else, in "
-            f"dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]{_colours_in(image)}"
-        )
+        fix = "or else, in dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]"
+        needed = f"a mask needs one 8-bit channel of labels (grey or palette), {fix}{_colours_in(image)}"
+        raise DataError(f"{path} has mode {image.mode}; {needed}")
     table = _label_table(spec)
     if values_HW.dtype == np.uint8:  # much faster than sorting
-        counts = dict(enumerate(np.bincount(values_HW.ravel()).tolist()))
+        found = enumerate(np.bincount(values_HW.ravel()).tolist())
     else:
-        counts = dict(zip(*(part.tolist() for part in np.unique(values_HW, return_counts=True)), strict=True))
-    wrong = [(value, n) for value, n in counts.items() if n and not (0 <= value <= 255 and table[value] >= 0)]
+        found = zip(*(part.tolist() for part in np.unique(values_HW, return_counts=True)), strict=True)
+    wrong = [(value, n) for value, n in found if n and not (0 <= value <= 255 and table[value] >= 0)]
     if wrong:
         named = ", ".join(f"{value} ({count} pixels)" for value, count in wrong[:8])
         more = f" and {len(wrong) - 8} more values" if len(wrong) > 8 else ""
@@ -132,7 +126,6 @@ def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
 
 
 def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec) -> NDArray[np.uint8]:
-    """Labels by exact colour; linear in pixels."""
     if stored.deep or image.mode in ("I", "F", "LAB", "HSV"):
         raise DataError(f"{path}: has 16 bits a channel or more; expected the colours of a mask with 8")
     labels = dict.fromkeys(spec.void_colours, spec.ignore_index)
@@ -147,18 +140,14 @@ def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec
         most = counts.argmax()
         colour = [int(codes[most]) >> shift & 255 for shift in (16, 8, 0)]
         nearest = min(labels, key=lambda entry: sum((a - b) ** 2 for a, b in zip(entry, colour, strict=True)))
-        label = labels[nearest]
-        whose = "ignore" if label == spec.ignore_index else spec.class_names[label]
+        whose = "ignore" if labels[nearest] == spec.ignore_index else spec.class_names[labels[nearest]]
         more = f" and {len(codes) - 1} more unknown colours" if len(codes) > 1 else ""
-        raise DataError(
-            f"{path} holds the colour {colour} ({counts[most]} pixels){more}; the nearest entry is {list(nearest)} of "
-            f"{whose}"
-        )
+        known = f"the nearest entry is {list(nearest)} of {whose}"
+        raise DataError(f"{path} holds the colour {colour} ({counts[most]} pixels){more}; {known}")
     return labels_N[order_N][place_HW]
 
 
 def _packed(colours_X3: NDArray) -> NDArray[np.uint32]:
-    """One number for each colour."""
     red, green, blue = np.moveaxis(colours_X3.astype(np.uint32), -1, 0)
     return red << 16 | green << 8 | blue
 
@@ -190,11 +179,10 @@ def _label_table(spec: DatasetSpec) -> NDArray[np.int16]:
 
 
 def _opened(path: Path) -> tuple[Image.Image, Stored]:
-    """An image in the mode of its file, decoded and turned."""
     with _errors_naming(path):
         content = io.BytesIO(path.read_bytes())
         with Image.open(content) as image:
-            image.verify()  # a PNG's checksums and end mark, which load() does not look at
+            image.verify()  # a PNG's checksums and end mark, which load() does not check
         with Image.open(content) as image:
             # a JPEG with further images is a photograph with its depth or its brightness
             if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
@@ -236,17 +224,11 @@ def _errors_naming(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"{path}: takes more memory than there is") from error
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(
-            f"{path}: cannot be read as an image ({error}); it is damaged or truncated, or no image"
-        ) from error
+        raise DataError(f"{path}: cannot be read as an image ({error}); damaged or truncated, or no image") from error
 
 
 def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(height, width) of the same shape whose longer side is `long_side` pixels; the other is rounded, at least 1.
-
-    >>> long_side_size(364, 500, 512)
-    (373, 512)
-    """
+    """(height, width) of the same shape whose longer side is `long_side` pixels; the other is rounded, at least 1."""
     if min(height, width, long_side) < 1:
         raise ValueError(f"height={height}, width={width}, long_side={long_side}; expected at least 1 pixel each")
     longest = max(height, width)
@@ -254,10 +236,7 @@ def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 
 class LongSide:
-    """A data set whose images have one longest side, in pixels, for evaluation; labels, and so scores, keep their size.
-
-    The released code tests so, with 512 pixels on ADE20K and PASCAL-Context and 2048 on Cityscapes.
-    """
+    """A data set whose images have one longest side, in pixels, for evaluation, as published; labels keep theirs."""
 
     def __init__(self, dataset: SegmentationDataset, long_side: int) -> None:
         if long_side < 1:

@@ -1,7 +1,6 @@
 """Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both.
 
-Classes are numbered 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. Shape letters:
-N objects of one image, H W its size.
+Classes are 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. N objects of an image.
 """
 
 from dataclasses import dataclass
@@ -19,11 +18,7 @@ THINNEST = 0.01  # pixels (own choice): float32 keeps the ends of such a side ap
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """Names of a data set's classes of objects; ValueError where there is none, one twice, or ids do not match.
-
-    >>> InstanceSpec("pets", ("cat", "dog"), category_ids=(17, 18)).num_classes
-    2
-    """
+    """Names of a data set's classes of objects; ValueError where there is none, one twice, or ids do not match."""
 
     name: str  #: short name, used in records and messages
     class_names: tuple[str, ...]  #: one name per class, in label order
@@ -35,10 +30,8 @@ class InstanceSpec:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"{self.name}: class_names {self.class_names} names a class twice; names must differ")
         if self.category_ids and len(self.category_ids) != len(self.class_names):
-            raise ValueError(
-                f"{self.name}: {len(self.category_ids)} category_ids for {len(self.class_names)} class_names; "
-                "give one each, or none"
-            )
+            counts = f"{len(self.category_ids)} category_ids for {len(self.class_names)} class_names"
+            raise ValueError(f"{self.name}: {counts}; give one each, or none")
 
     @property
     def num_classes(self) -> int:
@@ -49,8 +42,7 @@ class InstanceSpec:
 class InstanceSample(NamedTuple):
     """One image and its objects, as stored: no scaling, cropping or normalisation yet.
 
-    Crowd are objects that need not be found and are no mistake either (COCO's crowd regions, and what is too small to
-    be seen); they are no training targets.
+    Crowd (COCO's regions, and what is too small to be seen) need not be found, is no mistake and no training target.
     """
 
     image_3HW: Tensor  #: uint8 RGB
@@ -80,11 +72,6 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
 
     Int64 (H, W): 0 for background, k + 1 for class k, -1 for crowd regions where nothing else is. Where objects overlap
     the smaller is on top, since the larger would hide it altogether. Memory: one int32 (N, H, W).
-
-    >>> import torch
-    >>> masks = torch.tensor([[[1, 1, 1, 0]], [[0, 1, 0, 0]]]).bool()
-    >>> class_map(masks, torch.tensor([4, 7]), torch.tensor([False, False]))
-    tensor([[5, 8, 5, 0]])
     """
     count = len(masks_NHW)
     if count == 0:
@@ -116,11 +103,7 @@ def as_target(sample: InstanceSample) -> dict[str, Tensor]:
 
 
 class Noise:
-    """One image of noise in the place of missing data: what a step costs does not depend on it. `size` is (H, W).
-
-    With a `DatasetSpec` its labels are an 8×8 grid; with an `InstanceSpec` it has eight objects, whose boxes are spread
-    evenly, and unless `masks` is False their masks, which fill the boxes.
-    """
+    """One image of noise, of `size` (H, W), for measuring: labels in an 8×8 grid or, by its spec, eight objects."""
 
     def __init__(self, spec: DatasetSpec | InstanceSpec, size: tuple[int, int], *, masks: bool = True) -> None:
         self.spec, self._size, self._masks = spec, size, masks

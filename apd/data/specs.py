@@ -1,7 +1,7 @@
 """What a data set contains: `Sample`, `DatasetSpec`, and the specs of the built-in and the published data sets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,9 +15,8 @@ IGNORE_COLOUR: RGB = (255, 255, 255)
 IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
 LABEL_PADDING = 255
 
-# A class keeps its colour in every figure. Hue follows the class where it can (sky blue, trees green); lightness
-# separates what colour blindness joins. Found by a search for the largest distances near such hues: in CIE Lab the
-# closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.
+# A class keeps its colour in every figure. Found by a search for the largest distances near natural hues: in CIE Lab
+# the closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.
 CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
     {
         "sky": (122, 204, 250),
@@ -37,12 +36,7 @@ CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Names, colours and label conventions of one data set; ValueError where fields contradict each other.
-
-    Example:
-        >>> SCENES.num_classes, SCENES.index("car")
-        (10, 8)
-    """
+    """Names, colours and label conventions of one data set; ValueError where fields contradict each other."""
 
     name: str  #: short name, used in records and messages
     class_names: tuple[str, ...]  #: label `k` is `class_names[k]`
@@ -56,10 +50,9 @@ class DatasetSpec:
     splits: tuple[tuple[str, int], ...] = ()  #: number of images per split where the data set fixes it
 
     def __post_init__(self) -> None:
-        count, names = len(self.class_names), self.class_names
-        values, colours = self.file_values, self.file_colours
-        known = values or tuple(range(count))
-        void_clash = [value for value in self.void_values if value in known]
+        names, values, colours = self.class_names, self.file_values, self.file_colours
+        count = len(names)
+        void_clash = [value for value in self.void_values if value in (values or range(count))]
         void_wrong = [value for value in self.void_values if not 0 <= value <= 255]
         colour_clash = [colour for colour in self.void_colours if colour in colours or not colours]
         unknown = [name for name in self.thing_names if name not in names]
@@ -73,19 +66,16 @@ class DatasetSpec:
             for colour in getattr(self, field):
                 right = len(colour) == 3 and all(0 <= value <= 255 for value in colour)
                 checks[f"{field} holds {colour}; expected three values from 0 to 255"] = not right
+        out_of_range, used = [v for v in values if not 0 <= v <= 255], not count <= self.ignore_index <= 255
+        odd_values = values and (not len(values) == len(set(values)) == count or out_of_range)
+        against = "those of classes" if colours else "given without file_colours"
         checks |= {
-            f"ignore_index={self.ignore_index}; expected {count}..255, a label no class uses": (
-                not count <= self.ignore_index <= 255
-            ),
-            f"file_values {values}; expected {count} different values from 0 to 255": (
-                values and (not len(values) == len(set(values)) == count or not all(0 <= v <= 255 for v in values))
-            ),
+            f"ignore_index={self.ignore_index}; expected {count}..255, a label no class uses": used,
+            f"file_values {values}; expected {count} different values from 0 to 255": odd_values,
             f"void_values {void_clash} are labels of classes; classes are {values or f'0..{count - 1}'}": void_clash,
             f"void_values {void_wrong}; a label file holds values from 0 to 255": void_wrong,
             "file_values and file_colours are both given; label files hold one of them": values and colours,
-            f"void_colours {colour_clash} are {'those of classes' if colours else 'given without file_colours'}": (
-                colour_clash
-            ),
+            f"void_colours {colour_clash} are {against}": colour_clash,
             f"thing_names {unknown} are not classes; classes are {names}": unknown,
         }
         for problem, there in checks.items():
@@ -99,20 +89,17 @@ class DatasetSpec:
 
     def index(self, class_name: str) -> int:
         """Label of a class; ValueError with the known names when there is no such class."""
-        try:
-            return self.class_names.index(class_name)
-        except ValueError:
-            raise ValueError(f"{self.name} has no class {class_name!r}; it has {', '.join(self.class_names)}") from None
+        if class_name not in self.class_names:
+            raise ValueError(f"{self.name} has no class {class_name!r}; it has {', '.join(self.class_names)}")
+        return self.class_names.index(class_name)
 
     def colourise(self, labels_HW: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Labels (H, W) of integers -> colours (H, W, 3) uint8, white where ignored; ValueError at an unknown label."""
         labels_HW = np.asarray(labels_HW)
         wrong = np.setdiff1d(labels_HW, [*range(self.num_classes), self.ignore_index])
         if wrong.size:
-            raise ValueError(
-                f"labels_HW holds {wrong[:5].tolist()}; {self.name} has labels 0..{self.num_classes - 1} "
-                f"and {self.ignore_index} for ignored pixels"
-            )
+            known = f"labels 0..{self.num_classes - 1} and {self.ignore_index} for ignored pixels"
+            raise ValueError(f"labels_HW holds {wrong[:5].tolist()}; {self.name} has {known}")
         table = np.full((256, 3), IGNORE_COLOUR, dtype=np.uint8)
         table[: self.num_classes] = self.palette
         return table[labels_HW]
@@ -195,14 +182,9 @@ PASCAL_CONTEXT_60 = DatasetSpec(
 )
 """PASCAL-Context: the background, then the 59 most frequent classes in alphabetical order, as in the released code."""
 
-PASCAL_CONTEXT_59 = DatasetSpec(
-    "pascal_context_59",
-    PASCAL_CONTEXT_60.class_names[1:],
-    PASCAL_CONTEXT_60.palette[1:],
-    file_values=tuple(range(1, 60)),
-    void_values=(0,),
-    splits=PASCAL_CONTEXT_60.splits,
-)
+_WITHOUT = {"class_names": PASCAL_CONTEXT_60.class_names[1:], "palette": PASCAL_CONTEXT_60.palette[1:]}
+_WITHOUT |= {"file_values": tuple(range(1, 60)), "void_values": (0,)}
+PASCAL_CONTEXT_59 = replace(PASCAL_CONTEXT_60, name="pascal_context_59", **_WITHOUT)
 """PASCAL-Context's 59 classes without the background, which is ignored; it reads the same maps as the 60."""
 
 COCO_STUFF = DatasetSpec(
@@ -212,4 +194,4 @@ COCO_STUFF = DatasetSpec(
     thing_names=_names("coco things"),
     splits=(("train", 118287), ("val", 5000)),
 )
-"""COCO 2017 with the pixel maps of COCO-Stuff: 80 things and 91 kinds of stuff; 11 things that never occur are out."""
+"""COCO 2017 with the pixel maps of COCO-Stuff: 80 classes of objects and 91 of stuff; 11 that never occur are out."""

@@ -23,10 +23,8 @@ class DistillerConfig:
     """The settings of a distillation method: a frozen, validated part of an experiment, known by its `method`.
 
     Integers are at least 1 and numbers positive; weights of several `terms` may be 0, but not all. The default of a
-    field is
-    never changed: fingerprints leave it out. A subclass for detectors is defined with `task="detection"`. A field that
-    holds what its annotation or the method rules out is an `ExperimentError`; a second subclass of one `method`, a
-    `TypeError`.
+    field is never changed: fingerprints leave it out. A subclass for detectors is defined with `task="detection"`. A
+    wrong field is an `ExperimentError`; a second subclass of one `method`, a `TypeError`.
     """
 
     task: ClassVar[str]
@@ -203,11 +201,8 @@ NO_BOX = IGNORED
 
 
 class DetectorView(NamedTuple):
-    """One detector's pyramid by level, and of boxes the vectors before the class layer and its logits, background
-    first.
-
-    Places without a box hold zeros. ``image_sizes`` are the (height, width) of each image inside the padded batch.
-    """
+    """One detector's pyramid by level, and of boxes, 0 where there is none, the vectors before the class layer and its
+    logits, background first. ``image_sizes`` are the (height, width) of each image inside the padded batch."""
 
     pyramid: dict[str, Tensor]
     vectors_BC1N: Tensor
@@ -228,6 +223,14 @@ class DetectorPair(NamedTuple):
     labels_B1N: Tensor
     class_map_BHW: Tensor | None
     inside_BHW: Tensor
+
+    @property
+    def boxes(self) -> dict[str, Tensor]:
+        """The boxes as a map with one row an image: keywords of a distiller of pixels."""
+        sides = {"student": self.student, "teacher": self.teacher}
+        features = {f"{side}_features": view.vectors_BC1N for side, view in sides.items()}
+        logits = {f"{side}_logits": view.logits_BK1N for side, view in sides.items()}
+        return features | logits | {"labels": self.labels_B1N}
 
 
 def require_levels(config: Any, *, ordered: bool = False) -> None:

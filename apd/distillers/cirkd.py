@@ -4,6 +4,7 @@ Shape letters as in :mod:`apd.perspective`; further M pixels of a pooled grid, S
 """
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal, cast
 
 import torch
@@ -18,10 +19,7 @@ from apd.perspective import class_prototypes, full_precision, inverse_length
 
 def pooling_window(size: tuple[int, int], most: int) -> int:
     """Side of the smallest square window that leaves at most ``most`` cells of a grid of that size."""
-    window = 1
-    while -(-size[0] // window) * -(-size[1] // window) > most:
-        window += 1
-    return window
+    return next(window for window in count(1) if -(-size[0] // window) * -(-size[1] // window) <= most)
 
 
 @full_precision
@@ -118,14 +116,10 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
     pixels are in no pair and no queue (the released code counts them in ``batch_pixels``, and queues an image's first
     pixels for a class whatever their labels).
 
-    Args:
-        batch_pixels, pixel_memory, region_memory: weights of the terms (default 1, 0.1 and 0.1, released Cityscapes
-            scripts; its authors advise 0.01 for the memories on VOC). At weight 0 there is no queue.
-        temperature: T (default 0.1, released).
-        most_pixels: of an image in ``batch_pixels``, after averaging (default 256, own choice; released: all).
-        pixel_slots, region_slots: length of a class's queue (default 20 000 and 2000, released).
-        pixel_samples, region_samples: of all classes together, for a call (default 4096 and 1024, released).
-        new_pixels: of a class in an image that a call keeps (default 16, released).
+    Defaults are released ones but for ``most_pixels`` (own choice; released: all): those of the weights are the
+    Cityscapes scripts' (the authors advise 0.01 for the memories on VOC; at 0 there is no queue), and the queues of the
+    class, 20 000 and 2000 long, are ten times those of its configuration. Slots are counted a class, samples of all
+    classes together for a call, new pixels a class, image and call.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from apd.validation import RULED_OUT, check_call, has_values
 @full_precision
 def decoupled_losses(
     student_BKhw: Tensor, teacher_BKhw: Tensor, labels_Bhw: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor]:
+) -> dict[str, Tensor]:
     """The target and the non-target part of a pixel's KL, each T² times its mean over valid pixels.
 
     A pixel at which the teacher rules out all classes but the labelled one has no non-target part.
@@ -39,10 +39,10 @@ def decoupled_losses(
 
     student, teacher = parts(student_BKhw), parts(teacher_BKhw)
     has_others_Bhw = teacher_BKhw.masked_fill(target_BKhw, RULED_OUT).amax(1) > RULED_OUT / 2
-    return (
-        mean_divergence(student[0], teacher[0], valid_Bhw),
-        mean_divergence(student[1], teacher[1], valid_Bhw & has_others_Bhw),
-    )
+    return {
+        "target": mean_divergence(student[0], teacher[0], valid_Bhw),
+        "non_target": mean_divergence(student[1], teacher[1], valid_Bhw & has_others_Bhw),
+    }
 
 
 def standardised(logits_BKhw: Tensor) -> Tensor:
@@ -68,15 +68,15 @@ def correlation_loss(student: Tensor, teacher: Tensor, counted: Tensor, dim: int
 @full_precision
 def dist_losses(
     student_BKhw: Tensor, teacher_BKhw: Tensor, valid_Bhw: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor]:
+) -> dict[str, Tensor]:
     """T² times the inter-class term (a pixel's classes correlated) and the intra-class one (a class's pixels)."""
     student_KM, teacher_KM = (
         (logits_BKhw / temperature).softmax(1).transpose(0, 1).flatten(1)
         for logits_BKhw in (student_BKhw, teacher_BKhw)
     )
     counted_KM = valid_Bhw.flatten()[None].expand_as(student_KM)
-    inter, intra = (correlation_loss(student_KM, teacher_KM, counted_KM, dim) for dim in (0, 1))
-    return temperature**2 * inter, temperature**2 * intra
+    dims = {"inter": 0, "intra": 1}
+    return {n: temperature**2 * correlation_loss(student_KM, teacher_KM, counted_KM, dim) for n, dim in dims.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +166,7 @@ class DKD(Distiller, config=DKDConfig):
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
-        losses = decoupled_losses(student, teacher, labels_Bhw, temperature=self.temperature)
-        return dict(zip(("target", "non_target"), losses, strict=True))
+        return decoupled_losses(student, teacher, labels_Bhw, temperature=self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,5 +191,4 @@ class DIST(Distiller, config=DISTConfig):
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
-        losses = dist_losses(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
-        return dict(zip(("inter", "intra"), losses, strict=True))
+        return dist_losses(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)

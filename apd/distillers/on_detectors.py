@@ -28,7 +28,23 @@ def _check_ignored(distiller: nn.Module) -> None:
         )
 
 
-class OnRoIs(nn.Module):
+class _OnDetectors(nn.Module):
+    """Hands out the parameters of the distillers inside it, by side."""
+
+    def student_parameters(self) -> list[nn.Parameter]:
+        """Those of all distillers inside."""
+        return [parameter for distiller in self._inside for parameter in distiller.student_parameters()]
+
+    def teacher_parameters(self) -> list[nn.Parameter]:
+        """Those of all distillers inside."""
+        return [parameter for distiller in self._inside for parameter in distiller.teacher_parameters()]
+
+    @property
+    def _inside(self) -> list[nn.Module]:
+        return list(self.distillers.values()) if hasattr(self, "distillers") else [self.distiller]
+
+
+class OnRoIs(_OnDetectors):
     """A distiller of pixels on the boxes that the student is trained on.
 
     It is called as :class:`apd.APDLoss` and has ``ignore_index=-1`` and, where it asks for them, classes K + 1 (the
@@ -42,24 +58,10 @@ class OnRoIs(nn.Module):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The distiller's terms and ``"loss"``."""
-        return self.distiller(
-            student_features=pair.student.vectors_BC1N,
-            teacher_features=pair.teacher.vectors_BC1N,
-            student_logits=pair.student.logits_BK1N,
-            teacher_logits=pair.teacher.logits_BK1N,
-            labels=pair.labels_B1N,
-        )
-
-    def student_parameters(self) -> list[nn.Parameter]:
-        """Those of the distiller."""
-        return self.distiller.student_parameters()
-
-    def teacher_parameters(self) -> list[nn.Parameter]:
-        """Those of the distiller."""
-        return self.distiller.teacher_parameters()
+        return self.distiller(**pair.boxes)
 
 
-class OnPyramid(nn.Module):
+class OnPyramid(_OnDetectors):
     """A distiller of feature maps on levels of the two pyramids, one of its own for each; terms are means over levels.
 
     ``build`` makes that of one level, called as :class:`apd.APDLoss` without logits, with ``ignore_index=-1``. Labels
@@ -97,14 +99,6 @@ class OnPyramid(nn.Module):
             for level, distiller in self.distillers.items()
         ]
         return {name: sum(output[name] for output in outputs) / len(outputs) for name in outputs[0]}
-
-    def student_parameters(self) -> list[nn.Parameter]:
-        """Those of all levels."""
-        return [parameter for distiller in self.distillers.values() for parameter in distiller.student_parameters()]
-
-    def teacher_parameters(self) -> list[nn.Parameter]:
-        """Those of all levels."""
-        return [parameter for distiller in self.distillers.values() for parameter in distiller.teacher_parameters()]
 
 
 def check_aligned(pair: DetectorPair, levels: Sequence[str]) -> None:

@@ -98,8 +98,7 @@ class PairwiseSimilarity(FeatureDistiller, config=SKDConfig):
     """The pair-wise term of structured knowledge distillation, SKD (Liu et al. 2019), without its adversarial one.
 
     Defaults are the official script's (the CIRKD code has weight 10). ``pool`` decides the number of nodes, whatever
-    the
-    grid: a half makes at most 9, a tenth at most 400.
+    the grid: a half makes at most 9, a tenth at most 400.
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Average precision of detections as COCO defines it, counted by faster-coco-eval (extra `detection`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import repeat, zip_longest
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,26 +11,23 @@ from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.coco import coco_library, encode
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec
-from apd.data.rle import coco_library, encode
 from apd.evaluation.inference import evaluating
 
 Kind = Literal["boxes", "masks"]
 NAMES: dict[Kind, str] = {"boxes": "box", "masks": "mask"}
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""Overlaps from which a detection is right; AP50 and AP75 are two of them."""
-AREAS = ("all", "small", "medium", "large")
-"""Ranges of an instance's area in pixels: all; below 32²; 32² to 96²; above."""
-MASK_THRESHOLD = 0.5
-"""Probability from which a pixel belongs to an instance (torchvision, COCO)."""
-_LIBRARY_KIND = {"boxes": "bbox", "masks": "segm"}
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))  # overlaps from which a detection is right
+AREAS = ("all", "small", "medium", "large")  # of an instance in pixels: all; below 32²; 32² to 96²; above
+MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an instance (torchvision, COCO)
+_LIBRARY = {"boxes": ("bbox", "bbox"), "masks": ("segm", "segmentation")}  # of a kind the library's name, and its field
 _PURPOSE = "counting average precision"
 
 
 class Detections(NamedTuple):
     """What a detector finds in one image, on the CPU, in the image's own pixels; labels are classes 0..K-1.
 
-    `boxes_N4` are x0, y0, x1, y1; `masks` are COCO's packed run lengths, of :func:`apd.data.rle.encode`, or None.
+    `boxes_N4` are x0, y0, x1, y1; `masks` are COCO's packed run lengths, of :func:`apd.data.coco.encode`, or None.
     """
 
     boxes_N4: Tensor
@@ -71,19 +68,7 @@ def ap_scores(table: APTable) -> APScores:
 class DetectionScorer:
     """Compares detections with the ground truth, image by image: boxes, or masks where all samples have them, or both.
 
-    Raises:
-        DetectionExtraMissing: faster-coco-eval is not installed.
-
-    Example:
-        >>> spec, image = InstanceSpec("pets", ("cat", "dog")), torch.zeros(3, 64, 64, dtype=torch.uint8)
-        >>> box, area, crowd = torch.tensor([[2.0, 2.0, 40.0, 40.0]]), torch.tensor([1444.0]), torch.tensor([False])
-        >>> scorer = DetectionScorer(spec, ("boxes",))
-        >>> scorer.update(
-        ...     InstanceSample(image, box, torch.tensor([1]), None, crowd, area, "a dog"),
-        ...     Detections(box, torch.tensor([0.9]), torch.tensor([1]), None),
-        ... )
-        >>> ap_scores(scorer.tables()["boxes"]).ap
-        1.0
+    Without faster-coco-eval it raises DetectionExtraMissing.
     """
 
     def __init__(self, spec: InstanceSpec, kinds: Sequence[Kind] = ("boxes", "masks")) -> None:
@@ -106,22 +91,16 @@ class DetectionScorer:
                 raise ValueError(f"{source} hold labels from {got}: expected 0..{classes - 1}")
         if not (found.scores_N.isfinite().all() and found.boxes_N4.isfinite().all()):
             raise ValueError(f"{source} hold a score or box that is not finite: has it diverged?")
-        boxes, labels = _as_coco(sample.boxes_N4), sample.labels_N.tolist()
-        masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else repeat([], len(boxes))
-        rows = zip(labels, boxes, masks, sample.crowd_N.tolist(), sample.areas_N.tolist(), strict=True)
-        instances = [
-            {"category_id": label + 1, "bbox": box, "segmentation": mask, "iscrowd": int(crowd), "area": area}
-            for label, box, mask, crowd, area in rows
-        ]
-        labels, scores = found.labels_N.tolist(), found.scores_N.tolist()
-        shapes = {"boxes": ("bbox", _as_coco(found.boxes_N4)), "masks": ("segmentation", found.masks)}
-        entries = {
-            kind: [
-                {"category_id": label + 1, "score": score, shapes[kind][0]: shape}
-                for label, score, shape in zip(labels, scores, shapes[kind][1], strict=True)
-            ]
-            for kind in self.kinds
-        }
+        boxes, labels = _as_coco(sample.boxes_N4), (sample.labels_N + 1).tolist()
+        masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else [[]] * len(boxes)
+        rows = zip(labels, boxes, masks, sample.crowd_N.int().tolist(), sample.areas_N.tolist(), strict=True)
+        fields = ("category_id", "bbox", "segmentation", "iscrowd", "area")
+        instances = [dict(zip(fields, row, strict=True)) for row in rows]
+        scored, entries = ((found.labels_N + 1).tolist(), found.scores_N.tolist()), {}
+        shapes = {"boxes": _as_coco(found.boxes_N4), "masks": found.masks}
+        for kind in self.kinds:
+            fields, rows = ("category_id", "score", _LIBRARY[kind][1]), zip(*scored, shapes[kind], strict=True)
+            entries[kind] = [dict(zip(fields, row, strict=True)) for row in rows]
         height, width = sample.image_3HW.shape[1:]
         self._images.append(({"height": height, "width": width}, instances, entries))
 
@@ -142,16 +121,14 @@ class DetectionScorer:
         library, num_classes, images = coco_library(_PURPOSE), self.spec.num_classes, list(enumerate(self._images, 1))
         silent = {"print_function": lambda *_: None}
         instances = [{"image_id": number, **instance} for number, (_, own, _) in images for instance in own]
-        truth = library.COCO(
-            {
-                "images": [{"id": number, **size} for number, (size, _, _) in images],
-                "annotations": [{"id": number, **instance} for number, instance in enumerate(instances, 1)],
-                "categories": [{"id": label, "name": str(label)} for label in range(1, num_classes + 1)],
-            },
-            **silent,
-        )
+        content = {
+            "images": [{"id": number, **size} for number, (size, _, _) in images],
+            "annotations": [{"id": number, **instance} for number, instance in enumerate(instances, 1)],
+            "categories": [{"id": label, "name": str(label)} for label in range(1, num_classes + 1)],
+        }
+        truth = library.COCO(content, **silent)
         found = truth.loadRes([{"image_id": number, **entry} for number, (*_, own) in images for entry in own[kind]])
-        evaluation = library.COCOeval_faster(truth, found, _LIBRARY_KIND[kind], **silent)
+        evaluation = library.COCOeval_faster(truth, found, _LIBRARY[kind][0], **silent)
         evaluation.evaluate()
         evaluation.accumulate()
         assert evaluation.params.maxDets[-1] == 100  # detections in an image, COCO's
@@ -169,11 +146,7 @@ def _as_coco(boxes_N4: Tensor) -> list[list[float]]:
 
 @torch.no_grad()
 def detect(detector: nn.Module, images: list[Tensor]) -> list[Detections]:
-    """What a Faster or Mask R-CNN of torchvision finds in images, float32 (3, H, W) in [0, 1] on its device.
-
-    Raises:
-        ValueError: the detector is in training mode.
-    """
+    """What a Faster or Mask R-CNN of torchvision, in eval mode, finds in images, float32 (3, H, W) on its device."""
     if detector.training:
         raise ValueError("detector is in training mode: call detector.eval() first")
     found = []
@@ -195,8 +168,8 @@ def scored(
 ) -> DetectionScorer:
     """A scorer that holds a detector's detections in every image of a data set: boxes, and masks where it has them.
 
-    In single precision: under autocast torchvision computes boxes in half, too coarse for coordinates. The detector is
-    in eval mode for the call only. `on_image` is called with each sample and its detections.
+    In single precision: half is too coarse for coordinates. The detector is in eval mode for the call only. `on_image`
+    is called with each sample and its detections.
     """
     scorer = DetectionScorer(dataset.spec, ("boxes", "masks") if detector.roi_heads.has_mask() else ("boxes",))
     device, total = next(detector.parameters()).device, -(-len(dataset) // batch_size)
@@ -217,11 +190,9 @@ def ap_lines(tables: Mapping[Kind, APTable], class_names: Sequence[str]) -> Iter
     found = {kind: ap_scores(table) for kind, table in tables.items()}
     for place, (name, count) in enumerate(zip(class_names, next(iter(tables.values())).instances_K, strict=True)):
         if count:
-            columns = (
-                f"{NAMES[kind]} AP {found[kind].ap_K[place]:.4f}  AP50 {table.ap_TKA[0, place, 0]:.4f}"
-                for kind, table in tables.items()
-            )
-            yield f"{name:14s} {'  '.join(columns)} {count:5d} instances"
+            both = ((NAMES[kind], found[kind].ap_K[place], table.ap_TKA[0, place, 0]) for kind, table in tables.items())
+            columns = "  ".join(f"{kind} AP {ap:.4f}  AP50 {ap50:.4f}" for kind, ap, ap50 in both)
+            yield f"{name:14s} {columns} {count:5d} instances"
     for kind, (ap, ap50, ap75, small, medium, large, ap_K) in found.items():
         sizes = f"small {small:.4f}, medium {medium:.4f}, large {large:.4f}"
         counted = int((~ap_K.isnan()).sum())
@@ -230,18 +201,14 @@ def ap_lines(tables: Mapping[Kind, APTable], class_names: Sequence[str]) -> Iter
 
 def ap_entry(tables: Mapping[Kind, APTable]) -> dict[str, Any]:
     """Tables as a record holds them, under `ap`: null where there is nothing to be found."""
-    return {
-        kind: {"ap": np.where(table.ap_TKA.isnan(), None, table.ap_TKA).tolist(), "things": table.instances_K.tolist()}
-        for kind, table in tables.items()
-    }
+    found = {kind: np.where(table.ap_TKA.isnan(), None, table.ap_TKA).tolist() for kind, table in tables.items()}
+    return {kind: {"ap": ap, "things": tables[kind].instances_K.tolist()} for kind, ap in found.items()}
 
 
 def tables_of(entry: Mapping[str, Any]) -> dict[Kind, APTable]:
     """The tables of an entry that was checked."""
-    return {
-        kind: APTable(torch.from_numpy(np.array(part["ap"], dtype=np.float64)), torch.tensor(part["things"]).long())
-        for kind, part in entry.items()
-    }
+    found = {kind: torch.from_numpy(np.array(part["ap"], dtype=np.float64)) for kind, part in entry.items()}
+    return {kind: APTable(ap, torch.tensor(entry[kind]["things"]).long()) for kind, ap in found.items()}
 
 
 def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
@@ -252,11 +219,10 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
         if not isinstance(part, dict) or set(part) != {"ap", "things"}:
             return f"{kind} must hold ap and things"
         counts, shape = part["things"], (len(IOU_THRESHOLDS), classes, len(AREAS))
-        if not _has_shape(counts, shape[1:2]) or not all(type(n) is int and 0 <= n < 2**63 for n in counts):
+        if not _all_of(counts, shape[1:2], lambda n: type(n) is int and 0 <= n < 2**63):
             return f"{kind}.things must be {classes} counts >= 0"
-        if not _has_shape(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
-            expected = f"{shape[0]} x {shape[1]} x {shape[2]} nested lists of fractions between 0 and 1, or null"
-            return f"{kind}.ap must be {expected}"
+        if not _all_of(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
+            return f"{kind}.ap must be {' x '.join(map(str, shape))} nested lists of fractions between 0 and 1, or null"
         for label, count in enumerate(counts):
             there = {tuple(value is not None for value in rows[label]) for rows in part["ap"]}
             if len(there) > 1 or (count == 0 and any(there.pop())):
@@ -266,7 +232,6 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
     return ""
 
 
-def _has_shape(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool] = lambda _: True) -> bool:
-    if not shape:
-        return right(value)
-    return isinstance(value, list) and len(value) == shape[0] and all(_has_shape(x, shape[1:], right) for x in value)
+def _all_of(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool]) -> bool:
+    entries = np.array(value, dtype=object)
+    return entries.shape == shape and all(map(right, entries.flat))

@@ -21,9 +21,9 @@ from apd.config.inference import SMALLEST_SIDE
 SUFFIXES = (".onnx", ".pt2")
 # by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1
 _LEAST = {1: SMALLEST_SIDE, SMALLEST_SIDE: 2 * SMALLEST_SIDE}
+# largest difference that is kept, as a part of the largest logit (own choice: wrong paddings differ by > 0.1,
+# rounding by < 1e-5)
 TOLERANCE = 1e-3
-"""Largest difference from the network that is kept, as a part of its largest logit (own choice: paddings gone wrong
-differed by more than a tenth, rounding by less than a hundred-thousandth)."""
 
 
 class ExportError(RuntimeError):
@@ -45,10 +45,8 @@ class Exported(NamedTuple):
 
     def __str__(self) -> str:
         tried = " and ".join("×".join(map(str, size)) for size in self.sizes)
-        return (
-            f"{self.path}: {self.size / 1e6:.1f} MB; height and width {_sides(self.multiple)}; "
-            f"largest difference {self.difference:.1e} at {tried}"
-        )
+        what = f"{self.path}: {self.size / 1e6:.1f} MB; height and width {_sides(self.multiple)}"
+        return f"{what}; largest difference {self.difference:.1e} at {tried}"
 
 
 def export_network(
@@ -61,15 +59,9 @@ def export_network(
     normalisation is inside; values are not checked there. Batch, height and width are free, see :class:`Exported`. What
     the file expects is written into it: metadata in ONNX, `about.json` in `.pt2`.
 
-    Args:
-        model: its output has `logits` (B, K, h, w). A copy in eval mode, in float32 on the CPU, is written.
-        path: where to; a file that is there is replaced, and only by one that passed.
-        size: (height, width) to try it at first; the other size is about 3/4 as high and 5/4 as wide.
-        class_names: written into the file.
-
-    Raises:
-        ValueError: another suffix, or a side below 32.
-        ExportError: a package is missing, the network cannot be traced, or the file differs or cannot be written.
+    Of `model`, whose output has `logits` (B, K, h, w), a copy in eval mode, in float32 on the CPU, is written. It is
+    tried at `size` (height, width) and at about 3/4 of the height and 5/4 of the width, and replaces a file that is
+    there only where it passes; else an ExportError says what is missing, cannot be traced, differs or is not writable.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -80,10 +72,9 @@ def export_network(
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
-            raise ExportError(
-                f"an .onnx file needs the packages onnx, onnxscript and onnxruntime, and {error.name} is not "
-                "installed: in the project's folder, pip install -e '.[export]'; a .pt2 file needs none of them"
-            ) from error
+            fix = "in the project's folder, pip install -e '.[export]'; a .pt2 file needs none of them"
+            needed = "an .onnx file needs the packages onnx, onnxscript and onnxruntime"
+            raise ExportError(f"{needed}, and {error.name} is not installed: {fix}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -117,7 +108,7 @@ class _Inference(nn.Module):
         self.multiple = 1
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.multiple > 1:  # nothing but this tells whoever runs the file that a side does not fit
+        if self.multiple > 1:  # nothing but this shows whoever runs the file that a side does not fit
             for axis in (2, 3):
                 images = images.unflatten(axis, (-1, self.multiple)).flatten(axis, axis + 1)
         logits_BKhw = self.network(images).logits
@@ -250,9 +241,7 @@ def _compared(
             raise ExportError(f"the file gives {tuple(found.shape)}, and the network {tuple(wanted.shape)}")
         difference, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
         if not difference <= TOLERANCE * scale:
-            raise ExportError(
-                f"the file does not compute what the network does: logits differ by {difference:.3g} at {tried}, "
-                f"where the largest is {scale:.3g}; nothing was written"
-            )
+            found = f"logits differ by {difference:.3g} at {tried}, where the largest is {scale:.3g}"
+            raise ExportError(f"the file does not compute what the network does: {found}; nothing was written")
         worst = max(worst, difference)
     return sizes, worst

@@ -14,8 +14,7 @@ from apd.data.batches import evaluation_batches
 from apd.data.specs import IMAGE_PADDING, SegmentationDataset
 from apd.evaluation.metrics import ConfusionMatrix
 
-WINDOWS_AT_ONCE = 8
-"""Windows in one call of the network (own choice: a batch that the trained sizes fit in)."""
+WINDOWS_AT_ONCE = 8  # in one call of the network (own choice: a batch that the trained sizes fit in)
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
@@ -37,18 +36,15 @@ def predict_labels(
 ) -> Tensor:
     """Most likely class of each pixel, (B, H, W) int64.
 
-    Args:
-        model: in eval mode; a :class:`~apd.models.Segmenter`, or any module whose output has `logits` (B, K, h, w).
-        images_B3HW: float in [0, 1].
-        size: grid of the answer, to which logits are resized bilinearly (align_corners, as published) before the arg
-            max; default is that of the images.
-        inference: what to average over, see :func:`class_probabilities`; default is the whole image once.
+    `model`, in eval mode, is a :class:`~apd.models.Segmenter` or any module whose output has `logits` (B, K, h, w); the
+    images are float in [0, 1]. Before the arg max logits are resized bilinearly (align_corners, as published) to `size`
+    (default: the images'). `inference` says what to average over, see :func:`class_probabilities` (default: nothing).
     """
     if model.training:
         raise ValueError("model is in training mode: call model.eval() first, or dropout and batch norm change scores")
-    if inference != WHOLE_IMAGE:
-        return class_probabilities(model, images_B3HW, inference, size).argmax(1)
-    return _logits(model, images_B3HW, size).argmax(1)
+    if inference == WHOLE_IMAGE:
+        return _logits(model, images_B3HW, size).argmax(1)
+    return class_probabilities(model, images_B3HW, inference, size).argmax(1)
 
 
 def predict_dataset(
@@ -60,20 +56,14 @@ def predict_dataset(
     inference: InferenceOptions = WHOLE_IMAGE,
     progress: str = "",
 ) -> Iterator[tuple[list[Tensor], Tensor, tuple[str, ...]]]:
-    """Predictions of several networks on the same batches: ([(B, H, W) per model], labels (B, H, W), B names).
-
-    Predictions are on the labels' grid, which may be another than the images'.
-    """
+    """Several networks' predictions on the same batches, on the labels' grid: [(B, H, W) per model], labels, names."""
     models = list(models)
     device = next(models[0].parameters()).device
     bf16 = resolve_precision(device, precision) == "bf16"
-    total, batches = -(-len(dataset) // batch_size), evaluation_batches(dataset, batch_size)
-    for images, labels, names in tqdm(
-        batches, total=total, desc=progress, leave=False, disable=None if progress else True
-    ):
-        images = images.to(device, memory_format=torch.channels_last)
+    shown = {"total": -(-len(dataset) // batch_size), "desc": progress, "disable": None if progress else True}
+    for images, labels, names in tqdm(evaluation_batches(dataset, batch_size), leave=False, **shown):
+        images, size = images.to(device, memory_format=torch.channels_last), tuple(labels.shape[-2:])
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):  # left before the yield
-            size = tuple(labels.shape[-2:])
             predictions = [predict_labels(model, images, size, inference=inference) for model in models]
         yield predictions, labels, names
 
@@ -100,8 +90,8 @@ def confusion_of(
 ) -> Tensor:
     """Confusion matrix (K, K) of a network on every image of a data set, counts[true, predicted], on the CPU.
 
-    The model is in eval mode for the call only. `on_batch` is called with the predictions (B, H, W) of each batch and
-    the names of its images; `options` are those of :func:`predict_dataset`.
+    The model is in eval mode for the call only. `on_batch` gets predictions (B, H, W) and image names of each batch;
+    `options` are those of :func:`predict_dataset`.
     """
     confusion = ConfusionMatrix(len(dataset.spec.class_names), dataset.spec.ignore_index)
     with evaluating(model):
@@ -131,13 +121,6 @@ def class_probabilities(
 
     Logits are resized bilinearly (align_corners, as published) to what the network was shown before the softmax, and
     probabilities bilinearly to `size` (default: that of the images). Memory is linear in pixels: two maps of K classes.
-
-    Example:
-        >>> from apd.models import build_segmenter
-        >>> student = build_segmenter("test_efficientnet", 11, head_width=16).eval()
-        >>> options = InferenceOptions(window=(64, 64), flip=True, scales=(1.0, 1.5))
-        >>> class_probabilities(student, torch.rand(1, 3, 96, 128), options).shape
-        torch.Size([1, 11, 96, 128])
     """
     height, width = images_B3HW.shape[-2:]
     size = size or (height, width)
@@ -163,11 +146,8 @@ def _over_windows(model: nn.Module, images_B3HW: Tensor, inference: InferenceOpt
     """Mean over the windows that see a pixel; images smaller than a window lie in its middle on mean colour."""
     padded, inside = _padded(images_B3HW, inference.window)
     batch, (height, width), (rows, columns) = len(padded), inference.window, padded.shape[-2:]
-    places = [
-        (slice(top, top + height), slice(left, left + width))
-        for top in window_starts(rows, height, inference.stride)
-        for left in window_starts(columns, width, inference.stride)
-    ]
+    tops, lefts = (window_starts(*sides, inference.stride) for sides in ((rows, height), (columns, width)))
+    places = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
     counts_HW = padded.new_zeros(rows, columns, dtype=torch.float32)
     total_BKHW, at_once = None, max(WINDOWS_AT_ONCE // batch, 1)
     for first in range(0, len(places), at_once):
@@ -206,9 +186,6 @@ def _padded(images_B3HW: Tensor, least: tuple[int, int]) -> tuple[Tensor, tuple[
     size = tuple(images_B3HW.shape[-2:])
     grown = tuple(map(max, size, least))
     inside = tuple(slice((new - old) // 2, (new - old) // 2 + old) for old, new in zip(size, grown, strict=True))
-    if grown == size:
-        return images_B3HW, inside
-    colour_311 = images_B3HW.new_tensor(IMAGE_PADDING)[:, None, None] / 255
-    padded = colour_311.expand(len(images_B3HW), 3, *grown).contiguous()
+    padded = images_B3HW.new_tensor(IMAGE_PADDING)[:, None, None].div(255).repeat(len(images_B3HW), 1, *grown)
     padded[:, :, *inside] = images_B3HW
     return padded, inside

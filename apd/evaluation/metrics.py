@@ -1,7 +1,4 @@
-"""The confusion matrix of a data set and its scores.
-
-Intersections and unions are summed over the whole set before the division, as in the papers' mIoU.
-"""
+"""The confusion matrix of a data set and its scores: counts are summed over the whole set before any division."""
 
 import csv
 import io
@@ -29,29 +26,16 @@ class Scores(NamedTuple):
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class), summed over images.
-
-    `matrix_KK[t, p]` (int64, where the labels live) is the number of valid pixels of class t that were called p.
-
-    Example:
-        >>> confusion = ConfusionMatrix(2)
-        >>> confusion.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]]))
-        >>> scores(confusion.matrix_KK).miou
-        1.0
-    """
+    """`matrix_KK[t, p]` (int64, where the labels live): pixels of class t that were called p, summed over images."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes = {num_classes}: expected at least 2")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Add the pixels of some images: integers of one shape in 0..K-1 or, in `labels`, `ignore_index`.
-
-        Anything else is a ValueError that names it.
-        """
+        """Add images' pixels: integers of one shape in 0..K-1 or, in `labels`, `ignore_index`; else a ValueError."""
         for name, values in (("labels", labels), ("predictions", predictions)):
             if values.is_floating_point() or values.is_complex():
                 raise ValueError(f"{name} are {values.dtype}: expected integer classes, such as logits.argmax(1)")
@@ -100,13 +84,7 @@ def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
 
 
 def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
-    """A row for each class: name, IoU and accuracy (empty where undefined), labelled pixels.
-
-    >>> print(class_csv(torch.tensor([[3, 1], [0, 0]]), ["sky", "sea, far"]), end="")
-    class,IoU,accuracy,pixels
-    sky,0.750000,0.750000,4
-    "sea, far",0.000000,,0
-    """
+    """A row for each class: class, IoU and accuracy (6 digits, empty where undefined), pixels that are labelled so."""
     result, written = scores(matrix_KK), io.StringIO()
     table = csv.writer(written, lineterminator="\n")
     table.writerow(("class", "IoU", "accuracy", "pixels"))

@@ -11,20 +11,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 from torch import nn
+from torchvision.ops import box_convert
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apd.config.inference import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import unit_range
+from apd.data.coco import decode
 from apd.data.image_folder import names_of
 from apd.data.images import DataError, read_image
 from apd.data.instances import InstanceSpec
-from apd.data.rle import decode
 from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, detect
 from apd.evaluation.inference import predict_labels, resized
 
-LEAST_SCORE = 0.5
-"""Detections below this are not drawn (Detectron2's demo: 0.5); files of results hold all of them."""
+LEAST_SCORE = 0.5  # detections below are not drawn (Detectron2's demo: 0.5); files of results hold all of them
 RESULTS = "detections.json"
 
 
@@ -48,11 +48,8 @@ def predict_image(
 ) -> tuple[Path, Path]:
     """Predict one image and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
 
-    The network, in eval mode on any device, is shown the image at `size` (height, width), which it was trained for; the
-    files have the image's own size. NAME is the image's stem or `name`, which may begin with folders (`names_of`).
-
-    Raises:
-        DataError: the image cannot be read or the folder not written.
+    The network, in eval mode, is shown the image at `size` (height, width), which it was trained for; files have the
+    image's own size. NAME is the image's stem or `name`, which may begin with folders (`names_of`).
     """
     pixels_HW3 = np.asarray(read_image(path))
     images_B3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))[None]
@@ -102,35 +99,23 @@ def drawn(
         canvas_3HW = draw_segmentation_masks(canvas_3HW, torch.from_numpy(mask_HW), alpha=0.45, colors=colour)
     if order:  # the surest on top
         size, own = max(9, round(min(height, width) / 32)), [colours[labels_N[place]] for place in order]
-        canvas_3HW = draw_bounding_boxes(
-            canvas_3HW,
-            found.boxes_N4[order],
-            [f"{spec.class_names[labels_N[place]]} {scores_N[place]:.2f}" for place in order],
-            colors=own,
-            width=max(1, round(min(height, width) / 240)),
-            font=io.BytesIO(ImageFont.load_default(size).font_bytes),  # pillow's own font is in no file
-            font_size=size,
-            label_colors=["black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white" for colour in own],
-            fill_labels=True,
-        )
+        labels = [f"{spec.class_names[labels_N[place]]} {scores_N[place]:.2f}" for place in order]
+        contrast = ["black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white" for colour in own]
+        font = io.BytesIO(ImageFont.load_default(size).font_bytes)  # pillow's own font is in no file
+        style = {"font": font, "font_size": size, "label_colors": contrast, "fill_labels": True}
+        thick = max(1, round(min(height, width) / 240))
+        canvas_3HW = draw_bounding_boxes(canvas_3HW, found.boxes_N4[order], labels, own, width=thick, **style)
     return Image.fromarray(canvas_3HW.permute(1, 2, 0).numpy())
 
 
 def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[dict[str, Any]]:
-    """Detections in COCO's results format, the surest first; masks are packed run lengths.
-
-    `category_id` is the number in the data set's own file where it has one, else the class's place from 1.
-    """
+    """Detections in COCO's results format, the surest first; a class has its file's number, else its place from 1."""
     numbers = spec.category_ids or range(1, spec.num_classes + 1)
     entries = []
     for place in found.scores_N.argsort(descending=True, stable=True).tolist():
-        x0, y0, x1, y1 = found.boxes_N4[place].double().tolist()
-        entry: dict[str, Any] = {
-            "image_id": image_id,
-            "category_id": numbers[int(found.labels_N[place])],
-            "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(float(found.scores_N[place]), 5),
-        }
+        box = box_convert(found.boxes_N4[place].double(), "xyxy", "xywh").tolist()
+        entry: dict[str, Any] = {"image_id": image_id, "category_id": numbers[int(found.labels_N[place])]}
+        entry |= {"bbox": [round(value, 2) for value in box], "score": round(float(found.scores_N[place]), 5)}
         if found.masks is not None:
             mask = found.masks[place]
             entry["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
@@ -152,12 +137,8 @@ def detect_in_images(
     """Detect in image files; write `NAME-found.png` for each and `detections.json` with all detections; all paths.
 
     NAME is that of `names_of`, so no file takes another's place. The JSON file is a list in COCO's results format, each
-    entry with the image's `file_name` besides: its name, with folders where stems repeat.
-
-    The detector is in eval mode, on any device; detections below `least_score` are not drawn.
-
-    Raises:
-        DataError: an image cannot be read or the folder not written.
+    entry with the image's `file_name` besides. The detector is in eval mode; detections below `least_score` are not
+    drawn. A DataError names what cannot be read or written.
     """
     device, entries, written = next(detector.parameters()).device, [], []
     for path, image_id, name in zip(images, image_ids(images), names_of(images), strict=True):

@@ -8,12 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from apd.models.pretrained import (
-    OFFLINE_WEIGHTS,
-    create_with_timm_weights,
-    load_offline_weights,
-    load_torchvision_weights,
-)
+from apd.models import pretrained
 from apd.models.resnet import DEEP_RESNETS, Dilation, create_deep_resnet
 
 Weights = Literal["none", "imagenet", "torchvision"]
@@ -21,8 +16,7 @@ Weights = Literal["none", "imagenet", "torchvision"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_EXAMPLES = "mobilenetv2_050, efficientnet_b0, resnet18 or resnet18_deep"
-_SUITABLE = f"choose a convolutional network that can be dilated, such as {_EXAMPLES}"
+_SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 
 
 class Backbone(NamedTuple):
@@ -48,31 +42,19 @@ def create_backbone(
 ) -> Backbone:
     """Build a network that gives feature maps at the wanted stride, its late stages dilated instead of strided.
 
-    Random initial values come from torch's global generator; for timm's networks they are timm's. `efficientnet_lite0`,
-    `1` and `2` are built with the structure that their offline weights were trained with (see `apd.models.pretrained`).
-
-    The published study has five backbones, all at stride 8. How these here differ from the released code's:
-
-    - `resnet18_deep`, `resnet50_deep`, `resnet101_deep` do not.
-    - `mobilenetv2_100` and `mobilenetv2_050`, of timm, give the same maps: 320 (160) channels for the head, 96 (48) for
-      the auxiliary head. timm dilates every block after a stride that was taken away, by 2 and then by 4; the released
-      code dilates only the first block of each late stage, by 2, 2, 4 and 4.
-    - `efficientnet_b0`, of timm, gives the last block's 320 channels to the head and the fifth stage's 112 to the
-      auxiliary head; the released code gives 1280, after ImageNet's last 1×1 convolution, and 192, of block 11.
+    Random initial values come from torch's global generator. Of the published study's five backbones, all at stride 8,
+    the deep-stem ResNets are the released code's, and two are timm's, which differ: MobileNetV2 is dilated in every
+    block after a removed stride, by 2 and then 4 (there: in the first block of each late stage, by 2, 2, 4 and 4), and
+    `efficientnet_b0` gives 320 channels to the head and 112 to the auxiliary head (there: 1280 and 192).
 
     Args:
-        name: a deep-stem ResNet, or any timm name, with or without tag, that offers `features_only` and
-            `output_stride`.
+        name: a deep-stem ResNet, or any timm name that offers `features_only` and `output_stride`.
         output_stride: 8 (as published), 16, or 4 (for small images; not every network can).
-        weights: "none" (random), "imagenet" (an offline package's where there is one, else timm's), or "torchvision"
-            (torchvision's file, for the networks in `apd.models.pretrained`).
+        weights: "none" (random), "imagenet" (an offline package's where there is one, else timm's), or "torchvision".
         dilation: rule of the deep-stem ResNets, see :func:`~apd.models.resnet.dilate`. timm has one of its own.
         weights_file: ImageNet weights for a deep-stem ResNet, see :func:`~apd.models.resnet.create_deep_resnet`.
 
-    Raises:
-        ValueError: unknown name (the nearest ones are given), an option that this backbone does not take, or a network
-            that cannot be dilated to that stride.
-        RuntimeError: ImageNet weights that cannot be obtained or do not fit.
+    What it does not know, take or have is a ValueError; weights that cannot be obtained or do not fit a RuntimeError.
     """
     choices = (("weights", weights, get_args(Weights)), ("dilation", dilation, get_args(Dilation)))
     for option, value, allowed in (("output_stride", output_stride, (4, 8, 16)), *choices):
@@ -81,12 +63,12 @@ def create_backbone(
             raise ValueError(f"{option}: got {value!r}, expected {expected}")
     if weights_file and weights != "imagenet":
         raise ValueError(f"weights_file: got {str(weights_file)!r} beside weights={weights!r}, expected 'imagenet'")
-    mean, std, offline = IMAGENET_MEAN, IMAGENET_STD, OFFLINE_WEIGHTS.get(name)
+    mean, std, offline = IMAGENET_MEAN, IMAGENET_STD, pretrained.OFFLINE_WEIGHTS.get(name)
     if name in DEEP_RESNETS:
         if weights == "torchvision":
             raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, whose stem torchvision does not have")
-        choices = dict(dilation=dilation, imagenet=weights == "imagenet", weights_file=weights_file)
-        network = create_deep_resnet(name, output_stride=output_stride, **choices)
+        arguments = dict(dilation=dilation, imagenet=weights == "imagenet", weights_file=weights_file)
+        network = create_deep_resnet(name, output_stride=output_stride, **arguments)
         _check_stride(network, name, output_stride)
     else:
         _check_timm_options(name, dilation, weights_file)
@@ -95,18 +77,16 @@ def create_backbone(
         try:
             network = timm.create_model(structure, pretrained=False, **arguments)
         except Exception as error:  # networks without the option fail in many ways, some with a bare assertion
-            reason = str(error) or "its strides are fixed, timm does not dilate it"
-            raise ValueError(
-                f"backbone: timm cannot build {structure!r} for feature maps at output stride {output_stride} "
-                f"({type(error).__name__}: {reason}); {_SUITABLE}"
-            ) from error
+            reason = f"{type(error).__name__}: {str(error) or 'its strides are fixed, timm does not dilate it'}"
+            what = f"backbone: timm cannot build {structure!r} for feature maps at output stride {output_stride}"
+            raise ValueError(f"{what} ({reason}); {_SUITABLE}") from error
         _check_stride(network, name, output_stride)  # before any download
         if weights == "torchvision":
-            load_torchvision_weights(network, name)
+            pretrained.load_torchvision_weights(network, name)
         elif weights == "imagenet" and offline:
-            load_offline_weights(network, name)
+            pretrained.load_offline_weights(network, name)
         elif weights == "imagenet":
-            network = create_with_timm_weights(structure, **arguments)
+            network = pretrained.create_with_timm_weights(structure, **arguments)
         known = offline or timm.get_pretrained_cfg(name)
         if known and weights != "torchvision":
             mean, std = tuple(known.mean), tuple(known.std)
@@ -135,7 +115,5 @@ def _check_stride(network: nn.Module, name: str, output_stride: int) -> None:
     got = tuple(maps[-1].shape[1:])
     expected = (network.feature_info.channels()[-1], 64 // output_stride, 96 // output_stride)
     if len(maps) != 2 or got != expected:
-        raise ValueError(
-            f"backbone: {name!r} gives a map of shape {got} for an image of 64×96, expected {expected} at "
-            f"output stride {output_stride}; {_SUITABLE}"
-        )
+        wanted = f"expected {expected} at output stride {output_stride}; {_SUITABLE}"
+        raise ValueError(f"backbone: {name!r} gives a map of shape {got} for an image of 64×96, {wanted}")

@@ -12,9 +12,7 @@ from apd.models.pretrained import match_tensors, read_tensors
 from apd.models.resnet import Dilation, dilate
 from apd.models.segmenter import Segmenter
 
-# The released code hands its networks (255 x - 255 mean) / (255 std) with ImageNet's values, which is what these
-# buffers make of x in [0, 1]. They are no part of its files.
-_OWN = ("image_mean", "image_std")
+_OWN = ("image_mean", "image_std")  # no part of the released files; with ImageNet's values the images are theirs
 _EVERYWHERE = {
     r"backbone\.conv1\.": "layer0.",  # the stem's first two convolutions with their norms, and the third convolution
     r"backbone\.bn1\.": "layer0.7.",
@@ -38,16 +36,10 @@ _DEEPLABV3_OF_APD = _EVERYWHERE | {
 def load_weights(model: Segmenter, path: str | Path) -> None:
     """Fill a network from a file, strictly: one that this project wrote, or a released checkpoint.
 
-    Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of the semseg code line
-    (PSPNet), recognised by the names in the file. The network is built as theirs was: the defaults of
-    :func:`~apd.models.build_segmenter`, but `dilation="all_convs"` for APD's networks of 60 classes.
-
-    The file is in safetensors' or torch's format, and nothing in it is executed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        RuntimeError: the file cannot be read, a tensor of either side has no partner or another shape, or the strides
-            and dilations of the network are not those that a released checkpoint was trained with.
+    Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of semseg's code line (PSPNet),
+    recognised by the names in the file. The network is built as theirs was: the defaults of
+    :func:`~apd.models.build_segmenter`, but `dilation="all_convs"` for APD's networks of 60 classes. Nothing in the
+    file is executed. A RuntimeError says why it cannot be read or which tensors, strides or dilations differ.
     """
     try:
         tensors = read_tensors(path)
@@ -62,10 +54,8 @@ def released_state_dict(tensors: Mapping[str, Tensor], model: Segmenter) -> dict
     """A released checkpoint's tensors under `model`'s names; see :func:`load_weights`."""
     backbone, atrous, from_semseg = model.backbone, isinstance(model.head, AtrousPooling), "cls.4.weight" in tensors
     if not (hasattr(backbone, "layer4") and isinstance(getattr(backbone, "conv1", None), nn.Sequential)):
-        raise RuntimeError(
-            "this is a released checkpoint with a deep-stem ResNet, but the network has another backbone: build it on "
-            "resnet18_deep, resnet50_deep or resnet101_deep"
-        )
+        fix = "but the network has another backbone: build it on resnet18_deep, resnet50_deep or resnet101_deep"
+        raise RuntimeError(f"this is a released checkpoint with a deep-stem ResNet, {fix}")
     if atrous != any(name.startswith("ppm.aspp_modules.") for name in tensors):
         raise RuntimeError(f"this is a released checkpoint with the other head than {type(model.head).__name__}")
     names = _PSPNET_OF_SEMSEG if from_semseg else _DEEPLABV3_OF_APD if atrous else _PSPNET_OF_APD
@@ -81,10 +71,8 @@ def released_state_dict(tensors: Mapping[str, Tensor], model: Segmenter) -> dict
     published = copy.deepcopy(backbone).to("meta")
     dilate(published, 8, rule)
     if _layout(backbone) != _layout(published):
-        raise RuntimeError(
-            f"this checkpoint was trained at output stride 8 with dilation='{rule}'; the network has other strides or "
-            "dilations, with which it would compute something else: build it with these"
-        )
+        trained = f"this checkpoint was trained at output stride 8 with dilation='{rule}'"
+        raise RuntimeError(f"{trained}; the network has other strides or dilations: build it with these")
     return matched | {name: own[name] for name in _OWN}
 
 

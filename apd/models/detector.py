@@ -1,18 +1,14 @@
 """Detectors: torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
-from torchvision.models.detection import (
-    FasterRCNN,
-    FasterRCNN_ResNet50_FPN_Weights,
-    MaskRCNN,
-    MaskRCNN_ResNet50_FPN_Weights,
-)
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -72,17 +68,14 @@ def build_detector(
         backbone: "resnet18", "resnet50", "resnet101", "mobilenet_v3_large" or "mobilenet_v3_small".
         num_classes: classes K of objects; the network has K + 1, the background (label 0) before them.
         masks: Mask R-CNN, or Faster R-CNN.
-        weights: "none", "imagenet" (torchvision's, for the backbone), or "coco" (torchvision's detector, "resnet50"
-            only). Both are downloaded unless in torch's cache.
+        weights: "none", or torchvision's: "imagenet" for the backbone, or "coco" for all ("resnet50" only).
         class_names: for "coco", K names as COCO has them: the rows of these classes are taken.
         min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
             `max_size`. For images of one size give their own two sides.
         width, box_width, smallest_anchor, proposals, rois, detections: as in `apd.config.detection.DetectorConfig`.
         fetch: False builds the network that `weights` asks for without them, to be filled from a file of its own.
 
-    Raises:
-        ValueError: an unknown name, or weights that this network has none of.
-        RuntimeError: weights that cannot be obtained or do not fit.
+    An unknown name, or weights that it has none of, is a ValueError; weights that cannot be had, a RuntimeError.
     """
     if backbone not in BODIES:
         raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(BODIES)}")
@@ -99,22 +92,19 @@ def build_detector(
         mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
     )
     anchors = AnchorGenerator(tuple((smallest_anchor * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
-    at_test = max(1, proposals // 2)
+    modes = (("train", proposals), ("test", max(1, proposals // 2)))
+    counts = {f"rpn_{when}_nms_top_n_{mode}": number for when in ("pre", "post") for mode, number in modes}
     detector = (MaskRCNN if masks else FasterRCNN)(
         _pyramid(backbone, width, pre_trained=weights != "none"),
         min_size=min_size,
         max_size=max_size,
         rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=proposals,
-        rpn_post_nms_top_n_train=proposals,
-        rpn_pre_nms_top_n_test=at_test,
-        rpn_post_nms_top_n_test=at_test,
         box_roi_pool=pooling(7),
         box_head=TwoMLPHead(width * 7**2, box_width),
         box_predictor=FastRCNNPredictor(box_width, num_classes + 1),
         box_batch_size_per_image=rois,
         box_detections_per_img=detections,
-        **(mask_parts if masks else {}),
+        **(counts | (mask_parts if masks else {})),
     )
     if weights == "coco":
         for module in detector.modules():  # no file of weights has it
@@ -143,39 +133,30 @@ def fetch_weights(weights: WeightsEnum, what: str) -> Mapping[str, Tensor]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
-        raise RuntimeError(
-            f"{what}: {weights} could not be fetched ({type(error).__name__}: {error}). Without a network, put the "
-            f"file of {weights.url} into {torch.hub.get_dir()}/checkpoints, or use weights='none' "
-            "(--network.weights none)"
-        ) from error
+        fix = f"put the file of {weights.url} into {torch.hub.get_dir()}/checkpoints, or use weights='none'"
+        reason = f"{weights} could not be fetched ({type(error).__name__}: {error})"
+        raise RuntimeError(f"{what}: {reason}. Without a network, {fix}") from error
 
 
 def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:
     """Fill the detector's backbone, below its pyramid, with torchvision's ImageNet classifier, strictly."""
     state = fetch_weights(get_model_weights(backbone)["IMAGENET1K_V1"], f"weights='imagenet' for backbone {backbone!r}")
-    # of the classifier, its last layers are not in a pyramid; everything else must be
-    state = {name: value for name, value in state.items() if not name.startswith(("fc.", "classifier."))}
     body = detector.backbone.body
-    if not any(isinstance(module, nn.BatchNorm2d) for module in body.modules()):
-        state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    state = {name.removeprefix("features."): value for name, value in state.items()}
+    frozen = not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
+    # of the classifier, its last layers are not in a pyramid; everything else must be
+    left_out = re.compile(r"fc\.|classifier\." + (r"|.*num_batches_tracked$" if frozen else ""))
+    state = {name.removeprefix("features."): value for name, value in state.items() if not left_out.match(name)}
     _load(body, state, f"torchvision's ImageNet weights of {backbone}")
 
 
 def fill_from_coco(detector: FasterRCNN, backbone: str, class_names: Sequence[str]) -> None:
-    """Fill a ResNet-50 detector of torchvision's sizes with torchvision's COCO weights, strictly.
-
-    Their class layers have 91 rows, one for each number that COCO's annotations use; the rows of `class_names` are
-    taken, and the background's.
-    """
+    """Fill a ResNet-50 detector of torchvision's sizes with its COCO weights, of `class_names` and the background."""
     if backbone != COCO_BACKBONE:
-        raise ValueError(
-            f"weights='coco' for backbone {backbone!r}: torchvision has them for {COCO_BACKBONE!r} in this form; use "
-            "weights='imagenet' (--network.weights imagenet), or give a detector of torchvision's own "
-            "(fasterrcnn_mobilenet_v3_large_fpn)"
-        )
-    kind = MaskRCNN_ResNet50_FPN_Weights if isinstance(detector, MaskRCNN) else FasterRCNN_ResNet50_FPN_Weights
-    categories = list(kind.COCO_V1.meta["categories"])
+        fix = "use weights='imagenet' (--network.weights imagenet), or give a detector of torchvision's own"
+        raise ValueError(f"weights='coco' for backbone {backbone!r}: torchvision has them for {COCO_BACKBONE!r}; {fix}")
+    kind = "maskrcnn_resnet50_fpn" if isinstance(detector, MaskRCNN) else "fasterrcnn_resnet50_fpn"
+    entry = get_model_weights(kind)["COCO_V1"]
+    categories = list(entry.meta["categories"])
     for name in class_names:
         if name not in categories or name in ("__background__", "N/A"):
             near = difflib.get_close_matches(name, categories, n=1, cutoff=0.4)
@@ -184,11 +165,9 @@ def fill_from_coco(detector: FasterRCNN, backbone: str, class_names: Sequence[st
     rows = [0, *map(categories.index, class_names)]
     num_rows = len(detector.roi_heads.box_predictor.cls_score.weight)
     if num_rows != len(rows):
-        raise ValueError(
-            f"weights='coco': {len(class_names)} class_names for a detector of {num_rows - 1} classes; give each "
-            "class's name as COCO has it"
-        )
-    state = dict(fetch_weights(kind.COCO_V1, f"weights='coco' for backbone {backbone!r}"))
+        counts = f"{len(class_names)} class_names for a detector of {num_rows - 1} classes"
+        raise ValueError(f"weights='coco': {counts}; give each class's name as COCO has it")
+    state = dict(fetch_weights(entry, f"weights='coco' for backbone {backbone!r}"))
     for name, value in state.items():
         if name.startswith(_CLASS_LAYERS):  # 91 rows, or 4 × 91 of box offsets
             state[name] = value.unflatten(0, (len(categories), -1))[rows].flatten(0, 1)
@@ -199,6 +178,5 @@ def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     try:
         module.load_state_dict(state, strict=True)  # torchvision renames keys of older files while loading
     except RuntimeError as error:
-        raise RuntimeError(
-            f"{source} do not fit: they need torchvision's sizes, the defaults of width and box_width ({error!s:.300})"
-        ) from error
+        needed = "they need torchvision's sizes, the defaults of width and box_width"
+        raise RuntimeError(f"{source} do not fit: {needed} ({error!s:.300})") from error

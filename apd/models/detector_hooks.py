@@ -1,8 +1,6 @@
-"""What two detectors make of the same boxes of the same images, side by side as the pixels of a map of one row.
+"""What two detectors make of the same boxes of the same images, side by side as the pixels of a map of one row."""
 
-Shape letters: B images, N boxes of an image, C channels, K classes with the background before them.
-"""
-
+from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
@@ -17,9 +15,8 @@ from apd.distillers.base import NO_BOX, DetectorPair, DetectorView
 class DetectorTap:
     """Context manager that remembers what a torchvision detector does in its training steps, and changes nothing.
 
-    Open it around a loop, or around one step; what it attached is gone when the block is left. It wants the detector
-    itself, which may be wrapped (as in ``DistributedDataParallel``) when it is called. Its properties raise a
-    RuntimeError before the first training step.
+    Open it around a loop, or around one step, for the detector itself, which may be wrapped when it is called. Its
+    properties raise a RuntimeError before the first training step.
 
     Example:
         >>> from apd.models.detector import build_detector
@@ -34,24 +31,28 @@ class DetectorTap:
 
     def __init__(self, detector: GeneralizedRCNN) -> None:
         if not isinstance(detector, GeneralizedRCNN):
-            raise TypeError(
-                f"detector is a {type(detector).__name__}: expected a Faster or Mask R-CNN of torchvision; for a "
-                "wrapped one give what is inside (ddp.module)"
-            )
-        self._detector, self._hooks = detector, []
+            expected = "a Faster or Mask R-CNN of torchvision; for a wrapped one give what is inside (ddp.module)"
+            raise TypeError(f"detector is a {type(detector).__name__}: expected {expected}")
+        self._detector, self._undo = detector, ExitStack()
         self._seen: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         detector, heads = self._detector, self._detector.roi_heads
-        self._hooks = [
+        hooks = [
             detector.register_forward_pre_hook(lambda *_: self._seen.clear()),
             detector.transform.register_forward_hook(lambda _m, _i, output: self._seen.update(images=output[0])),
             detector.backbone.register_forward_hook(lambda _m, _i, output: self._seen.update(pyramid=output)),
             heads.box_head.register_forward_hook(lambda _m, _i, output: self._seen.update(vectors=output)),
             heads.box_predictor.register_forward_hook(lambda _m, _i, output: self._seen.update(logits=output[0])),
         ]
+        for hook in hooks:
+            self._undo.enter_context(hook)
         sample, select = detector.rpn.fg_bg_sampler, heads.select_training_samples
-        self._before = sample, heads.__dict__.get("select_training_samples")  # an outer tap's, or None
+        self._undo.callback(setattr, detector.rpn, "fg_bg_sampler", sample)
+        if "select_training_samples" in heads.__dict__:  # an outer tap's
+            self._undo.callback(setattr, heads, "select_training_samples", select)
+        else:
+            self._undo.callback(delattr, heads, "select_training_samples")
 
         def sample_and_keep(labels: list[Tensor]) -> tuple:
             sampled = sample(labels)
@@ -68,18 +69,12 @@ class DetectorTap:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._detector.rpn.fg_bg_sampler, select = self._before
-        del self._detector.roi_heads.select_training_samples
-        if select is not None:
-            self._detector.roi_heads.select_training_samples = select
+        self._undo.close()
 
     def _get(self, name: str) -> Any:
         if name not in self._seen:
-            raise RuntimeError(
-                "the detector has not run in training mode: call detector(images, targets) inside the with block first"
-            )
+            fix = "call detector(images, targets) inside the with block first"
+            raise RuntimeError(f"the detector has not run in training mode: {fix}")
         return self._seen[name]
 
     @property
@@ -126,12 +121,9 @@ def teacher_view(
         raise ValueError("teacher is in training mode: call teacher.eval() first")
     resized, _ = teacher.transform(images)
     pyramid = teacher.backbone(resized.tensors)
-    moved = [
-        boxes_N4 * boxes_N4.new_tensor([own_width / width, own_height / height] * 2)
-        for boxes_N4, (height, width), (own_height, own_width) in zip(
-            boxes, image_sizes, resized.image_sizes, strict=True
-        )
-    ]
+    sizes = zip(image_sizes, resized.image_sizes, strict=True)
+    scales = [boxes[0].new_tensor([own[1] / given[1], own[0] / given[0]] * 2) for given, own in sizes]
+    moved = [boxes_N4 * scale for boxes_N4, scale in zip(boxes, scales, strict=True)]
     vectors = teacher.roi_heads.box_head(teacher.roi_heads.box_roi_pool(pyramid, moved, resized.image_sizes))
     logits = teacher.roi_heads.box_predictor(vectors)[0]
     return _view(pyramid, vectors, logits, boxes, resized.image_sizes)
@@ -146,60 +138,41 @@ def training_step(
 ) -> tuple[dict[str, Tensor], DetectorPair]:
     """One training forward of a student, and the frozen teacher's view of the boxes that the student drew.
 
-    Args:
-        student: what is called, in training mode: the tapped detector, or its wrapper.
-        tap: an open tap on the detector.
-        teacher: in eval mode; backbone, widths and sizes may be others than the student's, classes may not.
-        images: float32 (3, H, W) in [0, 1].
-        targets: of :func:`apd.data.instances.as_target`; `class_map` may be left out where no loss reads pixels.
-
-    Returns: torchvision's task losses by name, unweighted, and the pair of views.
+    `student` is what is called, in training mode: the tapped detector or its wrapper, with an open `tap`; the teacher,
+    in eval mode, may differ in all but the classes. `images` are float32 (3, H, W) in [0, 1], `targets` those of
+    :func:`apd.data.instances.as_target`, without `class_map` where no loss reads pixels. Returned are torchvision's
+    task losses by name, unweighted, and the pair of views.
     """
     if not student.training:
         raise ValueError("student is in eval mode: call student.train() first, or it draws no boxes to train on")
     losses, boxes = student(images, targets), tap.boxes
     if boxes[0].dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"the student's boxes are {boxes[0].dtype}, too coarse for coordinates: run detectors without autocast "
-            "(precision fp32)"
-        )
+        fix = "run detectors without autocast (precision fp32)"
+        raise ValueError(f"the student's boxes are {boxes[0].dtype}, too coarse for coordinates: {fix}")
     ours, labels_B1N = tap.view, tap.labels_B1N
     theirs = teacher_view(teacher, images, boxes, ours.image_sizes)
     if ours.logits_BK1N.shape[1] != theirs.logits_BK1N.shape[1]:
-        raise ValueError(
-            f"the student has {ours.logits_BK1N.shape[1]} logits and the teacher {theirs.logits_BK1N.shape[1]}, each "
-            "with the background: they must be trained for the same classes"
-        )
-    maps = [target.get("class_map") for target in targets]
-    class_map_BHW = None
-    if not any(map_HW is None for map_HW in maps):
-        class_map_BHW = pad_maps(maps, ours.image_sizes, tap.padded_size)
+        counts = f"{ours.logits_BK1N.shape[1]} logits and the teacher {theirs.logits_BK1N.shape[1]}"
+        raise ValueError(f"the student has {counts}, background included: they must be trained for the same classes")
+    maps = [target["class_map"] for target in targets if "class_map" in target]
+    class_map_BHW = pad_maps(maps, ours.image_sizes, tap.padded_size) if len(maps) == len(targets) else None
     inside = [torch.zeros(size, dtype=torch.int64, device=boxes[0].device) for size in ours.image_sizes]
     inside_BHW = pad_maps(inside, ours.image_sizes, tap.padded_size)
     return losses, DetectorPair(ours, theirs, labels_B1N, class_map_BHW, inside_BHW)
 
 
 def pad_maps(maps: list[Tensor], image_sizes: list[tuple[int, int]], padded_size: tuple[int, int]) -> Tensor:
-    """Label maps (H, W) resized by the nearest rule to where the images are in a padded batch, :data:`NO_BOX` around.
-
-    >>> pad_maps([torch.tensor([[0, 1, 2, 3]])], [(1, 2)], (2, 3))
-    tensor([[[ 0,  2, -1],
-             [-1, -1, -1]]])
-    """
+    """Label maps (H, W) resized by the nearest rule to where images are in a padded batch, :data:`NO_BOX` around."""
     padded_BHW = maps[0].new_full((len(maps), *padded_size), NO_BOX)
     for own_HW, map_HW, size in zip(padded_BHW, maps, image_sizes, strict=True):
-        rows, columns = (
-            torch.arange(cells, device=map_HW.device) * pixels // cells
-            for cells, pixels in zip(size, map_HW.shape, strict=True)
-        )
-        own_HW[: size[0], : size[1]] = map_HW[rows][:, columns]
+        (height, width), (rows, columns) = map_HW.shape, (torch.arange(side, device=map_HW.device) for side in size)
+        own_HW[: size[0], : size[1]] = map_HW[rows * height // size[0]][:, columns * width // size[1]]
     return padded_BHW
 
 
 def _view(
     pyramid: dict[str, Tensor], vectors: Tensor, logits: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]
 ) -> DetectorView:
-    """The box head's rows of all images, (n, C) for those of each, side by side."""
     counts = [len(boxes_N4) for boxes_N4 in boxes]
     return DetectorView(pyramid, *(_side_by_side(rows.split(counts)) for rows in (vectors, logits)), sizes)
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PSP_BINS = (1, 2, 3, 6)  # as published
-ASPP_REACH = 288
-"""Pixels of the image from a cell to the outermost taps of the atrous pooling: 36 cells of stride 8 (as published)."""
+ASPP_REACH = 288  # image pixels from a cell to the outermost taps: 36 cells of stride 8 (as published)
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1) -> nn.Sequential:
@@ -25,10 +24,8 @@ class PyramidPooling(nn.Module):
     """The PSPNet head up to its feature map: pool at several grid sizes, upsample, concatenate, merge.
 
     A branch averages the map to `bin × bin`, applies a 1×1 convolution to `in_channels // 4` channels with batch norm
-    and ReLU, and is upsampled bilinearly with `align_corners=True` (as published). Branches and input are merged by a
-    3×3 convolution with batch norm and ReLU. A map smaller than a bin is allowed: pooling cells then overlap.
-
-    A batch of one image in training mode is a ValueError: batch norm has one value per channel of a 1×1 grid.
+    and ReLU, and is upsampled bilinearly with `align_corners=True` (as published); a 3×3 convolution merges all. A
+    batch of one image in training mode is a ValueError: batch norm has one value per channel of a 1×1 grid.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -53,10 +50,8 @@ class PyramidPooling(nn.Module):
 class AtrousPooling(nn.Module):
     """The DeepLabV3 head up to its feature map: convolutions at several distances, concatenated and merged.
 
-    Five branches of `out_channels` channels with batch norm and ReLU, in this order: the image's mean through a 1×1
-    convolution, a 1×1 convolution, and a 3×3 convolution at each dilation. A 3×3 convolution merges them.
-
-    Dilations are in cells (as published at output stride 8, see :func:`aspp_dilations`).
+    Its branches, with batch norm and ReLU: the image's mean through a 1×1 convolution, a 1×1 convolution, and a 3×3
+    convolution at each dilation, in cells (as published at output stride 8, see :func:`aspp_dilations`).
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilations: Sequence[int] = (12, 24, 36)) -> None:
@@ -75,23 +70,14 @@ class AtrousPooling(nn.Module):
 
 
 def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
-    """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away.
-
-    The released code's crops are 473 or 713 pixels wide; smaller images want a smaller reach.
-
-    >>> aspp_dilations(ASPP_REACH, 8), aspp_dilations(ASPP_REACH, 16), aspp_dilations(48, 4)
-    ((12, 24, 36), (6, 12, 18), (4, 8, 12))
-    """
+    """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away."""
     return tuple(max(1, round(reach * part / (3 * output_stride))) for part in (1, 2, 3))
 
 
 def _check_batch(head: nn.Module, pooled_branch: nn.Sequential, features_BChw: Tensor) -> None:
     if pooled_branch[1].training and features_BChw.shape[0] == 1:
-        raise ValueError(
-            f"{type(head).__name__}: got a batch of 1 image in training mode, expected at least 2: the branch with a "
-            "1×1 grid has one value per channel, which batch norm cannot normalise. Use a batch of 2 or more "
-            "(drop a last batch of one), or put the head in eval mode to use its running statistics."
-        )
+        why = "on a 1×1 grid batch norm has one value per channel. Drop a last batch of one, or use eval mode"
+        raise ValueError(f"{type(head).__name__}: got a batch of 1 image in training mode, expected at least 2: {why}")
 
 
 class AuxiliaryHead(nn.Module):

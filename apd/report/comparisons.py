@@ -1,7 +1,4 @@
-"""Many comparisons together: Holm's correction, APD's terms on and off, context shift, pairs of networks.
-
-Of twenty intervals at 95 %, one leaves out zero by chance though there is no effect. Pure functions of records.
-"""
+"""Many comparisons together: Holm's correction, APD's terms on and off, context shift, pairs of networks."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +17,6 @@ from apd.report.statistics import (
     compare,
     mean_interval,
     method_of,
-    paired_difference,
     spread,
     stripped,
 )
@@ -42,11 +38,7 @@ def p_value(found: Difference) -> float:
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """p-values corrected for their number by Holm's rule, however they depend on one another; NaN stays NaN.
-
-    >>> holm({"a": 0.01, "b": 0.5, "c": 0.02})
-    {'a': 0.03, 'b': 0.5, 'c': 0.04}
-    """
+    """p-values corrected for their number by Holm's rule, however they depend on one another; NaN stays NaN."""
     ordered = sorted((p, place) for place, p in enumerate(p_values.values()) if not math.isnan(p))
     keys, corrected, least = list(p_values), dict(p_values), 0.0
     for rank, (p, place) in enumerate(ordered):
@@ -93,16 +85,9 @@ def factorial_effects(
     """Main effects and interactions of a full on/off design, one value for each seed that all combinations have.
 
     An effect is the mean of the half of the combinations that has an even number of the effect's factors off, minus
-    the mean of the other half. `scores` has one by seed for each combination; ValueError names one that is missing.
-
-    >>> scores = {frozenset(on): {0: 0.5 + 0.1 * len(on)} for on in ("", "A", "B", "AB")}
-    >>> {"".join(sorted(of)): round(effect[0], 3) for of, effect in factorial_effects(scores, "AB").items()}
-    {'A': 0.1, 'B': 0.1, 'AB': 0.0}
+    the mean of the other half.
     """
     cells = list(subsets(factors))
-    for cell in cells:
-        if cell not in scores:
-            raise ValueError(f"scores lacks the combination {sorted(cell)}: expected all {len(cells)} of {factors}")
     seeds = sorted(set.intersection(*(set(scores[cell]) for cell in cells)))
 
     def effect(of: Factors, seed: int) -> float:
@@ -116,22 +101,11 @@ def letters_of(on: Factors) -> str:
     return combination(tuple(letter in on for letter in TERMS.values()))
 
 
-def is_by_construction(on: Factors) -> bool:
-    """Whether a combination only differs from another one by a regularisation that never reaches the student."""
-    return "R" in on and letters_of(on) in BY_CONSTRUCTION
-
-
 TERM_DESIGN: dict[Factors, str] = {
     on: (BY_CONSTRUCTION | COMPLETE).get(letters_of(on), "terms_" + letters_of(on).replace("+", "_").lower())
     for on in subsets(tuple(TERMS.values()))
 }
 """All sixteen combinations of terms, with the key of the variant or method whose runs are theirs; none on first."""
-
-
-def terms_left_out() -> dict[str, int]:
-    """How many terms each combination lacks that has runs and is not the complete method, by key, few first."""
-    rows = [(key, len(TERMS) - len(on)) for on, key in TERM_DESIGN.items() if not is_by_construction(on)]
-    return {key: lacking for key, lacking in reversed(rows) if lacking}
 
 
 def term_effects(comparison: Comparison, confidence: float = 0.95) -> dict[Factors, Corrected]:
@@ -148,10 +122,7 @@ SHIFT_NAMES = METHOD_NAMES | {v.key: f"+ APD, {v.name}" for v in option_variants
 
 
 class ShiftSweep(NamedTuple):
-    """What `method` gains over `reference` at each context shift, in rising order, and how that changes with it.
-
-    `slopes` are least-squares slopes (mIoU per unit of context shift) of the seeds that have every shift of `gains`.
-    """
+    """What `method` gains over `reference` at each context shift, and the seeds' least-squares slopes, mIoU a unit."""
 
     method: str
     reference: str
@@ -161,15 +132,11 @@ class ShiftSweep(NamedTuple):
 
 def by_context_shift(records: Sequence[Record]) -> dict[float, Comparison]:
     """The records' comparisons by context shift, in rising order; ComparisonError where they differ in more."""
-    recipes = []
-    for record in records:
-        data = replace(record.experiment.data, context_shift=0.0)
-        recipes.append(stripped(record.experiment, any_length=True, data=data))
-        if data.name != "scenes":
-            raise ComparisonError(f"{record.source}: data {data.name!r} have no context shift")
-        if recipes[-1] != recipes[0]:
-            both = f"{record.source} and {records[0].source}"
-            raise ComparisonError(f"{both} differ in more than context shift, seed and distillers")
+    runs = [record.experiment for record in records]
+    recipes = [stripped(e, any_length=True, data=replace(e.data, context_shift=0)) for e in runs]
+    for record, recipe in zip(records, recipes, strict=True):
+        if recipe != recipes[0] or recipe.data.name != "scenes":
+            raise ComparisonError(f"{record.source}: expected scenes that differ in context shift, seed and distillers")
     return {comparison.data.context_shift: comparison for comparison in compare(records, SHIFT_NAMES)}
 
 
@@ -177,9 +144,6 @@ def sweep(
     comparisons: Mapping[float, Comparison], method: str = "apd", reference: str = "pixel_kd", confidence: float = 0.95
 ) -> ShiftSweep:
     """The gain of one method over another (keys of SHIFT_NAMES) in the comparisons of :func:`by_context_shift`."""
-    for key in (method, reference):
-        if key not in SHIFT_NAMES:
-            raise ValueError(f"method {key!r}: expected one of {', '.join(SHIFT_NAMES)}")
     found = {shift: one.difference(method, reference, confidence) for shift, one in comparisons.items()}
     gains = {shift: difference for shift, difference in found.items() if difference.pairs}
     complete = set.intersection(*(set(gain.pairs) for gain in gains.values())) if len(gains) > 1 else set()
@@ -223,10 +187,10 @@ class Pair(NamedTuple):
 
 
 def pairs_of(records: Sequence[Record]) -> list[list[Pair]]:
-    """Sort records into pairs, those of one data set together, same-architecture ones first, in the records' order.
+    """Sort records into pairs, those of one data set together, same-architecture ones first.
 
-    A baseline knows no teacher, so its runs stand beside each of its teachers. Other methods than PAIR_METHODS and
-    students without a teacher's records are passed over. Errors as of :func:`~apd.report.statistics.compare`.
+    A baseline knows no teacher, so its runs stand beside each teacher's. Errors as of
+    :func:`~apd.report.statistics.compare`.
     """
     alone: dict[tuple[DataConfig, NetworkConfig], list[Record]] = {}
     distilled: dict[tuple[DataConfig, NetworkConfig, TeacherConfig], list[Record]] = {}
@@ -266,48 +230,31 @@ def mean_gain(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> D
     return mean_interval(_mean([pair.runs.difference(method, "student").pairs for pair in pairs]), confidence)
 
 
-def cross_minus_same(pairs: Sequence[Pair], method: str) -> dict[NetworkConfig, dict[int, float]]:
-    """For each student that has both teachers, by seed: mIoU from the teacher of the other head minus from its own.
-
-    The baseline cancels. The difference also holds whatever makes one teacher better than the other for any student;
-    :func:`head_match` does not. ValueError for pairs of several data sets.
-    """
-    if len({pair.runs.data for pair in pairs}) > 1:
-        raise ValueError("pairs are of several data sets: expected those of one, as differences are taken within it")
-    scores: dict[NetworkConfig, dict[bool, Mapping[int, float]]] = {}
-    for pair in pairs:
-        scores.setdefault(pair.student, {})[pair.cross_architecture] = pair.runs.miou(method)
-    both = {student: of for student, of in scores.items() if len(of) == 2}
-    return {student: dict(paired_difference(of[True], of[False]).pairs) for student, of in both.items()}
-
-
 def head_match(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> dict[str, Difference]:
-    """Cross- minus same-architecture, mean over both heads of the student: by student backbone, and over all of them.
+    """Cross- minus same-architecture, mean over both heads of the student, by student backbone and over ALL of them.
 
-    In that mean either head teaches one student of each kind, so a teacher that is simply the better one does not
-    count: below zero, a teacher of the student's own architecture teaches more. The last key is ALL, the mean over
-    backbones for the seeds that have all of them.
+    Either head teaches one student of each kind, so a teacher that is simply the better one does not count: below zero,
+    a teacher of the student's own architecture teaches more. Empty where students have one head only.
     """
-    halves: dict[str, list[dict[int, float]]] = {BACKBONE_NAMES[pair.student.backbone]: [] for pair in pairs}
-    for student, values in cross_minus_same(pairs, method).items():
-        halves[BACKBONE_NAMES[student.backbone]].append(values)
-    complete = {name: _mean(both) if len(both) == len(HEADS) else {} for name, both in halves.items()}
-    complete[ALL] = _mean(list(complete.values()))
-    return {name: mean_interval(values, confidence) for name, values in complete.items()}
+    signed: dict[str, list[dict[int, float]]] = {}
+    for pair in pairs:
+        sign = 1 if pair.cross_architecture else -1
+        scores = {seed: sign * value for seed, value in pair.runs.miou(method).items()}
+        signed.setdefault(BACKBONE_NAMES[pair.student.backbone], []).append(scores)
+    if len({pair.student.head for pair in pairs}) < len(HEADS):
+        return {}
+    # the mean over four roles with their signs is half of the difference of the means
+    found = {
+        name: {seed: 2 * value for seed, value in (_mean(roles) if len(roles) == len(HEADS) ** 2 else {}).items()}
+        for name, roles in signed.items()
+    }
+    found[ALL] = _mean(list(found.values()))
+    return {name: mean_interval(values, confidence) for name, values in found.items()}
 
 
 def head_match_rows(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
-    """:func:`head_match` by method and backbone, corrected together.
-
-    Where students have one head only, the :func:`cross_minus_same` of each, in which the better teacher counts, too.
-    """
-    found = {}
-    for method in PAIR_METHODS[1:]:
-        if len({pair.student.head for pair in pairs}) == len(HEADS):
-            found |= {(method, name): row for name, row in head_match(pairs, method, confidence).items()}
-        else:
-            for student, values in cross_minus_same(pairs, method).items():
-                found[method, f"one {HEAD_NAMES[student.head]}"] = mean_interval(values, confidence)
+    """:func:`head_match` by method and backbone, corrected together."""
+    found = {(m, name): row for m in PAIR_METHODS[1:] for name, row in head_match(pairs, m, confidence).items()}
     return holm_corrected(found, confidence)
 
 

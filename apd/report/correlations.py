@@ -1,14 +1,12 @@
-"""How a number of each test image goes with what a method gains on it: evidence from files, and rank correlations.
+"""How a number of each test image goes with what APD gains on it: evidence from files, and rank correlations.
 
-An image's gain is averaged over seeds first, because the seeds see the same images; that interval speaks of other
-images. Whether other students would gain on the same images is asked of each seed by itself. A relation is significant
-only when both intervals leave out zero.
+A relation is significant when the intervals over images (other images) and over seeds (other students) leave out zero.
 """
 
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import getitem
@@ -22,7 +20,7 @@ from scipy.stats import rankdata
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict
 from apd.report.statistics import ComparisonError, Difference, mean_interval
-from apd.training.record import Record, RecordError
+from apd.training.record import RecordError
 from apd.training.run import records_folder
 
 SCHEMA = 1
@@ -42,12 +40,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Validated evidence of one context shift and seed. `content` is the JSON as it stands in the file.
-
-    Beside provenance: `experiment` (of APD), `runs` (fingerprint and weights of each network), `data`, and for each
-    image `valid` (pixels), `furthest` (class whose prototype is furthest from its row), `perspective[number]` and
-    `scores[network][score]`. RecordError at construction names the first wrong entry.
-    """
+    """Validated evidence of one context shift and seed, as JSON; RecordError at construction names a wrong entry."""
 
     content: dict[str, Any]
     source: str = "evidence"
@@ -64,15 +57,11 @@ class Evidence:
         content, runs, data = self.content, self.content["runs"], self.content["data"]
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r} is not {SCHEMA}, which this code reads")
-        named = fingerprint(self.experiment)
-        for network in (*NEEDED, *runs):
-            if not all(isinstance(runs[network][entry], str) for entry in ("fingerprint", "weights_sha256")):
-                raise ValueError(f"runs.{network} must hold fingerprint and weights_sha256, both texts")
-        if named != runs["apd"]["fingerprint"]:
-            raise ValueError(f"runs.apd.fingerprint is not that of the experiment ({named}): the file was edited")
+        if fingerprint(self.experiment) != runs["apd"]["fingerprint"]:
+            raise ValueError("runs.apd.fingerprint is not that of the experiment: the file was edited")
         entries = {"valid": math.inf, "furthest": len(data["class_names"]) - 1}
         entries |= {f"perspective.{name}": most for name, most in LARGEST.items()}
-        entries |= {f"scores.{network}.{score}": 1.0 for network, score in itertools.product(runs, SCORES)}
+        entries |= {f"scores.{network}.{score}": 1.0 for network in (*NEEDED, *runs) for score in SCORES}
         for entry, most in entries.items():
             values = self._values(*entry.split("."))
             known = values[~np.isnan(values)]
@@ -102,9 +91,9 @@ class Evidence:
         """(N,) the images' scores of one network, NaN where an image has none."""
         return self._values("scores", network, name)
 
-    def gain(self, method: str, reference: str) -> Values:
-        """(N,) one method's mIoU of each image minus another's."""
-        return self.score(method, "miou") - self.score(reference, "miou")
+    def gain(self) -> Values:
+        """(N,) mIoU of each image with APD minus that with pixel KD."""
+        return self.score("apd", "miou") - self.score("pixel_kd", "miou")
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -148,19 +137,17 @@ class Relation(NamedTuple):
 
 
 class PerImage(NamedTuple):
-    """The evidence of one context shift, averaged over seeds, and the seeds' own; a `furthest` of -1: there is none."""
+    """The evidence of one context shift, averaged over seeds, and the seeds' own."""
 
     context_shift: float
     seeds: tuple[int, ...]
     numbers: dict[str, Values]
     scores: dict[str, dict[str, Values]]
-    furthest: list[int]
-    class_names: list[str]
     each: list[Evidence]
 
-    def gain(self, method: str = "apd", reference: str = "pixel_kd") -> Values:
-        """(N,) one method's mIoU of each image minus another's, mean over seeds."""
-        return self.scores[method]["miou"] - self.scores[reference]["miou"]
+    def gain(self) -> Values:
+        """(N,) mIoU of each image with APD minus that with pixel KD, mean over seeds."""
+        return self.scores["apd"]["miou"] - self.scores["pixel_kd"]["miou"]
 
 
 def _pearson(x: Values, y: Values) -> Values:
@@ -200,8 +187,6 @@ def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000)
 
     Columns have one value per image; images with a NaN anywhere are left out.
     """
-    if len(set(map(len, columns))) != 1:
-        raise ValueError(f"lengths {[*map(len, columns)]}: expected one value per image in each")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)
@@ -243,60 +228,24 @@ def _average(context_shift: float, each: list[Evidence]) -> PerImage:
         seeds,
         {name: np.mean([one.number(name) for one in each], axis=0) for name in NUMBERS},
         {n: {score: np.mean([one.score(n, score) for one in each], axis=0) for score in SCORES} for n in networks},
-        [-1 if label is None else label for label in first.content["furthest"]],
-        first.content["data"]["class_names"],
         each,
     )
 
 
-def seeds_agree(images: PerImage, method: str = "apd", reference: str = "pixel_kd") -> float:
-    """Mean rank correlation of the images' gains between two seeds, over all pairs of seeds; NaN with one.
-
-    Near 0, where an image gains is a matter of the seed, and nothing that belongs to the image can predict it.
-    """
-    gains = _complete(*(one.gain(method, reference) for one in images.each))
+def seeds_agree(images: PerImage) -> float:
+    """Mean rank correlation of the images' gains between two seeds: near 0, no number of an image can predict them."""
+    gains = _complete(*(one.gain() for one in images.each))
     found = [spearman(a, b) for a, b in itertools.combinations(gains, 2)]
     return float(np.mean(found)) if found else math.nan
 
 
-def relations(
-    images: PerImage,
-    names: Iterable[str] = NUMBERS,
-    confidence: float = 0.95,
-    *,
-    held: str | None = None,
-    method: str = "apd",
-    reference: str = "pixel_kd",
-) -> dict[str, Relation]:
-    """How numbers of the images' perspectives go with a method's gain, apart from what the scores of `held` explain."""
-    control, found = [images.scores[held]["miou"]] if held else [], {}
-    for name in names:
-        by_seed = {}
-        for one in images.each:
-            own = [one.score(held, "miou")] if held else []
-            by_seed[one.experiment.seed] = spearman(*_complete(one.number(name), one.gain(method, reference), *own))
-        known = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
-        whole = correlate(images.numbers[name], images.gain(method, reference), *control, confidence=confidence)
-        found[name] = Relation(whole, mean_interval(known, confidence))
-    return found
-
-
-class Backed(NamedTuple):
-    """Runs in evidence, those with a record of the same weights, largest difference in the share of pixels right."""
-
-    runs: int
-    recorded: int
-    difference: float
-
-
-def backed_by(evidence: Sequence[Evidence], records: Sequence[Record]) -> Backed:
-    """Compare the students' pixels in the evidence with the confusion matrices of their runs' records."""
-    known = {record.content["weights_sha256"]: record for record in records}
-    students = [(one, n, run) for one in evidence for n, run in one.content["runs"].items() if n != "teacher"]
-    differences = []
-    for one, network, run in students:
-        if record := known.get(run["weights_sha256"]):
-            valid = np.array(one.content["valid"], dtype=np.float64)
-            right = float(np.nansum(one.score(network, "right") * valid) / valid.sum())
-            differences.append(abs(right - record.scores.aacc))
-    return Backed(len(students), len(differences), max(differences, default=math.nan))
+def relation(images: PerImage, confidence: float = 0.95, *, held: str | None = None) -> Relation:
+    """How the images' distances go with their gains, apart from what the scores of the network `held` explain."""
+    by_seed = {}
+    for one in images.each:
+        control = [one.score(held, "miou")] if held else []
+        by_seed[one.experiment.seed] = spearman(*_complete(one.number("distance"), one.gain(), *control))
+    known = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
+    control = [images.scores[held]["miou"]] if held else []
+    whole = correlate(images.numbers["distance"], images.gain(), *control, confidence=confidence)
+    return Relation(whole, mean_interval(known, confidence))

@@ -1,25 +1,20 @@
-"""Detections: what is right in single images, files of such findings, and comparisons by average precision.
-
-The files are made by `book/figures/detection_findings.py`; they hold no image, as scenes are drawn anew.
-"""
+"""Detections: what is right in single images, files of such findings, and comparisons by average precision."""
 
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 from torchvision.ops import box_area, box_iou
 
 from apd.data.instances import InstanceSample
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import APScores, Detections
 from apd.report.comparisons import Corrected, holm_corrected
-from apd.report.statistics import Comparison, ComparisonError, Score, check_alike, compare, stripped
+from apd.report.statistics import Comparison, Score, compare
 from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
@@ -50,14 +45,6 @@ def count_in_image(truth: InstanceSample, found: Detections) -> ImageCount:
 
     As COCO matches them: the surest first, each takes the free object of its class that it overlaps most, if by
     LEAST_OVERLAP. A detection of which that share lies in a crowd of its class is neither right nor false.
-
-    Example:
-        >>> box, area, crowd = torch.tensor([[2.0, 2.0, 40.0, 40.0]]), torch.tensor([1444.0]), torch.tensor([False])
-        >>> image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-        >>> truth = InstanceSample(image, box, torch.tensor([1]), None, crowd, area, "a dog")
-        >>> twice = Detections(box.repeat(2, 1), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), None)
-        >>> count_in_image(truth, twice)
-        ImageCount(right=1, false=1, missed=0)
     """
     same_NM = found.labels_N[:, None] == truth.labels_N[None]
     overlaps_NM = box_iou(found.boxes_N4, truth.boxes_N4).nan_to_num(0.0)
@@ -79,27 +66,6 @@ def count_in_image(truth: InstanceSample, found: Detections) -> ImageCount:
     return ImageCount(right, false, int((~truth.crowd_N).sum()) - right)
 
 
-def least_middle_most(differences: Sequence[float]) -> dict[str, int]:
-    """The images with the greatest, the middle and the least of two detectors' differences: a choice by rule.
-
-    Of equal ones it is the first that has not been named yet; the middle one is the lower median. Fewer than three come
-    back only where all images of that difference are named.
-
-    >>> least_middle_most([0, 2, -1, 1, 2])
-    {'greatest': 1, 'median': 3, 'least': 2}
-    """
-    values, chosen = list(differences), {}
-    if not values:
-        return chosen
-    ordered = sorted(values)
-    wanted = {"greatest": ordered[-1], "median": ordered[(len(ordered) - 1) // 2], "least": ordered[0]}
-    for name, value in wanted.items():
-        equal = [place for place, other in enumerate(values) if other == value and place not in chosen.values()]
-        if equal:
-            chosen[name] = equal[0]
-    return chosen
-
-
 @dataclass(frozen=True)
 class Findings:
     """Detections of several detectors in the same scenes. `content` is the JSON as it stands in the file.
@@ -119,7 +85,6 @@ class Findings:
                     raise ValueError(f"found.{network} is of {len(found)} images, but data.pictures = {self.images}")
             if self.dataset().fingerprint() != self.content["data"]["fingerprint"]:
                 raise ValueError("data.fingerprint is not that of today's scenes: another generator drew them")
-            self.boxes()
         except (KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise RecordError(
@@ -157,20 +122,11 @@ class Findings:
             for network in self.content["runs"]
         }
 
-    def chosen(self) -> dict[str, int]:
-        """The images in which the distilled student is most ahead of the baseline, in the middle, and least."""
+    def differences(self) -> list[int]:
+        """By image, the score of the distilled student minus that of the baseline."""
         counts = self.counts()
         (distilled,) = counts.keys() - {BASELINE, TEACHER}
-        both = zip(counts[distilled], counts[BASELINE], strict=True)
-        return least_middle_most([one.score - other.score for one, other in both])
-
-    def boxes(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What distillation saw of the image `content["boxes"]["picture"]`: boxes (N, 4) that the student drew, their
-        labels (N,), and cosines (K, K) between the labels' prototypes, NaN without a box, for teacher and student."""
-        kept = self.content["boxes"]
-        boxes_N4 = torch.tensor(kept["boxes"], dtype=torch.float32).reshape(-1, 4)
-        cosines = {who: torch.tensor(np.array(kept[who], dtype=np.float32)) for who in ("teacher", "student")}
-        return boxes_N4, torch.tensor(kept["labels"]), cosines
+        return [one.score - other.score for one, other in zip(counts[distilled], counts[BASELINE], strict=True)]
 
 
 def read_findings(folder: Path | None = None) -> list[Findings]:
@@ -199,25 +155,22 @@ def ap_score(kind: Kind, name: str, of: Callable[[APScores], float]) -> Score:
     return Score(name, lambda record: read(record.ap), lambda record: read(record.teacher_ap))
 
 
-BOX_AP = ap_score("boxes", "box AP", lambda ap: ap.ap)
-MASK_AP = ap_score("masks", "mask AP", lambda ap: ap.ap)
-MAIN_AP: dict[Kind, Score] = {"boxes": BOX_AP, "masks": MASK_AP}
+MAIN_AP: dict[Kind, Score] = {
+    "boxes": (BOX_AP := ap_score("boxes", "box AP", lambda ap: ap.ap)),
+    "masks": (MASK_AP := ap_score("masks", "mask AP", lambda ap: ap.ap)),
+}
 """The mean over ten overlaps and all classes, COCO's main score."""
 
 
 def parts_of_ap(kind: Kind, class_names: Sequence[str]) -> list[Score]:
-    """AP at two overlaps, by size of the objects, and class by class.
-
-    >>> [score.name for score in parts_of_ap("boxes", ["car"])]
-    ['AP50', 'AP75', 'small', 'medium', 'large', 'car']
-    """
+    """AP at two overlaps, by size of the objects, and class by class."""
     fields = ("AP50", "AP75", "small", "medium", "large")
     parts = [ap_score(kind, name, lambda ap, name=name: getattr(ap, name.lower())) for name in fields]
     return parts + [ap_score(kind, name, lambda ap, k=k: float(ap.ap_K[k])) for k, name in enumerate(class_names)]
 
 
 DETECTION_NAMES = {
-    "student": "student alone",
+    "student": "baseline",
     "roi_kd": "KD of boxes",
     "roi_dkd": "DKD of boxes",
     "pyramid_matching": "pyramid matching",
@@ -260,22 +213,8 @@ def detection_names(records: Iterable[Record]) -> dict[str, str]:
 
 
 def detection_comparisons(records: Sequence[Record]) -> list[Comparison]:
-    """Sort records of detection into comparisons by box AP, one for each data configuration.
-
-    A baseline may have been run with the teacher of the others or without one, which changes nothing in it. Errors as
-    of :func:`apd.report.statistics.compare`.
-    """
-    names = detection_names(records)
-    comparisons = {one.data: one for one in compare([r for r in records if r.experiment.teacher is not None], names)}
-    for without in compare([r for r in records if r.experiment.teacher is None], names):
-        if beside := comparisons.get(without.data):
-            first, other = beside.any_record, without.any_record
-            check_alike(first, other, lambda e: stripped(e, teacher=None))
-            if twice := sorted(beside.variants.keys() & without.variants.keys()):
-                raise ComparisonError(f"{first.source} and {other.source}: runs of {twice} with and without a teacher")
-            without = replace(beside, variants={**beside.variants, **without.variants}).only(names)
-        comparisons[without.data] = without
-    return [comparison.by(BOX_AP) for comparison in comparisons.values()]
+    """Comparisons by box AP, as of :func:`apd.report.statistics.compare`, one for each data configuration."""
+    return [comparison.by(BOX_AP) for comparison in compare(records, detection_names(records))]
 
 
 def counted(comparison: Comparison, scores: Iterable[Score]) -> list[Score]:

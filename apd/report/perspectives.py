@@ -58,18 +58,7 @@ def centred(rows_BKD: Tensor, present_BK: Tensor) -> Tensor:
 def distance_to_shared(weights_KC: Tensor, prototypes_BKC: Tensor, present_BK: Tensor) -> Distance:
     """1 - mean over present classes of the cosine between a class's classifier row and its prototype, both centred.
 
-    Directions of features before the projection heads: the distance is fixed before any student is trained.
-
-    Args:
-        weights_KC: rows of the classifier, without biases.
-        prototypes_BKC, present_BK: from :func:`apd.class_prototypes`, of the features that the classifier reads.
-
-    Returns:
-        The distance, from 0 to 2, NaN below two classes; and all cosines (row k, prototype j), NaN for absent classes.
-
-    >>> found = distance_to_shared(torch.eye(2), torch.eye(2)[None], torch.tensor([[True, True]]))
-    >>> found.distance_B.abs() < 1e-6
-    tensor([True])
+    Prototypes are of the features that the classifier reads, before any head. NaN: below two classes, absent classes.
     """
     both = centred(weights_KC.expand_as(prototypes_BKC), present_BK), centred(prototypes_BKC, present_BK)
     shared_BKC, own_BKC = (rows_BKC * inverse_length(rows_BKC, dim=2) for rows_BKC in both)
@@ -119,10 +108,7 @@ class OwnPerspectives(NamedTuple):
 def own_perspectives(
     teacher: Segmenter, distiller: APDLoss, dataset: SegmentationDataset, *, batch_size: int = 8
 ) -> OwnPerspectives:
-    """Compare each image's own perspective with the classifier of the teacher, which is in eval mode.
-
-    The distiller brings the head and the scale of the views; the distance uses neither.
-    """
+    """Compare images' own perspectives with the teacher's classifier; the views have the distiller's head and scale."""
     parts, spec, device = [], dataset.spec, next(teacher.parameters()).device
     classes = {"num_classes": spec.num_classes, "ignore_index": spec.ignore_index}
     for images_B3HW, labels_BHW, _names in evaluation_batches(dataset, batch_size):
@@ -179,10 +165,7 @@ class Trace(NamedTuple):
 
 
 def pairwise_cosine(prototypes_BKD: Tensor, present_BK: Tensor) -> Tensor:
-    """(B,) mean cosine between two different classes of an image: 1 when its prototypes have collapsed into one.
-
-    NaN for an image with fewer than two classes. Leading axes before B are kept.
-    """
+    """([S,] B) mean cosine between two different classes of an image, 1 after a collapse; NaN below two classes."""
     count_B = present_BK.sum(-1)
     # rows of absent classes are zero; the sum over all pairs is the squared length of the sum of rows
     together_B = prototypes_BKD.sum(-2).square().sum(-1) - prototypes_BKD.square().sum((-2, -1))
@@ -238,15 +221,12 @@ class _Watcher:
 
 
 def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10, device: str | None = None) -> Trace:
-    """Repeat a run with APD and note the prototypes of some images on the way. Nothing is kept on disk.
+    """Repeat a run with APD and note prototypes of images of one size, at every so many steps and the last one.
 
-    Samples are of one size; moments are `every` so many steps, and the last one.
-
-    Raises:
-        ExperimentError: the experiment has no APD with heads. TeacherError: the teacher's run has left no weights.
+    Nothing is kept on disk. ExperimentError: no APD with heads. TeacherError: the teacher's run has left no weights.
     """
     if not any(isinstance(config, APDConfig) and config.width for config in experiment.distillers):
-        raise ExperimentError(f"experiment {experiment.name!r} has no distiller 'apd' with heads: there is no trace")
+        raise ExperimentError(f"experiment {experiment.name!r} has no distiller 'apd' with heads")
     # what is scored on the way decides nothing, so it is left out
     experiment = replace(experiment, training=replace(experiment.training, evaluations=0))
     where, splits = choose_device(device), build_splits(experiment.data)
@@ -267,27 +247,21 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
                 noted.append(watcher.note())
 
         run.execute(on_step)
-    moments = {name: torch.stack([moment[name] for moment in noted]) for name in ("teacher", "student", "aligned")}
-    return Trace(
-        steps=steps,
-        present_BK=noted[0]["present"],
-        untrained_BKD=noted[-1]["untrained"],
-        **{f"{name}_SBKD": value for name, value in moments.items()},
-        student=student.eval(),
-        distiller=watcher.apd.eval(),
+    teacher_SBKD, student_SBKD, aligned_SBKD = (
+        torch.stack([moment[name] for moment in noted]) for name in ("teacher", "student", "aligned")
     )
+    fixed = noted[-1]["present"], teacher_SBKD, student_SBKD, noted[-1]["untrained"], aligned_SBKD
+    return Trace(steps, *fixed, student.eval(), watcher.apd.eval())
 
 
 def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
-    """One of the experiment's distillers as it was after the last step, in eval mode.
+    """One of the experiment's distillers as it was after the last step, in eval mode, from the run's last checkpoint.
 
-    Its heads are in the run's last checkpoint; the networks count for their channels and device. CheckpointError: the
-    experiment has no such distiller, or its run no checkpoint of the last step.
+    CheckpointError: the experiment has no such distiller, or its run no checkpoint of the last step.
     """
     configs = {config.method: config for config in experiment.distillers}
     if method not in configs:
-        known = ", ".join(configs) or "none at all"
-        raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {known}")
+        raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {[*configs]}")
     folder = run_folder(experiment)
     checkpoint, _ = load_newest(folder / "checkpoints")
     if checkpoint is None or checkpoint["step"] != experiment.training.iterations:

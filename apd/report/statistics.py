@@ -1,8 +1,4 @@
-"""What records say together: scores, means, spreads, and differences paired by seed. Pure functions of records.
-
-Runs of one seed share their initial weights, order of images and augmentation, so two methods are compared seed by
-seed: the interval is that of the mean difference, which variation between seeds does not widen.
-"""
+"""What records say together: scores, means, spreads, and differences paired by seed, as a seed's runs start alike."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
-import torch
 from scipy import stats
-from torch import Tensor
 
 from apd.config.experiment import DataConfig, Experiment
 from apd.config.identity import fingerprint
@@ -37,11 +31,6 @@ class Score(NamedTuple):
 
 MIOU = Score("mIoU", lambda r: r.scores.miou, lambda r: r.teacher_scores.miou if r.teacher_scores else math.nan)
 """Mean intersection over union of the evaluation split."""
-
-
-def miou_on(split: str) -> Score:
-    """mIoU of a split that was scored beside the evaluation split; a record holds no teacher's there."""
-    return Score(f"mIoU on {split}", lambda record: record.scores_on(split).miou, lambda _: math.nan)
 
 
 class Spread(NamedTuple):
@@ -100,12 +89,7 @@ def mean_interval(values: Mapping[int, float], confidence: float = 0.95) -> Diff
 def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
 ) -> Difference:
-    """Mean of `values - reference`, each one value per seed, over the seeds that both have, with its interval.
-
-    >>> difference = paired_difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5, 2: 0.9})
-    >>> round(difference.mean, 3), difference.verdict
-    (0.15, 'not significantly different from')
-    """
+    """Mean of `values - reference`, each one value per seed, over the seeds that both have, with its interval."""
     pairs = {seed: values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())}
     return mean_interval(pairs, confidence)
 
@@ -172,12 +156,6 @@ class Comparison:
         """Paired difference in the score, method minus reference."""
         return paired_difference(self.values(method), self.values(reference), confidence)
 
-    def class_gains(self, method: str, reference: str = "student") -> Tensor:
-        """(S, K) IoU(method) - IoU(reference) for each common seed and class; NaN where a class has no IoU."""
-        runs, others = self.variants.get(method, {}), self.variants.get(reference, {})
-        gains = [runs[seed].scores.iou - others[seed].scores.iou for seed in sorted(runs.keys() & others.keys())]
-        return torch.stack(gains) if gains else torch.empty(0, len(self.any_record.class_names), dtype=torch.float64)
-
     def iterations(self, method: str) -> int:
         """Steps of each of the method's runs."""
         return next(iter(self.variants[method].values())).experiment.training.iterations
@@ -196,10 +174,9 @@ class Comparison:
 def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) -> list[Comparison]:
     """Sort records of any campaigns into comparisons, one for each data configuration, methods as in `names`.
 
-    Raises:
-        ComparisonError: a label names none of `names`, or within a comparison two records have the same method and
-            seed, were scored on different images or by different teachers, or their recipes differ in more than seed,
-            distillers and the method's own learning rate (the baseline of equal seconds: iterations).
+    ComparisonError: a label names none of `names`, or two records have the same method and seed, other images or
+    teachers, or recipes that differ in more than seed, distillers and the method's own learning rate (the equal-time
+    baseline: iterations).
     """
     groups: dict[DataConfig, list[Record]] = {}
     for record in records:
@@ -234,11 +211,7 @@ def check_alike(record: Record, reference: Record, recipe: Callable[[Experiment]
         "recipe": lambda r: recipe(r.experiment),
         "images of the evaluation split": lambda r: r.content["data"]["fingerprint"],
         "training images": lambda r: r.content["data"].get("training_fingerprint"),
-        "teacher's confusion matrix": lambda r: (
-            "confusion" in teacher and (r.content["teacher"] or {}).get("confusion")
-        ),
-        "teacher's AP": lambda r: "ap" in teacher and (r.content["teacher"] or {}).get("ap"),
-    }
+    } | {f"teacher's {part}": lambda r, part=part: (r.content["teacher"] or {}).get(part) for part in teacher}
     for what, of in checked.items():
         if of(record) != of(reference):
             raise ComparisonError(f"{record.source} and {reference.source} differ in the {what}")

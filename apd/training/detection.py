@@ -14,10 +14,9 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.inference import InferenceOptions
 from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of
-from apd.data.coco import coco_split
+from apd.data.coco import DetectionExtraMissing, coco_library, coco_split
 from apd.data.image_folder import DataError
 from apd.data.instances import InstanceDataset
-from apd.data.rle import DetectionExtraMissing, coco_library
 from apd.data.scenes import SceneInstances
 from apd.distillers.base import DistillerConfig, build_distiller
 from apd.evaluation.average_precision import ap_entry, ap_scores, scored, tables_of

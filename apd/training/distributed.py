@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -106,8 +106,6 @@ class Ranks:
 
     def mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars by name, averaged over ranks; nothing waits for a GPU."""
-        if self.size == 1:
-            return terms
         values = torch.stack([value.float() for value in terms.values()])
         distributed.all_reduce(values)
         return dict(zip(terms, (values / self.size).unbind(), strict=True))
@@ -139,12 +137,6 @@ class Ranks:
             return module
         # buffers stay each rank's own: batch norm's are synchronised or of no account, and a memory of features is huge
         return DistributedDataParallel(module, **{_SEND_BUFFERS: False})
-
-    def no_sync(self, wrapped: nn.Module, when: bool) -> contextlib.AbstractContextManager:
-        """Inside, `when` that is so, gradients stay each rank's own: the last step of an accumulation sends them."""
-        if self.size == 1 or not when:
-            return contextlib.nullcontext()
-        return cast(DistributedDataParallel, wrapped).no_sync()
 
     def broadcast_buffers(self, module: nn.Module) -> None:
         """Give a network that is to be scored rank 0's batch statistics, so that all ranks score the same one."""

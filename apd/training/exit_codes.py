@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from apd.config.experiment import ExperimentError
+from apd.data.coco import DetectionExtraMissing
 from apd.data.images import DataError, DataWarning
-from apd.data.rle import DetectionExtraMissing
 from apd.evaluation.export import ExportError
 from apd.training.checkpoint import CheckpointError, RunBusyError
 from apd.training.distributed import LostRankError, is_reported_by_rank_zero, leave, of_every_rank, started_rank

@@ -63,13 +63,13 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
     return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
 
 
-def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], training: TrainingConfig, step: int) -> None:
-    """Give each group that has a `base_rate` its learning rate; a teacher's head falls by poly, if at all."""
-    for name, optimiser in optimisers.items():
-        factor = learning_rate_factor(training, step) if name == "student" else _poly(training, step)
-        for group in optimiser.param_groups:
-            if "base_rate" in group:
-                group["lr"] = group["base_rate"] * factor
+def learning_rate_factors(training: TrainingConfig) -> dict[str, list[float]]:
+    """For each optimiser the factor of every step; a teacher's head that follows a schedule falls by poly."""
+    steps = range(training.iterations)
+    return {
+        "student": [learning_rate_factor(training, step) for step in steps],
+        "teacher_heads": [_poly(training, step) for step in steps],
+    }
 
 
 def described(training: TrainingConfig) -> str:

@@ -24,7 +24,7 @@ from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.optim import build_optimisers, learning_rate_factor, set_learning_rates
+from apd.training.optim import build_optimisers, learning_rate_factors
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
 from apd.training.teacher import measure_teacher
@@ -57,7 +57,7 @@ class TrainStep:
         self.optimisers = build_optimisers(task.experiment, task.parameter_groups(student), self.distillers.values())
         decay = self.training.ema_decay
         self.average = decay and AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self.losses = ranks.wrapped(task)
+        self.losses: Any = ranks.wrapped(task)
         captured = self.training.cuda_graph and self.device.type == "cuda" and ranks.size == 1
         self.captured = CapturedStep(self.gradients) if captured else None
 
@@ -76,7 +76,7 @@ class TrainStep:
             optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.student)
-        return self.ranks.mean(terms)
+        return terms if self.ranks.size == 1 else self.ranks.mean(terms)
 
     def gradients(self, *micro_batches: Batch) -> dict[str, Tensor]:
         """Forward of teacher and student, and backward, a micro-batch at a time; returns the terms of them together."""
@@ -84,7 +84,9 @@ class TrainStep:
         counts_of_the_batch = self._global_counts(micro_batches, teachers)
         shares: list[dict[str, Tensor]] = []
         for number, (batch, teacher) in enumerate(zip(micro_batches, teachers, strict=True), start=1):
-            with counts_of_the_batch(), self.ranks.no_sync(self.losses, when=number < len(micro_batches)):
+            # DistributedDataParallel averages gradients over ranks with the last micro-batch
+            alone = self.ranks.size == 1 or number == len(micro_batches)
+            with counts_of_the_batch(), nullcontext() if alone else self.losses.no_sync():
                 terms = self.losses(*batch, teacher)
                 terms["loss"].backward()
             shares.append({name: value.detach() for name, value in terms.items()})
@@ -169,6 +171,7 @@ class Trainer:
         self.device, self.distillers = self.step.device, self.step.distillers
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
+        self.factors = learning_rate_factors(self.experiment.training)
         self.log = RunLog(folder / "log.jsonl")
         self._loss = float("nan")  # of the newest step that was looked at
         self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
@@ -191,7 +194,7 @@ class Trainer:
         saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
         with StopRequest(notice=ranks.first) as stop, bar:
             for batch in batches:
-                set_learning_rates(self.optimisers, training, step)
+                self.set_learning_rates(step)
                 terms = self.step(batch)
                 taken = {"seconds": time.perf_counter() - tick}
                 if self.device.type == "cpu":
@@ -223,6 +226,13 @@ class Trainer:
                     on_step(step)
                 tick, core_tick = time.perf_counter(), time.process_time()
 
+    def set_learning_rates(self, step: int) -> None:
+        """Of every group that follows a schedule: those that have a `base_rate`."""
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                if "base_rate" in group:
+                    group["lr"] = group["base_rate"] * self.factors[name][step]
+
     def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
         """Log the terms of a step; stop the run if one of them is not a finite number."""
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
@@ -237,9 +247,8 @@ class Trainer:
                 )
             )
         self._loss = values["loss"]
-        if self.ranks.first:
-            training = self.experiment.training
-            learning_rate = training.learning_rate * learning_rate_factor(training, step)
+        if self.ranks.rank == 0:
+            learning_rate = self.experiment.training.learning_rate * self.factors["student"][step]
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
             self.log.write({"step": step, **taken, "learning_rate": learning_rate, **values})
 

@@ -9,21 +9,14 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torch import nn
 
 from apd.config.experiment import ExperimentError
 from apd.data.augment_instances import evaluation_instance_batches
-from apd.data.batches import unit_range
-from apd.data.instances import InstanceDataset, InstanceSample, as_target
 from apd.data.scenes import SceneInstances
-from apd.distillers.base import NO_BOX
 from apd.evaluation.average_precision import Detections, detect
-from apd.models.detector_hooks import DetectorTap, training_step
-from apd.perspective import class_prototypes
 from apd.report.detections import BASELINE, LEAST_SCORE, SCHEMA, TEACHER, Findings
 from apd.study.campaigns import experiments_of
 from apd.training.checkpoint import write_atomically
@@ -39,83 +32,13 @@ IMAGES = 60
 """How many images, from the first of the split (own choice: enough to choose from, and a file of some 100 kB)."""
 
 
-def first_with_all_classes(dataset: InstanceDataset) -> int:
-    """The first image in which an object of each class has to be found; 0 where there is none."""
-    for place in range(len(dataset)):
-        sample = dataset[place]
-        if len(sample.labels_N[~sample.crowd_N].unique()) == dataset.spec.num_classes:
-            return place
-    return 0
-
-
-class BoxPerspectives(NamedTuple):
-    """An image's boxes and the cosines between its classes, for a student and its teacher; all on the CPU."""
-
-    boxes_N4: Tensor
-    """Drawn from the student's proposals and the true boxes, to train its box head on; in pixels."""
-    labels_N: Tensor
-    """int64 label that each was matched with, 0 for the background."""
-    student_KK: Tensor
-    """Cosines between the prototypes of the labels, the background first; NaN where a label has no box."""
-    teacher_KK: Tensor
-
-
-def cosines_of_prototypes(vectors_C1N: Tensor, labels_1N: Tensor, num_labels: int) -> Tensor:
-    """(K, K) cosines between the mean directions of the vectors of each label; NaN where a label has none."""
-    found_1KC, present_1K = class_prototypes(vectors_C1N[None], labels_1N[None], num_labels, ignore_index=NO_BOX)
-    prototypes_KC, present_K = found_1KC[0], present_1K[0]
-    return torch.where(present_K[:, None] & present_K, prototypes_KC @ prototypes_KC.T, torch.nan)
-
-
-@torch.no_grad()
-def box_perspectives(
-    student: GeneralizedRCNN, teacher: GeneralizedRCNN, sample: InstanceSample, *, seed: int = 0
-) -> BoxPerspectives:
-    """Let a student draw boxes in an image as it does in training, and observe them with both networks.
-
-    The vectors are the box heads' own, before any projection. The student's batch norm stays as it is, its modes are
-    put back, and torch's global generator is left as it was. ValueError: the teacher is in training mode.
-    """
-    device = next(student.parameters()).device
-    target = {name: value.to(device) for name, value in as_target(sample).items()}
-    modes = {module: module.training for module in student.modules()}
-    student.train()
-    for module in student.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    try:
-        with torch.random.fork_rng(), DetectorTap(student) as tap:
-            torch.manual_seed(seed)
-            _, pair = training_step(student, tap, teacher, [unit_range(sample.image_3HW).to(device)], [target])
-            boxes_N4, (height, width) = tap.boxes[0].cpu(), pair.student.image_sizes[0]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    rows, columns = sample.image_3HW.shape[1:]
-    labels_1N, num_labels = pair.labels_B1N[0], pair.student.logits_BK1N.shape[1]
-    cosines = [cosines_of_prototypes(view.vectors_BC1N[0], labels_1N, num_labels).cpu() for view in pair[:2]]
-    boxes_N4 = boxes_N4 * boxes_N4.new_tensor([columns / width, rows / height]).repeat(2)
-    return BoxPerspectives(boxes_N4, labels_1N[0].cpu(), *cosines)
-
-
-def rounded(values: Tensor, digits: int) -> list[Any]:
-    """As numbers stand in a file: with that many decimals, null in place of NaN.
-
-    >>> rounded(torch.tensor([0.1234, float("nan")]), 3)
-    [0.123, None]
-    """
-    if values.ndim > 1:
-        return [rounded(row, digits) for row in values]
-    return [None if value != value else round(value, digits) for value in values.tolist()]
-
-
 def sure_findings(found: Detections) -> dict[str, Any]:
     """The detections that are sure enough to be drawn, as they stand in a file."""
     sure_N = found.scores_N >= LEAST_SCORE
     masks = None if found.masks is None else [m["counts"] for m, sure in zip(found.masks, sure_N, strict=True) if sure]
     return {
-        "boxes": rounded(found.boxes_N4[sure_N], 1),
-        "scores": rounded(found.scores_N[sure_N], 3),
+        "boxes": [[round(x, 1) for x in box] for box in found.boxes_N4[sure_N].tolist()],
+        "scores": [round(score, 3) for score in found.scores_N[sure_N].tolist()],
         "labels": found.labels_N[sure_N].tolist(),
         "masks": masks and [counts.decode() if isinstance(counts, bytes) else counts for counts in masks],
     }
@@ -160,8 +83,6 @@ def measure(seed: int = 0, distilled: str = DISTILLED) -> Findings:
     records = {name: read_record(run_folder(run) / "record.json").content for name, run in runs.items()}
     if {record["data"]["fingerprint"] for record in records.values()} != {dataset.fingerprint()}:
         raise ExperimentError("runs: they were scored on other scenes than today's; run the campaign again")
-    place = first_with_all_classes(dataset)
-    seen = box_perspectives(networks[distilled], networks[TEACHER], dataset[place])
     found = findings_of(networks, dataset)
     return Findings(
         {
@@ -174,13 +95,6 @@ def measure(seed: int = 0, distilled: str = DISTILLED) -> Findings:
                 "fingerprint": dataset.fingerprint(),
             },
             **provenance(choose_device("cpu"), "fp32"),
-            "boxes": {
-                "picture": place,
-                "boxes": rounded(seen.boxes_N4, 1),
-                "labels": seen.labels_N.tolist(),
-                "student": rounded(seen.student_KK, 3),
-                "teacher": rounded(seen.teacher_KK, 3),
-            },
             "found": found,
         }
     )

@@ -6,12 +6,12 @@ import importlib.util
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 BOOK = Path(os.environ.get("BOOK", Path(__file__).resolve().parents[2] / "book" / "_build" / "html")).resolve()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -24,15 +24,12 @@ PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 
 
-def pages() -> list[str]:
-    """The book's own pages; jupyter-book's index.html only sends the reader on."""
-    found = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.relative_to(BOOK).parts)
-    return [str(path.relative_to(BOOK)) for path in found if 'http-equiv="Refresh"' not in path.read_text()]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The book's own pages; jupyter-book's index.html only sends the reader on."""
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", pages(), ids=str)
+        found = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.relative_to(BOOK).parts)
+        pages = [str(path.relative_to(BOOK)) for path in found if 'http-equiv="Refresh"' not in path.read_text()]
+        metafunc.parametrize("name", pages)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,13 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files without a log line for each."""
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="session")
 def book() -> Path:
     """Folder of the built book."""
@@ -62,7 +52,8 @@ def book() -> Path:
 @pytest.fixture(scope="session")
 def base() -> Iterator[str]:
     """Address of the served book."""
-    handler = functools.partial(Quiet, directory=str(BOOK))
+    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None})
+    handler = functools.partial(quiet, directory=str(BOOK))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -77,46 +68,48 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@dataclass
-class Watch:
-    """What a page asked for outside the book, and what went wrong in it."""
-
-    foreign: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+Opened = Callable[..., AbstractContextManager[tuple[Page, dict[str, list[str]]]]]
 
 
-def watched(browser: Browser, base: str, **options: object) -> tuple[BrowserContext, Page, Watch]:
-    """Open an empty page whose requests to anywhere but the book are refused and noted."""
-    watch = Watch()
-    context = browser.new_context(viewport=DESKTOP, **options)
+@pytest.fixture(scope="session")
+def opened(browser: Browser, base: str) -> Opened:
+    """Opens a page by its name: the page, and what it asks for outside the book, which is refused, and its errors."""
 
-    def route(request: Route) -> None:
-        if request.request.url.startswith((base, "data:", "blob:")):
-            request.continue_()
-        else:
-            watch.foreign.append(request.request.url)
-            request.abort()
+    @contextmanager
+    def open_page(name: str, **options: object) -> Iterator[tuple[Page, dict[str, list[str]]]]:
+        foreign, errors = [], []
+        context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light"} | options)
 
-    context.route("**/*", route)
-    page = context.new_page()
-    page.on("console", lambda message: watch.errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: watch.errors.append(str(error)))
-    page.on("response", lambda got: watch.errors.append(f"{got.status} {got.url}") if got.status >= 400 else None)
-    return context, page, watch
+        def route(request: Route) -> None:
+            if request.request.url.startswith((base, "data:", "blob:")):
+                request.continue_()
+            else:
+                foreign.append(request.request.url)
+                request.abort()
+
+        context.route("**/*", route)
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("response", lambda got: errors.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+        page.goto(base + name, wait_until="networkidle")
+        yield page, {"request elsewhere": foreign, "error": errors}
+        context.close()
+
+    return open_page
 
 
-@dataclass
-class Visit:
-    """Everything one visit found on one page, so that the page is loaded once for all the checks."""
+@pytest.fixture
+def open_quietly(opened: Opened) -> Callable[..., AbstractContextManager[Page]]:
+    """Opens a page of its own for a test that clicks and types; nothing may go wrong meanwhile."""
 
-    watch: Watch
-    broken_pictures: list[str]
-    raw_equations: int
-    equations_in_error: int
-    links: list[str]
-    phone_width: int
-    sticking_out: list[str]
-    violations: dict[str, list]
+    @contextmanager
+    def open_page(name: str, **options: object) -> Iterator[Page]:
+        with opened(name, **options) as (page, wrong):
+            yield page
+        assert not any(wrong.values()), wrong
+
+    return open_page
 
 
 AXE_RUN = """async () => {
@@ -125,52 +118,35 @@ AXE_RUN = """async () => {
     .filter(v => ["serious", "critical"].includes(v.impact))
     .map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)]);
 }"""
-
-WIDE = """width => [...document.querySelectorAll("main *")]
-  .filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest("pre, .highlight, table, .text_html, .math"))
-  .slice(0, 3).map(e => e.outerHTML.slice(0, 120))"""
+IN_PAGE = {  # a selector, and of what is found that which counts and how to name it
+    "image that is not shown": ("img", "e.loading != 'lazy' && !e.naturalWidth", "e.src"),
+    "equation that is not set": (".math", "!e.querySelector('mjx-container')", "e.innerText"),
+    "equation in error": ("mjx-merror, [data-mml-node=merror]", "true", "e.outerHTML"),
+    "link": ("a[href]", "true", "e.href"),
+}
+TOO_WIDE = """width => document.documentElement.scrollWidth <= width ? [] : [
+  "the page", ...[...document.querySelectorAll("main *")]
+  .filter(e => e.getBoundingClientRect().right > width + 1)
+  .filter(e => !e.closest("pre, .highlight, table, .text_html, .math"))
+  .slice(0, 3).map(e => e.outerHTML.slice(0, 120))]"""
 
 
 @pytest.fixture(scope="session")
-def visit(browser: Browser, base: str) -> Iterator[functools.cache]:
-    """Visit a page by its name, once."""
+def visit(opened: Opened) -> Callable[[str], dict[str, list]]:
+    """All that is found on a page of this name, by kind; it is loaded once."""
 
     @functools.cache
-    def look(name: str) -> Visit:
-        context, page, watch = watched(browser, base, color_scheme="light")
-        page.goto(base + name, wait_until="networkidle")
-        page.add_style_tag(content=STILL)
-        page.add_script_tag(path=str(AXE))
-        light = page.evaluate(AXE_RUN)
-        page.emulate_media(color_scheme="dark")
-        page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
-        dark = page.evaluate(AXE_RUN)
-        seen = dict(
-            broken_pictures=page.evaluate(
-                "[...document.images].filter(i => i.loading != 'lazy' && !i.naturalWidth).map(i => i.src)"
-            ),
-            raw_equations=page.evaluate(
-                "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length"
-            ),
-            equations_in_error=page.locator("mjx-merror, [data-mml-node=merror]").count(),
-            links=page.evaluate("[...new Set([...document.querySelectorAll('a[href]')].map(a => a.href))]"),
-        )
-        page.set_viewport_size(PHONE)
-        width = page.evaluate("document.documentElement.scrollWidth")
-        wide = page.evaluate(WIDE, PHONE["width"]) if width > PHONE["width"] else []
-        context.close()
-        return Visit(
-            watch=watch, phone_width=width, sticking_out=wide, violations={"light": light, "dark": dark}, **seen
-        )
+    def visited(name: str) -> dict[str, list]:
+        with opened(name) as (page, found):
+            page.add_style_tag(content=STILL)
+            page.add_script_tag(path=str(AXE))
+            found["barrier in light mode"] = page.evaluate(AXE_RUN)
+            page.emulate_media(color_scheme="dark")
+            page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+            found["barrier in dark mode"] = page.evaluate(AXE_RUN)
+            for kind, (selector, counts, named) in IN_PAGE.items():
+                found[kind] = page.eval_on_selector_all(selector, f"all => all.filter(e => {counts}).map(e => {named})")
+            page.set_viewport_size(PHONE)
+            return found | {"part wider than a phone": page.evaluate(TOO_WIDE, PHONE["width"])}
 
-    return look
-
-
-@pytest.fixture
-def page(browser: Browser, base: str) -> Iterator[Page]:
-    """A page of its own for a test that clicks and types; nothing may go wrong meanwhile."""
-    context, page, watch = watched(browser, base, color_scheme="light")
-    page.goto(base + "intro.html", wait_until="networkidle")
-    yield page
-    context.close()
-    assert (watch.foreign, watch.errors) == ([], [])
+    return visited

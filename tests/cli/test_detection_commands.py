@@ -18,9 +18,8 @@ from apd.cli.training import summary
 from apd.config.detection import InstanceDataConfig
 from apd.cost.count import step_cost
 from apd.cost.dry_run import dry_run
-from apd.data.coco import coco_spec
+from apd.data.coco import coco_spec, encode
 from apd.data.instances import InstanceSpec, Noise
-from apd.data.rle import encode
 from apd.distillers.apd import RoIAPDConfig
 from apd.evaluation.average_precision import Detections, detect
 from apd.evaluation.predict import RESULTS, coco_results, colours_of, drawn

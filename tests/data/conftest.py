@@ -12,3 +12,10 @@ def server(monkeypatch):
     running = Server()
     yield running
     running.close()
+
+
+@pytest.fixture
+def own_runs(tmp_path, monkeypatch):
+    """No data folder, and a folder of runs of the test's own."""
+    monkeypatch.delenv("APD_DATA", raising=False)
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))

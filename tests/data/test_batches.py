@@ -1,7 +1,6 @@
 """Batches: a pure function of seed and iteration, of every sample once an epoch, by the loader or on a device."""
 
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,8 +45,8 @@ class Numbered:
         return len(self.sizes)
 
     def __getitem__(self, index):
-        image = torch.full((3, *self.sizes[index]), index).byte()
-        return Sample(image, torch.full(self.sizes[index], index % 10).byte(), f"number {index}")
+        labels = torch.full(self.sizes[index], index).byte()
+        return Sample(labels.expand(3, -1, -1), labels, f"number {index}")
 
     def fingerprint(self):
         return f"{len(self):064x}"
@@ -98,13 +97,10 @@ def test_the_order_of_an_epoch_is_fixed_for_all_time():
 
 def test_a_batch_holds_pixels_from_0_to_1_and_whole_labels():
     batch = next(training_batches(Numbered(3), batch_size=3, augmentation=WHOLE, seed=0, iterations=1))
-    order = epoch_order(0, 0, 3)
-    assert batch.images_B3HW.dtype == torch.float32
-    assert batch.labels_BHW.dtype == torch.int64
     assert batch.images_B3HW.is_contiguous()
-    for slot, index in enumerate(order):
-        assert torch.equal(batch.images_B3HW[slot], torch.full((3, 6, 8), index / 255))
-        assert torch.equal(batch.labels_BHW[slot], torch.full((6, 8), index))
+    labels_BHW = torch.from_numpy(epoch_order(0, 0, 3).copy())[:, None, None].expand(3, 6, 8)
+    torch.testing.assert_close(batch.labels_BHW, labels_BHW.long(), rtol=0, atol=0)
+    torch.testing.assert_close(batch.images_B3HW, (labels_BHW / 255).float()[:, None].expand(3, 3, 6, 8))
 
 
 def test_batches_are_the_same_wherever_a_run_starts_and_in_whatever_order_and_process_they_are_made():
@@ -121,84 +117,63 @@ def test_batches_are_the_same_wherever_a_run_starts_and_in_whatever_order_and_pr
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_global_random_numbers_are_neither_used_nor_changed(workers):
+    def state():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
     settings = {"batch_size": 2, "augmentation": VARIED, "seed": 2, "iterations": 2, "workers": workers}
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the global state is the subject
         random.seed(seed)
-        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+        before = state()
         results.append(list(training_batches(Noise(5), **settings)))
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
-        assert random.getstate() == before[2]
+        assert state() == before
     assert_equal(*results)
 
 
 def test_each_slot_iteration_and_seed_is_augmented_in_its_own_way():
-    # one image only: whatever differs comes from the augmentation
-    images = [
-        image
-        for seed in (0, 1)
-        for batch in training_batches(Noise(1), batch_size=3, augmentation=VARIED, seed=seed, iterations=3)
-        for image in batch.images_B3HW
-    ]
-    assert len({image.numpy().tobytes() for image in images}) == 18
+    settings = {"batch_size": 3, "augmentation": VARIED, "iterations": 3}
+    batches = [batch for seed in (0, 1) for batch in training_batches(Noise(1), seed=seed, **settings)]
+    assert len({image.numpy().tobytes() for batch in batches for image in batch.images_B3HW}) == 18, "of one image"
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+@pytest.mark.parametrize("parts", [1, 2, 6])
 def test_the_parts_of_a_batch_make_the_whole_in_order(parts):
     settings = {"batch_size": 6, "augmentation": VARIED, "seed": 11, "start_iteration": 2, "iterations": 7}
-    whole = training_batches(Noise(9), **settings)
     pieces = [training_batches(Noise(9), **settings, part=(number, parts)) for number in range(parts)]
     joined = [Batch(*map(torch.cat, zip(*batches, strict=True))) for batches in zip(*pieces, strict=True)]
-    assert len(joined) == 5
-    assert_equal(joined, whole)
+    assert_equal(joined, training_batches(Noise(9), **settings))
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "expected"),
+    ("field", "values", "expected"),
     [
-        ("batch_size", 0, "batch_size=0; expected a whole number of at least 1"),
-        ("seed", -1, "seed=-1; expected a whole number of at least 0"),
-        ("iterations", -1, "iterations=-1"),
-        ("workers", -2, "workers=-2"),
-        ("start_iteration", 6, "start_iteration=6; expected 0 to iterations=5"),
-        ("start_iteration", -1, "start_iteration=-1"),
-        ("part", (0, 4), r"part=.*: expected \(r, n\) with 0 <= r < n, n a divisor of batch_size=2"),
-        ("part", (2, 2), "part="),
-        ("part", (-1, 2), "part="),
-        ("part", (0, 0), "part="),
+        ("batch_size", (0,), "batch_size=0; expected a whole number of at least 1"),
+        ("seed", (-1,), "seed=-1; expected a whole number of at least 0"),
+        ("iterations", (-1,), "iterations=-1"),
+        ("workers", (-2,), "workers=-2"),
+        ("start_iteration", (6, -1), "start_iteration=(6; expected 0 to iterations=5|-1)"),
+        ("part", ((0, 4), (2, 2), (-1, 2), (0, 0)), r"part=.*: expected \(r, n\) .*divisor of batch_size=2"),
     ],
 )
-def test_a_wrong_number_is_refused_before_the_first_batch(field, value, expected):
-    settings = {"batch_size": 2, "augmentation": WHOLE, "seed": 0, "iterations": 5, field: value}
-    with pytest.raises(ValueError, match=expected):
-        training_batches(Numbered(3), **settings)
-
-
-def test_an_empty_data_set_cannot_be_trained_on_but_evaluated():
+def test_a_wrong_number_is_refused_before_the_first_batch(field, values, expected):
+    for value in values:
+        settings = {"batch_size": 2, "augmentation": WHOLE, "seed": 0, "iterations": 5, field: value}
+        with pytest.raises(ValueError, match=expected):
+            training_batches(Numbered(3), **settings)
     with pytest.raises(ValueError, match="data set is empty"):
         training_batches(Numbered(0), batch_size=2, augmentation=WHOLE, seed=0, iterations=5)
-    assert list(evaluation_batches(Numbered(0), 2)) == []
 
 
-@pytest.mark.parametrize(("batch_size", "lengths"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5])])
-def test_evaluation_goes_through_the_data_once_in_order(batch_size, lengths):
-    batches = list(evaluation_batches(Numbered(5), batch_size))
-    assert [len(batch.names) for batch in batches] == lengths
-    assert [name for batch in batches for name in batch.names] == [f"number {index}" for index in range(5)]
-    assert numbers(batches) == list(range(5))
-    assert torch.equal(torch.cat([batch.labels_BHW for batch in batches])[:, 0, 0], torch.arange(5))
-    assert batches[0].images_B3HW.dtype == torch.float32
-    assert batches[0].labels_BHW.dtype == torch.int64
-
-
-def test_a_batch_of_evaluation_ends_where_the_next_image_has_another_size():
+@pytest.mark.parametrize(("batch_size", "lengths"), [(1, [1] * 6), (2, [2, 1, 2, 1]), (9, [2, 1, 3])])
+def test_evaluation_goes_through_the_data_once_in_order_and_a_batch_has_one_size(batch_size, lengths):
     mixed = Numbered(6, [(6, 8), (6, 8), (4, 8), (6, 8), (6, 8), (6, 8)])
-    batches = list(evaluation_batches(mixed, 2))
-    assert [(len(batch.names), batch.images_B3HW.shape[2]) for batch in batches] == [(2, 6), (1, 4), (2, 6), (1, 6)]
+    batches = list(evaluation_batches(mixed, batch_size))
+    assert [len(batch.names) for batch in batches] == lengths
     assert [name for batch in batches for name in batch.names] == [f"number {index}" for index in range(6)]
+    assert numbers(batches) == [int(labels[0, 0]) for batch in batches for labels in batch.labels_BHW] == [*range(6)]
+    assert list(evaluation_batches(Numbered(0), 2)) == []
     with pytest.raises(ValueError, match="batch_size=0"):
         next(evaluation_batches(mixed, 0))
 
@@ -206,49 +181,37 @@ def test_a_batch_of_evaluation_ends_where_the_next_image_has_another_size():
 # --- on a device -----------------------------------------------------------------------------------------------------
 
 
-def both(augmentation=VARIED, device="cpu", **settings):
+def both(augmentation=VARIED, device="cpu"):
     """The batches made on a device, each with the loader's."""
-    settings = {"batch_size": 4, "seed": 11, "iterations": 5} | settings
-    whole = list(training_batches(Noise(), augmentation=augmentation, **settings))
-    there = list(device_batches(Noise(), device=device, augmentation=augmentation, **settings))
-    assert len(whole) == len(there) > 0
-    return zip(whole, there, strict=True)
-
-
-def assert_equal_up_to_rounding(there, loaded):
-    """Labels are equal; colours differ by what rounding after each of at most five steps makes of half a level."""
-    assert torch.equal(there.labels_BHW.cpu(), loaded.labels_BHW)
-    assert there.images_B3HW.shape == loaded.images_B3HW.shape
-    levels = 255 * (there.images_B3HW.cpu() - loaded.images_B3HW).abs()
-    assert levels.max() < 4.5
-    assert levels.mean() < 0.5
-    assert (levels < 1.5).float().mean() > 0.9
+    settings = {"augmentation": augmentation, "batch_size": 4, "seed": 11, "iterations": 5}
+    return zip(training_batches(Noise(), **settings), device_batches(Noise(), device=device, **settings), strict=True)
 
 
 @pytest.mark.parametrize(
     "augmentation",
     [
-        VARIED,
         Augmentation(crop=(64, 64), flip=1),
         Augmentation(crop=(16, 16), scale=(0.2, 0.5)),
-        Augmentation(crop=(13, 40), scale=(1, 1.2), colour=0.4),
-        Augmentation(crop=(5, 70), scale=(0.01, 3), flip=0.5, colour=0.2),
+        Augmentation(crop=(5, 70), scale=(0.01, 3), flip=0.5, colour=0.4),
     ],
-    ids=["all", "padded", "shrunk", "recoloured", "any"],
+    ids=["padded", "shrunk", "any"],
 )
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_the_batches_are_the_loaders_up_to_rounding(augmentation, device):
+    """Labels are equal; colours differ by what rounding after each of at most five steps makes of half a level."""
     for loaded, there in both(augmentation, device):
         assert there.images_B3HW.device.type == device
-        assert_equal_up_to_rounding(there, loaded)
+        assert torch.equal(there.labels_BHW.cpu(), loaded.labels_BHW)
+        assert there.images_B3HW.shape == loaded.images_B3HW.shape
+        levels = 255 * (there.images_B3HW.cpu() - loaded.images_B3HW).abs()
+        assert levels.max() < 4.5
+        assert levels.mean() < 0.5
+        assert (levels < 1.5).float().mean() > 0.9
 
 
 def test_an_image_that_keeps_its_size_and_colours_comes_through_to_the_last_bit():
     for loaded, there in both(Augmentation(crop=(8, 8), scale=(1, 1), flip=0.5)):
-        for value, wanted in zip(there, loaded, strict=True):
-            assert value.dtype == wanted.dtype
-            assert value.stride() == wanted.stride()
-            assert torch.equal(value, wanted)
+        torch.testing.assert_close(tuple(there), tuple(loaded), rtol=0, atol=0, check_stride=True)
 
 
 def test_the_data_set_is_read_once_and_kept_in_one_byte_a_value(monkeypatch):
@@ -258,7 +221,7 @@ def test_the_data_set_is_read_once_and_kept_in_one_byte_a_value(monkeypatch):
     first = stream[0]
     assert torch.equal(stream[0].images_B3HW, first.images_B3HW)
     assert sorted(read) == [0, 0, 1, 2, 3, 4, 5, 6], "the first one also says how much room all need"
-    assert {stream.images_N3HW.dtype, stream.labels_NHW.dtype} == {torch.uint8}
+    assert {part.dtype for sample in stream.dataset for part in sample[:2]} == {torch.uint8}
 
 
 def test_wrong_samples_and_what_only_the_loader_does_are_refused_on_a_device(monkeypatch):
@@ -266,10 +229,9 @@ def test_wrong_samples_and_what_only_the_loader_does_are_refused_on_a_device(mon
     for more in ({"rotation": 5.0}, {"blur": 0.5}):
         with pytest.raises(ValueError, match="expected rotation=0 and blur=0 on a device"):
             device_batches(Noise(), augmentation=Augmentation(crop=(24, 28), **more), **settings)
-    wrong = Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd")
-    monkeypatch.setattr(Noise, "__getitem__", lambda self, index: wrong)
+    monkeypatch.setattr(Noise, "__getitem__", lambda *_: Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd"))
     with pytest.raises(ValueError, match=r"image of 'odd' is \(3, 8, 8\) torch.float32; expected"):
-        device_batches(Noise(), augmentation=VARIED, **settings)
+        next(device_batches(Noise(), augmentation=VARIED, **settings))
 
 
 def test_a_data_set_that_does_not_fit_is_refused_with_both_sizes_before_it_is_read(monkeypatch):
@@ -280,31 +242,23 @@ def test_a_data_set_that_does_not_fit_is_refused_with_both_sizes_before_it_is_re
 
 
 def test_a_run_makes_its_batches_where_its_experiment_says(tmp_path, monkeypatch):
-    found, made = [], []
-    make = DeviceStream.__getitem__
+    curves, made, make = [], [], DeviceStream.__getitem__
     monkeypatch.setattr(DeviceStream, "__getitem__", lambda *given: made.append(given) or make(*given))
     for there in (False, True):
         monkeypatch.setenv("APD_RUNS", str(tmp_path / str(there)))
         experiment = tiny(batch_size=4, accumulation=2, device_augmentation=there)
-        found.append(train(experiment))
+        curves.append(train(experiment).content["curves"]["task"])
         assert len(made) == (experiment.training.iterations if there else 0)
-    curves = [record.content["curves"]["task"] for record in found]
-    assert curves[0] != curves[1]
-    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+    assert curves[0] == curves[1], "on the CPU nothing is rounded otherwise"
 
 
-def test_what_only_the_loader_does_is_refused_beside_the_switch_before_anything_runs():
-    training = TrainingConfig(device_augmentation=True)
-    for name in ("rotation", "blur"):
-        for owner in ({"training": training}, {"teacher": TeacherConfig(training=training)}):
-            with pytest.raises(ExperimentError, match=rf"device_augmentation = True: expected False beside .*{name}"):
-                Experiment(data=DataConfig(**{name: 0.5}), **owner)
-
-
-def test_detection_refuses_the_switch_and_says_why():
-    plain = Experiment(data=InstanceDataConfig(), network=DetectorConfig())
-    training = TrainingConfig(device_augmentation=True)
-    message = r"TrainingConfig.device_augmentation = True: expected False in detection: .* boxes and masks"
-    for changes in ({"training": training}, {"teacher": TeacherConfig(network=DetectorConfig(), training=training)}):
-        with pytest.raises(ExperimentError, match=message):
-            replace(plain, **changes)
+def test_what_only_the_loader_does_and_detection_are_refused_beside_the_switch_before_anything_runs():
+    training, detector = TrainingConfig(device_augmentation=True), DetectorConfig()
+    turned = DataConfig(rotation=0.5), r"device_augmentation = True: expected False beside .*rotation"
+    blurred = DataConfig(blur=0.5), r"device_augmentation = True: expected False beside .*blur"
+    boxes = InstanceDataConfig(), r"device_augmentation = True: expected False in detection: .* boxes and masks"
+    for data, message in (turned, blurred, boxes):
+        network = {"network": detector} if data is boxes[0] else {}
+        for owner in ({"training": training}, {"teacher": TeacherConfig(training=training, **network)}):
+            with pytest.raises(ExperimentError, match=message):
+                Experiment(data=data, **network, **owner)

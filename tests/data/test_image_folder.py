@@ -1,7 +1,5 @@
 """Pairs of images and masks in folders: found, named, read, resized, cached and checked."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ def test_a_pair_comes_back_as_stored_with_void_ignored_and_a_plain_loop_ends(pai
     dataset = FolderDataset(CAMVID, pairs)
     assert isinstance(dataset, SegmentationDataset)
     for (image_path, mask_path), (image_3HW, labels_HW, name) in zip(pairs, dataset, strict=True):
-        mask_HW = np.asarray(Image.open(mask_path)).astype(int)
+        mask_HW = np.asarray(Image.open(mask_path))
         assert (mask_HW == 11).any()
         assert image_3HW.dtype == labels_HW.dtype == torch.uint8
         assert np.array_equal(image_3HW.permute(1, 2, 0), np.asarray(Image.open(image_path)))
@@ -57,38 +55,30 @@ def test_resizing_is_antialiased_for_images_and_invents_no_label(pairs, height, 
 
 def test_the_cache_changes_no_pixel_and_cannot_be_damaged_by_a_caller(pairs):
     cached, read = FolderDataset(CAMVID, pairs), FolderDataset(CAMVID, pairs, cache=False)
-    cached[1].image_3HW.zero_()
-    cached[1].labels_HW.zero_()
-    for index in range(3):
-        assert torch.equal(cached[index].image_3HW, read[index].image_3HW)
-        assert torch.equal(cached[index].labels_HW, read[index].labels_HW)
+    cached[1].image_3HW.zero_(), cached[1].labels_HW.zero_()
+    for one, other in zip(cached, read, strict=True):
+        assert torch.equal(one.image_3HW, other.image_3HW)
+        assert torch.equal(one.labels_HW, other.labels_HW)
 
 
 def test_the_fingerprint_changes_with_any_content_name_or_size_and_only_then(pairs):
-    original = FolderDataset(CAMVID, pairs).fingerprint()
-    assert len(original) == 64
-    assert FolderDataset(CAMVID, pairs, cache=False).fingerprint() == original
-    seen = {
-        original,
-        FolderDataset(CAMVID, pairs[::-1]).fingerprint(),
-        FolderDataset(CAMVID, pairs[:2]).fingerprint(),
-        FolderDataset(CAMVID, pairs, height=20, width=32).fingerprint(),
-    }
+    def fingerprint(pairs, **options):
+        return FolderDataset(CAMVID, pairs, **options).fingerprint()
+
+    seen = [fingerprint(pairs), fingerprint(pairs, cache=False)]
+    seen += [fingerprint(pairs[::-1]), fingerprint(pairs[:2]), fingerprint(pairs, height=20, width=32)]
     renamed = [tuple(path.rename(path.with_stem("other")) for path in pairs[0]), *pairs[1:]]
-    seen.add(FolderDataset(CAMVID, renamed).fingerprint())
+    seen.append(fingerprint(renamed))
     mask = np.asarray(Image.open(pairs[2][1])).copy()
-    mask[0, 0] = 5 if mask[0, 0] != 5 else 6
+    mask[0, 0] = (mask[0, 0] + 1) % 11
     Image.fromarray(mask).save(pairs[2][1])
-    seen.add(FolderDataset(CAMVID, renamed).fingerprint())
-    assert len(seen) == 6
+    seen.append(fingerprint(renamed))
+    assert (seen[0] == seen[1], len(set(seen)), len(seen[0])) == (True, 6, 64)
 
 
 def test_what_does_not_fit_is_read_when_it_is_asked_for(pairs, monkeypatch):
     monkeypatch.setattr("apd.data.image_folder.CACHE_BYTES", 4 * 40 * 64 * 2)  # two of the three
-    read, small = (
-        FolderDataset(CAMVID, pairs, cache=None),
-        FolderDataset(CAMVID, pairs, height=20, width=32, cache=None),
-    )
+    read, small = (FolderDataset(CAMVID, pairs, **size, cache=None) for size in ({}, {"height": 20, "width": 32}))
     for path, _ in pairs:
         path.write_bytes(b"")
     assert len(list(small)) == 3
@@ -96,60 +86,30 @@ def test_what_does_not_fit_is_read_when_it_is_asked_for(pairs, monkeypatch):
         read[0]
 
 
-def test_image_and_mask_of_different_size_are_refused_with_both_sizes(pairs):
-    Image.open(pairs[1][1]).resize((32, 40)).save(pairs[1][1])
-    with pytest.raises(DataError, match=rf"{pairs[1][0].name} is 64×40 .* {pairs[1][1]} 32×40; .*same size"):
-        FolderDataset(CAMVID, pairs, height=20, width=32)
-
-
-def test_unknown_labels_are_refused_with_file_values_and_counts_even_where_resizing_would_drop_them(pairs):
+def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_it(pairs):
     mask = np.asarray(Image.open(pairs[1][1])).copy()
     mask[:2, :3], mask[5, 5] = 12, 254
     Image.fromarray(mask).save(pairs[1][1])
-    message = r"_000030.png holds the label values 12 \(6 pixels\), 254 \(1 pixels\); .*0..10"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"_000030.png holds the label values 12 \(6 pixels\), 254 \(1 .*0..10"):
         FolderDataset(CAMVID, pairs, height=4, width=6)
     read_later = FolderDataset(CAMVID, pairs, cache=False)
     assert read_later[0].name == pairs[0][0].stem
     with pytest.raises(DataError, match="254"):
         read_later[1]
-
-
-@pytest.mark.parametrize(("height", "width"), [(20, None), (None, 20), (0, 20), (20, -1)])
-def test_half_a_size_or_an_empty_one_is_refused(pairs, height, width):
-    with pytest.raises(ValueError, match=f"height={height} and width={width}"):
-        FolderDataset(CAMVID, pairs, height=height, width=width)
-
-
-def test_no_pairs_are_refused(tmp_path):
+    Image.new("L", (32, 40)).save(pairs[1][1])
+    with pytest.raises(DataError, match=rf"{pairs[1][0].name} is 64×40 .* {pairs[1][1]} 32×40; .*same size"):
+        FolderDataset(CAMVID, pairs, height=20, width=32)
     with pytest.raises(DataError, match="no image/mask pairs for camvid"):
         FolderDataset(CAMVID, [])
-    (tmp_path / "a").mkdir()
-    with pytest.raises(DataError, match="is given for images and for masks"):
-        pair_folders(tmp_path / "a", tmp_path / "a")
-    (tmp_path / "c").mkdir()
-    with pytest.raises(DataError, match=r"a holds no image; expected \.png"):
-        pair_folders(tmp_path / "a", tmp_path / "c")
-    with pytest.raises(MissingData, match="missing"):
-        pair_folders(tmp_path / "a", tmp_path / "b")
-
-
-def test_two_images_of_one_name_are_refused_and_hidden_files_are_no_images(pairs):
-    image_dir, mask_dir = pairs[0][0].parent, pairs[0][1].parent
-    (image_dir / "._junk.png").write_bytes(b"")
-    (image_dir / "Thumbs.db").write_bytes(b"")
-    assert pair_folders(image_dir, mask_dir) == pairs
-    Image.open(pairs[0][0]).save(pairs[0][0].with_suffix(".jpg"))
-    with pytest.raises(DataError, match=r"both .*jpg and .*png"):
-        pair_folders(image_dir, mask_dir)
+    for height, width in ((20, None), (None, 20), (0, 20), (20, -1)):
+        with pytest.raises(ValueError, match=f"height={height} and width={width}"):
+            FolderDataset(CAMVID, pairs, height=height, width=width)
 
 
 @pytest.mark.parametrize(
     ("paths", "names"),
     [
-        (["x/1.png", "y/2.jpg"], ["1", "2"]),
         (["x/1.png", "y/1.png", "z/2.png"], ["x/1", "y/1", "z/2"]),
-        (["top/x/1.png", "top/y/z/1.png"], ["x/1", "y/z/1"]),
         (["1.png", "1.bmp"], ["1.png", "1.bmp"]),
         (["A/1.png", "a/1.png"], ["A/1.png-1", "a/1.png-2"]),
         (["x/y-1.png", "x-y/1.png", "x/1.png"], ["x/y-1", "x-y/1", "x/1"]),
@@ -171,16 +131,11 @@ def test_data_are_found_through_the_environment_or_the_message_says_what_to_do(t
     monkeypatch.setenv("APD_DATA", str(tmp_path / "there"))
     assert find_data("CamVid") == tmp_path / "there" / "CamVid"
     advice = r"Set APD_DATA to the folder that contains CamVid/, or run `python data_scripts/camvid.py fetch DEST`"
-    for value, problem in (("no", "is not a folder"), ("", "holds no folder CamVid/"), (None, "is not set")):
-        monkeypatch.setenv("APD_DATA", "" if value is None else str(tmp_path / value))
+    for value, problem in (
+        (tmp_path / "no", "is not a folder"),
+        (tmp_path, "holds no folder CamVid/"),
+        ("", "is not set"),
+    ):
+        monkeypatch.setenv("APD_DATA", str(value))
         with pytest.raises(MissingData, match=f"CamVid is needed.*APD_DATA.*{problem}.*{advice}"):
             find_data("CamVid")
-
-
-def test_reading_and_batching_need_no_torchvision_until_something_is_augmented():
-    code = (
-        "import sys, apd.data.image_folder, apd.data.augment, apd.data.batches\n"
-        "sys.exit(', '.join({'torchvision', 'matplotlib', 'timm'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")

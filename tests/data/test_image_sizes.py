@@ -14,46 +14,36 @@ from apd.data.images import DataError
 from apd.models import segmenter
 from apd.training.run import runs_folder
 
+pytestmark = pytest.mark.usefixtures("own_runs")
 OWN_SIZE = ["--data.height", "0", "--data.width", "0"]
-
-
-@pytest.fixture(autouse=True)
-def _no_data_and_runs_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.delenv("APD_DATA", raising=False)
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-
-
-def test_the_smallest_side_is_the_networks_own():
-    assert protocol.SMALLEST_SIDE == segmenter.SMALLEST_SIDE
+OWN, FIXED = dict(height=0, width=0), dict(height=64, width=96)
 
 
 @pytest.mark.parametrize(
     ("data", "inference", "size", "shown", "least"),
     [
-        (dict(height=0, width=0), WHOLE_IMAGE, (31, 200), (31, 200), 31),
-        (dict(height=64, width=96), WHOLE_IMAGE, (31, 200), (64, 96), 64),
-        (dict(height=0, width=0, long_side=256), WHOLE_IMAGE, (64, 640), (26, 256), 26),
-        (dict(height=64, width=96, long_side=48), WHOLE_IMAGE, (1, 1), (32, 48), 32),
-        (dict(height=0, width=0), InferenceOptions(scales=(0.25, 1.0)), (64, 640), (64, 640), 16),
-        (dict(height=0, width=0), InferenceOptions(window=(48, 48), scales=(0.25,)), (20, 24), (20, 24), 48),
+        (OWN, WHOLE_IMAGE, (31, 200), (31, 200), 31),
+        (FIXED, WHOLE_IMAGE, (31, 200), (64, 96), 64),
+        (OWN | dict(long_side=256), WHOLE_IMAGE, (64, 640), (26, 256), 26),
+        (FIXED | dict(long_side=48), WHOLE_IMAGE, (1, 1), (32, 48), 32),
+        (OWN, InferenceOptions(scales=(0.25, 1.0)), (64, 640), (64, 640), 16),
+        (OWN, InferenceOptions(window=(48, 48), scales=(0.25,)), (20, 24), (20, 24), 48),
     ],
 )
 def test_what_a_network_sees_follows_from_size_longest_side_scales_and_window(data, inference, size, shown, least):
-    config = DataConfig(name="camvid", **data)
+    assert protocol.SMALLEST_SIDE == segmenter.SMALLEST_SIDE == 32
+    config, sizes = DataConfig(name="camvid", **data), [("a", (640, 640)), ("b", size)]
     assert shown_size(config, *size) == shown
     assert least_side(config, inference, *size) == least
     if least >= 32:
-        require_sides(config, inference, [("a", size)])
-    else:
-        with pytest.raises(
-            DataError, match=rf"^b has {size[0]}×{size[1]} pixels .* a side of {least} pixels; the least is 32"
-        ):
-            require_sides(config, inference, [("a", (640, 640)), ("b", size)])
+        require_sides(config, inference, sizes)
+        return
+    with pytest.raises(DataError, match=rf"^b has {size[0]}×{size[1]} pixels .* a side of {least} pixels"):
+        require_sides(config, inference, sizes)
 
 
 DOORS = {
     "small images": (dict(size=(20, 24)), [], r"val000.png has 20×24 pixels .* enlarge it or leave it out"),
-    "one small image": (dict(size=[(64, 96), (31, 96)]), [], r"val001.png has 31×96"),
     "scales": (dict(size=(64, 640)), ["--inference.scales", "0.25", "1"], r"a side of 16 .*larger --scales"),
     "long side": (dict(size=(64, 640)), ["--data.long-side", "256"], r"a side of 26 .*larger --data.long-side"),
     "window": ({}, ["--inference.window", "16", "64"], r"a side of 16 .*a window of at least 32x32"),
@@ -72,30 +62,20 @@ def test_an_image_that_is_too_small_is_named_before_training_and_by_a_dry_run(do
     assert re.search(message, capsys.readouterr().out)
 
 
-def test_small_training_images_are_no_fault_and_small_ones_are_enlarged_by_the_recipe_chosen_for_them(tmp_path):
-    folder = make(tmp_path / "icons", size=(20, 24))
-    assert trained(folder) == 0
-    for split in ("images", "masks"):
-        for path in (folder / split / "val").iterdir():
-            Image.open(path).resize((96, 64), Image.Resampling.NEAREST).save(path)
-    assert trained(folder, *OWN_SIZE) == 0
+def test_of_one_size_for_all_the_experiment_itself_is_refused():
+    narrow = DataConfig(name="camvid", height=64, width=640, long_side=256)
+    for data, scale, field in (
+        (narrow, 1.0, "DataConfig.long_side"),
+        (DataConfig(**FIXED), 0.4, "Experiment.inference"),
+    ):
+        with pytest.raises(ExperimentError, match=f"{field} = .* got 26"):
+            Experiment(data=data, inference=InferenceOptions(scales=(scale,)))
 
 
-@pytest.mark.parametrize(
-    ("data", "inference", "message"),
-    [
-        (dict(height=64, width=640, long_side=256), WHOLE_IMAGE, "DataConfig.long_side = 256: .* got 26"),
-        (dict(height=64, width=96), InferenceOptions(scales=(0.4,)), "Experiment.inference = .* got 26"),
-        (dict(height=96, width=96, long_side=64), InferenceOptions(scales=(0.4,)), "Experiment.inference = .* got 26"),
-    ],
-)
-def test_of_one_size_for_all_the_experiment_itself_is_refused(data, inference, message):
-    with pytest.raises(ExperimentError, match=message):
-        Experiment(data=DataConfig(name="camvid", **data), inference=inference)
-
-
-def test_predict_and_evaluate_refuse_what_is_too_small_before_anything_is_written(tmp_path, capsys):
-    folder = make(tmp_path / "fine")
+def test_small_training_images_are_no_fault_and_predict_and_evaluate_refuse_before_writing(tmp_path, capsys):
+    folder = make(tmp_path / "fine", size=(20, 24))
+    for path in folder.glob("*/val/*.png"):
+        Image.open(path).resize((96, 64), Image.Resampling.NEAREST).save(path)
     assert trained(folder, *OWN_SIZE) == 0
     run = capsys.readouterr().out.splitlines()[-1]
     for name, size in (("wide", (64, 96)), ("thin", (31, 200))):

@@ -38,7 +38,6 @@ from apd.data.specs import DatasetSpec, SegmentationDataset
 KINDS = {
     "png": ("png", saved(), RGB, 0),
     "png alpha": ("png", saved(ALPHA), RGB, 0),
-    "png grey": ("png", saved(GREY), THREE, 0),
     "png palette": ("png", palette(), OF_PALETTE, 0),
     "png palette, transparent": ("png", palette(transparent=True), OF_PALETTE, 0),
     "png 1 bit": ("png", saved(GREY > 99), BLACK_WHITE, 0),
@@ -47,7 +46,6 @@ KINDS = {
     "png grey of 16 bits": ("png", saved(DEEP[..., 0]), THREE, 0),
     "png grey and alpha of 16 bits": ("png", png(GREY_ALPHA.astype(np.uint16) * 256, 16, 4), THREE, 0),
     "png of 16 bits": ("png", png(DEEP, 16, 2), RGB, 0),
-    "png alpha of 16 bits": ("png", png(ALPHA.astype(np.uint16) * 256, 16, 6), RGB, 0),
     "png turned after its pixels": (
         "png",
         png(RGB, 8, 2, (b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0"))),
@@ -61,22 +59,14 @@ KINDS = {
     "jpg with damaged EXIF": ("jpg", saved(BIG, quality=95, exif=b"Exif\0\0no TIFF at all"), BIG, 4),
     "tif": ("tif", saved(), RGB, 0),
     "capital TIFF, LZW": ("TIFF", saved(compression="tiff_lzw"), RGB, 0),
-    "tif jpeg": ("tif", saved(BIG, compression="jpeg", quality=95), BIG, 6),
-    "tif alpha": ("tif", saved(ALPHA), RGB, 0),
-    "tif grey": ("tif", saved(GREY), THREE, 0),
-    "tif palette": ("tif", palette(), OF_PALETTE, 0),
     "tif 1 bit, fax": ("tif", saved(GREY > 99, compression="group4"), BLACK_WHITE, 0),
     "tif CMYK": ("tif", saved(mode="CMYK"), RGB, 0),
-    "tif grey of 16 bits": ("tif", saved(DEEP[..., 0]), THREE, 0),
     "tif grey of 16 bits, big end first": ("tif", saved(Image.fromarray(DEEP[..., 0].astype(">u2"))), THREE, 0),
     "bmp": ("bmp", saved(), RGB, 0),
-    "bmp 1 bit": ("bmp", saved(GREY > 99), BLACK_WHITE, 0),
-    "webp lossless": ("webp", saved(lossless=True), RGB, 0),
     "webp": ("webp", saved(BIG, quality=95), BIG, 6),
     **{f"jpg turned {n}": ("jpg", saved(BIG, quality=95, exif=exif(n)), turn(BIG), 4) for n, turn in TURNED.items()},
-    **{f"png turned {n}": ("png", saved(exif=exif(n)), turn(RGB), 0) for n, turn in TURNED.items()},
-    **{f"tif turned {n}": ("tif", saved(exif=exif(n)), turn(RGB), 0) for n, turn in TURNED.items()},
-    **{f"webp turned {n}": ("webp", saved(lossless=True, exif=exif(n)), turn(RGB), 0) for n, turn in TURNED.items()},
+    **{f"{s} turned {n}": (s, saved(exif=exif(n)), turn(RGB), 0) for n, turn in TURNED.items() for s in ("png", "tif")},
+    "webp turned": ("webp", saved(lossless=True, exif=exif(6)), TURNED[6](RGB), 0),
 }
 
 
@@ -84,29 +74,30 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_file_is_the_same_image_in_training_prediction_and_coco(tmp_path, kind):
     suffix, write, expected, tolerance = KINDS[kind]
-    path = tmp_path / f"image.{suffix}"
+    path, (height, width) = tmp_path / f"image.{suffix}", expected.shape[:2]
     write(path)
     seen = np.asarray(read_image(path))
     assert (seen.dtype, seen.shape) == (np.uint8, expected.shape)
     assert np.abs(seen.astype(int) - expected).mean() <= tolerance
-    assert image_size(path) == expected.shape[1::-1]
-    Image.fromarray(np.zeros(expected.shape[:2], np.uint8)).save(tmp_path / "mask.png")
-    sample = FolderDataset(SPEC, [(path, tmp_path / "mask.png")])[0]
-    assert np.array_equal(sample.image_3HW.permute(1, 2, 0), seen)
-    entry = {"id": 1, "file_name": path.name, "height": expected.shape[0], "width": expected.shape[1]}
+    assert image_size(path) == (width, height)
+    saved(np.zeros((height, width), np.uint8))(tmp_path / "mask.png")
+    entry = {"id": 1, "file_name": path.name, "height": height, "width": width}
     content = {"images": [entry], "annotations": [], "categories": [{"id": 1, "name": "soil"}]}
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    (instance,) = CocoInstances(tmp_path / "instances.json", tmp_path)
-    assert np.array_equal(instance.image_3HW.permute(1, 2, 0), seen)
+    folder, coco = (
+        FolderDataset(SPEC, [(path, tmp_path / "mask.png")]),
+        CocoInstances(tmp_path / "instances.json", tmp_path),
+    )
+    for sample in (folder[0], coco[0]):
+        assert np.array_equal(sample.image_3HW.permute(1, 2, 0), seen)
 
 
-def half(suffix, **options):
+def half(suffix):
     """The first half of a good file."""
 
     def write(path):
         content = io.BytesIO()
-        rng = np.random.default_rng(0)
-        Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(content, suffix, **options)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(content, suffix)
         path.write_bytes(content.getvalue()[: len(content.getvalue()) // 2])
 
     return write
@@ -119,26 +110,18 @@ NO_IMAGES = {
     "nothing": ("png", lambda _path: None, "there is no such file"),
     "folder": ("png", lambda path: path.mkdir(), "cannot be read as an image .*a folder"),
     "pipe": ("png", lambda path: os.mkfifo(path), "cannot be read as an image .*a pipe"),
-    "device": ("png", lambda path: path.symlink_to("/dev/zero"), "cannot be read as an image .*a device"),
     "text": ("jpg", lambda path: path.write_text("this is no image"), "cannot be read as an image"),
-    "empty": ("png", lambda path: path.touch(), "cannot be read as an image"),
-    **{
-        f"half a {suffix}": (suffix, half(suffix), "cannot be read as an image .*damaged or truncated")
-        for suffix in ("png", "jpeg", "bmp", "webp", "tiff")
-    },
+    **{f"half a {s}": (s, half(s), "damaged or truncated") for s in ("png", "jpeg", "bmp", "webp", "tiff")},
     "png of 12 bits": ("png", png(DEEP // 16, 16, 2), "16 bits a channel and no value above 16383.* save it with 8"),
     "png of 14 bits, grey": ("png", saved(DEEP[..., 0] // 4), "16 bits a channel and no value above 16383"),
     "tif of floats": ("tif", saved(GREY.astype(np.float32)), "has mode F; expected grey or colours of 8 or 16 bits"),
-    "tif of 32 bits": ("tif", saved(GREY.astype(np.int32)), "has mode I; expected"),
     "tif Lab": ("tif", saved(mode="LAB"), "has mode LAB; expected"),
     "animated png": ("png", saved(**TWO), "has 2 frames; expected one"),
-    "animated webp": ("webp", saved(**TWO), "has 2 frames; expected one"),
-    "tif of two pages": ("tif", saved(**TWO), "has 2 frames; expected one"),
 }
 
 
 @pytest.mark.parametrize("kind", NO_IMAGES)
-def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind):
+def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind, monkeypatch):
     suffix, write, message = NO_IMAGES[kind]
     path = tmp_path / f"file.{suffix}"
     write(path)
@@ -147,32 +130,21 @@ def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind):
         with pytest.raises(DataError, match=message) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
-    if kind in ("nothing", "folder", "pipe", "device", "text", "empty"):
+    if kind in ("nothing", "folder", "pipe", "text"):
         with pytest.raises(DataError, match=message):
             image_size(path)
         with pytest.raises(DataError, match=message):
             read_mask(path, SPEC)
-
-
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    saved()(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: cannot be read as an image .*decompression bomb"):
-        read_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"mask\.png: cannot be read as an image .*decompression bomb"):
+        read_image(tmp_path / "mask.png")
 
 
 LABELS = (GREY // 86).astype(np.uint8)  # 0, 1 and 2, in stripes
-
-
 WHITE = {"file_values": (0, 255, 9)}
-
-
 COLOURED = {"file_colours": ((10, 20, 30), (0, 255, 0), (255, 0, 0)), "void_colours": ((0, 0, 0), (255, 255, 255))}
-
-
 COLOURS = np.array([*COLOURED["file_colours"], (0, 0, 0)], dtype=np.uint8)
-
-
+QUANTISED = Image.fromarray(COLOURS[LABELS]).quantize(8, dither=Image.Dither.NONE)
 VOID = np.where(LABELS == 2, 255, LABELS)
 
 
@@ -185,33 +157,19 @@ def indexed(values, **options):
 MASKS = {
     "grey": ("png", saved(LABELS), {}, LABELS),
     "palette": ("png", indexed(LABELS), {}, LABELS),
-    "palette of 2 bits": ("png", indexed(LABELS, bits=2), {}, LABELS),
-    "transparent palette": ("png", indexed(LABELS, transparency=0), {}, LABELS),
     "palette with alpha": ("png", indexed(LABELS, transparency=bytes(range(3))), {}, LABELS),
     "ignored": ("png", saved(VOID), {}, VOID),
-    "1 bit": ("png", saved(LABELS > 0), {}, (LABELS > 0) * 1),
     "1 bit, white is a class": ("png", saved(LABELS > 0), WHITE, (LABELS > 0) * 1),
     "0 and 255": ("png", saved((LABELS > 0).astype(np.uint8) * 255), WHITE, (LABELS > 0) * 1),
     "grey of 2 bits": ("png", png(LABELS, 2, 0), {}, LABELS),
-    "grey of 4 bits": ("png", png(LABELS, 4, 0), {}, LABELS),
     "16 bits": ("png", saved(LABELS.astype(np.uint16)), {}, LABELS),
-    "tif": ("tif", saved(LABELS), {}, LABELS),
-    "tif of 16 bits": ("tif", saved(LABELS.astype(np.uint16)), {}, LABELS),
     "tif of 32 bits": ("tif", saved(LABELS.astype(np.int32)), {}, LABELS),
     "tif 1 bit, fax": ("tif", saved(LABELS > 0, compression="group4"), {}, (LABELS > 0) * 1),
-    "bmp": ("bmp", saved(LABELS), {}, LABELS),
     "colours": ("png", saved(COLOURS[LABELS]), COLOURED, LABELS),
     "colours, some ignored": ("png", saved(COLOURS[np.where(LABELS == 2, 3, LABELS)]), COLOURED, VOID),
     "colours and alpha": ("png", saved(np.dstack([COLOURS[LABELS], GREY])), COLOURED, LABELS),
-    "colours of a palette": (
-        "png",
-        saved(Image.fromarray(COLOURS[LABELS]).quantize(8, dither=Image.Dither.NONE)),
-        COLOURED,
-        LABELS,
-    ),
-    "colours in webp": ("webp", saved(COLOURS[LABELS], lossless=True), COLOURED, LABELS),
+    "colours of a palette": ("png", saved(QUANTISED), COLOURED, LABELS),
     **{f"turned {n}": ("png", saved(LABELS, exif=exif(n)), {}, turn(LABELS)) for n, turn in TURNED.items()},
-    "palette turned": ("png", indexed(LABELS, exif=exif(6)), {}, TURNED[6](LABELS)),
     "16 bits turned": ("png", saved(LABELS.astype(np.uint16), exif=exif(6)), {}, TURNED[6](LABELS)),
 }
 
@@ -231,41 +189,33 @@ def test_a_kind_of_mask_gives_its_labels(tmp_path, kind):
     assert np.array_equal(labels_HW, expected)
 
 
-def white_is_zero():
+def white_is_zero(path):
     """A TIFF of 4 × 2 grey pixels whose 0 is white, by hand."""
     tags = ((256, 4), (257, 2), (258, 8), (259, 1), (262, 0), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 2), (279, 8))
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + bytes(range(8))
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + bytes(range(8)))
 
 
 NO_MASKS = {
     "jpg": ("jpg", saved(LABELS), {}, "is compressed as JPEG, which changes label values; save masks as PNG"),
-    "jpg that is called png": ("png", saved(LABELS, format="JPEG"), {}, "is compressed as JPEG"),
     "jpg in a tif": ("tif", saved(LABELS, compression="jpeg"), {}, "is compressed as JPEG"),
-    "jpg of colours": ("jpg", saved(COLOURS[LABELS]), COLOURED, "is compressed as JPEG"),
-    "colours without a table": (
-        "png",
-        saved(COLOURS[LABELS]),
-        {},
-        r"has mode RGB; .* colours: \[\[0, 0, 0\], \[255, 0, 0\]\]; it holds .*\[0, 255, 0\]",
-    ),
+    "no table of colours": ("png", saved(COLOURS[LABELS]), {}, r"has mode RGB; .* it holds .*\[0, 255, 0\]"),
     "grey and alpha": ("png", saved(GREY_ALPHA), {}, "has mode LA; a mask needs one 8-bit channel"),
-    "floats": ("tif", saved(LABELS.astype(np.float32)), {}, "has mode F; a mask needs"),
     "colours of 16 bits": ("png", png(COLOURS[LABELS].astype(np.uint16) * 257, 16, 2), COLOURED, "has 16 bits"),
     "values of 16 bits": (
         "png",
         saved(LABELS.astype(np.uint16) * 300),
         {},
-        r"holds the label values 300 \(\d+ pixels\), 600 .*; expected 0..2, or 255 for pixels to be ignored",
+        r"values 300 \(\d+ pixels\), 600 .*; expected",
     ),
     "negative": ("tif", saved(LABELS.astype(np.int32) - 1), {}, r"holds the label values -1 \("),
     "unknown colour": (
         "png",
         saved(COLOURS[LABELS] + np.uint8(1)),
         COLOURED,
-        r"holds the colour \[.*\] \(\d+ pixels\) and \d more unknown colours; the nearest entry is \[.*\] of ",
+        r"colour \[.*; the nearest entry is \[.* of ",
     ),
-    "white tif": ("tif", lambda path: path.write_bytes(white_is_zero()), {}, "stores white as 0"),
+    "white tif": ("tif", white_is_zero, {}, "stores white as 0"),
     "animated": ("png", saved(LABELS, save_all=True, append_images=[Image.fromarray(VOID)]), {}, "has 2 frames"),
 }
 
@@ -291,33 +241,17 @@ def test_image_and_mask_must_agree_as_they_are_seen(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
-def test_a_text_is_read_in_the_encodings_of_usual_editors(tmp_path, encoding, ending):
-    (tmp_path / "list.txt").write_bytes(ending.join(["tür", "a"]).encode(encoding))
-    assert read_text(tmp_path / "list.txt").splitlines() == ["tür", "a"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_a_text_is_read_in_the_encodings_of_usual_editors(tmp_path, encoding):
+    (tmp_path / "list.txt").write_bytes("tür\na\r\nb\rc".encode(encoding))
+    assert read_text(tmp_path / "list.txt").splitlines() == ["tür", "a", "b", "c"]
+    for content, message in (
         ("a\nb\ntür\n".encode("latin-1"), "list.txt is not UTF-8, line 3"),
-        ("a\r\ntür\r\n".encode("cp1252"), "list.txt is not UTF-8, line 2"),
         ("ab".encode("utf-16-le"), "list.txt is not UTF-8, line 1 .*UTF-16 without its mark"),
         (b"\xff\xfea", "list.txt is not UTF-16, line 1"),
-    ],
-)
-def test_a_text_in_another_encoding_is_named_with_its_line(tmp_path, content, message):
-    (tmp_path / "list.txt").write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_text(tmp_path / "list.txt")
-
-
-@pytest.mark.parametrize(
-    ("size", "long_side", "expected"),
-    [((512, 683), 512, (384, 512)), ((683, 512), 512, (512, 384)), ((8, 8), 32, (32, 32)), ((1, 3000), 512, (1, 512))],
-)
-def test_the_longer_side_becomes_the_wanted_one_and_the_shape_stays(size, long_side, expected):
-    assert long_side_size(*size, long_side) == expected
+    ):
+        (tmp_path / "list.txt").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read_text(tmp_path / "list.txt")
 
 
 def test_images_get_the_longest_side_and_labels_keep_their_size():
@@ -329,6 +263,8 @@ def test_images_get_the_longest_side_and_labels_keep_their_size():
         assert other.image_3HW.shape == (3, 72, 96)
         assert torch.equal(one.labels_HW, other.labels_HW)
         assert one.name == other.name
+    for size, side, expected in (((512, 683), 512, (384, 512)), ((8, 8), 32, (32, 32)), ((1, 3000), 512, (1, 512))):
+        assert long_side_size(*size, side) == expected
     with pytest.raises(ValueError, match=r"height=0, width=4, long_side=512; expected at least 1"):
         long_side_size(0, 4, 512)
     with pytest.raises(ValueError, match="long_side=0"):

@@ -1,10 +1,7 @@
 """The scripts of the published data sets, on miniatures with the real names and kinds of files."""
 
 import json
-import os
 import re
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +13,6 @@ from apd.data.specs import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT_60
 
 label_trees = data_script("label_trees")
 SPECS = {"cityscapes": CITYSCAPES, "ade20k": ADE20K, "pascal_context": PASCAL_CONTEXT_60, "coco": COCO_STUFF}
-SAMPLES = Path(os.environ.get("APD_DATA", "nowhere")) / "ade20k_sample"
-TINY_COCO = Path(os.environ.get("APD_DATA", "nowhere")) / "tiny_coco"
 # of each set patterns of the masks and of the images of train, and a value that no mask may hold
 KINDS = {
     "cityscapes": ("gtFine/train/*/*_labelIds.png", "leftImg8bit/train/*/*.png", 34),
@@ -52,40 +47,31 @@ def pixels(path):
 
 def published(name, root):
     """The pairs (image, mask) of val, by hand, and what each of its values means: a label, or 255."""
-    match name:
-        case "cityscapes":
-            images = sorted((root / "leftImg8bit" / "val").glob("*/*.png"))
-            masks = [
-                root / "gtFine" / "val" / p.parent.name / p.name.replace("leftImg8bit", "gtFine_labelIds")
-                for p in images
-            ]
-            meaning = {label.id: label.train_id for label in Cityscapes.classes if label.id >= 0}
-        case "ade20k":
-            images = sorted((root / "images" / "validation").iterdir())
-            masks = [root / "annotations" / "validation" / f"{path.stem}.png" for path in images]
-            meaning = {0: 255, **{value: value - 1 for value in range(1, 151)}}
-        case "pascal_context":
-            stems = (root / "VOC2010/ImageSets/Main/val.txt").read_text().split()
-            images = [root / "VOC2010" / "JPEGImages" / f"{stem}.jpg" for stem in stems]
-            masks = [root / "59_context_labels" / f"{stem}.png" for stem in stems]
-            same = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth", "potted plant": "pottedplant"}
-            lines = [line.split(": ") for line in (root / "59_labels.txt").read_text().splitlines()]
-            meaning = {0: 0, **{int(i): PASCAL_CONTEXT_60.index(same.get(n, n)) for i, n in lines}}
-        case "coco":
-            images = sorted((root / "val2017").iterdir())
-            masks = [root / "stuffthingmaps" / "val2017" / f"{path.stem}.png" for path in images]
-            lines = [line.split(": ") for line in (root / "labels.txt").read_text().splitlines()]
-            known = {int(i) - 1: COCO_STUFF.index(n) for i, n in lines if n in COCO_STUFF.class_names}
-            meaning = {255: 255, **known}
-    return list(zip(images, masks, strict=True)), meaning
+    if name == "cityscapes":
+        images = sorted((root / "leftImg8bit" / "val").glob("*/*.png"))
+        of_image = {p: f"gtFine/val/{p.parent.name}/{p.name.replace('leftImg8bit', 'gtFine_labelIds')}" for p in images}
+        meaning = {label.id: label.train_id for label in Cityscapes.classes if label.id >= 0}
+    elif name == "ade20k":
+        of_image = {p: f"annotations/validation/{p.stem}.png" for p in sorted((root / "images/validation").iterdir())}
+        meaning = {0: 255, **{value: value - 1 for value in range(1, 151)}}
+    elif name == "pascal_context":
+        stems = (root / "VOC2010/ImageSets/Main/val.txt").read_text().split()
+        of_image = {root / f"VOC2010/JPEGImages/{stem}.jpg": f"59_context_labels/{stem}.png" for stem in stems}
+        same = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth", "potted plant": "pottedplant"}
+        lines = [line.split(": ") for line in (root / "59_labels.txt").read_text().splitlines()]
+        meaning = {0: 0, **{int(i): PASCAL_CONTEXT_60.index(same.get(n, n)) for i, n in lines}}
+    else:
+        of_image = {p: f"stuffthingmaps/val2017/{p.stem}.png" for p in sorted((root / "val2017").iterdir())}
+        lines = [line.split(": ") for line in (root / "labels.txt").read_text().splitlines()]
+        meaning = {255: 255} | {int(i) - 1: COCO_STUFF.index(n) for i, n in lines if n in COCO_STUFF.class_names}
+    return [(image, root / mask) for image, mask in of_image.items()], meaning
 
 
 def test_a_whole_tree_is_reported_with_counts_sizes_and_label_shares(name, tree, capsys):
     before = files_of(tree)
     for given in (tree, tree.parent):
         code, output = run(name, capsys, "check", given)
-        assert code == 0
-        assert "complete: 7 pairs; now run `convert`" in output
+        assert (code, "complete: 7 pairs; now run `convert`" in output) == (0, True)
     assert files_of(tree) == before
     pairs, meaning = published(name, tree)
     sizes = {Image.open(image).size for image, _ in pairs}
@@ -94,11 +80,10 @@ def test_a_whole_tree_is_reported_with_counts_sizes_and_label_shares(name, tree,
     assert bool(found[3]) == (len(sizes) > 1)
     assert found[5] == ("L, RGB" if name == "coco" else "RGB")
     labels = np.concatenate([np.vectorize(meaning.get)(pixels(mask)).ravel() for _, mask in pairs])
-    rows = re.findall(r"^ *(\d+) (.+?) +([\d.]+) +([\d.]+)$", output.split("% of pixels")[1], re.MULTILINE)
-    assert [row[1] for row in rows] == [*SPECS[name].class_names, "ignored"]
-    for label, row in enumerate(rows):
-        wanted = label if label < SPECS[name].num_classes else 255
-        assert float(row[3]) == pytest.approx(100 * np.mean(labels == wanted), abs=0.0006)
+    rows = re.findall(r"^ *\d+ (.+?) +[\d.]+ +([\d.]+)$", output.split("% of pixels")[1], re.MULTILINE)
+    assert [row[0] for row in rows] == [*SPECS[name].class_names, "ignored"]
+    for label, (_, share) in zip([*range(SPECS[name].num_classes), 255], rows, strict=True):
+        assert float(share) == pytest.approx(100 * np.mean(labels == label), abs=0.0006)
 
 
 def first(root, pattern):
@@ -118,20 +103,13 @@ def with_value(value):
     return change
 
 
-# how to spoil a mask and its image, and what must be reported
 FAULTS = {
     "no mask": (lambda mask, image, _: mask.unlink(), "no label map|is missing"),
     "no image": (lambda mask, image, _: image.unlink(), "no image|is missing"),
-    "truncated mask": (lambda mask, image, _: mask.write_bytes(mask.read_bytes()[:-20]), "damaged or truncated"),
-    "truncated image": (lambda mask, image, _: image.write_bytes(image.read_bytes()[:500]), "truncated|cannot be read"),
-    "value": (
-        lambda mask, image, unknown: altered(mask, with_value(unknown)),
-        r"label values \d+ \(6 pixels\); expected",
-    ),
-    "rgb mask": (
-        lambda mask, image, _: Image.open(mask).convert("RGB").save(mask),
-        "has mode RGB; expected one channel",
-    ),
+    "cut mask": (lambda mask, image, _: mask.write_bytes(mask.read_bytes()[:-20]), "damaged or truncated"),
+    "cut image": (lambda mask, image, _: image.write_bytes(image.read_bytes()[:500]), "truncated|cannot be read"),
+    "value": (lambda mask, image, unknown: altered(mask, with_value(unknown)), r"label values \d+ \(6 pixels\)"),
+    "rgb mask": (lambda mask, image, _: Image.open(mask).convert("RGB").save(mask), "mode RGB; expected one channel"),
     "size": (lambda mask, image, _: altered(mask, lambda values: values[:-1]), r"is \d+×\d+, its image \S+ \d+×\d+"),
     "16 bit image": (
         lambda mask, image, _: Image.fromarray(pixels(mask).astype(np.uint16)).save(image, "PNG"),
@@ -145,7 +123,7 @@ def test_the_first_wrong_file_is_named_the_exit_code_is_1_and_a_conversion_leave
     spoil, message = FAULTS[fault]
     mask, image = first(tree, KINDS[name][0]), first(tree, KINDS[name][1])
     spoil(mask, image, KINDS[name][2])
-    for command in ("check", "convert") if fault not in ("truncated image", "16 bit image") else ("check",):
+    for command in ("check", "convert") if fault not in ("cut image", "16 bit image") else ("check",):
         code, output = run(name, capsys, command, tree)
         assert code == 1
         assert re.split("_gtFine|_leftImg8bit", mask.stem)[0] in output
@@ -176,22 +154,16 @@ VOC_VAL, OF_VAL = "VOC2010/ImageSets/Main/val.txt", "annotations/instances_val20
 @pytest.mark.parametrize(
     ("name", "file", "change", "message"),
     [
-        ("ade20k", "objectInfo150.txt", None, "objectInfo150.txt is missing"),
         ("ade20k", "objectInfo150.txt", without_line, "objectInfo150.txt is not the published"),
-        ("pascal_context", "59_labels.txt", None, "59_labels.txt is missing"),
         ("pascal_context", "59_labels.txt", without_line, "is not in both"),
         ("pascal_context", "59_labels.txt", lambda text: text.replace("59: ", "58: "), "its numbers are not 1 to 59"),
         ("pascal_context", VOC_VAL, lambda text: text.replace("2009_000000", "2008_000000"), "which another split has"),
-        ("pascal_context", VOC_VAL, None, "val.txt is missing"),
-        ("coco", "labels.txt", None, "labels.txt is missing"),
         ("coco", "labels.txt", without_line, "labels.txt is not the published list"),
         ("coco", OF_VAL, None, "instances_val2017.json is missing"),
         ("coco", OF_VAL, lambda text: "[]", "instances_val2017.json is not a file of COCO's instances"),
         ("coco", OF_VAL, instances("images"), "has 2 images of 3"),
         ("coco", OF_VAL, instances("categories"), "79 categories of 80"),
         ("coco", OF_VAL, instances("annotations", image_id=99), "object 1 names an image or a category"),
-        ("coco", OF_VAL, instances("annotations", category_id=12), "object 1 names an image or a category"),
-        ("coco", OF_VAL, instances("annotations", bbox=[0, 0, -1, 2]), r"object 1 has the box \[0, 0, -1, 2\]"),
         ("coco", OF_VAL, instances("annotations", bbox=[70, 0, 1, 2]), r"object 1 has the box \[70, 0, 1, 2\]"),
         ("coco", OF_VAL, instances("images", height=31), r"000000000139.jpg is 48×32, its entry says 48×31"),
     ],
@@ -208,10 +180,9 @@ def test_the_instances_of_coco_are_counted_by_category(tmp_path, capsys):
     root = WRITERS["coco"][0](tmp_path / "coco")
     with for_counts("coco", FEW):
         output = run("coco", capsys, "check", root)[1]
-    assert re.search(r"train +4 +8 +4\nval +3 +6 +3\n", output)
     # images 0, 1, 2 of val have an object of categories 0, 3, 6 and a crowd of 1, 4, 7
-    assert re.search(r" 0 person +12\.500 +16\.667\n", output)
-    assert re.search(r" 2 car +0\.000 +0\.000\n", output)
+    for row in (r"train +4 +8 +4\nval +3 +6 +3\n", r" 0 person +12\.500 +16\.667\n", r" 2 car +0\.000 +0\.000\n"):
+        assert re.search(row, output)
 
 
 def test_converted_maps_hold_the_labels_of_the_published_values(name, tree, capsys):
@@ -223,23 +194,17 @@ def test_converted_maps_hold_the_labels_of_the_published_values(name, tree, caps
     pairs, meaning = published(name, tree)
     lines = [line.split("\t") for line in (tree / "apd_labels/val.txt").read_text().splitlines()]
     assert [tree / image for image, _ in lines] == [image for image, _ in pairs]
-    for (image, mask), (_, converted) in zip(pairs, lines, strict=True):
+    for (_, mask), (_, converted) in zip(pairs, lines, strict=True):
         assert Image.open(tree / converted).mode == "L"
         assert np.array_equal(pixels(tree / converted), np.vectorize(meaning.get)(pixels(mask)))
-        assert pixels(image).shape[:2] == pixels(tree / converted).shape
-    seen = {int(value) for _, mask in pairs for value in np.unique(pixels(mask))}
-    assert len(seen) > 12, "the miniature is too poor to tell a wrong table"
+    assert len({int(value) for _, mask in pairs for value in np.unique(pixels(mask))}) > 12, "too poor a miniature"
     assert json.loads((tree / "apd_labels/classes.json").read_text())["classes"] == list(SPECS[name].class_names)
     assert {k: v for k, v in files_of(tree).items() if not k.startswith("apd_labels")} == before
-    code, output = run(name, capsys, "check", tree)
-    assert code == 0
-    assert "complete: 7 pairs; the converted maps in apd_labels are those of these labels" in output
+    assert "complete: 7 pairs; the converted maps in apd_labels are those" in run(name, capsys, "check", tree)[1]
 
 
-def test_an_interrupted_conversion_continues_and_ends_as_an_uninterrupted_one(name, tmp_path, capsys, monkeypatch):
-    whole = write_converted(tmp_path / "whole", name)
-    write, folder = WRITERS[name]
-    root = write(tmp_path / folder)
+def test_an_interrupted_conversion_continues_and_ends_as_any_other(name, tree, tmp_path, capsys, monkeypatch):
+    whole, made = files_of(write_converted(tmp_path / "whole", name)), tree / "apd_labels"
     convert, done = label_trees._convert, []
 
     def until_interrupted(*arguments):
@@ -250,69 +215,34 @@ def test_an_interrupted_conversion_continues_and_ends_as_an_uninterrupted_one(na
 
     monkeypatch.setattr(label_trees.os, "cpu_count", lambda: 1)  # else threads count to different ends
     monkeypatch.setattr(label_trees, "_convert", until_interrupted)
-    with for_counts(name, FEW):
-        code, output = run(name, capsys, "convert", root)
-        assert (code, "interrupted" in output) == (130, True)
-        assert not (root / "apd_labels" / "val.txt").exists()
-        kept = {path: path.stat().st_mtime_ns for path in (root / "apd_labels").rglob("*.png")}
-        assert len(kept) == 3
-        # what a kill in the middle of writing leaves behind
-        (root / "apd_labels" / "train" / ".half.png.part").write_bytes(b"half")
-        monkeypatch.setattr(label_trees, "_convert", convert)
-        assert run(name, capsys, "convert", root)[0] == 0
-        assert {path: path.stat().st_mtime_ns for path in kept} == kept
-        assert "val: all 3 maps are there; nothing was done" in run(name, capsys, "convert", root)[1]
-    (root / "apd_labels" / "train" / ".half.png.part").unlink()
-    assert files_of(root) == files_of(whole)
+    code, output = run(name, capsys, "convert", tree)
+    assert (code, "interrupted" in output, (made / "val.txt").exists()) == (130, True, False)
+    kept = {path: path.stat().st_mtime_ns for path in made.rglob("*.png")}
+    assert len(kept) == 3
+    (made / "train" / ".half.png.part").write_bytes(b"half")  # what a kill in the middle of writing leaves behind
+    monkeypatch.setattr(label_trees, "_convert", convert)
+    assert run(name, capsys, "convert", tree)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert "val: all 3 maps are there; nothing was done" in run(name, capsys, "convert", tree)[1]
+    (made / "train" / ".half.png.part").unlink()
+    assert files_of(tree) == whole
 
 
 def test_nothing_that_was_made_otherwise_is_overwritten(name, tree, capsys):
     assert run(name, capsys, "convert", tree)[0] == 0
     made = tree / "apd_labels"
-    faults = {
-        "classes.json": lambda text: text.replace(SPECS[name].class_names[3], "something else"),
-        "val.txt": lambda text: without_line(text, 1),
-    }
-    for file, change in faults.items():
-        content = (made / file).read_bytes()
-        (made / file).write_text(change(content.decode()))
+    other_classes = lambda text: text.replace(SPECS[name].class_names[3], "something else")  # noqa: E731
+    for file, change in {"classes.json": other_classes, "val.txt": lambda text: without_line(text, 1)}.items():
+        content = (made / file).read_text()
+        (made / file).write_text(change(content))
         spoiled = files_of(made)
         for command in ("convert", "check"):
             code, output = run(name, capsys, command, tree)
-            assert code == 1
-            assert file in output
-            assert "move" in output
+            assert (code, file in output, "move" in output) == (1, True, True)
             assert files_of(made) == spoiled
-        (made / file).write_bytes(content)
+        (made / file).write_text(content)
     lost = first(made, "val/**/*.png")
     lost.unlink()
-    code, output = run(name, capsys, "convert", tree)
-    assert code == 1
-    assert f"{lost} is missing, val.txt names it" in output
-    labels = np.ones_like(pixels(first(made, "train/**/*.png")))
-    Image.fromarray(labels).save(lost)
+    assert f"{lost} is missing, val.txt names it" in run(name, capsys, "convert", tree)[1]
+    Image.fromarray(np.ones_like(pixels(first(made, "train/**/*.png")))).save(lost)
     assert f"{lost} is not what" in run(name, capsys, "check", tree)[1]
-
-
-def test_errors_come_in_the_order_of_the_files_whichever_thread_is_first(monkeypatch):
-    second_has_failed = threading.Event()
-
-    def look(number):
-        if number == 2:
-            second_has_failed.set()
-            raise label_trees.FetchError("2")
-        if number == 1:
-            second_has_failed.wait(5)
-            raise label_trees.FetchError("1")
-        return number
-
-    monkeypatch.setattr(label_trees.os, "cpu_count", lambda: 4)
-    with pytest.raises(label_trees.FetchError, match="1"):
-        list(label_trees.in_order(look, range(200), "test"))
-    assert list(label_trees.in_order(lambda x: x * x, range(200), "test")) == [x * x for x in range(200)]
-
-
-@pytest.mark.skipif(not TINY_COCO.is_dir(), reason="APD_DATA holds no tiny_coco/")
-def test_the_instances_of_a_hundred_real_images_of_coco_are_checked(capsys):
-    data_script("coco").check_instances(TINY_COCO, {"train": ("train2017", 50), "val": ("val2017", 50)})
-    assert re.search(r"train +50 +470 +5\nval +50 +382 +5\n", capsys.readouterr().out)

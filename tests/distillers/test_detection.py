@@ -1,12 +1,12 @@
-"""Distillation between detectors equals a slow second version, and holds what must always be true of it."""
+"""Distillation between detectors equals the slow references, and holds what must always be true of it."""
 
 import pytest
-import slow_detection as slow
+import slow_methods
+import slow_reference as slow
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map_only
 
-from apd import DIST, FitNet, PixelKD
+from apd import PixelKD
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import LEVELS, DetectorPair, DetectorView
 from apd.distillers.on_detectors import (
@@ -19,218 +19,174 @@ from apd.distillers.on_detectors import (
     roi_kd,
 )
 
-GRIDS = {"0": (12, 16), "1": (6, 8), "2": (3, 4), "3": (2, 2), "pool": (1, 1)}
-COUNTS = (7, 4)  # boxes of the two images
+GRIDS = dict(zip(LEVELS, [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)], strict=True))
 CLASSES = 3
+METHODS = {
+    "roi_kd": lambda channels: roi_kd(temperature=2.0),
+    "roi_dkd": lambda channels: roi_dkd(temperature=2.0),
+    "roi_apd": lambda channels: RoIAPD(channels, 6, CLASSES, width=4),
+    "dense_apd": lambda channels: dense_apd(channels, 6, CLASSES, levels=("0", "1"), width=4),
+    "pyramid_matching": lambda channels: pyramid_matching(channels, 6),
+    "review_kd": lambda channels: ReviewKD(channels, 6, width=4),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def boxes(values: list[torch.Tensor]) -> torch.Tensor:
-    return pad_sequence(values, batch_first=True).mT.unsqueeze(2)
+def make(name, student_channels=5):
+    return METHODS[name](student_channels).double()
 
 
-class Lists:
-    """A pair's tensors as the slow version wants them, and the pair."""
+def make_pair(student_channels=5):
+    """Views of two images of 7 and 4 boxes, the second image narrower than the first."""
+    labels = torch.tensor([[[0, 2, 0, 3, 2, 0, 0]], [[0, 1, 0, 0, -1, -1, -1]]])
+    are_boxes = (labels >= 0)[:, None]
 
-    def __init__(self, seed: int = 0, *, student_channels: int = 5, teacher_channels: int = 6) -> None:
-        self.random = torch.Generator().manual_seed(seed)
-        sizes = {"student": student_channels, "teacher": teacher_channels}
-        self.labels = [torch.tensor([0, 2, 0, 3, 2, 0, 0]), torch.tensor([0, 1, 0, 0])]
-        self.vectors = {net: [self.draw(n, channels) for n in COUNTS] for net, channels in sizes.items()}
-        self.logits = {net: [self.draw(n, CLASSES + 1) for n in COUNTS] for net in sizes}
-        self.pyramids = {
-            net: {level: self.draw(2, channels, *grid) for level, grid in GRIDS.items()}
-            for net, channels in sizes.items()
-        }
-        for net_values in (*self.vectors["student"], *self.logits["student"], *self.pyramids["student"].values()):
-            net_values.requires_grad_()
-        self.class_map = torch.randint(0, CLASSES + 1, (2, 48, 64), generator=self.random)
-        self.inside = torch.zeros(2, 48, 64, dtype=torch.int64)
-        self.inside[1, :, 40:] = -1
-        self.class_map[1, :, 40:] = -1
+    def view(channels, *, trained):
+        pyramid = {level: torch.randn(2, channels, *grid).double() for level, grid in GRIDS.items()}
+        vectors, logits = (torch.randn(2, width, 1, 7).double() * are_boxes for width in (channels, CLASSES + 1))
+        for value in (*pyramid.values(), vectors, logits):
+            value.requires_grad_(trained)
+        return DetectorView(pyramid, vectors, logits, [(48, 64), (48, 40)])
 
-    def draw(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.random, dtype=torch.float64)
-
-    @property
-    def pair(self) -> DetectorPair:
-        labels = pad_sequence(self.labels, batch_first=True, padding_value=-1).unsqueeze(1)
-        views = (
-            DetectorView(self.pyramids[net], boxes(self.vectors[net]), boxes(self.logits[net]), [(48, 64), (48, 40)])
-            for net in ("student", "teacher")
-        )
-        return DetectorPair(*views, labels, self.class_map, self.inside)
+    class_map = torch.randint(0, CLASSES + 1, (2, 48, 64))
+    inside = torch.zeros_like(class_map)
+    inside[1, :, 40:] = class_map[1, :, 40:] = -1
+    return DetectorPair(view(student_channels, trained=True), view(6, trained=False), labels, class_map, inside)
 
 
-def make(name: str, student_channels: int = 5) -> torch.nn.Module:
-    return {
-        "roi_kd": lambda: roi_kd(temperature=2.0),
-        "roi_dkd": lambda: roi_dkd(temperature=2.0),
-        "roi_apd": lambda: RoIAPD(student_channels, 6, CLASSES, width=4),
-        "dense_apd": lambda: dense_apd(student_channels, 6, CLASSES, levels=("0", "1"), width=4),
-        "pyramid_matching": lambda: pyramid_matching(student_channels, 6),
-        "review_kd": lambda: ReviewKD(student_channels, 6, width=4),
-    }[name]().double()
+def maps_of(view):
+    return [*view.pyramid.values(), view.vectors_BC1N, view.logits_BK1N]
 
 
-every_method = pytest.mark.parametrize(
-    "name", ["roi_kd", "roi_dkd", "roi_apd", "dense_apd", "pyramid_matching", "review_kd"]
-)
-
-
-def projected(head: torch.nn.Module, vectors: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [head(value.mT[None, :, None]).squeeze(2)[0].mT for value in vectors]
-
-
-# ---------------------------------------------------------------- the slow version
+def for_slow(labels):
+    return torch.where(labels < 0, slow.IGNORED, labels)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_roi_kd_and_roi_dkd_are_the_slow_ones(temperature):
-    lists = Lists()
-    logits = lists.logits["student"], lists.logits["teacher"]
-    wanted = slow.kd(*logits, temperature=temperature)
-    out = roi_kd(temperature=temperature, weight=0.5)(lists.pair)
+    pair = make_pair()
+    boxes = pair.student.logits_BK1N, pair.teacher.logits_BK1N, for_slow(pair.labels_B1N)
+    wanted = slow.pixel_kd(*boxes, temperature=temperature)
+    out = roi_kd(temperature=temperature, weight=0.5)(pair)
     torch.testing.assert_close(out, {"pixel_kd": wanted, "loss": 0.5 * wanted})
-    wanted = slow.dkd(*logits, lists.labels, temperature=temperature)
-    out = roi_dkd(temperature=temperature)(lists.pair)
+    wanted = slow_methods.dkd(*boxes, temperature=temperature)
+    out = roi_dkd(temperature=temperature)(pair)
     torch.testing.assert_close(out, wanted | {"loss": wanted["target"] + 0.25 * wanted["non_target"]})
 
 
 @pytest.mark.parametrize("width", [4, None])
-def test_roi_apd_is_the_slow_one_in_value_and_gradient(width):
-    lists = Lists(student_channels=6)
-    module = RoIAPD(6, 6, CLASSES, width=width, weights={"regularisation": 2.0 if width else 0.0}).double()
-    out = module(lists.pair)
-    wanted = slow.roi_apd(
-        projected(module.student_head, lists.vectors["student"]),
-        projected(module.teacher_head, lists.vectors["teacher"]),
-        lists.labels,
-    ) | {"pixel_kd": slow.kd(lists.logits["student"], lists.logits["teacher"])}
-    if width is None:
-        del wanted["regularisation"]
-    weights = {"regularisation": 2.0, "alignment": 10.0, "observation": 1.0, "pixel_kd": 1.0}
+def test_roi_apd_is_the_slow_one_in_value_and_gradient_with_objects_and_background_apart(width):
+    pair = make_pair(student_channels=6)
+    weights = {"regularisation": 2.0 if width else 0.0, "alignment": 10.0, "observation": 1.0, "pixel_kd": 1.0}
+    module = RoIAPD(6, 6, CLASSES, width=width, weights={"regularisation": weights["regularisation"]}).double()
+    labels, nowhere = for_slow(pair.labels_B1N), (pair.labels_B1N < 0)[:, None]
+    student = module.student_head(pair.student.vectors_BC1N + nowhere)  # anything that has a direction
+    teacher = module.teacher_head(pair.teacher.vectors_BC1N + nowhere)
+    counted = (lambda label: label > 0), (lambda label: label == 0)
+    wanted = {
+        "regularisation": slow.regularisation(teacher, labels, num_classes=CLASSES + 1),
+        "alignment": slow.alignment(student, teacher, labels),
+        "observation": sum(slow.observation(student, teacher, labels, counted=some) for some in counted) / 2,
+        "pixel_kd": slow.pixel_kd(pair.student.logits_BK1N, pair.teacher.logits_BK1N, labels),
+    }
+    wanted = {name: value for name, value in wanted.items() if weights[name]}
     wanted["loss"] = sum(weights[name] * value for name, value in wanted.items())
+    out = module(pair)
     torch.testing.assert_close(out, wanted)
-    leaves = [*lists.vectors["student"], *lists.logits["student"], *module.parameters()]
-    ours = torch.autograd.grad(out["loss"], leaves)
-    theirs = torch.autograd.grad(wanted["loss"], leaves)
-    torch.testing.assert_close(ours, theirs)
+    leaves = [*maps_of(pair.student)[-2:], *module.parameters()]
+    torch.testing.assert_close(*(torch.autograd.grad(values["loss"], leaves) for values in (out, wanted)))
 
 
-def test_dense_apd_is_the_segmentation_loss_on_each_level():
-    lists = Lists()
-    module = make("dense_apd")
-    out = module(lists.pair)
+def test_dense_apd_is_the_segmentation_loss_on_each_level_and_the_mean_over_levels():
+    pair, module = make_pair(), make("dense_apd")
+    out = module(pair)
     per_level = [
-        module.distillers[level](
-            student_features=lists.pyramids["student"][level],
-            teacher_features=lists.pyramids["teacher"][level],
-            labels=lists.class_map,
+        distiller(
+            student_features=pair.student.pyramid[level],
+            teacher_features=pair.teacher.pyramid[level],
+            labels=pair.class_map_BHW,
         )
-        for level in ("0", "1")
+        for level, distiller in module.distillers.items()
     ]
-    assert list(out) == ["regularisation", "alignment", "observation", "loss"]
-    for name, value in out.items():
-        torch.testing.assert_close(value, (per_level[0][name] + per_level[1][name]) / 2)
+    assert (list(out), len(per_level)) == (["regularisation", "alignment", "observation", "loss"], 2)
+    torch.testing.assert_close(out, {name: (per_level[0][name] + per_level[1][name]) / 2 for name in out})
     assert module.distillers["0"].student_head is not module.distillers["1"].student_head
 
 
 def test_feature_matching_is_the_slow_one_and_covers_the_insides_of_images_only():
-    lists, module = Lists(), make("pyramid_matching")
-    adapters = [module.distillers[level].adapter.weight[:, :, 0, 0] for level in LEVELS]
-    nets = [list(lists.pyramids[net].values()) for net in ("student", "teacher")]
-    torch.testing.assert_close(module(lists.pair)["fitnet"], slow.feature_matching(*nets, adapters, lists.inside))
+    pair, module = make_pair(), make("pyramid_matching")
+    levels = [
+        slow_methods.fitnet(
+            pair.student.pyramid[level],
+            pair.teacher.pyramid[level],
+            for_slow(pair.inside_BHW),
+            adapter=(module.distillers[level].adapter.weight, None),
+        )["fitnet"]
+        for level in LEVELS
+    ]
+    torch.testing.assert_close(module(pair)["fitnet"], torch.stack(levels).mean())
 
 
 @pytest.mark.parametrize("grid", [(12, 16), (5, 7), (4, 9), (3, 2), (1, 1)])
 def test_the_hierarchical_context_loss_is_the_slow_one(grid):
     student, teacher = (torch.randn(2, 3, *grid, dtype=torch.float64) for _ in range(2))
-    torch.testing.assert_close(hierarchical_context_loss(student, teacher), slow.hierarchical_context(student, teacher))
-    assert hierarchical_context_loss(student, student) == 0
+    wanted = slow_methods.hierarchical_context(student, teacher)
+    torch.testing.assert_close(hierarchical_context_loss(student, teacher), wanted)
 
 
 def test_review_kd_is_the_slow_one():
-    lists, module = Lists(), make("review_kd")
+    pair, module = make_pair(), make("review_kd")
     parts = []
     for level in LEVELS:
         review = module.reviews[level]
         part = {"reduced": review.reduced[0].weight, "out": review.out[0].weight}
-        if review.shares is not None:
+        if level != LEVELS[-1]:
             part |= {"shares": review.shares.weight, "shares_bias": review.shares.bias}
         parts.append(part)
-    assert ["shares" in part for part in parts] == [True, True, True, True, False]
-    nets = [list(lists.pyramids[net].values()) for net in ("student", "teacher")]
-    torch.testing.assert_close(module(lists.pair)["review_kd"], slow.review_kd(*nets, parts))
-
-
-# ---------------------------------------------------------------- what must always be true
+    nets = [list(view.pyramid.values()) for view in (pair.student, pair.teacher)]
+    torch.testing.assert_close(module(pair)["review_kd"], slow_methods.review_kd(*nets, parts))
 
 
 @every_method
 def test_student_and_every_parameter_get_a_gradient_and_the_teacher_none(name):
-    lists, module = Lists(), make(name)
-    nets = [[*lists.vectors[n], *lists.logits[n], *lists.pyramids[n].values()] for n in ("student", "teacher")]
-    for value in nets[1]:
+    pair, module = make_pair(), make(name)
+    for value in maps_of(pair.teacher):
         value.requires_grad_()
-    out = module(lists.pair)
+    out = module(pair)
     assert 0 < out["loss"] < torch.inf
     out["loss"].backward()
-    student, teacher = ([value.grad is not None and bool(value.grad.any()) for value in net] for net in nets)
-    assert any(student)
-    assert not any(teacher)
+    assert any(value.grad is not None and value.grad.any() for value in maps_of(pair.student))
+    assert not any(value.grad is not None and value.grad.any() for value in maps_of(pair.teacher))
     sides = [*module.student_parameters(), *module.teacher_parameters()]
-    assert {id(p) for p in sides} == {id(p) for p in module.parameters()}
-    assert len(sides) == len(list(module.parameters()))
+    assert sorted(map(id, sides)) == sorted(map(id, module.parameters()))
     assert all(parameter.grad is not None for parameter in sides)
 
 
-@pytest.mark.parametrize("name", ["roi_kd", "roi_dkd", "roi_apd", "dense_apd", "pyramid_matching"])
-def test_equal_nets_with_equal_heads_or_no_adapter_cost_nothing_but_the_teachers_own_training(name):
-    lists, module = Lists(student_channels=6), make(name, student_channels=6)
-    for part in module.modules():
-        if hasattr(part, "student_head"):
-            part.student_head.load_state_dict(part.teacher_head.state_dict())
-        if hasattr(part, "adapter"):
-            torch.nn.init.dirac_(part.adapter.weight)
-    pair = lists.pair._replace(student=lists.pair.teacher)
-    with torch.no_grad():
-        out = module(pair)
-    assert all(value.abs() < 1e-12 for term, value in out.items() if term not in ("regularisation", "loss"))
-
-
-@pytest.mark.parametrize("name", ["roi_kd", "roi_dkd", "roi_apd", "dense_apd", "pyramid_matching"])
-def test_without_a_box_or_a_pixel_everything_is_a_connected_zero(name):  # ReviewKD compares whole maps
-    lists, module = Lists(), make(name)
-    pair = lists.pair
-    pair = pair._replace(
-        labels_B1N=torch.full_like(pair.labels_B1N, -1),
-        class_map_BHW=torch.full_like(pair.class_map_BHW, -1),
-        inside_BHW=torch.full_like(pair.inside_BHW, -1),
-    )
-    out = module(pair)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "review_kd"])  # which compares whole maps
+def test_without_a_box_or_a_pixel_everything_is_a_connected_zero(name):
+    pair, module = make_pair(), make(name)
+    labels = ("labels_B1N", "class_map_BHW", "inside_BHW")
+    out = module(pair._replace(**{which: torch.full_like(getattr(pair, which), -1) for which in labels}))
     assert all(value == 0 for value in out.values())
     out["loss"].backward()
     assert all(not parameter.grad.any() for parameter in module.parameters())
 
 
 def test_images_of_background_alone_teach_of_it_alone():
-    lists = Lists()
-    lists.labels = [torch.zeros(n, dtype=torch.int64) for n in COUNTS]
-    out = make("roi_apd")(lists.pair)
+    pair = make_pair()
+    out = make("roi_apd")(pair._replace(labels_B1N=pair.labels_B1N.clamp(max=0)))
     assert out["observation"] == 0  # one class: every box is seen alike through either perspective
     assert out["alignment"] > 0
 
 
 @every_method
 def test_half_precision_is_computed_in_single(name):
-    lists, module = Lists(), make(name).float()
+    module = make(name).float()
 
     def cast(pair, dtype):
-        return tree_map_only(
-            lambda v: isinstance(v, torch.Tensor) and v.is_floating_point(), lambda v: v.to(dtype), pair
-        )
+        return tree_map_only(torch.Tensor, lambda v: v.to(dtype) if v.is_floating_point() else v, pair)
 
-    coarse = cast(lists.pair, torch.bfloat16)
+    coarse = cast(make_pair(), torch.bfloat16)
     exact = module(cast(coarse, torch.float32))["loss"]
     assert torch.equal(module(coarse)["loss"], exact)
     with torch.autocast("cpu", torch.bfloat16):
@@ -240,33 +196,15 @@ def test_half_precision_is_computed_in_single(name):
     torch.testing.assert_close(half, exact, rtol=2e-2 if name == "review_kd" else 1e-5, atol=1e-6)
 
 
-# ---------------------------------------------------------------- wrong input
-
-
-def test_any_distiller_of_pixels_works_on_boxes_and_on_the_pyramid():
-    lists = Lists()
-    assert OnRoIs(DIST(ignore_index=-1))(lists.pair)["loss"] > 0
-    fitnet = OnPyramid(lambda: FitNet(5, 6, CLASSES + 1, ignore_index=-1).double(), levels=("1",))
-    assert fitnet(lists.pair)["loss"] > 0
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: OnRoIs(PixelKD()), "PixelKD has ignore_index=255: construct it with ignore_index=-1"),
-        (lambda: OnPyramid(lambda: FitNet(5, 6, 4), levels=("1",)), "FitNet has ignore_index=255"),
-        (lambda: OnPyramid(lambda: None, levels=()), r"levels=\(\): expected one or several of 0, 1, 2, 3, pool"),
-        (lambda: OnPyramid(lambda: None, levels=("1", "1")), "each once"),
+        (lambda: OnPyramid(lambda: None, levels=("1", "1")), "levels=.* each once"),
         (lambda: OnPyramid(lambda: None, levels=("1",), labels="boxes"), "labels='boxes': expected one of 'classes'"),
-        (lambda: dense_apd(5, 6, 3, levels=("4",)), r"levels=\('4',\)"),
         (lambda: dense_apd(5, 6, 3, weights={"pixel_kd": 1.0}), r"a pyramid has no logits; add roi_kd\(\)"),
-        (lambda: dense_apd(5, 6, 3, width=None), "width=None needs equal channels"),
         (lambda: RoIAPD(5, 6, 3, width=None), "width=None needs equal channels, got student_channels=5"),
-        (lambda: RoIAPD(0, 6, 3), "student_channels=0: expected a positive integer"),
-        (lambda: RoIAPD(5, 6, 3, scale=0), "scale=0: expected a positive number"),
-        (lambda: RoIAPD(5, 6, 3, weights={"observations": 1}), "did you mean 'observation'"),
         (lambda: ReviewKD(5, 6, levels=("1", "0")), r"levels = \('1', '0'\): expected some of .* in this order"),
-        (lambda: ReviewKD(5, 6, weight=0), "ReviewKDConfig.weight = 0.0: expected a number > 0"),
     ],
 )
 def test_wrong_settings_are_named(build, message):
@@ -274,43 +212,37 @@ def test_wrong_settings_are_named(build, message):
         build()
 
 
+@every_method
+def test_a_student_without_gradient_is_refused_in_training_only_and_maps_that_are_not_finite_always(name):
+    pair, module = make_pair(), make(name)
+    frozen = tree_map_only(torch.Tensor, torch.Tensor.detach, pair)
+    with pytest.raises(ValueError, match=r"student_\w+ does not require a gradient"):
+        module(frozen)
+    assert module.eval()(frozen)["loss"].isfinite()
+    for side in ("student", "teacher"):
+        broken = tree_map_only(torch.Tensor, lambda value: value * torch.nan, getattr(pair, side))
+        with pytest.raises(ValueError, match=rf"{side}_\w+ holds NaN"):
+            module(pair._replace(**{side: broken}))
+
+
+LARGER, FEW = {"image_sizes": [(96, 128), (96, 80)]}, {"pyramid": {"0": None, "pool": None}}
+
+
 @pytest.mark.parametrize(
-    ("build", "change", "message"),
+    ("module", "change", "teachers", "message"),
     [
-        ("dense_apd", {"image_sizes": [(96, 128), (96, 80)]}, "build both with the same min_size and max_size"),
-        ("review_kd", {"image_sizes": [(96, 128), (96, 80)]}, "build both with the same min_size and max_size"),
-        ("dense_apd", {"pyramid": ("0", "pool")}, "the teacher's pyramid has no level 1: it has 0, pool"),
-        ("review_kd", {"pyramid": ("0", "pool")}, "the teacher's pyramid has no level 1, 2, 3: it has 0, pool"),
-        ("dense_apd", {"class_map_BHW": None}, "the targets have no class_map"),
-        ("roi_apd", {}, "the student's vectors have 5 channels: expected 7"),
-        ("review_kd", {}, "the student's pyramid has 5 channels: expected 7"),
+        (make("dense_apd"), {}, LARGER, "build both with the same min_size and max_size"),
+        (make("review_kd"), {}, FEW, "the teacher's pyramid has no level 1, 2, 3: it has 0, pool"),
+        (make("dense_apd"), {"class_map_BHW": None}, {}, "the targets have no class_map"),
+        (make("roi_apd", student_channels=7), {}, {}, "student_features has 5 channels .*: expected 7"),
+        (make("review_kd", student_channels=7), {}, {}, "student_features has 5 channels .*: expected 7"),
+        (RoIAPD(5, 6, 5), {}, {}, "student_logits has 4 channels .*: expected 6, the num_classes"),
     ],
 )
-def test_wrong_views_are_named(build, change, message):
-    pair = Lists().pair
-    if "pyramid" in change:
-        change = {"pyramid": {level: pair.teacher.pyramid[level] for level in change["pyramid"]}}
-    teacher = pair.teacher._replace(**{k: v for k, v in change.items() if k != "class_map_BHW"})
-    pair = pair._replace(teacher=teacher, class_map_BHW=change.get("class_map_BHW", pair.class_map_BHW))
+def test_wrong_views_are_named(module, change, teachers, message):
+    pair = make_pair()
+    pair = pair._replace(teacher=pair.teacher._replace(**teachers), **change)
     with pytest.raises(ValueError, match=message):
-        make(build, student_channels=5 if change else 7)(pair)
-
-
-def test_boxes_need_no_common_size_but_common_classes_and_maps_one_shape():
-    pair = Lists().pair
-    misplaced = pair._replace(teacher=pair.teacher._replace(image_sizes=[(96, 128), (96, 80)]))
-    assert make("roi_apd")(misplaced)["loss"] > 0  # boxes are where they are in each
-    coarse = {level: pair.teacher.pyramid[level] for level in ("0", "pool")}
-    for name, lacking in (("dense_apd", "1"), ("review_kd", "1, 2, 3")):
-        with pytest.raises(ValueError, match=f"the teacher's pyramid has no level {lacking}: it has 0, pool"):
-            make(name)(pair._replace(teacher=pair.teacher._replace(pyramid=coarse)))
-    with pytest.raises(ValueError, match="the targets have no class_map"):
-        make("dense_apd")(pair._replace(class_map_BHW=None))
-    with pytest.raises(ValueError, match=r"student_features has 5 channels .*: expected 7"):
-        make("roi_apd", student_channels=7)(pair)
-    with pytest.raises(ValueError, match=r"student_logits has 4 channels .*: expected 6, the num_classes"):
-        RoIAPD(5, 6, 5)(pair)
-    with pytest.raises(ValueError, match=r"student_features has 5 channels .*: expected 7"):
-        make("review_kd", student_channels=7)(pair)
-    with pytest.raises(ValueError, match=r"student has shape \(1, 2, 3, 3\) but teacher \(1, 2, 4, 4\)"):
-        hierarchical_context_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 4))
+        module(pair)
+    if teachers is LARGER:
+        assert make("roi_apd")(pair)["loss"] > 0  # boxes are where they are in each

@@ -3,8 +3,6 @@
 import importlib
 import inspect
 import json
-import pkgutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from every_method import METHODS
 from small_experiments import NETWORK, TEACHER, outcome, prepared_run, tiny
 
-import apd.distillers
 from apd.cli.parsing import parse
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict, to_dict
@@ -26,8 +24,7 @@ from apd.training.run import train
 from apd.training.segmentation import build_network
 
 KINDS = {kind.__name__: kind for kind in DISTILLERS.values() if kind.task == "segmentation" and kind.module is not None}
-OF_NUMBERS = {name: kind for name, kind in KINDS.items() if name != "PixelKDConfig"}
-every_kind = pytest.mark.parametrize("kind", OF_NUMBERS.values(), ids=OF_NUMBERS)
+every_kind = pytest.mark.parametrize("kind", [kind for name, kind in KINDS.items() if name != "PixelKDConfig"])
 SMALL = {"cirkd": {"pixel_slots": 30, "region_slots": 7}}
 ALL = (APDConfig(), *(kind(**SMALL.get(kind().method, {})) for kind in KINDS.values()))
 
@@ -43,25 +40,8 @@ def with_distillers(*distillers):
 
 
 def test_every_method_of_the_study_is_tried_here():
-    assert {kind().method: kind for kind in DISTILLERS.values()} == DISTILLERS
+    assert {method for method, kind in DISTILLERS.items() if kind.task == "segmentation"} == {*METHODS}
     assert {type(config) for config in ALL} == {kind for kind in DISTILLERS.values() if kind.task == "segmentation"}
-
-
-@every_kind
-def test_every_field_changes_the_fingerprint_and_comes_back_from_json(kind):
-    others = other_values(kind)
-    changed = [with_distillers(kind(**{name: value})) for name, value in others.items()]
-    experiments = [with_distillers(kind()), with_distillers(kind(**others)), *changed]
-    assert len({fingerprint(e) for e in experiments}) == len(experiments) - (len(changed) == 1)
-    assert [from_dict(json.loads(json.dumps(to_dict(e)))) for e in experiments] == experiments
-
-
-@every_kind
-def test_no_field_takes_a_value_that_its_method_cannot_use(kind):
-    for name in ("method", *kind().settings):
-        for value in (object(), -1.0, -1, float("nan"), True):
-            with pytest.raises(ExperimentError, match=rf"^{kind.__name__}\.{name} = "):
-                kind(**{name: value})
 
 
 @pytest.fixture(scope="module")
@@ -92,35 +72,20 @@ def test_adapters_and_memories_start_from_the_seed_alone_and_leave_the_random_st
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_adapters_are_trained_by_the_students_optimiser(tmp_path):
-    run = prepared_run(with_distillers(*ALL), tmp_path)
+def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monkeypatch):
+    experiment = with_distillers(*ALL)
+    run = prepared_run(experiment, tmp_path)
     trained = {id(p) for group in run.optimisers["student"].param_groups for p in group["params"]}
     for name, distiller in run.distillers.items():
         assert {id(p) for p in distiller.student_parameters()} <= trained, name
-
-
-class Thrown(Exception):
-    pass
-
-
-def throw_at_four(step):
-    if step == 4:
-        raise Thrown
-
-
-def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monkeypatch):
-    experiment = with_distillers(*ALL)
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "whole"))
     train(experiment)
     expected = outcome(experiment)
-    terms = set(expected["log"][0])
-    some = {"fitnet.fitnet", "skd.skd", "cwd.logits", "cirkd.pixel_memory", "dist.intra", "mgd.mgd", "dkd.target"}
-    assert some | {"lskd.lskd", "i2ckd.i2ckd", "idd.idd"} <= terms
-
+    assert {"fitnet.fitnet", "cirkd.pixel_memory", "dkd.target", "idd.idd"} <= set(expected["log"][0])
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "parts"))
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(Thrown):
-        train(experiment, on_step=throw_at_four)
+    with pytest.raises(ZeroDivisionError):
+        train(experiment, on_step=lambda step: 1 / (step - 4))
     train(experiment)
     assert outcome(experiment) == expected
 
@@ -156,16 +121,5 @@ def test_a_new_method_is_one_file(absolute, tmp_path, monkeypatch):
 
 
 def test_two_methods_of_one_name_are_refused(absolute):
-    with pytest.raises(
-        TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this name"
-    ):
-
-        class SameConfig(DistillerConfig):
-            method = "absolute"
-
-
-def test_every_file_of_the_folder_is_in_the_registry_once_one_of_them_is_imported():
-    files = {f"{apd.distillers.__name__}.{module.name}" for module in pkgutil.iter_modules(apd.distillers.__path__)}
-    code = "import sys, apd.config.experiment; print(*(name for name in sys.modules if name.startswith('apd.dist')))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert files <= set(found)
+    with pytest.raises(TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this na"):
+        type("SameConfig", (DistillerConfig,), {"method": "absolute"})

@@ -14,14 +14,6 @@ SAMPLES = 6
 OF_PROTOTYPES = pytest.mark.parametrize("name", ["i2ckd", "idd"])
 
 
-def inputs(pixels, *, dtype=torch.float64, scale=3.0):
-    random = torch.Generator().manual_seed(0)
-    student, teacher, samples = (
-        torch.randn(rows, 4, generator=random, dtype=dtype) for rows in (pixels, pixels, SAMPLES)
-    )
-    return (scale * student).requires_grad_(), scale * teacher, F.normalize(samples, dim=1)
-
-
 def by_library(student, teacher, samples):
     ours, theirs = (F.log_softmax(vectors @ samples.mT, dim=1) for vectors in (student, teacher))
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
@@ -32,10 +24,15 @@ def blocks_of(pixels, monkeypatch):
 
 
 def maps(*, dtype=torch.float64, batch=2, grid=(3, 5)):
-    random = torch.Generator().manual_seed(1)
-    student, teacher = (torch.randn(batch, 4, *grid, generator=random, dtype=dtype) for _ in range(2))
-    samples = F.normalize(torch.randn(SAMPLES, 4, generator=random, dtype=dtype), dim=1)
-    return student.requires_grad_(), teacher, samples, torch.rand(batch, *grid, generator=random) < 0.7
+    student, teacher = (torch.randn(batch, 4, *grid, dtype=dtype) for _ in range(2))
+    samples = F.normalize(torch.randn(SAMPLES, 4, dtype=dtype), dim=1)
+    return student.requires_grad_(), teacher, samples, torch.rand(batch, *grid) < 0.7
+
+
+def inputs(pixels, *, dtype=torch.float64, scale=3.0):
+    student, teacher, samples, _ = maps(dtype=dtype, batch=1, grid=(1, pixels))
+    vectors = (scale * net.detach()[0, :, 0].T for net in (student, teacher))
+    return next(vectors).requires_grad_(), next(vectors), samples
 
 
 def plain_memory_loss(student, teacher, samples, valid, temperature):
@@ -56,20 +53,13 @@ def test_value_and_gradient_are_those_of_the_library_wherever_the_blocks_end(pix
     )
 
 
-def test_a_block_is_at_least_a_pixel_and_larger_beside_a_cpu():
-    assert module.block_of_pixels(torch.empty(4096, 1)) == 128
-    assert module.block_of_pixels(torch.empty(2**20, 1)) == 1
-    assert module.block_of_pixels(torch.empty(4096, 1, device="meta")) == 4096
-
-
 def test_logits_of_ten_thousand_stay_finite_and_right():
     student, teacher, samples = inputs(9, dtype=torch.float32, scale=1e4)
     ours = relation_divergence(student, teacher, samples)
     ours.sum().backward()
     torch.testing.assert_close(ours, by_library(student, teacher, samples))
     assert student.grad.isfinite().all()
-    # equal nets are exactly zero apart
-    assert not relation_divergence(student, student.detach().clone(), samples).any()
+    assert not relation_divergence(student, student.detach().clone(), samples).any()  # exactly
 
 
 def test_nothing_of_pixels_by_samples_is_kept_for_the_gradient():
@@ -81,32 +71,17 @@ def test_nothing_of_pixels_by_samples_is_kept_for_the_gradient():
     assert max(shape.numel() for shape in shapes) == student.numel()
 
 
-@pytest.mark.parametrize("block", [1, 4, 1000])
-def test_the_memorys_loss_is_the_mean_over_valid_pixels(block, monkeypatch):
-    blocks_of(block, monkeypatch)
+def test_the_memorys_loss_is_the_mean_over_valid_pixels():
     student, *others = maps()
     ours, theirs = (loss(student, *others, temperature=0.3) for loss in (memory_loss, plain_memory_loss))
     torch.testing.assert_close(ours, theirs)
-    gradients = [torch.autograd.grad(3 * loss, student)[0] for loss in (ours, theirs)]
-    torch.testing.assert_close(*gradients)
+    changes = [torch.autograd.grad(3 * loss, student)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*changes)
     valid = others[-1]
-    assert torch.equal(gradients[0].permute(0, 2, 3, 1).any(-1), valid)
+    assert torch.equal(changes[0].permute(0, 2, 3, 1).any(-1), valid)
     nothing = memory_loss(student, *others[:-1], torch.zeros_like(valid), temperature=0.1)  # a connected zero
     assert nothing == 0
     assert torch.autograd.grad(nothing, student)[0].eq(0).all()
-
-
-def test_the_memorys_loss_of_half_precision_maps_is_computed_in_float32():
-    student, teacher, samples, valid = maps(dtype=torch.float32)
-    half = student.detach().bfloat16().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = memory_loss(half, teacher.bfloat16(), samples, valid, temperature=0.1)
-    loss.backward()
-    expected = memory_loss(half.float(), teacher.bfloat16().float(), samples, valid, temperature=0.1)
-    assert loss.dtype == torch.float32
-    assert loss == expected
-    assert half.grad.dtype == torch.bfloat16
-    assert half.grad.any()
 
 
 def test_the_blocks_trace_to_one_graph_with_equal_results(monkeypatch):
@@ -114,9 +89,9 @@ def test_the_blocks_trace_to_one_graph_with_equal_results(monkeypatch):
     torch.compiler.reset()
     student, *others = maps(dtype=torch.float32, batch=1, grid=(1, 5))
     compiled = torch.compile(memory_loss, fullgraph=True, backend="aot_eager")
-    got, expected = (loss(student, *others, temperature=0.1) for loss in (compiled, memory_loss))
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(torch.autograd.grad(got, student), torch.autograd.grad(expected, student))
+    losses = [loss(student, *others, temperature=0.1) for loss in (compiled, memory_loss)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student) for loss in losses))
 
 
 @OF_PROTOTYPES
@@ -143,12 +118,3 @@ def test_more_classes_than_are_compared_one_by_one_give_the_same(name):
     values = module(**batch)[name], getattr(slow_methods, name)(*batch.values(), **options)[name]
     torch.testing.assert_close(*values)
     torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in values))
-
-
-@pytest.mark.parametrize(("side", "nodes"), [(8, 2), (9, 3)])
-def test_the_pairwise_matrix_has_few_nodes_whatever_the_grid(side, nodes, monkeypatch):
-    shapes = []
-    multiply = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: shapes.append(multiply(a, b).shape) or multiply(a, b))
-    make("skd")(**random_batch(grid=(side, side)))
-    assert shapes == [(2, nodes**2, nodes**2)] * 2

@@ -11,14 +11,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.coco import DetectionExtraMissing, decode, encode
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import DetectionExtraMissing, decode, encode
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer, ap_scores, detect, scored
 from apd.models.detector import build_detector
 
 SPEC = InstanceSpec("shapes", ("disc", "square", "bar"))
-HEIGHT, WIDTH = 300, 320
+HEIGHT, WIDTH, CLASSES = 300, 320, [{"id": label} for label in range(3)]
 
 
 def rectangles(random: np.random.Generator, count: int) -> np.ndarray:
@@ -38,16 +38,10 @@ def masks_of(boxes: np.ndarray) -> np.ndarray:
 def image(random: np.random.Generator, name: str, *, objects: int, found: int) -> tuple[InstanceSample, Detections]:
     """An image and detections, half of them near an object, some of them of the wrong class."""
     boxes, labels = rectangles(random, objects), random.integers(0, 3, objects)
-    masks = masks_of(boxes)
-    truth = InstanceSample(
-        torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8),
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(labels),
-        torch.tensor(masks),
-        torch.tensor(random.random(objects) < 0.2),
-        torch.tensor(masks.sum((1, 2)), dtype=torch.float32),
-        name,
-    )
+    masks, crowd = torch.tensor(masks_of(boxes)), torch.tensor(random.random(objects) < 0.2)
+    pixels, areas = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), masks.sum((1, 2)).float()
+    boxes_N4 = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    truth = InstanceSample(pixels, boxes_N4, torch.tensor(labels), masks, crowd, areas, name)
     guesses, guessed = rectangles(random, found), random.integers(0, 3, found)
     for place in range(min(found // 2, objects)):
         guesses[place] = boxes[place] + random.normal(0, 2, 4)
@@ -76,29 +70,32 @@ def by_pycocotools(shown: list[tuple[InstanceSample, Detections]], kind: str) ->
         for (x0, y0, x1, y1), mask in zip(boxes_N4.double().tolist(), masks, strict=True):
             yield {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": mask}
 
-    objects, results = [], []
-    for number, (truth, found) in enumerate(shown):
-        rows = zip(truth.labels_N.tolist(), truth.areas_N.tolist(), truth.crowd_N.tolist(), strict=True)
-        for (label, area, crowd), shape in zip(
-            rows, shapes(truth.boxes_N4, encode(truth.masks_NHW.numpy())), strict=True
-        ):
-            own = {"id": len(objects) + 1, "image_id": number, "category_id": label, "area": area}
-            objects.append(own | shape | {"iscrowd": int(crowd)})
-        for label, score, shape in zip(
-            found.labels_N.tolist(), found.scores_N.tolist(), shapes(found.boxes_N4, found.masks), strict=True
-        ):
-            del shape["bbox" if kind == "masks" else "segmentation"]
-            results.append({"image_id": number, "category_id": label, "score": score} | shape)
+    def entries(number, boxes_N4, masks, **columns):
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        for row, shape in zip(rows, shapes(boxes_N4, masks), strict=True):
+            yield {"image_id": number, **dict(zip(columns, row, strict=True)), **shape}
+
+    objects, results, unused = [], [], "bbox" if kind == "masks" else "segmentation"
+    for number, (own, found) in enumerate(shown):
+        facts = {"category_id": own.labels_N, "area": own.areas_N, "iscrowd": own.crowd_N.int()}
+        objects += entries(number, own.boxes_N4, encode(own.masks_NHW.numpy()), **facts)
+        facts = {"category_id": found.labels_N, "score": found.scores_N}
+        results += entries(number, found.boxes_N4, found.masks, **facts)
+    results = [{name: value for name, value in entry.items() if name != unused} for entry in results]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         sizes = [{"id": number, "height": HEIGHT, "width": WIDTH} for number in range(len(shown))]
-        classes = [{"id": label} for label in range(3)]
-        truth.dataset = {"info": {}, "images": sizes, "annotations": objects, "categories": classes}
+        objects = [{"id": number, **entry} for number, entry in enumerate(objects, start=1)]
+        truth.dataset = {
+            "info": {},
+            "images": sizes,
+            "annotations": objects,
+            "categories": [{"id": k} for k in range(3)],
+        }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), {"boxes": "bbox", "masks": "segm"}[kind])
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+            step()
     return evaluation.stats[:6].tolist()
 
 
@@ -121,7 +118,7 @@ def test_the_order_of_images_does_not_matter_where_scores_differ_and_tables_can_
         torch.testing.assert_close(table.ap_TKA, backwards[kind].ap_TKA, equal_nan=True)
 
 
-def test_truth_found_is_one_nothing_found_is_zero_and_a_class_without_objects_is_nan():
+def test_truth_found_is_one_nothing_found_is_zero_no_objects_are_nan_and_crowds_are_not_asked_for():
     truth, nothing = image(np.random.default_rng(0), "a", objects=6, found=0)
     truth = truth._replace(labels_N=torch.tensor([0, 0, 0, 1, 1, 1]), crowd_N=torch.zeros(6, dtype=torch.bool))
     perfect = Detections(truth.boxes_N4, torch.full((6,), 0.9), truth.labels_N, encode(truth.masks_NHW.numpy()))
@@ -131,15 +128,9 @@ def test_truth_found_is_one_nothing_found_is_zero_and_a_class_without_objects_is
             assert scores.ap == scores.ap50 == scores.ap75 == score
             assert scores.ap_K.nan_to_num(-1).tolist() == [score, score, -1.0]
             assert table.instances_K.tolist() == [3, 3, 0]
-
-
-def test_a_crowd_is_not_asked_for_and_what_is_found_in_it_is_no_mistake():
-    truth, _ = image(np.random.default_rng(0), "a", objects=2, found=0)
-    truth = truth._replace(labels_N=torch.tensor([0, 0]), crowd_N=torch.tensor([True, False]))
-    both = Detections(truth.boxes_N4, torch.tensor([0.9, 0.8]), truth.labels_N, None)
-    table = scorer_of([(truth, both)], ("boxes",)).tables()["boxes"]
-    assert ap_scores(table).ap == 1.0
-    assert table.instances_K.tolist() == [1, 0, 0]
+    crowded = truth._replace(crowd_N=torch.tensor([True, False, False, True, True, True]))
+    table = scorer_of([(crowded, perfect)], ("boxes",)).tables()["boxes"]
+    assert (ap_scores(table).ap, table.instances_K.tolist()) == (1.0, [2, 0, 0])
 
 
 def test_what_does_not_fit_together_is_named():

@@ -1,16 +1,14 @@
 """APDLoss: against the slow reference, who is trained by what, weights, precision, compilation, and in a loop."""
 
-import copy
 import textwrap
 
 import pytest
 import slow_reference as slow
 import torch
-from every_method import random_batch
+from every_method import gradients, random_batch
 from torch import nn
 from torch.nn import functional as F
 
-import apd
 from apd import APDLoss, ProjectionHead
 from apd.losses import DEFAULT_WEIGHTS
 
@@ -26,12 +24,12 @@ def distiller(dtype=torch.float64, like=None, **options):
     return module
 
 
-def gradients(module):
+def trained(module):
     return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
 OPTIONS = [{}, RELEASED, {"scope": "batch"}, {"absent": "zero"}, {"reduction": "element"}]
-OPTIONS += [{"scale": 3.0, "temperature": 2.0, "upsample_logits": True}]
+OPTIONS += [{"scale": 3.0, "temperature": 2.0, "upsample_logits": True, "weights": {"observation": 0.25}}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -43,17 +41,16 @@ def test_terms_loss_and_gradients_equal_the_slow_reference(options, grid):
     scope, scale = options.get("scope", "image"), options.get("scale", 10.0)
     reduction, absent = options.get("reduction", "pixel"), options.get("absent", "mask")
     of_logits = {"temperature": options.get("temperature", 1.0), "upsample_logits": "upsample_logits" in options}
-    labels = batch["labels"]
+    labels, logits = batch["labels"], (batch["student_logits"], batch["teacher_logits"])
     student, teacher = module.student_head(batch["student_features"]), module.teacher_head(batch["teacher_features"])
     expected = {
         "regularisation": slow.regularisation(teacher, labels, num_classes=5, scope=scope, absent=absent, scale=scale),
         "alignment": slow.alignment(student, teacher, labels, scope=scope),
         "observation": slow.observation(student, teacher, labels, scope=scope, scale=scale, reduction=reduction),
-        "pixel_kd": slow.pixel_kd(
-            batch["student_logits"], batch["teacher_logits"], labels, reduction=reduction, **of_logits
-        ),
+        "pixel_kd": slow.pixel_kd(*logits, labels, reduction=reduction, **of_logits),
     }
-    expected["loss"] = sum(DEFAULT_WEIGHTS[name] * expected[name] for name in TERMS)
+    weights = DEFAULT_WEIGHTS | options.get("weights", {})  # what is left out keeps its default
+    expected["loss"] = sum(weights[name] * expected[name] for name in TERMS)
     out = module(**batch)
     torch.testing.assert_close(out, expected)
     wanted = [*module.parameters(), batch["student_features"], batch["student_logits"]]
@@ -84,18 +81,16 @@ def test_without_heads_the_features_themselves_are_compared_and_there_is_nothing
     module, batch = APDLoss(6, 6, 5, width=None), slow.random_batch()
     out = module(**batch)
     assert set(out) == {"alignment", "observation", "pixel_kd", "loss"}
-    torch.testing.assert_close(
-        out["alignment"], slow.alignment(batch["student_features"], batch["teacher_features"], batch["labels"])
-    )
+    maps = batch["student_features"], batch["teacher_features"], batch["labels"]
+    torch.testing.assert_close(out["alignment"], slow.alignment(*maps))
     assert list(module.parameters()) == module.student_parameters() == module.teacher_parameters() == []
 
 
 def test_labels_may_be_bytes_or_have_another_ignore_index():
     module, batch = distiller(), random_batch()
-    torch.testing.assert_close(module(**batch | {"labels": batch["labels"].byte()}), module(**batch))
     labels = torch.where(batch["labels"] == 255, -100, batch["labels"])
-    other = distiller(like=module, ignore_index=-100)
-    torch.testing.assert_close(other(**batch | {"labels": labels}), module(**batch))
+    for same, change in ((module, batch["labels"].byte()), (distiller(like=module, ignore_index=-100), labels)):
+        torch.testing.assert_close(same(**batch | {"labels": change}), module(**batch))
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -105,32 +100,13 @@ def test_the_regularisation_trains_the_teachers_head_and_nothing_else_and_the_ot
     batch["teacher_logits"].requires_grad_()
     module(**batch)[term].backward()
     side = {"regularisation": "teacher_head", "pixel_kd": "none"}.get(term, "student_head")
-    assert set(gradients(module)) == {name for name, _ in module.named_parameters() if name.startswith(side)}
-    assert all(gradient.any() for name, gradient in gradients(module).items() if name != "student_head.out.bias")
-    reached = {"regularisation": None, "pixel_kd": "student_logits"}.get(term, "student_features")
-    assert [name for name, value in batch.items() if name != "labels" and value.grad is not None] == [
-        name for name in batch if name == reached
-    ]
-    assert reached is None or batch[reached].grad.any()
-
-
-def test_one_backward_of_the_sum_equals_two_separate_updates():
-    module, batch = distiller(), random_batch()
-    module(**batch)["loss"].backward()
-    together = gradients(module)
-    module.zero_grad()
-    module(**batch)["regularisation"].backward()
-    teacher_only = gradients(module)
-    module.zero_grad()
-    out = module(**batch)
-    sum(module.weights[name] * out[name] for name in TERMS if name != "regularisation").backward()
-    torch.testing.assert_close(together, teacher_only | gradients(module))
-
-
-def test_parameters_are_handed_out_by_side():
-    module = distiller()
+    assert set(trained(module)) == {name for name, _ in module.named_parameters() if name.startswith(side)}
+    assert all(gradient.any() for name, gradient in trained(module).items() if name != "student_head.out.bias")
     assert module.student_parameters() == list(module.student_head.parameters())
     assert module.teacher_parameters() == list(module.teacher_head.parameters())
+    reached = {"regularisation": None, "pixel_kd": "student_logits"}.get(term, "student_features")
+    assert [name for name in batch if batch[name].grad is not None] == [reached] * (reached is not None)
+    assert reached is None or batch[reached].grad.any()
 
 
 def test_a_teacher_run_under_inference_mode_is_refused_instead_of_leaving_its_head_untrained():
@@ -150,22 +126,14 @@ def test_a_term_of_weight_zero_is_neither_computed_nor_returned_and_the_others_s
     torch.testing.assert_close(without(**batch), expected | {"loss": loss})
 
 
-def test_the_loss_is_the_weighted_sum_and_weights_left_out_keep_their_default():
-    module = distiller(weights={"alignment": 3, "observation": 0.25})
-    assert module.weights == {"regularisation": 1.0, "alignment": 3.0, "observation": 0.25, "pixel_kd": 1.0}
-    out = module(**random_batch())
-    torch.testing.assert_close(out["loss"], sum(module.weights[name] * out[name] for name in TERMS))
-
-
 @pytest.mark.parametrize("only", TERMS)
 def test_a_head_that_no_term_trains_is_frozen_so_every_trainable_parameter_gets_a_gradient(only):
     module = distiller(weights={name: float(name == only) for name in TERMS})
     out = module(**random_batch())
     assert set(out) == {only, "loss"}
     out["loss"].backward()
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert set(gradients(module)) == trained
-    assert len(module.student_parameters()) + len(module.teacher_parameters()) == len(trained)
+    assert {*trained(module)} == {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert len(module.student_parameters()) + len(module.teacher_parameters()) == len(trained(module))
 
 
 def test_logits_may_be_left_out_when_they_have_no_weight():
@@ -182,28 +150,14 @@ def test_degenerate_labels_give_finite_terms_connected_to_every_parameter_as_rel
     module, batch = distiller(torch.float32, **RELEASED), random_batch(dtype=torch.float32)
     batch["labels"] = torch.full_like(batch["labels"], label)
     out = module(**batch)
-    out["loss"].backward()
-    assert all(value.isfinite() for value in out.values())
-    assert len(gradients(module)) == len(list(module.parameters()))
-    assert all(gradient.isfinite().all() for gradient in gradients(module).values())
+    (to_features, _, *to_heads), terms = gradients(out["loss"], module, batch), set(TERMS) - {"pixel_kd"}
+    assert all(value.isfinite().all() for value in (*out.values(), to_features, *to_heads))
     if label == 255:
-        assert not any(out[name].item() for name in TERMS if name != "pixel_kd")
-        assert not any(gradient.any() for gradient in (*gradients(module).values(), batch["student_features"].grad))
+        assert not any(value.any() for value in (*(out[name] for name in terms), to_features, *to_heads))
     else:
         out = distiller(torch.float32)(**batch)
         assert (out["observation"], out["regularisation"]) == (0, 0)  # one class leaves nothing to observe
         assert out["alignment"] > 0
-
-
-def run_and_differentiate(module, batch):
-    batch = {name: value.detach().requires_grad_(name.startswith("student")) for name, value in batch.items()}
-    module.zero_grad()
-    out = module(**batch)
-    out["loss"].backward()
-    names = [name.removeprefix("_orig_mod.") for name in gradients(module)]
-    changes = dict(zip(names, [gradient.clone() for gradient in gradients(module).values()], strict=True))
-    maps = {"features": batch["student_features"].grad, "logits": batch["student_logits"].grad}
-    return {name: value.detach() for name, value in out.items()} | changes | maps
 
 
 @pytest.mark.parametrize(("options", "backend"), [(RELEASED, "aot_eager"), ({}, "inductor")], ids=str)
@@ -212,35 +166,23 @@ def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
     if backend == "aot_eager":
         batch["teacher_features"] = F.interpolate(batch["teacher_features"], size=(7, 4))  # the grids differ
     compiled = torch.compile(module, fullgraph=True, backend=backend)
-    expected = run_and_differentiate(module, batch)
-    torch.testing.assert_close(run_and_differentiate(compiled, batch), expected)
+    out, expected = compiled(**batch), module(**batch)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(*(gradients(values["loss"], module, batch) for values in (out, expected)))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"weights": {"aligment": 1}}, r"no term 'aligment': expected .*; did you mean 'alignment'\?"),
-        ({"weights": {"xyz": 1}}, r"no term 'xyz': expected regularisation, alignment"),
         ({"weights": {"alignment": -1}}, r"weights\['alignment'\]=-1: expected a finite number, 0 or greater"),
-        ({"weights": {"alignment": float("nan")}}, r"weights\['alignment'\]=nan"),
         ({"weights": dict.fromkeys(TERMS, 0)}, "weights are all 0"),
         ({"width": None}, "width=None needs equal channels, got student_channels=6 and teacher_channels=8"),
-        ({"width": 0}, "width=0: expected a positive integer"),
         ({"scope": "images"}, "scope='images': expected one of 'image', 'batch'"),
-        ({"reduction": "mean"}, "reduction='mean'"),
-        ({"labels_from": "student"}, "labels_from='student': expected one of 'truth', 'teacher'"),
-        ({"absent": "drop"}, "absent='drop'"),
         ({"scale": 0.0}, "scale=0.0: expected a positive number"),
-        ({"upsample_logits": "False"}, "upsample_logits='False': expected one of False, True"),
+        ({"num_classes": 1}, r"num_classes=1: .*apd\.two_channel_logits\(z\).*masks > 0"),
         ({"width": 10**9}, "width=1000000000: expected at most 16384"),
-        ({"num_classes": 10**9}, "num_classes=1000000000: expected at most 1048576"),
-        ({"scale": None}, "scale=None is a NoneType: expected a positive number"),
         ({"ignore_index": 255.0}, "ignore_index=255.0 is a float: expected an integer"),
-        ({"weights": {"alignment": "1"}}, r"weights\['alignment'\]='1' is a str: expected a finite number"),
-        ({"weights": [1, 10, 1, 1]}, "weights is a list: expected a dict"),
-        ({"temperature": float("nan")}, "temperature=nan"),
-        ({"student_channels": 0}, "student_channels=0: expected a positive integer"),
-        ({"num_classes": True}, "num_classes=True: expected a positive integer"),
         ({"width": None, "teacher_channels": 6, "weights": {"regularisation": 1.0}}, r"'\]=1.0 with width=None"),
     ],
 )
@@ -249,41 +191,37 @@ def test_wrong_settings_are_named(options, message):
         APDLoss(**{"student_channels": 6, "teacher_channels": 8, "num_classes": 5} | options)
 
 
-class PlainNet(nn.Module):
-    """Somebody's own model: stride 2, returns its logits and the map before the classifier."""
-
-    def __init__(self, channels, num_classes):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Conv2d(3, channels, 3, stride=2, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+class PlainNet(nn.Conv2d):
+    """Somebody's own model: stride 2, returns its logits and the map that they were made of."""
 
     def forward(self, images):
-        features = self.trunk(images)
-        return self.classifier(features), features
+        features = super().forward(images).relu()
+        return features[:, :3], features
 
 
 def test_the_loop_of_the_docstring_runs_and_trains_student_and_both_heads():
     text = APDLoss.__doc__
     loop = textwrap.dedent(text[text.index("        distiller = APDLoss(") : text.index("    Features are the maps")])
     assert [f"line {n}" in loop for n in range(1, 7)] == [True] * 5 + [False]
-    loop = loop.replace("APDLoss(512, 512, num_classes=19)", "APDLoss(8, 8, num_classes=3, width=8)")
-    images = torch.rand(4, 3, 16, 16)
-    student, teacher, totals = PlainNet(8, 3), PlainNet(8, 3).eval().requires_grad_(False), []
+    loop = loop.replace("APDLoss(512, 512, num_classes=19)", "seeded(8, 8, num_classes=3, width=8)")
+
+    def seeded(*sizes, **options):
+        torch.manual_seed(1)
+        return APDLoss(*sizes, **options)
 
     def task_loss(logits, labels):
         totals.append(F.cross_entropy(F.interpolate(logits, labels.shape[1:], mode="bilinear"), labels))
         return totals[-1]
 
-    before = copy.deepcopy(student.state_dict())
-    optimiser = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-    names = {"torch": torch, "APDLoss": APDLoss, "device": "cpu", "optimiser": optimiser, "student": student}
-    names |= {"teacher": teacher, "task_loss": task_loss, "batches": [(images, images.argmax(1))] * 20}
-    torch.manual_seed(1)
+    images, student, totals = torch.rand(4, 3, 16, 16), PlainNet(3, 8, 3, 2, 1), []
+    before = student.weight.clone()
+    names = {"torch": torch, "seeded": seeded, "device": "cpu", "student": student, "task_loss": task_loss}
+    names["optimiser"] = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    names |= {"teacher": PlainNet(3, 8, 3, 2, 1).requires_grad_(False), "batches": [(images, images.argmax(1))] * 20}
     exec(loop, names)
-    torch.manual_seed(1)
-    untrained = APDLoss(8, 8, num_classes=3, width=8).state_dict()
+    untrained = seeded(8, 8, num_classes=3, width=8).state_dict()
     assert not any(torch.equal(value, untrained[name]) for name, value in names["distiller"].state_dict().items())
-    assert not torch.equal(student.state_dict()["trunk.0.weight"], before["trunk.0.weight"])
+    assert not torch.equal(student.weight, before)
     assert totals[-1] < totals[0]
 
 
@@ -293,7 +231,3 @@ def test_projection_head_has_two_convolutions_with_biases_and_no_normalisation()
     hidden = (head.hidden.weight[:, :, 0, 0] @ x_3 + head.hidden.bias).clamp(min=0)
     expected = head.out.weight[:, :, 0, 0] @ hidden + head.out.bias
     torch.testing.assert_close(head(x_3.view(1, 3, 1, 1)).flatten(), expected)
-
-
-def test_everything_the_package_offers_is_documented_and_there():
-    assert all(getattr(apd, name).__doc__ for name in apd.__all__)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from apd import class_prototypes, fused, observe
-from apd.fused import linear_weights, observe_itself, upsampled_entropy
+from apd.fused import observe_itself, upsampled_entropy
 
 
 def features_and_labels(*, grid=(3, 5), dtype=torch.float64):
@@ -46,12 +46,6 @@ def test_one_step_equals_the_two_that_define_it_in_value_and_gradient(options, d
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
-def test_the_written_out_gradient_is_that_of_finite_differences(options):
-    features, labels = features_and_labels(grid=(2, 3))
-    assert torch.autograd.gradcheck(lambda features: observe_itself(features, labels, 4, **options)[::2], features)
-
-
 def by_library(logits, labels, counted):
     fine = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=True)
     return (F.cross_entropy(fine, labels, reduction="none") * counted).sum()
@@ -77,13 +71,6 @@ def test_value_and_gradient_equal_those_of_the_library_whatever_the_bands(monkey
     torch.testing.assert_close(torch.autograd.grad(3 * ours, logits), torch.autograd.grad(3 * theirs, logits))
 
 
-def test_linear_weights_are_torchs_with_aligned_corners():
-    line = torch.randn(1, 1, 7, dtype=torch.float64)
-    expected = F.interpolate(line, size=19, mode="linear", align_corners=True)
-    torch.testing.assert_close(line @ linear_weights(19, 7, line).mT, expected)
-    assert ((linear_weights(713, 90, line) > 1e-9).sum(1) <= 2).all()
-
-
 @pytest.mark.parametrize(("scale", "kept"), [(1.0, 0), (1e4, 1)], ids=["nothing-counted", "logits-of-ten-thousand"])
 def test_degenerate_input_leaves_a_connected_finite_total(scale, kept):
     logits, labels, counted = inputs(dtype=torch.float32)
@@ -92,8 +79,3 @@ def test_degenerate_input_leaves_a_connected_finite_total(scale, kept):
     assert total.isfinite()
     assert logits.grad.isfinite().all()
     assert (total == 0) == (not logits.grad.any()) == (not kept)
-
-
-def test_without_a_gradient_to_give_no_gradient_is_made():
-    logits, labels, counted = inputs()
-    assert not upsampled_entropy(logits.detach(), labels, counted).requires_grad

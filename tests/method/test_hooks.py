@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from apd import APDLoss, FeatureTap, tokens_to_map
+from apd import FeatureTap, tokens_to_map
 
 IMAGES = torch.rand(2, 3, 4, 6)
 
@@ -36,25 +36,33 @@ def test_the_tap_holds_the_modules_last_output_with_its_graph_and_is_gone_after_
     assert tap.features is seen
     with pytest.raises(RuntimeError, match="channels"), tap:
         model(torch.zeros(1, 9, 2, 2))
+    with tap, pytest.raises(RuntimeError, match="has not run: call the model inside"):
+        _ = tap.features  # an earlier output is forgotten
     assert "forward" not in model.body.__dict__
-    with FeatureTap(model, "body") as tap:
-        for quiet in (torch.no_grad, torch.inference_mode):  # a frozen teacher
-            with quiet():
-                model(IMAGES)
+    for quiet in (torch.no_grad, torch.inference_mode):  # a frozen teacher
+        with tap, quiet():
+            model(IMAGES)
             assert not tap.features.requires_grad
 
 
-def test_what_cannot_be_tapped_is_refused_with_the_way_out():
-    model = Small()
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_what_cannot_be_tapped_is_refused_with_the_true_reason():
+    model, lstm = Small().eval(), nn.Sequential(nn.LSTM(2, 2))
     with pytest.raises(ValueError, match=r"Small has no module 'clasifier'.*\['classifier'"):
         FeatureTap(model, "clasifier")
     with pytest.raises(ValueError, match="has no module ''"):
         FeatureTap(model, "")
-    with FeatureTap(model, "body") as tap, pytest.raises(RuntimeError, match="'body' has not run: call the model in"):
-        _ = tap.features
-    lstm = nn.Sequential(nn.LSTM(2, 2))
     with FeatureTap(lstm, "0"), pytest.raises(TypeError, match=r"'0' \(LSTM\) returned a tuple"):
         lstm(torch.zeros(1, 1, 2))
+    for scripted in (torch.jit.trace(model, IMAGES), torch.jit.script(model)):
+        for outer, path in ((scripted, "body"), (nn.Sequential(scripted), "0")):
+            with pytest.raises(TypeError, match=f"'{path}' is TorchScript, which runs outside Python"):
+                FeatureTap(outer, path)
+    exported = torch.export.export(model, (IMAGES,)).module()
+    with FeatureTap(exported, "body") as tap:
+        exported(IMAGES)
+        with pytest.raises(RuntimeError, match=r"'body' has not run: .* never calls, as in an exported or fused model"):
+            _ = tap.features
 
 
 IN_PLACE = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
@@ -73,40 +81,35 @@ def test_an_output_changed_in_place_by_a_later_module_is_an_error_and_not_a_wron
 
 
 def pickled(model):
-    file = io.BytesIO()
-    torch.save(model, file)
+    torch.save(model, file := io.BytesIO())
     file.seek(0)
     return torch.load(file, weights_only=False)
 
 
 COPIES = {
-    "deepcopy": copy.deepcopy,
     "copy of a copy": lambda model: copy.deepcopy(copy.deepcopy(model)),
     "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model).module,
     "pickled": pickled,
 }
 
 
-@pytest.mark.parametrize("inner", ["", "body"])
+@pytest.mark.parametrize("path", ["", "body"])
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_made_inside_the_block_is_a_model_of_its_own_that_feeds_no_tap(how, inner):
+def test_a_copy_made_inside_the_block_is_a_model_of_its_own_that_feeds_no_tap(how, path):
     model = Small()
     with FeatureTap(model, "body") as tap:
         model(IMAGES)
-        twin = COPIES[how](model.get_submodule(inner))
-        assert set(twin.state_dict()) == set(model.get_submodule(inner).state_dict())
+        seen, original = tap.features, model.get_submodule(path)
+        twin = COPIES[how](original)
+        assert set(twin.state_dict()) == set(original.state_dict())
         with torch.no_grad():
             for parameter in twin.parameters():
                 parameter.add_(1)
-        assert not torch.equal(twin(IMAGES), model.get_submodule(inner)(IMAGES))  # the copy's own weights, run its way
-        model(IMAGES)
-        seen = tap.features
-        twin(IMAGES)
+        with FeatureTap(twin, "0" if path else "body") as other:
+            result = twin(IMAGES)
         assert tap.features is seen
-        if not inner:
-            with FeatureTap(twin, "body") as other:
-                twin(IMAGES)
-            torch.testing.assert_close(twin.classifier(other.features), twin(IMAGES))
+        torch.testing.assert_close((twin[1:] if path else twin.classifier)(other.features), result)
+        assert not torch.equal(result, original(IMAGES))  # the copy's own weights, run its way
     assert "forward" not in model.body.__dict__
 
 
@@ -124,109 +127,74 @@ def test_a_copied_tap_is_a_closed_one_of_the_copied_model():
         assert twin.tap.features is not whole.tap.features
 
 
-def test_a_tap_is_opened_and_closed_without_a_block_too():
-    model = Small()
-    tap = FeatureTap(model, "body").open()
-    model(IMAGES)
-    seen = tap.features
-    with pytest.raises(RuntimeError, match="the tap of 'body' is open already"):
-        tap.open()
-    tap.close()
-    tap.close()
-    model(IMAGES)
-    assert tap.features is seen
-    with tap, pytest.raises(RuntimeError, match="has not run: call the model inside"):
-        _ = tap.features  # an earlier output is forgotten
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_several_taps_of_one_module_are_closed_in_any_order(order):
     model = Small()
-    taps = [FeatureTap(model, "body").open() for _ in range(3)]
-    for closed in order:
+    taps = [FeatureTap(model, "body").open() for _ in order]
+    with pytest.raises(RuntimeError, match="the tap of 'body' is open already"):
+        taps[0].open()
+    for place, closed in enumerate(order):
         model(IMAGES)
-        features = {id(tap.features) for tap in taps if tap._tapped is not None}
+        features = {id(taps[still].features) for still in order[place:]}
         assert len(features) == 1
         taps[closed].close()
+        taps[closed].close()
         model(IMAGES)
-        assert all(id(tap.features) not in features for tap in taps if tap._tapped is not None)
+        assert id(taps[closed].features) in features
+        assert not any(id(taps[still].features) in features for still in order[place + 1 :])
     assert "forward" not in model.body.__dict__
 
 
 def test_a_forward_that_somebody_wrapped_before_or_meanwhile_stays_wrapped():
     model, calls = Small(), []
 
-    def wrapped(module):
-        before = module.forward
-        return lambda *args: calls.append(1) or before(*args)
+    def wrap():
+        before = model.body.forward
+        model.body.forward = lambda *args: calls.append(1) or before(*args)
+        return model.body.forward
 
-    model.body.forward = first = wrapped(model.body)
+    first = wrap()
     with FeatureTap(model, "body") as tap:
         model(IMAGES)
         assert (len(calls), tap.features.shape) == (1, (2, 4, 2, 3))
     assert model.body.forward is first
-    with FeatureTap(model, "body") as tap:
-        model.body.forward = outer = wrapped(model.body)
+    with tap:
+        outer = wrap()
         model(IMAGES)
-        assert len(calls) == 3
-    seen = tap.features
+        seen = tap.features
     assert model.body.forward is outer
     model(IMAGES)
     assert (len(calls), tap.features is seen) == (5, True)
 
 
 @pytest.mark.parametrize("fullgraph", [False, True])
-@pytest.mark.parametrize("when", ["before, and run", "before", "after", "in place"])
+@pytest.mark.parametrize("when", ["before, and run", "before", "after", "in place", "a part"])
 @pytest.mark.parametrize("which", ["model", "compiled"])
 def test_a_compiled_model_is_tapped_whenever_it_was_compiled(fullgraph, when, which):
     torch.compiler.reset()
     model, options = Small(), {"fullgraph": fullgraph, "backend": "aot_eager"}
+    body = model.body
     compiled = torch.compile(model, **options) if when.startswith("before") else model
     if when == "in place":
         model.compile(**options)
+    if when == "a part":
+        model.body = torch.compile(body, **options)
     if when.endswith("run"):
         compiled(IMAGES)
     with FeatureTap(model if which == "model" else compiled, "body") as tap:
         if when == "after":
             compiled = torch.compile(model, **options)
-        for _ in range(2):
+        for other in (Small(), torch.compile(Small(), **options)):  # of the same class, and not tapped
             compiled(IMAGES)
-            torch.testing.assert_close(tap.features, nn.Sequential.forward(model.body, IMAGES))
-        torch.compile(Small(), **options)(IMAGES)  # of the same class, and not tapped
-        torch.testing.assert_close(tap.features, nn.Sequential.forward(model.body, IMAGES))
+            other(IMAGES)
+            torch.testing.assert_close(tap.features, nn.Sequential.forward(body, IMAGES))
         tap.features.sum().backward()
-        assert model.body[0].weight.grad.any()
+        assert body[0].weight.grad.any()
     seen = tap.features
     with FeatureTap(model, "body") as second:
         compiled(IMAGES)
         assert second.features is not seen
         assert tap.features is seen
-
-
-def test_a_compiled_part_of_a_model_is_tapped():
-    torch.compiler.reset()
-    model = Small()
-    model.body = torch.compile(model.body, backend="aot_eager")
-    with FeatureTap(model, "body") as tap:
-        logits = model(IMAGES)
-    torch.testing.assert_close(model.classifier(tap.features), logits)
-
-
-@pytest.mark.filterwarnings("ignore:.*deprecated")
-@pytest.mark.parametrize("make", [lambda model: torch.jit.trace(model, IMAGES), torch.jit.script])
-def test_torchscript_is_refused_with_the_true_reason(make):
-    scripted = make(Small().eval())
-    for model, path in ((scripted, "body"), (nn.Sequential(scripted), "0")):
-        with pytest.raises(TypeError, match=f"'{path}' is TorchScript, which runs outside Python"):
-            FeatureTap(model, path)
-
-
-def test_a_module_that_an_exported_model_never_calls_says_so():
-    exported = torch.export.export(Small().eval(), (IMAGES,)).module()
-    with FeatureTap(exported, "body") as tap:
-        exported(IMAGES)
-        with pytest.raises(RuntimeError, match="never calls, as in an exported or fused model"):
-            _ = tap.features
 
 
 class Checkpointed(Small):
@@ -267,59 +235,32 @@ def test_reentrant_checkpointing_says_the_true_reason_for_a_student_and_serves_a
         assert tap.features.shape[1] == 4
 
 
-class Tokens(nn.Module):
-    """Patches of 4 pixels after CLS and registers, as a DINOv2 has them."""
-
-    def __init__(self, prefix):
-        super().__init__()
-        self.patches, self.norm, self.prefix = nn.Conv2d(3, 8, 4, stride=4), nn.LayerNorm(8), prefix
-
-    def forward(self, images):
-        patches = self.patches(images).flatten(2).mT
-        return self.norm(torch.cat([patches.new_zeros(len(images), self.prefix, 8), patches], dim=1))
-
-
-@pytest.mark.parametrize("prefix", [0, 1, 5])
-@pytest.mark.parametrize(
-    ("size", "grid"),
-    [((16, 16), None), ((16, 24), (4, 6)), ((16, 24), (16, 24)), ((18, 26), (18, 26)), ((8, 40), (2, 10))],
-)
+@pytest.mark.parametrize("prefix", [0, 5])
+@pytest.mark.parametrize(("size", "grid"), [((4, 4), None), ((4, 6), (4, 6)), ((4, 6), (18, 26)), ((2, 10), (8, 40))])
 def test_tokens_of_a_transformer_become_the_map_of_its_patches(prefix, size, grid):
-    model, images = Tokens(prefix), torch.rand(2, 3, *size)
-    with FeatureTap(model, "norm", prefix_tokens=prefix, grid=grid) as tap, FeatureTap(model, "norm") as plain:
-        model(images)
-    expected = model.norm(model.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    torch.testing.assert_close(tap.features, expected)
-    assert plain.features.ndim == 3  # as they come, unless asked for
-    torch.testing.assert_close(tokens_to_map(plain.features, grid, prefix_tokens=prefix), expected)
+    expected = torch.rand(2, 8, *size)
+    tokens, model = torch.cat([torch.zeros(2, prefix, 8), expected.flatten(2).mT], dim=1), nn.Sequential(nn.Identity())
+    with FeatureTap(model, "0", prefix_tokens=prefix, grid=grid) as tap, FeatureTap(model, "0") as plain:
+        model(tokens)
+    assert torch.equal(tap.features, expected)
+    assert torch.equal(plain.features, tokens)  # as they come, unless asked for
 
 
 @pytest.mark.parametrize("ratio", [(518, 518), (518, 1036), (480, 640), (513, 1025), (224, 308), (112, 1120)])
 @pytest.mark.parametrize("patch", [14, 16])
-@pytest.mark.parametrize("rounded", [lambda side, patch: side // patch, lambda side, patch: -(-side // patch)])
-def test_the_grid_follows_from_the_size_of_the_image_whether_sides_are_cut_or_padded(ratio, patch, rounded):
-    h, w = (rounded(side, patch) for side in ratio)
-    assert tokens_to_map(torch.zeros(1, 1 + h * w, 2), ratio, prefix_tokens=1).shape == (1, 2, h, w)
+def test_the_grid_follows_from_the_size_of_the_image_whether_sides_are_cut_or_padded(ratio, patch):
+    for h, w in ([side // patch for side in ratio], [-(-side // patch) for side in ratio]):
+        assert tokens_to_map(torch.zeros(1, 1 + h * w, 2), ratio, prefix_tokens=1).shape == (1, 2, h, w)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "options", "message"),
+    ("shape", "options", "message"),
     [
-        (torch.zeros(2, 97, 8), {"grid": (64, 96)}, r"97 tokens, 97 after prefix_tokens=0: they fill no grid .* 64:96"),
-        (torch.zeros(2, 97, 8), {"prefix_tokens": 1}, "96 after prefix_tokens=1: they fill no grid .* 1:1 of grid=N"),
-        (torch.zeros(2, 3, 8), {"prefix_tokens": 5}, "-2 after prefix_tokens=5"),
-        (torch.zeros(2, 8, 4, 4), {}, r"tokens is of shape \(2, 8, 4, 4\): expected a tensor \(batch, tokens, channe"),
-        ([1], {}, "tokens is list: expected a tensor"),
+        ((2, 97, 8), {"prefix_tokens": 1}, "97 tokens, 96 after prefix_tokens=1: they fill no grid .* 1:1 of grid=N"),
+        ((2, 3, 8), {"prefix_tokens": 5}, "-2 after prefix_tokens=5"),
+        ((2, 8, 4, 4), {}, r"tokens is of shape \(2, 8, 4, 4\): expected a tensor \(batch, tokens, channels\)"),
     ],
 )
-def test_tokens_that_fill_no_grid_are_refused_with_the_way_out(tokens, options, message):
+def test_tokens_that_fill_no_grid_are_refused_with_the_way_out(shape, options, message):
     with pytest.raises(ValueError, match=message):
-        tokens_to_map(tokens, **options)
-
-
-def test_the_hint_for_tokens_counts_those_before_the_patches():
-    tokens, module = torch.rand(2, 1 + 8 * 12, 32), APDLoss(8, 32, 3, width=8, weights={"pixel_kd": 0})
-    maps = {"student_features": torch.rand(2, 8, 8, 12, requires_grad=True), "labels": torch.zeros(2, 64, 96).long()}
-    with pytest.raises(ValueError, match=r"tokens\[:, prefix:\]\.mT\.unflatten\(2, \(h, w\)\), or by apd\.tokens_to_m"):
-        module(**maps, teacher_features=tokens)
-    torch.testing.assert_close(tokens_to_map(tokens, (64, 96), prefix_tokens=1), tokens[:, 1:].mT.unflatten(2, (8, 12)))
+        tokens_to_map(torch.zeros(shape), **options)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from apd.config.experiment import Experiment, NetworkConfig, TeacherConfig
 from apd.models import build_segmenter, load_weights
 from apd.models.checkpoints import released_state_dict
-from apd.models.pretrained import match_tensors, read_tensors
+from apd.models.pretrained import read_tensors
 from apd.training.run import task_of
 from apd.training.teacher import TeacherError, load_teacher
 
@@ -141,16 +141,15 @@ def test_prefix_wrapping_format_and_age_do_not_matter(tmp_path):
     source, images, answers = released(), torch.rand(1, 3, 33, 33), []
     prefixed = {f"module.{name}": value for name, value in source.items()}
     uncounted = {name: value for name, value in source.items() if not name.endswith("num_batches_tracked")}
-    for number, tensors in enumerate((prefixed, {"state_dict": source}, {"state_dict": uncounted, "epoch": 9})):
-        for new in (True, False):
-            torch.save(tensors, tmp_path / f"{number}{new}.pth", _use_new_zipfile_serialization=new)
+    torch.save({"state_dict": source}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"state_dict": uncounted, "epoch": 9}, tmp_path / "uncounted.pth")
     save_file(prefixed, tmp_path / "bare.safetensors")
-    for file in sorted(tmp_path.iterdir()):
+    for file in (saved(tmp_path / "usual.pth", source), *tmp_path.iterdir()):
         model = network().eval()
         load_weights(model, file)
         with torch.no_grad():
             answers.append(model(images).logits)
-    assert len(answers) == 7
+    assert len(answers) == 5
     assert all(torch.equal(answers[0], answer) for answer in answers[1:])
 
 
@@ -160,36 +159,25 @@ def test_prefix_wrapping_format_and_age_do_not_matter(tmp_path):
         ({"ppm.features.2.2.bias": None}, "1 tensor differs: ppm.features.2.2.bias is missing"),
         ({"layer5.0.weight": torch.zeros(1)}, "1 tensor differs: layer5.0.weight is unknown"),
         ({"aux.4.bias": torch.zeros(4)}, "1 tensor differs: aux.4.bias is (4,), expected (5,)"),
-        ({"layer1.0.bn1.num_batches_tracked": None}, "layer1.0.bn1.num_batches_tracked is missing"),
     ],
 )
 def test_a_key_that_is_missing_unknown_or_misshaped_is_named_and_the_network_left_as_it_was(tmp_path, change, message):
-    model, tensors = network(), {k: v for k, v in (released() | change).items() if v is not None}
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    file = saved(tmp_path / "other.pth", tensors)
+    model, before = network(), network().state_dict()
+    file = saved(tmp_path / "other.pth", {k: v for k, v in (released() | change).items() if v is not None})
     with pytest.raises(RuntimeError, match=re.escape(f"{file}: ") + ".*" + re.escape(message)):
         load_weights(model, file)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     ("source", "model", "message"),
     [
-        ({"depth": 50}, {}, "layer1.0.conv3.weight is unknown"),
         ({}, {"depth": 50}, "layer1.0.conv3.weight is missing"),
         ({}, {"head": "aspp"}, "with the other head than AtrousPooling"),
-        ({"kind": "apd-aspp"}, {}, "with the other head than PyramidPooling"),
-        ({}, {"output_stride": 16}, "output stride 8 with dilation='one_conv'"),
         ({}, {"dilation": "all_convs"}, "output stride 8 with dilation='one_conv'"),
-        ({"classes": 60}, {"classes": 60}, "output stride 8 with dilation='all_convs'"),
-        (
-            {"kind": "semseg-psp", "classes": 60},
-            {"classes": 60, "dilation": "all_convs"},
-            "output stride 8 with dilation='one_conv'",
-        ),
+        ({"kind": "semseg-psp"}, {"dilation": "all_convs"}, "output stride 8 with dilation='one_conv'"),
         ({"depth": 50}, "resnet50s", "has other strides or dilations"),  # timm dilates its own network with that stem
         ({}, "resnet18", "but the network has another backbone"),
-        ({}, "test_resnet", "tensors differ, first"),
         ({}, "test_efficientnet", "the network has another backbone"),
     ],
 )
@@ -211,10 +199,7 @@ class Payload:
     [
         ({"state_dict": {"layer0.0.weight": Payload()}}, "not unpickled, because that can run any code"),
         ({"state_dict": {"layer0.0.weight": "text"}}, "holds a str under 'layer0.0.weight', expected tensors by name"),
-        (
-            {"model": {"layer0.0.weight": torch.zeros(1)}},
-            "holds a dict under 'model', expected tensors by name, or such",
-        ),
+        ({"model": {"a": torch.zeros(1)}}, "holds a dict under 'model', expected tensors by name, or such"),
         ([torch.zeros(1)], "the file holds a list, expected tensors by name"),
     ],
     ids=["code", "text", "other key", "list"],
@@ -227,14 +212,13 @@ def test_a_checkpoint_is_never_executed_and_must_hold_tensors_by_name(tmp_path, 
         read_tensors(file)
 
 
-@pytest.mark.parametrize("kept", [3, 30, 2000])
 @pytest.mark.parametrize("new", [True, False])
-def test_a_file_that_was_cut_is_refused(tmp_path, kept, new):
-    file = tmp_path / "cut.pth"
-    torch.save({"state_dict": released()}, file, _use_new_zipfile_serialization=new)
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(RuntimeError, match="cannot be read as"):
-        read_tensors(file)
+def test_a_file_that_was_cut_is_refused(tmp_path, new):
+    torch.save({"state_dict": released()}, tmp_path / "whole.pth", _use_new_zipfile_serialization=new)
+    for kept in (3, 30, 2000):
+        (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:kept])
+        with pytest.raises(RuntimeError, match="cannot be read as"):
+            read_tensors(tmp_path / "cut.pth")
 
 
 def test_a_safetensors_file_whose_length_looks_like_a_pickle_is_read_as_what_it_is(tmp_path):
@@ -247,21 +231,12 @@ def test_a_safetensors_file_whose_length_looks_like_a_pickle_is_read_as_what_it_
     pytest.fail("no header of that length")
 
 
-def test_matching_by_the_same_names_is_strict():
-    tensors = {"a": torch.zeros(2), "b": torch.ones(1)}
-    assert match_tensors(tensors, tensors) == tensors
-    with pytest.raises(RuntimeError, match="2 tensors differ, first c is missing; b is unknown"):
-        match_tensors(tensors, {"a": torch.zeros(2), "c": torch.zeros(1)})
-    assert list(match_tensors(tensors, {"a": torch.zeros(2)}, left_out=("b",))) == ["a"]
-
-
 def test_a_released_checkpoint_serves_as_a_runs_teacher_if_it_has_its_classes(tmp_path):
     network = NetworkConfig(backbone="resnet18_deep", head_width=8, output_stride=8)
     task = task_of(Experiment(data=DATA, teacher=TeacherConfig(network=network, weights_file="given.pth")))
     file, other = (saved(tmp_path / f"{classes}.pth", released(classes=classes)) for classes in (10, 19))
     teacher = load_teacher(task, file, 10, torch.device("cpu"))
     assert not teacher.training
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(teacher.classifier.weight, released(classes=10)["cls.0.weight"])
     with pytest.raises(TeacherError, match=r"19\.pth: 4 tensors differ, first cls\.0\.weight is \(19, 8, 1, 1\)"):
         load_teacher(task, other, 10, torch.device("cpu"))

@@ -1,5 +1,7 @@
 """Detectors are torchvision's, and so are their weights."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torchvision.models import get_model
@@ -84,35 +86,23 @@ def test_coco_weights_give_each_class_its_own_rows(monkeypatch):
 
 def test_a_network_to_be_filled_from_a_file_has_the_eps_that_coco_weights_were_trained_with():
     """No file of weights holds it, so a network that comes back from one would be another."""
-    with torch.device("meta"):
-        nets = (
-            build_detector("resnet50", 2, **BOXES_ONLY),
-            build_detector("resnet18", 2, weights="imagenet", fetch=False),
-        )
-    eps = [{module.eps for module in net.modules() if isinstance(module, FrozenBatchNorm2d)} for net in nets]
-    assert eps == [{0.0}, {1e-5}]
+    for backbone, options, eps in (("resnet50", BOXES_ONLY, 0.0), ("resnet18", {"weights": "imagenet"}, 1e-5)):
+        with torch.device("meta"):
+            net = build_detector(backbone, 2, **{"fetch": False} | options)
+        assert {module.eps for module in net.modules() if isinstance(module, FrozenBatchNorm2d)} == {eps}
 
 
-def test_weights_that_cannot_be_fetched_are_reported_with_address_and_folder(monkeypatch):
-    def unreachable(*arguments, **options):
-        raise OSError("no route to host")
-
+def test_wrong_settings_and_weights_that_cannot_be_fetched_are_named(monkeypatch):
+    unreachable = mock.Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
-    message = r"weights='imagenet' .* could not be fetched \(OSError: no route to host\).*resnet18-.*checkpoints"
-    with pytest.raises(RuntimeError, match=message):
-        build_detector("resnet18", 3, weights="imagenet")
-    with pytest.raises(RuntimeError, match=r"weights='coco' .*maskrcnn_resnet50_fpn_coco-.* or use weights='none'"):
-        build_detector("resnet50", 1, weights="coco", class_names=("dog",))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"backbone": "resnet19"}, "backbone='resnet19': expected one of resnet18, resnet50"),
-        ({"weights": "imagnet"}, "weights='imagnet': expected 'none', 'imagenet' or 'coco'"),
-        ({"weights": "coco"}, "torchvision has them for 'resnet50'"),
-    ],
-)
-def test_wrong_settings_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        build_detector(**{"backbone": "resnet18", "num_classes": 3} | arguments)
+    lost = r"weights='imagenet' .* could not be fetched \(OSError: no route to host\).*resnet18-.*checkpoints"
+    coco = r"weights='coco' .*maskrcnn_resnet50_fpn_coco-.* or use weights='none'"
+    for arguments, error, message in (
+        ({"weights": "imagenet"}, RuntimeError, lost),
+        ({"backbone": "resnet50", "num_classes": 1, "weights": "coco", "class_names": ("dog",)}, RuntimeError, coco),
+        ({"backbone": "resnet19"}, ValueError, "backbone='resnet19': expected one of resnet18, resnet50"),
+        ({"weights": "imagnet"}, ValueError, "weights='imagnet': expected 'none', 'imagenet' or 'coco'"),
+        ({"weights": "coco"}, ValueError, "torchvision has them for 'resnet50'"),
+    ):
+        with pytest.raises(error, match=message):
+            build_detector(**{"backbone": "resnet18", "num_classes": 3} | arguments)

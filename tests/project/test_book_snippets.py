@@ -39,13 +39,6 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
         exec(compile("\n" * first + code, str(page), "exec"), names)
 
 
-def test_python_that_does_not_run_is_found(tmp_path, monkeypatch):
-    (tmp_path / "page.md").write_text("text\n\n```python\nfirst = 1\n```\n\n```python\nfirst + second\n```\n")
-    with pytest.raises(NameError, match="second") as caught:
-        test_the_python_of_a_page_runs_from_top_to_bottom(tmp_path / "page.md", monkeypatch)
-    assert caught.traceback[-1].lineno == 7  # counted from 0: the page's eighth line
-
-
 @pytest.mark.parametrize("arguments", beginning_with("apd") + beginning_with("python", "-m", "apd"))
 def test_a_command_of_apd_has_the_options_that_a_page_gives_it(arguments, capsys):
     name, *rest = arguments

@@ -55,13 +55,6 @@ def test_the_lock_gives_each_direct_requirement_one_version_that_it_allows(requi
     assert versions[0] in requirement.specifier, f"{requirement} but the lock has {versions[0]}. Run `make lock`."
 
 
-def test_the_oldest_python_that_is_named_is_the_one_that_is_required():
-    required = SpecifierSet(PROJECT["requires-python"])
-    assert all(required.contains(python) for python in PYTHONS)
-    assert not required.contains(f"3.{int(PYTHONS[0].split('.')[1]) - 1}.99")
-    assert sorted(PYTHONS, key=Version) == PYTHONS
-
-
 def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_python():
     """pip reads upper bounds, too (typing 3.10.0.0: below 3.5), uv does not."""
     looked_at, refused = 0, []
@@ -89,40 +82,10 @@ def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_
         assert (Path(importlib.import_module(module).__file__).parent / inside).is_file()
 
 
-def test_the_index_is_asked_for_the_locked_versions_of_the_oldest_and_the_newest_python(monkeypatch, capsys):
-    """By `.ci/run`, which has a network; here pip is not called."""
-    monkeypatch.syspath_prepend(ROOT / ".ci")
-    resolve = importlib.import_module("resolve")
-    asked = {}
-    monkeypatch.setattr(resolve, "resolve", lambda python, lines: asked.update({python: lines}) or 0)
-    assert resolve.main() == 0
-    assert set(asked) == {PYTHONS[0], PYTHONS[-1]}
-    for python, lines in asked.items():
-        assert len(lines) > 150
-        assert f"torch=={pinned('torch', python)[0]}" in lines
-        assert not any(line.startswith("colorama") for line in lines)  # which is for Windows
-    monkeypatch.setattr(resolve, "resolve", lambda python, _: int(python == PYTHONS[-1]))
-    assert resolve.main() == 1
-    assert (
-        f"Python {PYTHONS[-1]}, {len(asked[PYTHONS[-1]])} locked versions: cannot be installed"
-        in capsys.readouterr().out
-    )
-
-
 @pytest.mark.parametrize("file", ["requirements.lock", "requirements-conda.txt", "environment.yml", "pyproject.toml"])
 def test_no_file_of_the_environment_names_the_address_of_a_registry(file):
     text = (ROOT / file).read_text()
     assert re.findall(r"\w+://\S*|--\S*index\S*|--find-links|@ file", text) == []
-
-
-def test_torch_and_torchvision_are_locked_as_a_pair_and_allowed_from_the_oldest_supported_pair():
-    torch, torchvision = pinned("torch", "3.11")[0], pinned("torchvision", "3.11")[0]
-    # a torchvision built for another torch does not import
-    assert (str(torch), str(torchvision)) == ("2.15.0", "0.29.2"), "a new pair: try it, then write it here"
-    asked = {requirement.name: requirement.specifier for requirement in direct_requirements()}
-    assert "2.11.0" in asked["torch"]
-    assert "2.10.0" not in asked["torch"]
-    assert "0.26.0" in asked["torchvision"]
 
 
 def test_the_core_asks_for_no_more_than_a_bare_gpu_machine_has():

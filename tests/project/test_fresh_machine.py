@@ -36,23 +36,6 @@ def test_make_says_that_a_silent_command_still_runs_and_passes_on_how_it_ended(t
     assert (ended.returncode != 0) == (code != 0)
 
 
-def test_every_slow_step_of_make_says_that_it_still_runs():
-    slow = re.compile(r"-m pytest|execute\.py|jupyter-book build|--require-hashes|resolve\.py")
-    lines = [
-        line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t") and slow.search(line)
-    ]
-    assert len(lines) == 8
-    assert [line for line in lines if not line.startswith("\t$(call run,")] == []
-
-
-def test_make_says_what_an_installation_costs_before_it_begins():
-    options = ["-n", "-W", "requirements.lock", f"PYTHON={sys.executable}", "UV=", "lint"]
-    said = subprocess.run(["make", *options], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    before = said[: said.index("pip install --require-hashes")]
-    assert re.search(r"\d GB to download and \d GB of disk", before)
-    assert re.search(r"took \d+ minutes", before)
-
-
 def test_ci_installs_by_stock_pip_and_then_runs_the_command_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
     assert script.splitlines()[-1] == "exec make UV= resolve test"
@@ -96,14 +79,8 @@ def texts() -> dict[str, str]:
     }
     paths = [ROOT / name for name in names]
     found = {str(path.relative_to(ROOT)): path.read_text(errors="replace") for path in paths if path.is_file()}
-    assert len(found) > 300
+    assert len(found) > 200
     return found
-
-
-@pytest.mark.parametrize("advice", ["pip install 'apd[cli]'", 'pip install "apd"', "uv add apd", "pip install -U apd"])
-def test_advice_that_would_install_a_stranger_is_recognised(advice):
-    assert FOREIGN.search(f"run {advice} first")
-    assert not FOREIGN.search("pip install -e '.[cli]' for the command apd; pip install ./apd-study")
 
 
 def test_no_text_advises_to_install_the_package_of_another_project_or_an_extra_that_is_not_there():

@@ -1,7 +1,6 @@
 """What `pytest --nbval` lets through: unrun or unchecked cells, images without facts, machine paths, fat notebooks.
 
-:func:`problems` holds a notebook to the rules that its readers rely on. Each rule is itself tested by breaking it in an
-executed miniature, and so is nbval, run with this project's options.
+:func:`problems` holds a notebook to the rules that its readers rely on; nbval is run with this project's options.
 """
 
 import ast
@@ -20,11 +19,6 @@ from miniature_notebook import executed_miniature
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CHAPTERS = {
-    *("01_method", "02_train", "03_does_it_work", "04_ablations", "05_rivals", "06_perspectives", "07_pairs"),
-    *("08_speed", "09_detection"),
-}
-
 IGNORED = "nbval-ignore-output"  # the one way to leave an output uncompared, for curves, timings and images
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/svg+xml"}
 MACHINE_PATH = re.compile(r"/(?:home|root|tmp|Users|work|mnt|var)/\S*|\b[A-Z]:\\\S*")
@@ -140,10 +134,6 @@ def problems(path: Path) -> list[str]:
     return found + [f"section {name!r} has no compared cell that prints a number" for name in bare]
 
 
-def test_the_chapters_are_there():
-    assert {path.stem for path in NOTEBOOKS} >= CHAPTERS
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_stored_notebook_keeps_the_rules(path):
     assert problems(path) == []
@@ -154,86 +144,6 @@ def test_every_notebook_and_page_of_the_book_is_in_its_table_of_contents():
     listed = {contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])}
     pages = {path.stem for path in (ROOT / "book").glob("*.md")} | {f"notebooks/{path.stem}" for path in NOTEBOOKS}
     assert listed == pages
-
-
-def strip_outputs(cells):
-    for cell in cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-
-
-def ignore_all(cells):
-    for cell in cells[3:]:
-        if cell.cell_type == "code":
-            cell.metadata["tags"] = [IGNORED]
-
-
-def edit(index, old, new):
-    def change(cells):
-        assert old in cells[index].source
-        cells[index].source = cells[index].source.replace(old, new)
-
-    return change
-
-
-def output(index, **fields):
-    return lambda cells: cells[index].outputs.append(nbformat.from_dict(fields))
-
-
-def tag(index, *tags):
-    return lambda cells: cells[index].metadata.update(tags=list(tags))
-
-
-def no_facts_in_the_last_section(cells):
-    cells[6].source, cells[6].outputs[0].text = "print('grey')", "grey\n"
-
-
-BROKEN = [
-    (strip_outputs, "not run from top to bottom"),
-    (ignore_all, "section 'Facts' has no compared cell"),
-    (no_facts_in_the_last_section, "section 'An image' has no compared cell"),
-    (tag(5), "an image is neither ignored nor beside facts"),
-    (tag(3, "nbval-skip"), "only the tag"),
-    (edit(3, "import time", "# NBVAL_SKIP\nimport time"), "not by the tag"),
-    (tag(1), "not exactly one cell tagged parameters"),
-    (tag(3, "injected-parameters"), "not exactly one cell tagged parameters"),
-    (edit(1, "  # of everything random", ""), "seed has no comment"),
-    (edit(1, "seed: int = 0", "seed = 0"), "not one line"),
-    (edit(1, "seed: int = 0", "seed: int = 0.5"), "seed is declared int and holds 0.5"),
-    (edit(1, "seed: int = 0", "seed: int = 2 ** 3"), "seed has no literal default"),
-    (edit(1, "seed: int", "seed: 'int | None'"), "papermill does not read"),
-    (edit(1, '"tiny"', '"small"'), "stored at size 'small'"),
-    (edit(0, "# A", "A"), "no title first"),
-    (edit(6, "print", "print('/home/me/data')\nprint"), "path of a machine"),
-    (edit(6, "print", "x = 1\n" * 150 + "print"), "lines of code"),
-    (edit(6, "print", "def f():\n" + "    x = 1\n" * 5 + "print"), "'f'] has more than 5 lines"),
-    (output(3, output_type="stream", name="stderr", text="Warning"), "warnings are stored"),
-    (output(3, output_type="stream", name="stdout", text="0.12345678901"), "unrounded number"),
-    (output(3, output_type="error", ename="E", evalue="", traceback=[]), "an exception is stored"),
-    (
-        output(6, output_type="display_data", metadata={}, data={"application/vnd.jupyter.widget-view+json": {}}),
-        "widget",
-    ),
-    (output(6, output_type="stream", name="stdout", text="long " * 300_000), "MB: smaller"),
-    (lambda cells: cells[3].metadata.update(execution={"a": "2026"}), "timings are stored"),
-]
-
-
-def test_the_miniature_keeps_the_rules(tmp_path):
-    nbformat.write(executed_miniature(), tmp_path / "n.ipynb")
-    assert problems(tmp_path / "n.ipynb") == []
-
-
-@pytest.mark.parametrize(("breaking", "expected"), BROKEN, ids=[expected for _, expected in BROKEN])
-def test_a_broken_rule_is_found(tmp_path, breaking, expected):
-    notebook = executed_miniature()
-    breaking(notebook.cells)
-    nbformat.write(notebook, tmp_path / "n.ipynb")
-    assert any(expected in problem for problem in problems(tmp_path / "n.ipynb"))
-
-
-def unchanged(cells):
-    pass
 
 
 def change_the_time(cells):
@@ -248,43 +158,27 @@ def change_a_number(cells):
 
 @pytest.fixture
 def project(tmp_path):
-    """A project with this one's test options: one unit test, the miniature, a built book and browser checks."""
-    (tmp_path / "tests" / "browser").mkdir(parents=True)
+    """A project with this one's test options, the miniature and a built book."""
+    (tmp_path / "tests").mkdir()
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "book" / "_build").mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copy(ROOT / "tests" / "nbval_sanitize.cfg", tmp_path / "tests")
-    (tmp_path / "tests" / "test_one.py").write_text("def test_one():\n    assert True\n")
-    (tmp_path / "tests" / "browser" / "test_book.py").write_text("def test_page():\n    assert False\n")
     (tmp_path / "notebooks" / "note.txt").write_text("seven\n")
     nbformat.write(executed_miniature(), tmp_path / "notebooks" / "01_mini.ipynb")
     (tmp_path / "book" / "_build" / "02_copy.ipynb").write_text("not to be collected")
     return tmp_path
 
 
-def run_pytest(project, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *arguments], capture_output=True, text=True, cwd=project, timeout=300
-    )
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [(unchanged, "5 passed"), (change_the_time, "5 passed"), (change_a_number, "1 failed, 4 passed")],
+    [(change_the_time, "3 passed"), (change_a_number, "1 failed, 2 passed")],
 )
 def test_pytest_nbval_typed_at_the_root_compares_numbers_and_not_times(project, change, expected):
     notebook = nbformat.read(project / "notebooks" / "01_mini.ipynb", as_version=4)
     change(notebook.cells)
     nbformat.write(notebook, project / "notebooks" / "01_mini.ipynb")
-    result = run_pytest(project, "--nbval")
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=project, timeout=300)
     assert f"{expected} in" in result.stdout, result.stdout[-2000:]
     assert result.returncode == (1 if "failed" in expected else 0)
-
-
-def test_plain_pytest_runs_the_unit_tests_alone(project):
-    result = run_pytest(project)
-    assert (result.returncode, "1 passed" in result.stdout) == (0, True), result.stdout[-2000:]
-
-
-def test_the_browser_checks_run_when_they_are_named(project):
-    assert "1 failed" in run_pytest(project, "tests/browser").stdout

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from made_up_records import made_up_campaign, made_up_record, method_in
 from scipy import stats
-from small_experiments import TEACHER, digest, tiny
+from small_experiments import digest, tiny
 
-from apd.config.identity import fingerprint
 from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
 from apd.report.comparisons import (
@@ -19,17 +18,14 @@ from apd.report.comparisons import (
     BACKBONE_NAMES,
     TERM_DESIGN,
     by_context_shift,
-    cross_minus_same,
     head_match,
     head_match_rows,
-    is_by_construction,
     letters_of,
     mean_gain,
     pair_gains,
     pairs_of,
     sweep,
     term_effects,
-    terms_left_out,
 )
 from apd.report.statistics import ComparisonError, compare, paired_difference
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
@@ -39,7 +35,6 @@ from apd.study.recipes import (
     METHOD_NAMES,
     PAIR_METHODS,
     STUDENT_LEARNING_RATES,
-    TRIED_PAIR_LEARNING_RATES,
     recipe,
     scenes_pair,
 )
@@ -72,9 +67,7 @@ def test_every_combination_has_runs_of_its_own_terms_or_those_that_it_equals():
     assert len(TERM_DESIGN) == 2 ** len(TERMS)
     methods = {"student", "pixel_kd", "apd_without_kd", "apd"}
     assert set(TERM_DESIGN.values()) == {variant.key for variant in term_variants()} | methods
-    assert [letters_of(on) for on in filter(is_by_construction, TERM_DESIGN)] == ["R", "R+KD"]
     assert set(BY_CONSTRUCTION) == {"", "R", "KD", "R+KD"}
-    assert (len(terms_left_out()), terms_left_out()["student"]) == (13, 4)
     distillers = {variant.key: variant.distillers for variant in term_variants()}
     distillers |= {method: recipe("tiny", method).distillers for method in ("apd", "apd_without_kd")}
     for on, key in TERM_DESIGN.items():
@@ -84,7 +77,7 @@ def test_every_combination_has_runs_of_its_own_terms_or_those_that_it_equals():
 
 def comparison_of_terms(seeds=3, leave_out=""):
     """Every term adds the same in every combination; seeds differ in level, and a little in the second term."""
-    terms = {key: on for on, key in TERM_DESIGN.items() if not is_by_construction(on) and key != leave_out}
+    terms = {key: on for on, key in TERM_DESIGN.items() if on not in ({"R"}, {"R", "KD"}) and key != leave_out}
 
     def right(e):
         on = terms[method_in(e)]
@@ -158,13 +151,10 @@ def test_a_gain_changes_with_the_context_shift_when_the_seeds_slopes_say_so(sett
 def test_what_does_not_belong_in_a_sweep_is_refused():
     made = shifted(seeds=1)
     other = replace(made[0].experiment, network=replace(made[0].experiment.network, head_width=48), seed=7)
-    with pytest.raises(ComparisonError, match="differ in more than context shift, seed and distillers"):
-        by_context_shift([*made, made_up_record(other)])
     camvid = made_up_record(next(iter(experiments_of("camvid-small"))))
-    with pytest.raises(ComparisonError, match="have no context shift"):
-        by_context_shift([*made, camvid])
-    with pytest.raises(ValueError, match="method 'adp': expected one of"):
-        sweep(by_context_shift(made), "adp")
+    for stray in (made_up_record(other), camvid):
+        with pytest.raises(ComparisonError, match="expected scenes that differ in context shift"):
+            by_context_shift([*made, stray])
 
 
 # pairs: the plan
@@ -184,52 +174,14 @@ def test_every_role_and_backbone_is_planned_and_no_baseline_twice():
     assert len(planned) == len(roles) + len(alone) == 90
 
 
-def test_runs_of_a_student_differ_in_teacher_and_losses_and_teachers_in_their_heads():
+def test_runs_of_a_student_differ_in_teacher_and_losses_only():
     planned = experiments_of("scenes-pairs")
     for network in {e.network for e in planned}:
         same = {replace(e, name="-", seed=0, teacher=None, distillers=()) for e in planned if e.network == network}
         assert len(same) == 1
-    teachers = {e.teacher for e in planned if e.teacher}
-    assert {t.network.head for t in teachers} == set(HEADS)
-    without_head = {
-        (replace(t.network, head="psp", aspp_reach=288), replace(t.training, learning_rate=1.0)) for t in teachers
-    }
-    assert (len(teachers), len(without_head)) == (2, 1)
+    assert {e.teacher.network.head for e in planned if e.teacher} == set(HEADS)
     assert len({e.data for e in planned}) == len({replace(e.training, learning_rate=0.1) for e in planned}) == 1
     assert all(e.training.learning_rate == STUDENT_LEARNING_RATES[e.network.backbone] for e in planned)
-
-
-def test_every_network_gets_the_same_trials_and_the_learning_rates_used_are_among_them():
-    trials, planned = experiments_of("scenes-pairs-tuning"), experiments_of("scenes-pairs")
-    students = [e for e in trials if not e.name.startswith("teacher")]
-    tried = Counter((e.network.backbone, e.training.learning_rate) for e in students)
-    assert set(tried) == set(product(STUDENT_LEARNING_RATES, TRIED_PAIR_LEARNING_RATES))
-    assert set(tried.values()) == {len(HEADS) * len(PAIR_METHODS)}
-    assert all(e.teacher is None or e.teacher.network.head == e.network.head for e in students)
-    used = {fingerprint(e) for e in students if e.training.learning_rate == STUDENT_LEARNING_RATES[e.network.backbone]}
-    assert used <= {fingerprint(e) for e in planned}
-    of_teachers = {fingerprint(e.teacher_experiment()) for e in planned if e.teacher}
-    assert of_teachers <= {fingerprint(e) for e in trials}
-
-
-def test_the_pair_on_camvid_is_that_of_the_small_recipe_but_for_the_teachers_head():
-    small = {e.name: e for e in experiments_of("camvid-small")}
-    planned = experiments_of("camvid-pairs")
-    assert len(planned) == 6
-    for e in planned:
-        own = small[f"{method_in(e)}-seed{e.seed}"]
-        assert e.teacher.network.head == "aspp"
-        network = replace(e.teacher.network, head="psp", aspp_reach=288)
-        assert replace(e, name=own.name, teacher=replace(e.teacher, network=network)) == own
-
-
-def test_the_baseline_is_the_same_run_whichever_teacher_stands_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path))
-    alone = train(tiny(), progress=False)
-    beside = train(replace(tiny(), teacher=TEACHER), progress=False)
-    assert beside.teacher_scores is not None
-    for entry in ("weights_sha256", "confusion", "evaluations"):
-        assert alone.content[entry] == beside.content[entry]
 
 
 # pairs: what records say
@@ -282,13 +234,6 @@ def test_a_gain_is_over_the_same_student_and_seed_with_the_interval_of_students_
     assert len(rows) == 24
 
 
-def test_a_pair_without_its_baseline_has_no_gain():
-    (pairs,) = pairs_of(pair_records(keep=lambda e: bool(e.distillers)))
-    assert len(pairs) == 12
-    assert pair_gains(pairs) == {}
-    assert head_match(pairs, "apd")[ALL].pairs
-
-
 def test_a_run_that_is_missing_takes_its_seed_out_of_every_mean():
     (pairs,) = pairs_of(pair_records(keep=lambda e: e.name != "apd-psp_resnet18_from_aspp-seed1"))
     crossed = [pair for pair in pairs if pair.cross_architecture]
@@ -323,17 +268,12 @@ def test_the_match_of_heads_sees_a_teacher_of_ones_own_architecture_and_not_a_be
     (alike,), (better,) = pairs_of(pair_records(same=0.1)), pairs_of(pair_records(better_teacher=0.1))
     assert head_match(alike, "apd")[ALL].verdict == "significantly below"
     assert abs(head_match(better, "apd")[ALL].mean) < 0.01
-    by_student = cross_minus_same(better, "apd")
-    assert all((value > 0.05) == (s.head == "psp") for s, seeds in by_student.items() for value in seeds.values())
 
 
-def test_where_students_have_one_head_the_difference_of_each_is_reported(data_sets):
+def test_where_students_have_one_head_there_is_no_match(data_sets):
     on_scenes, on_camvid = data_sets
     assert len(head_match_rows(on_scenes)) == 2 * 4
-    assert list(head_match_rows(on_camvid)) == [("pixel_kd", "one PSPNet"), ("apd", "one PSPNet")]
-    assert head_match_rows(on_camvid[:1]) == {}
-    with pytest.raises(ValueError, match="several data sets"):
-        head_match([*on_scenes, *on_camvid], "apd")
+    assert head_match_rows(on_camvid) == {}
 
 
 def test_records_of_pairs_that_do_not_fit_one_another_are_refused():
@@ -341,7 +281,7 @@ def test_records_of_pairs_that_do_not_fit_one_another_are_refused():
     longer = replace(alone, training=replace(alone.training, iterations=201))
     for records, message in (
         ([made_up_record(kd), made_up_record(apd, images="a" * 64)], "differ in the images of the evaluation split"),
-        ([made_up_record(kd), made_up_record(apd, teacher_right=0.8)], "differ in the teacher's confusion matrix"),
+        ([made_up_record(kd), made_up_record(apd, teacher_right=0.8)], "differ in the teacher's confusion"),
         ([made_up_record(apd), made_up_record(longer)], r"student-psp_resnet18-seed0.*differ in the recipe"),
         ([made_up_record(apd), made_up_record(alone, images="a" * 64)], "differ in the images"),
         ([made_up_record(apd), made_up_record(apd)], "the same method and seed"),

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from made_up_findings import FOUND, SCENES, detections, made_up_findings, maker
 
 from apd.config.experiment import ExperimentError
+from apd.data.coco import decode
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import decode
 from apd.evaluation.average_precision import Detections, DetectionScorer
-from apd.evaluation.predict import colours_of
 from apd.models.detector import build_detector
-from apd.report.detections import Findings, count_in_image, least_middle_most, read_findings
-from apd.report.figures.detection import boxes_by_label, counts_table, drawn, images_side_by_side
+from apd.report.detections import Findings, count_in_image, read_findings
+from apd.report.figures.boxes import counts_table, drawn, images_side_by_side
 from apd.training.record import RecordError
 
 SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)
@@ -81,19 +80,6 @@ def test_what_is_right_agrees_with_what_coco_calls_right_at_half_overlap(seed):
     assert perfect == (count.right == 5)
 
 
-@given(st.lists(st.integers(-5, 5), max_size=30))
-def test_chosen_images_have_the_extreme_and_the_middle_difference_and_each_is_named_once(values):
-    chosen, ordered = least_middle_most(values), sorted(values)
-    if not values:
-        assert chosen == {}
-        return
-    wanted = {"greatest": ordered[-1], "median": ordered[(len(values) - 1) // 2], "least": ordered[0]}
-    assert len(set(chosen.values())) == len(chosen)
-    assert all(values[place] == wanted[name] for name, place in chosen.items())
-    for name in wanted.keys() - chosen.keys():
-        assert set(chosen.values()) >= {place for place, value in enumerate(values) if value == wanted[name]}
-
-
 # files of findings
 
 
@@ -112,7 +98,6 @@ def test_a_file_gives_back_what_was_found(tmp_path, findings):
         assert torch.allclose(found.boxes_N4, expected.boxes_N4, atol=0.051)
         for mask, other in zip(found.masks, expected.masks, strict=True):
             assert (decode(mask, 96, 128) == decode(other, 96, 128)).all()
-    assert read.boxes()[2]["student"].isnan().sum() == 7
     assert read_findings(tmp_path / "nowhere") == []
 
 
@@ -120,7 +105,6 @@ def test_a_file_gives_back_what_was_found(tmp_path, findings):
     ("change", "message"),
     [
         (lambda c: c.update(schema=2), "schema 2 is not 1"),
-        (lambda c: c.pop("boxes"), "'boxes' is missing"),
         (lambda c: c["found"].pop("teacher"), "'teacher' is missing"),
         (lambda c: c["found"]["teacher"].pop(), r"found.teacher is of 5 images, but data.pictures = 6"),
         (lambda c: c["data"]["scenes"].update(context_shift=0.5), "another generator drew them"),
@@ -137,20 +121,16 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, findings, change, message
         read_findings(tmp_path)
 
 
-def test_images_are_chosen_by_the_counts_and_have_them_below_and_boxes_are_counted(findings):
-    counts, chosen = findings.counts(), findings.chosen()
+def test_images_are_chosen_by_the_counts_and_have_them_below(findings):
+    counts = findings.counts()
     gains = [a.score - b.score for a, b in zip(counts["roi_apd"], counts["student"], strict=True)]
-    assert gains[chosen["greatest"]] == max(gains)
-    assert gains[chosen["least"]] == min(gains)
+    assert findings.differences() == gains
+    order = sorted(range(len(gains)), key=lambda place: gains[place])
     shown = images_side_by_side(findings)
-    for kind, place in chosen.items():
-        assert f"{kind} difference, image {place}" in shown.description
-        assert "({} right, {} false, {} missed)".format(*counts["student"][place]) in shown.description
-    assert shown.html.count("<img") == 4 * len(chosen)
-    boxes_N4, labels_N, _ = findings.boxes()
-    boxes = boxes_by_label(SCENES[0], boxes_N4, labels_N, SCENES.spec)
-    assert f"boxes of objects ({len(labels_N) - 1} of {len(labels_N)})" in boxes.description
-    assert all(f"rgb{colour}" in boxes.html for colour in colours_of(SCENES.spec))
+    for kind, rank in (("greatest", -1), ("median", 2), ("least", 0)):
+        assert f"{kind} difference, image {order[rank]}" in shown.description
+        assert "({} right, {} false, {} missed)".format(*counts["student"][order[rank]]) in shown.description
+    assert shown.html.count("<img") == 4 * 3
     right = sum(count.right for count in counts["teacher"])
     assert re.search(rf"teacher +{right} +0 +0$", counts_table(findings).description, re.MULTILINE)
 
@@ -175,31 +155,6 @@ def networks():
     torch.manual_seed(0)
     student = build_detector("mobilenet_v3_small", 3, **SMALL)
     return student.eval(), build_detector("mobilenet_v3_small", 3, **SMALL | dict(width=24, box_width=48)).eval()
-
-
-def test_the_cosines_are_those_of_the_prototypes_of_the_boxes_that_the_student_draws(networks):
-    student, teacher = networks
-    sample = SCENES[maker.first_with_all_classes(SCENES)]
-    state, before = copy.deepcopy(student.state_dict()), torch.random.get_rng_state()
-    seen = maker.box_perspectives(student, teacher, sample, seed=3)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert not student.training
-    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
-    wanted_N4 = sample.boxes_N4[~sample.crowd_N]
-    near = (seen.boxes_N4[:, None] - wanted_N4[None]).abs().amax(2).argmin(0)
-    assert torch.equal(seen.labels_N[near], sample.labels_N[~sample.crowd_N] + 1)
-    heads, image = teacher.roi_heads, sample.image_3HW.float() / 255
-    with torch.no_grad():
-        pyramid = teacher.backbone(teacher.transform([image])[0].tensors)
-        vectors_NC = heads.box_head(heads.box_roi_pool(pyramid, [seen.boxes_N4], [(96, 128)]))
-    means = [torch.nn.functional.normalize(vectors_NC, dim=1)[seen.labels_N == k].mean(0) for k in range(4)]
-    means_KC = torch.nn.functional.normalize(torch.stack(means), dim=1)
-    assert torch.allclose(seen.teacher_KK, means_KC @ means_KC.T, atol=1e-4)
-    with pytest.raises(ValueError, match="teacher is in training mode"):
-        maker.box_perspectives(student, copy.deepcopy(teacher).train(), sample)
-    assert not any(module.training for module in student.modules())
-    few_KK = maker.cosines_of_prototypes(torch.randn(5, 1, 7), torch.tensor([[0, 0, 2, 2, 2, -1, -1]]), 4)
-    assert few_KK.isnan().sum() == 12  # labels without a box have no cosine
 
 
 class Run:
@@ -232,8 +187,6 @@ def test_the_script_writes_what_finished_runs_find_and_refuses_others(tmp_path, 
     assert capsys.readouterr().out.strip().endswith("roi_apd-seed0.json")
     (made,) = read_findings(tmp_path)
     assert list(made.content["runs"]) == ["student", "roi_apd", "teacher"]
-    assert made.content["boxes"]["picture"] == maker.first_with_all_classes(SCENES)
-    assert len(made.boxes()[1]) == 64
     with torch.no_grad():
         (expected,) = student([SCENES[2].image_3HW.float() / 255])
     sure, found = expected["scores"] >= 0.2, made.content["found"]["student"][2]

@@ -45,9 +45,7 @@ MISSING = object()
     [
         ("schema", 2, "schema 2 is not 1"),
         ("runs", MISSING, "'runs' is missing"),
-        ("runs/pixel_kd", MISSING, "'pixel_kd' is missing"),
-        ("runs/student", {"fingerprint": "a"}, "'weights_sha256' is missing"),
-        ("runs/student/fingerprint", 3, r"runs\.student must hold fingerprint and weights_sha256, both texts"),
+        ("scores/pixel_kd", MISSING, "'pixel_kd' is missing"),
         ("runs/apd/fingerprint", "a" * 12, r"runs\.apd\.fingerprint is not that of the exper"),
         ("experiment/seed", -1, "seed"),
         ("experiment/seed", 4, "the file was edited"),

@@ -12,12 +12,6 @@ from apd.report.figures import method
 DATA = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")
 
 
-def test_a_sample_has_its_sizes_and_its_classes_named():
-    shown = method.show_sample(DATA[0], DATA[0].labels_HW[::8, ::8], SCENES)
-    assert "6 × 8 cells" in shown.description
-    assert ">pedestrian<" in method.class_key(SCENES)
-
-
 def test_errors_are_red_where_wrong_grey_where_right_white_where_ignored():
     pixels_HW3 = method.error_pixels(torch.tensor([[0, 0, 0]]), torch.tensor([[0, 1, 255]]), 255)
     assert pixels_HW3[0].tolist() == [list(method.RIGHT), list(method.WRONG), [255, 255, 255]]

@@ -12,12 +12,10 @@ from apd import APDLoss, class_prototypes, observe, resize_labels
 from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
-from apd.report.correlations import Evidence, per_image, relations, seeds_agree
+from apd.report.correlations import per_image, relation, seeds_agree
 from apd.report.figures.prototypes import (
-    NUMBER_NAMES,
     apart_over_steps,
     coefficient,
-    gain_by_distance,
     plane_of,
     prototype_plane,
     relation_table,
@@ -63,15 +61,11 @@ def test_the_plane_keeps_most_of_what_two_directions_can():
     assert kept == pytest.approx(float(lengths[-2:].sum() / lengths.sum()))
 
 
-def test_every_present_prototype_of_both_networks_can_be_pointed_at_at_every_moment(trace):
-    shown = prototype_plane(trace, SCENES, ["A", "B", "C"])
-    data = data_of(shown)
-    assert len(data["marks"]) == 4 * 2 * int(trace.present_BK.sum())
+def test_every_present_prototype_of_both_networks_is_drawn_at_four_moments(trace):
+    shown = prototype_plane(trace, SCENES)
     assert "steps 0, 10, 20, 50" in shown.description
-    said = {tuple(data["lines"][i] for i in lines) for _, _, lines, _ in data["marks"]}
-    between = float((trace.teacher_SBKD[-1, 2, 7] * trace.student_SBKD[-1, 2, 7]).sum())
-    assert ("C, fence", "student, step 50", f"cosine of teacher’s and student’s {between:.2f}") in said
-    assert not any(line.startswith("B, pavement") for lines in said for line in lines)  # absent there
+    assert all(f">step {step}<" in shown.html for step in (0, 10, 20, 50))
+    assert shown.html.count("<use ") + shown.html.count("<path ") > 4 * 2 * int(trace.present_BK.sum())
 
 
 def test_the_collapse_figure_has_the_first_and_the_last_mean(trace):
@@ -122,42 +116,14 @@ def test_an_image_is_seen_by_both_networks_through_both_perspectives():
     assert shown.html.count("<img") == 15
 
 
-def test_a_dot_of_the_scatter_reads_the_image_its_class_and_the_scores(images):
-    data = data_of(gain_by_distance([images[0], images[-1]]))
-    assert len(data["marks"]) == 80
-    texts = [[data["lines"][i] for i in lines] for _, _, lines, _ in data["marks"]]
-    one = images[-1]
-    (said,) = [text for text in texts[40:] if text[0].startswith("test image 7,")]
-    assert said[0].endswith(f"distance {one.numbers['distance'][7]:.3f}")
-    assert said[1] == "furthest class: fence"
-    assert f"pixel KD {100 * one.scores['pixel_kd']['miou'][7]:.1f}" in said[2]
-    assert said[2].endswith(f"gain {100 * one.gain()[7]:+.1f}".replace("-", "−"))
-    assert f"teacher {100 * one.scores['teacher']['miou'][7]:.1f}" in said[3]
-
-
-def test_a_network_that_one_context_shift_lacks_is_left_out_there():
-    some = made_up_evidence(0.5, 0).content
-    some = {**some, **{entry: {k: v for k, v in some[entry].items() if k != "student"} for entry in ("runs", "scores")}}
-    images = per_image([Evidence(some), made_up_evidence(1.0, 0)])
-    data = data_of(gain_by_distance(images))
-    first, last = ([data["lines"][i] for i in data["marks"][place][2]] for place in (0, -1))
-    assert (first[3].count("student"), last[3].count("student")) == (0, 1)
-    assert "shift 0.5" not in relation_table(images, reference="student").description
-    assert "shift 1" in relation_table(images, reference="student").description
-
-
 def test_the_table_has_every_correlation_and_what_follows_from_it(images):
-    found = relations(images[0], ["distance"])["distance"]
-    table = relation_table(images, numbers=list(NUMBER_NAMES))
-    assert table.html.count("<tr") == 1 + 3 * 4
-    held = relations(images[0], ["distance"], held="teacher")["distance"].over_images
-    (line,) = [line for line in table.description.splitlines() if line.startswith("shift 0: distance")]
+    found, held = relation(images[0]), relation(images[0], held="teacher").over_images
+    table = relation_table(images)
+    assert table.html.count("<tr") == 1 + 3
+    (line,) = [line for line in table.description.splitlines() if line.startswith("context shift 0 ")]
     for expected in (found.over_images, found.over_seeds, held, (seeds_agree(images[0]), float("nan"), 0)):
         assert coefficient(expected) in line
     assert found.verdict in line
-    assert (
-        "“+ APD without pixel KD”" in relation_table(images, method="apd_without_kd", reference="student").description
-    )
 
 
 def test_a_coefficient_has_its_sign_and_zero_has_none():
@@ -167,8 +133,5 @@ def test_a_coefficient_has_its_sign_and_zero_has_none():
 
 
 def test_without_evidence_it_is_said_and_one_seed_gives_no_nan():
-    for part in (gain_by_distance([]), relation_table([])):
-        assert "0 files of evidence" in str(part)
-    images = per_image([made_up_evidence(1.0, 0)])
-    for part in (gain_by_distance(images), relation_table(images)):
-        assert "nan" not in str(part)
+    assert "0 records" in str(relation_table([]))
+    assert "nan" not in str(relation_table(per_image([made_up_evidence(1.0, 0)])))

@@ -12,7 +12,7 @@ from miniatures import write_coco
 from apd.config.identity import fingerprint
 from apd.cost import dry_run as module
 from apd.cost.dry_run import dry_run
-from apd.report.figures.detection import validation_box_ap
+from apd.report.figures.boxes import validation_box_ap
 from apd.study import coco_recipes as coco
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import recipe

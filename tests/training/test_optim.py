@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR, Po
 
 from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.study.recipes import lengthened
-from apd.training.optim import learning_rate_factor, set_learning_rates
+from apd.training.optim import learning_rate_factor
 
 ITERATIONS = 40
 
@@ -41,12 +41,13 @@ def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
         chained.step()
 
 
-def test_groups_with_a_base_learning_rate_follow_and_others_keep_theirs():
+def test_groups_with_a_base_learning_rate_follow_and_others_keep_theirs(tmp_path):
     training = TrainingConfig(iterations=10, schedule="steps", milestones=(4,), warmup=2)
     optimisers = {"student": optimiser_with(backbone=0.2, heads=2.0), "teacher_heads": optimiser_with(a=None, b=0.5)}
-    seen = []
+    run, seen = prepared_run(replace(tiny(), training=training), tmp_path), []
+    run.optimisers = optimisers
     for step in (0, 5):
-        set_learning_rates(optimisers, training, step)
+        run.set_learning_rates(step)
         seen += [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers.values()]
     assert seen[0] == pytest.approx([0.1, 1.0])
     assert seen[2] == pytest.approx([0.02, 0.2])

@@ -16,7 +16,6 @@ from torch import nn
 
 from apd.data.batches import Batch
 from apd.training import trainer as loop
-from apd.training.optim import set_learning_rates
 from apd.training.run import run_folder, train
 from apd.training.run_log import NonFiniteLossError
 from apd.training.segmentation import build_network, task_loss
@@ -56,7 +55,7 @@ def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, 
     sys.setprofile(note)
     try:
         batch = next(batches)
-        set_learning_rates(run.optimisers, run.experiment.training, 2)
+        run.set_learning_rates(2)
         run._note(2, {}, run.step(batch), batch)
     finally:
         sys.setprofile(None)

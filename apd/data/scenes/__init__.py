@@ -1,9 +1,7 @@
 """The built-in data: street scenes drawn by a program, so that the study runs anywhere and knows every label exactly.
 
-A scene has ten classes under perspective: stuff (sky, building, pole, road, pavement, tree, fence) and objects that are
-counted (sign, car, pedestrian). Layout and appearance come from two independent streams of random numbers, both a
-function of (seed, split, index) alone: the same street can be seen at any size and at any `context_shift`
-(`apd.data.scenes.light` says what that models), with the same labels.
+Layout and appearance come from two independent streams of random numbers, functions of (seed, split, index) alone: the
+same street can be seen at any size and at any `context_shift` (see `apd.data.scenes.light`), with the same labels.
 """
 
 import hashlib
@@ -55,18 +53,11 @@ def draw_scene(
     Args:
         seed, index: which family of scenes, and which of it; integers from 0.
         height, width: size of the image in pixels, at least 32 each.
-        context_shift: 0 = every image has the same light, palette and textures, 1 = every image has its own.
-            It changes `image_HW3` only.
+        context_shift: 0 = every image has the same light, palette and textures, 1 = each its own; labels do not change.
         split: "train", "val" or "test"; the splits of one seed share no random numbers.
-
-    Example:
-        >>> scene = draw_scene(0, 0, height=96, width=128)
-        >>> scene.image_HW3.shape, scene.labels_HW.shape, scene.boxes_N4.shape == (scene.instances_HW.max(), 4)
-        ((96, 128, 3), (96, 128), True)
     """
     _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
-    if not _is_count(index):
-        raise ValueError(f"index={index!r}; expected an integer from 0")
+    _check_integer("index", index, 0)
     origin = (seed, get_args(Split).index(split), index)
     layout = draw_layout(Dice(*origin, 0))
     view = begin(layout, _CELLS * height, _CELLS * width)
@@ -81,8 +72,7 @@ _kept_scene = lru_cache(maxsize=_KEPT)(draw_scene)
 
 
 def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Labels, instances, their classes and their boxes of a painted canvas, at one pixel for 2 x 2 cells."""
-    region_HW = canvas.region_of_part().take(canvas.parts_HW[::_CELLS, ::_CELLS])
+    region_HW = np.array(canvas.region_of_part, dtype=np.uint16).take(canvas.parts_HW[::_CELLS, ::_CELLS])
     classes, counted = (np.array(column) for column in zip(*canvas.regions, strict=True))
     visible = np.zeros(len(classes), dtype=bool)
     visible[region_HW] = True
@@ -96,16 +86,9 @@ def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 
 
 def _boxes(instances_HW: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
-    """Bounds (x0, y0, x1, y1) of the pixels that carry each number 1..count."""
-    rows, columns = np.nonzero(instances_HW)
-    number = instances_HW[rows, columns] - 1
-    boxes_N4 = np.empty((count, 4), dtype=np.int64)
-    for axis, place, size in ((0, columns, instances_HW.shape[1]), (1, rows, instances_HW.shape[0])):
-        seen = np.zeros((count, size), dtype=bool)
-        seen[number, place] = True
-        boxes_N4[:, axis] = seen.argmax(axis=1)
-        boxes_N4[:, axis + 2] = size - seen[:, ::-1].argmax(axis=1)
-    return boxes_N4
+    places = (np.nonzero(instances_HW == number) for number in range(1, count + 1))
+    boxes = [(x.min(), y.min(), x.max() + 1, y.max() + 1) for y, x in places]
+    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
 
 def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:
@@ -132,11 +115,6 @@ class Scenes:
     """A data set of `count` scenes, drawn when asked for; the other arguments are those of `draw_scene`.
 
     Small scenes are kept in memory after the first time (192 MiB at most, shared by all data sets of the process).
-
-    Example:
-        >>> data = Scenes(100, height=96, width=96, context_shift=1.0, seed=0, split="val")
-        >>> data[3].image_3HW.shape, data[3].name
-        (torch.Size([3, 96, 96]), 'scenes-val-0-3')
     """
 
     spec: DatasetSpec = SCENES
@@ -145,8 +123,7 @@ class Scenes:
         self, count: int, *, height: int, width: int, context_shift: float, seed: int, split: Split = "train"
     ) -> None:
         _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
-        if not _is_count(count) or count == 0:
-            raise ValueError(f"count={count!r}; expected an integer from 1, the number of scenes")
+        _check_integer("count", count, 1)
         self.count, self.height, self.width = int(count), int(height), int(width)
         self.context_shift, self.seed, self.split = float(context_shift), int(seed), split
 
@@ -167,12 +144,13 @@ class Scenes:
         if not 0 <= index < self.count:
             raise IndexError(f"index {index} of a data set of {self.count} scenes; expected 0..{self.count - 1}")
         draw = _kept_scene if kept and self.height * self.width <= _KEPT_PIXELS else draw_scene
-        settings = {name: value for name, value in vars(self).items() if name not in ("count", "seed")}
+        settings = {name: getattr(self, name) for name in ("height", "width", "context_shift", "split")}
         return draw(self.seed, int(index), **settings)
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the generator's version and the settings: equal means the same pixels and labels."""
-        return _hashed(vars(self))
+        """Hex sha256 of the generator's version and the settings: equal means the same samples."""
+        settings = {"generator": GENERATOR_VERSION, **vars(self)}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def image_of(scene: Scene) -> torch.Tensor:
@@ -180,68 +158,44 @@ def image_of(scene: Scene) -> torch.Tensor:
     return torch.tensor(scene.image_HW3).permute(2, 0, 1).contiguous()
 
 
-def _hashed(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps({"generator": GENERATOR_VERSION, **settings}, sort_keys=True).encode()).hexdigest()
-
-
-class SceneInstances:
+class SceneInstances(Scenes):
     """The objects of :class:`Scenes`, each with box and mask, as a data set for detection.
 
     A scene has about a dozen objects, far ones of a few pixels among them, which nobody could recognise. Those of fewer
     than `least_pixels` visible pixels (default 16, own choice) are crowd: neither asked for nor counted as a mistake.
-
-    Example:
-        >>> sample = SceneInstances(100, height=96, width=128, context_shift=0.5, seed=0)[3]
-        >>> sample.image_3HW.shape, sample.boxes_N4.shape[1], sample.masks_NHW.shape[1:]
-        (torch.Size([3, 96, 128]), 4, torch.Size([96, 128]))
     """
 
     spec: InstanceSpec = OBJECTS
 
     def __init__(self, count: int, *, least_pixels: int = LEAST_PIXELS, **settings: Any) -> None:
-        if not _is_count(least_pixels) or least_pixels < 1:
-            raise ValueError(f"least_pixels={least_pixels!r}; expected an integer from 1")
-        self.scenes, self.least_pixels = Scenes(count, **settings), least_pixels
-
-    def __len__(self) -> int:
-        return len(self.scenes)
+        super().__init__(count, **settings)
+        _check_integer("least_pixels", least_pixels, 1)
+        self.least_pixels = least_pixels
 
     def __getitem__(self, index: int) -> InstanceSample:
         """Sample `index` from 0; IndexError past the end."""
-        scene = self.scenes.scene(index, kept=True)
+        scene = self.scene(index, kept=True)
         numbers_N11 = np.arange(1, len(scene.boxes_N4) + 1, dtype=np.uint16)[:, None, None]
         masks_NHW = torch.from_numpy(scene.instances_HW == numbers_N11)
         pixels_N = masks_NHW.flatten(1).sum(1)
         label_of = {SCENES.index(name): label for label, name in enumerate(OBJECTS.class_names)}
+        labels_N = torch.tensor([label_of[number] for number in scene.instance_classes_N.tolist()], dtype=torch.int64)
+        boxes_N4, crowd_N = torch.from_numpy(scene.boxes_N4).float(), pixels_N < self.least_pixels
         return InstanceSample(
-            image_of(scene),
-            torch.from_numpy(scene.boxes_N4).float(),
-            torch.tensor([label_of[number] for number in scene.instance_classes_N.tolist()], dtype=torch.int64),
-            masks_NHW,
-            pixels_N < self.least_pixels,
-            pixels_N.float(),
-            self.scenes.name(index),
+            image_of(scene), boxes_N4, labels_N, masks_NHW, crowd_N, pixels_N.float(), self.name(index)
         )
 
-    def fingerprint(self) -> str:
-        """Hex sha256 of the generator's version and the settings: equal means the same pixels and objects."""
-        return _hashed({"least_pixels": self.least_pixels, **vars(self.scenes)})
 
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}; expected an integer from {least}")
 
 
 def _check(*, height: int, width: int, context_shift: float, seed: int, split: str) -> None:
-    for name, value in (("height", height), ("width", width)):
-        if not _is_count(value) or value < SMALLEST:
-            raise ValueError(f"{name}={value!r}; expected a number of pixels from {SMALLEST}, such as 96")
+    for name, value, least in (("height", height, SMALLEST), ("width", width, SMALLEST), ("seed", seed, 0)):
+        _check_integer(name, value, least)
     if isinstance(context_shift, bool) or not isinstance(context_shift, Real) or not 0 <= context_shift <= 1:
-        raise ValueError(
-            f"context_shift={context_shift!r}; expected a number from 0 (one appearance for all images) to 1 (each "
-            "image its own)"
-        )
-    if not _is_count(seed):
-        raise ValueError(f"seed={seed!r}; expected an integer from 0")
+        expected = "a number from 0 (one appearance for all images) to 1 (each image its own)"
+        raise ValueError(f"context_shift={context_shift!r}; expected {expected}")
     if split not in get_args(Split):
         raise ValueError(f"split={split!r}; expected one of {', '.join(get_args(Split))}")

@@ -1,9 +1,8 @@
 """The canvas scenes are painted on: a map of part numbers, filled back to front with exact shapes.
 
-A *part* is a patch that gets one colour (a wall, its windows, a tyre); it belongs to a *region*: the object, or the
-stuff, that the label maps show. Painting writes part numbers only, never colours, so labels cannot depend on light.
-Only additions, products, quotients and square roots decide which cell is inside: the same on every IEEE machine.
-Coordinates are in cells, y down; a cell is inside when its centre is.
+A *part* is a patch of one colour (a wall, its windows, a tyre) of a *region*: the object, or the stuff, that the label
+maps show. Only additions, products, quotients and square roots decide which cell is inside: the same on every IEEE
+machine. Coordinates are in cells, y down.
 """
 
 from collections.abc import Sequence
@@ -18,9 +17,7 @@ from apd.data.scenes.layout import Tint
 
 Floats = NDArray[np.float32]
 GROUND_PARTS = 4  # parts below this number lie on the ground, and `part + GROUND_PARTS` is the same part in shadow
-
 _FEW_ROWS = 12  # up to here a loop over rows is faster than array expressions
-
 
 # how a part lies in space: facing the camera at one depth, on the ground, or as a wall along the street
 Surface = IntEnum("Surface", "FLAT GROUND WALL", start=0)
@@ -49,7 +46,7 @@ class Canvas:
         self.rows = np.arange(height, dtype=np.float32) + np.float32(0.5)
         self.columns = np.arange(width, dtype=np.float32) + np.float32(0.5)
         self._parts: list[tuple[float, ...]] = []
-        self._region_of_part: list[int] = []
+        self.region_of_part: list[int] = []
         self.regions: list[tuple[int, bool]] = []  # (class, is it a counted object)
 
     def new_region(self, class_index: int, *, counted: bool = False) -> int:
@@ -69,7 +66,7 @@ class Canvas:
         surface: Surface = Surface.FLAT,
     ) -> int:
         """Start a part and return its number, to be handed to the drawing functions."""
-        self._region_of_part.append(region)
+        self.region_of_part.append(region)
         self._parts.append((*tint, lightness, self.regions[region][0], detail, share, depth, surface))
         return len(self._parts) - 1
 
@@ -80,10 +77,6 @@ class Canvas:
         lab_N3[:, 0] += shade_N
         class_N, surface_N = class_N.astype(np.uint8), surface_N.astype(np.uint8)
         return Parts(class_N, lab_N3, shade_N, detail_N.astype(np.intp), share_N, depth_N.astype(np.float32), surface_N)
-
-    def region_of_part(self) -> NDArray[np.uint16]:
-        """The region of every part started so far."""
-        return np.array(self._region_of_part, dtype=np.uint16)
 
     def rectangle(self, part: int, left: float, top: float, right: float, bottom: float) -> None:
         """Fill left <= x < right, top <= y < bottom."""
@@ -103,7 +96,6 @@ class Canvas:
     def _between(
         self, part: int, lines_XY: NDArray[np.uint16], centres_Y: Floats, low_X: Floats, high_X: Floats
     ) -> None:
-        """Fill low <= centre < high in each line of cells."""
         if low_X.size == 0:
             return
         first, last = cells(float(low_X.min()), float(high_X.max()), centres_Y.size)

@@ -1,7 +1,6 @@
 """What stands where in a street scene, as plain numbers in metres, drawn from one stream of random numbers.
 
-World: X to the right of the middle of the road, Y up from the ground, Z forward from the camera. Nothing here knows
-about pixels or colours, so one (seed, split, index) is one street at every image size and every `context_shift`.
+X to the right of the middle of the road, Y up from the ground, Z forward from the camera; no pixels, no colours.
 """
 
 from collections import namedtuple
@@ -80,12 +79,8 @@ class Dice:
 
 def draw_layout(dice: Dice) -> Layout:
     """Draw one street. The stream is read in a fixed order; changing that order changes every scene."""
-    road = Road(
-        half_width=dice.uniform(2.9, 4.3),
-        pavement=dice.uniform(2.3, 3.8),
-        dash=dice.choose((0.0, 5.0, 7.0, 9.0)),
-        crossing=dice.uniform(7.0, 16.0) if dice.chance(0.35) else 0.0,
-    )
+    half_width, pavement, dash = dice.uniform(2.9, 4.3), dice.uniform(2.3, 3.8), dice.choose((0.0, 5.0, 7.0, 9.0))
+    road = Road(half_width, pavement, dash, crossing=dice.uniform(7.0, 16.0) if dice.chance(0.35) else 0.0)
     camera = Camera(
         x=dice.uniform(-0.5, 0.5) * road.half_width,
         height=dice.uniform(1.7, 2.8),
@@ -105,14 +100,12 @@ def draw_layout(dice: Dice) -> Layout:
 
 
 def _cloud(dice: Dice) -> Cloud:
-    lumps = tuple(
-        (dice.uniform(-1.0, 1.0), dice.uniform(-0.25, 0.1), dice.uniform(0.35, 0.8)) for _ in range(dice.integer(3, 5))
-    )
+    ranges = (-1.0, 1.0), (-0.25, 0.1), (0.35, 0.8)
+    lumps = tuple(tuple(dice.uniform(*limits) for limits in ranges) for _ in range(dice.integer(3, 5)))
     return Cloud(dice.uniform(0.0, 1.0), dice.uniform(0.1, 0.75), dice.uniform(0.05, 0.11), lumps)
 
 
 def _row(dice: Dice, side: int, town: float) -> list[Segment]:
-    """What lines one side of the street, from beside the camera to the far end."""
     segments: list[Segment] = []
     near, previous = dice.uniform(-4.0, 3.0), "none"
     while near < FAR_END:
@@ -176,10 +169,8 @@ def _objects(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]
         if dice.chance(0.45):
             start, panel = entry + dice.uniform(-2.0, 6.0), dice.uniform(2.4, 3.2)
             tint, height = dice.tint(0.08, 0.05), dice.uniform(0.9, 1.2)
-            objects += [
-                Railing(side * (edge + 0.2), start + panel * number, panel, height, tint)
-                for number in range(dice.integer(2, 5))
-            ]
+            x, panels = side * (edge + 0.2), range(dice.integer(2, 5))
+            objects += [Railing(x, start + panel * number, panel, height, tint) for number in panels]
         for _ in range(dice.integer(1, 4)):
             x = side * dice.uniform(edge + 0.4, edge + road.pavement - 0.3)
             objects.append(_pedestrian(dice, x, entry + 0.3 + 13.0 * dice.uniform(0.0, 1.0) ** 2))
@@ -207,7 +198,6 @@ def _objects(dice: Dice, road: Road, camera: Camera, segments: Sequence[Segment]
 
 
 def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[Object]:
-    """Lamps at a regular distance, and signs between them."""
     furniture: list[Object] = []
     height, width, tint = dice.uniform(5.0, 7.5), dice.uniform(0.26, 0.36), dice.tint(0.07, 0.04)
     bracket = -side * dice.uniform(0.8, 1.8) if dice.chance(0.7) else 0.0
@@ -224,10 +214,8 @@ def _street_furniture(dice: Dice, side: int, kerb: float, entry: float) -> list[
 
 def _tree(dice: Dice, x: float, z: float) -> Tree:
     height = dice.uniform(3.8, 6.8)
-    lumps = tuple(
-        (dice.uniform(-0.75, 0.75), dice.uniform(-0.55, 0.6), dice.uniform(0.45, 0.65))
-        for _ in range(dice.integer(6, 8))
-    )
+    ranges = (-0.75, 0.75), (-0.55, 0.6), (0.45, 0.65)
+    lumps = tuple(tuple(dice.uniform(*limits) for limits in ranges) for _ in range(dice.integer(6, 8)))
     return Tree(x, z, height, height * dice.uniform(0.24, 0.32), dice.chance(0.2), lumps, dice.tint(0.065, 0.04))
 
 

@@ -1,14 +1,9 @@
 """The appearance of a scene: light, palette and textures, and the context shift that makes them differ between images.
 
-A camera never records the colour of a class; it records that colour under the light of the hour, the weather, the
-materials of the town and its own processing. All pixels of one image share these, so within an image a class keeps its
-appearance, while between images the appearances of the classes overlap: the road of one may have the colour of the
-houses in another. `context_shift` sets how large that shared, per-image part is.
-
-- 0: every image has the same light, palette and textures. What is left are the differences between objects.
-- 1: every image draws its own. Its classes take the standard colours in another order, turned in hue, under its own
-  light; colour alone says nothing about the class until the image's own colours are known.
-- between: palette, light and textures move continuously from the common appearance to the image's own.
+A camera records the colour of a class under the light of the hour, the weather, the materials of the town and its own
+processing. The pixels of one image share these, so within an image a class keeps its appearance, while between images
+appearances of classes overlap. At `context_shift` 0 every image has the same light, palette and textures; at 1 its
+classes take the standard colours in another order, turned in hue, under its own light; between, all move continuously.
 """
 
 from functools import lru_cache
@@ -95,11 +90,7 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
 def _mix_palettes(
     orders_NK: NDArray[np.intp], turn: float, jitter_K3: NDArray[np.float64], own: float
 ) -> NDArray[np.float64]:
-    """Move from the standard palette to the same colours in another order, turned in hue.
-
-    Both are taken around the palette's mean and the sum is rescaled, so that colours stay as far apart on the way as
-    they are at the ends. Of several orders the one is taken that keeps the classes of this image furthest apart.
-    """
+    """Move to the same colours in another order, turned in hue: the one that keeps classes furthest apart."""
     middle_3 = _STANDARD_LAB.mean(axis=0)
     standard_K3 = _STANDARD_LAB - middle_3
     c, s = cos(turn), sin(turn)
@@ -153,16 +144,8 @@ def _texture_tiles() -> NDArray[np.int8]:
     slabs = np.where((i % 64 < 6) | (j % 64 < 6), -1.0, 0.2) + np.where((i // 64 + j // 64) % 2, 0.3, -0.3)
     hatch = np.where((i + j) // 16 % 2, 1.0, -1.0)
     spots = np.where((i % 64 - 32) ** 2 + (j % 64 - 32) ** 2 < 300, 1.0, -0.4)
-    tiles = (
-        grain,
-        blotches,
-        across,
-        down,
-        bricks,
-        slabs,
-        hatch,
-        spots,
-    )  # of two precisions: one array would round anew
+    # of two precisions: one array would round anew
+    tiles = (grain, blotches, across, down, bricks, slabs, hatch, spots)
     return np.stack([np.rint(127 * np.clip(0.85 * t + 0.15 * grain, -1, 1)) for t in tiles]).astype(np.int8).ravel()
 
 
@@ -186,7 +169,7 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
 
     surface_HW = parts.surface_N.take(part_HW)
     class_HW = parts.class_N.take(part_HW)
-    rows, columns = _pixels(view)
+    rows, columns = canvas.rows[0::2] + np.float32(0.5), canvas.columns[0::2] + np.float32(0.5)  # of pixels' centres
     below = np.maximum(rows - np.float32(view.horizon), np.float32(0.5))
     beside = np.maximum(np.abs(columns - np.float32(view.centre)), np.float32(0.5))
     focal, height = np.float32(view.focal), np.float32(view.camera.height)
@@ -195,7 +178,7 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
     depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
 
-    image_3HW *= 1 + _texture(view, appearance, class_HW, (on_ground, on_wall), depth_HW)
+    image_3HW *= 1 + _texture(view, appearance, class_HW, (on_ground, on_wall), depth_HW, rows, columns)
     air_HW = depth_HW / (depth_HW + np.float32(appearance.haze))
     low_H = np.clip(rows / np.float32(view.horizon), 0, 1)
     air_HW = np.where(class_HW == SKY, (np.float32(appearance.glow) * low_H * low_H)[:, None], air_HW)
@@ -209,15 +192,11 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image_3HW.astype(np.uint8).transpose(1, 2, 0))
 
 
-def _pixels(view: View) -> tuple[Floats, Floats]:
-    """Rows and columns of the pixels' centres, in cells."""
-    return view.canvas.rows[0::2] + np.float32(0.5), view.canvas.columns[0::2] + np.float32(0.5)
-
-
-def _texture(view: View, appearance: Appearance, class_HW: NDArray, where: tuple, depth_HW: Floats) -> Floats:
+def _texture(
+    view: View, appearance: Appearance, class_HW: NDArray, where: tuple, depth_HW: Floats, rows: Floats, columns: Floats
+) -> Floats:
     """Relative brightness (H, W) from the two texture layers, mapped along ground and walls, else on the screen."""
-    (on_ground, on_wall), (rows, columns) = where, _pixels(view)
-    height = np.float32(view.camera.height)
+    (on_ground, on_wall), height = where, np.float32(view.camera.height)
     screen = np.float32(10 / min(view.canvas.height, view.canvas.width))
     metres = depth_HW * np.float32(1 / view.focal)
     across = (columns - np.float32(view.centre)) * metres

@@ -1,7 +1,6 @@
-"""Paints what stands and moves on the street: trees, lamps, signs, railings, cars and pedestrians.
+"""Paints what stands and moves on the street, in metres: trees, lamps, signs, railings, cars and pedestrians.
 
-All sizes are metres. A sign's plate, a car and a pedestrian are counted: each gets a region of its own, which becomes
-an instance. A sign's post belongs to the poles.
+A sign's plate, a car and a pedestrian are counted: each gets a region, and so an instance, of its own.
 """
 
 from collections.abc import Sequence
@@ -26,12 +25,10 @@ class _Brush:
         return self.canvas.new_part(self.region, self.tint, lightness, depth=self.z, detail=detail, share=share)
 
     def box(self, part: int, left: float, bottom: float, right: float, top: float) -> None:
-        """Rectangle at the object's depth; left and right relative to its middle."""
         s, c, f = self.scale, self.column, self.foot
         self.canvas.rectangle(part, c + left * s, f - top * s, c + right * s, f - bottom * s)
 
     def shape(self, part: int, corners: Sequence[tuple[float, float]]) -> None:
-        """Convex polygon at the object's depth."""
         s, c, f = self.scale, self.column, self.foot
         self.canvas.polygon(part, [(c + a * s, f - b * s) for a, b in corners])
 
@@ -46,7 +43,6 @@ class _Brush:
         self.canvas.polygon(part, points)
 
     def blob(self, part: int, x: float, y: float, across: float, up: float) -> None:
-        """Ellipse at the object's depth."""
         s = self.scale
         self.canvas.ellipse(part, self.column + x * s, self.foot - y * s, across * s, up * s)
 

@@ -1,8 +1,7 @@
 """Paints the street itself, back to front: sky, far end, ground, and the houses and gardens along both sides.
 
-The walls along the street are planes of constant X. In such a plane the scale (cells per metre) of a column is its
-distance from the vanishing point divided by the plane's distance from the camera, so a whole wall with its windows
-is a few array expressions.
+The walls along it are planes of constant X, in which the scale (cells per metre) of a column is its distance from the
+vanishing point divided by the plane's distance from the camera: a wall with its windows is a few array expressions.
 """
 
 from math import floor, sqrt
@@ -238,9 +237,8 @@ def _paint_garden(view: View, garden: Garden, x: float) -> None:
     shine = 0.03 if garden.side != view.sun else -0.03
     depth = (max(garden.near, NEAREST) + garden.far) / 2
     dark, leaves = (canvas.new_part(TREE, garden.hedge_tint, shine + by, depth=depth) for by in (-0.06, 0.01))
-    boards, gaps, rail = (
-        canvas.new_part(FENCE, garden.tint, shine + by, depth=depth, surface=Surface.WALL) for by in (0.02, -0.04, 0.06)
-    )
+    along = dict(depth=depth, surface=Surface.WALL)
+    boards, gaps, rail = (canvas.new_part(FENCE, garden.tint, shine + by, **along) for by in (0.02, -0.04, 0.06))
     if garden.near > NEAREST:
         z, side = garden.near, garden.side
         ends = sorted((view.column(side * (x + 0.7), z), view.column(side * (x + 5.0), z)))

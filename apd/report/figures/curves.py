@@ -3,23 +3,22 @@
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from apd.evaluation.metrics import scores
 from apd.report.comparisons import SHIFT_NAMES, ShiftSweep
 from apd.report.detections import DETECTION_NAMES
-from apd.report.figures.forest import POINTS, outlying, signed
-from apd.report.figures.style import FAINT, INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes, table
-from apd.report.statistics import LONGER, Comparison, spread
+from apd.report.figures.forest import POINTS, signed
+from apd.report.figures.style import INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes, rows_table
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
@@ -33,52 +32,9 @@ CLASS_BY_CLASS = ", class by class"
 COMMANDS = {"speed": "python -m tests.measure_speed", "detection-speed": "python -m tests.measure_detection"}
 
 
-def spread_out(heights: Sequence[float], least: float) -> list[float]:
-    """The same heights, moved apart where neighbours stand closer than `least`; order and middle stay."""
-    clusters: list[list[int]] = []
-    middles: list[float] = []
-    for i in sorted(range(len(heights)), key=lambda i: heights[i]):
-        clusters.append([i])
-        middles.append(heights[i])
-        while len(clusters) > 1 and middles[-1] - middles[-2] < least * (len(clusters[-1]) + len(clusters[-2])) / 2:
-            clusters[-2:] = [clusters[-2] + clusters[-1]]
-            middles[-2:] = [sum(heights[j] for j in clusters[-1]) / len(clusters[-1])]
-    placed = [0.0] * len(heights)
-    for cluster, middle in zip(clusters, middles, strict=True):
-        for place, i in enumerate(cluster):
-            placed[i] = middle + least * (place - (len(cluster) - 1) / 2)
-    return placed
-
-
-def label_marks(
-    axes: Axes,
-    marks: Mapping[str, tuple[float, float]],
-    texts: Mapping[str, str],
-    colours: Mapping[str, str] | None = None,
-) -> None:
-    """Names right of the axes at the heights of their marks, moved apart where they would overlap, thin lines between.
-
-    The axes are alone in their figure, with their limits set. `texts` and `colours` are by the key of the mark; without
-    colours it is a method.
-    """
-    wrapped = {key: textwrap.fill(texts[key], 16) for key in marks}
-    low, high = axes.get_ylim()
-    inch = (high - low) / (axes.figure.get_figheight() - 0.8)
-    lines = max(text.count("\n") + 1 for text in wrapped.values())
-    heights = spread_out([y for _, y in marks.values()], (0.04 + 0.155 * lines) * inch)
-    axes.set_ylim(min(low, *(height - 0.1 * inch for height in heights)), max(high, *heights))
-    for (key, mark), height in zip(marks.items(), heights, strict=True):
-        axes.annotate(
-            wrapped[key],
-            mark,
-            xytext=(1.05, height),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            linespacing=0.95,
-            color=colour_of(key) if colours is None else colours[key],
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkB": 4, "relpos": (0, 0.5)},
-            annotation_clip=False,
-        )
+def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> None:
+    """A legend over the axes, its names in the colours of their lines."""
+    fig.legend(loc="outside upper left", ncols=ncols, handlelength=1.4, labelcolor="linecolor", **handles)
 
 
 def term_curves(records: Mapping[str, Record]) -> Drawing:
@@ -104,7 +60,7 @@ def term_curves(records: Mapping[str, Record]) -> Drawing:
             axes.set_axis_off()
         fig.supxlabel("steps", fontsize=11)
         marks = [Line2D([], [], color=colour_of(m), linewidth=3, label=METHOD_NAMES[m]) for m in records]
-        fig.legend(handles=marks, loc="outside upper left", ncols=2, handlelength=1.2, labelcolor="linecolor")
+        legend_above(fig, handles=marks)
         return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))
 
 
@@ -112,66 +68,22 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
     """mIoU on the validation split on the way, one line for each method, the finished teacher as a dashed line."""
     with figure(height=3.6) as fig:
         axes = fig.subplots()
-        ends, texts = {}, {}
+        said = []
         for method, record in records.items():
             noted = [e for e in record.content["evaluations"] if e["split"] == "val"]
-            steps = [e["step"] for e in noted]
             values = [POINTS * scores(torch.tensor(e["confusion"])).miou for e in noted]
-            axes.plot(steps, values, color=colour_of(method), marker="o", markersize=5)
-            ends[method], texts[method] = (steps[-1], values[-1]), f"{METHOD_NAMES[method]} {values[-1]:.1f}"
+            said.append(f"{METHOD_NAMES[method]} {values[-1]:.1f}")
+            style = {"color": colour_of(method), "marker": "o", "markersize": 5, "label": said[-1]}
+            axes.plot([e["step"] for e in noted], values, **style)
         if teacher is not None:
             last = POINTS * scores(torch.tensor(teacher.content["evaluations"][-1]["confusion"])).miou
-            axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-            ends["teacher"], texts["teacher"] = (max(x for x, _ in ends.values()), last), f"teacher {last:.1f}"
+            said.append(f"teacher {last:.1f}")
+            axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=said[-1])
         axes.margins(y=0.08)
         axes.set(xlabel="steps", ylabel="mIoU on val, %", xlim=(0, None))
         quiet_axes(axes, grid="y")
-        label_marks(axes, ends, texts)
-        return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(texts.values()))
-
-
-def score_against_seconds(comparison: Comparison) -> Drawing:
-    """mIoU over the seconds that a run's training steps take: further up is better, further left is cheaper.
-
-    A line reaches from the lowest to the highest seed. A dashed line joins the baseline and the equal-time baseline:
-    what lies below it does less with its seconds than plain training. Outlying methods are arrowheads at the edge.
-    """
-    if not comparison.variants:
-        return nothing("No seconds can be drawn: there is no record yet.")
-    far, names = outlying(comparison), comparison.names
-    with figure(height=max(3.3, 1.1 + 0.34 * len(comparison.variants))) as fig:
-        axes = fig.subplots()
-        axes.set_xscale("log")
-        values = {method: [POINTS * v for v in comparison.miou(method).values()] for method in comparison.variants}
-        marks = {method: (comparison.run_seconds(method), spread(v).mean) for method, v in values.items()}
-        said = (f"{names[method]} {mean:.1f} in {seconds:.0f} seconds" for method, (seconds, mean) in marks.items())
-        description = f"{comparison.title}, mIoU and training seconds of a run. " + "; ".join(said)
-        texts = {m: f"{names[m]} {mean:.1f}" if m in far else names[m] for m, (_, mean) in marks.items()}
-        bar = {"errorbar": ("pi", 100), "err_kws": {"linewidth": 2.2}, "native_scale": True, "ax": axes}
-        for method in (method for method in values if method not in far):
-            sns.pointplot(x=[marks[method][0]] * len(values[method]), y=values[method], color=colour_of(method), **bar)
-        low, high = axes.get_ylim()
-        for method in far:
-            seconds, mean = marks[method]
-            marks[method] = (seconds, min(max(mean, low), high))
-            axes.plot(*marks[method], "v" if mean < low else "^", color=colour_of(method), markersize=8, clip_on=False)
-        if {"student", LONGER} <= marks.keys():
-            ends = np.array([marks["student"], marks[LONGER]])
-            axes.plot(*np.linspace(*ends, 20).T, "--", color=INK, linewidth=1)
-        axes.set(xlabel="training steps of one run, seconds", ylabel="mIoU, %", ylim=(low, high))
-        axes.set_xlim(0.88 * min(x for x, _ in marks.values()), 1.12 * max(x for x, _ in marks.values()))
-        label_marks(axes, marks, texts)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.set_title(comparison.title)
-        quiet_axes(axes, grid="y")
-        return drawing(fig, description)
-
-
-def sweep_name(one: ShiftSweep) -> str:
-    """What is compared in a sweep, in lines of 56 characters."""
-    return textwrap.fill(f"{SHIFT_NAMES[one.method]}, over {SHIFT_NAMES[one.reference].removeprefix('+ ')}", 56)
+        legend_above(fig)
+        return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(said))
 
 
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
@@ -184,7 +96,8 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
         axes = fig.subplots()
         said = []
         for place, one in enumerate(shown):
-            aside, name = step * (2 * place - len(shown) + 1), sweep_name(one)
+            aside, reference = step * (2 * place - len(shown) + 1), SHIFT_NAMES[one.reference].removeprefix("+ ")
+            name = textwrap.fill(f"{SHIFT_NAMES[one.method]}, over {reference}", 56)
             common = {"color": colour_of(one.method), "native_scale": True, "legend": False, "ax": axes}
             # of the mean and the ends of its interval the median and the range are just what is to be drawn
             x, y = zip(*((s + aside, POINTS * v) for s, gain in one.gains.items() for v in gain[:3]), strict=True)
@@ -200,7 +113,7 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
         axes.set(xlabel="context shift", ylabel="gain in mIoU, points")
         axes.yaxis.set_major_formatter(signed)
         quiet_axes(axes, grid="y")
-        fig.legend(loc="outside upper left", handlelength=1.4, labelcolor="linecolor")
+        legend_above(fig, ncols=1)
         return drawing(fig, "Gain in mIoU, percentage points, by context shift. " + "; ".join(said))
 
 
@@ -245,66 +158,55 @@ def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
         return drawing(fig, f"{SHAPE_NAMES[shape]}, median milliseconds of a forward and backward pass: {said}")
 
 
+def _timed(quartiles: Sequence[float]) -> dict[str, str]:
+    low, median, high = map(three_digits, quartiles)
+    return {"ms": median, "quartiles": f"{low} to {high}"}
+
+
 def speed_table(measurement: Measurement, shape: str) -> Drawing:
     """Time and memory of every loss at a shape; bf16 and compiled where they were measured."""
-    half, compiled = rows_of(measurement, shape, "bf16"), rows_of(measurement, shape, way="compiled")
-    frame = {
-        name: {
-            "ms": three_digits(row["milliseconds"][1]),
-            "quartiles": _range(row["milliseconds"]),
-            "peak, MiB": three_digits(row["peak_bytes"] / 2**20),
-            "ms, bf16 maps": three_digits(half[name]["milliseconds"][1]) if name in half else "–",
-            "ms, compiled": three_digits(compiled[name]["milliseconds"][1]) if name in compiled else "–",
-        }
-        for name, row in rows_of(measurement, shape).items()
+    others = {
+        "ms, bf16 maps": rows_of(measurement, shape, "bf16"),
+        "ms, compiled": rows_of(measurement, shape, way="compiled"),
     }
+    rows = {}
+    for name, row in rows_of(measurement, shape).items():
+        rows[name] = _timed(row["milliseconds"]) | {"peak, MiB": three_digits(row["peak_bytes"] / 2**20)}
+        rows[name] |= {key: three_digits(of[name]["milliseconds"][1]) for key, of in others.items() if name in of}
     s = measurement["shapes"][shape]
     caption = (
         f"{SHAPE_NAMES[shape]}: {s['batch']} × {s['channels']} × {s['grid']} × {s['grid']}, {s['classes']} classes, "
         f"labels {s['labels']} × {s['labels']}; forward and backward"
     )
-    return table(pd.DataFrame.from_dict(frame, orient="index"), caption)
+    return rows_table(rows, caption)
 
 
 def against_the_reference(measurements: Sequence[Measurement]) -> Drawing:
     """How many times faster than class by class, and at which share of its memory."""
-    if not measurements:
-        return nothing(f"Nothing has been measured yet: {COMMANDS['speed']} does it.")
     frame = {}
     for measurement in measurements:
-        for shape in measurement["shapes"]:
+        for shape, name in product(measurement["shapes"], ("APD, no heads", "APD")):
             rows = rows_of(measurement, shape)
-            for name in ("APD, no heads", "APD"):
-                ours, slow = rows[name], rows[name + CLASS_BY_CLASS]
-                faster = slow["milliseconds"][1] / ours["milliseconds"][1]
-                frame[f"{measurement['device']['name']}, {SHAPE_NAMES[shape]}: {name}"] = {
-                    "times as fast": f"{faster:.1f}",
-                    "of its memory": f"{100 * ours['peak_bytes'] / slow['peak_bytes']:.0f} %",
-                }
-    return table(pd.DataFrame.from_dict(frame, orient="index"), "compared with the same terms written class by class")
+            ours, slow = rows[name], rows[name + CLASS_BY_CLASS]
+            frame[f"{measurement['device']['name']}, {SHAPE_NAMES[shape]}: {name}"] = {
+                "times as fast": f"{slow['milliseconds'][1] / ours['milliseconds'][1]:.1f}",
+                "of its memory": f"{100 * ours['peak_bytes'] / slow['peak_bytes']:.0f} %",
+            }
+    return rows_table(frame, "compared with the same terms written class by class")
 
 
 def step_cost_table(measurement: Measurement, row: Mapping[str, Any]) -> Drawing:
     """Milliseconds of the parts of a detector's step, and what each distiller adds to the teacher's forward pass."""
-    shape, baseline = measurement["shapes"][row["shape"]], row["student"][1]
-    parts = {"baseline": row["student"], "teacher’s forward pass": row["teacher"], **row["steps"]}
-    added = {key: f"{round(100 * found[1])} %".replace("-", "−") for key, found in row["added"].items()}
-    frame = {
-        DETECTION_NAMES.get(key, key): {
-            "ms": three_digits(found[1]),
-            "quartiles": _range(found),
-            "of the baseline": f"{100 * found[1] / baseline:.0f} %",
-            "added by the distiller": added.get(key, "–"),
-        }
-        for key, found in parts.items()
-    }
+    shape = measurement["shapes"][row["shape"]]
+    rows = {}
+    for key, found in {"student": row["student"], "teacher’s forward pass": row["teacher"], **row["steps"]}.items():
+        line = rows[DETECTION_NAMES.get(key, key)] = _timed(found)
+        line["of the baseline"] = f"{100 * found[1] / row['student'][1]:.0f} %"
+        added = row["added"].get(key)
+        line["added by the distiller"] = f"{round(100 * added[1])} %".replace("-", "−") if added else "–"
     caption = (
         f"{SHAPE_NAMES.get(row['shape'], row['shape'])}, {shape['batch']} images of {shape['height']} × "
         f"{shape['width']}, Mask R-CNN {shape['student']['backbone']} ← {shape['teacher']['backbone']}, on "
         f"{measurement['device']['name']}: forward and backward; {measurement['repeats']} repeats"
     )
-    return table(pd.DataFrame.from_dict(frame, orient="index"), caption)
-
-
-def _range(quartiles: Sequence[float]) -> str:
-    return f"{three_digits(quartiles[0])} to {three_digits(quartiles[2])}"
+    return rows_table(rows, caption)

@@ -3,28 +3,24 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from apd.report.comparisons import TERM_DESIGN, Corrected, Factors, is_by_construction, letters_of
-from apd.report.figures.sentences import digits_of, interval, points
-from apd.report.figures.style import FAINT, INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes, stack
+from apd.report.comparisons import Corrected
+from apd.report.figures.style import INK, Drawing, colour_of, drawing, figure, nothing, quiet_axes
+from apd.report.figures.trials import digits_of, interval, points
 from apd.report.statistics import Comparison, Difference, spread
-from apd.study.ablations import TERMS
 
-Key = TypeVar("Key", bound=Hashable)
 POINTS = 100.0
 """Scores are drawn and printed in per cent, differences in percentage points."""
 LINE, GAP, ASIDE = 0.19, 0.13, 0.09
 """Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
-"""Rows this many times as far out as the nearest three quarters are drawn as arrows at the edge: they would squeeze
-the others."""
+"""Rows this many times as far out as the nearest three quarters are arrows at the edge."""
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
 
@@ -43,49 +39,36 @@ class Row(NamedTuple):
     significant: bool = False
 
 
-def draw_rows(axes: Axes, rows: Sequence[Row], *, aside: float = 0.26, alpha: float = 1.0) -> None:
-    """Each row's mean as a bar and its interval as a line, its seeds as points below, its text at the right.
+def draw_rows(axes: Axes, rows: Sequence[Row], aside: float) -> None:
+    """Each row's mean as a bar and its interval as a line, its seeds as points `aside` below, its text at the right.
 
-    Set the limits first where something may lie outside: an arrowhead at the edge says that a row goes on. `aside` is
-    the distance from the line of a row to its seeds, in the units of `place`; `alpha` the strength of the marks.
+    Set the limits first where something may lie outside: an arrowhead at the edge says that a row goes on.
     """
     colours = {row.place: row.colour for row in rows}
     common = {"orient": "y", "native_scale": True, "legend": False, "ax": axes}
     # a row's values are its mean and the ends, of which the median and the range are just what is to be drawn
     x, y = zip(*((v, row.place) for row in rows for v in (spread(row.seeds).mean, *row.ends)), strict=True)
     bar = {"estimator": "median", "errorbar": ("pi", 100), "linestyle": "none", "marker": "|", "markersize": 15}
-    bar |= {"markeredgewidth": 3.5, "err_kws": {"linewidth": 2.2}, "alpha": alpha}
-    sns.pointplot(x=x, y=y, hue=y, palette=colours, **bar, **common)
+    sns.pointplot(x=x, y=y, hue=y, palette=colours, markeredgewidth=3.5, err_kws={"linewidth": 2.2}, **bar, **common)
     if seeds := [(value, row.place + aside) for row in rows for value in row.seeds]:
         x, y = zip(*seeds, strict=True)
         below = {place + aside: colour for place, colour in colours.items()}
-        sns.stripplot(x=x, y=y, hue=y, palette=below, jitter=False, size=5, alpha=0.75 * alpha, linewidth=0, **common)
+        sns.stripplot(x=x, y=y, hue=y, palette=below, jitter=False, size=5, alpha=0.75, linewidth=0, **common)
     axes.set(xlabel="", ylabel="")
     low, high = axes.get_xlim()
     inwards = 0.015 * (high - low)
     for row in rows:
         values = [value for value in (*row.ends, *row.seeds) if not math.isnan(value)]
-        edges = ((low + inwards, "<", min(values) < low), (high - inwards, ">", max(values) > high))
-        for edge, marker, goes_on in edges:
+        for edge, marker, goes_on in (
+            (low + inwards, "<", min(values) < low),
+            (high - inwards, ">", max(values) > high),
+        ):
             if goes_on:
                 axes.plot([edge], [row.place], marker, color=row.colour, markersize=6, zorder=5)
         where = {"xycoords": axes.get_yaxis_transform(), "xytext": (8, 0), "textcoords": "offset points"}
-        weight = "bold" if row.significant else "normal"
-        axes.annotate(row.text, (1, row.place), **where, va="center", fontweight=weight, alpha=(1 + alpha) / 2)
-
-
-def row_axes(
-    axes: Axes, labels: Sequence[str], places: Sequence[float] = (), *, zero: bool = True, ticks: int = 6
-) -> None:
-    """The axes of rows: labels at the left, a grid and `ticks` values below, and a line at zero for differences."""
-    if not places:
-        axes.set_ylim(len(labels) - 0.4, -0.5)
-    axes.set_yticks(places or range(len(labels)), labels)
-    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
-    if zero:
-        axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-        axes.xaxis.set_major_formatter(signed)
-    quiet_axes(axes, grid="x")
+        axes.annotate(
+            row.text, (1, row.place), **where, va="center", fontweight="bold" if row.significant else "normal"
+        )
 
 
 def signed(value: float, _place: object = None) -> str:
@@ -110,8 +93,13 @@ def _row_figure(
         axes.set_xlim(low, high)
         axes.set_ylim(sum(heights), 0)
         rows = [row._replace(place=place) for (_, row), place in zip(lines, places, strict=True) if row]
-        draw_rows(axes, rows, aside=ASIDE)
-        row_axes(axes, [label for label, _ in lines], places, zero=line is None)
+        draw_rows(axes, rows, ASIDE)
+        axes.set_yticks(places, [label for label, _ in lines])
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        if line is None:
+            axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+            axes.xaxis.set_major_formatter(signed)
+        quiet_axes(axes, grid="x")
         for (_, row), label in zip(lines, axes.get_yticklabels(), strict=True):
             label.set_fontweight("normal" if row else "bold")
         axes.set_xlabel(textwrap.fill(axis, 46))
@@ -126,23 +114,17 @@ def _row_figure(
 
 
 def forest(
-    rows: Mapping[Key, Corrected],
-    names: Mapping[Key, str],
+    rows: Mapping[Any, Corrected],
+    names: Mapping[Any, str],
     *,
     axis: str,
-    groups: Mapping[Key, str] | None = None,
+    groups: Mapping[Any, str] | None = None,
     title: str = "",
 ) -> Drawing:
     """Differences with their intervals, one row each, in the order given; the mean is bold where it is significant.
 
-    Rows far outside and intervals that leave the figure end in an arrowhead.
-
-    Args:
-        rows: differences of fractions, Holm-corrected together.
-        names: what to call them.
-        axis: what the differences are.
-        groups: headings; neighbouring rows of one group stand below one of them.
-        title: of the figure.
+    Rows far outside and intervals that leave the figure end in an arrowhead. `rows` are fractions, `axis` says of what,
+    and `groups` are headings, each above neighbouring rows of one group.
     """
     if not rows:
         return nothing(f"{title}: no difference can be drawn, because 0 rows have a seed in common with the reference.")
@@ -178,32 +160,23 @@ def limits(differences: Sequence[Difference]) -> tuple[float, float]:
     return POINTS * (low - margin), POINTS * (high + margin)
 
 
-def outlying(comparison: Comparison) -> set[str]:
-    """Methods so far from the others that a figure with all of them to scale would show nothing else.
-
-    Five times as far from the middle method as the methods are in the middle, and at least five points.
-    """
-    means = {method: spread(comparison.values(method).values()).mean for method in comparison.variants}
-    middle = statistics.median(means.values())
-    usual = max(statistics.median(abs(mean - middle) for mean in means.values()), 0.01)
-    return {method for method, mean in means.items() if abs(mean - middle) > 5 * usual}
-
-
-def scores_over_seeds(comparisons: Sequence[Comparison]) -> Drawing:
+def scores_over_seeds(comparison: Comparison) -> Drawing:
     """Every method's score: a point for each seed, a bar at the mean, its value beside it; the teacher as a line."""
-    shown = [_scores(comparison) for comparison in comparisons if comparison.variants]
-    return stack(*shown) if shown else nothing("No scores can be drawn: there is no record yet.")
-
-
-def _scores(comparison: Comparison) -> Drawing:
-    lines, near, said, far = [], [], [], outlying(comparison)
+    if not comparison.variants:
+        return nothing("No scores can be drawn: there is no record yet.")
+    lines, means, said = [], {}, []
     for method in comparison.variants:
         values = [POINTS * value for value in comparison.values(method).values()]
         mean, deviation, _ = spread(values)
         text = f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
         lines.append((textwrap.fill(comparison.names[method], 22), Row(0, values, colour_of(method), text=text)))
-        near += [] if method in far else values
+        means[method] = mean
         said.append(f"{comparison.names[method]} {mean:.1f}")
+    # a method five times as far from the middle one as methods are in the middle goes on beyond the edge
+    middle = statistics.median(means.values())
+    usual = max(statistics.median(abs(mean - middle) for mean in means.values()), 1.0)
+    shown = [method for method, mean in means.items() if abs(mean - middle) <= 5 * usual]
+    near = [POINTS * value for method in shown for value in comparison.values(method).values()]
     teacher, low, high = POINTS * comparison.teacher_score, min(near), max(near)
     room = max(high - low, 0.5)
     if low - 1.5 * room <= teacher <= high + 1.5 * room:  # elsewhere it would press the methods into a corner
@@ -215,77 +188,3 @@ def _scores(comparison: Comparison) -> Drawing:
     description = f"{comparison.title}, {comparison.score.name} in per cent, mean over seeds: {', '.join(said)}"
     ends, line = (low - margin, high + margin), (teacher, f"teacher {teacher:.1f}")
     return _row_figure(lines, ends, axis, comparison.title, description, line)
-
-
-def class_gains(comparison: Comparison, reference: str = "student") -> Drawing:
-    """IoU gained over the reference: a column for each method of as many steps, a row for each class, a point a seed.
-
-    Beside a class stands the reference's own IoU in per cent; the most frequent class is at the top.
-    """
-    gains = {m: POINTS * comparison.class_gains(m, reference) for m in ("pixel_kd", "apd_without_kd", "apd")}
-    gains = {method: gains_SK for method, gains_SK in gains.items() if len(gains_SK)}
-    if not gains:
-        return nothing(f"{comparison.title}: no seed has two records to compare.")
-    names = comparison.any_record.class_names
-    pixels = [sum(row) for row in comparison.any_record.content["confusion"]]
-    order = sorted(range(len(names)), key=lambda k: -pixels[k])
-    level_K = POINTS * torch.stack([record.scores.iou for record in comparison.variants[reference].values()]).mean(0)
-    said = []
-    with figure(width=WIDTH, height=1.25 + 0.31 * len(names)) as fig:
-        fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
-        all_axes = fig.subplots(1, len(gains), squeeze=False, sharex=True, sharey=True)[0]
-        for axes, (method, gains_SK) in zip(all_axes, gains.items(), strict=True):
-            draw_rows(axes, [Row(i, gains_SK[:, k].tolist(), colour_of(method)) for i, k in enumerate(order)])
-            row_axes(axes, [f"{names[k]} {level_K[k]:.0f}" for k in order], ticks=4)
-            name = textwrap.fill(comparison.names[method], 14)
-            axes.set_title(name, fontsize=10.5, fontweight="normal", color=colour_of(method))
-            means = ", ".join(f"{names[k]} {float(gains_SK[:, k].mean()):+.1f}" for k in order)
-            said.append(f"{comparison.names[method]}: {means}")
-        axis = f"IoU minus that of “{comparison.names[reference]}”, percentage points"
-        fig.supxlabel(axis, fontsize=11)
-        return drawing(fig, f"{comparison.title}, {axis}. " + "; ".join(said))
-
-
-def term_combinations(comparison: Comparison) -> Drawing:
-    """Every combination of terms: dots for those that are on, a point for each seed's mIoU, a bar at the mean.
-
-    Combinations without a run of their own, whose student is that of another, are drawn fainter. Best at the top.
-    """
-    known = {on: spread(comparison.miou(key).values()) for on, key in TERM_DESIGN.items() if comparison.miou(key)}
-    if not known:
-        return nothing(f"{comparison.title}: 0 of {len(TERM_DESIGN)} combinations of terms have a record.")
-    order = sorted(known, key=lambda on: -known[on].mean)
-    with figure(height=1.35 + 0.34 * len(order)) as fig:
-        fig.get_layout_engine().set(w_pad=0.03)
-        dots, axes = fig.subplots(1, 2, sharey=True, width_ratios=(1.15, 3))
-        _draw_dots(dots, order)
-        said, rows = [], {False: [], True: []}
-        for place, on in enumerate(order):
-            mean, error = POINTS * known[on].mean, POINTS * known[on].error
-            seeds = [POINTS * value for value in comparison.miou(TERM_DESIGN[on]).values()]
-            said.append(f"{letters_of(on) or 'none'} {mean:.2f}")
-            text = f"{mean:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
-            rows[is_by_construction(on)].append(Row(place, seeds, colour_of(TERM_DESIGN[on]), text=text))
-        for by_construction, some in rows.items():
-            if some:
-                draw_rows(axes, some, alpha=0.45 if by_construction else 1.0)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        quiet_axes(axes, grid="x")
-        axes.margins(x=0.08)
-        axes.set_xlabel("mIoU, %")
-        fig.suptitle(comparison.title, x=0.005, ha="left", fontweight="bold", fontsize=11.5)
-        return drawing(fig, f"{comparison.title}, mIoU in per cent by the terms that are on: " + "; ".join(said))
-
-
-def _draw_dots(axes: Axes, order: Sequence[Factors]) -> None:
-    """A column for each term: a filled dot where it is on, a faint one where it is off."""
-    columns = list(TERMS.values())
-    for row, on in enumerate(order):
-        here = [i for i, letter in enumerate(columns) if letter in on]
-        axes.scatter(range(len(columns)), [row] * len(columns), s=26, color=FAINT, zorder=1)
-        axes.plot(here, [row] * len(here), "o-", color=INK, linewidth=1.4, markersize=6.8, zorder=2)
-    axes.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(order) - 0.45, -0.55), yticks=[])
-    axes.set_xticks(range(len(columns)), columns)
-    axes.xaxis.tick_top()
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)

@@ -1,9 +1,8 @@
-"""Own perspectives: what is seen through them, prototypes over the steps of a run, and where images gain."""
+"""Own perspectives: what is seen through them, prototypes over the steps of a run, and what gains go with."""
 
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -17,21 +16,13 @@ from apd.data.specs import DatasetSpec, Sample
 from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
-from apd.report.correlations import PerImage, relations, seeds_agree
-from apd.report.figures.curves import label_marks
+from apd.report.correlations import PerImage, relation, seeds_agree
+from apd.report.figures.curves import legend_above
 from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, Drawing
-from apd.report.figures.tables import points
+from apd.report.figures.trials import points
 from apd.report.perspectives import Trace, pairwise_cosine
-from apd.study.recipes import METHOD_NAMES
 
 MARKERS = {"teacher": "o", "student": "^"}
-NUMBER_NAMES = {
-    "distance": "distance",
-    "divergence": "divergence of the views",
-    "disagreement": "their disagreement",
-    "revealed": "what the own one adds",
-}
-"""Numbers of an image that are compared with its gain; the first is the one the question is about."""
 
 
 @torch.no_grad()
@@ -84,33 +75,25 @@ def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor
     return mean_D, directions_D2 * largest_2.sign(), kept
 
 
-def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Drawing:
+def prototype_plane(trace: Trace, spec: DatasetSpec) -> Drawing:
     """Prototypes of both networks in one plane, at the first moment, the one after it, the middle and the last.
 
-    The plane is laid through the teacher's prototypes after the last step. A pointer on a mark reads its image (of
-    `names`), class, and cosine with the same prototype of the other network, and frames it at the other moments.
+    The plane is laid through the teacher's prototypes after the last step.
     """
     mean_D, directions_D2, kept = plane_of(trace.teacher_SBKD[-1], trace.present_BK)
     last = len(trace.steps) - 1
     chosen = sorted({0, min(1, last), last // 2, last})  # the teacher's head moves most in its first steps
     rows = -(-len(chosen) // 2)
     colours = {k: tuple(c / 255 for c in colour) for k, colour in enumerate(spec.palette)}
-    images_N, classes_N = (found.tolist() for found in torch.nonzero(trace.present_BK, as_tuple=True))
-    between_SBK = (trace.teacher_SBKD * trace.student_SBKD).sum(3)
+    classes_N = torch.nonzero(trace.present_BK)[:, 1].tolist()
     with page.figure(width=WIDTH, height=0.75 + 2.5 * rows) as fig:
-        marks: list[page.Mark] = []
         for axes, moment in zip(fig.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat, chosen):
-            step = f"step {trace.steps[moment]}"
             for who, moments_SBKD in {"teacher": trace.teacher_SBKD, "student": trace.student_SBKD}.items():
                 rows_ND = moments_SBKD[moment][trace.present_BK].double()
                 x_N, y_N = ((rows_ND - mean_D) @ directions_D2).T.tolist()
                 style = {"marker": MARKERS[who], "s": 26, "edgecolor": INK, "linewidth": 0.5, "legend": False}
                 sns.scatterplot(x=x_N, y=y_N, hue=classes_N, palette=colours, ax=axes, **style)
-                for x, y, b, k in zip(x_N, y_N, images_N, classes_N, strict=True):
-                    cosine = f"cosine of teacher’s and student’s {float(between_SBK[moment, b, k]):.2f}"
-                    lines = (f"{names[b]}, {spec.class_names[k]}", f"{who}, {step}", cosine)
-                    marks.append(page.Mark(axes, x, y, lines, group=f"{b}.{k}"))
-            axes.set_title(step, fontsize=10.5, fontweight="normal")
+            axes.set_title(f"step {trace.steps[moment]}", fontsize=10.5, fontweight="normal")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.axhline(0, color=INK, linewidth=0.6, alpha=0.25, zorder=0)
@@ -121,8 +104,7 @@ def prototype_plane(trace: Trace, spec: DatasetSpec, names: Sequence[str]) -> Dr
         fig.legend(handles, list(MARKERS), loc="outside upper left", ncols=2)
         description = f"Prototypes in the plane of the teacher's last, {100 * kept:.0f} % of their spread, at steps "
         description += ", ".join(str(trace.steps[moment]) for moment in chosen)
-        shown = page.hoverable(fig, marks, description)
-    return Drawing(shown.html + draw.class_key(spec, ignored=False), description)
+        return Drawing(page.drawing(fig, description).html + draw.class_key(spec, ignored=False), description)
 
 
 def apart_over_steps(trace: Trace) -> Drawing:
@@ -138,64 +120,21 @@ def apart_over_steps(trace: Trace) -> Drawing:
     }
     with page.figure(height=3.5) as fig:
         axes = fig.subplots()
-        ends, said = {}, []
+        said = []
         for name, (colour, prototypes_SBKD) in lines.items():
             values_SB = pairwise_cosine(prototypes_SBKD, trace.present_BK)
             frame = pd.DataFrame(values_SB.numpy(), trace.steps).melt(ignore_index=False).reset_index()
             style = {"errorbar": ("pi", 80), "err_kws": {"linewidth": 0}, "linestyle": "--" if colour == INK else "-"}
-            sns.lineplot(frame, x="index", y="value", ax=axes, color=colour, **style)
+            sns.lineplot(frame, x="index", y="value", ax=axes, color=colour, label=name, legend=False, **style)
             mean_S = values_SB.nanmean(1).tolist()
-            ends[name] = (trace.steps[-1], mean_S[-1])
             said.append(f"{name}: {mean_S[0]:.2f} to {mean_S[-1]:.2f}")
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
         axes.set_xlim(0, trace.steps[-1])
-        label_marks(axes, ends, {name: name for name in ends}, {name: colour for name, (colour, _) in lines.items()})
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set(xlabel="steps", ylabel="cosine between prototypes")
         page.quiet_axes(axes, grid="y")
+        legend_above(fig)
         return page.drawing(fig, "Mean cosine between an image's prototypes, first to last step. " + "; ".join(said))
-
-
-def gain_by_distance(images: Sequence[PerImage]) -> Drawing:
-    """Gain of APD over pixel KD against the image's distance, one panel for each context shift given.
-
-    A dot is an image, its gain the mean over seeds; steps are means over fifths of the images. A pointer on a dot reads
-    the image, its class furthest from the shared perspective, and the scores behind it.
-    """
-    if not images:
-        return page.nothing("The gains of single images cannot be drawn: 0 files of evidence yet.")
-    with page.figure(width=WIDTH, height=0.5 + 2.7 * len(images)) as fig:
-        fig.get_layout_engine().set(h_pad=0.1)
-        marks, said = [], []
-        all_axes = fig.subplots(len(images), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
-        for axes, one in zip(all_axes, images, strict=True):
-            x, y, title = one.numbers["distance"], 100 * one.gain(), f"context shift {one.context_shift:g}"
-            order = [i for i in np.argsort(x, kind="stable").tolist() if not np.isnan(x[i] + y[i])]
-            dots = {"s": 14, "color": METHOD_COLOURS["apd"], "alpha": 0.7, "linewidth": 0, "zorder": 2}
-            sns.scatterplot(x=x[order], y=y[order], ax=axes, **dots)
-            for part in filter(len, np.array_split(order, 5)):
-                axes.plot(x[part[[0, -1]]], [y[part].mean()] * 2, color=INK, linewidth=2.4, zorder=3)
-            axes.axhline(0, color=INK, linewidth=1.0, zorder=1)
-            axes.set_title(title)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-            page.quiet_axes(axes, grid="y")
-            marks += [page.Mark(axes, x[i], y[i], _lines(one, i), group=str(i)) for i in order]
-            said.append(f"{title}: {len(order)} images, mean gain {y[order].mean():+.1f}")
-        all_axes[-1].set_xlabel("distance of the image’s own perspective from the shared one")
-        fig.supylabel("gain over pixel KD, points of mIoU", fontsize=11)
-        return page.hoverable(fig, marks, "Gain of APD over pixel KD, image by image. " + "; ".join(said))
-
-
-def _lines(one: PerImage, image: int) -> tuple[str, ...]:
-    """What a pointer on an image's dot reads."""
-    label, names = one.furthest[image], [n for n in ("pixel_kd", "apd", "teacher", "student") if n in one.scores]
-    said = [f"{METHOD_NAMES.get(n, n).removeprefix('+ ')} {100 * one.scores[n]['miou'][image]:.1f}" for n in names]
-    return (
-        f"test image {image}, distance {one.numbers['distance'][image]:.3f}",
-        f"furthest class: {one.class_names[label] if label >= 0 else 'none'}",
-        f"mIoU, %: {', '.join(said[:2])}, gain {points(one.gain()[image])}",
-        ", ".join(said[2:]),
-    )
 
 
 def coefficient(found: Sequence[float]) -> str:
@@ -204,33 +143,21 @@ def coefficient(found: Sequence[float]) -> str:
     return value if math.isnan(found[1]) else f"{value}\u00a0[{low},\u00a0{high}]"
 
 
-def relation_table(
-    images: Sequence[PerImage],
-    confidence: float = 0.95,
-    *,
-    numbers: Sequence[str] = ("distance",),
-    method: str = "apd",
-    reference: str = "pixel_kd",
-) -> Drawing:
-    """Rank correlation of numbers of the images with a method's gain over a reference, at each context shift.
+def relation_table(images: Sequence[PerImage], confidence: float = 0.95) -> Drawing:
+    """Rank correlation of the images' distances with their gains of APD over pixel KD, at each context shift.
 
     Over images, over seeds, over images with the teacher's score held, and between the gains of two seeds; and what
-    follows from the first two. Context shifts at which one of the two methods was not measured are left out.
+    follows from the first two.
     """
-    rows, both = {}, {"method": method, "reference": reference}
-    for one in (one for one in images if {method, reference} <= one.scores.keys()):
-        plain = relations(one, numbers, confidence, **both)
-        held = relations(one, numbers, confidence, held="teacher", **both)
-        for number in numbers:
-            rows[f"shift {one.context_shift:g}: {NUMBER_NAMES[number]}"] = {
-                "the gain": plain[number].verdict,
-                "over images": coefficient(plain[number].over_images),
-                "over seeds": coefficient(plain[number].over_seeds),
-                "over images, difficulty held": coefficient(held[number].over_images),
-                "gains of two seeds": coefficient((seeds_agree(one, method, reference), math.nan, math.nan)),
-            }
-    if not rows:
-        return page.nothing("There is no correlation: 0 files of evidence have both methods yet.")
-    names = [METHOD_NAMES[name] for name in (method, reference)]
-    caption = "rank correlation with an image’s gain of “{}” over “{}”, {:g} % intervals"
-    return page.table(pd.DataFrame.from_dict(rows, orient="index"), caption.format(*names, 100 * confidence))
+    rows = {}
+    for one in images:
+        plain, held = relation(one, confidence), relation(one, confidence, held="teacher")
+        rows[f"context shift {one.context_shift:g}"] = {
+            "the gain": plain.verdict,
+            "over images": coefficient(plain.over_images),
+            "over seeds": coefficient(plain.over_seeds),
+            "over images, difficulty held": coefficient(held.over_images),
+            "gains of two seeds": coefficient((seeds_agree(one), math.nan, math.nan)),
+        }
+    caption = f"rank correlation of distance and gain of APD over pixel KD, {100 * confidence:g} % intervals"
+    return page.rows_table(rows, caption)

@@ -8,13 +8,13 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -98,11 +98,6 @@ def nothing(reason: str) -> Drawing:
     return Drawing(f"<p><em>{escape(reason)}</em></p>", reason)
 
 
-def stack(*drawings: Drawing) -> Drawing:
-    """Several drawings, one below the other."""
-    return Drawing("\n".join(d.html for d in drawings), "\n".join(d.description for d in drawings))
-
-
 def table(frame: pd.DataFrame, caption: str) -> Drawing:
     """A table of text that is already formatted, its index as the first column; it scrolls inside itself."""
     text = frame.to_html(border=0, classes="dataframe", index_names=False, justify="unset")
@@ -110,6 +105,15 @@ def table(frame: pd.DataFrame, caption: str) -> Drawing:
     name = escape(caption, quote=True)
     html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{name}">\n{text}\n</div>'
     return Drawing(html, f"{caption}\n{frame.to_string(index_names=False)}")
+
+
+def rows_table(rows: Mapping[Any, Mapping[str, str]], caption: str) -> Drawing:
+    """A :func:`table` of rows by name, or by group and name; what a row lacks is a dash."""
+    if not rows:
+        return nothing(f"{caption}: 0 records yet.")
+    frame, keys = pd.DataFrame(list(rows.values())).fillna("–"), list(rows)
+    frame.index = pd.MultiIndex.from_tuples(keys) if isinstance(keys[0], tuple) else keys
+    return table(frame, caption)
 
 
 def colour_of(key: object) -> str:
@@ -168,8 +172,6 @@ class Panel:
 
 def png(image: ImageHW3) -> str:
     """An image (H, W, 3) or (H, W, 4) of uint8 as a data address."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
-        raise ValueError(f"image is {image.dtype} of shape {image.shape}: expected uint8 (H, W, 3) or (H, W, 4)")
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -213,52 +215,12 @@ def colour_scale(colours_N3: NDArray[np.uint8], low: str, high: str) -> str:
     return f'<div class="apd-key"><span>{escape(low)}</span>{bar}<span>{escape(high)}</span></div>'
 
 
-class Mark(NamedTuple):
-    """A mark that a pointer can find: where it is, what its lines say, and the group that is framed with it, if any."""
-
-    axes: Axes
-    x: float
-    y: float
-    lines: Sequence[str]
-    group: str = ""
-
-
 class View(NamedTuple):
     """What the cells of a grid are called in one view: classes, and their probabilities where there are any."""
 
     name: str
     labels_hw: Tensor
     scores_hw: Tensor | None = None
-
-
-def _live(inside: str, data: object, script: str, description: str, hint: str) -> Drawing:
-    """A figure with its data and its script, which finds it by an id made of both: equal figures give equal files."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
-    name = f"apd-live-{hashlib.sha256((text + inside).encode()).hexdigest()[:12]}"
-    html = (
-        f'<style>{_beside("live.css")}</style><div class="apd-live" id="{name}" tabindex="0" role="group" '
-        f'aria-label="{escape(f"interactive figure. {hint}", quote=True)}">{inside}'
-        f'<p class="apd-hint">{escape(hint)}</p><script type="application/json">{text}</script>'
-        f"<script>{_beside(script).replace('NAME', name)}</script></div>"
-    )
-    return Drawing(html, description)
-
-
-def hoverable(fig: Figure, marks: Sequence[Mark], description: str) -> Drawing:
-    """:func:`drawing` with marks that say what they are; arrow keys go through them in order."""
-    if not marks:
-        raise ValueError("marks is empty: a figure with nothing to point at is a `drawing`")
-    static = drawing(fig, description)  # lays the figure out, so that axes are where they will be seen
-    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', static.html).groups())
-    lines: dict[str, int] = {}
-    placed = []
-    for mark in marks:
-        x, y = mark.axes.transData.transform((mark.x, mark.y)) / (fig.bbox.width, fig.bbox.height)
-        said = [lines.setdefault(line, len(lines)) for line in mark.lines]
-        placed.append([round(x * width, 1), round((1 - y) * height, 1), said, mark.group])
-    inside = f'{static.html}<div class="apd-tip" role="status" hidden></div>'
-    hint = "Point at a mark, tap it, or use the arrow keys, to read what it is."
-    return _live(inside, {"marks": placed, "lines": list(lines)}, "marks.js", description, hint)
 
 
 def cell_panels(
@@ -270,10 +232,7 @@ def cell_panels(
     least: str,
     below: str = "",
 ) -> Drawing:
-    """:func:`panels` of one image, with a frame that marks the same cell in all of them and what each view calls it.
-
-    Every panel shows the whole image, at any resolution; labels outside the K class names count as ignored.
-    """
+    """:func:`panels` of one image; a frame marks a cell in all, with what each view calls it (others: ignored)."""
     grids = {tuple(view.labels_hw.shape) for view in views}
     if len(grids) != 1:
         raise ValueError(f"views are on the grids {sorted(grids)}: expected one grid for all, and at least one view")
@@ -291,7 +250,16 @@ def cell_panels(
     said = '<div class="apd-said" role="status"></div>'
     inside = _PANEL.join([before, first + said, *others]) + below
     hint = "Point at a cell, tap it, or use the arrow keys, to read what each view calls it."
-    return _live(inside, data, "cells.js", shown.description, hint)
+    # the script finds its figure by an id made of all of it: equal figures give equal files
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    name = f"apd-live-{hashlib.sha256((text + inside).encode()).hexdigest()[:12]}"
+    html = (
+        f'<style>{_beside("live.css")}</style><div class="apd-live" id="{name}" tabindex="0" role="group" '
+        f'aria-label="interactive figure. {hint}">{inside}'
+        f'<p class="apd-hint">{hint}</p><script type="application/json">{text}</script>'
+        f"<script>{_beside('cells.js').replace('NAME', name)}</script></div>"
+    )
+    return Drawing(html, shown.description)
 
 
 def view_of(name: str, logits_KHW: Tensor, present_K: Tensor) -> View:

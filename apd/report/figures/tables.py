@@ -2,20 +2,19 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from apd.evaluation.metrics import scores
-from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, SHIFT_NAMES, Corrected, Pair, ShiftSweep
+from apd.report.comparisons import BACKBONE_NAMES, SHIFT_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
 from apd.report.correlations import PerImage
-from apd.report.figures.sentences import interval, per_cent, points
-from apd.report.figures.style import Drawing, nothing, table
-from apd.report.statistics import LONGER, MIOU, Comparison, spread
-from apd.study.ablations import FACTORS, plain_variants, variant_of_strength
-from apd.study.recipes import METHOD_NAMES, PAIR_METHODS, STUDENT_LEARNING_RATES, TEACHER_LEARNING_RATES
+from apd.report.figures.style import Drawing, nothing, rows_table, table
+from apd.report.figures.trials import interval, number, per_cent
+from apd.report.statistics import LONGER, MIOU, Comparison, paired_difference, spread
+from apd.study.recipes import METHOD_NAMES, PAIR_METHODS
 from apd.training.record import Record
 
 QUESTIONS: tuple[tuple[str, str, str], ...] = (
@@ -28,16 +27,8 @@ QUESTIONS: tuple[tuple[str, str, str], ...] = (
 """Method, what it is compared with, and what that comparison holds equal."""
 
 
-def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def rows_table(rows: Mapping[object, Mapping[str, str]], caption: str) -> Drawing:
-    """A table of rows by name, or by group and name."""
-    frame = pd.DataFrame(list(rows.values())).fillna("–")
-    keys = list(rows)
-    frame.index = pd.MultiIndex.from_tuples(keys) if isinstance(keys[0], tuple) else keys
-    return table(frame, caption)
+def _p(row: Corrected) -> str:
+    return "< 0.001" if row.corrected < 0.0005 else number(row.corrected, 3)
 
 
 def run_table(records: Mapping[str, Record]) -> Drawing:
@@ -71,14 +62,10 @@ def scores_table(
         values, row, runs = spread(comparison.values(key).values()), rows.get(key), comparison.variants[key].values()
         line = lines[((groups or {}).get(key, ""), names[key]) if groups else names[key]] = {
             "seeds": str(values.count),
-            f"{comparison.score.name}, %": _number(100 * values.mean, 2),
-            "standard error": _number(100 * values.error, 2),
+            f"{comparison.score.name}, %": number(100 * values.mean, 2),
+            "standard error": number(100 * values.error, 2),
             f"minus “{names[reference]}” [{100 * confidence:g} % interval]": interval(row.found) if row else "–",
-            "p, Holm-corrected": "–"
-            if row is None
-            else "< 0.001"
-            if row.corrected < 0.0005
-            else _number(row.corrected, 3),
+            "p, Holm-corrected": _p(row) if row else "–",
         }
         if comparison.score is MIOU:
             line["aAcc, %"] = per_cent(spread(record.scores.aacc for record in runs))
@@ -88,9 +75,30 @@ def scores_table(
         return nothing(f"There is nothing to list: 0 records of “{names[reference]}” yet.")
     data, teacher = comparison.any_record.content["data"], comparison.teacher_score
     caption = f"{comparison.title}: scores on {data['images']} images of {data['split']}; p of {len(rows)} comparisons"
-    return rows_table(
-        lines, caption + ("" if math.isnan(teacher) else f"; the teacher’s score is {100 * teacher:.1f} %")
-    )
+    return rows_table(lines, caption + f"; the teacher’s score is {100 * teacher:.1f} %" * (not math.isnan(teacher)))
+
+
+def differences_table(rows: Mapping[Any, Corrected], names: Mapping[Any, str], caption: str) -> Drawing:
+    """Differences in percentage points that were Holm-corrected together, with their intervals."""
+    lines = {
+        names[key]: {"points": interval(row.found), "seeds": str(len(row.found.pairs)), "p, Holm-corrected": _p(row)}
+        for key, row in rows.items()
+    }
+    return rows_table(lines, f"{caption}; p of {len(rows)} comparisons")
+
+
+def change_of_gains(
+    before: Comparison, after: Comparison, questions: Iterable[tuple[str, str]], confidence: float = 0.95
+) -> Drawing:
+    """Gains of one method over another in two comparisons, and their change, seed by seed, corrected together."""
+    gains = {q: [one.difference(*q, confidence) for one in (before, after)] for q in questions}
+    changes = {q: paired_difference(last.pairs, first.pairs, confidence) for q, (first, last) in gains.items()}
+    lines = {}
+    for q, row in holm_corrected(changes, confidence).items():
+        line = lines["{} over {}".format(*(before.names[method] for method in q))] = {}
+        line |= {one.title: interval(gain) for one, gain in zip((before, after), gains[q], strict=True)}
+        line |= {"change": interval(row.found), "p, Holm-corrected": _p(row)}
+    return rows_table(lines, f"gains in points of mIoU, with their {100 * confidence:g} % intervals")
 
 
 def answers_table(
@@ -100,49 +108,46 @@ def answers_table(
 
     `questions` are a method, what it is compared with, and what that holds equal.
     """
-    if not comparisons:
-        return nothing("There is no answer: there is no record yet.")
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for method, reference, remark in questions:
-        names = comparisons[0].names
-        row = rows[remark, f"{names[method]} against {names[reference]}"] = {}
-        for comparison in comparisons:
-            found = comparison.difference(method, reference, confidence)
-            answer = "outperforms" if found.mean > 0 else "underperforms"
-            answer = answer if found.significant else "too few runs" if math.isnan(found.low) else "not significant"
-            row[comparison.title] = f"{answer} {interval(found)}"
+    for (method, reference, remark), comparison in product(questions, comparisons):
+        found, names = comparison.difference(method, reference, confidence), comparisons[0].names
+        answer = "outperforms" if found.mean > 0 else "underperforms"
+        answer = answer if found.significant else "too few runs" if math.isnan(found.low) else "not significant"
+        row = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
+        row[comparison.title] = f"{answer} {interval(found)}"
     level = f"{100 * confidence:g} %"
-    caption = f"mean difference in mIoU, percentage points, and {level} interval; each alone, uncorrected"
-    return rows_table(rows, caption)
+    return rows_table(
+        rows, f"mean difference in mIoU, percentage points, and {level} interval; each alone, uncorrected"
+    )
 
 
 def cost_table(comparisons: Sequence[Comparison]) -> Drawing:
     """What each method's training takes: steps, seconds of a step and of all, and the largest memory."""
-    if not comparisons:
-        return nothing("There are no costs yet: there is no record.")
     rows = {}
-    for comparison in comparisons:
-        for method, runs in comparison.variants.items():
-            step, seconds = comparison.step_seconds(method), comparison.run_seconds(method)
-            row = rows[(comparison.title, comparison.names[method])] = {
-                "steps": str(comparison.iterations(method)),
-                "seconds a step": f"{step:.3f}",
-                "of the baseline’s step": "–",
-                "seconds a run": f"{seconds:.0f}",
-                "of the equal-time baseline’s": "–",
-                # on a CPU the process's peak, to which its earlier runs belong too: the least bounds it best
-                "peak memory, GB": f"{min(record.content['peak_memory_bytes'] for record in runs.values()) / 1e9:.2f}",
-            }
-            if "student" in comparison.variants:
-                row["of the baseline’s step"] = f"× {step / comparison.step_seconds('student'):.2f}"
-            if LONGER in comparison.variants:
-                row["of the equal-time baseline’s"] = f"× {seconds / comparison.run_seconds(LONGER):.2f}"
-    return rows_table(
-        rows, "cost of training; seconds: median over a run’s steps, and of those and memory the least over seeds"
-    )
+    for comparison, method in ((one, method) for one in comparisons for method in one.variants):
+        step, seconds, known = comparison.step_seconds(method), comparison.run_seconds(method), comparison.variants
+        rows[comparison.title, comparison.names[method]] = {
+            "steps": str(comparison.iterations(method)),
+            "seconds a step": f"{step:.3f}",
+            "of the baseline’s step": f"× {step / comparison.step_seconds('student'):.2f}"
+            if "student" in known
+            else "–",
+            "seconds a run": f"{seconds:.0f}",
+            "of the equal-time baseline’s": f"× {seconds / comparison.run_seconds(LONGER):.2f}"
+            if LONGER in known
+            else "–",
+            # on a CPU the process's peak, to which its earlier runs belong too: the least bounds it best
+            "peak memory, GB": f"{min(r.content['peak_memory_bytes'] for r in known[method].values()) / 1e9:.2f}",
+        }
+    caption = "cost of training; seconds: median over a run’s steps, and of those and memory the least over seeds"
+    return rows_table(rows, caption)
 
 
-def _counted(values: Sequence[str]) -> str:
+def _device(type: str, name: str, precision: str, threads: int = 0, **_others: object) -> str:
+    return f"{name}, {threads} threads, {precision}" if type == "cpu" else f"{name}, {precision}"
+
+
+def _counted(values: Iterable[str]) -> str:
     """Different values with how often each occurs, when there is more than one."""
     counts = Counter(values)
     return "; ".join(f"{value} ({count})" if len(counts) > 1 else value for value, count in sorted(counts.items()))
@@ -157,117 +162,22 @@ def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
     """Where the numbers come from: code, machine, versions and data of every campaign's records."""
     columns: dict[str, dict[str, str]] = {}
     for name, records in campaigns.items():
-        contents = [record.content for record in records]
-        columns[name] = {"records": str(len(contents))}
-        devices = [{"threads": 0} | c["device"] for c in contents]
-        on_cpu = "{name}, {threads} threads, {precision}"
+        contents, column = [record.content for record in records], {"records": str(len(records))}
         if contents:
-            columns[name] |= {
-                "first run started (UTC)": min(c["started"] for c in contents)[:16].replace("T", " "),
-                "last run started (UTC)": max(c["started"] for c in contents)[:16].replace("T", " "),
-                "hours of training": f"{sum(c['wall_seconds'] for c in contents) / 3600:.1f}",
-                "commit": _counted([commit_text(c["git"]) for c in contents]),
-                "device": _counted(
-                    [(on_cpu if d["type"] == "cpu" else "{name}, {precision}").format(**d) for d in devices]
-                ),
-                "evaluated images": _counted([f"{c['data']['images']} of {c['data']['split']}" for c in contents]),
-                "data, sha256": _counted([c["data"]["fingerprint"][:12] for c in contents]),
-            }
+            started = sorted(c["started"][:16].replace("T", " ") for c in contents)
+            column |= {"first run started (UTC)": started[0], "last run started (UTC)": started[-1]}
+            column["hours of training"] = f"{sum(c['wall_seconds'] for c in contents) / 3600:.1f}"
+        each = {
+            "commit": lambda c: commit_text(c["git"]),
+            "device": lambda c: _device(**c["device"]),
+            "evaluated images": lambda c: f"{c['data']['images']} of {c['data']['split']}",
+            "data, sha256": lambda c: c["data"]["fingerprint"][:12],
+        }
         for package in sorted({package for c in contents for package in c["versions"]}):
-            columns[name][package] = _counted([c["versions"].get(package, "unknown") for c in contents])
+            each[package] = lambda c, package=package: c["versions"].get(package, "unknown")
+        columns[name] = column | {what: _counted(map(of, contents)) for what, of in each.items() if contents}
     frame = pd.DataFrame.from_dict(columns, orient="columns").fillna("–")
     return table(frame, f"provenance of {sum(map(len, campaigns.values()))} records")
-
-
-# Trials of learning rates and weights, on the validation split.
-
-
-Trial = tuple[str, float, Record]
-"""Whose trial it is, the value that was tried, and its record."""
-
-
-def validation_miou(record: Record) -> float:
-    """mIoU on val after the last step; NaN where the run was not scored there."""
-    last = record.experiment.training.iterations
-    found = [e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val"]
-    return scores(torch.tensor(found[0]["confusion"])).miou if found else math.nan
-
-
-def trials(found: Iterable[Trial], score: Callable[[Record], float] = validation_miou) -> tuple[pd.DataFrame, ...]:
-    """Mean score by whose trial it is (rows) and the value that was tried (columns), and of how many records."""
-    rows = [(whose, value, score(record)) for whose, value, record in found]
-    grouped = pd.DataFrame(rows, columns=["whose", "value", "score"]).dropna().groupby(["whose", "value"], sort=False)
-    mean, count = (grouped["score"].agg(how).unstack() for how in ("mean", "count"))
-    return mean.sort_index(axis=1), count.fillna(0).sort_index(axis=1)
-
-
-def best_trials(mean: pd.DataFrame, count: pd.DataFrame) -> dict[str, float]:
-    """The value with the highest mean in each row of :func:`trials`, of those with as many records as any."""
-    return mean.where(count.eq(count.max(axis=1), axis=0)).idxmax(axis=1).to_dict()
-
-
-def trials_table(
-    found: Iterable[Trial],
-    name: str,
-    caption: str,
-    used: Mapping[str, float] | None = None,
-    score: Callable[[Record], float] = validation_miou,
-) -> Drawing:
-    """What was tried, with the best of each row marked; means of fewer records than another of the row are in brackets.
-
-    `name` is that of a column, with a place for the value. `used` is the value that the study uses, by whose it is.
-    """
-    mean, count = trials(found, score)
-    if mean.empty:
-        return nothing(f"{caption}: 0 trials have a score on val yet.")
-    most, best = count.max(axis=1), best_trials(mean, count)
-    text = mean.map(lambda value: _number(100 * value, 1))
-    text = text.mask(count.lt(most, axis=0) & mean.notna(), "(" + text + ")")
-    for whose, value in best.items():
-        text.loc[whose, value] += " ◂"
-    text = text.rename(columns=name.format)
-    if used:
-        text["records of a value"] = most.map("{:g}".format)
-        text["used"] = [f"{used[whose]:g}" for whose in text.index]
-    shown = "in per cent on val after the last step, one seed; ◂ marks the best of a row; a dash: not run"
-    return table(text, f"{caption} {shown}, or stopped by a loss that was not finite")
-
-
-def learning_rate_trials(records: Iterable[Record]) -> list[Trial]:
-    """The trials of each method's learning rate, of seed 0 and of the shortest length."""
-    known = [r for r in records if r.experiment.seed == 0 and r.experiment.name.split("-")[0] in METHOD_NAMES]
-    steps = min((record.experiment.training.iterations for record in known), default=0)
-    return [
-        (name, record.experiment.training.learning_rate, record)
-        for method, name in METHOD_NAMES.items()
-        for record in known
-        if record.experiment.training.iterations == steps and record.experiment.name.split("-")[0] == method
-    ]
-
-
-def weight_trials(records: Sequence[Record], seed: int = 0) -> list[Trial]:
-    """The trials of what a method's weights are multiplied with, by the method's name."""
-    tried = [
-        (v.name, factor, variant_of_strength(v, factor).distillers) for v in plain_variants() for factor in FACTORS
-    ]
-    of_seed = [record for record in records if record.experiment.seed == seed]
-    return [(name, factor, r) for name, factor, of in tried for r in of_seed if r.experiment.distillers == of]
-
-
-PAIR_RATES = {f"teacher {HEAD_NAMES[head]}": rate for head, rate in TEACHER_LEARNING_RATES.items()}
-PAIR_RATES |= {f"student {BACKBONE_NAMES[backbone]}": rate for backbone, rate in STUDENT_LEARNING_RATES.items()}
-"""The learning rates that pairs use: of a teacher by its head, of a student by its backbone."""
-
-
-def pair_trials(records: Iterable[Record]) -> list[Trial]:
-    """The trials of the learning rates of pairs, of several heads and methods, by the names of PAIR_RATES."""
-    found = []
-    for record in records:
-        network, rate = record.experiment.network, record.experiment.training.learning_rate
-        teaches = record.experiment.name.startswith("teacher-")
-        whose = f"teacher {HEAD_NAMES[network.head]}" if teaches else f"student {BACKBONE_NAMES[network.backbone]}"
-        found.append((whose, rate, record))
-    return sorted(found, key=lambda trial: list(PAIR_RATES).index(trial[0]))
 
 
 def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
@@ -292,27 +202,18 @@ def sweep_table(
     images: Sequence[PerImage],
     confidence: float = 0.95,
 ) -> Drawing:
-    """One row for each context shift: the teacher, how far own perspectives are from the shared one, and the gains.
-
-    The share of the teacher's lead is the first sweep's mean gain over the mean lead of the teacher over the reference.
-    """
-    if not comparisons:
-        return nothing("There is nothing to put into a table: 0 records yet.")
+    """One row for each context shift: the teacher, how far own perspectives are from the shared one, and the gains."""
     measured = {one.context_shift: one.numbers for one in images}
     rows = {}
     for shift, comparison in comparisons.items():
         means = {name: float(np.nanmean(values)) for name, values in measured.get(shift, {}).items()}
         row = rows[f"context shift {shift:g}"] = {
             "teacher’s mIoU, %": f"{100 * comparison.teacher_score:.1f}",
-            "distance": _number(means.get("distance", math.nan), 3),
-            "views disagree, %": _number(100 * means.get("disagreement", math.nan), 1),
+            "distance": number(means.get("distance", math.nan), 3),
+            "views disagree, %": number(100 * means.get("disagreement", math.nan), 1),
         }
         for one in sweeps:
             name = f"{SHIFT_NAMES[one.method]}, over {SHIFT_NAMES[one.reference].removeprefix('+ ')}"
             row[name] = interval(one.gains[shift]) if shift in one.gains else "–"
-        if gain := sweeps[0].gains.get(shift):
-            reference = comparison.miou(sweeps[0].reference)
-            lead = comparison.teacher_score - spread(reference[seed] for seed in gain.pairs).mean
-            row["share of the teacher’s lead, %"] = points(gain.mean / lead, 0) if lead > 0 else "–"
     caption = f"means over test images, and gains in points of mIoU with their {100 * confidence:g} % intervals"
     return rows_table(rows, caption)

@@ -20,8 +20,8 @@ from apd.report.detections import (
     detection_names,
     parts_of_ap,
 )
-from apd.report.figures import sentences
-from apd.report.figures.detection import by_kind, detection_trials_table, parts_table, validation_box_ap
+from apd.report.figures import trials as reading
+from apd.report.figures.boxes import by_kind, detection_trials_table, parts_table, validation_box_ap
 from apd.report.statistics import ComparisonError, paired_difference, spread
 from apd.training.record import Record, read_records
 from apd.training.run import records_folder
@@ -61,11 +61,6 @@ def test_a_comparison_is_by_the_average_precision_that_each_record_holds(records
         found = by.difference("roi_apd", "student")
         expected = paired_difference(by.values("roi_apd"), by.values("student"))
         assert (found.mean, found.low, found.high) == (expected.mean, expected.low, expected.high)
-    # a baseline that was run without the teacher stands beside the others
-    alone = [with_experiment(r, {"teacher": None}, teacher=None) if not r.experiment.distillers else r for r in records]
-    (found,) = detection_comparisons(alone)
-    assert found.difference("roi_apd", "student") == comparison.difference("roi_apd", "student")
-    assert found.teacher_score == comparison.teacher_score
 
 
 def test_parts_of_ap_are_those_of_the_table_and_sizes_that_do_not_occur_are_left_out(records, comparison):
@@ -81,20 +76,18 @@ def test_parts_of_ap_are_those_of_the_table_and_sizes_that_do_not_occur_are_left
 
 
 def test_single_methods_come_before_combinations_and_unknown_ones_keep_their_key():
-    arms = ("roi_apd_and_review_kd", "foam_kd", "roi_apd", "student", "review_kd")
-    names = detection_names([SimpleNamespace(experiment=SimpleNamespace(name=f"{arm}-seed0")) for arm in arms])
+    variants = ("roi_apd_and_review_kd", "foam_kd", "roi_apd", "student", "review_kd")
+    records = [SimpleNamespace(experiment=SimpleNamespace(name=f"{variant}-seed0")) for variant in variants]
+    names = detection_names(records)
     assert list(names) == ["student", "review_kd", "roi_apd", "foam_kd", "roi_apd_and_review_kd"]
     assert names["foam_kd"] == "foam kd"
     assert names["roi_apd_and_review_kd"] == "APD of boxes + ReviewKD"
 
 
-def test_records_of_another_recipe_or_another_teacher_are_refused(records):
+def test_records_of_another_teacher_are_refused(records):
     first, *others = records
-    stray = with_experiment(first, training=replace(first.experiment.training, batch_size=5))
-    with pytest.raises(ComparisonError, match="differ in the recipe"):
-        detection_comparisons([stray, *others])
     other = with_experiment(first, {"teacher": first.content["teacher"] | {"ap": first.content["ap"]}})
-    with pytest.raises(ComparisonError, match="teacher's AP"):
+    with pytest.raises(ComparisonError, match="teacher's ap"):
         detection_comparisons([other, *others])
 
 
@@ -121,7 +114,7 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
     assert {"scenes-detection", "tiny-coco"} <= set(detection_campaigns())
     assert "scenes-tiny" not in detection_campaigns()
     found["scenes-detection-tuning"] = []
-    monkeypatch.setattr(sentences, "read_campaigns", lambda names, folder: (found, "so many"))
+    monkeypatch.setattr(reading, "read_campaigns", lambda names, folder: (found, "so many"))
     if kept != "none":
         maker.save(made_up_findings(), tmp_path / "detection-findings" / "roi_apd-seed0.json")
     said = "\n".join(f"{item!r}" for item in run_cells("09_detection", tmp_path))
@@ -144,11 +137,3 @@ def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(
         cells = row[len(name) :].split()
         assert scores[trial] in cells
         assert cells[cells.index("◂") - 1] == max((cell for cell in cells if cell not in "◂–"), key=float)
-    (record,) = (r for r in trials if r.experiment.name == "roi_dkd_x1-seed0")
-    others = [
-        with_experiment(record, seed=1),
-        with_experiment(record, training=replace(record.experiment.training, learning_rate=0.5)),
-    ]
-    (tenth,) = (r for r in trials if r.experiment.name == "roi_dkd_x0.1-seed0")
-    assert detection_trials_table([*others, tenth], weights=True).description.count(" ◂") == 2  # in the caption, too
-    assert "weights × 1" not in detection_trials_table([*others, tenth], weights=True).description

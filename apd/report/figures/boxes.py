@@ -10,8 +10,8 @@ from matplotlib.font_manager import findfont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from apd.data.coco import decode
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import decode
 from apd.data.specs import RGB
 from apd.evaluation.average_precision import Detections, ap_scores, tables_of
 from apd.evaluation.predict import colours_of
@@ -25,14 +25,13 @@ from apd.report.detections import (
     parts_of_ap,
     parts_of_variant,
 )
-from apd.report.figures.method import image_pixels
-from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, stack, table
-from apd.report.figures.tables import per_cent, trials_table
+from apd.report.figures.method import at_quantiles, image_pixels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, rows_table, table
+from apd.report.figures.trials import last_on_val, per_cent, trials_table
 from apd.report.statistics import Comparison, spread
 from apd.study.coco_recipes import STUDENT_LEARNING_RATE
 from apd.training.record import Record
 
-GREY = (205, 210, 218)
 TRIAL = re.compile(r"(\w+?)(?:-rate|_x)([\d.]+)(?:-seed0)?")
 """Label of a trial of a learning rate or of a factor on the weights."""
 
@@ -54,14 +53,13 @@ def parts_table(comparison: Comparison) -> Drawing:
     if not math.isnan(comparison.teacher_score):
         rows["teacher"] = {name: per_cent(spread([one.teacher_score])) for name, one in by.items()}
     caption = f"{comparison.title}: AP of {kind} in per cent, mean ± standard deviation over seeds"
-    return table(pd.DataFrame.from_dict(rows, orient="index"), caption)
+    return rows_table(rows, caption)
 
 
-def validation_box_ap(record: Record) -> float | None:
-    """Box AP on val after the last step; None where the run was not scored there."""
-    last = record.experiment.training.iterations
-    found = [e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val"]
-    return ap_scores(tables_of(found[0]["ap"])["boxes"]).ap if found else None
+def validation_box_ap(record: Record) -> float:
+    """Box AP on val after the last step; NaN where the run was not scored there."""
+    found = last_on_val(record)
+    return ap_scores(tables_of(found["ap"])["boxes"]).ap if found else math.nan
 
 
 def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
@@ -116,16 +114,17 @@ def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec,
 
 
 def images_side_by_side(findings: Findings) -> Drawing:
-    """The chosen images as each network sees them, and the ground truth."""
+    """As each network sees them, and the ground truth: the images with the greatest, median and least difference."""
+    chosen = at_quantiles(torch.tensor(findings.differences()), (1.0, 0.5, 0.0))
     names, dataset, shown = network_names(findings), findings.dataset(), []
-    for kind, place in findings.chosen().items():
+    for kind, place in zip(("greatest", "median", "least"), chosen, strict=True):
         sample, title = dataset[place], f"{kind} difference, image {place}"
         seen = {name: findings.found(network)[place] for network, name in names.items()} | {"ground truth": None}
         each = [_panel(sample, found, dataset.spec, name) for name, found in seen.items()]
         shown += [Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)]
         shown += [panels(each, columns=2, least="13rem")]
     below = key(list(zip(dataset.spec.class_names, colours_of(dataset.spec), strict=True)))
-    return stack(*shown, Drawing(below, ""))
+    return Drawing("\n".join([d.html for d in shown] + [below]), "\n".join(d.description for d in shown))
 
 
 def network_names(findings: Findings) -> dict[str, str]:
@@ -140,15 +139,3 @@ def counts_table(findings: Findings) -> Drawing:
     sums = {names[network]: pd.DataFrame(counts).sum() for network, counts in findings.counts().items()}
     caption = f"detections of a score of {LEAST_SCORE:g} or more in {findings.images} images, seed"
     return table(pd.DataFrame(sums).T, f"{caption} {findings.content['seed']}")
-
-
-def boxes_by_label(sample: InstanceSample, boxes_N4: Tensor, labels_N: Tensor, spec: InstanceSpec) -> Drawing:
-    """An image's objects, and the boxes that a student draws of them and of the background, label 0."""
-    palette, shown = [GREY, *colours_of(spec)], [_panel(sample, None, spec, "image and its objects")]
-    for caption, chosen_N in (("boxes of objects", labels_N > 0), ("boxes of the background", labels_N == 0)):
-        colours = [palette[label] for label in labels_N[chosen_N].tolist()]
-        pixels = drawn(sample.image_3HW, boxes_N4[chosen_N], colours, None, None)
-        shown.append(Panel([pixels], caption, f"{int(chosen_N.sum())} of {len(labels_N)}"))
-    return panels(
-        shown, columns=3, least="13rem", below=key(list(zip(("background", *spec.class_names), palette, strict=True)))
-    )

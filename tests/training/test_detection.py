@@ -139,7 +139,7 @@ def test_a_teacher_from_a_file_must_fit_and_reach_its_stated_score(finished, tmp
 
 def test_without_the_library_for_scores_nothing_is_begun(runs, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faster_coco_eval", None)
-    with pytest.raises(ExperimentError, match=r"needs the package faster-coco-eval: install it with"):
+    with pytest.raises(ExperimentError, match="needs the package faster-coco-eval"):
         train(small())
     assert not list(runs.rglob("*.safetensors"))
 

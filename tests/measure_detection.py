@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.benchmark import timer
 from torchvision.models.detection import FasterRCNN
 
@@ -27,7 +27,6 @@ from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import unit_range
 from apd.data.instances import InstanceSpec, Noise, as_target
 from apd.distillers.apd import RoIAPD, dense_apd
-from apd.distillers.base import DetectorPair
 from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
@@ -53,15 +52,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         student=sizes_of(RECIPE.network),
         teacher=sizes_of(RECIPE.teacher.network),
     ),
-    "coco": dict(
-        batch=2,
-        height=800,
-        width=1216,
-        classes=80,
-        heads=256,
-        student=dict(backbone="resnet18"),
-        teacher=dict(backbone="resnet50"),
-    ),
+    "coco": dict(batch=2, height=800, width=1216, classes=80, heads=256)
+    | {"student": dict(backbone="resnet18"), "teacher": dict(backbone="resnet50")},
 }
 """Sizes of the campaign on scenes, and COCO's in the batch of one GPU; `heads` is the width of APD's projections."""
 
@@ -96,29 +88,21 @@ def noise_batch(shape: dict[str, Any], device: torch.device) -> InstanceBatch:
 
 
 def detector_step_cost(
-    student: FasterRCNN,
-    teacher: FasterRCNN,
-    distillers: Mapping[str, Callable[[DetectorPair], Mapping[str, Tensor]]],
-    batch: InstanceBatch,
-    *,
-    repeats: int,
+    student: FasterRCNN, teacher: FasterRCNN, distillers: Mapping[str, nn.Module], batch: InstanceBatch, *, repeats: int
 ) -> dict[str, Any]:
-    """Time training steps of one batch, without the optimiser, and give quartiles over at least two repeats.
+    """Time training steps of one batch, without the optimiser; quartiles over the repeats.
 
-    Given are milliseconds of the `student`'s step without a teacher, of the `teacher`'s forward pass on the boxes that
-    the student drew, and of the `steps` with each distiller; and what each adds beyond the teacher, `added`: repeat by
-    repeat (step − student − teacher) / student. All take turns within a repeat, so that what slows the machine for a
-    while slows all of them, and draw the same boxes. The networks are left as they are.
+    Milliseconds of the `student`'s step without a teacher, of the `teacher`'s forward pass on the boxes that the
+    student drew, and of the `steps` with each distiller; and, repeat by repeat, what each adds beyond the teacher:
+    `added`, (step − student − teacher) / student. All take turns within a repeat, so that what slows the machine for
+    a while slows all of them, and draw the same boxes. The networks are left as they are.
     """
-    if repeats < 2:
-        raise ValueError(f"repeats={repeats}: expected at least 2")
     student = copy.deepcopy(student).train()
-    trained = [student, *(each for each in distillers.values() if isinstance(each, nn.Module))]
 
     def alone() -> None:
         sum(student(*batch).values()).backward()
 
-    def distilled(distiller: Callable[[DetectorPair], Mapping[str, Tensor]]) -> None:
+    def distilled(distiller: nn.Module) -> None:
         with DetectorTap(student) as tap:
             losses, pair = training_step(student, tap, teacher, *batch)
             (sum(losses.values()) + distiller(pair)["loss"]).backward()
@@ -133,7 +117,7 @@ def detector_step_cost(
         started = timer()  # waits for a GPU
         call()
         took = 1e3 * (timer() - started)
-        for module in trained:
+        for module in (student, *distillers.values()):
             module.zero_grad(set_to_none=True)
         return took
 
@@ -144,13 +128,12 @@ def detector_step_cost(
             calls = (alone, teacher_part(), *(partial(distilled, each) for each in distillers.values()))
             rows.append([milliseconds(call) for call in calls])
     own, taught, *steps = np.array(rows[1:]).T
+    named = dict(zip(distillers, steps, strict=True))
     return {
         "student": rounded(quartiles(own)),
         "teacher": rounded(quartiles(taught)),
-        "steps": {name: rounded(quartiles(each)) for name, each in zip(distillers, steps, strict=True)},
-        "added": {
-            name: rounded(quartiles((each - own - taught) / own)) for name, each in zip(distillers, steps, strict=True)
-        },
+        "steps": {name: rounded(quartiles(each)) for name, each in named.items()},
+        "added": {name: rounded(quartiles((each - own - taught) / own)) for name, each in named.items()},
     }
 
 
@@ -160,8 +143,7 @@ def measured(device: torch.device, names: list[str], repeats: int) -> Iterator[d
         shape = SHAPES[name]
         student, teacher = (built(shape[who], shape, device) for who in ("student", "teacher"))
         teacher.eval().requires_grad_(False)
-        distillers = distillers_for(student, teacher, shape["classes"], shape["heads"])
-        distillers = {key: distiller.to(device) for key, distiller in distillers.items()}
+        distillers = nn.ModuleDict(distillers_for(student, teacher, shape["classes"], shape["heads"])).to(device)
         cost = detector_step_cost(student, teacher, distillers, noise_batch(shape, device), repeats=repeats)
         yield {"shape": name, **cost}
 
@@ -171,18 +153,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--coco", action="store_true", help="also at COCO's size, which a CPU takes minutes for")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="at least 2")
     parser.add_argument("--to", type=Path, default=records_folder("detection-speed"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(chosen.device)
-    names = [name for name in SHAPES if name != "coco" or chosen.coco]
-    content = header(device, "fp32") | {
-        "repeats": chosen.repeats,
-        "shapes": {name: SHAPES[name] for name in names},
-        "rows": shown(measured(device, names, chosen.repeats)),
-    }
-    print(write(content, chosen.to))
+    shapes = {name: SHAPES[name] for name in SHAPES if name != "coco" or chosen.coco}
+    content = header(device, "fp32") | {"repeats": chosen.repeats, "shapes": shapes}
+    print(write(content | {"rows": shown(measured(device, list(shapes), chosen.repeats))}, chosen.to))
 
 
 if __name__ == "__main__":

@@ -17,28 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apd import (
-    CIRKD,
-    CWD,
-    DIST,
-    DKD,
-    I2CKD,
-    IFVD,
-    LSKD,
-    MGD,
-    APDLoss,
-    AttentionTransfer,
-    FitNet,
-    InterClassDistance,
-    PairwiseSimilarity,
-    PixelKD,
-)
+import apd
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.cost.measure import LOSS_SHAPES, Latency, LossShape, latency_of, loss_batch, loss_cost
@@ -59,27 +45,22 @@ PUBLISHED = {"cityscapes": "cityscapes_corrected", "ade20k": "ade20k_corrected"}
 class ClassByClass(nn.Module):
     """The terms of a loss as the slow reference writes them, through the same heads, at the same weights."""
 
-    def __init__(self, module: APDLoss) -> None:
+    def __init__(self, module: apd.APDLoss) -> None:
         super().__init__()
         self.module = module
 
     def forward(
         self, *, student_features: Tensor, teacher_features: Tensor, labels: Tensor, **logits: Tensor
     ) -> Tensor:
-        weights = self.module.weights
-        student, teacher = (
-            head(features.float())
-            for head, features in (
-                (self.module.student_head, student_features),
-                (self.module.teacher_head, teacher_features),
-            )
-        )
+        module, weights = self.module, self.module.weights
+        student = module.student_head(student_features.float())
+        teacher = module.teacher_head(teacher_features.float())
         total = weights["alignment"] * slow.alignment(student, teacher, labels)
         total = total + weights["observation"] * slow.observation(student, teacher, labels)
         kd = slow.pixel_kd(logits["student_logits"].float(), logits["teacher_logits"].float(), labels)
         total = total + weights["pixel_kd"] * kd
         if weights["regularisation"]:
-            total = total + slow.regularisation(teacher, labels, num_classes=self.module.num_classes)
+            total = total + slow.regularisation(teacher, labels, num_classes=module.num_classes)
         return total
 
 
@@ -87,32 +68,32 @@ def losses(shape: LossShape) -> Iterator[tuple[str, nn.Module]]:
     """What is measured at a shape, by name."""
     sizes = (shape.channels, shape.channels, shape.classes)
     for name, width in (("APD, no heads", None), ("APD", shape.channels)):
-        module = APDLoss(*sizes, width=width)
+        module = apd.APDLoss(*sizes, width=width)
         yield name, module
         yield f"{name}, class by class", ClassByClass(module)
-    yield "pixel KD", PixelKD()
-    for kind in (FitNet, AttentionTransfer, PairwiseSimilarity, IFVD, CWD, CIRKD, MGD, I2CKD, InterClassDistance):
+    yield "pixel KD", apd.PixelKD()
+    between_features = (apd.FitNet, apd.AttentionTransfer, apd.PairwiseSimilarity, apd.IFVD, apd.CWD, apd.CIRKD)
+    for kind in (*between_features, apd.MGD, apd.I2CKD, apd.InterClassDistance):
         yield kind.__name__, kind(*sizes)
-    for kind in (DIST, DKD, LSKD):
+    for kind in (apd.DIST, apd.DKD, apd.LSKD):
         yield kind.__name__, kind()
 
 
 def measured(device: torch.device, *, compiled: bool, seconds: float) -> Iterator[dict[str, Any]]:
     """A row for each shape, number format and loss."""
-    for shape_name, shape in LOSS_SHAPES.items():
-        for dtype_name, dtype in DTYPES.items():
-            batch = loss_batch(shape, device=device, dtype=dtype)
-            for name, module in losses(shape):
-                if dtype_name == "bf16" and not name.startswith("APD"):
-                    continue
-                ways: list[tuple[str, Callable[..., Any]]] = [("eager", module.to(device))]
-                if compiled and name in ("APD", "APD, no heads"):
-                    torch.compiler.reset()
-                    ways.append(("compiled", torch.compile(module)))
-                for way, loss in ways:
-                    cost = loss_cost(loss, batch, seconds=seconds)
-                    row = {"shape": shape_name, "loss": name, "dtype": dtype_name, "way": way}
-                    yield row | {"milliseconds": rounded(cost.milliseconds), "peak_bytes": cost.peak_bytes}
+    for (shape_name, shape), (dtype_name, dtype) in product(LOSS_SHAPES.items(), DTYPES.items()):
+        batch = loss_batch(shape, device=device, dtype=dtype)
+        for name, module in losses(shape):
+            if dtype_name == "bf16" and not name.startswith("APD"):
+                continue
+            ways: dict[str, Callable[..., Any]] = {"eager": module.to(device)}
+            if compiled and name in ("APD", "APD, no heads"):
+                torch.compiler.reset()
+                ways["compiled"] = torch.compile(module)
+            for way, loss in ways.items():
+                cost = loss_cost(loss, batch, seconds=seconds)
+                row = {"shape": shape_name, "loss": name, "dtype": dtype_name, "way": way}
+                yield row | {"milliseconds": rounded(cost.milliseconds), "peak_bytes": cost.peak_bytes}
 
 
 def random_batch(experiment: Experiment, classes: int) -> Batch:
@@ -126,12 +107,11 @@ def random_batch(experiment: Experiment, classes: int) -> Batch:
 
 def step_latency(experiment: Experiment, device: torch.device, *, seconds: float = 1.0) -> Latency:
     """Time an optimiser step in segmentation, teacher and distillers included, on random weights and a random batch."""
-    classes = spec_of(experiment.data).num_classes
-    student = build_network(experiment.network, classes, device, seed=0, weights_follow=True).train()
-    teacher = None
-    if experiment.teacher is not None:
-        teacher = build_network(experiment.teacher.network, classes, device, seed=0, weights_follow=True)
-        teacher.eval().requires_grad_(False)
+    classes, of_teacher = spec_of(experiment.data).num_classes, experiment.teacher
+    build = partial(build_network, num_classes=classes, device=device, seed=0, weights_follow=True)
+    student, teacher = build(experiment.network).train(), of_teacher and build(of_teacher.network).eval()
+    if teacher is not None:
+        teacher.requires_grad_(False)
     step = partial(TrainStep(SegmentationTask(experiment), student, teacher), random_batch(experiment, classes))
     for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
         step()
@@ -139,30 +119,26 @@ def step_latency(experiment: Experiment, device: torch.device, *, seconds: float
 
 
 def published(device: torch.device, *, seconds: float) -> Iterator[dict[str, Any]]:
-    """A row for each published step and number format: the step, the student's alone, and the loss's share of it.
-
-    A step is that of one of the paper's four processes. Shares are of medians, and of the most memory.
-    """
-    for shape_name, size in PUBLISHED.items():
-        shape = LOSS_SHAPES[shape_name]
-        whole = recipe(size)
+    """A row for each published step and number format: the step of one of the paper's four processes, the student's
+    alone, and the loss's share of the median time and of the most memory."""
+    for (shape_name, size), (precision, dtype) in product(PUBLISHED.items(), DTYPES.items()):
+        shape, whole = LOSS_SHAPES[shape_name], replace(recipe(size), precision=precision)
         whole = replace(whole, training=replace(whole.training, batch_size=shape.batch))
-        for precision, dtype in DTYPES.items():
-            steps, peaks = {}, {}
-            for name, one in (("student", replace(whole, teacher=None, distillers=())), ("step", whole)):
-                steps[name], peaks[name] = _step(replace(one, precision=precision), device, seconds)
-            module = APDLoss(shape.channels, shape.channels, shape.classes, width=shape.channels).to(device)
-            loss = loss_cost(module, loss_batch(shape, device=device, dtype=dtype), seconds=seconds)
-            yield {
-                "recipe": size,
-                "dtype": precision,
-                **{name: rounded(latency) for name, latency in steps.items()},
-                "loss": rounded(loss.milliseconds),
-                "share_of_time": round(loss.milliseconds.median / steps["step"].median, 4),
-                "peak_bytes": peaks["step"],
-                "loss_peak_bytes": loss.peak_bytes,
-                "share_of_memory": round(loss.peak_bytes / peaks["step"], 4) if peaks["step"] else None,
-            }
+        student, _ = _step(replace(whole, teacher=None, distillers=()), device, seconds)
+        step, peak_bytes = _step(whole, device, seconds)
+        module = apd.APDLoss(shape.channels, shape.channels, shape.classes, width=shape.channels).to(device)
+        loss = loss_cost(module, loss_batch(shape, device=device, dtype=dtype), seconds=seconds)
+        yield {
+            "recipe": size,
+            "dtype": precision,
+            "student": rounded(student),
+            "step": rounded(step),
+            "loss": rounded(loss.milliseconds),
+            "share_of_time": round(loss.milliseconds.median / step.median, 4),
+            "peak_bytes": peak_bytes,
+            "loss_peak_bytes": loss.peak_bytes,
+            "share_of_memory": round(loss.peak_bytes / peak_bytes, 4) if peak_bytes else None,
+        }
 
 
 def _step(experiment: Experiment, device: torch.device, seconds: float) -> tuple[Latency, int]:
@@ -210,19 +186,17 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("losses", "published"))
     parser.add_argument("--to", type=Path, default=records_folder("speed"))
     chosen = parser.parse_args()
-    device = torch.device(chosen.device)
+    device, seconds = torch.device(chosen.device), chosen.seconds
     torch.set_num_threads(1)
     content = header(device, "fp32 and bf16") | {"shapes": {name: s._asdict() for name, s in LOSS_SHAPES.items()}}
-    parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
-        "rows": lambda: measured(device, compiled=chosen.compiled, seconds=chosen.seconds),
-        "published": lambda: published(device, seconds=chosen.seconds),
-    }
     # the paper's step takes a CPU minutes
     wanted = chosen.parts or ["losses", *(["published"] if device.type == "cuda" else [])]
-    for part, measure in parts.items():
-        if part.replace("rows", "losses") in wanted:
-            content[part] = shown(measure())
-            print(write(content, chosen.to))
+    if "losses" in wanted:
+        content["rows"] = shown(measured(device, compiled=chosen.compiled, seconds=seconds))
+        print(write(content, chosen.to))
+    if "published" in wanted:
+        content["published"] = shown(published(device, seconds=seconds))
+        print(write(content, chosen.to))
 
 
 if __name__ == "__main__":

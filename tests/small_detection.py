@@ -1,18 +1,13 @@
 """Experiments in detection that train in a second: few scenes of 64 pixels, the smallest networks."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.distillers.apd import DenseAPDConfig, RoIAPDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.on_detectors import PyramidMatchingConfig, ReviewKDConfig, RoIDKDConfig, RoIKDConfig
-from apd.training.run import task_of
-from apd.training.trainer import Trainer
 
 DATA = InstanceDataConfig(height=64, width=64, train_images=6, evaluation_images=3, scale_min=0.8, scale_max=1.25)
 NETWORK = DetectorConfig(
@@ -44,15 +39,3 @@ def small(method: str = "student", *, data: InstanceDataConfig = DATA, **trainin
         teacher=TEACHER if method != "student" else None,
         distillers=METHODS[method],
     )
-
-
-def prepared(experiment: Experiment, folder: Path) -> Trainer:
-    """The run of an experiment before its first step, its teacher (if any) at random weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    task, device = task_of(experiment), torch.device("cpu")
-    splits = task.splits()
-    classes = splits.train.spec.num_classes
-    student, teacher = task.network(experiment.network, classes, device, experiment.seed), None
-    if experiment.teacher is not None:
-        teacher = task.network(experiment.teacher.network, classes, device, 100).eval().requires_grad_(False)
-    return Trainer(task, folder, splits, student, teacher)

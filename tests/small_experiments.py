@@ -18,16 +18,13 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
-from apd.training import checkpoint
 from apd.training import exit_codes as codes
 from apd.training import trainer as loop
 from apd.training.run import run_folder, task_of, train
-from apd.training.segmentation import build_network
 from apd.training.trainer import Trainer, TrainStep
 
 DATA = DataConfig(height=32, width=48, crop_height=32, crop_width=32, train_images=6, evaluation_images=3)
@@ -72,15 +69,15 @@ def tiny(method: str = "student", *, seed: int = 0, **training: Any) -> Experime
 
 
 def prepared_run(experiment: Experiment, folder: Path) -> Trainer:
-    """The run of an experiment before its first step, its teacher (if any) at random weights."""
+    """The run of an experiment of either task before its first step, its teacher (if any) at random weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    device, splits = torch.device("cpu"), build_splits(experiment.data)
-    classes = len(splits.train.spec.class_names)
-    student = build_network(experiment.network, classes, device, seed=experiment.seed)
-    teacher = None
+    task, device = task_of(experiment), torch.device("cpu")
+    splits = task.splits()
+    classes = splits.train.spec.num_classes
+    student, teacher = task.network(experiment.network, classes, device, experiment.seed), None
     if experiment.teacher is not None:
-        teacher = build_network(experiment.teacher.network, classes, device, seed=100).eval().requires_grad_(False)
-    return Trainer(task_of(experiment), folder, splits, student, teacher)
+        teacher = task.network(experiment.teacher.network, classes, device, 100).eval().requires_grad_(False)
+    return Trainer(task, folder, splits, student, teacher)
 
 
 class Thrown(Exception):
@@ -111,8 +108,7 @@ def digest(path: Path) -> str:
     """sha256 over names, shapes and bits of the tensors in a safetensors file."""
     found = hashlib.sha256()
     for name, value in sorted(load_file(path).items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        found.update(value.contiguous().numpy().tobytes())
+        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode() + value.contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -120,12 +116,12 @@ def outcome(experiment: Experiment) -> dict[str, Any]:
     """Everything of a finished run that an interruption must not change, down to the last bit."""
     folder = run_folder(experiment)
     content = json.loads((folder / "record.json").read_text())
-    measured = "ap" if experiment.task == "detection" else "confusion"
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    kept = ("confusion", "ap", "teacher", "evaluations", "curves", "fingerprint")
     return {
         "weights": digest(folder / "weights.safetensors"),
         "log": [{name: value for name, value in line.items() if "seconds" not in name} for line in lines],
-        **{entry: content[entry] for entry in (measured, "teacher", "evaluations", "curves", "fingerprint")},
+        **{entry: content[entry] for entry in kept if entry in content},
     }
 
 
@@ -153,10 +149,8 @@ def exit_code(function: Callable[..., None], *arguments: Any, output: Path) -> i
 def start_ranks(
     function: Callable[..., None], *arguments: Any, outputs: Path, size: int = 2
 ) -> list[multiprocessing.Process]:
-    """Call a function in `size` processes that find each other as those of `torchrun` do.
-
-    Their stdout and stderr go to the files `outputs/0`, `outputs/1`, …; see `exit_codes`.
-    """
+    """Call a function in `size` processes that find each other as those of `torchrun` do, with stdout and stderr in
+    the files `outputs/0`, `outputs/1`, …; see `exit_codes`."""
     outputs.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -169,11 +163,10 @@ def exit_codes(processes: list[multiprocessing.Process]) -> list[int | None]:
     end = time.monotonic() + 100
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))
-    codes = [process.exitcode for process in processes]
+    found = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
-        process.join()
-    return codes
+    return found
 
 
 def run_ranks(
@@ -216,9 +209,7 @@ def _with_output(function: Callable[..., None], arguments: tuple, output: Path) 
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is shared between processes, and one that is killed would leave it behind
+    tqdm.set_lock(threading.RLock())  # its own is shared, and a process that is killed would leave it behind
     function(*arguments)
 
 
@@ -247,22 +238,4 @@ def train_until_killed(experiment: Experiment, runs: Path, touches: int) -> None
 
     loop.CHECKPOINT_SECONDS = 0.0
     sys.addaudithook(count)
-    run_as_a_command(experiment, runs)
-
-
-def train_until_killed_in_a_file(experiment: Experiment, runs: Path, file: str, step: int) -> None:
-    """Train with a checkpoint after every step; SIGKILL when half of a file of checkpoint `step` is written."""
-    writers = {"weights.safetensors": "save_file", "state.safetensors": "save_file", "optimisers.pt": "torch.save"}
-    owner = checkpoint.torch if "." in writers[file] else checkpoint
-    name = writers[file].split(".")[-1]
-    write = getattr(owner, name)
-
-    def half(content: Any, path: Path, **options: Any) -> None:
-        write(content, path, **options)
-        if Path(path).name == file and Path(path).parent.name == f".part-{step:08d}":
-            os.truncate(path, Path(path).stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(owner, name, half)
-    loop.CHECKPOINT_SECONDS = 0.0
     run_as_a_command(experiment, runs)

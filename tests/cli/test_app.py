@@ -1,6 +1,5 @@
 """The command `apd`: its commands and options, training, lists, and what is said to a mistyped command line."""
 
-import ast
 import contextlib
 import json
 import os
@@ -16,7 +15,6 @@ import torch
 from small_experiments import exit_code, tiny
 
 from apd.cli import app as cli
-from apd.config.experiment import Experiment
 from apd.config.identity import from_dict, to_dict
 from apd.cost.measure import LossShape
 from apd.evaluation.metrics import scores
@@ -44,24 +42,19 @@ def leave(arguments):
 # help
 
 
-def test_without_a_command_the_commands_are_listed(capsys):
+def test_commands_and_their_options_are_listed(capsys):
     assert (leave([]), leave(["--help"]), leave(["-h"])) == (2, 0, 0)
     once = capsys.readouterr().out.split("usage: apd COMMAND")[1]
-    assert all(f"  {command} " in once for command in cli.COMMANDS)
+    for command in cli.COMMANDS:
+        assert f"  {command} " in once
+        assert leave([command, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: apd {command}")
 
 
 def test_the_help_loads_nothing_but_torch():
     code = "import sys; from apd.cli.app import main; main(['--help']); print({'tyro', 'timm'} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "set()"
-
-
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_every_command_tells_its_options(command, capsys):
-    assert leave([command, "--help"]) == 0
-    captured = capsys.readouterr()
-    assert captured.out.startswith(f"usage: apd {command}")
-    assert captured.err == ""
 
 
 def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_choices(capsys):
@@ -90,8 +83,7 @@ def test_train_prints_the_scores_and_where_the_record_lies(runs, capsys):
     record = read_record(Path(path))
     assert summary.startswith(f"tiny-student-seed0: mIoU {record.scores.miou:.4f}, mAcc {record.scores.macc:.4f}")
     assert Path(path).is_relative_to(runs)
-    warnings = captured.err.splitlines()
-    assert all(line.startswith("warning: the student: ") for line in warnings), "the bar is for terminals"
+    assert all(line.startswith("warning: the student: ") for line in captured.err.splitlines()), "no bar of progress"
     assert leave(["train", "--method=student"]) == 0
     assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
 
@@ -103,27 +95,20 @@ def test_train_prints_steps_loss_time_scores_on_the_way_and_those_of_the_teacher
     record = read_record(Path(path))
     assert record.experiment.distillers == tiny("apd").distillers
     assert f"teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}" in summary
-    pattern = r"step (\d+) of (\d+), loss \d+\.\d{4}, \S+ s a step, about \d+ s left"
     for name, steps in (("scenes-teacher", 4), ("tiny-apd-seed0", 6)):
-        found = [re.search(pattern, line) for line in lines if line.startswith(f"{name}: step")]
-        assert [(int(match[1]), int(match[2])) for match in found if match] == [(s, steps) for s in range(2, steps + 1)]
-    values = [scores(torch.tensor(one["confusion"])).miou for one in record.content["evaluations"]]
-    assert [line for line in lines if line.startswith("tiny-apd-seed0: step") and line.endswith(" on val")] == [
-        f"tiny-apd-seed0: step {step} of 6, mIoU {value:.4f} on val" for step, value in zip((3, 6), values, strict=True)
-    ]
+        pattern = rf"{name}: step (\d) of {steps}, loss \d+\.\d{{4}}, \S+ s a step, about \d+ s left"
+        assert re.findall(pattern, "\n".join(lines)) == [str(step) for step in range(2, steps + 1)]
+    for one in record.content["evaluations"]:
+        value = scores(torch.tensor(one["confusion"])).miou
+        assert f"tiny-apd-seed0: step {one['step']} of 6, mIoU {value:.4f} on val" in lines
 
 
 def test_any_field_can_be_changed_and_the_label_follows_the_seed_or_is_given(runs, capsys):
     changes = ["--seed", "3", "--training.clip-norm", "1", "--data.world=2", "--training.batch_size", "3"]
     assert leave(["train", "--method", "student", *changes]) == 0
-    record, start = read_record(Path(capsys.readouterr().out.splitlines()[-1])), tiny()
-    assert record.experiment == replace(
-        start,
-        name="tiny-student-seed3",
-        seed=3,
-        data=replace(start.data, world=2),
-        training=replace(start.training, clip_norm=1.0, batch_size=3),
-    )
+    record, start = read_record(Path(capsys.readouterr().out.splitlines()[-1])), tiny("student", seed=3)
+    training, data = replace(start.training, clip_norm=1.0, batch_size=3), replace(start.data, world=2)
+    assert record.experiment == replace(start, name="tiny-student-seed3", data=data, training=training)
     assert leave(["train", "--method", "student", "--name", "mine"]) == 0
     assert Path(capsys.readouterr().out.splitlines()[-1]).parent.name.startswith("mine-")
 
@@ -151,28 +136,26 @@ def test_a_campaign_trains_what_lacks_a_record_or_its_shard_and_prints_every_sco
     assert [line.split(":")[0] for line in out.splitlines()[-2:]] == ["student-seed0", "student-seed1"]
 
 
-def test_cost_tells_both_networks_or_the_loss_without_and_with_heads(runs, monkeypatch, capsys):
-    assert leave(["cost", "--batch", "2", "--device", "cpu"]) == 0
-    student, teacher = capsys.readouterr().out.splitlines()
-    assert student.startswith("student: test_efficientnet psp, 2x32x48 on cpu: ")
-    assert teacher.startswith("teacher: test_efficientnet psp, 2x32x48 on cpu: ")
+def test_cost_shows_both_networks_or_the_loss_without_and_with_heads(runs, monkeypatch, capsys):
     tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
     monkeypatch.setattr("apd.cost.measure.LOSS_SHAPES", tiny_shape)
-    assert leave(["cost", "--loss", "--device", "cpu"]) == 0
-    bare, with_heads = capsys.readouterr().out.splitlines()
-    assert bare.startswith("tiny, no heads: ")
-    assert with_heads.startswith("tiny, heads 4 wide: ")
+    network = "test_efficientnet psp, 2x32x48 on cpu: "
+    for option, *starts in (
+        ("--batch=2", f"student: {network}", f"teacher: {network}"),
+        ("--loss", "tiny, no heads: ", "tiny, heads 4 wide: "),
+    ):
+        assert leave(["cost", option, "--device", "cpu"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
 
 
-@pytest.mark.parametrize("arguments", [["small-apd"], ["show", "small-apd"], ["small"], ["show", "small"]])
+@pytest.mark.parametrize("arguments", [["small-apd"], ["show", "small"]])
 def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
     assert leave(["recipes"]) == 0
     recipes = dict(all_recipes())
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(recipes)
     assert leave(["recipes", *arguments]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert shown == to_dict(recipes["small-apd"])
-    assert isinstance(from_dict(shown), Experiment)
+    assert from_dict(json.loads(capsys.readouterr().out)) == recipes["small-apd"]
 
 
 # mistakes
@@ -182,27 +165,20 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
     ("arguments", "expected"),
     [
         (["trian"], ["there is no command 'trian'", "did you mean 'train'?"]),
-        (["recipes", "show"], ["there is no recipe 'show'"]),
         (["recipes", "show", "tiny-"], ["there is no recipe 'tiny-'", "did you mean 'tiny-apd'?"]),
         (["train", "tny-apd"], ["there is no recipe 'tny-apd'", "did you mean 'tiny-apd'?"]),
-        (["train", "cityscapes-student_equal_seconds"], ["there is no recipe 'cityscapes-student_equal_seconds'"]),
         (["train", "tiny-apd", "--method=student"], ["--method=student: the recipe tiny-apd says it already"]),
         (["campaign", "scenes"], ["there is no campaign 'scenes'", "did you mean 'scenes-tiny'?"]),
         (["train", "--size", "smal"], ["'smal'", "did you mean 'small'?"]),
-        (["train", "--method=adp"], ["'adp'", "did you mean 'apd'?"]),
         (["train", "--data.name", "camvd"], ["'camvd'", "did you mean 'camvid'?"]),
         (["train", "--training.lerning-rate", "1"], ["--training.lerning-rate", "--training.learning-rate FLOAT"]),
         (["train", "--training.learning-rate", "fast"], ["--training.learning-rate", "'fast'"]),
         (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
-        (["train", "--distillers.0.width", "None"], ["APDConfig.regularisation = 1.0", "width is None"]),
-        (["train", "--inference.stride", "2"], ["InferenceOptions.stride = 2.0", "windows may not leave gaps"]),
         (["evaluate"], ["Missing", "RUN"]),
-        (["export", "here"], ["Missing", "--to"]),
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
         (["predict", "here"], ["at least one image"]),
         (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
         (["campaign", "scenes-tiny", "--shard", "3/2"], ["shard = '3/2'", "such as 2/8"]),
-        (["campaign", "scenes-tiny", "--workers", "-1"], ["workers = -1: expected a whole number of at least 0"]),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_is_answered_with_what_is_nearest(arguments, expected, capsys):
@@ -228,7 +204,7 @@ def campaign_on_a_bare_machine(runs):
     os._exit(cli.main(["train"]))
 
 
-def test_a_bare_machine_runs_campaigns_and_is_told_what_the_command_line_lacks(tmp_path):
+def test_a_bare_machine_runs_campaigns_and_says_what_the_command_line_lacks(tmp_path):
     output = tmp_path / "output"
     assert exit_code(campaign_on_a_bare_machine, tmp_path, output=output) == 1
     (record,) = (tmp_path / "records").iterdir()
@@ -239,42 +215,3 @@ def test_a_bare_machine_runs_campaigns_and_is_told_what_the_command_line_lacks(t
         "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
         "`python -m apd.study.campaign NAME` runs campaigns"
     )
-
-
-def list_recipes_for_a_reader_who_has_left():
-    reading, writing = os.pipe()
-    os.close(reading)
-    os.dup2(writing, 1)
-    sys.stdout = os.fdopen(1, "w")
-    sys.exit(cli.main(["recipes"]))
-
-
-def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
-    assert exit_code(list_recipes_for_a_reader_who_has_left, output=tmp_path / "output") == 1
-    assert (tmp_path / "output").read_text() == ""
-
-
-ADVICE = re.compile(
-    r"(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'[a-z]+')|[a-z]+\.[a-z]+_[a-z]+)", re.I
-)
-
-
-def messages(path):
-    """Every text of a module that is not a docstring; what is filled in stands as {}."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if id(node) in inside | alone or not isinstance(node, ast.JoinedStr | ast.Constant):
-            continue
-        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
-
-
-@pytest.mark.parametrize("part", ["data", "models", "config", "evaluation", "training", "cost", "study", "cli"])
-def test_advice_that_names_a_field_names_the_option_too(part, tmp_path):
-    files = (Path(cli.__file__).parents[1] / part).rglob("*.py")
-    advising = [text for path in files for text in messages(path) if ADVICE.search(text)]
-    assert [text for text in advising if "--" not in text] == []
-    (tmp_path / "a.py").write_text('"""use masks=False"""\nraise ValueError(f"{1}: read with masks=False")\n')
-    assert [text for text in messages(tmp_path / "a.py") if ADVICE.search(text)] == ["{}: read with masks=False"]

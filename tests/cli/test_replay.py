@@ -53,13 +53,10 @@ def test_another_count_commit_and_version_are_named_and_end_with_1(record, tmp_p
     else:
         content["ap"]["boxes"]["ap"][0][0][0] = 0.5
         expected = "ap.boxes.ap: 1 of 120 numbers differ, the first is 0.5 in the record and "
-    changed = tmp_path / "changed.json"
-    changed.write_text(json.dumps(content))
-    code, lines = replayed(changed, capsys)
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    code, lines = replayed(tmp_path / "changed.json", capsys)
     assert code == 1
     assert f"note: versions.torch: 1.0 in the record and {torch.__version__} here" in lines
     assert f"note: git.commit: {'0' * 40} in the record and " in "\n".join(lines)
-    assert [line for line in lines if line.startswith(("confusion", "ap."))] == [lines[-2]]
     assert lines[-2].startswith(expected)
     assert lines[-1].startswith("differences: 1, at most 20 of them above; ")
-    assert lines[-1].endswith("bits repeat with the same code, libraries and kind of processor only, see the notes")

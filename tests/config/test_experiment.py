@@ -28,39 +28,26 @@ COCO = {"name": "coco", "folder": "coco"}
 
 WRONG = [  # the configuration, the field, its value, what was expected, and fields beside it
     (DataConfig, "name", "camvd", "folder; did you mean 'camvid'?"),
-    (DataConfig, "folder", None, "a text"),
     (DataConfig, "folder", "", "the path of a folder with a dataset.yaml", {"name": "folder"}),
     (DataConfig, "height", 31, "an integer >= 32, or 0"),
-    (DataConfig, "height", -1, "an integer >= 32, or 0"),
     (DataConfig, "height", 0, "an integer >= 32: scenes have no own size", {"width": 0}),
     (DataConfig, "width", 128, "0 only together with height 0", {"name": "ade20k", "height": 0}),
-    (DataConfig, "width", 0, "0 only together with height 96", {"name": "ade20k"}),
-    (DataConfig, "long_side", 31, "an integer >= 32, or 0"),
     (DataConfig, "crop_width", 48.0, "a whole number"),
-    (DataConfig, "evaluation_split", "train", "one of val, test"),
     (DataConfig, "scale_min", 3.0, "0 < scale_min <= scale_max 2.0"),
     (DataConfig, "scale_max", math.inf, "a finite number"),
     (DataConfig, "flip", 1.5, "a probability between 0 and 1"),
-    (DataConfig, "jitter", 1.0, "0 <= jitter < 1"),
-    (DataConfig, "rotation", 190.0, "degrees between 0 and 180"),
-    (DataConfig, "blur", 5.0, "a probability between 0 and 1"),
-    (DataConfig, "context_shift", -0.1, "a number between 0 and 1"),
-    (DataConfig, "train_images", 0, "at least 1"),
-    (DataConfig, "world", -1, "an integer >= 0"),
     (NetworkConfig, "head", "pspp", "one of psp, aspp; did you mean 'psp'?"),
     (NetworkConfig, "aspp_reach", 96, "288, the default: the head psp has none"),
     (NetworkConfig, "weights_file", "r18.pth", "weights = 'imagenet' beside it, not 'none'"),
     (NetworkConfig, "output_stride", 32, "one of 4, 8, 16"),
-    (NetworkConfig, "output_stride", 8.0, "one of 4, 8, 16"),
-    (NetworkConfig, "head_width", 3, "an integer >= 4"),
     (NetworkConfig, "dropout", 1.0, "0 <= dropout < 1"),
     (TrainingConfig, "iterations", 0, "an integer >= 1"),
+    (TrainingConfig, "accumulation", 3, "equal parts, of at least 2 images, of batch_size 8", {"batch_size": 8}),
+    (TrainingConfig, "accumulation", 8, "equal parts, of at least 2 images", {"batch_size": 8}),
+    (TrainingConfig, "cuda_graph", True, "False beside compile", {"compile": True}),
     (TrainingConfig, "batch_size", 1, "at least 2: batch norm cannot train on one pooled vector"),
-    (TrainingConfig, "batch_size", True, "a whole number"),
-    (TrainingConfig, "learning_rate", "fast", "a finite number"),
     (TrainingConfig, "learning_rate", math.nan, "a finite number"),
     (TrainingConfig, "learning_rate", 0.0, "a number > 0"),
-    (TrainingConfig, "head_multiplier", -10.0, "a number > 0"),
     (TrainingConfig, "momentum", 1.0, "0 <= momentum < 1"),
     (TrainingConfig, "momentum", 0.8, "0.9, the default: the optimiser adamw has none", {"optimiser": "adamw"}),
     (TrainingConfig, "power", 1.0, "0.9, the default: the schedule steps", {"schedule": "steps", "milestones": (9,)}),
@@ -69,74 +56,36 @@ WRONG = [  # the configuration, the field, its value, what was expected, and fie
     (TrainingConfig, "ema_decay", 1.0, "None or a number in (0, 1)"),
     (TrainingConfig, "schedule", "step", "one of poly, steps; did you mean 'steps'?"),
     (TrainingConfig, "milestones", (600,), "(), the default: the schedule poly has none"),
-    (TrainingConfig, "milestones", (0.6,), "a tuple of whole numbers"),
-    (TrainingConfig, "warmup", -1, "an integer from 0 to below iterations 1000"),
-    (TrainingConfig, "warmup", 1000, "an integer from 0 to below iterations 1000"),
     (TeacherConfig, "seed", -1, "an integer from 0 to 2^63 - 1"),
-    (TeacherConfig, "network", "resnet18", "a NetworkConfig"),
     (TeacherConfig, "expected_miou", 45.7, "a fraction between 0 and 1"),
     (TeacherConfig, "expected_miou", 0.3, "0, the default: for a DetectorConfig", {"network": DetectorConfig()}),
     (TeacherConfig, "expected_ap", 0.3, "0, the default: for a NetworkConfig set expected_miou"),
     (Experiment, "name", "a/b", "letters, digits, '-', '_' and '.' only: it names a folder"),
-    (Experiment, "name", "", "letters, digits, '-', '_' and '.' only: it names a folder"),
     (Experiment, "seed", 2**63, "an integer from 0 to 2^63 - 1"),
-    (Experiment, "teacher", "resnet", "a TeacherConfig or None"),
-    (
-        Experiment,
-        "inference",
-        InferenceOptions(scales=(0.25, 1)),
-        "scales and a window with sides of at least 32 pixels",
-    ),
-    (
-        Experiment,
-        "inference",
-        InferenceOptions(window=(96, 31)),
-        "scales and a window with sides of at least 32 pixels",
-    ),
+    (Experiment, "inference", InferenceOptions(window=(96, 31)), SIDES),
     (Experiment, "distillers", [PixelKDConfig()], "a tuple of DistillerConfig"),
     (PixelKDConfig, "weight", 0.0, "a number > 0; to leave the term out, leave the distiller out"),
-    (PixelKDConfig, "temperature", 0.0, "a number > 0"),
-    (PixelKDConfig, "method", "apd", "one of pixel_kd"),
     (APDConfig, "width", 0, "None or an integer >= 1"),
     (APDConfig, "regularisation", 1.0, "0 where width is None", {"width": None}),
-    (APDConfig, "scale", 0.0, "a number > 0"),
     (APDConfig, "scope", "images", "one of image, batch; did you mean 'image'?"),
     (APDConfig, "observation", -1.0, "a number >= 0"),
     (InstanceDataConfig, "folder", "", "the name of a folder below APD_DATA", {"name": "coco"}),
     (InstanceDataConfig, "height", 48, "an integer >= 64"),
-    (InstanceDataConfig, "scale_min", 2.0, "0 < scale_min <= scale_max 1.0"),
-    (InstanceDataConfig, "flip", 2.0, "a probability between 0 and 1"),
-    (InstanceDataConfig, "least_pixels", 0, "at least 1"),
     (InstanceDataConfig, "evaluation_split", "test", "val: test's annotations are not public", COCO),
     (InstanceDataConfig, "val_part", "", "a text that is not empty", COCO),
     (DetectorConfig, "backbone", "resnet34", "one of resnet18"),
-    (DetectorConfig, "rois", 0, "an integer >= 1"),
     (DetectorConfig, "weights", "coco", "none or imagenet here: torchvision has COCO"),
-    (RoIAPDConfig, "regularisation", 1.0, "0 where width is None", {"width": None}),
-    (RoIAPDConfig, "temperature", 0.0, "a number > 0"),
     (DenseAPDConfig, "levels", (), LEVELS),
-    (DenseAPDConfig, "levels", ("1", "1"), LEVELS),
-    (DenseAPDConfig, "scale", 0.0, "a number > 0"),
-    (DISTILLERS["pyramid_matching"], "levels", ("4",), LEVELS),
     (ReviewKDConfig, "levels", ("1", "0"), f"{LEVELS}, in"),
-    (ReviewKDConfig, "width", 0, "an integer >= 1"),
-    (RoIKDConfig, "weight", 0.0, "a number > 0; to leave the term out"),
-    (RoIDKDConfig, "target", -1.0, "a number >= 0"),
 ]
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]!r}"[:50])
 def test_a_wrong_value_is_refused_with_its_field_the_value_and_what_was_expected(case):
-    kind, name, value, expected, beside = *case[:4], case[4] if len(case) > 4 else {}
-    with pytest.raises(ExperimentError) as caught:
-        kind(**{name: value}, **beside)
-    message = str(caught.value)
-    assert message.startswith(f"{kind.__name__}.{name} = {value!r}: expected ")
-    assert expected in message
-
-
-def test_every_part_has_been_given_wrong_values():
-    assert set(PARTS) < {kind for kind, *_ in WRONG}
+    kind, name, value, expected, *beside = case
+    message = re.escape(f"{kind.__name__}.{name} = {value!r}: expected ") + ".*" + re.escape(expected)
+    with pytest.raises(ExperimentError, match=f"^{message}"):
+        kind(**{name: value}, **dict(*beside))
 
 
 @pytest.mark.parametrize("kind", [*PARTS, *DISTILLERS.values()])
@@ -146,20 +95,12 @@ def test_no_field_takes_a_value_of_a_foreign_type(kind):
             kind(**{field.name: object()})
 
 
-@pytest.mark.parametrize("milestones", [(), (0,), (1000,), (600, 600), (800, 600), (-5, 600)])
+@pytest.mark.parametrize("milestones", [(), (0,), (1000,), (600, 600), (800, 600)])
 def test_milestones_stand_in_order_between_the_first_and_the_last_iteration(milestones):
-    message = (
-        f"TrainingConfig.milestones = {milestones}: expected at least one iteration, increasing, above 0 and below"
-    )
-    with pytest.raises(ExperimentError, match=f"^{re.escape(message)} iterations 1000$"):
+    expected = "at least one iteration, increasing, above 0 and below iterations 1000"
+    with pytest.raises(ExperimentError, match=re.escape(f"milestones = {milestones}: expected {expected}")):
         TrainingConfig(schedule="steps", milestones=milestones)
     assert TrainingConfig(schedule="steps", milestones=[1, 999]).milestones == (1, 999)
-
-
-def test_a_whole_number_given_for_a_real_one_makes_the_same_experiment():
-    training = TrainingConfig(learning_rate=1, clip_norm=5, iterations=7)
-    found = [getattr(training, name) for name in ("learning_rate", "clip_norm", "iterations")]
-    assert [(value, type(value)) for value in found] == [(1.0, float), (5.0, float), (7, int)]
 
 
 def test_an_experiment_cannot_be_changed_after_its_checks():
@@ -178,77 +119,34 @@ def test_a_distiller_of_which_nothing_is_left_is_refused(kind):
 # --- what goes together ----------------------------------------------------------------------------------------------
 
 SEGMENT, DETECT = tiny("apd"), boxes.small("roi_apd")
-HEADLESS = APDConfig(width=None, regularisation=0)
+HEADLESS, HEADLESS_ROI = (kind(width=None, regularisation=0) for kind in (APDConfig, RoIAPDConfig))
 WIDTHS = "APDConfig.width = None: expected features of equal width then, got network"
 FAST = replace(boxes.TRAINING, compile=True)
 
 
-@pytest.mark.parametrize(
-    ("start", "change", "message"),
-    [
-        (SEGMENT, {"teacher": None}, "Experiment.teacher = None: distillers need a teacher"),
-        (SEGMENT, {"distillers": (APDConfig(), APDConfig(width=4))}, "expected each method at most once"),
-        (SEGMENT, {"distillers": (HEADLESS,)}, f"{WIDTHS}.head_width = 8 and teacher.network.head_width = 12"),
-        (SEGMENT, {"network": boxes.NETWORK}, "expected a NetworkConfig; detection wants an InstanceDataConfig as"),
-        (
-            tiny("apd"),
-            {"distillers": (RoIKDConfig(),)},
-            "roi_kd is none for segmentation, the task of data = DataConfig",
-        ),
-        (
-            DETECT,
-            {"network": NetworkConfig()},
-            "Experiment.network is a NetworkConfig beside data = Inst",
-        ),
-        (
-            DETECT,
-            {"teacher": TeacherConfig()},
-            "expected a DetectorConfig; segmentation wants a DataConfig",
-        ),
-        (
-            DETECT,
-            {"distillers": (APDConfig(),)},
-            "apd is none for detection, the task of data = InstanceD",
-        ),
-        (
-            DETECT,
-            {"precision": "bf16"},
-            "Experiment.precision = 'bf16': expected fp32, or auto, which is",
-        ),
-        (DETECT, {"inference": InferenceOptions(flip=True)}, "a detector sees the whole image, once"),
-        (DETECT, {"training": FAST}, "TrainingConfig.compile = True: expected False in detection"),
-        (
-            DETECT,
-            {"teacher": replace(boxes.TEACHER, training=FAST)},
-            "TrainingConfig.compile = True: exp",
-        ),
-        (DETECT, {"training": replace(boxes.TRAINING, auxiliary_weight=0.0)}, "= 0.0: expected 0.4"),
-        (
-            DETECT,
-            {"training": replace(boxes.TRAINING, accumulation=2, batch_size=4)},
-            "TrainingConfig.accumulation = 2: expected 1 in detection: torchvision's losses are means",
-        ),
-        (
-            DETECT,
-            {"distillers": (RoIAPDConfig(width=None, regularisation=0.0),)},
-            f"RoI{WIDTHS}.box_width = 32 and teacher.network.box_width = 40",
-        ),
-        (
-            DETECT,
-            {"distillers": (DenseAPDConfig(width=None, regularisation=0.0),)},
-            f"Dense{WIDTHS}.width = 16 and",
-        ),
-        (
-            DETECT,
-            {"data": InstanceDataConfig(**COCO, masks=False)},
-            "InstanceDataConfig.masks = False: expected True: mask_rcnn learns from masks",
-        ),
-    ],
-)
+TOGETHER = [
+    (SEGMENT, {"teacher": None}, "Experiment.teacher = None: distillers need a teacher"),
+    (SEGMENT, {"distillers": (APDConfig(), APDConfig(width=4))}, "expected each method at most once"),
+    (SEGMENT, {"distillers": (HEADLESS,)}, f"{WIDTHS}.head_width = 8 and teacher.network.head_width = 12"),
+    (SEGMENT, {"network": boxes.NETWORK}, "expected a NetworkConfig; detection wants an InstanceDataConfig as"),
+    (SEGMENT, {"distillers": (RoIKDConfig(),)}, "roi_kd is none for segmentation, the task of data = DataConfig"),
+    (DETECT, {"network": NetworkConfig()}, "Experiment.network is a NetworkConfig beside data = Inst"),
+    (DETECT, {"teacher": TeacherConfig()}, "expected a DetectorConfig; segmentation wants a DataConfig"),
+    (DETECT, {"distillers": (APDConfig(),)}, "apd is none for detection, the task of data = InstanceD"),
+    (DETECT, {"precision": "bf16"}, "Experiment.precision = 'bf16': expected fp32, or auto, which is"),
+    (DETECT, {"inference": InferenceOptions(flip=True)}, "a detector sees the whole image, once"),
+    (DETECT, {"training": FAST}, "TrainingConfig.compile = True: expected False in detection"),
+    (DETECT, {"teacher": replace(boxes.TEACHER, training=FAST)}, "TrainingConfig.compile = True: exp"),
+    (DETECT, {"training": replace(boxes.TRAINING, accumulation=2, batch_size=4)}, "= 2: expected 1 in detection: torc"),
+    (DETECT, {"distillers": (HEADLESS_ROI,)}, f"RoI{WIDTHS}.box_width = 32 and teacher.network.b"),
+    (DETECT, {"data": InstanceDataConfig(**COCO, masks=False)}, "expected True: mask_rcnn learns from masks"),
+]
+
+
+@pytest.mark.parametrize(("start", "change", "message"), TOGETHER)
 def test_what_does_not_go_together_is_refused_with_the_field_and_the_fix(start, change, message):
-    with pytest.raises(ExperimentError) as caught:
+    with pytest.raises(ExperimentError, match=re.escape(message)):
         replace(start, **change)
-    assert message in str(caught.value)
 
 
 def test_what_goes_together_is_taken():
@@ -261,16 +159,10 @@ def test_what_goes_together_is_taken():
 
 @pytest.mark.parametrize("experiment", [tiny("apd", seed=5), boxes.small("roi_apd")], ids=["segmentation", "detection"])
 def test_the_teachers_experiment_has_the_students_data_and_no_teacher_of_its_own(experiment):
-    experiment = replace(experiment, teacher=replace(experiment.teacher, seed=2))
-    teacher, of_it = experiment.teacher_experiment(), experiment.teacher
+    of_it = replace(experiment.teacher, seed=2)
+    teacher = replace(experiment, teacher=of_it, inference=InferenceOptions()).teacher_experiment()
     assert (teacher.data, teacher.precision, teacher.task) == (experiment.data, experiment.precision, experiment.task)
     assert (teacher.network, teacher.training, teacher.seed) == (of_it.network, of_it.training, 2)
-    assert (teacher.teacher, teacher.distillers) == (None, ())
+    assert (teacher.teacher, teacher.distillers, teacher.inference) == (None, (), InferenceOptions())
     with pytest.raises(ExperimentError, match="this experiment has no teacher"):
         teacher.teacher_experiment()
-
-
-def test_one_teacher_serves_all_options_of_inference():
-    experiment = tiny("apd")
-    flipped = replace(experiment, inference=InferenceOptions(flip=True))
-    assert flipped.teacher_experiment() == experiment.teacher_experiment()

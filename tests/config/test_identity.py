@@ -1,7 +1,9 @@
 """The fingerprint names a run: it may never change for an experiment that was run, and changes with every field."""
 
+import contextlib
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -18,7 +20,6 @@ from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig
 from apd.fields import ExperimentError
-from apd.study.recipes import METHODS, recipe
 
 GOLDEN = Experiment(
     name="golden",
@@ -98,16 +99,14 @@ def whole_of(part):
 def other_values(kind, name):
     """Legal values of a field but its default, found by its annotation."""
     hint, default = get_type_hints(kind)[name], next(f for f in dataclasses.fields(kind) if f.name == name).default
-    alternatives = get_args(hint) if type(None) in get_args(hint) or get_origin(hint) not in (tuple, Literal) else ()
-    for alternative in alternatives or (hint,):
+    alternatives = (hint,) if get_origin(hint) in (tuple, Literal) else get_args(hint) or (hint,)
+    for alternative in alternatives:
         is_choice = get_origin(alternative) is Literal
         for value in get_args(alternative) if is_choice else VALUES.get(alternative, ()):
-            if value != default:
-                try:
-                    whole_of(kind(**{name: value}, **COMPANIONS.get((kind, name), {})))
-                except ExperimentError:
-                    continue
-                yield value
+            with contextlib.suppress(ExperimentError):
+                whole_of(kind(**{name: value}, **COMPANIONS.get((kind, name), {})))
+                if value != default:
+                    yield value
 
 
 FIELDS = [(kind, f.name) for kind in KINDS for f in dataclasses.fields(kind) if len(get_args(f.type)) != 1]
@@ -125,26 +124,17 @@ def test_every_field_changes_the_fingerprint_and_no_two_changes_meet(kind):
 
 
 def test_every_field_of_an_experiment_itself_changes_the_fingerprint_but_its_label():
-    changes = {"seed": 1, "precision": "bf16", "teacher": TeacherConfig(seed=1), "distillers": WHOLE.distillers[::-1]}
-    parts = {
-        "data": DataConfig(world=1),
-        "network": NetworkConfig(head_width=64),
-        "inference": InferenceOptions(flip=True),
-    }
-    changes |= parts | {"training": TrainingConfig(iterations=7)}
-    assert {*changes, "name"} == {f.name for f in dataclasses.fields(Experiment)}
-    found = [fingerprint(e) for e in (WHOLE, *(replace(WHOLE, **{n: v}) for n, v in changes.items()))]
-    assert len(set(found)) == len(found)
-    assert fingerprint(replace(WHOLE, name="another")) == fingerprint(WHOLE)
-
-
-def test_the_same_change_in_another_place_is_another_experiment():
     network, training = NetworkConfig(head_width=64), TrainingConfig(iterations=7)
-    whole = Experiment(teacher=TeacherConfig())
-    of_teacher = [TeacherConfig(network=network), TeacherConfig(training=training)]
-    places = [Experiment(), whole, replace(whole, network=network), replace(whole, training=training)]
-    places += [replace(whole, teacher=teacher) for teacher in of_teacher]
-    assert len({fingerprint(place) for place in places}) == len(places)
+    changes = {"seed": 1, "precision": "bf16", "teacher": TeacherConfig(seed=1), "distillers": WHOLE.distillers[::-1]}
+    changes |= {"data": DataConfig(world=1), "network": network, "training": training}
+    changes |= {"inference": InferenceOptions(flip=True)}
+    assert {*changes, "name"} == {f.name for f in dataclasses.fields(Experiment)}
+    changed = [WHOLE, *(replace(WHOLE, **{name: value}) for name, value in changes.items())]
+    changed += [
+        replace(WHOLE, teacher=TeacherConfig(**part)) for part in ({"network": network}, {"training": training})
+    ]
+    assert len({fingerprint(experiment) for experiment in changed}) == len(changed)
+    assert fingerprint(replace(WHOLE, name="another")) == fingerprint(WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -157,16 +147,6 @@ def test_the_same_change_in_another_place_is_another_experiment():
 )
 def test_a_whole_number_for_a_real_one_keeps_the_fingerprint(as_float, as_int):
     assert fingerprint(whole_of(as_float)) == fingerprint(whole_of(as_int))
-
-
-def test_no_two_experiments_of_the_recipes_share_a_fingerprint():
-    experiments = [
-        recipe("tiny", method, seed=seed, context_shift=shift)
-        for method in METHODS
-        for seed in range(3)
-        for shift in (0.0, 1.0)
-    ]
-    assert len({fingerprint(experiment) for experiment in experiments}) == len(experiments)
 
 
 # --- as JSON ---------------------------------------------------------------------------------------------------------
@@ -219,43 +199,33 @@ def test_fields_that_a_file_leaves_out_take_their_defaults(experiment):
                 kept[field.name] = stripped(value) if dataclasses.is_dataclass(value) else value
         return kept
 
-    content = stripped(experiment)
-    content["distillers"] = [stripped(distiller) for distiller in experiment.distillers]
-    assert from_dict(content) == experiment
+    distillers = [stripped(distiller) for distiller in experiment.distillers]
+    assert from_dict(stripped(experiment) | {"distillers": distillers}) == experiment
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         (("sed",), 1, "Experiment has no field 'sed'; did you mean 'seed'?"),
-        (("training", "lerning_rate"), 1, "TrainingConfig has no field 'lerning_rate'; did you mean 'learning_rate'?"),
         (("teacher", "network", "hed_width"), 8, "NetworkConfig has no field 'hed_width'; did you mean 'head_width'?"),
         (("distillers", 0, "tempreature"), 8, "APDConfig has no field 'tempreature'; did you mean 'temperature'?"),
         (("data", "zzzz"), 8, "DataConfig has no field 'zzzz'; known: blur, context_shift, crop_height"),
-        (("distillers", 0, "method"), "adp", "distillers.method = 'adp': expected one of apd, attention_transfer"),
         (("distillers", 0, "method"), ["apd"], "distillers.method = ['apd']: expected one of apd, attention_transfer"),
         (("distillers", 0), "apd", "Experiment.distillers = ['apd']: expected a list of mappings"),
-        (("distillers",), None, "Experiment.distillers = None: expected a list of mappings"),
         (("network", "kind"), "mask_rcnn", "DetectorConfig has no field 'head'; known: backbone, box_width"),
         (("network", "rois"), 8, "NetworkConfig has no field 'rois'; DetectorConfig has it, which is recognised by"),
-        (("data", "least_pixels"), 8, "DataConfig has no field 'least_pixels'; InstanceDataConfig has it, which"),
         (("network",), {"kind": "mask_rcn"}, "DetectorConfig.kind = 'mask_rcn': expected one of mask_rcnn"),
         (("data",), {"kind": "instanced"}, "InstanceDataConfig.kind = 'instanced': expected one of instances; did you"),
-        (("training", "learning_rate"), "fast", "TrainingConfig.learning_rate = 'fast': expected a finite number"),
         (("training", "milestones"), 5, "TrainingConfig.milestones = 5: expected a tuple of whole numbers"),
         (("training",), None, "Experiment.training = None: expected a TrainingConfig"),
         (("network",), "resnet18", "NetworkConfig: expected a mapping of fields, got str"),
-        (("inference", "strde"), 1, "InferenceOptions has no field 'strde'; did you mean 'stride'?"),
-        (("inference", "stride"), 2, "InferenceOptions.stride = 2: expected a part of the window, above 0 and at most"),
         (("inference", "window"), [713], "InferenceOptions.window = (713,): expected None or (height, width)"),
     ],
 )
 def test_a_file_with_a_wrong_field_is_refused_and_the_nearest_name_given(path, value, message):
-    content = to_dict(tiny("apd"))
-    owner = content
+    owner = content = to_dict(tiny("apd"))
     for key in path[:-1]:
         owner = owner[key]
     owner[path[-1]] = value
-    with pytest.raises(ExperimentError) as caught:
+    with pytest.raises(ExperimentError, match=re.escape(message)):
         from_dict(content)
-    assert message in str(caught.value)

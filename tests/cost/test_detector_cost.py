@@ -1,8 +1,7 @@
-"""What a distiller adds to a step is told from the step, the student's own and the teacher's, of the same boxes."""
+"""What a distiller adds to a step is measured from the step, the student's own and the teacher's, of the same boxes."""
 
 import sys
 
-import pytest
 import torch
 
 from apd.distillers.on_detectors import roi_kd
@@ -13,17 +12,11 @@ from tests import measure_detection
 from tests.measure_detection import detector_step_cost, noise_batch
 
 BATCH = noise_batch(dict(batch=2, height=64, width=64, classes=3), torch.device("cpu"))
-SMALL = dict(min_size=64, max_size=64, smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
-
-
-@pytest.fixture(scope="module")
-def networks():
-    torch.manual_seed(0)
-    return build_detector("mobilenet_v3_small", 3, **SMALL), build_detector("mobilenet_v3_small", 3, **SMALL).eval()
+SMALL = dict(backbone="mobilenet_v3_small", smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
 
 
 class Slow(torch.nn.Module):
-    """A distiller whose loss takes as long as it is told to, by the clock of the test."""
+    """A distiller whose loss takes so many seconds by the clock of the test."""
 
     def __init__(self, clock, seconds):
         super().__init__()
@@ -35,8 +28,9 @@ class Slow(torch.nn.Module):
         return self.distiller(pair)
 
 
-def test_what_is_added_is_the_step_without_the_students_and_the_teachers(networks, monkeypatch):
-    student, teacher = networks
+def test_what_is_added_is_the_step_without_the_students_and_the_teachers(monkeypatch):
+    student, teacher = (build_detector(num_classes=3, min_size=64, max_size=64, **SMALL) for _ in range(2))
+    teacher.eval()
     clock, forward = [0.0], teacher.backbone.forward
 
     def slowly(images):
@@ -65,28 +59,12 @@ def test_what_is_added_is_the_step_without_the_students_and_the_teachers(network
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
-def test_too_few_repeats_are_refused(networks):
-    student, teacher = networks
-    with pytest.raises(ValueError, match="repeats=1"):
-        detector_step_cost(student, teacher, {}, BATCH, repeats=1)
-
-
-@pytest.fixture(scope="module")
-def measurement(tmp_path_factory):
-    """A real measurement, of the smallest networks."""
-    folder, threads = tmp_path_factory.mktemp("speed"), torch.get_num_threads()
-    net = dict(backbone="mobilenet_v3_small", smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
-    shape = dict(batch=2, height=64, width=64, classes=3, heads=8, student=net, teacher=net)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure_detection, "SHAPES", {"scenes": shape})
-        patch.setattr(sys, "argv", ["measure_detection", "--repeats", "2", "--to", str(folder)])
-        measure_detection.main()
-    torch.set_num_threads(threads)
-    (found,) = read_measurements(folder, "detection-speed")
-    return found
-
-
-def test_every_distiller_is_measured(measurement):
+def test_every_distiller_is_measured(tmp_path, monkeypatch):
+    shape = dict(batch=2, height=64, width=64, classes=3, heads=8, student=SMALL, teacher=SMALL)
+    monkeypatch.setattr(measure_detection, "SHAPES", {"scenes": shape})
+    monkeypatch.setattr(sys, "argv", ["measure_detection", "--repeats", "2", "--to", str(tmp_path)])
+    measure_detection.main()
+    (measurement,) = read_measurements(tmp_path, "detection-speed")
     (row,) = measurement["rows"]
     assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}
     assert "APD of boxes" in step_cost_table(measurement, row).description

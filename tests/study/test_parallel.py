@@ -1,5 +1,6 @@
 """Runs side by side: all finish, a deadline leaves checkpoints, and a worker that fails loses nothing finished."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -13,12 +14,10 @@ import torch
 from small_experiments import exit_code, outcome, tiny
 
 from apd.config.experiment import TeacherConfig
-from apd.config.identity import fingerprint
 from apd.study import parallel
 from apd.study.campaign import Ledger, main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, steps_done
 from apd.study.parallel import SideBySide, Worker
-from apd.training.checkpoint import only_process
 from apd.training.distributed import ALONE
 from apd.training.run import run_folder, train
 from apd.training.run_log import StopRequest, UnfinishedRunsError
@@ -57,7 +56,6 @@ def test_side_by_side_every_run_ends_as_on_its_own_and_the_teacher_is_trained_on
 ):
     records = run_campaign("taught", folder=folder, processes=3)
     assert [record.experiment.name for record in records] == [e.name for e in TAUGHT]
-    assert len(list(folder.iterdir())) == len(TAUGHT)
     out = capfd.readouterr().out
     assert len(re.findall(r"taught: scenes-teacher is trained, ", out)) == 1
     assert re.search(r"taught: 6/6 \S+: mIoU 0\.\d+, \d+\.\d steps/s, \d at a time, about 0 min left", out)
@@ -67,18 +65,14 @@ def test_side_by_side_every_run_ends_as_on_its_own_and_the_teacher_is_trained_on
     assert [outcome(experiment) for experiment in TAUGHT] == together
 
 
-def test_at_the_deadline_runs_stop_with_checkpoints_and_what_is_left_is_said(folder, capfd, tmp_path):
+def test_at_the_deadline_runs_stop_with_checkpoints_and_what_is_left_is_said(folder, capfd):
     (record,) = run_campaign("endless", folder=folder, processes=2, minutes=0.07)
     assert record.experiment.name == "student-seed0"
     reached = steps_done(ENDLESS)
     assert 0 < reached < ENDLESS.training.iterations
-    out = capfd.readouterr().out
-    assert re.search(
-        rf"endless: 1 experiments are left, about [1-9]\d* min; begun: endless at step {reached} of 100000\. The "
-        r"same command goes on from there \(\d+\.\d steps/s, 2 at a time\)",
-        out,
-    )
-    assert run_campaign("endless", folder=folder, processes=1, minutes=0.05)[0].content == record.content
+    left = rf"endless: 1 experiments are left, about [1-9]\d* min; begun: endless at step {reached} of 100000\. The "
+    assert re.search(left, capfd.readouterr().out)
+    run_campaign("endless", folder=folder, processes=1, minutes=0.05)
     assert steps_done(ENDLESS) > reached
     assert f"endless: resumed at step {reached}" in capfd.readouterr().out
 
@@ -86,12 +80,10 @@ def test_at_the_deadline_runs_stop_with_checkpoints_and_what_is_left_is_said(fol
 def test_a_stop_from_outside_leaves_checkpoints_and_exit_code_130(folder, tmp_path):
     output = tmp_path / "output"
     assert exit_code(stopped_campaign, tmp_path / "runs", folder, output=output) == 130
-    output = output.read_text()
-    assert "apd.study.campaign: endless: stopped; the same command goes on from there" in output
-    assert steps_done(ENDLESS) > 0
-    train_steps = steps_done(ENDLESS)
+    assert "apd.study.campaign: endless: stopped; the same command goes on from there" in output.read_text()
+    reached = steps_done(ENDLESS)
     time.sleep(1.0)
-    assert steps_done(ENDLESS) == train_steps, "no worker is left behind"
+    assert steps_done(ENDLESS) == reached > 0, "no worker is left behind"
 
 
 def stopped_campaign(runs, records):
@@ -104,34 +96,32 @@ def stopped_campaign(runs, records):
         listen(state, seconds)
         if state.speed:
             signal.raise_signal(signal.SIGTERM)
-            state.__class__.listen = listen
+            SideBySide.listen = listen
 
     SideBySide.listen = listen_and_stop
     code = main(["endless", "--records", str(records), "--processes", "2", "--minutes", "5"])
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-@pytest.mark.parametrize(("kind", "times"), [("memory", 1), ("killed", 1), ("killed", 2)])
-def test_a_worker_that_fails_is_said_its_run_tried_again_and_nothing_else_is_lost(
-    folder, tmp_path, capfd, monkeypatch, kind, times
+@pytest.mark.parametrize(
+    ("kind", "times", "said"),
+    [
+        ("memory", 1, "out of memory; tried again, with 1 at a time from now on"),
+        ("killed", 1, "its worker ended by signal 9; the run goes on from its last checkpoint in an"),
+        ("killed", 2, " was given up: its worker ended by signal 9 a second time"),
+    ],
+)
+def test_a_worker_that_fails_is_named_its_run_tried_again_and_nothing_else_is_lost(
+    folder, tmp_path, capfd, monkeypatch, kind, times, said
 ):
     monkeypatch.setattr(parallel, "train", failing(kind, times, tmp_path))
     monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter(TAUGHT[:3]))
-    lost = (kind, times) == ("killed", 2)
-    if lost:
-        with pytest.raises(UnfinishedRunsError, match=r"1 of 3 experiments were given up, see above: apd-seed0; the"):
-            run_campaign("taught", folder=folder, processes=2)
-    else:
+    given_up = pytest.raises(UnfinishedRunsError, match=r"1 of 3 experiments were given up, see above: apd-seed0; the")
+    with given_up if times == 2 else contextlib.nullcontext():
         run_campaign("taught", folder=folder, processes=2)
-    assert len(list(folder.iterdir())) == 3 - lost
-    out = capfd.readouterr().out
-    if kind == "memory":
-        assert "taught: apd-seed0: out of memory; tried again, with 1 at a time from now on" in out
-    else:
-        assert "taught: apd-seed0: its worker ended by signal 9; the run goes on from its last checkpoint in an" in out
-    assert ("taught: apd-seed0 was given up: its worker ended by signal 9 a second time" in out) == lost
+    assert len(list(folder.iterdir())) == (2 if times == 2 else 3)
+    assert re.search(f"taught: apd-seed0:? ?{said}", capfd.readouterr().out)
 
 
 def test_what_stops_every_run_stops_the_campaign_with_its_message(folder, monkeypatch, capsys):
@@ -186,9 +176,8 @@ def test_no_run_is_begun_that_cannot_finish_by_the_seconds_of_runs_like_it(state
     state.queue.clear()
     state.queue.extend([TAUGHT[2], TAUGHT[1], TAUGHT[3]])
     assert state.speed == pytest.approx(1 / 50 + 1 / 2), "of all workers together, without their starts"
-    assert state.expected_seconds(TAUGHT[2]) == pytest.approx(300)
-    assert state.expected_seconds(TAUGHT[3]) == pytest.approx(12)
-    assert state.expected_seconds(TAUGHT[1]) == pytest.approx(300), "no run like it: the slowest"
+    seconds = [state.expected_seconds(run) for run in state.queue]
+    assert seconds == pytest.approx([300, 300, 12]), "of a run like it, else of the slowest"
     assert state.next_run() == TAUGHT[3]
     (run_folder(TAUGHT[3]) / "checkpoints" / "step-00000004").mkdir(parents=True)
     assert state.expected_seconds(TAUGHT[3]) == pytest.approx(4), "what is done already does not count against it"
@@ -196,26 +185,13 @@ def test_no_run_is_begun_that_cannot_finish_by_the_seconds_of_runs_like_it(state
     assert state.next_run() is None
 
 
-def test_a_run_that_another_process_holds_is_asked_for_later(state):
-    with only_process(run_folder(TAUGHT[0])):
-        assert state.queue.popleft() == TAUGHT[0]
-        at_pace(state.workers[0], TAUGHT[0], seconds=1)
-        state._busy(state.workers[0], TAUGHT[0], "")
-    assert state.next_run() != TAUGHT[0]
-    state.not_before[fingerprint(TAUGHT[0])] = 0.0
-    assert state.next_run() == TAUGHT[0]
-
-
-def test_a_worker_stops_at_its_next_step_once_asked_or_left_alone(folder):
+def test_a_worker_stops_at_its_next_step_once_asked_or_left_alone(folder, monkeypatch):
     """The request reaches it through its pipe, so that no signal comes twice."""
     ours, theirs = multiprocessing.Pipe()
     ours.send(ENDLESS)
     ours.send(None)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "setpgid", lambda *_: None)
-        parallel.work(theirs, "cpu", 0, 1)
-    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(os, "setpgid", lambda *_: None)
+    parallel.work(theirs, "cpu", 0, 1)
     assert ours.recv() == ("stopped", None)
     assert steps_done(ENDLESS) == 2
     assert not StopRequest().requested

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from small_detection import small
-from small_experiments import SMALLEST, equal, exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny
+from small_experiments import SMALLEST, exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny
 
+import apd.training.segmentation
 from apd.data.image_folder import DataError
 from apd.evaluation.average_precision import scored, tables_of
 from apd.training import distributed as ranks
@@ -58,54 +60,51 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-def seen_in(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APD_RUNS", str(folder))
-        return outcome(shared())
-
-
 def test_two_ranks_leave_one_log_and_one_record_of_all_images(undisturbed, tmp_path, monkeypatch):
     (folder,) = (undisturbed / "runs").glob("apd-seed0-*")
-    record = read_record(folder / "record.json")
     monkeypatch.setenv("APD_RUNS", str(tmp_path))
-    alone = train(shared())
-    assert record.content["device"]["ranks"] == 2
-    assert "ranks" not in alone.content["device"]
-    assert record.content["fingerprint"] == alone.content["fingerprint"]
-    for owner, matrix in ((None, "confusion"), ("teacher", "confusion"), ("teacher", "agreement")):
-        counts = [(content[owner] if owner else content)[matrix] for content in (record.content, alone.content)]
-        assert torch.equal(*(torch.tensor(count).sum() for count in counts)), "an image was left out or seen twice"
-    assert [entry["step"] for entry in record.content["evaluations"]] == [3, 6]
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(6))
+    content, alone = read_record(folder / "record.json").content, train(shared()).content
+    assert (content["device"]["ranks"], alone["device"].get("ranks")) == (2, None)
+    assert content["fingerprint"] == alone["fingerprint"]
+    for one, other in ((content, alone), (content["teacher"], alone["teacher"])):
+        counts = [torch.tensor(scored["confusion"]).sum() for scored in (one, other)]
+        assert torch.equal(*counts), "an image was left out or seen twice"
+    assert [entry["step"] for entry in content["evaluations"]] == [3, 6]
+    assert steps_in(folder) == list(range(6))
     assert (undisturbed / "out" / "0").read_text().count("teacher mIoU") == 1
     assert (undisturbed / "out" / "1").read_text() == ""
 
 
-def test_two_ranks_that_are_killed_go_on_and_end_bit_equal(undisturbed, tmp_path):
+def steps_in(folder):
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_that_are_killed_go_on_and_end_bit_equal(undisturbed, tmp_path, monkeypatch):
     """Dropout is on: the second rank's generator, too, is where it was."""
     for step in (2, 5):
         run_ranks(often, shared(), tmp_path / "runs", KillAt(step), outputs=tmp_path / "out", expected=(-9, -9))
     first, _ = run_ranks(often, shared(), tmp_path / "runs", outputs=tmp_path / "out")
-    assert first.count("apd-seed0: resumed at step") >= 1
-    assert seen_in(tmp_path / "runs") == seen_in(undisturbed / "runs")
+    assert "apd-seed0: resumed at step" in first
+    found = []
+    for runs in (tmp_path / "runs", undisturbed / "runs"):
+        monkeypatch.setenv("APD_RUNS", str(runs))
+        found.append(outcome(shared()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_ranks(before, after, tmp_path, monkeypatch, capfd):
+def test_a_run_goes_on_with_another_number_of_ranks(before, after, tmp_path, monkeypatch):
     runs, experiment = tmp_path / "runs", shared("student")
     codes = exit_codes(start_ranks(often, experiment, runs, KillAt(4), outputs=tmp_path / "before", size=before))
     assert codes == [-9] * before
     monkeypatch.setenv("APD_RUNS", str(runs))
-    kept = (run_folder(experiment) / "log.jsonl").read_text().splitlines()[:3]
+    folder = run_folder(experiment)
+    kept = (folder / "log.jsonl").read_text().splitlines()[:3]
     assert exit_codes(start_ranks(often, experiment, runs, outputs=tmp_path / "after", size=after)) == [0] * after
-    resumed = int((tmp_path / "after" / "0").read_text().split("resumed at step ")[1].split()[0])
-    assert resumed >= 3
-    lines = (run_folder(experiment) / "log.jsonl").read_text().splitlines()
-    assert lines[:3] == kept
-    assert [json.loads(line)["step"] for line in lines] == list(range(6))
-    record = read_record(run_folder(experiment) / "record.json")
-    assert record.content["device"].get("ranks", 1) == after
+    assert re.search("resumed at step [34]", (tmp_path / "after" / "0").read_text())
+    assert (folder / "log.jsonl").read_text().splitlines()[:3] == kept
+    assert steps_in(folder) == list(range(6))
+    assert read_record(folder / "record.json").content["device"].get("ranks", 1) == after
 
 
 def test_a_request_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
@@ -118,36 +117,17 @@ def test_a_request_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
     assert [path.name for path in (tmp_path / "runs").glob("*/checkpoints/*")] == ["step-00000003"]
 
 
-def train_and_keep_weights(experiment, runs, folder):
-    import apd.training.run
-
-    finish = apd.training.run._finish
-
-    def keep_and_finish(run, *rest):
-        record = finish(run, *rest)
-        torch.save(run.student.state_dict(), folder / f"{run.experiment.name}-{run.ranks.rank}.pt")
-        return record
-
-    apd.training.run._finish = keep_and_finish
-    run_as_a_command(experiment, runs)
-
-
-def test_two_ranks_leave_one_record_of_a_detector_on_all_images_and_end_with_equal_weights(tmp_path, monkeypatch):
-    experiment, places = shared("roi_apd", small), (tmp_path / "runs", tmp_path)
-    first, second = run_ranks(train_and_keep_weights, experiment, *places, outputs=tmp_path / "out")
+def test_two_ranks_leave_one_record_of_a_detector_on_all_images(tmp_path, monkeypatch):
+    experiment = shared("roi_apd", small)
+    first, second = run_ranks(run_as_a_command, experiment, tmp_path / "runs", outputs=tmp_path / "out")
     monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    record = read_record(run_folder(experiment) / "record.json")
-    assert record.content["device"]["ranks"] == 2
-    val = task_of(experiment).split("val")
+    content, val = read_record(run_folder(experiment) / "record.json").content, task_of(experiment).split("val")
     labels = torch.cat([sample.labels_N[~sample.crowd_N] for sample in val])
-    assert record.content["ap"]["boxes"]["things"] == torch.bincount(labels, minlength=3).tolist()
-    for run in (experiment, experiment.teacher_experiment()):
-        alone = scored(trained_network(run), val).tables()
-        for kind, table in tables_of(read_record(run_folder(run) / "record.json").content["ap"]).items():
-            torch.testing.assert_close(table.ap_TKA, alone[kind].ap_TKA, equal_nan=True, rtol=0, atol=1e-3)
-        assert equal(*(torch.load(tmp_path / f"{run.name}-{rank}.pt") for rank in (0, 1)))
-    lines = [json.loads(line) for line in (run_folder(experiment) / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(4))
+    assert content["ap"]["boxes"]["things"] == torch.bincount(labels, minlength=3).tolist()
+    alone = scored(trained_network(experiment), val).tables()
+    for kind, table in tables_of(content["ap"]).items():
+        torch.testing.assert_close(table.ap_TKA, alone[kind].ap_TKA, equal_nan=True, rtol=0, atol=1e-3)
+    assert steps_in(run_folder(experiment)) == list(range(4))
     assert (first.count("teacher box AP"), second) == (1, "")
 
 
@@ -155,13 +135,11 @@ def test_two_ranks_leave_one_record_of_a_detector_on_all_images_and_end_with_equ
 
 
 def test_a_killed_rank_ends_the_others_with_a_message(tmp_path):
-    before = time.monotonic()
-    kill = KillAt(3, rank=1)
+    before, kill = time.monotonic(), KillAt(3, rank=1)
     first, _ = run_ranks(often, shared("student"), tmp_path / "runs", kill, outputs=tmp_path, expected=(1, -9))
     assert time.monotonic() - before < 90
     (message,) = [line for line in first.splitlines() if line.startswith("apd: ")]
-    assert message.startswith("apd: another process of this run has gone or cannot be reached (")
-    assert message.endswith("Start the same command again: the run goes on from its last checkpoint")
+    assert re.match("apd: another process of this run has gone .*Start the same command again", message)
     assert "Traceback" not in first
 
 
@@ -169,9 +147,7 @@ def without_data(experiment, runs, rank):
     def missing(*_):
         raise DataError(f"no data on rank {ranks.started_rank()}")
 
-    if rank is None or ranks.started_rank() == rank:
-        import apd.training.segmentation
-
+    if rank in (None, ranks.started_rank()):
         apd.training.segmentation.build_splits = missing
     run_as_a_command(experiment, runs)
 
@@ -179,52 +155,37 @@ def without_data(experiment, runs, rank):
 @pytest.mark.parametrize(
     ("rank", "expected"),
     [
-        (0, [["apd: no data on rank 0"], []]),
         (None, [["apd: no data on rank 0"], []]),
         (1, [["apd: another process of this run has gone"], ["apd (rank 1): no data on rank 1"]]),
     ],
 )
-def test_an_error_of_one_rank_is_told_once_and_ends_all(rank, expected, tmp_path):
+def test_an_error_of_one_rank_is_reported_once_and_ends_all(rank, expected, tmp_path):
     printed = run_ranks(without_data, shared("student"), tmp_path / "runs", rank, outputs=tmp_path, expected=(1, 1))
     for text, starts in zip(printed, expected, strict=True):
         said = [line for line in text.splitlines() if not line.startswith(("student-seed0:", "batch norm:"))]
-        assert len(said) == len(starts), said
-        assert all(line.startswith(start) for line, start in zip(said, starts, strict=True))
+        assert [line[: len(start)] for line, start in zip(said, starts, strict=True)] == starts
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_once(tmp_path):
-    first, second = run_ranks(
-        run_as_a_command, tiny(batch_size=3), tmp_path / "runs", outputs=tmp_path, expected=(1, 1)
-    )
-    assert first.splitlines() == [
-        "apd: TrainingConfig.batch_size = 3: expected a multiple of ranks x accumulation = 2 x 1 = 2, and 2 or more "
-        "images in each part"
-    ]
-    assert second == ""
-
-
-def hold_and_train(experiment, runs, wait):
+def wait_and_train(experiment, runs):
     os.environ["APD_RUNS"] = str(runs)
     ranks.ASK_AGAIN_SECONDS = 0.05
-    train(experiment, wait=wait)
+    train(experiment, wait=True)
     sys.exit(ranks.leave(0))
 
 
 def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, monkeypatch):
-    experiment, runs = shared("student"), tmp_path / "runs"
-    monkeypatch.setenv("APD_RUNS", str(runs))
-    waiting = None
+    experiment, waiting, output = shared("student"), [], tmp_path / "0"
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
 
     def start_others(step):
-        nonlocal waiting
         if step == 2:
-            waiting = start_ranks(hold_and_train, experiment, runs, True, outputs=tmp_path)
-            while not ((tmp_path / "0").exists() and "waiting: " in (tmp_path / "0").read_text()):
+            waiting.extend(start_ranks(wait_and_train, experiment, tmp_path / "runs", outputs=tmp_path))
+            while not (output.exists() and "waiting: " in output.read_text()):
                 time.sleep(0.02)
 
     record = train(experiment, on_step=start_others)
     assert exit_codes(waiting) == [0, 0]
-    assert f"is in use by process {os.getpid()} on " in (tmp_path / "0").read_text()
+    assert f"is in use by process {os.getpid()} on " in output.read_text()
     assert read_record(run_folder(experiment) / "record.json").content == record.content
 
 

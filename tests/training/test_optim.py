@@ -1,7 +1,6 @@
 """Learning rates at every step against PyTorch's own schedulers, and at the borders against published numbers."""
 
 import dataclasses
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,58 +11,40 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR, Po
 
 from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.study.recipes import lengthened
-from apd.training.optim import described, learning_rate_factor
+from apd.training.optim import learning_rate_factor
 
 ITERATIONS = 40
-DETECTION = dict(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000)
 
 
-def optimiser_with(**rates):
-    """An optimiser with a parameter group for each base rate; a rate of None is a group that follows nothing."""
-    groups = [
-        {"params": [nn.Parameter(torch.zeros(1))]} | ({} if rate is None else {"base_rate": rate})
-        for rate in rates.values()
-    ]
+def optimiser_with(**base):
+    """An optimiser with a parameter group for each base learning rate; one of None follows nothing."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], **({"base_rate": lr} if lr else {})} for lr in base.values()]
     return torch.optim.SGD(groups, lr=1.0)
 
 
-@pytest.mark.parametrize("warmup", [0, 2, 7, 30])
+@pytest.mark.filterwarnings("ignore")  # an optimiser that makes no step is what is wanted here
+@pytest.mark.parametrize("warmup", [0, 2, 30])
 @pytest.mark.parametrize("schedule", ["poly", "steps"])
 def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
     reference = optimiser_with(all=0.3)
-    fields = {"power": 0.7} if schedule == "poly" else {"milestones": (10, 11, 35)}
     if schedule == "poly":
-        schedulers = [PolynomialLR(reference, total_iters=ITERATIONS, power=0.7)]
+        fields, schedulers = {"power": 0.7}, [PolynomialLR(reference, total_iters=ITERATIONS, power=0.7)]
     else:
-        schedulers = [MultiStepLR(reference, milestones=[10, 11, 35], gamma=0.1)]
+        fields = {"milestones": (10, 11, 35)}
+        schedulers = [MultiStepLR(reference, milestones=fields["milestones"], gamma=0.1)]
     if warmup:
         schedulers.append(LinearLR(reference, start_factor=1 / warmup, total_iters=warmup - 1))
     chained = ChainedScheduler(schedulers, reference)
     training = TrainingConfig(iterations=ITERATIONS, schedule=schedule, warmup=warmup, **fields)
     for step in range(ITERATIONS):
         assert learning_rate_factor(training, step) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-9)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an optimiser that makes no step is what is wanted here
-            chained.step()
+        chained.step()
 
 
-@pytest.mark.parametrize(
-    ("fields", "step", "factor"),
-    [
-        *((dict(iterations=100), step, factor) for step, factor in ((0, 1.0), (50, 0.5**0.9), (99, 0.01**0.9))),
-        *((DETECTION, step, factor) for step, factor in ((0, 0.001), (499, 0.5), (999, 1.0), (119_999, 1.0))),
-        *((DETECTION, step, factor) for step, factor in ((120_000, 0.1), (159_999, 0.1), (160_000, 0.01))),
-        (dict(iterations=9, warmup=1), 0, 1.0),
-    ],
-)
-def test_the_published_schedules_at_their_borders(fields, step, factor):
-    assert learning_rate_factor(TrainingConfig(**fields), step) == pytest.approx(factor, rel=1e-9)
-
-
-def test_groups_with_a_base_rate_follow_and_others_keep_theirs(tmp_path):
+def test_groups_with_a_base_learning_rate_follow_and_others_keep_theirs(tmp_path):
     training = TrainingConfig(iterations=10, schedule="steps", milestones=(4,), warmup=2)
     optimisers = {"student": optimiser_with(backbone=0.2, heads=2.0), "teacher_heads": optimiser_with(a=None, b=0.5)}
-    run, seen = prepared_run(replace(tiny("student"), training=training), tmp_path), []
+    run, seen = prepared_run(replace(tiny(), training=training), tmp_path), []
     run.optimisers = optimisers
     for step in (0, 5):
         run.set_learning_rates(step)
@@ -87,7 +68,7 @@ def test_a_run_follows_its_schedule_logs_it_and_the_teachers_head_follows_if_ask
         assert backbone == pytest.approx(0.02 * (1 - step / 8) ** 0.5, rel=1e-12)
         assert heads == pytest.approx(10 * backbone, rel=1e-12)
         assert teacher_head == (1e-3 if schedule == "constant" else pytest.approx(1e-3 * (1 - step / 8) ** 0.5))
-    assert [line["learning_rate"] for line in run.log.read()] == pytest.approx([rates[0] for rates in seen])
+    assert [line["learning_rate"] for line in run.log.read()] == pytest.approx([of_groups[0] for of_groups in seen])
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -97,9 +78,6 @@ def test_adamw_is_pytorchs_with_decay_beside_the_gradient(tmp_path, fused):
     assert (type(student), type(heads)) == (torch.optim.AdamW, torch.optim.Adam)
     assert (student.defaults["betas"], student.defaults["weight_decay"]) == ((0.9, 0.999), 0.05)
     assert [group["base_rate"] for group in student.param_groups] == pytest.approx([0.002, 0.02])
-    before = {name: value.clone() for name, value in run.student.named_parameters()}
-    run.execute()
-    assert any(not torch.equal(value, before[name]) for name, value in run.student.named_parameters())
 
 
 def test_a_lengthened_training_has_its_milestones_moved_along_and_its_warm_up_kept():
@@ -108,18 +86,3 @@ def test_a_lengthened_training_has_its_milestones_moved_along_and_its_warm_up_ke
     assert (longer.iterations, longer.milestones, longer.warmup) == (135, (90, 120), 5)
     with pytest.raises(ExperimentError, match=r"warmup = 5: expected an integer from 0 to below iterations 5"):
         dataclasses.replace(TrainingConfig(iterations=50, warmup=5), iterations=5)
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({}, "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"),
-        (
-            dict(optimiser="adamw", schedule="steps", milestones=(600, 800), warmup=50),
-            "adamw, learning rate 0.01 and 0.1 for heads, falling to a tenth at 600, 800, rising over the first 50 "
-            "steps",
-        ),
-    ],
-)
-def test_a_schedule_is_described_in_a_line(fields, text):
-    assert described(TrainingConfig(**fields)) == text

@@ -36,19 +36,15 @@ def _run(name: str, *arguments: str) -> int:
     from apd.training.exit_codes import UsageError
 
     if name not in COMMANDS:
-        raise UsageError(
-            f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
-        )
+        hint = did_you_mean(name, COMMANDS)
+        raise UsageError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{hint}")
     try:
         file = next((file for file, names in _FILES.items() if name in names), "inspecting")
         module = import_module(f"apd.cli.{file}")
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise
-        print(
-            "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
-            "`python -m apd.study.campaign NAME` runs campaigns",
-            file=sys.stderr,
-        )
+        fix = "(in the project's folder: pip install -e '.[cli]'); without it, `python -m apd.study.campaign NAME` runs"
+        print(f"apd: the command line needs tyro {fix} campaigns", file=sys.stderr)
         return 1
     return getattr(module, name)(list(arguments), COMMANDS[name])

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
@@ -74,13 +75,12 @@ def cost(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--batch {chosen.batch}: expected a whole number of at least 1")
     device = choose_device(chosen.device)
     if chosen.loss:
-        for name, shape in measure.LOSS_SHAPES.items():
-            for width in (None, shape.channels):
-                module = APDLoss(shape.channels, shape.channels, shape.classes, width=width).to(device)
-                found = measure.loss_cost(module, measure.loss_batch(shape, device=device))
-                heads = "no heads" if width is None else f"heads {width} wide"
-                took = f"{found.milliseconds.median:.1f} ms, {found.peak_bytes / 2**20:.1f} MiB on {device}"
-                print(f"{name}, {heads}: {took}", flush=True)
+        for (name, shape), headed in product(measure.LOSS_SHAPES.items(), (False, True)):
+            width = shape.channels if headed else None
+            module = APDLoss(shape.channels, shape.channels, shape.classes, width=width).to(device)
+            found = measure.loss_cost(module, measure.loss_batch(shape, device=device))
+            took = f"{found.milliseconds.median:.1f} ms, {found.peak_bytes / 2**20:.1f} MiB on {device}"
+            print(f"{name}, {f'heads {width} wide' if headed else 'no heads'}: {took}", flush=True)
         return 0
     experiment = known.recipe(chosen.size)
     if experiment.task == "detection":

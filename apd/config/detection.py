@@ -1,7 +1,4 @@
-"""Data and networks of an experiment in detection, in place of DataConfig and NetworkConfig.
-
-A file says so by the field `kind`, which is always part of the fingerprint.
-"""
+"""Data and networks of an experiment in detection; the field `kind`, always part of the fingerprint, says so."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,12 +22,7 @@ def require_images(data: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceDataConfig:
-    """Which images with annotated objects, at which size, and how they are augmented in training.
-
-    Example:
-        >>> InstanceDataConfig(name="coco", folder="tiny_coco", height=320, width=480).val_part
-        'val2017'
-    """
+    """Which images with annotated objects, at which size, and how they are augmented in training."""
 
     kind: Literal["instances"] = "instances"  #: Says that this is data for detection.
     name: Literal["scenes", "coco"] = "scenes"
@@ -76,10 +68,6 @@ class DetectorConfig:
     """Mask R-CNN or Faster R-CNN with a feature pyramid, as :func:`apd.models.detector.build_detector` builds it.
 
     Defaults are torchvision's, for COCO's images; for images of 100 pixels see there.
-
-    Example:
-        >>> DetectorConfig(kind="faster_rcnn", backbone="resnet50", weights="coco").rois
-        512
     """
 
     kind: Literal["mask_rcnn", "faster_rcnn"] = "mask_rcnn"  #: Boxes and masks, or boxes alone.

@@ -19,7 +19,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def _significant(config: Any) -> dict[str, Any]:
-    """Fields that differ from their class's default, nested; what names its class, `method` or `kind`, is always kept.
+    """Fields that differ from their class's default, nested, and what names its class: `method` or `kind`.
 
     So an option that is added later keeps every fingerprint, as long as no default of a field is ever changed.
     """
@@ -54,8 +54,7 @@ _OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}
 def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
     """Rebuild a configuration from `to_dict`. Absent fields take their defaults, so that old records stay readable.
 
-    Raises:
-        ExperimentError: a field is unknown, and the nearest is named, or holds what its configuration refuses.
+    ExperimentError where a field is unknown, and the nearest is named, or holds what its configuration refuses.
     """
     if not isinstance(content, dict):
         raise ExperimentError(f"{kind.__name__}: expected a mapping of fields, got {type(content).__name__}")

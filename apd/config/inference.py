@@ -14,18 +14,13 @@ SMALLEST_SIDE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """Which views of an image are averaged. The default is the whole image, once.
+    """Which views of an image are averaged, by their softmax probabilities. The default is the whole image, once.
 
-    With several views, the softmax probabilities are averaged, not the logits. A score depends on all of this, so it
-    belongs to the number: the released code's scores are those of ``InferenceOptions(window=(713, 713), flip=True)`` on
-    Cityscapes and ``(473, 473)`` on the other two, at one scale. Checked at construction.
-
-    Example:
-        >>> InferenceOptions(scales=(0.5,)).least_side(96, 128)
-        48
+    A score depends on all of this, so it belongs to the number: the released code's scores are those of
+    ``InferenceOptions(window=(713, 713), flip=True)`` on Cityscapes and ``(473, 473)`` on the other two.
 
     Raises:
-        ExperimentError: a field out of its range, with the value got and the one expected.
+        ExperimentError: at construction, a field out of its range, with the value got and the one expected.
     """
 
     window: tuple[int, int] | None = None

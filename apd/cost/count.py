@@ -57,12 +57,6 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     them objects (the most that torchvision takes), and inference as many proposals and detections as the network may
     have; of the teacher, a step counts the pyramid and the box head at the student's boxes. `num_classes` leaves a
     detector's background out. ExperimentError where a network cannot be built.
-
-    Example:
-        >>> from apd.study.recipes import recipe
-        >>> cost = step_cost(recipe("scenes_detection", "student"), num_classes=3)
-        >>> f"{cost.student.parameters / 1e6:.1f} M"
-        '12.5 M'
     """
     task, nowhere = task_of(experiment), torch.device("meta")  # no memory is taken and no number drawn
     with nowhere:

@@ -1,7 +1,4 @@
-"""A run that does not run: everything is built and checked, and what training would take is reported.
-
-A thing that is missing is reported and put aside, so that one dry run names all of them.
-"""
+"""A run that does not run: everything is built and checked, what is missing is named, and the cost is reported."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +23,7 @@ from apd.data.specs import COCO_STUFF, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
 from apd.training.optim import described
 from apd.training.run import run_folder, task_of
-from apd.training.teacher import TeacherError, load_teacher
+from apd.training.task import TeacherError, load_teacher
 from apd.training.trainer import TrainStep
 
 CHECKED = 20
@@ -53,16 +50,8 @@ def dry_run(
     Reported to `tell`, line by line, are the data (:data:`CHECKED` images of each split are read), parameters and
     multiply-accumulates, an estimate of memory, the number of steps, and an estimate of time from `steps` (at least 1)
     that are measured after one at the real crop: on noise where the data are missing, with random weights where files
-    of weights are. `device` is cuda where there is one, else cpu.
-
-    Raises:
-        ExperimentError: the device is not there, or a network cannot be built whatever its weights.
-        ValueError: fewer than one step.
-
-    Example:
-        >>> from apd.study.recipes import recipe
-        >>> dry_run(recipe("tiny", "student"), device="cpu", steps=1, tell=lambda line: None)
-        []
+    of weights are. `device` is cuda where there is one, else cpu; ExperimentError where it is not there, or a network
+    cannot be built whatever its weights.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")

@@ -85,10 +85,8 @@ def cost_of(
     A copy in eval mode, without its `aux_head`, is measured in its own number format, on `device` (default: the
     network's own, a CPU or CUDA device), in `seconds` as :func:`latency_of` takes them. The peak is the CUDA caching
     allocator's, or on a CPU that of torch's profiler, which does not see what libraries allocate past torch.
-
-    Raises:
-        ValueError: a size or count below its least, or another kind of device.
-        RuntimeError: the profiler gave no allocations, so the peak is unknown.
+    ValueError: a size or count below its least, or another kind of device. RuntimeError: the profiler gave no
+    allocations.
 
     Example:
         >>> from apd.models import build_segmenter
@@ -204,9 +202,8 @@ def loss_batch(
 def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:
     """Measure one forward and backward pass of a loss, where `batch` is, in `seconds` as :func:`latency_of` takes them.
 
-    Args:
-        loss: called with the keywords of `batch`; gives a scalar, or a distiller's dict with a scalar "loss".
-        batch: such as `loss_batch` makes.
+    `loss` is called with the keywords of `batch` (see :func:`loss_batch`); it gives a scalar, or a dict with a scalar
+    "loss".
     """
     learned = [value for value in batch.values() if value.requires_grad]
     learned += [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []

@@ -1,8 +1,7 @@
 """Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
 
-Within one size only the list of distillers differs; the baseline has no teacher, so none is trained for it. How the
-paper applies APD to detection was never released: the methods are this project's. Where the values at paper scale come
-from is in :data:`COCO_SOURCES`.
+Within one size only the distillers differ; the baseline has no teacher. How the paper applies APD to detection was
+never released: the methods are this project's. :data:`COCO_SOURCES` has the source of every value at paper scale.
 """
 
 from dataclasses import replace
@@ -90,10 +89,7 @@ def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
 
 
 def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
-    """Mask R-CNN on built-in scenes: a ResNet-18 learns signs, cars and pedestrians, from a ResNet-50 or alone.
-
-    Both start at random. `variant` is a key of :func:`detection_variants`, `seed` the student's.
-    """
+    """Mask R-CNN on scenes, all from random weights; `variant` is a key of :func:`detection_variants`."""
     training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_LEARNING_RATE)
     return Experiment(
         name=f"{variant}-seed{seed}",
@@ -111,10 +107,7 @@ def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
 
 
 def detection_methods_of(size: DetectionSize) -> tuple[DetectionMethod, ...]:
-    """The methods of a size; at paper scale what the published study is likely to have been compared with, and APD.
-
-    What compares the pixels of masks is left out where no masks are learned.
-    """
+    """The methods of a size; at paper scale the likely ones of the paper and APD, dense only where it has masks."""
     if size not in get_args(CocoSize):
         return get_args(DetectionMethod)
     return ("student", "roi_kd", "review_kd", "roi_apd", *(["dense_apd"] if with_masks(size) else []))
@@ -129,15 +122,11 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
     """One experiment of detection; :func:`apd.study.recipes.recipe` gives it under the same name.
 
     Args:
-        size: scenes_detection (built-in scenes, minutes on a CPU), tiny_coco (50 real images, minutes on a CPU), or
-            COCO at paper scale (GPUs, days): Mask R-CNN with a ResNet-18 taught by one with a ResNet-101 (coco), with a
-            MobileNetV3 by one with a ResNet-50 (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes,
-            coco_boxes_mobilenet).
-        method: what is added to the student's task losses.
+        size: scenes_detection (built-in scenes) or tiny_coco (50 real images), minutes on a CPU; COCO at paper scale:
+            Mask R-CNN with a ResNet-18 taught by a ResNet-101 (coco), with a MobileNetV3 by a ResNet-50
+            (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet).
+        method: what is added to the student's task losses, one of :func:`detection_methods_of` the size.
         seed: of the student; data and teacher stay the same.
-
-    Raises:
-        ExperimentError: an unknown size, or a method that is not among :func:`detection_methods_of` it.
     """
     if size not in get_args(DetectionSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(DetectionSize))}")
@@ -185,24 +174,27 @@ COCO_SOURCES = MappingProxyType(
         "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
         "data.width": "torchvision, as Detectron2",
         "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
-        "network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
+        **dict.fromkeys(
+            ("network.weights", "teacher.network.weights"),
+            "torchvision: ImageNet weights, other ones than ReviewKD's",
+        ),
         "training": "ReviewKD's code",
         "training.head_multiplier": "Detectron2: one learning rate for all parameters",
-        "training.momentum": "Detectron2, whose default ReviewKD keeps",
+        **dict.fromkeys(("training.momentum", "training.schedule"), "Detectron2, whose default ReviewKD keeps"),
         "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
-        "training.schedule": "Detectron2, whose default ReviewKD keeps",
         "training.warmup": "Detectron2, there from a thousandth of the learning rate",
         "training.evaluations": "own choice: nothing is chosen by them",
         "precision": "ReviewKD's code: no mixed precision",
         "teacher.network": "ReviewKD's code",
-        "teacher.network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
         "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
         "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
         "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
         "distillers.roi_kd": "own choice: no published one",
         "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
-        "distillers.roi_apd": "own choice: how the paper applies APD to detection was never released",
-        "distillers.dense_apd": "own choice: how the paper applies APD to detection was never released",
+        **dict.fromkeys(
+            ("distillers.roi_apd", "distillers.dense_apd"),
+            "own choice: how the paper applies APD to detection was never released",
+        ),
     }
 )
 """Where the values at paper scale were read, by field or by what fields begin with. The released configurations of

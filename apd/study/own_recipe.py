@@ -85,20 +85,16 @@ def own_recipe(
 ) -> OwnRecipe:
     """A recipe that fits a folder with a ``dataset.yaml``: minutes on one CPU core for some dozens of images.
 
-    Image size and crop follow from the training images' sizes, the number of steps from their number, the networks
-    from the ImageNet weights that are on this machine (nothing is downloaded), and the split of the final scores is
-    ``test`` where the folder has it, else ``val``. Optimiser and augmentation are those of pilot runs on photographs.
+    Image size and crop follow from the training images' sizes, the number of steps from their number, the networks from
+    the ImageNet weights on this machine (nothing is downloaded); scores are of ``test`` where the folder has it, else
+    ``val``.
 
     Args:
-        folder: as in :func:`apd.data.dataset_yaml.open_folder`.
-        method: what is added to the student's task loss, one of `OWN_METHODS`.
+        folder: as in :func:`apd.data.dataset_yaml.open_folder`, which also says what DataErrors there are.
+        method: what is added to the student's task loss, one of `OWN_METHODS` (else ExperimentError).
         seed: of the student.
         size: (height, width) of an image after loading, or (0, 0) for each image's own; default is a choice.
         student, teacher: backbones, with ImageNet weights where some are on this machine; default is a choice.
-
-    Raises:
-        DataError: the folder, its description or its training images are missing or cannot be read.
-        ExperimentError: another method.
     """
     if method not in OWN_METHODS:
         raise ExperimentError(f"method = {method!r}: expected one of {', '.join(OWN_METHODS)}")

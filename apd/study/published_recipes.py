@@ -2,8 +2,7 @@
 
 As released, the loss is that of the released code: means over all elements, perspectives over the images of a process,
 absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for
-each image, means over valid pixels, absent classes left out, and weights converted by :func:`pixel_weight`. Where each
-value comes from is in :data:`SOURCES`; a field at its default has the released code's value.
+each image, means over valid pixels, no absent classes, and weights converted by :func:`pixel_weight`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -77,13 +76,9 @@ PUBLISHED = MappingProxyType(
 def pixel_weight(classes: int) -> float:
     """The weight in the pixel reduction that pulls on each pixel as the released 10 does in element means.
 
-    An element mean divides a pixel's KL, a sum over classes, by their number, so 10 in front of it is 10 / classes in
-    front of a mean over pixels. For logits these are the K classes of the data set; for observations the N in sight,
-    of which only a typical number can be converted. That ignored pixels count in the release is left aside.
-
-    Example:
-        >>> [round(pixel_weight(classes), 3) for classes in (19, 60, 150)]
-        [0.526, 0.167, 0.067]
+    An element mean divides a pixel's KL, a sum over classes, by their number: 10 / classes. For logits these are the K
+    of the data set; for observations those in sight, of which only a typical number can be converted. Ignored pixels,
+    which count in the release, are left aside.
     """
     return RELEASED_WEIGHT / classes
 
@@ -91,12 +86,10 @@ def pixel_weight(classes: int) -> float:
 def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0) -> Experiment:
     """One of the published experiments; :func:`apd.study.recipes.recipe` gives it under the same name.
 
-    The student needs a file of ImageNet weights (`network.weights_file`), since none is public for a ResNet-18 with
-    this stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
-    `teacher.weights_file`, with the score that it must reach as `teacher.expected_miou`.
-
-    Raises:
-        ExperimentError: an unknown size or method.
+    The student needs a file of ImageNet weights (`network.weights_file`): none is public for a ResNet-18 with this
+    stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
+    `teacher.weights_file`, with the score it must reach as `teacher.expected_miou`. ExperimentError: an unknown size or
+    method.
     """
     if size not in get_args(PaperSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(PaperSize))}")

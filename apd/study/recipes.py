@@ -1,7 +1,6 @@
 """Recipes: one function returns the full configuration of an experiment, its size an argument.
 
-Within one size every method gets the same data, student, teacher, schedule and initial weights; the list of distillers
-differs, and on CamVid the learning rate, which is each method's best of three.
+Within one size only the distillers differ, and on CamVid the learning rate, which is each method's best of three.
 """
 
 from collections.abc import Iterator
@@ -143,17 +142,14 @@ def recipe(
     """The experiment of one method at one size.
 
     Args:
-        size: tiny (built-in scenes, under a minute a run on a CPU), small (CamVid at half resolution, minutes a run on
-            a CPU), full (CamVid at 360×480, one GPU), one of REAL_SIZES (networks from ImageNet on CamVid and
-            LabelMeFacade: small for a CPU core, full for a GPU), one of
-            :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or one of detection, see
+        size: tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
+            REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
             :func:`apd.study.coco_recipes.detection_recipe`.
-        method: what is added to the student's task loss; None is :func:`default_method`.
+        method: what is added to the student's task loss, one of :func:`methods_of` the size; None is its APD.
         seed: of the student; data and teacher stay the same.
         context_shift: of the tiny recipe's scenes; no part of the other sizes.
 
-    Raises:
-        ExperimentError: an unknown size, or a method that is unknown or not among :func:`methods_of` the size.
+    Raises ExperimentError for an unknown size or method.
 
     Example:
         >>> recipe("tiny", "pixel_kd", seed=3).name
@@ -207,10 +203,6 @@ def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: M
 
     Crops of 64 pixels halve the time of a step. Networks have the published output stride of 8; DeepLabV3 reaches half
     a crop (released code: 0.4 to 0.6). Teachers differ in the head alone. The baseline has no teacher.
-
-    Example:
-        >>> scenes_pair("aspp", "psp", "resnet18", "apd", seed=2).name
-        'apd-psp_resnet18_from_aspp-seed2'
     """
 
     def network(head: Head, backbone: str, width: int) -> NetworkConfig:

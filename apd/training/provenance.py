@@ -50,10 +50,7 @@ def _processor() -> str:
 
 @cache
 def _git_state() -> dict[str, Any]:
-    """Commit of the source tree and whether the package differs from it; empty commit where there is no git.
-
-    Asked once a process, when its first run begins: that is the code which runs, whatever is edited meanwhile.
-    """
+    """Commit of the source tree as the first run begins, empty without git, and whether the package differs from it."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

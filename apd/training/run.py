@@ -1,7 +1,4 @@
-"""One experiment in, one record out.
-
-A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished, or goes on from its newest checkpoint.
-"""
+"""One experiment in, one record out. A run lives in `runs/<name>-<fingerprint>/`, where it is found again."""
 
 import contextlib
 import os
@@ -23,7 +20,7 @@ from apd.training.distributed import Ranks, choose_device, join, lost_rank_error
 from apd.training.provenance import provenance
 from apd.training.record import SCHEMA, Record, read_record
 from apd.training.segmentation import SegmentationTask
-from apd.training.teacher import load_teacher
+from apd.training.task import load_teacher
 from apd.training.trainer import Progress, Task, Trainer
 
 
@@ -50,8 +47,7 @@ def train(
         progress: show a bar; None shows it on a terminal only, "lines" prints lines for a log: at most two a minute,
             and the scores on the way.
         wait: when another process works on this run, wait for it instead of raising.
-        workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
-            number gives the same batches.
+        workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
         folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
         check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
@@ -59,12 +55,10 @@ def train(
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
         DataError: the data are missing or damaged.
-        ExperimentError: the device is not there, the network cannot be built, the batch cannot be divided evenly over
-            the ranks, `workers` is negative, or a run of detection lacks the extra `detection`.
-        TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou` (a detector:
-            `expected_ap`).
+        ExperimentError: something of the experiment is not possible here: device, network, batch, `workers`, libraries.
+        TeacherError: the teacher's weights do not fit, or score below what the experiment expects of them.
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
-        CheckpointError: the disk is full or read-only, or the finished run is of an older generator of scenes.
+        CheckpointError: the disk is full or read-only, or the finished run is of other data than today's.
         StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
         LostRankError: another rank of this run has gone.
     """
@@ -114,23 +108,17 @@ def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> N
     """Refuse (ExperimentError) a batch that ranks x accumulation does not divide, or into less than `least` images."""
     parts = ranks.size * training.accumulation
     if training.batch_size % parts or training.batch_size < least * parts:
-        raise of_every_rank(
-            ExperimentError(
-                f"TrainingConfig.batch_size = {training.batch_size}: expected a multiple of ranks x accumulation = "
-                f"{ranks.size} x {training.accumulation} = {parts}, and {least} or more images in each part"
-            )
-        )
+        product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
+        expected = f"a multiple of {product}, and {least} or more images in each part"
+        raise of_every_rank(ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}"))
 
 
 def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
     """The network of a finished run, in eval mode: a segmentation network, or a detector of torchvision.
 
-    Args:
-        run: the experiment, or the folder of its run, or a file in that folder such as the printed ``record.json``.
-        device: where the network goes; None is cuda where there is one, else cpu.
-
-    Raises:
-        CheckpointError: there is no such run, it has not finished, or its weights are not those of its record.
+    `run` is the experiment, or the folder of its run, or a file in that folder such as the printed ``record.json``. The
+    network goes to `device`; None is cuda where there is one, else cpu. CheckpointError where there is no such run, it
+    has not finished, or its weights are not those of its record.
     """
     folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
     if not (folder / "record.json").exists():
@@ -150,17 +138,14 @@ def _finished(folder: Path) -> Record | None:
     if not (folder / "record.json").exists():
         return None
     record = read_record(folder / "record.json")
-    data = record.experiment.data
+    data, recorded = record.experiment.data, record.content["data"]["training_fingerprint"]
     changed = {
         "scenes": "scenes of another version of their generator",
         "folder": f"other images or labels than {data.folder} holds today",
     }
-    recorded = record.content["data"]["training_fingerprint"]
     if data.name in changed and recorded != task_of(record.experiment).split("train").fingerprint():
-        raise CheckpointError(
-            f"{folder} was made from {changed[data.name]}: delete the folder, or keep it elsewhere, to have the run "
-            "made again"
-        )
+        fix = "delete the folder, or keep it elsewhere, to have the run made again"
+        raise CheckpointError(f"{folder} was made from {changed[data.name]}: {fix}")
     return record
 
 

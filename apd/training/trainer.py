@@ -1,7 +1,7 @@
 """The training step, and the loop of one run around it.
 
-What varies from step to step is a function of seed and step (order of images, augmentation, learning rates) or is in
-the checkpoint, so on a CPU an interrupted run ends bit-equal to an uninterrupted one with as many ranks.
+What varies from step to step is a function of seed and step or is in the checkpoint, so on a CPU an interrupted run
+ends bit-equal to an uninterrupted one with as many ranks.
 """
 
 import time
@@ -27,7 +27,7 @@ from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.optim import build_optimisers, learning_rate_factor, set_learning_rates
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
-from apd.training.teacher import measure_teacher
+from apd.training.task import measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0

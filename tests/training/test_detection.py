@@ -20,7 +20,7 @@ from apd.study import campaign
 from apd.training import trainer as loop
 from apd.training.record import Record, RecordError, read_record
 from apd.training.run import run_folder, task_of, train, trained_network
-from apd.training.teacher import TeacherError
+from apd.training.task import TeacherError
 
 TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -257,8 +257,8 @@ def test_a_record_comes_back_and_its_scores_are_computed_from_its_tables(finishe
 def test_scores_of_the_other_task_are_refused_with_the_right_ones_named(finished):
     segmentation = train(tiny())
     assert segmentation.headline == ("mIoU", segmentation.scores.miou)
-    of_detection = (("scores", "ap"), ("teacher_scores", "teacher_ap"), ("agreement", "teacher_ap"))
-    of_segmentation = (("ap", "scores"), ("teacher_ap", "teacher_scores"))
+    of_detection = (("scores", "ap"), ("teacher_scores", "ap"), ("agreement", "ap"))
+    of_segmentation = (("ap", "scores"), ("teacher_ap", "scores"))
     for record, names in ((train(finished), of_detection), (segmentation, of_segmentation)):
         for name, instead in names:
             expected = rf"a record of {record.experiment.task} has no .*: use Record\.{instead}$"

@@ -58,14 +58,11 @@ def check(arguments: list[str], sentence: str) -> int:
 
 @dataclass(frozen=True)
 class _Cost:
-    size: known.Size = "tiny"
-    """Recipe whose networks are measured, at its image size (the paper's: at its crop)."""
+    size: known.Size = "tiny"  #: Recipe whose networks are measured, at its image size (the paper's: at its crop).
     batch: int = 1
     """Images at a time."""
-    loss: bool = False
-    """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
-    device: str = ""
-    """Torch device; empty is cuda where there is one, else cpu."""
+    loss: bool = False  #: Measure the distillation loss at the published sizes and CamVid's instead of networks.
+    device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
 
 
 def cost(arguments: list[str], sentence: str) -> int:

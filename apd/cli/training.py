@@ -23,12 +23,10 @@ from apd.study.recipes import AnyMethod, Size, default_method
 from apd.training import run as runs
 from apd.training.distributed import choose_device, join, started_rank
 from apd.training.exit_codes import UsageError
-from apd.training.provenance import provenance
-from apd.training.record import Record, differences, read_record
+from apd.training.record import Record, differences, provenance, read_record
 from apd.training.run_log import in_this_output
 
-MOST_LINES = 20
-"""Differences that `apd replay` prints; the rest is counted (own choice)."""
+MOST_LINES = 20  # Differences that `apd replay` prints; the rest is counted (own choice).
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,8 @@ class _Train(_Base):
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
-    device: str = ""
-    """Torch device; empty is cuda where there is one, else cpu."""
-    workers: int = 0
-    """Processes that prepare batches ahead; any number gives the same batches."""
+    device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
+    workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
 
 
 def train(arguments: list[str], sentence: str) -> int:
@@ -97,7 +93,6 @@ def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
     wanted = [a for a in arguments if a not in ("-h", "--help")]
 
     def last(flag: str) -> str:
-        """The value of an option as it stands in the command line, in either spelling; else empty."""
         found = only(wanted, (flag,))
         return found[-1].removeprefix(f"{flag}=") if found else ""
 
@@ -121,10 +116,8 @@ def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
 class _Replay:
     record: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECORD")]
     """A record, such as those below book/results, or the folder of a finished run."""
-    device: str = ""
-    """Torch device; empty is the kind that the record names."""
-    workers: int = 0
-    """Processes that prepare batches ahead; any number gives the same batches."""
+    device: str = ""  #: Torch device; empty is the kind that the record names.
+    workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
 
 
 def replay(arguments: list[str], sentence: str) -> int:

@@ -44,11 +44,9 @@ class _OfARun:
     """Average each prediction with that of the mirror image."""
     scales: tuple[float, ...] = ()
     """Average over these sizes, as multiples of the image's own; --scales 1 alone shows the whole image once."""
-    device: str = ""
-    """Torch device; empty is cuda where there is one, else cpu."""
+    device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
 
     def inference(self, experiment: Experiment) -> InferenceOptions:
-        """What was asked for, or else what the experiment says."""
         stride, data = self.sliding_window, experiment.data
         if stride is None and not self.flip and not self.scales:
             return experiment.inference
@@ -67,10 +65,8 @@ class _OfARun:
 
 @dataclass(frozen=True, kw_only=True)
 class _Evaluate(_OfARun):
-    split: Literal["train", "val", "test"] = "val"
-    """Split of the run's own data."""
-    csv: Path | None = None
-    """File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation."""
+    split: Literal["train", "val", "test"] = "val"  #: Split of the run's own data.
+    csv: Path | None = None  #: File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation.
     pictures: Path | None = None
     """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
     finds in it, NAME-found.png. Where stems repeat, NAME begins with folders."""
@@ -190,8 +186,7 @@ def predict(arguments: list[str], sentence: str) -> int:
 class _Export:
     run: Run
     """Folder of a finished run."""
-    to: Path
-    """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced."""
+    to: Path  #: File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced.
 
 
 def export(arguments: list[str], sentence: str) -> int:
@@ -228,7 +223,6 @@ def split_described(record: Record, split: str) -> str:
 
 
 def _spec_of_run(record: Record) -> InstanceSpec:
-    """Names and numbers of the classes; COCO's numbers stand in its file of annotations."""
     data = record.experiment.data
     spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
     if list(spec.class_names) != record.class_names:

@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from apd.fields import require, require_types
 
-LEAST_SIDE = 64
-"""Pixels of an image's side from which maps of stride 32, on which batch norm trains, have 2 × 2 cells."""
+LEAST_SIDE = 64  # Pixels of an image's side from which maps of stride 32, on which batch norm trains, have 2 × 2 cells.
 
 
 def require_images(data: Any) -> None:

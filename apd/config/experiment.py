@@ -4,13 +4,12 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apd.config.compatibility import TaskName, require_fit, require_one_task, task_of_data
 from apd.config.detection import DetectorConfig, InstanceDataConfig, require_images
 from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
-from apd.distillers.base import DistillerConfig
+from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import ExperimentError, require, require_types
 
-Precision = Literal["auto", "fp32", "bf16"]
+TaskName = Literal["segmentation", "detection"]
 _PUBLISHED = Literal["cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco"]
 
 
@@ -185,7 +184,7 @@ class Experiment:
     """Its class decides the task; networks and distillers must be of the same."""
     network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    precision: Precision = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast: auto is bf16 where the device multiplies it natively, fp32 elsewhere, and for detectors everywhere."""
     teacher: TeacherConfig | None = None
     distillers: tuple[DistillerConfig, ...] = ()  #: Distillation losses added to the task loss.
@@ -196,7 +195,7 @@ class Experiment:
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name)
         require(legal, self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
-        require_one_task(self)
+        _require_one_task(self)
         if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
             size = self.data.height, self.data.width
             least, whole = (least_side(self.data, options, *size) for options in (self.inference, WHOLE_IMAGE))
@@ -208,12 +207,12 @@ class Experiment:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]
         require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
-        require_fit(self)
+        _require_fit(self)
 
     @property
     def task(self) -> TaskName:
         """What the network predicts: "segmentation" or "detection", by the class of `data`."""
-        return task_of_data(self.data)
+        return "detection" if isinstance(self.data, InstanceDataConfig) else "segmentation"
 
     def teacher_experiment(self) -> "Experiment":
         """The experiment whose run is this one's teacher: same data, no distillers.
@@ -230,3 +229,57 @@ class Experiment:
             training=self.teacher.training,
             precision=self.precision,
         )
+
+
+def _require_one_task(experiment: Experiment) -> None:
+    data, detection = type(experiment.data).__name__, experiment.task == "detection"
+    wanted = "a DetectorConfig; segmentation wants a DataConfig as data"
+    if not detection:
+        wanted = "a NetworkConfig; detection wants an InstanceDataConfig as data"
+    for name, owner in {"network": experiment, "teacher.network": experiment.teacher}.items():
+        if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
+            found = type(owner.network).__name__
+            raise ExperimentError(f"Experiment.{name} is a {found} beside data = {data}: expected {wanted}")
+    for distiller in experiment.distillers:
+        if distiller.task != experiment.task:
+            known = ", ".join(sorted(name for name, kind in DISTILLERS.items() if kind.task == experiment.task))
+            wrong = f"{distiller.method} is none for {experiment.task}, the task of data = {data}"
+            raise ExperimentError(f"Experiment.distillers: {wrong}: expected some of {known}")
+
+
+_NOT_IN_DETECTION = {
+    "accumulation": "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch",
+    "compile": "False in detection: its number of boxes varies",
+    "cuda_graph": "False in detection: its number of boxes varies",
+    "device_augmentation": "False in detection: the loader cuts and drops objects with their boxes and masks",
+    "auxiliary_weight": "0.4, the default: a detector has no auxiliary head",
+}
+"""Fields of a training that detection can use at their default only, and what is expected."""
+
+
+def _require_fit(experiment: Experiment) -> None:
+    """Raise ExperimentError where the experiment's task, or the device, is asked for what it cannot do."""
+    data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
+    for training in [experiment.training] + ([teacher.training] if teacher is not None else []):
+        if detection:
+            for name, expected in _NOT_IN_DETECTION.items():
+                require(getattr(training, name) == getattr(TrainingConfig, name), training, name, expected)
+        elif data.rotation or data.blur:
+            expected = f"False beside rotation {data.rotation} and blur {data.blur}, which only the loader does"
+            require(not training.device_augmentation, training, "device_augmentation", expected)
+    if detection:
+        expected = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
+        require(experiment.precision != "bf16", experiment, "precision", expected)
+        expected = "the default: a detector sees the whole image, once"
+        require(experiment.inference == WHOLE_IMAGE, experiment, "inference", expected)
+        kinds = [network.kind for network in (experiment.network, teacher and teacher.network) if network]
+        methods = [distiller.method for distiller in experiment.distillers]
+        with_masks = [name for name in (*kinds, *methods) if name in ("mask_rcnn", "dense_apd")]
+        if with_masks and data.name == "coco":
+            require(data.masks, data, "masks", f"True: {with_masks[0]} learns from masks")
+    for distiller in experiment.distillers:
+        if getattr(distiller, "width", 0) is None:  # no heads bring features to one width
+            name = {"apd": "head_width", "roi_apd": "box_width"}.get(distiller.method, "width")
+            widths = [getattr(network, name) for network in (experiment.network, teacher.network)]
+            got = f"network.{name} = {widths[0]} and teacher.network.{name} = {widths[1]}"
+            require(widths[0] == widths[1], distiller, "width", f"features of equal width then, got {got}")

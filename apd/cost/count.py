@@ -169,7 +169,6 @@ def _detection_passes(experiment: Experiment, student: FasterRCNN) -> _Passes:
 def _detector_view(
     network: FasterRCNN, images: Tensor, *, boxes: int, masks: int, proposing: bool = True
 ) -> DetectorView:
-    """Every convolution and product of a forward pass, with so many boxes an image in the place of those it draws."""
     pyramid, heads, count = network.backbone(images), network.roi_heads, len(images)
     if proposing:
         network.rpn.head(list(pyramid.values()))

@@ -31,11 +31,6 @@ class Latency(NamedTuple):
     upper: float
 
 
-def quartiles(values: np.ndarray) -> Latency:
-    """Lower quartile, median and upper quartile."""
-    return Latency(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
-
-
 def latency_of(call: Callable[[], object], seconds: float) -> Latency:
     """Time a call by :class:`torch.utils.benchmark.Timer`, which warms up, and waits for a GPU.
 
@@ -46,7 +41,8 @@ def latency_of(call: Callable[[], object], seconds: float) -> Latency:
     if not seconds > 0:
         raise ValueError(f"seconds: got {seconds}, expected more than 0")
     clock = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return quartiles(1e3 * np.array(clock.adaptive_autorange(min_run_time=seconds, max_run_time=10 * seconds).times))
+    times = clock.adaptive_autorange(min_run_time=seconds, max_run_time=10 * seconds).times
+    return Latency(*np.quantile(1e3 * np.array(times), (0.25, 0.5, 0.75)).tolist())
 
 
 def start_latency(*arguments: str, seconds: float = 3.0) -> Latency:
@@ -142,21 +138,19 @@ def peak_of(call: Callable[[], object], device: torch.device) -> int:
         events = json.loads(trace.read_text())["traceEvents"]
     changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
     if not changes:
-        raise RuntimeError(
-            f"torch {torch.__version__}'s profiler recorded no allocation, so the peak on a CPU is unknown; "
-            "use a build of torch with kineto (the standard packages have it), or a CUDA device"
-        )
+        fix = "use a build of torch with kineto (the standard packages have it), or a CUDA device"
+        raise RuntimeError(f"torch {torch.__version__}'s profiler recorded no allocation, so no peak is known; {fix}")
     return max(0, int(np.cumsum([change for _, change in sorted(changes, key=lambda pair: pair[0])]).max()))
 
 
 class LossShape(NamedTuple):
     """The sizes of one call of a distiller."""
 
-    batch: int  #: Images, B.
-    channels: int  #: Of student's and teacher's features, C.
-    grid: int  #: Rows and columns of features and logits, h = w.
-    classes: int  #: K.
-    labels: int  #: Rows and columns of the labels, H = W.
+    batch: int
+    channels: int  #: Of student's and teacher's features.
+    grid: int  #: Rows and columns of features and logits.
+    classes: int
+    labels: int  #: Rows and columns of the labels.
 
 
 LOSS_SHAPES = {
@@ -165,8 +159,7 @@ LOSS_SHAPES = {
     "camvid": LossShape(batch=8, channels=128, grid=10, classes=11, labels=160),
 }
 """Those of the released recipes on one GPU (713 and 473 pixels at stride 8), and of the small recipe on CamVid."""
-CLASSES_IN_AN_IMAGE = 10
-"""How many classes the images of `loss_batch` show (own choice; an ADE20K image has about ten of the 150)."""
+CLASSES_IN_AN_IMAGE = 10  # how many classes the images of `loss_batch` show (own choice; about what ADE20K's do)
 
 
 class LossCost(NamedTuple):

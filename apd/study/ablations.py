@@ -28,8 +28,7 @@ TERMS = {"regularisation": "R", "alignment": "A", "observation": "O", "pixel_kd"
 """The terms of APD by field, with the letters that stand for them in the names of variants."""
 BY_CONSTRUCTION = {"": "student", "KD": "pixel_kd", "R": "student", "R+KD": "pixel_kd"}
 """Combinations of terms that need no run of their own: the regularisation alone never reaches the student."""
-COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}
-"""Combinations that are methods of the study."""
+COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}  # Combinations that are methods of the study.
 
 
 def term_variants() -> list[Variant]:

@@ -20,10 +20,8 @@ from apd.training.run import run_folder
 
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
-TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)
-"""On CamVid at half resolution, of the baseline and of every method."""
-TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
-"""On LabelMeFacade with every method, from the middle outwards."""
+TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
+TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)  # On LabelMeFacade with every method, from the middle outwards.
 BEST_OTHER_METHODS = ("dist", "cwd", "ifvd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
@@ -60,7 +58,6 @@ def _scenes_variant(
 
 
 def _scenes_variants(variants: Callable[[], Iterable[ablations.Variant]], seeds: int = 5) -> Iterator[Experiment]:
-    """Each seed with every variant, where every image has a context of its own."""
     for seed, variant in product(range(seeds), variants()):
         yield _scenes_variant(variant.key, variant.distillers, seed)
 
@@ -94,7 +91,6 @@ def _scenes_heads() -> Iterator[Experiment]:
 
 
 def _scenes_pairs() -> Iterator[Experiment]:
-    """Both heads in both roles, three student backbones: each baseline, then with each teacher."""
     for seed, student_head, backbone in product(range(3), known.HEADS, known.STUDENT_LEARNING_RATES):
         yield scenes_pair(student_head, student_head, backbone, "student", seed)
         for teacher_head, method in product(known.HEADS, PAIR_METHODS[1:]):
@@ -134,7 +130,6 @@ def _seed0(experiment: Experiment, **changes: object) -> Experiment:
 
 
 def _camvid_small_variants(variants: Callable[[], Iterable[ablations.Variant]]) -> Iterator[Experiment]:
-    """Each of three seeds with every variant, at the learning rate of APD."""
     for seed, variant in product(range(3), variants()):
         apd = recipe("small", "apd", seed=seed)
         yield replace(apd, name=f"{variant.key}-seed{seed}", distillers=variant.distillers)
@@ -188,7 +183,6 @@ def _facade_learning_rates() -> Iterator[Experiment]:
 
 
 def _facade_pairs() -> Iterator[Experiment]:
-    """Another student, and another teacher."""
     for seed, method in product(range(3), PAIR_METHODS):
         experiment = recipe("facade-small", method, seed=seed)
         yield replace(experiment, network=known.SECOND_STUDENT, name=f"{method}-second_student-seed{seed}")

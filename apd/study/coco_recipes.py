@@ -5,7 +5,6 @@ never released: the methods are this project's. :data:`COCO_SOURCES` has the sou
 """
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Literal, get_args
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
@@ -39,8 +38,7 @@ TINY_COCO = Experiment(
 )
 """Overfits fifty real images: scored on what was trained on, since so few can show no more. Learning rate and steps are
 own choices from short trials, the methods' weights those chosen on scenes."""
-HEAD_WIDTH = 64
-"""Of APD's projection heads and of what ReviewKD hands down."""
+HEAD_WIDTH = 64  # Of APD's projection heads and of what ReviewKD hands down.
 UNTUNED: dict[str, tuple[DistillerConfig, ...]] = {
     "student": (),
     "roi_kd": (RoIKDConfig(),),
@@ -59,12 +57,10 @@ weights of losses on a pyramid's features ruin these students."""
 BEST_FACTORS = {"pyramid_matching": 0.01, "review_kd": 0.01, "roi_apd": 0.1, "dense_apd": 0.1}
 OTHER_DETECTION_METHODS = ("roi_dkd", "pyramid_matching", "review_kd")
 """Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
-BEST_OTHER_DETECTION_METHOD = "roi_dkd"
-"""The one that scores best on val with the first seed; APD is added to it."""
+BEST_OTHER_DETECTION_METHOD = "roi_dkd"  # The one that scores best on val with the first seed; APD is added to it.
 TEACHER_LEARNING_RATE = 1e-3
 TRIED_TEACHER_LEARNING_RATES = (1e-3, 2e-3)
-STUDENT_LEARNING_RATE = 2e-3
-"""One for all methods: the best of those tried by the mean of three of them."""
+STUDENT_LEARNING_RATE = 2e-3  # One for all methods: the best of those tried by the mean of three of them.
 TRIED_STUDENT_LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 LEARNING_RATE_METHODS = ("student", "roi_kd", "roi_apd")
 
@@ -166,37 +162,29 @@ def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
     )
 
 
-COCO_SOURCES = MappingProxyType(
-    {
-        "data": "ReviewKD's code",
-        "data.kind": "own choice: distinguishes this data from that of segmentation",
-        "data.folder": "own choice: COCO 2017's own tree, below APD_DATA",
-        "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
-        "data.width": "torchvision, as Detectron2",
-        "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
-        **dict.fromkeys(
-            ("network.weights", "teacher.network.weights"),
-            "torchvision: ImageNet weights, other ones than ReviewKD's",
-        ),
-        "training": "ReviewKD's code",
-        "training.head_multiplier": "Detectron2: one learning rate for all parameters",
-        **dict.fromkeys(("training.momentum", "training.schedule"), "Detectron2, whose default ReviewKD keeps"),
-        "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
-        "training.warmup": "Detectron2, there from a thousandth of the learning rate",
-        "training.evaluations": "own choice: nothing is chosen by them",
-        "precision": "ReviewKD's code: no mixed precision",
-        "teacher.network": "ReviewKD's code",
-        "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
-        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
-        "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
-        "distillers.roi_kd": "own choice: no published one",
-        "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
-        **dict.fromkeys(
-            ("distillers.roi_apd", "distillers.dense_apd"),
-            "own choice: how the paper applies APD to detection was never released",
-        ),
-    }
-)
+_NEVER_RELEASED = "own choice: how the paper applies APD to detection was never released"
+_IMAGENET = "torchvision: ImageNet weights, other ones than ReviewKD's"
+COCO_SOURCES = {
+    **dict.fromkeys(("data", "training", "teacher.network"), "ReviewKD's code"),
+    "data.kind": "own choice: distinguishes this data from that of segmentation",
+    "data.folder": "own choice: COCO 2017's own tree, below APD_DATA",
+    "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
+    "data.width": "torchvision, as Detectron2",
+    "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
+    **dict.fromkeys(("network.weights", "teacher.network.weights"), _IMAGENET),
+    "training.head_multiplier": "Detectron2: one learning rate for all parameters",
+    **dict.fromkeys(("training.momentum", "training.schedule"), "Detectron2, whose default ReviewKD keeps"),
+    "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
+    "training.warmup": "Detectron2, there from a thousandth of the learning rate",
+    "training.evaluations": "own choice: nothing is chosen by them",
+    "precision": "ReviewKD's code: no mixed precision",
+    "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
+    "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+    "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
+    "distillers.roi_kd": "own choice: no published one",
+    "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
+    **dict.fromkeys(("distillers.roi_apd", "distillers.dense_apd"), _NEVER_RELEASED),
+}
 """Where the values at paper scale were read, by field or by what fields begin with. The released configurations of
 ReviewKD share a first author with APD and are the likely base of the paper's runs; they build on Detectron2's defaults.
 """

@@ -7,7 +7,6 @@ each image, means over valid pixels, no absent classes, and weights converted by
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
@@ -25,8 +24,7 @@ PaperMethod = Literal["student", "pixel_kd", "apd", "apd_without_kd"]
 PAPER_METHODS: tuple[PaperMethod, ...] = get_args(PaperMethod)
 
 CORRECTED = "_corrected"
-PROCESSES = 4
-"""GPUs of the released configurations, one process each."""
+PROCESSES = 4  # GPUs of the released configurations, one process each.
 RELEASED_WEIGHT = 10.0
 """Of pixel distillation, of the observations and of the alignment, in the released code's element means."""
 CLASSES_SEEN = 10
@@ -63,13 +61,11 @@ class Published:
         return self.epochs * (share // self.images_per_process)
 
 
-PUBLISHED = MappingProxyType(
-    {
-        "cityscapes": Published(CITYSCAPES, 713, 2048, 2, 200, 0.005, "one_conv", 74.15, 75.68, 78.63),
-        "ade20k": Published(ADE20K, 473, 512, 2, 100, 0.005, "one_conv", 37.19, 39.25, 43.10),
-        "pascal_context": Published(PASCAL_CONTEXT_60, 473, 512, 3, 100, 0.00075, "all_convs", 42.29, 43.96, None),
-    }
-)
+PUBLISHED = {
+    "cityscapes": Published(CITYSCAPES, 713, 2048, 2, 200, 0.005, "one_conv", 74.15, 75.68, 78.63),
+    "ade20k": Published(ADE20K, 473, 512, 2, 100, 0.005, "one_conv", 37.19, 39.25, 43.10),
+    "pascal_context": Published(PASCAL_CONTEXT_60, 473, 512, 3, 100, 0.00075, "all_convs", 42.29, 43.96, None),
+}
 """The three published rows by name, see :class:`Published`."""
 
 
@@ -116,68 +112,49 @@ def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0)
 
 
 def _distillers(method: PaperMethod, num_classes: int, *, released: bool) -> tuple[DistillerConfig, ...]:
-    logits = RELEASED_WEIGHT if released else pixel_weight(num_classes)
+    if method not in PAPER_METHODS:
+        expected = f"one of {', '.join(PAPER_METHODS)} at the size of the paper"
+        raise ExperimentError(f"method = {method!r}: expected {expected}, where no step's seconds have been measured")
+    logits, seen = (RELEASED_WEIGHT,) * 2 if released else (pixel_weight(num_classes), pixel_weight(CLASSES_SEEN))
     shared = {"reduction": "element" if released else "pixel", "upsample_logits": released}
-    match method:
-        case "student":
-            return ()
-        case "pixel_kd":
-            return (PixelKDConfig(weight=logits, **shared),)
-        case "apd" | "apd_without_kd":
-            apd = APDConfig(
-                **shared,
-                width=512,
-                scope="batch" if released else "image",
-                absent="zero" if released else "mask",
-                alignment=RELEASED_WEIGHT,
-                observation=RELEASED_WEIGHT if released else pixel_weight(CLASSES_SEEN),
-                pixel_kd=logits if method == "apd" else 0.0,
-                teacher_head_rate=1e-5,
-            )
-            return (apd,)
-    raise ExperimentError(
-        f"method = {method!r}: expected one of {', '.join(PAPER_METHODS)} at the size of the paper, where the seconds "
-        "of a step have not been measured"
-    )
+    if method == "student":
+        return ()
+    if method == "pixel_kd":
+        return (PixelKDConfig(weight=logits, **shared),)
+    weights = {"alignment": RELEASED_WEIGHT, "observation": seen, "pixel_kd": logits if method == "apd" else 0.0}
+    kind = {"scope": "batch", "absent": "zero"} if released else {"scope": "image", "absent": "mask"}
+    return (APDConfig(**shared, **kind, **weights, width=512, teacher_head_rate=1e-5),)
 
 
-SOURCES = MappingProxyType(
-    {
-        "seed": "own choice; released code: 123 or none, of other random numbers than these",
-        "data": "released code",
-        "data.blur": "released code: the probability is that of semseg, on which it builds",
-        "network": "released code",
-        "network.weights_file": "own choice: yours to give, the released code's file is published nowhere",
-        "training": "released code",
-        "training.iterations": "released code: its epochs, with the incomplete batches that its loader leaves out",
-        "training.batch_size": "released code: on four GPUs together, batch norm over all of them",
-        "training.evaluations": "own choice; released code: after every epoch, on centre crops",
-        "precision": "released code: no mixed precision",
-        "teacher.network": "released code",
-        "teacher.network.weights": "own choice: timm's file, the released code's is published nowhere",
-        "teacher.training": "own choice: as the student, how the released teachers were trained is not known",
-        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
-        "teacher.expected_miou": "own choice: yours to give, the score of the paper's teacher is not known",
-        "inference": "released code",
-        "distillers": "released code",
-        "distillers.apd.scope": "released code: the images of a process; the paper: an image",
-        "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
-    }
-)
+SOURCES = {
+    **dict.fromkeys(("data", "network", "training", "teacher.network", "inference", "distillers"), "released code"),
+    "seed": "own choice; released code: 123 or none, of other random numbers than these",
+    "data.blur": "released code: the probability is that of semseg, on which it builds",
+    "network.weights_file": "own choice: yours to give, the released code's file is published nowhere",
+    "training.iterations": "released code: its epochs, with the incomplete batches that its loader leaves out",
+    "training.batch_size": "released code: on four GPUs together, batch norm over all of them",
+    "training.evaluations": "own choice; released code: after every epoch, on centre crops",
+    "precision": "released code: no mixed precision",
+    "teacher.network.weights": "own choice: timm's file, the released code's is published nowhere",
+    "teacher.training": "own choice: as the student, how the released teachers were trained is not known",
+    "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+    "teacher.expected_miou": "own choice: yours to give, the score of the paper's teacher is not known",
+    "distillers.apd.scope": "released code: the images of a process; the paper: an image",
+    "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
+}
 """Where values were read, by field or by what fields begin with; a distiller's stand under its method's name."""
-CORRECTED_SOURCES = MappingProxyType(
-    {
-        "distillers.pixel_kd.weight": "own choice: the released 10 over the number of classes",
-        "distillers.pixel_kd.reduction": "own choice: sums over classes, means over valid pixels",
-        "distillers.pixel_kd.upsample_logits": "own choice: the same information at 1/64 of the memory",
-        "distillers.apd.scope": "paper, abstract: a perspective for each sample",
-        "distillers.apd.reduction": "own choice: sums over classes, means over valid pixels",
-        "distillers.apd.absent": "own choice: left out, as the observations leave them out",
-        "distillers.apd.observation": f"own choice: the released 10 over {CLASSES_SEEN} classes in sight",
-        "distillers.apd.pixel_kd": "own choice: the released 10 over the number of classes",
-        "distillers.apd.upsample_logits": "own choice: the same information at 1/64 of the memory",
-    }
-)
+_CORRECTED = {
+    "reduction": "own choice: sums over classes, means over valid pixels",
+    "upsample_logits": "own choice: the same information at 1/64 of the memory",
+    "pixel_kd": "own choice: the released 10 over the number of classes",
+    "scope": "paper, abstract: a perspective for each sample",
+    "absent": "own choice: left out, as the observations leave them out",
+    "observation": f"own choice: the released 10 over {CLASSES_SEEN} classes in sight",
+}
+CORRECTED_SOURCES = {f"distillers.apd.{field}": source for field, source in _CORRECTED.items()} | {
+    "distillers.pixel_kd.weight": _CORRECTED["pixel_kd"],
+    **{f"distillers.pixel_kd.{field}": _CORRECTED[field] for field in ("reduction", "upsample_logits")},
+}
 """Where the corrected experiments differ from that."""
 
 

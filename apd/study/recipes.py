@@ -5,7 +5,7 @@ Within one size only the distillers differ, and on CamVid the learning rate, whi
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.distillers.apd import APDConfig
@@ -36,17 +36,10 @@ _DISTILLERS: dict[Method, tuple[DistillerConfig, ...]] = {
     "apd_without_kd": (APDConfig(pixel_kd=0.0),),
 }
 
-SECONDS_OF_APD: dict[str, float] = {
-    "tiny": 1.6,
-    "small": 1.45,
-    "full": 1.45,
-    "facade-small": 2.09,
-    "facade-full": 1.5,
-    "camvid-small": 1.96,
-    "camvid-full": 1.5,
-}
-"""A step of APD as a multiple of the baseline's. The first three were set beforehand and belong to the experiments that
-were run with them. facade-small and camvid-small: the ratio of core seconds (a test holds the first to the records of
+SECONDS_OF_APD = {"facade-small": 2.09, "facade-full": 1.5, "camvid-small": 1.96, "camvid-full": 1.5}
+SECONDS_OF_APD |= {"tiny": 1.6, "small": 1.45, "full": 1.45}
+"""A step of APD as a multiple of the baseline's. The last three were set beforehand and belong to experiments that were
+run with them. facade-small and camvid-small: the ratio of core seconds (a test holds the first to the records of
 `facade-learning-rates` within 3 %). Full sizes: not measured on a GPU."""
 SMALL_LEARNING_RATES = dict.fromkeys(METHODS, 0.04) | {"pixel_kd": 0.02, "apd": 0.02}
 """Of each method on CamVid with small networks: the best of three on val (`camvid-small-rates`; a test holds it). The
@@ -57,8 +50,7 @@ LEARNING_RATES = dict.fromkeys(METHODS, 2e-4)
 ADAMW = TrainingConfig(optimiser="adamw", learning_rate=2e-4, weight_decay=0.01)
 STUDENT = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")
 TEACHER = NetworkConfig(backbone="efficientnet_lite2", weights="imagenet", head_width=256, output_stride=8)
-SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050")
-"""Half as wide, and from random weights."""
+SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050")  # Half as wide, and from random weights.
 SECOND_TEACHER = replace(TEACHER, backbone="efficientnet_lite0", head="aspp", aspp_reach=80)
 """A DeepLabV3 whose largest dilation reaches half a crop of the small recipes."""
 
@@ -167,8 +159,8 @@ def recipe(
     if size == "tiny":
         base = replace(base, data=replace(base.data, context_shift=context_shift))
     else:
-        rates = LEARNING_RATES if size in REAL_SIZES else SMALL_LEARNING_RATES
-        training = replace(training, learning_rate=rates[method])
+        chosen = LEARNING_RATES if size in REAL_SIZES else SMALL_LEARNING_RATES
+        training = replace(training, learning_rate=chosen[method])
     if method == "student_equal_seconds":
         training = replace(training, iterations=round(training.iterations * SECONDS_OF_APD[size]))
     return replace(base, training=training)
@@ -177,12 +169,12 @@ def recipe(
 def lengthened(experiment: Experiment, *, student: float, teacher: float) -> Experiment:
     """The same experiment with that many times the steps and milestones, for the student and for its teacher."""
 
-    def longer(training: TrainingConfig, factor: float) -> TrainingConfig:
-        milestones = tuple(round(milestone * factor) for milestone in training.milestones)
-        return replace(training, iterations=round(training.iterations * factor), milestones=milestones)
+    def longer(owner: Any, factor: float) -> Any:
+        steps, *milestones = (round(factor * at) for at in (owner.training.iterations, *owner.training.milestones))
+        return replace(owner, training=replace(owner.training, iterations=steps, milestones=tuple(milestones)))
 
-    trained = experiment.teacher and replace(experiment.teacher, training=longer(experiment.teacher.training, teacher))
-    return replace(experiment, training=longer(experiment.training, student), teacher=trained)
+    taught = experiment.teacher and longer(experiment.teacher, teacher)
+    return replace(longer(experiment, student), teacher=taught)
 
 
 # pairs of networks on scenes: same-architecture where teacher and student have the same head, else cross-architecture

@@ -5,9 +5,15 @@ It holds confusion matrices, or tables of average precision, and no score: score
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, Self
@@ -40,7 +46,6 @@ class RecordError(ValueError):
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    """A finite number, no bool."""
     return isinstance(value, kind) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
 
 
@@ -103,7 +108,6 @@ class Record:
         raise RecordError(f"{self.source}: {message}")
 
     def _check_measured(self, owner: dict[str, Any], prefix: str) -> None:
-        """Check what the task measured of a network: `confusion`, or `ap`."""
         entry, other = ("ap", "confusion") if self.experiment.task == "detection" else ("confusion", "ap")
         if other in owner:
             self._refuse(f"{prefix}{other} is no entry of a record of {self.experiment.task}")
@@ -213,7 +217,6 @@ def differences(recorded: Any, repeated: Any, entry: str = "") -> Iterator[str]:
 
 
 def _numbers(value: Any) -> list[Any]:
-    """The entries of nested lists, one after another."""
     return [number for part in value for number in _numbers(part)] if isinstance(value, list) else [value]
 
 
@@ -233,3 +236,58 @@ def read_records(folder: Path) -> list[Record]:
     if not paths:
         raise RecordError(f"{folder}: no records; run the campaign of that name (apd campaign {Path(folder).name})")
     return [read_record(path) for path in paths]
+
+
+# Where a number came from: the code, the libraries, the machine and the command that made it.
+
+
+def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: Sequence[str] = ()) -> dict[str, Any]:
+    """The entries of a record that say where it came from: commit, versions (also of `libraries`), device, command."""
+    return {
+        "git": _git_state(),
+        "versions": {"python": platform.python_version(), "apd": _version("adaptive-perspective-distillation")}
+        | {name: _version(name) for name in ("torchvision", "timm", "numpy", *libraries)}
+        | {"torch": str(torch.__version__)},  # with the suffix of its build, which the package's version lacks
+        "device": {
+            "type": device.type,
+            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            "threads": torch.get_num_threads(),
+            "precision": precision,
+        }
+        | ({"ranks": ranks} if ranks > 1 else {}),
+        "command": shlex.join(Path(part).name if Path(part).is_absolute() else part for part in sys.argv),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The processor's model name as Linux gives it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@cache
+def _git_state() -> dict[str, Any]:
+    """Commit of the source tree as the first run begins, empty without git, and whether the package differs from it."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        if not commit and os.environ.get("APD_COMMIT"):  # a copy without its history, whose maker knows its commit
+            return {"commit": os.environ["APD_COMMIT"], "clean": True}
+        return {"commit": commit, "clean": bool(commit) and not git("status", "--porcelain", "--", str(here.parent))}
+    except (OSError, subprocess.TimeoutExpired):
+        return {"commit": "", "clean": False}

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from apd.data.census import Census
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
-from apd.training.provenance import provenance
-from apd.training.record import SCHEMA, Record, read_record
+from apd.training.record import SCHEMA, Record, provenance, read_record
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import load_teacher
 from apd.training.trainer import Progress, Task, Trainer
@@ -44,8 +44,7 @@ def train(
     Args:
         experiment: the full configuration.
         device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
-        progress: show a bar; None shows it on a terminal only, "lines" prints lines for a log: at most two a minute,
-            and the scores on the way.
+        progress: show a bar; None shows it on a terminal only, "lines" prints at most two lines a minute for a log.
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
@@ -54,13 +53,11 @@ def train(
 
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
-        DataError: the data are missing or damaged.
-        ExperimentError: something of the experiment is not possible here: device, network, batch, `workers`, libraries.
+        DataError, ExperimentError: the data are missing or damaged, or the experiment is not possible here.
         TeacherError: the teacher's weights do not fit, or score below what the experiment expects of them.
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
         CheckpointError: the disk is full or read-only, or the finished run is of other data than today's.
-        StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
-        LostRankError: another rank of this run has gone.
+        StoppedError, LostRankError: Ctrl-C or SIGTERM, with a checkpoint; another rank of this run has gone.
     """
     ranks = join()
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
@@ -81,10 +78,8 @@ def train(
         if check_labels:
             ranks.on_rank_zero(lambda: _check_labels(task.census(splits), experiment))
         names = splits.train.spec.class_names
-        student = ranks.rank_zero_first(
-            lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
-        )
-        teacher, weights = None, Path()
+        make = partial(task.network, experiment.network, len(names), where, experiment.seed, class_names=names)
+        student, teacher, weights = ranks.rank_zero_first(make), None, Path()
         if experiment.teacher is not None:
             weights = Path(experiment.teacher.weights_file)
             if not experiment.teacher.weights_file:
@@ -110,7 +105,8 @@ def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> N
     if training.batch_size % parts or training.batch_size < least * parts:
         product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
         expected = f"a multiple of {product}, and {least} or more images in each part"
-        raise of_every_rank(ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}"))
+        error = ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}")
+        raise of_every_rank(error)
 
 
 def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
@@ -134,7 +130,6 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
 
 
 def _finished(folder: Path) -> Record | None:
-    """The record of a finished run; CheckpointError where its scenes or own images are others today."""
     if not (folder / "record.json").exists():
         return None
     record = read_record(folder / "record.json")
@@ -225,17 +220,11 @@ def _peak_memory(device: torch.device) -> int:
 
 # Where runs and records live.
 
-RUN_FILES = ("record.json", "weights.safetensors", "log.jsonl")
-"""What lies in the folder of a finished run, beside its checkpoints."""
-
 
 def repository() -> Path:
     """The nearest folder above the working one that holds both `apd/` and `pyproject.toml`; else the working one."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").is_file() and (folder / "apd").is_dir():
-            return folder
-    return here
+    above = (Path.cwd(), *Path.cwd().parents)
+    return next((at for at in above if (at / "pyproject.toml").is_file() and (at / "apd").is_dir()), above[0])
 
 
 def runs_folder() -> Path:
@@ -253,7 +242,7 @@ def run_folder(experiment: Experiment) -> Path:
 def finished_folder(run: Path | str) -> Path:
     """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints."""
     run = Path(run).expanduser()
-    return run.parent if run.name in RUN_FILES or run.is_file() else run
+    return run.parent if run.name in ("record.json", "weights.safetensors", "log.jsonl") or run.is_file() else run
 
 
 def records_folder(campaign: str) -> Path:

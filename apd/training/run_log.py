@@ -21,8 +21,7 @@ from apd.data.batches import Batch
 from apd.training.checkpoint import GO_ON, CheckpointError
 
 CURVE_POINTS = 100
-LINE_SECONDS = 30.0
-"""Between two lines of progress in a log (own choice)."""
+LINE_SECONDS = 30.0  # Between two lines of progress in a log (own choice).
 
 
 class NonFiniteLossError(RuntimeError):

@@ -9,7 +9,7 @@ from typing import Annotated, get_args, get_type_hints
 
 import tyro
 
-from apd.cli.parsing import parse, recipe_parts
+from apd.cli.app import parse, recipe_parts
 from apd.config.datasets import build_split, spec_of
 from apd.config.experiment import DataConfig
 from apd.config.identity import to_dict
@@ -25,6 +25,7 @@ from apd.training.exit_codes import UsageError
 from apd.training.segmentation import build_network
 
 NAMES = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
+OWN_SIZES = {"height": 0, "width": 0}
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,14 @@ def check(arguments: list[str], sentence: str) -> int:
     chosen = parse(_Check, arguments, prog="apd check", description=description).data
     if chosen in NAMES and not Path(chosen, DESCRIPTION).is_file():
         scenes = chosen == "scenes"
-        data = DataConfig(name=chosen) if scenes else DataConfig(name=chosen, height=0, width=0)
-        listed = dict(spec_of(data).splits)
-        splits = [split for split in SPLITS if scenes or split in listed]
+        data = DataConfig(name=chosen, **({} if scenes else OWN_SIZES))
+        splits = [split for split in SPLITS if scenes or split in dict(spec_of(data).splits)]
     else:
         try:
             locate_folder(chosen)
         except MissingData as error:
             raise DataError(f"{error}; or name one of {', '.join(NAMES)}{did_you_mean(chosen, NAMES)}") from error
-        data = DataConfig(name="folder", folder=chosen, height=0, width=0)
+        data = DataConfig(name="folder", folder=chosen, **OWN_SIZES)
         splits = [split for split in SPLITS if split != "test" or has_split(chosen, split)]
     census = census_of({split: build_split(data, split) for split in splits})
     print("\n".join(census.table()))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import torch
 import tyro
 
-from apd.cli.parsing import only, parse, with_recipe
+from apd.cli.app import only, parse, with_recipe
 from apd.cli.using import split_described
 from apd.config.experiment import Experiment
 from apd.cost.dry_run import dry_run

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from apd.cli.parsing import parse
+from apd.cli.app import parse
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.config.inference import InferenceOptions, require_sides, require_split_sides, shown_size

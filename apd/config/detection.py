@@ -14,9 +14,15 @@ def require_images(data: Any) -> None:
     require(0 <= data.flip <= 1, data, "flip", "a probability between 0 and 1")
     require(0 <= data.jitter < 1, data, "jitter", "0 <= jitter < 1")
     require(0 <= data.context_shift <= 1, data, "context_shift", "a number between 0 and 1")
-    for name in ("train_images", "evaluation_images"):
-        require(getattr(data, name) >= 1, data, name, "at least 1")
-    require(data.world >= 0, data, "world", "an integer >= 0")
+    require_at_least(1, data, "train_images", "evaluation_images")
+    require_at_least(0, data, "world")
+
+
+def require_at_least(least: int, owner: Any, *names: str) -> None:
+    """Raise ExperimentError unless each of these fields of `owner` has at least this value."""
+    for name in names:
+        kind = "a number" if isinstance(getattr(owner, name), float) else "an integer"
+        require(getattr(owner, name) >= least, owner, name, f"{kind} >= {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +57,14 @@ class InstanceDataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("height", "width"):
-            require(getattr(self, name) >= LEAST_SIDE, self, name, f"an integer >= {LEAST_SIDE}")
+        require_at_least(LEAST_SIDE, self, "height", "width")
         if self.name == "coco":
             require(bool(self.folder), self, "folder", "the name of a folder below APD_DATA, such as coco")
             require(self.evaluation_split == "val", self, "evaluation_split", "val: test's annotations are not public")
             for name in ("annotations", "pictures", "train_part", "val_part"):
                 require(bool(getattr(self, name)), self, name, "a text that is not empty")
         require_images(self)
-        require(self.least_pixels >= 1, self, "least_pixels", "at least 1")
+        require_at_least(1, self, "least_pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +88,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("width", "box_width", "smallest_anchor", "proposals", "rois", "detections"):
-            require(getattr(self, name) >= 1, self, name, "an integer >= 1")
+        require_at_least(1, self, "width", "box_width", "smallest_anchor", "proposals", "rois", "detections")
         built = self.weights != "coco" or (self.backbone, self.width, self.box_width) == ("resnet50", 256, 1024)
         sizes = "resnet50 with width 256 and box_width 1024"
         require(built, self, "weights", f"none or imagenet here: torchvision has COCO weights for {sizes}")

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apd.config.detection import DetectorConfig, InstanceDataConfig, require_images
+from apd.config.detection import DetectorConfig, InstanceDataConfig, require_at_least, require_images
 from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
 from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import ExperimentError, require, require_types
@@ -41,8 +41,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("crop_height", "crop_width"):
-            require(getattr(self, name) >= 32, self, name, "an integer >= 32")
+        require_at_least(32, self, "crop_height", "crop_width")
         for name in ("height", "width", "long_side"):
             require(getattr(self, name) >= 32 or getattr(self, name) == 0, self, name, "an integer >= 32, or 0")
         require((self.height == 0) == (self.width == 0), self, "width", f"0 only together with height {self.height}")
@@ -80,7 +79,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.head_width >= 4, self, "head_width", "an integer >= 4")
+        require_at_least(4, self, "head_width")
         require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
         if self.head == "aspp":
             least = 3 * self.output_stride
@@ -123,13 +122,11 @@ class TrainingConfig:
         if isinstance(self.milestones, list):  # JSON has lists
             object.__setattr__(self, "milestones", tuple(self.milestones))
         require_types(self)
-        for name in ("iterations", "accumulation"):
-            require(getattr(self, name) >= 1, self, name, "an integer >= 1")
+        require_at_least(1, self, "iterations", "accumulation")
         require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
         for name in ("learning_rate", "head_multiplier"):
             require(getattr(self, name) > 0, self, name, "a number > 0")
-        for name in ("weight_decay", "power", "auxiliary_weight", "evaluations"):
-            require(getattr(self, name) >= 0, self, name, "a number >= 0")
+        require_at_least(0, self, "weight_decay", "power", "auxiliary_weight", "evaluations")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
@@ -167,11 +164,12 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
-        for name, other in (("expected_miou", DetectorConfig), ("expected_ap", NetworkConfig)):
-            require(0 <= getattr(self, name) <= 1, self, name, "a fraction between 0 and 1")
-            if isinstance(self.network, other):
-                right = "expected_ap" if name == "expected_miou" else "expected_miou"
-                require(getattr(self, name) == 0, self, name, f"0, the default: for a {other.__name__} set {right}")
+        own, other = "expected_miou", "expected_ap"
+        if isinstance(self.network, DetectorConfig):
+            own, other = other, own
+        require(0 <= getattr(self, own) <= 1, self, own, "a fraction between 0 and 1")
+        expected = f"0, the default: for a {type(self.network).__name__} set {own}"
+        require(getattr(self, other) == 0, self, other, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,11 @@ class Latency(NamedTuple):
     upper: float
 
 
+def quartiles(values: np.ndarray) -> Latency:
+    """Lower quartile, median and upper quartile."""
+    return Latency(*np.quantile(values, (0.25, 0.5, 0.75)).tolist())
+
+
 def latency_of(call: Callable[[], object], seconds: float) -> Latency:
     """Time a call by :class:`torch.utils.benchmark.Timer`, which warms up, and waits for a GPU.
 
@@ -42,7 +47,7 @@ def latency_of(call: Callable[[], object], seconds: float) -> Latency:
         raise ValueError(f"seconds: got {seconds}, expected more than 0")
     clock = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     times = clock.adaptive_autorange(min_run_time=seconds, max_run_time=10 * seconds).times
-    return Latency(*np.quantile(1e3 * np.array(times), (0.25, 0.5, 0.75)).tolist())
+    return quartiles(1e3 * np.array(times))
 
 
 def start_latency(*arguments: str, seconds: float = 3.0) -> Latency:
@@ -60,10 +65,6 @@ class Cost:
     latency_ms: Latency  #: For the whole batch.
     peak_memory_bytes: int  #: The network, its input and the most that was alive beside them in one forward pass.
     memory_method: str  #: How that peak was found, in words.
-    batch: int
-    height: int
-    width: int
-    device: str  #: Where it ran, such as "cpu" or "cuda:0".
     threads: int  #: Of the CPU.
 
 
@@ -114,10 +115,6 @@ def cost_of(
         latency_ms=latency,
         peak_memory_bytes=peak_of(forward, place) + sum(tensor.numel() * tensor.element_size() for tensor in own),
         memory_method=f"peak of {peak_by} in one forward pass, plus parameters, buffers and input",
-        batch=batch,
-        height=height,
-        width=width,
-        device=str(place),
         threads=torch.get_num_threads(),
     )
 
@@ -183,20 +180,19 @@ def loss_batch(
     shown = torch.stack([torch.randperm(shape.classes, generator=random)[:few] for _ in range(shape.batch)])
     patches_B64 = shown.gather(1, torch.randint(few, (shape.batch, 64), generator=random))
     places = torch.arange(shape.labels) * 8 // shape.labels
-    return {
-        "student_features": maps(shape.channels, learned=True),
-        "teacher_features": maps(shape.channels, learned=False),
-        "student_logits": maps(shape.classes, learned=True),
-        "teacher_logits": maps(shape.classes, learned=False),
-        "labels": patches_B64.view(-1, 8, 8)[:, places][:, :, places].contiguous().to(device),
+    names = {"features": shape.channels, "logits": shape.classes}
+    made = {
+        f"{who}_{what}": maps(n, learned=who == "student")
+        for what, n in names.items()
+        for who in ("student", "teacher")
     }
+    return made | {"labels": patches_B64.view(-1, 8, 8)[:, places][:, :, places].contiguous().to(device)}
 
 
 def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:
-    """Measure one forward and backward pass of a loss, where `batch` is, in `seconds` as :func:`latency_of` takes them.
+    """Measure a forward and backward pass of a loss on a :func:`loss_batch`, in `seconds` as for :func:`latency_of`.
 
-    `loss` is called with the keywords of `batch` (see :func:`loss_batch`); it gives a scalar, or a dict with a scalar
-    "loss".
+    `loss` takes the keywords of `batch` and gives a scalar, or a dict with a scalar "loss".
     """
     learned = [value for value in batch.values() if value.requires_grad]
     learned += [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []

@@ -54,10 +54,9 @@ SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050")  # Half as wide, and 
 SECOND_TEACHER = replace(TEACHER, backbone="efficientnet_lite0", head="aspp", aspp_reach=80)
 """A DeepLabV3 whose largest dilation reaches half a crop of the small recipes."""
 
+_SCENES = {"evaluation_split": "test", "scale_min": 0.75, "scale_max": 1.5}
 _TINY = Experiment(
-    data=DataConfig(
-        width=96, evaluation_split="test", scale_min=0.75, scale_max=1.5, train_images=400, evaluation_images=200
-    ),
+    data=DataConfig(width=96, train_images=400, evaluation_images=200, **_SCENES),
     network=NetworkConfig(backbone="test_efficientnet", head_width=32, output_stride=4),
     training=TrainingConfig(iterations=200, learning_rate=0.03, evaluations=2),
     precision="fp32",
@@ -68,25 +67,18 @@ _TINY = Experiment(
 )
 """Scenes; both networks start at random, at output stride 4 because a pole is two pixels wide here. Both learning rates
 are the best of three on val at context_shift 1, the student's over all methods (`scenes-tiny-tuning`)."""
+
+
+def _two(data: DataConfig, student: NetworkConfig, teacher: NetworkConfig, *trainings: TrainingConfig) -> Experiment:
+    """A student and its teacher, with a training each."""
+    taught = TeacherConfig(network=teacher, training=trainings[-1])
+    return Experiment(data=data, network=student, training=trainings[0], teacher=taught)
+
+
 _CAMVID = {"name": "camvid", "evaluation_split": "test", "jitter": 0.2}
-_SMALL = Experiment(
-    data=DataConfig(**_CAMVID, height=180, width=240, crop_height=160, crop_width=160),
-    network=SECOND_STUDENT,
-    training=TrainingConfig(iterations=1500),
-    teacher=TeacherConfig(
-        network=NetworkConfig(backbone="efficientnet_lite0", head_width=256, weights="imagenet"),
-        training=TrainingConfig(iterations=1500),
-    ),
-)
-"""CamVid at half its size for minutes a run on one CPU core. The teacher's learning rate is the best of three on val in
-short runs (`camvid-small-tuning`); the distillers' weights were not tuned."""
-_LONGER = {"iterations": 12000, "batch_size": 16}
-_FULL = replace(
-    _SMALL,
-    data=DataConfig(**_CAMVID, height=360, width=480, crop_height=320, crop_width=320),
-    training=TrainingConfig(**_LONGER),
-    teacher=replace(_SMALL.teacher, training=TrainingConfig(**_LONGER)),
-)
+_HALF = DataConfig(**_CAMVID, height=180, width=240, crop_height=160, crop_width=160)
+_WHOLE = DataConfig(**_CAMVID, height=360, width=480, crop_height=320, crop_width=320)
+_PLAIN = SECOND_STUDENT, NetworkConfig(backbone="efficientnet_lite0", head_width=256, weights="imagenet")
 # images of LabelMeFacade keep their shape and are loaded with their short side of 320 pixels
 _FACADE = {**_CAMVID, "name": "labelmefacade", "height": 0, "width": 0}
 _CROP, _LARGE_CROP = {"crop_height": 160, "crop_width": 224}, {"crop_height": 320, "crop_width": 320}
@@ -95,17 +87,19 @@ _REAL: dict[RealSize, tuple[DataConfig, int, int, int]] = {
     "facade-small": (DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05), 1200, 1200, 8),
     "facade-full": (DataConfig(**_FACADE, **_LARGE_CROP, scale_min=0.75, scale_max=1.75), 3000, 6000, 16),
     "camvid-small": (DataConfig(**_CAMVID, **_CROP, height=180, width=240), 2400, 1200, 8),
-    "camvid-full": (_FULL.data, 3000, 6000, 16),
+    "camvid-full": (_WHOLE, 3000, 6000, 16),
 }
 """Data, steps of the student and of the teacher, and their batch size, of networks that start from ImageNet."""
-_BASES: dict[Size, Experiment] = {"tiny": _TINY, "small": _SMALL, "full": _FULL} | {
-    size: Experiment(
-        data=data,
-        network=STUDENT,
-        training=replace(ADAMW, iterations=student, batch_size=batch),
-        teacher=TeacherConfig(network=TEACHER, training=replace(ADAMW, iterations=teacher, batch_size=batch)),
-    )
-    for size, (data, student, teacher, batch) in _REAL.items()
+_BASES: dict[Size, Experiment] = {
+    "tiny": _TINY,
+    # half the size for minutes a run on one CPU core. The teacher's learning rate is the best of three on val in short
+    # runs (`camvid-small-tuning`); the distillers' weights were not tuned
+    "small": _two(_HALF, *_PLAIN, TrainingConfig(iterations=1500)),
+    "full": _two(_WHOLE, *_PLAIN, TrainingConfig(iterations=12000, batch_size=16)),
+    **{
+        size: _two(data, STUDENT, TEACHER, *(replace(ADAMW, iterations=n, batch_size=batch) for n in steps))
+        for size, (data, *steps, batch) in _REAL.items()
+    },
 }
 
 

@@ -24,7 +24,7 @@ from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
-from apd.training.task import RunTask, built
+from apd.training.task import RunTask
 
 _KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
 _SCENES_AT_A_TIME = 8
@@ -38,7 +38,7 @@ class DetectionTask(RunTask):
     none, counts for as much as it has.
     """
 
-    expected = "expected_ap"
+    expected, kind = "expected_ap", "detector"
     libraries = ("faster-coco-eval",)
 
     def __init__(self, experiment: Experiment) -> None:
@@ -95,30 +95,11 @@ class DetectionTask(RunTask):
         options = self._of_batches(start, ranks)
         return training_instance_batches(dataset, augmentation=augmentation, workers=workers, **options)
 
-    def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """One: every map that batch norm sees has several cells."""
-        return 1
-
-    def precision(self, device: torch.device) -> str:
-        """fp32 everywhere: coordinates of boxes are too coarse in bf16."""
-        return "fp32"
-
-    def network(
-        self,
-        config: DetectorConfig,
-        num_classes: int,
-        device: torch.device,
-        seed: int,
-        *,
-        class_names: Sequence[str] = (),
-        weights_follow: bool = False,
-    ) -> FasterRCNN:
-        """See :func:`apd.models.detector.build_detector`; images are resized as the experiment's data say."""
-        sides = self.experiment.data.height, self.experiment.data.width
-        shape = asdict(config)
+    def _build(self, config: DetectorConfig, num_classes: int, class_names: Sequence[str], weights_follow: bool) -> Any:
+        sides, shape = (self.experiment.data.height, self.experiment.data.width), asdict(config)
         backbone, masks = shape.pop("backbone"), shape.pop("kind") == "mask_rcnn"
         shape |= dict(class_names=class_names, min_size=min(sides), max_size=max(sides), fetch=not weights_follow)
-        return built(lambda: build_detector(backbone, num_classes, masks=masks, **shape), "detector", device, seed)
+        return build_detector(backbone, num_classes, masks=masks, **shape)
 
     def parameter_groups(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Those of the classifier below the pyramid that are not frozen, and those of pyramid and heads."""
@@ -135,9 +116,6 @@ class DetectionTask(RunTask):
         """The batch, undivided, on the device."""
         pinned = self.experiment.training.pinned_memory and device.type == "cuda"
         return [(batch.pinned() if pinned else batch).to(device)]
-
-    def teacher_outputs(self, batch: InstanceBatch) -> None:
-        """None: the teacher looks at the boxes that the student proposes, so `forward` calls it."""
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]], _: None = None) -> dict[str, Tensor]:
         """torchvision's losses by its names, the distillers' terms, and "loss", their weighted sum."""

@@ -31,9 +31,12 @@ def build_network(
     With `weights_follow` the caller loads a full state dict next, so ImageNet weights are not asked for.
     """
     require_segmentation(network)
+    return built(partial(_segmenter, network, num_classes, weights_follow), "network", device, seed)
+
+
+def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter:
     unread = {"weights": "none", "weights_file": ""} if weights_follow else {}
-    shape = asdict(network) | unread
-    return built(lambda: build_segmenter(num_classes=num_classes, **shape), "network", device, seed)
+    return build_segmenter(num_classes=num_classes, **(asdict(network) | unread))
 
 
 def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
@@ -46,7 +49,7 @@ def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Ten
 class SegmentationTask(RunTask):
     """A class for every pixel, judged by a confusion matrix."""
 
-    expected = "expected_miou"
+    expected, kind = "expected_miou", "network"
 
     @cached_property
     def ignore_index(self) -> int:
@@ -83,21 +86,11 @@ class SegmentationTask(RunTask):
         return 1 if ranks.size > 1 and device.type == "cuda" else 2
 
     def precision(self, device: torch.device) -> str:
-        """ "fp32" or "bf16", of the networks' forward passes on this device."""
+        """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def network(
-        self,
-        config: NetworkConfig,
-        num_classes: int,
-        device: torch.device,
-        seed: int,
-        *,
-        class_names: Sequence[str] = (),
-        weights_follow: bool = False,
-    ) -> Segmenter:
-        """See :func:`build_network`; no pre-trained weights know classes."""
-        return build_network(config, num_classes, device, seed, weights_follow=weights_follow)
+    def _build(self, config: NetworkConfig, num_classes: int, _: Sequence[str], weights_follow: bool) -> Segmenter:
+        return _segmenter(config, num_classes, weights_follow)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters of the backbone, and those of heads and classifier."""

@@ -1,6 +1,7 @@
 """What a task of a run is, whichever: its networks, its distillers and its teacher, which has to be good enough."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class RunTask(nn.Module):
 
     expected: Literal["expected_miou", "expected_ap"]  # field of the teacher's configuration: its least headline score
     libraries: tuple[str, ...] = ()  # packages, beside the usual ones, whose version belongs to what is measured
+    kind: str
     ignore_index: int = 255  # of labels; a detector's are its own
 
     def __init__(self, experiment: Experiment) -> None:
@@ -41,8 +43,8 @@ class RunTask(nn.Module):
 
     def distiller(self, config: DistillerConfig, student: nn.Module, teacher: nn.Module) -> nn.Module:
         """The loss module of one distiller, on the student's device, its heads initialised from the seed alone."""
-        options = dict(seed=self.experiment.seed, ignore_index=self.ignore_index)
-        return build_distiller(config, student=student, teacher=teacher, **options)
+        ignore, seed = self.ignore_index, self.experiment.seed
+        return build_distiller(config, student=student, teacher=teacher, ignore_index=ignore, seed=seed)
 
     def prepare(self, student: Any, teacher: Any) -> None:
         """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""
@@ -57,6 +59,34 @@ class RunTask(nn.Module):
             loss = loss + distilled["loss"]
             terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
         return terms | {"loss": loss}
+
+    def network(
+        self,
+        config: Any,
+        num_classes: int,
+        device: torch.device,
+        seed: int,
+        *,
+        class_names: Sequence[str] = (),
+        weights_follow: bool = False,
+    ) -> Any:
+        """A network with initial weights; with `weights_follow` the caller loads a full state dict next.
+
+        `class_names` are for pre-trained weights that know classes. ExperimentError where it cannot be built.
+        """
+        return built(partial(self._build, config, num_classes, class_names, weights_follow), self.kind, device, seed)
+
+    def least_part(self, ranks: Ranks, device: torch.device) -> int:
+        """Images that batch norm needs in each part of a batch."""
+        return 1
+
+    def precision(self, device: torch.device) -> str:
+        """fp32 or bf16, of the networks' forward passes; coordinates of boxes would be too coarse in bf16."""
+        return "fp32"
+
+    def teacher_outputs(self, batch: Any) -> Any:
+        """The teacher's output, where `forward` does not call it: a detector's looks at the student's boxes."""
+        return None
 
     def compare(self, student: nn.Module, teacher: nn.Module, dataset: Any, ranks: Ranks) -> dict[str, Any]:
         """What the record's entry `teacher` says of both networks together."""
@@ -77,8 +107,8 @@ def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed:
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The task's teacher with strictly loaded weights, in eval mode, without gradients.
 
-    The file is one of this project's runs or a released checkpoint (see :func:`~apd.models.load_weights`). TeacherError
-    where there is no such file, or its names or shapes are not those of the experiment's teacher.
+    `path` is one of this project's runs or a released checkpoint (see :func:`~apd.models.load_weights`). TeacherError:
+    there is no such file, or its names or shapes are not those of the experiment's teacher.
     """
     if not path.is_file():
         raise TeacherError(f"teacher weights {path}: there is no such file (--teacher.weights-file)")

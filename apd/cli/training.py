@@ -32,10 +32,9 @@ MOST_LINES = 20  # Differences that `apd replay` prints; the rest is counted (ow
 @dataclass(frozen=True)
 class _Base:
     size: Size = "tiny"
-    """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), one of the paper's
-    (GPUs), as released or with the corrected loss; of detection: scenes_detection, tiny_coco (CPU), or COCO at the
-    paper's scale. Without it --data.name folder gets a recipe that is chosen for the folder's images.
-    """
+    """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's, as
+    released or corrected; of detection: scenes_detection, tiny_coco (CPU), or COCO at the paper's scale. Without it
+    --data.name folder gets a recipe that is chosen for the folder's images."""
     method: AnyMethod = "apd"
     """What the recipe adds to the student's task loss: one of `apd recipes` at this size."""
 

@@ -117,6 +117,9 @@ class DetectionTask(RunTask):
         pinned = self.experiment.training.pinned_memory and device.type == "cuda"
         return [(batch.pinned() if pinned else batch).to(device)]
 
+    def teacher_outputs(self, batch: InstanceBatch) -> None:
+        """None: the teacher looks at the boxes that the student proposes, so `forward` calls it."""
+
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]], _: None = None) -> dict[str, Tensor]:
         """torchvision's losses by its names, the distillers' terms, and "loss", their weighted sum."""
         (teacher,) = self._teacher
@@ -128,7 +131,12 @@ class DetectionTask(RunTask):
             counts = tap.loss_counts
         # alone, count and global_count are one number, and their quotient is exactly 1
         terms = {name: value * (counts[name] / global_count(counts[name])) for name, value in losses.items()}
-        return self.summed(terms, sum(terms.values()), ((name, each(pair)) for name, each in self.distillers.items()))
+        loss = sum(terms.values())
+        for name, distiller in self.distillers.items():
+            distilled = distiller(pair)
+            loss = loss + distilled["loss"]
+            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
+        return terms | {"loss": loss}
 
     def evaluate(
         self, network: FasterRCNN, dataset: InstanceDataset, inference: InferenceOptions, ranks: Ranks

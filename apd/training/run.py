@@ -146,11 +146,10 @@ def _finished(folder: Path) -> Record | None:
 
 def _check_labels(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
-    sentences = census.warnings(experiment.data.folder) if census is not None else []
+    warnings = census.warnings(experiment.data.folder) if census is not None else []
     if census is not None and experiment.task == "segmentation":
         print("\n".join(census.table()), flush=True)
-        for sentence in sentences:
-            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        print("".join(f"warning: {sentence}\n" for sentence in warnings), end="", file=sys.stderr, flush=True)
 
 
 def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path) -> Record:

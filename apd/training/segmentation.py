@@ -135,7 +135,10 @@ class SegmentationTask(RunTask):
         if student.aux is not None and auxiliary_weight:
             terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
-        return self.summed(terms, loss, self._distil(student, teacher, labels_BHW).items())
+        for name, distilled in self._distil(student, teacher, labels_BHW).items():
+            loss = loss + distilled["loss"]
+            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
+        return terms | {"loss": loss}
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
         if not self.distillers:

@@ -1,12 +1,12 @@
 """What a task of a run is, whichever: its networks, its distillers and its teacher, which has to be good enough."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError
@@ -51,15 +51,6 @@ class RunTask(nn.Module):
         self.student, configs = student, self.experiment.distillers
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
 
-    def summed(
-        self, terms: dict[str, Tensor], loss: Tensor, distillers: Iterable[tuple[str, dict[str, Tensor]]]
-    ) -> dict[str, Tensor]:
-        """The task's terms and the distillers', unweighted, and "loss", the weighted sum of all."""
-        for name, distilled in distillers:
-            loss = loss + distilled["loss"]
-            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
-        return terms | {"loss": loss}
-
     def network(
         self,
         config: Any,
@@ -83,10 +74,6 @@ class RunTask(nn.Module):
     def precision(self, device: torch.device) -> str:
         """fp32 or bf16, of the networks' forward passes; coordinates of boxes would be too coarse in bf16."""
         return "fp32"
-
-    def teacher_outputs(self, batch: Any) -> Any:
-        """The teacher's output, where `forward` does not call it: a detector's looks at the student's boxes."""
-        return None
 
     def compare(self, student: nn.Module, teacher: nn.Module, dataset: Any, ranks: Ranks) -> dict[str, Any]:
         """What the record's entry `teacher` says of both networks together."""

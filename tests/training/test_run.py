@@ -192,10 +192,10 @@ def test_a_distiller_that_a_run_does_not_have_is_an_error(runs):
         trained_distiller(tiny("apd"), network, network)
 
 
-@pytest.mark.parametrize(("experiment", "module"), [(tiny(), "scenes"), (small(), "scenes.instances")])
-def test_a_finished_run_of_another_generator_of_scenes_is_refused(experiment, module, runs, monkeypatch):
+@pytest.mark.parametrize("experiment", [tiny(), small()])
+def test_a_finished_run_of_another_generator_of_scenes_is_refused(experiment, runs, monkeypatch):
     train(experiment)
-    monkeypatch.setattr(f"apd.data.{module}.GENERATOR_VERSION", 0)
+    monkeypatch.setattr("apd.data.scenes.GENERATOR_VERSION", 0)
     with pytest.raises(CheckpointError, match="scenes of another version of their generator: delete the folder"):
         train(experiment)
 

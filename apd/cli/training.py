@@ -85,10 +85,7 @@ def train(arguments: list[str], sentence: str) -> int:
 
 
 def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
-    """What the options change: size and method decide the defaults of everything else, so they are read first.
-
-    A folder of one's own has a recipe of its own unless a size is asked for, and then the size of its images matters.
-    """
+    """What the options change: size and method decide the defaults of everything else, so they are read first."""
     wanted = [a for a in arguments if a not in ("-h", "--help")]
 
     def last(flag: str) -> str:

@@ -126,21 +126,16 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
     data, task = record.experiment.data, task_of(record.experiment)
     if data.name == "coco" and chosen.split == "test":
         raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
-    dataset = task.split(chosen.split)
+    dataset, model = task.split(chosen.split), trained_network(chosen.run, device=chosen.device or None)
 
     def write(sample: InstanceSample, found: Detections) -> None:
         image = predictions.drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
         predictions.save_image(image, chosen.pictures / f"{sample.name}-found.png")
 
-    found = scored(
-        trained_network(chosen.run, device=chosen.device or None),
-        dataset,
-        batch_size=task.at_a_time,
-        progress=chosen.split,
-        on_image=None if chosen.pictures is None else write,
-    )
-    tables, names = found.tables(), dataset.spec.class_names
-    print(*ap_lines(tables, names), f"{len(dataset)} images of {split_described(record, chosen.split)}", sep="\n")
+    options = dict(batch_size=task.at_a_time, progress=chosen.split)
+    tables = scored(model, dataset, **options, on_image=None if chosen.pictures is None else write).tables()
+    counted = f"{len(dataset)} images of {split_described(record, chosen.split)}"
+    print(*ap_lines(tables, dataset.spec.class_names), counted, sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)

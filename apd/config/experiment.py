@@ -213,10 +213,7 @@ class Experiment:
         return "detection" if isinstance(self.data, InstanceDataConfig) else "segmentation"
 
     def teacher_experiment(self) -> "Experiment":
-        """The experiment whose run is this one's teacher: same data, no distillers.
-
-        `inference` is left at its default: it changes no weight, so that one teacher serves all its settings.
-        """
+        """The experiment whose run is this one's teacher: same data, no distillers, one for all `inference`."""
         if self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")
         return Experiment(
@@ -231,9 +228,8 @@ class Experiment:
 
 def _require_one_task(experiment: Experiment) -> None:
     data, detection = type(experiment.data).__name__, experiment.task == "detection"
-    wanted = "a DetectorConfig; segmentation wants a DataConfig as data"
-    if not detection:
-        wanted = "a NetworkConfig; detection wants an InstanceDataConfig as data"
+    segmentation = "a NetworkConfig; detection wants an InstanceDataConfig as data"
+    wanted = "a DetectorConfig; segmentation wants a DataConfig as data" if detection else segmentation
     for name, owner in {"network": experiment, "teacher.network": experiment.teacher}.items():
         if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
             found = type(owner.network).__name__

@@ -54,9 +54,8 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     """Count what a training step of the experiment takes. Weights are not read and no data are touched.
 
     In detection the image is the largest that the detector resizes to. Training counts the sampled boxes, a quarter of
-    them objects (the most that torchvision takes), and inference as many proposals and detections as the network may
-    have; of the teacher, a step counts the pyramid and the box head at the student's boxes. `num_classes` leaves a
-    detector's background out. ExperimentError where a network cannot be built.
+    them objects, and inference as many proposals and detections as the network may have; of the teacher, a step counts
+    the pyramid and the box head. `num_classes` leaves a detector's background out. ExperimentError: it cannot be built.
     """
     task, nowhere = task_of(experiment), torch.device("meta")  # no memory is taken and no number drawn
     with nowhere:

@@ -37,10 +37,7 @@ def quartiles(values: np.ndarray) -> Latency:
 
 
 def latency_of(call: Callable[[], object], seconds: float) -> Latency:
-    """Time a call by :class:`torch.utils.benchmark.Timer`, which warms up, and waits for a GPU.
-
-    It is repeated for at least `seconds`, and up to ten times as long where its times differ by more than 10 %.
-    """
+    """Time a call by torch's benchmark Timer for at least `seconds`, and ten times as long where its times differ."""
     from torch.utils.benchmark import Timer  # loads setuptools
 
     if not seconds > 0:

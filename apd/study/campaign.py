@@ -94,10 +94,7 @@ def existing_records(folder: Path) -> dict[str, Record]:
 
 
 def dealt(experiments: list[Experiment], shard: str) -> list[Experiment]:
-    """The experiments of worker i of n, for a shard such as "2/8"; all for an empty one, CampaignError for no shard.
-
-    They are dealt out back and forth, so that no worker always gets the same method of a seed.
-    """
+    """The experiments of worker i of n, for a shard "i/n", dealt out back and forth; of an empty one, all."""
     number, _, of = (shard or "1/1").partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise CampaignError(f"shard = {shard!r}: expected i/n with 1 <= i <= n, such as 2/8")

@@ -1,7 +1,4 @@
-"""The campaigns: named lists of experiments whose records are the study's evidence, seed by seed.
-
-What is tuned is chosen by the score on val after the last step, with one seed.
-"""
+"""The campaigns: named lists of experiments whose records are the study's evidence, seed by seed."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -155,7 +152,7 @@ def _camvid_pairs() -> Iterator[Experiment]:
     """DeepLabV3, at the learning rate of a PSPNet, teaches the small recipe's PSPNet; `camvid-small` has the rest."""
     for seed, method in product(range(3), PAIR_METHODS[1:]):
         experiment = recipe("small", method, seed=seed)
-        network = replace(experiment.teacher.network, head="aspp", aspp_reach=80)
+        network = replace(experiment.teacher.network, head="aspp", aspp_reach=80)  # reaches half a crop
         name = f"{method}-psp_mobilenetv2_050_from_aspp-seed{seed}"
         yield replace(experiment, name=name, teacher=replace(experiment.teacher, network=network))
 
@@ -267,10 +264,9 @@ def experiments_of(name: str) -> list[Experiment]:
 
 def untrained_teacher(experiment: Experiment) -> Experiment | None:
     """The run that has to be finished before this one can begin, or None."""
-    if experiment.teacher is None or experiment.teacher.weights_file:
-        return None
-    teacher = experiment.teacher_experiment()
-    return None if (run_folder(teacher) / "record.json").exists() else teacher
+    needed = experiment.teacher is not None and not experiment.teacher.weights_file
+    teacher = experiment.teacher_experiment() if needed else None
+    return teacher if teacher and not (run_folder(teacher) / "record.json").exists() else None
 
 
 def steps_done(run: Experiment) -> int:

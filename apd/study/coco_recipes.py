@@ -1,7 +1,6 @@
 """Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
 
-Within one size only the distillers differ; the baseline has no teacher. How the paper applies APD to detection was
-never released: the methods are this project's. :data:`COCO_SOURCES` has the source of every value at paper scale.
+How the paper applies APD to detection was never released: the methods are this project's.
 """
 
 from dataclasses import replace
@@ -76,7 +75,7 @@ def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[Dist
 def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
     """The distillers of each variant, by key: the methods at their best weights, and APD (RoI) beside another method.
 
-    Two methods that both compare logits would count them twice, so beside APD the logits' KL is the other method's.
+    Beside APD the logits' KL is the other method's: two methods that both compare logits would count them twice.
     """
     variants = {method: distillers_on_scenes(method) for method in UNTUNED}
     best, (apd,) = BEST_OTHER_DETECTION_METHOD, variants["roi_apd"]
@@ -130,15 +129,12 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
     if method not in methods:
         known = f"{', '.join(methods)} at size {size}{did_you_mean(method, methods)}"
         raise ExperimentError(f"method = {method!r}: expected one of {known}")
-    if size == "scenes_detection":
-        experiment = scenes_detection_experiment(method, seed)
-    elif size == "tiny_coco":
-        experiment = replace(TINY_COCO, distillers=distillers_on_scenes(method))
-    else:
-        experiment = _coco(size, method)
-    if method == "student" and size != "scenes_detection":  # whose campaign has the teacher's score beside all methods
-        experiment = replace(experiment, teacher=None)
-    return replace(experiment, name=f"{size}-{method}-seed{seed}", seed=seed)
+    named = {"name": f"{size}-{method}-seed{seed}", "seed": seed}
+    if size == "scenes_detection":  # whose campaign has the teacher's score beside all methods
+        return replace(scenes_detection_experiment(method, seed), **named)
+    tiny = size == "tiny_coco"
+    experiment = replace(TINY_COCO, distillers=distillers_on_scenes(method)) if tiny else _coco(size, method)
+    return replace(experiment, **named, **({"teacher": None} if method == "student" else {}))
 
 
 def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:

@@ -104,19 +104,14 @@ def own_recipe(
     training = replace(ADAMW, iterations=min(max(steps, FEWEST_STEPS), MOST_STEPS), evaluations=3)
     data = _data(folder, sizes, size)
     stride = 16 if data.crop_height * data.crop_width > CROP_AREA / 4 else 8
-    networks = [
+    own, taught = (
         NetworkConfig(backbone=backbone, weights=weights, head_width=width, output_stride=stride)
         for (backbone, weights), width in ((_start(STUDENTS, student), 128), (_start(TEACHERS, teacher), 256))
-    ]
-    experiment = Experiment(
-        name=f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}",
-        seed=seed,
-        data=data,
-        network=networks[0],
-        training=training,
-        teacher=TeacherConfig(network=networks[1], training=training),
-        distillers=distillers_of(method),
     )
+    name = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}"
+    networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
+    distillers = distillers_of(method)
+    experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)
     return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1], size is not None)
 
 

@@ -1,7 +1,6 @@
 """Runs of a campaign side by side on one device, each whole in a worker process, for so many minutes.
 
-A worker keeps its imports and its GPU context and takes one run after another. The process above them decides who runs
-what. A teacher that is not trained yet is a run of its own; its students wait for it.
+A teacher that is not trained yet is a run of its own; its students wait for it.
 """
 
 import multiprocessing
@@ -58,12 +57,14 @@ def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> No
     with suppress(EOFError, ConnectionError):
         while experiment := pipe.recv():
             try:
-                record = train(experiment, device=device, progress=False, workers=loaders, on_step=on_step)
-                answer = "done", record.content
+                options = dict(device=device, progress=False, workers=loaders, on_step=on_step)
+                answer = "done", train(experiment, **options).content
             except StoppedError:
                 answer = "stopped", None
-            except (RunBusyError, NonFiniteLossError) as error:
-                answer = "busy" if isinstance(error, RunBusyError) else "diverged", str(error)
+            except RunBusyError as error:
+                answer = "busy", str(error)
+            except NonFiniteLossError as error:
+                answer = "diverged", str(error)
             except torch.OutOfMemoryError as error:
                 answer = "memory", out_of_memory(error)
             except USER_ERRORS as error:
@@ -216,8 +217,8 @@ class SideBySide:
             self._give_up(worker, f"was given up: alone on the device, {why}")
         else:
             self.processes = max(1, min(self.processes, len(self.workers)) - 1)
-            now = f"with {self.processes} at a time from now on"
-            self._again(worker, f"{run.name}: out of memory; tried again, {now}")
+            again = f"tried again, with {self.processes} at a time from now on"
+            self._again(worker, f"{run.name}: out of memory; {again}")
         self.dismiss(worker)
 
     def _failed(self, worker: Worker, run: Experiment, error: Exception) -> None:
@@ -261,8 +262,7 @@ class SideBySide:
 
     def left(self) -> dict[str, Experiment]:
         """The queue with the teachers that it waits for, by fingerprint."""
-        runs = [run for e in self.queue for run in (untrained_teacher(e), e) if run is not None]
-        return {fingerprint(run): run for run in runs}
+        return {fingerprint(run): run for e in self.queue for run in (untrained_teacher(e), e) if run is not None}
 
     def seconds_left(self) -> float:
         """About how long all that is left takes."""

@@ -1,8 +1,8 @@
 """The published experiments: PSPNet with a ResNet-18 taught by one with a ResNet-101, on three data sets.
 
-As released, the loss is that of the released code: means over all elements, perspectives over the images of a process,
-absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for
-each image, means over valid pixels, no absent classes, and weights converted by :func:`pixel_weight`.
+As released, the loss has means over all elements, perspectives over the images of a process, absent classes at logit 0
+and weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for each image, means over
+valid pixels, no absent classes, and weights converted by :func:`pixel_weight`.
 """
 
 from collections.abc import Iterator, Mapping

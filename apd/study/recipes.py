@@ -1,7 +1,4 @@
-"""Recipes: one function returns the full configuration of an experiment, its size an argument.
-
-Within one size only the distillers differ, and on CamVid the learning rate, which is each method's best of three.
-"""
+"""Recipes: one function returns the full configuration of an experiment, its size an argument."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -33,9 +33,8 @@ _SCENES_AT_A_TIME = 8
 class DetectionTask(RunTask):
     """Boxes with classes, and masks where the network is a Mask R-CNN, judged by COCO's average precision.
 
-    torchvision's losses are means over the boxes, instances or anchors of the images at hand. Each is weighed by its
-    count, so that over several ranks the mean is that of the whole batch: a rank whose images have few instances, or
-    none, counts for as much as it has.
+    torchvision's losses are means over boxes, instances or anchors of the images at hand. Each is weighed by its count,
+    so that over several ranks the mean is that of the whole batch, however few instances a rank has.
     """
 
     expected, kind = "expected_ap", "detector"

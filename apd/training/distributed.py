@@ -152,10 +152,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def hold(self, folder: Path, *, wait: bool) -> Iterator[None]:
-        """Hold a run's folder (see :func:`only_process`) for all ranks: no rank goes on before rank 0 holds it.
-
-        With `wait`, ask again and again while another process holds it; without, a RunBusyError names that process.
-        """
+        """Hold a run's folder (see :func:`only_process`) for all ranks; `wait` for a holder, or raise RunBusyError."""
         asked = False
         with contextlib.ExitStack() as stack:
             while True:

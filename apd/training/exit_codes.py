@@ -1,7 +1,7 @@
 """What the command line says of a mistake: one message on standard error and an exit code, no traceback.
 
 Exit codes: 0 done, 1 a mistake, with its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
-Of several ranks, rank 0 reports what all of them have met. Anything else that is raised is a defect of this package.
+Anything else that is raised is a defect of this package.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""What a run leaves behind: one JSON file from which every number of the book is drawn.
-
-It holds confusion matrices, or tables of average precision, and no score: scores are computed when it is read.
-"""
+"""What a run leaves behind: one JSON file, without scores; they are computed from its evidence when it is read."""
 
 import json
 import math
@@ -51,10 +48,7 @@ def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool
 
 @dataclass(frozen=True)
 class Record:
-    """A validated record. `content` is the JSON as it stands in the file.
-
-    RecordError at construction, when an entry is missing, of the wrong type or contradicts another.
-    """
+    """A validated record; `content` is the JSON of the file. RecordError where an entry contradicts the schema."""
 
     content: dict[str, Any]
     source: str = "record"

@@ -142,10 +142,7 @@ def in_this_output() -> Literal["lines"] | None:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request that the loop honours between two steps; a second Ctrl-C stops at once.
-
-    Outside the main thread, where Python allows no handlers, it changes nothing.
-    """
+    """Turns Ctrl-C and SIGTERM, in the main thread, into a request between two steps; a second Ctrl-C stops at once."""
 
     def __init__(self, *, notice: bool = True) -> None:
         self.requested, self.notice = False, notice

@@ -149,10 +149,7 @@ class SegmentationTask(RunTask):
 
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
-        """Ask for the divisors that `forward` will ask for, in its order, without the student.
-
-        Labels and the teacher decide what the distillers count, so zeros of the right shapes stand for the student.
-        """
+        """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
         for _ in range(2 if self.experiment.training.auxiliary_weight else 1):
             global_count((labels_BHW != self.ignore_index).sum())
         if not self.distillers:

@@ -61,10 +61,7 @@ class RunTask(nn.Module):
         class_names: Sequence[str] = (),
         weights_follow: bool = False,
     ) -> Any:
-        """A network with initial weights; with `weights_follow` the caller loads a full state dict next.
-
-        `class_names` are for pre-trained weights that know classes. ExperimentError where it cannot be built.
-        """
+        """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
         return built(partial(self._build, config, num_classes, class_names, weights_follow), self.kind, device, seed)
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:

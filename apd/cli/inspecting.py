@@ -3,12 +3,13 @@
 import json
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
 import tyro
 
-from apd.cli.parsing import parse, recipe_parts
+from apd.cli.app import parse, recipe_parts
 from apd.config.datasets import build_split, spec_of
 from apd.config.experiment import DataConfig
 from apd.config.identity import to_dict
@@ -24,6 +25,7 @@ from apd.training.exit_codes import UsageError
 from apd.training.segmentation import build_network
 
 NAMES = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
+OWN_SIZES = {"height": 0, "width": 0}
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,14 @@ def check(arguments: list[str], sentence: str) -> int:
     chosen = parse(_Check, arguments, prog="apd check", description=description).data
     if chosen in NAMES and not Path(chosen, DESCRIPTION).is_file():
         scenes = chosen == "scenes"
-        data = DataConfig(name=chosen) if scenes else DataConfig(name=chosen, height=0, width=0)
-        listed = dict(spec_of(data).splits)
-        splits = [split for split in SPLITS if scenes or split in listed]
+        data = DataConfig(name=chosen, **({} if scenes else OWN_SIZES))
+        splits = [split for split in SPLITS if scenes or split in dict(spec_of(data).splits)]
     else:
         try:
             locate_folder(chosen)
         except MissingData as error:
             raise DataError(f"{error}; or name one of {', '.join(NAMES)}{did_you_mean(chosen, NAMES)}") from error
-        data = DataConfig(name="folder", folder=chosen, height=0, width=0)
+        data = DataConfig(name="folder", folder=chosen, **OWN_SIZES)
         splits = [split for split in SPLITS if split != "test" or has_split(chosen, split)]
     census = census_of({split: build_split(data, split) for split in splits})
     print("\n".join(census.table()))
@@ -57,16 +58,12 @@ def check(arguments: list[str], sentence: str) -> int:
 
 @dataclass(frozen=True)
 class _Cost:
-    size: known.Size = "tiny"
-    """Recipe whose networks are measured, at its image size (the paper's: at its crop)."""
+    size: known.Size = "tiny"  #: Recipe whose networks are measured, at its image size (the paper's: at its crop).
     batch: int = 1
     """Images at a time."""
-    loss: bool = False
-    """Measure the distillation loss at the published sizes and CamVid's instead of networks."""
-    start: bool = False
-    """Time `from apd import APDLoss` and `apd --help` in fresh interpreters instead of networks."""
-    device: str = ""
-    """Torch device; empty is cuda where there is one, else cpu."""
+    loss: bool = False  #: Measure the distillation loss at the published sizes and CamVid's instead of networks.
+    start: bool = False  #: Time `from apd import APDLoss` and `apd --help` in fresh interpreters instead of networks.
+    device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
 
 
 def cost(arguments: list[str], sentence: str) -> int:
@@ -81,13 +78,12 @@ def cost(arguments: list[str], sentence: str) -> int:
         return 0
     device = choose_device(chosen.device)
     if chosen.loss:
-        for name, shape in measure.LOSS_SHAPES.items():
-            for width in (None, shape.channels):
-                module = APDLoss(shape.channels, shape.channels, shape.classes, width=width).to(device)
-                found = measure.loss_cost(module, measure.loss_batch(shape, device=device))
-                heads = "no heads" if width is None else f"heads {width} wide"
-                took = f"{found.milliseconds.median:.1f} ms, {found.peak_bytes / 2**20:.1f} MiB on {device}"
-                print(f"{name}, {heads}: {took}", flush=True)
+        for (name, shape), headed in product(measure.LOSS_SHAPES.items(), (False, True)):
+            width = shape.channels if headed else None
+            module = APDLoss(shape.channels, shape.channels, shape.classes, width=width).to(device)
+            found = measure.loss_cost(module, measure.loss_batch(shape, device=device))
+            took = f"{found.milliseconds.median:.1f} ms, {found.peak_bytes / 2**20:.1f} MiB on {device}"
+            print(f"{name}, {f'heads {width} wide' if headed else 'no heads'}: {took}", flush=True)
         return 0
     experiment = known.recipe(chosen.size)
     if experiment.task == "detection":

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import torch
 import tyro
 
-from apd.cli.parsing import only, parse, with_recipe
+from apd.cli.app import only, parse, with_recipe
 from apd.cli.using import split_described
 from apd.config.experiment import Experiment
 from apd.cost.dry_run import dry_run
@@ -23,21 +23,18 @@ from apd.study.recipes import AnyMethod, Size, default_method
 from apd.training import run as runs
 from apd.training.distributed import choose_device, join, started_rank
 from apd.training.exit_codes import UsageError
-from apd.training.provenance import provenance
-from apd.training.record import Record, differences, read_record
+from apd.training.record import Record, differences, provenance, read_record
 from apd.training.run_log import in_this_output
 
-MOST_LINES = 20
-"""Differences that `apd replay` prints; the rest is counted (own choice)."""
+MOST_LINES = 20  # Differences that `apd replay` prints; the rest is counted (own choice).
 
 
 @dataclass(frozen=True)
 class _Base:
     size: Size = "tiny"
-    """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's data
-    sets (several GPUs), as released or with the corrected loss; of detection: scenes_detection (built-in scenes),
-    tiny_coco (50 images, CPU), or COCO at the paper's scale, with masks and without. Without it --data.name folder gets
-    a recipe that is chosen for the folder's images."""
+    """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's, as
+    released or corrected; of detection: scenes_detection, tiny_coco (CPU), or COCO at the paper's scale. Without it
+    --data.name folder gets a recipe that is chosen for the folder's images."""
     method: AnyMethod = "apd"
     """What the recipe adds to the student's task loss: one of `apd recipes` at this size."""
 
@@ -47,10 +44,8 @@ class _Train(_Base):
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
-    device: str = ""
-    """Torch device; empty is cuda where there is one, else cpu."""
-    workers: int = 0
-    """Processes that prepare batches ahead; any number gives the same batches."""
+    device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
+    workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
 
 
 def train(arguments: list[str], sentence: str) -> int:
@@ -90,47 +85,35 @@ def train(arguments: list[str], sentence: str) -> int:
 
 
 def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
-    """What the options change: size and method decide the defaults of everything else, so they are read first.
-
-    A folder of one's own has a recipe of its own unless a size is asked for, and then the size of its images matters.
-    """
+    """What the options change: size and method decide the defaults of everything else, so they are read first."""
     wanted = [a for a in arguments if a not in ("-h", "--help")]
-    size = _last(wanted, "--size")
+
+    def last(flag: str) -> str:
+        found = only(wanted, (flag,))
+        return found[-1].removeprefix(f"{flag}=") if found else ""
+
+    size, folder = last("--size"), last("--data.folder")
     default = _Base(method=default_method(size)) if size in get_args(Size) else _Base()
     base = parse(_Base, only(wanted, ("--size", "--method")), default=default, prog="apd train")
-    folder = _last(wanted, "--data.folder")
-    if not folder or _last(wanted, "--data.name") != "folder" or size:
+    if not folder or last("--data.name") != "folder" or size:
         return recipes.recipe(base.size, base.method), base, None
-    sides = [_last(wanted, flag) for flag in ("--data.height", "--data.width")]
+    sides = [last(flag) for flag in ("--data.height", "--data.width")]
     height, width = (int(side) if side.isdecimal() else -1 for side in sides)
     sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks say what is wrong
-    own = own_recipe(
-        folder,
-        base.method,
-        size=(height, width) if sensible else None,
-        student=_last(wanted, "--network.backbone"),
-        teacher=_last(wanted, "--teacher.network.backbone"),
-    )
+    networks = {"student": last("--network.backbone"), "teacher": last("--teacher.network.backbone")}
+    own = own_recipe(folder, base.method, size=(height, width) if sensible else None, **networks)
     if base.method == "student" and not any(argument.startswith("--teacher.") for argument in wanted):
         # a teacher that nobody asked for and nothing is learned from would take half of the time
         own = own._replace(experiment=replace(own.experiment, teacher=None))
     return own.experiment, base, own
 
 
-def _last(arguments: list[str], flag: str) -> str:
-    """The value of an option as it stands in the command line, in either spelling; empty where it is not there."""
-    found = only(arguments, (flag,))
-    return found[-1].removeprefix(f"{flag}=") if found else ""
-
-
 @dataclass(frozen=True)
 class _Replay:
     record: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECORD")]
     """A record, such as those below book/results, or the folder of a finished run."""
-    device: str = ""
-    """Torch device; empty is the kind that the record names."""
-    workers: int = 0
-    """Processes that prepare batches ahead; any number gives the same batches."""
+    device: str = ""  #: Torch device; empty is the kind that the record names.
+    workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
 
 
 def replay(arguments: list[str], sentence: str) -> int:
@@ -154,9 +137,8 @@ def replay(arguments: list[str], sentence: str) -> int:
     for line in found[:MOST_LINES]:
         ranks.print(line)
     if not found:
-        ranks.print(
-            f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
-        )
+        equal = "weights, scores, curves, teacher and data are the record's, bit by bit"
+        ranks.print(f"equal: {score} {value:.4f}; {equal}")
         return 0
     why = "; bits repeat with the same code, libraries and kind of processor only, see the notes" if notes else ""
     scores = f"{score} {record.headline[1]:.4f} in the record and {value:.4f} here"
@@ -185,16 +167,14 @@ def campaign(arguments: list[str], sentence: str) -> int:
 
 def summary(record: Record) -> str:
     """The scores of a run in a line."""
-    split = record.content["data"]["split"]
+    name, split = record.experiment.name, record.content["data"]["split"]
     if record.experiment.task == "detection":
 
         def line(found: dict[Kind, APScores]) -> str:
             return ", ".join(f"{NAMES[kind]} AP {one.ap:.4f} (AP50 {one.ap50:.4f})" for kind, one in found.items())
 
-        text = f"{record.experiment.name}: {line(record.ap)} on {split_described(record, split)}"
-        return text if record.teacher_ap is None else f"{text}; teacher {line(record.teacher_ap)}"
-    result = record.scores
-    scores = f"mIoU {result.miou:.4f}, mAcc {result.macc:.4f}, aAcc {result.aacc:.4f} on {split}"
-    if record.teacher_scores is not None:
-        scores += f"; teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}"
-    return f"{record.experiment.name}: {scores}"
+        teacher = f"; teacher {line(record.teacher_ap)}" if record.teacher_ap else ""
+        return f"{name}: {line(record.ap)} on {split_described(record, split)}{teacher}"
+    own, teacher = record.scores, record.teacher_scores
+    beside = f"; teacher mIoU {teacher.miou:.4f}, agreement {record.agreement:.4f}" if teacher else ""
+    return f"{name}: mIoU {own.miou:.4f}, mAcc {own.macc:.4f}, aAcc {own.aacc:.4f} on {split}{beside}"

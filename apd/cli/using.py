@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from apd.cli.parsing import parse
+from apd.cli.app import parse
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.config.inference import InferenceOptions, require_sides, require_split_sides, shown_size
@@ -19,18 +19,10 @@ from apd.data.images import DataError
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes import OBJECTS
 from apd.evaluation import inference as segmentation
+from apd.evaluation import predict as predictions
 from apd.evaluation.average_precision import Detections, ap_lines, scored
 from apd.evaluation.export import SUFFIXES, export_network
 from apd.evaluation.metrics import class_csv, scores, too_weak
-from apd.evaluation.predict import (
-    LEAST_SCORE,
-    detect_in_images,
-    drawn,
-    predict_image,
-    read_image,
-    save_image,
-    write_label_map,
-)
 from apd.training.exit_codes import UsageError
 from apd.training.record import Record, read_record
 from apd.training.run import finished_folder, task_of, trained_network
@@ -51,21 +43,18 @@ class _OfARun:
     """Average each prediction with that of the mirror image."""
     scales: tuple[float, ...] = ()
     """Average over these sizes, as multiples of the image's own; --scales 1 alone shows the whole image once."""
-    device: str = ""
-    """Torch device; empty is cuda where there is one, else cpu."""
+    device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
 
     def inference(self, experiment: Experiment) -> InferenceOptions:
-        """What was asked for, or else what the experiment says."""
-        if self.sliding_window is None and not self.flip and not self.scales:
+        stride, data = self.sliding_window, experiment.data
+        if stride is None and not self.flip and not self.scales:
             return experiment.inference
         if experiment.task == "detection":
             reason = "a detector sees the whole image once, at the size that it was trained for"
             raise UsageError(f"--sliding-window, --flip and --scales are for segmentation: {reason}")
-        data, scales = experiment.data, self.scales or (1.0,)
-        window = None if self.sliding_window is None else (data.crop_height, data.crop_width)
-        stride = InferenceOptions.stride if self.sliding_window is None else self.sliding_window
+        windows = {} if stride is None else {"window": (data.crop_height, data.crop_width), "stride": stride}
         try:
-            options = InferenceOptions(window=window, stride=stride, flip=self.flip, scales=scales)
+            options = InferenceOptions(**windows, flip=self.flip, scales=self.scales or (1.0,))
         except ValueError as error:
             raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
         if data.height:  # else every image has a size of its own
@@ -75,10 +64,8 @@ class _OfARun:
 
 @dataclass(frozen=True, kw_only=True)
 class _Evaluate(_OfARun):
-    split: Literal["train", "val", "test"] = "val"
-    """Split of the run's own data."""
-    csv: Path | None = None
-    """File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation."""
+    split: Literal["train", "val", "test"] = "val"  #: Split of the run's own data.
+    csv: Path | None = None  #: File for a table of the classes: IoU, accuracy and labelled pixels. For segmentation.
     pictures: Path | None = None
     """Folder for every image's label map, NAME-labels.png with the class colours as palette, or for what a detector
     finds in it, NAME-found.png. Where stems repeat, NAME begins with folders."""
@@ -94,12 +81,12 @@ def evaluate(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--csv {chosen.csv}: expected a file in a folder that is there and can be written")
     if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
-    if record.experiment.task == "detection":
-        if chosen.csv is not None:
-            raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
-        _evaluate_detector(chosen, record)
-    else:
+    if record.experiment.task == "segmentation":
         _evaluate_segmenter(chosen, record, options)
+    elif chosen.csv is not None:
+        raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
+    else:
+        _evaluate_detector(chosen, record)
     return 0
 
 
@@ -109,7 +96,7 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
 
     def write(predictions_BHW: torch.Tensor, names: tuple[str, ...]) -> None:
         for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
-            write_label_map(labels_HW, chosen.pictures / f"{name}-labels.png", dataset.spec)
+            predictions.write_label_map(labels_HW, chosen.pictures / f"{name}-labels.png", dataset.spec)
 
     matrix_KK = segmentation.confusion_of(
         trained_network(chosen.run, device=chosen.device or None),
@@ -122,10 +109,8 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
     result, names = scores(matrix_KK), dataset.spec.class_names
     for name, iou, accuracy in zip(names, result.iou, result.accuracy, strict=True):
         print(f"{name:12s} IoU {iou:.4f}  accuracy {accuracy:.4f}")
-    print(
-        f"mIoU {result.miou:.4f} over {result.classes_counted} classes, mAcc {result.macc:.4f}, "
-        f"aAcc {result.aacc:.4f}, {len(dataset)} images of {chosen.split}"
-    )
+    means = f"mIoU {result.miou:.4f} over {result.classes_counted} classes, mAcc {result.macc:.4f}"
+    print(f"{means}, aAcc {result.aacc:.4f}, {len(dataset)} images of {chosen.split}")
     if warning := too_weak(matrix_KK, names):
         print(f"warning: {warning}", file=sys.stderr)
     if chosen.csv is not None:
@@ -140,21 +125,16 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
     data, task = record.experiment.data, task_of(record.experiment)
     if data.name == "coco" and chosen.split == "test":
         raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
-    dataset = task.split(chosen.split)
+    dataset, model = task.split(chosen.split), trained_network(chosen.run, device=chosen.device or None)
 
     def write(sample: InstanceSample, found: Detections) -> None:
-        image = drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
-        save_image(image, chosen.pictures / f"{sample.name}-found.png")
+        image = predictions.drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
+        predictions.save_image(image, chosen.pictures / f"{sample.name}-found.png")
 
-    found = scored(
-        trained_network(chosen.run, device=chosen.device or None),
-        dataset,
-        batch_size=task.at_a_time,
-        progress=chosen.split,
-        on_image=None if chosen.pictures is None else write,
-    )
-    tables, names = found.tables(), dataset.spec.class_names
-    print(*ap_lines(tables, names), f"{len(dataset)} images of {split_described(record, chosen.split)}", sep="\n")
+    options = dict(batch_size=task.at_a_time, progress=chosen.split)
+    tables = scored(model, dataset, **options, on_image=None if chosen.pictures is None else write).tables()
+    counted = f"{len(dataset)} images of {split_described(record, chosen.split)}"
+    print(*ap_lines(tables, dataset.spec.class_names), counted, sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,27 +153,26 @@ def predict(arguments: list[str], sentence: str) -> int:
     chosen = parse(_Predict, arguments, prog="apd predict", description=sentence, config=FLAGS)
     if not chosen.images:
         raise UsageError("apd predict needs at least one image: apd predict RUN IMAGE…")
-    record, device = record_of(chosen.run), chosen.device or None
-    options, data, least_score = chosen.inference(record.experiment), record.experiment.data, chosen.least_score
+    record, device, least = record_of(chosen.run), chosen.device or None, chosen.least_score
+    options, data = chosen.inference(record.experiment), record.experiment.data
     if record.experiment.task == "detection":
-        if least_score is not None and not 0 <= least_score <= 1:
-            raise UsageError(f"--least-score {least_score}: expected a number from 0 to 1")
+        if least is not None and not 0 <= least <= 1:
+            raise UsageError(f"--least-score {least}: expected a number from 0 to 1")
         if record.experiment.network.kind == "mask_rcnn":
             coco_library(SCORED)
         spec, detector = _spec_of_run(record), trained_network(chosen.run, device=device)
-        least_score = LEAST_SCORE if least_score is None else least_score
-        print(*detect_in_images(detector, chosen.images, chosen.to, spec, least_score=least_score), sep="\n")
+        least = predictions.LEAST_SCORE if least is None else least
+        print(*predictions.detect_in_images(detector, chosen.images, chosen.to, spec, least_score=least), sep="\n")
         return 0
-    if least_score is not None:
-        raise UsageError(f"--least-score {least_score}: this run is of segmentation, which has no detections")
-    sizes = [read_image(image).size[::-1] for image in chosen.images]  # all are read before the first is predicted
+    if least is not None:
+        raise UsageError(f"--least-score {least}: this run is of segmentation, which has no detections")
+    # all are read before the first is predicted
+    sizes = [predictions.read_image(image).size[::-1] for image in chosen.images]
     require_sides(data, options, zip(chosen.images, sizes, strict=True))
-    model = trained_network(chosen.run, device=device)
+    model, spec = trained_network(chosen.run, device=device), spec_of(data)
     for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
-        shown = shown_size(data, *size)
-        print(
-            *predict_image(model, image, chosen.to, spec_of(data), size=shown, inference=options, name=name), sep="\n"
-        )
+        shown = {"size": shown_size(data, *size), "inference": options, "name": name}
+        print(*predictions.predict_image(model, image, chosen.to, spec, **shown), sep="\n")
     return 0
 
 
@@ -201,8 +180,7 @@ def predict(arguments: list[str], sentence: str) -> int:
 class _Export:
     run: Run
     """Folder of a finished run."""
-    to: Path
-    """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced."""
+    to: Path  #: File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced.
 
 
 def export(arguments: list[str], sentence: str) -> int:
@@ -218,9 +196,8 @@ def export(arguments: list[str], sentence: str) -> int:
             "Its network is torchvision's own, from apd.training.run.trained_network(RUN), and torchvision's "
             "documentation tells how its detectors are exported"
         )
-    model = trained_network(chosen.run, device="cpu")
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
-    print(export_network(model, chosen.to, size=size, class_names=spec_of(data).class_names))
+    print(export_network(trained_network(chosen.run), chosen.to, size=size, class_names=spec_of(data).class_names))
     return 0
 
 
@@ -240,14 +217,10 @@ def split_described(record: Record, split: str) -> str:
 
 
 def _spec_of_run(record: Record) -> InstanceSpec:
-    """Names and numbers of the classes; COCO's numbers stand in its file of annotations."""
     data = record.experiment.data
-    if data.name == "scenes":
-        return OBJECTS
-    spec = coco_spec(data.folder, data.val_part, annotations=data.annotations)
+    spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
     if list(spec.class_names) != record.class_names:
-        raise DataError(
-            f"{data.folder}: {data.val_part} has other categories than this run was trained on: "
-            f"{spec.num_classes} beside {len(record.class_names)}, or others, or in another order"
-        )
+        counts = f"{spec.num_classes} beside {len(record.class_names)}, or others, or in another order"
+        other = f"{data.val_part} has other categories than this run was trained on"
+        raise DataError(f"{data.folder}: {other}: {counts}")
     return spec

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, ExperimentError
+from apd.data import specs
 from apd.data.augment import Augmentation
 from apd.data.converted import LABELMEFACADE, CamVid, ConvertedDataset, LabelMeFacade
 from apd.data.dataset_yaml import folder_spec, open_folder
@@ -13,20 +14,11 @@ from apd.data.image_folder import find_data
 from apd.data.images import LongSide
 from apd.data.instances import InstanceDataset
 from apd.data.scenes import Scenes
-from apd.data.specs import (
-    ADE20K,
-    CAMVID,
-    CITYSCAPES,
-    COCO_STUFF,
-    PASCAL_CONTEXT_59,
-    PASCAL_CONTEXT_60,
-    SCENES,
-    DatasetSpec,
-    SegmentationDataset,
-)
+from apd.data.specs import DatasetSpec, SegmentationDataset
 
-_CONVERTED = {spec.name: spec for spec in (CITYSCAPES, ADE20K, PASCAL_CONTEXT_59, PASCAL_CONTEXT_60, COCO_STUFF)}
-_SPECS = {"camvid": CAMVID, "labelmefacade": LABELMEFACADE, "scenes": SCENES, **_CONVERTED}
+_PASCAL = (specs.PASCAL_CONTEXT_59, specs.PASCAL_CONTEXT_60)
+_CONVERTED = {spec.name: spec for spec in (specs.CITYSCAPES, specs.ADE20K, *_PASCAL, specs.COCO_STUFF)}
+_SPECS = {"camvid": specs.CAMVID, "labelmefacade": LABELMEFACADE, "scenes": specs.SCENES, **_CONVERTED}
 
 
 class Splits(NamedTuple):
@@ -41,31 +33,30 @@ class Splits(NamedTuple):
 def require_segmentation(config: object) -> None:
     """Refuse the parts of a detection experiment where only segmentation is known."""
     if isinstance(config, InstanceDataConfig | DetectorConfig):
-        raise ExperimentError(
-            f"{type(config).__name__} belongs to detection, and what was asked for is there for segmentation only: "
-            "apd.training.run.task_of(experiment) gives data and networks of both tasks"
-        )
+        only = "belongs to detection, and what was asked for is there for segmentation only"
+        fix = "apd.training.run.task_of(experiment) gives data and networks of both tasks"
+        raise ExperimentError(f"{type(config).__name__} {only}: {fix}")
 
 
 def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
     require_segmentation(data)
     size = {"height": data.height or None, "width": data.width or None}
-    if data.name == "scenes":
-        count = data.train_images if split == "train" else data.evaluation_images
-        return Scenes(count, **size, context_shift=data.context_shift, seed=data.world, split=split)
     dataset: SegmentationDataset
-    if data.name == "camvid":
-        dataset = CamVid(find_data("CamVid"), split, **size)
-    elif data.name == "labelmefacade":
-        dataset = LabelMeFacade(split, **size)
-    elif data.name == "folder":
-        dataset = open_folder(data.folder, split, **size)
-    else:
-        spec = _CONVERTED[data.name]
-        if split not in dict(spec.splits):
-            raise ExperimentError(f"split = {split!r}: the labels of {spec.name}'s {split} are not public, so use val")
-        dataset = ConvertedDataset(spec, split, **size)
+    match data.name:
+        case "scenes":
+            count = data.train_images if split == "train" else data.evaluation_images
+            return Scenes(count, **size, context_shift=data.context_shift, seed=data.world, split=split)
+        case "camvid":
+            dataset = CamVid(find_data("CamVid"), split, **size)
+        case "labelmefacade":
+            dataset = LabelMeFacade(split, **size)
+        case "folder":
+            dataset = open_folder(data.folder, split, **size)
+        case name:
+            if split not in dict(_CONVERTED[name].splits):
+                raise ExperimentError(f"split = {split!r}: the labels of {name}'s {split} are not public, so use val")
+            dataset = ConvertedDataset(_CONVERTED[name], split, **size)
     return LongSide(dataset, data.long_side) if data.long_side and split != "train" else dataset  # it is for evaluation
 
 
@@ -85,11 +76,5 @@ def build_splits(data: DataConfig) -> Splits:
 
 def build_augmentation(data: DataConfig) -> Augmentation:
     """How training images are augmented."""
-    return Augmentation(
-        crop=(data.crop_height, data.crop_width),
-        scale=(data.scale_min, data.scale_max),
-        flip=data.flip,
-        colour=data.jitter,
-        rotation=data.rotation,
-        blur=data.blur,
-    )
+    crop, scale = (data.crop_height, data.crop_width), (data.scale_min, data.scale_max)
+    return Augmentation(crop, scale, flip=data.flip, colour=data.jitter, rotation=data.rotation, blur=data.blur)

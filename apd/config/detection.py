@@ -1,15 +1,11 @@
-"""Data and networks of an experiment in detection, in place of DataConfig and NetworkConfig.
-
-A file says so by the field `kind`, which is always part of the fingerprint.
-"""
+"""Data and networks of an experiment in detection; the field `kind`, always part of the fingerprint, says so."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from apd.fields import require, require_types
 
-LEAST_SIDE = 64
-"""Pixels of an image's side from which maps of stride 32, on which batch norm trains, have 2 × 2 cells."""
+LEAST_SIDE = 64  # Pixels of an image's side from which maps of stride 32, on which batch norm trains, have 2 × 2 cells.
 
 
 def require_images(data: Any) -> None:
@@ -18,19 +14,20 @@ def require_images(data: Any) -> None:
     require(0 <= data.flip <= 1, data, "flip", "a probability between 0 and 1")
     require(0 <= data.jitter < 1, data, "jitter", "0 <= jitter < 1")
     require(0 <= data.context_shift <= 1, data, "context_shift", "a number between 0 and 1")
-    for name in ("train_images", "evaluation_images"):
-        require(getattr(data, name) >= 1, data, name, "at least 1")
-    require(data.world >= 0, data, "world", "an integer >= 0")
+    require_at_least(1, data, "train_images", "evaluation_images")
+    require_at_least(0, data, "world")
+
+
+def require_at_least(least: int, owner: Any, *names: str) -> None:
+    """Raise ExperimentError unless each of these fields of `owner` has at least this value."""
+    for name in names:
+        kind = "a number" if isinstance(getattr(owner, name), float) else "an integer"
+        require(getattr(owner, name) >= least, owner, name, f"{kind} >= {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceDataConfig:
-    """Which images with annotated objects, at which size, and how they are augmented in training.
-
-    Example:
-        >>> InstanceDataConfig(name="coco", folder="tiny_coco", height=320, width=480).val_part
-        'val2017'
-    """
+    """Which images with annotated objects, at which size, and how they are augmented in training."""
 
     kind: Literal["instances"] = "instances"  #: Says that this is data for detection.
     name: Literal["scenes", "coco"] = "scenes"
@@ -60,15 +57,14 @@ class InstanceDataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("height", "width"):
-            require(getattr(self, name) >= LEAST_SIDE, self, name, f"an integer >= {LEAST_SIDE}")
+        require_at_least(LEAST_SIDE, self, "height", "width")
         if self.name == "coco":
             require(bool(self.folder), self, "folder", "the name of a folder below APD_DATA, such as coco")
             require(self.evaluation_split == "val", self, "evaluation_split", "val: test's annotations are not public")
             for name in ("annotations", "pictures", "train_part", "val_part"):
                 require(bool(getattr(self, name)), self, name, "a text that is not empty")
         require_images(self)
-        require(self.least_pixels >= 1, self, "least_pixels", "at least 1")
+        require_at_least(1, self, "least_pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +72,6 @@ class DetectorConfig:
     """Mask R-CNN or Faster R-CNN with a feature pyramid, as :func:`apd.models.detector.build_detector` builds it.
 
     Defaults are torchvision's, for COCO's images; for images of 100 pixels see there.
-
-    Example:
-        >>> DetectorConfig(kind="faster_rcnn", backbone="resnet50", weights="coco").rois
-        512
     """
 
     kind: Literal["mask_rcnn", "faster_rcnn"] = "mask_rcnn"  #: Boxes and masks, or boxes alone.
@@ -96,8 +88,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("width", "box_width", "smallest_anchor", "proposals", "rois", "detections"):
-            require(getattr(self, name) >= 1, self, name, "an integer >= 1")
+        require_at_least(1, self, "width", "box_width", "smallest_anchor", "proposals", "rois", "detections")
         built = self.weights != "coco" or (self.backbone, self.width, self.box_width) == ("resnet50", 256, 1024)
         sizes = "resnet50 with width 256 and box_width 1024"
         require(built, self, "weights", f"none or imagenet here: torchvision has COCO weights for {sizes}")

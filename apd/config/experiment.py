@@ -4,13 +4,12 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apd.config.compatibility import TaskName, require_fit, require_one_task, task_of_data
-from apd.config.detection import DetectorConfig, InstanceDataConfig, require_images
+from apd.config.detection import DetectorConfig, InstanceDataConfig, require_at_least, require_images
 from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
-from apd.distillers.base import DistillerConfig
+from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import ExperimentError, require, require_types
 
-Precision = Literal["auto", "fp32", "bf16"]
+TaskName = Literal["segmentation", "detection"]
 _PUBLISHED = Literal["cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco"]
 
 
@@ -42,8 +41,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        for name in ("crop_height", "crop_width"):
-            require(getattr(self, name) >= 32, self, name, "an integer >= 32")
+        require_at_least(32, self, "crop_height", "crop_width")
         for name in ("height", "width", "long_side"):
             require(getattr(self, name) >= 32 or getattr(self, name) == 0, self, name, "an integer >= 32, or 0")
         require((self.height == 0) == (self.width == 0), self, "width", f"0 only together with height {self.height}")
@@ -81,7 +79,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require(self.head_width >= 4, self, "head_width", "an integer >= 4")
+        require_at_least(4, self, "head_width")
         require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
         if self.head == "aspp":
             least = 3 * self.output_stride
@@ -124,13 +122,11 @@ class TrainingConfig:
         if isinstance(self.milestones, list):  # JSON has lists
             object.__setattr__(self, "milestones", tuple(self.milestones))
         require_types(self)
-        for name in ("iterations", "accumulation"):
-            require(getattr(self, name) >= 1, self, name, "an integer >= 1")
+        require_at_least(1, self, "iterations", "accumulation")
         require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
         for name in ("learning_rate", "head_multiplier"):
             require(getattr(self, name) > 0, self, name, "a number > 0")
-        for name in ("weight_decay", "power", "auxiliary_weight", "evaluations"):
-            require(getattr(self, name) >= 0, self, name, "a number >= 0")
+        require_at_least(0, self, "weight_decay", "power", "auxiliary_weight", "evaluations")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
@@ -168,11 +164,12 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
-        for name, other in (("expected_miou", DetectorConfig), ("expected_ap", NetworkConfig)):
-            require(0 <= getattr(self, name) <= 1, self, name, "a fraction between 0 and 1")
-            if isinstance(self.network, other):
-                right = "expected_ap" if name == "expected_miou" else "expected_miou"
-                require(getattr(self, name) == 0, self, name, f"0, the default: for a {other.__name__} set {right}")
+        own, other = "expected_miou", "expected_ap"
+        if isinstance(self.network, DetectorConfig):
+            own, other = other, own
+        require(0 <= getattr(self, own) <= 1, self, own, "a fraction between 0 and 1")
+        expected = f"0, the default: for a {type(self.network).__name__} set {own}"
+        require(getattr(self, other) == 0, self, other, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +182,7 @@ class Experiment:
     """Its class decides the task; networks and distillers must be of the same."""
     network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    precision: Precision = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast: auto is bf16 where the device multiplies it natively, fp32 elsewhere, and for detectors everywhere."""
     teacher: TeacherConfig | None = None
     distillers: tuple[DistillerConfig, ...] = ()  #: Distillation losses added to the task loss.
@@ -196,7 +193,7 @@ class Experiment:
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name)
         require(legal, self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
-        require_one_task(self)
+        _require_one_task(self)
         if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
             size = self.data.height, self.data.width
             least, whole = (least_side(self.data, options, *size) for options in (self.inference, WHOLE_IMAGE))
@@ -208,18 +205,15 @@ class Experiment:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]
         require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
-        require_fit(self)
+        _require_fit(self)
 
     @property
     def task(self) -> TaskName:
         """What the network predicts: "segmentation" or "detection", by the class of `data`."""
-        return task_of_data(self.data)
+        return "detection" if isinstance(self.data, InstanceDataConfig) else "segmentation"
 
     def teacher_experiment(self) -> "Experiment":
-        """The experiment whose run is this one's teacher: same data, no distillers.
-
-        `inference` is left at its default: it changes no weight, so that one teacher serves all its settings.
-        """
+        """The experiment whose run is this one's teacher: same data, no distillers, one for all `inference`."""
         if self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")
         return Experiment(
@@ -230,3 +224,56 @@ class Experiment:
             training=self.teacher.training,
             precision=self.precision,
         )
+
+
+def _require_one_task(experiment: Experiment) -> None:
+    data, detection = type(experiment.data).__name__, experiment.task == "detection"
+    segmentation = "a NetworkConfig; detection wants an InstanceDataConfig as data"
+    wanted = "a DetectorConfig; segmentation wants a DataConfig as data" if detection else segmentation
+    for name, owner in {"network": experiment, "teacher.network": experiment.teacher}.items():
+        if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
+            found = type(owner.network).__name__
+            raise ExperimentError(f"Experiment.{name} is a {found} beside data = {data}: expected {wanted}")
+    for distiller in experiment.distillers:
+        if distiller.task != experiment.task:
+            known = ", ".join(sorted(name for name, kind in DISTILLERS.items() if kind.task == experiment.task))
+            wrong = f"{distiller.method} is none for {experiment.task}, the task of data = {data}"
+            raise ExperimentError(f"Experiment.distillers: {wrong}: expected some of {known}")
+
+
+_NOT_IN_DETECTION = {
+    "accumulation": "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch",
+    "compile": "False in detection: its number of boxes varies",
+    "cuda_graph": "False in detection: its number of boxes varies",
+    "device_augmentation": "False in detection: the loader cuts and drops objects with their boxes and masks",
+    "auxiliary_weight": "0.4, the default: a detector has no auxiliary head",
+}
+"""Fields of a training that detection can use at their default only, and what is expected."""
+
+
+def _require_fit(experiment: Experiment) -> None:
+    """Raise ExperimentError where the experiment's task, or the device, is asked for what it cannot do."""
+    data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
+    for training in [experiment.training] + ([teacher.training] if teacher is not None else []):
+        if detection:
+            for name, expected in _NOT_IN_DETECTION.items():
+                require(getattr(training, name) == getattr(TrainingConfig, name), training, name, expected)
+        elif data.rotation or data.blur:
+            expected = f"False beside rotation {data.rotation} and blur {data.blur}, which only the loader does"
+            require(not training.device_augmentation, training, "device_augmentation", expected)
+    if detection:
+        expected = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
+        require(experiment.precision != "bf16", experiment, "precision", expected)
+        expected = "the default: a detector sees the whole image, once"
+        require(experiment.inference == WHOLE_IMAGE, experiment, "inference", expected)
+        kinds = [network.kind for network in (experiment.network, teacher and teacher.network) if network]
+        methods = [distiller.method for distiller in experiment.distillers]
+        with_masks = [name for name in (*kinds, *methods) if name in ("mask_rcnn", "dense_apd")]
+        if with_masks and data.name == "coco":
+            require(data.masks, data, "masks", f"True: {with_masks[0]} learns from masks")
+    for distiller in experiment.distillers:
+        if getattr(distiller, "width", 0) is None:  # no heads bring features to one width
+            name = {"apd": "head_width", "roi_apd": "box_width"}.get(distiller.method, "width")
+            widths = [getattr(network, name) for network in (experiment.network, teacher.network)]
+            got = f"network.{name} = {widths[0]} and teacher.network.{name} = {widths[1]}"
+            require(widths[0] == widths[1], distiller, "width", f"features of equal width then, got {got}")

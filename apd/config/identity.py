@@ -19,7 +19,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def _significant(config: Any) -> dict[str, Any]:
-    """Fields that differ from their class's default, nested; what names its class, `method` or `kind`, is always kept.
+    """Fields that differ from their class's default, nested, and what names its class: `method` or `kind`.
 
     So an option that is added later keeps every fingerprint, as long as no default of a field is ever changed.
     """
@@ -54,8 +54,7 @@ _OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}
 def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
     """Rebuild a configuration from `to_dict`. Absent fields take their defaults, so that old records stay readable.
 
-    Raises:
-        ExperimentError: a field is unknown, and the nearest is named, or holds what its configuration refuses.
+    ExperimentError where a field is unknown, and the nearest is named, or holds what its configuration refuses.
     """
     if not isinstance(content, dict):
         raise ExperimentError(f"{kind.__name__}: expected a mapping of fields, got {type(content).__name__}")
@@ -78,10 +77,11 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
 
 def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
-        expected = "a list of mappings with a method each"
-        raise ExperimentError(f"Experiment.distillers = {content!r:.80}: expected {expected}")
-    for entry in content:
-        if (method := entry.get("method")) not in tuple(DISTILLERS):
+        raise ExperimentError(
+            f"Experiment.distillers = {content!r:.80}: expected a list of mappings with a method each"
+        )
+    for method in [entry.get("method") for entry in content]:
+        if method not in tuple(DISTILLERS):
             known = f"{', '.join(sorted(DISTILLERS))}{did_you_mean(method, DISTILLERS)}"
             raise ExperimentError(f"distillers.method = {method!r}: expected one of {known}")
     return tuple(from_dict(entry, DISTILLERS[entry["method"]]) for entry in content)

@@ -8,24 +8,18 @@ from typing import Any
 from apd.data.images import DataError, image_size, long_side_size
 from apd.fields import require
 
-SMALLEST_SIDE = 32
-"""Pixels of the shortest side that a network takes."""
+SMALLEST_SIDE = 32  # Pixels of the shortest side that a network takes.
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """Which views of an image are averaged. The default is the whole image, once.
+    """Which views of an image are averaged, by their softmax probabilities. The default is the whole image, once.
 
-    With several views, the softmax probabilities are averaged, not the logits. A score depends on all of this, so it
-    belongs to the number: the released code's scores are those of ``InferenceOptions(window=(713, 713), flip=True)`` on
-    Cityscapes and ``(473, 473)`` on the other two, at one scale. Checked at construction.
-
-    Example:
-        >>> InferenceOptions(scales=(0.5,)).least_side(96, 128)
-        48
+    A score depends on all of this, so it belongs to the number: the released code's scores are those of
+    ``InferenceOptions(window=(713, 713), flip=True)`` on Cityscapes and ``(473, 473)`` on the other two.
 
     Raises:
-        ExperimentError: a field out of its range, with the value got and the one expected.
+        ExperimentError: at construction, a field out of its range, with the value got and the one expected.
     """
 
     window: tuple[int, int] | None = None
@@ -44,10 +38,10 @@ class InferenceOptions:
         expected = "None or (height, width), two whole numbers of at least 1 pixel"
         require(window is None or two, self, "window", expected)
         expected = "a part of the window, above 0 and at most 1: windows may not leave gaps"
-        require(_is_number(stride) and 0 < stride <= 1, self, "stride", expected)
+        require(_is_positive(stride) and stride <= 1, self, "stride", expected)
         require(isinstance(self.flip, bool), self, "flip", "True or False")
-        some = isinstance(scales, tuple) and scales and all(_is_number(scale) and scale > 0 for scale in scales)
-        require(bool(some), self, "scales", "at least one number above 0")
+        some = isinstance(scales, tuple) and bool(scales) and all(map(_is_positive, scales))
+        require(some, self, "scales", "at least one number above 0")
         # 1 and 1.0 make one experiment with one fingerprint
         object.__setattr__(self, "stride", float(stride))
         object.__setattr__(self, "scales", tuple(map(float, scales)))
@@ -64,12 +58,11 @@ def scaled_side(side: int, scale: float) -> int:
     return max(round(side * scale), 1)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-WHOLE_IMAGE = InferenceOptions()
-"""The whole image, at its own size."""
+WHOLE_IMAGE = InferenceOptions()  # The whole image, at its own size.
 
 
 def shown_size(data: Any, height: int, width: int) -> tuple[int, int]:
@@ -88,18 +81,16 @@ def require_sides(data: Any, inference: InferenceOptions, images: Iterable[tuple
     for name, size in images:
         if (least := least_side(data, inference, *size)) >= SMALLEST_SIDE:
             continue
-        if inference.window is None and min(shown_size(data, *size)) >= SMALLEST_SIDE:
-            fix = f"use larger --scales (of an experiment --inference.scales) than {min(inference.scales):g}"
-        elif inference.window is not None:
+        if inference.window is not None:
             fix = f"use a window of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} (--inference.window)"
+        elif min(shown_size(data, *size)) >= SMALLEST_SIDE:
+            fix = f"use larger --scales (of an experiment --inference.scales) than {min(inference.scales):g}"
         elif data.long_side:
             fix = f"use a larger --data.long-side than {data.long_side}"
         else:
             fix = "enlarge it or leave it out, or train with one size for all images (--data.height, --data.width)"
-        raise DataError(
-            f"{name} has {size[0]}×{size[1]} pixels (height × width), of which a network would be shown a side of "
-            f"{least} pixels; the least is {SMALLEST_SIDE}: {fix}"
-        )
+        seen = f"of which a network would be shown a side of {least} pixels; the least is {SMALLEST_SIDE}"
+        raise DataError(f"{name} has {size[0]}×{size[1]} pixels (height × width), {seen}: {fix}")
 
 
 def require_split_sides(data: Any, dataset: Any, inference: InferenceOptions = WHOLE_IMAGE) -> None:

@@ -54,15 +54,8 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     """Count what a training step of the experiment takes. Weights are not read and no data are touched.
 
     In detection the image is the largest that the detector resizes to. Training counts the sampled boxes, a quarter of
-    them objects (the most that torchvision takes), and inference as many proposals and detections as the network may
-    have; of the teacher, a step counts the pyramid and the box head at the student's boxes. `num_classes` leaves a
-    detector's background out. ExperimentError where a network cannot be built.
-
-    Example:
-        >>> from apd.study.recipes import recipe
-        >>> cost = step_cost(recipe("scenes_detection", "student"), num_classes=3)
-        >>> f"{cost.student.parameters / 1e6:.1f} M"
-        '12.5 M'
+    them objects, and inference as many proposals and detections as the network may have; of the teacher, a step counts
+    the pyramid and the box head. `num_classes` leaves a detector's background out. ExperimentError: it cannot be built.
     """
     task, nowhere = task_of(experiment), torch.device("meta")  # no memory is taken and no number drawn
     with nowhere:
@@ -175,7 +168,6 @@ def _detection_passes(experiment: Experiment, student: FasterRCNN) -> _Passes:
 def _detector_view(
     network: FasterRCNN, images: Tensor, *, boxes: int, masks: int, proposing: bool = True
 ) -> DetectorView:
-    """Every convolution and product of a forward pass, with so many boxes an image in the place of those it draws."""
     pyramid, heads, count = network.backbone(images), network.roi_heads, len(images)
     if proposing:
         network.rpn.head(list(pyramid.values()))

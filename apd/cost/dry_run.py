@@ -1,7 +1,4 @@
-"""A run that does not run: everything is built and checked, and what training would take is reported.
-
-A thing that is missing is reported and put aside, so that one dry run names all of them.
-"""
+"""A run that does not run: everything is built and checked, what is missing is named, and the cost is reported."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +11,6 @@ import torch
 from torch import nn
 
 from apd.config.datasets import Splits, spec_of
-from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint
 from apd.cost.count import StepCost, step_cost, teacher_step_cost
@@ -26,7 +22,7 @@ from apd.data.specs import COCO_STUFF, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
 from apd.training.optim import described
 from apd.training.run import run_folder, task_of
-from apd.training.teacher import TeacherError, load_teacher
+from apd.training.task import TeacherError, load_teacher
 from apd.training.trainer import TrainStep
 
 CHECKED = 20
@@ -53,16 +49,8 @@ def dry_run(
     Reported to `tell`, line by line, are the data (:data:`CHECKED` images of each split are read), parameters and
     multiply-accumulates, an estimate of memory, the number of steps, and an estimate of time from `steps` (at least 1)
     that are measured after one at the real crop: on noise where the data are missing, with random weights where files
-    of weights are. `device` is cuda where there is one, else cpu.
-
-    Raises:
-        ExperimentError: the device is not there, or a network cannot be built whatever its weights.
-        ValueError: fewer than one step.
-
-    Example:
-        >>> from apd.study.recipes import recipe
-        >>> dry_run(recipe("tiny", "student"), device="cpu", steps=1, tell=lambda line: None)
-        []
+    of weights are. `device` is cuda where there is one, else cpu; ExperimentError where it is not there, or a network
+    cannot be built whatever its weights.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
@@ -74,15 +62,13 @@ def dry_run(
 
 
 class _DryRun:
-    """Reports line by line on an experiment, and collects what is missing."""
-
     def __init__(self, experiment: Experiment, device: torch.device, tell: Callable[[str], object]) -> None:
         self.experiment, self.device, self.tell = experiment, device, tell
         self.task, self.detection = task_of(experiment), experiment.task == "detection"
         self.missing: list[str] = []
 
     def report(self, steps: int) -> None:
-        experiment, training = self.experiment, self.experiment.training
+        experiment, training, images = self.experiment, self.experiment.training, self.experiment.training.batch_size
         self.tell(f"{experiment.name}, fingerprint {fingerprint(experiment)}, on {self.device}")
         if (record := run_folder(experiment) / "record.json").exists():
             self.tell(f"this run is finished: {record}")
@@ -95,7 +81,6 @@ class _DryRun:
         teacher = self.network("teacher", source.spec) if experiment.teacher is not None else None
         cost = step_cost(experiment, source.spec.num_classes)
         self.tell_cost(cost)
-        images = training.batch_size
         passes = f", {training.iterations * images / len(splits.train):.1f} times each training image" if splits else ""
         self.tell(f"iterations: {training.iterations} of {images} images{passes}")
         self.tell(f"optimiser: {described(training)}")
@@ -110,11 +95,10 @@ class _DryRun:
         try:
             splits = self.task.splits()
             for split in splits:
-                count = len(split)
-                for index in sorted({round(place) for place in np.linspace(0, count - 1, min(CHECKED, count))}):
-                    split[index]
+                for index in sorted(set(np.linspace(0, len(split) - 1, min(CHECKED, len(split))).round().astype(int))):
+                    split[int(index)]
             census = self.task.census(splits)
-            sentences = census.warnings(data.folder) if census is not None else []
+            warnings = census.warnings(data.folder) if census is not None else []
         except (DataError, ExperimentError) as error:  # the second where a library is missing
             self.missing.append(str(error))
             self.tell(f"data: {data.name}, NOT in order")
@@ -124,33 +108,30 @@ class _DryRun:
             named += f", {len(splits.evaluation)} of {data.evaluation_split}"
         self.tell(f"data: {data.name}, {named}; at most {CHECKED} of each were read and are in order")
         counted = "not counted" if self.detection else f"`apd check {data.name}` counts those of every image"
-        for line in census.table() if census is not None else [f"labels: {counted}"]:
+        table = census.table() if census is not None else [f"labels: {counted}"]
+        for line in (*table, *(f"warning: {sentence}" for sentence in warnings)):
             self.tell(line)
-        for sentence in sentences:
-            self.tell(f"warning: {sentence}")
         return splits
 
     def network(self, role: str, spec: DatasetSpec | InstanceSpec) -> nn.Module:
         """Student or teacher with the weights it starts from, or with random ones where those are missing."""
         experiment, task, classes = self.experiment, self.task, spec.num_classes
         config = experiment.network if role == "student" else experiment.teacher.network
-        if isinstance(config, DetectorConfig):
+        if self.detection:
             line = f"{config.kind} {config.backbone}, {config.width} channels, boxes' vectors of {config.box_width}"
         else:
             line = f"{config.backbone} {config.head}, {config.head_width} channels, stride {config.output_stride}"
         try:
-            if role == "teacher" and experiment.teacher.weights_file:
-                path = Path(experiment.teacher.weights_file)
-                network = load_teacher(task, path, classes, self.device)
-                score = "box AP" if self.detection else "mIoU"
-                least = getattr(experiment.teacher, task.expected)
-                line += f", weights of {path}; must reach {score} {least} before the first step"
+            if role == "teacher" and (path := experiment.teacher.weights_file):
+                network = load_teacher(task, Path(path), classes, self.device)
+                least = f"{'box AP' if self.detection else 'mIoU'} {getattr(experiment.teacher, task.expected)}"
+                line += f", weights of {path}; must reach {least} before the first step"
             else:
                 network = task.network(config, classes, self.device, experiment.seed, class_names=spec.class_names)
                 line += ", trained first unless its run is finished" if role == "teacher" else ""
         except (ExperimentError, TeacherError) as error:
             self.missing.append(f"{role}: {error}")
-            if isinstance(config, DetectorConfig):  # a frozen norm without its weights lets numbers grow beyond bounds
+            if self.detection:  # a frozen norm without its weights lets numbers grow beyond bounds
                 config = replace(config, weights="none")
             network = task.network(config, classes, self.device, experiment.seed, weights_follow=True)
             line += ", weights MISSING"
@@ -162,9 +143,8 @@ class _DryRun:
         size = f"{data.height}x{data.width}" if self.detection else f"{data.crop_height}x{data.crop_width}"
         for role, network in (("student", cost.student), ("teacher", cost.teacher)):
             if network is not None:
-                self.tell(
-                    f"{role}: {network.parameters / 1e6:.1f} M parameters, {network.macs / 1e9:.1f} GMAC at {size}"
-                )
+                counts = f"{network.parameters / 1e6:.1f} M parameters, {network.macs / 1e9:.1f} GMAC at {size}"
+                self.tell(f"{role}: {counts}")
         self.tell(f"a step: {cost.macs_per_image / 1e9:.1f} GMAC for an image, forward and backward")
         fixed, image = _size(cost.fixed_bytes), _size(cost.bytes_per_image)
         self.tell(f"memory, estimated in fp32: {fixed} and {image} for an image, and workspaces on top")
@@ -180,9 +160,8 @@ class _DryRun:
     ) -> None:
         training, teacher = self.experiment.training, self.experiment.teacher
         of_an_image = f"{measured.load_seconds:.3f} s to load and {measured.step_seconds:.3f} s to compute"
-        source = "noise" if on_noise else "the data"
         steps = f"{measured.steps} steps of {measured.images} images"
-        self.tell(f"measured on {source}: {steps}; an image takes {of_an_image}")
+        self.tell(f"measured on {'noise' if on_noise else 'the data'}: {steps}; an image takes {of_an_image}")
         if not on_noise:
             in_one, in_all = measured.classes_seen
             one, several = ("an image", "images") if self.detection else ("a crop", "crops")

@@ -37,16 +37,14 @@ def quartiles(values: np.ndarray) -> Latency:
 
 
 def latency_of(call: Callable[[], object], seconds: float) -> Latency:
-    """Time a call by :class:`torch.utils.benchmark.Timer`, which warms up, and waits for a GPU.
-
-    It is repeated for at least `seconds`, and up to ten times as long where its times differ by more than 10 %.
-    """
+    """Time a call by torch's benchmark Timer for at least `seconds`, and ten times as long where its times differ."""
     from torch.utils.benchmark import Timer  # loads setuptools
 
     if not seconds > 0:
         raise ValueError(f"seconds: got {seconds}, expected more than 0")
     clock = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return quartiles(1e3 * np.array(clock.adaptive_autorange(min_run_time=seconds, max_run_time=10 * seconds).times))
+    times = clock.adaptive_autorange(min_run_time=seconds, max_run_time=10 * seconds).times
+    return quartiles(1e3 * np.array(times))
 
 
 def start_latency(*arguments: str, seconds: float = 3.0) -> Latency:
@@ -64,10 +62,6 @@ class Cost:
     latency_ms: Latency  #: For the whole batch.
     peak_memory_bytes: int  #: The network, its input and the most that was alive beside them in one forward pass.
     memory_method: str  #: How that peak was found, in words.
-    batch: int
-    height: int
-    width: int
-    device: str  #: Where it ran, such as "cpu" or "cuda:0".
     threads: int  #: Of the CPU.
 
 
@@ -85,10 +79,8 @@ def cost_of(
     A copy in eval mode, without its `aux_head`, is measured in its own number format, on `device` (default: the
     network's own, a CPU or CUDA device), in `seconds` as :func:`latency_of` takes them. The peak is the CUDA caching
     allocator's, or on a CPU that of torch's profiler, which does not see what libraries allocate past torch.
-
-    Raises:
-        ValueError: a size or count below its least, or another kind of device.
-        RuntimeError: the profiler gave no allocations, so the peak is unknown.
+    ValueError: a size or count below its least, or another kind of device. RuntimeError: the profiler gave no
+    allocations.
 
     Example:
         >>> from apd.models import build_segmenter
@@ -120,10 +112,6 @@ def cost_of(
         latency_ms=latency,
         peak_memory_bytes=peak_of(forward, place) + sum(tensor.numel() * tensor.element_size() for tensor in own),
         memory_method=f"peak of {peak_by} in one forward pass, plus parameters, buffers and input",
-        batch=batch,
-        height=height,
-        width=width,
-        device=str(place),
         threads=torch.get_num_threads(),
     )
 
@@ -144,21 +132,19 @@ def peak_of(call: Callable[[], object], device: torch.device) -> int:
         events = json.loads(trace.read_text())["traceEvents"]
     changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
     if not changes:
-        raise RuntimeError(
-            f"torch {torch.__version__}'s profiler recorded no allocation, so the peak on a CPU is unknown; "
-            "use a build of torch with kineto (the standard packages have it), or a CUDA device"
-        )
+        fix = "use a build of torch with kineto (the standard packages have it), or a CUDA device"
+        raise RuntimeError(f"torch {torch.__version__}'s profiler recorded no allocation, so no peak is known; {fix}")
     return max(0, int(np.cumsum([change for _, change in sorted(changes, key=lambda pair: pair[0])]).max()))
 
 
 class LossShape(NamedTuple):
     """The sizes of one call of a distiller."""
 
-    batch: int  #: Images, B.
-    channels: int  #: Of student's and teacher's features, C.
-    grid: int  #: Rows and columns of features and logits, h = w.
-    classes: int  #: K.
-    labels: int  #: Rows and columns of the labels, H = W.
+    batch: int
+    channels: int  #: Of student's and teacher's features.
+    grid: int  #: Rows and columns of features and logits.
+    classes: int
+    labels: int  #: Rows and columns of the labels.
 
 
 LOSS_SHAPES = {
@@ -167,8 +153,7 @@ LOSS_SHAPES = {
     "camvid": LossShape(batch=8, channels=128, grid=10, classes=11, labels=160),
 }
 """Those of the released recipes on one GPU (713 and 473 pixels at stride 8), and of the small recipe on CamVid."""
-CLASSES_IN_AN_IMAGE = 10
-"""How many classes the images of `loss_batch` show (own choice; an ADE20K image has about ten of the 150)."""
+CLASSES_IN_AN_IMAGE = 10  # how many classes the images of `loss_batch` show (own choice; about what ADE20K's do)
 
 
 class LossCost(NamedTuple):
@@ -192,21 +177,19 @@ def loss_batch(
     shown = torch.stack([torch.randperm(shape.classes, generator=random)[:few] for _ in range(shape.batch)])
     patches_B64 = shown.gather(1, torch.randint(few, (shape.batch, 64), generator=random))
     places = torch.arange(shape.labels) * 8 // shape.labels
-    return {
-        "student_features": maps(shape.channels, learned=True),
-        "teacher_features": maps(shape.channels, learned=False),
-        "student_logits": maps(shape.classes, learned=True),
-        "teacher_logits": maps(shape.classes, learned=False),
-        "labels": patches_B64.view(-1, 8, 8)[:, places][:, :, places].contiguous().to(device),
+    names = {"features": shape.channels, "logits": shape.classes}
+    made = {
+        f"{who}_{what}": maps(n, learned=who == "student")
+        for what, n in names.items()
+        for who in ("student", "teacher")
     }
+    return made | {"labels": patches_B64.view(-1, 8, 8)[:, places][:, :, places].contiguous().to(device)}
 
 
 def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:
-    """Measure one forward and backward pass of a loss, where `batch` is, in `seconds` as :func:`latency_of` takes them.
+    """Measure a forward and backward pass of a loss on a :func:`loss_batch`, in `seconds` as for :func:`latency_of`.
 
-    Args:
-        loss: called with the keywords of `batch`; gives a scalar, or a distiller's dict with a scalar "loss".
-        batch: such as `loss_batch` makes.
+    `loss` takes the keywords of `batch` and gives a scalar, or a dict with a scalar "loss".
     """
     learned = [value for value in batch.values() if value.requires_grad]
     learned += [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []

@@ -27,7 +27,7 @@ from apd.training.checkpoint import CheckpointError, load_newest
 from apd.training.distributed import choose_device
 from apd.training.run import run_folder, task_of
 from apd.training.segmentation import build_network
-from apd.training.teacher import load_teacher
+from apd.training.task import load_teacher
 from apd.training.trainer import Trainer
 
 

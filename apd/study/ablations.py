@@ -1,11 +1,11 @@
 """The variants of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
 
-They differ from the study's methods in nothing but their distillers, so runs are compared with theirs seed by seed.
+They differ from the study's methods in their distillers alone, so runs are compared with theirs seed by seed.
 """
 
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
@@ -13,8 +13,6 @@ from apd.distillers.cirkd import CIRKDConfig
 from apd.distillers.features import AttentionTransferConfig, CWDConfig, FitNetConfig, MGDConfig
 from apd.distillers.logits import DISTConfig, DKDConfig, PixelKDConfig
 from apd.distillers.relations import IFVDConfig, SKDConfig
-
-Config = TypeVar("Config", bound=DistillerConfig)
 
 
 class Variant(NamedTuple):
@@ -30,13 +28,7 @@ TERMS = {"regularisation": "R", "alignment": "A", "observation": "O", "pixel_kd"
 """The terms of APD by field, with the letters that stand for them in the names of variants."""
 BY_CONSTRUCTION = {"": "student", "KD": "pixel_kd", "R": "student", "R+KD": "pixel_kd"}
 """Combinations of terms that need no run of their own: the regularisation alone never reaches the student."""
-COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}
-"""Combinations that are methods of the study."""
-
-
-def combination(on: tuple[bool, ...]) -> str:
-    """The letters of the terms that are on, such as R+O."""
-    return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
+COMPLETE = {"R+A+O": "apd_without_kd", "R+A+O+KD": "apd"}  # Combinations that are methods of the study.
 
 
 def term_variants() -> list[Variant]:
@@ -51,6 +43,11 @@ def term_variants() -> list[Variant]:
     return variants
 
 
+def combination(on: tuple[bool, ...]) -> str:
+    """The letters of the terms that are on, such as R+O."""
+    return "+".join(letter for letter, is_on in zip(TERMS.values(), on, strict=True) if is_on)
+
+
 def without_kd() -> Variant:
     """All terms but pixel KD, for data on which the method of these terms has a learning rate of its own."""
     return Variant("terms_r_a_o", "R + A + O at APD’s learning rate", "terms", (APDConfig(pixel_kd=0.0),))
@@ -58,29 +55,24 @@ def without_kd() -> Variant:
 
 def option_variants() -> list[Variant]:
     """The complete method with one option changed."""
-    released = APDConfig(reduction="element", observation=10.0, pixel_kd=10.0)  # with the released code's weights
+    released = dict(reduction="element", observation=10.0, pixel_kd=10.0)  # with the released code's weights
     settings = [
-        ("scope", "scope_batch", "prototypes of the batch", APDConfig(scope="batch")),
+        ("scope", "scope_batch", "prototypes of the batch", dict(scope="batch")),
         ("reduction", "reduction_element", "element means, weights 10", released),
-        ("absent classes", "absent_zero", "absent classes at 0", APDConfig(absent="zero")),
-        ("labels", "labels_teacher", "labels from the teacher", APDConfig(labels_from="teacher")),
-        ("gradient", "detached", "student's prototypes constant", APDConfig(detach_prototypes=True)),
-        ("scale", "scale_5", "scale 5", APDConfig(scale=5.0)),
-        ("scale", "scale_20", "scale 20", APDConfig(scale=20.0)),
-        ("width of heads", "width_32", "heads 32 wide", APDConfig(width=32)),
-        ("width of heads", "width_512", "heads 512 wide", APDConfig(width=512)),
-        ("teacher's head", "head_1e-5", "learning rate 1e-5 (released)", APDConfig(teacher_head_rate=1e-5)),
-        ("teacher's head", "head_1e-4", "learning rate 1e-4", APDConfig(teacher_head_rate=1e-4)),
-        ("teacher's head", "head_1e-2", "learning rate 1e-2", APDConfig(teacher_head_rate=1e-2)),
-        ("teacher's head", "head_poly", "learning rate falls (poly)", APDConfig(teacher_head_schedule="poly")),
-        ("weights", "alignment_1", "alignment 1", APDConfig(alignment=1.0)),
-        ("weights", "alignment_100", "alignment 100", APDConfig(alignment=100.0)),
-        ("weights", "observation_0.3", "observation 0.3", APDConfig(observation=0.3)),
-        ("weights", "observation_3", "observation 3", APDConfig(observation=3.0)),
-        ("weights", "kd_0.3", "pixel KD 0.3", APDConfig(pixel_kd=0.3)),
-        ("weights", "kd_3", "pixel KD 3", APDConfig(pixel_kd=3.0)),
+        ("absent classes", "absent_zero", "absent classes at 0", dict(absent="zero")),
+        ("labels", "labels_teacher", "labels from the teacher", dict(labels_from="teacher")),
+        ("gradient", "detached", "student's prototypes constant", dict(detach_prototypes=True)),
+        *(("scale", f"scale_{scale}", f"scale {scale}", dict(scale=float(scale))) for scale in (5, 20)),
+        *(("width of heads", f"width_{width}", f"heads {width} wide", dict(width=width)) for width in (32, 512)),
+        ("teacher's head", "head_1e-5", "learning rate 1e-5 (released)", dict(teacher_head_rate=1e-5)),
+        ("teacher's head", "head_1e-4", "learning rate 1e-4", dict(teacher_head_rate=1e-4)),
+        ("teacher's head", "head_1e-2", "learning rate 1e-2", dict(teacher_head_rate=1e-2)),
+        ("teacher's head", "head_poly", "learning rate falls (poly)", dict(teacher_head_schedule="poly")),
     ]
-    return [Variant(key, name, group, (config,)) for group, key, name, config in settings]
+    for field, tried in {"alignment": (1, 100), "observation": (0.3, 3), "pixel_kd": (0.3, 3)}.items():
+        key, name = ("kd", "pixel KD") if field == "pixel_kd" else (field, field)
+        settings += [("weights", f"{key}_{weight}", f"{name} {weight}", {field: float(weight)}) for weight in tried]
+    return [Variant(key, name, group, (APDConfig(**changed),)) for group, key, name, changed in settings]
 
 
 OTHER_METHODS: dict[str, tuple[str, DistillerConfig]] = {
@@ -125,7 +117,7 @@ def plain_variants() -> list[Variant]:
     return [pixel_kd, Variant("apd", "APD", "", (APDConfig(),)), *other_method_variants()]
 
 
-def stronger(config: Config, factor: float) -> Config:
+def stronger(config: DistillerConfig, factor: float) -> DistillerConfig:
     """A method's configuration with its weights multiplied."""
     names = WEIGHTS.get(config.method, ("weight",))
     return replace(config, **{name: float(f"{factor * getattr(config, name):.12g}") for name in names})
@@ -171,13 +163,12 @@ def combined_variants() -> list[Variant]:
     return [with_apd(variant_at_best(variant)) for variant in other_method_variants()]
 
 
-def heads_variant() -> Variant:
-    """APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
-    return Variant("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
+WITHOUT_HEADS = Variant("no_heads", "+ APD without heads", "heads", (APDConfig(width=None, regularisation=0.0),))
+"""APD on the networks' own features; without heads nothing of the teacher's side is left to regularise."""
 
 
 def variant_names() -> dict[str, str]:
     """The name of every variant, by key."""
     several = (term_variants, option_variants, other_method_variants, combined_variants, trial_variants)
-    variants = [variant for make in several for variant in make()] + [heads_variant(), without_kd()]
+    variants = [variant for make in several for variant in make()] + [WITHOUT_HEADS, without_kd()]
     return {variant.key: variant.name for variant in variants}

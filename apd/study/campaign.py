@@ -24,10 +24,7 @@ from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
 
 
 class Ledger:
-    """What has become of a campaign's experiments; saves their records to `folder`, adds them to `done`, and reports.
-
-    `missing` is how many experiments lacked a record, `ranks` the processes that share every run.
-    """
+    """What has become of the `missing` experiments; saves records to `folder`, adds them to `done`, and reports."""
 
     def __init__(self, name: str, folder: Path, done: dict[str, Record], missing: int, ranks: Ranks) -> None:
         self.name, self.folder, self.done, self.missing, self.ranks = name, folder, done, missing, ranks
@@ -40,8 +37,7 @@ class Ledger:
     def finished(self, experiment: Experiment, content: dict[str, Any], outlook: str) -> None:
         """Save a finished run's record; `outlook` is reported beside its score."""
         # a run that another campaign began has that one's label
-        record = Record({**content, "experiment": to_dict(experiment)})
-        self.done[fingerprint(experiment)] = record
+        record = self.done[fingerprint(experiment)] = Record({**content, "experiment": to_dict(experiment)})
         if self.ranks.first:
             record.save(self.folder / f"{experiment.name}-{fingerprint(experiment)}.json")
         self.closed += 1
@@ -98,11 +94,7 @@ def existing_records(folder: Path) -> dict[str, Record]:
 
 
 def dealt(experiments: list[Experiment], shard: str) -> list[Experiment]:
-    """The experiments of worker i of n, for a shard such as "2/8", whatever has been run; all for an empty one.
-
-    They are dealt out back and forth, so that no worker always gets the same method of a seed. CampaignError for a text
-    that is no shard.
-    """
+    """The experiments of worker i of n, for a shard "i/n", dealt out back and forth; of an empty one, all."""
     number, _, of = (shard or "1/1").partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise CampaignError(f"shard = {shard!r}: expected i/n with 1 <= i <= n, such as 2/8")
@@ -130,13 +122,10 @@ def run_campaign(
         only: run only the experiments whose label contains this text.
         shard: "i/n": of n workers that share the campaign this is number i, and runs its part; "": all.
         workers: processes that prepare batches ahead in every run; any number gives the same.
-        processes: runs side by side on the device, see :func:`apd.study.parallel.side_by_side`.
-        minutes: after these, runs are stopped with a checkpoint; none is begun that cannot finish before.
+        processes, minutes: runs at once, and time after which they are stopped: see :mod:`apd.study.parallel`.
 
-    Raises:
-        CampaignError: the name is unknown, `only` fits no experiment, or a number is out of its range.
-        NonFiniteLossError, UnfinishedRunsError: at the end, if some experiments diverged or were given up.
-        Everything that `train` and reading a record raise; the records written so far stay.
+    Raises CampaignError for an unknown name, `only` that fits no experiment or a number out of its range; at the end
+    NonFiniteLossError or UnfinishedRunsError if experiments diverged or were given up; and all that `train` raises.
     """
     for option, value, least in (("workers", workers, 0), ("processes", processes, 1)):
         if value < least:
@@ -146,8 +135,7 @@ def run_campaign(
     ranks = join()
     if ranks.size > 1 and (processes > 1 or minutes is not None):
         raise CampaignError("processes and minutes are for one process with one device: start it without torchrun")
-    folder = folder or records_folder(name)
-    known = experiments_of(name)
+    folder, known = folder or records_folder(name), experiments_of(name)
     experiments = [e for e in known if only in e.name]
     if not experiments:
         raise CampaignError(f"only = {only!r}: expected a part of one of the labels {', '.join(e.name for e in known)}")
@@ -158,10 +146,8 @@ def run_campaign(
     ranks.print(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
     if retired := done.keys() - set(map(fingerprint, known)):
         such = Path(next(record.source for key, record in done.items() if key in retired)).name
-        ranks.print(
-            f"{name}: {len(retired)} records there are of no experiment of this campaign, such as {such}: its recipe "
-            "has changed since; they are left alone and not counted"
-        )
+        what = f"{len(retired)} records there are of no experiment of this campaign, such as {such}"
+        ranks.print(f"{name}: {what}: its recipe has changed since; they are left alone and not counted")
     ledger = Ledger(name, folder, done, len(missing), ranks)
     if processes == 1 and minutes is None:
         in_turn(missing, ledger, device=device, workers=workers)
@@ -188,12 +174,7 @@ def parsed(arguments: list[str] | None, prog: str) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """The command line of `python -m apd.study.campaign`. Returns the exit code."""
     options = parsed(arguments, "python -m apd.study.campaign")
-
-    def run() -> int:
-        run_campaign(**options)
-        return 0
-
-    return exit_code_of(run, "apd.study.campaign")
+    return exit_code_of(lambda: 0 * len(run_campaign(**options)), "apd.study.campaign")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""The campaigns: named lists of experiments whose records are the study's evidence.
-
-They are ordered seed by seed, so that one stopped half-way is still a fair comparison of all its methods. What is tuned
-is chosen by the score on val after the last step, with one seed.
-"""
+"""The campaigns: named lists of experiments whose records are the study's evidence, seed by seed."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -14,37 +10,22 @@ from apd.distillers.base import DistillerConfig
 from apd.fields import did_you_mean
 from apd.study import ablations
 from apd.study import coco_recipes as coco
-from apd.study.recipes import (
-    HEADS,
-    METHODS,
-    PAIR_METHODS,
-    SECOND_STUDENT,
-    SECOND_TEACHER,
-    STUDENT_LEARNING_RATES,
-    TRIED_PAIR_LEARNING_RATES,
-    Method,
-    Size,
-    distillers_of,
-    lengthened,
-    recipe,
-    scenes_pair,
-)
+from apd.study import recipes as known
+from apd.study.recipes import METHODS, PAIR_METHODS, Method, Size, lengthened, recipe, scenes_pair
 from apd.training.exit_codes import UsageError
 from apd.training.run import run_folder
 
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
-TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)
-"""On CamVid at half resolution, of the baseline and of every method."""
-TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)
-"""On LabelMeFacade with every method, from the middle outwards."""
+TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
+TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)  # On LabelMeFacade with every method, from the middle outwards.
 BEST_OTHER_METHODS = ("dist", "cwd", "ifvd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
 
-def _with_rate(experiment: Experiment, rate: float, name: str, **changes: object) -> Experiment:
-    training = replace(experiment.training, learning_rate=rate)
-    return replace(experiment, training=training, name=f"{name}-rate{rate:g}", **changes)
+def _tried(experiment: Experiment, learning_rate: float, name: str, **changes: object) -> Experiment:
+    training = replace(experiment.training, learning_rate=learning_rate)
+    return replace(experiment, training=training, name=f"{name}-rate{learning_rate:g}", **changes)
 
 
 def _methods(size: Size, seeds: int) -> Iterator[Experiment]:
@@ -66,24 +47,24 @@ def _scenes_methods(context_shifts: tuple[float, ...], longer: int = 1) -> Itera
         yield lengthened(scenes_experiment(method, seed, context_shift), student=longer, teacher=1)
 
 
-def _scenes_variant(key: str, distillers: tuple[DistillerConfig, ...], seed: int, shift: float = 1.0) -> Experiment:
+def _scenes_variant(
+    key: str, distillers: tuple[DistillerConfig, ...], seed: int, shift: float = 1.0, **changes: object
+) -> Experiment:
     name = f"{key}-context{shift:g}-seed{seed}"
-    return replace(scenes_experiment("student", seed, shift), name=name, distillers=distillers)
+    return replace(scenes_experiment("student", seed, shift), name=name, distillers=distillers, **changes)
 
 
 def _scenes_variants(variants: Callable[[], Iterable[ablations.Variant]], seeds: int = 5) -> Iterator[Experiment]:
-    """Each seed with every variant, where every image has a context of its own."""
     for seed, variant in product(range(seeds), variants()):
         yield _scenes_variant(variant.key, variant.distillers, seed)
 
 
 def _scenes_tiny_tuning() -> Iterator[Experiment]:
     """One learning rate serves all methods: the baseline's best can be too high for the gradient of a sum of losses."""
-    for rate, method in product((0.01, 0.03, 0.1), ("student", "pixel_kd", "apd_without_kd", "apd")):
-        yield _with_rate(scenes_experiment(method, seed=0, context_shift=1.0), rate, method)
+    for tried, method in product((0.01, 0.03, 0.1), ("student", "pixel_kd", "apd_without_kd", "apd")):
+        yield _tried(scenes_experiment(method, seed=0, context_shift=1.0), tried, method)
     teacher = scenes_experiment("student", seed=0, context_shift=1.0).teacher_experiment()
-    for rate in (0.03, 0.1, 0.3):
-        yield _with_rate(teacher, rate, "teacher")
+    yield from (_tried(teacher, tried, "teacher") for tried in (0.03, 0.1, 0.3))
 
 
 def _scenes_context_shifts() -> Iterator[Experiment]:
@@ -98,30 +79,29 @@ def _scenes_context_shifts() -> Iterator[Experiment]:
 
 def _scenes_heads() -> Iterator[Experiment]:
     """With and without projection heads, which takes a student whose features are as wide as the teacher's."""
-    variants = {method: distillers_of(method) for method in PAIR_METHODS}
-    variants[ablations.heads_variant().key] = ablations.heads_variant().distillers
+    variants = {method: known.distillers_of(method) for method in PAIR_METHODS}
+    variants[ablations.WITHOUT_HEADS.key] = ablations.WITHOUT_HEADS.distillers
+    base = scenes_experiment("student", 0, context_shift=1.0)
+    wide = replace(base.network, head_width=base.teacher.network.head_width)
     for seed, (key, distillers) in product(range(5), variants.items()):
-        base = scenes_experiment("student", seed, context_shift=1.0)
-        wide = replace(base.network, head_width=base.teacher.network.head_width)
-        yield replace(base, network=wide, distillers=distillers, name=f"{key}-context1-seed{seed}")
+        yield _scenes_variant(key, distillers, seed, network=wide)
 
 
 def _scenes_pairs() -> Iterator[Experiment]:
-    """Both heads in both roles, three student backbones: each baseline, then with each teacher."""
-    for seed, student_head, backbone in product(range(3), HEADS, STUDENT_LEARNING_RATES):
+    for seed, student_head, backbone in product(range(3), known.HEADS, known.STUDENT_LEARNING_RATES):
         yield scenes_pair(student_head, student_head, backbone, "student", seed)
-        for teacher_head, method in product(HEADS, PAIR_METHODS[1:]):
+        for teacher_head, method in product(known.HEADS, PAIR_METHODS[1:]):
             yield scenes_pair(teacher_head, student_head, backbone, method, seed)
 
 
 def _scenes_pairs_tuning() -> Iterator[Experiment]:
     """A teacher's learning rate by its own score, first, because students need them. A student backbone's by the mean
     over both heads and all methods, with a teacher of the same architecture."""
-    for head, rate in product(HEADS, TRIED_PAIR_LEARNING_RATES):
-        yield _with_rate(scenes_pair(head, head, "resnet18", "apd").teacher_experiment(), rate, f"teacher-{head}")
-    tried = product(STUDENT_LEARNING_RATES, HEADS, TRIED_PAIR_LEARNING_RATES, PAIR_METHODS)
-    for backbone, head, rate, method in tried:
-        yield _with_rate(scenes_pair(head, head, backbone, method), rate, f"{method}-{head}_{backbone}")
+    for head, tried in product(known.HEADS, known.TRIED_PAIR_LEARNING_RATES):
+        yield _tried(scenes_pair(head, head, "resnet18", "apd").teacher_experiment(), tried, f"teacher-{head}")
+    settings = product(known.STUDENT_LEARNING_RATES, known.HEADS, known.TRIED_PAIR_LEARNING_RATES, PAIR_METHODS)
+    for backbone, head, tried, method in settings:
+        yield _tried(scenes_pair(head, head, backbone, method), tried, f"{method}-{head}_{backbone}")
 
 
 # CamVid at half resolution
@@ -130,34 +110,33 @@ def _scenes_pairs_tuning() -> Iterator[Experiment]:
 def _camvid_small_tuning() -> Iterator[Experiment]:
     """Where the search for learning rates began: short schedules of the plain networks."""
     student = recipe("small", "student")
-    data = replace(student.data, evaluation_split="val")
-    for rate in (0.005, 0.01, 0.02):
-        training = replace(student.teacher.training, iterations=400, evaluations=0)
-        yield _with_rate(replace(student.teacher_experiment(), training=training), rate, "teacher", data=data)
-    for rate in TRIED_SMALL_LEARNING_RATES:
-        training = replace(student.training, iterations=600, evaluations=0)
-        yield _with_rate(replace(student, training=training), rate, "student", data=data, teacher=None)
+    teacher, data = student.teacher_experiment(), replace(student.data, evaluation_split="val")
+    short = replace(teacher, training=replace(teacher.training, iterations=400, evaluations=0))
+    yield from (_tried(short, tried, "teacher", data=data) for tried in (0.005, 0.01, 0.02))
+    short = replace(student, teacher=None, training=replace(student.training, iterations=600, evaluations=0))
+    yield from (_tried(short, tried, "student", data=data) for tried in TRIED_SMALL_LEARNING_RATES)
 
 
 def _camvid_small_rates() -> Iterator[Experiment]:
-    for rate, method in product(TRIED_SMALL_LEARNING_RATES[::-1], TUNED_METHODS):
-        experiment = _with_rate(recipe("small", method), rate, method)
-        yield replace(experiment, name=f"{experiment.name}-seed0")
+    for tried, method in product(TRIED_SMALL_LEARNING_RATES[::-1], TUNED_METHODS):
+        yield _seed0(_tried(recipe("small", method), tried, method))
+
+
+def _seed0(experiment: Experiment, **changes: object) -> Experiment:
+    return replace(experiment, name=f"{experiment.name}-seed0", **changes)
 
 
 def _camvid_small_variants(variants: Callable[[], Iterable[ablations.Variant]]) -> Iterator[Experiment]:
-    """Each of three seeds with every variant, at the learning rate of APD."""
     for seed, variant in product(range(3), variants()):
-        yield replace(
-            recipe("small", "apd", seed=seed), name=f"{variant.key}-seed{seed}", distillers=variant.distillers
-        )
+        apd = recipe("small", "apd", seed=seed)
+        yield replace(apd, name=f"{variant.key}-seed{seed}", distillers=variant.distillers)
 
 
 def _fewer_terms() -> Iterator[ablations.Variant]:
     """APD without one of its four terms (without pixel KD at APD's learning rate), and with prototypes of the batch."""
-    kept = ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
+    variants = {variant.key: variant for variant in (*ablations.term_variants(), *ablations.option_variants())}
     yield from (
-        variant for variant in (*ablations.term_variants(), *ablations.option_variants()) if variant.key in kept
+        variants[key] for key in variants if key in ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
     )
     yield ablations.without_kd()
 
@@ -170,13 +149,10 @@ def _best_other_methods() -> Iterator[ablations.Variant]:
 
 
 def _camvid_pairs() -> Iterator[Experiment]:
-    """DeepLabV3 teaches the small recipe's PSPNet; `camvid-small` has the baseline and the same-architecture pair.
-
-    The teacher keeps the learning rate that was chosen for a PSPNet. Its largest dilation reaches half a crop.
-    """
+    """DeepLabV3, at the learning rate of a PSPNet, teaches the small recipe's PSPNet; `camvid-small` has the rest."""
     for seed, method in product(range(3), PAIR_METHODS[1:]):
         experiment = recipe("small", method, seed=seed)
-        network = replace(experiment.teacher.network, head="aspp", aspp_reach=80)
+        network = replace(experiment.teacher.network, head="aspp", aspp_reach=80)  # reaches half a crop
         name = f"{method}-psp_mobilenetv2_050_from_aspp-seed{seed}"
         yield replace(experiment, name=name, teacher=replace(experiment.teacher, network=network))
 
@@ -187,35 +163,28 @@ def _camvid_pairs() -> Iterator[Experiment]:
 def _facade_tuning() -> Iterator[Experiment]:
     """The student's schedule, which has converged where twice the steps bring less than half a point; the teachers."""
     base = recipe("facade-small", "student")
-    roles = {"student": replace(base, teacher=None), "teacher": base.teacher_experiment()}
-    for role, stride, steps, rate in (
-        ("student", 16, 1200, 2e-4),
-        ("teacher", 16, 1200, 8e-4),
-        ("teacher", 16, 1200, 2e-4),
-        ("teacher", 8, 1200, 8e-4),
-        ("teacher", 8, 1200, 2e-4),
-        ("student", 16, 2400, 2e-4),
-    ):
-        network = replace(roles[role].network, output_stride=stride)
-        changed = replace(roles[role], network=network, training=replace(roles[role].training, iterations=steps))
-        yield _with_rate(changed, rate, f"{role}-stride{stride}-steps{steps}")
+    student, teacher = replace(base, teacher=None), base.teacher_experiment()
+    teachers = [(teacher, "teacher", stride, 1200, tried) for stride, tried in product((16, 8), (8e-4, 2e-4))]
+    students = [(student, "student", 16, steps, 2e-4) for steps in (1200, 2400)]
+    for experiment, role, stride, steps, tried in (students[0], *teachers, students[1]):
+        network = replace(experiment.network, output_stride=stride)
+        changed = replace(experiment, network=network, training=replace(experiment.training, iterations=steps))
+        yield _tried(changed, tried, f"{role}-stride{stride}-steps{steps}")
 
 
 def _facade_learning_rates() -> Iterator[Experiment]:
     """The baseline, which these runs train without a teacher, first: its schedule can be chosen before the teacher."""
-    for method, rate in product(("student", "apd", "pixel_kd", "apd_without_kd"), TRIED_LEARNING_RATES):
-        experiment = _with_rate(recipe("facade-small", method), rate, method)
-        teacher = None if method == "student" else experiment.teacher
-        yield replace(experiment, teacher=teacher, name=f"{experiment.name}-seed0")
+    for method, tried in product(("student", "apd", "pixel_kd", "apd_without_kd"), TRIED_LEARNING_RATES):
+        experiment = _tried(recipe("facade-small", method), tried, method)
+        yield _seed0(experiment, teacher=None if method == "student" else experiment.teacher)
 
 
 def _facade_pairs() -> Iterator[Experiment]:
-    """Another student, and another teacher."""
     for seed, method in product(range(3), PAIR_METHODS):
         experiment = recipe("facade-small", method, seed=seed)
-        yield replace(experiment, network=SECOND_STUDENT, name=f"{method}-second_student-seed{seed}")
+        yield replace(experiment, network=known.SECOND_STUDENT, name=f"{method}-second_student-seed{seed}")
         if method != "student":
-            teacher = replace(experiment.teacher, network=SECOND_TEACHER)
+            teacher = replace(experiment.teacher, network=known.SECOND_TEACHER)
             yield replace(experiment, teacher=teacher, name=f"{method}-second_teacher-seed{seed}")
 
 
@@ -231,15 +200,14 @@ def _scenes_detection_tuning() -> Iterator[Experiment]:
     """Teachers first, as students need one; then the students' learning rate by three methods at their untuned weights,
     and every method's weights at that. Box AP decides."""
     student = coco.scenes_detection_experiment("student", seed=0)
-    for rate in coco.TRIED_TEACHER_LEARNING_RATES:
-        yield _with_rate(student.teacher_experiment(), rate, "teacher")
-    for rate, method in product(coco.TRIED_STUDENT_LEARNING_RATES, coco.LEARNING_RATE_METHODS):
-        experiment = _with_rate(student, rate, method, distillers=coco.distillers_on_scenes(method, 1.0))
-        yield replace(experiment, name=f"{experiment.name}-seed0")
+    for tried in coco.TRIED_TEACHER_LEARNING_RATES:
+        yield _tried(student.teacher_experiment(), tried, "teacher")
+    for tried, method in product(coco.TRIED_STUDENT_LEARNING_RATES, coco.LEARNING_RATE_METHODS):
+        yield _seed0(_tried(student, tried, method, distillers=coco.distillers_on_scenes(method, 1.0)))
     for factor, method in product(coco.DETECTION_FACTORS, coco.UNTUNED):
         if method != "student" and not (factor == 1 and method in coco.LEARNING_RATE_METHODS):  # those were run above
-            name, distillers = f"{method}_x{factor:g}-seed0", coco.distillers_on_scenes(method, factor)
-            yield replace(student, name=name, distillers=distillers)
+            distillers = coco.distillers_on_scenes(method, factor)
+            yield replace(student, name=f"{method}_x{factor:g}-seed0", distillers=distillers)
 
 
 def _tiny_coco() -> Iterator[Experiment]:
@@ -287,11 +255,7 @@ class CampaignError(UsageError):
 
 
 def experiments_of(name: str) -> list[Experiment]:
-    """The experiments of a campaign, in order.
-
-    Raises:
-        CampaignError: the name is unknown.
-    """
+    """The experiments of a campaign, in order. CampaignError where the name is unknown."""
     if name not in CAMPAIGNS:
         hint = did_you_mean(name, CAMPAIGNS)
         raise CampaignError(f"there is no campaign {name!r}: expected one of {', '.join(CAMPAIGNS)}{hint}")
@@ -300,10 +264,9 @@ def experiments_of(name: str) -> list[Experiment]:
 
 def untrained_teacher(experiment: Experiment) -> Experiment | None:
     """The run that has to be finished before this one can begin, or None."""
-    if experiment.teacher is None or experiment.teacher.weights_file:
-        return None
-    teacher = experiment.teacher_experiment()
-    return None if (run_folder(teacher) / "record.json").exists() else teacher
+    needed = experiment.teacher is not None and not experiment.teacher.weights_file
+    teacher = experiment.teacher_experiment() if needed else None
+    return teacher if teacher and not (run_folder(teacher) / "record.json").exists() else None
 
 
 def steps_done(run: Experiment) -> int:

@@ -1,12 +1,9 @@
 """Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
 
-Within one size only the list of distillers differs; the baseline has no teacher, so none is trained for it. How the
-paper applies APD to detection was never released: the methods are this project's. Where the values at paper scale come
-from is in :data:`COCO_SOURCES`.
+How the paper applies APD to detection was never released: the methods are this project's.
 """
 
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Literal, get_args
 
 from apd.config.detection import DetectorConfig, InstanceDataConfig
@@ -40,8 +37,7 @@ TINY_COCO = Experiment(
 )
 """Overfits fifty real images: scored on what was trained on, since so few can show no more. Learning rate and steps are
 own choices from short trials, the methods' weights those chosen on scenes."""
-HEAD_WIDTH = 64
-"""Of APD's projection heads and of what ReviewKD hands down."""
+HEAD_WIDTH = 64  # Of APD's projection heads and of what ReviewKD hands down.
 UNTUNED: dict[str, tuple[DistillerConfig, ...]] = {
     "student": (),
     "roi_kd": (RoIKDConfig(),),
@@ -60,12 +56,10 @@ weights of losses on a pyramid's features ruin these students."""
 BEST_FACTORS = {"pyramid_matching": 0.01, "review_kd": 0.01, "roi_apd": 0.1, "dense_apd": 0.1}
 OTHER_DETECTION_METHODS = ("roi_dkd", "pyramid_matching", "review_kd")
 """Methods that APD can be added to. RoI-KD is none: it is a term of APD's own."""
-BEST_OTHER_DETECTION_METHOD = "roi_dkd"
-"""The one that scores best on val with the first seed; APD is added to it."""
+BEST_OTHER_DETECTION_METHOD = "roi_dkd"  # The one that scores best on val with the first seed; APD is added to it.
 TEACHER_LEARNING_RATE = 1e-3
 TRIED_TEACHER_LEARNING_RATES = (1e-3, 2e-3)
-STUDENT_LEARNING_RATE = 2e-3
-"""One for all methods: the best of those tried by the mean of three of them."""
+STUDENT_LEARNING_RATE = 2e-3  # One for all methods: the best of those tried by the mean of three of them.
 TRIED_STUDENT_LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 LEARNING_RATE_METHODS = ("student", "roi_kd", "roi_apd")
 
@@ -81,7 +75,7 @@ def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[Dist
 def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
     """The distillers of each variant, by key: the methods at their best weights, and APD (RoI) beside another method.
 
-    Two methods that both compare logits would count them twice, so beside APD the logits' KL is the other method's.
+    Beside APD the logits' KL is the other method's: two methods that both compare logits would count them twice.
     """
     variants = {method: distillers_on_scenes(method) for method in UNTUNED}
     best, (apd,) = BEST_OTHER_DETECTION_METHOD, variants["roi_apd"]
@@ -90,10 +84,7 @@ def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
 
 
 def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
-    """Mask R-CNN on built-in scenes: a ResNet-18 learns signs, cars and pedestrians, from a ResNet-50 or alone.
-
-    Both start at random. `variant` is a key of :func:`detection_variants`, `seed` the student's.
-    """
+    """Mask R-CNN on scenes, all from random weights; `variant` is a key of :func:`detection_variants`."""
     training = replace(FROM_SCRATCH, iterations=400, batch_size=4, learning_rate=STUDENT_LEARNING_RATE)
     return Experiment(
         name=f"{variant}-seed{seed}",
@@ -111,10 +102,7 @@ def scenes_detection_experiment(variant: str, seed: int) -> Experiment:
 
 
 def detection_methods_of(size: DetectionSize) -> tuple[DetectionMethod, ...]:
-    """The methods of a size; at paper scale what the published study is likely to have been compared with, and APD.
-
-    What compares the pixels of masks is left out where no masks are learned.
-    """
+    """The methods of a size; at paper scale the likely ones of the paper and APD, dense only where it has masks."""
     if size not in get_args(CocoSize):
         return get_args(DetectionMethod)
     return ("student", "roi_kd", "review_kd", "roi_apd", *(["dense_apd"] if with_masks(size) else []))
@@ -129,15 +117,11 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
     """One experiment of detection; :func:`apd.study.recipes.recipe` gives it under the same name.
 
     Args:
-        size: scenes_detection (built-in scenes, minutes on a CPU), tiny_coco (50 real images, minutes on a CPU), or
-            COCO at paper scale (GPUs, days): Mask R-CNN with a ResNet-18 taught by one with a ResNet-101 (coco), with a
-            MobileNetV3 by one with a ResNet-50 (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes,
-            coco_boxes_mobilenet).
-        method: what is added to the student's task losses.
+        size: scenes_detection (built-in scenes) or tiny_coco (50 real images), minutes on a CPU; COCO at paper scale:
+            Mask R-CNN with a ResNet-18 taught by a ResNet-101 (coco), with a MobileNetV3 by a ResNet-50
+            (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet).
+        method: what is added to the student's task losses, one of :func:`detection_methods_of` the size.
         seed: of the student; data and teacher stay the same.
-
-    Raises:
-        ExperimentError: an unknown size, or a method that is not among :func:`detection_methods_of` it.
     """
     if size not in get_args(DetectionSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(DetectionSize))}")
@@ -145,15 +129,12 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
     if method not in methods:
         known = f"{', '.join(methods)} at size {size}{did_you_mean(method, methods)}"
         raise ExperimentError(f"method = {method!r}: expected one of {known}")
-    if size == "scenes_detection":
-        experiment = scenes_detection_experiment(method, seed)
-    elif size == "tiny_coco":
-        experiment = replace(TINY_COCO, distillers=distillers_on_scenes(method))
-    else:
-        experiment = _coco(size, method)
-    if method == "student" and size != "scenes_detection":  # whose campaign has the teacher's score beside all methods
-        experiment = replace(experiment, teacher=None)
-    return replace(experiment, name=f"{size}-{method}-seed{seed}", seed=seed)
+    named = {"name": f"{size}-{method}-seed{seed}", "seed": seed}
+    if size == "scenes_detection":  # whose campaign has the teacher's score beside all methods
+        return replace(scenes_detection_experiment(method, seed), **named)
+    tiny = size == "tiny_coco"
+    experiment = replace(TINY_COCO, distillers=distillers_on_scenes(method)) if tiny else _coco(size, method)
+    return replace(experiment, **named, **({"teacher": None} if method == "student" else {}))
 
 
 def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
@@ -177,34 +158,29 @@ def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
     )
 
 
-COCO_SOURCES = MappingProxyType(
-    {
-        "data": "ReviewKD's code",
-        "data.kind": "own choice: distinguishes this data from that of segmentation",
-        "data.folder": "own choice: COCO 2017's own tree, below APD_DATA",
-        "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
-        "data.width": "torchvision, as Detectron2",
-        "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
-        "network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
-        "training": "ReviewKD's code",
-        "training.head_multiplier": "Detectron2: one learning rate for all parameters",
-        "training.momentum": "Detectron2, whose default ReviewKD keeps",
-        "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
-        "training.schedule": "Detectron2, whose default ReviewKD keeps",
-        "training.warmup": "Detectron2, there from a thousandth of the learning rate",
-        "training.evaluations": "own choice: nothing is chosen by them",
-        "precision": "ReviewKD's code: no mixed precision",
-        "teacher.network": "ReviewKD's code",
-        "teacher.network.weights": "torchvision: ImageNet weights, other ones than ReviewKD's",
-        "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
-        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
-        "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
-        "distillers.roi_kd": "own choice: no published one",
-        "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
-        "distillers.roi_apd": "own choice: how the paper applies APD to detection was never released",
-        "distillers.dense_apd": "own choice: how the paper applies APD to detection was never released",
-    }
-)
+_NEVER_RELEASED = "own choice: how the paper applies APD to detection was never released"
+_IMAGENET = "torchvision: ImageNet weights, other ones than ReviewKD's"
+COCO_SOURCES = {
+    **dict.fromkeys(("data", "training", "teacher.network"), "ReviewKD's code"),
+    "data.kind": "own choice: distinguishes this data from that of segmentation",
+    "data.folder": "own choice: COCO 2017's own tree, below APD_DATA",
+    "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
+    "data.width": "torchvision, as Detectron2",
+    "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
+    **dict.fromkeys(("network.weights", "teacher.network.weights"), _IMAGENET),
+    "training.head_multiplier": "Detectron2: one learning rate for all parameters",
+    **dict.fromkeys(("training.momentum", "training.schedule"), "Detectron2, whose default ReviewKD keeps"),
+    "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
+    "training.warmup": "Detectron2, there from a thousandth of the learning rate",
+    "training.evaluations": "own choice: nothing is chosen by them",
+    "precision": "ReviewKD's code: no mixed precision",
+    "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
+    "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+    "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
+    "distillers.roi_kd": "own choice: no published one",
+    "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
+    **dict.fromkeys(("distillers.roi_apd", "distillers.dense_apd"), _NEVER_RELEASED),
+}
 """Where the values at paper scale were read, by field or by what fields begin with. The released configurations of
 ReviewKD share a first author with APD and are the likely base of the paper's runs; they build on Detectron2's defaults.
 """

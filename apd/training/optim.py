@@ -16,9 +16,7 @@ def build_optimisers(
     `student` are the parameters of its backbone, and the rest, which learn `head_multiplier` times as fast. A group
     that follows a schedule carries `base_rate`; a teacher's head only where the experiment says so (released code: no).
     """
-    training: TrainingConfig = experiment.training
-    backbone, heads = map(list, student)
-    teacher_groups = []
+    training, (backbone, heads), teacher_groups = experiment.training, map(list, student), []
     for config, module in zip(experiment.distillers, distillers, strict=True):
         heads += list(module.student_parameters())
         if parameters := list(module.teacher_parameters()):
@@ -30,37 +28,33 @@ def build_optimisers(
     ]
     fused = training.fused or None  # None leaves the choice to torch, which does not take the fused one
     common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
-    optimisers: dict[str, torch.optim.Optimizer] = {
-        "student": torch.optim.AdamW(groups, **common)
-        if training.optimiser == "adamw"
-        else torch.optim.SGD(groups, momentum=training.momentum, **common)
-    }
-    if teacher_groups:
-        optimisers["teacher_heads"] = torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)
-    return optimisers
-
-
-def _poly(training: TrainingConfig, step: int) -> float:
-    return (1 - step / training.iterations) ** training.power
+    adamw = training.optimiser == "adamw"
+    own = (
+        torch.optim.AdamW(groups, **common) if adamw else torch.optim.SGD(groups, momentum=training.momentum, **common)
+    )
+    if not teacher_groups:
+        return {"student": own}
+    return {"student": own, "teacher_heads": torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)}
 
 
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
     """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
 
-    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached: the learning rate falls
-    at the step whose number the milestone is. The first step of a warm-up already moves the weights, and its last
-    fully. `step` counts the steps done before, from 0 to iterations − 1.
+    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
+    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
 
     Example:
         >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
         >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
         [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
     """
-    if training.schedule == "poly":
-        scheduled = _poly(training, step)
-    else:
-        scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones)
+    steps = training.schedule == "steps"
+    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
     return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
+
+
+def _poly(training: TrainingConfig, step: int) -> float:
+    return (1 - step / training.iterations) ** training.power
 
 
 def learning_rate_factors(training: TrainingConfig) -> dict[str, list[float]]:
@@ -73,15 +67,9 @@ def learning_rate_factors(training: TrainingConfig) -> dict[str, list[float]]:
 
 
 def described(training: TrainingConfig) -> str:
-    """Optimiser and schedule in words.
-
-    >>> described(TrainingConfig(warmup=100))
-    'sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9, rising over the first 100 steps'
-    """
+    """Optimiser and schedule in words, such as "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"."""
     heads = training.learning_rate * training.head_multiplier
-    text = f"{training.optimiser}, learning rate {training.learning_rate:g} and {heads:g} for heads, "
-    if training.schedule == "poly":
-        text += f"poly with power {training.power:g}"
-    else:
-        text += f"falling to a tenth at {', '.join(map(str, training.milestones))}"
-    return text + (f", rising over the first {training.warmup} steps" if training.warmup else "")
+    falls = f"falling to a tenth at {', '.join(map(str, training.milestones))}"
+    schedule = f"poly with power {training.power:g}" if training.schedule == "poly" else falls
+    rises = f", rising over the first {training.warmup} steps" if training.warmup else ""
+    return f"{training.optimiser}, learning rate {training.learning_rate:g} and {heads:g} for heads, {schedule}{rises}"

@@ -1,21 +1,22 @@
-"""What a run leaves behind: one JSON file from which every number of the book is drawn.
-
-A record holds no score. It holds confusion matrices, or tables of average precision, and scores are computed from them
-whenever it is read, so a number in the book cannot disagree with its evidence.
-"""
+"""What a run leaves behind: one JSON file, without scores; they are computed from its evidence when it is read."""
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, Self
 
 import torch
 
-from apd.config.compatibility import TaskName
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.evaluation.average_precision import APScores, Kind, ap_scores, tables_of, what_is_wrong
@@ -23,14 +24,16 @@ from apd.evaluation.metrics import Scores, scores
 from apd.training.checkpoint import write_atomically
 
 SCHEMA = 1
-_ENTRIES: dict[str, tuple[type | tuple[type, ...], tuple[str, ...]]] = {
-    "a whole number": (int, ("schema", "peak_memory_bytes", "parameters")),
-    "a finite number": ((int, float), ("wall_seconds", "seconds_per_iteration")),
-    "a text": (str, ("fingerprint", "command", "started", "weights_sha256")),
-    "a mapping": (dict, ("experiment", "data", "git", "versions", "device", "curves")),
-    "a list": (list, ("evaluations",)),
-    "a mapping or null": ((dict, NoneType), ("teacher",)),
-}
+_ENTRIES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    ("a whole number", int, ("schema", "peak_memory_bytes", "parameters")),
+    ("a finite number", (int, float), ("wall_seconds", "seconds_per_iteration")),
+    ("a text", str, ("fingerprint", "command", "started", "weights_sha256")),
+    ("a mapping", dict, ("experiment", "data", "git", "versions", "device", "curves")),
+    ("a list", list, ("evaluations", "data.class_names", "curves.iteration")),
+    ("a mapping or null", (dict, NoneType), ("teacher",)),
+    ("a text", str, ("data.name", "data.split", "data.fingerprint", "data.training_fingerprint")),
+    ("a whole number", int, ("data.images",)),
+)
 REPEATED = ("data", "confusion", "ap", "other_splits", "evaluations", "teacher", "curves", "weights_sha256")
 """Entries that the same experiment gives again, bit by bit, on the same machine with the same libraries."""
 
@@ -40,17 +43,12 @@ class RecordError(ValueError):
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    """A finite number, no bool."""
     return isinstance(value, kind) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
 
 
 @dataclass(frozen=True)
 class Record:
-    """A validated record. `content` is the JSON as it stands in the file.
-
-    Raises:
-        RecordError: at construction, when an entry is missing, of the wrong type or contradicts another.
-    """
+    """A validated record; `content` is the JSON of the file. RecordError where an entry contradicts the schema."""
 
     content: dict[str, Any]
     source: str = "record"
@@ -59,11 +57,13 @@ class Record:
         content = self.content
         if not isinstance(content, dict):
             self._refuse(f"expected a JSON object, got {type(content).__name__}")
-        for expected, (kind, entries) in _ENTRIES.items():
+        for expected, kind, entries in _ENTRIES:
             for entry in entries:
-                if entry not in content:
+                owner, _, name = entry.rpartition(".")
+                within = content[owner] if owner else content
+                if name not in within:
                     self._refuse(f"entry {entry!r} is missing")
-                value = content[entry]
+                value = within[name]
                 if not isinstance(value, kind) or (isinstance(value, int | float) and not _is_number(value)):
                     self._refuse(f"{entry} = {value!r:.80} is not {expected}")
         if content["schema"] != SCHEMA:
@@ -73,26 +73,25 @@ class Record:
         except ExperimentError as error:
             raise RecordError(f"{self.source}: {error}") from error
         if (own := fingerprint(experiment)) != content["fingerprint"]:
-            self._refuse(
-                f"fingerprint {content['fingerprint']} is not that of its experiment ({own}): the file was edited, or "
-                "a field's default was changed"
-            )
-        classes, teacher = self._classes(), content["teacher"]
-        self._check_measured(content, classes, "")
+            why = "the file was edited, or a field's default was changed"
+            self._refuse(f"fingerprint {content['fingerprint']} is not that of its experiment ({own}): {why}")
+        least, number = (1, "one text") if experiment.task == "detection" else (2, "two texts")
+        if len(self.class_names) < least or not all(isinstance(name, str) for name in self.class_names):
+            self._refuse(f"data.class_names must be a list of at least {number}")
+        self._check_measured(content, "")
         for split, other in content.get("other_splits", {}).items():
-            self._check_measured(other, classes, f"other_splits.{split}.")
+            self._check_measured(other, f"other_splits.{split}.")
+        teacher = content["teacher"]
         if (teacher is None) != (experiment.teacher is None):
             self._refuse("teacher must be there exactly when the experiment has one")
         if teacher is not None:
-            self._check_measured(teacher, classes, "teacher.")
+            self._check_measured(teacher, "teacher.")
             if experiment.task == "segmentation":
-                self._check_matrix(teacher.get("agreement"), classes, "teacher.agreement")
+                self._check_matrix(teacher.get("agreement"), "teacher.agreement")
         for number, evaluation in enumerate(content["evaluations"]):
             if not isinstance(evaluation, dict) or not _is_number(evaluation.get("step"), int):
                 self._refuse(f"evaluations[{number}] must hold step (a whole number), split and scores")
-            self._check_measured(evaluation, classes, f"evaluations[{number}].")
-        if "iteration" not in content["curves"]:
-            self._refuse("curves.iteration is missing")
+            self._check_measured(evaluation, f"evaluations[{number}].")
         for name, curve in content["curves"].items():
             if not isinstance(curve, list) or not all(map(_is_number, curve)):
                 self._refuse(f"curves.{name} must be a list of finite numbers")
@@ -102,36 +101,22 @@ class Record:
     def _refuse(self, message: str) -> NoReturn:
         raise RecordError(f"{self.source}: {message}")
 
-    def _classes(self) -> int:
-        """Check the entry `data`, and return the number of classes."""
-        data, names = self.content["data"], self.content["data"].get("class_names")
-        least, number = (1, "one text") if self.experiment.task == "detection" else (2, "two texts")
-        if not isinstance(names, list) or len(names) < least or not all(isinstance(name, str) for name in names):
-            self._refuse(f"data.class_names must be a list of at least {number}")
-        for entry in ("name", "split", "fingerprint", "training_fingerprint"):
-            if not isinstance(data.get(entry), str):
-                self._refuse(f"data.{entry} = {data.get(entry)!r:.80} must be a text")
-        if not _is_number(data.get("images"), int):
-            self._refuse(f"data.images = {data.get('images')!r:.80} must be a whole number")
-        return len(names)
-
-    def _check_measured(self, owner: dict[str, Any], classes: int, prefix: str) -> None:
-        """Check what the task measured of a network: `confusion`, or `ap`."""
+    def _check_measured(self, owner: dict[str, Any], prefix: str) -> None:
         entry, other = ("ap", "confusion") if self.experiment.task == "detection" else ("confusion", "ap")
         if other in owner:
             self._refuse(f"{prefix}{other} is no entry of a record of {self.experiment.task}")
         if entry not in owner:
             self._refuse(f"entry {f'{prefix}{entry}'!r} is missing")
         if entry == "confusion":
-            return self._check_matrix(owner[entry], classes, f"{prefix}{entry}")
+            return self._check_matrix(owner[entry], f"{prefix}{entry}")
         network = self.experiment.teacher.network if prefix == "teacher." else self.experiment.network
         kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
-        if wrong := what_is_wrong(owner[entry], classes, kinds):
+        if wrong := what_is_wrong(owner[entry], len(self.class_names), kinds):
             self._refuse(f"{prefix}ap {wrong}")
         return None
 
-    def _check_matrix(self, value: Any, classes: int, entry: str) -> None:
-        rows = value if isinstance(value, list) else []
+    def _check_matrix(self, value: Any, entry: str) -> None:
+        rows, classes = value if isinstance(value, list) else [], len(self.class_names)
         whole = len(rows) == classes and all(isinstance(row, list) and len(row) == classes for row in rows)
         if not whole or not all(_is_number(count, int) and 0 <= count < 2**63 for row in rows for count in row):
             self._refuse(f"{entry} must be a {classes} x {classes} matrix of counts >= 0")
@@ -151,52 +136,48 @@ class Record:
         """Name and value of the one score by which runs of this task are compared: "mIoU", or "box AP"."""
         return ("box AP", self.ap["boxes"].ap) if self.experiment.task == "detection" else ("mIoU", self.scores.miou)
 
-    def _of(self, task: TaskName, wanted: str, instead: str) -> None:
-        if self.experiment.task != task:
-            self._refuse(f"a record of {self.experiment.task} has no {wanted}: use Record.{instead}")
+    def _ap(self, owner: dict[str, Any] | None) -> dict[Kind, APScores] | None:
+        if self.experiment.task != "detection":
+            self._refuse("a record of segmentation has no average precision: use Record.scores")
+        return owner and {kind: ap_scores(table) for kind, table in tables_of(owner["ap"]).items()}
+
+    def _scores(self, owner: dict[str, Any] | None, entry: str = "confusion") -> Scores | None:
+        if self.experiment.task != "segmentation":
+            self._refuse("a record of detection has no scores of pixels: use Record.ap")
+        return owner and scores(torch.tensor(owner[entry]))
 
     @cached_property
     def ap(self) -> dict[Kind, APScores]:
         """AP of the last step's student on the evaluation split: "boxes", and "masks" of a Mask R-CNN."""
-        self._of("detection", "average precision", "scores")
-        return {kind: ap_scores(table) for kind, table in tables_of(self.content["ap"]).items()}
+        return self._ap(self.content)
 
     @cached_property
     def teacher_ap(self) -> dict[Kind, APScores] | None:
         """The teacher's average precision on the same images; None when there is no teacher."""
-        self._of("detection", "average precision", "teacher_scores")
-        teacher = self.content["teacher"]
-        return None if teacher is None else {k: ap_scores(table) for k, table in tables_of(teacher["ap"]).items()}
+        return self._ap(self.content["teacher"])
 
     @cached_property
     def scores(self) -> Scores:
         """Scores of the last step's student on the evaluation split; of segmentation only (else RecordError)."""
-        self._of("segmentation", "scores of pixels", "ap")
-        return scores(torch.tensor(self.content["confusion"]))
+        return self._scores(self.content)
 
     def scores_on(self, split: str) -> Scores:
         """Scores on the evaluation split or another that was scored with it; RecordError where there is none."""
-        others = self.content.get("other_splits", {})
-        if split == self.content["data"]["split"]:
-            return self.scores
-        if split not in others:
-            known = ", ".join((self.content["data"]["split"], *others))
-            self._refuse(f"split {split!r} was not scored; expected one of {known}")
-        return scores(torch.tensor(others[split]["confusion"]))
+        known = {self.content["data"]["split"]: self.content, **self.content.get("other_splits", {})}
+        if split not in known:
+            self._refuse(f"split {split!r} was not scored; expected one of {', '.join(known)}")
+        return self._scores(known[split])
 
     @cached_property
     def teacher_scores(self) -> Scores | None:
         """The teacher's scores on the same images; None when there is no teacher."""
-        self._of("segmentation", "scores of pixels", "teacher_ap")
-        teacher = self.content["teacher"]
-        return None if teacher is None else scores(torch.tensor(teacher["confusion"]))
+        return self._scores(self.content["teacher"])
 
     @cached_property
     def agreement(self) -> float | None:
         """Share of valid pixels on which student and teacher name the same class; None when there is no teacher."""
-        self._of("segmentation", "agreement of pixels", "teacher_ap")
-        teacher = self.content["teacher"]
-        return None if teacher is None else scores(torch.tensor(teacher["agreement"])).aacc
+        agreed = self._scores(self.content["teacher"], "agreement")
+        return agreed and agreed.aacc
 
     def save(self, path: Path) -> Self:
         """Write the file, one top-level entry a line, and return the record. CheckpointError when the disk refuses."""
@@ -221,34 +202,26 @@ def differences(recorded: Any, repeated: Any, entry: str = "") -> Iterator[str]:
             again = repeated[number] if number < len(repeated) else None
             yield from differences(part, again, f"{entry}[{number}]")
     elif recorded != repeated:
-        ours, theirs = list(_numbers(recorded)), list(_numbers(repeated))
+        which, ours, theirs = "", _numbers(recorded), _numbers(repeated)
         if len(ours) == len(theirs) > 1:
             pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]
-            which = f"{len(pairs)} of {len(ours)} numbers differ, the first is"
-            yield f"{entry}: {which} {pairs[0][0]!r} in the record and {pairs[0][1]!r} here"
-        else:
-            yield f"{entry}: {recorded!r:.80} in the record and {repeated!r:.80} here"
+            which = f"{len(pairs)} of {len(ours)} numbers differ, the first is "
+            recorded, repeated = pairs[0]
+        yield f"{entry}: {which}{recorded!r:.80} in the record and {repeated!r:.80} here"
 
 
-def _numbers(value: Any) -> Iterator[Any]:
-    """The entries of nested lists, one after another."""
-    if isinstance(value, list):
-        for part in value:
-            yield from _numbers(part)
-    else:
-        yield value
+def _numbers(value: Any) -> list[Any]:
+    return [number for part in value for number in _numbers(part)] if isinstance(value, list) else [value]
 
 
 def read_record(path: Path) -> Record:
     """Read and check one record. RecordError where the file is not JSON or does not follow the schema."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Record(content, source=str(path))
+        return Record(json.loads(Path(path).read_text(encoding="utf-8")), source=str(path))
     except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
         message = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
-        raise RecordError(
-            f"{message}. Restore the file (records are committed), or delete it to have it made again"
-        ) from error
+        fix = "Restore the file (records are committed), or delete it to have it made again"
+        raise RecordError(f"{message}. {fix}") from error
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -257,3 +230,58 @@ def read_records(folder: Path) -> list[Record]:
     if not paths:
         raise RecordError(f"{folder}: no records; run the campaign of that name (apd campaign {Path(folder).name})")
     return [read_record(path) for path in paths]
+
+
+# Where a number came from: the code, the libraries, the machine and the command that made it.
+
+
+def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: Sequence[str] = ()) -> dict[str, Any]:
+    """The entries of a record that say where it came from: commit, versions (also of `libraries`), device, command."""
+    return {
+        "git": _git_state(),
+        "versions": {"python": platform.python_version(), "apd": _version("adaptive-perspective-distillation")}
+        | {name: _version(name) for name in ("torchvision", "timm", "numpy", *libraries)}
+        | {"torch": str(torch.__version__)},  # with the suffix of its build, which the package's version lacks
+        "device": {
+            "type": device.type,
+            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            "threads": torch.get_num_threads(),
+            "precision": precision,
+        }
+        | ({"ranks": ranks} if ranks > 1 else {}),
+        "command": shlex.join(Path(part).name if Path(part).is_absolute() else part for part in sys.argv),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The processor's model name as Linux gives it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@cache
+def _git_state() -> dict[str, Any]:
+    """Commit of the source tree as the first run begins, empty without git, and whether the package differs from it."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        if not commit and os.environ.get("APD_COMMIT"):  # a copy without its history, whose maker knows its commit
+            return {"commit": os.environ["APD_COMMIT"], "clean": True}
+        return {"commit": commit, "clean": bool(commit) and not git("status", "--porcelain", "--", str(here.parent))}
+    except (OSError, subprocess.TimeoutExpired):
+        return {"commit": "", "clean": False}

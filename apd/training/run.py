@@ -1,12 +1,10 @@
-"""One experiment in, one record out.
-
-A run lives in `runs/<name>-<fingerprint>/`. Started again, it is found finished, or goes on from its newest checkpoint.
-"""
+"""One experiment in, one record out. A run lives in `runs/<name>-<fingerprint>/`, where it is found again."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,9 @@ from apd.data.census import Census
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
-from apd.training.provenance import provenance
-from apd.training.record import SCHEMA, Record, read_record
+from apd.training.record import SCHEMA, Record, provenance, read_record
 from apd.training.segmentation import SegmentationTask
-from apd.training.teacher import load_teacher
+from apd.training.task import load_teacher
 from apd.training.trainer import Progress, Task, Trainer
 
 
@@ -47,26 +44,20 @@ def train(
     Args:
         experiment: the full configuration.
         device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
-        progress: show a bar; None shows it on a terminal only, "lines" prints lines for a log: at most two a minute,
-            and the scores on the way.
+        progress: show a bar; None shows it on a terminal only, "lines" prints at most two lines a minute for a log.
         wait: when another process works on this run, wait for it instead of raising.
-        workers: processes that prepare batches ahead; 0 prepares them in this one. No part of the experiment: any
-            number gives the same batches.
+        workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
         folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
         check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
 
     Raises:
         RunBusyError: another process works on this run and `wait` is false.
-        DataError: the data are missing or damaged.
-        ExperimentError: the device is not there, the network cannot be built, the batch cannot be divided evenly over
-            the ranks, `workers` is negative, or a run of detection lacks the extra `detection`.
-        TeacherError: the teacher's weights do not fit or score below `teacher.expected_miou` (a detector:
-            `expected_ap`).
+        DataError, ExperimentError: the data are missing or damaged, or the experiment is not possible here.
+        TeacherError: the teacher's weights do not fit, or score below what the experiment expects of them.
         NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
-        CheckpointError: the disk is full or read-only, or the finished run is of an older generator of scenes.
-        StoppedError: Ctrl-C or SIGTERM; a checkpoint was written.
-        LostRankError: another rank of this run has gone.
+        CheckpointError: the disk is full or read-only, or the finished run is of other data than today's.
+        StoppedError, LostRankError: Ctrl-C or SIGTERM, with a checkpoint; another rank of this run has gone.
     """
     ranks = join()
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
@@ -87,10 +78,8 @@ def train(
         if check_labels:
             ranks.on_rank_zero(lambda: _check_labels(task.census(splits), experiment))
         names = splits.train.spec.class_names
-        student = ranks.rank_zero_first(
-            lambda: task.network(experiment.network, len(names), where, experiment.seed, class_names=names)
-        )
-        teacher, weights = None, Path()
+        make = partial(task.network, experiment.network, len(names), where, experiment.seed, class_names=names)
+        student, teacher, weights = ranks.rank_zero_first(make), None, Path()
         if experiment.teacher is not None:
             weights = Path(experiment.teacher.weights_file)
             if not experiment.teacher.weights_file:
@@ -114,23 +103,18 @@ def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> N
     """Refuse (ExperimentError) a batch that ranks x accumulation does not divide, or into less than `least` images."""
     parts = ranks.size * training.accumulation
     if training.batch_size % parts or training.batch_size < least * parts:
-        raise of_every_rank(
-            ExperimentError(
-                f"TrainingConfig.batch_size = {training.batch_size}: expected a multiple of ranks x accumulation = "
-                f"{ranks.size} x {training.accumulation} = {parts}, and {least} or more images in each part"
-            )
-        )
+        product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
+        expected = f"a multiple of {product}, and {least} or more images in each part"
+        error = ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}")
+        raise of_every_rank(error)
 
 
 def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
     """The network of a finished run, in eval mode: a segmentation network, or a detector of torchvision.
 
-    Args:
-        run: the experiment, or the folder of its run, or a file in that folder such as the printed ``record.json``.
-        device: where the network goes; None is cuda where there is one, else cpu.
-
-    Raises:
-        CheckpointError: there is no such run, it has not finished, or its weights are not those of its record.
+    `run` is the experiment, or the folder of its run, or a file in that folder such as the printed ``record.json``. The
+    network goes to `device`; None is cuda where there is one, else cpu. CheckpointError where there is no such run, it
+    has not finished, or its weights are not those of its record.
     """
     folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
     if not (folder / "record.json").exists():
@@ -146,31 +130,26 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
 
 
 def _finished(folder: Path) -> Record | None:
-    """The record of a finished run; CheckpointError where its scenes or own images are others today."""
     if not (folder / "record.json").exists():
         return None
     record = read_record(folder / "record.json")
-    data = record.experiment.data
+    data, recorded = record.experiment.data, record.content["data"]["training_fingerprint"]
     changed = {
         "scenes": "scenes of another version of their generator",
         "folder": f"other images or labels than {data.folder} holds today",
     }
-    recorded = record.content["data"]["training_fingerprint"]
     if data.name in changed and recorded != task_of(record.experiment).split("train").fingerprint():
-        raise CheckpointError(
-            f"{folder} was made from {changed[data.name]}: delete the folder, or keep it elsewhere, to have the run "
-            "made again"
-        )
+        fix = "delete the folder, or keep it elsewhere, to have the run made again"
+        raise CheckpointError(f"{folder} was made from {changed[data.name]}: {fix}")
     return record
 
 
 def _check_labels(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
-    sentences = census.warnings(experiment.data.folder) if census is not None else []
+    warnings = census.warnings(experiment.data.folder) if census is not None else []
     if census is not None and experiment.task == "segmentation":
         print("\n".join(census.table()), flush=True)
-        for sentence in sentences:
-            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        print("".join(f"warning: {sentence}\n" for sentence in warnings), end="", file=sys.stderr, flush=True)
 
 
 def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path) -> Record:
@@ -240,17 +219,11 @@ def _peak_memory(device: torch.device) -> int:
 
 # Where runs and records live.
 
-RUN_FILES = ("record.json", "weights.safetensors", "log.jsonl")
-"""What lies in the folder of a finished run, beside its checkpoints."""
-
 
 def repository() -> Path:
     """The nearest folder above the working one that holds both `apd/` and `pyproject.toml`; else the working one."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").is_file() and (folder / "apd").is_dir():
-            return folder
-    return here
+    above = (Path.cwd(), *Path.cwd().parents)
+    return next((at for at in above if (at / "pyproject.toml").is_file() and (at / "apd").is_dir()), above[0])
 
 
 def runs_folder() -> Path:
@@ -268,7 +241,7 @@ def run_folder(experiment: Experiment) -> Path:
 def finished_folder(run: Path | str) -> Path:
     """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints."""
     run = Path(run).expanduser()
-    return run.parent if run.name in RUN_FILES or run.is_file() else run
+    return run.parent if run.name in ("record.json", "weights.safetensors", "log.jsonl") or run.is_file() else run
 
 
 def records_folder(campaign: str) -> Path:

@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 
 from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import Batch
-from apd.training.checkpoint import CheckpointError
+from apd.training.checkpoint import GO_ON, CheckpointError
 
 CURVE_POINTS = 100
-LINE_SECONDS = 30.0
-"""Between two lines of progress in a log (own choice)."""
+LINE_SECONDS = 30.0  # Between two lines of progress in a log (own choice).
 
 
 class NonFiniteLossError(RuntimeError):
@@ -44,17 +43,13 @@ class RunLog:
         self.path, self.lines = path, 0
 
     def start_over(self, lines: int) -> None:
-        """Keep the first `lines` lines: a resumed run writes those after its checkpoint anew.
-
-        CheckpointError where the log is shorter than that, or the disk refuses.
-        """
+        """Keep the first `lines` lines: a resumed run writes the rest anew. CheckpointError where the log has fewer."""
         self.lines = lines
-        with self._disk_errors():
-            self.path.touch()
-            with self.path.open("rb+") as file:
-                kept = sum(file.readline().endswith(b"\n") for _ in range(lines))
-                if kept == lines:
-                    file.truncate(file.tell())
+        with self._disk_errors(), self.path.open("ab+") as file:
+            file.seek(0)
+            kept = sum(file.readline().endswith(b"\n") for _ in range(lines))
+            if kept == lines:
+                file.truncate(file.tell())
         if kept < lines:
             self._damaged(f"it has {kept} whole lines where the checkpoint expects {lines}")
 
@@ -74,10 +69,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self.path}: {error.strerror}. Nothing that was finished is lost: free space, then "
-                "start the same command again; it goes on from the last checkpoint"
-            ) from error
+            raise CheckpointError(f"cannot write {self.path}: {error.strerror}. {GO_ON}") from error
 
     def read(self) -> list[dict[str, Any]]:
         """Every line. CheckpointError when one is not what was written."""
@@ -89,26 +81,26 @@ class RunLog:
     def summary(self) -> dict[str, Any]:
         """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
 
-        The first two are medians over steps. Core seconds are those in which the process ran: other programs make the
-        seconds of the clock longer, these not. Curves have at most 100 points, each the mean over an equal stretch of
-        steps; `iteration` is the number of steps done at a stretch's end.
+        Seconds are medians over steps; core seconds are those in which the process ran, which other programs do not
+        lengthen. A curve has at most 100 points, each the mean over an equal stretch of steps; `iteration` is its end.
         """
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)
         parts = [entries[i : i + stretch] for i in range(0, len(entries), stretch)]
-        names = [name for name in entries[0] if name not in ("step", "seconds", "core_seconds")]
-        core = [entry["core_seconds"] for entry in entries if "core_seconds" in entry]
-        curves = {name: [_short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
-        return {
-            "seconds_per_iteration": _short(statistics.median(e["seconds"] for e in entries)),
-            **({"core_seconds_per_iteration": _short(statistics.median(core))} if core else {}),
-            "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves,
+
+        def short(value: float) -> float:
+            return float(f"{value:.6g}")
+
+        seconds = {
+            name.replace("seconds", "seconds_per_iteration"): short(
+                statistics.median(e[name] for e in entries if name in e)
+            )
+            for name in ("seconds", "core_seconds")
+            if any(name in e for e in entries)
         }
-
-
-def _short(value: float) -> float:
-    """Six significant digits: enough for a curve, and a third of the bytes."""
-    return float(f"{value:.6g}")
+        names = [name for name in entries[0] if name not in ("step", "seconds", "core_seconds")]
+        curves = {name: [short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
+        return {**seconds, "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves}
 
 
 def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
@@ -121,10 +113,7 @@ def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
 
 
 class ProgressLines:
-    """Lines on standard output where it is a file and a bar would be of no use: at most one in 30 seconds.
-
-    They begin with the run's `name` and say that `step` of `steps` are done; nothing is printed unless `shown`.
-    """
+    """Lines on standard output, in place of a bar, for the run `name`; nothing is printed unless `shown`."""
 
     def __init__(self, name: str, step: int, steps: int, *, shown: bool = True) -> None:
         self.name, self.first, self.steps, self.shown = name, step, steps, shown
@@ -153,10 +142,7 @@ def in_this_output() -> Literal["lines"] | None:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request, acknowledged on standard error, that the loop honours between two steps.
-
-    A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, it changes nothing.
-    """
+    """Turns Ctrl-C and SIGTERM, in the main thread, into a request between two steps; a second Ctrl-C stops at once."""
 
     def __init__(self, *, notice: bool = True) -> None:
         self.requested, self.notice = False, notice

@@ -10,36 +10,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
-from apd.config.experiment import Experiment, ExperimentError, NetworkConfig
+from apd.config.experiment import NetworkConfig
 from apd.config.inference import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, device_batches, training_batches
 from apd.data.census import Census, census_of
-from apd.data.specs import DatasetSpec, SegmentationDataset
-from apd.distillers.base import DistillerConfig, build_distiller
+from apd.data.specs import SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision
 from apd.evaluation.metrics import scores
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
+from apd.training.task import RunTask, built
 
 
 def build_network(
     network: NetworkConfig, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
 ) -> Segmenter:
-    """A network whose initial weights depend on the seed alone; the global random state is left as it was.
+    """A network whose initial weights depend on the seed alone. ExperimentError where it cannot be built.
 
     With `weights_follow` the caller loads a full state dict next, so ImageNet weights are not asked for.
-    ExperimentError where it cannot be built.
     """
     require_segmentation(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            unread = {"weights": "none", "weights_file": ""} if weights_follow else {}
-            model = build_segmenter(num_classes=num_classes, **(asdict(network) | unread))
-        except (ValueError, RuntimeError) as error:
-            raise ExperimentError(f"this network cannot be built: {error}") from error
-    return model.to(device, memory_format=torch.channels_last)
+    return built(partial(_segmenter, network, num_classes, weights_follow), "network", device, seed)
+
+
+def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter:
+    unread = {"weights": "none", "weights_file": ""} if weights_follow else {}
+    return build_segmenter(num_classes=num_classes, **(asdict(network) | unread))
 
 
 def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
@@ -49,24 +46,15 @@ def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Ten
     return total / global_count((labels_BHW != ignore_index).sum())
 
 
-class SegmentationTask(nn.Module):
-    """A class for every pixel, judged by a confusion matrix; called with a batch, it gives the loss.
+class SegmentationTask(RunTask):
+    """A class for every pixel, judged by a confusion matrix."""
 
-    Student and distillers are its submodules, so that DistributedDataParallel finds every trained parameter in one
-    forward pass; the teacher has none and stays out. :class:`apd.training.detection.DetectionTask` has the same
-    methods: the trainer, its checkpoints and records know of nothing else.
-    """
-
-    expected = "expected_miou"  # field of the teacher's configuration with the least that its headline score may be
-    libraries = ()  # packages, beside the usual ones, whose version belongs to what is measured
-
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__()
-        self.experiment = experiment
+    expected, kind = "expected_miou", "network"
 
     @cached_property
-    def _spec(self) -> DatasetSpec:
-        return spec_of(self.experiment.data)
+    def ignore_index(self) -> int:
+        """The label of pixels that count for nothing."""
+        return spec_of(self.experiment.data).ignore_index
 
     def split(self, name: str) -> SegmentationDataset:
         """The split "train", "val" or "test". DataError where it is missing or damaged."""
@@ -89,61 +77,34 @@ class SegmentationTask(nn.Module):
         self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
     ) -> Iterator[Batch]:
         """This rank's parts of the training batches from iteration `start` on, made by the loader or on the device."""
-        training = self.experiment.training
-        there = training.device_augmentation
+        there = self.experiment.training.device_augmentation
         supply = partial(device_batches, device=device) if there else partial(training_batches, workers=workers)
-        return supply(
-            dataset,
-            batch_size=training.batch_size,
-            augmentation=build_augmentation(self.experiment.data),
-            seed=self.experiment.seed,
-            start_iteration=start,
-            iterations=training.iterations,
-            part=(ranks.rank, ranks.size),
-        )
+        return supply(dataset, augmentation=build_augmentation(self.experiment.data), **self._of_batches(start, ranks))
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Images that batch norm needs in each part of a batch: the pooled branch has one vector an image."""
         return 1 if ranks.size > 1 and device.type == "cuda" else 2
 
     def precision(self, device: torch.device) -> str:
-        """ "fp32" or "bf16", of the networks' forward passes on this device."""
+        """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def network(
-        self,
-        config: NetworkConfig,
-        num_classes: int,
-        device: torch.device,
-        seed: int,
-        *,
-        class_names: Sequence[str] = (),
-        weights_follow: bool = False,
-    ) -> Segmenter:
-        """See :func:`build_network`; no pre-trained weights know classes."""
-        return build_network(config, num_classes, device, seed, weights_follow=weights_follow)
+    def _build(self, config: NetworkConfig, num_classes: int, _: Sequence[str], weights_follow: bool) -> Segmenter:
+        return _segmenter(config, num_classes, weights_follow)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters of the backbone, and those of heads and classifier."""
         return list(network.backbone_parameters()), list(network.head_parameters())
 
-    def distiller(self, config: DistillerConfig, student: Segmenter, teacher: Segmenter) -> nn.Module:
-        """The loss module of one distiller, on the student's device, its heads initialised from the seed alone."""
-        ignore_index, seed = self._spec.ignore_index, self.experiment.seed
-        return build_distiller(config, student=student, teacher=teacher, ignore_index=ignore_index, seed=seed)
-
     def prepare(self, student: Segmenter, teacher: Segmenter | None) -> None:
-        """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""
-        configs, training = self.experiment.distillers, self.experiment.training
-        self.student = student
-        self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
+        """As :class:`RunTask`; evaluation, whose sizes vary, calls the networks uncompiled."""
+        super().prepare(student, teacher)
+        training, device = self.experiment.training, next(student.parameters()).device
         if not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
-        device = next(student.parameters()).device
         bf16 = self.precision(device) == "bf16"
         self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
-        # evaluation, whose sizes vary, calls the networks uncompiled; bound methods, since a module would become a
-        # part of this one
+        # bound methods, since a module would become a part of this one
         called = [torch.compile(n.forward) if training.compile else n.__call__ for n in (student, teacher) if n]
         self._student, self._teacher = called[0], called[1] if teacher else None
         self._shapes: dict[torch.Size, tuple[torch.Size, torch.Size]] = {}  # of one image's logits and features
@@ -169,10 +130,10 @@ class SegmentationTask(nn.Module):
         """The unweighted terms by name, and "loss", their weighted sum. `teacher`: its output for the images."""
         with self._autocast():
             student: SegOutput = self._student(images_B3HW)
-        terms = {"task": task_loss(student.logits, labels_BHW, self._spec.ignore_index)}
+        terms = {"task": task_loss(student.logits, labels_BHW, self.ignore_index)}
         loss, auxiliary_weight = terms["task"], self.experiment.training.auxiliary_weight
         if student.aux is not None and auxiliary_weight:
-            terms["auxiliary"] = task_loss(student.aux, labels_BHW, self._spec.ignore_index)
+            terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
         for name, distilled in self._distil(student, teacher, labels_BHW).items():
             loss = loss + distilled["loss"]
@@ -188,12 +149,9 @@ class SegmentationTask(nn.Module):
 
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
-        """Ask for the divisors that `forward` will ask for, in its order, without the student.
-
-        Labels and the teacher decide what the distillers count, so zeros of the right shapes stand for the student.
-        """
+        """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
         for _ in range(2 if self.experiment.training.auxiliary_weight else 1):
-            global_count((labels_BHW != self._spec.ignore_index).sum())
+            global_count((labels_BHW != self.ignore_index).sum())
         if not self.distillers:
             return
         modes = [(module, module.training) for module in self.modules()]

@@ -1,7 +1,7 @@
 """The training step, and the loop of one run around it.
 
-What varies from step to step is a function of seed and step (order of images, augmentation, learning rates) or is in
-the checkpoint, so on a CPU an interrupted run ends bit-equal to an uninterrupted one with as many ranks.
+What varies from step to step is a function of seed and step or is in the checkpoint, so on a CPU an interrupted run
+ends bit-equal to an uninterrupted one with as many ranks.
 """
 
 import time
@@ -27,7 +27,7 @@ from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.optim import build_optimisers, learning_rate_factors
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
-from apd.training.teacher import measure_teacher
+from apd.training.task import measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0
@@ -240,12 +240,8 @@ class Trainer:
         if wrong:
             number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
             saved = save_batch(self.folder / f"non-finite-batch{number}.safetensors", batch)
-            raise of_every_rank(
-                NonFiniteLossError(
-                    f"step {step}: {', '.join(wrong)}; {saved}. Lower --training.learning-rate, set "
-                    "--training.clip-norm or use --precision fp32, then start again"
-                )
-            )
+            fix = "Lower --training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
+            raise of_every_rank(NonFiniteLossError(f"step {step}: {', '.join(wrong)}; {saved}. {fix}"))
         self._loss = values["loss"]
         if self.ranks.rank == 0:
             learning_rate = self.experiment.training.learning_rate * self.factors["student"][step]
@@ -258,9 +254,9 @@ class Trainer:
         return self.task.evaluate(self.evaluated, dataset, inference, self.ranks)
 
     def _save(self, step: int) -> None:
-        state = {f"distillers.{name}": value for name, value in self.distillers.state_dict().items()}
-        if self.average is not None:
-            state |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        state = {
+            f"{prefix}.{k}": v for prefix, module in self._modules().items() for k, v in module.state_dict().items()
+        }
         # of the random generators that dropout, and a detector's choice of boxes, draw from
         generators = {"generator.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -268,13 +264,12 @@ class Trainer:
         for rank, theirs in enumerate(self.ranks.gather(generators)):
             state |= {f"{name}.{rank}" if rank else name: value for name, value in theirs.items()}
         self.facts["log_lines"] = self.log.lines
-        parts = {
-            "weights": self.student.state_dict(),
-            "state": state,
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "facts": self.facts,
-        }
+        optimisers = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
+        parts = {"weights": self.student.state_dict(), "state": state, "optimisers": optimisers, "facts": self.facts}
         self.ranks.on_rank_zero(lambda: save_checkpoint(self.folder / "checkpoints", step, **parts))
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"distillers": self.distillers} | ({} if self.average is None else {"average": self.average})
 
     def _resume(self) -> int:
         """Load the newest whole checkpoint, if there is one, cut the log to its length, and return the steps done."""
@@ -293,16 +288,12 @@ class Trainer:
             self.facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
             return 0
         state = checkpoint["state"]
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
         self.student.load_state_dict(checkpoint["weights"])
-        self.distillers.load_state_dict(part("distillers."))
+        for prefix, module in self._modules().items():
+            own = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}
+            module.load_state_dict({name.removeprefix(f"{prefix}."): value for name, value in own.items()})
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(checkpoint["optimisers"][name])
-        if self.average is not None:
-            self.average.load_state_dict(part("average."))
         number = "" if self.ranks.first else f".{self.ranks.rank}"
         cpu, cuda = (state.get(f"generator.{kind}{number}") for kind in ("cpu", "cuda"))
         if cpu is not None:

@@ -23,8 +23,7 @@ from apd.training.checkpoint import write_atomically
 from apd.training.detection import DetectionTask
 from apd.training.distributed import choose_device
 from apd.training.exit_codes import exit_code_of
-from apd.training.provenance import provenance
-from apd.training.record import read_record
+from apd.training.record import provenance, read_record
 from apd.training.run import records_folder, run_folder, trained_network
 
 CAMPAIGN, DISTILLED = "scenes-detection", "roi_apd"

@@ -60,7 +60,6 @@ def test_a_segmenters_count_leaves_the_auxiliary_head_out_and_equals_a_count_by_
 def test_the_count_is_for_one_image_and_the_setting_stands_beside_it():
     one, three = (cost_of(Small(), height=20, width=15, batch=batch, seconds=0.01) for batch in (1, 3))
     assert (one.macs, one.parameters) == (three.macs, three.parameters)
-    assert (three.batch, three.height, three.width, three.device) == (3, 20, 15, "cpu")
     assert three.threads == torch.get_num_threads()
     assert 0 < one.latency_ms.lower <= one.latency_ms.median <= one.latency_ms.upper < 9000
 

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from page_blocks import commands
 
-from apd.cli.parsing import with_recipe
+from apd.cli.app import with_recipe
 from apd.study.coco_recipes import CocoSize, detection_methods_of
 from apd.study.published_recipes import PUBLISHED
 from apd.study.recipes import recipe

@@ -13,7 +13,7 @@ import tyro
 from every_method import METHODS
 from small_experiments import NETWORK, TEACHER, outcome, prepared_run, tiny
 
-from apd.cli.parsing import parse
+from apd.cli.app import parse
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict, to_dict
 from apd.distillers.apd import APDConfig

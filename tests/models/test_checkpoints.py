@@ -16,7 +16,7 @@ from apd.models import build_segmenter, load_weights
 from apd.models.checkpoints import released_state_dict
 from apd.models.pretrained import read_tensors
 from apd.training.run import task_of
-from apd.training.teacher import TeacherError, load_teacher
+from apd.training.task import TeacherError, load_teacher
 
 Source = dict[str, Tensor]
 

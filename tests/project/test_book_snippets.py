@@ -9,8 +9,7 @@ import pytest
 import torch
 from page_blocks import PAGES, PYTHON, ROOT, blocks, commands
 
-from apd.cli.app import COMMANDS, main
-from apd.cli.parsing import recipe_parts, with_recipe
+from apd.cli.app import COMMANDS, main, recipe_parts, with_recipe
 from apd.distillers.base import DISTILLERS
 from apd.study.campaigns import CAMPAIGNS
 

@@ -16,7 +16,7 @@ from apd.data.image_folder import DataError
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.training import trainer as loop
 from apd.training.run import run_folder, task_of, train
-from apd.training.teacher import TeacherError
+from apd.training.task import TeacherError
 
 TERMS = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -185,5 +185,6 @@ def test_the_splits_of_scenes_are_those_of_the_configuration():
     data = replace(DATA, evaluation_split="test", least_pixels=5, world=3, context_shift=0.25)
     splits = task_of(small(data=data)).splits()
     for split, count, name in zip(splits, (6, 3, 3), ("train", "val", "test"), strict=False):
-        settings = (len(split), split.least_pixels, split.split, split.seed, split.context_shift, split.height)
+        scenes = split.scenes
+        settings = (len(split), split.least_pixels, scenes.split, scenes.seed, scenes.context_shift, scenes.height)
         assert settings == (count, 5, name, 3, 0.25, 64)

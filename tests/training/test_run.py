@@ -31,7 +31,7 @@ from apd.training.checkpoint import CheckpointError
 from apd.training.run import run_folder, task_of, train, trained_network
 from apd.training.run_log import CURVE_POINTS, ProgressLines, RunLog
 from apd.training.segmentation import build_network
-from apd.training.teacher import load_teacher
+from apd.training.task import load_teacher
 
 CPU = torch.device("cpu")
 

@@ -45,8 +45,7 @@ class Census(NamedTuple):
         fix = "" if objects else self._fix(nowhere)
         if not objects and self.spec.num_classes > 1 and in_train.sum() == 1:
             only = f"the masks of {trained} hold one class only, {names[in_train][0]}; {_listed(names[~in_train])}"
-            advice = fix or "; check the masks"
-            raise DataError(f"{where}: {only} in none of them, so there is nothing to learn{advice}")
+            raise DataError(f"{where}: {only} in none of them, so there is nothing to learn{fix or '; check the masks'}")
         found = [(nowhere, f"nowhere in {' or '.join(self.counts)}{fix}")]
         for split, has in others:
             missing, unseen = has & ~in_train, in_train & ~has

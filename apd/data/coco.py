@@ -32,13 +32,13 @@ class DetectionExtraMissing(ImportError):
     """faster-coco-eval is not installed."""
 
 
-def coco_library(wanted_for: str) -> ModuleType:
+def coco_library(purpose: str) -> ModuleType:
     """The package faster_coco_eval, or DetectionExtraMissing with what it is wanted for and how to get it."""
     try:
         import faster_coco_eval
     except ImportError as error:
         fix = "`pip install -e '.[detection]'` in the project's folder, or `pip install faster-coco-eval` anywhere"
-        raise DetectionExtraMissing(f"{wanted_for} needs the package faster-coco-eval: install it with {fix}") from error
+        raise DetectionExtraMissing(f"{purpose} needs the package faster-coco-eval: install it with {fix}") from error
     return faster_coco_eval
 
 

@@ -220,7 +220,7 @@ def test_a_dry_run_without_the_data_or_the_weights_names_both_and_measures_on_no
     start = boxes("roi_apd", data=COCO)
     missing, text = report_of(replace(start, network=replace(start.network, weights="imagenet")), steps=1)
     data, student = missing
-    assert "instances_val2017.json is missing" in data
+    assert "holds no folder coco/" in data
     assert student.startswith("student: ")
     assert "no network" in student
     assert "measured on noise: 1 steps of 2 images" in text

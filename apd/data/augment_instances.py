@@ -33,10 +33,9 @@ class InstanceAugmentation:
 def augment_instances(
     sample: InstanceSample, augmentation: InstanceAugmentation, generator: np.random.Generator
 ) -> InstanceSample:
-    """A randomly scaled, flipped and recoloured copy of a sample, of the same size.
+    """A randomly scaled, flipped and recoloured copy of a sample, of the same size, by seven numbers of the generator.
 
-    The generator advances by seven numbers, whatever the settings. Objects that a crop leaves without pixels, or with a
-    box thinner than a pixel, are gone from the copy; what is padded belongs to no object.
+    Objects that a crop leaves without pixels, or with a box thinner than a pixel, are gone from the copy.
     """
     at_scale, at_top, at_left, at_flip, *at_colour = generator.random(7).tolist()
     least, greatest = augmentation.scale

@@ -44,9 +44,9 @@ class Census(NamedTuple):
         nowhere = ~np.any([in_train, *(has for _, has in others)], axis=0)
         fix = "" if objects else self._fix(nowhere)
         if not objects and self.spec.num_classes > 1 and in_train.sum() == 1:
-            only = f"the masks of {trained} hold one class only, {names[in_train][0]}; {_listed(names[~in_train])}"
-            advice = fix or "; check the masks"
-            raise DataError(f"{where}: {only} in none of them, so there is nothing to learn{advice}")
+            only, rest = names[in_train][0], _listed(names[~in_train])
+            lack = f"{rest} in none of them, so there is nothing to learn{fix or '; check the masks'}"
+            raise DataError(f"{where}: the masks of {trained} hold one class only, {only}; {lack}")
         found = [(nowhere, f"nowhere in {' or '.join(self.counts)}{fix}")]
         for split, has in others:
             missing, unseen = has & ~in_train, in_train & ~has

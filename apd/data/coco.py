@@ -32,13 +32,13 @@ class DetectionExtraMissing(ImportError):
     """faster-coco-eval is not installed."""
 
 
-def coco_library(wanted_for: str) -> ModuleType:
+def coco_library(purpose: str) -> ModuleType:
     """The package faster_coco_eval, or DetectionExtraMissing with what it is wanted for and how to get it."""
     try:
         import faster_coco_eval
     except ImportError as error:
         fix = "`pip install -e '.[detection]'` in the project's folder, or `pip install faster-coco-eval` anywhere"
-        raise DetectionExtraMissing(f"{wanted_for} needs the package faster-coco-eval: {fix}") from error
+        raise DetectionExtraMissing(f"{purpose} needs the package faster-coco-eval: install it with {fix}") from error
     return faster_coco_eval
 
 
@@ -125,10 +125,9 @@ class CocoInstances:
 def coco_split(
     name: str, split: str, *, annotations: str = _ANNOTATIONS, images: str = "{split}", **options: Any
 ) -> CocoInstances:
-    """One split of a data set below ``APD_DATA``, by default in COCO's own tree.
+    """One split of a data set below ``APD_DATA``; `options` are those of :class:`CocoInstances`.
 
-    That is ``NAME/annotations/instances_SPLIT.json`` with the images in ``NAME/SPLIT/``; `annotations` and `images` say
-    otherwise. `options` are those of :class:`CocoInstances`.
+    Unless set otherwise, that is ``NAME/annotations/instances_SPLIT.json`` with the images in ``NAME/SPLIT/``.
     """
     file, folder = _in_the_tree(name, split, annotations, images)
     return CocoInstances(file, folder, name=name, **options)

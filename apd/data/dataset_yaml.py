@@ -45,16 +45,16 @@ def _is_place(value: Any) -> bool:
 
 # entry -> (what is expected, whether a value is that)
 _PLACE = (f"a path, in whose last part {STEM} may stand for the name of an image", _is_place)
-_COLOURS = "a list of [red, green, blue]"
+_COLOURS, _NUMBERS = "a list of [red, green, blue]", "a list of whole numbers"
 _ENTRIES = {
     "classes": ("a list of names, in quotes where they are such as no or 1", lambda v: _is_list(v, str)),
     "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
-    "values": ("a list of whole numbers", lambda v: _is_list(v, int)),
+    "values": (_NUMBERS, lambda v: _is_list(v, int)),
     "colours": (
         f"{_COLOURS}, or a table of class: [red, green, blue]",
         lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v),
     ),
-    "ignore": (f"a list of whole numbers, or {_COLOURS}", lambda v: _is_list(v, int) or _is_colours(v)),
+    "ignore": (f"{_NUMBERS}, or of colours [red, green, blue]", lambda v: _is_list(v, int) or _is_colours(v)),
     "palette": (_COLOURS, _is_colours),
     "images": _PLACE,
     "masks": _PLACE,

@@ -107,6 +107,8 @@ class PairedFolders:
         def inside(inner: Path, outer: Path) -> Callable[[Path], bool]:
             return lambda path: outer in inner.parents and inner in path.parents
 
+        if not image_dir.is_dir():  # the masks' is found out below
+            raise MissingData(f"data folder {image_dir} is missing; expected a folder with images")
         self.image_dir, self.mask_dir = image_dir, mask_dir
         self.masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
         taken, in_masks = set(self.masks.values()), inside(mask_dir, image_dir)

@@ -1,9 +1,8 @@
 """The appearance of a scene: light, palette and textures, and the context shift that makes them differ between images.
 
-A camera records the colour of a class under the light of the hour, the weather, the materials of the town and its own
-processing. The pixels of one image share these, so within an image a class keeps its appearance, while between images
-appearances of classes overlap. At `context_shift` 0 every image has the same light, palette and textures; at 1 its
-classes take the standard colours in another order, turned in hue, under its own light; between, all move continuously.
+The pixels of one image share the light of the hour, the weather and the materials of the town, so within an image a
+class keeps its appearance, while between images appearances of classes overlap. At `context_shift` 0 all images share
+them; at 1 an image's classes take the standard colours in another order, turned in hue, under its own light.
 """
 
 from functools import lru_cache

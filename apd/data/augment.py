@@ -64,34 +64,48 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
     the others as they were. Corners that a rotation leaves empty have ImageNet's mean colour (before blur and jitter)
     and the label 255; where the scaled image is smaller than the crop it lies at a random place on these.
     """
-    _check(sample)
+    check_sample(sample)
     # the first seven numbers are what they were before there was rotation or blur
     scale, top, left, flip, *factors, rotate, angle, blur = generator.random(10).tolist()
     image, labels, _ = sample
-    (least, greatest), crop = augmentation.scale, augmentation.crop
-    # not below 2 pixels: torch's antialiased resize of a contiguous image to 1×1 fails with an internal error
-    size = tuple(max(min(side, 2), round(side * (least + (greatest - least) * scale))) for side in labels.shape)
+    crop = augmentation.crop
+    size, taken, placed = placement(labels.shape, augmentation, scale, top, left)
     if size != labels.shape:
         image, labels = torchvision_functions().resize_image(image, list(size)), nearest(labels[None], size)[0]
-    taken, placed = overlap(size, crop, (top, left))
     degrees = (2 * angle - 1) * augmentation.rotation if rotate < ROTATION_CHANCE else 0.0
     image, labels = _taken_from(image, labels, taken, degrees, blur < augmentation.blur)
     if flip < augmentation.flip:
         # the place on a padded crop is uniform, so flipping before placing it changes no distribution
         image, labels = image.flip(-1), labels.flip(-1)
-    image = recoloured(image, augmentation.colour, factors)
+    if augmentation.colour:
+        image = recoloured(image, *colour_factors(augmentation.colour, factors))
     if labels.shape != crop:
         image, labels = padded(image, placed, crop), padded(labels[None], placed, crop, (LABEL_PADDING,))[0]
     return image.contiguous(), labels.contiguous()
 
 
-def _check(sample: Sample) -> None:
+def check_sample(sample: Sample) -> None:
     image, labels, name = sample
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image of {name!r} is {tuple(image.shape)} {image.dtype}; expected (3, H, W) torch.uint8")
     if labels.dtype != torch.uint8 or labels.shape != image.shape[1:]:
         expected = f"{tuple(image.shape[1:])} torch.uint8"
         raise ValueError(f"labels of {name!r} are {tuple(labels.shape)} {labels.dtype}; expected {expected}")
+
+
+def placement(
+    size: tuple[int, ...], augmentation: Augmentation, scale: float, top: float, left: float
+) -> tuple[tuple[int, int], Region, Region]:
+    """Size of the scaled image, the rows and columns of it that are taken, and those of the crop where they go."""
+    least, greatest = augmentation.scale
+    # not below 2 pixels: torch's antialiased resize of a contiguous image to 1×1 fails with an internal error
+    height, width = (max(min(side, 2), round(side * (least + (greatest - least) * scale))) for side in size)
+    return (height, width), *overlap((height, width), augmentation.crop, (top, left))
+
+
+def colour_factors(strength: float, numbers: Sequence[float]) -> tuple[float, ...]:
+    """Of brightness, contrast and saturation: from 1-strength to 1+strength for numbers from 0 to 1."""
+    return tuple(1 - strength + 2 * strength * number for number in numbers)
 
 
 def overlap(size: tuple[int, int], crop: tuple[int, int], place: tuple[float, float]) -> tuple[Region, Region]:
@@ -177,11 +191,8 @@ def _source_of(region: Region, angle: float, size: tuple[int, ...]) -> Region:
     return _grown(both, 1, size)  # bilinear sampling reaches half a pixel further
 
 
-def recoloured(image_3hw: Tensor, strength: float, numbers: Sequence[float]) -> Tensor:
-    """Brightness, contrast and saturation, in this order, times factors from 1-strength to 1+strength."""
-    if not strength:
-        return image_3hw
-    brightness, contrast, saturation = (1 - strength + 2 * strength * number for number in numbers)
+def recoloured(image_3hw: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """The image with the three, in this order, changed by these factors."""
     F = torchvision_functions()
     image_3hw = F.adjust_contrast_image(F.adjust_brightness_image(image_3hw, brightness), contrast)
     return F.adjust_saturation_image(image_3hw, saturation)

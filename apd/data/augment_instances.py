@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apd.data.augment import check_ranges, nearest, overlap, padded, recoloured, torchvision_functions
+from apd.data.augment import check_ranges, colour_factors, nearest, overlap, padded, recoloured, torchvision_functions
 from apd.data.batches import BatchStream, training_batches, unit_range
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 
@@ -45,7 +45,9 @@ def augment_instances(
         boxes_N4 = torch.stack([width - x1_N, y0_N, width - x0_N, y1_N], dim=1)
         masks_NHW = None if sample.masks_NHW is None else sample.masks_NHW.flip(-1)
         sample = sample._replace(image_3HW=sample.image_3HW.flip(-1), boxes_N4=boxes_N4, masks_NHW=masks_NHW)
-    return sample._replace(image_3HW=recoloured(sample.image_3HW, augmentation.colour, at_colour).contiguous())
+    if strength := augmentation.colour:
+        sample = sample._replace(image_3HW=recoloured(sample.image_3HW, *colour_factors(strength, at_colour)))
+    return sample._replace(image_3HW=sample.image_3HW.contiguous())
 
 
 def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float]) -> InstanceSample:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from apd.data.augment import Augmentation, augment
+from apd.data.augment import Augmentation, augment, check_sample, colour_factors, placement
 from apd.data.images import DataError
-from apd.data.specs import Sample, SegmentationDataset
+from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, Sample, SegmentationDataset
 
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
+GREY = (0.2989, 0.587, 0.114)  # torchvision's
 FREE_SHARE = 0.5  # own choice: the other half of a GPU's free memory is for the networks
 
 
@@ -149,7 +150,11 @@ def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterato
 
 
 class DeviceStream(BatchStream):
-    """Batches made on a device, where all samples wait as uint8."""
+    """Batches made on a device: all images wait there as uint8, smaller ones in the corner of the largest one's size.
+
+    Scaling, cropping and flipping are linear along rows and along columns, so one pair of matrices for each image does
+    all three, with the same antialiasing filter as torchvision's.
+    """
 
     def __init__(self, dataset: SegmentationDataset, *settings: Any, device: torch.device) -> None:
         super().__init__(dataset, *settings)
@@ -157,8 +162,51 @@ class DeviceStream(BatchStream):
             raise ValueError(f"{self.augmentation}; expected rotation=0 and blur=0 on a device: the CPU does these")
         _require_room(4 * len(dataset) * dataset[0].labels_HW.numel(), len(dataset), device)
         samples = [dataset[index] for index in range(len(dataset))]
-        _require_room(sum(4 * sample.labels_HW.numel() for sample in samples), len(samples), device)
-        self.dataset = [Sample(image.to(device), labels.to(device), name) for image, labels, name in samples]
+        for sample in samples:
+            check_sample(sample)
+        self.sizes = [tuple(sample.labels_HW.shape) for sample in samples]
+        largest = [max(sides) for sides in zip(*self.sizes, strict=True)]
+        images_N3HW = torch.zeros(len(samples), 3, *largest, dtype=torch.uint8)
+        labels_NHW = torch.zeros(len(samples), *largest, dtype=torch.uint8)
+        _require_room(images_N3HW.numel() + labels_NHW.numel(), len(samples), device)
+        for number, (sample, (height, width)) in enumerate(zip(samples, self.sizes, strict=True)):
+            images_N3HW[number, :, :height, :width] = sample.image_3HW
+            labels_NHW[number, :height, :width] = sample.labels_HW
+        self.images_N3HW, self.labels_NHW = images_N3HW.to(device), labels_NHW.to(device)
+
+    def __getitem__(self, iteration: int) -> Batch:
+        indices, generators = zip(*self.slots_of(iteration), strict=True)
+        draws = [generator.random(10).tolist() for generator in generators]
+        rows, columns = [], []
+        for index, numbers in zip(indices, draws, strict=True):
+            size = self.sizes[index]
+            scaled, taken, placed = placement(size, self.augmentation, *numbers[:3])
+            flips = (False, numbers[3] < self.augmentation.flip)
+            for axis, *values in zip((rows, columns), size, scaled, taken, placed, flips, strict=True):
+                length, long, source, target, flip = values
+                axis.append((length, long, source.start, target.start, target.stop - target.start, flip))
+        index_B = self._sent(indices)
+        (y_Bh, weights_BhH, shown_Bh), (x_Bw, weights_BwW, shown_Bw) = (
+            _sampled(self._sent(axis).float(), crop, length)
+            for axis, crop, length in zip(
+                (rows, columns), self.augmentation.crop, self.labels_NHW.shape[1:], strict=True
+            )
+        )
+        shown_Bhw = shown_Bh[:, :, None] & shown_Bw[:, None, :]
+        labels_Bhw = self.labels_NHW[index_B[:, None, None], y_Bh[:, :, None], x_Bw[:, None, :]]
+        pixels_B3hw = weights_BhH[:, None] @ (self.images_N3HW[index_B].float() @ weights_BwW[:, None].mT)
+        pixels_B3hw = pixels_B3hw.round_()
+        if strength := self.augmentation.colour:
+            factors_B3 = self._sent([colour_factors(strength, numbers[4:7]) for numbers in draws])
+            pixels_B3hw = _recoloured(pixels_B3hw, shown_Bhw[:, None], factors_B3.float())
+        padding_311 = self._sent(IMAGE_PADDING).float()[:, None, None]
+        images_B3hw = torch.where(shown_Bhw[:, None], pixels_B3hw, padding_311).div_(255)
+        return Batch(images_B3hw, labels_Bhw.long().masked_fill_(~shown_Bhw, LABEL_PADDING))
+
+    def _sent(self, values: Any) -> Tensor:
+        """A few numbers on the device, without waiting for it."""
+        tensor, device = torch.from_numpy(np.array(values)), self.labels_NHW.device
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _require_room(needed: int, images: int, device: torch.device) -> None:
@@ -167,10 +215,47 @@ def _require_room(needed: int, images: int, device: torch.device) -> None:
         raise DataError(f"training.device_augmentation = True: the {images} training images take {room}; use False")
 
 
+def _sampled(axis_B6: Tensor, crop: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one side of the crop, for each place: the nearest pixel, the weights of all, and whether it shows any.
+
+    `axis_B6` holds for each image its length, that length scaled, the first scaled pixel that is taken, the first place
+    of the crop that it fills, how many it fills, and whether it is flipped. The weights sum to 1 or are all 0.
+    """
+    length, scaled, start, first, count, flip = axis_B6[:, :, None].unbind(1)
+    place_Bc = torch.arange(crop, device=axis_B6.device) - first
+    shown_Bc = (place_Bc >= 0) & (place_Bc < count)
+    place_Bc = torch.where(flip > 0, count - 1 - place_Bc, place_Bc)
+    step = length / scaled
+    centre_Bc = (start + place_Bc + 0.5) * step
+    nearest_Bc = torch.minimum(centre_Bc.clamp_min(0), length - 1).long()
+    pixels_L = torch.arange(longest, device=axis_B6.device)
+    distance_BcL = (pixels_L + 0.5 - centre_Bc[:, :, None]).abs() / step.clamp_min(1)[:, :, None]
+    weights_BcL = (1 - distance_BcL).clamp_min(0) * (shown_Bc[:, :, None] & (pixels_L < length[:, :, None]))
+    return nearest_Bc, weights_BcL / weights_BcL.sum(-1, keepdim=True).clamp_min(1e-6), shown_Bc
+
+
+def _recoloured(pixels_B3hw: Tensor, shown_B1hw: Tensor, factors_B3: Tensor) -> Tensor:
+    """Brightness, contrast and saturation as torchvision changes them, to whole numbers; contrast by what shows."""
+
+    def grey(image_B3hw: Tensor) -> Tensor:
+        red, green, blue = image_B3hw.unbind(1)
+        return (GREY[0] * red + GREY[1] * green + GREY[2] * blue).floor()[:, None]
+
+    def blended(image_B3hw: Tensor, other: Tensor, ratio: Tensor) -> Tensor:
+        return (image_B3hw * ratio + other * (1 - ratio)).clamp_(0, 255).floor_()
+
+    brightness, contrast, saturation = factors_B3[:, :, None, None, None].unbind(1)
+    pixels_B3hw = blended(pixels_B3hw, torch.zeros_like(brightness), brightness)
+    shown = shown_B1hw.float()
+    mean = (grey(pixels_B3hw) * shown).sum((1, 2, 3), keepdim=True) / shown.sum((1, 2, 3), keepdim=True)
+    pixels_B3hw = blended(pixels_B3hw, mean, contrast)
+    return blended(pixels_B3hw, grey(pixels_B3hw), saturation)
+
+
 def device_batches(dataset: SegmentationDataset, *, device: torch.device | str, **settings: Any) -> Iterator[Batch]:
     """What `training_batches` gives for the same settings, made on a device, up to rounding; labels are equal.
 
     The whole data set is read first and kept on the device, 4 bytes a pixel, in at most half of a GPU's free memory
-    (else DataError); rotation and blur are refused.
+    (else DataError); rotation and blur are refused. A batch takes 12 bytes for each pixel of its images beside that.
     """
     return training_batches(dataset, **settings, stream=partial(DeviceStream, device=torch.device(device)))

@@ -221,7 +221,7 @@ def test_the_data_set_is_read_once_and_kept_in_one_byte_a_value(monkeypatch):
     first = stream[0]
     assert torch.equal(stream[0].images_B3HW, first.images_B3HW)
     assert sorted(read) == [0, 0, 1, 2, 3, 4, 5, 6], "the first one also says how much room all need"
-    assert {part.dtype for sample in stream.dataset for part in sample[:2]} == {torch.uint8}
+    assert {stream.images_N3HW.dtype, stream.labels_NHW.dtype} == {torch.uint8}
 
 
 def test_wrong_samples_and_what_only_the_loader_does_are_refused_on_a_device(monkeypatch):
@@ -231,7 +231,7 @@ def test_wrong_samples_and_what_only_the_loader_does_are_refused_on_a_device(mon
             device_batches(Noise(), augmentation=Augmentation(crop=(24, 28), **more), **settings)
     monkeypatch.setattr(Noise, "__getitem__", lambda *_: Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd"))
     with pytest.raises(ValueError, match=r"image of 'odd' is \(3, 8, 8\) torch.float32; expected"):
-        next(device_batches(Noise(), augmentation=VARIED, **settings))
+        device_batches(Noise(), augmentation=VARIED, **settings)
 
 
 def test_a_data_set_that_does_not_fit_is_refused_with_both_sizes_before_it_is_read(monkeypatch):
@@ -249,7 +249,8 @@ def test_a_run_makes_its_batches_where_its_experiment_says(tmp_path, monkeypatch
         experiment = tiny(batch_size=4, accumulation=2, device_augmentation=there)
         curves.append(train(experiment).content["curves"]["task"])
         assert len(made) == (experiment.training.iterations if there else 0)
-    assert curves[0] == curves[1], "on the CPU nothing is rounded otherwise"
+    assert curves[0] != curves[1]
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
 
 
 def test_what_only_the_loader_does_and_detection_are_refused_beside_the_switch_before_anything_runs():

@@ -85,6 +85,7 @@ def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Gen
 
 
 def check_sample(sample: Sample) -> None:
+    """Raise ValueError unless the image is 3×H×W and the labels are H×W, both uint8."""
     image, labels, name = sample
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image of {name!r} is {tuple(image.shape)} {image.dtype}; expected (3, H, W) torch.uint8")

@@ -60,7 +60,7 @@ def findings_of(
 def settings_of(dataset: SceneInstances) -> dict[str, Any]:
     """The arguments with which the scenes can be drawn anew."""
     return {"count": len(dataset), "least_pixels": dataset.least_pixels} | {
-        name: getattr(dataset.scenes, name) for name in ("height", "width", "context_shift", "seed", "split")
+        name: getattr(dataset, name) for name in ("height", "width", "context_shift", "seed", "split")
     }
 
 

@@ -37,7 +37,7 @@ def a_batch(size=2):
 # one step on one screen
 
 
-@pytest.mark.parametrize(("task", "most", "most_in_all"), [("segmentation", 11, 17), ("detection", 12, 19)])
+@pytest.mark.parametrize(("task", "most", "most_in_all"), [("segmentation", 7, 13), ("detection", 10, 18)])
 def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most, most_in_all):
     """`most` are those beside the method: its losses, their normalisers, heads, checks and the hooks that feed them."""
     run, walked = PREPARED[task](tmp_path), set()

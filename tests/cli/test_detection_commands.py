@@ -75,9 +75,6 @@ def report_of(experiment, **options):
     return dry_run(experiment, device="cpu", tell=lines.append, **options), "\n".join(lines)
 
 
-# train
-
-
 def test_train_starts_from_apds_form_for_the_task_and_prints_both_networks_ap(capsys):
     assert leave(["train", "--size", "scenes_detection", "--training.warmup", "1"]) == 0
     *_, printed, path = capsys.readouterr().out.splitlines()
@@ -89,9 +86,6 @@ def test_train_starts_from_apds_form_for_the_task_and_prints_both_networks_ap(ca
         for ap in (record.ap, record.teacher_ap)
     )
     assert printed == f"scenes_detection-roi_apd-seed0: {student} on val; teacher {teacher}"
-
-
-# evaluate
 
 
 def test_evaluate_prints_and_writes_what_the_record_says_of_every_class(finished, place, tmp_path, capsys):
@@ -108,9 +102,6 @@ def test_evaluate_prints_and_writes_what_the_record_says_of_every_class(finished
     assert [line[: len(name)] for line, name in zip(classes, occurring, strict=True)] == occurring
     names = sorted(path.stem for path in (place / "coco" / "val2017").iterdir())
     assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == [f"{name}-found.png" for name in names]
-
-
-# predict
 
 
 def test_predict_draws_each_image_and_writes_cocos_results(finished, place, tmp_path, monkeypatch, capsys):
@@ -169,9 +160,6 @@ def test_drawn_are_masks_boxes_and_names_of_what_is_sure_enough():
     assert (all_of_it[65, 90:110] == dog).all()
 
 
-# dry runs and what a step takes
-
-
 def test_a_dry_run_of_detection_reports_data_networks_memory_and_time_and_writes_nothing():
     experiment = replace(boxes("roi_apd", data=COCO), seed=7)
     missing, text = report_of(experiment, steps=1)
@@ -200,9 +188,6 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
     counted = counter.get_total_flops() / 2 / 2  # two operations a product, two images
     assert 0.8 < counted / cost.macs_per_image < 1.05
     assert cost.student.parameters == sum(p.numel() for p in student.parameters())
-
-
-# what is refused
 
 
 @pytest.mark.parametrize(

@@ -60,17 +60,6 @@ def test_evaluate_writes_a_table_of_classes_and_a_label_map_of_every_image(finis
             assert np.array_equal(np.asarray(written), predict_labels(model, image[None] / 255)[0])
 
 
-def test_predict_writes_two_files_for_each_image_and_prints_them(finished, tmp_path, capsys):
-    for name, size in (("a.png", (50, 40)), ("b.jpg", (90, 33))):
-        Image.new("RGB", size).save(tmp_path / name)
-    to, images = tmp_path / "out", [str(tmp_path / "a.png"), str(tmp_path / "b.jpg")]
-    assert main(["predict", str(finished), *images, "--to", str(to)]) == 0
-    names = ["a-labels.png", "a-overlay.png", "b-labels.png", "b-overlay.png"]
-    assert capsys.readouterr().out.splitlines() == [str(to / name) for name in names]
-    assert sorted(path.name for path in to.iterdir()) == names
-    assert Image.open(to / "b-labels.png").size == (90, 33)
-
-
 def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp_path, capsys):
     switches = ["--sliding-window", "0.667", "--flip", "--scales", "1.0", "1.25"]
     options = InferenceOptions(window=(32, 32), stride=0.667, flip=True, scales=(1.0, 1.25))
@@ -84,6 +73,8 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
     for path, (image, _, _) in zip(paths, data, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((60, 40)).save(path)
     assert main(["predict", str(finished), *map(str, paths), "--to", str(tmp_path / "cli"), *switches]) == 0
+    files = [str(tmp_path / "cli" / f"{path.stem}-{kind}.png") for path in paths for kind in ("labels", "overlay")]
+    assert capsys.readouterr().out.splitlines() == files
     for path in paths:
         predict_image(model, path, tmp_path / "options", data.spec, size=(32, 48), inference=options)
         ours, theirs = (Image.open(tmp_path / folder / f"{path.stem}-labels.png") for folder in ("cli", "options"))

@@ -51,8 +51,6 @@ def test_fingerprints_are_those_of_the_first_records():
     assert fingerprint(DETECTION.teacher_experiment()) == "e841ba86f93c"
 
 
-# --- every field of every part ---------------------------------------------------------------------------------------
-
 PARTS = {
     DataConfig: lambda part: replace(WHOLE, data=part),
     NetworkConfig: lambda part: replace(WHOLE, network=part),
@@ -147,9 +145,6 @@ def test_every_field_of_an_experiment_itself_changes_the_fingerprint_but_its_lab
 )
 def test_a_whole_number_for_a_real_one_keeps_the_fingerprint(as_float, as_int):
     assert fingerprint(whole_of(as_float)) == fingerprint(whole_of(as_int))
-
-
-# --- as JSON ---------------------------------------------------------------------------------------------------------
 
 
 @st.composite

@@ -8,8 +8,8 @@ from apd.distillers.on_detectors import roi_kd
 from apd.models.detector import build_detector
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.curves import read_measurements, step_cost_table
-from tests import measure_detection
-from tests.measure_detection import detector_step_cost, noise_batch
+from book.figures import detection_speed
+from book.figures.detection_speed import detector_step_cost, noise_batch
 
 BATCH = noise_batch(dict(batch=2, height=64, width=64, classes=3), torch.device("cpu"))
 SMALL = dict(backbone="mobilenet_v3_small", smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
@@ -41,7 +41,7 @@ def test_what_is_added_is_the_step_without_the_students_and_the_teachers(monkeyp
     hook = torch.nn.modules.module.register_module_forward_hook(
         lambda module, *_: clock.__setitem__(0, clock[0] + 4.0 * (type(module).__name__ == "MaskRCNN"))
     )
-    monkeypatch.setattr(measure_detection, "timer", lambda: clock[0])
+    monkeypatch.setattr(detection_speed, "timer", lambda: clock[0])
     slow, slower = Slow(clock, 0.5), Slow(clock, 1.0)
     state = {name: value.clone() for name, value in student.state_dict().items()}
     before = torch.random.get_rng_state()
@@ -61,9 +61,9 @@ def test_what_is_added_is_the_step_without_the_students_and_the_teachers(monkeyp
 
 def test_every_distiller_is_measured(tmp_path, monkeypatch):
     shape = dict(batch=2, height=64, width=64, classes=3, heads=8, student=SMALL, teacher=SMALL)
-    monkeypatch.setattr(measure_detection, "SHAPES", {"scenes": shape})
-    monkeypatch.setattr(sys, "argv", ["measure_detection", "--repeats", "2", "--to", str(tmp_path)])
-    measure_detection.main()
+    monkeypatch.setattr(detection_speed, "SHAPES", {"scenes": shape})
+    monkeypatch.setattr(sys, "argv", ["detection_speed", "--repeats", "2", "--to", str(tmp_path)])
+    detection_speed.main()
     (measurement,) = read_measurements(tmp_path, "detection-speed")
     (row,) = measurement["rows"]
     assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}

@@ -35,9 +35,6 @@ def report_of(experiment, **options):
     return missing, "\n".join(lines)
 
 
-# --- when all is there -----------------------------------------------------------------------------------------------
-
-
 def test_a_dry_run_reports_data_sizes_steps_memory_and_time_and_writes_nothing(runs):
     missing, text = report_of(tiny("apd"))
     assert missing == []
@@ -95,9 +92,6 @@ def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch
     assert asked == [8, 4, 2]
 
 
-# --- when something is missing ---------------------------------------------------------------------------------------
-
-
 def test_everything_that_is_missing_is_named_and_the_rest_is_reported(runs):
     published = recipe("pascal_context", "apd")
     experiment = replace(
@@ -142,9 +136,6 @@ def test_less_than_a_step_and_an_unknown_device_are_refused():
         dry_run(tiny(), steps=0)
     with pytest.raises(ExperimentError, match="device = 'gpu'"):
         dry_run(tiny(), device="gpu")
-
-
-# --- what a step takes -----------------------------------------------------------------------------------------------
 
 
 def test_a_step_counts_three_passes_of_the_student_and_one_of_the_teacher():

@@ -12,7 +12,7 @@ from torch import nn
 from apd import APDLoss
 from apd.cost.measure import CLASSES_IN_AN_IMAGE, STARTS, LossShape, cost_of, loss_batch, loss_cost, start_latency
 from apd.models import build_segmenter
-from tests.measure_speed import random_batch, step_latency
+from book.figures.speed import random_batch, step_latency
 
 
 class Small(nn.Module):
@@ -37,24 +37,6 @@ def test_multiply_accumulates_and_parameters_equal_a_count_by_hand():
     grid = 10 * 8
     assert cost.macs == 8 * 3 * 9 * grid + 12 * 2 * 25 * grid + 12 * 1 * 9 * grid + 48 * 10
     assert cost.parameters == (8 * 27 + 8) + 2 * 8 + 12 * 2 * 25 + (12 * 9 + 12) + (480 + 10)
-
-
-def test_a_segmenters_count_leaves_the_auxiliary_head_out_and_equals_a_count_by_hand():
-    model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=16).eval()
-    cost, products = cost_of(model, height=64, width=96, seconds=0.01), []
-
-    def add(conv, _, output):
-        products.append(conv.weight.numel() * output.shape[-2] * output.shape[-1])
-
-    for module in model.backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(add)
-    with torch.no_grad():
-        model.backbone(torch.zeros(1, 3, 64, 96))
-    pyramid = sum(64 * 16 * grid * grid for grid in (1, 2, 3, 6))
-    assert cost.macs == sum(products) + pyramid + 128 * 16 * 9 * 4 * 6 + 16 * 5 * 4 * 6
-    auxiliary = sum(p.numel() for p in model.aux_head.parameters())
-    assert cost.parameters == sum(p.numel() for p in model.parameters()) - auxiliary
 
 
 def test_the_count_is_for_one_image_and_the_setting_stands_beside_it():
@@ -112,9 +94,6 @@ def test_the_network_the_generator_and_the_environment_are_left_as_they_were(mon
 def test_numbers_below_their_least_and_a_device_without_a_memory_figure_are_refused(name, value, expected):
     with pytest.raises(ValueError, match=f"{name}: got '?{value}'?, expected {expected}"):
         cost_of(Small(), **{"height": 20, "width": 15, name: value})
-
-
-# --- a start, a loss and a training step -----------------------------------------------------------------------------
 
 
 def test_a_start_is_a_fresh_python_timed_to_its_end():

@@ -178,9 +178,6 @@ def test_evaluation_goes_through_the_data_once_in_order_and_a_batch_has_one_size
         next(evaluation_batches(mixed, 0))
 
 
-# --- on a device -----------------------------------------------------------------------------------------------------
-
-
 def both(augmentation=VARIED, device="cpu"):
     """The batches made on a device, each with the loader's."""
     settings = {"augmentation": augmentation, "batch_size": 4, "seed": 11, "iterations": 5}

@@ -9,8 +9,8 @@ from miniatures import write_camvid
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from apd.data.image_folder import FolderDataset, find_data, names_of, pair_folders
-from apd.data.images import DataError, MissingData
+from apd.data.image_folder import FolderDataset, names_of, pair_folders
+from apd.data.images import DataError
 from apd.data.specs import CAMVID, SegmentationDataset
 
 
@@ -124,18 +124,3 @@ def test_names_differ_on_any_file_system_and_stay_in_the_folder_they_are_joined_
     assert names is None or made == names
     assert len({name.casefold() for name in made}) == len(paths)
     assert not any(Path(name).is_absolute() or ".." in Path(name).parts for name in made)
-
-
-def test_data_are_found_through_the_environment_or_the_message_says_what_to_do(tmp_path, monkeypatch):
-    (tmp_path / "there" / "CamVid").mkdir(parents=True)
-    monkeypatch.setenv("APD_DATA", str(tmp_path / "there"))
-    assert find_data("CamVid") == tmp_path / "there" / "CamVid"
-    advice = r"Set APD_DATA to the folder that contains CamVid/, or run `python data_scripts/camvid.py fetch DEST`"
-    for value, problem in (
-        (tmp_path / "no", "is not a folder"),
-        (tmp_path, "holds no folder CamVid/"),
-        ("", "is not set"),
-    ):
-        monkeypatch.setenv("APD_DATA", str(value))
-        with pytest.raises(MissingData, match=f"CamVid is needed.*APD_DATA.*{problem}.*{advice}"):
-            find_data("CamVid")

@@ -84,21 +84,6 @@ def test_training_writes_the_memories_before_it_reads_them_and_evaluation_does_n
     assert [bool(count) for count in written] == [True, True]
 
 
-def test_a_method_restored_from_its_state_goes_on_bit_equal():
-    torch.manual_seed(5)
-    module, batches = method(), [random_batch(seed=seed) for seed in range(6)]
-    for batch in batches[:3]:
-        module(**batch)
-    state, random_state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
-    expected = [module(**batch) for batch in batches[3:]]
-    torch.manual_seed(99)
-    restored = method()
-    restored.load_state_dict(state)
-    torch.set_rng_state(random_state)
-    assert [restored(**batch) for batch in batches[3:]] == expected
-    assert all(torch.equal(value, module.state_dict()[name]) for name, value in restored.state_dict().items())
-
-
 @pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (1, 0, 1)])
 def test_terms_of_weight_zero_are_not_computed_and_have_no_queue(weights):
     chosen = dict(zip(("batch_pixels", "pixel_memory", "region_memory"), weights, strict=True))

@@ -84,16 +84,6 @@ def test_the_memorys_loss_is_the_mean_over_valid_pixels():
     assert torch.autograd.grad(nothing, student)[0].eq(0).all()
 
 
-def test_the_blocks_trace_to_one_graph_with_equal_results(monkeypatch):
-    blocks_of(3, monkeypatch)  # and a last block of two pixels
-    torch.compiler.reset()
-    student, *others = maps(dtype=torch.float32, batch=1, grid=(1, 5))
-    compiled = torch.compile(memory_loss, fullgraph=True, backend="aot_eager")
-    losses = [loss(student, *others, temperature=0.1) for loss in (compiled, memory_loss)]
-    torch.testing.assert_close(*losses)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, student) for loss in losses))
-
-
 @OF_PROTOTYPES
 def test_degenerate_classes_of_an_image_leave_pairs_of_prototypes_finite(name):
     module, batch = make(name), random_batch()

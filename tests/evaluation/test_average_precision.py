@@ -108,16 +108,6 @@ def test_scores_are_those_of_pycocotools_with_crowds_empty_images_and_more_detec
         np.testing.assert_allclose(ap_scores(table)[:6], theirs, rtol=0, atol=1e-12, err_msg=kind)
 
 
-def test_the_order_of_images_does_not_matter_where_scores_differ_and_tables_can_be_asked_for_on_the_way():
-    shown = [(truth, found._replace(scores_N=torch.rand(len(found.scores_N)))) for truth, found in images(0)]
-    scorer, backwards = scorer_of(shown[:3]), scorer_of(shown[::-1]).tables()
-    assert scorer.tables()["boxes"].instances_K.sum() < backwards["boxes"].instances_K.sum()
-    for truth, found in shown[3:]:
-        scorer.update(truth, found)
-    for kind, table in scorer.tables().items():
-        torch.testing.assert_close(table.ap_TKA, backwards[kind].ap_TKA, equal_nan=True)
-
-
 def test_truth_found_is_one_nothing_found_is_zero_no_objects_are_nan_and_crowds_are_not_asked_for():
     truth, nothing = image(np.random.default_rng(0), "a", objects=6, found=0)
     truth = truth._replace(labels_N=torch.tensor([0, 0, 0, 1, 1, 1]), crowd_N=torch.zeros(6, dtype=torch.bool))

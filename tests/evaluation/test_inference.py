@@ -237,15 +237,6 @@ def test_memory_grows_with_the_pixels_and_not_with_the_windows():
     assert peak(128, 0.25) < 1.02 * least, "three times as many windows"
 
 
-def test_label_maps_are_the_most_likely_class_and_the_default_is_the_whole_image_once():
-    model, images = Network(kernel=3).eval(), random_images(20, 30)
-    options = InferenceOptions(window=(12, 12), flip=True)
-    expected = class_probabilities(model, images, options).argmax(1)
-    assert torch.equal(predict_labels(model, images, inference=options), expected)
-    assert not torch.equal(predict_labels(model, images), expected)
-    assert model.shapes[-1] == (2, 3, 20, 30)
-
-
 @pytest.mark.parametrize(
     ("field", "values", "expected"),
     [

@@ -28,7 +28,7 @@ from apd.study.parallel import side_by_side
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import records_folder, repository, run_folder, runs_folder
 from apd.training.run_log import UnfinishedRunsError
-from tests import measure_speed
+from book.figures import speed as speed_table
 
 LEASE = Path(".lease")
 CALL_BYTES = 63 << 20  # 64 MiB travel with a call, the working tree among them
@@ -143,12 +143,12 @@ def speed() -> None:
 
         from apd.cost.measure import LossShape
 
-        measure_speed.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
-        measure_speed.PUBLISHED = {"cityscapes": "tiny"}
-        measure_speed.recipe = lambda _size: tiny("apd")
-    sys.argv = ["measure_speed", "--device", device, "--parts", "losses", "published", "--seconds", str(SECONDS)]
+        speed_table.LOSS_SHAPES = {"cityscapes": LossShape(batch=2, channels=8, grid=6, classes=5, labels=24)}
+        speed_table.PUBLISHED = {"cityscapes": "tiny"}
+        speed_table.recipe = lambda _size: tiny("apd")
+    sys.argv = ["speed", "--device", device, "--parts", "losses", "published", "--seconds", str(SECONDS)]
     sys.argv += ["--to", out]
-    measure_speed.main()
+    speed_table.main()
 
 
 def switches(name: str) -> None:
@@ -159,7 +159,7 @@ def switches(name: str) -> None:
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
         for graph in (False, True) if device.type == "cuda" else (False,):
             switched = replace(experiment, training=replace(experiment.training, cuda_graph=graph))
-            took = measure_speed.step_latency(switched, device, seconds=SECONDS).median
+            took = speed_table.step_latency(switched, device, seconds=SECONDS).median
             print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
 
 

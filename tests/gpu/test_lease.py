@@ -26,8 +26,8 @@ CAMVID = replace(DATA, name="camvid", height=32, width=32)
 
 def copied(to):
     """The tracked files of this project that a lease needs, without their history."""
-    shutil.copytree(ROOT / "apd", to / "apd", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests", to / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("apd", "tests", "book/figures"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", ".gitignore"):
         shutil.copy2(ROOT / name, to / name)
     return to

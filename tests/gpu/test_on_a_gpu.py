@@ -22,7 +22,7 @@ from apd.training.distributed import _SEND_BUFFERS, ALONE
 from apd.training.run import task_of, train
 from apd.training.segmentation import build_network
 from apd.training.trainer import TrainStep
-from tests.measure_speed import random_batch
+from book.figures.speed import random_batch
 
 SMALL = LossShape(batch=2, channels=32, grid=24, classes=19, labels=96)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=32, dropout=0.0)

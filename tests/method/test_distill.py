@@ -136,15 +136,6 @@ def test_a_head_that_no_term_trains_is_frozen_so_every_trainable_parameter_gets_
     assert len(module.student_parameters()) + len(module.teacher_parameters()) == len(trained(module))
 
 
-def test_logits_may_be_left_out_when_they_have_no_weight():
-    batch = random_batch()
-    bare = {name: value for name, value in batch.items() if not name.endswith("logits")}
-    module = distiller(weights={"pixel_kd": 0})
-    torch.testing.assert_close(module(**bare), module(**batch))
-    with pytest.raises(ValueError, match=r"student_logits is missing: .*weights=\{'pixel_kd': 0\}"):
-        distiller()(**bare)
-
-
 @pytest.mark.parametrize("label", [255, 2], ids=["all-ignored", "one-class"])
 def test_degenerate_labels_give_finite_terms_connected_to_every_parameter_as_released_too(label):
     module, batch = distiller(torch.float32, **RELEASED), random_batch(dtype=torch.float32)

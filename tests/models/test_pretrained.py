@@ -71,24 +71,12 @@ def reference_features(checkpoint: dict[str, Tensor], images: Tensor, output_str
     return [*features[1:], maps]
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
-def test_every_tensor_but_the_classifiers_has_exactly_one_partner_in_the_same_order(name):
-    checkpoint, network = checkpoint_of(name), create_backbone(name).network
-    mapped = classifier_tensors(checkpoint, network)
-    kept = [value for key, value in checkpoint.items() if key.split(".")[0] not in ("_conv_head", "_bn1", "_fc")]
-    assert len(kept) == len(checkpoint) - 8
-    assert list(mapped) == list(network.state_dict())
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(mapped.values(), kept, strict=True))
-    head = 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000
-    if name == "efficientnet_lite0":  # of the whole classifier, as published
-        assert sum(p.numel() for p in network.parameters()) == 4_652_008 - head
-
-
 LITE = "efficientnet_lite0"
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "size"), [(LITE, 16, (64, 96)), (LITE, 8, (45, 38)), ("efficientnet_lite2", 16, (33, 50))]
+    ("name", "stride", "size"),
+    [(LITE, 16, (64, 96)), ("efficientnet_lite1", 8, (45, 38)), ("efficientnet_lite2", 16, (33, 50))],
 )
 def test_the_loaded_network_computes_what_the_checkpoint_says(name, stride, size):
     backbone = create_backbone(name, output_stride=stride, weights="imagenet")

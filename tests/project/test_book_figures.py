@@ -7,11 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from apd.data.scenes import Scenes
-from apd.data.specs import IMAGE_PADDING
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER, STATIC = ROOT / "book" / "figures", ROOT / "book" / "_static"
@@ -56,21 +52,3 @@ def test_the_committed_images_show_what_is_drawn_today(draw, module, file):
         committed = np.asarray(stored, dtype=int)
     assert committed.shape == drawn.shape
     assert np.abs(committed - drawn).mean() < 3, "run python book/figures/draw.py"
-
-
-def test_the_image_of_augmentation_shows_one_step_more_in_each_column_as_its_caption_says(draw):
-    import augmentation
-
-    whole, scaled, turned, blurred, flipped, other = augmentation.columns()
-    street = Scenes(9, height=180, width=240, context_shift=0.0, seed=0, split="train")[8]
-    assert torch.equal(whole.image_3HW, street.image_3HW)
-    shown = [len(set(sample.labels_HW.unique().tolist())) for sample in (whole, scaled, turned)]
-    assert min(shown) > 5, "none of them is empty"
-    assert not torch.equal(scaled.labels_HW, whole.labels_HW)
-    assert not torch.equal(turned.labels_HW, scaled.labels_HW)
-    assert torch.equal(blurred.labels_HW, turned.labels_HW)
-    edges = [sample.image_3HW.float().diff(dim=2).square().mean() for sample in (turned, blurred)]
-    assert edges[1] < 0.6 * edges[0]
-    assert torch.equal(flipped.image_3HW, blurred.image_3HW.flip(2))
-    assert (other.labels_HW == 255).float().mean() > 0.4
-    assert (other.image_3HW[:, 0, 0] == torch.tensor(IMAGE_PADDING)).all()

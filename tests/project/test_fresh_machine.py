@@ -18,9 +18,6 @@ WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 BIN = Path(sys.executable).parent
 
 
-# --- make ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("code", [0, 3])
 def test_make_says_that_a_silent_command_still_runs_and_passes_on_how_it_ended(tmp_path, code):
     """`pages` with a builder that is silent for a second, and a clock that runs a hundred times as fast."""
@@ -42,9 +39,6 @@ def test_ci_installs_by_stock_pip_and_then_runs_the_command_of_the_readme():
     assert re.search(r"^make test ", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
-# --- the workflow ----------------------------------------------------------------------------------------------------
-
-
 def test_the_workflow_runs_ci_on_the_oldest_and_the_newest_python_and_publishes_the_book():
     jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
     named = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.", line)]
@@ -62,8 +56,6 @@ def test_the_linter_of_workflows_finds_nothing():
     found = subprocess.run([BIN / "zizmor", *options, WORKFLOW], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stdout + found.stderr
 
-
-# --- the distribution ------------------------------------------------------------------------------------------------
 
 TOOL = r"(?:pip3?|pipx|uv|conda|mamba)[ \t]+(?:install|add)"
 FOREIGN = re.compile(TOOL + r"""(?:[ \t]+-[\w-]+)*[ \t]+['"]?apd(?![\w/-])|\bapd\[[a-z,]+\]['"]""")
@@ -102,8 +94,6 @@ def test_the_wheel_has_the_free_name_and_says_that_the_package_is_typed(tmp_path
     assert "apd/py.typed" in names
     assert {name.split("/")[0] for name in names} == {"apd", described.split("/")[0]}
 
-
-# --- Windows ---------------------------------------------------------------------------------------------------------
 
 WITHOUT_POSIX = """
 import builtins, sys

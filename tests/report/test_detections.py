@@ -80,9 +80,6 @@ def test_what_is_right_agrees_with_what_coco_calls_right_at_half_overlap(seed):
     assert perfect == (count.right == 5)
 
 
-# files of findings
-
-
 @pytest.fixture(scope="module")
 def findings():
     return made_up_findings()
@@ -145,9 +142,6 @@ def test_masks_are_tinted_the_smaller_on_top_and_boxes_have_their_colours():
     framed = drawn(image, torch.tensor([[1.0, 1.0, 6.0, 6.0]]), [(250, 90, 84)], None, None)
     assert framed[3, 9].tolist() == [250, 90, 84]
     assert not framed[9, 9].any()
-
-
-# what makes the files
 
 
 @pytest.fixture(scope="module")

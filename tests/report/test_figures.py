@@ -119,9 +119,6 @@ def test_a_campaign_that_is_only_partly_there_is_drawn_as_far_as_it_goes():
     assert "0 rows have a seed in common" in forest({}, {}, axis="points", title="scenes").description
 
 
-# rows
-
-
 def drawn_rows(rows, limits=None):
     """Horizontal lines (start, end, height), bars, seeds and arrowheads of rows, read back from the axes."""
     with style.figure() as figure:
@@ -184,8 +181,6 @@ def test_an_outlying_row_does_not_squeeze_the_others_and_a_few_that_rise_by_degr
     ticks = [float(text) for text, _ in texts(scores_over_seeds(comparison)) if re.fullmatch(r"\d+", text)]
     assert min(ticks) > 35  # and not at the 12 % of the outlying method
 
-
-# a figure that answers a pointer
 
 LABELS = torch.tensor([[0, 3, 255], [3, 3, 8]])
 

@@ -140,9 +140,6 @@ def test_an_images_scores_are_those_of_a_confusion_matrix_of_its_own(monkeypatch
     assert found.valid_B.dtype == torch.int64
 
 
-# evidence and traces of runs
-
-
 def runs_of(seed):
     """The runs of one seed: a plain student beside the same teacher, pixel KD, and APD."""
     student = replace(tiny("pixel_kd", seed=seed), name=f"student-seed{seed}", distillers=())

@@ -8,9 +8,9 @@ import torch
 from small_experiments import tiny
 
 from apd.cost.measure import LossShape
-from apd.report.figures import curves as speed
+from apd.report.figures import curves
 from apd.training.record import RecordError
-from tests import measure_speed
+from book.figures import speed
 
 SMALL = {"camvid": LossShape(batch=2, channels=4, grid=3, classes=5, labels=9)}
 
@@ -18,56 +18,56 @@ SMALL = {"camvid": LossShape(batch=2, channels=4, grid=3, classes=5, labels=9)}
 def measured(monkeypatch, folder):
     """What the command writes, each entry timed for a moment."""
     arguments = ["--seconds", "0.001", "--to", str(folder), "--parts", "losses", "published"]
-    monkeypatch.setattr(sys, "argv", ["measure_speed", *arguments])
-    measure_speed.main()
-    (found,) = speed.read_measurements(folder)
+    monkeypatch.setattr(sys, "argv", ["speed", *arguments])
+    speed.main()
+    (found,) = curves.read_measurements(folder)
     return found
 
 
 def test_a_measurement_has_what_the_chapter_reads_and_is_kept_when_a_part_fails(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(measure_speed, "LOSS_SHAPES", SMALL)
-    monkeypatch.setattr(measure_speed, "PUBLISHED", {"camvid": "tiny"})
-    monkeypatch.setattr(measure_speed, "recipe", lambda _size: tiny("apd"))
+    monkeypatch.setattr(speed, "LOSS_SHAPES", SMALL)
+    monkeypatch.setattr(speed, "PUBLISHED", {"camvid": "tiny"})
+    monkeypatch.setattr(speed, "recipe", lambda _size: tiny("apd"))
     found = measured(monkeypatch, tmp_path)
-    names = set(speed.rows_of(found, "camvid"))
+    names = set(curves.rows_of(found, "camvid"))
     assert {"APD", "APD, class by class", "APD, no heads", "pixel KD", "CIRKD", "MGD"} <= names
-    assert {name for name in names if name.startswith("APD")} == set(speed.rows_of(found, "camvid", "bf16"))
+    assert {name for name in names if name.startswith("APD")} == set(curves.rows_of(found, "camvid", "bf16"))
     assert found["git"].keys() == {"commit", "clean"}
     assert [(row["recipe"], row["dtype"]) for row in found["published"]] == [("tiny", "fp32"), ("tiny", "bf16")]
     assert all(row["share_of_time"] > 0 for row in found["published"])
-    assert speed.against_the_reference([found]).html.count("<tr") == 3
+    assert curves.against_the_reference([found]).html.count("<tr") == 3
 
     def failing(device, *, seconds):
         raise OSError("no memory left")
         yield
 
-    monkeypatch.setattr(measure_speed, "published", failing)
+    monkeypatch.setattr(speed, "published", failing)
     with pytest.raises(OSError, match="no memory left"):
         measured(monkeypatch, tmp_path / "again")
-    (kept,) = speed.read_measurements(tmp_path / "again")
+    (kept,) = curves.read_measurements(tmp_path / "again")
     assert kept["rows"]
     assert "published" not in kept
     torch.set_num_threads(threads)
 
 
 def test_the_committed_measurement_is_compared_and_shown_with_its_medians():
-    (measurement,) = speed.read_measurements()
-    median = speed.three_digits(speed.rows_of(measurement, "camvid")["CWD"]["milliseconds"][1])
-    assert f"CWD {median}" in speed.milliseconds_by_loss(measurement, "camvid").description
-    assert f">{median}<" in speed.milliseconds_by_loss(measurement, "camvid").html
-    assert median in speed.speed_table(measurement, "camvid").description
+    (measurement,) = curves.read_measurements()
+    median = curves.three_digits(curves.rows_of(measurement, "camvid")["CWD"]["milliseconds"][1])
+    assert f"CWD {median}" in curves.milliseconds_by_loss(measurement, "camvid").description
+    assert f">{median}<" in curves.milliseconds_by_loss(measurement, "camvid").html
+    assert median in curves.speed_table(measurement, "camvid").description
     for row in measurement["rows"]:
-        slow = row["loss"].endswith(speed.CLASS_BY_CLASS)
+        slow = row["loss"].endswith(curves.CLASS_BY_CLASS)
         row["milliseconds"], row["peak_bytes"] = ([40, 50, 60], 400) if slow else ([4, 5, 6], 100)
-    rows = speed.against_the_reference([measurement]).description.splitlines()[2:]
+    rows = curves.against_the_reference([measurement]).description.splitlines()[2:]
     assert [row.split()[-3:] for row in rows] == [["10.0", "25", "%"]] * 6
 
 
 def test_the_cost_of_a_detectors_step_is_that_of_the_file():
-    (measurement,) = speed.read_measurements(of="detection-speed")
+    (measurement,) = curves.read_measurements(of="detection-speed")
     for row in measurement["rows"]:
-        table = " ".join(speed.step_cost_table(measurement, row).description.split())
+        table = " ".join(curves.step_cost_table(measurement, row).description.split())
         assert f"baseline {row['student'][1]:.0f}" in table
         assert re.search(
             rf"APD of boxes {row['steps']['roi_apd'][1]:.0f} .*? {100 * row['added']['roi_apd'][1]:.0f} %", table
@@ -81,12 +81,12 @@ def test_the_cost_of_a_detectors_step_is_that_of_the_file():
 def test_a_file_that_holds_no_measurements_is_refused_with_its_name_and_what_to_do(tmp_path, text, message):
     (tmp_path / "cpu.json").write_text(text)
     with pytest.raises(
-        RecordError, match=rf"cpu\.json holds no measurements: .*{message}.*run python -m tests\.measure"
+        RecordError, match=rf"cpu\.json holds no measurements: .*{message}.*run python -m book\.figures\.speed"
     ):
-        speed.read_measurements(tmp_path)
+        curves.read_measurements(tmp_path)
 
 
 def test_without_measurements_it_is_said_and_numbers_have_three_digits(tmp_path):
-    assert speed.read_measurements(tmp_path) == []
-    assert [speed.three_digits(value) for value in (1234.5, 100.0, 64.52, 0.66312)] == ["1234", "100", "64.5", "0.663"]
-    assert "0 records yet" in str(speed.against_the_reference([]))
+    assert curves.read_measurements(tmp_path) == []
+    assert [curves.three_digits(value) for value in (1234.5, 100.0, 64.52, 0.66312)] == ["1234", "100", "64.5", "0.663"]
+    assert "0 records yet" in str(curves.against_the_reference([]))

@@ -86,9 +86,6 @@ def test_pairing_takes_the_seeds_that_both_have_and_takes_out_what_they_share():
     assert paired_difference(ahead, {seed: 0.5 + value for seed, value in luck.items()}).significant
 
 
-# many comparisons
-
-
 def holm_by_closed_testing(p_values):
     """A hypothesis is given up when Bonferroni's test gives up every set of hypotheses that it belongs to."""
     sets = list(chain.from_iterable(combinations(p_values, size) for size in range(1, len(p_values) + 1)))
@@ -137,9 +134,6 @@ def test_effects_of_a_design_are_those_of_a_linear_model_for_each_seed():
         expected = effects_by_regression(table)
         assert {of: effect[seed] for of, effect in found.items()} == pytest.approx(expected)
     assert all(set(effect) == {0, 1} for effect in found.values())
-
-
-# records
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,6 @@ def cells_of(shown):
     return {row[-len(columns) - 1]: dict(zip(columns, row[-len(columns) :], strict=True)) for row in rows}
 
 
-# tables
-
-
 def test_a_difference_that_rounds_to_nothing_has_no_sign_and_a_significant_one_does_not_read_as_zero():
     assert points(-0.0002) == points(0.0002) == "0.0"
     assert (points(0.0123), points(-0.0123), points(float("nan"))) == ("+1.2", "−1.2", "–")
@@ -168,9 +165,6 @@ def test_the_table_of_pairs_has_a_row_for_every_pair_with_its_teacher():
     assert "nan" not in pairs_table(alone).description
 
 
-# trials
-
-
 def trial(method, rate, share, *, seed=0, factor=1):
     experiment = recipe("tiny", method, seed=seed)
     training = replace(experiment.training, learning_rate=rate, iterations=experiment.training.iterations * factor)
@@ -248,9 +242,6 @@ def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_l
     assert longer.iterations == round(student.iterations * SECONDS_OF_APD["facade-small"])
 
 
-# differences
-
-
 def test_differences_are_listed_with_their_corrected_p_values():
     rows = holm_corrected({"clear": seeds(0.030, 0.031, 0.032), "single": seeds(-0.01)})
     shown = cells_of(differences_table(rows, {"clear": "clearly", "single": "one seed"}, "made up"))
@@ -273,9 +264,6 @@ def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
     gains = [c.difference("apd", "student") for c in (short, long)]
     assert (name, row[short.title], row[long.title]) == ("+ APD over baseline", *map(interval, gains))
     assert row["change"].startswith(points(gains[1].mean - gains[0].mean))
-
-
-# campaigns and chapters
 
 
 def save_all(folder, records):

@@ -170,9 +170,6 @@ def test_an_unknown_experiment_or_a_damaged_record_stops_a_campaign_before_it_st
     assert trained == []
 
 
-# several workers
-
-
 @pytest.mark.parametrize("workers", [1, 2, 7, 500])
 def test_shards_have_every_experiment_of_a_campaign_once_and_are_as_large(workers):
     experiments = experiments_of("camvid-small")
@@ -244,9 +241,6 @@ def test_a_run_that_another_worker_holds_is_left_for_the_end(folder, monkeypatch
     assert asked == [*LABELS, "short-seed0"]
     assert [record.experiment.name for record in records] == LABELS
     assert "four: short-seed0 is another worker's and left for the end\n" in capsys.readouterr().out
-
-
-# the command
 
 
 def test_processes_that_prepare_batches_are_asked_for_in_every_run(folder, monkeypatch):

@@ -51,9 +51,6 @@ def test_the_recipe_on_scenes_is_the_run_of_the_campaign(method):
     assert fingerprint(recipe("scenes_detection", method, seed=2)) == fingerprint(same)
 
 
-# --- the campaigns on scenes -----------------------------------------------------------------------------------------
-
-
 def box_ap_on_val(name, labels):
     """Box AP on val after the last step, by label; every one of the runs must have a record."""
     planned = {fingerprint(experiment) for experiment in experiments_of(name)}
@@ -97,9 +94,6 @@ def test_the_best_other_method_of_detection_is_that_of_the_records_and_logits_ar
     assert labels[max(labels, key=found.get)] == coco.BEST_OTHER_DETECTION_METHOD
     *_, added = coco.detection_variants()[f"roi_apd_and_{coco.BEST_OTHER_DETECTION_METHOD}"]
     assert (added.pixel_kd == 0) == (coco.BEST_OTHER_DETECTION_METHOD == "roi_dkd")
-
-
-# --- two real steps --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,6 @@ def at_hand(monkeypatch):
     return only
 
 
-# --- what is chosen --------------------------------------------------------------------------------------------------
-
 TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet")
 LITE2 = ("efficientnet_lite2", "imagenet")
 
@@ -118,9 +116,6 @@ def test_methods_without_a_measured_step_are_refused(tmp_path):
     assert own_recipe(folder, "pixel_kd").experiment.name == "my_fields_-pixel_kd-seed0"
     with pytest.raises(ExperimentError, match="method = 'student_equal_seconds': expected one of student, pixel_kd"):
         own_recipe(folder, "student_equal_seconds")
-
-
-# --- from the command line --------------------------------------------------------------------------------------------
 
 
 def test_the_command_of_the_data_page_trains_on_the_folder_that_the_page_draws(tmp_path, monkeypatch, capsys):

@@ -138,9 +138,6 @@ def test_several_ranks_have_one_run_at_a_time(folder, monkeypatch):
         run_campaign("taught", folder=folder, processes=2)
 
 
-# decisions, without processes
-
-
 @pytest.fixture
 def state(folder):
     ledger = Ledger("made-up", folder, {}, len(TAUGHT), ALONE)

@@ -102,11 +102,6 @@ def test_converted_weights_pull_as_the_released_ones_where_the_stated_number_of_
     torch.testing.assert_close(*pulls)
 
 
-def test_the_published_gains_are_those_of_the_readme():
-    gains = {name: round(published.with_apd - published.alone, 2) for name, published in PUBLISHED.items()}
-    assert gains == {"cityscapes": 1.53, "ade20k": 2.06, "pascal_context": 1.67}
-
-
 CROP = 33
 
 

@@ -65,8 +65,6 @@ def test_an_unknown_size_or_method_is_refused_with_what_there_is(size, method, m
         recipe(size, method)
 
 
-# --- sources ---------------------------------------------------------------------------------------------------------
-
 ALL = [(size, method) for size in get_args(PaperSize) for method in PAPER_METHODS]
 ALL += [(size, method) for size in get_args(CocoSize) for method in detection_methods_of(size)]
 

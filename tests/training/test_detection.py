@@ -38,9 +38,6 @@ def finished(undisturbed, monkeypatch):
     return small("several", ema_decay=0.5)
 
 
-# the loss
-
-
 def batch_of(run):
     return next(run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device))
 
@@ -88,9 +85,6 @@ def test_frozen_stages_of_a_pre_trained_backbone_are_in_no_group():
     assert frozen
     assert all(name.startswith(("backbone.body.conv1", "backbone.body.layer1")) for name in frozen)
     assert len(body) + len(rest) + len(frozen) == len(list(detector.parameters()))
-
-
-# a run
 
 
 def test_a_run_is_trained_scored_and_recorded_with_its_teacher(finished):
@@ -142,9 +136,6 @@ def test_without_the_library_for_scores_nothing_is_begun(runs, monkeypatch):
     with pytest.raises(ExperimentError, match="needs the package faster-coco-eval"):
         train(small())
     assert not list(runs.rglob("*.safetensors"))
-
-
-# data
 
 
 @pytest.fixture

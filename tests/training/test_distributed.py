@@ -31,7 +31,6 @@ from apd.distillers.features import AttentionTransferConfig, CWDConfig, FitNetCo
 from apd.distillers.logits import DISTConfig, DKDConfig, LSKDConfig, PixelKDConfig
 from apd.distillers.relations import I2CKDConfig, IDDConfig, IFVDConfig, SKDConfig
 from apd.evaluation.average_precision import Detections, DetectionScorer
-from apd.models.detector_hooks import DetectorTap
 from apd.training import distributed as ranks
 from apd.training.distributed import ALONE, Ranks, join
 from apd.training.run import task_of
@@ -151,29 +150,6 @@ def test_two_ranks_and_accumulation_do_the_step_of_one_process_with_the_whole_ba
             assert_same_step(found, expected, rtol=rtol)
 
 
-def test_torchvisions_own_means_would_give_another_number():
-    """Else the test above would show nothing."""
-    task, batch = task_of(boxes.small()), scenes_with("second_half_empty")
-    student = without_chance(task.network(boxes.NETWORK, 3, CPU, 0))
-    whole, *halves = (student(*part_of(batch, Ranks(rank, size))) for rank, size in ((0, 1), (0, 2), (1, 2)))
-    assert (halves[0]["loss_mask"] + halves[1]["loss_mask"]) / 2 < 0.6 * whole["loss_mask"]
-
-
-def test_what_the_losses_are_means_over_is_counted_as_torchvision_does():
-    task, batch = task_of(boxes.small()), scenes_with("second_half_empty")
-    student = task.network(boxes.NETWORK, 3, CPU, 0).train()
-    sampler = student.rpn.fg_bg_sampler
-    with DetectorTap(student) as tap:
-        assert student.rpn.fg_bg_sampler is not sampler
-        student(*batch)
-        counts, labels = {name: int(count) for name, count in tap.loss_counts.items()}, tap.labels_B1N
-    assert student.rpn.fg_bg_sampler is sampler
-    assert counts["loss_objectness"] == counts["loss_rpn_box_reg"] == 4 * sampler.batch_size_per_image
-    assert counts["loss_classifier"] == counts["loss_box_reg"] == int((labels >= 0).sum())
-    assert counts["loss_mask"] == int((labels > 0).sum()) > 0
-    assert int((labels[2:] > 0).sum()) == 0
-
-
 def count_reductions(folder):
     job = join()
     for accumulation in (1, 2):
@@ -194,9 +170,6 @@ def count_reductions(folder):
 def test_gradients_are_sent_on_the_last_step_of_an_accumulation_only(tmp_path):
     run_ranks(count_reductions, tmp_path, outputs=tmp_path / "out")
     assert len({(tmp_path / f"{accumulation}-0").read_text() for accumulation in (1, 2)}) == 1
-
-
-# what a rank is given
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -131,9 +131,6 @@ def test_two_ranks_leave_one_record_of_a_detector_on_all_images(tmp_path, monkey
     assert (first.count("teacher box AP"), second) == (1, "")
 
 
-# ranks that fail
-
-
 def test_a_killed_rank_ends_the_others_with_a_message(tmp_path):
     before, kill = time.monotonic(), KillAt(3, rank=1)
     first, _ = run_ranks(often, shared("student"), tmp_path / "runs", kill, outputs=tmp_path, expected=(1, -9))
@@ -187,9 +184,6 @@ def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, 
     assert exit_codes(waiting) == [0, 0]
     assert f"is in use by process {os.getpid()} on " in output.read_text()
     assert read_record(run_folder(experiment) / "record.json").content == record.content
-
-
-# torchrun
 
 
 def torchrun(runs, iterations):

@@ -41,6 +41,24 @@ def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
         chained.step()
 
 
+@pytest.mark.parametrize(
+    ("schedule", "step", "factor"),
+    [
+        *(("poly", step, (1 - step / 100) ** 0.9) for step in (0, 50, 99)),
+        *(("warmed up", *at) for at in ((0, 0.001), (499, 0.5), (999, 1.0), (119_999, 1.0), (120_000, 0.1))),
+        *(("warmed up", *at) for at in ((159_999, 0.1), (160_000, 0.01))),
+        *(("warm-up of one step", step, (1 - step / 100) ** 0.9) for step in (0, 1)),
+    ],
+)
+def test_the_published_schedules_at_their_borders(schedule, step, factor):
+    training = {
+        "poly": TrainingConfig(iterations=100),
+        "warmed up": TrainingConfig(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000),
+        "warm-up of one step": TrainingConfig(iterations=100, warmup=1),
+    }[schedule]
+    assert learning_rate_factor(training, step) == pytest.approx(factor, rel=1e-9)
+
+
 def test_groups_with_a_base_learning_rate_follow_and_others_keep_theirs(tmp_path):
     training = TrainingConfig(iterations=10, schedule="steps", milestones=(4,), warmup=2)
     optimisers = {"student": optimiser_with(backbone=0.2, heads=2.0), "teacher_heads": optimiser_with(a=None, b=0.5)}

@@ -36,9 +36,6 @@ from apd.training.task import load_teacher
 CPU = torch.device("cpu")
 
 
-# seeds
-
-
 def test_a_seed_decides_everything_and_another_seed_changes_it(runs, undisturbed):
     one, other = (train(tiny("apd", seed=seed)).content for seed in (0, 1))
     assert outcome(tiny("apd")) == undisturbed(tiny("apd"))
@@ -56,9 +53,6 @@ def test_methods_share_initial_weights_and_the_order_of_images_for_one_seed(tmp_
     first_losses, last_losses = ([run.log.read()[place]["task"] for run in made] for place in (0, -1))
     assert (len(set(first_losses)), len(set(last_losses))) == (1, 3)
     assert not equal(first, copied(prepared_run(tiny(seed=5), tmp_path / "other").student))
-
-
-# the log and its curves
 
 
 def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
@@ -110,9 +104,6 @@ def test_evaluations_on_the_way_are_of_val_at_equal_distances_and_final_scores_o
     assert train(tiny(evaluations=0)).content["evaluations"] == []
 
 
-# the teacher
-
-
 def test_a_teacher_may_come_from_a_file_and_is_loaded_frozen_and_in_eval_mode(runs):
     train(tiny("apd"))
     file = run_folder(tiny("apd").teacher_experiment()) / "weights.safetensors"
@@ -123,9 +114,6 @@ def test_a_teacher_may_come_from_a_file_and_is_loaded_frozen_and_in_eval_mode(ru
     experiment = replace(tiny("apd"), teacher=replace(TEACHER, weights_file=str(file)))
     train(experiment)
     assert outcome(experiment) | {"fingerprint": ""} == outcome(tiny("apd")) | {"fingerprint": ""}
-
-
-# what a run leaves
 
 
 def test_the_network_of_a_run_comes_back_as_it_was_scored(runs):
@@ -154,9 +142,6 @@ def test_a_finished_run_of_another_generator_of_scenes_is_refused(experiment, ru
         train(experiment)
 
 
-# what is refused
-
-
 def test_what_cannot_be_run_is_an_error_of_the_experiment_before_anything_is_written(runs):
     for device in ("gpu", "cuda:99", "meta"):
         with pytest.raises(ExperimentError, match=f"device = '{device}': expected cpu, or cuda where there is a GPU"):
@@ -167,9 +152,6 @@ def test_what_cannot_be_run_is_an_error_of_the_experiment_before_anything_is_wri
     unknown = replace(tiny(), network=replace(tiny().network, backbone="test_eficientnet"))
     with pytest.raises(ExperimentError, match=r"this network cannot be built: backbone: .*test_efficientnet"):
         train(unknown)
-
-
-# workers
 
 
 def signalled(step):
@@ -185,8 +167,6 @@ def test_a_run_with_workers_ends_as_without_even_if_its_workers_are_asked_to_sto
     assert outcome(tiny()) == undisturbed(tiny())
     assert multiprocessing.active_children() == []
 
-
-# kills and interruptions
 
 EXPERIMENTS = {
     "apd": tiny("apd"),  # two optimisers

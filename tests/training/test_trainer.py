@@ -34,9 +34,6 @@ def a_batch(size=2):
     return Batch(torch.rand(size, 3, 32, 32, generator=random), torch.randint(0, 10, (size, 32, 32), generator=random))
 
 
-# one step on one screen
-
-
 @pytest.mark.parametrize(("task", "most", "most_in_all"), [("segmentation", 7, 13), ("detection", 10, 18)])
 def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most, most_in_all):
     """`most` are those beside the method: its losses, their normalisers, heads, checks and the hooks that feed them."""
@@ -72,9 +69,6 @@ def test_the_step_reads_on_one_screen():
     first, last = methods[0].__code__.co_firstlineno, methods[-1].__code__.co_firstlineno
     assert last + len(inspect.getsource(methods[-1]).splitlines()) - first <= 60
     assert all(first <= method.__code__.co_firstlineno <= last for method in methods)
-
-
-# what a step updates
 
 
 @pytest.mark.parametrize("task", PREPARED)
@@ -164,9 +158,6 @@ def test_with_an_average_its_network_is_scored_and_saved(runs, monkeypatch):
     assert not equal(saved, states[-1])
 
 
-# the task's loss
-
-
 def test_the_tasks_loss_is_the_mean_over_valid_pixels_and_a_connected_zero_without_one():
     logits, labels = torch.randn(2, 5, 4, 4, requires_grad=True), torch.randint(0, 5, (2, 4, 4))
     labels[:, :2] = 255
@@ -184,9 +175,6 @@ def test_a_label_outside_the_classes_is_an_error_and_no_silent_number(label):
     labels[1, 2, 3] = label
     with pytest.raises((IndexError, RuntimeError), match=str(label)):
         task_loss(torch.randn(2, 5, 4, 4), labels, 255)
-
-
-# numbers that are none
 
 
 def poison(monkeypatch, step, parameter_of):
@@ -227,9 +215,6 @@ def test_a_detectors_batch_is_kept_too_and_the_loss_reported_even_where_the_disk
     monkeypatch.setattr("apd.training.run_log.save_file", lambda *_: Path("/nowhere/at/all").touch())
     with pytest.raises(NonFiniteLossError, match=r"the batch could not be saved in .*No such file"):
         train(small())
-
-
-# switches
 
 
 @pytest.mark.parametrize("switch", [{"fused": True}, {"channels_last": False}, {"pinned_memory": True}])

@@ -29,7 +29,7 @@ TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small", "coco": "COCO"}
 CLASS_BY_CLASS = ", class by class"
-COMMANDS = {"speed": "python -m tests.measure_speed", "detection-speed": "python -m tests.measure_detection"}
+COMMANDS = {"speed": "python -m book.figures.speed", "detection-speed": "python -m book.figures.detection_speed"}
 
 
 def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> None:

@@ -1,7 +1,7 @@
 """Measure what each distiller adds to a training step of a detector, and write it down.
 
-    python -m tests.measure_detection                            the study's small scenes, on the CPU, one thread
-    python -m tests.measure_detection --device cuda --coco       and COCO's images at their size, on a GPU
+    python -m book.figures.detection_speed                         the study's small scenes, on the CPU, one thread
+    python -m book.figures.detection_speed --device cuda --coco    and COCO's images at their size, on a GPU
 
 The file, `book/results/detection-speed/<device>.json`, is what the chapter on detection is drawn from. Run it on a
 quiet machine.
@@ -32,7 +32,7 @@ from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
 from apd.study.coco_recipes import HEAD_WIDTH, scenes_detection_experiment
 from apd.training.run import records_folder
-from tests.measure_speed import header, rounded, shown, write
+from book.figures.speed import header, rounded, shown, write
 
 RECIPE = scenes_detection_experiment("student", seed=0)
 

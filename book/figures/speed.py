@@ -1,9 +1,9 @@
 """Measure losses and the paper's training step, and write it down: what the chapter on speed is drawn from.
 
-    python -m tests.measure_speed                                losses on the CPU, in minutes on a quiet machine
-    python -m tests.measure_speed --compiled                     APD's loss compiled, too
-    python -m tests.measure_speed --device cuda --compiled       on a GPU; the paper's step
-    python -m tests.measure_speed --parts losses published       some parts only
+    python -m book.figures.speed                                losses on the CPU, in minutes on a quiet machine
+    python -m book.figures.speed --compiled                     APD's loss compiled, too
+    python -m book.figures.speed --device cuda --compiled       on a GPU; the paper's step
+    python -m book.figures.speed --parts losses published       some parts only
 
 The method is compared with its class-by-class reference and the other methods, on one thread. The one file,
 `book/results/speed/<device>.json`, is written anew after each part, so that a part that fails loses none.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from apd.config.detection_config import DetectorConfig, InstanceDataConfig
+from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.distillers.apd import DenseAPDConfig, RoIAPDConfig
 from apd.distillers.base import DistillerConfig

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from apd.config.detection_config import DetectorConfig, InstanceDataConfig
+from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, ExperimentError
 from apd.data import specs
 from apd.data.augment import Augmentation

@@ -4,8 +4,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_at_least, require_images
-from apd.config.inference_options import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
+from apd.config.detection import DetectorConfig, InstanceDataConfig, require_at_least, require_images
+from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
 from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import ExperimentError, require, require_types
 

@@ -6,7 +6,7 @@ How the paper applies APD to detection was never released: the methods are this 
 from dataclasses import replace
 from typing import Literal, get_args
 
-from apd.config.detection_config import DetectorConfig, InstanceDataConfig
+from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.distillers.apd import DenseAPDConfig, RoIAPDConfig
 from apd.distillers.base import DistillerConfig

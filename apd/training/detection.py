@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from apd.config.datasets import Splits
-from apd.config.detection_config import DetectorConfig
+from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
-from apd.config.inference_options import InferenceOptions
+from apd.config.inference import InferenceOptions
 from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of
 from apd.data.coco import DetectionExtraMissing, coco_library, coco_split

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.benchmark import timer
 from torchvision.models.detection import FasterRCNN
 
-from apd.config.detection_config import DetectorConfig
+from apd.config.detection import DetectorConfig
 from apd.cost.measure import quartiles
 from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import unit_range

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from typing import Any, get_args
 
-from apd.fields import did_you_mean
+from apd.fields import UsageError, did_you_mean
 
 COMMANDS = {
     "train": "Train one experiment: a recipe, by name or size and method, and any of its fields changed.",
@@ -37,8 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(name: str, *arguments: str) -> int:
-    from apd.training.exit_codes import UsageError
-
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         raise UsageError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{hint}")
@@ -97,7 +95,6 @@ def recipe_parts(name: str) -> tuple[str, str]:
     (('ade20k_corrected', 'pixel_kd'), ('tiny_coco', 'roi_apd'))
     """
     from apd.study import recipes
-    from apd.training.exit_codes import UsageError
 
     known = [f"{size}-{method}" for size in get_args(recipes.Size) for method in recipes.methods_of(size)]
     size, _, method = name.partition("-")
@@ -110,8 +107,6 @@ def recipe_parts(name: str) -> tuple[str, str]:
 
 def with_recipe(arguments: list[str]) -> list[str]:
     """The command line with a recipe's name in front written as --size and --method; any other as it is."""
-    from apd.training.exit_codes import UsageError
-
     if not arguments or arguments[0].startswith("-"):
         return arguments
     name, *rest = arguments

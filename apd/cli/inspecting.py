@@ -18,10 +18,9 @@ from apd.data.census import census_of
 from apd.data.dataset_yaml import DESCRIPTION, SPLITS, has_split, locate_folder
 from apd.data.images import DataError, MissingData
 from apd.distill import APDLoss
-from apd.fields import did_you_mean
+from apd.fields import UsageError, did_you_mean
 from apd.study import recipes as known
 from apd.training.distributed import choose_device
-from apd.training.exit_codes import UsageError
 from apd.training.segmentation import build_network
 
 NAMES = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")

@@ -16,13 +16,13 @@ from apd.config.experiment import Experiment
 from apd.cost.dry_run import dry_run
 from apd.evaluation.average_precision import NAMES, APScores, Kind
 from apd.evaluation.metrics import too_weak
+from apd.fields import UsageError
 from apd.study import recipes
 from apd.study.campaign import parsed, run_campaign
 from apd.study.own_recipe import OwnRecipe, own_recipe
 from apd.study.recipes import AnyMethod, Size, default_method
 from apd.training import run as runs
 from apd.training.distributed import choose_device, join, started_rank
-from apd.training.exit_codes import UsageError
 from apd.training.record import Record, differences, provenance, read_record
 from apd.training.run_log import in_this_output
 

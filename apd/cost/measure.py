@@ -82,11 +82,10 @@ def cost_of(
     ValueError: a size or count below its least, or another kind of device. RuntimeError: the profiler gave no
     allocations.
 
-    Example:
-        >>> from apd.models import build_segmenter
-        >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16)
-        >>> f"{cost_of(student, height=160, width=208, seconds=0.1).macs / 1e6:.1f} M"
-        '135.3 M'
+    >>> from apd.models import build_segmenter
+    >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16)
+    >>> f"{cost_of(student, height=160, width=208, seconds=0.1).macs / 1e6:.1f} M"
+    '135.3 M'
     """
     for name, value in (("height", height), ("width", width), ("batch", batch)):
         if value < 1:

@@ -1,7 +1,6 @@
 """Batches whose content depends on the seed and the iteration only, so that a run resumes exactly where it stopped.
 
-The samples form one endless stream: a permutation of the data set for each epoch, one after the other, nothing dropped
-at the borders. Batch t is places t·B to t·B+B-1 of the stream, and slot b of it is augmented by a generator of its own.
+The samples are one endless stream of permuted epochs. Batch t has its places t·B to t·B+B-1, each with a generator.
 """
 
 import signal
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from apd.data.augment import Augmentation, augment
+from apd.data.augment import Augmentation, augment, augment_instances
 from apd.data.images import DataError
+from apd.data.instances import InstanceDataset, InstanceSample, as_target
 from apd.data.specs import Sample, SegmentationDataset
 
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
@@ -174,3 +174,54 @@ def device_batches(dataset: SegmentationDataset, *, device: torch.device | str, 
     (else DataError); rotation and blur are refused.
     """
     return training_batches(dataset, **settings, stream=partial(DeviceStream, device=torch.device(device)))
+
+
+class InstanceBatch(NamedTuple):
+    """Training images, float32 (3, H, W) in [0, 1] and of any sizes, and the :func:`as_target` of each."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+
+    def to(self, device: torch.device | str) -> "InstanceBatch":
+        """The batch on a device."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> "InstanceBatch":
+        """The batch in page-locked memory, from which a GPU copies without being waited for."""
+        return self._each(Tensor.pin_memory)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
+        named = {f"image.{number}": image for number, image in enumerate(self.images)}
+        for number, target in enumerate(self.targets):
+            named |= {f"target.{number}.{name}": value for name, value in target.items()}
+        return named
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "InstanceBatch":
+        targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
+        return InstanceBatch([change(image) for image in self.images], targets)
+
+
+class InstanceStream(BatchStream):
+    """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
+
+    def __getitem__(self, iteration: int) -> InstanceBatch:
+        slots, how = self.slots_of(iteration), self.augmentation
+        samples = [augment_instances(self.dataset[index], how, generator) for index, generator in slots]
+        return InstanceBatch([unit_range(sample.image_3HW) for sample in samples], list(map(as_target, samples)))
+
+
+def training_instance_batches(dataset: InstanceDataset, **settings: Any) -> Iterator[InstanceBatch]:
+    """As :func:`training_batches`, of images with objects, by an :class:`apd.data.augment.InstanceAugmentation`."""
+    return training_batches(dataset, **settings, stream=InstanceStream)
+
+
+def evaluation_instance_batches(
+    dataset: InstanceDataset, batch_size: int
+) -> Iterator[tuple[list[Tensor], list[InstanceSample]]]:
+    """The whole data set once, in order, not augmented: images, float32 in [0, 1], with their samples."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
+    for first in range(0, len(dataset), batch_size):
+        samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+        yield [unit_range(sample.image_3HW) for sample in samples], samples

@@ -161,12 +161,10 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 class FolderDataset:
     """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory.
 
-    Args:
-        height, width: of every pair in pixels, both or neither (default: as on disk); bilinear, of masks the nearest.
-        cache: read everything at construction, so that every fault shows before any training, and keep it as uint8,
-            4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice).
-
-    No pairs, pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
+    `height` and `width` are of every pair in pixels (default: as on disk); bilinear, of masks the nearest. `cache`
+    reads everything at construction, so that every fault shows before any training, and keeps it as uint8,
+    4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice). No pairs,
+    pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
     """
 
     def __init__(

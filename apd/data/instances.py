@@ -1,7 +1,4 @@
-"""Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both.
-
-Classes are 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. N objects of an image.
-"""
+"""Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
-from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.batches import evaluation_instance_batches
 from apd.data.coco import coco_library, encode
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec
 from apd.evaluation.inference import evaluating

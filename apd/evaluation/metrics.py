@@ -64,19 +64,13 @@ def scores(matrix_KK: Tensor) -> Scores:
     return Scores(iou, accuracy, *means, classes_counted=int((~iou.isnan()).sum()))
 
 
-def constant_miou(matrix_KK: Tensor) -> float:
-    """The mIoU of always answering the most frequent class, on the same pixels; NaN where nothing was counted."""
-    truth_K = matrix_KK.double().cpu().sum(1)
-    return (truth_K.max() / truth_K.sum() / (truth_K > 0).sum()).item()
-
-
 def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
     """A sentence where predictions hold one class only or score no more than a constant answer; else empty."""
-    called_K, truth_K = matrix_KK.sum(0), matrix_KK.sum(1)
+    called_K, truth_K = matrix_KK.sum(0), matrix_KK.double().sum(1)
     if int((called_K > 0).sum()) == 1:
         only = class_names[int(called_K.argmax())]
         return f"every pixel is called {only}: the network does not distinguish classes, so its scores mean nothing"
-    miou, constant = scores(matrix_KK).miou, constant_miou(matrix_KK)
+    miou, constant = scores(matrix_KK).miou, (truth_K.max() / truth_K.sum() / (truth_K > 0).sum()).item()
     if miou <= constant:
         frequent = class_names[int(truth_K.argmax())]
         return f"an mIoU of {miou:.4f} is no better than that of always answering {frequent}, {constant:.4f}"

@@ -1,7 +1,4 @@
-"""Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
-
-How the paper applies APD to detection was never released: the methods are this project's.
-"""
+"""Recipes of detection; how the paper applies APD to it was never released, so the methods are this project's."""
 
 from dataclasses import replace
 from typing import Literal, get_args
@@ -116,12 +113,10 @@ def with_masks(size: CocoSize) -> bool:
 def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *, seed: int = 0) -> Experiment:
     """One experiment of detection; :func:`apd.study.recipes.recipe` gives it under the same name.
 
-    Args:
-        size: scenes_detection (built-in scenes) or tiny_coco (50 real images), minutes on a CPU; COCO at paper scale:
-            Mask R-CNN with a ResNet-18 taught by a ResNet-101 (coco), with a MobileNetV3 by a ResNet-50
-            (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet).
-        method: what is added to the student's task losses, one of :func:`detection_methods_of` the size.
-        seed: of the student; data and teacher stay the same.
+    `size` is scenes_detection (built-in scenes), tiny_coco (50 real images; both minutes on a CPU) or COCO at paper
+    scale: Mask R-CNN with a ResNet-18 taught by a ResNet-101 (coco), with a MobileNetV3 by a ResNet-50
+    (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet). `seed` is the student's;
+    data and teacher stay.
     """
     if size not in get_args(DetectionSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(DetectionSize))}")

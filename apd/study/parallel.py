@@ -1,7 +1,4 @@
-"""Runs of a campaign side by side on one device, each whole in a worker process, for so many minutes.
-
-A teacher that is not trained yet is a run of its own; its students wait for it.
-"""
+"""Runs of a campaign, and the teachers they wait for, side by side on one device, each whole in a worker process."""
 
 import multiprocessing
 import os

@@ -1,9 +1,4 @@
-"""The published experiments: PSPNet with a ResNet-18 taught by one with a ResNet-101, on three data sets.
-
-As released, the loss has means over all elements, perspectives over the images of a process, absent classes at logit 0
-and weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for each image, means over
-valid pixels, no absent classes, and weights converted by :func:`pixel_weight`.
-"""
+"""The published experiments: PSPNet-R18 taught by PSPNet-R101, as released and *corrected* (another loss alone)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -72,9 +67,8 @@ PUBLISHED = {
 def pixel_weight(classes: int) -> float:
     """The weight in the pixel reduction that pulls on each pixel as the released 10 does in element means.
 
-    An element mean divides a pixel's KL, a sum over classes, by their number: 10 / classes. For logits these are the K
-    of the data set; for observations those in sight, of which only a typical number can be converted. Ignored pixels,
-    which count in the release, are left aside.
+    An element mean divides a pixel's sum over classes by their number: the K of logits, or those in sight of
+    observations.
     """
     return RELEASED_WEIGHT / classes
 
@@ -83,9 +77,8 @@ def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0)
     """One of the published experiments; :func:`apd.study.recipes.recipe` gives it under the same name.
 
     The student needs a file of ImageNet weights (`network.weights_file`): none is public for a ResNet-18 with this
-    stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
-    `teacher.weights_file`, with the score it must reach as `teacher.expected_miou`. ExperimentError: an unknown size or
-    method.
+    stem. The teacher is trained first from timm's weights, or is `teacher.weights_file`, which must reach
+    `expected_miou`.
     """
     if size not in get_args(PaperSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(PaperSize))}")

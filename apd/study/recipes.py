@@ -129,21 +129,15 @@ def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
 def recipe(
     size: Size = "tiny", method: AnyMethod | None = None, *, seed: int = 0, context_shift: float = 0.5
 ) -> Experiment:
-    """The experiment of one method at one size.
+    """The experiment of one method at one size. ExperimentError for an unknown one.
 
-    Args:
-        size: tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
-            REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
-            :func:`apd.study.coco_recipes.detection_recipe`.
-        method: what is added to the student's task loss, one of :func:`methods_of` the size; None is its APD.
-        seed: of the student; data and teacher stay the same.
-        context_shift: of the tiny recipe's scenes; no part of the other sizes.
+    `size` is tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
+    REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
+    :func:`apd.study.coco_recipes.detection_recipe`; `method` one of :func:`methods_of` it (default: its APD). `seed` is
+    the student's, data and teacher stay the same. `context_shift` is for the tiny recipe's scenes.
 
-    Raises ExperimentError for an unknown size or method.
-
-    Example:
-        >>> recipe("tiny", "pixel_kd", seed=3).name
-        'tiny-pixel_kd-seed3'
+    >>> recipe("tiny", "pixel_kd", seed=3).name
+    'tiny-pixel_kd-seed3'
     """
     method = method or default_method(size)
     if size in get_args(coco.DetectionSize):

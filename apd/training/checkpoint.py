@@ -1,8 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and one process per run.
-
-A checkpoint is a folder `step-00001200/` with the student's weights, all other tensors, the optimisers and the sha256
-of each. It is written beside its final name and renamed, so it is there whole or not at all; the one before it is kept.
-"""
+"""Checkpoints that survive a kill at any moment (there whole or not at all, the last two), and one process per run."""
 
 import contextlib
 import errno

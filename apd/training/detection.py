@@ -12,7 +12,8 @@ from apd.config.datasets import Splits
 from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.inference import InferenceOptions
-from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
+from apd.data.augment import InstanceAugmentation
+from apd.data.batches import InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of
 from apd.data.coco import DetectionExtraMissing, coco_library, coco_split
 from apd.data.image_folder import DataError

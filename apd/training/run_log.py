@@ -16,8 +16,7 @@ from typing import Any, Literal, NoReturn, Self
 
 from safetensors.torch import save_file
 
-from apd.data.augment_instances import InstanceBatch
-from apd.data.batches import Batch
+from apd.data.batches import Batch, InstanceBatch
 from apd.training.checkpoint import GO_ON, CheckpointError
 
 CURVE_POINTS = 100

@@ -1,8 +1,4 @@
-"""The training step, and the loop of one run around it.
-
-What varies from step to step is a function of seed and step or is in the checkpoint, so on a CPU an interrupted run
-ends bit-equal to an uninterrupted one with as many ranks.
-"""
+"""The training step, and the loop around it. On a CPU an interrupted run ends bit-equal to an uninterrupted one."""
 
 import time
 from collections.abc import Callable
@@ -18,8 +14,8 @@ from tqdm import tqdm
 
 from apd.config.datasets import Splits
 from apd.config.inference import WHOLE_IMAGE, InferenceOptions
-from apd.data.augment_instances import InstanceBatch
 from apd.data.batches import Batch as PixelBatch
+from apd.data.batches import InstanceBatch
 from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import load_newest, save_checkpoint
 from apd.training.detection import DetectionTask

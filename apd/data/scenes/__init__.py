@@ -1,8 +1,4 @@
-"""The built-in data: street scenes drawn by a program, so that the study runs anywhere and knows every label exactly.
-
-Layout and appearance come from two independent streams of random numbers, functions of (seed, split, index) alone: the
-same street can be seen at any size and at any `context_shift` (see `apd.data.scenes.light`), with the same labels.
-"""
+"""Street scenes drawn by a program; layout and appearance are independent functions of (seed, split, index) alone."""
 
 import hashlib
 import json
@@ -48,13 +44,10 @@ class Scene(NamedTuple):
 def draw_scene(
     seed: int, index: int, *, height: int, width: int, context_shift: float = 0.5, split: Split = "train"
 ) -> Scene:
-    """Draw one scene.
+    """Draw scene `index` of the family `seed` at `height` x `width` pixels, at least 32 each.
 
-    Args:
-        seed, index: which family of scenes, and which of it; integers from 0.
-        height, width: size of the image in pixels, at least 32 each.
-        context_shift: 0 = every image has the same light, palette and textures, 1 = each its own; labels do not change.
-        split: "train", "val" or "test"; the splits of one seed share no random numbers.
+    `context_shift` 0 gives every image the same light, palette and textures, 1 each its own; labels do not change.
+    `split` is "train", "val" or "test"; the splits of one seed share no random numbers.
     """
     _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
     _check_integer("index", index, 0)
@@ -82,13 +75,10 @@ def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     instances_HW = number_of.take(region_HW)
     labels_HW = classes.astype(np.uint8).take(region_HW)
     labels_HW[_borders(region_HW)] = SCENES.ignore_index
-    return labels_HW, instances_HW, classes[shown].astype(np.int64), _boxes(instances_HW, len(shown))
-
-
-def _boxes(instances_HW: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
-    places = (np.nonzero(instances_HW == number) for number in range(1, count + 1))
+    places = (np.nonzero(instances_HW == number) for number in range(1, len(shown) + 1))
     boxes = [(x.min(), y.min(), x.max() + 1, y.max() + 1) for y, x in places]
-    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+    boxes_N4 = np.array(boxes, dtype=np.int64).reshape(-1, 4)
+    return labels_HW, instances_HW, classes[shown].astype(np.int64), boxes_N4
 
 
 def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:

@@ -1,9 +1,7 @@
 """The appearance of a scene: light, palette and textures, and the context shift that makes them differ between images.
 
-A camera records the colour of a class under the light of the hour, the weather, the materials of the town and its own
-processing. The pixels of one image share these, so within an image a class keeps its appearance, while between images
-appearances of classes overlap. At `context_shift` 0 every image has the same light, palette and textures; at 1 its
-classes take the standard colours in another order, turned in hue, under its own light; between, all move continuously.
+Within an image a class keeps its appearance. At `context_shift` 0 it is that of every image; at 1 classes take the
+standard colours in another order, turned in hue, under a light of their own; between, all move continuously.
 """
 
 from functools import lru_cache

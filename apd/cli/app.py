@@ -21,7 +21,7 @@ COMMANDS = {
     "and memory of the method's forward and backward pass at published sizes.",
     "recipes": "List the recipes, or show one with every field; of the paper's size with the source of each value.",
 }
-_FILES = {"training": ("train", "replay", "campaign"), "using": ("evaluate", "predict", "export")}
+_OF_A_RUN = ("evaluate", "predict", "export")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,8 +41,7 @@ def _run(name: str, *arguments: str) -> int:
         hint = did_you_mean(name, COMMANDS)
         raise UsageError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{hint}")
     try:
-        file = next((file for file, names in _FILES.items() if name in names), "inspecting")
-        module = import_module(f"apd.cli.{file}")
+        module = import_module(f"apd.cli.{'using' if name in _OF_A_RUN else 'training'}")
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise

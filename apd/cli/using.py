@@ -191,11 +191,9 @@ def export(arguments: list[str], sentence: str) -> int:
     experiment = record_of(chosen.run).experiment
     data = experiment.data
     if experiment.task == "detection":
-        raise UsageError(
-            "apd export writes networks of segmentation: this run's is a detector, whose detections vary in number. "
-            "Its network is torchvision's own, from apd.training.run.trained_network(RUN), and torchvision's "
-            "documentation tells how its detectors are exported"
-        )
+        fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as its documentation tells"
+        reason = "this run's is a detector, whose detections vary in number"
+        raise UsageError(f"apd export writes networks of segmentation: {reason}; {fix}")
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
     print(export_network(trained_network(chosen.run), chosen.to, size=size, class_names=spec_of(data).class_names))
     return 0

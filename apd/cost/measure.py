@@ -186,10 +186,7 @@ def loss_batch(
 
 
 def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:
-    """Measure a forward and backward pass of a loss on a :func:`loss_batch`, in `seconds` as for :func:`latency_of`.
-
-    `loss` takes the keywords of `batch` and gives a scalar, or a dict with a scalar "loss".
-    """
+    """Measure a forward and backward pass of a loss of :func:`loss_batch`, a scalar or a dict with "loss"."""
     learned = [value for value in batch.values() if value.requires_grad]
     learned += [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
 

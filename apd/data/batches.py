@@ -1,7 +1,4 @@
-"""Batches whose content depends on the seed and the iteration only, so that a run resumes exactly where it stopped.
-
-The samples are one endless stream of permuted epochs. Batch t has its places t·B to t·B+B-1, each with a generator.
-"""
+"""Batches that depend on seed and iteration only: batch t is places t·B to t·B+B-1 of a stream of permuted epochs."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -109,14 +106,12 @@ def training_batches(
 ) -> Iterator[Any]:
     """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream, however they are started or made.
 
-    `workers` processes prepare batches ahead (default: this one, when asked for). `part` (r, n) is part r of n of every
-    batch, its slots in order, for n processes that share it; `stream` makes a batch of its samples (default: `Batch` on
-    the CPU). An empty data set, or a number out of its range, is a ValueError.
+    `workers` processes prepare batches ahead. `part` (r, n) is part r of n of every batch, for n processes that share
+    it; `stream` makes a batch (default: `Batch` on the CPU). A number out of its range, or no data, is a ValueError.
     """
     made = stream(dataset, batch_size, augmentation, seed, part)
-    for field, value in (("iterations", iterations), ("workers", workers)):
-        if value < 0:
-            raise ValueError(f"{field}={value}; expected a whole number of at least 0")
+    if workers < 0:
+        raise ValueError(f"workers={workers}; expected a whole number of at least 0")
     if not 0 <= start_iteration <= iterations:
         raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
     order = range(start_iteration, iterations)
@@ -170,8 +165,7 @@ def _require_room(needed: int, images: int, device: torch.device) -> None:
 def device_batches(dataset: SegmentationDataset, *, device: torch.device | str, **settings: Any) -> Iterator[Batch]:
     """What `training_batches` gives for the same settings, made on a device, up to rounding; labels are equal.
 
-    The whole data set is read first and kept on the device, 4 bytes a pixel, in at most half of a GPU's free memory
-    (else DataError); rotation and blur are refused.
+    All samples wait there as uint8, in at most half of a GPU's free memory (else DataError); no rotation, no blur.
     """
     return training_batches(dataset, **settings, stream=partial(DeviceStream, device=torch.device(device)))
 

@@ -116,11 +116,7 @@ class CocoInstances:
 def coco_split(
     name: str, split: str, *, annotations: str = _ANNOTATIONS, images: str = "{split}", **options: Any
 ) -> CocoInstances:
-    """One split of a data set below ``APD_DATA``, by default in COCO's own tree.
-
-    That is ``NAME/annotations/instances_SPLIT.json`` with the images in ``NAME/SPLIT/``; `annotations` and `images` say
-    otherwise. `options` are those of :class:`CocoInstances`.
-    """
+    """One split of a data set below ``APD_DATA``, by default in COCO's own tree; options as :class:`CocoInstances`."""
     file, folder = _in_the_tree(name, split, annotations, images)
     return CocoInstances(file, folder, name=name, **options)
 

@@ -33,8 +33,8 @@ class ExportError(RuntimeError):
 class Exported(NamedTuple):
     """What was written: a file of `size` bytes, and the largest `difference` of its logits at both `sizes` tried.
 
-    `multiple` is 1 where height and width may be any from 32 on, and 32 for networks whose padding follows the size
-    (timm's `tf_` backbones, and EfficientNet-Lite): multiples of 32 from 64 on; the file fails at any other.
+    `multiple` is 1 for any sides from 32 on, and 32 where padding follows the size (`tf_` and EfficientNet-Lite): from
+    64.
     """
 
     path: Path

@@ -36,9 +36,8 @@ def predict_labels(
 ) -> Tensor:
     """Most likely class of each pixel, (B, H, W) int64.
 
-    `model`, in eval mode, is a :class:`~apd.models.Segmenter` or any module whose output has `logits` (B, K, h, w); the
-    images are float in [0, 1]. Before the arg max logits are resized bilinearly (align_corners, as published) to `size`
-    (default: the images'). `inference` says what to average over, see :func:`class_probabilities` (default: nothing).
+    `model`, in eval mode, gives an output with `logits` (B, K, h, w); images are float in [0, 1]. Logits are resized
+    bilinearly (align_corners, as published) to `size` (default: the images'); `inference` says what to average over.
     """
     if model.training:
         raise ValueError("model is in training mode: call model.eval() first, or dropout and batch norm change scores")
@@ -88,11 +87,7 @@ def confusion_of(
     on_batch: Callable[[Tensor, tuple[str, ...]], None] | None = None,
     **options: object,
 ) -> Tensor:
-    """Confusion matrix (K, K) of a network on every image of a data set, counts[true, predicted], on the CPU.
-
-    The model is in eval mode for the call only. `on_batch` gets predictions (B, H, W) and image names of each batch;
-    `options` are those of :func:`predict_dataset`.
-    """
+    """counts[true, predicted], (K, K) on the CPU, by :func:`predict_dataset`; `on_batch` gets predictions and names."""
     confusion = ConfusionMatrix(len(dataset.spec.class_names), dataset.spec.ignore_index)
     with evaluating(model):
         for (on_device,), labels, names in predict_dataset([model], dataset, **options):
@@ -119,8 +114,7 @@ def class_probabilities(
 ) -> Tensor:
     """Average of a network's softmax over the windows, mirror images and scales of `inference`: (B, K, H, W) float32.
 
-    Logits are resized bilinearly (align_corners, as published) to what the network was shown before the softmax, and
-    probabilities bilinearly to `size` (default: that of the images). Memory is linear in pixels: two maps of K classes.
+    Logits are resized bilinearly (align_corners, as published) before the softmax, probabilities to `size` after it.
     """
     height, width = images_B3HW.shape[-2:]
     size = size or (height, width)

@@ -11,11 +11,7 @@ from torch import Tensor
 
 
 class Scores(NamedTuple):
-    """Scores as fractions in [0, 1]: IoU and recall of each class, (K,), their means, and the share of right pixels.
-
-    A class that does not occur has no recall, and one that is not predicted either no IoU: these are NaN and not in the
-    means. `classes_counted` are the classes with an IoU.
-    """
+    """Fractions in [0, 1]: IoU and recall by class, (K,), NaN where undefined; their means; right pixels."""
 
     iou: Tensor
     accuracy: Tensor

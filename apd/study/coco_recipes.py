@@ -70,10 +70,7 @@ def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[Dist
 
 
 def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
-    """The distillers of each variant, by key: the methods at their best weights, and APD (RoI) beside another method.
-
-    Beside APD the logits' KL is the other method's: two methods that both compare logits would count them twice.
-    """
+    """Distillers by variant: the methods at their best weights, and APD (RoI), without its KL, beside another."""
     variants = {method: distillers_on_scenes(method) for method in UNTUNED}
     best, (apd,) = BEST_OTHER_DETECTION_METHOD, variants["roi_apd"]
     added = replace(apd, pixel_kd=0.0) if best == "roi_dkd" else apd

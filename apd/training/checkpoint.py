@@ -81,11 +81,7 @@ def save_checkpoint(
     optimisers: dict[str, Any],
     facts: dict[str, Any],
 ) -> Path:
-    """Write checkpoint `step` (optimiser steps done) under `folder`, keep the one before it and delete older ones.
-
-    `state` are further tensors, `optimisers` state dicts by name, `facts` JSON values. CheckpointError where the disk
-    refuses; the checkpoints that were there are untouched.
-    """
+    """Write checkpoint `step` (steps done), keep the one before, delete older ones; CheckpointError where it fails."""
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
         for leftover in folder.glob(".part-*"):  # a kill came while it was written
@@ -149,9 +145,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def only_process(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process; it is made if it is not there.
 
-    The lock is the operating system's own on `folder/lock`: it vanishes with the process, which `folder/holder` names.
-    Between machines it holds where the shared file system carries it to its server: NFS on Linux does, Lustre when it
-    is mounted with `flock`. RunBusyError names the process that holds it; CheckpointError where there can be no lock.
+    The lock is the operating system's own on `folder/lock` and vanishes with the process; between machines it holds on
+    NFS and on Lustre with `flock`. RunBusyError names the holder; CheckpointError where there can be no lock.
     """
     path, name = folder / "lock", folder / "holder"
     try:
@@ -170,10 +165,8 @@ def only_process(folder: Path) -> Iterator[None]:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     except (OSError, NotImplementedError) as error:  # the second from releases before 3.24
         reason = getattr(error, "strerror", None) or error
-        advice = (
-            "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
-        )
-        raise CheckpointError(f"cannot lock {path}: {reason}; {advice}") from error
+        fix = "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
+        raise CheckpointError(f"cannot lock {path}: {reason}; {fix}") from error
     if not lock.is_locked:
         holder = ""
         with contextlib.suppress(OSError):

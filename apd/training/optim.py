@@ -13,8 +13,7 @@ def build_optimisers(
 ) -> dict[str, torch.optim.Optimizer]:
     """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
 
-    `student` are the parameters of its backbone, and the rest, which learn `head_multiplier` times as fast. A group
-    that follows a schedule carries `base_rate`; a teacher's head only where the experiment says so (released code: no).
+    `student` are the backbone's parameters and the rest. A group with `base_rate` follows a schedule.
     """
     training, (backbone, heads), teacher_groups = experiment.training, map(list, student), []
     for config, module in zip(experiment.distillers, distillers, strict=True):
@@ -28,10 +27,8 @@ def build_optimisers(
     ]
     fused = training.fused or None  # None leaves the choice to torch, which does not take the fused one
     common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
-    adamw = training.optimiser == "adamw"
-    own = (
-        torch.optim.AdamW(groups, **common) if adamw else torch.optim.SGD(groups, momentum=training.momentum, **common)
-    )
+    momentum = {} if training.optimiser == "adamw" else {"momentum": training.momentum}
+    own = (torch.optim.SGD if momentum else torch.optim.AdamW)(groups, **momentum, **common)
     if not teacher_groups:
         return {"student": own}
     return {"student": own, "teacher_heads": torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)}
@@ -43,10 +40,9 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
     The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
     warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
 
-    Example:
-        >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
-        >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
-        [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
+    >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
+    >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
+    [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
     """
     steps = training.schedule == "steps"
     scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
@@ -57,13 +53,9 @@ def _poly(training: TrainingConfig, step: int) -> float:
     return (1 - step / training.iterations) ** training.power
 
 
-def learning_rate_factors(training: TrainingConfig) -> dict[str, list[float]]:
-    """For each optimiser the factor of every step; a teacher's head that follows a schedule falls by poly."""
-    steps = range(training.iterations)
-    return {
-        "student": [learning_rate_factor(training, step) for step in steps],
-        "teacher_heads": [_poly(training, step) for step in steps],
-    }
+def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
+    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
+    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
 
 
 def described(training: TrainingConfig) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError
@@ -20,11 +20,7 @@ class TeacherError(RuntimeError):
 
 
 class RunTask(nn.Module):
-    """The common part of SegmentationTask and DetectionTask; called with a batch, a task gives the loss.
-
-    Student and distillers are its submodules, so that DistributedDataParallel finds every trained parameter in one
-    forward pass; the teacher has none and stays out. The trainer, its checkpoints and records know of nothing else.
-    """
+    """The common part of the tasks: called with a batch, one gives the loss; student and distillers are submodules."""
 
     expected: Literal["expected_miou", "expected_ap"]  # field of the teacher's configuration: its least headline score
     libraries: tuple[str, ...] = ()  # packages, beside the usual ones, whose version belongs to what is measured
@@ -64,6 +60,13 @@ class RunTask(nn.Module):
         """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
         return built(partial(self._build, config, num_classes, class_names, weights_follow), self.kind, device, seed)
 
+    def with_loss(self, terms: dict[str, Tensor], loss: Tensor, distilled: dict[str, dict[str, Tensor]]) -> Any:
+        """The terms with those of the distillers, and "loss", the sum of all losses."""
+        for name, of_one in distilled.items():
+            loss = loss + of_one["loss"]
+            terms |= {f"{name}.{term}": value for term, value in of_one.items() if term != "loss"}
+        return terms | {"loss": loss}
+
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Images that batch norm needs in each part of a batch."""
         return 1
@@ -89,11 +92,7 @@ def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed:
 
 
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
-    """The task's teacher with strictly loaded weights, in eval mode, without gradients.
-
-    `path` is one of this project's runs or a released checkpoint (see :func:`~apd.models.load_weights`). TeacherError:
-    there is no such file, or its names or shapes are not those of the experiment's teacher.
-    """
+    """The task's teacher with strictly loaded weights, in eval mode, without gradients, or TeacherError."""
     if not path.is_file():
         raise TeacherError(f"teacher weights {path}: there is no such file (--teacher.weights-file)")
     network = task.experiment.teacher.network

@@ -82,10 +82,7 @@ def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 
 
 def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Pixels on an outline: those whose right or lower neighbour shows another region; wider in larger images.
-
-    A pixel's region is what its upper left corner sees, so an outline runs through the pixels it marks.
-    """
+    """Pixels whose right or lower neighbour shows another region; wider in larger images."""
     border_HW = np.zeros(region_HW.shape, dtype=bool)
     border_HW[:, :-1] = region_HW[:, 1:] != region_HW[:, :-1]
     border_HW[:-1] |= region_HW[1:] != region_HW[:-1]
@@ -102,10 +99,7 @@ def border_width(height: int, width: int) -> int:
 
 
 class Scenes:
-    """A data set of `count` scenes, drawn when asked for; the other arguments are those of `draw_scene`.
-
-    Small scenes are kept in memory after the first time (192 MiB at most, shared by all data sets of the process).
-    """
+    """A data set of `count` scenes (see `draw_scene`); small ones are kept in memory, 192 MiB at most in a process."""
 
     spec: DatasetSpec = SCENES
 
@@ -149,11 +143,7 @@ def image_of(scene: Scene) -> torch.Tensor:
 
 
 class SceneInstances(Scenes):
-    """The objects of :class:`Scenes`, each with box and mask, as a data set for detection.
-
-    A scene has about a dozen objects, far ones of a few pixels among them, which nobody could recognise. Those of fewer
-    than `least_pixels` visible pixels (default 16, own choice) are crowd: neither asked for nor counted as a mistake.
-    """
+    """The objects of :class:`Scenes`, with box and mask; below `least_pixels` (16, own choice) they are crowd."""
 
     spec: InstanceSpec = OBJECTS
 
@@ -171,9 +161,8 @@ class SceneInstances(Scenes):
         label_of = {SCENES.index(name): label for label, name in enumerate(OBJECTS.class_names)}
         labels_N = torch.tensor([label_of[number] for number in scene.instance_classes_N.tolist()], dtype=torch.int64)
         boxes_N4, crowd_N = torch.from_numpy(scene.boxes_N4).float(), pixels_N < self.least_pixels
-        return InstanceSample(
-            image_of(scene), boxes_N4, labels_N, masks_NHW, crowd_N, pixels_N.float(), self.name(index)
-        )
+        objects = boxes_N4, labels_N, masks_NHW, crowd_N, pixels_N.float()
+        return InstanceSample(image_of(scene), *objects, self.name(index))
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apd.config.inference import WHOLE_IMAGE, InferenceOptions, scaled_side
+from apd.config.parts import WHOLE_IMAGE, InferenceOptions, scaled_side
 from apd.data.batches import evaluation_batches
 from apd.data.specs import IMAGE_PADDING, SegmentationDataset
 from apd.evaluation.metrics import ConfusionMatrix

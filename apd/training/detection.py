@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from apd.config.datasets import Splits
-from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
-from apd.config.inference import InferenceOptions
+from apd.config.parts import DetectorConfig, InferenceOptions
 from apd.data.augment import InstanceAugmentation
 from apd.data.batches import InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of

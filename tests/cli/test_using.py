@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from apd.cli.app import main
 from apd.config.datasets import build_split
-from apd.config.inference import InferenceOptions
+from apd.config.parts import InferenceOptions
 from apd.evaluation.inference import confusion_of, predict_labels
 from apd.evaluation.metrics import scores
 from apd.evaluation.predict import predict_image

@@ -24,7 +24,7 @@ from apd.data.dataset_yaml import DESCRIPTION, SPLITS, has_split, locate_folder
 from apd.data.images import DataError, MissingData
 from apd.distill import APDLoss
 from apd.evaluation.average_precision import NAMES, APScores, Kind
-from apd.evaluation.metrics import too_weak
+from apd.evaluation.inference import too_weak
 from apd.fields import UsageError, did_you_mean
 from apd.study import recipes as known
 from apd.study.campaign import parsed, run_campaign

@@ -22,7 +22,7 @@ from apd.evaluation import inference as segmentation
 from apd.evaluation import predict as predictions
 from apd.evaluation.average_precision import Detections, ap_lines, scored
 from apd.evaluation.export import SUFFIXES, export_network
-from apd.evaluation.metrics import class_csv, scores, too_weak
+from apd.evaluation.inference import class_csv, scores, too_weak
 from apd.fields import UsageError
 from apd.training.record import Record, read_record
 from apd.training.run import finished_folder, task_of, trained_network

@@ -1,4 +1,4 @@
-"""Parts of an experiment's configuration: inference, with the check of image sizes, and data and networks of detection."""
+"""Parts of an experiment's configuration: inference with its check of image sizes, data and networks of detection."""
 
 import math
 from collections.abc import Iterable

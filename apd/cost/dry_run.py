@@ -21,9 +21,8 @@ from apd.data.instances import IGNORED, InstanceSpec, Noise
 from apd.data.scenes import OBJECTS
 from apd.data.specs import COCO_STUFF, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
-from apd.training.optim import described
 from apd.training.run import run_folder, task_of
-from apd.training.task import TeacherError, load_teacher
+from apd.training.task import TeacherError, described, load_teacher
 from apd.training.trainer import TrainStep
 
 CHECKED = 20

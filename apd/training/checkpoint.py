@@ -81,7 +81,10 @@ def save_checkpoint(
     optimisers: dict[str, Any],
     facts: dict[str, Any],
 ) -> Path:
-    """Write checkpoint `step` (steps done), keep the one before, delete older ones; CheckpointError where it fails."""
+    """Write checkpoint `step` (steps done) under `folder`, keep the one before it and delete older ones.
+
+    `facts` are JSON values. CheckpointError where the disk refuses; the checkpoints that were there are untouched.
+    """
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
         for leftover in folder.glob(".part-*"):  # a kill came while it was written

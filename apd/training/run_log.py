@@ -78,7 +78,11 @@ class RunLog:
             self._damaged(error)
 
     def summary(self) -> dict[str, Any]:
-        """The record's median seconds of a step, on a CPU core seconds too, and curves of at most 100 means each."""
+        """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
+
+        Seconds are medians over steps, core seconds those in which the process ran. A curve has at most 100 points, each the
+        mean over an equal stretch of steps; `iteration` is its end.
+        """
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)
         parts = [entries[i : i + stretch] for i in range(0, len(entries), stretch)]

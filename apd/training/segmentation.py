@@ -15,8 +15,7 @@ from apd.config.parts import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, device_batches, training_batches
 from apd.data.census import Census, census_of
 from apd.data.specs import SegmentationDataset
-from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision
-from apd.evaluation.metrics import scores
+from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks

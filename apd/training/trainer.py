@@ -20,10 +20,9 @@ from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.optim import build_optimisers, learning_rate_factor, learning_rate_factors
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import measure_teacher
+from apd.training.task import build_optimisers, learning_rate_factor, learning_rate_factors, measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0

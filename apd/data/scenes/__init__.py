@@ -143,7 +143,10 @@ def image_of(scene: Scene) -> torch.Tensor:
 
 
 class SceneInstances(Scenes):
-    """The objects of :class:`Scenes`, with box and mask; below `least_pixels` (16, own choice) they are crowd."""
+    """The objects of :class:`Scenes`, each with box and mask, as a data set for detection.
+
+    Those of fewer than `least_pixels` visible pixels (own choice) are crowd: nobody could recognise them.
+    """
 
     spec: InstanceSpec = OBJECTS
 

@@ -72,9 +72,9 @@ class DetectionTask(RunTask):
         except DetectionExtraMissing as error:
             raise ExperimentError(str(error)) from error
         if train.spec.class_names != val.spec.class_names:
-            here, there = (f"{split.spec.num_classes} categories" for split in (train, val))
-            both = f"{data.train_part} has {here} and {data.val_part} has {there}, not the same ones in the same order"
-            raise DataError(f"{data.folder}: {both}: a network has one set of classes")
+            here, there = train.spec.num_classes, val.spec.num_classes
+            both = f"{data.train_part} has {here} categories and {data.val_part} has {there}, not the same ones"
+            raise DataError(f"{data.folder}: {both} in the same order: a network has one set of classes")
         return Splits(train, val, evaluation)
 
     def census(self, splits: Splits) -> Census | None:

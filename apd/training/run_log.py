@@ -80,8 +80,8 @@ class RunLog:
     def summary(self) -> dict[str, Any]:
         """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
 
-        Seconds are medians over steps, core seconds those in which the process ran. A curve has at most 100 points, each the
-        mean over an equal stretch of steps; `iteration` is its end.
+        Seconds are medians over steps, core seconds those in which the process ran. A curve has at most 100 points,
+        each the mean over an equal stretch of steps; `iteration` is its end.
         """
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)

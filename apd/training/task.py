@@ -1,4 +1,4 @@
-"""What a task of a run is: its networks and distillers, its optimisers and learning rates, and a good enough teacher."""
+"""What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial

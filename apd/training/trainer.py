@@ -118,10 +118,8 @@ class CapturedStep:
             self._eager += 1
             return self._aside(batch)
         if self._graph is None:
-            self._batch, graph = type(batch)(*(value.clone() for value in batch)), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._terms = self._compute(self._batch)
-            self._graph = graph
+            self._batch = type(batch)(*(value.clone() for value in batch))
+            self._graph, self._terms = self._record()
         for kept, value in zip(self._batch, batch, strict=True):
             kept.copy_(value)
         self._graph.replay()
@@ -135,6 +133,11 @@ class CapturedStep:
             terms = self._compute(batch)
         current.wait_stream(beside)
         return terms
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            return graph, self._compute(self._batch)
 
 
 class Trainer:

@@ -185,6 +185,5 @@ def test_the_splits_of_scenes_are_those_of_the_configuration():
     data = replace(DATA, evaluation_split="test", least_pixels=5, world=3, context_shift=0.25)
     splits = task_of(small(data=data)).splits()
     for split, count, name in zip(splits, (6, 3, 3), ("train", "val", "test"), strict=False):
-        scenes = split.scenes
-        settings = (len(split), split.least_pixels, scenes.split, scenes.seed, scenes.context_shift, scenes.height)
+        settings = (len(split), split.least_pixels, split.split, split.seed, split.context_shift, split.height)
         assert settings == (count, 5, name, 3, 0.25, 64)

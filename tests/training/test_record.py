@@ -87,8 +87,8 @@ def test_scores_of_detection_are_computed_from_the_tables(contents):
     ("task", "name", "instead"),
     [
         ("detection", "scores", "ap"),
-        ("detection", "teacher_scores", "teacher_ap"),
-        ("detection", "agreement", "teacher_ap"),
+        ("detection", "teacher_scores", "ap"),
+        ("detection", "agreement", "ap"),
         ("segmentation", "ap", "scores"),
     ],
 )

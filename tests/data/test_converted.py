@@ -101,7 +101,7 @@ def test_a_run_scored_on_test_is_scored_out_of_place_as_well():
     assert [*others] == ["test_out_of_place", "night"]
     assert [split["images"] for split in scored] == [200, 268, 12]
     assert len({split["fingerprint"] for split in scored}) == 3
-    assert record.scores_on("test") == record.scores
+    assert record.scores_on("test").miou == record.scores.miou
     with pytest.raises(RecordError, match="split 'nihgt' was not scored; expected one of test, test_out_of_place"):
         record.scores_on("nihgt")
     damaged = {**record.content, "other_splits": {"night": {**others["night"], "confusion": [[1]]}}}

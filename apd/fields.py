@@ -13,6 +13,10 @@ class ExperimentError(ValueError):
     """A configuration that cannot be run; the message names the field, the value and what was expected."""
 
 
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
 def require(condition: bool, owner: object, name: str, expected: str) -> None:
     """Raise ExperimentError for field `name` of `owner` unless the condition holds."""
     if not condition:

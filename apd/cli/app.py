@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from typing import Any, get_args
 
-from apd.fields import did_you_mean
+from apd.fields import UsageError, did_you_mean
 
 COMMANDS = {
     "train": "Train one experiment: a recipe, by name or size and method, and any of its fields changed.",
@@ -21,7 +21,7 @@ COMMANDS = {
     "and memory of the method's forward and backward pass at published sizes.",
     "recipes": "List the recipes, or show one with every field; of the paper's size with the source of each value.",
 }
-_FILES = {"training": ("train", "replay", "campaign"), "using": ("evaluate", "predict", "export")}
+_OF_A_RUN = ("evaluate", "predict", "export")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,14 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(name: str, *arguments: str) -> int:
-    from apd.training.exit_codes import UsageError
-
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
         raise UsageError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{hint}")
     try:
-        file = next((file for file, names in _FILES.items() if name in names), "inspecting")
-        module = import_module(f"apd.cli.{file}")
+        module = import_module(f"apd.cli.{'using' if name in _OF_A_RUN else 'training'}")
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise
@@ -97,7 +94,6 @@ def recipe_parts(name: str) -> tuple[str, str]:
     (('ade20k_corrected', 'pixel_kd'), ('tiny_coco', 'roi_apd'))
     """
     from apd.study import recipes
-    from apd.training.exit_codes import UsageError
 
     known = [f"{size}-{method}" for size in get_args(recipes.Size) for method in recipes.methods_of(size)]
     size, _, method = name.partition("-")
@@ -110,8 +106,6 @@ def recipe_parts(name: str) -> tuple[str, str]:
 
 def with_recipe(arguments: list[str]) -> list[str]:
     """The command line with a recipe's name in front written as --size and --method; any other as it is."""
-    from apd.training.exit_codes import UsageError
-
     if not arguments or arguments[0].startswith("-"):
         return arguments
     name, *rest = arguments

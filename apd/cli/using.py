@@ -12,7 +12,7 @@ import tyro
 from apd.cli.app import parse
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
-from apd.config.inference import InferenceOptions, require_sides, require_split_sides, shown_size
+from apd.config.parts import InferenceOptions, require_sides, require_split_sides, shown_size
 from apd.data.coco import coco_library, coco_spec
 from apd.data.image_folder import names_of
 from apd.data.images import DataError
@@ -22,8 +22,8 @@ from apd.evaluation import inference as segmentation
 from apd.evaluation import predict as predictions
 from apd.evaluation.average_precision import Detections, ap_lines, scored
 from apd.evaluation.export import SUFFIXES, export_network
-from apd.evaluation.metrics import class_csv, scores, too_weak
-from apd.training.exit_codes import UsageError
+from apd.evaluation.inference import class_csv, scores, too_weak
+from apd.fields import UsageError
 from apd.training.record import Record, read_record
 from apd.training.run import finished_folder, task_of, trained_network
 
@@ -191,11 +191,9 @@ def export(arguments: list[str], sentence: str) -> int:
     experiment = record_of(chosen.run).experiment
     data = experiment.data
     if experiment.task == "detection":
-        raise UsageError(
-            "apd export writes networks of segmentation: this run's is a detector, whose detections vary in number. "
-            "Its network is torchvision's own, from apd.training.run.trained_network(RUN), and torchvision's "
-            "documentation tells how its detectors are exported"
-        )
+        fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as its documentation tells"
+        reason = "this run's is a detector, whose detections vary in number"
+        raise UsageError(f"apd export writes networks of segmentation: {reason}; {fix}")
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
     print(export_network(trained_network(chosen.run), chosen.to, size=size, class_names=spec_of(data).class_names))
     return 0

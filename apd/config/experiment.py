@@ -4,8 +4,16 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apd.config.detection import DetectorConfig, InstanceDataConfig, require_at_least, require_images
-from apd.config.inference import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
+from apd.config.parts import (
+    SMALLEST_SIDE,
+    WHOLE_IMAGE,
+    DetectorConfig,
+    InferenceOptions,
+    InstanceDataConfig,
+    least_side,
+    require_at_least,
+    require_images,
+)
 from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import ExperimentError, require, require_types
 

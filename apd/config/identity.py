@@ -6,9 +6,8 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.inference import InferenceOptions
+from apd.config.parts import DetectorConfig, InferenceOptions, InstanceDataConfig
 from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import ExperimentError, did_you_mean
 

@@ -15,7 +15,7 @@ from apd.config.experiment import Experiment
 from apd.distillers.base import DetectorPair, DetectorView
 from apd.models.segmenter import SegOutput
 from apd.training.run import task_of
-from apd.training.segmentation import task_loss
+from apd.training.segmentation import distilled_of, task_loss
 from apd.validation import values_unchecked
 
 FAKE_DEVICE = "cuda"  # what the code sees; no GPU is needed. As on a CPU, it would look into the labels, which are none
@@ -53,9 +53,8 @@ class StepCost:
 def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
     """Count what a training step of the experiment takes. Weights are not read and no data are touched.
 
-    In detection the image is the largest that the detector resizes to. Training counts the sampled boxes, a quarter of
-    them objects, and inference as many proposals and detections as the network may have; of the teacher, a step counts
-    the pyramid and the box head. `num_classes` leaves a detector's background out. ExperimentError: it cannot be built.
+    In detection: the largest image, the sampled boxes with a quarter of objects, in inference as many as there may be,
+    and of the teacher pyramid and box head. `num_classes` is without background. ExperimentError: it cannot be built.
     """
     task, nowhere = task_of(experiment), torch.device("meta")  # no memory is taken and no number drawn
     with nowhere:
@@ -136,11 +135,7 @@ def _segmentation_passes(experiment: Experiment, student: nn.Module) -> _Passes:
         total = task_loss(seen.logits, labels, 255)
         if weight := experiment.training.auxiliary_weight:
             total = total + weight * task_loss(seen.aux, labels, 255)
-        for distiller in distillers:
-            features = {"student_features": seen.features, "teacher_features": teacher.features}
-            logits = {"student_logits": seen.logits, "teacher_logits": teacher.logits}
-            total = total + distiller(**features, **logits, labels=labels)["loss"]
-        return total
+        return total + sum(distiller(**distilled_of(seen, teacher, labels))["loss"] for distiller in distillers)
 
     forward = nn.Module.__call__
     return size, forward, forward, forward, loss

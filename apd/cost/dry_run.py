@@ -1,5 +1,6 @@
 """A run that does not run: everything is built and checked, what is missing is named, and the cost is reported."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +15,14 @@ from apd.config.datasets import Splits, spec_of
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint
 from apd.cost.count import StepCost, step_cost, teacher_step_cost
-from apd.data.augment_instances import InstanceBatch
+from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec, Noise
 from apd.data.scenes import OBJECTS
 from apd.data.specs import COCO_STUFF, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
-from apd.training.optim import described
 from apd.training.run import run_folder, task_of
-from apd.training.task import TeacherError, load_teacher
+from apd.training.task import TeacherError, described, load_teacher
 from apd.training.trainer import TrainStep
 
 CHECKED = 20
@@ -46,11 +46,10 @@ def dry_run(
 ) -> list[str]:
     """Build and check all that a run needs, report what it will take, and return what is missing; nothing is written.
 
-    Reported to `tell`, line by line, are the data (:data:`CHECKED` images of each split are read), parameters and
-    multiply-accumulates, an estimate of memory, the number of steps, and an estimate of time from `steps` (at least 1)
-    that are measured after one at the real crop: on noise where the data are missing, with random weights where files
-    of weights are. `device` is cuda where there is one, else cpu; ExperimentError where it is not there, or a network
-    cannot be built whatever its weights.
+    Reported to `tell` are the data (:data:`CHECKED` images of each split are read), parameters, multiply-accumulates,
+    memory, the number of steps, and time, from `steps` (at least 1) that are measured after one at the real crop: on
+    noise where data are missing, with random weights where files of weights are. ExperimentError where `device`
+    (default: cuda where there is one, else cpu) is not there, or a network cannot be built whatever its weights.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
@@ -197,14 +196,12 @@ def measure_steps(
     experiment: Experiment, student: nn.Module, teacher: nn.Module | None, dataset: Any, steps: int, images: int
 ) -> Measured:
     """Time steps of training on so many images each, or the largest half, quarter... that a GPU's memory holds."""
-    while True:
-        try:
+    while images >= 4:
+        with contextlib.suppress(torch.OutOfMemoryError):
             return _measure(experiment, student, teacher, dataset, steps, images)
-        except torch.OutOfMemoryError:
-            if images < 4:
-                raise
-            images //= 2
-            torch.cuda.empty_cache()
+        images //= 2
+        torch.cuda.empty_cache()
+    return _measure(experiment, student, teacher, dataset, steps, images)
 
 
 def _measure(

@@ -82,11 +82,10 @@ def cost_of(
     ValueError: a size or count below its least, or another kind of device. RuntimeError: the profiler gave no
     allocations.
 
-    Example:
-        >>> from apd.models import build_segmenter
-        >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16)
-        >>> f"{cost_of(student, height=160, width=208, seconds=0.1).macs / 1e6:.1f} M"
-        '135.3 M'
+    >>> from apd.models import build_segmenter
+    >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16)
+    >>> f"{cost_of(student, height=160, width=208, seconds=0.1).macs / 1e6:.1f} M"
+    '135.3 M'
     """
     for name, value in (("height", height), ("width", width), ("batch", batch)):
         if value < 1:
@@ -187,10 +186,7 @@ def loss_batch(
 
 
 def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:
-    """Measure a forward and backward pass of a loss on a :func:`loss_batch`, in `seconds` as for :func:`latency_of`.
-
-    `loss` takes the keywords of `batch` and gives a scalar, or a dict with a scalar "loss".
-    """
+    """Measure a forward and backward pass of a loss of :func:`loss_batch`, a scalar or a dict with "loss"."""
     learned = [value for value in batch.values() if value.requires_grad]
     learned += [p for p in loss.parameters() if p.requires_grad] if isinstance(loss, nn.Module) else []
 

@@ -1,7 +1,4 @@
-"""Augmentation of an image and its labels together: random scale, rotation, blur, crop, flip and colour jitter.
-
-Images stay uint8; labels are only ever copied from the nearest pixel. Everything runs on the device of the sample.
-"""
+"""Augmentation of an image and its labels, or its objects, together; labels are copied from the nearest pixel."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apd.data.instances import InstanceSample
 from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, Sample
 
 ROTATION_CHANCE = 0.5  # the public semseg code's, on which the released code builds
 BLUR_SIZE, BLUR_SIGMA = 5, 1.1  # semseg's kernel; the width that OpenCV documents for that size
+LEAST_SIDE = 1.0  # pixels: an object whose box is left with a shorter side after cropping is gone
 
 Region = tuple[slice, slice]  # rows and columns
 
@@ -197,3 +196,64 @@ def recoloured(image_3hw: Tensor, brightness: float, contrast: float, saturation
     F = torchvision_functions()
     image_3hw = F.adjust_contrast_image(F.adjust_brightness_image(image_3hw, brightness), contrast)
     return F.adjust_saturation_image(image_3hw, saturation)
+
+
+@dataclass(frozen=True)
+class InstanceAugmentation:
+    """How training images with objects are augmented; ValueError where a field is out of its range."""
+
+    flip: float = 0.5  #: probability of a horizontal flip (torchvision's and Detectron2's)
+    scale: tuple[float, float] = (1.0, 1.0)  #: least and greatest factor of size, drawn uniformly (torchvision: none)
+    colour: float = 0.0  #: strength of colour jitter, as in :class:`Augmentation`
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "flip")
+
+
+def augment_instances(
+    sample: InstanceSample, augmentation: InstanceAugmentation, generator: np.random.Generator
+) -> InstanceSample:
+    """A randomly scaled, flipped and recoloured copy of a sample, of the same size: a detector would undo another.
+
+    The generator advances by seven numbers, whatever the settings. Objects that a crop leaves without pixels, or with a
+    box thinner than a pixel, are gone from the copy; what is padded belongs to no object.
+    """
+    at_scale, at_top, at_left, at_flip, *at_colour = generator.random(7).tolist()
+    least, greatest = augmentation.scale
+    sample = _rescaled(sample, least + (greatest - least) * at_scale, (at_top, at_left))
+    if at_flip < augmentation.flip:
+        (x0_N, y0_N, x1_N, y1_N), width = sample.boxes_N4.unbind(1), sample.image_3HW.shape[2]
+        boxes_N4 = torch.stack([width - x1_N, y0_N, width - x0_N, y1_N], dim=1)
+        masks_NHW = None if sample.masks_NHW is None else sample.masks_NHW.flip(-1)
+        sample = sample._replace(image_3HW=sample.image_3HW.flip(-1), boxes_N4=boxes_N4, masks_NHW=masks_NHW)
+    image_3HW = sample.image_3HW
+    if augmentation.colour:
+        image_3HW = recoloured(image_3HW, *colour_factors(augmentation.colour, at_colour))
+    return sample._replace(image_3HW=image_3HW.contiguous())
+
+
+def _rescaled(sample: InstanceSample, factor: float, place: tuple[float, float]) -> InstanceSample:
+    """The image at another scale on a canvas of its own size; `place` says where, from 0 to 1 along each side."""
+    canvas = tuple(sample.image_3HW.shape[1:])
+    size = tuple(max(2, round(side * factor)) for side in canvas)
+    if size == canvas:
+        return sample
+    image = torchvision_functions().resize_image(sample.image_3HW, list(size))
+    taken, placed = overlap(size, canvas, place)
+    # along each axis scaled, shifted and cut off at what is seen of the image
+    ends = [
+        (sample.boxes_N4[:, 1 - axis :: 2] * (new / old) + (there.start - here.start)).clamp(there.start, there.stop)
+        for axis, new, old, here, there in zip((0, 1), size, canvas, taken, placed, strict=True)
+    ]
+    boxes_N4 = torch.stack(ends[::-1], dim=2).flatten(1)
+    kept_N = (boxes_N4[:, 2:] - boxes_N4[:, :2] >= LEAST_SIDE).all(1)
+    masks_NHW = sample.masks_NHW
+    if masks_NHW is not None:
+        masks_NHW = torch.zeros(len(kept_N), *canvas, dtype=torch.bool)
+        if len(kept_N):
+            masks_NHW[:, *placed] = nearest(sample.masks_NHW.to(torch.uint8), size)[:, *taken].bool()
+        kept_N = kept_N & masks_NHW.flatten(1).any(1)
+        masks_NHW = masks_NHW[kept_N]
+    areas_N = sample.areas_N[kept_N] * (size[0] / canvas[0]) * (size[1] / canvas[1])
+    objects = boxes_N4[kept_N], sample.labels_N[kept_N], masks_NHW, sample.crowd_N[kept_N], areas_N
+    return InstanceSample(padded(image[:, *taken], placed, canvas), *objects, sample.name)

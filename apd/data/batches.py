@@ -1,8 +1,4 @@
-"""Batches whose content depends on the seed and the iteration only, so that a run resumes exactly where it stopped.
-
-The samples form one endless stream: a permutation of the data set for each epoch, one after the other, nothing dropped
-at the borders. Batch t is places t·B to t·B+B-1 of the stream, and slot b of it is augmented by a generator of its own.
-"""
+"""Batches that depend on seed and iteration only: batch t is places t·B to t·B+B-1 of a stream of permuted epochs."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -14,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from apd.data.augment import Augmentation, augment, check_sample, colour_factors, placement
+from apd.data.augment import Augmentation, augment, augment_instances, check_sample, colour_factors, placement
 from apd.data.images import DataError
+from apd.data.instances import InstanceDataset, InstanceSample, as_target
 from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, Sample, SegmentationDataset
 
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
@@ -110,14 +107,12 @@ def training_batches(
 ) -> Iterator[Any]:
     """Augmented batches `start_iteration` to `iterations` - 1 of an endless stream, however they are started or made.
 
-    `workers` processes prepare batches ahead (default: this one, when asked for). `part` (r, n) is part r of n of every
-    batch, its slots in order, for n processes that share it; `stream` makes a batch of its samples (default: `Batch` on
-    the CPU). An empty data set, or a number out of its range, is a ValueError.
+    `workers` processes prepare batches ahead. `part` (r, n) is part r of n of every batch, for n processes that share
+    it; `stream` makes a batch (default: `Batch` on the CPU). A number out of its range, or no data, is a ValueError.
     """
     made = stream(dataset, batch_size, augmentation, seed, part)
-    for field, value in (("iterations", iterations), ("workers", workers)):
-        if value < 0:
-            raise ValueError(f"{field}={value}; expected a whole number of at least 0")
+    if workers < 0:
+        raise ValueError(f"workers={workers}; expected a whole number of at least 0")
     if not 0 <= start_iteration <= iterations:
         raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
     order = range(start_iteration, iterations)
@@ -255,7 +250,57 @@ def _recoloured(pixels_B3hw: Tensor, shown_B1hw: Tensor, factors_B3: Tensor) -> 
 def device_batches(dataset: SegmentationDataset, *, device: torch.device | str, **settings: Any) -> Iterator[Batch]:
     """What `training_batches` gives for the same settings, made on a device, up to rounding; labels are equal.
 
-    The whole data set is read first and kept on the device, 4 bytes a pixel, in at most half of a GPU's free memory
-    (else DataError); rotation and blur are refused. A batch takes 12 bytes for each pixel of its images beside that.
+    All samples wait there as uint8, in at most half of a GPU's free memory (else DataError); no rotation, no blur.
     """
     return training_batches(dataset, **settings, stream=partial(DeviceStream, device=torch.device(device)))
+
+
+class InstanceBatch(NamedTuple):
+    """Training images, float32 (3, H, W) in [0, 1] and of any sizes, and the :func:`as_target` of each."""
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+
+    def to(self, device: torch.device | str) -> "InstanceBatch":
+        """The batch on a device."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> "InstanceBatch":
+        """The batch in page-locked memory, from which a GPU copies without being waited for."""
+        return self._each(Tensor.pin_memory)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
+        named = {f"image.{number}": image for number, image in enumerate(self.images)}
+        for number, target in enumerate(self.targets):
+            named |= {f"target.{number}.{name}": value for name, value in target.items()}
+        return named
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "InstanceBatch":
+        targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
+        return InstanceBatch([change(image) for image in self.images], targets)
+
+
+class InstanceStream(BatchStream):
+    """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
+
+    def __getitem__(self, iteration: int) -> InstanceBatch:
+        slots, how = self.slots_of(iteration), self.augmentation
+        samples = [augment_instances(self.dataset[index], how, generator) for index, generator in slots]
+        return InstanceBatch([unit_range(sample.image_3HW) for sample in samples], list(map(as_target, samples)))
+
+
+def training_instance_batches(dataset: InstanceDataset, **settings: Any) -> Iterator[InstanceBatch]:
+    """As :func:`training_batches`, of images with objects, by an :class:`apd.data.augment.InstanceAugmentation`."""
+    return training_batches(dataset, **settings, stream=InstanceStream)
+
+
+def evaluation_instance_batches(
+    dataset: InstanceDataset, batch_size: int
+) -> Iterator[tuple[list[Tensor], list[InstanceSample]]]:
+    """The whole data set once, in order, not augmented: images, float32 in [0, 1], with their samples."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
+    for first in range(0, len(dataset), batch_size):
+        samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+        yield [unit_range(sample.image_3HW) for sample in samples], samples

@@ -1,8 +1,4 @@
-"""Reader for images whose objects are listed in a COCO instances file, and COCO's forms of masks.
-
-Run lengths are read here, since the libraries write past the end of a mask whose runs are too long; polygons and
-packing are faster-coco-eval's (extra `detection`), which gives the very pixels of COCO's own code.
-"""
+"""Reader for a COCO instances file; run lengths are read here, since libraries write past the end of a short mask."""
 
 import hashlib
 import json
@@ -43,18 +39,13 @@ def coco_library(purpose: str) -> ModuleType:
 
 
 class CocoInstances:
-    """Images and their objects, from an instances JSON and a folder of images.
+    """Images and their objects, from an instances JSON `annotations` and a folder of `images`.
 
     Images without an object stay. All categories get the labels 0..K-1 in the order of their ids. Objects whose box has
     no width or height, or lies outside the image, are left out and counted in `dropped`; those whose mask has no pixel
     become crowd. What is wrong is a DataError at construction; polygons want faster-coco-eval (DetectionExtraMissing).
-
-    Args:
-        annotations: the JSON file, with `images`, `annotations` and `categories`.
-        images: folder of the images, by their `file_name`.
-        name: short name for records and messages (default: the file's stem).
-        masks: read segmentations (default); False where a file has boxes only, or for Faster R-CNN.
-        cache: read everything at construction, so that every fault shows before any training; False reads at access.
+    `name` is for records (default: the file's stem), `masks=False` for files with boxes only or Faster R-CNN, and
+    `cache=False` reads images at access instead of at construction, where every fault shows before any training.
     """
 
     def __init__(
@@ -125,10 +116,7 @@ class CocoInstances:
 def coco_split(
     name: str, split: str, *, annotations: str = _ANNOTATIONS, images: str = "{split}", **options: Any
 ) -> CocoInstances:
-    """One split of a data set below ``APD_DATA``; `options` are those of :class:`CocoInstances`.
-
-    Unless set otherwise, that is ``NAME/annotations/instances_SPLIT.json`` with the images in ``NAME/SPLIT/``.
-    """
+    """One split of a data set below ``APD_DATA``, by default in COCO's own tree; options as :class:`CocoInstances`."""
     file, folder = _in_the_tree(name, split, annotations, images)
     return CocoInstances(file, folder, name=name, **options)
 
@@ -278,9 +266,8 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray
 def unpack(text: str | bytes) -> list[int]:
     """The run lengths in COCO's packed form; ValueError where it ends inside a number or holds another character.
 
-    Each number is written in groups of five bits, the lowest first, as the characters from "0" on; the sixth bit says
-    that the number goes on, the highest of its last group is the sign. From the fourth number on, what is written is
-    the difference from the number before the last.
+    Numbers are groups of five bits, the lowest first, as characters from "0" on; the sixth bit says that it goes on,
+    the highest of the last group is the sign. From the fourth on, a number is the difference from that before the last.
     """
     values = np.frombuffer(text.encode("latin-1", "replace") if isinstance(text, str) else text, np.uint8).astype(int)
     values = values - 48

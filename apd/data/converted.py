@@ -37,11 +37,7 @@ def _check_split(split: str, spec: DatasetSpec) -> None:
 
 
 class CamVid(FolderDataset):
-    """CamVid in the SegNet tutorial's form: 11 classes, void (11 on disk) read as 255, 360×480, 367/101/233 pairs.
-
-    `root` is as of ``find_data("CamVid")``, `options` are those of `FolderDataset`. All six folders are counted first,
-    so that a half-extracted archive is a DataError. The order is by name, as in the published lists.
-    """
+    """CamVid in the SegNet tutorial's form: 11 classes, 360×480, 367/101/233 pairs; DataError where one is missing."""
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
         _check_split(split, CAMVID)
@@ -77,11 +73,7 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 
 
 class LabelMeFacade(FolderDataset):
-    """One split of LabelMeFacade (see `listed_splits`), as ``data_scripts/labelmefacade.py convert`` has written it.
-
-    Images have a short side of 320 pixels; their last bits depend on the library that wrote them as JPEG: `fingerprint`
-    says which copy this is. `options` are those of `FolderDataset`.
-    """
+    """One split of LabelMeFacade (see `listed_splits`), written by ``data_scripts/labelmefacade.py convert``."""
 
     def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
         _check_split(split, LABELMEFACADE)

@@ -86,8 +86,7 @@ def folder_spec(folder: Path | str) -> DatasetSpec:
 def open_folder(folder: Path | str, split: str, **options: int | bool | None) -> FolderDataset:
     """One split of the data set in a folder that holds a ``dataset.yaml``, checked.
 
-    `folder` is as in `locate_folder`, `split` ``"train"``, ``"val"`` or ``"test"``; `options` are height, width and
-    cache of `FolderDataset` (default cache: None). The book's page *The data* lists the file's entries.
+    `options` are those of `FolderDataset` (default cache: None). The book's page *The data* lists the file's entries.
     What cannot be meant, such as a file without partner or an image of train in this split too, is a DataError.
     """
     if split not in SPLITS:

@@ -21,10 +21,7 @@ CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and
 
 
 def find_data(name: str, *, script: str | None = None) -> Path:
-    """Folder of the data set `name`, such as ``"CamVid"``, below the folder that ``APD_DATA`` names.
-
-    Where it is not there, MissingData names the `script` of `data_scripts/` that fetches it (default: NAME.py).
-    """
+    """Folder of the data set `name` below ``APD_DATA``, or MissingData with the `script` (NAME.py) that fetches it."""
     fetch = f"python data_scripts/{script or name.lower() + '.py'} fetch DEST"
     advice = f"Set APD_DATA to the folder that contains {name}/, or run `{fetch}` and set APD_DATA to DEST."
     parent = os.environ.get("APD_DATA")
@@ -146,10 +143,7 @@ def pair_folders(image_dir: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """A name for each image, different from all others on any file system: stems or, where two are alike, paths.
-
-    These start at the folder that holds all. A name never leads out of a folder that it is joined to.
-    """
+    """A name for each image, different on any file system: stems, or paths in the common folder."""
     whole = [Path(*Path(os.path.abspath(path)).parts[1:]) for path in paths]
     common = len(Path(os.path.commonpath([path.parent for path in whole])).parts) if whole else 0
     below = [Path(*path.parts[common:]) for path in whole]
@@ -163,12 +157,10 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 class FolderDataset:
     """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory.
 
-    Args:
-        height, width: of every pair in pixels, both or neither (default: as on disk); bilinear, of masks the nearest.
-        cache: read everything at construction, so that every fault shows before any training, and keep it as uint8,
-            4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice).
-
-    No pairs, pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
+    `height` and `width` are of every pair in pixels (default: as on disk); bilinear, of masks the nearest. `cache`
+    reads everything at construction, so that every fault shows before any training, and keeps it as uint8,
+    4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice). No pairs,
+    pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
     """
 
     def __init__(
@@ -182,9 +174,8 @@ class FolderDataset:
     ) -> None:
         self._size_wh = None if height is None and width is None else (width, height)
         if self._size_wh and (None in self._size_wh or min(self._size_wh) < 1):
-            raise ValueError(
-                f"height={height} and width={width}: give both, at least 1 pixel, or neither to keep the size"
-            )
+            both = "give both, at least 1 pixel, or neither to keep the size"
+            raise ValueError(f"height={height} and width={width}: {both}")
         if not pairs:
             raise DataError(f"no image/mask pairs for {spec.name}; expected at least one")
         self.spec = spec

@@ -71,9 +71,8 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_image(path: Path) -> Image.Image:
     """An image as RGB of 8 bits, decoded to its last pixel and turned as its EXIF says; alpha is dropped.
 
-    Of 16 bits a channel the upper 8 are taken, of a JPEG with further images (MPO) the first. A DataError names a file
-    that is no image, damaged, of several frames, of 32 bits or floats, or of 16 bits and none above 16383, which may be
-    10, 12 or 14 bits.
+    Of 16 bits a channel the upper 8 are taken, of an MPO the first image. A DataError names a file that is no image,
+    damaged, of several frames, of 32 bits or floats, or of 16 bits that may be 10, 12 or 14: none above 16383.
     """
     image, stored = _opened(path)
     if image.mode in ("I", "F", "LAB", "HSV") or (stored.white_is_zero and stored.deep):

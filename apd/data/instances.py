@@ -1,7 +1,4 @@
-"""Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both.
-
-Classes are 0..K-1; only a detector's labels are shifted by one, since its 0 is the background. N objects of an image.
-"""
+"""Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -40,10 +37,7 @@ class InstanceSpec:
 
 
 class InstanceSample(NamedTuple):
-    """One image and its objects, as stored: no scaling, cropping or normalisation yet.
-
-    Crowd (COCO's regions, and what is too small to be seen) need not be found, is no mistake and no training target.
-    """
+    """One image and its objects, as stored; what is crowd need not be found, is no mistake and no training target."""
 
     image_3HW: Tensor  #: uint8 RGB
     boxes_N4: Tensor  #: float32 x0, y0, x1, y1 in pixels, of positive width and height, inside the image
@@ -89,9 +83,8 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
 def as_target(sample: InstanceSample) -> dict[str, Tensor]:
     """What torchvision's detectors take of a training image, and its :func:`class_map`.
 
-    That is `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and where the sample has masks `masks` uint8 (n, H, W)
-    and `class_map` int64 (H, W). Crowd regions are left out of the boxes, as in torchvision's own training, and so are
-    boxes with a side below a hundredth of a pixel: resized they may have none at all, at which torchvision stops.
+    That is `boxes` float32 (n, 4), `labels` int64 (n,) from 1, and with masks `masks` uint8 (n, H, W) and `class_map`
+    (H, W). Crowd is left out of the boxes, as are sides below 0.01 pixel: resized to none, they would stop torchvision.
     """
     sides_N2 = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
     wanted_N = ~sample.crowd_N & (sides_N2 >= THINNEST).all(1)

@@ -115,10 +115,7 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class SegmentationDataset(Protocol):
-    """A finite, indexable set of samples under one `DatasetSpec`.
-
-    `dataset[i]` gives the same sample every time, in any process, and IndexError outside 0..len-1.
-    """
+    """A finite set of samples under one `DatasetSpec`: `dataset[i]` is always the same, and IndexError past the end."""
 
     spec: DatasetSpec
 
@@ -153,10 +150,7 @@ def _names(of: str) -> tuple[str, ...]:
 
 
 def distinct_colours(count: int) -> tuple[RGB, ...]:
-    """The first of 255 RGB colours, each as far as possible in CIE Lab from white and from all before it.
-
-    They were chosen among those with every 17th value in each channel (tests/data/test_specs.py does it again).
-    """
+    """The first of 255 RGB colours, each as far as possible in CIE Lab from white and all before it (test_specs.py)."""
     if not 1 <= count <= 255:
         raise ValueError(f"count={count}; expected 1 to 255 colours")
     return tuple(tuple(bytes.fromhex(colour)) for colour in _LISTS["distinct colours"].split()[:count])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
-from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.batches import evaluation_instance_batches
 from apd.data.coco import coco_library, encode
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec
 from apd.evaluation.inference import evaluating
@@ -25,10 +25,7 @@ _PURPOSE = "counting average precision"
 
 
 class Detections(NamedTuple):
-    """What a detector finds in one image, on the CPU, in the image's own pixels; labels are classes 0..K-1.
-
-    `boxes_N4` are x0, y0, x1, y1; `masks` are COCO's packed run lengths, of :func:`apd.data.coco.encode`, or None.
-    """
+    """What a detector finds in one image, on the CPU: boxes x0, y0, x1, y1 in pixels, classes 0..K-1, packed masks."""
 
     boxes_N4: Tensor
     scores_N: Tensor
@@ -37,10 +34,7 @@ class Detections(NamedTuple):
 
 
 class APTable(NamedTuple):
-    """AP, float64 (10, K, 4), by :data:`IOU_THRESHOLDS`, class and :data:`AREAS`; NaN where the data hold no instance.
-
-    `instances_K`, int64, is how many of each class were to be found.
-    """
+    """AP, float64, by :data:`IOU_THRESHOLDS`, class and :data:`AREAS`, NaN without instances; how many these are."""
 
     ap_TKA: Tensor
     instances_K: Tensor
@@ -66,10 +60,7 @@ def ap_scores(table: APTable) -> APScores:
 
 
 class DetectionScorer:
-    """Compares detections with the ground truth, image by image: boxes, or masks where all samples have them, or both.
-
-    Without faster-coco-eval it raises DetectionExtraMissing.
-    """
+    """Compares detections with the ground truth, image by image, by boxes, masks or both; or DetectionExtraMissing."""
 
     def __init__(self, spec: InstanceSpec, kinds: Sequence[Kind] = ("boxes", "masks")) -> None:
         coco_library(_PURPOSE)
@@ -166,11 +157,7 @@ def scored(
     progress: str = "",
     on_image: Callable[[InstanceSample, Detections], object] | None = None,
 ) -> DetectionScorer:
-    """A scorer that holds a detector's detections in every image of a data set: boxes, and masks where it has them.
-
-    In single precision: half is too coarse for coordinates. The detector is in eval mode for the call only. `on_image`
-    is called with each sample and its detections.
-    """
+    """A scorer with a detector's detections in every image, in single precision: half is too coarse for coordinates."""
     scorer = DetectionScorer(dataset.spec, ("boxes", "masks") if detector.roi_heads.has_mask() else ("boxes",))
     device, total = next(detector.parameters()).device, -(-len(dataset) // batch_size)
     batches = evaluation_instance_batches(dataset, batch_size)

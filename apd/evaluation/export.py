@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from apd.config.inference import SMALLEST_SIDE
+from apd.config.parts import SMALLEST_SIDE
 
 SUFFIXES = (".onnx", ".pt2")
 # by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1
@@ -33,8 +33,8 @@ class ExportError(RuntimeError):
 class Exported(NamedTuple):
     """What was written: a file of `size` bytes, and the largest `difference` of its logits at both `sizes` tried.
 
-    `multiple` is 1 where height and width may be any from 32 on, and 32 for networks whose padding follows the size
-    (timm's `tf_` backbones, and EfficientNet-Lite): multiples of 32 from 64 on; the file fails at any other.
+    `multiple` is 1 for any sides from 32 on, and 32 where padding follows the size (`tf_` and EfficientNet-Lite): from
+    64.
     """
 
     path: Path
@@ -54,10 +54,9 @@ def export_network(
 ) -> Exported:
     """Write a segmentation network as ONNX (`.onnx`) or as a `torch.export` program (`.pt2`).
 
-    The file has one input `images`, float32 (batch, 3, height, width) in [0, 1] RGB, and one output `logits`, float32
-    (batch, classes, height, width): the network's logits, resized bilinearly (align_corners, as published). The image's
-    normalisation is inside; values are not checked there. Batch, height and width are free, see :class:`Exported`. What
-    the file expects is written into it: metadata in ONNX, `about.json` in `.pt2`.
+    The file has one input `images`, float32 (batch, 3, height, width) in [0, 1] RGB, normalised inside, and one output
+    `logits`, float32 (batch, classes, height, width), resized bilinearly (align_corners, as published). Batch, height
+    and width are free, see :class:`Exported`; metadata in ONNX, or `about.json` in `.pt2`, say what the file expects.
 
     Of `model`, whose output has `logits` (B, K, h, w), a copy in eval mode, in float32 on the CPU, is written. It is
     tried at `size` (height, width) and at about 3/4 of the height and 5/4 of the width, and replaces a file that is

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops import box_convert
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apd.config.inference import WHOLE_IMAGE, InferenceOptions
+from apd.config.parts import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import unit_range
 from apd.data.coco import decode
 from apd.data.image_folder import names_of
@@ -48,8 +48,7 @@ def predict_image(
 ) -> tuple[Path, Path]:
     """Predict one image and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
 
-    The network, in eval mode, is shown the image at `size` (height, width), which it was trained for; files have the
-    image's own size. NAME is the image's stem or `name`, which may begin with folders (`names_of`).
+    The network, in eval mode, sees it at `size` (height, width); files have its own size. NAME is its stem or `name`.
     """
     pixels_HW3 = np.asarray(read_image(path))
     images_B3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))[None]
@@ -136,9 +135,8 @@ def detect_in_images(
 ) -> list[Path]:
     """Detect in image files; write `NAME-found.png` for each and `detections.json` with all detections; all paths.
 
-    NAME is that of `names_of`, so no file takes another's place. The JSON file is a list in COCO's results format, each
-    entry with the image's `file_name` besides. The detector is in eval mode; detections below `least_score` are not
-    drawn. A DataError names what cannot be read or written.
+    NAME is of `names_of`. The JSON is COCO's results format with `file_name` besides. Detections below `least_score`
+    are not drawn. The detector is in eval mode. A DataError names what cannot be read or written.
     """
     device, entries, written = next(detector.parameters()).device, [], []
     for path, image_id, name in zip(images, image_ids(images), names_of(images), strict=True):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from apd.models.backbones import Dilation, dilate
 from apd.models.pretrained import match_tensors, read_tensors
-from apd.models.resnet import Dilation, dilate
 from apd.models.segmenter import AtrousPooling, Segmenter
 
 _OWN = ("image_mean", "image_std")  # no part of the released files; with ImageNet's values the images are theirs

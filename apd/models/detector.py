@@ -72,7 +72,7 @@ def build_detector(
         class_names: for "coco", K names as COCO has them: the rows of these classes are taken.
         min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
             `max_size`. For images of one size give their own two sides.
-        width, box_width, smallest_anchor, proposals, rois, detections: as in `apd.config.detection.DetectorConfig`.
+        width, box_width, smallest_anchor, proposals, rois, detections: as in `apd.config.parts.DetectorConfig`.
         fetch: False builds the network that `weights` asks for without them, to be filled from a file of its own.
 
     An unknown name, or weights that it has none of, is a ValueError; weights that cannot be had, a RuntimeError.

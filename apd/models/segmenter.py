@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apd.models.backbones import Backbone, Weights, create_backbone
-from apd.models.resnet import Dilation
+from apd.models.backbones import Backbone, Dilation, Weights, create_backbone
 
 Head = Literal["psp", "aspp"]
 

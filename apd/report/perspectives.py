@@ -18,8 +18,7 @@ from apd.data.batches import evaluation_batches
 from apd.data.specs import Sample, SegmentationDataset
 from apd.distill import APDLoss
 from apd.distillers.apd import APDConfig
-from apd.evaluation.inference import predict_dataset
-from apd.evaluation.metrics import ConfusionMatrix, scores
+from apd.evaluation.inference import ConfusionMatrix, predict_dataset, scores
 from apd.losses import alignment_loss
 from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, inverse_length, match_grids, observe, resize_labels

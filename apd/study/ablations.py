@@ -1,7 +1,4 @@
-"""The variants of the ablations and of the comparison with other methods: lists of distillers with a key and a name.
-
-They differ from the study's methods in their distillers alone, so runs are compared with theirs seed by seed.
-"""
+"""The variants of the ablations and of the comparison with other methods; they differ in their distillers alone."""
 
 from dataclasses import replace
 from itertools import product

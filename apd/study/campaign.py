@@ -1,7 +1,4 @@
-"""Runs a campaign of :mod:`apd.study.campaigns`: whatever lacks a record, stopped and continued at any time, anywhere.
-
-`python -m apd.study.campaign NAME` needs no command-line library; with torchrun, several processes share each run.
-"""
+"""Runs what a campaign lacks; `python -m apd.study.campaign NAME` needs no command-line library, also with torchrun."""
 
 import argparse
 import math
@@ -116,16 +113,14 @@ def run_campaign(
     """Run what a campaign, or one shard of it, still lacks, and return all its records that are there then.
 
     Args:
-        name: a key of CAMPAIGNS.
-        folder: where its records go; default `book/results/<name>/`.
+        name, folder: a key of CAMPAIGNS, and where its records go; default `book/results/<name>/`.
         device: torch device; default is cuda where there is one, else cpu.
-        only: run only the experiments whose label contains this text.
-        shard: "i/n": of n workers that share the campaign this is number i, and runs its part; "": all.
+        only, shard: only labels that contain this text; "i/n": only the part of number i of n workers that share it.
         workers: processes that prepare batches ahead in every run; any number gives the same.
         processes, minutes: runs at once, and time after which they are stopped: see :mod:`apd.study.parallel`.
 
-    Raises CampaignError for an unknown name, `only` that fits no experiment or a number out of its range; at the end
-    NonFiniteLossError or UnfinishedRunsError if experiments diverged or were given up; and all that `train` raises.
+    Raises CampaignError for an argument out of its range; at the end NonFiniteLossError or UnfinishedRunsError if
+    experiments diverged or were given up; and all that `train` raises.
     """
     for option, value, least in (("workers", workers, 0), ("processes", processes, 1)):
         if value < least:

@@ -7,12 +7,11 @@ from itertools import product
 
 from apd.config.experiment import Experiment
 from apd.distillers.base import DistillerConfig
-from apd.fields import did_you_mean
+from apd.fields import UsageError, did_you_mean
 from apd.study import ablations
 from apd.study import coco_recipes as coco
 from apd.study import recipes as known
 from apd.study.recipes import METHODS, PAIR_METHODS, Method, Size, lengthened, recipe, scenes_pair
-from apd.training.exit_codes import UsageError
 from apd.training.run import run_folder
 
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")

@@ -1,13 +1,10 @@
-"""Recipes of detection by size and method: built-in scenes, the hundred images of tiny_coco, and COCO at paper scale.
-
-How the paper applies APD to detection was never released: the methods are this project's.
-"""
+"""Recipes of detection; how the paper applies APD to it was never released, so the methods are this project's."""
 
 from dataclasses import replace
 from typing import Literal, get_args
 
-from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
+from apd.config.parts import DetectorConfig, InstanceDataConfig
 from apd.distillers.apd import DenseAPDConfig, RoIAPDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.on_detectors import PyramidMatchingConfig, ReviewKDConfig, RoIDKDConfig, RoIKDConfig
@@ -73,10 +70,7 @@ def distillers_on_scenes(method: str, factor: float | None = None) -> tuple[Dist
 
 
 def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
-    """The distillers of each variant, by key: the methods at their best weights, and APD (RoI) beside another method.
-
-    Beside APD the logits' KL is the other method's: two methods that both compare logits would count them twice.
-    """
+    """Distillers by variant: the methods at their best weights, and APD (RoI), without its KL, beside another."""
     variants = {method: distillers_on_scenes(method) for method in UNTUNED}
     best, (apd,) = BEST_OTHER_DETECTION_METHOD, variants["roi_apd"]
     added = replace(apd, pixel_kd=0.0) if best == "roi_dkd" else apd
@@ -116,12 +110,10 @@ def with_masks(size: CocoSize) -> bool:
 def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *, seed: int = 0) -> Experiment:
     """One experiment of detection; :func:`apd.study.recipes.recipe` gives it under the same name.
 
-    Args:
-        size: scenes_detection (built-in scenes) or tiny_coco (50 real images), minutes on a CPU; COCO at paper scale:
-            Mask R-CNN with a ResNet-18 taught by a ResNet-101 (coco), with a MobileNetV3 by a ResNet-50
-            (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet).
-        method: what is added to the student's task losses, one of :func:`detection_methods_of` the size.
-        seed: of the student; data and teacher stay the same.
+    `size` is scenes_detection (built-in scenes), tiny_coco (50 real images; both minutes on a CPU) or COCO at paper
+    scale: Mask R-CNN with a ResNet-18 taught by a ResNet-101 (coco), with a MobileNetV3 by a ResNet-50
+    (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet). `seed` is the student's;
+    data and teacher stay.
     """
     if size not in get_args(DetectionSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(DetectionSize))}")

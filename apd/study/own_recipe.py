@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig
-from apd.config.inference import SMALLEST_SIDE
+from apd.config.parts import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes
 from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
@@ -88,14 +88,8 @@ def own_recipe(
 
     Image size and crop follow from the training images' sizes, the number of steps from their number, the networks from
     the ImageNet weights on this machine (nothing is downloaded); scores are of ``test`` where the folder has it, else
-    ``val``.
-
-    Args:
-        folder: as in :func:`apd.data.dataset_yaml.open_folder`, which also says what DataErrors there are.
-        method: what is added to the student's task loss, one of `OWN_METHODS` (else ExperimentError).
-        seed: of the student.
-        size: (height, width) of an image after loading, or (0, 0) for each image's own; default is a choice.
-        student, teacher: backbones, with ImageNet weights where some are on this machine; default is a choice.
+    ``val``. `size` is (height, width) after loading, or (0, 0) for each image's own; `student` and `teacher` are
+    backbones (default: a choice). ExperimentError: `method` is none of `OWN_METHODS`; DataError: as `open_folder`.
     """
     if method not in OWN_METHODS:
         raise ExperimentError(f"method = {method!r}: expected one of {', '.join(OWN_METHODS)}")

@@ -1,7 +1,4 @@
-"""Runs of a campaign side by side on one device, each whole in a worker process, for so many minutes.
-
-A teacher that is not trained yet is a run of its own; its students wait for it.
-"""
+"""Runs of a campaign, and the teachers they wait for, side by side on one device, each whole in a worker process."""
 
 import multiprocessing
 import os
@@ -307,10 +304,8 @@ def side_by_side(
         done = [(run, steps_done(run)) for run in state.left().values()]
         begun = ",".join(f"{run.name} at step {steps} of {run.training.iterations}" for run, steps in done if steps)
         left = f"{len(state.queue)} experiments are left, about {state.seconds_left() / 60:.0f} min"
-        begun, pace = (
-            f"begun: {begun}" if begun else "none is begun",
-            f"{speed:.1f} steps/s, {state.processes} at a time",
-        )
+        begun = f"begun: {begun}" if begun else "none is begun"
+        pace = f"{speed:.1f} steps/s, {state.processes} at a time"
         ledger.tell(f"{left}; {begun}. The same command goes on from there ({pace})")
     if stop.requested:
         raise StoppedError(f"{ledger.name}: stopped; the same command goes on from there")

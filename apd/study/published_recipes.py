@@ -1,16 +1,11 @@
-"""The published experiments: PSPNet with a ResNet-18 taught by one with a ResNet-101, on three data sets.
+"""The published experiments: PSPNet-R18 taught by PSPNet-R101, as released and *corrected* (another loss alone)."""
 
-As released, the loss has means over all elements, perspectives over the images of a process, absent classes at logit 0
-and weight 10 for every distilled term. *Corrected*, only the loss differs: a perspective for each image, means over
-valid pixels, no absent classes, and weights converted by :func:`pixel_weight`.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.inference import InferenceOptions
+from apd.config.parts import InferenceOptions
 from apd.data.specs import ADE20K, CITYSCAPES, PASCAL_CONTEXT_60, DatasetSpec
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
@@ -70,22 +65,14 @@ PUBLISHED = {
 
 
 def pixel_weight(classes: int) -> float:
-    """The weight in the pixel reduction that pulls on each pixel as the released 10 does in element means.
-
-    An element mean divides a pixel's KL, a sum over classes, by their number: 10 / classes. For logits these are the K
-    of the data set; for observations those in sight, of which only a typical number can be converted. Ignored pixels,
-    which count in the release, are left aside.
-    """
+    """The weight that pulls on each pixel as the released 10 does in element means, over classes or those in sight."""
     return RELEASED_WEIGHT / classes
 
 
 def paper_recipe(size: PaperSize, method: PaperMethod = "apd", *, seed: int = 0) -> Experiment:
-    """One of the published experiments; :func:`apd.study.recipes.recipe` gives it under the same name.
+    """One of the published experiments; the student needs `network.weights_file`, as none is public for this ResNet-18.
 
-    The student needs a file of ImageNet weights (`network.weights_file`): none is public for a ResNet-18 with this
-    stem. The teacher is trained first by the same recipe, from timm's weights; a trained one is named by
-    `teacher.weights_file`, with the score it must reach as `teacher.expected_miou`. ExperimentError: an unknown size or
-    method.
+    The teacher is trained first from timm's weights, or is `teacher.weights_file`, which must reach `expected_miou`.
     """
     if size not in get_args(PaperSize):
         raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(PaperSize))}")
@@ -169,12 +156,3 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
                 yield from leaves(distiller, f"{name}.{distiller.method}.")
         elif field.name not in ("name", "method") or prefix == "data.":
             yield name, value, field.default
-
-
-def lines_with_sources(experiment: Experiment, sources: Mapping[str, str]) -> Iterator[str]:
-    """Every field of an experiment with its value and the source of it; a default of its class needs none."""
-    for field, value, default in leaves(experiment):
-        known = [name for name in sources if f"{field}.".startswith(f"{name}.")]
-        source = sources[max(known, key=len)] if known and (value != default or field in known) else ""
-        shown = f"{value:.6g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
-        yield f"{field:36s} {shown:16s} {source or 'default'}"

@@ -129,21 +129,15 @@ def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
 def recipe(
     size: Size = "tiny", method: AnyMethod | None = None, *, seed: int = 0, context_shift: float = 0.5
 ) -> Experiment:
-    """The experiment of one method at one size.
+    """The experiment of one method at one size. ExperimentError for an unknown one.
 
-    Args:
-        size: tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
-            REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
-            :func:`apd.study.coco_recipes.detection_recipe`.
-        method: what is added to the student's task loss, one of :func:`methods_of` the size; None is its APD.
-        seed: of the student; data and teacher stay the same.
-        context_shift: of the tiny recipe's scenes; no part of the other sizes.
+    `size` is tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
+    REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
+    :func:`apd.study.coco_recipes.detection_recipe`; `method` one of :func:`methods_of` it (default: its APD). `seed` is
+    the student's, data and teacher stay the same. `context_shift` is for the tiny recipe's scenes.
 
-    Raises ExperimentError for an unknown size or method.
-
-    Example:
-        >>> recipe("tiny", "pixel_kd", seed=3).name
-        'tiny-pixel_kd-seed3'
+    >>> recipe("tiny", "pixel_kd", seed=3).name
+    'tiny-pixel_kd-seed3'
     """
     method = method or default_method(size)
     if size in get_args(coco.DetectionSize):
@@ -191,8 +185,7 @@ TRIED_PAIR_LEARNING_RATES = (0.01, 0.03, 0.1)
 def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: Method, seed: int = 0) -> Experiment:
     """One run of a pair, PSPNet or DeepLabV3 in either role, on the tiny recipe's scenes with weights from random.
 
-    Crops of 64 pixels halve the time of a step. Networks have the published output stride of 8; DeepLabV3 reaches half
-    a crop (released code: 0.4 to 0.6). Teachers differ in the head alone. The baseline has no teacher.
+    Output stride 8, as published; DeepLabV3 reaches half a crop (released: 0.4 to 0.6); the baseline has no teacher.
     """
 
     def network(head: Head, backbone: str, width: int) -> NetworkConfig:
@@ -225,10 +218,14 @@ def all_recipes() -> Iterator[tuple[str, Experiment]]:
 
 
 def sourced_lines(name: str) -> Iterator[str]:
-    """The recipe of a name such as "coco-roi_apd" as lines with the source of every value; none where all are ours."""
+    """The recipe of a name such as "coco-roi_apd", a field a line with its value's source; none where all are ours."""
     size, method = name.rsplit("-", 1)
     sources = dict(coco.COCO_SOURCES if size in get_args(coco.CocoSize) else published.SOURCES)
     if size.endswith(published.CORRECTED):
         sources |= published.CORRECTED_SOURCES
-    if size in get_args(Literal[coco.CocoSize, published.PaperSize]):
-        yield from published.lines_with_sources(recipe(size, method), sources)
+    ours = size not in get_args(Literal[coco.CocoSize, published.PaperSize])
+    for field, value, default in () if ours else published.leaves(recipe(size, method)):
+        known = [name for name in sources if f"{field}.".startswith(f"{name}.")]
+        source = sources[max(known, key=len)] if known and (value != default or field in known) else ""
+        shown = f"{value:.6g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
+        yield f"{field:36s} {shown:16s} {source or 'default'}"

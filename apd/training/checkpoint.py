@@ -1,8 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and one process per run.
-
-A checkpoint is a folder `step-00001200/` with the student's weights, all other tensors, the optimisers and the sha256
-of each. It is written beside its final name and renamed, so it is there whole or not at all; the one before it is kept.
-"""
+"""Checkpoints that survive a kill at any moment (there whole or not at all, the last two), and one process per run."""
 
 import contextlib
 import errno
@@ -85,10 +81,9 @@ def save_checkpoint(
     optimisers: dict[str, Any],
     facts: dict[str, Any],
 ) -> Path:
-    """Write checkpoint `step` (optimiser steps done) under `folder`, keep the one before it and delete older ones.
+    """Write checkpoint `step` (steps done) under `folder`, keep the one before it and delete older ones.
 
-    `state` are further tensors, `optimisers` state dicts by name, `facts` JSON values. CheckpointError where the disk
-    refuses; the checkpoints that were there are untouched.
+    `facts` are JSON values. CheckpointError where the disk refuses; the checkpoints that were there are untouched.
     """
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
@@ -153,9 +148,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def only_process(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process; it is made if it is not there.
 
-    The lock is the operating system's own on `folder/lock`: it vanishes with the process, which `folder/holder` names.
-    Between machines it holds where the shared file system carries it to its server: NFS on Linux does, Lustre when it
-    is mounted with `flock`. RunBusyError names the process that holds it; CheckpointError where there can be no lock.
+    The lock is the operating system's own on `folder/lock` and vanishes with the process; between machines it holds on
+    NFS and on Lustre with `flock`. RunBusyError names the holder; CheckpointError where there can be no lock.
     """
     path, name = folder / "lock", folder / "holder"
     try:
@@ -174,10 +168,8 @@ def only_process(folder: Path) -> Iterator[None]:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     except (OSError, NotImplementedError) as error:  # the second from releases before 3.24
         reason = getattr(error, "strerror", None) or error
-        advice = (
-            "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
-        )
-        raise CheckpointError(f"cannot lock {path}: {reason}; {advice}") from error
+        fix = "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
+        raise CheckpointError(f"cannot lock {path}: {reason}; {fix}") from error
     if not lock.is_locked:
         holder = ""
         with contextlib.suppress(OSError):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from apd.config.datasets import Splits
-from apd.config.detection import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
-from apd.config.inference import InferenceOptions
-from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
+from apd.config.parts import DetectorConfig, InferenceOptions
+from apd.data.augment import InstanceAugmentation
+from apd.data.batches import InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of
 from apd.data.coco import DetectionExtraMissing, coco_library, coco_split
 from apd.data.image_folder import DataError
@@ -32,8 +32,7 @@ _SCENES_AT_A_TIME = 8
 class DetectionTask(RunTask):
     """Boxes with classes, and masks where the network is a Mask R-CNN, judged by COCO's average precision.
 
-    torchvision's losses are means over boxes, instances or anchors of the images at hand. Each is weighed by its count,
-    so that over several ranks the mean is that of the whole batch, however few instances a rank has.
+    torchvision's losses are means over what is at hand; each is weighed by its count, as the whole batch's over ranks.
     """
 
     expected, kind = "expected_ap", "detector"
@@ -73,10 +72,9 @@ class DetectionTask(RunTask):
         except DetectionExtraMissing as error:
             raise ExperimentError(str(error)) from error
         if train.spec.class_names != val.spec.class_names:
-            raise DataError(
-                f"{data.folder}: {data.train_part} has {train.spec.num_classes} categories and {data.val_part} has "
-                f"{val.spec.num_classes}, not the same ones in the same order: a network has one set of classes"
-            )
+            here, there = train.spec.num_classes, val.spec.num_classes
+            both = f"{data.train_part} has {here} categories and {data.val_part} has {there}, not the same ones"
+            raise DataError(f"{data.folder}: {both} in the same order: a network has one set of classes")
         return Splits(train, val, evaluation)
 
     def census(self, splits: Splits) -> Census | None:
@@ -129,12 +127,8 @@ class DetectionTask(RunTask):
             counts = tap.loss_counts
         # alone, count and global_count are one number, and their quotient is exactly 1
         terms = {name: value * (counts[name] / global_count(counts[name])) for name, value in losses.items()}
-        loss = sum(terms.values())
-        for name, distiller in self.distillers.items():
-            distilled = distiller(pair)
-            loss = loss + distilled["loss"]
-            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
-        return terms | {"loss": loss}
+        distilled = {name: distiller(pair) for name, distiller in self.distillers.items()}
+        return self.with_loss(terms, sum(terms.values()), distilled)
 
     def evaluate(
         self, network: FasterRCNN, dataset: InstanceDataset, inference: InferenceOptions, ranks: Ranks

@@ -1,7 +1,4 @@
-"""The processes (*ranks*) that train one network together; rank 0 alone prints and touches the run's folder.
-
-What rank 0 alone raises, every rank raises; where a rank dies, the others leave with a `LostRankError`.
-"""
+"""The processes (*ranks*) that train one network together; rank 0 alone prints and touches the run's folder."""
 
 import contextlib
 import inspect
@@ -36,14 +33,6 @@ _SEND_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffer
 
 class LostRankError(RuntimeError):
     """Another process of the same run has gone, so that this one cannot go on."""
-
-
-class EveryNth(Subset):
-    """The samples `first`, `first + step`, … of a data set: parts of one step share no sample and leave none out."""
-
-    def __init__(self, dataset: SegmentationDataset | InstanceDataset, first: int, step: int) -> None:
-        super().__init__(dataset, range(first, len(dataset), step))
-        self.spec, self.fingerprint = dataset.spec, dataset.fingerprint  # those of the whole data set
 
 
 @dataclass(frozen=True)
@@ -113,9 +102,13 @@ class Ranks:
             distributed.all_reduce(counts)
         return counts
 
-    def part(self, dataset: D) -> D | EveryNth:
-        """This rank's samples of a data set: each sample is one rank's."""
-        return dataset if self.size == 1 else EveryNth(dataset, self.rank, self.size)
+    def part(self, dataset: D) -> D | Subset:
+        """This rank's samples of a data set: each sample is one rank's; spec and fingerprint are the whole's."""
+        if self.size == 1:
+            return dataset
+        part = Subset(dataset, range(self.rank, len(dataset), self.size))
+        part.spec, part.fingerprint = dataset.spec, dataset.fingerprint
+        return part
 
     def synchronise_batch_norm(self, network: nn.Module) -> None:
         """On GPUs, have batch norm take its statistics over all ranks' images; torch has no such norm for a CPU."""

@@ -1,8 +1,4 @@
-"""What the command line says of a mistake: one message on standard error and an exit code, no traceback.
-
-Exit codes: 0 done, 1 a mistake, with its message, 2 a command line that cannot be understood, 130 stopped by Ctrl-C.
-Anything else that is raised is a defect of this package.
-"""
+"""Exit codes: 0 done, 1 a mistake, 2 a command line that cannot be understood, 130 stopped; a traceback is a defect."""
 
 import os
 import sys
@@ -16,16 +12,12 @@ from apd.config.experiment import ExperimentError
 from apd.data.coco import DetectionExtraMissing
 from apd.data.images import DataError, DataWarning
 from apd.evaluation.export import ExportError
+from apd.fields import UsageError
 from apd.training.checkpoint import CheckpointError, RunBusyError
 from apd.training.distributed import LostRankError, leave, of_every_rank, started_rank
 from apd.training.record import RecordError
 from apd.training.run_log import NonFiniteLossError, StoppedError, UnfinishedRunsError
 from apd.training.task import TeacherError
-
-
-class UsageError(ValueError):
-    """A command line that cannot be understood."""
-
 
 USER_ERRORS = (
     *(CheckpointError, DataError, DetectionExtraMissing, ExperimentError, ExportError, LostRankError),
@@ -72,6 +64,5 @@ def out_of_memory(error: torch.OutOfMemoryError) -> str:
     """What a GPU without enough memory means for a run, in one line."""
     reason = str(error).strip().split("\n")[0].split(". ")[0]
     fix = "Lower --training.batch-size, raise --training.accumulation or end other processes on the GPU"
-    return (
-        f"the GPU's memory does not hold this run ({reason}). {fix}; the same command goes on from the last checkpoint"
-    )
+    again = "the same command goes on from the last checkpoint"
+    return f"the GPU's memory does not hold this run ({reason}). {fix}; {again}"

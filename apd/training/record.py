@@ -20,7 +20,7 @@ import torch
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.evaluation.average_precision import APScores, Kind, ap_scores, tables_of, what_is_wrong
-from apd.evaluation.metrics import Scores, scores
+from apd.evaluation.inference import Scores, scores
 from apd.training.checkpoint import write_atomically
 
 SCHEMA = 1

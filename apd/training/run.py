@@ -42,7 +42,6 @@ def train(
     every process calls this alike; they share the work, and each gets the record.
 
     Args:
-        experiment: the full configuration.
         device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
         progress: show a bar; None shows it on a terminal only, "lines" prints at most two lines a minute for a log.
         wait: when another process works on this run, wait for it instead of raising.
@@ -51,13 +50,9 @@ def train(
         folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
         check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
 
-    Raises:
-        RunBusyError: another process works on this run and `wait` is false.
-        DataError, ExperimentError: the data are missing or damaged, or the experiment is not possible here.
-        TeacherError: the teacher's weights do not fit, or score below what the experiment expects of them.
-        NonFiniteLossError: a loss term became infinite or NaN; the batch is saved.
-        CheckpointError: the disk is full or read-only, or the finished run is of other data than today's.
-        StoppedError, LostRankError: Ctrl-C or SIGTERM, with a checkpoint; another rank of this run has gone.
+    Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible here; TeacherError;
+    NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
+    data than today's; StoppedError, with a checkpoint; LostRankError.
     """
     ranks = join()
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
@@ -110,11 +105,10 @@ def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> N
 
 
 def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
-    """The network of a finished run, in eval mode: a segmentation network, or a detector of torchvision.
+    """The network of a finished run, in eval mode, on `device`; None is cuda where there is one, else cpu.
 
-    `run` is the experiment, or the folder of its run, or a file in that folder such as the printed ``record.json``. The
-    network goes to `device`; None is cuda where there is one, else cpu. CheckpointError where there is no such run, it
-    has not finished, or its weights are not those of its record.
+    `run` is the experiment, or the folder of its run, or a file in it such as the printed ``record.json``.
+    CheckpointError where there is no such run, it has not finished, or its weights are not those of its record.
     """
     folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
     if not (folder / "record.json").exists():

@@ -16,8 +16,7 @@ from typing import Any, Literal, NoReturn, Self
 
 from safetensors.torch import save_file
 
-from apd.data.augment_instances import InstanceBatch
-from apd.data.batches import Batch
+from apd.data.batches import Batch, InstanceBatch
 from apd.training.checkpoint import GO_ON, CheckpointError
 
 CURVE_POINTS = 100
@@ -81,8 +80,8 @@ class RunLog:
     def summary(self) -> dict[str, Any]:
         """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
 
-        Seconds are medians over steps; core seconds are those in which the process ran, which other programs do not
-        lengthen. A curve has at most 100 points, each the mean over an equal stretch of steps; `iteration` is its end.
+        Seconds are medians over steps, core seconds those in which the process ran. A curve has at most 100 points,
+        each the mean over an equal stretch of steps; `iteration` is its end.
         """
         entries = self.read()
         stretch = -(-len(entries) // CURVE_POINTS)
@@ -91,13 +90,10 @@ class RunLog:
         def short(value: float) -> float:
             return float(f"{value:.6g}")
 
-        seconds = {
-            name.replace("seconds", "seconds_per_iteration"): short(
-                statistics.median(e[name] for e in entries if name in e)
-            )
-            for name in ("seconds", "core_seconds")
-            if any(name in e for e in entries)
-        }
+        seconds = {}
+        for name in ("seconds", "core_seconds"):
+            if taken := [e[name] for e in entries if name in e]:
+                seconds[f"{name}_per_iteration"] = short(statistics.median(taken))
         names = [name for name in entries[0] if name not in ("step", "seconds", "core_seconds")]
         curves = {name: [short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
         return {**seconds, "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves}

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
 from apd.config.experiment import NetworkConfig
-from apd.config.inference import InferenceOptions, require_split_sides
+from apd.config.parts import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, device_batches, training_batches
 from apd.data.census import Census, census_of
 from apd.data.specs import SegmentationDataset
-from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision
-from apd.evaluation.metrics import scores
+from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
@@ -26,10 +25,7 @@ from apd.training.task import RunTask, built
 def build_network(
     network: NetworkConfig, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
 ) -> Segmenter:
-    """A network whose initial weights depend on the seed alone. ExperimentError where it cannot be built.
-
-    With `weights_follow` the caller loads a full state dict next, so ImageNet weights are not asked for.
-    """
+    """A network whose initial weights depend on the seed alone; with `weights_follow` the caller loads others."""
     require_segmentation(network)
     return built(partial(_segmenter, network, num_classes, weights_follow), "network", device, seed)
 
@@ -44,6 +40,13 @@ def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Ten
     logits_BKHW = F.interpolate(logits_BKhw.float(), labels_BHW.shape[-2:], mode="bilinear", align_corners=True)
     total = F.cross_entropy(logits_BKHW, labels_BHW, ignore_index=ignore_index, reduction="sum")
     return total / global_count((labels_BHW != ignore_index).sum())
+
+
+def distilled_of(student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+    """The keywords of a distiller's call."""
+    networks = {"student": student, "teacher": teacher}.items()
+    maps = {f"{who}_{what}": getattr(seen, what) for who, seen in networks for what in ("features", "logits")}
+    return maps | {"labels": labels}
 
 
 class SegmentationTask(RunTask):
@@ -135,16 +138,10 @@ class SegmentationTask(RunTask):
         if student.aux is not None and auxiliary_weight:
             terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
-        for name, distilled in self._distil(student, teacher, labels_BHW).items():
-            loss = loss + distilled["loss"]
-            terms |= {f"{name}.{term}": value for term, value in distilled.items() if term != "loss"}
-        return terms | {"loss": loss}
+        return self.with_loss(terms, loss, self._distil(student, teacher, labels_BHW))
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
-        if not self.distillers:
-            return {}
-        given = dict(student_features=student.features, teacher_features=teacher.features)
-        given |= dict(student_logits=student.logits, teacher_logits=teacher.logits, labels=labels)
+        given = distilled_of(student, teacher, labels) if self.distillers else {}
         return {name: distiller(**given) for name, distiller in self.distillers.items()}
 
     @torch.no_grad()

@@ -1,18 +1,77 @@
-"""What a task of a run is, whichever: its networks, its distillers and its teacher, which has to be good enough."""
+"""What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apd.config.datasets import Splits
-from apd.config.experiment import Experiment, ExperimentError
+from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.distillers.base import DistillerConfig, build_distiller
 from apd.models.checkpoints import load_weights
 from apd.training.distributed import ALONE, Ranks, of_every_rank
+
+
+def build_optimisers(
+    experiment: Experiment, student: tuple[list[nn.Parameter], list[nn.Parameter]], distillers: Iterable[nn.Module]
+) -> dict[str, torch.optim.Optimizer]:
+    """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
+
+    `student` are the backbone's parameters and the rest. A group with `base_rate` follows a schedule.
+    """
+    training, (backbone, heads), teacher_groups = experiment.training, map(list, student), []
+    for config, module in zip(experiment.distillers, distillers, strict=True):
+        heads += list(module.student_parameters())
+        if parameters := list(module.teacher_parameters()):
+            follows = {"base_rate": config.teacher_head_rate} if config.teacher_head_schedule == "poly" else {}
+            teacher_groups.append({"params": parameters, "lr": config.teacher_head_rate, **follows})
+    groups = [
+        {"params": backbone, "base_rate": training.learning_rate},
+        {"params": heads, "base_rate": training.learning_rate * training.head_multiplier},
+    ]
+    fused = training.fused or None  # None leaves the choice to torch, which does not take the fused one
+    common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
+    momentum = {} if training.optimiser == "adamw" else {"momentum": training.momentum}
+    own = (torch.optim.SGD if momentum else torch.optim.AdamW)(groups, **momentum, **common)
+    if not teacher_groups:
+        return {"student": own}
+    return {"student": own, "teacher_heads": torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)}
+
+
+def learning_rate_factor(training: TrainingConfig, step: int) -> float:
+    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
+
+    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
+    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
+
+    >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
+    >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
+    [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
+    """
+    steps = training.schedule == "steps"
+    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
+    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
+
+
+def _poly(training: TrainingConfig, step: int) -> float:
+    return (1 - step / training.iterations) ** training.power
+
+
+def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
+    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
+    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
+
+
+def described(training: TrainingConfig) -> str:
+    """Optimiser and schedule in words, such as "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"."""
+    heads = training.learning_rate * training.head_multiplier
+    falls = f"falling to a tenth at {', '.join(map(str, training.milestones))}"
+    schedule = f"poly with power {training.power:g}" if training.schedule == "poly" else falls
+    rises = f", rising over the first {training.warmup} steps" if training.warmup else ""
+    return f"{training.optimiser}, learning rate {training.learning_rate:g} and {heads:g} for heads, {schedule}{rises}"
 
 
 class TeacherError(RuntimeError):
@@ -20,11 +79,7 @@ class TeacherError(RuntimeError):
 
 
 class RunTask(nn.Module):
-    """The common part of SegmentationTask and DetectionTask; called with a batch, a task gives the loss.
-
-    Student and distillers are its submodules, so that DistributedDataParallel finds every trained parameter in one
-    forward pass; the teacher has none and stays out. The trainer, its checkpoints and records know of nothing else.
-    """
+    """The common part of the tasks: called with a batch, one gives the loss; student and distillers are submodules."""
 
     expected: Literal["expected_miou", "expected_ap"]  # field of the teacher's configuration: its least headline score
     libraries: tuple[str, ...] = ()  # packages, beside the usual ones, whose version belongs to what is measured
@@ -64,6 +119,13 @@ class RunTask(nn.Module):
         """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
         return built(partial(self._build, config, num_classes, class_names, weights_follow), self.kind, device, seed)
 
+    def with_loss(self, terms: dict[str, Tensor], loss: Tensor, distilled: dict[str, dict[str, Tensor]]) -> Any:
+        """The terms with those of the distillers, and "loss", the sum of all losses."""
+        for name, of_one in distilled.items():
+            loss = loss + of_one["loss"]
+            terms |= {f"{name}.{term}": value for term, value in of_one.items() if term != "loss"}
+        return terms | {"loss": loss}
+
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Images that batch norm needs in each part of a batch."""
         return 1
@@ -89,10 +151,9 @@ def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed:
 
 
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
-    """The task's teacher with strictly loaded weights, in eval mode, without gradients.
+    """The task's teacher with strictly loaded weights, in eval mode, without gradients; else TeacherError.
 
-    `path` is one of this project's runs or a released checkpoint (see :func:`~apd.models.load_weights`). TeacherError:
-    there is no such file, or its names or shapes are not those of the experiment's teacher.
+    `path` is one of this project's runs or a released checkpoint (see :func:`~apd.models.load_weights`).
     """
     if not path.is_file():
         raise TeacherError(f"teacher weights {path}: there is no such file (--teacher.weights-file)")

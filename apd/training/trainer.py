@@ -1,8 +1,4 @@
-"""The training step, and the loop of one run around it.
-
-What varies from step to step is a function of seed and step or is in the checkpoint, so on a CPU an interrupted run
-ends bit-equal to an uninterrupted one with as many ranks.
-"""
+"""The training step, and the loop around it. On a CPU an interrupted run ends bit-equal to an uninterrupted one."""
 
 import time
 from collections.abc import Callable
@@ -17,17 +13,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from apd.config.datasets import Splits
-from apd.config.inference import WHOLE_IMAGE, InferenceOptions
-from apd.data.augment_instances import InstanceBatch
+from apd.config.parts import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
+from apd.data.batches import InstanceBatch
 from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.optim import build_optimisers, learning_rate_factors
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import measure_teacher
+from apd.training.task import build_optimisers, learning_rate_factor, learning_rate_factors, measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0
@@ -39,11 +34,7 @@ Progress = bool | Literal["lines"] | None
 
 
 class TrainStep:
-    """What a batch does to the weights, and everything that has to be kept from one batch to the next.
-
-    `optimisers` are named "student" and, where a teacher's head is trained, "teacher_heads"; `average` is the network
-    of averaged weights, or None. The student is trained in place; the teacher is in eval mode and without gradients.
-    """
+    """What a batch does to the weights of the student, in place, and all that is kept from one batch to the next."""
 
     def __init__(self, task: Task, student: nn.Module, teacher: nn.Module | None, ranks: Ranks = ALONE) -> None:
         self.task, self.student, self.ranks = task, student, ranks
@@ -108,9 +99,8 @@ class TrainStep:
 class CapturedStep:
     """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
 
-    A small network on a fast GPU waits for its kernels to be launched one by one; a graph launches all at once. Every
-    batch must have the shapes of the first. Gradients must be None when it is recorded and be left alone from then on
-    (`recorded`): each replay writes them anew, at the same addresses.
+    A small network on a fast GPU waits for single launches. Every batch must have the shapes of the first. Gradients
+    must be None when it is recorded and then be left alone: each replay writes them anew, at the same addresses.
     """
 
     def __init__(self, compute: Callable[[Batch], dict[str, Tensor]]) -> None:
@@ -171,7 +161,6 @@ class Trainer:
         self.device, self.distillers = self.step.device, self.step.distillers
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
-        self.factors = learning_rate_factors(self.experiment.training)
         self.log = RunLog(folder / "log.jsonl")
         self._loss = float("nan")  # of the newest step that was looked at
         self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
@@ -181,9 +170,8 @@ class Trainer:
         step, training, ranks = self._resume(), self.experiment.training, self.ranks
         if self.teacher is not None and self.facts["teacher"] is None:
             self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, ranks)
-        batches = self.task.batches(
-            self.splits.train, start=step, ranks=ranks, workers=self.workers, device=self.device
-        )
+        options = dict(start=step, ranks=ranks, workers=self.workers, device=self.device)
+        batches = self.task.batches(self.splits.train, **options)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         hidden = not ranks.first or (None if self.progress is None else self.progress is not True)
         bar = tqdm(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
@@ -228,10 +216,11 @@ class Trainer:
 
     def set_learning_rates(self, step: int) -> None:
         """Of every group that follows a schedule: those that have a `base_rate`."""
+        factors = learning_rate_factors(self.experiment.training, step)
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
                 if "base_rate" in group:
-                    group["lr"] = group["base_rate"] * self.factors[name][step]
+                    group["lr"] = group["base_rate"] * factors[name]
 
     def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
         """Log the terms of a step; stop the run if one of them is not a finite number."""
@@ -244,7 +233,8 @@ class Trainer:
             raise of_every_rank(NonFiniteLossError(f"step {step}: {', '.join(wrong)}; {saved}. {fix}"))
         self._loss = values["loss"]
         if self.ranks.rank == 0:
-            learning_rate = self.experiment.training.learning_rate * self.factors["student"][step]
+            training = self.experiment.training
+            learning_rate = training.learning_rate * learning_rate_factor(training, step)
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
             self.log.write({"step": step, **taken, "learning_rate": learning_rate, **values})
 

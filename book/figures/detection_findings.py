@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from apd.config.experiment import ExperimentError
-from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.batches import evaluation_instance_batches
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections, detect
 from apd.report.detections import BASELINE, LEAST_SCORE, SCHEMA, TEACHER, Findings

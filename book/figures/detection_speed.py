@@ -21,10 +21,9 @@ from torch import nn
 from torch.utils.benchmark import timer
 from torchvision.models.detection import FasterRCNN
 
-from apd.config.detection import DetectorConfig
+from apd.config.parts import DetectorConfig
 from apd.cost.measure import quartiles
-from apd.data.augment_instances import InstanceBatch
-from apd.data.batches import unit_range
+from apd.data.batches import InstanceBatch, unit_range
 from apd.data.instances import InstanceSpec, Noise, as_target
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd

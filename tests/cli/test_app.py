@@ -17,7 +17,7 @@ from small_experiments import exit_code, tiny
 from apd.cli import app as cli
 from apd.config.identity import from_dict, to_dict
 from apd.cost.measure import LossShape
-from apd.evaluation.metrics import scores
+from apd.evaluation.inference import scores
 from apd.study.campaigns import CAMPAIGNS
 from apd.study.recipes import all_recipes
 from apd.training.record import read_record

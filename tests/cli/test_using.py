@@ -13,9 +13,8 @@ from torch.nn.functional import interpolate
 
 from apd.cli.app import main
 from apd.config.datasets import build_split
-from apd.config.inference import InferenceOptions
-from apd.evaluation.inference import confusion_of, predict_labels
-from apd.evaluation.metrics import scores
+from apd.config.parts import InferenceOptions
+from apd.evaluation.inference import confusion_of, predict_labels, scores
 from apd.evaluation.predict import predict_image
 from apd.training.record import read_record
 from apd.training.run import run_folder, train, trained_network

@@ -10,9 +10,8 @@ import pytest
 import small_detection as boxes
 from small_experiments import NETWORK, TEACHER, tiny
 
-from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.inference import InferenceOptions
+from apd.config.parts import DetectorConfig, InferenceOptions, InstanceDataConfig
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig

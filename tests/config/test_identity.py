@@ -12,10 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from small_experiments import tiny
 
-from apd.config.detection import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.identity import fingerprint, from_dict, to_dict
-from apd.config.inference import InferenceOptions
+from apd.config.parts import DetectorConfig, InferenceOptions, InstanceDataConfig
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig

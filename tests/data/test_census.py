@@ -14,7 +14,7 @@ from apd.data.census import Census, census_of
 from apd.data.dataset_yaml import open_folder
 from apd.data.images import DataError, LongSide
 from apd.data.instances import InstanceSpec
-from apd.evaluation.metrics import too_weak
+from apd.evaluation.inference import too_weak
 from apd.training.record import read_record
 from apd.training.run import runs_folder
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from apd.config import inference as protocol
 from apd.config.experiment import DataConfig, Experiment, ExperimentError
-from apd.config.inference import WHOLE_IMAGE, InferenceOptions, least_side, require_sides, shown_size
+from apd.config.parts import WHOLE_IMAGE, InferenceOptions, least_side, require_sides, shown_size
 from apd.data.images import DataError
 from apd.models import segmenter
 from apd.training.run import runs_folder

@@ -6,12 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apd.data.augment_instances import (
-    InstanceAugmentation,
-    augment_instances,
-    evaluation_instance_batches,
-    training_instance_batches,
-)
+from apd.data.augment import InstanceAugmentation, augment_instances
+from apd.data.batches import evaluation_instance_batches, training_instance_batches
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as_target, class_map
 from apd.data.scenes import SceneInstances, Scenes
 from apd.data.specs import IMAGE_PADDING

@@ -10,7 +10,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.batches import evaluation_instance_batches
 from apd.data.coco import DetectionExtraMissing, decode, encode
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes import SceneInstances

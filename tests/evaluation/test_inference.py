@@ -15,20 +15,21 @@ from small_experiments import DATA, NETWORK, tiny
 from torch import nn
 
 from apd.config.datasets import build_split
-from apd.config.inference import InferenceOptions
+from apd.config.parts import InferenceOptions
 from apd.cost.measure import peak_of
 from apd.data.image_folder import DataError
 from apd.data.specs import IMAGE_PADDING, SCENES, Sample
 from apd.evaluation.inference import (
+    ConfusionMatrix,
     agreement_of,
     class_probabilities,
     confusion_of,
     predict_dataset,
     predict_labels,
     resolve_precision,
+    scores,
     window_starts,
 )
-from apd.evaluation.metrics import ConfusionMatrix, scores
 from apd.training.run import train, trained_network
 from apd.training.segmentation import build_network
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from apd.evaluation.metrics import ConfusionMatrix, scores
+from apd.evaluation.inference import ConfusionMatrix, scores
 
 CASES = st.tuples(st.integers(2, 7), st.integers(0, 2**31 - 1), st.floats(0, 0.9))
 

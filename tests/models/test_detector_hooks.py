@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from apd.data.augment_instances import evaluation_instance_batches
+from apd.data.batches import evaluation_instance_batches
 from apd.data.instances import as_target
 from apd.data.scenes import SceneInstances
 from apd.distillers.apd import RoIAPD

@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apd.models import build_segmenter
-from apd.models.backbones import create_backbone
-from apd.models.resnet import DEEP_RESNETS, create_deep_resnet
+from apd.models.backbones import DEEP_RESNETS, create_backbone, create_deep_resnet
 
 # million parameters and, by side of the image, billion multiply-adds of convolutions; 19 classes, no auxiliary head
 PUBLISHED = {
@@ -106,7 +105,7 @@ def test_a_file_that_does_not_fit_is_refused_by_its_own_names(tmp_path):
 @pytest.mark.parametrize(("name", "theirs"), [("resnet50_deep", "resnet50s"), ("resnet101_deep", "resnet101s")])
 def test_the_larger_ones_take_timms_weights_of_the_same_network(monkeypatch, name, theirs):
     create = mock.Mock(side_effect=timm.create_model)
-    monkeypatch.setattr("apd.models.resnet.create_with_timm_weights", create)
+    monkeypatch.setattr("apd.models.backbones.create_with_timm_weights", create)
     with torch.device("meta"):
         one, other = (create_backbone(name, weights=weights).network for weights in ("imagenet", "none"))
     assert [call.args for call in create.call_args_list] == [(theirs,)]

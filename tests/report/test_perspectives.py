@@ -20,7 +20,7 @@ from apd.config.identity import fingerprint
 from apd.data.batches import evaluation_batches
 from apd.data.specs import SCENES
 from apd.distillers.base import build_distiller
-from apd.evaluation.metrics import ConfusionMatrix, scores
+from apd.evaluation.inference import ConfusionMatrix, scores
 from apd.report import perspectives
 from apd.report.correlations import read_evidence
 from apd.report.perspectives import (

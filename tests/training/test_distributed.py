@@ -22,8 +22,8 @@ from torch import nn
 
 from apd.config.datasets import build_splits
 from apd.config.experiment import ExperimentError
-from apd.data.augment_instances import InstanceAugmentation, InstanceBatch, training_instance_batches
-from apd.data.batches import Batch
+from apd.data.augment import InstanceAugmentation
+from apd.data.batches import Batch, InstanceBatch, training_instance_batches
 from apd.data.instances import as_target
 from apd.data.scenes import SceneInstances
 from apd.distillers.apd import APDConfig

@@ -10,7 +10,7 @@ import torch
 from small_detection import small
 from small_experiments import tiny
 
-from apd.evaluation.metrics import scores
+from apd.evaluation.inference import scores
 from apd.training.record import Record, RecordError, differences, read_record, read_records
 from apd.training.run import train
 

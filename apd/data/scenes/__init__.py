@@ -1,8 +1,4 @@
-"""The built-in data: street scenes drawn by a program, so that the study runs anywhere and knows every label exactly.
-
-Layout and appearance come from two independent streams of random numbers, functions of (seed, split, index) alone: the
-same street can be seen at any size and at any `context_shift` (see `apd.data.scenes.light`), with the same labels.
-"""
+"""Street scenes drawn by a program; layout and appearance are independent functions of (seed, split, index) alone."""
 
 import hashlib
 import json
@@ -48,13 +44,10 @@ class Scene(NamedTuple):
 def draw_scene(
     seed: int, index: int, *, height: int, width: int, context_shift: float = 0.5, split: Split = "train"
 ) -> Scene:
-    """Draw one scene.
+    """Draw scene `index` of the family `seed` at `height` x `width` pixels, at least 32 each.
 
-    Args:
-        seed, index: which family of scenes, and which of it; integers from 0.
-        height, width: size of the image in pixels, at least 32 each.
-        context_shift: 0 = every image has the same light, palette and textures, 1 = each its own; labels do not change.
-        split: "train", "val" or "test"; the splits of one seed share no random numbers.
+    `context_shift` 0 gives every image the same light, palette and textures, 1 each its own; labels do not change.
+    `split` is "train", "val" or "test"; the splits of one seed share no random numbers.
     """
     _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
     _check_integer("index", index, 0)
@@ -82,20 +75,14 @@ def _labels(canvas: Canvas) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     instances_HW = number_of.take(region_HW)
     labels_HW = classes.astype(np.uint8).take(region_HW)
     labels_HW[_borders(region_HW)] = SCENES.ignore_index
-    return labels_HW, instances_HW, classes[shown].astype(np.int64), _boxes(instances_HW, len(shown))
-
-
-def _boxes(instances_HW: NDArray[np.uint16], count: int) -> NDArray[np.int64]:
-    places = (np.nonzero(instances_HW == number) for number in range(1, count + 1))
+    places = (np.nonzero(instances_HW == number) for number in range(1, len(shown) + 1))
     boxes = [(x.min(), y.min(), x.max() + 1, y.max() + 1) for y, x in places]
-    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+    boxes_N4 = np.array(boxes, dtype=np.int64).reshape(-1, 4)
+    return labels_HW, instances_HW, classes[shown].astype(np.int64), boxes_N4
 
 
 def _borders(region_HW: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Pixels on an outline: those whose right or lower neighbour shows another region; wider in larger images.
-
-    A pixel's region is what its upper left corner sees, so an outline runs through the pixels it marks.
-    """
+    """Pixels whose right or lower neighbour shows another region; wider in larger images."""
     border_HW = np.zeros(region_HW.shape, dtype=bool)
     border_HW[:, :-1] = region_HW[:, 1:] != region_HW[:, :-1]
     border_HW[:-1] |= region_HW[1:] != region_HW[:-1]
@@ -112,10 +99,7 @@ def border_width(height: int, width: int) -> int:
 
 
 class Scenes:
-    """A data set of `count` scenes, drawn when asked for; the other arguments are those of `draw_scene`.
-
-    Small scenes are kept in memory after the first time (192 MiB at most, shared by all data sets of the process).
-    """
+    """A data set of `count` scenes (see `draw_scene`); small ones are kept in memory, 192 MiB at most in a process."""
 
     spec: DatasetSpec = SCENES
 
@@ -161,8 +145,7 @@ def image_of(scene: Scene) -> torch.Tensor:
 class SceneInstances(Scenes):
     """The objects of :class:`Scenes`, each with box and mask, as a data set for detection.
 
-    A scene has about a dozen objects, far ones of a few pixels among them, which nobody could recognise. Those of fewer
-    than `least_pixels` visible pixels (default 16, own choice) are crowd: neither asked for nor counted as a mistake.
+    Those of fewer than `least_pixels` visible pixels (own choice) are crowd: nobody could recognise them.
     """
 
     spec: InstanceSpec = OBJECTS
@@ -181,9 +164,8 @@ class SceneInstances(Scenes):
         label_of = {SCENES.index(name): label for label, name in enumerate(OBJECTS.class_names)}
         labels_N = torch.tensor([label_of[number] for number in scene.instance_classes_N.tolist()], dtype=torch.int64)
         boxes_N4, crowd_N = torch.from_numpy(scene.boxes_N4).float(), pixels_N < self.least_pixels
-        return InstanceSample(
-            image_of(scene), boxes_N4, labels_N, masks_NHW, crowd_N, pixels_N.float(), self.name(index)
-        )
+        objects = boxes_N4, labels_N, masks_NHW, crowd_N, pixels_N.float()
+        return InstanceSample(image_of(scene), *objects, self.name(index))
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

@@ -1,8 +1,7 @@
-"""The canvas scenes are painted on: a map of part numbers, filled back to front with exact shapes.
+"""The canvas scenes are painted on: part numbers, filled back to front with exact shapes; coordinates in cells, y down.
 
 A *part* is a patch of one colour (a wall, its windows, a tyre) of a *region*: the object, or the stuff, that the label
-maps show. Only additions, products, quotients and square roots decide which cell is inside: the same on every IEEE
-machine. Coordinates are in cells, y down.
+maps show. Only sums, products, quotients and square roots decide what is inside: the same on every IEEE machine.
 """
 
 from collections.abc import Sequence

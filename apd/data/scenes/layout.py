@@ -1,7 +1,4 @@
-"""What stands where in a street scene, as plain numbers in metres, drawn from one stream of random numbers.
-
-X to the right of the middle of the road, Y up from the ground, Z forward from the camera; no pixels, no colours.
-"""
+"""What stands where in a street scene, in metres: X right of the road's middle, Y up, Z forward from the camera."""
 
 from collections import namedtuple
 from collections.abc import Sequence

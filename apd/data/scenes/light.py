@@ -1,8 +1,7 @@
 """The appearance of a scene: light, palette and textures, and the context shift that makes them differ between images.
 
-The pixels of one image share the light of the hour, the weather and the materials of the town, so within an image a
-class keeps its appearance, while between images appearances of classes overlap. At `context_shift` 0 all images share
-them; at 1 an image's classes take the standard colours in another order, turned in hue, under its own light.
+Within an image a class keeps its appearance. At `context_shift` 0 it is that of every image; at 1 classes take the
+standard colours in another order, turned in hue, under a light of their own; between, all move continuously.
 """
 
 from functools import lru_cache

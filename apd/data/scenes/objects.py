@@ -1,7 +1,4 @@
-"""Paints what stands and moves on the street, in metres: trees, lamps, signs, railings, cars and pedestrians.
-
-A sign's plate, a car and a pedestrian are counted: each gets a region, and so an instance, of its own.
-"""
+"""Paints what is on the street, in metres; a sign's plate, a car and a pedestrian are each a region of their own."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,4 @@
-"""Paints the street itself, back to front: sky, far end, ground, and the houses and gardens along both sides.
-
-The walls along it are planes of constant X, in which the scale (cells per metre) of a column is its distance from the
-vanishing point divided by the plane's distance from the camera: a wall with its windows is a few array expressions.
-"""
+"""Paints the street itself, back to front; walls are planes of constant X, painted by a few array expressions."""
 
 from math import floor, sqrt
 from typing import NamedTuple

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from apd.evaluation.metrics import scores
+from apd.evaluation.inference import scores
 from apd.report.comparisons import SHIFT_NAMES, ShiftSweep
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.forest import POINTS, signed

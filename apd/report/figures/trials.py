@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from apd.evaluation.metrics import scores
+from apd.evaluation.inference import scores
 from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES
 from apd.report.figures.style import Drawing, Markdown, nothing, table
 from apd.report.statistics import Comparison, Difference, Spread, compare, planned_and_done

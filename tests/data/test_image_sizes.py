@@ -7,7 +7,7 @@ import pytest
 from own_folders import leave, make, trained
 from PIL import Image
 
-from apd.config import inference as protocol
+from apd.config import parts as protocol
 from apd.config.experiment import DataConfig, Experiment, ExperimentError
 from apd.config.parts import WHOLE_IMAGE, InferenceOptions, least_side, require_sides, shown_size
 from apd.data.images import DataError

@@ -34,7 +34,7 @@ def a_batch(size=2):
     return Batch(torch.rand(size, 3, 32, 32, generator=random), torch.randint(0, 10, (size, 32, 32), generator=random))
 
 
-@pytest.mark.parametrize(("task", "most", "most_in_all"), [("segmentation", 7, 13), ("detection", 10, 18)])
+@pytest.mark.parametrize(("task", "most", "most_in_all"), [("segmentation", 8, 14), ("detection", 10, 18)])
 def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most, most_in_all):
     """`most` are those beside the method: its losses, their normalisers, heads, checks and the hooks that feed them."""
     run, walked = PREPARED[task](tmp_path), set()

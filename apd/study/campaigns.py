@@ -17,7 +17,7 @@ from apd.training.run import run_folder
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
 TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
-TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4)  # On LabelMeFacade with every method, from the middle outwards.
+TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4, 16e-4)  # On LabelMeFacade with every method.
 BEST_OTHER_METHODS = ("dist", "cwd", "ifvd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
@@ -164,8 +164,10 @@ def _facade_tuning() -> Iterator[Experiment]:
     base = recipe("facade-small", "student")
     student, teacher = replace(base, teacher=None), base.teacher_experiment()
     teachers = [(teacher, "teacher", stride, 1200, tried) for stride, tried in product((16, 8), (8e-4, 2e-4))]
+    teachers.append((teacher, "teacher", 8, 2400, 8e-4))
     students = [(student, "student", 16, steps, 2e-4) for steps in (1200, 2400)]
-    for experiment, role, stride, steps, tried in (students[0], *teachers, students[1]):
+    students += [(student, "student", 16, steps, 8e-4) for steps in (2400, 4800)]
+    for experiment, role, stride, steps, tried in (*students, *teachers):
         network = replace(experiment.network, output_stride=stride)
         changed = replace(experiment, network=network, training=replace(experiment.training, iterations=steps))
         yield _tried(changed, tried, f"{role}-stride{stride}-steps{steps}")

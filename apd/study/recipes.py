@@ -45,7 +45,7 @@ LEARNING_RATES = dict.fromkeys(METHODS, 2e-4)
 """Of each method at REAL_SIZES, with AdamW: the best on val in `facade-learning-rates` (a test holds it)."""
 
 ADAMW = TrainingConfig(optimiser="adamw", learning_rate=2e-4, weight_decay=0.01)
-TEACHER_ADAMW = replace(ADAMW, learning_rate=8e-4)  # the one tried to the end (`facade-tuning`)
+TEACHER_ADAMW = replace(ADAMW, learning_rate=8e-4)  # not tuned: the only one that was trained to the end
 STUDENT = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")
 TEACHER = NetworkConfig(backbone="efficientnet_lite2", weights="imagenet", head_width=256, output_stride=8)
 SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050")  # Half as wide, and from random weights.

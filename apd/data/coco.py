@@ -128,7 +128,7 @@ def coco_spec(name: str, split: str, *, annotations: str = _ANNOTATIONS) -> Inst
 
 
 def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
-    root = find_data(name, script="coco.py")
+    root = find_data(name, script="coco.py" if name == "coco" else "")  # others have no script
     # replaced, not formatted: a stray brace in a folder's name is no error
     within = [text.replace("{split}", split) for text in wanted]
     paths = [root / path for path in within]

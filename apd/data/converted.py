@@ -37,13 +37,19 @@ def _check_split(split: str, spec: DatasetSpec) -> None:
 
 
 class CamVid(FolderDataset):
-    """CamVid in the SegNet tutorial's form: 11 classes, 360×480, 367/101/233 pairs; DataError where one is missing."""
+    """CamVid in the SegNet tutorial's form: 11 classes, 360×480, 367/101/233 pairs, in the order of its list files.
+
+    `root` holds ``train/``, ``trainannot/`` and so on, as of ``find_data("CamVid")``; `options` are those of
+    `FolderDataset`. A folder with too few or too many images and a list ``<split>.txt`` that does not name each of its
+    pairs once are a DataError; without a list the order is by name.
+    """
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
         _check_split(split, CAMVID)
         self.root, self.split = Path(root), split
         _check_camvid_counts(self.root)
-        super().__init__(CAMVID, pair_folders(self.root / split, self.root / f"{split}annot"), **options)
+        pairs = pair_folders(self.root / split, self.root / f"{split}annot")
+        super().__init__(CAMVID, _in_list_order(pairs, self.root / f"{split}.txt"), **options)
 
 
 def _check_camvid_counts(root: Path) -> None:
@@ -56,6 +62,23 @@ def _check_camvid_counts(root: Path) -> None:
         counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
         kind = DataError if any(found.values()) else MissingData
         raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
+
+
+def _in_list_order(pairs: list[tuple[Path, Path]], file: Path) -> list[tuple[Path, Path]]:
+    """The pairs in the order of a list whose lines are "image mask", of which only the stems are used."""
+    if not file.is_file():
+        return pairs
+    left, ordered = {image.stem: (image, mask) for image, mask in pairs}, []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        stems = [Path(part).stem for part in line.split()]
+        if stems and (len(stems) != 2 or stems[0] != stems[1] or stems[0] not in left):
+            expected = "an image and its mask that are there, and no pair twice"
+            raise DataError(f"{file} line {number}: {line!r}; expected {expected}")
+        if stems:
+            ordered.append(left.pop(stems[0]))
+    if left:
+        raise DataError(f"{file} does not name {next(iter(left))} ({len(left)} such pairs); expected every pair once")
+    return ordered
 
 
 @cache
@@ -73,7 +96,11 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 
 
 class LabelMeFacade(FolderDataset):
-    """One split of LabelMeFacade (see `listed_splits`), written by ``data_scripts/labelmefacade.py convert``."""
+    """One split of LabelMeFacade (see `listed_splits`), written by ``data_scripts/labelmefacade.py convert``.
+
+    `root` holds ``images/`` and ``labels/`` (default: ``find_data("LabelMeFacade")``); `options` are those of
+    `FolderDataset`. Images have a short side of 320 pixels and several shapes; one that is missing is a MissingData.
+    """
 
     def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
         _check_split(split, LABELMEFACADE)
@@ -87,7 +114,11 @@ class LabelMeFacade(FolderDataset):
 
 
 class ConvertedDataset(FolderDataset):
-    """One split of a published data set, from its script's ``apd_labels/``; `options` are those of `FolderDataset`."""
+    """One split, "train" or "val", of a published data set, from the ``apd_labels/`` that its script has made.
+
+    `root` is the data set's folder (default: that below ``APD_DATA``), `options` are those of `FolderDataset` (default
+    cache: None). Maps of other classes are a DataError at construction, a listed file that is missing a MissingData.
+    """
 
     def __init__(
         self, spec: DatasetSpec, split: str, *, root: Path | str | None = None, **options: int | bool | None
@@ -108,7 +139,8 @@ def _demand_classes(file: Path, spec: DatasetSpec, advice: str) -> None:
         classes = json.loads(file.read_text(encoding="utf-8"))["classes"]
         named = tuple(classes[value] for value in spec.file_values or range(len(classes)))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise DataError(f"{file} is not what the conversion writes ({error!r}); remove it and {advice}") from error
+        damage = f"is not what the conversion writes ({error!r})"
+        raise DataError(f"{file} {damage}; move the folder away and {advice}") from error
     if named != spec.class_names:
         differing = [pair for pair in zip(named, spec.class_names, strict=False) if pair[0] != pair[1]]
         found = f"{differing[0][0]!r} in place of {differing[0][1]!r}" if differing else f"{len(named)} classes"

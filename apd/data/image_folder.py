@@ -21,9 +21,13 @@ CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and
 
 
 def find_data(name: str, *, script: str | None = None) -> Path:
-    """Folder of the data set `name` below ``APD_DATA``, or MissingData with the `script` (NAME.py) that fetches it."""
-    fetch = f"python data_scripts/{script or name.lower() + '.py'} fetch DEST"
-    advice = f"Set APD_DATA to the folder that contains {name}/, or run `{fetch}` and set APD_DATA to DEST."
+    """Folder of the data set `name` below ``APD_DATA``, or MissingData that says what to do.
+
+    That may be to run the `script` in data_scripts/ that fetches it (default: the name, in lower case, + ``.py``).
+    """
+    script = f"{name.lower()}.py" if script is None else script
+    fetch = f", or run `python data_scripts/{script} fetch DEST` and set APD_DATA to DEST" if script else ""
+    advice = f"Set APD_DATA to the folder that contains {name}/{fetch}."
     parent = os.environ.get("APD_DATA")
     if not parent:
         raise MissingData(f"the data set {name} is needed, and the environment variable APD_DATA is not set. {advice}")

@@ -149,6 +149,8 @@ def test_the_fingerprint_follows_annotations_images_and_settings(folder):
         ({"images": [], "annotations": []}, "has no list 'categories': expected a COCO instances file"),
         ({**CONTENT, "images": []}, "lists no image"),
         (changed("annotations", 0, image_id=8), "annotation 1 is of image 8, which is not among the images"),
+        (changed("annotations", 0, category_id=1), "annotation 1 is of category 1, which is not among the categories"),
+        (changed("annotations", 0, bbox=None), r"annotations\[0\] has bbox = None: not what a COCO instances file"),
         (changed("annotations", 0, id=2), "annotations hold the id 2 twice"),
         (changed("categories", 0, name="disc"), "names a class twice"),
         (changed("annotations", 0, bbox=[1, 2, 3]), r"bbox = \[1, 2, 3\]: expected \[x, y, width, height\]"),
@@ -186,8 +188,10 @@ def test_a_split_is_found_below_the_data_folder(folder, monkeypatch):
     assert (len(data), data.spec.name) == (3, "shapes")
     with pytest.raises(MissingData, match=r"instances_val\.json is missing: expected shapes/annotations/"):
         coco_split("shapes", "val")
-    with pytest.raises(MissingData, match="holds no folder coco/"):
+    with pytest.raises(MissingData, match=r"holds no folder coco/\. .*data_scripts/coco.py fetch DEST"):
         coco_split("coco", "val2017")
+    with pytest.raises(MissingData, match=r"holds no folder pets/\. Set APD_DATA to the folder that contains pets/\.$"):
+        coco_split("pets", "day")
     monkeypatch.delenv("APD_DATA")
     with pytest.raises(MissingData, match="coco is needed, and the environment variable APD_DATA is not set"):
         coco_split("coco", "val2017")

@@ -53,11 +53,27 @@ def own(data, tmp_path, monkeypatch):
     return tmp_path / "ADEChallengeData2016" / "apd_labels"
 
 
-def test_camvid_has_the_standard_split_in_the_order_of_its_names_and_half_of_it_is_refused(data, tmp_path):
+def test_camvid_has_the_standard_split_in_the_order_of_its_lists_and_half_of_it_is_refused(data, tmp_path):
     for split, count in CAMVID.splits:
         names = [sample.name for sample in CamVid(data / "CamVid", split)]
         assert (len(names), names) == (count, sorted(names))
     half = Path(shutil.copytree(data / "CamVid", tmp_path / "CamVid", copy_function=os.link))
+    (half / "val.txt").unlink()  # a link
+    by_name = [sample.name for sample in CamVid(half, "val")]
+    assert by_name == sorted(by_name)
+    lines = (data / "CamVid" / "val.txt").read_text().splitlines()
+    (half / "val.txt").write_text("\n".join([*lines[::-1], ""]))
+    assert [image.stem for image, _ in CamVid(half, "val", cache=False).pairs] == by_name[::-1]
+    for changed, message in (
+        ([*lines[:4], "a/b.png a/c.png"], "val.txt line 5: 'a/b.png a/c.png'; expected an image and its mask"),
+        ([*lines[:4], lines[4].split()[0]], "val.txt line 5"),
+        ([*lines[:4], lines[4].replace("val_", "gone_")], "val.txt line 5"),
+        ([*lines, lines[0]], "val.txt line 102: .*no pair twice"),
+        (lines[:-1], r"val.txt does not name val_003000 \(1 such pairs\)"),
+    ):
+        (half / "val.txt").write_text("\n".join(changed))
+        with pytest.raises(DataError, match=message):
+            CamVid(half, "val", cache=False)
     for path in sorted((half / "trainannot").iterdir())[:150]:
         path.unlink()
     shutil.rmtree(half / "testannot")

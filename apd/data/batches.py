@@ -170,17 +170,17 @@ class DeviceStream(BatchStream):
         self.images_N3HW, self.labels_NHW = images_N3HW.to(device), labels_NHW.to(device)
 
     def __getitem__(self, iteration: int) -> Batch:
-        indices, generators = zip(*self.slots_of(iteration), strict=True)
-        draws = [generator.random(10).tolist() for generator in generators]
-        rows, columns = [], []
-        for index, numbers in zip(indices, draws, strict=True):
+        slots, rows, columns, factors = list(self.slots_of(iteration)), [], [], []
+        for index, generator in slots:
+            scale, top, left, flip, *colour = generator.random(7).tolist()  # in the order of `augment`
+            factors.append(colour_factors(self.augmentation.colour, colour))
             size = self.sizes[index]
-            scaled, taken, placed = placement(size, self.augmentation, *numbers[:3])
-            flips = (False, numbers[3] < self.augmentation.flip)
+            scaled, taken, placed = placement(size, self.augmentation, scale, top, left)
+            flips = (False, flip < self.augmentation.flip)
             for axis, *values in zip((rows, columns), size, scaled, taken, placed, flips, strict=True):
-                length, long, source, target, flip = values
-                axis.append((length, long, source.start, target.start, target.stop - target.start, flip))
-        index_B = self._sent(indices)
+                length, long, source, target, flipped = values
+                axis.append((length, long, source.start, target.start, target.stop - target.start, flipped))
+        index_B = self._sent([index for index, _ in slots])
         (y_Bh, weights_BhH, shown_Bh), (x_Bw, weights_BwW, shown_Bw) = (
             _sampled(self._sent(axis).float(), crop, length)
             for axis, crop, length in zip(
@@ -191,9 +191,8 @@ class DeviceStream(BatchStream):
         labels_Bhw = self.labels_NHW[index_B[:, None, None], y_Bh[:, :, None], x_Bw[:, None, :]]
         pixels_B3hw = weights_BhH[:, None] @ (self.images_N3HW[index_B].float() @ weights_BwW[:, None].mT)
         pixels_B3hw = pixels_B3hw.round_()
-        if strength := self.augmentation.colour:
-            factors_B3 = self._sent([colour_factors(strength, numbers[4:7]) for numbers in draws])
-            pixels_B3hw = _recoloured(pixels_B3hw, shown_Bhw[:, None], factors_B3.float())
+        if self.augmentation.colour:
+            pixels_B3hw = _recoloured(pixels_B3hw, shown_Bhw[:, None], self._sent(factors).float())
         padding_311 = self._sent(IMAGE_PADDING).float()[:, None, None]
         images_B3hw = torch.where(shown_Bhw[:, None], pixels_B3hw, padding_311).div_(255)
         return Batch(images_B3hw, labels_Bhw.long().masked_fill_(~shown_Bhw, LABEL_PADDING))

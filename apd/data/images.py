@@ -235,7 +235,10 @@ def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 
 class LongSide:
-    """A data set whose images have one longest side, in pixels, for evaluation, as published; labels keep theirs."""
+    """A data set whose images have one longest side, in pixels, for evaluation, as the released code tests.
+
+    They are resized bilinearly with antialiasing. Labels keep their size, to which logits are to be resized for scores.
+    """
 
     def __init__(self, dataset: SegmentationDataset, long_side: int) -> None:
         if long_side < 1:

@@ -33,7 +33,8 @@ LABELMEFACADE = DatasetSpec(
 
 def _check_split(split: str, spec: DatasetSpec) -> None:
     if split not in dict(spec.splits):
-        raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(dict(spec.splits))}")
+        known = ", ".join(dict(spec.splits))
+        raise ValueError(f"split={split!r} is unknown; expected one of {known}, for which {spec.name} has labels")
 
 
 class CamVid(FolderDataset):

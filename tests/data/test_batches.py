@@ -1,6 +1,8 @@
 """Batches: a pure function of seed and iteration, of every sample once an epoch, by the loader or on a device."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -176,6 +178,13 @@ def test_evaluation_goes_through_the_data_once_in_order_and_a_batch_has_one_size
     assert list(evaluation_batches(Numbered(0), 2)) == []
     with pytest.raises(ValueError, match="batch_size=0"):
         next(evaluation_batches(mixed, 0))
+
+
+def test_reading_and_batching_need_no_torchvision_until_something_is_augmented():
+    modules = "apd.data.batches, apd.data.coco, apd.data.converted, apd.data.dataset_yaml"
+    code = f"import sys, {modules}; print({{'torchvision', 'matplotlib', 'timm'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def both(augmentation=VARIED, device="cpu"):

@@ -62,7 +62,7 @@ def test_camvid_has_the_standard_split_in_the_order_of_its_lists_and_half_of_it_
     by_name = [sample.name for sample in CamVid(half, "val")]
     assert by_name == sorted(by_name)
     lines = (data / "CamVid" / "val.txt").read_text().splitlines()
-    (half / "val.txt").write_text("\n".join([*lines[::-1], ""]))
+    (half / "val.txt").write_text("\n".join([*(line.replace(".png", ".jpg", 1) for line in lines[::-1]), ""]))
     assert [image.stem for image, _ in CamVid(half, "val", cache=False).pairs] == by_name[::-1]
     for changed, message in (
         ([*lines[:4], "a/b.png a/c.png"], "val.txt line 5: 'a/b.png a/c.png'; expected an image and its mask"),
@@ -171,7 +171,9 @@ def classes(folder, change):
 
 
 def test_a_data_set_that_is_not_there_is_named_and_labels_of_test_are_not_public(spec, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="split='test' is unknown; expected one of train, val"):
+    with pytest.raises(
+        ValueError, match=f"split='test' is unknown; expected one of train, val, for which {spec.name} has"
+    ):
         ConvertedDataset(spec, "test")
     with pytest.raises(ExperimentError, match=f"the labels of {spec.name}'s test are not public, so use val"):
         build_splits(DataConfig(name=spec.name, evaluation_split="test"))

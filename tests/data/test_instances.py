@@ -16,7 +16,7 @@ SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
 
 
 def made_up(seed: int = 0, objects: int = 6, height: int = 20, width: int = 30) -> InstanceSample:
-    """Overlapping rectangles and a image whose pixels tell where they come from."""
+    """Overlapping rectangles, and an image whose pixels say where they come from."""
     random = torch.Generator().manual_seed(seed)
     corners = torch.stack([torch.randint(0, side - 5, (objects,), generator=random) for side in (width, height)], dim=1)
     ends = corners + torch.randint(2, 6, (objects, 2), generator=random)

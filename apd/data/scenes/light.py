@@ -88,7 +88,10 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
 def _mix_palettes(
     orders_NK: NDArray[np.intp], turn: float, jitter_K3: NDArray[np.float64], own: float
 ) -> NDArray[np.float64]:
-    """Move to the same colours in another order, turned in hue: the one that keeps classes furthest apart."""
+    """Move to the same colours in another order, turned in hue: the one that keeps classes furthest apart.
+
+    Both are taken around the palette's mean and the sum is rescaled, so that colours stay as far apart on the way.
+    """
     middle_3 = _STANDARD_LAB.mean(axis=0)
     standard_K3 = _STANDARD_LAB - middle_3
     c, s = cos(turn), sin(turn)

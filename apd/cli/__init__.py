@@ -1,1 +1,5 @@
 """The command `apd`."""
+
+from apd.cli.app import main
+
+__all__ = ["main"]

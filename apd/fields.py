@@ -6,6 +6,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -38,12 +39,19 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 
 
 def require_types(owner: Any) -> None:
-    """Check every field against its annotation; a whole number becomes a float where one is wanted, NaN is none."""
+    """Check every field against its annotation; NaN is no number.
+
+    NumPy's numbers become Python's, and a whole number a float where one is wanted.
+    """
     hints = _hints(type(owner))
     for f in fields(owner):
         kinds, value = _alternatives(hints[f.name]), getattr(owner, f.name)
-        if type(value) is int and float in kinds and int not in kinds:
-            object.__setattr__(owner, f.name, value := float(value))
+        if isinstance(value, Real) and not isinstance(value, bool):
+            if float in kinds and int not in kinds:
+                value = float(value)
+            elif int in kinds and isinstance(value, Integral):
+                value = int(value)
+            object.__setattr__(owner, f.name, value)
         if not any(_fits(value, kind) for kind in kinds):
             choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
             expected = " or ".join(_describe(kind) for kind in kinds)

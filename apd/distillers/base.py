@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from apd.fields import require, require_types, require_weights
 from apd.perspective import full_precision, match_grids, resize_labels, valid_pixels
-from apd.validation import check_call, check_count, check_ignore_index, without_infinities
+from apd.validation import MOST, WIDEST, check_call, check_count, check_ignore_index, without_infinities
 
 IGNORED = -1
 """What labels hold, inside this part of the package, at pixels that belong to no class."""
@@ -52,6 +52,8 @@ class DistillerConfig:
             value = getattr(self, f.name)
             if type(value) is int:
                 require(value >= 1, self, f.name, f"{'None or ' if 'None' in str(f.type) else ''}an integer >= 1")
+                most = WIDEST if f.name == "width" else MOST  # refused before so much memory is asked for
+                require(value <= most, self, f.name, f"at most {most}")
             elif type(value) is float and f.name not in self.terms + self.own_bounds:
                 hint = "; to leave the term out, leave the distiller out" if f.name == "weight" else ""
                 require(value > 0, self, f.name, f"a number > 0{hint}")
@@ -92,7 +94,8 @@ class Distiller(nn.Module):
 
     A subclass is defined with the class of its settings, ``class Mine(Distiller, config=MineConfig)``, whose fields are
     keywords of its constructor and become attributes, beside ``ignore_index`` (default 255). It computes :meth:`terms`,
-    from logits unless it is a :class:`FeatureDistiller`. Errors at the call are those of :class:`apd.APDLoss`.
+    from logits unless it is a :class:`FeatureDistiller`. A wrong setting is an ``ExperimentError`` (a ``ValueError``)
+    that names it; errors at the call are those of :class:`apd.APDLoss`.
     """
 
     Config: ClassVar[type[DistillerConfig]]
@@ -135,8 +138,12 @@ class Distiller(nn.Module):
         teacher_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms by name and ``"loss"``, their weighted sum; maps that are not compared may be left out."""
-        maps = (student_features, teacher_features) if self.kind == "features" else (student_logits, teacher_logits)
-        return self._with_loss(self.terms(*self._on_one_grid(self.kind, *maps, labels)))
+        maps = {"features": (student_features, teacher_features), "logits": (student_logits, teacher_logits)}
+        return self._with_loss(self._terms_of(maps, labels))
+
+    def _terms_of(self, maps: dict[str, tuple[Tensor | None, Tensor | None]], labels_BHW: Tensor) -> dict[str, Tensor]:
+        """Of the student's and the teacher's maps by kind, as they were given."""
+        return self.terms(*self._on_one_grid(self.kind, *maps[self.kind], labels_BHW))
 
     def student_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student's adapter, for the student's optimiser (empty when there is none)."""

@@ -137,8 +137,8 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
         has_head = self.pixel_memory or self.region_memory
         self.head = RelationHead(student_channels, teacher_channels) if has_head else None
         sizes = {
-            "pixel_memory": (pixel_slots, self.pixel_samples),
-            "region_memory": (region_slots, self.region_samples),
+            "pixel_memory": (self.pixel_slots, self.pixel_samples),
+            "region_memory": (self.region_slots, self.region_samples),
         }
         self.memories = nn.ModuleDict(
             {

@@ -163,7 +163,7 @@ class CWD(FeatureDistiller, config=CWDConfig):
 
     The softmax of a channel runs over an image's valid pixels (published codes: over all, padded ones included).
     Defaults are those of the authors' TorchDistiller, which compares the logits only; the CIRKD code adds the features,
-    here through a 1×1 convolution without bias, with weight 50.
+    here through a 1×1 convolution without bias, with weight 50. Maps of a term of weight 0 may be left out.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -171,23 +171,11 @@ class CWD(FeatureDistiller, config=CWDConfig):
         adapted = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False) if self.features else None
         self.adapter = adapted  # under DDP a parameter that gets no gradient stalls the reducer
 
-    @full_precision
-    def forward(
-        self,
-        *,
-        labels: Tensor,
-        student_features: Tensor | None = None,
-        teacher_features: Tensor | None = None,
-        student_logits: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms of positive weight and ``"loss"``; maps of a term of weight 0 may be left out."""
+    def _terms_of(self, maps: dict[str, tuple[Tensor | None, Tensor | None]], labels_BHW: Tensor) -> dict[str, Tensor]:
         terms = {}
-        if self.weights["logits"]:
-            student, teacher, labels_Bhw = self._on_one_grid("logits", student_logits, teacher_logits, labels)
-            terms["logits"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
-        if self.adapter is not None:
-            student, teacher, labels_Bhw = self._on_one_grid("features", student_features, teacher_features, labels)
-            student = convolved(self.adapter, student)
-            terms["features"] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
-        return self._with_loss(terms)
+        for kind in self.Config.terms:
+            if self.weights[kind]:
+                student, teacher, labels_Bhw = self._on_one_grid(kind, *maps[kind], labels_BHW)
+                student = convolved(self.adapter, student) if kind == "features" else student
+                terms[kind] = channel_loss(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)
+        return terms

@@ -205,6 +205,7 @@ def test_half_precision_is_computed_in_single(name):
         (lambda: dense_apd(5, 6, 3, weights={"pixel_kd": 1.0}), r"a pyramid has no logits; add roi_kd\(\)"),
         (lambda: RoIAPD(5, 6, 3, width=None), "width=None needs equal channels, got student_channels=5"),
         (lambda: ReviewKD(5, 6, levels=("1", "0")), r"levels = \('1', '0'\): expected some of .* in this order"),
+        (lambda: ReviewKD(5, 6, width=10**9), "width = 1000000000: expected at most 16384"),
     ],
 )
 def test_wrong_settings_are_named(build, message):

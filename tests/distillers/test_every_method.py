@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import slow_methods
 import slow_reference as slow
@@ -10,7 +11,7 @@ from every_method import METHODS, OF_LOGITS, SIZES, call, every_method, gradient
 from torch.nn import functional as F
 
 import apd
-from apd import CWD, MGD, FitNet, PairwiseSimilarity, PixelKD
+from apd import CIRKD, CWD, LSKD, MGD, FitNet, PairwiseSimilarity, PixelKD
 
 every_other_method = pytest.mark.parametrize("name", [name for name in METHODS if name != "apd"])
 
@@ -164,11 +165,13 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
     ("build", "message"),
     [
         (lambda: PixelKD(weight=0.0), r"weight = 0\.0: expected a number > 0; to leave the term out, leave the"),
+        (lambda: FitNet(6, 8, 5, weight=np.float64(-1)), r"weight = -1\.0: expected a number > 0"),
         (lambda: FitNet(0, 8, 5), "student_channels=0: expected a positive integer"),
         (lambda: FitNet(6, 8, True), "num_classes=True: expected a positive integer"),
         (lambda: PairwiseSimilarity(6, 8, 5, pool=1.5), r"pool = 1\.5: expected 0 < pool <= 1"),
         (lambda: MGD(6, 8, 5, masked=1.0), r"masked = 1\.0: expected 0 <= masked < 1"),
         (lambda: CWD(6, 8, 5, logits=0), "logits, features are all 0"),
+        (lambda: CIRKD(6, 8, 5, pixel_slots=10**9), "pixel_slots = 1000000000: expected at most 1048576"),
     ],
 )
 def test_wrong_settings_are_named(build, message):
@@ -254,3 +257,15 @@ def test_at_temperature_one_the_parts_of_decoupled_distillation_make_up_the_whol
 def test_correlations_see_no_class_in_which_the_teacher_does_not_vary():
     batch = random_batch()
     assert apd.DIST()(**batch | {"teacher_logits": torch.zeros_like(batch["teacher_logits"])})["loss"] == 0
+
+
+def test_standardised_distillation_is_blind_to_a_shift_and_a_scale_of_a_pixels_logits():
+    batch, (scale, shift) = random_batch(), torch.rand(2, 2, 1, 5, 4, dtype=torch.float64) + 0.5
+    changed = batch | {"student_logits": scale * batch["student_logits"] + shift}
+    torch.testing.assert_close(LSKD()(**changed), LSKD()(**batch))
+    assert LSKD().eval()(**batch | {"student_logits": scale * batch["teacher_logits"] + shift})["loss"] < 1e-12
+
+
+def test_settings_may_be_numbers_of_numpy():
+    module = CIRKD(6, 8, 5, pixel_slots=np.int64(9), region_slots=np.int32(3), temperature=np.float32(0.5))
+    assert repr(module) == repr(CIRKD(6, 8, 5, pixel_slots=9, region_slots=3, temperature=0.5))

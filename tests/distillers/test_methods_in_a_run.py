@@ -44,6 +44,27 @@ def test_every_method_of_the_study_is_tried_here():
     assert {type(config) for config in ALL} == {kind for kind in DISTILLERS.values() if kind.task == "segmentation"}
 
 
+DEFAULTS = {
+    "apd": {"scale": 10, "regularisation": 1, "alignment": 10, "observation": 1, "pixel_kd": 1, "temperature": 1},
+    "pixel_kd": {"weight": 1, "temperature": 1},
+    "fitnet": {"weight": 10},
+    "attention_transfer": {"weight": 10_000},
+    "skd": {"weight": 0.5, "pool": 0.5},
+    "ifvd": {"weight": 200},
+    "cwd": {"logits": 3, "features": 0, "temperature": 4},
+    "cirkd": {"batch_pixels": 1, "pixel_memory": 0.1, "region_memory": 0.1, "temperature": 0.1, "new_pixels": 16},
+    "dist": {"inter": 1, "intra": 1, "temperature": 1},
+    "mgd": {"weight": 2e-5, "masked": 0.75},
+    "dkd": {"target": 1, "non_target": 0.25, "temperature": 1},
+    "lskd": {"weight": 9, "temperature": 2},
+}
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_published_weights_are_the_defaults_which_never_change_since_fingerprints_leave_them_out(method):
+    assert DISTILLERS[method]().settings.items() >= DEFAULTS[method].items()
+
+
 @pytest.fixture(scope="module")
 def networks():
     student, teacher = (build_network(config, 5, torch.device("cpu"), seed=0) for config in (NETWORK, TEACHER.network))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apd.losses import masked_mean
-from apd.normalizers import AccumulatedCounts, global_count
+from apd.normalizers import AccumulatedCounts, across_processes, global_count
 
 
 @given(st.lists(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))
@@ -46,4 +46,9 @@ def test_a_mean_that_was_not_counted_or_not_computed_is_an_error():
         with pytest.raises(RuntimeError, match="this mean was not counted"):
             global_count(torch.tensor(1))
     with pytest.raises(RuntimeError, match="1 counted means were not computed"), turns.computing():
+        pass
+
+
+def test_without_a_process_group_there_is_nothing_to_share_with():
+    with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group first"), across_processes():
         pass

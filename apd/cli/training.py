@@ -28,12 +28,13 @@ from apd.evaluation.inference import too_weak
 from apd.fields import UsageError, did_you_mean
 from apd.study import recipes as known
 from apd.study.campaign import parsed, run_campaign
+from apd.study.campaigns import untrained_teacher
 from apd.study.own_recipe import OwnRecipe, own_recipe
 from apd.study.recipes import AnyMethod, Size, default_method
 from apd.training import run as runs
-from apd.training.distributed import choose_device, join, started_rank
+from apd.training.distributed import choose_device, join, of_every_rank, started_rank
 from apd.training.record import Record, differences, provenance, read_record
-from apd.training.run_log import in_this_output
+from apd.training.run_log import StoppedError, in_this_output
 from apd.training.segmentation import build_network
 
 DATA_SETS = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
@@ -157,6 +158,11 @@ class _Train(_Base):
     workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
 
 
+def _require_workers(workers: int) -> None:
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: expected a whole number of at least 0")
+
+
 def train(arguments: list[str], sentence: str) -> int:
     """From a command line to a trained network."""
     arguments = with_recipe(arguments)
@@ -174,6 +180,7 @@ def train(arguments: list[str], sentence: str) -> int:
     if experiment.name == start.name:
         label = f"{base.size}-{base.method}" if own is None else start.name.rpartition("-seed")[0]
         experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
+    _require_workers(chosen.workers)
     data = experiment.data
     if experiment.task == "segmentation" and data.folder and data.name != "folder":
         raise UsageError(f"--data.folder {data.folder}: --data.name is {data.name}, so give --data.name folder with it")
@@ -228,6 +235,7 @@ class _Replay:
 def replay(arguments: list[str], sentence: str) -> int:
     """Train what a record describes in a temporary folder, and compare: 0 where all is equal, 1 where not."""
     chosen = parse(_Replay, arguments, prog="apd replay", description=sentence)
+    _require_workers(chosen.workers)
     record = read_record(chosen.record / "record.json" if chosen.record.is_dir() else chosen.record)
     recorded, name = record.content, chosen.device or record.content["device"].get("type", "")
     device, task, ranks = choose_device(name), runs.task_of(record.experiment), join()
@@ -239,9 +247,17 @@ def replay(arguments: list[str], sentence: str) -> int:
     notes = list(_otherwise(recorded, here))
     for note in notes:
         ranks.print(f"note: {note}")
+    teacher = record.experiment.teacher
+    if teacher and not teacher.weights_file and untrained_teacher(record.experiment) is None:
+        found_in = runs.run_folder(record.experiment.teacher_experiment())
+        ranks.print(f"note: the teacher is not trained again: its finished run lies in {found_in}")
     with tempfile.TemporaryDirectory() as folder:
         options = dict(device=name, progress=in_this_output(), workers=chosen.workers)
-        again = runs.train(record.experiment, folder=Path(folder), **options)
+        try:
+            again = runs.train(record.experiment, folder=Path(folder), **options)
+        except StoppedError as error:
+            kept = "stopped: a replay begins anew, and only its teacher's run goes on from there"
+            raise of_every_rank(StoppedError(kept)) from error
     found, (score, value) = list(differences(recorded, again.content)), again.headline
     for line in found[:MOST_LINES]:
         ranks.print(line)
@@ -258,10 +274,12 @@ def replay(arguments: list[str], sentence: str) -> int:
 def _otherwise(recorded: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
     """What of code, libraries, machine and data is not as it was for the record."""
     for entry in ("git", "versions", "device", "data"):
-        for name, value in recorded[entry].items():
-            now = here[entry].get(name, value if entry == "data" else None)
+        for name in here[entry] if entry == "data" else recorded[entry] | here[entry]:
+            value, now = recorded[entry].get(name), here[entry].get(name)
             if value != now and name != "clean":
                 yield f"{entry}.{name}: {value} in the record and {now} here"
+    if not recorded["git"].get("clean"):
+        yield "git.clean: the record's code had changes that were not committed"
     if not here["git"]["clean"]:
         yield "git.clean: the code here has changes that are not committed"
 

@@ -58,7 +58,10 @@ class _OfARun:
         except ValueError as error:
             raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
         if data.height:  # else every image has a size of its own
-            require_sides(data, options, [("an image of this run", (data.height, data.width))])
+            try:
+                require_sides(data, options, [("an image of this run", (data.height, data.width))])
+            except DataError as error:
+                raise UsageError(f"--scales {' '.join(map(str, options.scales))}: {error}") from error
         return options
 
 

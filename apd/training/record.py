@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, Self
@@ -197,9 +198,8 @@ def differences(recorded: Any, repeated: Any, entry: str = "") -> Iterator[str]:
     if isinstance(recorded, dict) and isinstance(repeated, dict):
         for name in recorded if entry else [name for name in REPEATED if name in recorded]:
             yield from differences(recorded[name], repeated.get(name), f"{entry}.{name}".lstrip("."))
-    elif isinstance(recorded, list) and any(isinstance(part, dict) for part in recorded):
-        for number, part in enumerate(recorded):
-            again = repeated[number] if number < len(repeated) else None
+    elif isinstance(recorded, list) and isinstance(repeated, list) and any(isinstance(e, dict) for e in recorded):
+        for number, (part, again) in enumerate(zip_longest(recorded, repeated)):
             yield from differences(part, again, f"{entry}[{number}]")
     elif recorded != repeated:
         which, ours, theirs = "", _numbers(recorded), _numbers(repeated)

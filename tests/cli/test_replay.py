@@ -10,6 +10,7 @@ from small_experiments import tiny
 from apd.cli.app import main
 from apd.training.record import Record
 from apd.training.run import run_folder, train
+from apd.training.run_log import StoppedError
 
 EXPERIMENTS = {"segmentation": tiny("apd", iterations=2, evaluations=1), "detection": small("roi_apd", iterations=2)}
 
@@ -41,12 +42,13 @@ def test_a_record_of_this_machine_comes_out_equal_and_leaves_no_run(record, caps
         == f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
     )
     assert not [line for line in lines if "in the record" in line]
+    assert "note: the teacher is not trained again: its finished run lies in " in "\n".join(lines)
     assert sorted((record.parent / "runs").rglob("record.json")) == runs, "the teacher's only, which was found"
 
 
 def test_another_count_commit_and_version_are_named_and_end_with_1(record, tmp_path, capsys):
     content = json.loads(record.read_text())
-    content["git"]["commit"], content["versions"]["torch"] = "0" * 40, "1.0"
+    content["git"], content["versions"]["torch"] = {"commit": "0" * 40, "clean": False}, "1.0"
     if "confusion" in content:
         content["confusion"][0][0] += 1
         expected = "confusion: 1 of 100 numbers differ, the first is "
@@ -58,5 +60,12 @@ def test_another_count_commit_and_version_are_named_and_end_with_1(record, tmp_p
     assert code == 1
     assert f"note: versions.torch: 1.0 in the record and {torch.__version__} here" in lines
     assert f"note: git.commit: {'0' * 40} in the record and " in "\n".join(lines)
+    assert "note: git.clean: the record's code had changes that were not committed" in lines
     assert lines[-2].startswith(expected)
     assert lines[-1].startswith("differences: 1, at most 20 of them above; ")
+
+
+def test_a_replay_that_is_stopped_does_not_promise_to_go_on(record, monkeypatch, capsys):
+    monkeypatch.setattr("apd.training.run.train", lambda *_, **__: (_ for _ in ()).throw(StoppedError("goes on")))
+    assert main(["replay", str(record), "--device", "cpu"]) == 130
+    assert capsys.readouterr().err.startswith("apd: stopped: a replay begins anew")

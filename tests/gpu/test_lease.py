@@ -66,29 +66,24 @@ def test_the_whole_lease_is_rehearsed_from_packing_to_unpacking(tmp_path):
     shutil.copytree(here / ".lease" / "1", there / ".lease" / "1")
 
     (out / "checks").mkdir(parents=True)
-    told = call(there, "checks", "toy", OUT=out / "checks", LEASE_TESTS="waits or agree")
-    assert "lease:" not in told, told
+    printed = call(there, "checks", "toy", OUT=out / "checks", LEASE_TESTS="waits or agree")
+    assert "lease:" not in printed, printed
     assert " passed" in (out / "checks" / "gpu-tests.txt").read_text()
     (table,) = (out / "checks").glob("*.json")
     assert {row["recipe"] for row in json.loads(table.read_text())["published"]} == {"tiny"}
     assert "cuda_graph = False: " in (out / "checks" / "switches.txt").read_text()
 
     (out / "campaign").mkdir()
-    told = call(
-        there,
-        "campaign",
-        "toy",
-        OUT=out / "campaign",
-    )
-    assert "camvid-teacher is trained" in told or "teachers: 1/1 camvid-teacher" in told, told
+    printed = call(there, "campaign", "toy", OUT=out / "campaign")
+    assert "camvid-teacher is trained" in printed or "teachers: 1/1 camvid-teacher" in printed, printed
     assert {"1", "2"} == set(json.loads((out / "campaign" / "throughput.json").read_text())["steps_per_second"])
     files = list((out / "campaign").iterdir())
     assert len(files) <= 8
     assert max(path.stat().st_size for path in files) <= 16 << 20
 
-    told = call(here, "unpack", str(out / "campaign"), "toy", APD_RUNS=tmp_path / "back")
+    printed = call(here, "unpack", str(out / "campaign"), "toy", APD_RUNS=tmp_path / "back")
     records = read_records(here / "book" / "results" / "toy")
-    assert f"{len(records)} records are in" in told
+    assert f"{len(records)} records are in" in printed
     assert [record.experiment.name for record in records] == ["apd-seed0", "pixel_kd-seed0", "student-seed0"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
     assert {tuple(record.content["git"].values()) for record in records} == {(head.stdout.strip(), True)}

@@ -70,6 +70,13 @@ def test_the_last_two_are_kept_and_nothing_else(tmp_path):
     assert load_newest(tmp_path / "none") == (None, [])
 
 
+def test_what_a_kill_left_half_written_is_never_read_and_cleared_away(tmp_path):
+    shutil.copytree(saved(tmp_path, 10), tmp_path / ".part-00000015")
+    assert load_newest(tmp_path)[0]["step"] == 10
+    saved(tmp_path, 20)
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+
+
 def damage(file, change):
     file.write_bytes(change(file.read_bytes()))
 
@@ -207,6 +214,13 @@ def test_one_process_at_a_time_the_other_learns_which_and_who_waits_is_next(tmp_
         assert (folder / "holder").read_text().startswith(f"process {os.getpid()} on ")
     assert re.search(f"waiting: .*{busy}", capsys.readouterr().out)
     assert names(folder) == ["lock"]
+
+
+def test_a_full_disk_does_not_keep_a_run_from_being_held(tmp_path, monkeypatch):
+    (tmp_path / "holder").write_text("process 1 on a machine that was switched off")
+    monkeypatch.setattr(Path, "write_text", full)
+    with only_process(tmp_path), pytest.raises(RunBusyError, match="in use by another process"):
+        hold(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")

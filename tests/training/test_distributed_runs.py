@@ -163,6 +163,12 @@ def test_an_error_of_one_rank_is_reported_once_and_ends_all(rank, expected, tmp_
         assert [line[: len(start)] for line, start in zip(said, starts, strict=True)] == starts
 
 
+def test_a_batch_that_cannot_be_divided_is_refused_once(tmp_path):
+    printed = run_ranks(run_as_a_command, tiny(batch_size=3), tmp_path / "runs", outputs=tmp_path, expected=(1, 1))
+    parts = "a multiple of ranks x accumulation = 2 x 1 = 2, and 2 or more images in each part"
+    assert printed == [f"apd: TrainingConfig.batch_size = 3: expected {parts}\n", ""]
+
+
 def wait_and_train(experiment, runs):
     os.environ["APD_RUNS"] = str(runs)
     ranks.ASK_AGAIN_SECONDS = 0.05

@@ -179,6 +179,7 @@ def test_the_records_of_a_folder_come_in_the_order_of_their_names(content, tmp_p
 CHANGES = [
     (entry("confusion", 1, 2), 77, "confusion: 1 of 100 numbers differ, the first is {} in the record and 77 here"),
     (entry("evaluations", 1, "confusion", 0, 0), 77, "evaluations[1].confusion: 1 of 100 numbers differ"),
+    (lambda content, more: content["evaluations"].append(more), {}, "evaluations[2]: None in the record and {} here"),
     (entry("curves", "loss", 3), 0.5, "curves.loss: 1 of 6 numbers differ, the first is {}"),
     (entry("curves", "loss"), ..., "curves.loss: ["),
     (entry("weights_sha256"), "0", "weights_sha256: {} in the record and '0' here"),

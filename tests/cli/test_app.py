@@ -1,5 +1,6 @@
 """The command `apd`: its commands and options, training, lists, and what is said to a mistyped command line."""
 
+import ast
 import contextlib
 import json
 import os
@@ -215,3 +216,28 @@ def list_recipes_for_a_reader_who_has_left():
 def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
     assert exit_code(list_recipes_for_a_reader_who_has_left, output=tmp_path / "output") == 1
     assert (tmp_path / "output").read_text() == ""
+
+
+ADVICE = re.compile(
+    r"(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'[a-z]+')|[a-z]+\.[a-z]+_[a-z]+)", re.I
+)
+
+
+def messages(path):
+    """Every text of a module that is not a docstring; what is filled in stands as {}."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        if not {id(node)} & (inside | alone) and isinstance(node, ast.JoinedStr | ast.Constant):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
+
+
+def test_advice_that_names_a_field_names_the_option_too(tmp_path):
+    rooms = ("data", "models", "config", "evaluation", "training", "cost", "study", "cli")
+    files = [path for room in rooms for path in (Path(cli.__file__).parents[1] / room).rglob("*.py")]
+    advising = [text for path in files for text in messages(path) if ADVICE.search(text)]
+    assert [text for text in advising if "--" not in text] == []
+    (tmp_path / "a.py").write_text('"""use masks=False"""\nraise ValueError(f"{1}: read with masks=False")\n')
+    assert [text for text in messages(tmp_path / "a.py") if ADVICE.search(text)] == ["{}: read with masks=False"]

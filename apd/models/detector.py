@@ -133,7 +133,8 @@ def fetch_weights(weights: WeightsEnum, what: str) -> Mapping[str, Tensor]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
-        fix = f"put the file of {weights.url} into {torch.hub.get_dir()}/checkpoints, or use weights='none' (--network.weights none)"
+        place = f"{torch.hub.get_dir()}/checkpoints"
+        fix = f"put the file of {weights.url} into {place}, or use weights='none' (--network.weights none)"
         reason = f"{weights} could not be fetched ({type(error).__name__}: {error})"
         raise RuntimeError(f"{what}: {reason}. Without a network, {fix}") from error
 

@@ -131,7 +131,7 @@ class InstanceDataConfig:
     """COCO only: the file of a split in that folder; {split} stands for the split's name."""
     pictures: str = "{split}"  #: COCO only: the folder of a split's images in that folder.
     train_part: str = "train2017"  #: COCO only: name of the split that is trained on.
-    val_part: str = "val2017"  #: COCO only: name of the split that is scored; where it is `train_part`, overfitting is.
+    val_part: str = "val2017"  #: COCO only: name of the split that is scored; `train_part` again tests the fit alone.
     masks: bool = True  #: COCO only: read the objects' masks; False where the file has boxes alone.
     height: int = 96
     """Rows of a scene. A detector brings an image's shorter side to the smaller of `height` and `width`, unless the

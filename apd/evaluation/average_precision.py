@@ -1,4 +1,4 @@
-"""Average precision of detections as COCO defines it, counted by faster-coco-eval (extra `detection`)."""
+"""Detections and their average precision as COCO defines it, counted by faster-coco-eval (extra `detection`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest

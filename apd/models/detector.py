@@ -1,4 +1,4 @@
-"""Detectors: torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's."""
+"""torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's, and their weights."""
 
 import difflib
 import re

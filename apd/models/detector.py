@@ -144,10 +144,10 @@ def fetch_weights(weights: WeightsEnum, what: str) -> Mapping[str, Tensor]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
-        fix = f"put the file of {weights.url} into {torch.hub.get_dir()}/checkpoints"
+        place = f"{torch.hub.get_dir()}/checkpoints"
+        fix = f"put the file of {weights.url} into {place}, or use weights='none' (--network.weights none)"
         reason = f"{weights} could not be fetched ({type(error).__name__}: {error})"
-        other = "use weights='none' (--network.weights none)"
-        raise RuntimeError(f"{what}: {reason}. Without a network, {fix}, or {other}") from error
+        raise RuntimeError(f"{what}: {reason}. Without a network, {fix}") from error
 
 
 def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:

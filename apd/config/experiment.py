@@ -31,7 +31,8 @@ class DataConfig:
     height: int = 96  #: Rows of an image after loading; with height and width 0 every image keeps its own size.
     width: int = 128  #: Columns of an image after loading.
     long_side: int = 0
-    """Not scenes: longest side of an image in evaluation (released recipes: 512 or 2048); 0 leaves it as loaded."""
+    """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or 2048);
+    0 leaves it as loaded."""
     evaluation_split: Literal["val", "test", "test_out_of_place", "night"] = "val"
     """Split of the final scores; intermediate ones use val. The last two: labelmefacade only, scored with its test."""
     crop_height: int = 96  #: Rows of a training crop.

@@ -9,6 +9,8 @@ from apd.data.images import DataError, image_size, long_side_size
 from apd.fields import require, require_types
 
 SMALLEST_SIDE = 32  # Pixels of the shortest side that a network takes.
+# a detector's: from here on maps of stride 32, on which batch norm trains, have 2 × 2 cells
+SMALLEST_DETECTION_SIDE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +102,6 @@ def require_split_sides(data: Any, dataset: Any, inference: InferenceOptions = W
         require_sides(data, inference, ((image, image_size(image)[::-1]) for image, _ in pairs))
 
 
-LEAST_SIDE = 64  # Pixels of an image's side from which maps of stride 32, on which batch norm trains, have 2 × 2 cells.
-
-
 def require_images(data: Any) -> None:
     """Raise ExperimentError unless the fields that data of both tasks have, augmentation and scenes, are in range."""
     require(0 < data.scale_min <= data.scale_max, data, "scale_min", f"0 < scale_min <= scale_max {data.scale_max}")
@@ -132,7 +131,7 @@ class InstanceDataConfig:
     """COCO only: the file of a split in that folder; {split} stands for the split's name."""
     pictures: str = "{split}"  #: COCO only: the folder of a split's images in that folder.
     train_part: str = "train2017"  #: COCO only: name of the split that is trained on.
-    val_part: str = "val2017"  #: COCO only: name of the split that is scored; where it is `train_part`, overfitting is.
+    val_part: str = "val2017"  #: COCO only: name of the split that is scored; `train_part` again tests the fit alone.
     masks: bool = True  #: COCO only: read the objects' masks; False where the file has boxes alone.
     height: int = 96
     """Rows of a scene. A detector brings an image's shorter side to the smaller of `height` and `width`, unless the
@@ -152,7 +151,7 @@ class InstanceDataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_at_least(LEAST_SIDE, self, "height", "width")
+        require_at_least(SMALLEST_DETECTION_SIDE, self, "height", "width")
         if self.name == "coco":
             require(bool(self.folder), self, "folder", "the name of a folder below APD_DATA, such as coco")
             require(self.evaluation_split == "val", self, "evaluation_split", "val: test's annotations are not public")

@@ -176,13 +176,13 @@ def loss_batch(
     shown = torch.stack([torch.randperm(shape.classes, generator=random)[:few] for _ in range(shape.batch)])
     patches_B64 = shown.gather(1, torch.randint(few, (shape.batch, 64), generator=random))
     places = torch.arange(shape.labels) * 8 // shape.labels
-    names = {"features": shape.channels, "logits": shape.classes}
-    made = {
-        f"{who}_{what}": maps(n, learned=who == "student")
-        for what, n in names.items()
-        for who in ("student", "teacher")
+    return {
+        "student_features": maps(shape.channels, learned=True),
+        "teacher_features": maps(shape.channels, learned=False),
+        "student_logits": maps(shape.classes, learned=True),
+        "teacher_logits": maps(shape.classes, learned=False),
+        "labels": patches_B64.view(-1, 8, 8)[:, places][:, :, places].contiguous().to(device),
     }
-    return made | {"labels": patches_B64.view(-1, 8, 8)[:, places][:, :, places].contiguous().to(device)}
 
 
 def loss_cost(loss: Callable[..., Tensor] | nn.Module, batch: dict[str, Tensor], *, seconds: float = 0.5) -> LossCost:

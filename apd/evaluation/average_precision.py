@@ -1,4 +1,4 @@
-"""Average precision of detections as COCO defines it, counted by faster-coco-eval (extra `detection`)."""
+"""Detections and their average precision as COCO defines it, counted by faster-coco-eval (extra `detection`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -64,6 +64,8 @@ class DetectionScorer:
 
     def __init__(self, spec: InstanceSpec, kinds: Sequence[Kind] = ("boxes", "masks")) -> None:
         coco_library(_PURPOSE)
+        if not kinds or not set(kinds) <= set(NAMES):
+            raise ValueError(f"kinds={tuple(kinds)!r}: expected 'boxes', 'masks' or both")
         self.spec, self.kinds = spec, tuple(kinds)
         # of each image its size, instances and detections by kind, as the library wants them but for their numbers
         self._images: list[tuple[dict[str, int], list[dict[str, Any]], dict[str, list[dict[str, Any]]]]] = []
@@ -81,17 +83,19 @@ class DetectionScorer:
                 got = f"{int(labels_N.min())} to {int(labels_N.max())}"
                 raise ValueError(f"{source} hold labels from {got}: expected 0..{classes - 1}")
         if not (found.scores_N.isfinite().all() and found.boxes_N4.isfinite().all()):
-            raise ValueError(f"{source} hold a score or box that is not finite: has it diverged?")
+            raise ValueError(f"detections of {sample.name!r} hold a score or box that is not finite: has it diverged?")
         boxes, labels = _as_coco(sample.boxes_N4), (sample.labels_N + 1).tolist()
         masks = encode(sample.masks_NHW.numpy()) if "masks" in self.kinds else [[]] * len(boxes)
         rows = zip(labels, boxes, masks, sample.crowd_N.int().tolist(), sample.areas_N.tolist(), strict=True)
-        fields = ("category_id", "bbox", "segmentation", "iscrowd", "area")
-        instances = [dict(zip(fields, row, strict=True)) for row in rows]
-        scored, entries = ((found.labels_N + 1).tolist(), found.scores_N.tolist()), {}
-        shapes = {"boxes": _as_coco(found.boxes_N4), "masks": found.masks}
+        instances = [
+            {"category_id": label, "bbox": box, "segmentation": mask, "iscrowd": crowd, "area": area}
+            for label, box, mask, crowd, area in rows
+        ]
+        labels, scores = (found.labels_N + 1).tolist(), found.scores_N.tolist()
+        shapes, entries = {"boxes": _as_coco(found.boxes_N4), "masks": found.masks}, {}
         for kind in self.kinds:
-            fields, rows = ("category_id", "score", _LIBRARY[kind][1]), zip(*scored, shapes[kind], strict=True)
-            entries[kind] = [dict(zip(fields, row, strict=True)) for row in rows]
+            rows = zip(labels, scores, shapes[kind], strict=True)
+            entries[kind] = [{"category_id": k, "score": score, _LIBRARY[kind][1]: shape} for k, score, shape in rows]
         height, width = sample.image_3HW.shape[1:]
         self._images.append(({"height": height, "width": width}, instances, entries))
 

@@ -33,8 +33,8 @@ class ExportError(RuntimeError):
 class Exported(NamedTuple):
     """What was written: a file of `size` bytes, and the largest `difference` of its logits at both `sizes` tried.
 
-    `multiple` is 1 for any sides from 32 on, and 32 where padding follows the size (`tf_` and EfficientNet-Lite): from
-    64.
+    `multiple` is 1 for any sides from 32 on. Where padding follows the size (timm's `tf_`, EfficientNet-Lite) it is 32:
+    sides are multiples of 32 from 64 on, and the file fails at any other.
     """
 
     path: Path

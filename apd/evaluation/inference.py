@@ -16,16 +16,22 @@ from apd.config.parts import WHOLE_IMAGE, InferenceOptions, scaled_side
 from apd.data.batches import evaluation_batches
 from apd.data.specs import IMAGE_PADDING, SegmentationDataset
 
+WINDOWS_AT_ONCE = 8  # in one call of the network (own choice: a batch that the trained sizes fit in)
+
 
 class Scores(NamedTuple):
-    """Fractions in [0, 1]: IoU and recall by class, (K,), NaN where undefined; their means; right pixels."""
+    """Scores of a whole data set, as fractions in [0, 1]: pixels are summed over all images before the division.
+
+    `iou` and `accuracy` (recall) are by class, (K,): NaN for a class that neither occurs nor is predicted, and that
+    does not occur. `miou` and `macc` are means over the others, `aacc` is the share of valid pixels that are right.
+    """
 
     iou: Tensor
     accuracy: Tensor
     miou: float
     macc: float
     aacc: float
-    classes_counted: int
+    classes_counted: int  #: Classes in the mean of `iou`.
 
 
 class ConfusionMatrix:
@@ -89,9 +95,6 @@ def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
     for name, *fractions, pixels in zip(class_names, *columns, strict=True):
         table.writerow((name, *("" if math.isnan(value) else f"{value:.6f}" for value in fractions), pixels))
     return written.getvalue()
-
-
-WINDOWS_AT_ONCE = 8  # in one call of the network (own choice: a batch that the trained sizes fit in)
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:

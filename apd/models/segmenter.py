@@ -126,6 +126,7 @@ class Segmenter(nn.Module):
         self.feature_channels, self.num_classes = width, num_classes
         self.register_buffer("image_mean", torch.tensor(backbone.mean, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.register_buffer("image_std", torch.tensor(backbone.std, dtype=torch.float32).reshape(1, 3, 1, 1))
+        # the order of these lines is that of the random draws and of the state dict, on which records rest
         aux_head = AuxiliaryHead(backbone.aux_channels, num_classes, width=width // 2, dropout=dropout)
         self.backbone, self.head = backbone.network, head
         self.dropout = nn.Dropout2d(dropout)

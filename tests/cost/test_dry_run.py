@@ -8,6 +8,7 @@ import torch
 from miniatures import write_converted
 from small_experiments import tiny
 
+from apd import APDLoss
 from apd.cli import app as cli
 from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
@@ -157,6 +158,10 @@ def test_the_memory_of_a_step_grows_with_its_images_from_what_the_networks_take(
     assert alone.memory_bytes(0) == 3 * 4 * numbers + sum(b.numel() * b.element_size() for b in counters)
     with_adamw = step_cost(tiny("student", optimiser="adamw"), 10)
     assert with_adamw.fixed_bytes == alone.fixed_bytes + 4 * numbers, "two moments in the place of one"
+    heads = APDLoss(8, 12, 10, width=8)
+    ours, theirs = (sum(p.numel() for p in part) for part in (heads.student_parameters(), heads.teacher_parameters()))
+    added = step_cost(tiny("apd"), 10).fixed_bytes - step_cost(tiny("pixel_kd"), 10).fixed_bytes
+    assert added == 4 * (3 * ours + 4 * theirs), "the teacher's head has Adam's two moments"
 
 
 def test_the_estimate_of_memory_is_near_what_a_step_allocates():

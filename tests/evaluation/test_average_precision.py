@@ -130,10 +130,13 @@ def test_what_does_not_fit_together_is_named():
         ({"scores_N": found.scores_N[1:]}, "shorter"),
         ({"masks": None}, "detections of '0' have no masks: give kinds="),
         ({"masks": found.masks[1:]}, "shorter"),
-        ({"scores_N": found.scores_N * torch.nan}, "not finite: has it diverged"),
+        ({"scores_N": found.scores_N * torch.nan}, "detections of '0' hold a score or box that is not finite: has it"),
     ):
         with pytest.raises(ValueError, match=message):
             scorer_of([(truth, found._replace(**change))])
+    for kinds in ((), ("boxes", "mask")):
+        with pytest.raises(ValueError, match="expected 'boxes', 'masks' or both"):
+            DetectionScorer(SPEC, kinds)
     with pytest.raises(ValueError, match="sample of '0' have no masks"):
         scorer_of([(truth._replace(masks_NHW=None), found)])
     with pytest.raises(ValueError, match="no image was added"):

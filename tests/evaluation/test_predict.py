@@ -1,5 +1,7 @@
 """Label maps and overlays of single images, as files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from small_experiments import NETWORK
 from apd.data.image_folder import DataError
 from apd.data.specs import SCENES
 from apd.evaluation.inference import predict_labels
-from apd.evaluation.predict import overlay, predict_image
+from apd.evaluation.predict import image_ids, overlay, predict_image
 from apd.training.segmentation import build_network
 
 
@@ -48,3 +50,8 @@ def test_an_overlay_mixes_image_and_colours_and_keeps_ignored_pixels():
     expected = [[round(50 + channel / 2) for channel in SCENES.palette[k]] for k in (0, 9)]
     assert np.abs(mixed[0, :2].astype(int) - expected).max() <= 1
     assert mixed[0, 2].tolist() == [100, 100, 100]
+
+
+def test_images_are_numbered_by_their_names_where_all_are_different_numbers():
+    for stems, numbers in ((("000139", "285"), [139, 285]), (("1", "01"), [1, 2]), (("7", "street"), [1, 2])):
+        assert image_ids([Path(f"{stem}.jpg") for stem in stems]) == numbers

@@ -96,13 +96,16 @@ def test_wrong_settings_and_weights_that_cannot_be_fetched_are_named(monkeypatch
     unreachable = mock.Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     lost = r"weights='imagenet' .* could not be fetched \(OSError: no route to host\).*resnet18-.*checkpoints"
-    coco = r"weights='coco' .*maskrcnn_resnet50_fpn_coco-.* or use weights='none'"
+    coco = r"weights='coco' .*maskrcnn_resnet50_fpn_coco-.* or use weights='none' \(--network.weights none\)"
     for arguments, error, message in (
         ({"weights": "imagenet"}, RuntimeError, lost),
         ({"backbone": "resnet50", "num_classes": 1, "weights": "coco", "class_names": ("dog",)}, RuntimeError, coco),
         ({"backbone": "resnet19"}, ValueError, "backbone='resnet19': expected one of resnet18, resnet50"),
         ({"weights": "imagnet"}, ValueError, "weights='imagnet': expected 'none', 'imagenet' or 'coco'"),
         ({"weights": "coco"}, ValueError, "torchvision has them for 'resnet50'"),
+        ({"rois": 0}, ValueError, "rois=0: expected a positive integer"),
+        ({"num_classes": True}, ValueError, "num_classes=True: expected a positive integer"),
+        ({"max_size": 700}, ValueError, "max_size=700: expected min_size=800 or more"),
     ):
         with pytest.raises(error, match=message):
             build_detector(**{"backbone": "resnet18", "num_classes": 3} | arguments)

@@ -97,9 +97,11 @@ def test_the_teachers_view_is_its_own_head_on_its_own_pyramid_at_the_students_bo
 
 
 def test_boxes_move_along_where_the_teacher_resizes_the_images_differently():
-    frozen = teacher(min_size=128, max_size=192)
+    frozen = teacher(min_size=51, max_size=192)
     _, pair, tap = step(student(), frozen)
-    wanted = teacher_view(frozen, batch()[0], [2 * boxes for boxes in tap.boxes], [(128, 192)] * 2)
+    assert pair.teacher.image_sizes == [(51, 76)] * 2, "the two sides by different factors"
+    factors = torch.tensor([76 / 96, 51 / 64] * 2)
+    wanted = teacher_view(frozen, batch()[0], [factors * boxes for boxes in tap.boxes], [(51, 76)] * 2)
     torch.testing.assert_close(pair.teacher.vectors_BC1N, wanted.vectors_BC1N)
 
 

@@ -159,9 +159,8 @@ def torchvisions(name: str) -> nn.Module:
 def test_a_network_with_torchvisions_weights_computes_what_torchvisions_own_does(name):
     theirs, ours = torchvisions(name), timm.create_model(name, features_only=True, out_indices=(-2, -1)).eval()
     state = theirs.state_dict()
-    without = {
-        key: value for key, value in state.items() if not key.endswith("num_batches_tracked")
-    }  # the oldest files
+    # the oldest files have no counters
+    without = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     assert list(classifier_tensors(without, ours, torchvisions=True)) == list(ours.state_dict())
     ours.load_state_dict(classifier_tensors(state, ours, torchvisions=True), strict=True)
     # the map before the classifier, or before the 1×1 convolution that leads to it

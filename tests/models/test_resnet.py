@@ -105,7 +105,7 @@ def test_a_file_that_does_not_fit_is_refused_by_its_own_names(tmp_path):
 @pytest.mark.parametrize(("name", "theirs"), [("resnet50_deep", "resnet50s"), ("resnet101_deep", "resnet101s")])
 def test_the_larger_ones_take_timms_weights_of_the_same_network(monkeypatch, name, theirs):
     create = mock.Mock(side_effect=timm.create_model)
-    monkeypatch.setattr("apd.models.backbones.create_with_timm_weights", create)
+    monkeypatch.setattr("apd.models.pretrained.create_with_timm_weights", create)
     with torch.device("meta"):
         one, other = (create_backbone(name, weights=weights).network for weights in ("imagenet", "none"))
     assert [call.args for call in create.call_args_list] == [(theirs,)]

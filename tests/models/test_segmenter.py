@@ -178,3 +178,5 @@ def test_a_training_batch_of_one_image_is_refused_unless_the_norms_are_in_eval_m
     ):
         head(maps)
     assert norms_in_eval_mode(head)(maps).shape == head.eval()(maps).shape == (1, 4, 3, 4)
+    with pytest.raises(ValueError, match="in_channels: got 3, expected at least 4"):
+        PyramidPooling(3, 4)

@@ -24,6 +24,13 @@ def require(condition: bool, owner: object, name: str, expected: str) -> None:
         raise ExperimentError(f"{type(owner).__name__}.{name} = {getattr(owner, name)!r}: expected {expected}")
 
 
+def require_at_least(least: int, owner: Any, *names: str) -> None:
+    """Raise ExperimentError unless each of these fields of `owner` has at least this value."""
+    for name in names:
+        kind = "a number" if isinstance(getattr(owner, name), float) else "an integer"
+        require(getattr(owner, name) >= least, owner, name, f"{kind} >= {least}")
+
+
 def require_weights(owner: object, *names: str) -> None:
     """Raise ExperimentError unless each of the fields is at least 0, and one above."""
     for name in names:

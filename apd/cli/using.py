@@ -12,7 +12,7 @@ import tyro
 from apd.cli.app import parse
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
-from apd.config.parts import InferenceOptions, require_sides, require_split_sides, shown_size
+from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides, shown_size
 from apd.data.coco import coco_library, coco_spec
 from apd.data.image_folder import names_of
 from apd.data.images import DataError

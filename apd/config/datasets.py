@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, ExperimentError
-from apd.config.parts import DetectorConfig, InstanceDataConfig
 from apd.data import specs
 from apd.data.augment import Augmentation
 from apd.data.converted import LABELMEFACADE, CamVid, ConvertedDataset, LabelMeFacade

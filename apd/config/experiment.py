@@ -4,18 +4,10 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apd.config.parts import (
-    SMALLEST_SIDE,
-    WHOLE_IMAGE,
-    DetectorConfig,
-    InferenceOptions,
-    InstanceDataConfig,
-    least_side,
-    require_at_least,
-    require_images,
-)
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_images
+from apd.config.inference_options import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
 from apd.distillers.base import DISTILLERS, DistillerConfig
-from apd.fields import ExperimentError, require, require_types
+from apd.fields import ExperimentError, require, require_at_least, require_types
 
 TaskName = Literal["segmentation", "detection"]
 _PUBLISHED = Literal["cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco"]

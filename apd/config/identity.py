@@ -6,8 +6,9 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.parts import DetectorConfig, InferenceOptions, InstanceDataConfig
+from apd.config.inference_options import InferenceOptions
 from apd.distillers.base import DISTILLERS, DistillerConfig
 from apd.fields import ExperimentError, did_you_mean
 

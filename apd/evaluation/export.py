@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from apd.config.parts import SMALLEST_SIDE
+from apd.config.inference_options import SMALLEST_SIDE
 
 SUFFIXES = (".onnx", ".pt2")
 # by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apd.config.parts import WHOLE_IMAGE, InferenceOptions, scaled_side
+from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, scaled_side
 from apd.data.batches import evaluation_batches
 from apd.data.specs import IMAGE_PADDING, SegmentationDataset
 

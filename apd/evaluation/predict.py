@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops import box_convert
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apd.config.parts import WHOLE_IMAGE, InferenceOptions
+from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import unit_range
 from apd.data.coco import decode
 from apd.data.image_folder import names_of

@@ -73,7 +73,7 @@ def build_detector(
         min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
             `max_size`. For images of one size give their own two sides.
         width, box_width, smallest_anchor, proposals, rois, detections: sizes in pixels and channels, and counts in an
-            image, as the fields of :class:`apd.config.parts.DetectorConfig` describe them.
+            image, as the fields of :class:`apd.config.detection_config.DetectorConfig` describe them.
         fetch: False builds the network that `weights` asks for without them, to be filled from a file of its own.
 
     An unknown name, a size or count below 1, or weights that it has none of, is a ValueError; weights that cannot be

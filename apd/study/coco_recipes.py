@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
-from apd.config.parts import DetectorConfig, InstanceDataConfig
 from apd.distillers.apd import DenseAPDConfig, RoIAPDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.on_detectors import PyramidMatchingConfig, ReviewKDConfig, RoIDKDConfig, RoIKDConfig

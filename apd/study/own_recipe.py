@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig
-from apd.config.parts import SMALLEST_SIDE
+from apd.config.inference_options import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes
 from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.parts import InferenceOptions
+from apd.config.inference_options import InferenceOptions
 from apd.data.specs import ADE20K, CITYSCAPES, PASCAL_CONTEXT_60, DatasetSpec
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig

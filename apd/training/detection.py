@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from apd.config.datasets import Splits
+from apd.config.detection_config import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
-from apd.config.parts import DetectorConfig, InferenceOptions
+from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
 from apd.data.batches import InstanceBatch, training_instance_batches
 from apd.data.census import Census, census_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
 from apd.config.experiment import NetworkConfig
-from apd.config.parts import InferenceOptions, require_split_sides
+from apd.config.inference_options import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, device_batches, training_batches
 from apd.data.census import Census, census_of
 from apd.data.specs import SegmentationDataset

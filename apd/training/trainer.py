@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from apd.config.datasets import Splits
-from apd.config.parts import WHOLE_IMAGE, InferenceOptions
+from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
 from apd.data.batches import InstanceBatch
 from apd.normalizers import AccumulatedCounts, across_processes

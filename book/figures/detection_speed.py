@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.benchmark import timer
 from torchvision.models.detection import FasterRCNN
 
-from apd.config.parts import DetectorConfig
+from apd.config.detection_config import DetectorConfig
 from apd.cost.measure import quartiles
 from apd.data.batches import InstanceBatch, unit_range
 from apd.data.instances import InstanceSpec, Noise, as_target

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apd.cli.app import main
 from apd.cli.training import summary
-from apd.config.parts import InstanceDataConfig
+from apd.config.detection_config import InstanceDataConfig
 from apd.cost.count import step_cost
 from apd.cost.dry_run import dry_run
 from apd.data.coco import coco_spec, encode

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from apd.cli.app import main
 from apd.config.datasets import build_split
-from apd.config.parts import InferenceOptions
+from apd.config.inference_options import InferenceOptions
 from apd.evaluation.inference import confusion_of, predict_labels, scores
 from apd.evaluation.predict import predict_image
 from apd.training.record import read_record

@@ -8,7 +8,7 @@ from small_detection import DATA, METHODS, NETWORK, TEACHER, small
 from small_experiments import equal
 
 from apd.config.datasets import spec_of
-from apd.config.parts import DetectorConfig
+from apd.config.detection_config import DetectorConfig
 from apd.distillers.base import DISTILLERS, build_distiller
 from apd.fields import ExperimentError
 from apd.training.run import task_of

@@ -10,8 +10,9 @@ import pytest
 import small_detection as boxes
 from small_experiments import NETWORK, TEACHER, tiny
 
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.parts import DetectorConfig, InferenceOptions, InstanceDataConfig
+from apd.config.inference_options import InferenceOptions
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig

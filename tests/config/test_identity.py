@@ -12,9 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from small_experiments import tiny
 
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.identity import fingerprint, from_dict, to_dict
-from apd.config.parts import DetectorConfig, InferenceOptions, InstanceDataConfig
+from apd.config.inference_options import InferenceOptions
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DISTILLERS
 from apd.distillers.logits import PixelKDConfig

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_experiments import tiny
 
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
-from apd.config.parts import DetectorConfig, InstanceDataConfig
 from apd.data import batches as module
 from apd.data.augment import Augmentation
 from apd.data.batches import (

@@ -7,9 +7,9 @@ import pytest
 from own_folders import leave, make, trained
 from PIL import Image
 
-from apd.config import parts as protocol
+from apd.config import inference_options
 from apd.config.experiment import DataConfig, Experiment, ExperimentError
-from apd.config.parts import WHOLE_IMAGE, InferenceOptions, least_side, require_sides, shown_size
+from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, least_side, require_sides, shown_size
 from apd.data.images import DataError
 from apd.models import segmenter
 from apd.training.run import runs_folder
@@ -31,7 +31,7 @@ OWN, FIXED = dict(height=0, width=0), dict(height=64, width=96)
     ],
 )
 def test_what_a_network_sees_follows_from_size_longest_side_scales_and_window(data, inference, size, shown, least):
-    assert protocol.SMALLEST_SIDE == segmenter.SMALLEST_SIDE == 32
+    assert inference_options.SMALLEST_SIDE == segmenter.SMALLEST_SIDE == 32
     config, sizes = DataConfig(name="camvid", **data), [("a", (640, 640)), ("b", size)]
     assert shown_size(config, *size) == shown
     assert least_side(config, inference, *size) == least

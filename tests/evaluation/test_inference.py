@@ -15,7 +15,7 @@ from small_experiments import DATA, NETWORK, tiny
 from torch import nn
 
 from apd.config.datasets import build_split
-from apd.config.parts import InferenceOptions
+from apd.config.inference_options import InferenceOptions
 from apd.cost.measure import peak_of
 from apd.data.image_folder import DataError
 from apd.data.specs import IMAGE_PADDING, SCENES, Sample

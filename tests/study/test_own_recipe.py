@@ -10,7 +10,7 @@ from own_folders import SMALL, STEPS, leave, make, trained
 from page_blocks import PYTHON, ROOT, SHELL, blocks
 
 from apd.config.experiment import ExperimentError
-from apd.config.parts import SMALLEST_SIDE
+from apd.config.inference_options import SMALLEST_SIDE
 from apd.study import own_recipe as module
 from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, own_recipe
 from apd.study.recipes import recipe

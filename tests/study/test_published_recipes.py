@@ -11,7 +11,7 @@ from miniatures import write_converted
 from apd import APDLoss
 from apd.config.datasets import spec_of
 from apd.config.experiment import NetworkConfig, TeacherConfig, TrainingConfig
-from apd.config.parts import InferenceOptions
+from apd.config.inference_options import InferenceOptions
 from apd.distillers.base import build_distiller
 from apd.study.published_recipes import CLASSES_SEEN, PAPER_METHODS, PUBLISHED, PaperSize, paper_recipe
 from apd.study.recipes import recipe

@@ -10,8 +10,8 @@ from miniatures import write_coco
 from small_detection import DATA, NETWORK, TEACHER, small
 from small_experiments import Thrown, equal, outcome, prepared_run, thrown_at
 
+from apd.config.detection_config import InstanceDataConfig
 from apd.config.experiment import ExperimentError
-from apd.config.parts import InstanceDataConfig
 from apd.data.image_folder import DataError
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.training import trainer as loop

@@ -155,7 +155,7 @@ def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
         axes.set_xscale("log")
         axes.set_xlim(left)
         axes.invert_yaxis()
-        axes.set(xlabel="milliseconds of a forward and backward pass", ylabel="", title=SHAPE_NAMES[shape])
+        axes.set(xlabel="ms of a forward and backward pass", ylabel="", title=SHAPE_NAMES[shape])
         quiet_axes(axes, grid="x")
         said = ", ".join(f"{name} {three_digits(value)}" for name, value in medians.items())
         return drawing(fig, f"{SHAPE_NAMES[shape]}, median milliseconds of a forward and backward pass: {said}")

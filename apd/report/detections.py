@@ -83,6 +83,10 @@ class Findings:
             for network in self.content["runs"]:
                 if len(found := self.found(network)) != self.images:
                     raise ValueError(f"found.{network} is of {len(found)} images, but data.pictures = {self.images}")
+                for place, each in enumerate(found):
+                    if len({len(part) for part in each if part is not None}) != 1:
+                        expected = "boxes, scores, labels and masks must be equally many"
+                        raise ValueError(f"found.{network}[{place}]: {expected}")
             if self.dataset().fingerprint() != self.content["data"]["fingerprint"]:
                 raise ValueError("data.fingerprint is not that of today's scenes: another generator drew them")
         except (KeyError, TypeError, ValueError) as error:

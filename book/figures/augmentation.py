@@ -31,7 +31,7 @@ def columns() -> list[Sample]:
 
 
 def draw() -> Image.Image:
-    """One picture: rows of three, each with its labels below."""
+    """One image: rows of three, each with its labels below."""
     made = columns()
     down, across = HEIGHT + GAP, WIDTH + GAP
     rows = -(-len(made) // ACROSS) * 2

@@ -1,4 +1,4 @@
-"""Draw the pictures of the book's pages into `book/_static`.
+"""Draw the figures of the book's pages into `book/_static`.
 
     python book/figures/draw.py
 
@@ -32,8 +32,8 @@ def main() -> None:
     for name, content in drawings().items():
         (STATIC / name).write_text(content, encoding="utf-8")
         print(STATIC / name)
-    for name, picture in (("scenes-dial", scenes.draw()), ("augmentation", augmentation.draw())):
-        picture.save(STATIC / f"{name}.jpg", quality=90, subsampling=0, optimize=True)
+    for name, image in (("scenes-dial", scenes.draw()), ("augmentation", augmentation.draw())):
+        image.save(STATIC / f"{name}.jpg", quality=90, subsampling=0, optimize=True)
         print(STATIC / f"{name}.jpg")
 
 

@@ -147,7 +147,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="folder of the files (default: book/results/perspectives)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     chosen = parser.parse_args(arguments)
-    return exit_code_of(lambda: 0 * len(write_evidence(chosen.to, device=chosen.device)), "perspective_evidence")
+
+    def run() -> int:
+        write_evidence(chosen.to, device=chosen.device)
+        return 0
+
+    return exit_code_of(run, "perspective_evidence")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Why a perspective of its own may help a picture: made-up pixels of two classes in three pictures.
+"""Why a perspective of its own may help an image: made-up pixels of two classes in three images.
 
-The pixels have two features, so that a feature is a direction on the page. Each picture turns all of its directions by
-an angle of its own. Prototypes and answers are computed by the package, once over all pictures and once per picture.
+The pixels have two features, so that a feature is a direction on the page. Each image turns all of its directions by
+an angle of its own. Prototypes and answers are computed by the package, once over all images and once per image.
 """
 
 from math import cos, radians, sin
@@ -13,7 +13,7 @@ from torch import Tensor
 from apd import class_prototypes, observe
 
 CENTRES, TURNS, SPREAD, PIXELS = (26.0, 64.0), (-27.0, 0.0, 27.0), 5.0, 20
-TITLE = "Pixels of two classes in three pictures, seen from one perspective and from three"
+TITLE = "Pixels of two classes in three images, seen from one perspective and from three"
 
 
 def made_up_pixels() -> tuple[Tensor, Tensor]:
@@ -30,12 +30,12 @@ def draw(colours: Colours) -> Drawing:
     """The drawing in one set of colours."""
     d = Drawing(440, 520, TITLE, colours)
     features, labels = made_up_pixels()
-    d.text(220, 24, "one perspective for all pictures", font_weight=650, size=15)
+    d.text(220, 24, "one perspective for all images", font_weight=650, size=15)
     _fan(d, (112, 240), 184, features, labels, "batch", (0, 1, 2))
-    d.text(220, 312, "one perspective for each picture", font_weight=650, size=15)
-    for picture, left in enumerate((36, 180, 324)):
-        _fan(d, (left, 438), 96, features, labels, "image", (picture,))
-        d.text(left + 40, 468, f"picture {picture + 1}", size=13, colour=colours.muted)
+    d.text(220, 312, "one perspective for each image", font_weight=650, size=15)
+    for image, left in enumerate((36, 180, 324)):
+        _fan(d, (left, 438), 96, features, labels, "image", (image,))
+        d.text(left + 40, 468, f"image {image + 1}", size=13, colour=colours.muted)
     _legend(d)
     return d
 
@@ -49,7 +49,7 @@ def _fan(
     scope: str,
     shown: tuple[int, ...],
 ) -> None:
-    """Pixels of the pictures `shown` around an origin, and the prototypes through which they are named."""
+    """Pixels of the images `shown` around an origin, and the prototypes through which they are named."""
     prototypes, present = class_prototypes(features, labels, 2, scope=scope)
     answers = observe(features, prototypes, present).argmax(1)
     inks = (d.colours.teal, d.colours.violet)
@@ -63,12 +63,12 @@ def _fan(
         stroke_width=1,
     )
     small = 3.4 if radius > 100 else 2.6
-    for picture in shown:
-        for pixel, label in enumerate(labels[picture, 0].tolist()):
-            x, y = (features[picture, :, 0, pixel] * radius * 0.94).tolist()
+    for image in shown:
+        for pixel, label in enumerate(labels[image, 0].tolist()):
+            x, y = (features[image, :, 0, pixel] * radius * 0.94).tolist()
             at = (origin[0] + x, origin[1] - y)
-            _mark(d, picture, at, small, inks[label])
-            if answers[picture, 0, pixel] != label:
+            _mark(d, image, at, small, inks[label])
+            if answers[image, 0, pixel] != label:
                 d.add(
                     "circle",
                     cx=short(at[0]),
@@ -96,12 +96,12 @@ def _place(origin: tuple[float, float], radius: float, degrees: float) -> tuple[
     return origin[0] + radius * cos(radians(degrees)), origin[1] - radius * sin(radians(degrees))
 
 
-def _mark(d: Drawing, picture: int, at: tuple[float, float], r: float, ink: str) -> None:
-    """Circle, square or triangle, by picture."""
+def _mark(d: Drawing, image: int, at: tuple[float, float], r: float, ink: str) -> None:
+    """Circle, square or triangle, by image."""
     x, y = at
-    if picture == 0:
+    if image == 0:
         d.add("circle", cx=short(x), cy=short(y), r=r, fill=ink)
-    elif picture == 1:
+    elif image == 1:
         d.add("rect", x=short(x - r), y=short(y - r), width=2 * r, height=2 * r, fill=ink)
     else:
         corners = ((x, y - 1.3 * r), (x + 1.2 * r, y + r), (x - 1.2 * r, y + r))

@@ -122,6 +122,12 @@ IN_PAGE = {  # a selector, and of what is found that which counts and how to nam
     "image that is not shown": ("img", "e.loading != 'lazy' && !e.naturalWidth", "e.src"),
     "equation that is not set": (".math", "!e.querySelector('mjx-container')", "e.innerText"),
     "equation in error": ("mjx-merror, [data-mml-node=merror]", "true", "e.outerHTML"),
+    "text that leaves its drawing": (
+        "svg.apd-drawing text",
+        "(([t, d]) => t.left < d.left - 1 || t.right > d.right + 1)"
+        "([e, e.ownerSVGElement].map(one => one.getBoundingClientRect()))",
+        "e.textContent",
+    ),
     "link": ("a[href]", "true", "e.href"),
 }
 TOO_WIDE = """width => document.documentElement.scrollWidth <= width ? [] : [

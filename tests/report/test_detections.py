@@ -104,6 +104,7 @@ def test_a_file_gives_back_what_was_found(tmp_path, findings):
         (lambda c: c.update(schema=2), "schema 2 is not 1"),
         (lambda c: c["found"].pop("teacher"), "'teacher' is missing"),
         (lambda c: c["found"]["teacher"].pop(), r"found.teacher is of 5 images, but data.pictures = 6"),
+        (lambda c: c["found"]["teacher"][0]["scores"].append(0.9), r"found.teacher\[0\]: boxes, scores, labels and"),
         (lambda c: c["data"]["scenes"].update(context_shift=0.5), "another generator drew them"),
         (lambda c: c["data"]["scenes"].pop("height"), "'height' is missing"),
     ],

@@ -56,6 +56,10 @@ def test_the_committed_measurement_is_compared_and_shown_with_its_medians():
     median = curves.three_digits(curves.rows_of(measurement, "camvid")["CWD"]["milliseconds"][1])
     assert f"CWD {median}" in curves.milliseconds_by_loss(measurement, "camvid").description
     assert f">{median}<" in curves.milliseconds_by_loss(measurement, "camvid").html
+    bar = r'<path d="M (\S+) \S+ \nL (\S+) [^>]*fill: #8c7a5b'
+    ends = re.findall(bar, curves.milliseconds_by_loss(measurement, "camvid").html)
+    assert len(ends) == 10
+    assert all(float(right) - float(left) > 5 for left, right in ends)
     assert median in curves.speed_table(measurement, "camvid").description
     for row in measurement["rows"]:
         slow = row["loss"].endswith(curves.CLASS_BY_CLASS)

@@ -149,10 +149,13 @@ def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
     colours = [colour_of("apd" if name.startswith("APD") else "") for name in medians.index]
     with figure(height=0.9 + 0.27 * len(medians)) as fig:
         axes = fig.subplots()
-        sns.barplot(x=medians, y=medians.index, hue=medians.index, palette=colours, log_scale=True, ax=axes)
-        for bar in axes.containers:
-            axes.bar_label(bar, fmt=three_digits, padding=4)
-        axes.set(xlabel="milliseconds of a forward and backward pass", ylabel="", title=SHAPE_NAMES[shape])
+        left = medians.min() / 2  # bars from zero have no finite length on this axis, and an SVG loses them
+        bars = axes.barh(medians.index, medians - left, left=left, color=colours)
+        axes.bar_label(bars, [three_digits(median) for median in medians], padding=4)
+        axes.set_xscale("log")
+        axes.set_xlim(left)
+        axes.invert_yaxis()
+        axes.set(xlabel="ms of a forward and backward pass", ylabel="", title=SHAPE_NAMES[shape])
         quiet_axes(axes, grid="x")
         said = ", ".join(f"{name} {three_digits(value)}" for name, value in medians.items())
         return drawing(fig, f"{SHAPE_NAMES[shape]}, median milliseconds of a forward and backward pass: {said}")

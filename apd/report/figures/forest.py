@@ -88,7 +88,8 @@ def _row_figure(
     heights = [LINE * (1 + label.count("\n")) + GAP for label, _ in lines]
     places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]
     low, high = limits
-    with figure(height=sum(heights) + 0.75 + 0.25 * bool(title) + 0.25 * bool(line)) as fig:
+    title = textwrap.fill(title, 36)
+    with figure(height=sum(heights) + 0.75 + 0.25 * (len(title.splitlines()) + bool(line))) as fig:
         axes = fig.subplots()
         axes.set_xlim(low, high)
         axes.set_ylim(sum(heights), 0)

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -106,19 +105,23 @@ def answers_table(
 ) -> Drawing:
     """Whether each question's paired difference is significant, with its interval, one column for each comparison.
 
-    `questions` are a method, what it is compared with, and what that holds equal.
+    `questions` are a method, what it is compared with, and what that holds equal; a column's are corrected together.
     """
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for (method, reference, remark), comparison in product(questions, comparisons):
-        found, names = comparison.difference(method, reference, confidence), comparisons[0].names
-        answer = "outperforms" if found.mean > 0 else "underperforms"
-        answer = answer if found.significant else "too few runs" if math.isnan(found.low) else "not significant"
-        row = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
-        row[comparison.title] = f"{answer} {interval(found)}"
+    for comparison in comparisons:
+        names = comparisons[0].names
+        found = {q: comparison.difference(*q[:2], confidence) for q in questions}
+        corrected = holm_corrected(found, confidence)
+        for (method, reference, remark), difference in found.items():
+            row = corrected.get((method, reference, remark))
+            answer = "too few runs" if math.isnan(difference.low) else "not significant"
+            if row and row.significant:
+                answer = "outperforms" if difference.mean > 0 else "underperforms"
+            line = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
+            line[comparison.title] = f"{answer} {interval(difference)}"
     level = f"{100 * confidence:g} %"
-    return rows_table(
-        rows, f"mean difference in mIoU, percentage points, and {level} interval; each alone, uncorrected"
-    )
+    caption = f"mean difference in mIoU, percentage points, with its {level} interval"
+    return rows_table(rows, f"{caption}; answers Holm-corrected by column")
 
 
 def cost_table(comparisons: Sequence[Comparison]) -> Drawing:

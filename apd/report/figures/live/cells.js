@@ -1,11 +1,11 @@
-// Pictures of one image: the cell under the pointer is framed in all of them, and what each view calls it is told.
+// Views of one image: the cell under the pointer is framed in all of them, and what each view calls it is shown.
 (root => {
   if (!root || root.dataset.live) return;
   root.dataset.live = "cells";
   const said = root.querySelector(".apd-said");
   const { width, height, names, views } = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-  const pictures = [...root.querySelectorAll(".apd-pictures img")];
-  const frames = pictures.map(() => {
+  const images = [...root.querySelectorAll(".apd-pictures img")];
+  const frames = images.map(() => {
     const frame = document.createElement("div");
     frame.className = "apd-cell";
     frame.hidden = true;
@@ -19,16 +19,16 @@
     frames.forEach((frame, index) => {
       frame.hidden = !cell;
       if (!cell) return;
-      const box = pictures[index].getBoundingClientRect(), wide = box.width / width, high = box.height / height;
+      const box = images[index].getBoundingClientRect(), wide = box.width / width, high = box.height / height;
       frame.style.left = box.left - outer.left + cell[0] * wide + "px";
       frame.style.top = box.top - outer.top + cell[1] * high + "px";
       frame.style.width = wide + "px";
       frame.style.height = high + "px";
     });
-    said.textContent = cell ? [`row ${cell[1] + 1}, column ${cell[0] + 1}`, ...views.map(told)].join("\n") : "";
+    said.textContent = cell ? [`row ${cell[1] + 1}, column ${cell[0] + 1}`, ...views.map(reading)].join("\n") : "";
   }
 
-  function told({ name, labels, scores }) {
+  function reading({ name, labels, scores }) {
     const place = at[1] * width + at[0], label = labels[place];
     if (label < 0) return `${name}: ignored`;
     return `${name}: ${names[label]}` + (scores ? ` ${scores[place]} %` : "");
@@ -40,10 +40,10 @@
     return [clip((event.clientX - box.left) / box.width, width), clip((event.clientY - box.top) / box.height, height)];
   }
 
-  for (const picture of pictures) {
-    picture.addEventListener("pointermove", event => show(cellAt(event)));
-    picture.addEventListener("pointerdown", event => show(cellAt(event)));
-    picture.addEventListener("pointerleave", event => event.pointerType === "mouse" && show(null));
+  for (const image of images) {
+    image.addEventListener("pointermove", event => show(cellAt(event)));
+    image.addEventListener("pointerdown", event => show(cellAt(event)));
+    image.addEventListener("pointerleave", event => event.pointerType === "mouse" && show(null));
   }
   root.addEventListener("blur", () => show(null));
   root.addEventListener("keydown", event => {

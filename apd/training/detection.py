@@ -128,8 +128,12 @@ class DetectionTask(RunTask):
             counts = tap.loss_counts
         # alone, count and global_count are one number, and their quotient is exactly 1
         terms = {name: value * (counts[name] / global_count(counts[name])) for name, value in losses.items()}
-        distilled = {name: distiller(pair) for name, distiller in self.distillers.items()}
-        return self.with_loss(terms, sum(terms.values()), distilled)
+        loss = sum(terms.values())
+        for name, distiller in self.distillers.items():
+            of_one = distiller(pair)
+            loss = loss + of_one.pop("loss")
+            terms |= {f"{name}.{term}": value for term, value in of_one.items()}
+        return terms | {"loss": loss}
 
     def evaluate(
         self, network: FasterRCNN, dataset: InstanceDataset, inference: InferenceOptions, ranks: Ranks

@@ -138,7 +138,10 @@ class SegmentationTask(RunTask):
         if student.aux is not None and auxiliary_weight:
             terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
-        return self.with_loss(terms, loss, self._distil(student, teacher, labels_BHW))
+        for name, of_one in self._distil(student, teacher, labels_BHW).items():
+            loss = loss + of_one.pop("loss")
+            terms |= {f"{name}.{term}": value for term, value in of_one.items()}
+        return terms | {"loss": loss}
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
         given = distilled_of(student, teacher, labels) if self.distillers else {}

@@ -1,6 +1,6 @@
 """Detection and instance segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -92,10 +92,10 @@ class DetectionTask(RunTask):
         options = self._of_batches(start, ranks)
         return training_instance_batches(dataset, augmentation=augmentation, workers=workers, **options)
 
-    def _build(self, config: DetectorConfig, num_classes: int, class_names: Sequence[str], weights_follow: bool) -> Any:
+    def _build(self, config: DetectorConfig, num_classes: int, weights_follow: bool) -> Any:
         sides, shape = (self.experiment.data.height, self.experiment.data.width), asdict(config)
         backbone, masks = shape.pop("backbone"), shape.pop("kind") == "mask_rcnn"
-        shape |= dict(class_names=class_names, min_size=min(sides), max_size=max(sides), fetch=not weights_follow)
+        shape |= dict(min_size=min(sides), max_size=max(sides), fetch=not weights_follow)
         return build_detector(backbone, num_classes, masks=masks, **shape)
 
     def parameter_groups(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -1,6 +1,6 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
@@ -92,7 +92,7 @@ class SegmentationTask(RunTask):
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def _build(self, config: NetworkConfig, num_classes: int, _: Sequence[str], weights_follow: bool) -> Segmenter:
+    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter:
         return _segmenter(config, num_classes, weights_follow)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

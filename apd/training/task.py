@@ -1,6 +1,6 @@
 """What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -83,17 +83,10 @@ class RunTask(nn.Module):
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
 
     def network(
-        self,
-        config: Any,
-        num_classes: int,
-        device: torch.device,
-        seed: int,
-        *,
-        class_names: Sequence[str] = (),
-        weights_follow: bool = False,
+        self, config: Any, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
     ) -> Any:
         """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
-        return built(partial(self._build, config, num_classes, class_names, weights_follow), self.kind, device, seed)
+        return built(partial(self._build, config, num_classes, weights_follow), self.kind, device, seed)
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Images that batch norm needs in each part of a batch."""

@@ -1,6 +1,7 @@
 """What is built from the configuration of a detection experiment: networks and distillers with every setting of it."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_a_detector_brings_images_to_the_size_of_the_data():
     assert (detector.transform.min_size, detector.transform.max_size) == ((80,), 96)
 
 
-def test_a_network_that_cannot_be_built_is_an_error_of_the_experiment():
-    network = DetectorConfig(backbone="resnet50", weights="coco")
-    with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*COCO has no class 'pedestrian'"):
-        task_of(small()).network(network, 1, torch.device("cpu"), 0, class_names=("pedestrian",))
+def test_a_network_that_cannot_be_built_is_an_error_of_the_experiment(monkeypatch):
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", mock.Mock(side_effect=OSError("no route")))
+    with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*could not be fetched"):
+        task_of(small()).network(DetectorConfig(weights="imagenet"), 1, torch.device("cpu"), 0)

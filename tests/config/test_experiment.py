@@ -74,7 +74,6 @@ WRONG = [  # the configuration, the field, its value, what was expected, and fie
     (InstanceDataConfig, "evaluation_split", "test", "val: test's annotations are not public", COCO),
     (InstanceDataConfig, "val_part", "", "a text that is not empty", COCO),
     (DetectorConfig, "backbone", "resnet34", "one of resnet18"),
-    (DetectorConfig, "weights", "coco", "none or imagenet here: torchvision has COCO"),
     (DenseAPDConfig, "levels", (), LEVELS),
     (ReviewKDConfig, "levels", ("1", "0"), f"{LEVELS}, in"),
 ]

@@ -7,8 +7,8 @@ import pytest
 
 from apd.cli.app import main
 from apd.fields import ExperimentError
-from apd.study.coco_recipes import COCO_SOURCES, CocoSize, DetectionSize, detection_methods_of
-from apd.study.published_recipes import CORRECTED_SOURCES, PAPER_METHODS, SOURCES, PaperSize, leaves
+from apd.study.coco_recipes import CocoSize, DetectionSize, detection_methods_of
+from apd.study.published_recipes import PAPER_METHODS, PaperSize, leaves
 from apd.study.recipes import (
     LEARNING_RATES,
     METHOD_NAMES,
@@ -19,6 +19,7 @@ from apd.study.recipes import (
     all_recipes,
     methods_of,
     recipe,
+    value_sources,
 )
 
 
@@ -87,7 +88,7 @@ def test_every_field_that_differs_from_its_default_has_a_source(size, method, ca
 
 def test_every_source_is_of_fields_that_a_recipe_has():
     known = [f"{field}." for size, method in ALL for field, _, _ in leaves(recipe(size, method))]
-    for source in (*SOURCES, *CORRECTED_SOURCES, *COCO_SOURCES):
+    for source in (*value_sources("released"), *value_sources("corrected"), *value_sources("coco")):
         assert any(field.startswith(f"{source}.") for field in known), source
 
 
@@ -97,13 +98,13 @@ def test_a_value_that_was_corrected_is_not_said_to_be_released(capsys):
         for size in ("cityscapes", "cityscapes_corrected")
     )
     changed = {field for field in released if released[field] != corrected[field]}
-    assert changed == {field for field in CORRECTED_SOURCES if ".apd." in field}
+    assert changed == {field for field in value_sources("corrected") if ".apd." in field}
     lines = shown("cityscapes_corrected-apd", capsys)
     assert all("own choice: " in lines[field] or "paper, " in lines[field] for field in changed)
 
 
 def test_nothing_of_apd_in_detection_is_said_to_be_published():
-    ours = {f: s for f, s in COCO_SOURCES.items() if f.startswith("distillers.") and f.endswith("apd")}
+    ours = {f: s for f, s in value_sources("coco").items() if f.startswith("distillers.") and f.endswith("apd")}
     said = "own choice: how the paper applies APD to detection was never released"
     assert ours == {"distillers.roi_apd": said, "distillers.dense_apd": said}
 

@@ -16,11 +16,10 @@ from torch import nn
 
 from apd.data.batches import Batch
 from apd.training import trainer as loop
-from apd.training.captured_step import CapturedStep
 from apd.training.run import run_folder, train
 from apd.training.run_log import NonFiniteLossError
 from apd.training.segmentation import build_network, task_loss
-from apd.training.trainer import TrainStep
+from apd.training.trainer import CapturedStep, TrainStep
 
 CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
 PREPARED = {

@@ -1,13 +1,11 @@
-"""The four terms from prototypes and observations: gradients, properties, degenerate labels, wrong arguments.
+"""The four terms (`test_distill` compares them with the slow reference): properties, wrong arguments; and means over
+a batch in parts: sums and counts of all parts together."""
 
-`test_distill` compares them with the slow reference.
-"""
-
-import hypothesis.strategies as st
 import pytest
 import slow_reference as slow
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from apd import (
     alignment_loss,
@@ -18,6 +16,8 @@ from apd import (
     regularisation_loss,
     resize_labels,
 )
+from apd.losses import masked_mean
+from apd.normalizers import AccumulatedCounts, across_processes, global_count
 
 K = 5
 
@@ -83,3 +83,45 @@ MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torc
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@given(st.lists(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_shares_of_parts_in_turn_add_up_to_the_mean_of_the_whole(parts):
+    values = [torch.tensor([value for value, _ in part], dtype=torch.float64) for part in parts]
+    masks = [torch.tensor([valid for _, valid in part]) for part in parts]
+    turns = AccumulatedCounts()
+    for value, mask in zip(values, masks, strict=True):
+        with turns.counting():
+            masked_mean(value, mask)
+    total = 0
+    for value, mask in zip(values, masks, strict=True):
+        with turns.computing():
+            total += masked_mean(value, mask)
+    torch.testing.assert_close(total, masked_mean(torch.cat(values), torch.cat(masks)))
+
+
+def test_several_means_of_a_part_keep_their_own_counts_and_divide_by_1_where_that_is_0():
+    turns, counts = AccumulatedCounts(), [(3, 0), (5, 2)]
+    for part in counts:
+        with turns.counting():
+            assert [global_count(torch.tensor(count)).item() for count in part] == [max(count, 1) for count in part]
+    for part in counts:
+        with turns.computing():
+            assert [global_count(torch.tensor(count)).item() for count in part] == [8, 2]
+    with pytest.raises(ZeroDivisionError), turns.counting():
+        raise ZeroDivisionError
+    assert global_count(torch.tensor(3)) == 3, "the rule outlived its context"
+
+
+def test_a_mean_that_was_not_counted_or_not_computed_or_has_no_process_group_is_an_error():
+    turns = AccumulatedCounts()
+    with turns.counting():
+        global_count(torch.tensor(1))
+    with turns.computing():
+        global_count(torch.tensor(1))
+        with pytest.raises(RuntimeError, match="this mean was not counted"):
+            global_count(torch.tensor(1))
+    with pytest.raises(RuntimeError, match="1 counted means were not computed"), turns.computing():
+        pass
+    with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group first"), across_processes():
+        pass

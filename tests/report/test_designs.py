@@ -28,14 +28,7 @@ from apd.report.comparisons import (
 from apd.report.statistics import ComparisonError, compare, paired_difference
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
 from apd.study.campaigns import experiments_of
-from apd.study.recipes import (
-    HEADS,
-    METHOD_NAMES,
-    PAIR_METHODS,
-    STUDENT_LEARNING_RATES,
-    recipe,
-    scenes_pair,
-)
+from apd.study.recipes import HEADS, METHOD_NAMES, PAIR_METHODS, STUDENT_LEARNING_RATES, recipe, scenes_pair
 from apd.training.run import run_folder, train
 
 STEPS = {"R": 0.0, "A": 0.01, "O": 0.03, "KD": 0.02}

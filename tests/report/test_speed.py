@@ -79,8 +79,7 @@ def test_the_cost_of_a_detectors_step_is_that_of_the_file():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "Expecting"), ("[]", "attribute"), ('{"git": {}, "rows": []}', "device, shapes, sta")],
+    ("text", "message"), [("{", "Expecting"), ("[]", "attribute"), ('{"git": {}, "rows": []}', "device, shapes, sta")]
 )
 def test_a_file_that_holds_no_measurements_is_refused_with_its_name_and_what_to_do(tmp_path, text, message):
     (tmp_path / "cpu.json").write_text(text)

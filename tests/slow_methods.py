@@ -233,16 +233,16 @@ def convolved(map_BChw: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([convolution(image, weight, None) for image in map_BChw])
 
 
-def review_kd(student: list[Tensor], teacher: list[Tensor], parts: list[dict[str, Tensor]]) -> Tensor:
-    """Levels from fine to coarse; of each its weights ``reduced``, ``out`` and, but for the last, ``shares``."""
+def review_kd(student, teacher, parts) -> Tensor:
+    """Levels from fine to coarse; of each the modules ``reduced``, ``out`` and, but for the last, ``shares``."""
     total, above = 0.0, None
-    for ours, theirs, weights in reversed(list(zip(student, teacher, parts, strict=True))):
-        mixed = normalised(convolved(ours, weights["reduced"]))
+    for ours, theirs, part in reversed(list(zip(student, teacher, parts, strict=True))):
+        mixed = normalised(convolved(ours, part.reduced[0].weight))
         if above is not None:
             handed = torch.stack([nearest(image, mixed.shape[2:]) for image in above])
-            both = torch.cat([mixed, handed], 1)
-            shares = torch.sigmoid(convolved(both, weights["shares"]) + weights["shares_bias"].view(1, 2, 1, 1))
+            both = convolved(torch.cat([mixed, handed], 1), part.shares.weight)
+            shares = torch.sigmoid(both + part.shares.bias.view(1, 2, 1, 1))
             mixed = mixed * shares[:, :1] + handed * shares[:, 1:]
         above = mixed
-        total = total + hierarchical_context(normalised(convolved(mixed, weights["out"])), theirs)
+        total = total + hierarchical_context(normalised(convolved(mixed, part.out[0].weight)), theirs)
     return total

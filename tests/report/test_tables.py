@@ -12,16 +12,7 @@ from made_up_records import made_up_campaign, made_up_record, method_in
 
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
 from apd.report.correlations import per_image
-from apd.report.figures.tables import (
-    answers_table,
-    change_of_gains,
-    cost_table,
-    differences_table,
-    pairs_table,
-    provenance_table,
-    scores_table,
-    sweep_table,
-)
+from apd.report.figures import tables
 from apd.report.figures.trials import (
     PAIR_RATES,
     beside_methods,
@@ -96,7 +87,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign_and_a_significant_one_d
 def test_the_table_of_scores_holds_mean_error_difference_and_corrected_p_value(comparison):
     groups = {variant.key: variant.group for variant in option_variants()}
     rows = corrected_gains(comparison, groups, "apd")
-    shown = cells_of(scores_table(comparison, rows, "apd", groups=groups))
+    shown = cells_of(tables.scores_table(comparison, rows, "apd", groups=groups))
     assert len(shown) == 1 + len(groups)
     values, row = list(comparison.miou("scope_batch").values()), rows["scope_batch"]
     mean = fmean(values)
@@ -104,9 +95,9 @@ def test_the_table_of_scores_holds_mean_error_difference_and_corrected_p_value(c
     expected = ["3", f"{100 * mean:.2f}", f"{100 * error:.2f}", interval(row.found), f"{row.corrected:.3f}"]
     assert list(shown["prototypes of the batch"].values())[:5] == expected
     sure = {"scope_batch": row._replace(corrected=0.0001)}
-    assert "< 0.001" in cells_of(scores_table(comparison, sure, "apd"))["prototypes of the batch"].values()
-    assert "nan" not in scores_table(comparison.only(["cwd"]), {"cwd": rows["scope_batch"]}, "apd").html
-    assert "0 records" in scores_table(comparison.only([]), {}, "apd").description
+    assert "< 0.001" in cells_of(tables.scores_table(comparison, sure, "apd"))["prototypes of the batch"].values()
+    assert "nan" not in tables.scores_table(comparison.only(["cwd"]), {"cwd": rows["scope_batch"]}, "apd").html
+    assert "0 records" in tables.scores_table(comparison.only([]), {}, "apd").description
 
 
 def test_costs_are_given_as_multiples_of_both_baselines(campaigns):
@@ -115,12 +106,12 @@ def test_costs_are_given_as_multiples_of_both_baselines(campaigns):
         made_up_record(r.experiment, seconds=slow.get(method_in(r.experiment), 0.1)) for r in campaigns["scenes-tiny"]
     ]
     (comparison, _) = compare(records)
-    apd = cells_of(cost_table([comparison]))["+ APD"]
+    apd = cells_of(tables.cost_table([comparison]))["+ APD"]
     assert (apd["seconds a step"], apd["of the baseline’s step"]) == ("0.160", "× 1.60")
     share = comparison.run_seconds("apd") / comparison.run_seconds("student_equal_seconds")
     assert apd["of the equal-time baseline’s"] == f"× {share:.2f}"
     assert apd["peak memory, GB"] == "1.00"
-    assert "–" in cells_of(cost_table([comparison.only(["apd"])]))["+ APD"].values()
+    assert "–" in cells_of(tables.cost_table([comparison.only(["apd"])]))["+ APD"].values()
 
 
 @pytest.mark.parametrize(
@@ -131,19 +122,19 @@ def test_questions_are_answered_by_what_the_records_say(ahead, answer):
     runs = [(method, seed) for method in wobble for seed in range(3)]
     level = {"student": 0.6, "apd": 0.6 + ahead}
     records = [made_up_record(recipe("tiny", m, seed=s), level[m] + wobble[m][s]) for m, s in runs]
-    first, second, *_ = cells_of(answers_table(compare(records))).values()
+    first, second, *_ = cells_of(tables.answers_table(compare(records))).values()
     assert first["scenes, context shift 0.5"].startswith(f"{answer} ")
     assert second["scenes, context shift 0.5"] == "too few runs –"
-    many = answers_table(compare(records), questions=[("apd", "student", f"asked {i} times") for i in range(6)])
+    many = tables.answers_table(compare(records), questions=[("apd", "student", f"asked {i} times") for i in range(6)])
     assert "performs" not in many.html  # p of 0.009 alone is 0.055 among six
-    assert "0 records" in answers_table([]).description
+    assert "0 records" in tables.answers_table([]).description
 
 
 def test_where_the_numbers_come_from_is_counted_over_the_records(campaigns):
-    shown = cells_of(provenance_table({"scenes-tiny": campaigns["scenes-tiny"], "none": []}))
+    shown = cells_of(tables.provenance_table({"scenes-tiny": campaigns["scenes-tiny"], "none": []}))
     assert shown["records"] == {"scenes-tiny": "30", "none": "0"}
     assert shown["commit"] == {"scenes-tiny": "0123456789", "none": "–"}
-    assert 'tabindex="0" role="region" aria-label="' in provenance_table(campaigns).html
+    assert 'tabindex="0" role="region" aria-label="' in tables.provenance_table(campaigns).html
 
 
 def test_the_table_of_a_sweep_holds_the_images_numbers():
@@ -151,20 +142,20 @@ def test_the_table_of_a_sweep_holds_the_images_numbers():
     comparisons = by_context_shift(made)
     found = sweep(comparisons)
     images = per_image([made_up_evidence(1.0, seed) for seed in range(2)])
-    shown = cells_of(sweep_table(comparisons, [found, sweep(comparisons, "scope_batch")], images))
+    shown = cells_of(tables.sweep_table(comparisons, [found, sweep(comparisons, "scope_batch")], images))
     assert shown["context shift 1"]["distance"] == f"{images[0].numbers['distance'].mean():.3f}"
     assert shown["context shift 0"]["distance"] == "–"
-    assert "0 records" in sweep_table({}, [found], []).description
+    assert "0 records" in tables.sweep_table({}, [found], []).description
 
 
 def test_the_table_of_pairs_has_a_row_for_every_pair_with_its_teacher():
     (pairs,) = pairs_of(made_up_campaign("scenes-pairs", right))
-    shown = pairs_table(pairs)
+    shown = tables.pairs_table(pairs)
     assert shown.html.count("<tr") == 13
     assert f"{100 * pairs[0].runs.teacher_score:.1f}" in shown.html
     assert interval(pairs[4].runs.difference("apd", "student")) in shown.html
     (alone,) = pairs_of(made_up_campaign("scenes-pairs", right, lambda e: bool(e.distillers)))
-    assert "nan" not in pairs_table(alone).description
+    assert "nan" not in tables.pairs_table(alone).description
 
 
 def trial(method, rate, share, *, seed=0, factor=1):
@@ -246,10 +237,10 @@ def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_l
 
 def test_differences_are_listed_with_their_corrected_p_values():
     rows = holm_corrected({"clear": seeds(0.030, 0.031, 0.032), "single": seeds(-0.01)})
-    shown = cells_of(differences_table(rows, {"clear": "clearly", "single": "one seed"}, "made up"))
+    shown = cells_of(tables.differences_table(rows, {"clear": "clearly", "single": "one seed"}, "made up"))
     assert list(shown["clearly"].values()) == [interval(rows["clear"].found), "3", "< 0.001"]
     assert list(shown["one seed"].values()) == ["−1.0", "1", "–"]
-    assert "0 records" in differences_table({}, {}, "made up").description
+    assert "0 records" in tables.differences_table({}, {}, "made up").description
 
 
 def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
@@ -261,7 +252,7 @@ def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
         return replace(found, remark=f"{times} times the steps")
 
     short, long = of_length(1, {"student": 0, "pixel_kd": 0.0, "apd": 0.05}), of_length(4, {"student": 0, "apd": 0.01})
-    shown = cells_of(change_of_gains(short, long, [("apd", "student"), ("apd", "pixel_kd")]))
+    shown = cells_of(tables.change_of_gains(short, long, [("apd", "student"), ("apd", "pixel_kd")]))
     ((name, row),) = [(name, row) for name, row in shown.items() if row and name]  # of two gains, one is not there yet
     gains = [c.difference("apd", "student") for c in (short, long)]
     assert (name, row[short.title], row[long.title]) == ("+ APD over baseline", *map(interval, gains))

@@ -7,17 +7,10 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from apd import PixelKD
+from apd.distillers import on_detectors
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import LEVELS, DetectorPair, DetectorView
-from apd.distillers.on_detectors import (
-    OnPyramid,
-    OnRoIs,
-    ReviewKD,
-    hierarchical_context_loss,
-    pyramid_matching,
-    roi_dkd,
-    roi_kd,
-)
+from apd.distillers.on_detectors import OnPyramid, OnRoIs, ReviewKD, pyramid_matching, roi_dkd, roi_kd
 
 GRIDS = dict(zip(LEVELS, [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)], strict=True))
 CLASSES = 3
@@ -122,7 +115,7 @@ def test_feature_matching_is_the_slow_one_and_covers_the_insides_of_images_only(
 def test_the_hierarchical_context_loss_is_the_slow_one(grid):
     student, teacher = (torch.randn(2, 3, *grid, dtype=torch.float64) for _ in range(2))
     wanted = slow_methods.hierarchical_context(student, teacher)
-    torch.testing.assert_close(hierarchical_context_loss(student, teacher), wanted)
+    torch.testing.assert_close(on_detectors.hierarchical_context_loss(student, teacher), wanted)
 
 
 def test_review_kd_is_the_slow_one():

@@ -23,17 +23,8 @@ from apd.config.inference_options import InferenceOptions
 from apd.cost.measure import peak_of
 from apd.data.image_folder import DataError
 from apd.data.specs import IMAGE_PADDING, SCENES, Sample
-from apd.evaluation.inference import (
-    ConfusionMatrix,
-    agreement_of,
-    class_probabilities,
-    confusion_of,
-    predict_dataset,
-    predict_labels,
-    resolve_precision,
-    scores,
-    window_starts,
-)
+from apd.evaluation import inference
+from apd.evaluation.inference import ConfusionMatrix, agreement_of, class_probabilities, confusion_of, scores
 from apd.training.run import train, trained_network
 from apd.training.segmentation import build_network
 
@@ -104,9 +95,9 @@ def test_logits_are_brought_to_the_wanted_grid_before_the_arg_max():
     model, images = nn.Sequential(nn.AvgPool2d(3), Network()).eval(), random_images(9, 13)
     for size in ((9, 13), (4, 6)):
         expected = F.interpolate(model(images).logits, size, mode="bilinear", align_corners=True).argmax(1)
-        assert torch.equal(predict_labels(model, images, size), expected)
+        assert torch.equal(inference.predict_labels(model, images, size), expected)
     with pytest.raises(ValueError, match=r"model is in training mode: call model\.eval\(\) first"):
-        predict_labels(model.train(), images)
+        inference.predict_labels(model.train(), images)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -117,7 +108,7 @@ def test_every_image_is_scored_once_whatever_the_batch_size_and_watched_with_its
     assert model.training
     for (image, labels, name), watched in zip(data, list(seen), strict=True):
         assert watched == name
-        found = predict_labels(model.eval(), image[None].float() / 255)[0]
+        found = inference.predict_labels(model.eval(), image[None].float() / 255)[0]
         assert torch.equal(seen[name], found)
         reference.update(found, labels)
     assert torch.equal(matrix, reference.matrix_KK)
@@ -158,7 +149,7 @@ def test_several_networks_see_the_same_images_and_whoever_takes_predictions_does
             return super().forward(images)
 
     models = Inside().eval(), ByRed(shift=2).eval()
-    for (one, other), labels, names in predict_dataset(models, Noise(3), batch_size=2, precision="bf16"):
+    for (one, other), labels, names in inference.predict_dataset(models, Noise(3), batch_size=2, precision="bf16"):
         assert not torch.is_autocast_enabled("cpu")
         assert one.shape == other.shape == labels.shape
         assert torch.equal((one + 2) % 10, other)
@@ -171,18 +162,18 @@ def test_auto_is_bf16_just_where_the_device_multiplies_it_natively(monkeypatch, 
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
     for device in map(torch.device, ("cpu", "cuda")):
-        answers = [resolve_precision(device, asked) for asked in ("auto", "fp32", "bf16")]
+        answers = [inference.resolve_precision(device, asked) for asked in ("auto", "fp32", "bf16")]
         assert answers == ["bf16" if native else "fp32", "fp32", "bf16"]
 
 
 @given(length=LENGTHS, window=LENGTHS, stride=STRIDES)
 def test_windows_cover_a_side_without_a_gap_and_none_leaves_it(length, window, stride):
     length = max(length, window)
-    starts = window_starts(length, window, stride)
+    starts = inference.window_starts(length, window, stride)
     assert (starts[0], starts[-1]) == (0, length - window)
     assert all(0 < b - a <= math.ceil(window * stride) <= window for a, b in pairwise(starts))
     assert len(starts) == 1 + math.ceil((length - window) / math.ceil(window * stride))
-    assert window_starts(2048, 713, 2 / 3) == [0, 476, 952, 1335], "as published, on Cityscapes"
+    assert inference.window_starts(2048, 713, 2 / 3) == [0, 476, 952, 1335], "as published, on Cityscapes"
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,7 +190,7 @@ def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_
     model, images = Network(kernel=5), random_images(17, 23, batch=3)
     found = class_probabilities(model, images, InferenceOptions(window=(8, 9), stride=0.5))
     sums, counts = torch.zeros(3, 3, 17, 23), torch.zeros(17, 23)
-    for top, left in product(window_starts(17, 8, 0.5), window_starts(23, 9, 0.5)):
+    for top, left in product(inference.window_starts(17, 8, 0.5), inference.window_starts(23, 9, 0.5)):
         part = whole(model, images[:, :, top : top + 8, left : left + 9])
         for row, column in product(range(8), range(9)):
             sums[:, :, top + row, left + column] += part[:, :, row, column]

@@ -12,20 +12,13 @@ from released_networks import NORM
 from torch import nn
 from torch.nn import functional as F
 
-from apd.models import build_segmenter
+from apd.models import build_segmenter, pretrained
 from apd.models.backbones import create_backbone
-from apd.models.pretrained import (
-    OFFLINE_WEIGHTS,
-    TORCHVISION_WEIGHTS,
-    classifier_tensors,
-    create_with_timm_weights,
-    load_offline_weights,
-    offline_file,
-)
+from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS, classifier_tensors, create_with_timm_weights
 
 
 def checkpoint_of(name):
-    return torch.load(offline_file(name), map_location="cpu", weights_only=True)
+    return torch.load(pretrained.offline_file(name), map_location="cpu", weights_only=True)
 
 
 def reference_features(checkpoint, images, output_stride):
@@ -91,12 +84,12 @@ def test_tensors_without_a_partner_or_of_another_shape_are_named():
     with pytest.raises(RuntimeError, match=message + r"\.weight is \(32, 1, 3, 3\), expected \(32, 3, 3, 3\)"):
         classifier_tensors(checkpoint, network)
     with pytest.raises(RuntimeError, match=r"does not fit the network: .*install the versions of requirements"):
-        load_offline_weights(network, "efficientnet_lite1")
+        pretrained.load_offline_weights(network, "efficientnet_lite1")
 
 
 def test_a_missing_package_and_a_damaged_or_missing_file_are_named_with_the_ways_out(monkeypatch, tmp_path):
     known, damaged = OFFLINE_WEIGHTS[LITE], tmp_path / "damaged.pth"
-    content = bytearray(offline_file(LITE).read_bytes())
+    content = bytearray(pretrained.offline_file(LITE).read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     provider = getattr(importlib.import_module(known.module), known.file_class)

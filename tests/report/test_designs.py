@@ -12,19 +12,8 @@ from small_experiments import digest, tiny
 
 from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
-from apd.report.comparisons import (
-    ALL,
-    BACKBONE_NAMES,
-    TERM_DESIGN,
-    by_context_shift,
-    head_match,
-    head_match_rows,
-    letters_of,
-    mean_gain,
-    pairs_of,
-    sweep,
-    term_effects,
-)
+from apd.report import comparisons as reading
+from apd.report.comparisons import ALL, BACKBONE_NAMES, TERM_DESIGN, by_context_shift, head_match, pairs_of, sweep
 from apd.report.statistics import ComparisonError, compare, paired_difference
 from apd.study.ablations import BY_CONSTRUCTION, TERMS, term_variants, variant_names
 from apd.study.campaigns import experiments_of
@@ -81,15 +70,15 @@ def comparison_of_terms(seeds=3, leave_out=""):
 
 
 def test_effects_are_those_that_were_put_in_once_a_seed_has_every_combination():
-    effects = term_effects(comparison_of_terms())
-    size = {letters_of(of): row.found.mean for of, row in effects.items()}
+    effects = reading.term_effects(comparison_of_terms())
+    size = {reading.letters_of(of): row.found.mean for of, row in effects.items()}
     assert len(size) == 15
     # a share r of each class right gives IoU r / (2 - r), so a step of 0.01 is worth about 0.0115 at r = 0.65
     for letter in ("A", "O", "KD"):
         assert size[letter] == pytest.approx(1.1 * (STEPS[letter] + (0.002 if letter == "A" else 0)), rel=0.15)
         assert effects[frozenset({letter})].found.verdict == "significantly above"
     assert all(abs(size[letters]) < 5e-4 for letters in size if len(letters.split("+")) > 1 or letters == "R")
-    assert term_effects(comparison_of_terms(seeds=1, leave_out="terms_o")) == {}
+    assert reading.term_effects(comparison_of_terms(seeds=1, leave_out="terms_o")) == {}
 
 
 def shifted(rise=0.1, seeds=5, shifts=(0.0, 0.25, 0.5, 0.75, 1.0), wobble=0.004):
@@ -198,11 +187,11 @@ def test_records_become_pairs_by_data_set_same_architecture_ones_first(data_sets
 def test_a_run_that_is_missing_takes_its_seed_out_of_every_mean():
     (pairs,) = pairs_of(pair_records(keep=lambda e: e.name != "apd-psp_resnet18_from_aspp-seed1"))
     crossed = [pair for pair in pairs if pair.cross_architecture]
-    found = mean_gain(crossed, "apd")
+    found = reading.mean_gain(crossed, "apd")
     assert sorted(found.pairs) == [0, 2]
     expected = sum(p.runs.miou("apd")[2] - p.runs.miou("student")[2] for p in crossed) / 6
     assert found.pairs[2] == pytest.approx(expected)
-    assert sorted(mean_gain(crossed, "pixel_kd").pairs) == [0, 1, 2]
+    assert sorted(reading.mean_gain(crossed, "pixel_kd").pairs) == [0, 1, 2]
     matched = head_match(pairs, "apd")
     assert sorted(matched["ResNet-18"].pairs) == sorted(matched[ALL].pairs) == [0, 2]
     assert sorted(matched["MobileNetV2"].pairs) == [0, 1, 2]
@@ -219,8 +208,8 @@ def test_the_match_of_heads_is_the_mean_over_roles_and_backbones_and_there_where
             by_hand[BACKBONE_NAMES[pair.student.backbone]] += half if pair.student.head != pair.teacher.head else -half
         assert {backbone: found[backbone].pairs[seed] for backbone in BACKBONES} == pytest.approx(by_hand)
         assert found[ALL].pairs[seed] == pytest.approx(math.fsum(by_hand.values()) / 3)
-    assert len(head_match_rows(on_scenes)) == 2 * 4
-    assert head_match_rows(on_camvid) == {}
+    assert len(reading.head_match_rows(on_scenes)) == 2 * 4
+    assert reading.head_match_rows(on_camvid) == {}
 
 
 def test_the_match_of_heads_sees_a_teacher_of_ones_own_architecture_and_not_a_better_teacher():

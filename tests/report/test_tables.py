@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from itertools import product
 from statistics import fmean
 
 import pytest
@@ -13,29 +14,12 @@ from made_up_records import made_up_campaign, made_up_record, method_in
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
 from apd.report.correlations import per_image
 from apd.report.figures import tables
-from apd.report.figures.trials import (
-    PAIR_RATES,
-    beside_methods,
-    digits_of,
-    interval,
-    learning_rate_trials,
-    pair_trials,
-    points,
-    read_campaigns,
-    trials,
-    trials_table,
-    validation_miou,
-    weight_trials,
-)
+from apd.report.figures import trials as reading
+from apd.report.figures.trials import PAIR_RATES, beside_methods, interval, pair_trials, points, trials, trials_table
 from apd.report.statistics import compare, method_of, paired_difference
+from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
-from apd.study.campaigns import (
-    BEST_OTHER_METHODS,
-    TRIED_LEARNING_RATES,
-    TRIED_SMALL_LEARNING_RATES,
-    TUNED_METHODS,
-    experiments_of,
-)
+from apd.study.campaigns import BEST_OTHER_METHODS, TUNED_METHODS, experiments_of
 from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, SECONDS_OF_APD, SMALL_LEARNING_RATES, lengthened, recipe
 from apd.training.record import RecordError, read_records
 from apd.training.run import records_folder
@@ -79,7 +63,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign_and_a_significant_one_d
     assert points(-0.0002) == points(0.0002) == "0.0"
     assert (points(0.0123), points(-0.0123), points(float("nan"))) == ("+1.2", "−1.2", "–")
     near = seeds(0.0102, 0.0145, 0.02)._replace(low=0.0002)
-    assert digits_of(near) == 2
+    assert reading.digits_of(near) == 2
     assert "+0.02" in interval(near)
     assert "[0.0," in interval(near._replace(low=-0.0002))
 
@@ -167,12 +151,12 @@ def trial(method, rate, share, *, seed=0, factor=1):
 def test_each_rows_best_trial_is_marked_and_other_seeds_and_lengths_are_left_out():
     records = [trial("student", 0.1, 0.7), trial("student", 0.02, 0.6), trial("apd", 0.1, 0.6), trial("apd", 0.02, 0.8)]
     records += [trial("apd", 0.5, 0.9, seed=1), trial("student_equal_seconds", 0.5, 0.9, factor=2)]
-    shown = cells_of(trials_table(learning_rate_trials(records), "learning rate {:g}", "made up"))
+    shown = cells_of(trials_table(reading.learning_rate_trials(records), "learning rate {:g}", "made up"))
     marked = {row: [name for name, text in cells.items() if "◂" in text] for row, cells in shown.items() if row}
     assert marked == {"baseline": ["learning rate 0.1"], "+ APD": ["learning rate 0.02"]}
-    assert validation_miou(records[0]) == records[0].scores.miou
+    assert reading.validation_miou(records[0]) == records[0].scores.miou
     early = replace(records[0], content={**records[0].content, "evaluations": records[0].content["evaluations"][:1]})
-    assert "0 trials have a score" in trials_table(learning_rate_trials([early]), "{:g}", "made up").description
+    assert "0 trials have a score" in trials_table(reading.learning_rate_trials([early]), "{:g}", "made up").description
 
 
 def test_a_value_with_fewer_trials_than_another_of_its_row_is_left_out():
@@ -191,40 +175,37 @@ def best_of(found):
 def test_the_weights_and_learning_rates_of_the_study_are_the_best_of_the_committed_trials():
     names = ("scenes-tiny", "scenes-rivals", "scenes-rivals-tuning")
     records = [r for name in names for r in read_records(records_folder(name)) if r.experiment.data.context_shift]
-    found = best_of(weight_trials(records))
+    found = best_of(reading.weight_trials(records))
     factors = {variant.name: BEST.get(variant.key, 1.0) for variant in plain_variants()}
     assert len(found) >= 10
     assert found == {name: factors[name] for name in found}
-    pairs, _ = read_campaigns(["scenes-pairs-tuning"])
+    pairs, _ = reading.read_campaigns(["scenes-pairs-tuning"])
     assert len(pairs["scenes-pairs-tuning"]) == len(experiments_of("scenes-pairs-tuning"))
     assert best_of(pair_trials(pairs["scenes-pairs-tuning"])) == PAIR_RATES
-    camvid = [
-        (method_in(r.experiment), r.experiment.training.learning_rate, r)
-        for r in read_records(records_folder("camvid-small-rates"))
-    ]
-    assert {(method, rate) for method, rate, _ in camvid} == {
-        (m, r) for m in TUNED_METHODS for r in TRIED_SMALL_LEARNING_RATES
-    }
+    records = read_records(records_folder("camvid-small-rates"))
+    camvid = [(method_in(r.experiment), r.experiment.training.learning_rate, r) for r in records]
+    tried = set(product(TUNED_METHODS, study.TRIED_SMALL_LEARNING_RATES))
+    assert {(method, rate) for method, rate, _ in camvid} == tried
     assert best_of(camvid) == {method: SMALL_LEARNING_RATES[method] for method in TUNED_METHODS}
 
 
 def test_the_best_other_methods_are_those_of_the_records():
     found = {}
     for record in (r for name in ("scenes-rivals", "scenes-tuned") for r in read_records(records_folder(name))):
-        found.setdefault(method_of(record.experiment, variant_names()), []).append(validation_miou(record))
+        found.setdefault(method_of(record.experiment, variant_names()), []).append(reading.validation_miou(record))
     means = {key: fmean(found[at_best(key)]) for key in OTHER_METHODS}
     assert set(BEST_OTHER_METHODS) == set(sorted(means, key=means.get)[-3:])
     assert BEST_OTHER_METHODS[0] == max(means, key=means.get)
 
 
 def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_longer_baseline_has_the_seconds_of_apd():
-    records, _ = read_campaigns(["facade-learning-rates"])
+    records, _ = reading.read_campaigns(["facade-learning-rates"])
     of = {}
     for record in records["facade-learning-rates"]:
         of.setdefault(method_of(record.experiment), {})[record.experiment.training.learning_rate] = record
     for method, tried in of.items():
-        if set(tried) == set(TRIED_LEARNING_RATES):  # until then the middle of the grid stands
-            best = max(tried, key=lambda rate: validation_miou(tried[rate]))
+        if set(tried) == set(study.TRIED_LEARNING_RATES):  # until then the middle of the grid stands
+            best = max(tried, key=lambda rate: reading.validation_miou(tried[rate]))
             assert LEARNING_RATES[method] == best
             assert min(tried) < best < max(tried)
     assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]
@@ -270,15 +251,15 @@ def test_campaigns_are_read_with_a_sentence_on_how_far_they_got(tmp_path, campai
     made_up_record(replace(planned[3], data=replace(planned[3].data, train_images=7))).save(
         tmp_path / "scenes-tiny" / "old.json"
     )
-    records, progress = read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
+    records, progress = reading.read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
     assert (len(records["scenes-tiny"]), len(records["camvid-small"])) == (3, 0)
     assert f"scenes-tiny: 3 of {len(planned)} planned runs have a record; 1 of other settings left out" in str(progress)
     assert "`apd campaign camvid-small`" in str(progress)
     with pytest.raises(FileNotFoundError, match="no such folder; it should hold scenes-tiny"):
-        read_campaigns(["scenes-tiny"], tmp_path / "absent")
+        reading.read_campaigns(["scenes-tiny"], tmp_path / "absent")
     (tmp_path / "scenes-tiny" / "broken.json").write_text("{")
     with pytest.raises(RecordError, match=r"broken\.json"):
-        read_campaigns(["scenes-tiny"], tmp_path)
+        reading.read_campaigns(["scenes-tiny"], tmp_path)
 
 
 def test_variants_of_several_campaigns_stand_beside_their_methods_on_the_data_of_the_variants(campaigns, comparison):

@@ -11,7 +11,8 @@ from every_method import METHODS, OF_LOGITS, SIZES, call, every_method, gradient
 from torch.nn import functional as F
 
 import apd
-from apd import CIRKD, CWD, LSKD, MGD, FitNet, PairwiseSimilarity, PixelKD
+from apd import CIRKD, CWD, LSKD, MGD, APDLoss, FitNet, PairwiseSimilarity, PixelKD
+from apd.losses import DEFAULT_WEIGHTS as TERMS
 
 every_other_method = pytest.mark.parametrize("name", [name for name in METHODS if name != "apd"])
 
@@ -161,6 +162,16 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: APDLoss(6, 8, 5, weights={"aligment": 1}), r"no term 'aligment': .*did you mean 'alignment'\?"),
+        (lambda: APDLoss(6, 8, 5, weights={"alignment": -1}), r"weights\['alignment'\]=-1: expected a finite number"),
+        (lambda: APDLoss(6, 8, 5, weights=dict.fromkeys(TERMS, 0)), "weights are all 0"),
+        (lambda: APDLoss(6, 8, 5, width=None), "width=None needs equal channels, got student_channels=6 and teacher_"),
+        (lambda: APDLoss(6, 6, 5, width=None, weights={"regularisation": 1.0}), r"'\]=1.0 with width=None"),
+        (lambda: APDLoss(6, 8, 5, width=10**9), "width=1000000000: expected at most 16384"),
+        (lambda: APDLoss(6, 8, 5, scope="images"), "scope='images': expected one of 'image', 'batch'"),
+        (lambda: APDLoss(6, 8, 5, scale=0.0), "scale=0.0: expected a positive number"),
+        (lambda: APDLoss(6, 8, 1), r"num_classes=1: .*apd\.two_channel_logits\(z\).*masks > 0"),
+        (lambda: APDLoss(6, 8, 5, ignore_index=255.0), "ignore_index=255.0 is a float: expected an integer"),
         (lambda: PixelKD(weight=0.0), r"weight = 0\.0: expected a number > 0; to leave the term out, leave the"),
         (lambda: FitNet(6, 8, 5, weight=np.float64(-1)), r"weight = -1\.0: expected a number > 0"),
         (lambda: FitNet(0, 8, 5), "student_channels=0: expected a positive integer"),
@@ -172,7 +183,7 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
     ],
 )
 def test_wrong_settings_are_named(build, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build()
 
 

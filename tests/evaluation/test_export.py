@@ -70,9 +70,6 @@ def in_onnxruntime(path):
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-RUNNERS = {".onnx": in_onnxruntime, ".pt2": lambda path: torch.export.load(path).module()}
-
-
 @given(height=SIDES, width=SIDES, rows=st.integers(1, 7), columns=st.integers(1, 7))
 def test_matrices_pool_as_adaptive_pooling_does(height, width, rows, columns):
     maps = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(height))
@@ -151,7 +148,7 @@ def test_the_file_says_what_it_expects_and_nothing_of_the_machine_that_wrote_it(
 
 def test_paddings_that_follow_the_size_are_written_for_multiples_of_32(tmp_path):
     model = Small(create_conv2d(3, 6, 3, stride=2, padding="same"))
-    for suffix, runner in RUNNERS.items():
+    for suffix, runner in ((".onnx", in_onnxruntime), (".pt2", lambda path: torch.export.load(path).module())):
         made = export_network(model, tmp_path / f"net{suffix}", size=(40, 64))
         assert made.multiple == 32
         assert made.sizes == ((1, 64, 64), (3, 64, 96))

@@ -162,26 +162,6 @@ def test_the_method_compiles_to_one_graph_with_equal_results(options, backend):
     torch.testing.assert_close(*(gradients(values["loss"], module, batch) for values in (out, expected)))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"weights": {"aligment": 1}}, r"no term 'aligment': expected .*; did you mean 'alignment'\?"),
-        ({"weights": {"alignment": -1}}, r"weights\['alignment'\]=-1: expected a finite number, 0 or greater"),
-        ({"weights": dict.fromkeys(TERMS, 0)}, "weights are all 0"),
-        ({"width": None}, "width=None needs equal channels, got student_channels=6 and teacher_channels=8"),
-        ({"scope": "images"}, "scope='images': expected one of 'image', 'batch'"),
-        ({"scale": 0.0}, "scale=0.0: expected a positive number"),
-        ({"num_classes": 1}, r"num_classes=1: .*apd\.two_channel_logits\(z\).*masks > 0"),
-        ({"width": 10**9}, "width=1000000000: expected at most 16384"),
-        ({"ignore_index": 255.0}, "ignore_index=255.0 is a float: expected an integer"),
-        ({"width": None, "teacher_channels": 6, "weights": {"regularisation": 1.0}}, r"'\]=1.0 with width=None"),
-    ],
-)
-def test_wrong_settings_are_named(options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        APDLoss(**{"student_channels": 6, "teacher_channels": 8, "num_classes": 5} | options)
-
-
 class PlainNet(nn.Conv2d):
     """Somebody's own model: stride 2, returns its logits and the map that they were made of."""
 

@@ -33,11 +33,6 @@ def trace():
     return Trace([0, 10, 20, 30, 40, 50], present_BK, teacher, student, untrained, aligned, None, None)
 
 
-@pytest.fixture(scope="module")
-def images():
-    return per_image([made_up_evidence(shift, seed) for shift in (0.0, 0.5, 1.0) for seed in range(3)])
-
-
 def data_of(shown):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', shown.html, re.DOTALL)[1])
 
@@ -109,7 +104,8 @@ def test_an_image_is_seen_by_both_networks_through_both_perspectives():
     assert shown.html.count("<img") == 15
 
 
-def test_the_table_has_every_correlation_and_what_follows_from_it(images):
+def test_the_table_has_every_correlation_and_what_follows_from_it():
+    images = per_image([made_up_evidence(shift, seed) for shift in (0.0, 0.5, 1.0) for seed in range(3)])
     found, held = relation(images[0]), relation(images[0], held="teacher").over_images
     table = figures.relation_table(images)
     assert table.html.count("<tr") == 1 + 3
@@ -119,12 +115,9 @@ def test_the_table_has_every_correlation_and_what_follows_from_it(images):
     assert found.verdict in line
 
 
-def test_a_coefficient_has_its_sign_and_zero_has_none():
+def test_a_coefficient_has_its_sign_and_zero_none_without_evidence_it_is_said_and_one_seed_gives_no_nan():
     assert figures.coefficient((0.126, -0.5, 0.004)) == "+0.13\u00a0[−0.50,\u00a00.00]"
     assert figures.coefficient((-0.3, float("nan"), float("nan"))) == "−0.30"
     assert figures.coefficient((float("nan"), float("nan"), float("nan"))) == "–"
-
-
-def test_without_evidence_it_is_said_and_one_seed_gives_no_nan():
     assert "0 records" in str(figures.relation_table([]))
     assert "nan" not in str(figures.relation_table(per_image([made_up_evidence(1.0, 0)])))

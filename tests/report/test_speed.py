@@ -12,8 +12,6 @@ from apd.report.figures import curves
 from apd.training.record import RecordError
 from book.figures import speed
 
-SMALL = {"camvid": LossShape(batch=2, channels=4, grid=3, classes=5, labels=9)}
-
 
 def measured(monkeypatch, folder):
     """What the command writes, each entry timed for a moment."""
@@ -26,7 +24,8 @@ def measured(monkeypatch, folder):
 
 def test_a_measurement_has_what_the_chapter_reads_and_is_kept_when_a_part_fails(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(speed, "LOSS_SHAPES", SMALL)
+    shape = LossShape(batch=2, channels=4, grid=3, classes=5, labels=9)
+    monkeypatch.setattr(speed, "LOSS_SHAPES", {"camvid": shape})
     monkeypatch.setattr(speed, "PUBLISHED", {"camvid": "tiny"})
     monkeypatch.setattr(speed, "recipe", lambda _size: tiny("apd"))
     found = measured(monkeypatch, tmp_path)

@@ -33,7 +33,7 @@ def made_up_evidence(
     numbers = {"distance": distance} | {name: of_images.uniform(*ends, images) for name, ends in ranges.items()}
     networks = ["teacher", "student", "pixel_kd", "apd", "apd_without_kd"]
     drawn = {name: of_seed.uniform(0.3, 0.6, images) for name in networks} | dict(miou or {})
-    scores = {name: {"miou": drawn[name], "right": of_seed.uniform(0.7, 0.9, images)} for name in networks}
+    right = {name: of_seed.uniform(0.7, 0.9, images) for name in networks}
     return Evidence(
         {
             "schema": SCHEMA,
@@ -56,9 +56,7 @@ def made_up_evidence(
             "valid": [9000] * images,
             "furthest": [i % SCENES.num_classes for i in range(images)],
             "perspective": {name: _stored(values, 4) for name, values in numbers.items()},
-            "scores": {
-                name: {score: _stored(values, 3) for score, values in found.items()} for name, found in scores.items()
-            },
+            "scores": {name: {"miou": _stored(drawn[name], 3), "right": _stored(right[name], 3)} for name in networks},
         },
         source=f"context{context_shift:g}-seed{seed}.json",
     )

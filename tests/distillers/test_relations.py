@@ -179,9 +179,7 @@ def test_training_writes_the_memories_before_it_reads_them_and_evaluation_does_n
 
 def test_terms_of_weight_zero_are_not_computed_and_have_no_queue_and_the_published_queues_are_the_defaults():
     for wanted in (["batch_pixels"], ["pixel_memory"], ["batch_pixels", "region_memory"]):
-        module = method(
-            **dict.fromkeys(("batch_pixels", "pixel_memory", "region_memory"), 0) | dict.fromkeys(wanted, 1)
-        )
+        module = method(**{name: int(name in wanted) for name in ("batch_pixels", "pixel_memory", "region_memory")})
         assert list(module(**random_batch())) == [*wanted, "loss"]
         assert list(module.memories) == [name for name in wanted if name != "batch_pixels"]
         assert bool(module.student_parameters()) == bool(module.memories)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
-from small_experiments import DATA, NETWORK, tiny
+from small_experiments import DATA, NETWORK, copied, equal, tiny
 from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -117,10 +117,9 @@ def test_every_image_is_scored_once_whatever_the_batch_size_and_watched_with_its
 
 def test_scoring_does_not_depend_on_the_mode_changes_nothing_and_restores_it_even_after_an_error(monkeypatch):
     data, model = build_split(DATA, "val"), build_network(NETWORK, 10, torch.device("cpu"), seed=0).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    matrix = confusion_of(model, data)
+    before, matrix = copied(model), confusion_of(model, data)
     assert model.training
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert equal(copied(model), before)
     assert torch.equal(confusion_of(model.eval(), data), matrix)
     assert not model.training
     monkeypatch.setattr(Noise, "__getitem__", mock.Mock(side_effect=DataError("no such image")))
@@ -180,10 +179,8 @@ def test_windows_cover_a_side_without_a_gap_and_none_leaves_it(length, window, s
 @given(st.tuples(LENGTHS, LENGTHS), st.tuples(LENGTHS, LENGTHS), st.floats(0.15, 1), st.booleans(), st.integers(1, 3))
 def test_windows_of_any_size_and_stride_give_every_pixel_its_own_answer(size, window, stride, flip, batch):
     model, images = Network(kernel=1), random_images(*size, batch)  # it sees one pixel at a time
-    close(
-        class_probabilities(model, images, InferenceOptions(window=window, stride=stride, flip=flip)),
-        whole(model, images),
-    )
+    options = InferenceOptions(window=window, stride=stride, flip=flip)
+    close(class_probabilities(model, images, options), whole(model, images))
 
 
 def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_is_averaged():
@@ -205,10 +202,9 @@ def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_
 def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
     model, images = Network(kernel=3), random_images(20, 30)
     found = class_probabilities(model, images, InferenceOptions(scales=(0.5, 1, 1.5)))
-    assert model.shapes == [(2, 3, 10, 15), (2, 3, 20, 30), (2, 3, 30, 45)]
-    shown = [
-        F.interpolate(images, shape[2:], mode="bilinear", antialias=True).clamp(0, 1) for shape in model.shapes[:3]
-    ]
+    sizes = [(10, 15), (20, 30), (30, 45)]
+    assert model.shapes == [(2, 3, *size) for size in sizes]
+    shown = [F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1) for size in sizes]
     close(found, sum(F.interpolate(whole(model, part), (20, 30), mode="bilinear") for part in shown) / 3)
     smaller = class_probabilities(model, images, InferenceOptions(flip=True, scales=(0.5, 2)), (8, 9))
     torch.testing.assert_close(smaller.sum(1), torch.ones(2, 8, 9))

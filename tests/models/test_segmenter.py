@@ -101,9 +101,7 @@ def test_dilations_of_the_atrous_pooling_stay_the_same_in_the_image():
     [("mobilenetv2_100", 320, 96), ("mobilenetv2_050", 160, 48), ("efficientnet_b0", 320, 112)],
 )
 @pytest.mark.parametrize(("stride", "stages", "dilations"), [(8, (1, 2), [2, 4, 4]), (16, (1, 2, 3), [1, 2, 2])])
-def test_the_small_students_give_the_maps_that_the_docstring_says(
-    name, channels, aux_channels, stride, stages, dilations
-):
+def test_small_students_give_the_maps_of_the_docstring(name, channels, aux_channels, stride, stages, dilations):
     backbone = create_backbone(name, output_stride=stride)
     assert (backbone.channels, backbone.aux_channels) == (channels, aux_channels)
     depthwise = {k: m for k, m in backbone.network.named_modules() if k.endswith("conv_dw")}
@@ -185,10 +183,8 @@ def test_a_network_whose_maps_are_not_what_it_declares_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("head", [PyramidPooling(8, 4), AtrousPooling(8, 4)])
 def test_a_training_batch_of_one_image_is_refused_unless_the_norms_are_in_eval_mode(head):
-    maps = torch.rand(1, 8, 3, 4)
-    with pytest.raises(
-        ValueError, match=f"{type(head).__name__}: got a batch of 1 image in training mode, expected at"
-    ):
+    maps, name = torch.rand(1, 8, 3, 4), type(head).__name__
+    with pytest.raises(ValueError, match=f"{name}: got a batch of 1 image in training mode, expected at"):
         head(maps)
     assert norms_in_eval_mode(head)(maps).shape == head.eval()(maps).shape == (1, 4, 3, 4)
     with pytest.raises(ValueError, match="in_channels: got 3, expected at least 4"):

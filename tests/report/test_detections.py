@@ -258,9 +258,8 @@ def test_masks_are_tinted_the_smaller_on_top_and_boxes_have_their_colours():
 
 def finished(name):
     """What is read of an experiment whose run has finished."""
-    return SimpleNamespace(
-        name=name, data=SimpleNamespace(evaluation_split="test"), teacher_experiment=lambda: finished("teacher")
-    )
+    data = SimpleNamespace(evaluation_split="test")
+    return SimpleNamespace(name=name, data=data, teacher_experiment=lambda: finished("teacher"))
 
 
 def test_the_script_writes_what_finished_runs_find_and_refuses_others(tmp_path, capsys, monkeypatch):

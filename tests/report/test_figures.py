@@ -129,11 +129,11 @@ def drawn_rows(rows, limits=None):
             axes.set_xlim(*limits)
         draw_rows(axes, rows, aside=0.25)
         lines = [line.get_xydata().round(6).tolist() for line in axes.lines if len(line.get_xydata()) == 2]
-        marks = {
-            m: [tuple(at) for line in axes.lines if line.get_marker() == m for at in line.get_xydata()] for m in "|<>"
-        }
+        marks = {mark: [] for mark in "|<>"}
+        for line in axes.lines:
+            marks.get(line.get_marker(), []).extend(tuple(at) for at in line.get_xydata() if np.isfinite(at).all())
         seeds = [tuple(point) for part in axes.collections for point in part.get_offsets().tolist()]
-        return lines, {m: [at for at in places if np.isfinite(at).all()] for m, places in marks.items()}, seeds
+        return lines, marks, seeds
 
 
 def test_a_row_shows_its_mean_its_interval_and_every_seed():

@@ -89,12 +89,10 @@ def test_views_are_compared_cell_by_cell_over_present_classes(seed):
         sums, cells = [0.0] * 4, 0
         for y, x in torch.nonzero(labels_Bhw[b] != 255).tolist():
             label, cells = int(labels_Bhw[b, y, x]), cells + 1
-            own, shared = ([float(v[b, k, y, x]) for k in here] for v in (own_BKhw, shared_BKhw))
-            own_log, shared_log = (
-                [s - math.log(sum(math.exp(t) for t in values)) for s in values] for values in (own, shared)
-            )
-            first, second = here[own.index(max(own))], here[shared.index(max(shared))]
-            divergence = sum(math.exp(s) * (s - t) for s, t in zip(own_log, shared_log, strict=True))
+            own, shared = (np.array([float(v[b, k, y, x]) for k in here]) for v in (own_BKhw, shared_BKhw))
+            own_log, shared_log = (values - np.log(np.exp(values).sum()) for values in (own, shared))
+            first, second = here[own.argmax()], here[shared.argmax()]
+            divergence = (np.exp(own_log) * (own_log - shared_log)).sum()
             new = (divergence, first != second, first == label, second == label)
             sums = [a + b for a, b in zip(sums, new, strict=True)]
         assert [float(value[b]) for value in found] == close([value / cells for value in sums])
@@ -114,9 +112,8 @@ def test_an_images_scores_are_those_of_a_confusion_matrix_of_its_own(monkeypatch
     batches = [([prediction_BHW], labels_BHW, []), ([prediction_BHW[:1]], labels_BHW[:1] % 3, [])]
     monkeypatch.setattr(perspectives, "predict_dataset", lambda networks, dataset: batches)
     found = perspectives.scores_by_image({"one": None}, SimpleNamespace(spec=SCENES))["one"]
-    for place, (predicted_HW, labels_HW) in enumerate(
-        [*zip(prediction_BHW, labels_BHW, strict=True), (prediction_BHW[0], labels_BHW[0] % 3)]
-    ):
+    shown = [*zip(prediction_BHW, labels_BHW, strict=True), (prediction_BHW[0], labels_BHW[0] % 3)]
+    for place, (predicted_HW, labels_HW) in enumerate(shown):
         matrix = ConfusionMatrix(10)
         matrix.update(predicted_HW, labels_HW)
         expected, in_labels = scores(matrix.matrix_KK), matrix.matrix_KK.sum(1) > 0
@@ -182,9 +179,7 @@ def test_runs_that_cannot_be_compared_are_refused(records):
         maker.measure(runs_of(9))
 
 
-def test_the_command_writes_what_is_finished_once_and_again_what_has_other_weights(
-    records, tmp_path, capsys, monkeypatch
-):
+def test_the_command_writes_finished_runs_once_and_again_with_other_weights(records, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(maker, "planned", lambda: iter([runs_of(0), runs_of(1)]))
     assert maker.main(["--to", str(tmp_path)]) == 0
     said = capsys.readouterr().out

@@ -72,9 +72,8 @@ def test_the_cost_of_a_detectors_step_is_that_of_the_file():
     for row in measurement["rows"]:
         table = " ".join(curves.step_cost_table(measurement, row).description.split())
         assert f"baseline {row['student'][1]:.0f}" in table
-        assert re.search(
-            rf"APD of boxes {row['steps']['roi_apd'][1]:.0f} .*? {100 * row['added']['roi_apd'][1]:.0f} %", table
-        )
+        seconds, share = (row[what]["roi_apd"][1] for what in ("steps", "added"))
+        assert re.search(rf"APD of boxes {seconds:.0f} .*? {100 * share:.0f} %", table)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +81,8 @@ def test_the_cost_of_a_detectors_step_is_that_of_the_file():
 )
 def test_a_file_that_holds_no_measurements_is_refused_with_its_name_and_what_to_do(tmp_path, text, message):
     (tmp_path / "cpu.json").write_text(text)
-    with pytest.raises(
-        RecordError, match=rf"cpu\.json holds no measurements: .*{message}.*run python -m book\.figures\.speed"
-    ):
+    said = rf"cpu\.json holds no measurements: .*{message}.*run python -m book\.figures\.speed"
+    with pytest.raises(RecordError, match=said):
         curves.read_measurements(tmp_path)
 
 

@@ -52,9 +52,8 @@ def seeds(*values):
 
 def cells_of(shown):
     """A table's cells by the last heading of a row and that of the column."""
-    heading, *rows = [
-        ["".join(cell.itertext()) for cell in row] for row in ElementTree.fromstring(shown.html).iter("tr")
-    ]
+    lines = ElementTree.fromstring(shown.html).iter("tr")
+    heading, *rows = (["".join(cell.itertext()) for cell in line] for line in lines)
     columns = [name for name in heading if name]
     return {row[-len(columns) - 1]: dict(zip(columns, row[-len(columns) :], strict=True)) for row in rows}
 
@@ -85,11 +84,8 @@ def test_the_table_of_scores_holds_mean_error_difference_and_corrected_p_value(c
 
 
 def test_costs_are_given_as_multiples_of_both_baselines(campaigns):
-    slow = {"student": 0.1, "apd": 0.16}
-    records = [
-        made_up_record(r.experiment, seconds=slow.get(method_in(r.experiment), 0.1)) for r in campaigns["scenes-tiny"]
-    ]
-    (comparison, _) = compare(records)
+    experiments = [record.experiment for record in campaigns["scenes-tiny"]]
+    (comparison, _) = compare([made_up_record(e, seconds=0.16 if method_in(e) == "apd" else 0.1) for e in experiments])
     apd = cells_of(tables.cost_table([comparison]))["+ APD"]
     assert (apd["seconds a step"], apd["of the baseline’s step"]) == ("0.160", "× 1.60")
     share = comparison.run_seconds("apd") / comparison.run_seconds("student_equal_seconds")
@@ -226,10 +222,9 @@ def test_differences_are_listed_with_their_corrected_p_values():
 
 def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
     def of_length(times, gains):
-        runs = [
-            (lengthened(recipe("tiny", m, seed=s), student=times, teacher=1), m, s) for m in gains for s in range(3)
-        ]
-        (found,) = compare([made_up_record(e, 0.6 + gains[m] + 0.001 * s) for e, m, s in runs])
+        plain = [recipe("tiny", method, seed=seed) for method in gains for seed in range(3)]
+        runs = [lengthened(experiment, student=times, teacher=1) for experiment in plain]
+        (found,) = compare([made_up_record(e, 0.6 + gains[method_of(e)] + 0.001 * e.seed) for e in runs])
         return replace(found, remark=f"{times} times the steps")
 
     short, long = of_length(1, {"student": 0, "pixel_kd": 0.0, "apd": 0.05}), of_length(4, {"student": 0, "apd": 0.01})
@@ -248,9 +243,8 @@ def save_all(folder, records):
 def test_campaigns_are_read_with_a_sentence_on_how_far_they_got(tmp_path, campaigns):
     planned = experiments_of("scenes-tiny")
     save_all(tmp_path / "scenes-tiny", campaigns["scenes-tiny"][:3])
-    made_up_record(replace(planned[3], data=replace(planned[3].data, train_images=7))).save(
-        tmp_path / "scenes-tiny" / "old.json"
-    )
+    other = made_up_record(replace(planned[3], data=replace(planned[3].data, train_images=7)))
+    other.save(tmp_path / "scenes-tiny" / "old.json")
     records, progress = reading.read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
     assert (len(records["scenes-tiny"]), len(records["camvid-small"])) == (3, 0)
     assert f"scenes-tiny: 3 of {len(planned)} planned runs have a record; 1 of other settings left out" in str(progress)

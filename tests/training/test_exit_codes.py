@@ -5,11 +5,10 @@ import resource
 import shutil
 import signal
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
-from small_experiments import TEACHER, Thrown, exit_code, outcome, run_as_a_command, thrown_at, tiny
+from small_experiments import Thrown, exit_code, outcome, run_as_a_command, thrown_at, tiny
 
 from apd.cli import app as cli
 from apd.training import checkpoint
@@ -17,11 +16,8 @@ from apd.training import trainer as loop
 from apd.training.run import run_folder, train
 from apd.training.run_log import StoppedError
 
-
-@pytest.fixture(autouse=True)
-def _tiny_recipes(runs, monkeypatch):
-    """The tiny experiments of these tests in the place of the recipes."""
-    monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="apd", **_: tiny(method))
+pytestmark = pytest.mark.usefixtures("runs", "tiny_recipes")
+STUDENT = ("train", "--method", "student")
 
 
 @pytest.fixture
@@ -51,9 +47,6 @@ def refused(capsys):
     return call
 
 
-STUDENT = ("train", "--method", "student")
-
-
 def interrupted_run(step, monkeypatch):
     """A run that has a checkpoint after each of its first `step` steps. Returns the folder of the checkpoints."""
     with monkeypatch.context() as patch:
@@ -76,13 +69,6 @@ def test_missing_and_half_extracted_data_say_what_to_set_and_what_is_there(runs,
     (tmp_path / "CamVid" / "train" / "a.png").touch()
     assert "is not complete: train/ 1 of 367, trainannot/ 0 of 367, val/ 0 of 101" in refused(*command)
     assert not list(runs.glob("*teacher*")), "the teacher is not trained before the data are there"
-
-
-def test_a_teacher_below_its_stated_score_is_refused_and_its_own_run_stays(refused):
-    message = refused("train", "--teacher.expected-miou", 0.9)
-    score = train(tiny("apd").teacher_experiment()).scores.miou
-    assert f"the teacher's mIoU is {score:.4f} on val, below teacher.expected_miou = 0.9" in message
-    train(replace(tiny("apd"), teacher=replace(TEACHER, expected_miou=score)))
 
 
 @pytest.mark.parametrize("both", [False, True])

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.cost.dry_run import dry_run
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
@@ -177,6 +178,12 @@ def run_ranks(
     printed = [(outputs / str(rank)).read_text() for rank in (0, 1)]
     assert codes == list(expected), printed
     return printed
+
+
+def dry_run_report(experiment: Experiment, **options: Any) -> tuple[list[str], str]:
+    """What a dry run finds missing, and all its lines as one text."""
+    lines: list[str] = []
+    return dry_run(experiment, device="cpu", tell=lines.append, **options), "\n".join(lines)
 
 
 def state_after(step: TrainStep, batch: Any) -> dict[str, torch.Tensor]:

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from miniatures import write_coco
+from own_folders import leave
 from PIL import Image
 from pycocotools.coco import COCO as Annotations
 from pycocotools.cocoeval import COCOeval
 from small_detection import DATA, NETWORK, small
+from small_experiments import dry_run_report
 from torch.utils.flop_counter import FlopCounterMode
 
-from apd.cli.app import main
 from apd.cli.training import summary
 from apd.config.detection_config import InstanceDataConfig
 from apd.cost.count import step_cost
-from apd.cost.dry_run import dry_run
 from apd.data.coco import coco_spec, encode
 from apd.data.instances import InstanceSpec, Noise
 from apd.distillers.apd import RoIAPDConfig
@@ -63,20 +63,8 @@ def finished(place):
         return run_folder(boxes(data=COCO))
 
 
-def leave(arguments):
-    try:
-        return main(list(map(str, arguments)))
-    except SystemExit as left:
-        return left.code
-
-
-def report_of(experiment, **options):
-    lines = []
-    return dry_run(experiment, device="cpu", tell=lines.append, **options), "\n".join(lines)
-
-
 def test_train_starts_from_apds_form_for_the_task_and_prints_both_networks_ap(capsys):
-    assert leave(["train", "--size", "scenes_detection", "--training.warmup", "1"]) == 0
+    assert leave("train", "--size", "scenes_detection", "--training.warmup", "1") == 0
     *_, printed, path = capsys.readouterr().out.splitlines()
     record = read_record(path)
     assert record.experiment.distillers == (RoIAPDConfig(width=8),)
@@ -89,7 +77,7 @@ def test_train_starts_from_apds_form_for_the_task_and_prints_both_networks_ap(ca
 
 
 def test_evaluate_prints_and_writes_what_the_record_says_of_every_class(finished, place, tmp_path, capsys):
-    assert leave(["evaluate", finished, "--pictures", tmp_path / "seen"]) == 0
+    assert leave("evaluate", finished, "--pictures", tmp_path / "seen") == 0
     record = read_record(finished / "record.json")
     *classes, total_boxes, total_masks, split = capsys.readouterr().out.splitlines()
     assert split == "3 images of val, which are the images that were trained on"
@@ -109,7 +97,7 @@ def test_predict_draws_each_image_and_writes_cocos_results(finished, place, tmp_
     detector.roi_heads.score_thresh = 0.0  # its two steps have made it sure of nothing
     monkeypatch.setattr("apd.cli.using.trained_network", lambda *_, **__: detector)
     images = sorted((place / "coco" / "val2017").iterdir())[:2]
-    assert leave(["predict", finished, *images, "--to", tmp_path / "seen", "--least-score", "0"]) == 0
+    assert leave("predict", finished, *images, "--to", tmp_path / "seen", "--least-score", "0") == 0
     wanted = [tmp_path / "seen" / name for name in (*(f"{path.stem}-found.png" for path in images), RESULTS)]
     assert capsys.readouterr().out.splitlines() == list(map(str, wanted))
     entries, spec = json.loads(wanted[-1].read_text()), coco_spec("coco", "val2017")
@@ -162,7 +150,7 @@ def test_drawn_are_masks_boxes_and_names_of_what_is_sure_enough():
 
 def test_a_dry_run_of_detection_reports_data_networks_memory_and_time_and_writes_nothing():
     experiment = replace(boxes("roi_apd", data=COCO), seed=7)
-    missing, text = report_of(experiment, steps=1)
+    missing, text = dry_run_report(experiment, steps=1)
     assert missing == []
     for line in (
         "data: coco, 3 images to train, 3 of val; at most 20 of each were read and are in order",
@@ -204,7 +192,7 @@ def test_what_is_counted_without_computing_is_near_what_a_step_computes():
     ],
 )
 def test_what_cannot_be_asked_of_a_detector_is_refused_in_a_sentence(arguments, code, expected, finished, capsys):
-    assert leave([finished if one == "RUN" else one for one in arguments]) == code
+    assert leave(*(finished if one == "RUN" else one for one in arguments)) == code
     captured = capsys.readouterr()
     assert [part for part in expected if part not in captured.err] == []
     assert captured.out == ""
@@ -218,6 +206,6 @@ def test_a_run_whose_data_have_other_categories_today_writes_no_results(finished
     file.write_text(json.dumps(content))
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     image = next((root / "val2017").iterdir())
-    assert leave(["predict", finished, image, "--to", tmp_path / "seen"]) == 1
+    assert leave("predict", finished, image, "--to", tmp_path / "seen") == 1
     assert "other categories than this run was trained on: 2 beside 80" in capsys.readouterr().err
     assert not (tmp_path / "seen").exists()

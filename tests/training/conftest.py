@@ -8,13 +8,6 @@ from small_experiments import outcome
 from apd.training.run import train
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """A folder of its own for the runs of a test."""
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """What an experiment gives when nobody disturbs it: a function of the experiment."""

@@ -24,8 +24,8 @@ def runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def tiny_recipes(monkeypatch):
-    """The tiny experiments of these tests in the place of the recipes."""
+def tiny_recipes(runs, monkeypatch):
+    """A folder of its own for runs, and the tiny experiments of these tests in the place of the recipes."""
     from small_experiments import tiny
 
     monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="apd", **_: tiny(method))

@@ -24,8 +24,6 @@ from apd.study.campaigns import CAMPAIGNS
 from apd.study.recipes import all_recipes
 from apd.training.record import read_record
 
-TINY = pytest.mark.usefixtures("runs", "tiny_recipes")
-
 
 def test_commands_and_their_options_are_listed(capsys):
     assert (leave(), leave("--help"), leave("-h")) == (2, 0, 0)
@@ -81,8 +79,7 @@ def test_train_prints_steps_times_scores_on_the_way_and_at_the_end_and_where_the
     assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
 
 
-@TINY
-def test_any_field_can_be_changed_and_the_label_follows_the_seed_or_is_given(capsys):
+def test_any_field_can_be_changed_and_the_label_follows_the_seed_or_is_given(tiny_recipes, capsys):
     changes = ["--seed", "3", "--training.clip-norm", "1", "--data.world=2", "--training.batch_size", "3"]
     assert leave("train", "--method", "student", *changes) == 0
     record, start = read_record(Path(capsys.readouterr().out.splitlines()[-1])), tiny("student", seed=3)
@@ -92,9 +89,8 @@ def test_any_field_can_be_changed_and_the_label_follows_the_seed_or_is_given(cap
     assert Path(capsys.readouterr().out.splitlines()[-1]).parent.name.startswith("mine-")
 
 
-@TINY
 @pytest.mark.parametrize(("name", "size", "method"), [("small-pixel_kd", "small", "pixel_kd"), ("full", "full", "apd")])
-def test_a_recipe_can_be_trained_by_its_name(name, size, method, monkeypatch, capsys):
+def test_a_recipe_can_be_trained_by_its_name(name, size, method, tiny_recipes, monkeypatch, capsys):
     asked, of_the_tests = [], "apd.study.recipes.recipe"
     monkeypatch.setattr(of_the_tests, lambda size, method, **_: asked.append((size, method)) or tiny(method))
     assert leave("train", name, "--dry-run", "--device", "cpu", "--training.warmup", "2") == 0
@@ -102,8 +98,9 @@ def test_a_recipe_can_be_trained_by_its_name(name, size, method, monkeypatch, ca
     assert f"{size}-{method}-seed0, fingerprint" in capsys.readouterr().out
 
 
-@TINY
-def test_a_campaign_trains_what_lacks_a_record_or_its_shard_and_prints_every_score(tmp_path, monkeypatch, capsys):
+def test_a_campaign_trains_what_lacks_a_record_or_its_shard_and_prints_scores(
+    tiny_recipes, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
     command = ["campaign", "two", "--records", str(tmp_path / "records")]
     assert leave(*command, "--shard", "2/2", "--workers", "0") == 0
@@ -114,8 +111,7 @@ def test_a_campaign_trains_what_lacks_a_record_or_its_shard_and_prints_every_sco
     assert [line.split(":")[0] for line in out.splitlines()[-2:]] == ["student-seed0", "student-seed1"]
 
 
-@TINY
-def test_cost_shows_both_networks_or_the_loss_without_and_with_heads(monkeypatch, capsys):
+def test_cost_shows_both_networks_or_the_loss_without_and_with_heads(tiny_recipes, monkeypatch, capsys):
     tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
     monkeypatch.setattr("apd.cost.measure.LOSS_SHAPES", tiny_shape)
     network = "test_efficientnet psp, 2x32x48 on cpu: "

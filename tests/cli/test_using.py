@@ -83,7 +83,7 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
         assert np.array_equal(ours, theirs)
 
 
-def test_without_switches_a_run_is_evaluated_as_its_experiment_says(runs, tiny_recipes, capsys):
+def test_without_switches_a_run_is_evaluated_as_its_experiment_says(tiny_recipes, capsys):
     assert main(["train", "--method", "student", "--inference.flip", "--inference.window", "32", "32"]) == 0
     path = Path(capsys.readouterr().out.splitlines()[-1])
     record = read_record(path)

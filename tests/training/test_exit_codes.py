@@ -16,7 +16,7 @@ from apd.training import trainer as loop
 from apd.training.run import run_folder, train
 from apd.training.run_log import StoppedError
 
-pytestmark = pytest.mark.usefixtures("runs", "tiny_recipes")
+pytestmark = pytest.mark.usefixtures("tiny_recipes")
 STUDENT = ("train", "--method", "student")
 
 

@@ -55,9 +55,7 @@ def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_c
     assert "--training.clip-norm {None}|FLOAT" in out
 
 
-def test_train_prints_steps_times_scores_on_the_way_and_at_the_end_and_where_the_record_lies(
-    runs, tiny_recipes, monkeypatch, capsys
-):
+def test_train_prints_steps_scores_and_where_the_record_lies(runs, tiny_recipes, monkeypatch, capsys):
     monkeypatch.setattr("apd.training.run_log.LINE_SECONDS", 0.0)
     assert leave("train") == 0
     captured = capsys.readouterr()
@@ -98,9 +96,7 @@ def test_a_recipe_can_be_trained_by_its_name(name, size, method, tiny_recipes, m
     assert f"{size}-{method}-seed0, fingerprint" in capsys.readouterr().out
 
 
-def test_a_campaign_trains_what_lacks_a_record_or_its_shard_and_prints_scores(
-    tiny_recipes, tmp_path, monkeypatch, capsys
-):
+def test_a_campaign_runs_what_has_no_record_or_its_shard_and_prints_scores(tiny_recipes, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
     command = ["campaign", "two", "--records", str(tmp_path / "records")]
     assert leave(*command, "--shard", "2/2", "--workers", "0") == 0
@@ -115,10 +111,8 @@ def test_cost_shows_both_networks_or_the_loss_without_and_with_heads(tiny_recipe
     tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
     monkeypatch.setattr("apd.cost.measure.LOSS_SHAPES", tiny_shape)
     network = "test_efficientnet psp, 2x32x48 on cpu: "
-    for option, *starts in (
-        ("--batch=2", f"student: {network}", f"teacher: {network}"),
-        ("--loss", "tiny, no heads: ", "tiny, heads 4 wide: "),
-    ):
+    expected = {"--batch=2": [f"student: {network}", f"teacher: {network}"]}
+    for option, starts in (expected | {"--loss": ["tiny, no heads: ", "tiny, heads 4 wide: "]}).items():
         assert leave("cost", option, "--device", "cpu") == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
@@ -201,9 +195,7 @@ def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
     assert (tmp_path / "output").read_text() == ""
 
 
-ADVICE = re.compile(
-    r"(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'[a-z]+')|[a-z]+\.[a-z]+_[a-z]+)", re.I
-)
+ADVICE = re.compile(r"(?i)(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'\w+')|[a-z]+\.[a-z]+_\w+)")
 
 
 def messages(path):

@@ -122,9 +122,7 @@ def test_every_field_of_an_experiment_itself_changes_the_fingerprint_but_its_lab
     changes |= {"inference": InferenceOptions(flip=True)}
     assert {*changes, "name"} == {f.name for f in dataclasses.fields(Experiment)}
     changed = [WHOLE, *(replace(WHOLE, **{name: value}) for name, value in changes.items())]
-    changed += [
-        replace(WHOLE, teacher=TeacherConfig(**part)) for part in ({"network": network}, {"training": training})
-    ]
+    changed += [replace(WHOLE, teacher=TeacherConfig(**of)) for of in ({"network": network}, {"training": training})]
     assert len({fingerprint(experiment) for experiment in changed}) == len(changed)
     assert fingerprint(replace(WHOLE, name="another")) == fingerprint(WHOLE)
 

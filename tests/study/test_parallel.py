@@ -27,9 +27,8 @@ ENDLESS = replace(tiny(iterations=100_000, evaluations=0), name="endless")
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(runs, tmp_path, monkeypatch):
     """Where records go; workers are forks, which start in a moment and have this process's environment and patches."""
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(parallel, "START", "fork")
     monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter(TAUGHT))
     monkeypatch.setitem(CAMPAIGNS, "endless", lambda: iter([ENDLESS, tiny()]))
@@ -51,9 +50,7 @@ def failing(kind, times, tmp_path):
     return trained
 
 
-def test_side_by_side_every_run_ends_as_on_its_own_and_the_teacher_is_trained_once(
-    folder, tmp_path, capfd, monkeypatch
-):
+def test_side_by_side_every_run_ends_as_alone_and_the_teacher_is_trained_once(folder, tmp_path, capfd, monkeypatch):
     records = run_campaign("taught", folder=folder, processes=3)
     assert [record.experiment.name for record in records] == [e.name for e in TAUGHT]
     out = capfd.readouterr().out
@@ -112,9 +109,7 @@ def stopped_campaign(runs, records):
         ("killed", 2, " was given up: its worker ended by signal 9 a second time"),
     ],
 )
-def test_a_worker_that_fails_is_named_its_run_tried_again_and_nothing_else_is_lost(
-    folder, tmp_path, capfd, monkeypatch, kind, times, said
-):
+def test_a_failing_worker_is_named_and_its_run_tried_again(folder, tmp_path, capfd, monkeypatch, kind, times, said):
     monkeypatch.setattr(parallel, "train", failing(kind, times, tmp_path))
     monkeypatch.setitem(CAMPAIGNS, "taught", lambda: iter(TAUGHT[:3]))
     given_up = pytest.raises(UnfinishedRunsError, match=r"1 of 3 experiments were given up, see above: apd-seed0; the")

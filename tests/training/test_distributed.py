@@ -7,17 +7,7 @@ from dataclasses import replace
 import pytest
 import small_detection as boxes
 import torch
-from small_experiments import (
-    DATA,
-    NETWORK,
-    TEACHER,
-    assert_same_step,
-    equal,
-    prepared_run,
-    run_ranks,
-    state_after,
-    tiny,
-)
+from small_experiments import NETWORK, TEACHER, assert_same_step, equal, prepared_run, run_ranks, state_after, tiny
 from torch import nn
 
 from apd.config.datasets import build_splits
@@ -174,7 +164,7 @@ def test_gradients_are_sent_on_the_last_step_of_an_accumulation_only(tmp_path):
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_the_parts_of_an_evaluation_have_every_image_once(size):
-    images = build_splits(DATA).val
+    images = build_splits(tiny().data).val
     parts = [Ranks(rank, size).part(images) for rank in range(size)]
     assert sorted(part[place].name for part in parts for place in range(len(part))) == [image.name for image in images]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

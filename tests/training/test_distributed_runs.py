@@ -108,13 +108,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(before, after, tmp_path, mon
 
 
 def test_a_request_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
-    stop = KillAt(2, rank=1, number=signal.SIGTERM)
-    first, second = run_ranks(
-        run_as_a_command, shared("student"), tmp_path / "runs", stop, outputs=tmp_path, expected=(130, 130)
-    )
+    runs, stop = tmp_path / "runs", KillAt(2, rank=1, number=signal.SIGTERM)
+    first, second = run_ranks(run_as_a_command, shared("student"), runs, stop, outputs=tmp_path, expected=(130, 130))
     assert first.splitlines()[-1].startswith("apd: stopped at step 3; the same command goes on from there")
     assert "stopped" not in second
-    assert [path.name for path in (tmp_path / "runs").glob("*/checkpoints/*")] == ["step-00000003"]
+    assert [path.name for path in runs.glob("*/checkpoints/*")] == ["step-00000003"]
 
 
 def test_two_ranks_leave_one_record_of_a_detector_on_all_images(tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ class _DryRun:
                 least = f"{'box AP' if self.detection else 'mIoU'} {getattr(experiment.teacher, task.expected)}"
                 line += f", weights of {path}; must reach {least} before the first step"
             else:
-                network = task.network(config, classes, self.device, experiment.seed, class_names=spec.class_names)
+                network = task.network(config, classes, self.device, experiment.seed)
                 line += ", trained first unless its run is finished" if role == "teacher" else ""
         except (ExperimentError, TeacherError) as error:
             self.missing.append(f"{role}: {error}")

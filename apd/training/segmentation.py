@@ -1,6 +1,6 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
@@ -92,7 +92,7 @@ class SegmentationTask(RunTask):
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def _build(self, config: NetworkConfig, num_classes: int, _: Sequence[str], weights_follow: bool) -> Segmenter:
+    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter:
         return _segmenter(config, num_classes, weights_follow)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -138,7 +138,10 @@ class SegmentationTask(RunTask):
         if student.aux is not None and auxiliary_weight:
             terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
-        return self.with_loss(terms, loss, self._distil(student, teacher, labels_BHW))
+        for name, of_one in self._distil(student, teacher, labels_BHW).items():
+            loss = loss + of_one.pop("loss")
+            terms |= {f"{name}.{term}": value for term, value in of_one.items()}
+        return terms | {"loss": loss}
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
         given = distilled_of(student, teacher, labels) if self.distillers else {}

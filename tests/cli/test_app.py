@@ -96,10 +96,10 @@ def test_a_recipe_can_be_trained_by_its_name(name, size, method, tiny_recipes, m
     assert f"{size}-{method}-seed0, fingerprint" in capsys.readouterr().out
 
 
-def test_a_campaign_runs_what_has_no_record_or_its_shard_and_prints_scores(tiny_recipes, tmp_path, monkeypatch, capsys):
+def test_a_campaign_trains_what_has_no_record_and_prints_every_score(tiny_recipes, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
     command = ["campaign", "two", "--records", str(tmp_path / "records")]
-    assert leave(*command, "--shard", "2/2", "--workers", "0") == 0
+    assert leave(*command, "--only", "seed1", "--workers", "0") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("student-seed1:")
     assert leave(*command) == 0
     out = capsys.readouterr().out
@@ -143,7 +143,6 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
         (["predict", "here"], ["at least one image"]),
         (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
-        (["campaign", "scenes-tiny", "--shard", "3/2"], ["shard = '3/2'", "such as 2/8"]),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_is_answered_with_what_is_nearest(arguments, expected, capsys):

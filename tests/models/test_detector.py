@@ -8,9 +8,7 @@ from torchvision.models import get_model
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
-from apd.models.detector import BODIES, build_detector, fill_from_coco, fill_from_imagenet
-
-BOXES_ONLY = {"masks": False, "fetch": False, "weights": "coco"}
+from apd.models.detector import BODIES, build_detector, fill_from_imagenet
 
 
 @pytest.mark.parametrize(
@@ -64,45 +62,14 @@ def test_imagenet_weights_fill_the_body_and_nothing_else(backbone, monkeypatch):
         fill_from_imagenet(detector, backbone)
 
 
-def test_coco_weights_give_each_class_its_own_rows(monkeypatch):
-    whole = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
-    monkeypatch.setattr("apd.models.detector.fetch_weights", lambda *_: whole.state_dict())
-    detector = build_detector("resnet50", 2, **BOXES_ONLY)
-    fill_from_coco(detector, "resnet50", ("dog", "person"))
-    rows, ours, theirs = [0, 18, 1], detector.roi_heads.box_predictor, whole.roi_heads.box_predictor
-    assert torch.equal(ours.cls_score.weight, theirs.cls_score.weight[rows])
-    assert torch.equal(ours.bbox_pred.bias.view(3, 4), theirs.bbox_pred.bias.view(91, 4)[rows])
-    assert torch.equal(detector.roi_heads.box_head.fc6.weight, whole.roi_heads.box_head.fc6.weight)
-    for names, message in (
-        (("dog", "persom"), "COCO has no class 'persom'; did you mean 'person'"),
-        (("dog", "N/A"), "COCO has no class 'N/A'"),
-        (("dog",), "1 class_names for a detector of 2 classes"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            fill_from_coco(detector, "resnet50", names)
-    with pytest.raises(RuntimeError, match="they need torchvision's sizes, the defaults of width and box_width"):
-        fill_from_coco(build_detector("resnet50", 2, width=64, **BOXES_ONLY), "resnet50", ("dog", "person"))
-
-
-def test_a_network_to_be_filled_from_a_file_has_the_eps_that_coco_weights_were_trained_with():
-    """No file of weights holds it, so a network that comes back from one would be another."""
-    for backbone, options, eps in (("resnet50", BOXES_ONLY, 0.0), ("resnet18", {"weights": "imagenet"}, 1e-5)):
-        with torch.device("meta"):
-            net = build_detector(backbone, 2, **{"fetch": False} | options)
-        assert {module.eps for module in net.modules() if isinstance(module, FrozenBatchNorm2d)} == {eps}
-
-
 def test_wrong_settings_and_weights_that_cannot_be_fetched_are_named(monkeypatch):
     unreachable = mock.Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     lost = r"weights='imagenet' .* could not be fetched \(OSError: no route to host\).*resnet18-.*checkpoints"
-    coco = r"weights='coco' .*maskrcnn_resnet50_fpn_coco-.* or use weights='none' \(--network.weights none\)"
     for arguments, error, message in (
         ({"weights": "imagenet"}, RuntimeError, lost),
-        ({"backbone": "resnet50", "num_classes": 1, "weights": "coco", "class_names": ("dog",)}, RuntimeError, coco),
         ({"backbone": "resnet19"}, ValueError, "backbone='resnet19': expected one of resnet18, resnet50"),
-        ({"weights": "imagnet"}, ValueError, "weights='imagnet': expected 'none', 'imagenet' or 'coco'"),
-        ({"weights": "coco"}, ValueError, "torchvision has them for 'resnet50'"),
+        ({"weights": "imagnet"}, ValueError, "weights='imagnet': expected 'none' or 'imagenet'"),
         ({"rois": 0}, ValueError, "rois=0: expected a positive integer"),
         ({"num_classes": True}, ValueError, "num_classes=True: expected a positive integer"),
         ({"max_size": 700}, ValueError, "max_size=700: expected min_size=800 or more"),

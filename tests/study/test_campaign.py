@@ -15,7 +15,7 @@ from apd.distillers.base import DISTILLERS
 from apd.report.statistics import method_of
 from apd.study import campaign
 from apd.study.ablations import OTHER_METHODS, WEIGHTS, plain_variants, stronger, variant_names, variant_of_strength
-from apd.study.campaign import dealt, main, run_campaign
+from apd.study.campaign import main, run_campaign
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.recipes import METHOD_NAMES, METHODS
 from apd.training.checkpoint import only_process
@@ -155,32 +155,7 @@ def test_an_unknown_experiment_or_a_damaged_record_stops_a_campaign_before_it_st
     assert trained == []
 
 
-@pytest.mark.parametrize("workers", [1, 2, 7, 500])
-def test_shards_have_every_experiment_of_a_campaign_once_and_are_as_large(workers):
-    experiments = experiments_of("camvid-small")
-    shards = [dealt(experiments, f"{number}/{workers}") for number in range(1, workers + 1)]
-    assert sorted(e.name for shard in shards for e in shard) == sorted(e.name for e in experiments)
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    for shard in shards:
-        assert shard == [e for e in experiments if e in shard], "a campaign's order is kept"
-        assert len({e.name.split("-")[0] for e in shard}) > 1 or workers > 4, "no worker has one method only"
-
-
-def test_shards_run_their_own_experiments_only_whatever_has_been_run(folder, trained, capsys):
-    assert [record.experiment.name for record in run_campaign("four", folder=folder, shard="2/3")] == ["long-seed0"]
-    run_campaign("four", folder=folder, shard="3/3")
-    run_campaign("four", folder=folder, shard="2/3")
-    assert trained == ["long-seed0", "short-seed1", "long-seed1"]
-    assert run_campaign("four", folder=folder, shard="9/9") == []
-    out = capsys.readouterr().out
-    assert "four, shard 3/3: 2 experiments, 0 have a record" in out
-    assert "four, shard 9/9: 0 experiments" in out
-    run_campaign("four", folder=folder)
-    assert sorted(trained) == sorted(LABELS)
-
-
 WRONG = [
-    *((f"--shard={text}", f"shard = {text!r}: expected i/n with 1 <= i <= n, such as 2/8") for text in ("0/4", "a/b")),
     ("--workers=-1", "workers = -1: expected a whole number of at least 0"),
     ("--processes=0", "processes = 0: expected a whole number of at least 1"),
     ("--minutes=nan", "minutes = nan: expected a number above 0"),
@@ -194,15 +169,15 @@ def test_a_wrong_number_is_refused_before_anything_runs(option, message, folder,
     assert trained == []
 
 
-def run_shard(runs, records, number):
+def run_worker(runs, records):
     os.environ["APD_RUNS"] = str(runs)
     CAMPAIGNS["taught"] = lambda: (tiny(method, seed=seed) for seed in range(2) for method in ("pixel_kd", "apd"))
-    sys.exit(main(["taught", "--records", str(records), "--shard", f"{number}/2"]))
+    sys.exit(main(["taught", "--records", str(records)]))
 
 
 def test_two_workers_on_one_file_system_train_their_teacher_once(tmp_path):
     runs, records = tmp_path / "runs", tmp_path / "records"
-    workers = [start(run_shard, runs, records, number, output=tmp_path / str(number)) for number in (1, 2)]
+    workers = [start(run_worker, runs, records, output=tmp_path / str(number)) for number in (1, 2)]
     assert exit_codes(workers) == [0, 0], [(tmp_path / number).read_text() for number in "12"]
     (teacher,) = runs.glob("scenes-teacher-*")
     assert len((teacher / "log.jsonl").read_text().splitlines()) == 4

@@ -22,11 +22,10 @@ from apd.distillers.base import build_distiller
 from apd.fields import ExperimentError
 from apd.report.figures.boxes import validation_box_ap
 from apd.study import coco_recipes as coco
-from apd.study import published_recipes as published
 from apd.study import recipes as study
 from apd.study.campaigns import experiments_of
 from apd.study.published_recipes import CLASSES_SEEN, PAPER_METHODS, PUBLISHED, PaperSize, leaves, paper_recipe
-from apd.study.recipes import METHODS, REAL_SIZES, Size, all_recipes, methods_of, recipe
+from apd.study.recipes import METHODS, REAL_SIZES, Size, all_recipes, methods_of, recipe, value_sources
 from apd.training.checkpoint import save_weights
 from apd.training.record import read_records
 from apd.training.run import records_folder, run_folder, train
@@ -339,7 +338,7 @@ def test_every_field_that_differs_from_its_default_has_a_source(size, method, ca
 
 def test_every_source_is_of_fields_that_a_recipe_has():
     known = [f"{field}." for size, method in ALL for field, _, _ in leaves(recipe(size, method))]
-    for source in (*published.SOURCES, *published.CORRECTED_SOURCES, *coco.COCO_SOURCES):
+    for source in {**value_sources("released"), **value_sources("corrected"), **value_sources("coco")}:
         assert any(field.startswith(f"{source}.") for field in known), source
 
 
@@ -347,13 +346,13 @@ def test_a_value_that_was_corrected_is_not_said_to_be_released(capsys):
     recipes = (recipe(size, "apd") for size in ("cityscapes", "cityscapes_corrected"))
     released, corrected = ({field: value for field, value, _ in leaves(one)} for one in recipes)
     changed = {field for field in released if released[field] != corrected[field]}
-    assert changed == {field for field in published.CORRECTED_SOURCES if ".apd." in field}
+    assert changed == {field for field in value_sources("corrected") if ".apd." in field}
     lines = shown("cityscapes_corrected-apd", capsys)
     assert all("own choice: " in lines[field] or "paper, " in lines[field] for field in changed)
 
 
 def test_nothing_of_apd_in_detection_is_said_to_be_published():
-    ours = {f: s for f, s in coco.COCO_SOURCES.items() if f.startswith("distillers.") and f.endswith("apd")}
+    ours = {f: s for f, s in value_sources("coco").items() if f.startswith("distillers.") and f.endswith("apd")}
     said = "own choice: how the paper applies APD to detection was never released"
     assert ours == {"distillers.roi_apd": said, "distillers.dense_apd": said}
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR, Po
 
 from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.study.recipes import lengthened
-from apd.training.task import learning_rate_factor
+from apd.training.trainer import learning_rate_factor
 
 ITERATIONS = 40
 

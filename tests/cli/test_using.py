@@ -38,10 +38,8 @@ from apd.training.trainer import TrainStep
 
 CPU = torch.device("cpu")
 COCO = InstanceDataConfig(name="coco", folder="coco", train_part="val2017", val_part="val2017", height=64, width=80)
-BOXES, BOXES_ON_COCO = (
-    {method: small(method, iterations=2, evaluations=1, **data) for method in ("student", "roi_apd")}
-    for data in ({}, {"data": COCO})
-)
+BOXES = {"iterations": 2, "evaluations": 1}
+STUDENT, ROI_APD = (small(method, data=COCO, **BOXES) for method in ("student", "roi_apd"))
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +64,15 @@ def place(miniature, monkeypatch):
     """That folder, and the smallest detector in the place of the recipes."""
     monkeypatch.setenv("APD_DATA", str(miniature))
     monkeypatch.setenv("APD_RUNS", str(miniature / "runs"))
-    monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="roi_apd", **_: BOXES[method])
+    monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="roi_apd", **_: small(method, **BOXES))
     return miniature
 
 
 @pytest.fixture
 def detector(place):
     """The folder of a finished run on the miniature; tests must not change it."""
-    train(BOXES_ON_COCO["student"], device="cpu", progress=False)
-    return run_folder(BOXES_ON_COCO["student"])
+    train(STUDENT, device="cpu", progress=False)
+    return run_folder(STUDENT)
 
 
 @pytest.mark.parametrize("file", ["", "record.json", "weights.safetensors"])
@@ -300,7 +298,7 @@ def test_predict_draws_each_image_and_writes_cocos_results(detector, place, tmp_
 
 
 def test_cocos_own_code_reads_the_results_and_gives_the_ground_truth_an_ap_of_1(place, tmp_path):
-    dataset, spec = task_of(BOXES_ON_COCO["student"]).split("val"), coco_spec("coco", "val2017")
+    dataset, spec = task_of(STUDENT).split("val"), coco_spec("coco", "val2017")
     truth = Annotations(str(place / "coco" / "annotations" / "instances_val2017.json"))
     entries = []
     for image_id, sample in zip(sorted(truth.imgs), (dataset[i] for i in range(len(dataset))), strict=True):
@@ -334,7 +332,7 @@ def test_drawn_are_masks_boxes_and_names_of_what_is_sure_enough():
 
 
 def test_a_dry_run_of_detection_reports_data_networks_memory_and_time_and_writes_nothing(place):
-    experiment = replace(BOXES_ON_COCO["roi_apd"], seed=7)
+    experiment = replace(ROI_APD, seed=7)
     missing, text = dry_run_report(experiment, steps=1)
     assert missing == []
     for line in (
@@ -350,7 +348,7 @@ def test_a_dry_run_of_detection_reports_data_networks_memory_and_time_and_writes
 def test_what_is_counted_without_computing_is_near_what_a_step_computes(place):
     """The same, but for boxes: counted are as many as may be, drawn are as many as there are."""
     # the counter overrates the backward pass of grouped convolutions, which a MobileNet has
-    experiment = replace(BOXES_ON_COCO["roi_apd"], network=replace(NETWORK, backbone="resnet18"))
+    experiment = replace(ROI_APD, network=replace(NETWORK, backbone="resnet18"))
     cost, task = step_cost(experiment, 80), task_of(experiment)
     student = task.network(experiment.network, 80, CPU, 0)
     step = TrainStep(task, student.train(), task.network(experiment.teacher.network, 80, CPU, 1).eval())

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -66,17 +67,10 @@ def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
 
 
 def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch):
-    asked = []
-
-    def measure(*arguments):
-        asked.append(arguments[-1])
-        if arguments[-1] > 2:
-            raise torch.OutOfMemoryError("too large")
-        return "measured"
-
+    measure = mock.Mock(side_effect=[torch.OutOfMemoryError("too large")] * 2 + ["measured"])
     monkeypatch.setattr(module, "_measure", measure)
     assert measure_steps(tiny(), None, None, None, 3, 8) == "measured"
-    assert asked == [8, 4, 2]
+    assert [call.args[-1] for call in measure.call_args_list] == [8, 4, 2]
 
 
 def test_everything_that_is_missing_is_named_and_the_rest_is_reported(monkeypatch):

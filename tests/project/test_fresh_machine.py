@@ -71,19 +71,13 @@ FOREIGN = re.compile(TOOL + r"""(?:[ \t]+-[\w-]+)*[ \t]+['"]?apd(?![\w/-])|\bapd
 EXTRA = re.compile(r"install\b[^\n`;]*?\.\[([\w,]+)\]")
 
 
-def texts() -> dict[str, str]:
-    """Every text file of the repository, this one left out."""
+def test_no_text_advises_to_install_the_package_of_another_project_or_an_extra_that_is_not_there():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     kinds = {".py", ".md", ".ipynb", ".toml", ".yml", ".yaml", ".txt", ".cff", ".html", ".js", ""}
     paths = [path for name in listed.splitlines() if (path := ROOT / name).suffix in kinds and path.is_file()]
-    found = {str(path.relative_to(ROOT)): path.read_text(errors="replace") for path in paths if path != THIS}
+    found = {path: path.read_text(errors="replace") for path in paths if path != THIS}
     assert len(found) > 200
-    return found
-
-
-def test_no_text_advises_to_install_the_package_of_another_project_or_an_extra_that_is_not_there():
-    found = texts()
-    assert {name: match.group() for name, text in found.items() if (match := FOREIGN.search(text))} == {}
+    assert {path: match.group() for path, text in found.items() if (match := FOREIGN.search(text))} == {}
     named = {extra for text in found.values() for names in EXTRA.findall(text) for extra in names.split(",")}
     assert {"cli", "detection", "export"} <= named <= set(PROJECT["optional-dependencies"])
 

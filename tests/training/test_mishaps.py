@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_experiments import Thrown, exit_code, outcome, run_as_a_command, start, thrown_at, tiny
+from small_experiments import Thrown, exit_code, outcome, run_as_a_command, start, thrown_at, tiny, undisturbed
 
 from apd.cli import app as cli
 from apd.training import checkpoint
@@ -30,17 +30,12 @@ pytestmark = pytest.mark.usefixtures("tiny_recipes")
 STUDENT = ("train", "--method", "student")
 
 
-@pytest.fixture
-def ends_undisturbed(undisturbed):
+def ends_undisturbed():
     """Start the run of a mishap again: it must end as if nothing had happened. Returns the steps that were made."""
-
-    def again():
-        steps = []
-        train(tiny(), on_step=steps.append)
-        assert outcome(tiny()) == undisturbed(tiny())
-        return steps
-
-    return again
+    steps = []
+    train(tiny(), on_step=steps.append)
+    assert outcome(tiny()) == undisturbed(tiny())
+    return steps
 
 
 @pytest.fixture
@@ -82,7 +77,7 @@ def test_missing_and_half_extracted_data_say_what_to_set_and_what_is_there(runs,
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_of_damaged_checkpoints_the_newest_whole_one_is_used_if_any(both, monkeypatch, capsys, ends_undisturbed):
+def test_of_damaged_checkpoints_the_newest_whole_one_is_used_if_any(both, monkeypatch, capsys):
     checkpoints = interrupted_run(4, monkeypatch)
     newest = checkpoints / "step-00000004" / "optimisers.pt"
     newest.write_bytes(newest.read_bytes()[:100])
@@ -95,7 +90,7 @@ def test_of_damaged_checkpoints_the_newest_whole_one_is_used_if_any(both, monkey
     assert second.endswith(instead if both else "resumed at step 3")
 
 
-def test_a_log_shorter_than_its_checkpoint_is_an_error_and_not_papered_over(monkeypatch, refused, ends_undisturbed):
+def test_a_log_shorter_than_its_checkpoint_is_an_error_and_not_papered_over(monkeypatch, refused):
     checkpoints = interrupted_run(4, monkeypatch)
     path = run_folder(tiny()) / "log.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
@@ -106,7 +101,7 @@ def test_a_log_shorter_than_its_checkpoint_is_an_error_and_not_papered_over(monk
     assert ends_undisturbed()[0] == 1
 
 
-def test_damaged_files_of_a_finished_run_are_named_and_made_again_when_deleted(refused, ends_undisturbed):
+def test_damaged_files_of_a_finished_run_are_named_and_made_again_when_deleted(refused):
     train(tiny())
     weights, path = (run_folder(tiny()) / name for name in ("weights.safetensors", "record.json"))
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -131,7 +126,7 @@ def fill_the_disk(runs, largest, often):
 
 
 @pytest.mark.parametrize(("largest", "often", "file"), [(100_000, True, "step-00000004"), (900, False, "log.jsonl")])
-def test_a_full_disk_stops_a_run_until_there_is_space(runs, tmp_path, ends_undisturbed, largest, often, file):
+def test_a_full_disk_stops_a_run_until_there_is_space(runs, tmp_path, largest, often, file):
     """Once it is a checkpoint that does not fit any more, once the log."""
     output = tmp_path / "output"
     assert exit_code(fill_the_disk, runs, largest, often, output=output) == 1
@@ -140,7 +135,7 @@ def test_a_full_disk_stops_a_run_until_there_is_space(runs, tmp_path, ends_undis
     assert ends_undisturbed()[0] == (4 if often else 1)
 
 
-def test_a_disk_that_is_full_at_the_very_end_costs_no_step(refused, monkeypatch, ends_undisturbed):
+def test_a_disk_that_is_full_at_the_very_end_costs_no_step(refused, monkeypatch):
     execute = loop.Trainer.execute
 
     def execute_and_fill(run, on_step):
@@ -164,7 +159,7 @@ def test_a_read_only_disk_is_an_error_before_anything_is_computed(refused, monke
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_honoured_after_the_step_and_loses_nothing(number, ends_undisturbed):
+def test_a_stop_is_honoured_after_the_step_and_loses_nothing(number):
     handler = signal.getsignal(number)
     with pytest.raises(StoppedError, match="stopped at step 3; the same command goes on from there"):
         train(tiny(), on_step=lambda step: signal.raise_signal(number) if step == 2 else None)
@@ -178,7 +173,7 @@ def test_a_stop_is_honoured_after_the_step_and_loses_nothing(number, ends_undist
     assert ends_undisturbed() == []
 
 
-def test_a_gpu_without_enough_memory_is_reported_and_the_run_goes_on(refused, monkeypatch, ends_undisturbed):
+def test_a_gpu_without_enough_memory_is_reported_and_the_run_goes_on(refused, monkeypatch):
     interrupted_run(3, monkeypatch)
     with monkeypatch.context() as patch:
         full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"

@@ -15,7 +15,7 @@ import torch
 from miniatures import write_coco
 from safetensors.torch import load_file
 from small_detection import DATA, NETWORK, small
-from small_experiments import Thrown, copied, equal, outcome, prepared_run, thrown_at, tiny
+from small_experiments import Thrown, copied, equal, outcome, prepared_run, thrown_at, tiny, undisturbed
 
 from apd.config.detection_config import InstanceDataConfig
 from apd.config.experiment import ExperimentError
@@ -33,7 +33,7 @@ from apd.training.task import TeacherError, load_teacher
 CPU = torch.device("cpu")
 
 
-def test_a_seed_decides_everything_and_another_seed_changes_it(runs, undisturbed):
+def test_a_seed_decides_everything_and_another_seed_changes_it(runs):
     one, other = (train(tiny("apd", seed=seed)).content for seed in (0, 1))
     assert outcome(tiny("apd")) == undisturbed(tiny("apd"))
     assert other["weights_sha256"] != one["weights_sha256"]
@@ -171,7 +171,7 @@ def signalled(step):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_run_with_workers_ends_as_without_even_if_its_workers_are_asked_to_stop(runs, undisturbed):
+def test_a_run_with_workers_ends_as_without_even_if_its_workers_are_asked_to_stop(runs):
     train(tiny(), workers=1, on_step=signalled)
     assert outcome(tiny()) == undisturbed(tiny())
     assert multiprocessing.active_children() == []
@@ -186,7 +186,7 @@ EXPERIMENTS = {
 
 
 @pytest.mark.parametrize("name", ["apd", "both_with_average"])
-def test_a_run_killed_at_random_moments_ends_bit_equal(name, undisturbed, runs, tmp_path):
+def test_a_run_killed_at_random_moments_ends_bit_equal(name, runs, tmp_path):
     """The kills fall anywhere: while a checkpoint is written, renamed or pruned, between log and checkpoint, at the
     end while weights and record are written, and in the run of the teacher."""
     dice, output, kills = random.Random(name), tmp_path / "output", 0
@@ -212,7 +212,7 @@ INTERRUPTIONS = [  # the experiment, and after which steps it is thrown out of i
 
 
 @pytest.mark.parametrize(("name", "interruptions"), INTERRUPTIONS)
-def test_a_run_thrown_out_of_its_loop_ends_bit_equal(name, interruptions, undisturbed, runs, monkeypatch, capsys):
+def test_a_run_thrown_out_of_its_loop_goes_on_and_ends_bit_equal(name, interruptions, runs, monkeypatch, capsys):
     experiment, last = EXPERIMENTS[name], 0
     for step, seconds in interruptions:
         monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)

@@ -128,16 +128,6 @@ def pins(text: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "--hash"))]
 
 
-def pinned(name: str, python: str) -> list[Version]:
-    """The versions that the lock gives ``name`` on Linux under ``python``."""
-    where = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
-    return [
-        Version(next(iter(pin.specifier)).version)
-        for pin in pins(LOCK)
-        if canonicalize_name(pin.name) == name and (pin.marker is None or pin.marker.evaluate(where))
-    ]
-
-
 def direct_requirements() -> list[Requirement]:
     extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
     asked = [Requirement(line) for line in PROJECT["dependencies"] + extras]
@@ -147,7 +137,10 @@ def direct_requirements() -> list[Requirement]:
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
 def test_the_lock_gives_each_direct_requirement_one_version_that_it_allows(requirement, python):
-    versions = pinned(canonicalize_name(requirement.name), python)
+    where = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
+    found = [pin for pin in pins(LOCK) if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
+    found = [pin.specifier for pin in found if pin.marker is None or pin.marker.evaluate(where)]
+    versions = [Version(next(iter(specifier)).version) for specifier in found]
     assert len(versions) == 1, f"{requirement.name} on Python {python}: {versions}. Run `make lock`."
     assert versions[0] in requirement.specifier, f"{requirement} but the lock has {versions[0]}. Run `make lock`."
 

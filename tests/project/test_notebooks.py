@@ -159,9 +159,8 @@ def change_number(cells):
 @pytest.fixture
 def project(tmp_path):
     """A project with this one's test options, the miniature and a built book."""
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "book" / "_build").mkdir(parents=True)
+    for name in ("tests", "notebooks", "book/_build"):
+        (tmp_path / name).mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copy(ROOT / "tests" / "nbval_sanitize.cfg", tmp_path / "tests")
     (tmp_path / "notebooks" / "note.txt").write_text("seven\n")
@@ -324,15 +323,10 @@ def test_ctrl_c_leaves_with_130_and_everything_finished_in_place(study):
     slow = nbformat.read(study / "01_mini.ipynb", as_version=4)
     slow.cells[-1].source = "import time\nfrom pathlib import Path\nPath('reached').touch()\ntime.sleep(60)"
     nbformat.write(slow, study / "02_slow.ipynb")
-    process = subprocess.Popen(
-        [sys.executable, str(study / "execute.py"), "--to", "out"],
-        cwd=study.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell has its background jobs ignore Ctrl-C, and so would everything that these tests start
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    program, pipes = [sys.executable, str(study / "execute.py")], {"stdout": -3, "stderr": -1}  # away, and a pipe
+    # a shell has its background jobs ignore Ctrl-C, and so would everything that these tests start
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*program, "--to", "out"], cwd=study.parent, text=True, preexec_fn=listen, **pipes)
     deadline = time.monotonic() + 90
     while not (study / "reached").exists():
         assert time.monotonic() < deadline

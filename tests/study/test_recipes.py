@@ -31,9 +31,7 @@ from apd.training.record import read_records
 from apd.training.run import records_folder, run_folder, train
 from apd.training.segmentation import build_network
 
-
-def num_classes(size):
-    return PUBLISHED[size].spec.num_classes
+CLASSES = {size: published.spec.num_classes for size, published in PUBLISHED.items()}
 
 
 @pytest.mark.parametrize(
@@ -65,10 +63,10 @@ def test_the_values_are_those_of_the_released_configurations(size, classes, crop
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_as_released_the_loss_is_the_released_one(size):
     network = NetworkConfig(backbone="test_efficientnet", head_width=512)
-    student = build_network(network, num_classes(size), torch.device("cpu"), 0)
+    student = build_network(network, CLASSES[size], torch.device("cpu"), 0)
     setting = {"student": student, "teacher": student, "ignore_index": 255, "seed": 0}
     ours, alone = (build_distiller(*paper_recipe(size, one).distillers, **setting) for one in ("apd", "pixel_kd"))
-    released = vars(APDLoss.as_released(512, 512, num_classes(size)))
+    released = vars(APDLoss.as_released(512, 512, CLASSES[size]))
     plain = {k: v for k, v in released.items() if not k.startswith("_") and k != "training"}
     assert len(plain) > 8
     assert {name: vars(ours)[name] for name in plain} == plain
@@ -84,13 +82,13 @@ def test_the_corrected_form_differs_in_the_loss_and_in_nothing_else(size):
     (apd,) = paper_recipe(f"{size}_corrected", "apd").distillers
     assert (apd.scope, apd.reduction, apd.absent) == ("image", "pixel", "mask")
     assert (apd.alignment, apd.regularisation, apd.observation) == (10.0, 1.0, 1.0)
-    assert apd.pixel_kd == pytest.approx(10 / num_classes(size))
+    assert apd.pixel_kd == pytest.approx(10 / CLASSES[size])
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_converted_weights_pull_as_the_released_ones_where_the_stated_number_of_classes_is_in_sight(size):
     """Every label valid, the logits' grid that of the labels, one image: all other differences are gone."""
-    classes, side = num_classes(size), 10
+    classes, side = CLASSES[size], 10
     labels = torch.arange(CLASSES_SEEN).repeat_interleave(side)[torch.randperm(CLASSES_SEEN * side)]
     labels = labels.view(1, CLASSES_SEEN, side)
     features = [torch.randn(1, 6, CLASSES_SEEN, side) for _ in range(2)]
@@ -230,13 +228,9 @@ def miniature(start):
     small = dict(weights="none", width=16, box_width=32, smallest_anchor=8, proposals=50, rois=16)
     network = replace(start.network, backbone="mobilenet_v3_small", **small)
     training = replace(start.training, iterations=2, milestones=(1,), warmup=1, batch_size=2, evaluations=0)
-    return replace(
-        start,
-        data=replace(start.data, height=64, width=96),
-        network=network,
-        training=training,
-        teacher=start.teacher and replace(start.teacher, network=replace(network, width=24), training=training),
-    )
+    teacher = start.teacher and replace(start.teacher, network=replace(network, width=24), training=training)
+    data = replace(start.data, height=64, width=96)
+    return replace(start, data=data, network=network, training=training, teacher=teacher)
 
 
 @pytest.mark.parametrize(("size", "method"), [("coco", "dense_apd"), ("coco_boxes_mobilenet", "review_kd")])

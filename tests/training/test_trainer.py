@@ -26,10 +26,7 @@ from apd.training.segmentation import build_network, task_loss
 from apd.training.trainer import TrainStep, learning_rate_factor
 
 CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
-PREPARED = {
-    "segmentation": lambda folder: prepared_run(tiny("apd"), folder),
-    "detection": lambda folder: prepared_run(small("roi_apd"), folder),
-}
+EXPERIMENTS = {"segmentation": tiny("apd"), "detection": small("roi_apd")}
 
 
 def a_batch(size=2):
@@ -39,7 +36,7 @@ def a_batch(size=2):
 
 @pytest.mark.parametrize(("task", "most"), [("segmentation", 12), ("detection", 14)])
 def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most):
-    run, walked = PREPARED[task](tmp_path), set()
+    run, walked = prepared_run(EXPERIMENTS[task], tmp_path), set()
     batches = run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device)
 
     def note(frame, event, _):
@@ -71,12 +68,12 @@ def test_the_step_reads_on_one_screen():
     assert all(first <= method.__code__.co_firstlineno <= last for method in methods)
 
 
-@pytest.mark.parametrize("task", PREPARED)
+@pytest.mark.parametrize("task", EXPERIMENTS)
 def test_a_run_trains_the_student_and_heads_that_learn_faster_in_one_group_each_and_never_the_teacher(tmp_path, task):
     def identities(parameters):
         return sorted(id(parameter) for parameter in parameters)
 
-    run = PREPARED[task](tmp_path)
+    run = prepared_run(EXPERIMENTS[task], tmp_path)
     backbone, heads = run.optimisers["student"].param_groups
     (teachers,) = run.optimisers["teacher_heads"].param_groups
     (distiller,) = run.distillers.values()

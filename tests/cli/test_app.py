@@ -175,10 +175,8 @@ def test_a_bare_machine_runs_campaigns_and_says_what_the_command_line_lacks(tmp_
     assert read_record(record).experiment == replace(tiny(), name="student-seed0")
     *before, last = output.read_text().splitlines()
     assert before[-1].startswith("camvid-small: 1/1 student-seed0: mIoU ")
-    assert last == (
-        "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
-        "`python -m apd.study.campaign NAME` runs campaigns"
-    )
+    assert last.startswith("apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]')")
+    assert "`python -m apd.study.campaign NAME` runs campaigns" in last
 
 
 def list_recipes_for_a_reader_who_has_left():

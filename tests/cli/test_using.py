@@ -252,10 +252,8 @@ def test_train_starts_from_apds_form_for_the_task_and_prints_both_networks_ap(pl
     record = read_record(path)
     assert record.experiment.distillers == (RoIAPDConfig(width=8),)
     assert record.experiment.training.warmup == 1
-    student, teacher = (
-        "box AP {0.ap:.4f} (AP50 {0.ap50:.4f}), mask AP {1.ap:.4f} (AP50 {1.ap50:.4f})".format(ap["boxes"], ap["masks"])
-        for ap in (record.ap, record.teacher_ap)
-    )
+    scored = "box AP {0.ap:.4f} (AP50 {0.ap50:.4f}), mask AP {1.ap:.4f} (AP50 {1.ap50:.4f})".format
+    student, teacher = (scored(ap["boxes"], ap["masks"]) for ap in (record.ap, record.teacher_ap))
     assert printed == f"scenes_detection-roi_apd-seed0: {student} on val; teacher {teacher}"
 
 

@@ -32,12 +32,9 @@ GOLDEN = Experiment(
     distillers=(PixelKDConfig(temperature=2.0), APDConfig(width=64, pixel_kd=0.0)),
 )
 OF_DETECTION = ("roi_apd", "dense_apd", "roi_kd", "roi_dkd", "pyramid_matching", "review_kd")
-DETECTION = Experiment(
-    data=InstanceDataConfig(),
-    network=DetectorConfig(),
-    teacher=TeacherConfig(network=DetectorConfig(backbone="resnet50")),
-    distillers=tuple(DISTILLERS[method]() for method in OF_DETECTION),
-)
+DISTILLED = tuple(DISTILLERS[method]() for method in OF_DETECTION)
+TEACHER = TeacherConfig(network=DetectorConfig(backbone="resnet50"))
+DETECTION = Experiment(data=InstanceDataConfig(), network=DetectorConfig(), teacher=TEACHER, distillers=DISTILLED)
 WHOLE = Experiment(teacher=TeacherConfig(), distillers=tuple(k() for k in DISTILLERS.values() if k.task != "detection"))
 
 

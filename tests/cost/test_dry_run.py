@@ -76,12 +76,10 @@ def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch
 def test_everything_that_is_missing_is_named_and_the_rest_is_reported(monkeypatch):
     monkeypatch.delenv("APD_DATA", raising=False)
     published = recipe("pascal_context", "apd")
-    experiment = replace(
-        published,
-        data=replace(published.data, crop_height=33, crop_width=33),
-        network=replace(published.network, weights_file="gone-resnet18.pth"),
-        teacher=replace(published.teacher, weights_file="gone-psp.pth", network=published.network),
-    )
+    data = replace(published.data, crop_height=33, crop_width=33)
+    network = replace(published.network, weights_file="gone-resnet18.pth")
+    teacher = replace(published.teacher, weights_file="gone-psp.pth", network=published.network)
+    experiment = replace(published, data=data, network=network, teacher=teacher)
     missing, text = dry_run_report(experiment, steps=1)
     data, student, teacher = missing
     assert re.search(r"APD_DATA is not set.*data_scripts/pascal_context\.py fetch DEST", data)

@@ -41,17 +41,11 @@ class Ledger:
         score, value = record.headline
         self.tell(f"{self.closed}/{self.missing} {experiment.name}: {score} {value:.4f}, {outlook}")
 
-    def has_diverged(self, experiment: Experiment, error: object) -> None:
-        """Note a run that has no record because its loss became infinite or NaN."""
+    def without_record(self, experiment: Experiment, why: str, *, diverged: bool = False) -> None:
+        """Note a run that ends without a record: given up, or because its loss became infinite or NaN."""
         self.closed += 1
-        self.diverged.append(experiment.name)
-        self.tell(f"{self.closed}/{self.missing} {experiment.name} diverged and has no record: {error}")
-
-    def is_lost(self, experiment: Experiment, why: str) -> None:
-        """Note a run that is given up for another reason."""
-        self.closed += 1
-        self.lost.append(experiment.name)
-        self.tell(f"{experiment.name} {why}")
+        (self.diverged if diverged else self.lost).append(experiment.name)
+        self.tell(f"{self.closed}/{self.missing} {experiment.name} {why}")
 
     def close(self) -> None:
         """Raise NonFiniteLossError or UnfinishedRunsError if some experiments ended without a record."""
@@ -78,7 +72,7 @@ def in_turn(missing: Sequence[Experiment], ledger: Ledger, *, device: str | None
             queue.append((experiment, True))
             continue
         except NonFiniteLossError as error:
-            ledger.has_diverged(experiment, error)
+            ledger.without_record(experiment, f"diverged and has no record: {error}", diverged=True)
             continue
         spent += time.monotonic() - begun
         left = spent / (len(missing) - len(queue)) * len(queue)

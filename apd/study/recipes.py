@@ -91,8 +91,7 @@ _REAL: dict[RealSize, tuple[DataConfig, int, int, int]] = {
 """Data, steps of the student and of the teacher, and their batch size, of networks that start from ImageNet."""
 _BASES: dict[Size, Experiment] = {
     "tiny": _TINY,
-    # half the size for minutes a run on one CPU core. The teacher's learning rate is the best of three on val in short
-    # runs (`camvid-small-tuning`); the distillers' weights were not tuned
+    # half the size for minutes a run on one CPU core; the distillers' weights were not tuned
     "small": _two(_HALF, *_PLAIN, TrainingConfig(iterations=1500)),
     "full": _two(_WHOLE, *_PLAIN, TrainingConfig(iterations=12000, batch_size=16)),
     **{

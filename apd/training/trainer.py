@@ -18,7 +18,6 @@ from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
 from apd.data.batches import InstanceBatch
 from apd.normalizers import AccumulatedCounts, across_processes
-from apd.training.captured_step import CapturedStep
 from apd.training.checkpoint import load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
@@ -28,6 +27,7 @@ from apd.training.task import build_optimisers, measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0
+EAGER_STEPS = 3  # before a CUDA graph is recorded: libraries choose their algorithms and take their memory in these
 Task = SegmentationTask | DetectionTask
 Batch = PixelBatch | InstanceBatch
 Progress = bool | Literal["lines"] | None
@@ -97,15 +97,55 @@ class TrainStep:
         return counts.computing
 
 
+class CapturedStep:
+    """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
+
+    A small network on a fast GPU waits for single launches. Every batch must have the shapes of the first. Gradients
+    must be None when it is recorded and then be left alone: each replay writes them anew, at the same addresses.
+    """
+
+    def __init__(self, compute: Callable[[Batch], dict[str, Tensor]]) -> None:
+        self._compute, self._eager = compute, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call replays."""
+        return self._graph is not None
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The named scalars, detached from what the next call does."""
+        if self._graph is None and self._eager < EAGER_STEPS:
+            self._eager += 1
+            return self._aside(batch)
+        if self._graph is None:
+            self._batch = type(batch)(*(value.clone() for value in batch))
+            self._graph, self._terms = self._record()
+        for kept, value in zip(self._batch, batch, strict=True):
+            kept.copy_(value)
+        self._graph.replay()
+        return {name: value.clone() for name, value in self._terms.items()}
+
+    def _aside(self, batch: Batch) -> dict[str, Tensor]:
+        """An ordinary call on a stream beside the current one, as recording wants it."""
+        current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):
+            terms = self._compute(batch)
+        current.wait_stream(beside)
+        return terms
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            return graph, self._compute(self._batch)
+
+
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
     """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
 
     The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
     warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
-
-    >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
-    >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
-    [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
     """
     steps = training.schedule == "steps"
     scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)

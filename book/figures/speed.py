@@ -30,12 +30,11 @@ from apd.config.experiment import Experiment
 from apd.cost.measure import LOSS_SHAPES, Latency, LossShape, latency_of, loss_batch, loss_cost
 from apd.data.batches import Batch
 from apd.study.recipes import recipe
-from apd.training.captured_step import EAGER_STEPS
 from apd.training.checkpoint import write_atomically
 from apd.training.record import provenance
 from apd.training.run import records_folder
 from apd.training.segmentation import SegmentationTask, build_network
-from apd.training.trainer import TrainStep
+from apd.training.trainer import EAGER_STEPS, TrainStep
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

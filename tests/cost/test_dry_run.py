@@ -14,7 +14,7 @@ from apd.cli import app as cli
 from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
 from apd.cost import dry_run as module
-from apd.cost.count import step_cost, teacher_step_cost
+from apd.cost.count import step_cost
 from apd.cost.dry_run import dry_run, measure_steps
 from apd.cost.measure import cost_of, peak_of
 from apd.study.recipes import recipe
@@ -125,7 +125,7 @@ def test_a_step_counts_three_passes_of_the_student_and_one_of_the_teacher():
     assert alone.teacher is None
     assert taught.macs_per_image == alone.macs_per_image + taught.teacher.macs
     assert alone.macs_per_image > 3 * alone.student.macs  # the auxiliary head's
-    assert teacher_step_cost(tiny("pixel_kd"), 10).student == taught.teacher
+    assert step_cost(tiny("pixel_kd").teacher_experiment(), 10).student == taught.teacher
     heads = step_cost(tiny("apd"), 10).macs_per_image - taught.macs_per_image
     assert heads > 3 * 4 * (8 * 8 + 8 * 8), "both convolutions of APD's head of 8 in 4 cells"
 

@@ -19,11 +19,10 @@ from apd.config.experiment import ExperimentError, TrainingConfig
 from apd.data.batches import Batch
 from apd.study.recipes import lengthened
 from apd.training import trainer as loop
-from apd.training.captured_step import CapturedStep
 from apd.training.run import run_folder, train
 from apd.training.run_log import NonFiniteLossError
 from apd.training.segmentation import build_network, task_loss
-from apd.training.trainer import TrainStep, learning_rate_factor
+from apd.training.trainer import CapturedStep, TrainStep, learning_rate_factor
 
 CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
 EXPERIMENTS = {"segmentation": tiny("apd"), "detection": small("roi_apd")}

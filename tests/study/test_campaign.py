@@ -304,7 +304,7 @@ def test_a_failing_worker_is_named_and_its_run_tried_again(folder, tmp_path, cap
     with given_up if times == 2 else contextlib.nullcontext():
         run_campaign("taught", folder=folder, processes=2)
     assert len(list(folder.iterdir())) == (2 if times == 2 else 3)
-    assert re.search(f"taught: (1/3 )?apd-seed0:? ?{said}", capfd.readouterr().out)
+    assert re.search(rf"taught: (\d/3 )?apd-seed0:? ?{said}", capfd.readouterr().out)
 
 
 def test_what_stops_every_run_stops_the_campaign_with_its_message(folder, monkeypatch, capsys):

@@ -180,9 +180,8 @@ def test_batches_made_on_the_device_are_the_loaders_up_to_rounding_and_nobody_wa
 def test_one_rank_of_a_process_group_trains_as_a_process_on_its_own(device, monkeypatch, tmp_path):
     """DistributedDataParallel around the whole objective, with NCCL on a GPU and gloo on a CPU."""
     alone = steps(TINY, device, 3)
-    torch.distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
-    )
+    backend, meeting = "nccl" if device.type == "cuda" else "gloo", f"file://{tmp_path / 'meeting'}"
+    torch.distributed.init_process_group(backend, init_method=meeting, rank=0, world_size=1)
     try:
         wrap = torch.nn.parallel.DistributedDataParallel
         monkeypatch.setattr(type(ALONE), "wrapped", lambda _, module: wrap(module, **{_SEND_BUFFERS: False}))

@@ -1,15 +1,14 @@
 """Archives are fetched, compared and unpacked whole, and nothing that they hold gets out of their folder."""
 
 import hashlib
-import io
 import os
 import shutil
-import stat
 import tarfile
 import zipfile
 from dataclasses import replace
 
 import pytest
+from file_server import packed
 from miniatures import FEW, WRITERS, data_script, files_of, for_counts
 
 fetching = data_script("fetching")
@@ -17,26 +16,6 @@ unpacking = data_script("unpacking")
 FetchError, Archive = fetching.FetchError, unpacking.Archive
 
 CONTENT = {"top/a/1.txt": b"one", "top/a/2.txt": b"two" * 50000, "top/b/3.txt": b"", "README": b"read me"}
-
-
-def packed(file, content, *, links=()):
-    """An archive of names and contents in the form that the file's name says; `links` are names of symbolic links."""
-    if file.name.endswith(".zip"):
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
-            for name, data in content.items():
-                out.writestr(name, data)
-            for name in links:
-                info = zipfile.ZipInfo(name)
-                info.external_attr = (stat.S_IFLNK | 0o777) << 16
-                out.writestr(info, "/etc/passwd")
-        return file
-    with tarfile.open(file, "w:gz" if file.name.endswith("gz") else "w") as out:
-        for name, data in {**content, **dict.fromkeys(links, b"")}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            info.type, info.linkname = (tarfile.SYMTYPE, "/etc/passwd") if name in links else (tarfile.REGTYPE, "")
-            out.addfile(info, io.BytesIO(data))
-    return file
 
 
 @pytest.fixture(params=["zip", "tar", "tar.gz"])
@@ -82,7 +61,7 @@ def test_no_name_leads_out_of_the_folder_and_nothing_is_written(form, tmp_path, 
 
 
 def test_links_and_devices_are_refused(form, tmp_path, place):
-    archive = packed(tmp_path / f"x.{form}", CONTENT, links=["top/passwd"])
+    archive = packed(tmp_path / f"x.{form}", {**CONTENT, "top/passwd": None})
     with pytest.raises(FetchError, match="top/passwd as a link"):
         unpacking.unpack(archive, place / "top", inside="top")
     for kind, problem in ((tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.FIFOTYPE, "device")):
@@ -194,7 +173,7 @@ def test_content_of_another_size_or_hash_is_refused_and_named(server, offered, p
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_a_script_fetches_becomes_what_it_checks(name, tmp_path, place, capsys, monkeypatch):
+def test_what_a_script_fetches_becomes_what_it_checks(name, tmp_path, place, run, monkeypatch):
     """Archives in the published form, made from a miniature, lie where a person has put them."""
     script, (write, folder) = data_script(name), WRITERS[name]
     made = write(tmp_path / "made")
@@ -208,19 +187,16 @@ def test_what_a_script_fetches_becomes_what_it_checks(name, tmp_path, place, cap
         packed(place / archive.file, {**content, "README": b"", "license.txt": b""} if archive.inside else content)
     known = [replace(archive, size=0, digest="", url="") for archive in script.ARCHIVES]
     monkeypatch.setattr(script, "ARCHIVES", known)
-    assert script.main(["fetch", str(place)]) == 0
+    run(name, "fetch", place)
     assert files_of(place / folder) == files_of(made)
     with for_counts(name, FEW):
-        assert script.main(["check", str(place)]) == 0
-    capsys.readouterr()
-    assert script.main(["fetch", str(place)]) == 0
-    assert capsys.readouterr().out.count("already there") == len(known)
+        run(name, "check", place)
+    assert run(name, "fetch", place).count("already there") == len(known)
 
 
-def test_cityscapes_prints_the_steps_to_the_files_that_are_missing(place, capsys):
+def test_cityscapes_prints_the_steps_to_the_files_that_are_missing(place, run):
     for lacking in ("gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip", "leftImg8bit_trainvaltest.zip"):
-        assert data_script("cityscapes").main(["fetch", str(place)]) == 1
-        output = capsys.readouterr().err
+        output = run("cityscapes", "fetch", place, code=1)
         assert "register at https://www.cityscapes-dataset.com/register/" in output
         assert f"{place} lacks {lacking}" in output
         packed(place / "gtFine_trainvaltest.zip", {"gtFine/train/aachen/x.png": b""})

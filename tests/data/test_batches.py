@@ -13,15 +13,7 @@ from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
 from apd.data import batches as module
 from apd.data.augment import Augmentation
-from apd.data.batches import (
-    Batch,
-    BatchStream,
-    DeviceStream,
-    device_batches,
-    epoch_order,
-    evaluation_batches,
-    training_batches,
-)
+from apd.data.batches import DeviceStream, device_batches, epoch_order, evaluation_batches, training_batches
 from apd.data.images import DataError
 from apd.data.specs import SCENES, Sample
 from apd.training.run import train
@@ -49,9 +41,6 @@ class Numbered:
     def __getitem__(self, index):
         labels = torch.full(self.sizes[index], index).byte()
         return Sample(labels.expand(3, -1, -1), labels, f"number {index}")
-
-    def fingerprint(self):
-        return f"{len(self):064x}"
 
 
 class Noise(Numbered):
@@ -113,7 +102,7 @@ def test_batches_are_the_same_wherever_a_run_starts_and_in_whatever_order_and_pr
         assert_equal(rest, whole[start:])
     assert list(training_batches(Noise(9), **settings, start_iteration=12, iterations=12)) == []
     assert_equal(training_batches(Noise(9), **settings, iterations=3), whole[:3])
-    stream = BatchStream(Noise(9), 4, VARIED, seed=11)
+    stream = module.BatchStream(Noise(9), 4, VARIED, seed=11)
     assert_equal([stream[iteration] for iteration in reversed(range(12))], whole[::-1])
 
 
@@ -135,37 +124,34 @@ def test_global_random_numbers_are_neither_used_nor_changed(workers):
 
 
 def test_each_slot_iteration_and_seed_is_augmented_in_its_own_way():
-    settings = {"batch_size": 3, "augmentation": VARIED, "iterations": 3}
-    batches = [batch for seed in (0, 1) for batch in training_batches(Noise(1), seed=seed, **settings)]
-    assert len({image.numpy().tobytes() for batch in batches for image in batch.images_B3HW}) == 18, "of one image"
+    streams = (training_batches(Noise(1), batch_size=3, augmentation=VARIED, seed=s, iterations=3) for s in (0, 1))
+    images = {image.numpy().tobytes() for stream in streams for batch in stream for image in batch.images_B3HW}
+    assert len(images) == 18, "of one image"
 
 
 @pytest.mark.parametrize("parts", [1, 2, 6])
 def test_the_parts_of_a_batch_make_the_whole_in_order(parts):
     settings = {"batch_size": 6, "augmentation": VARIED, "seed": 11, "start_iteration": 2, "iterations": 7}
     pieces = [training_batches(Noise(9), **settings, part=(number, parts)) for number in range(parts)]
-    joined = [Batch(*map(torch.cat, zip(*batches, strict=True))) for batches in zip(*pieces, strict=True)]
+    joined = [module.Batch(*map(torch.cat, zip(*batches, strict=True))) for batches in zip(*pieces, strict=True)]
     assert_equal(joined, training_batches(Noise(9), **settings))
 
 
-@pytest.mark.parametrize(
-    ("field", "values", "expected"),
-    [
+def test_a_wrong_number_is_refused_before_the_first_batch():
+    settings = {"batch_size": 2, "augmentation": WHOLE, "seed": 0, "iterations": 5}
+    for field, values, expected in (
         ("batch_size", (0,), "batch_size=0; expected a whole number of at least 1"),
         ("seed", (-1,), "seed=-1; expected a whole number of at least 0"),
         ("iterations", (-1,), "iterations=-1"),
         ("workers", (-2,), "workers=-2"),
         ("start_iteration", (6, -1), "start_iteration=(6; expected 0 to iterations=5|-1)"),
         ("part", ((0, 4), (2, 2), (-1, 2), (0, 0)), r"part=.*: expected \(r, n\) .*divisor of batch_size=2"),
-    ],
-)
-def test_a_wrong_number_is_refused_before_the_first_batch(field, values, expected):
-    for value in values:
-        settings = {"batch_size": 2, "augmentation": WHOLE, "seed": 0, "iterations": 5, field: value}
-        with pytest.raises(ValueError, match=expected):
-            training_batches(Numbered(3), **settings)
+    ):
+        for value in values:
+            with pytest.raises(ValueError, match=expected):
+                training_batches(Numbered(3), **settings | {field: value})
     with pytest.raises(ValueError, match="data set is empty"):
-        training_batches(Numbered(0), batch_size=2, augmentation=WHOLE, seed=0, iterations=5)
+        training_batches(Numbered(0), **settings)
 
 
 @pytest.mark.parametrize(("batch_size", "lengths"), [(1, [1] * 6), (2, [2, 1, 2, 1]), (9, [2, 1, 3])])
@@ -230,7 +216,7 @@ def test_the_data_set_is_read_once_and_kept_in_one_byte_a_value(monkeypatch):
     assert {stream.images_N3HW.dtype, stream.labels_NHW.dtype} == {torch.uint8}
 
 
-def test_wrong_samples_and_what_only_the_loader_does_are_refused_on_a_device(monkeypatch):
+def test_wrong_samples_more_than_fits_and_what_only_the_loader_does_are_refused_on_a_device(monkeypatch):
     settings = {"device": "cpu", "batch_size": 2, "seed": 0, "iterations": 1}
     for more in ({"rotation": 5.0}, {"blur": 0.5}):
         with pytest.raises(ValueError, match="expected rotation=0 and blur=0 on a device"):
@@ -238,9 +224,6 @@ def test_wrong_samples_and_what_only_the_loader_does_are_refused_on_a_device(mon
     monkeypatch.setattr(Noise, "__getitem__", lambda *_: Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd"))
     with pytest.raises(ValueError, match=r"image of 'odd' is \(3, 8, 8\) torch.float32; expected"):
         device_batches(Noise(), augmentation=VARIED, **settings)
-
-
-def test_a_data_set_that_does_not_fit_is_refused_with_both_sizes_before_it_is_read(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
     with pytest.raises(DataError, match=r"the 9 training images take 2\.0 GiB on cuda, which has 1\.0 GiB free.*False"):
         module._require_room(2**31, 9, torch.device("cuda"))
@@ -261,11 +244,11 @@ def test_a_run_makes_its_batches_where_its_experiment_says(tmp_path, monkeypatch
 
 def test_what_only_the_loader_does_and_detection_are_refused_beside_the_switch_before_anything_runs():
     training, detector = TrainingConfig(device_augmentation=True), DetectorConfig()
-    turned = DataConfig(rotation=0.5), r"device_augmentation = True: expected False beside .*rotation"
-    blurred = DataConfig(blur=0.5), r"device_augmentation = True: expected False beside .*blur"
-    boxes = InstanceDataConfig(), r"device_augmentation = True: expected False in detection: .* boxes and masks"
-    for data, message in (turned, blurred, boxes):
-        network = {"network": detector} if data is boxes[0] else {}
+    for data, network, message in (
+        (DataConfig(rotation=0.5), {}, "beside .*rotation"),
+        (DataConfig(blur=0.5), {}, "beside .*blur"),
+        (InstanceDataConfig(), {"network": detector}, "in detection: .* boxes and masks"),
+    ):
         for owner in ({"training": training}, {"teacher": TeacherConfig(training=training, **network)}):
-            with pytest.raises(ExperimentError, match=message):
+            with pytest.raises(ExperimentError, match=f"device_augmentation = True: expected False {message}"):
                 Experiment(data=data, **network, **owner)

@@ -83,11 +83,11 @@ def first(root, pattern):
     return sorted(root.glob(pattern))[0]
 
 
-def altered(mask, unknown=None):
-    """Write a mask with six pixels of an unknown value, or without its last row."""
+def altered(mask, unknown):
+    """Write a mask with six pixels of an unknown value."""
     values = pixels(mask).copy()
-    values[:2, :3] = values[:2, :3] if unknown is None else unknown
-    Image.fromarray(values[: None if unknown else -1]).save(mask, "PNG")
+    values[:2, :3] = unknown
+    Image.fromarray(values).save(mask, "PNG")
 
 
 FAULTS = {
@@ -97,10 +97,10 @@ FAULTS = {
     "cut image": (lambda mask, image, _: image.write_bytes(image.read_bytes()[:500]), "truncated|cannot be read"),
     "value": (lambda mask, image, unknown: altered(mask, unknown), r"label values \d+ \(6 pixels\)"),
     "rgb mask": (lambda mask, image, _: Image.open(mask).convert("RGB").save(mask), "mode RGB; expected one channel"),
-    "size": (lambda mask, image, _: altered(mask), r"is \d+×\d+, its image \S+ \d+×\d+"),
+    "size": (lambda m, image, _: Image.open(m).crop((0, 0, 32, 31)).save(m), r"is \d+×\d+, its image \S+ \d+×\d+"),
     "16 bits": (
-        lambda m, image, _: Image.fromarray(pixels(m).astype(np.uint16)).save(image, "PNG"),
-        r"has mode I;16; exp",
+        lambda mask, i, _: Image.open(mask).convert("I;16").save(i, "PNG"),
+        "has mode I;16; expected one of RGB",
     ),
 }
 

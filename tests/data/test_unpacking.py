@@ -117,21 +117,19 @@ def test_a_changed_byte_and_a_name_that_is_there_twice_are_found_in_a_zip(tmp_pa
     assert not (place / "top").exists()
 
 
-def test_what_is_there_is_not_touched_and_what_is_not_in_the_archive_is_named(form, tmp_path, place):
-    archive = packed(tmp_path / f"x.{form}", CONTENT)
+def test_what_is_there_is_kept_and_what_is_not_in_the_archive_or_has_no_room_is_refused(
+    form, tmp_path, place, monkeypatch
+):
+    archive, usage = packed(tmp_path / f"x.{form}", CONTENT), shutil.disk_usage(place)
     (place / "top").mkdir()
     with pytest.raises(FileExistsError, match="top exists"):
         unpacking.unpack(archive, place / "top", inside="top")
     with pytest.raises(FetchError, match=r"no files in its folder other \(it holds top/a/1.txt"):
         unpacking.unpack(archive, place / "new", inside="other")
     assert list(place.iterdir()) == [place / "top"]
-
-
-def test_an_archive_that_needs_more_room_than_there_is_is_refused_at_once(form, tmp_path, place, monkeypatch):
-    archive, usage = packed(tmp_path / f"x.{form}", CONTENT), shutil.disk_usage(place)
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(FetchError, match=r"takes 0.0 GB and .* has 0.0 GB left; make room"):
-        unpacking.unpack(archive, place / "top", inside="top")
+        unpacking.unpack(archive, place / "new", inside="top")
     assert not files_of(place)
 
 

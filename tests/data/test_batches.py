@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from bad_input import refused
 from small_experiments import tiny
 
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig
@@ -78,15 +79,12 @@ def test_every_epoch_visits_every_sample_once_across_the_borders_of_batches(coun
         assert sorted(seen[first : first + count]) == list(range(count))
 
 
-def test_the_order_of_an_epoch_is_fixed_for_all_time():
+def test_the_order_of_an_epoch_is_fixed_for_all_time_and_its_batches_hold_pixels_from_0_to_1_and_whole_labels():
     # a change here would make every committed record's run impossible to repeat
     assert epoch_order(0, 0, 8).tolist() == [7, 2, 0, 4, 3, 5, 6, 1]
     assert epoch_order(3, 7, 8).tolist() == [3, 2, 7, 1, 5, 6, 4, 0]
     with pytest.raises(ValueError, match="read-only"):
         epoch_order(0, 0, 8)[0] = 3
-
-
-def test_a_batch_holds_pixels_from_0_to_1_and_whole_labels():
     batch = next(training_batches(Numbered(3), batch_size=3, augmentation=WHOLE, seed=0, iterations=1))
     assert batch.images_B3HW.is_contiguous()
     labels_BHW = torch.from_numpy(epoch_order(0, 0, 3).copy())[:, None, None].expand(3, 6, 8)
@@ -111,8 +109,7 @@ def test_global_random_numbers_are_neither_used_nor_changed(workers):
     def state():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
-    settings = {"batch_size": 2, "augmentation": VARIED, "seed": 2, "iterations": 2, "workers": workers}
-    results = []
+    settings, results = {"batch_size": 2, "augmentation": VARIED, "seed": 2, "iterations": 2, "workers": workers}, []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the global state is the subject
@@ -150,8 +147,7 @@ def test_a_wrong_number_is_refused_before_the_first_batch():
         for value in values:
             with pytest.raises(ValueError, match=expected):
                 training_batches(Numbered(3), **settings | {field: value})
-    with pytest.raises(ValueError, match="data set is empty"):
-        training_batches(Numbered(0), **settings)
+    refused(lambda: training_batches(Numbered(0), **settings), ValueError, names=("data set is empty",))
 
 
 @pytest.mark.parametrize(("batch_size", "lengths"), [(1, [1] * 6), (2, [2, 1, 2, 1]), (9, [2, 1, 3])])
@@ -162,8 +158,7 @@ def test_evaluation_goes_through_the_data_once_in_order_and_a_batch_has_one_size
     assert [name for batch in batches for name in batch.names] == [f"number {index}" for index in range(6)]
     assert numbers(batches) == [int(labels[0, 0]) for batch in batches for labels in batch.labels_BHW] == [*range(6)]
     assert list(evaluation_batches(Numbered(0), 2)) == []
-    with pytest.raises(ValueError, match="batch_size=0"):
-        next(evaluation_batches(mixed, 0))
+    refused(lambda: next(evaluation_batches(mixed, 0)), ValueError, names=("batch_size=0",))
 
 
 def test_reading_and_batching_need_no_torchvision_until_something_is_augmented():
@@ -173,25 +168,22 @@ def test_reading_and_batching_need_no_torchvision_until_something_is_augmented()
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
-def both(augmentation=VARIED, device="cpu"):
-    """The batches made on a device, each with the loader's."""
-    settings = {"augmentation": augmentation, "batch_size": 4, "seed": 11, "iterations": 5}
-    return zip(training_batches(Noise(), **settings), device_batches(Noise(), device=device, **settings), strict=True)
-
-
 @pytest.mark.parametrize(
     "augmentation",
     [
         Augmentation(crop=(64, 64), flip=1),
         Augmentation(crop=(16, 16), scale=(0.2, 0.5)),
         Augmentation(crop=(5, 70), scale=(0.01, 3), flip=0.5, colour=0.4),
+        Augmentation(crop=(8, 8), scale=(1, 1), flip=0.5),
     ],
-    ids=["padded", "shrunk", "any"],
+    ids=["padded", "shrunk", "any", "of its own size and colours"],
 )
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_the_batches_are_the_loaders_up_to_rounding(augmentation, device):
+def test_the_batches_are_the_loaders_up_to_rounding_and_to_the_last_bit_where_nothing_is_rounded(augmentation, device):
     """Labels are equal; colours differ by what rounding after each of at most five steps makes of half a level."""
-    for loaded, there in both(augmentation, device):
+    settings = {"augmentation": augmentation, "batch_size": 4, "seed": 11, "iterations": 5}
+    made = device_batches(Noise(), device=device, **settings)
+    for loaded, there in zip(training_batches(Noise(), **settings), made, strict=True):
         assert there.images_B3HW.device.type == device
         assert torch.equal(there.labels_BHW.cpu(), loaded.labels_BHW)
         assert there.images_B3HW.shape == loaded.images_B3HW.shape
@@ -199,11 +191,8 @@ def test_the_batches_are_the_loaders_up_to_rounding(augmentation, device):
         assert levels.max() < 4.5
         assert levels.mean() < 0.5
         assert (levels < 1.5).float().mean() > 0.9
-
-
-def test_an_image_that_keeps_its_size_and_colours_comes_through_to_the_last_bit():
-    for loaded, there in both(Augmentation(crop=(8, 8), scale=(1, 1), flip=0.5)):
-        torch.testing.assert_close(tuple(there), tuple(loaded), rtol=0, atol=0, check_stride=True)
+        if augmentation.scale == (1, 1) and device == "cpu":
+            torch.testing.assert_close(tuple(there), tuple(loaded), rtol=0, atol=0, check_stride=True)
 
 
 def test_the_data_set_is_read_once_and_kept_in_one_byte_a_value(monkeypatch):
@@ -222,8 +211,7 @@ def test_wrong_samples_more_than_fits_and_what_only_the_loader_does_are_refused_
         with pytest.raises(ValueError, match="expected rotation=0 and blur=0 on a device"):
             device_batches(Noise(), augmentation=Augmentation(crop=(24, 28), **more), **settings)
     monkeypatch.setattr(Noise, "__getitem__", lambda *_: Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd"))
-    with pytest.raises(ValueError, match=r"image of 'odd' is \(3, 8, 8\) torch.float32; expected"):
-        device_batches(Noise(), augmentation=VARIED, **settings)
+    refused(lambda: device_batches(Noise(), augmentation=VARIED, **settings), ValueError, names=("'odd' is (3, 8, 8)",))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
     with pytest.raises(DataError, match=r"the 9 training images take 2\.0 GiB on cuda, which has 1\.0 GiB free.*False"):
         module._require_room(2**31, 9, torch.device("cuda"))

@@ -9,6 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
+from bad_input import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import COCO_CONTENT as CONTENT
@@ -177,8 +178,7 @@ def test_a_split_is_found_below_the_data_folder_and_files_that_are_no_json_or_no
     file = write(folder, CONTENT)
     with pytest.raises(MissingData, match=r"annotation file .*nothing\.json is missing"):
         CocoInstances(folder / "nothing.json", folder)
-    with pytest.raises(MissingData, match=r"image folder .*nowhere is missing"):
-        CocoInstances(file, folder / "nowhere")
+    refused(lambda: CocoInstances(file, folder / "nowhere"), MissingData, names=("image folder", "nowhere is missing"))
     monkeypatch.setenv("APD_DATA", str(folder))
     data = coco_split("shapes", "train")
     assert (len(data), data.spec.name) == (3, "shapes")
@@ -192,8 +192,7 @@ def test_a_split_is_found_below_the_data_folder_and_files_that_are_no_json_or_no
     with pytest.raises(MissingData, match="coco is needed, and the environment variable APD_DATA is not set"):
         coco_split("coco", "val2017")
     file.write_text("{")
-    with pytest.raises(DataError, match="cannot be read as JSON"):
-        read(folder)
+    refused(lambda: read(folder), DataError, names=("cannot be read as JSON",))
 
 
 SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
@@ -289,8 +288,7 @@ def test_a_scenes_objects_are_those_of_the_scene_with_boxes_around_their_masks_a
         assert torch.equal(sample.areas_N, sample.masks_NHW.flatten(1).sum(1).float())
         seen += len(sample.labels_N)
     assert seen > 20
-    with pytest.raises(IndexError, match="index 4 of a data set of 4"):
-        objects[4]
+    refused(lambda: objects[4], IndexError, names=("index 4 of a data set of 4",))
     settings = [(4, {}), (4, {}), (5, {}), (4, {"split": "val"}), (4, {"least_pixels": 4})]
     prints = [SceneInstances(count, **SIZE, **more).fingerprint() for count, more in settings]
     assert (prints[0] == prints[1], len(set(prints))) == (True, 4)
@@ -348,5 +346,4 @@ def test_evaluation_visits_every_image_once_in_order_as_it_is():
         names += [sample.name for sample in samples]
         assert torch.equal((255 * images[0]).round().to(torch.uint8), samples[0].image_3HW)
     assert names == [sample.name for sample in data]
-    with pytest.raises(ValueError, match="batch_size=0"):
-        next(evaluation_instance_batches(data, 0))
+    refused(lambda: next(evaluation_instance_batches(data, 0)), ValueError, names=("batch_size=0",))

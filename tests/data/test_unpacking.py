@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+from bad_input import refused
 from file_server import packed
 from miniatures import FEW, WRITERS, data_script, files_of, for_counts
 
@@ -54,16 +55,14 @@ def test_the_folder_above_all_files_is_found_whatever_it_is(form, tmp_path, plac
 @pytest.mark.parametrize("name", ["../evil", "/evil", "top/../evil", "C:\\evil", "top\\..\\evil", "top//evil"])
 def test_no_name_leads_out_of_the_folder_and_nothing_is_written(form, tmp_path, place, name):
     archive = packed(tmp_path / f"x.{form}", {**CONTENT, name: b"evil"})
-    with pytest.raises(FetchError, match="unsafe name"):
-        unpacking.unpack(archive, place / "top", inside="top")
+    refused(lambda: unpacking.unpack(archive, place / "top", inside="top"), FetchError, names=("unsafe name",))
     assert list(place.iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"place", archive.name}
 
 
 def test_links_and_devices_are_refused(form, tmp_path, place):
     archive = packed(tmp_path / f"x.{form}", {**CONTENT, "top/passwd": None})
-    with pytest.raises(FetchError, match="top/passwd as a link"):
-        unpacking.unpack(archive, place / "top", inside="top")
+    refused(lambda: unpacking.unpack(archive, place / "top", inside="top"), FetchError, names=("top/passwd as a link",))
     for kind, problem in ((tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.FIFOTYPE, "device")):
         with tarfile.open(archive, "w") as out:
             info = tarfile.TarInfo("top/odd")
@@ -122,8 +121,7 @@ def test_what_is_there_is_kept_and_what_is_not_in_the_archive_or_has_no_room_is_
 ):
     archive, usage = packed(tmp_path / f"x.{form}", CONTENT), shutil.disk_usage(place)
     (place / "top").mkdir()
-    with pytest.raises(FileExistsError, match="top exists"):
-        unpacking.unpack(archive, place / "top", inside="top")
+    refused(lambda: unpacking.unpack(archive, place / "top", inside="top"), FileExistsError, names=("top exists",))
     with pytest.raises(FetchError, match=r"no files in its folder other \(it holds top/a/1.txt"):
         unpacking.unpack(archive, place / "new", inside="other")
     assert list(place.iterdir()) == [place / "top"]

@@ -25,7 +25,7 @@ from apd.training.run import runs_folder
 pytestmark = pytest.mark.usefixtures("own_runs")
 
 
-def test_counts_are_those_of_the_labels_however_the_data_are_read(tmp_path):
+def test_counts_are_those_of_the_labels_however_read_and_shares_those_of_the_pixels_that_count(tmp_path):
     folder = make(tmp_path / "fields", labels=(0, 1, 255), size=[(64, 96), (33, 40)])
     kept = open_folder(folder, "train", cache=True)
     census = census_of({"train": kept, "val": LongSide(open_folder(folder, "val", cache=False), 64)})
@@ -34,9 +34,6 @@ def test_counts_are_those_of_the_labels_however_the_data_are_read(tmp_path):
     assert census.counts["val"].sum() == sum(sample.labels_HW.numel() for sample in open_folder(folder, "val"))
     assert census.images == {"train": 4, "val": 2}
     assert census.warnings("here") == []
-
-
-def test_shares_are_of_the_pixels_that_count_and_a_rare_class_is_no_absent_one():
     spec = InstanceSpec("pets", ("cat", "dog", "newt", "bird"))
     counts = {"train": np.array([2500, 7499, 1, 0, 10_000]), "val": np.array([1, 0, 0, 0, 0])}
     head, *rows = (" ".join(line.split()) for line in Census(spec, {"train": 7, "val": 1}, counts).table())
@@ -111,7 +108,9 @@ def test_colours_that_all_count_nowhere_are_refused_and_no_value_is_advised(tmp_
             census_of({"train": open_folder(folder, "train")}).warnings("here")
 
 
-def test_check_counts_the_named_data_sets_and_every_split_of_a_folder(tmp_path, capsys):
+def test_check_counts_the_named_sets_and_every_split_of_a_folder_and_scenes_are_not_counted_at_every_start(
+    tmp_path, monkeypatch, capsys
+):
     assert leave("check", make(tmp_path / "fields", test=1)) == 0
     assert capsys.readouterr().out.split()[:4] == ["class", "train", "val", "test"]
     assert leave("check", "scenes") == 0
@@ -122,9 +121,6 @@ def test_check_counts_the_named_data_sets_and_every_split_of_a_folder(tmp_path, 
         assert re.search(answer, capsys.readouterr().err)
     fixed = make(folder, labels=(0, 255), yaml="classes: [soil, crop]\nvalues: [0, 255]\n")
     assert census_of({"train": open_folder(fixed, "train")}).counts["train"].min() == 0, "nothing is ignored"
-
-
-def test_scenes_and_published_sets_are_not_counted_at_every_start(monkeypatch, capsys):
     monkeypatch.setattr("apd.training.segmentation.census_of", lambda *_: pytest.fail("counted"))
     assert leave("train", "--dry-run", "--training.batch-size", "2") == 0
     assert "`apd check scenes` counts those of every image" in capsys.readouterr().out
@@ -214,15 +210,14 @@ def test_unlearnable_labels_and_an_image_that_is_too_small_are_named_before_trai
     assert re.search(message, capsys.readouterr().out)
 
 
-def test_of_one_size_for_all_the_experiment_itself_is_refused():
+def test_one_small_size_is_refused_in_an_experiment_small_training_images_not_and_others_before_writing(
+    tmp_path, capsys
+):
     narrow = DataConfig(name="camvid", height=64, width=640, long_side=256)
     wide = DataConfig(**FIXED)
     for data, scale, field in ((narrow, 1.0, "DataConfig.long_side"), (wide, 0.4, "Experiment.inference")):
         with pytest.raises(ExperimentError, match=f"{field} = .* got 26"):
             Experiment(data=data, inference=InferenceOptions(scales=(scale,)))
-
-
-def test_small_training_images_are_no_fault_and_predict_and_evaluate_refuse_before_writing(tmp_path, capsys):
     folder = make(tmp_path / "fine", size=(20, 24))
     for path in folder.glob("*/val/*.png"):
         Image.open(path).resize((96, 64), Image.Resampling.NEAREST).save(path)

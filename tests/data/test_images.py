@@ -51,8 +51,7 @@ def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind, mon
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"mask\.png: cannot be read as an image .*decompression bomb"):
-        read_image(tmp_path / "mask.png")
+    refused(lambda: read_image(tmp_path / "mask.png"), DataError, names=("mask.png: cannot be", "decompression bomb"))
 
 
 @pytest.mark.filterwarnings("error")
@@ -109,8 +108,7 @@ def test_images_get_the_longest_side_and_labels_keep_their_size():
         assert one.name == other.name
     for size, side, expected in (((512, 683), 512, (384, 512)), ((8, 8), 32, (32, 32)), ((1, 3000), 512, (1, 512))):
         assert long_side_size(*size, side) == expected
-    with pytest.raises(ValueError, match=r"height=0, width=4, long_side=512; expected at least 1"):
-        long_side_size(0, 4, 512)
+    refused(lambda: long_side_size(0, 4, 512), ValueError, names=("height=0, width=4, long_side=512", "at least 1"))
     refused(lambda: LongSide(plain, 0), ValueError, names=("long_side=0",))
 
 
@@ -186,8 +184,8 @@ def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_
     mask = np.asarray(Image.open(pairs[1][1])).copy()
     mask[:2, :3], mask[5, 5] = 12, 254
     Image.fromarray(mask).save(pairs[1][1])
-    with pytest.raises(DataError, match=r"_000030.png holds the label values 12 \(6 pixels\), 254 \(1 .*0..10"):
-        FolderDataset(CAMVID, pairs, height=4, width=6)
+    message = ("_000030.png holds the label values 12 (6 pixels), 254 (1 ", "0..10")
+    refused(lambda: FolderDataset(CAMVID, pairs, height=4, width=6), DataError, names=message)
     read_later = FolderDataset(CAMVID, pairs, cache=False)
     assert read_later[0].name == pairs[0][0].stem
     refused(lambda: read_later[1], DataError, names=("254",))
@@ -200,9 +198,8 @@ def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_
             FolderDataset(CAMVID, pairs, height=height, width=width)
 
 
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
+def test_names_differ_on_any_file_system_and_stay_in_the_folder_they_are_joined_to():
+    for paths, names in (
         (["x/1.png", "y/1.png", "z/2.png"], ["x/1", "y/1", "z/2"]),
         (["1.png", "1.bmp"], ["1.png", "1.bmp"]),
         (["A/1.png", "a/1.png"], ["A/1.png-1", "a/1.png-2"]),
@@ -211,10 +208,8 @@ def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_
         (["/1.png", "/x/1.png"], ["1", "x/1"]),
         (["a.png", "a.png"], ["a.png-1", "a.png-2"]),
         (["t\u00fcr.png", "x/tu\u0308r.png"], ["t\u00fcr", "x/tu\u0308r"]),
-    ],
-)
-def test_names_differ_on_any_file_system_and_stay_in_the_folder_they_are_joined_to(paths, names):
-    made = names_of([Path(path) for path in paths])
-    assert names is None or made == names
-    assert len({name.casefold() for name in made}) == len(paths)
-    assert not any(Path(name).is_absolute() or ".." in Path(name).parts for name in made)
+    ):
+        made = names_of([Path(path) for path in paths])
+        assert made == (names or made)
+        assert len({name.casefold() for name in made}) == len(paths)
+        assert not any(Path(name).is_absolute() or ".." in Path(name).parts for name in made)

@@ -142,7 +142,7 @@ def test_context_shift_takes_the_colours_of_classes_apart_between_images_but_not
     assert max(own) - min(own) < 0.06, "the images themselves stay equally readable"
 
 
-def test_the_data_set_hands_out_samples_of_its_own_and_ends():
+def test_the_data_set_hands_out_samples_of_its_own_and_ends_and_its_fingerprint_is_that_of_its_settings():
     data = Scenes(4, height=40, width=56, context_shift=0.5, seed=2, split="val")
     assert isinstance(data, SegmentationDataset)
     samples = list(data)
@@ -155,9 +155,6 @@ def test_the_data_set_hands_out_samples_of_its_own_and_ends():
     for index in (4, -1):
         with pytest.raises(IndexError, match=rf"index {index} of a data set of 4 scenes"):
             data[index]
-
-
-def test_the_fingerprint_differs_between_settings_and_nothing_else():
     same = {"count": 4, "height": 40, "width": 56, "context_shift": 1.0, "seed": 2, "split": "val"}
     changes = {"count": 5, "height": 41, "width": 57, "context_shift": 0.9, "seed": 3, "split": "test"}
     labels_HW = Scenes(**same)[1].labels_HW.numpy()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_input import refused
 from torchvision.datasets import Cityscapes
 
 from apd.data.converted import LABELMEFACADE
@@ -61,8 +62,7 @@ def test_a_class_has_one_colour_in_all_data_sets_in_which_it_is_shown_and_ignore
         for name, colour in zip(spec.class_names, spec.palette, strict=True):
             assert CLASS_COLOURS.get(name, colour) == colour
             assert spec.palette[spec.index(name)] == colour
-    with pytest.raises(ValueError, match=r"scenes has no class 'bicycle'; it has sky, .*pedestrian"):
-        SCENES.index("bicycle")
+    refused(lambda: SCENES.index("bicycle"), ValueError, names=("no class 'bicycle'; it has sky, ", "pedestrian"))
     labels_HW = np.array([[0, 3, 255], [9, 9, 0]], dtype=np.uint8)
     for place, colour in zip(np.ndindex(2, 3), SCENES.colourise(labels_HW).reshape(-1, 3).tolist(), strict=True):
         assert tuple(colour) == dict(enumerate(SCENES.palette)).get(labels_HW[place], IGNORE_COLOUR)

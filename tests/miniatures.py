@@ -223,10 +223,7 @@ def for_counts(name: str, counts: Mapping[str, int]) -> "mock._patch":
 
 
 def write_converted(parent: Path, name: str, *, counts: Mapping[str, int] = FEW) -> Path:
-    """The miniature of a published data set below `parent`, as its script has converted it; returns its folder.
-
-    Example: ``write_converted(tmp_path, "ade20k")`` and APD_DATA set to `tmp_path`.
-    """
+    """The miniature of a published data set below `parent`, as its script has converted it; returns its folder."""
     write, folder = WRITERS[name]
     root = write(parent / folder, counts=counts)
     with for_counts(name, counts):

@@ -22,9 +22,7 @@ from apd.training.run import train
 WHOLE = Augmentation(crop=(6, 8), scale=(1, 1), flip=0)
 VARIED = Augmentation(crop=(24, 28), colour=0.3)
 SIZES = [(24, 32), (40, 20), (13, 17), (32, 32), (9, 60)]
-GPU = pytest.param(
-    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: there is none here")
-)
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"))
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
@@ -195,7 +193,7 @@ def test_the_batches_are_the_loaders_up_to_rounding_and_to_the_last_bit_where_no
             torch.testing.assert_close(tuple(there), tuple(loaded), rtol=0, atol=0, check_stride=True)
 
 
-def test_the_data_set_is_read_once_and_kept_in_one_byte_a_value(monkeypatch):
+def test_a_device_reads_the_data_once_in_one_byte_a_value_and_refuses_what_is_wrong_or_does_not_fit(monkeypatch):
     read, get = [], Noise.__getitem__
     monkeypatch.setattr(Noise, "__getitem__", lambda self, index: read.append(index) or get(self, index))
     stream = DeviceStream(Noise(), 4, VARIED, 3, device=torch.device("cpu"))
@@ -203,9 +201,6 @@ def test_the_data_set_is_read_once_and_kept_in_one_byte_a_value(monkeypatch):
     assert torch.equal(stream[0].images_B3HW, first.images_B3HW)
     assert sorted(read) == [0, 0, 1, 2, 3, 4, 5, 6], "the first one also says how much room all need"
     assert {stream.images_N3HW.dtype, stream.labels_NHW.dtype} == {torch.uint8}
-
-
-def test_wrong_samples_more_than_fits_and_what_only_the_loader_does_are_refused_on_a_device(monkeypatch):
     settings = {"device": "cpu", "batch_size": 2, "seed": 0, "iterations": 1}
     for more in ({"rotation": 5.0}, {"blur": 0.5}):
         with pytest.raises(ValueError, match="expected rotation=0 and blur=0 on a device"):
@@ -213,9 +208,9 @@ def test_wrong_samples_more_than_fits_and_what_only_the_loader_does_are_refused_
     monkeypatch.setattr(Noise, "__getitem__", lambda *_: Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd"))
     refused(lambda: device_batches(Noise(), augmentation=VARIED, **settings), ValueError, names=("'odd' is (3, 8, 8)",))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
-    with pytest.raises(DataError, match=r"the 9 training images take 2\.0 GiB on cuda, which has 1\.0 GiB free.*False"):
-        module._require_room(2**31, 9, torch.device("cuda"))
-    module._require_room(2**29, 9, torch.device("cuda"))
+    sizes, cuda = ("the 9 training images take 2.0 GiB on cuda, which has 1.0 GiB free", "False"), torch.device("cuda")
+    refused(lambda: module._require_room(2**31, 9, cuda), DataError, names=sizes)
+    module._require_room(2**29, 9, cuda)
 
 
 def test_a_run_makes_its_batches_where_its_experiment_says(tmp_path, monkeypatch):

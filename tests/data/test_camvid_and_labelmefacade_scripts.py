@@ -105,9 +105,7 @@ def test_the_first_wrong_file_is_named_and_the_exit_code_is_1(tree, run, name, d
     assert run("camvid", "check", tree, says=message, code=1).count("\n") == 1
 
 
-def test_a_broken_download_goes_on_where_it_stopped_and_a_whole_tree_is_made_once_with_nothing_else(
-    served, tree, dest, run
-):
+def test_a_broken_download_goes_on_where_it_stopped_and_a_whole_tree_is_made_only_once(served, tree, dest, run):
     served.break_after = [1000, 500, 0, 0]
     run("camvid", "fetch", dest, "--url", served.url, says="could not be downloaded in 4 tries", code=1)
     assert not (dest / "CamVid").exists()

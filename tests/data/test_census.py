@@ -108,9 +108,7 @@ def test_colours_that_all_count_nowhere_are_refused_and_no_value_is_advised(tmp_
             census_of({"train": open_folder(folder, "train")}).warnings("here")
 
 
-def test_check_counts_the_named_sets_and_every_split_of_a_folder_and_scenes_are_not_counted_at_every_start(
-    tmp_path, monkeypatch, capsys
-):
+def test_check_counts_every_split_of_a_folder_and_named_sets_which_no_start_counts(tmp_path, monkeypatch, capsys):
     assert leave("check", make(tmp_path / "fields", test=1)) == 0
     assert capsys.readouterr().out.split()[:4] == ["class", "train", "val", "test"]
     assert leave("check", "scenes") == 0
@@ -198,9 +196,7 @@ DOORS = {
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_unlearnable_labels_and_an_image_that_is_too_small_are_named_before_training_and_by_a_dry_run(
-    door, tmp_path, capsys
-):
+def test_bad_labels_and_too_small_images_are_named_before_training_and_by_a_dry_run(door, tmp_path, capsys):
     changes, options, message = DOORS[door]
     folder = make(tmp_path / "icons", **changes)
     assert trained(folder, *OWN_SIZE, *options) == 1
@@ -210,12 +206,9 @@ def test_unlearnable_labels_and_an_image_that_is_too_small_are_named_before_trai
     assert re.search(message, capsys.readouterr().out)
 
 
-def test_one_small_size_is_refused_in_an_experiment_small_training_images_not_and_others_before_writing(
-    tmp_path, capsys
-):
-    narrow = DataConfig(name="camvid", height=64, width=640, long_side=256)
-    wide = DataConfig(**FIXED)
-    for data, scale, field in ((narrow, 1.0, "DataConfig.long_side"), (wide, 0.4, "Experiment.inference")):
+def test_small_training_images_are_no_fault_and_others_are_refused_before_anything_is_written(tmp_path, capsys):
+    narrow, fixed = DataConfig(name="camvid", height=64, width=640, long_side=256), DataConfig(**FIXED)
+    for data, scale, field in ((narrow, 1.0, "DataConfig.long_side"), (fixed, 0.4, "Experiment.inference")):
         with pytest.raises(ExperimentError, match=f"{field} = .* got 26"):
             Experiment(data=data, inference=InferenceOptions(scales=(scale,)))
     folder = make(tmp_path / "fine", size=(20, 24))

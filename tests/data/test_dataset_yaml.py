@@ -89,15 +89,13 @@ def test_a_relative_path_is_looked_for_below_apd_data_and_then_in_the_working_di
 
 # what dataset.yaml says beside the classes, the files, and the names of the samples
 ACCENT = unicodedata.normalize("NFD", "é")
+SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "._1.png", ".cache/2.jpg", "@eaDir/3.jpg")
+HIDDEN = [f"{kind}/train/{name}" for kind in ("images", "masks") for name in SYSTEM]
 LAYOUTS = {
     "nested": ("", files("train", "a/b/001", "a/2"), "2 001"),
     "nested, stems repeat": ("", files("train", "a/1", "b/1"), "a/1 b/1"),
     "beside": ('masks: "{stem}_mask.png"', "images/train/1.jpg images/train/1_mask.png", "1"),
-    "beside, by suffix": (
-        "splits: {train: {images: seg, masks: 'seg/{stem}.png'}}",
-        "seg/1raw.jpg seg/1raw.png",
-        "1raw",
-    ),
+    "by suffix": ("splits: {train: {images: seg, masks: 'seg/{stem}.png'}}", "seg/1raw.jpg seg/1raw.png", "1raw"),
     "a prefix": ("masks: 'seg_{stem}'", "images/train/a/1.jpg masks/train/a/seg_1.tif", "1"),
     "with the split": ('masks: "labels/{split}/{stem}_seg.png"', "images/train/1.jpg labels/train/1_seg.png", "1"),
     "both": ("images: '{stem}_a.png'\nmasks: '{stem}_b.png'", "images/train/x/1_a.png masks/train/x/1_b.png", "1_a"),
@@ -105,12 +103,7 @@ LAYOUTS = {
     "images inside": ("splits: {train: {images: label/raw, masks: label}}", "label/raw/1.jpg label/1.png", "1"),
     "composed and decomposed accents": ("", f"images/train/tür/{ACCENT}.jpg masks/train/tür/é.png", ACCENT),
     "suffixes": ("", "images/train/1.tif masks/train/1.bmp images/train/2.PNG masks/train/2.png", "1 2"),
-    "hidden and system files": (
-        "",
-        "images/train/1.jpg masks/train/1.png images/train/.DS_Store images/train/Thumbs.db masks/train/desktop.ini "
-        "masks/train/._1.png images/train/.cache/2.jpg images/train/@eaDir/3.jpg",
-        "1",
-    ),
+    "hidden and system files": ("", " ".join([files("train", "1"), *HIDDEN]), "1"),
 }
 
 
@@ -198,9 +191,7 @@ def test_a_line_of_a_list_may_be_a_path_with_or_without_suffix(tmp_path, line, n
 
 
 def test_a_list_that_cannot_be_meant_is_refused_with_its_line_and_a_name_that_is_not_utf8_too(tmp_path):
-    root = write_folder(
-        tmp_path / "f", files("train", "1"), "images/train/2.heic", yaml="splits: {train: {list: a.txt}}"
-    )
+    root = write_folder(tmp_path, files("train", "1"), "images/train/2.heic", yaml="splits: {train: {list: a.txt}}")
     for content, message in (
         (b"\n", "the list .*a.txt is empty"),
         ("1\nt\u00fcr\n".encode("latin-1"), "a.txt is not UTF-8, line 2"),
@@ -220,10 +211,8 @@ def test_it_is_trained_on_evaluated_and_predicted_by_command_also_where_stems_re
     shutil.rmtree(folder)
     write_folder(folder, files("train", *stems), files("val", *stems), "masks/train/notes.txt")
     command = f"train --method student --data.name folder --data.folder {folder} --network.backbone test_efficientnet "
-    command += (
-        "--network.head-width 8 --network.output-stride 16 --training.iterations 1 --data.height 0 --data.width 0"
-    )
-    command += " --teacher.training.iterations 1 --data.crop-height 32 --data.crop-width 32"
+    command += "--network.head-width 8 --network.output-stride 16 --training.iterations 1 --data.height 0 "
+    command += "--teacher.training.iterations 1 --data.width 0 --data.crop-height 32 --data.crop-width 32"
     assert main(command.split()) == 0
     output = capsys.readouterr()
     assert re.search(r"mIoU 0\.\d+, .* on val; teacher", output.out)

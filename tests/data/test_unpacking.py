@@ -53,10 +53,8 @@ def test_the_folder_above_all_files_is_found_whatever_it_is(form, tmp_path, plac
 
 
 def test_no_name_leads_out_of_the_folder_and_links_and_devices_are_refused(form, tmp_path, place):
-    archive, evil = (
-        tmp_path / f"x.{form}",
-        ("../evil", "/evil", "top/../evil", "C:\\evil", "top\\..\\evil", "top//evil"),
-    )
+    evil = ("../evil", "/evil", "top/../evil", "C:\\evil", "top\\..\\evil", "top//evil")
+    archive = tmp_path / f"x.{form}"
     for name, message in (*((name, "unsafe name") for name in evil), ("top/passwd", "top/passwd as a link")):
         packed(archive, {**CONTENT, name: None if name == "top/passwd" else b"evil"})
         with pytest.raises(FetchError, match=message):
@@ -115,9 +113,7 @@ def test_a_changed_byte_and_a_name_that_is_there_twice_are_found_in_a_zip(tmp_pa
     assert not (place / "top").exists()
 
 
-def test_what_is_there_is_kept_and_what_is_not_in_the_archive_or_has_no_room_is_refused(
-    form, tmp_path, place, monkeypatch
-):
+def test_what_is_there_is_kept_and_what_an_archive_lacks_or_has_no_room_is_named(form, tmp_path, place, monkeypatch):
     archive, usage = packed(tmp_path / f"x.{form}", CONTENT), shutil.disk_usage(place)
     (place / "top").mkdir()
     refused(lambda: unpack(archive, place / "top", inside="top"), FileExistsError, names=("top exists",))
@@ -138,9 +134,7 @@ def offered(server, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_fetching_makes_the_folder_once_and_content_of_another_size_or_hash_is_refused(
-    server, offered, place, capsys, kind
-):
+def test_fetching_makes_a_folder_once_and_refuses_content_of_other_size_or_hash(server, offered, place, capsys, kind):
     content, digest = server.content, hashlib.new(kind, server.content).hexdigest()
     offered = replace(offered, digest=f"{kind}:{digest}")
     for _ in range(2):

@@ -35,12 +35,9 @@ def png(pixels, depth, kind, *chunks):
 
     def write(path):
         flat = pixels.reshape(len(pixels), -1)
-        if depth == 16:
-            rows = [row.astype(">u2").tobytes() for row in flat]
-        else:
-            bits = (flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1
-            rows = [row.tobytes() for row in np.packbits(bits.reshape(len(flat), -1).astype(np.uint8), axis=1)]
-        data = zlib.compress(b"".join(b"\0" + row for row in rows))
+        bits = (flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+        rows = np.packbits(bits.reshape(len(flat), -1).astype(np.uint8), axis=1)
+        data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
         header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], depth, kind, 0, 0, 0)
         parts = [(b"IHDR", header), (b"IDAT", data), *chunks, (b"IEND", b"")]
         packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)

@@ -79,7 +79,7 @@ def write_shapes(tmp_path: Path) -> Path:
 def write_camvid(
     root: Path, *, counts: Mapping[str, int] | None = None, height: int = 32, width: int = 32, seed: int = 0
 ) -> Path:
-    """A CamVid tree in the SegNet tutorial's form below `root`; returns `root`.
+    """A CamVid tree in the SegNet tutorial's form below `root`, which is returned.
 
     Labels are blocks of 8×8 pixels of all 11 classes and void; an image shows its labels' colours under noise, so a
     network can learn from it. `counts` are images per split (default: the real 367/101/233, as the reader demands).

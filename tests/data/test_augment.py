@@ -162,8 +162,7 @@ def test_any_sizes_give_the_crop_and_no_new_label(size, crop, bounds, rotation, 
     sample = Sample(torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)), labels, "noise")
     augmentation = Augmentation(crop=crop, scale=tuple(sorted(bounds)), colour=0.2, rotation=rotation, blur=0.5)
     image, new_labels = augment(sample, augmentation, rng)
-    assert image.shape == (3, *crop)
-    assert new_labels.shape == crop
+    assert (image.shape, new_labels.shape) == ((3, *crop), crop)
     assert image.dtype == new_labels.dtype == torch.uint8
     assert image.is_contiguous()
     assert set(new_labels.unique().tolist()) <= {*labels.unique().tolist(), 255}

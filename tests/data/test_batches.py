@@ -31,7 +31,7 @@ class Numbered:
 
     spec = SCENES
 
-    def __init__(self, count, sizes=None):
+    def __init__(self, count=7, sizes=None):
         self.sizes = sizes or [(6, 8)] * count
 
     def __len__(self):
@@ -45,11 +45,8 @@ class Numbered:
 class Noise(Numbered):
     """Noise of several sizes, in memory as files are read (a pixel's colours together) or a channel at a time."""
 
-    def __init__(self, count=7):
-        super().__init__(count, [SIZES[index % len(SIZES)] for index in range(count)])
-
     def __getitem__(self, index):
-        rng, size = np.random.default_rng(index), self.sizes[index]
+        rng, size = np.random.default_rng(index), SIZES[index % len(SIZES)]
         image = torch.from_numpy(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).permute(2, 0, 1)
         labels = torch.from_numpy(rng.integers(0, 10, size, dtype=np.uint8))
         return Sample(image if index % 2 else image.contiguous(), labels, str(index))
@@ -213,7 +210,7 @@ def test_a_device_reads_the_data_once_in_one_byte_a_value_and_refuses_what_is_wr
     module._require_room(2**29, 9, cuda)
 
 
-def test_a_run_makes_its_batches_where_its_experiment_says(tmp_path, monkeypatch):
+def test_a_run_makes_its_batches_where_its_experiment_says_but_not_what_only_the_loader_does(tmp_path, monkeypatch):
     curves, made, make = [], [], DeviceStream.__getitem__
     monkeypatch.setattr(DeviceStream, "__getitem__", lambda *given: made.append(given) or make(*given))
     for there in (False, True):
@@ -223,9 +220,6 @@ def test_a_run_makes_its_batches_where_its_experiment_says(tmp_path, monkeypatch
         assert len(made) == (experiment.training.iterations if there else 0)
     assert curves[0] != curves[1]
     assert curves[0] == pytest.approx(curves[1], rel=0.05)
-
-
-def test_what_only_the_loader_does_and_detection_are_refused_beside_the_switch_before_anything_runs():
     training, detector = TrainingConfig(device_augmentation=True), DetectorConfig()
     for data, network, message in (
         (DataConfig(rotation=0.5), {}, "beside .*rotation"),

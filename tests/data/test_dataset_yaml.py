@@ -27,7 +27,7 @@ def folder(tmp_path, own_runs):
     return write_folder(tmp_path / "fields", *TWO_SPLITS)
 
 
-def test_one_line_is_enough(folder):
+def test_one_line_is_enough_and_values_ignored_ones_colours_and_a_name_can_be_given(folder, tmp_path):
     spec, train = folder_spec(folder), open_folder(folder, "train")
     assert (spec.name, spec.class_names, spec.palette) == ("fields", ("soil", "crop"), distinct_colours(2))
     assert (spec.ignore_index, spec.void_values, spec.file_values) == (255, (), ())
@@ -35,11 +35,8 @@ def test_one_line_is_enough(folder):
     assert (len(train), train[0].image_3HW.shape) == (4, (3, 40, 48))
     assert train[0].labels_HW.unique().tolist() == [0, 1, 255]
     assert open_folder(folder, "val", height=32, width=32)[0].labels_HW.shape == (32, 32)
-
-
-def test_values_ignored_ones_colours_and_a_name_can_be_given(tmp_path):
     yaml = "name: my-fields\nvalues: [7, 255]\nignore: [0, 9]\npalette: [[1, 2, 3], [4, 5, 6]]\n"
-    folder = write_folder(tmp_path / "fields", files("val", "1"), yaml=yaml, values=(7, 255, 9))
+    folder = write_folder(tmp_path / "other", files("val", "1"), yaml=yaml, values=(7, 255, 9))
     write_folder(folder, files("train", "1"), yaml=yaml, values=(0, 7, 9))
     spec = folder_spec(folder)
     assert (spec.name, spec.palette, spec.file_values) == ("my-fields", ((1, 2, 3), (4, 5, 6)), (7, 255))
@@ -179,19 +176,15 @@ def test_a_description_or_a_layout_that_cannot_be_meant_is_refused_by_name(tmp_p
         [open_folder(root, split) for split in ("train", "val")]
 
 
-LINES = ("a/1", "a/1"), ("images/train/b/1.jpg", "b/1"), ("./a/1.png", "a/1"), ("C:\\data\\b\\1.jpg", "b/1")
-
-
-@pytest.mark.parametrize(("line", "name"), [*LINES, (unicodedata.normalize("NFD", "é.v2"), "é.v2")])
-def test_a_line_of_a_list_may_be_a_path_with_or_without_suffix(tmp_path, line, name):
-    root = write_folder(tmp_path / "f", files("train", "a/1", "b/1", "é.v2"), yaml="splits: {train: {list: train.txt}}")
-    (root / "train.txt").write_bytes(f"{line}\r\n\r\n".encode("utf-16"))
-    data = open_folder(root, "train")
-    assert [image.relative_to(root / "images/train").with_suffix("").as_posix() for image, _ in data.pairs] == [name]
-
-
-def test_a_list_that_cannot_be_meant_is_refused_with_its_line_and_a_name_that_is_not_utf8_too(tmp_path):
-    root = write_folder(tmp_path, files("train", "1"), "images/train/2.heic", yaml="splits: {train: {list: a.txt}}")
+def test_a_line_of_a_list_may_be_a_path_with_or_without_suffix_and_one_that_cannot_be_meant_is_refused(tmp_path):
+    root, decomposed = tmp_path, unicodedata.normalize("NFD", "é.v2")
+    stems = files("train", "1", "a/1", "b/1", "é.v2")
+    write_folder(root, stems, "images/train/2.heic", yaml="splits: {train: {list: a.txt}}")
+    lines = {"a/1": "a/1", "images/train/b/1.jpg": "b/1", "./a/1.png": "a/1", "C:\\data\\b\\1.jpg": "b/1"}
+    for line, name in (lines | {decomposed: "é.v2"}).items():
+        (root / "a.txt").write_bytes(f"{line}\r\n\r\n".encode("utf-16"))
+        ((image, _),) = open_folder(root, "train").pairs
+        assert image == root / f"images/train/{name}.jpg"
     for content, message in (
         (b"\n", "the list .*a.txt is empty"),
         ("1\nt\u00fcr\n".encode("latin-1"), "a.txt is not UTF-8, line 2"),

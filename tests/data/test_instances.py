@@ -55,9 +55,7 @@ def runs(counts, size=(20, 12)):
 def test_categories_are_numbered_densely_in_the_order_of_their_ids_and_degenerate_boxes_counted(folder):
     data = read(folder)
     assert isinstance(data, InstanceDataset)
-    assert data.spec.class_names == ("square", "disc", "bar")
-    assert data.spec.category_ids == (2, 18, 44)
-    assert data.spec.name == "instances_train"
+    assert data.spec == InstanceSpec("instances_train", ("square", "disc", "bar"), (2, 18, 44))
     assert data.dropped == 1
     assert [sample.name for sample in data] == ["wide", "tall", "empty"]
     wide, tall, empty = data
@@ -66,8 +64,7 @@ def test_categories_are_numbered_densely_in_the_order_of_their_ids_and_degenerat
     assert wide.boxes_N4.tolist() == [[2, 1, 14, 5], [0, 0, 20, 12]]
     assert wide.areas_N.tolist() == [48, 120]
     assert tall.boxes_N4.tolist() == [[0, 10.5, 6, 20]]  # cut off at the image's edge
-    assert empty.masks_NHW.shape == (0, 8, 8)
-    assert empty.boxes_N4.shape == (0, 4)
+    assert (empty.masks_NHW.shape, empty.boxes_N4.shape) == ((0, 8, 8), (0, 4))
     assert empty.image_3HW.shape == (3, 8, 8)  # a grey image has three equal channels
 
 

@@ -180,9 +180,7 @@ def test_the_data_set_hands_out_samples_of_its_own_and_ends_and_its_fingerprint_
 def test_an_argument_out_of_range_is_named_with_what_was_expected(name, values, message):
     for value in values:
         arguments = {"height": 48, "width": 48, "context_shift": 0.5, "seed": 0, "split": "train", name: value}
-        if name != "index":
-            with pytest.raises(ValueError, match=f"{name}={value!r}; {message}"):
-                Scenes(**{"count": 1, **arguments})
-        if name != "count":
-            with pytest.raises(ValueError, match=f"{name}={value!r}; {message}"):
-                draw_scene(**{"index": 0, **arguments})
+        for make, own, other in ((Scenes, "count", "index"), (draw_scene, "index", "count")):
+            if name != other:
+                with pytest.raises(ValueError, match=f"{name}={value!r}; {message}"):
+                    make(**{own: 1, **arguments})

@@ -44,9 +44,7 @@ def cie_lab(rgb, deficiency):
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize(
-    ("deficiency", "least"), [("none", 30), ("protanopia", 22), ("deuteranopia", 22), ("tritanopia", 17.5)]
-)
+@pytest.mark.parametrize(("deficiency", "least"), [*zip(DEFICIENCIES, (30, 22, 22, 17.5), strict=True)])
 def test_any_two_classes_have_colours_far_apart_and_none_looks_ignored(deficiency, least):
     np.testing.assert_allclose(cie_lab((255, 0, 0), "none"), [53.24, 80.09, 67.20], atol=0.02)  # the usual measure
     lab = {name: cie_lab(rgb, deficiency) for name, rgb in CLASS_COLOURS.items()}

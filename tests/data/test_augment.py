@@ -110,8 +110,7 @@ def turned(pixels_HWC, angle, padding, order):
 def test_a_crop_is_that_of_the_whole_image_turned_blurred_and_flipped(size):
     rng = np.random.default_rng(8)
     soft = rng.integers(0, 256, (3, size[0] // 4, size[1] // 4), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
-    sample = Sample(torch.from_numpy(soft), torch.from_numpy(soft[0] // 40), "soft")
-    rotations = 0
+    sample, rotations = Sample(torch.from_numpy(soft), torch.from_numpy(soft[0] // 40), "soft"), 0
     for seed in range(12):
         image, labels = draw(sample, seed, crop=(24, 32), scale=(1, 1), rotation=40, blur=0.5)
         places, inside = draw(coordinates(*size), seed, crop=(24, 32), scale=(1, 1))
@@ -131,8 +130,7 @@ def test_a_crop_is_that_of_the_whole_image_turned_blurred_and_flipped(size):
 
 
 def test_brightness_contrast_and_saturation_are_multiplied_by_their_factors():
-    sample = coordinates(32, 32)
-    spreads = []
+    sample, spreads = coordinates(32, 32), []
     padded, labels = draw(coordinates(64, 96), crop=(100, 140), scale=(1, 1), colour=0.9)
     assert (padded == PADDING)[:, labels == 255].all()
     for seed in range(60):

@@ -13,7 +13,7 @@ from apd.config.detection_config import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
-from apd.data.batches import InstanceBatch, training_instance_batches
+from apd.data.batches import InstanceBatch, InstanceStream, training_batches
 from apd.data.census import Census, census_of
 from apd.data.coco import DetectionExtraMissing, coco_library, coco_split
 from apd.data.image_folder import DataError
@@ -90,7 +90,7 @@ class DetectionTask(RunTask):
         data = self.experiment.data
         augmentation = InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter)
         options = self._of_batches(start, ranks)
-        return training_instance_batches(dataset, augmentation=augmentation, workers=workers, **options)
+        return training_batches(dataset, augmentation=augmentation, workers=workers, **options, stream=InstanceStream)
 
     def _build(self, config: DetectorConfig, num_classes: int, weights_follow: bool) -> Any:
         sides, shape = (self.experiment.data.height, self.experiment.data.width), asdict(config)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
 from apd.config.experiment import NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
-from apd.data.batches import Batch, device_batches, training_batches
+from apd.data.batches import Batch, DeviceStream, training_batches
 from apd.data.census import Census, census_of
 from apd.data.specs import SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
@@ -81,8 +81,9 @@ class SegmentationTask(RunTask):
     ) -> Iterator[Batch]:
         """This rank's parts of the training batches from iteration `start` on, made by the loader or on the device."""
         there = self.experiment.training.device_augmentation
-        supply = partial(device_batches, device=device) if there else partial(training_batches, workers=workers)
-        return supply(dataset, augmentation=build_augmentation(self.experiment.data), **self._of_batches(start, ranks))
+        how = {"stream": partial(DeviceStream, device=device)} if there else {"workers": workers}
+        how |= {"augmentation": build_augmentation(self.experiment.data)}
+        return training_batches(dataset, **how, **self._of_batches(start, ranks))
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Images that batch norm needs in each part of a batch: the pooled branch has one vector an image."""

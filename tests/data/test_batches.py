@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, ExperimentError, TeacherConfig, TrainingConfig
 from apd.data import batches as module
 from apd.data.augment import Augmentation
-from apd.data.batches import DeviceStream, device_batches, epoch_order, evaluation_batches, training_batches
+from apd.data.batches import DeviceStream, epoch_order, evaluation_batches, training_batches
 from apd.data.images import DataError
 from apd.data.specs import SCENES, Sample
 from apd.training.run import train
@@ -177,7 +178,7 @@ def test_reading_and_batching_need_no_torchvision_until_something_is_augmented()
 def test_the_batches_are_the_loaders_up_to_rounding_and_to_the_last_bit_where_nothing_is_rounded(augmentation, device):
     """Labels are equal; colours differ by what rounding after each of at most five steps makes of half a level."""
     settings = {"augmentation": augmentation, "batch_size": 4, "seed": 11, "iterations": 5}
-    made = device_batches(Noise(), device=device, **settings)
+    made = training_batches(Noise(), **settings, stream=partial(DeviceStream, device=torch.device(device)))
     for loaded, there in zip(training_batches(Noise(), **settings), made, strict=True):
         assert there.images_B3HW.device.type == device
         assert torch.equal(there.labels_BHW.cpu(), loaded.labels_BHW)
@@ -198,12 +199,15 @@ def test_a_device_reads_the_data_once_in_one_byte_a_value_and_refuses_what_is_wr
     assert torch.equal(stream[0].images_B3HW, first.images_B3HW)
     assert sorted(read) == [0, 0, 1, 2, 3, 4, 5, 6], "the first one also says how much room all need"
     assert {stream.images_N3HW.dtype, stream.labels_NHW.dtype} == {torch.uint8}
-    settings = {"device": "cpu", "batch_size": 2, "seed": 0, "iterations": 1}
+    stream = partial(DeviceStream, device=torch.device("cpu"))
+    settings = {"stream": stream, "batch_size": 2, "seed": 0, "iterations": 1}
     for more in ({"rotation": 5.0}, {"blur": 0.5}):
         with pytest.raises(ValueError, match="expected rotation=0 and blur=0 on a device"):
-            device_batches(Noise(), augmentation=Augmentation(crop=(24, 28), **more), **settings)
+            training_batches(Noise(), augmentation=Augmentation(crop=(24, 28), **more), **settings)
     monkeypatch.setattr(Noise, "__getitem__", lambda *_: Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd"))
-    refused(lambda: device_batches(Noise(), augmentation=VARIED, **settings), ValueError, names=("'odd' is (3, 8, 8)",))
+    refused(
+        lambda: training_batches(Noise(), augmentation=VARIED, **settings), ValueError, names=("'odd' is (3, 8, 8)",)
+    )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
     sizes, cuda = ("the 9 training images take 2.0 GiB on cuda, which has 1.0 GiB free", "False"), torch.device("cuda")
     refused(lambda: module._require_room(2**31, 9, cuda), DataError, names=sizes)

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.ops import masks_to_boxes
 
 from apd.data.augment import InstanceAugmentation, augment_instances
-from apd.data.batches import evaluation_instance_batches, training_instance_batches
+from apd.data.batches import InstanceStream, evaluation_instance_batches, training_batches
 from apd.data.coco import CocoInstances, coco_split, decode, unpack
 from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as_target, class_map
@@ -314,7 +314,7 @@ def test_a_batch_depends_on_seed_and_iteration_only_and_evaluation_visits_every_
     def stream(start=0, workers=0, seed=1):
         settings = {"batch_size": 2, "augmentation": InstanceAugmentation(scale=(0.8, 1.2)), "iterations": 4}
         places = {"seed": seed, "start_iteration": start, "workers": workers}
-        return list(training_instance_batches(SceneInstances(5, **SIZE), **settings, **places))
+        return list(training_batches(SceneInstances(5, **SIZE), **settings, **places, stream=InstanceStream))
 
     whole = stream()
     torch.rand(3)

@@ -13,7 +13,7 @@ from torch import nn
 from apd.config.datasets import build_splits
 from apd.config.experiment import ExperimentError
 from apd.data.augment import InstanceAugmentation
-from apd.data.batches import Batch, InstanceBatch, training_instance_batches
+from apd.data.batches import Batch, InstanceBatch, InstanceStream, training_batches
 from apd.data.instances import as_target
 from apd.data.scenes import SceneInstances
 from apd.distillers.apd import APDConfig
@@ -221,12 +221,13 @@ def test_ranks_draw_dropout_of_their_own_and_the_first_what_one_process_would():
 
 def test_the_parts_of_a_batch_are_those_of_the_whole():
     settings = dict(batch_size=4, augmentation=InstanceAugmentation(scale=(0.8, 1.2)), seed=1, iterations=3)
-    parts = [list(training_instance_batches(SCENES, **settings, part=(rank, 2))) for rank in (0, 1)]
-    for number, batch in enumerate(training_instance_batches(SCENES, **settings)):
+    settings |= dict(stream=InstanceStream)
+    parts = [list(training_batches(SCENES, **settings, part=(rank, 2))) for rank in (0, 1)]
+    for number, batch in enumerate(training_batches(SCENES, **settings)):
         joined = InstanceBatch(*(first + second for first, second in zip(*(p[number] for p in parts), strict=True)))
         assert equal(batch.by_name(), joined.by_name())
     with pytest.raises(ValueError, match=r"part=\(0, 3\): expected \(r, n\) with 0 <= r < n, n a divisor of"):
-        training_instance_batches(SCENES, **settings, part=(0, 3))
+        training_batches(SCENES, **settings, part=(0, 3))
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])

@@ -7,6 +7,7 @@ A *perspective* is the set of an image's class prototypes (a class's mean normal
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -88,10 +89,14 @@ def match_grids(first_BChw: Tensor, second_BChw: Tensor) -> tuple[Tensor, Tensor
 
 
 def inverse_length(vectors: Tensor, dim: int) -> Tensor:
-    """1 / L2 norm over ``dim`` (kept); 0, with zero gradient, for vectors not longer than ``SHORTEST``."""
+    """1 / L2 norm over ``dim`` (kept); 0, with zero gradient, for vectors not longer than ``SHORTEST``.
+
+    NaN, and not 0, where the norm overflows: a loss says then that something is wrong.
+    """
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     has_direction = length > SHORTEST
-    return torch.where(has_direction, torch.where(has_direction, length, 1.0).reciprocal(), 0.0)
+    inverse = torch.where(has_direction, torch.where(has_direction, length, 1.0).reciprocal(), 0.0)
+    return inverse.masked_fill(length == math.inf, math.nan)
 
 
 def class_members(

@@ -63,8 +63,8 @@ def train(
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
     task = task_of(experiment)
     require_equal_parts(experiment.training, ranks, task.least_part(ranks, where))
-    if workers < 0:
-        raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0")
+    if not 0 <= workers <= 256:
+        raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0 and at most 256")
     with ranks.hold(folder, wait=wait):
         if record := ranks.on_rank_zero(lambda: _finished(folder)):  # by the process that we waited for
             return record

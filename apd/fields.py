@@ -61,8 +61,7 @@ def require_weights(owner: object, *names: str) -> None:
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """The end of a message: the known name nearest to a mistyped one, empty when none is near."""
-    name = value[:99] if isinstance(value, str) else shown(value)
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(value if isinstance(value, str) else "", list(known), n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from apd.fields import LARGEST, MOST, SMALLEST, shown
 
+Maps = Mapping[str, Tensor]
 RULED_OUT = -1e30  # stands for a teacher's logit of -inf, and unlike it may be averaged, interpolated, multiplied by 0
 BINARY = (
     "a binary network of one sigmoid channel z has the two classes of apd.two_channel_logits(z): pass those of both "
@@ -169,30 +170,25 @@ def has_values(tensor: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
-def _finite_where_ignored(value_BChw: Tensor, labels_BHW: Tensor, ignore_index: int, *, ruled_out: bool) -> Tensor:
-    """0 at ignored pixels that hold NaN or an infinity; others stay, for averages and the released code count them.
-
-    With ``ruled_out``, -inf may stand for a class.
-    """
+def _finite_where_ignored(name: str, value_BChw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
+    """0 at ignored pixels that hold NaN or an infinity; others stay, for averages and the released code count them."""
     for axis, cells in zip((1, 2), value_BChw.shape[2:], strict=True):  # by the rule of apd.resize_labels
         nearest = torch.arange(cells, device=labels_BHW.device) * labels_BHW.shape[axis] // cells
         labels_BHW = labels_BHW.index_select(axis, nearest)
-    values = value_BChw.detach()
-    is_fine_B1hw = (values.amax(1, keepdim=True) if ruled_out else values.sum(1, keepdim=True)).abs() < math.inf
-    return value_BChw.masked_fill(~is_fine_B1hw & (labels_BHW.long() == ignore_index)[:, None], 0.0)
+    reduce = torch.amax if name == "teacher_logits" else torch.sum  # of a teacher's classes, some may be -inf
+    faulty_B1hw = ~(reduce(value_BChw.detach(), 1, keepdim=True).abs() < math.inf)
+    return value_BChw.masked_fill(faulty_B1hw & (labels_BHW.long() == ignore_index)[:, None], 0.0)
 
 
-def _total(values: Tensor) -> float:
-    return float(values.detach().sum(dtype=torch.promote_types(values.dtype, torch.float32)))
-
-
-def _length(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values.detach(), dtype=torch.promote_types(values.dtype, torch.float32)))
+def _extent(name: str, values: Tensor) -> float:
+    """The sum of logits or the length of features; finite only where all values are."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return float((torch.sum if name.endswith("logits") else torch.linalg.vector_norm)(values.detach(), dtype=dtype))
 
 
 def _check_features(name: str, value: Tensor) -> None:
     """Raise unless every vector is finite and has a length."""
-    if not math.isfinite(_length(value)):
+    if not math.isfinite(_extent(name, value)):
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or an infinity: {NON_FINITE}")
         raise ValueError(f"{name} holds values up to {value.abs().max():.1e}: the lengths of such vectors overflow")
@@ -200,8 +196,6 @@ def _check_features(name: str, value: Tensor) -> None:
 
 def _check_logits(name: str, value: Tensor) -> None:
     """Raise for NaN and infinities; -inf is allowed to a teacher, for a class that it rules out."""
-    if math.isfinite(_total(value)):
-        return
     allowed = -math.inf if name.startswith("teacher") else None
     if not (value.isfinite() | (value == allowed if allowed else False)).all():
         raise ValueError(f"{name} holds NaN or {'+inf' if allowed else 'an infinity'}: {NON_FINITE}")
@@ -218,29 +212,26 @@ def _are_probabilities(logits_BKhw: Tensor) -> bool:
 
 
 def check_values(
-    module: nn.Module | None,
-    maps: Mapping[str, Tensor],
-    labels_BHW: Tensor | None = None,
-    ignore_index: int | None = None,
+    module: nn.Module | None, maps: Maps, labels_BHW: Tensor | None = None, ignore_index: int | None = None
 ) -> dict[str, Tensor]:
-    """The maps, finite at the pixels of ``ignore_index``, if there is one.
+    """The maps, made finite at pixels of ``ignore_index``; raises where they are not elsewhere.
 
-    Raises for others that are not finite, and warns, once for each name, of logits that are probabilities.
+    Warns, once for each name, of logits that are probabilities.
     """
     state, checked = {} if module is None else module.__dict__, dict(maps)
     first = module is not None and not state.get("_has_read", False)
     for name, value in maps.items():
-        of_logits, at_hand = name.endswith("logits"), value.is_cpu and has_values(value)
-        finite = at_hand and math.isfinite((_total if of_logits else _length)(value))
-        if not finite and ignore_index is not None:
-            ruled_out = name == "teacher_logits"
-            checked[name] = value = _finite_where_ignored(value, labels_BHW, ignore_index, ruled_out=ruled_out)
+        at_hand = value.is_cpu and has_values(value)
+        is_finite = at_hand and math.isfinite(_extent(name, value))
+        if not is_finite and ignore_index is not None:
+            checked[name] = value = _finite_where_ignored(name, value, labels_BHW, ignore_index)
         if not (_reading and has_values(value) and (at_hand or first)):
             continue
-        if not finite:
-            (_check_logits if of_logits else _check_features)(name, value)
+        if not is_finite:
+            (_check_logits if name.endswith("logits") else _check_features)(name, value)
         warned = state.get("_warned", frozenset())
-        if of_logits and module is not None and name not in warned and _are_probabilities(value.detach()):
+        silent = module is None or name in warned or not name.endswith("logits")
+        if not silent and _are_probabilities(value.detach()):
             state["_warned"] = warned | {name}
             warnings.warn(
                 f"{name} holds probabilities, not logits: its channels are in 0..1 and sum to 1, and a softmax of them "
@@ -252,15 +243,15 @@ def check_values(
     return checked
 
 
-def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
+def without_infinities(logits_BKhw: Tensor) -> Tensor:
     """A teacher's logits, detached, with :data:`RULED_OUT` in place of -inf; NaN stays."""
-    teacher_logits_BKhw = teacher_logits_BKhw.detach()
-    if teacher_logits_BKhw.is_cpu and has_values(teacher_logits_BKhw) and math.isfinite(_total(teacher_logits_BKhw)):
-        return teacher_logits_BKhw  # nothing to replace: no copy
-    return teacher_logits_BKhw.clamp(min=RULED_OUT)
+    logits_BKhw = logits_BKhw.detach()
+    if logits_BKhw.is_cpu and has_values(logits_BKhw) and math.isfinite(_extent("logits", logits_BKhw)):
+        return logits_BKhw  # nothing to replace: no copy
+    return logits_BKhw.clamp(min=RULED_OUT)
 
 
-def check_maps(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
+def check_maps(module: nn.Module | None, maps: Maps) -> None:
     """Raise unless all are maps of one batch, with the channels that the module was constructed for."""
     batch = 0
     for name, value in maps.items():
@@ -285,16 +276,11 @@ def check_maps(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
 
 
 def check_call(
-    module: nn.Module | None,
-    maps: Mapping[str, Tensor],
-    labels_BHW: Tensor,
-    ignore_index: int | None,
-    *,
-    trained: Iterable[str] = (),
+    module: nn.Module | None, maps: Maps, labels_BHW: Tensor, ignore_index: int | None, *, trained: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """Check all that a distiller is called with; ``trained`` names the maps through which the student is trained.
+    """Check all that a distiller is called with, and hand out the maps, finite where pixels are ignored.
 
-    The result are the maps to compute with: nothing in them that is not finite at the pixels of ``ignore_index``.
+    ``trained`` names the maps through which the student is trained.
     """
     check_maps(module, maps)
     check_labels(labels_BHW, len(next(iter(maps.values()))))

@@ -33,11 +33,7 @@ class InferenceOptions:
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         window, stride, scales = self.window, self.stride, self.scales
-        two = (
-            isinstance(window, tuple)
-            and len(window) == 2
-            and all(type(side) is int and 1 <= side <= LONGEST_SIDE for side in window)
-        )
+        two = isinstance(window, tuple) and [type(s) is int and 1 <= s <= LONGEST_SIDE for s in window] == [True] * 2
         expected = f"None or (height, width), two whole numbers of at least 1 pixel and at most {LONGEST_SIDE}"
         require(window is None or two, self, "window", expected)
         expected = "at least 0.01 of the window, thus above 0 and at most 1: windows may not leave gaps"

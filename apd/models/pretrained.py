@@ -47,10 +47,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str]:
 def _content(path: str | Path) -> bytes:
     """All bytes of a regular file: a pipe would be waited for, and a device never ends."""
     try:
-        if not Path(path).is_file():
-            raise RuntimeError("there is no such file, or it is a folder, a pipe or a device")
-        if (size := os.path.getsize(path)) > LARGEST_FILE:
-            raise RuntimeError(f"the file has {size} bytes: expected at most {LARGEST_FILE}")
+        if not Path(path).is_file() or os.path.getsize(path) > LARGEST_FILE:
+            raise RuntimeError(f"there is no file of at most {LARGEST_FILE} bytes; a folder, pipe or device is none")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise RuntimeError(f"the file cannot be read: {error!r:.200}") from error
@@ -58,10 +56,9 @@ def _content(path: str | Path) -> bytes:
 
 def _read_checkpoint(file: bytes) -> dict[str, Tensor]:
     try:
-        if file.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(file)) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > len(file):  # torch compresses nothing
-                    raise RuntimeError("its entries are longer than the file itself")
+        entries = zipfile.ZipFile(io.BytesIO(file)).infolist() if file.startswith(b"PK") else []
+        if sum(entry.file_size for entry in entries) > len(file):  # torch compresses nothing
+            raise RuntimeError("its entries are longer than the file itself")
         content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         why = "the file holds more than tensors and plain values, and is not unpickled, because that can run any code"
@@ -120,14 +117,12 @@ def match_tensors(
 
 def wrong_values(name: str, value: Tensor) -> str:
     """Why a tensor of that name cannot have these values; empty where it can. Published variances may be 0."""
-    if value.is_meta:
+    least = {"image_std": 1e-6, "running_var": 0, "num_batches_tracked": 0}.get(name.rpartition(".")[2], -torch.inf)
+    if value.is_meta or not (value.is_floating_point() or least == 0):
         return ""
-    if value.is_floating_point() and not value.isfinite().all():
+    if not value.isfinite().all():
         return "holds NaN or an infinity"
-    if name.endswith("image_std") and (value <= 0).any():
-        return f"holds {value.min():g}, expected values above 0"
-    negative = name.endswith(("running_var", COUNTER)) and (value < 0).any()
-    return f"holds {value.min():g}, expected no value below 0" if negative else ""
+    return f"holds {value.min():g}, expected at least {least:g}" if (value < least).any() else ""
 
 
 # timm's layers, and what the offline packages and torchvision call them; the first stage's blocks have no expansion

@@ -11,7 +11,7 @@ import torch
 from bad_input import refused
 from every_method import SIZES, call, every_method, gradients, make, random_batch
 
-from apd import APDLoss, ProjectionHead, class_prototypes, pixel_kd_loss
+from apd import APDLoss, ProjectionHead, class_prototypes
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import DISTILLERS, FeatureDistiller
 from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
@@ -42,21 +42,15 @@ def build(name, **changed):
 @pytest.mark.parametrize("name", BUILD)
 def test_an_argument_that_means_nothing_is_refused_at_construction_by_its_name(name):
     for argument in OWN.get(name) or inspect.signature(BUILD[name][0]).parameters:
-        for value in WRONG:
+        flags = (1, 0, np.bool_(True)) if argument in ("upsample_logits", "detach_prototypes") else ()
+        for value in (*WRONG, *flags):
             refused(lambda: build(name, **{argument: value}), ValueError, TypeError, names=(argument,))  # noqa: B023
-        for value in (1, 0, np.bool_(True)) if argument in ("upsample_logits", "detach_prototypes") else ():
-            refused(lambda: build(name, **{argument: value}), ValueError, names=(argument,))  # noqa: B023
 
 
 @pytest.mark.parametrize("name", BUILD)
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
 def test_integers_of_numpy_are_integers(name, kind):
     assert repr(build(name, **{size: kind(6) for size in BUILD[name][1]})) == repr(build(name))
-
-
-def test_a_function_names_its_flag():
-    logits, labels = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)
-    refused(lambda: pixel_kd_loss(logits, logits, labels, upsample_logits="False"), ValueError, names=("upsample_log",))
 
 
 OPTIONS = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}

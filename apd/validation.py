@@ -74,8 +74,8 @@ def check_map(name: str, value: Tensor) -> None:
         )
         expected = "expected four non-empty axes (batch, channels, height, width)"
         raise ValueError(f"{name} has shape {tuple(value.shape)}: {expected}{hint if value.ndim == 3 else ''}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype")
+    if not value.is_floating_point() or value.element_size() == 1:
+        raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype of 16 bits or more")
 
 
 def check_labels(labels_BHW: Tensor, batch: int) -> None:

@@ -40,8 +40,8 @@ SPOILT = {  # what the message says: the tensors that bring it about, by name
 }
 
 
-def saved(content: object) -> bytes:
-    torch.save(content, file := io.BytesIO())
+def saved(content: object, **options) -> bytes:
+    torch.save(content, file := io.BytesIO(), **options)
     return file.getvalue()
 
 
@@ -90,6 +90,10 @@ FILES = [
         saved(W),
         saved({}),
         pickle.dumps([1]),
+    ),
+    *(
+        saved(content, _use_new_zipfile_serialization=False)
+        for content in ({"a": Hostile()}, {"a": 1}, STATE | {"a": {}})
     ),
     *(b"\x80\x02" + b"]" * 10**4 + b"a" * (10**4 - 1) + b".", b"\x80\x04\x8e" + struct.pack("<Q", 10**10) + b"."),
     *(struct.pack("<Q", 2**60) + b"{}", b"\xff" * 8 + b"{", safe(b"{'a': 1}"), safe(b'{"\xff": 1}'), safe(b"[1]")),

@@ -223,8 +223,7 @@ class APDLoss(nn.Module):
         if weights["pixel_kd"]:
             options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
             options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
-            logits = maps["student_logits"], maps["teacher_logits"]
-            terms["pixel_kd"] = pixel_kd_loss(*logits, labels, **options)
+            terms["pixel_kd"] = pixel_kd_loss(maps["student_logits"], maps["teacher_logits"], labels, **options)
         loss = sum(weights[name] * term for name, term in terms.items())
         if self.labels_from == "teacher":  # a NaN is no prediction: the loss must not hide it
             loss = loss + 0.0 * highest.sum()

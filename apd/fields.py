@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -27,7 +27,6 @@ CONTROLS = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # the last are what Python makes
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 160
-_REPR.maxtuple = _REPR.maxlist = _REPR.maxset = _REPR.maxdict = 12
 
 
 def shown(value: object) -> str:
@@ -75,7 +74,7 @@ def require_types(owner: Any) -> None:
         kinds, value = _alternatives(hints[f.name]), getattr(owner, f.name)
         if isinstance(value, Real) and not isinstance(value, bool):
             if float in kinds and int not in kinds:
-                value = float(value) if abs(value) < 1e300 else value  # no float is as large as an integer can be
+                value = value if isinstance(value, Rational) and abs(value) > 2**64 else float(value)
             elif int in kinds and isinstance(value, Integral):
                 value = int(value)
             object.__setattr__(owner, f.name, value)
@@ -114,7 +113,6 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         several = {int: "whole numbers", float: "finite numbers"}
         return f"a tuple of {' or '.join(several.get(k, k.__name__) for k in _alternatives(get_args(kind)[0]))}"
-    number = f"a finite number, 0 or {SMALLEST:g} to {LARGEST:g} in size"
-    text = f"a text of at most {LONGEST_TEXT} characters, none of them a control character"
-    names = {int: "a whole number of at most 64 bits", float: number, str: text, type(None): "None"}
+    names = {int: "a whole number of at most 64 bits", float: "a finite number, 0 or 1e-12 to 1e+09 in size"}
+    names |= {str: f"a text of at most {LONGEST_TEXT} characters, no control characters", type(None): "None"}
     return names.get(kind) or f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"

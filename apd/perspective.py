@@ -7,7 +7,6 @@ A *perspective* is the set of an image's class prototypes (a class's mean normal
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -89,14 +88,11 @@ def match_grids(first_BChw: Tensor, second_BChw: Tensor) -> tuple[Tensor, Tensor
 
 
 def inverse_length(vectors: Tensor, dim: int) -> Tensor:
-    """1 / L2 norm over ``dim`` (kept); 0, with zero gradient, for vectors not longer than ``SHORTEST``.
-
-    NaN, and not 0, where the norm overflows: a loss says then that something is wrong.
-    """
+    """1 / L2 norm over ``dim`` (kept): 0, without gradient, for vectors up to ``SHORTEST``, NaN where it overflows."""
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     has_direction = length > SHORTEST
     inverse = torch.where(has_direction, torch.where(has_direction, length, 1.0).reciprocal(), 0.0)
-    return inverse.masked_fill(length == math.inf, math.nan)
+    return inverse.masked_fill(length == torch.inf, torch.nan)
 
 
 def class_members(

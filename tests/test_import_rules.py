@@ -27,7 +27,7 @@ ARROWS = {
     "perspective": (("validation",), {"torch"}),
     "normalizers": ((), {"torch"}),
     "losses": (("validation", "perspective", "normalizers", "fields"), {"torch"}),
-    "distill": (("validation", "perspective", "losses"), {"torch"}),
+    "distill": (("validation", "perspective", "losses", "fields"), {"torch"}),
     "fields": ((), set()),
     "distillers": ((*METHOD, "fields"), {"torch"}),
     "hooks": (("validation",), {"torch"}),

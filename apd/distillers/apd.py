@@ -113,9 +113,8 @@ def dense_apd(
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights is a {type(weights).__name__}: expected a dict of terms and numbers")
     if weights.get("pixel_kd"):
-        raise ValueError(
-            f"weights['pixel_kd']={shown(weights['pixel_kd'])}: a pyramid has no logits; add roi_kd() beside it"
-        )
+        given = shown(weights["pixel_kd"])
+        raise ValueError(f"weights['pixel_kd']={given}: a pyramid has no logits; add roi_kd() beside it")
     sizes = (student_channels, teacher_channels, check_count("num_classes", num_classes) + 1)
     options = {"width": width, "scale": scale, "ignore_index": NO_BOX, "weights": {**weights, "pixel_kd": 0.0}}
     return OnPyramid(lambda: APDLoss(*sizes, **options), levels=levels)

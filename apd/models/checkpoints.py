@@ -38,9 +38,8 @@ def load_weights(model: Segmenter, path: str | Path, *, sha256: str = "") -> str
     Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of semseg's code line (PSPNet),
     recognised by the names in the file. The network is built as theirs was: the defaults of
     :func:`~apd.models.build_segmenter`, but `dilation="all_convs"` for APD's networks of 60 classes. Nothing in the
-    file is executed. The result is the sha256 of the bytes that were loaded, which are those of `sha256` where it is
-    given. A RuntimeError says why they cannot be, or which tensors, strides or dilations differ; the network is then as
-    it was.
+    file is executed. The result is the sha256 of the bytes that were loaded; they must have `sha256` where it is given.
+    A RuntimeError says why not, or which tensors, strides or dilations differ; the network is then as it was.
     """
     try:
         tensors, found = read_tensors(path)

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import io
 import os
-import re
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,11 +22,10 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Names and tensors, on the CPU, of a safetensors file or a torch checkpoint, and the sha256 of what was read.
+    """Tensors by name, on the CPU, of a safetensors file or a torch checkpoint, and the sha256 of what was read.
 
-    The two are recognised by their first bytes. Nothing in a torch checkpoint is executed. It may hold the tensors
-    themselves or a mapping with them under `state_dict`. A `module.` in front of every name is taken off. A
-    RuntimeError says why it cannot be read.
+    Nothing in a torch checkpoint is executed. It may hold the tensors themselves or a mapping with them under
+    `state_dict`. A `module.` in front of every name is taken off. A RuntimeError says why it cannot be read.
     """
     content = _content(path)
     # a checkpoint is a zip archive since torch 1.6, a pickle before; a safetensors file has eight bytes of length, "{"
@@ -40,15 +38,15 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str]:
             what = "the file does not begin like a torch checkpoint and cannot be read as safetensors"
             raise RuntimeError(f"{what}: {error!r:.200}") from error
     whole = all(name.startswith("module.") for name in tensors)
-    named = {name.removeprefix("module." if whole else ""): value for name, value in tensors.items()}
-    return named, hashlib.sha256(content).hexdigest()
+    tensors = {name.removeprefix("module." if whole else ""): value for name, value in tensors.items()}
+    return tensors, hashlib.sha256(content).hexdigest()
 
 
 def _content(path: str | Path) -> bytes:
     """All bytes of a regular file: a pipe would be waited for, and a device never ends."""
     try:
-        if not Path(path).is_file() or os.path.getsize(path) > LARGEST_FILE:
-            raise RuntimeError(f"there is no file of at most {LARGEST_FILE} bytes; a folder, pipe or device is none")
+        if Path(path).exists() and not (Path(path).is_file() and os.path.getsize(path) <= LARGEST_FILE):
+            raise RuntimeError(f"this is a folder, a pipe or a device, or longer than {LARGEST_FILE} bytes")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise RuntimeError(f"the file cannot be read: {error!r:.200}") from error
@@ -88,9 +86,8 @@ def match_tensors(
 ) -> dict[str, Tensor]:
     """A file's tensors under a network's names, when they agree in names, shapes and kinds; else a RuntimeError.
 
-    Values must be possible ones. Counters of batch norms may be missing all together, as in old files, and are 0 then.
-    `their_name` gives the file's name for one of the network's, `left_out` beginnings of the file's names that are not
-    wanted, as a classifier's.
+    Counters of batch norms may be missing all together, as in old files, and are 0 then. `their_name` gives the file's
+    name for one of the network's, `left_out` beginnings of the file's names that are not wanted, as a classifier's.
     """
     has_counters = any(name.endswith(COUNTER) for name in tensors)
     known, missing, wrong, matched = set(), [], [], {}
@@ -200,9 +197,7 @@ def offline_file(name: str) -> Path:
     path = Path(getattr(package, known.file_class).get_model_file_path())
     if not path.is_file():
         raise RuntimeError(f"{what}: {path} is missing. Re-install: {advice}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != known.sha256:
+    if (found := hashlib.sha256(_content(path)).hexdigest()) != known.sha256:
         wrong = f"{path} has sha256 {found}, expected {known.sha256}; the file is damaged or another version"
         raise RuntimeError(f"{what}: {wrong}. Re-install: {advice}")
     return path
@@ -222,11 +217,10 @@ def load_offline_weights(network: nn.Module, name: str) -> None:
 def hub_tensors(entry: Any) -> Mapping[str, Tensor]:
     """torchvision's tensors, downloaded, or from torch's cache, whose files torch itself does not check again."""
     name = entry.url.rpartition("/")[2]
-    cached, wanted = Path(torch.hub.get_dir(), "checkpoints", name), re.search(r"-([0-9a-f]{8,})\.", name)
-    if cached.exists() and wanted and not hashlib.sha256(_content(cached)).hexdigest().startswith(wanted[1]):
-        raise RuntimeError(f"{cached} is damaged, its sha256 does not begin with {wanted[1]}: delete it")
-    options = {"progress": sys.stderr.isatty(), "check_hash": True, "weights_only": True}
-    return entry.get_state_dict(map_location="cpu", **options)
+    cached, wanted = Path(torch.hub.get_dir(), "checkpoints", name), Path(name).stem.rpartition("-")[2]
+    if cached.exists() and not hashlib.sha256(_content(cached)).hexdigest().startswith(wanted):
+        raise RuntimeError(f"{cached} is damaged, its sha256 does not begin with {wanted}: delete it")
+    return entry.get_state_dict(map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
 
 
 def load_torchvision_weights(network: nn.Module, name: str) -> None:

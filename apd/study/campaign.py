@@ -138,7 +138,11 @@ def run_campaign(
 def parsed(arguments: list[str] | None, prog: str) -> dict[str, Any]:
     """The keywords of `run_campaign` from a command line, without a library: a bare GPU machine has none."""
     parser = argparse.ArgumentParser(prog=prog, description=f"Campaigns: {', '.join(CAMPAIGNS)}.")
-    parser.error = lambda message: _refuse(f"{message}; {prog} --help lists the options")
+
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(f"{message}; {prog} --help lists the options")
+
+    parser.error = refuse
     parser.add_argument("name", metavar="NAME", help="of the campaign")
     parser.add_argument("--records", dest="folder", type=Path, help="folder of the records (book/results/NAME)")
     parser.add_argument("--device", help="torch device (cuda where there is one, else cpu)")
@@ -147,10 +151,6 @@ def parsed(arguments: list[str] | None, prog: str) -> dict[str, Any]:
     parser.add_argument("--processes", type=int, default=1, help="runs side by side on the device (1)")
     parser.add_argument("--minutes", type=float, help="stop after these, with checkpoints (no limit)")
     return vars(parser.parse_args(arguments))
-
-
-def _refuse(message: str) -> NoReturn:
-    raise UsageError(message)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from apd.fields import WIDEST
 from apd.losses import (
     RELEASED_WEIGHTS,
     Reduction,
@@ -29,7 +30,6 @@ from apd.perspective import (
 )
 from apd.validation import (
     BINARY,
-    WIDEST,
     check_call,
     check_choice,
     check_count,
@@ -197,12 +197,14 @@ class APDLoss(nn.Module):
             elif name == "teacher_logits" and self.labels_from == "teacher":
                 raise ValueError("teacher_logits is missing: labels_from='teacher' takes its labels from them")
         trained = ["student_features"] if weights["alignment"] or weights["observation"] else []
-        check_call(self, maps, labels, trained=trained + (["student_logits"] if weights["pixel_kd"] else []))
+        trained += ["student_logits"] if weights["pixel_kd"] else []
+        ignore_index = self.ignore_index if self.labels_from == "truth" else None  # else every pixel counts
+        maps = check_call(self, maps, labels, ignore_index, trained=trained)
         valid_pixels(labels, self.num_classes, ignore_index=self.ignore_index)  # also those the feature grid skips
         if self.labels_from == "teacher":
-            labels = upsample(without_infinities(teacher_logits), labels.shape[1:]).argmax(1)
+            highest, labels = upsample(without_infinities(teacher_logits), labels.shape[1:]).max(1)
         if weights["regularisation"] or weights["alignment"] or weights["observation"]:
-            student_BChw, teacher_BChw = match_grids(student_features, teacher_features.detach())
+            student_BChw, teacher_BChw = match_grids(maps["student_features"], maps["teacher_features"].detach())
             seen = self._classes_at_hand(labels, resize_labels(labels, teacher_BChw.shape[2:]))
             teacher_BKD, present_BK, teacher_BKhw = self._observe(self.teacher_head(teacher_BChw), seen)
         if weights["regularisation"]:
@@ -221,8 +223,11 @@ class APDLoss(nn.Module):
         if weights["pixel_kd"]:
             options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
             options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
-            terms["pixel_kd"] = pixel_kd_loss(student_logits, teacher_logits, labels, **options)
-        return terms | {"loss": sum(weights[name] * term for name, term in terms.items())}
+            terms["pixel_kd"] = pixel_kd_loss(maps["student_logits"], maps["teacher_logits"], labels, **options)
+        loss = sum(weights[name] * term for name, term in terms.items())
+        if self.labels_from == "teacher":  # a NaN is no prediction: the loss must not hide it
+            loss = loss + 0.0 * highest.sum()
+        return terms | {"loss": loss}
 
     def extra_repr(self) -> str:
         """What ``print(module)`` says of the settings."""

@@ -1,12 +1,13 @@
 """Checks of a configuration's fields: against their annotations, and against what a run can use."""
 
 import difflib
-import math
+import re
+import reprlib
 import types
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -18,17 +19,35 @@ class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
+SMALLEST, LARGEST = 1e-12, 1e9  # of weights and rates (own choice): float32 loses itself a little way beyond them
+LONGEST_TEXT, LONGEST_SIDE = 500, 2**14  # characters of a name or path, and pixels (own choice)
+MOST = 2**20  # of a count (own choice): beyond it, memory ends before anything is computed
+WIDEST = 2**14  # channels (own choice): the second convolution of a projection head takes 1 GiB here
+CONTROLS = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # the last are what Python makes of bytes that are no UTF-8
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 160
+
+
+def shown(value: object) -> str:
+    """The value in a message, in at most 300 characters, whatever its size."""
+    try:
+        return f"{_REPR.repr(value):.300}"
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "an integer of thousands of digits"
+
+
 def require(condition: bool, owner: object, name: str, expected: str) -> None:
     """Raise ExperimentError for field `name` of `owner` unless the condition holds."""
     if not condition:
-        raise ExperimentError(f"{type(owner).__name__}.{name} = {getattr(owner, name)!r}: expected {expected}")
+        raise ExperimentError(f"{type(owner).__name__}.{name} = {shown(getattr(owner, name))}: expected {expected}")
 
 
-def require_at_least(least: int, owner: Any, *names: str) -> None:
-    """Raise ExperimentError unless each of these fields of `owner` has at least this value."""
+def require_range(least: int, most: float, owner: Any, *names: str) -> None:
+    """Raise ExperimentError unless each of these fields of `owner` lies between the two, which are allowed."""
     for name in names:
         kind = "a number" if isinstance(getattr(owner, name), float) else "an integer"
-        require(getattr(owner, name) >= least, owner, name, f"{kind} >= {least}")
+        require(least <= getattr(owner, name) <= most, owner, name, f"{kind} >= {least}, at most {most:g}")
 
 
 def require_weights(owner: object, *names: str) -> None:
@@ -41,12 +60,12 @@ def require_weights(owner: object, *names: str) -> None:
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """The end of a message: the known name nearest to a mistyped one, empty when none is near."""
-    near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(value if isinstance(value, str) else "", list(known), n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def require_types(owner: Any) -> None:
-    """Check every field against its annotation; NaN is no number.
+    """Check every field against its annotation; NaN is no number, and no number or text is larger than can be meant.
 
     NumPy's numbers become Python's, and a whole number a float where one is wanted.
     """
@@ -55,7 +74,7 @@ def require_types(owner: Any) -> None:
         kinds, value = _alternatives(hints[f.name]), getattr(owner, f.name)
         if isinstance(value, Real) and not isinstance(value, bool):
             if float in kinds and int not in kinds:
-                value = float(value)
+                value = value if isinstance(value, Rational) and abs(value) > 2**64 else float(value)
             elif int in kinds and isinstance(value, Integral):
                 value = int(value)
             object.__setattr__(owner, f.name, value)
@@ -74,15 +93,17 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(
             any(_fits(v, k) for k in _alternatives(get_args(kind)[0])) for v in value
         )
     if kind is float:
-        return isinstance(value, float) and math.isfinite(value)
+        return isinstance(value, float) and (value == 0 or SMALLEST <= abs(value) <= LARGEST)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**64
+    if kind is str:
+        return isinstance(value, str) and len(value) <= LONGEST_TEXT and not re.search(CONTROLS, value)
     return isinstance(value, kind)
 
 
@@ -92,5 +113,6 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         several = {int: "whole numbers", float: "finite numbers"}
         return f"a tuple of {' or '.join(several.get(k, k.__name__) for k in _alternatives(get_args(kind)[0]))}"
-    names = {int: "a whole number", float: "a finite number", str: "a text", type(None): "None"}
+    names = {int: "a whole number of at most 64 bits", float: "a finite number, 0 or 1e-12 to 1e+09 in size"}
+    names |= {str: f"a text of at most {LONGEST_TEXT} characters, no control characters", type(None): "None"}
     return names.get(kind) or f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"

@@ -151,9 +151,10 @@ def pixel_kd_loss(
     tensor(0.3278)
     """
     check_choice("reduction", reduction, ("pixel", "element"))
+    check_choice("upsample_logits", upsample_logits, (False, True))
     check_positive("temperature", temperature)
     logits = {"student_logits": student_logits_BKhw, "teacher_logits": teacher_logits_BKhw}
-    check_call(None, logits, labels_BHW)
+    student_logits_BKhw, teacher_logits_BKhw = check_call(None, logits, labels_BHW, ignore_index).values()
     num_classes = student_logits_BKhw.shape[1]
     teacher_logits_BKhw = without_infinities(teacher_logits_BKhw)
     if upsample_logits:

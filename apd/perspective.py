@@ -88,10 +88,11 @@ def match_grids(first_BChw: Tensor, second_BChw: Tensor) -> tuple[Tensor, Tensor
 
 
 def inverse_length(vectors: Tensor, dim: int) -> Tensor:
-    """1 / L2 norm over ``dim`` (kept); 0, with zero gradient, for vectors not longer than ``SHORTEST``."""
+    """1 / L2 norm over ``dim`` (kept): 0, without gradient, for vectors up to ``SHORTEST``, NaN where it overflows."""
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     has_direction = length > SHORTEST
-    return torch.where(has_direction, torch.where(has_direction, length, 1.0).reciprocal(), 0.0)
+    inverse = torch.where(has_direction, torch.where(has_direction, length, 1.0).reciprocal(), 0.0)
+    return inverse.masked_fill(length == torch.inf, torch.nan)
 
 
 def class_members(

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-MOST = 2**20  # largest count that a setting may have (own choice): beyond it, memory ends before anything is computed
-WIDEST = 2**14  # largest width of a projection head (own choice): its second convolution takes 1 GiB here
+from apd.fields import LARGEST, MOST, SMALLEST, shown
+
+Maps = Mapping[str, Tensor]
 RULED_OUT = -1e30  # stands for a teacher's logit of -inf, and unlike it may be averaged, interpolated, multiplied by 0
 BINARY = (
     "a binary network of one sigmoid channel z has the two classes of apd.two_channel_logits(z): pass those of both "
@@ -24,34 +25,36 @@ BINARY = (
 )
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` naming argument and choices when ``value`` is none of them."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+def check_choice(name: str, value: object, choices: tuple[str | bool, ...]) -> None:
+    """Raise ``ValueError`` naming argument and choices when ``value`` is none of them; 1 is not ``True``."""
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
+        raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(map(repr, choices))}")
 
 
 def check_count(name: str, value: int, most: int = MOST) -> int:
     """``value`` as an int; ``ValueError`` naming it unless it is an integer, Python's or NumPy's, in 1 .. ``most``."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected a positive integer")
+        raise ValueError(f"{name}={shown(value)}: expected a positive integer")
     if value > most:
-        raise ValueError(f"{name}={value}: expected at most {most}")
+        raise ValueError(f"{name}={shown(value)}: expected at most {most}")
     return int(value)
 
 
 def check_positive(name: str, value: float, *, or_zero: bool = False) -> None:
-    """Raise naming the argument unless ``value`` is a finite number above 0, or 0 where that is allowed."""
-    expected = "a finite number, 0 or greater" if or_zero else "a positive number"
+    """Raise naming the argument unless ``value`` is a number in :data:`SMALLEST` .. :data:`LARGEST`, or allowed 0."""
+    expected = f"a {'finite number, 0 or greater' if or_zero else 'positive number'}: {SMALLEST:g} to {LARGEST:g}"
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected {expected}")
-    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
-        raise ValueError(f"{name}={value}: expected {expected}")
+        raise TypeError(f"{name}={shown(value)} is a {type(value).__name__}: expected {expected}")
+    if not (SMALLEST <= value <= LARGEST or (or_zero and value == 0)):
+        raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 
 def check_ignore_index(ignore_index: int, num_classes: int = 0) -> int:
     """``ignore_index`` as an int; an error naming it unless it is an integer and no class of ``num_classes``."""
     if not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool):
-        raise TypeError(f"ignore_index={ignore_index!r} is a {type(ignore_index).__name__}: expected an integer")
+        raise TypeError(f"ignore_index={shown(ignore_index)} is a {type(ignore_index).__name__}: expected an integer")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index={shown(ignore_index)}: expected an integer of 64 bits")
     if 0 <= ignore_index < num_classes:
         raise ValueError(
             f"ignore_index={ignore_index} is one of the classes 0..{num_classes - 1} (num_classes={num_classes}), "
@@ -71,8 +74,8 @@ def check_map(name: str, value: Tensor) -> None:
         )
         expected = "expected four non-empty axes (batch, channels, height, width)"
         raise ValueError(f"{name} has shape {tuple(value.shape)}: {expected}{hint if value.ndim == 3 else ''}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype")
+    if not value.is_floating_point() or value.element_size() == 1:
+        raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype of 16 bits or more")
 
 
 def check_labels(labels_BHW: Tensor, batch: int) -> None:
@@ -167,14 +170,25 @@ def has_values(tensor: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
-def _total(values: Tensor) -> float:
-    return float(values.detach().sum(dtype=torch.promote_types(values.dtype, torch.float32)))
+def _finite_where_ignored(name: str, value_BChw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
+    """0 at ignored pixels that hold NaN or an infinity; others stay, for averages and the released code count them."""
+    for axis, cells in zip((1, 2), value_BChw.shape[2:], strict=True):  # by the rule of apd.resize_labels
+        nearest = torch.arange(cells, device=labels_BHW.device) * labels_BHW.shape[axis] // cells
+        labels_BHW = labels_BHW.index_select(axis, nearest)
+    reduce = torch.amax if name == "teacher_logits" else torch.sum  # of a teacher's classes, some may be -inf
+    faulty_B1hw = ~(reduce(value_BChw.detach(), 1, keepdim=True).abs() < math.inf)
+    return value_BChw.masked_fill(faulty_B1hw & (labels_BHW.long() == ignore_index)[:, None], 0.0)
+
+
+def _extent(name: str, values: Tensor) -> float:
+    """The sum of logits or the length of features; finite only where all values are."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return float((torch.sum if name.endswith("logits") else torch.linalg.vector_norm)(values.detach(), dtype=dtype))
 
 
 def _check_features(name: str, value: Tensor) -> None:
     """Raise unless every vector is finite and has a length."""
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    if not math.isfinite(torch.linalg.vector_norm(value.detach(), dtype=dtype)):
+    if not math.isfinite(_extent(name, value)):
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or an infinity: {NON_FINITE}")
         raise ValueError(f"{name} holds values up to {value.abs().max():.1e}: the lengths of such vectors overflow")
@@ -182,8 +196,6 @@ def _check_features(name: str, value: Tensor) -> None:
 
 def _check_logits(name: str, value: Tensor) -> None:
     """Raise for NaN and infinities; -inf is allowed to a teacher, for a class that it rules out."""
-    if math.isfinite(_total(value)):
-        return
     allowed = -math.inf if name.startswith("teacher") else None
     if not (value.isfinite() | (value == allowed if allowed else False)).all():
         raise ValueError(f"{name} holds NaN or {'+inf' if allowed else 'an infinity'}: {NON_FINITE}")
@@ -199,39 +211,47 @@ def _are_probabilities(logits_BKhw: Tensor) -> bool:
     return True
 
 
-def check_values(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
-    """Raise for maps that are not finite, and warn, once for each name, of logits that are probabilities."""
-    if torch.compiler.is_compiling() or not _reading:
-        return
-    state = {} if module is None else module.__dict__
+def check_values(
+    module: nn.Module | None, maps: Maps, labels_BHW: Tensor | None = None, ignore_index: int | None = None
+) -> dict[str, Tensor]:
+    """The maps, made finite at pixels of ``ignore_index``; raises where they are not elsewhere.
+
+    Warns, once for each name, of logits that are probabilities.
+    """
+    state, checked = {} if module is None else module.__dict__, dict(maps)
     first = module is not None and not state.get("_has_read", False)
     for name, value in maps.items():
-        if not has_values(value) or not (value.is_cpu or first):
+        at_hand = value.is_cpu and has_values(value)
+        is_finite = at_hand and math.isfinite(_extent(name, value))
+        if not is_finite and ignore_index is not None:
+            checked[name] = value = _finite_where_ignored(name, value, labels_BHW, ignore_index)
+        if not (_reading and has_values(value) and (at_hand or first)):
             continue
-        (_check_logits if name.endswith("logits") else _check_features)(name, value)
-        if not name.endswith("logits"):
-            continue
+        if not is_finite:
+            (_check_logits if name.endswith("logits") else _check_features)(name, value)
         warned = state.get("_warned", frozenset())
-        if module is not None and name not in warned and _are_probabilities(value.detach()):
+        silent = module is None or name in warned or not name.endswith("logits")
+        if not silent and _are_probabilities(value.detach()):
             state["_warned"] = warned | {name}
             warnings.warn(
                 f"{name} holds probabilities, not logits: its channels are in 0..1 and sum to 1, and a softmax of them "
                 "is nearly uniform; pass what the network computes before its softmax, or probabilities.log()",
                 stacklevel=4,
             )
-    if first and all(map(has_values, maps.values())):
+    if first and _reading and all(map(has_values, maps.values())):
         state["_has_read"] = True
+    return checked
 
 
-def without_infinities(teacher_logits_BKhw: Tensor) -> Tensor:
+def without_infinities(logits_BKhw: Tensor) -> Tensor:
     """A teacher's logits, detached, with :data:`RULED_OUT` in place of -inf; NaN stays."""
-    teacher_logits_BKhw = teacher_logits_BKhw.detach()
-    if teacher_logits_BKhw.is_cpu and has_values(teacher_logits_BKhw) and math.isfinite(_total(teacher_logits_BKhw)):
-        return teacher_logits_BKhw  # nothing to replace: no copy
-    return teacher_logits_BKhw.clamp(min=RULED_OUT)
+    logits_BKhw = logits_BKhw.detach()
+    if logits_BKhw.is_cpu and has_values(logits_BKhw) and math.isfinite(_extent("logits", logits_BKhw)):
+        return logits_BKhw  # nothing to replace: no copy
+    return logits_BKhw.clamp(min=RULED_OUT)
 
 
-def check_maps(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
+def check_maps(module: nn.Module | None, maps: Maps) -> None:
     """Raise unless all are maps of one batch, with the channels that the module was constructed for."""
     batch = 0
     for name, value in maps.items():
@@ -256,9 +276,12 @@ def check_maps(module: nn.Module | None, maps: Mapping[str, Tensor]) -> None:
 
 
 def check_call(
-    module: nn.Module | None, maps: Mapping[str, Tensor], labels_BHW: Tensor, *, trained: Iterable[str] = ()
-) -> None:
-    """Check all that a distiller is called with; ``trained`` names the maps through which the student is trained."""
+    module: nn.Module | None, maps: Maps, labels_BHW: Tensor, ignore_index: int | None, *, trained: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """Check all that a distiller is called with, and hand out the maps, finite where pixels are ignored.
+
+    ``trained`` names the maps through which the student is trained.
+    """
     check_maps(module, maps)
     check_labels(labels_BHW, len(next(iter(maps.values()))))
     check_grids({**maps, "labels": labels_BHW})
@@ -271,6 +294,7 @@ def check_call(
         if student[1] < getattr(module, "num_classes", 2):
             raise ValueError(f"student_logits has shape {student}: expected two classes or more; {BINARY}")
         check_ignore_index(getattr(module, "ignore_index", -1), student[1])
-    check_values(module, maps)
+    checked = check_values(module, maps, labels_BHW, ignore_index)
     for name in trained:
         check_trained(module, name, maps[name])
+    return checked

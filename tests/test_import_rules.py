@@ -23,11 +23,11 @@ BARE = {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "PIL"}
 BELOW_TRAINING = (*METHOD, "models", "data", "fields", "config", "evaluation")
 # part of the package: (parts that it may import beside itself, third-party modules that it may import)
 ARROWS = {
-    "validation": ((), {"torch"}),
+    "validation": (("fields",), {"torch"}),
     "perspective": (("validation",), {"torch"}),
     "normalizers": ((), {"torch"}),
     "losses": (("validation", "perspective", "normalizers", "fields"), {"torch"}),
-    "distill": (("validation", "perspective", "losses"), {"torch"}),
+    "distill": (("validation", "perspective", "losses", "fields"), {"torch"}),
     "fields": ((), set()),
     "distillers": ((*METHOD, "fields"), {"torch"}),
     "hooks": (("validation",), {"torch"}),

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(name: str, *arguments: str) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)
-        raise UsageError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{hint}")
+        raise UsageError(f"there is no command {name!r:.80}: expected one of {', '.join(COMMANDS)}{hint}")
     try:
         module = import_module(f"apd.cli.{'using' if name in _OF_A_RUN else 'training'}")
     except ModuleNotFoundError as error:
@@ -55,25 +55,22 @@ def _run(name: str, *arguments: str) -> int:
 
 
 def parse(kind: type, arguments: list[str], **options: Any) -> Any:
-    """What tyro reads from a command line; below its message about a mistyped choice stands the nearest one."""
+    """What tyro reads from a command line; UsageError says in a line what it could not, with the nearest choice."""
     import tyro
-
-    from apd.training.distributed import started_rank
 
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(kind, args=arguments, **options)
-    except SystemExit:
-        text = re.sub(r"[│\s]+", " ", errors.getvalue())  # its box wraps lines at the terminal's width
+    except SystemExit as left:
+        if not left.code:  # help was asked for
+            raise
+        text, hint = " ".join(re.sub(r"[│╭╮╰╯─]|-{9,}", " ", errors.getvalue()).split()), ""  # without its box
         if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
             value, argument, choices = wrong.groups()
             if hint := did_you_mean(value, re.findall(r"[^', ]+", choices)):
-                errors.write(f"{options['prog']}: {argument} {value}{hint}\n")
-        raise
-    finally:
-        if not started_rank():  # the others have read the same
-            sys.stderr.write(errors.getvalue())
+                hint = f"{argument} {value}{hint} "
+        raise UsageError(f"{hint}{text}") from None
 
 
 def only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
@@ -96,7 +93,7 @@ def recipe_parts(name: str) -> tuple[str, str]:
     method = method or recipes.default_method(size)
     if f"{size}-{method}" not in known or name.endswith("-"):
         hint = did_you_mean(name, known)
-        raise UsageError(f"there is no recipe {name!r}: expected one of {', '.join(known)}{hint}")
+        raise UsageError(f"there is no recipe {name!r:.80}: expected one of those that `apd recipes` lists{hint}")
     return size, method
 
 

@@ -25,7 +25,7 @@ from apd.data.images import DataError, MissingData
 from apd.distill import APDLoss
 from apd.evaluation.average_precision import NAMES, APScores, Kind
 from apd.evaluation.inference import too_weak
-from apd.fields import UsageError, did_you_mean
+from apd.fields import UsageError, did_you_mean, shown
 from apd.study import recipes as known
 from apd.study.campaign import parsed, run_campaign
 from apd.study.campaigns import untrained_teacher
@@ -85,8 +85,8 @@ class _Cost:
 def cost(arguments: list[str], sentence: str) -> int:
     """What a recipe's networks cost on this machine, or the loss."""
     chosen = parse(_Cost, arguments, prog="apd cost", description=sentence)
-    if chosen.batch < 1:
-        raise UsageError(f"--batch {chosen.batch}: expected a whole number of at least 1")
+    if not 1 <= chosen.batch <= 4096:
+        raise UsageError(f"--batch {shown(chosen.batch)}: expected a whole number of at least 1 and at most 4096")
     if chosen.start:
         for name, arguments in measure.STARTS.items():
             seconds = measure.start_latency(*arguments).median / 1e3
@@ -159,8 +159,8 @@ class _Train(_Base):
 
 
 def _require_workers(workers: int) -> None:
-    if workers < 0:
-        raise UsageError(f"--workers {workers}: expected a whole number of at least 0")
+    if not 0 <= workers <= 256:
+        raise UsageError(f"--workers {shown(workers)}: expected a whole number of at least 0 and at most 256")
 
 
 def train(arguments: list[str], sentence: str) -> int:
@@ -214,7 +214,7 @@ def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
     if not folder or last("--data.name") != "folder" or size:
         return known.recipe(base.size, base.method), base, None
     sides = [last(flag) for flag in ("--data.height", "--data.width")]
-    height, width = (int(side) if side.isdecimal() else -1 for side in sides)
+    height, width = (int(side) if side.isdecimal() and len(side) < 9 else -1 for side in sides)
     sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks say what is wrong
     networks = {"student": last("--network.backbone"), "teacher": last("--teacher.network.backbone")}
     own = own_recipe(folder, base.method, size=(height, width) if sensible else None, **networks)

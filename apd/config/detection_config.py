@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apd.fields import require, require_at_least, require_types
+from apd.fields import LONGEST_SIDE, MOST, WIDEST, require, require_range, require_types
 
 # pixels of a side: from here on maps of stride 32, on which batch norm trains, have 2 × 2 cells
 SMALLEST_DETECTION_SIDE = 64
@@ -15,8 +15,9 @@ def require_images(data: Any) -> None:
     require(0 <= data.flip <= 1, data, "flip", "a probability between 0 and 1")
     require(0 <= data.jitter < 1, data, "jitter", "0 <= jitter < 1")
     require(0 <= data.context_shift <= 1, data, "context_shift", "a number between 0 and 1")
-    require_at_least(1, data, "train_images", "evaluation_images")
-    require_at_least(0, data, "world")
+    require_range(0, 16, data, "scale_max")
+    require_range(1, MOST, data, "train_images", "evaluation_images")
+    require_range(0, 2**63, data, "world")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +52,14 @@ class InstanceDataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_at_least(SMALLEST_DETECTION_SIDE, self, "height", "width")
+        require_range(SMALLEST_DETECTION_SIDE, LONGEST_SIDE, self, "height", "width")
         if self.name == "coco":
             require(bool(self.folder), self, "folder", "the name of a folder below APD_DATA, such as coco")
             require(self.evaluation_split == "val", self, "evaluation_split", "val: test's annotations are not public")
             for name in ("annotations", "pictures", "train_part", "val_part"):
                 require(bool(getattr(self, name)), self, name, "a text that is not empty")
         require_images(self)
-        require_at_least(1, self, "least_pixels")
+        require_range(1, MOST, self, "least_pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,4 +82,5 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_at_least(1, self, "width", "box_width", "smallest_anchor", "proposals", "rois", "detections")
+        require_range(1, WIDEST, self, "width", "box_width", "smallest_anchor")
+        require_range(1, MOST, self, "proposals", "rois", "detections")

@@ -7,7 +7,7 @@ from typing import Literal
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_images
 from apd.config.inference_options import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
 from apd.distillers.base import DISTILLERS, DistillerConfig
-from apd.fields import ExperimentError, require, require_at_least, require_types
+from apd.fields import LARGEST, LONGEST_SIDE, WIDEST, ExperimentError, require, require_range, require_types
 
 TaskName = Literal["segmentation", "detection"]
 _PUBLISHED = Literal["cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco"]
@@ -42,9 +42,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_at_least(32, self, "crop_height", "crop_width")
+        require_range(32, LONGEST_SIDE, self, "crop_height", "crop_width")
         for name in ("height", "width", "long_side"):
-            require(getattr(self, name) >= 32 or getattr(self, name) == 0, self, name, "an integer >= 32, or 0")
+            legal = 32 <= getattr(self, name) <= LONGEST_SIDE or getattr(self, name) == 0
+            require(legal, self, name, f"an integer >= 32, or 0, at most {LONGEST_SIDE}")
         require((self.height == 0) == (self.width == 0), self, "width", f"0 only together with height {self.height}")
         require(self.name != "scenes" or self.height > 0, self, "height", "an integer >= 32: scenes have no own size")
         require(self.name != "folder" or bool(self.folder), self, "folder", "the path of a folder with a dataset.yaml")
@@ -80,7 +81,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_at_least(4, self, "head_width")
+        require_range(4, WIDEST, self, "head_width", "aspp_reach")
         require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
         if self.head == "aspp":
             least = 3 * self.output_stride
@@ -123,11 +124,13 @@ class TrainingConfig:
         if isinstance(self.milestones, list):  # JSON has lists
             object.__setattr__(self, "milestones", tuple(self.milestones))
         require_types(self)
-        require_at_least(1, self, "iterations", "accumulation")
-        require(self.batch_size >= 2, self, "batch_size", "at least 2: batch norm cannot train on one pooled vector")
+        require_range(1, 10**8, self, "iterations", "accumulation")
+        require_range(0, 10**4, self, "evaluations")
+        expected = "at least 2: batch norm cannot train on one pooled vector; at most 65536"
+        require(2 <= self.batch_size <= 2**16, self, "batch_size", expected)
         for name in ("learning_rate", "head_multiplier"):
             require(getattr(self, name) > 0, self, name, "a number > 0")
-        require_at_least(0, self, "weight_decay", "power", "auxiliary_weight", "evaluations")
+        require_range(0, LARGEST, self, "weight_decay", "power", "auxiliary_weight")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
@@ -192,8 +195,8 @@ class Experiment:
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
-        legal = bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name)
-        require(legal, self, "name", "letters, digits, '-', '_' and '.' only: it names a folder")
+        legal = 0 < len(self.name.encode()) <= 200 and all(c.isalnum() or c in "-_." for c in self.name)
+        require(legal, self, "name", "letters, digits, '-', '_' and '.' only: it names a folder; at most 200 bytes")
         _require_one_task(self)
         if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
             size = self.data.height, self.data.width

@@ -1,12 +1,11 @@
 """How images are shown to a network in evaluation, and whether every image is large enough for that."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from apd.data.images import DataError, image_size, long_side_size
-from apd.fields import require
+from apd.fields import LONGEST_SIDE, require
 
 SMALLEST_SIDE = 32  # Pixels of the shortest side that a network takes.
 
@@ -34,14 +33,14 @@ class InferenceOptions:
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         window, stride, scales = self.window, self.stride, self.scales
-        two = isinstance(window, tuple) and len(window) == 2 and all(type(side) is int and side >= 1 for side in window)
-        expected = "None or (height, width), two whole numbers of at least 1 pixel"
+        two = isinstance(window, tuple) and [type(s) is int and 1 <= s <= LONGEST_SIDE for s in window] == [True] * 2
+        expected = f"None or (height, width), two whole numbers of at least 1 pixel and at most {LONGEST_SIDE}"
         require(window is None or two, self, "window", expected)
-        expected = "a part of the window, above 0 and at most 1: windows may not leave gaps"
-        require(_is_positive(stride) and stride <= 1, self, "stride", expected)
+        expected = "at least 0.01 of the window, thus above 0 and at most 1: windows may not leave gaps"
+        require(_is_positive(stride) and 0.01 <= stride <= 1, self, "stride", expected)
         require(isinstance(self.flip, bool), self, "flip", "True or False")
-        some = isinstance(scales, tuple) and bool(scales) and all(map(_is_positive, scales))
-        require(some, self, "scales", "at least one number above 0")
+        some = isinstance(scales, tuple) and 0 < len(scales) <= 64 and all(map(_is_positive, scales))
+        require(some, self, "scales", "at least one number above 0, at most 64 of them and none above 16")
         # 1 and 1.0 make one experiment with one fingerprint
         object.__setattr__(self, "stride", float(stride))
         object.__setattr__(self, "scales", tuple(map(float, scales)))
@@ -59,7 +58,7 @@ def scaled_side(side: int, scale: float) -> int:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-3 <= value <= 16
 
 
 WHOLE_IMAGE = InferenceOptions()  # The whole image, at its own size.

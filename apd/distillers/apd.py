@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apd.distill import APDLoss
 from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig, require_levels
 from apd.distillers.on_detectors import OnPyramid
-from apd.fields import require
+from apd.fields import require, shown
 from apd.losses import observation_loss
 from apd.perspective import CompactLabels
 from apd.validation import check_count
@@ -109,11 +109,14 @@ def dense_apd(
     (default) has stride 8, as the paper's segmentation networks. ``weights`` have no ``pixel_kd``, since there are no
     logits here; :func:`roi_kd` compares the boxes'.
     """
-    weights = dict(weights or {})
+    weights = {} if weights is None else weights
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights is a {type(weights).__name__}: expected a dict of terms and numbers")
     if weights.get("pixel_kd"):
-        raise ValueError(f"weights['pixel_kd']={weights['pixel_kd']}: a pyramid has no logits; add roi_kd() beside it")
-    sizes = (student_channels, teacher_channels, num_classes + 1)
-    options = {"width": width, "scale": scale, "ignore_index": NO_BOX, "weights": weights | {"pixel_kd": 0.0}}
+        given = shown(weights["pixel_kd"])
+        raise ValueError(f"weights['pixel_kd']={given}: a pyramid has no logits; add roi_kd() beside it")
+    sizes = (student_channels, teacher_channels, check_count("num_classes", num_classes) + 1)
+    options = {"width": width, "scale": scale, "ignore_index": NO_BOX, "weights": {**weights, "pixel_kd": 0.0}}
     return OnPyramid(lambda: APDLoss(*sizes, **options), levels=levels)
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apd.fields import require, require_types, require_weights
+from apd.fields import MOST, WIDEST, require, require_types, require_weights
 from apd.perspective import full_precision, match_grids, resize_labels, valid_pixels
-from apd.validation import MOST, WIDEST, check_call, check_count, check_ignore_index, without_infinities
+from apd.validation import check_call, check_count, check_ignore_index, without_infinities
 
 IGNORED = -1
 """What labels hold, inside this part of the package, at pixels that belong to no class."""
@@ -170,7 +170,7 @@ class Distiller(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Checked maps of one ``kind`` and labels on the coarser grid."""
         maps = {f"student_{kind}": student, f"teacher_{kind}": teacher}
-        check_call(self, maps, labels_BHW, trained=[f"student_{kind}"])
+        student, teacher = check_call(self, maps, labels_BHW, self.ignore_index, trained=[f"student_{kind}"]).values()
         if kind == "logits":
             teacher = without_infinities(teacher)
         student, teacher = match_grids(student, teacher.detach())

@@ -142,7 +142,7 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
         }
         self.memories = nn.ModuleDict(
             {
-                name: ClassMemory(num_classes, teacher_channels, slots=slots, samples=samples)
+                name: ClassMemory(self.num_classes, self.teacher_channels, slots=slots, samples=samples)
                 for name, (slots, samples) in sizes.items()
                 if self.weights[name]
             }

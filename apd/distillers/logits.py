@@ -106,10 +106,10 @@ class PixelKD(Distiller, config=PixelKDConfig):
     ) -> dict[str, Tensor]:
         """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not read."""
         logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
-        check_call(self, logits, labels, trained=["student_logits"])
+        logits = check_call(self, logits, labels, self.ignore_index, trained=["student_logits"])
         options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
         options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
-        return self._with_loss({"pixel_kd": pixel_kd_loss(student_logits, teacher_logits, labels, **options)})
+        return self._with_loss({"pixel_kd": pixel_kd_loss(*logits.values(), labels, **options)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class LSKD(Distiller, config=LSKDConfig):
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
-        if teacher.is_cpu and has_values(teacher) and teacher.amin() <= RULED_OUT / 2:
+        if teacher.is_cpu and has_values(teacher) and (teacher.amin(1)[labels_Bhw != IGNORED] <= RULED_OUT / 2).any():
             raise ValueError(
                 "teacher_logits holds -inf, with which a pixel's logits have no standard deviation: use PixelKD, or "
                 "give the class that is ruled out a finite logit"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from apd.distillers.base import LEVELS, NO_BOX, DetectorPair, Distiller, DistillerConfig, require_levels
 from apd.distillers.features import FitNet
 from apd.distillers.logits import DKD, DKDConfig, PixelKD
+from apd.fields import shown
 from apd.perspective import full_precision
 from apd.validation import check_choice, check_count, check_maps, check_trained, check_values
 
@@ -76,8 +77,9 @@ class OnPyramid(_OnDetectors):
         self, build: Callable[[], nn.Module], *, levels: Sequence[str], labels: Literal["classes", "inside"] = "classes"
     ) -> None:
         super().__init__()
-        if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(LEVELS):
-            raise ValueError(f"levels={tuple(levels)!r}: expected one or several of {', '.join(LEVELS)}, each once")
+        known = [level for level in LEVELS if isinstance(levels, list | tuple) and level in levels]
+        if not known or len(known) != len(levels):
+            raise ValueError(f"levels={shown(levels)}: expected one or several of {', '.join(LEVELS)}, each once")
         check_choice("labels", labels, ("classes", "inside"))
         self.levels, self.labels = tuple(levels), labels
         self.distillers = nn.ModuleDict({level: build() for level in self.levels})

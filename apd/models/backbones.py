@@ -69,10 +69,10 @@ def create_deep_resnet(
         network = timm.create_model(known.relative, block=known.block, layers=known.blocks, **arguments)
     if weights_file:
         try:
-            tensors = pretrained.read_tensors(weights_file)
+            tensors, _ = pretrained.read_tensors(weights_file)
             matched = pretrained.match_tensors(tensors, network.state_dict(), _semseg_name, left_out=("fc.",))
-        except (RuntimeError, OSError) as error:
-            raise RuntimeError(f"weights_file {weights_file} for backbone '{name}': {error}") from error
+        except RuntimeError as error:
+            raise RuntimeError(f"weights_file {weights_file!s:.200} for backbone '{name}': {error}") from error
         network.load_state_dict(matched, strict=True)
     dilate(network, output_stride, dilation)
     return network

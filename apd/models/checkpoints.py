@@ -32,21 +32,25 @@ _DEEPLABV3_OF_APD = _EVERYWHERE | {
 }
 
 
-def load_weights(model: Segmenter, path: str | Path) -> None:
+def load_weights(model: Segmenter, path: str | Path, *, sha256: str = "") -> str:
     """Fill a network from a file, strictly: one that this project wrote, or a released checkpoint.
 
     Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of semseg's code line (PSPNet),
     recognised by the names in the file. The network is built as theirs was: the defaults of
     :func:`~apd.models.build_segmenter`, but `dilation="all_convs"` for APD's networks of 60 classes. Nothing in the
-    file is executed. A RuntimeError says why it cannot be read or which tensors, strides or dilations differ.
+    file is executed. The result is the sha256 of the bytes that were loaded; they must have `sha256` where it is given.
+    A RuntimeError says why not, or which tensors, strides or dilations differ; the network is then as it was.
     """
     try:
-        tensors = read_tensors(path)
+        tensors, found = read_tensors(path)
+        if sha256 not in ("", found):
+            raise RuntimeError(f"the file has sha256 {found}, expected {sha256}: it is damaged or was replaced")
         released = any(name.startswith("layer0.") for name in tensors)  # the released code's stem
         matched = released_state_dict(tensors, model) if released else match_tensors(tensors, model.state_dict())
     except RuntimeError as error:
-        raise RuntimeError(f"{path}: {error}") from error
+        raise RuntimeError(f"{path!s:.200}: {error}") from error
     model.load_state_dict(matched, strict=True)
+    return found
 
 
 def released_state_dict(tensors: Mapping[str, Tensor], model: Segmenter) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from apd.distillers.base import LEVELS
+from apd.models.pretrained import hub_tensors, wrong_values
 
 DetectorWeights = Literal["none", "imagenet"]
 # side of a box that is pooled from level "2", in smallest anchors: torchvision's 224 pixels for its 32
@@ -130,11 +131,11 @@ def _pyramid(backbone: str, width: int, *, pre_trained: bool) -> BackboneWithFPN
 def fetch_weights(weights: WeightsEnum, what: str) -> Mapping[str, Tensor]:
     """The tensors of torchvision weights, downloaded or from torch's cache, checked by the hash in their name."""
     try:
-        return weights.get_state_dict(progress=True, check_hash=True)
+        return hub_tensors(weights)
     except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
         place = f"{torch.hub.get_dir()}/checkpoints"
         fix = f"put the file of {weights.url} into {place}, or use weights='none' (--network.weights none)"
-        reason = f"{weights} could not be fetched ({type(error).__name__}: {error})"
+        reason = f"{weights} could not be fetched ({type(error).__name__}: {error!s:.300})"
         raise RuntimeError(f"{what}: {reason}. Without a network, {fix}") from error
 
 
@@ -149,4 +150,8 @@ def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:
     try:
         body.load_state_dict(state, strict=True)  # torchvision renames keys of older files while loading
     except RuntimeError as error:
-        raise RuntimeError(f"torchvision's ImageNet weights of {backbone} do not fit: {error!s:.300}") from error
+        reason = " ".join(str(error).split())
+        raise RuntimeError(f"torchvision's ImageNet weights of {backbone} do not fit: {reason:.300}") from error
+    for name, value in body.state_dict().items():
+        if why := wrong_values(name, value):
+            raise RuntimeError(f"torchvision's ImageNet weights of {backbone}: {name} {why}")

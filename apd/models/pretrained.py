@@ -2,50 +2,68 @@
 
 import hashlib
 import importlib
+import io
+import os
+import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 COUNTER = ".num_batches_tracked"
+LARGEST_FILE = 2**31  # bytes (own choice): several times what the largest network and its optimiser's state take
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Names and tensors, on the CPU, of a safetensors file or a torch checkpoint, recognised by their first bytes.
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, on the CPU, of a safetensors file or a torch checkpoint, and the sha256 of what was read.
 
     Nothing in a torch checkpoint is executed. It may hold the tensors themselves or a mapping with them under
     `state_dict`. A `module.` in front of every name is taken off. A RuntimeError says why it cannot be read.
     """
-    with open(path, "rb") as file:
-        start = file.read(9)
+    content = _content(path)
     # a checkpoint is a zip archive since torch 1.6, a pickle before; a safetensors file has eight bytes of length, "{"
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
-        tensors = _read_checkpoint(path)
+    if content.startswith((b"PK\x03\x04", b"\x80")) and content[8:9] != b"{":
+        tensors = _read_checkpoint(content)
     else:
         try:
-            tensors = load_file(path)
+            tensors = load(content)
         except Exception as error:  # safetensors raises types of its own
             what = "the file does not begin like a torch checkpoint and cannot be read as safetensors"
-            raise RuntimeError(f"{what}: {error}") from error
+            raise RuntimeError(f"{what}: {error!r:.200}") from error
     whole = all(name.startswith("module.") for name in tensors)
-    return {name.removeprefix("module." if whole else ""): value for name, value in tensors.items()}
+    tensors = {name.removeprefix("module." if whole else ""): value for name, value in tensors.items()}
+    return tensors, hashlib.sha256(content).hexdigest()
 
 
-def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def _content(path: str | Path) -> bytes:
+    """All bytes of a regular file: a pipe would be waited for, and a device never ends."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if Path(path).exists() and not (Path(path).is_file() and os.path.getsize(path) <= LARGEST_FILE):
+            raise RuntimeError(f"this is a folder, a pipe or a device, or longer than {LARGEST_FILE} bytes")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"the file cannot be read: {error!r:.200}") from error
+
+
+def _read_checkpoint(file: bytes) -> dict[str, Tensor]:
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(file)).infolist() if file.startswith(b"PK") else []
+        if sum(entry.file_size for entry in entries) > len(file):  # torch compresses nothing
+            raise RuntimeError("its entries are longer than the file itself")
+        content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         why = "the file holds more than tensors and plain values, and is not unpickled, because that can run any code"
         fix = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
-        raise RuntimeError(f"{why}. Where you trust it, save its tensors alone: {fix}. ({error!s:.200})") from error
+        raise RuntimeError(f"{why}. Where you trust it, save its tensors alone: {fix}. ({error!r:.200})") from error
     except Exception as error:  # a damaged file fails in whatever way its broken bytes lead to
-        reason = f"{type(error).__name__}: {error!s:.200}"
-        raise RuntimeError(f"the file cannot be read as a torch checkpoint: {reason}") from error
+        raise RuntimeError(f"the file cannot be read as a torch checkpoint: {error!r:.200}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -53,7 +71,9 @@ def _read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             expected = "tensors by name, or such a mapping under 'state_dict'"
-            raise RuntimeError(f"the file holds a {type(value).__name__} under {name!r}, expected {expected}")
+            raise RuntimeError(f"the file holds a {type(value).__name__} under {name!r:.80}, expected {expected}")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise RuntimeError(f"the file's {name!r:.80} is sparse, quantised or without values, expected plain values")
     return content
 
 
@@ -64,28 +84,42 @@ def match_tensors(
     *,
     left_out: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """A file's tensors under a network's names, when they agree one to one in name and shape; else a RuntimeError.
+    """A file's tensors under a network's names, when they agree in names, shapes and kinds; else a RuntimeError.
 
     Counters of batch norms may be missing all together, as in old files, and are 0 then. `their_name` gives the file's
     name for one of the network's, `left_out` beginnings of the file's names that are not wanted, as a classifier's.
     """
     has_counters = any(name.endswith(COUNTER) for name in tensors)
-    known, missing, misshaped, matched = set(), [], [], {}
+    known, missing, wrong, matched = set(), [], [], {}
     for ours, wanted in expected.items():
         known.add(theirs := their_name(ours))
         if theirs not in tensors and theirs.endswith(COUNTER) and not has_counters:
             matched[ours] = torch.zeros(wanted.shape, dtype=wanted.dtype)
         elif theirs not in tensors:
             missing.append(f"{theirs} is missing")
-        elif tensors[theirs].shape != wanted.shape:
-            misshaped.append(f"{theirs} is {tuple(tensors[theirs].shape)}, expected {tuple(wanted.shape)}")
+        elif (value := tensors[theirs].detach()).shape != wanted.shape:
+            wrong.append(f"{theirs} is {tuple(value.shape)!s:.60}, expected {tuple(wanted.shape)}")
+        elif value.dtype not in (FLOATS if wanted.is_floating_point() else (torch.int64, torch.int32)):
+            wrong.append(f"{theirs} is {value.dtype}, expected {wanted.dtype}")
         else:
-            matched[ours] = tensors[theirs]
-    unknown = [f"{name} is unknown" for name in tensors if name not in known and not name.startswith(left_out)]
-    if problems := missing + unknown + misshaped:
+            matched[ours] = value.to(wanted.dtype)
+            if why := wrong_values(ours, matched[ours]):
+                wrong.append(f"{theirs} {why}")
+    unknown = [f"{name:.80} is unknown" for name in tensors if name not in known and not name.startswith(left_out)]
+    if problems := missing + unknown + wrong:
         count = "1 tensor differs:" if len(problems) == 1 else f"{len(problems)} tensors differ, first"
         raise RuntimeError(f"{count} {'; '.join(problems[:3])}")
     return matched
+
+
+def wrong_values(name: str, value: Tensor) -> str:
+    """Why a tensor of that name cannot have these values; empty where it can. Published variances may be 0."""
+    least = {"image_std": 1e-6, "running_var": 0, "num_batches_tracked": 0}.get(name.rpartition(".")[2], -torch.inf)
+    if value.is_meta or not (value.is_floating_point() or least == 0):
+        return ""
+    if not value.isfinite().all():
+        return "holds NaN or an infinity"
+    return f"holds {value.min():g}, expected at least {least:g}" if (value < least).any() else ""
 
 
 # timm's layers, and what the offline packages and torchvision call them; the first stage's blocks have no expansion
@@ -163,9 +197,7 @@ def offline_file(name: str) -> Path:
     path = Path(getattr(package, known.file_class).get_model_file_path())
     if not path.is_file():
         raise RuntimeError(f"{what}: {path} is missing. Re-install: {advice}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != known.sha256:
+    if (found := hashlib.sha256(_content(path)).hexdigest()) != known.sha256:
         wrong = f"{path} has sha256 {found}, expected {known.sha256}; the file is damaged or another version"
         raise RuntimeError(f"{what}: {wrong}. Re-install: {advice}")
     return path
@@ -182,6 +214,15 @@ def load_offline_weights(network: nn.Module, name: str) -> None:
         raise RuntimeError(f"{path.name} does not fit the network: {error}. {fix}") from error
 
 
+def hub_tensors(entry: Any) -> Mapping[str, Tensor]:
+    """torchvision's tensors, downloaded, or from torch's cache, whose files torch itself does not check again."""
+    name = entry.url.rpartition("/")[2]
+    cached, wanted = Path(torch.hub.get_dir(), "checkpoints", name), Path(name).stem.rpartition("-")[2]
+    if cached.exists() and not hashlib.sha256(_content(cached)).hexdigest().startswith(wanted):
+        raise RuntimeError(f"{cached} is damaged, its sha256 does not begin with {wanted}: delete it")
+    return entry.get_state_dict(map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+
+
 def load_torchvision_weights(network: nn.Module, name: str) -> None:
     """Fill timm's feature network with torchvision's ImageNet weights, downloaded once or from the local cache."""
     from torchvision.models import get_weight
@@ -191,11 +232,10 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
         raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, expected {known}")
     entry = get_weight(TORCHVISION_WEIGHTS[name])
     try:
-        checkpoint = entry.get_state_dict(map_location="cpu", progress=False, check_hash=True, weights_only=True)
-        network.load_state_dict(classifier_tensors(checkpoint, network, torchvisions=True), strict=True)
+        network.load_state_dict(classifier_tensors(hub_tensors(entry), network, torchvisions=True), strict=True)
     except (RuntimeError, OSError) as error:  # urllib's errors are OSErrors
         what = f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url})"
-        raise RuntimeError(f"{what}, and failed: {type(error).__name__}: {error}. {_ADVICE}") from error
+        raise RuntimeError(f"{what}, and failed: {type(error).__name__}: {error!s:.300}. {_ADVICE}") from error
 
 
 def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
@@ -210,11 +250,14 @@ def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
         try:
             network = timm.create_model(name, pretrained=True, **arguments)
         except Exception as error:  # the hub's clients raise errors of their own kinds
-            tried = f"timm's own ({cfg.hf_hub_id or cfg.url}), and failed: {type(error).__name__}: {error}"
+            tried = f"timm's own ({cfg.hf_hub_id or cfg.url}), and failed: {type(error).__name__}: {error!s:.300}"
             raise RuntimeError(f"{what}: tried {tried} {_ADVICE}") from error
     # timm only logs tensors that a feature network misses in the file; what still equals the random start was missed
     untouched = [k for k, value in network.named_parameters() if value.ndim > 1 and torch.equal(value, start[k])]
     if untouched:
         left = f"{len(untouched)} weights at their random start, the first is {untouched[0]}"
         raise RuntimeError(f"{what}: timm's file left {left}. {_ADVICE}")
+    for key, value in network.state_dict().items():
+        if why := wrong_values(key, value):
+            raise RuntimeError(f"{what}: {key} of timm's file {why}. {_ADVICE}")
     return network

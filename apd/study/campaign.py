@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
+from apd.fields import UsageError
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.parallel import side_by_side
 from apd.training.checkpoint import RunBusyError
@@ -107,8 +108,8 @@ def run_campaign(
     experiments diverged or were given up; and all that `train` raises.
     """
     for option, value, least in (("workers", workers, 0), ("processes", processes, 1)):
-        if value < least:
-            raise CampaignError(f"{option} = {value}: expected a whole number of at least {least}")
+        if not least <= value <= 256:
+            raise CampaignError(f"{option} = {value}: expected a whole number of at least {least} and at most 256")
     if minutes is not None and not 0 < minutes < math.inf:
         raise CampaignError(f"minutes = {minutes}: expected a number above 0")
     ranks = join()
@@ -137,6 +138,11 @@ def run_campaign(
 def parsed(arguments: list[str] | None, prog: str) -> dict[str, Any]:
     """The keywords of `run_campaign` from a command line, without a library: a bare GPU machine has none."""
     parser = argparse.ArgumentParser(prog=prog, description=f"Campaigns: {', '.join(CAMPAIGNS)}.")
+
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(f"{message}; {prog} --help lists the options")
+
+    parser.error = refuse
     parser.add_argument("name", metavar="NAME", help="of the campaign")
     parser.add_argument("--records", dest="folder", type=Path, help="folder of the records (book/results/NAME)")
     parser.add_argument("--device", help="torch device (cuda where there is one, else cpu)")
@@ -149,8 +155,8 @@ def parsed(arguments: list[str] | None, prog: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of `python -m apd.study.campaign`. Returns the exit code."""
-    options = parsed(arguments, "python -m apd.study.campaign")
-    return exit_code_of(lambda: 0 * len(run_campaign(**options)), "apd.study.campaign")
+    prog = "python -m apd.study.campaign"
+    return exit_code_of(lambda: 0 * len(run_campaign(**parsed(arguments, prog))), "apd.study.campaign")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Exit codes: 0 done, 1 a mistake, 2 a command line that cannot be understood, 130 stopped; a traceback is a defect."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from apd.config.experiment import ExperimentError
 from apd.data.coco import DetectionExtraMissing
 from apd.data.images import DataError, DataWarning
 from apd.evaluation.export import ExportError
-from apd.fields import UsageError
+from apd.fields import CONTROLS, UsageError
 from apd.training.checkpoint import CheckpointError, RunBusyError
 from apd.training.distributed import LostRankError, leave, of_every_rank, started_rank
 from apd.training.record import RecordError
@@ -23,6 +24,8 @@ USER_ERRORS = (
     *(CheckpointError, DataError, DetectionExtraMissing, ExperimentError, ExportError, LostRankError),
     *(NonFiniteLossError, RecordError, RunBusyError, TeacherError, UnfinishedRunsError),
 )
+DEFECTS = (AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
+LONGEST_MESSAGE = 1000  # characters (own choice)
 
 
 def exit_code_of(command: Callable[[], int], program: str) -> int:
@@ -50,13 +53,18 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
         error, code = caught, 1
     except torch.OutOfMemoryError as caught:
         error, code = RuntimeError(out_of_memory(caught)), 1
+    except DEFECTS:
+        raise
+    except Exception as caught:  # what a library, the system or a file could raise that no reader has foreseen
+        error, code = f"{type(caught).__name__}: {str(caught) or 'no reason is given'}", 1
     except KeyboardInterrupt as caught:
         error, code = caught, 130
         if not isinstance(caught, StoppedError):
             error = of_every_rank(KeyboardInterrupt("stopped"))
     rank = started_rank()
     if not (rank and getattr(error, "of_every_rank", False)):
-        print(f"{program}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+        message = re.sub(CONTROLS, "?", " ".join(str(error).split()))  # names of files may hold what a terminal obeys
+        print(f"{program}{f' (rank {rank})' if rank else ''}: {message:.{LONGEST_MESSAGE}}", file=sys.stderr)
     return leave(code)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
+from apd.models.checkpoints import load_weights
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
@@ -63,8 +63,8 @@ def train(
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
     task = task_of(experiment)
     require_equal_parts(experiment.training, ranks, task.least_part(ranks, where))
-    if workers < 0:
-        raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0")
+    if not 0 <= workers <= 256:
+        raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0 and at most 256")
     with ranks.hold(folder, wait=wait):
         if record := ranks.on_rank_zero(lambda: _finished(folder)):  # by the process that we waited for
             return record
@@ -114,12 +114,13 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
     if not (folder / "record.json").exists():
         raise CheckpointError(f"{folder}: this run has not finished; train(experiment) finishes it")
     record = read_record(folder / "record.json")
-    path = folder / "weights.safetensors"
-    if not path.exists() or sha256_of(path) != record.content["weights_sha256"]:
-        raise CheckpointError(f"{path} is missing or damaged; delete {folder / 'record.json'} to finish the run again")
     network, task = record.experiment.network, task_of(record.experiment)
     model = task.network(network, len(record.class_names), choose_device(device), seed=0, weights_follow=True)
-    model.load_state_dict(load_file(path))
+    path, fix = folder / "weights.safetensors", f"delete {folder / 'record.json'} to finish the run again"
+    try:
+        load_weights(model, path, sha256=record.content["weights_sha256"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is missing or damaged; {fix}") from error
     return model.eval()
 
 

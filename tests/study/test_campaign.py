@@ -169,8 +169,8 @@ def test_an_unknown_experiment_or_a_damaged_record_stops_a_campaign_before_it_st
 
 
 WRONG = [
-    ("--workers=-1", "workers = -1: expected a whole number of at least 0"),
-    ("--processes=0", "processes = 0: expected a whole number of at least 1"),
+    ("--workers=-1", "workers = -1: expected a whole number of at least 0 and at most 256"),
+    ("--processes=0", "processes = 0: expected a whole number of at least 1 and at most 256"),
     ("--minutes=nan", "minutes = nan: expected a number above 0"),
 ]
 

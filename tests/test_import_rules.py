@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "apd").rglob("*.py"))
 
 # part of the project: (lines at most, files at most); files and lines of a folder and a file of the package
-BUDGETS = {"apd without report": (14_000, 80), "report": (2_800, 15), "tests": (16_000, None)}
+BUDGETS = {"apd without report": (15_000, 85), "report": (2_800, 15), "tests": (17_500, None)}
 MOST_FILES, OF_TRAINING = 12, 14
 LINES = range(60, 321)
 

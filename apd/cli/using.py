@@ -13,10 +13,10 @@ from apd.cli.app import parse
 from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides, shown_size
-from apd.data.coco import coco_library, coco_spec
+from apd.data.coco import coco_spec
 from apd.data.image_folder import names_of
 from apd.data.images import DataError
-from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.instances import InstanceSample, InstanceSpec, coco_library
 from apd.data.scenes import OBJECTS
 from apd.evaluation import inference as segmentation
 from apd.evaluation import predict as predictions

@@ -1,20 +1,21 @@
-"""Reader for a COCO instances file; run lengths are read here, since libraries write past the end of a short mask."""
+"""Reader for a COCO instances file: every number and name in it is held to what can be meant before it is used."""
 
 import hashlib
 import json
+import os
+import re
+import stat
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from apd.data.image_folder import find_data, names_of
 from apd.data.images import DataError, MissingData, read_image
-from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.instances import InstanceSample, InstanceSpec, coco_library, decode, is_number, shortened
 
 _ANNOTATIONS = "annotations/instances_{split}.json"
 _FIELDS: dict[str, dict[str, type]] = {
@@ -22,20 +23,8 @@ _FIELDS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "height": int, "width": int},
     "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
 }
-
-
-class DetectionExtraMissing(ImportError):
-    """faster-coco-eval is not installed."""
-
-
-def coco_library(purpose: str) -> ModuleType:
-    """The package faster_coco_eval, or DetectionExtraMissing with what it is wanted for and how to get it."""
-    try:
-        import faster_coco_eval
-    except ImportError as error:
-        fix = "`pip install -e '.[detection]'` in the project's folder, or `pip install faster-coco-eval` anywhere"
-        raise DetectionExtraMissing(f"{purpose} needs the package faster-coco-eval: install it with {fix}") from error
-    return faster_coco_eval
+_BYTES = 2 << 30  # most of a file, and of one image's masks (own choice): LVIS's file has 1.1 GB, COCO's 0.45
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|^.{4096}|^$", re.DOTALL)  # of a file or class
 
 
 class CocoInstances:
@@ -85,7 +74,8 @@ class CocoInstances:
             # the constants are settings that are no more: records keep their fingerprints
             digest = hashlib.sha256(f"{(None, self._with_masks, 1)} {self._digest}\n".encode())
             for image in self._images:
-                content = hashlib.sha256(image["path"].read_bytes()).hexdigest()
+                with image["path"].open("rb") as opened:
+                    content = hashlib.file_digest(opened, "sha256").hexdigest()
                 digest.update(f"{content} {image['file_name']}\n".encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -133,20 +123,25 @@ def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
     within = [text.replace("{split}", split) for text in wanted]
     paths = [root / path for path in within]
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # False, unlike Path's own, of a name too long
             expected = " and ".join(f"{name}/{part}" for part in within)
-            raise MissingData(f"{path} is missing: expected {expected} (COCO 2017's tree, unless set otherwise)")
+            raise MissingData(f"{path!s:.300} is missing: expected {expected:.300} (COCO 2017's tree, if not set)")
     return paths
 
 
 def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
     """The file's sha256 and content, whose three lists have all their fields, of their kinds, and differing ids."""
     try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _BYTES:  # reading a pipe would wait for ever
+            raise ValueError(f"expected a file, no folder, pipe or device, of at most {_BYTES >> 30} GiB")
         data = file.read_bytes()
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise MissingData(f"annotation file {file} is missing") from error
-    except ValueError as error:
+    except MemoryError as error:
+        raise DataError(f"{file} takes more memory than there is") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON ({error}): damaged or truncated, fetch it again") from error
     for part, fields in _FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
@@ -155,13 +150,22 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
         for number, entry in enumerate(content[part]):
             for field, kind in fields.items():
                 value = entry.get(field) if isinstance(entry, dict) else None
-                if not isinstance(value, kind) or isinstance(value, bool):
-                    wrong = f"{part}[{number}] has {field} = {value!r:.60}"
+                odd = (kind is int and not is_number(value)) or (kind is str and _NO_NAME.search(str(value)))
+                if type(value) is not kind or odd:  # a bool is no int here
+                    wrong = f"{part}[{number}] has {field} = {shortened(value):.80}"
                     raise DataError(f"{file}: {wrong}: not what a COCO instances file holds")
-        ((number, count),) = Counter(entry["id"] for entry in content[part]).most_common(1) or [(0, 0)]
-        if count > 1:
-            raise DataError(f"{file}: {part} hold the id {number} twice; ids must differ")
+        for field in filter(fields.get, ("id", "file_name")):
+            ((value, count),) = Counter(entry[field] for entry in content[part]).most_common(1) or [(0, 0)]
+            if count > 1:
+                raise DataError(f"{file}: {part} hold the {field} {value!s:.80} twice; each must have its own")
     return hashlib.sha256(data).hexdigest(), content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys must differ: which of two values counts, readers do not agree on."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"an object has a key twice: {shortened([key for key, _ in pairs]):.80}")
+    return found
 
 
 def _categories(content: dict[str, Any], name: str, file: Path) -> InstanceSpec:
@@ -176,14 +180,17 @@ def _images(content: dict[str, Any], folder: Path, file: Path) -> list[dict[str,
     images = content["images"]
     if not images:
         raise DataError(f"{file} lists no image")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MissingData(f"image folder {folder} is missing")
     for image in images:
+        name, height, width = image["file_name"], image["height"], image["width"]
+        if min(height, width) < 1 or {"", ".", ".."} & set(name.split("/")):
+            raise DataError(f"{file}: image {name!r:.80} of {height}×{width} pixels: expected a path below {folder}")
         # a file system may store an accent in another form than the JSON file
-        forms = [image["file_name"], *(unicodedata.normalize(form, image["file_name"]) for form in ("NFC", "NFD"))]
-        image["path"] = next((folder / name for name in forms if (folder / name).exists()), None)
+        forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+        image["path"] = next((folder / name for name in forms if os.path.isfile(folder / name)), None)
     if missing := [image["file_name"] for image in images if image["path"] is None]:
-        raise MissingData(f"{folder / missing[0]} is missing ({len(missing)} of {len(images)} images of {file.name})")
+        raise MissingData(f"{folder}/{missing[0]:.99} is missing ({len(missing)} of {len(images)} images of {file})")
     return images
 
 
@@ -200,8 +207,8 @@ def _objects(
             raise DataError(f"{where} is of image {entry['image_id']}, which is not among the images")
         if entry["category_id"] not in label_of:
             raise DataError(f"{where} is of category {entry['category_id']}, which is not among the categories")
-        if len(box) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in box):
-            raise DataError(f"{where} has bbox = {box!r:.60}: expected [x, y, width, height], four finite numbers")
+        if len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
+            raise DataError(f"{where} has bbox = {shortened(box):.80}: expected [x, y, width, height], sides from 0")
         if masks and not entry.get("segmentation"):
             raise DataError(f"{where} has no segmentation: read this file with masks=False (--data.no-masks)")
         image = images[place_of[entry["image_id"]]]
@@ -209,80 +216,15 @@ def _objects(
         x1, y1 = min(float(image["width"]), float(box[0]) + box[2]), min(float(image["height"]), float(box[1]) + box[3])
         if x1 <= x0 or y1 <= y0:
             continue
-        area = entry.get("area", (x1 - x0) * (y1 - y0))
-        if not isinstance(area, int | float) or not np.isfinite(area):
-            raise DataError(f"{where} has area = {area!r:.60}: expected a finite number")
-        crowd, label = bool(entry.get("iscrowd", 0)), label_of[entry["category_id"]]
-        found = {"id": entry["id"], "label": label, "box": (x0, y0, x1, y1), "crowd": crowd, "area": float(area)}
-        found |= {"segmentation": entry.get("segmentation") if masks else None}
+        area, crowd = entry.get("area", (x1 - x0) * (y1 - y0)), entry.get("iscrowd", 0)
+        if not is_number(area) or area < 0:
+            raise DataError(f"{where} has area = {shortened(area):.80}: expected a finite number, 0 or greater")
+        if crowd not in (0, 1):
+            raise DataError(f"{where} has iscrowd = {shortened(crowd):.80}: expected 0 or 1")
+        found = {"id": entry["id"], "label": label_of[entry["category_id"]], "box": (x0, y0, x1, y1)}
+        found |= {"crowd": bool(crowd), "area": float(area), "segmentation": entry["segmentation"] if masks else None}
         objects[place_of[entry["image_id"]]].append(found)
+    for image, own in zip(images, objects, strict=True):
+        if masks and len(own) * image["height"] * image["width"] > _BYTES:
+            raise DataError(f"{image['path']} has {len(own)} masks, over {_BYTES >> 30} GiB: cut it, or masks=False")
     return objects, len(content["annotations"]) - sum(map(len, objects))
-
-
-def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels (height, width) of one annotation's `segmentation`; a ValueError says what is wrong with it.
-
-    That is a list of polygons [x, y, x, y, ...] (for which faster-coco-eval is needed), or a mapping with `size` [rows,
-    columns] and `counts`, the lengths of the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
-    """
-    if isinstance(segmentation, dict):
-        return _from_runs(segmentation, height, width)
-    if not segmentation or not isinstance(segmentation, list):
-        raise ValueError(f"segmentation is {segmentation!r:.60}: expected polygons, or a mapping with size and counts")
-    polygons = []
-    for polygon in segmentation:
-        points = np.asarray(polygon, dtype=np.float64) if isinstance(polygon, list) else np.empty(0)
-        if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
-            raise ValueError(f"segmentation holds {polygon!r:.60}: expected three or more points x, y, as numbers")
-        polygons.append(points.tolist())
-    library = coco_library("drawing the polygons of a COCO annotation").mask
-    return library.decode(library.merge(library.frPyObjects(polygons, height, width))).astype(bool)
-
-
-def encode(masks_NHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Masks (N, H, W) as COCO's packed run lengths, one mapping with `size` and `counts` each; needs the extra."""
-    if len(masks_NHW) == 0:
-        return []
-    columns_HWN = np.asfortranarray(np.moveaxis(masks_NHW, 0, -1).astype(np.uint8))
-    return coco_library("packing masks").mask.encode(columns_HWN)
-
-
-def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    whole = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    if not whole or min(size) < 1 or not isinstance(counts, list | str | bytes):
-        raise ValueError(f"segmentation is {segmentation!r:.60}: expected size [rows, columns] and counts")
-    if tuple(size) != (height, width):
-        raise ValueError(f"segmentation has size {size[0]}×{size[1]}, its image {height}×{width}")
-    pixels = height * width
-    runs = np.asarray(unpack(counts) if isinstance(counts, str | bytes) else counts)
-    # each run is held to the image first: a sum of huge ones could wrap round to its size
-    fits = runs.dtype.kind in "iu" and runs.ndim == 1 and ((runs >= 0) & (runs <= pixels)).all()
-    if not fits or len(runs) > 2 * pixels + 1 or runs.sum() != pixels:
-        raise ValueError(f"segmentation's counts do not fill its size {height}×{width}: damaged")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-
-
-def unpack(text: str | bytes) -> list[int]:
-    """The run lengths in COCO's packed form; ValueError where it ends inside a number or holds another character.
-
-    Numbers are groups of five bits, the lowest first, as characters from "0" on; the sixth bit says that it goes on,
-    the highest of the last group is the sign. From the fourth on, a number is the difference from that before the last.
-    """
-    values = np.frombuffer(text.encode("latin-1", "replace") if isinstance(text, str) else text, np.uint8).astype(int)
-    values = values - 48
-    if ((values < 0) | (values > 63)).any():
-        raise ValueError("segmentation's counts hold a character that packed run lengths do not have: damaged")
-    runs: list[int] = []
-    number, bits = 0, 0
-    for value in values.tolist():
-        number |= (value & 31) << bits
-        bits += 5
-        if not value & 32:
-            if value & 16:
-                number -= 1 << bits
-            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-            number, bits = 0, 0
-    if bits:
-        raise ValueError("segmentation's counts end inside a number: damaged")
-    return runs

@@ -16,10 +16,9 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import unit_range
-from apd.data.coco import decode
 from apd.data.image_folder import names_of
 from apd.data.images import DataError, read_image
-from apd.data.instances import InstanceSpec
+from apd.data.instances import InstanceSpec, decode
 from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, detect
 from apd.evaluation.inference import predict_labels, resized

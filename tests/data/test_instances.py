@@ -19,7 +19,7 @@ from torchvision.ops import masks_to_boxes
 
 from apd.data.augment import InstanceAugmentation, augment_instances
 from apd.data.batches import InstanceStream, evaluation_instance_batches, training_batches
-from apd.data.coco import CocoInstances, coco_split, decode, unpack
+from apd.data.coco import CocoInstances, coco_split
 from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as_target, class_map
 from apd.data.scenes import SceneInstances, Scenes
@@ -92,26 +92,6 @@ def test_masks_are_those_of_pycocotools(folder):
         wanted = [torch.from_numpy(reference.annToMask(copy.deepcopy(entry))).bool() for entry in entries]
         assert [torch.equal(a, b) for a, b in zip(sample.masks_NHW, wanted, strict=True)] == [True] * len(wanted)
     assert [mask.sum().item() for sample in data for mask in sample.masks_NHW] == [54, 120, 54]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_packed_runs_are_read_as_pycocotools_packs_them(seed):
-    from pycocotools import mask as reference
-
-    random = np.random.default_rng(seed)
-    height, width = random.integers(1, 70, 2)
-    block = int(random.integers(1, 12))
-    mask = np.kron(random.random((height // block + 1, width // block + 1)) < random.random(), np.ones((block, block)))
-    mask = mask[:height, :width].astype(bool)
-    packed = reference.encode(np.asfortranarray(mask.astype(np.uint8)))
-    for counts in (packed["counts"], packed["counts"].decode(), unpack(packed["counts"])):
-        assert (decode({"size": [int(height), int(width)], "counts": counts}, int(height), int(width)) == mask).all()
-
-
-def test_run_lengths_that_do_not_fill_the_image_are_refused_also_where_their_sum_wraps_round_to_it():
-    for runs in ([2**62, 2**62, 2**62, 2**62 + 4], [4, 2**63], [10**30], [-1, 5], [4, 1], [1.0, 3.0], [[4]], []):
-        with pytest.raises(ValueError, match="counts do not fill its size 2×2"):
-            decode({"size": [2, 2], "counts": runs}, 2, 2)
 
 
 def test_boxes_alone_need_no_segmentation(folder):

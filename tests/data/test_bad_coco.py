@@ -1,0 +1,149 @@
+"""COCO files that are wrong in some way are refused in one line, soon; masks are those of slow decoders."""
+
+import copy
+import json
+import os
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from bad_input import refused
+from hypothesis import given
+from hypothesis import strategies as st
+from miniatures import COCO_CONTENT, write_shapes
+
+from apd.data.coco import CocoInstances, coco_split
+from apd.data.images import DataError
+from apd.data.instances import decode
+
+HUGE, NAN, INF, ALL = 10**400, float("nan"), float("inf"), [12, 20]
+# fmt: off
+FAULTS = {  # of the first entry of each part, by field: what it must not hold
+    ("annotations", "bbox"): [
+        [True, 0, 5, 5], [0, 0, NAN, 5], [0, 0, INF, 5], ["0", 0, 5, 5], [[0], 0, 5, 5], [10**30, 0, 5, 5], [[[]]] * 4,
+        [0, 0, HUGE, 5], [0, 0, -5, 5], [0, 0, 5, None], [0, 0, 5], "0055", {}, None],
+    ("annotations", "area"): [-1, -0.5, True, "9", None, NAN, HUGE, 1e300, [9], {}],
+    ("annotations", "iscrowd"): ["0", "1", 2, -1, None, [], {}, 0.5, "no", HUGE],
+    ("annotations", "image_id"): [True, 7.0, "7", None, 8, [7], HUGE, 2**63],
+    ("annotations", "category_id"): [True, 44.0, "44", None, -44, [44], HUGE],
+    ("annotations", "id"): [2, True, "1", None, HUGE, NAN],
+    ("annotations", "segmentation"): [
+        None, [], {}, "x", 5, [[]], [5], [{}], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4]], [["1"] * 6], [[True] * 6],
+        [[[1, 2]] * 3], [[1, 2, 3, 4, 5, None]], [[HUGE] * 6], [[NAN] * 6], [[1e15] * 6], [[-1e5] * 6],
+        [[0, 0, 1e8, 0, 1e8, 1e8]], [[0, 0, 2**31, 0, 5, 5]], [[1, 2] * 10**6], [[0, 0, 9, 0, 9, 9]] * 10**5,
+        *({"size": ALL, "counts": runs} for runs in (
+            [], [240.0], [True] * 240, [-1, 241], [HUGE], ["240"], [[240]], [2**62, 2**62, 2**62, 2**62 + 240],
+            [0] * 10**6, [2**64 + 240], "P" * 10**6, "0" * 10**6, "", "é", "`7o", "PPPPPPPPPPPP0", {}, 5)),
+        *({"size": size, "counts": [240]} for size in (
+            [20, 12], [240], [4 * 10**4] * 2, ["12", 20], [-12, -20], HUGE, [12, HUGE])),
+        {"counts": [240]}, {"size": ALL}],
+    ("images", "id"): [3, "7", True, None, 7.0, HUGE],
+    ("images", "file_name"): [
+        "../train/wide.png", "/etc/hostname", "a/../wide.png", "./wide.png", "tall.jpg", "", "x" * 5000, "x" * 255, 7,
+        "wide.png\n", "wide\0.png", "\ud800.png", "\udcff.png", "pipe", "folder", "device", None, ["wide.png"]],
+    ("images", "height"): [0, -12, 13, 12.0, "12", True, None, 10**9, HUGE],
+    ("categories", "id"): [2, True, 44.0, "44", None, HUGE],
+    ("categories", "name"): ["disc", "", "a\nb", "\x1b[31m", "\ud800", 5, None],
+}
+WHOLE = json.dumps(COCO_CONTENT).encode()
+FILES = {  # in place of the annotation file
+    "nothing": b"", "cut": WHOLE[:-9], "zeros": b"\0" * 100, "a list": b"[]", "not UTF-8": b'{"images": "\xff"}',
+    "deep lists": b"[" * 10**6, "deep mappings": b'{"a":' * 10**5, "a long number": b"9" * 10**4, "text": b"images",
+    "a key twice": WHOLE[:-1] + b', "images": []}', "a pipe": os.mkfifo, "a folder": os.mkdir,
+    "an inner key twice": WHOLE.replace(b'"iscrowd": 0', b'"iscrowd": 1, "iscrowd": 0', 1),
+    "a device": lambda file: file.symlink_to("/dev/zero"),
+    "a huge file": lambda file: (file.touch(), os.truncate(file, 10**13)),
+}
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """A reader of the miniature with other values in the first entry of a part, or of another file."""
+    shapes = write_shapes(tmp_path_factory.mktemp("bad")) / "shapes"
+    os.mkfifo(shapes / "train" / "pipe")
+    (shapes / "train" / "folder").mkdir()
+    (shapes / "train" / "device").symlink_to("/dev/zero")
+
+    def read(part="info", file="any", **fields):
+        content = copy.deepcopy({**COCO_CONTENT, "info": [{}]})
+        content[part][0] |= fields
+        path = shapes / "annotations" / f"{file}.json"
+        given = FILES.get(file, json.dumps(content).encode())
+        path.write_bytes(given) if isinstance(given, bytes) else given(path)
+        return list(CocoInstances(path, shapes / "train"))
+
+    return read
+
+
+@pytest.mark.parametrize(("place", "value"), [(place, value) for place, values in FAULTS.items() for value in values])
+def test_a_value_that_cannot_be_meant_is_refused(read, place, value):
+    refused(lambda: read(place[0], **{place[1]: value}), DataError)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_coco_file_is_refused(read, name):
+    refused(lambda: read(file=name), DataError, names=(f"{name}.json",))
+
+
+def test_more_masks_than_memory_holds_and_names_that_are_too_long_are_refused(read, tmp_path, monkeypatch):
+    monkeypatch.setattr("apd.data.coco._BYTES", 10**5)
+    refused(lambda: read("images", height=10**3, width=10**3), DataError, names=("wide.png has 2 masks",))
+    monkeypatch.setenv("APD_DATA", str(write_shapes(tmp_path)))
+    refused(lambda: coco_split("shapes", "x" * 5000), DataError)
+
+
+def packed(runs):
+    """Run lengths as COCO packs them, by its description."""
+    text = ""
+    for place, run in enumerate(runs):
+        rest = run - runs[place - 2] if place > 2 else run
+        while not -16 <= rest < 16:
+            text, rest = text + chr(48 + 32 + rest % 32), rest // 32
+        text += chr(48 + rest % 32)
+    return text
+
+
+LENGTHS = st.integers(-3, 40) | st.sampled_from([2**31, 2**32 + 1, 2**62, 2**63 - 1, 2**63, -(2**63), 2**64 + 4, HUGE])
+SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
+POINTS = st.tuples(st.integers(-36, 80), st.integers(-36, 80))
+
+
+@given(SIDES, st.lists(LENGTHS, max_size=8), st.booleans())
+def test_run_lengths_are_read_pixel_by_pixel_or_refused_as_numbers_and_packed(sides, runs, filling):
+    runs = [*runs, sides[0] * sides[1] - sum(runs)] if filling else runs
+    for counts in (runs, packed(runs), packed(runs).encode()):
+        if not runs or min(runs) < 0 or sum(runs) != sides[0] * sides[1]:
+            refused(lambda counts=counts: decode({"size": [*sides], "counts": counts}, *sides), ValueError)
+            continue
+        pixels = [place % 2 == 1 for place, run in enumerate(runs) for _ in range(run)]
+        assert decode({"size": [*sides], "counts": counts}, *sides).T.ravel().tolist() == pixels
+
+
+@given(SIDES, st.lists(POINTS, min_size=3, max_size=7))
+def test_a_pixel_lies_in_a_polygon_where_a_line_from_its_centre_leaves_over_an_odd_number_of_edges(sides, points):
+    centre_YX2 = np.moveaxis(np.indices(sides)[::-1], 0, -1) + 0.5
+    inside_YX, clear_YX = np.zeros(sides, bool), np.ones(sides, bool)
+    for a, b in zip(np.array(points) / 4, np.roll(points, -1, 0) / 4, strict=True):
+        along_YX = np.dot(centre_YX2 - a, b - a) / max(np.dot(b - a, b - a), 1e-12)
+        nearest_YX2 = a + along_YX.clip(0, 1)[..., None] * (b - a)
+        clear_YX &= np.linalg.norm(centre_YX2 - nearest_YX2, axis=-1) > 0.8  # drawing rounds to fifths of a pixel
+        x_YX = a[0] + (centre_YX2[..., 1] - a[1]) / (b[1] - a[1] or 1) * (b[0] - a[0])
+        inside_YX ^= ((a[1] > centre_YX2[..., 1]) != (b[1] > centre_YX2[..., 1])) & (x_YX > centre_YX2[..., 0])
+    assert (decode([(np.ravel(points) / 4).tolist()], *sides) == inside_YX)[clear_YX].all()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | LENGTHS | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(["size", "counts", "id"]), inner),
+)
+
+
+@given(st.sampled_from(sorted(FAULTS)), JSON)
+def test_any_value_is_refused_or_gives_samples_that_hold_what_is_promised(read, place, value):
+    with suppress(DataError):
+        for sample in read(place[0], **{place[1]: value}):
+            x0, y0, x1, y1 = sample.boxes_N4.T
+            height, width = sample.image_3HW.shape[1:]
+            assert ((x0 >= 0) & (y0 >= 0) & (x0 < x1) & (y0 < y1) & (x1 <= width) & (y1 <= height)).all()
+            assert (sample.areas_N.isfinite() & (sample.areas_N >= 0)).all()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command_line import run_script
-from fetching import FetchError
+from fetching import FetchError, list_in
 from label_trees import Labels, Pair, check_tree, convert_tree, files_by_stem, find_tree, paired
 from unpacking import Archive, fetch_all
 
@@ -25,7 +25,7 @@ ARCHIVES = (
     Archive(
         "ADEChallengeData2016.zip",
         FOLDER,
-        url="http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+        url="https://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
         inside=FOLDER,
         size=967_382_037,
         digest="sha256:7ff1be44964418441f542a7cc1e1a650e7dc0fc275f5d23252bc9bbdbc977b29",
@@ -69,9 +69,7 @@ def published_pairs(root: Path) -> dict[str, list[Pair]]:
 def published_labels(root: Path) -> Labels:
     """The 150 classes by their first names in objectInfo150.txt, whose number is the value in the maps."""
     file = root / "objectInfo150.txt"
-    if not file.is_file():
-        raise FetchError(f"{file} is missing; it lies in the published archive")
-    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split("\t") for line in list_in(file)]
     if [row[0].strip() for row in rows] != ["Idx", *map(str, range(1, CLASSES + 1))]:
         raise FetchError(f"{file} is not the published table: expected a head line and the classes 1 to {CLASSES}")
     names = [row[-1].split(",")[0].strip() for row in rows[1:]]

@@ -132,7 +132,7 @@ def published_hashes() -> dict[str, str]:
 def expected_hashes(root: Path) -> tuple[dict[str, str], bool]:
     """The hashes a tree must have, and whether it is an unpacked one (its own manifest lies in it)."""
     own = root / PACKED_MANIFEST
-    if own.is_file():
+    if own.is_file() and own.stat().st_size < 1 << 20:
         return _packed_hashes(own.read_text(encoding="utf-8", errors="replace"), str(own)), True
     return published_hashes(), False
 
@@ -202,7 +202,7 @@ def check_image(root: Path, name: str) -> tuple[str, tuple[int, int], np.ndarray
     size = (pixels.shape[1], pixels.shape[0])
     if not is_mask:
         return mode, size, np.zeros(len(CLASS_NAMES), dtype=np.int64)
-    for image in (root / name.split("annot/")[0]).glob(f"{Path(name).stem}.*"):
+    for image in (root / name.split("annot/")[0]).glob(f"{Path(name).stem}.[jp][pn]g"):
         with Image.open(image) as opened:
             if opened.size != size:
                 raise FetchError(f"{root / name} is {size[0]}×{size[1]}, its image {opened.width}×{opened.height}")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import run_script
-from fetching import FetchError
+from command_line import consent, run_script
+from fetching import FetchError, list_in, safe_name
 from label_trees import Labels, Pair, check_tree, convert_tree, files_by_stem, find_tree, in_order, paired, print_shares
 from PIL import Image
 from unpacking import Archive, fetch_all
@@ -30,11 +30,12 @@ SPLITS = {"train": ("train2017", 118287), "val": ("val2017", 5000)}
 CATEGORIES = 80
 LISTED = "as TensorFlow Datasets lists it; COCO publishes none"
 STUFF_COMMIT = "cad94560af961375160d9e9e55a1612bc319cd5b"
+HOST = "https://s3.amazonaws.com/images.cocodataset.org"  # the store behind COCO's own address, which has no https
 ARCHIVES = (
     Archive(
         "annotations_trainval2017.zip",
         f"{FOLDER}/annotations",
-        url="http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
+        url=f"{HOST}/annotations/annotations_trainval2017.zip",
         inside="annotations",
         size=252_907_541,
         digest="sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
@@ -58,7 +59,7 @@ ARCHIVES = (
     Archive(
         "val2017.zip",
         f"{FOLDER}/val2017",
-        url="http://images.cocodataset.org/zips/val2017.zip",
+        url=f"{HOST}/zips/val2017.zip",
         inside="val2017",
         size=815_585_330,
         digest="sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
@@ -67,7 +68,7 @@ ARCHIVES = (
     Archive(
         "train2017.zip",
         f"{FOLDER}/train2017",
-        url="http://images.cocodataset.org/zips/train2017.zip",
+        url=f"{HOST}/zips/train2017.zip",
         inside="train2017",
         size=19_336_861_798,
         digest="sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
@@ -79,9 +80,9 @@ ARCHIVES = (
 NEVER_LABELLED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 
-def fetch(dest: Path) -> None:
+def fetch(dest: Path, unverified: bool = False) -> None:
     """Download images, instances and pixel maps and make DEST/coco from them."""
-    fetch_all(dest, ARCHIVES)
+    fetch_all(dest, ARCHIVES, unverified=unverified)
     print(f"{dest / FOLDER} is unpacked. Now run `check` and `convert`")
 
 
@@ -115,12 +116,10 @@ def published_pairs(root: Path) -> dict[str, list[Pair]]:
 def published_labels(root: Path) -> Labels:
     """The 171 classes that occur: number n of labels.txt has the value n - 1 in the maps, and 255 has no label."""
     file = root / "labels.txt"
-    if not file.is_file():
-        raise FetchError(f"{file} is missing; it is in the repository nightrome/cocostuff")
-    lines = [line.split(": ", 1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if [line[0] for line in lines] != [str(number) for number in range(183)] or lines[0][1] != "unlabeled":
+    lines = [line.partition(": ") for line in list_in(file)]
+    if [line[0] for line in lines] != [str(number) for number in range(183)] or lines[0][2] != "unlabeled":
         raise FetchError(f"{file} is not the published list: expected the numbers 0 (unlabeled) to 182")
-    kept = [(number, name.strip()) for number, (_, name) in enumerate(lines) if number not in (0, *NEVER_LABELLED)]
+    kept = [(number, name.strip()) for number, (*_, name) in enumerate(lines) if number not in (0, *NEVER_LABELLED)]
     return Labels([name for _, name in kept], [number - 1 for number, _ in kept], ignored=[255])
 
 
@@ -136,21 +135,23 @@ def check_instances(root: Path, splits: Mapping[str, tuple[str, int]]) -> None:
         file = root / "annotations" / f"instances_{folder}.json"
         content = _read_json(file)
         if len(content["images"]) != count or len(content["categories"]) != CATEGORIES:
-            raise FetchError(
-                f"{file} has {len(content['images'])} images of {count} and {len(content['categories'])} categories of "
-                f"{CATEGORIES}"
-            )
-        own = {category["id"]: category["name"] for category in sorted(content["categories"], key=lambda c: c["id"])}
-        names = list(own.values())
-        by_id = {image["id"]: image for image in content["images"]}
+            found = f"{len(content['images'])} images of {count} and {len(content['categories'])} categories"
+            raise FetchError(f"{file} has {found} of {CATEGORIES}")
         found: Counter[int] = Counter()
-        for entry in content["annotations"]:
-            _check_object(entry, by_id, own, file)
-            found[entry["category_id"]] += 1
+        try:
+            own = {entry["id"]: entry["name"] for entry in sorted(content["categories"], key=lambda entry: entry["id"])}
+            names = list(own.values())
+            by_id = {image["id"]: image for image in content["images"]}
+            for entry in content["annotations"]:
+                _check_object(entry, by_id, own, file)
+                found[entry["category_id"]] += 1
+            crowds[split] = sum(entry["iscrowd"] for entry in content["annotations"])
+            paths = [root / folder / safe_name(image["file_name"], str(file)) for image in content["images"]]
+            sizes = [(image["width"], image["height"]) for image in content["images"]]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise FetchError(f"{file} is not a file of COCO's instances ({error!r:.80}); fetch it again") from error
         counts[split] = np.array([found[category] for category in own])
-        crowds[split] = sum(entry["iscrowd"] for entry in content["annotations"])
-        images = [(root / folder / image["file_name"], image) for image in content["images"]]
-        for _ in in_order(_check_size, images, f"instances {split}"):
+        for _ in in_order(_check_size, list(zip(paths, sizes, strict=True)), f"instances {split}"):
             pass
     print(f"{'instances':<12}{'images':>8}{'objects':>9}{'crowds':>8}")
     for split, (_, count) in splits.items():
@@ -166,35 +167,37 @@ def _check_object(entry: dict[str, Any], images: Mapping[int, Any], categories: 
     image = images[entry["image_id"]]
     touches = left <= image["width"] and top <= image["height"] and left + width >= 0 and top + height >= 0
     if not touches or width < 0 or height < 0:
-        raise FetchError(f"{file}: object {entry['id']} has the box {entry['bbox']}, which lies outside its image")
+        raise FetchError(f"{file}: object {entry['id']} has the box {entry['bbox']!s:.80}, outside its image")
 
 
-def _check_size(entry: tuple[Path, dict[str, Any]]) -> None:
-    path, image = entry
+def _check_size(entry: tuple[Path, tuple[int, int]]) -> None:
+    path, said = entry
     try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
         with Image.open(path) as opened:
             size = opened.size
     except OSError as error:
         raise FetchError(f"{path} is missing or cannot be read as an image ({error}); fetch the data again") from error
-    if size != (image["width"], image["height"]):
-        raise FetchError(f"{path} is {size[0]}×{size[1]}, its entry says {image['width']}×{image['height']}")
+    if size != said:
+        raise FetchError(f"{path} is {size[0]}×{size[1]}, its entry says {said[0]!s:.9}×{said[1]!s:.9}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file() or file.stat().st_size > 1 << 30:
+        raise FetchError(f"{file} is missing, or larger than 1 GiB; fetch the data again")
     try:
         content = json.loads(file.read_bytes())
-        if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        if not all(isinstance(content[part], list) for part in ("images", "annotations", "categories")):
             raise ValueError("it has no images, annotations and categories")
         return content
-    except FileNotFoundError as error:
-        raise FetchError(f"{file} is missing; fetch the data again") from error
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FetchError(f"{file} is not a file of COCO's instances ({error}); fetch it again") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the script; returns the exit code."""
-    return run_script("coco.py", __doc__, {fetch: ["dest"], check: ["root"], convert: ["root"]}, arguments)
+    return run_script("coco.py", __doc__, {fetch: ["dest"], check: ["root"], convert: ["root"]}, arguments, consent)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,14 @@ from fetching import FetchError
 Command = Callable[..., None]
 
 
+def consent(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    """The option of `fetch` by which a person takes files that cannot be compared with what was published."""
+    words = (
+        "download also what comes by http, or has no published sha256; what that is, `fetch` says without this option"
+    )
+    parsers["fetch"].add_argument("--unverified", action="store_true", help=words)
+
+
 def run_script(
     script: str,
     description: str,

@@ -3,16 +3,16 @@
 Standard library and tqdm only, so that a script runs before the project is installed.
 """
 
+import errno
 import hashlib
 import http.client
+import shutil
 import ssl
 import stat
-import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,27 +21,27 @@ from tqdm import tqdm
 
 CHUNK_BYTES = 1 << 18
 MAX_MEMBER_BYTES = 64 << 20  # no image or list of a data set here comes near; a decompression bomb does
+NO_ANSWER = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 4, 2.0, 60.0  # the pause doubles before each further try
 
 
 class FetchError(Exception):
     """A download, an archive or a data folder is not as it should be; the message says what to do."""
 
 
-def download(url: str, file: Path, *, attempts: int = 4, pause: float = 2.0, timeout: float = 60.0) -> None:
+def download(url: str, file: Path, most: int = 32 << 30) -> None:
     """Download `url` to `file`, going on from ``file.part`` where an earlier try stopped and the server can resume.
 
     The part is only continued when the server confirms, by ETag or date, that it still has the same content;
     otherwise the download starts anew. The file appears under its name when it is complete.
 
     Args:
-        url: http or https address.
+        url: http or https address; https is never left for http.
         file: where the download goes; its folder must exist.
-        attempts: tries within this call before giving up.
-        pause: seconds before the second try, doubled before each further one.
-        timeout: seconds without an answer after which a try has failed.
+        most: bytes that may arrive.
 
     Raises:
-        FetchError: another kind of address, a refusal by the server, or no complete download in `attempts` tries.
+        FetchError: another kind of address, a refusal by the server, too many bytes, or not all of it in 4 tries.
 
     Example:
         >>> download("https://example.org/images.zip", Path("images.zip"))    # doctest: +SKIP
@@ -49,11 +49,11 @@ def download(url: str, file: Path, *, attempts: int = 4, pause: float = 2.0, tim
     if not url.startswith(("http://", "https://")):
         raise FetchError(f"{url} is not an http or https address")
     part = file.with_name(file.name + ".part")
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(pause * 2 ** (attempt - 1))
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
         try:
-            if _continue_part(url, part, timeout):
+            if _continue_part(url, part, most):
                 part.replace(file)
                 _validator_file(part).unlink(missing_ok=True)
                 return
@@ -62,25 +62,25 @@ def download(url: str, file: Path, *, attempts: int = 4, pause: float = 2.0, tim
             if error.code < 500 and error.code != 429:
                 raise FetchError(f"{url} answered {error.code} {error.reason}; is the address still right?") from error
             problem = f"the server answered {error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        except (*NO_ANSWER, ValueError) as error:
             problem = str(error)
     raise FetchError(
-        f"{url} could not be downloaded in {attempts} tries ({problem}); what arrived is kept in {part}: "
+        f"{url} could not be downloaded in {ATTEMPTS} tries ({problem}); what arrived is kept in {part}: "
         f"run the same command again to go on from there"
     )
 
 
-def _continue_part(url: str, part: Path, timeout: float) -> bool:
+def _continue_part(url: str, part: Path, most: int) -> bool:
     """One try; True when the part is complete."""
     validator_file = _validator_file(part)
-    validator = validator_file.read_text(encoding="utf-8") if validator_file.is_file() else ""
+    validator = validator_file.read_text(encoding="utf-8", errors="replace") if validator_file.is_file() else ""
     have = part.stat().st_size if part.is_file() and validator else 0
     request = urllib.request.Request(url, headers={"User-Agent": "apd-data-script"})
     if have:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", validator)
     try:
-        answer = urllib.request.urlopen(request, timeout=timeout)
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
@@ -90,6 +90,8 @@ def _continue_part(url: str, part: Path, timeout: float) -> bool:
         part.unlink()
         return False
     with answer:
+        if not answer.url.startswith(("https:", url[:5])):
+            raise FetchError(f"{url} leads to {answer.url:.200}, which anyone on the way could change")
         if answer.status != 206:
             have = 0
             etag = answer.headers.get("ETag", "")
@@ -97,11 +99,14 @@ def _continue_part(url: str, part: Path, timeout: float) -> bool:
             validator_file.write_text(strong, encoding="utf-8")
         elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise FetchError(f"{url} answered with the wrong range; delete {part} and run the command again")
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        length = answer.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdecimal() else None
         progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
         with progress, part.open("ab" if have else "wb") as out:
             while chunk := answer.read(CHUNK_BYTES):
+                have += len(chunk)
+                if have > most:
+                    raise FetchError(f"{url} sends more than {most} bytes; delete {part}. Is the address still right?")
                 out.write(chunk)
                 progress.update(len(chunk))
     return total is None or part.stat().st_size == total
@@ -115,6 +120,16 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_in(file: Path) -> list[str]:
+    """The lines of a small text of a data set that are not empty; FetchError when it is missing or no such text."""
+    if not file.is_file() or file.stat().st_size > 1 << 20:
+        raise FetchError(f"{file} is missing, or no short list; it lies where the data come from, so fetch them again")
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise FetchError(f"{file} is not UTF-8 ({error}); fetch the data again") from error
 
 
 def parse_manifest(text: str, origin: str) -> dict[str, str]:
@@ -136,11 +151,12 @@ def safe_name(name: str, origin: str) -> str:
     """The name itself if it stays below the folder it is joined to.
 
     Raises:
-        FetchError: the name is absolute, climbs with ``..``, or has a backslash, a colon or a control character.
+        FetchError: the name is absolute, climbs with ``..``, or has a backslash, a colon, no print or too many letters.
     """
     parts = name.rstrip("/").split("/")
-    if not name or any(part in ("", ".", "..") for part in parts) or any(c in "\\:" or ord(c) < 32 for c in name):
-        raise FetchError(f"{origin} holds the unsafe name {name!r}, which could leave the folder; nothing was written")
+    odd = not name.isprintable() or "\\" in name or ":" in name
+    if odd or len(name) > 1000 or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
+        raise FetchError(f"{origin} holds the unsafe name {name!r:.80}, which could leave the folder or not be written")
     return name
 
 
@@ -160,17 +176,26 @@ def extract_verified(archive: Path, folder_in_archive: str, hashes: Mapping[str,
         FetchError: no zip file or a damaged one, an unsafe name, a file that is missing, there twice, a link, too
             large, or of another content than its hash says; the file is named.
     """
+    with damage_named(archive), zipfile.ZipFile(archive) as opened:
+        members = _members_below(opened, archive, folder_in_archive)
+        for name, digest in tqdm(hashes.items(), desc="extract", unit="file", disable=None):
+            if name not in members:
+                raise FetchError(f"{archive} lacks {folder_in_archive}/{name}; it is not the expected archive")
+            target = into / safe_name(name, str(archive))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_member(opened, members[name], target, digest, archive)
+
+
+@contextmanager
+def damage_named(archive: Path, kind: str = "zip archive") -> Iterator[None]:
+    """Whatever is raised while an archive is read becomes a FetchError that names it, except by the disk."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            members = _members_below(opened, archive, folder_in_archive)
-            for name, digest in tqdm(hashes.items(), desc="extract", unit="file", disable=None):
-                if name not in members:
-                    raise FetchError(f"{archive} lacks {folder_in_archive}/{name}; it is not the expected archive")
-                target = into / safe_name(name, str(archive))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write_member(opened, members[name], target, digest, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise FetchError(f"{archive} is not a complete zip archive ({error})") from error
+        yield
+    except Exception as error:  # libraries raise many kinds; of damage OSError without a number, or of a wrong place
+        if isinstance(error, FetchError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise
+        found = " ".join(f"{error!s:.200}".split())
+        raise FetchError(f"{archive} is not a complete {kind} ({found}); delete it and fetch it again") from error
 
 
 @contextmanager
@@ -180,13 +205,16 @@ def appearing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: something has that name by then; it is left as it is.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as hidden:
-        tree = Path(hidden) / folder.name
-        tree.mkdir()
-        yield tree
+    hidden = folder.with_name(f".{folder.name}-unfinished")
+    shutil.rmtree(hidden, ignore_errors=True)  # what a killed call left: stale files, or half ones
+    hidden.mkdir()
+    try:
+        yield hidden
         if folder.exists():
             raise FileExistsError(f"{folder} appeared meanwhile; it was left as it is")
-        tree.rename(folder)
+        hidden.rename(folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def read_member(archive: Path, name: str) -> bytes:
@@ -195,18 +223,20 @@ def read_member(archive: Path, name: str) -> bytes:
     Raises:
         FetchError: no zip file, a damaged one, or no such file in it.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
-            return file.read(MAX_MEMBER_BYTES)
-    except KeyError as error:
-        raise FetchError(f"{archive} lacks {name}; it was not written by `pack`") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise FetchError(f"{archive} is not a complete zip archive ({error})") from error
+    with damage_named(archive), zipfile.ZipFile(archive) as opened:
+        info = next((info for info in opened.infolist() if info.filename == name), None)
+        if info is None or oddity(info) or info.file_size > MAX_MEMBER_BYTES:
+            raise FetchError(f"{archive} lacks {name}; it was not written by `pack`")
+        return opened.read(info)
 
 
-def is_link(info: zipfile.ZipInfo) -> bool:
-    """Whether a member of a zip archive is a symbolic link."""
-    return stat.S_ISLNK(info.external_attr >> 16)
+def oddity(info: zipfile.ZipInfo) -> str:
+    """What a member of a zip archive is, where it is no plain file; bzip2 and LZMA are unpacked without a bound."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        return "link" if kind == stat.S_IFLNK else "device"
+    usual = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return "" if usual and not info.flag_bits & 1 else "file that is encrypted or packed in an unusual way"
 
 
 def _members_below(opened: zipfile.ZipFile, archive: Path, folder: str) -> dict[str, zipfile.ZipInfo]:
@@ -225,8 +255,8 @@ def _members_below(opened: zipfile.ZipFile, archive: Path, folder: str) -> dict[
 
 
 def _write_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, expected: str, archive: Path) -> None:
-    if is_link(info):
-        raise FetchError(f"{archive} holds {info.filename} as a link; expected a file")
+    if problem := oddity(info):
+        raise FetchError(f"{archive} holds {info.filename} as a {problem}; expected a file")
     digest, written = hashlib.sha256(), 0
     with opened.open(info) as source, target.open("xb") as out:
         while chunk := source.read(CHUNK_BYTES):
@@ -236,7 +266,5 @@ def _write_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, 
             digest.update(chunk)
             out.write(chunk)
     if digest.hexdigest() != expected:
-        raise FetchError(
-            f"{info.filename} in {archive} has sha256 {digest.hexdigest()[:16]}…; expected {expected[:16]}…: "
-            f"its content is not the published one"
-        )
+        found = f"has sha256 {digest.hexdigest()[:16]}…; expected {expected[:16]}…"
+        raise FetchError(f"{info.filename} in {archive} {found}: its content is not the published one")

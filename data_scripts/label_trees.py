@@ -95,10 +95,10 @@ def paired(root: Path, split: str, images: Mapping[str, Path], masks: Mapping[st
         alone = [path for name, path in own.items() if name not in other]
         if alone:
             raise FetchError(f"{alone[0]} has no {kind} ({len(alone)} such files in {split}); the tree is not complete")
+    if special := [path for path in (*images.values(), *masks.values()) if not path.is_file()]:
+        raise FetchError(f"{special[0]} is no file")
     if len(images) != count:
-        raise FetchError(
-            f"{root} is not complete: {split} has {len(images)} of {count} pairs; fetch or unpack it again"
-        )
+        raise FetchError(f"{root} is not complete: {split} has {len(images)} of {count} pairs; fetch it again")
     return [
         Pair(images[name].relative_to(root).as_posix(), masks[name].relative_to(root).as_posix(), name)
         for name in images
@@ -107,13 +107,13 @@ def paired(root: Path, split: str, images: Mapping[str, Path], masks: Mapping[st
 
 def decoded(path: Path) -> tuple[str, np.ndarray]:
     """Mode and pixels of an image, decoded to its last byte; FetchError when it is damaged."""
+    if not path.is_file():  # a pipe would be waited for
+        raise FetchError(f"{path} is missing; fetch the data again")
     try:
         with Image.open(path) as image:
             image.verify()  # a PNG's checksums and end mark, which decoding does not look at
         with Image.open(path) as image:
             return image.mode, np.asarray(image)
-    except FileNotFoundError as error:
-        raise FetchError(f"{path} is missing; fetch the data again") from error
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise FetchError(f"{path} cannot be read as an image ({error}); it is damaged or truncated") from error
 
@@ -239,13 +239,13 @@ def _converted_splits(root: Path, splits: Mapping[str, Sequence[Pair]], labels: 
         return done
     advice = f"move {folder} away and run `convert` again"
     classes = folder / "classes.json"
-    if not classes.is_file() or classes.read_text(encoding="utf-8") != labels.description(data_set):
+    if not classes.is_file() or classes.read_bytes() != labels.description(data_set).encode():
         raise FetchError(f"{classes} is not that of {data_set} with these labels; {advice}")
     for split, pairs in splits.items():
         listing = folder / f"{split}.txt"
-        if not listing.exists():
+        if not listing.is_file():
             continue
-        if listing.read_text(encoding="utf-8") != _list_of(split, pairs):
+        if listing.read_bytes() != _list_of(split, pairs).encode():
             raise FetchError(f"{listing} does not name the {len(pairs)} pairs of {split}; {advice}")
         missing = [pair for pair in pairs if not (root / _map_of(split, pair)).is_file()]
         if missing:

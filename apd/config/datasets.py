@@ -52,7 +52,7 @@ def changed(known: Mapping[str, Mapping[str, Any]], today: Mapping[str, Mapping[
     for split in filter(today.get, known):
         for part, value in known[split].items():
             if value != (now := today[split].get(part)):
-                if isinstance(value, list) and isinstance(now, list):
+                if isinstance(value, list) and value and now:
                     value, now = next(pair for pair in zip_longest(value, now) if pair[0] != pair[1])
                 return f"{part} of the split {split}: {value!r:.80} then, {now!r:.80} now"
     return ""

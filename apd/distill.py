@@ -6,7 +6,6 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from apd.fused import observe_itself
 from apd.losses import (
     RELEASED_WEIGHTS,
     Reduction,
@@ -23,6 +22,7 @@ from apd.perspective import (
     Scope,
     full_precision,
     match_grids,
+    observe_itself,
     occurring_classes,
     resize_labels,
     valid_pixels,

@@ -8,7 +8,7 @@ A *perspective* is the set of an image's class prototypes (a class's mean normal
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -177,6 +177,86 @@ def observe(
     fill = ABSENT_LOGIT if absent == "mask" else 0.0
     observations_BKN = (scale * cosines_BKN).masked_fill(~present_BK[:, :, None], fill)
     return observations_BKN.unflatten(2, features_BDhw.shape[2:])
+
+
+# Both operations of a map on itself in fewer passes, with the gradient written out. With u = x / |x| of a pixel's
+# features x, M the membership of pixels in classes, S = M u, P = S / |S| and O = s P u, the gradient in x is
+# g - u (u · g), where g collects what arrives at constant length: from O, and from P through S. All but g is a product
+# of thin matrices.
+
+
+class _ObserveItself(torch.autograd.Function):
+    """(features_BDN, member_BKN, present_BK, …) to (prototypes_BKD, observations_BKN)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features_BDN: Tensor,
+        member_BKN: Tensor,
+        present_BK: Tensor,
+        scale: float,
+        fill: float,
+        pooled: bool,
+        detach_prototypes: bool,
+    ) -> tuple[Tensor, Tensor]:
+        inverse_B1N = inverse_length(features_BDN, dim=1)
+        weight_BKN = member_BKN * inverse_B1N
+        sums_BKD = weight_BKN @ features_BDN.mT
+        if pooled:
+            sums_BKD = sums_BKD.sum(0, keepdim=True).expand_as(sums_BKD)
+        inverse_BK1 = inverse_length(sums_BKD, dim=2)
+        prototypes_BKD = sums_BKD * inverse_BK1
+        observations_BKN = (prototypes_BKD @ features_BDN).mul_(scale * inverse_B1N)
+        observations_BKN.masked_fill_(~present_BK[:, :, None], fill)
+        ctx.save_for_backward(features_BDN, weight_BKN, inverse_B1N, prototypes_BKD, inverse_BK1, present_BK)
+        ctx.scale, ctx.pooled, ctx.detach_prototypes = scale, pooled, detach_prototypes
+        return prototypes_BKD, observations_BKN
+
+    @staticmethod
+    def backward(ctx: Any, to_prototypes_BKD: Tensor, to_observations_BKN: Tensor) -> tuple[Tensor | None, ...]:
+        features_BDN, weight_BKN, inverse_B1N, prototypes_BKD, inverse_BK1, present_BK = ctx.saved_tensors
+        cosines_BKN = (to_observations_BKN * (ctx.scale * inverse_B1N)).masked_fill(~present_BK[:, :, None], 0.0)
+        if not ctx.detach_prototypes:
+            to_prototypes_BKD = to_prototypes_BKD + cosines_BKN @ features_BDN.mT
+        if ctx.pooled:
+            to_prototypes_BKD = to_prototypes_BKD.sum(0, keepdim=True).expand_as(to_prototypes_BKD)
+        along_BK1 = (prototypes_BKD * to_prototypes_BKD).sum(2, keepdim=True)
+        to_sums_BKD = inverse_BK1 * (to_prototypes_BKD - prototypes_BKD * along_BK1)
+        rows = torch.cat([to_sums_BKD, prototypes_BKD], dim=1)  # 2K rows of D, against 2K rows of N
+        columns = torch.cat([weight_BKN, cosines_BKN], dim=1)
+        gradient_BDN = rows.mT @ columns
+        along_B1N = (columns * (rows @ features_BDN)).sum(1, keepdim=True)
+        gradient_BDN.addcmul_(features_BDN, along_B1N.mul_(inverse_B1N.square()), value=-1.0)
+        return gradient_BDN, None, None, None, None, None, None
+
+
+@full_precision
+def observe_itself(
+    features_BDhw: Tensor,
+    labels_Bhw: Tensor,
+    num_classes: int,
+    *,
+    ignore_index: int = 255,
+    scope: Scope = "image",
+    scale: float = 10.0,
+    absent: Absent = "mask",
+    detach_prototypes: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A map's own perspective and its observations: ``prototypes_BKD``, ``present_BK`` and ``observations_BKhw``.
+
+    In value, arguments and errors :func:`apd.class_prototypes` followed by :func:`apd.observe`, in fewer passes over
+    the features; with ``detach_prototypes`` the observations' gradient stops at the prototypes. Memory beside the
+    input: three (B, K, N) maps; the gradient adds one map of the input's size and four (B, K, N) maps.
+    """
+    check_choice("absent", absent, ("mask", "zero"))
+    member_BKN, present_BK = class_members(
+        features_BDhw, labels_Bhw, num_classes, ignore_index=ignore_index, scope=scope
+    )
+    fill = ABSENT_LOGIT if absent == "mask" else 0.0
+    prototypes_BKD, observations_BKN = _ObserveItself.apply(
+        features_BDhw.flatten(2), member_BKN, present_BK, scale, fill, scope == "batch", detach_prototypes
+    )
+    return prototypes_BKD, present_BK, observations_BKN.unflatten(2, features_BDhw.shape[2:])
 
 
 # Labels renumbered so that only the classes that occur have a number: what is absent then costs nothing.

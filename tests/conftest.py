@@ -14,3 +14,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _same_random_numbers_in_every_test():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A folder of its own for the runs of a test."""
+    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def tiny_recipes(runs, monkeypatch):
+    """A folder of its own for runs, and the tiny experiments of these tests in the place of the recipes."""
+    from small_experiments import tiny
+
+    monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="apd", **_: tiny(method))

@@ -1,8 +1,30 @@
-"""A server on this machine for the tests of downloads."""
+"""Archives and a server on this machine for the tests of downloads."""
 
+import io
 import re
+import stat
+import tarfile
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def packed(file, content):
+    """An archive of names and contents in the form that the file's name says; what has no content is a link."""
+    if file.name.endswith(".zip"):
+        with zipfile.ZipFile(file, "w") as out:
+            for name, data in content.items():
+                info = zipfile.ZipInfo(name)
+                info.external_attr = (0o644 if data is not None else stat.S_IFLNK | 0o777) << 16
+                out.writestr(info, "/etc/passwd" if data is None else data, zipfile.ZIP_DEFLATED)
+        return file
+    with tarfile.open(file, "w:gz" if file.name.endswith("gz") else "w") as out:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data or b"")
+            info.type, info.linkname = (tarfile.SYMTYPE, "/etc/passwd") if data is None else (tarfile.REGTYPE, "")
+            out.addfile(info, io.BytesIO(data or b""))
+    return file
 
 
 class Server:

@@ -13,7 +13,7 @@ IMAGES = 40
 
 
 def _stored(values: Sequence[float], digits: int) -> list[float | None]:
-    return [None if np.isnan(value) else round(value, digits) for value in values]
+    return [None if np.isnan(value) else round(float(value), digits) for value in values]
 
 
 def made_up_evidence(
@@ -29,19 +29,11 @@ def made_up_evidence(
     experiment = scenes_experiment("apd", seed, context_shift)
     of_images, of_seed = np.random.default_rng(0), np.random.default_rng(1 + seed)
     distance = of_images.uniform(0.1, 0.5, images) if distance is None else distance
-    numbers = {
-        "distance": list(distance),
-        "divergence": of_images.uniform(0, 0.3, images).tolist(),
-        "disagreement": of_images.uniform(0, 0.2, images).tolist(),
-        "own_right": of_images.uniform(0.85, 0.95, images).tolist(),
-        "shared_right": of_images.uniform(0.8, 0.9, images).tolist(),
-    }
+    ranges = {"divergence": (0, 0.3), "disagreement": (0, 0.2), "own_right": (0.85, 0.95), "shared_right": (0.8, 0.9)}
+    numbers = {"distance": distance} | {name: of_images.uniform(*ends, images) for name, ends in ranges.items()}
     networks = ["teacher", "student", "pixel_kd", "apd", "apd_without_kd"]
-    scores = {name: {"miou": of_seed.uniform(0.3, 0.6, images).tolist()} for name in networks}
-    for name, values in (miou or {}).items():
-        scores[name]["miou"] = list(values)
-    for name in networks:
-        scores[name]["right"] = of_seed.uniform(0.7, 0.9, images).tolist()
+    drawn = {name: of_seed.uniform(0.3, 0.6, images) for name in networks} | dict(miou or {})
+    right = {name: of_seed.uniform(0.7, 0.9, images) for name in networks}
     return Evidence(
         {
             "schema": SCHEMA,
@@ -64,9 +56,7 @@ def made_up_evidence(
             "valid": [9000] * images,
             "furthest": [i % SCENES.num_classes for i in range(images)],
             "perspective": {name: _stored(values, 4) for name, values in numbers.items()},
-            "scores": {
-                name: {score: _stored(values, 3) for score, values in found.items()} for name, found in scores.items()
-            },
+            "scores": {name: {"miou": _stored(drawn[name], 3), "right": _stored(right[name], 3)} for name in networks},
         },
         source=f"context{context_shift:g}-seed{seed}.json",
     )

@@ -79,7 +79,7 @@ def write_shapes(tmp_path: Path) -> Path:
 def write_camvid(
     root: Path, *, counts: Mapping[str, int] | None = None, height: int = 32, width: int = 32, seed: int = 0
 ) -> Path:
-    """A CamVid tree in the SegNet tutorial's form below `root`; returns `root`.
+    """A CamVid tree in the SegNet tutorial's form below `root`, which is returned.
 
     Labels are blocks of 8×8 pixels of all 11 classes and void; an image shows its labels' colours under noise, so a
     network can learn from it. `counts` are images per split (default: the real 367/101/233, as the reader demands).
@@ -223,10 +223,7 @@ def for_counts(name: str, counts: Mapping[str, int]) -> "mock._patch":
 
 
 def write_converted(parent: Path, name: str, *, counts: Mapping[str, int] = FEW) -> Path:
-    """The miniature of a published data set below `parent`, as its script has converted it; returns its folder.
-
-    Example: ``write_converted(tmp_path, "ade20k")`` and APD_DATA set to `tmp_path`.
-    """
+    """The miniature of a published data set below `parent`, as its script has converted it; returns its folder."""
     write, folder = WRITERS[name]
     root = write(parent / folder, counts=counts)
     with for_counts(name, counts):

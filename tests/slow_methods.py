@@ -34,6 +34,11 @@ def cells(places: list[tuple[int, int]], window: tuple[int, int]) -> list[list[t
     return list(found.values())
 
 
+def pixels(net: Tensor, image: int, places: list[tuple[int, int]]) -> Tensor:
+    """(places, channels) of one image of a network's maps."""
+    return torch.stack([net[image, :, i, j] for i, j in places])
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.norm() * b.norm())
 
@@ -63,9 +68,7 @@ def fitnet(student, teacher, labels, *, adapter):
 def attention_transfer(student, teacher, labels):
     costs = []
     for image, places in places_by_image(labels, student.shape[2:]):
-        ours, theirs = (
-            torch.stack([net[image, :, i, j].square().mean() for i, j in places]) for net in (student, teacher)
-        )
+        ours, theirs = (pixels(net, image, places).square().mean(1) for net in (student, teacher))
         costs.append((ours / ours.norm() - theirs / theirs.norm()).square())
     return {"attention_transfer": mean(costs, student)}
 
@@ -87,10 +90,8 @@ def mgd(student, teacher, labels, *, kept, adapter, hidden, out):
 def skd(student, teacher, labels, *, window):
     costs = []
     for image, places in places_by_image(labels, student.shape[2:]):
-        nodes = [
-            [torch.stack([net[image, :, i, j] for i, j in inside]).amax(0) for net in (student, teacher)]
-            for inside in cells(places, window)
-        ]
+        grouped = cells(places, window)
+        nodes = [[pixels(net, image, inside).amax(0) for net in (student, teacher)] for inside in grouped]
         costs += [(cosine(a[0], b[0]) - cosine(a[1], b[1])).square() for a in nodes for b in nodes]
     return {"skd": mean(costs, student)}
 
@@ -133,40 +134,29 @@ def idd(student, teacher, labels):
 def lskd(student, teacher, labels, *, temperature):
     costs = []
     for b, i, j, _ in valid_places(labels, student.shape[2:]):
-        ours, theirs = (
-            (net[b, :, i, j] - net[b, :, i, j].mean()) / net[b, :, i, j].std() / temperature
-            for net in (student, teacher)
-        )
-        costs.append(temperature**2 * divergence(ours, theirs))
+        nets = student[b, :, i, j], teacher[b, :, i, j]
+        costs.append(temperature**2 * divergence(*((net - net.mean()) / net.std() / temperature for net in nets)))
     return {"lskd": mean(costs, student)}
 
 
 def cwd(student, teacher, labels, *, temperature):
     costs = []
     for image, places in places_by_image(labels, student.shape[2:]):
-        for channel in range(student.shape[1]):
-            ours, theirs = (
-                torch.stack([net[image, channel, i, j] / temperature for i, j in places]) for net in (student, teacher)
-            )
-            costs.append(temperature**2 * divergence(ours, theirs))
+        ours, theirs = (pixels(net, image, places) / temperature for net in (student, teacher))
+        costs.append(temperature**2 * divergence(ours, theirs))  # of each channel
     return mean(costs, student)
 
 
-def pearson(x: Tensor, y: Tensor) -> Tensor:
-    return cosine(x - x.mean(), y - y.mean())
-
-
 def dist(student, teacher, labels, *, temperature):
-    places = valid_places(labels, student.shape[2:])
-    if not places:
-        return {"inter": 0 * student.sum(), "intra": 0 * student.sum()}
-    ours, theirs = (
-        torch.stack([torch.softmax(net[b, :, i, j] / temperature, dim=0) for b, i, j, _ in places])
-        for net in (student, teacher)
-    )
-    inter = torch.stack([pearson(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
-    intra = torch.stack([pearson(a, b) for a, b in zip(ours.T, theirs.T, strict=True)]).mean()
-    return {"inter": temperature**2 * (1 - inter), "intra": temperature**2 * (1 - intra)}
+    places = places_by_image(labels, student.shape[2:])
+    nets = zip(*((pixels(student, *place), pixels(teacher, *place)) for place in places), strict=True)
+    ours, theirs = (torch.softmax(torch.cat(net) / temperature, dim=1) for net in nets)
+
+    def correlation(rows, others):  # Pearson's
+        return torch.stack([cosine(a - a.mean(), b - b.mean()) for a, b in zip(rows, others, strict=True)]).mean()
+
+    pairs = {"inter": (ours, theirs), "intra": (ours.T, theirs.T)}
+    return {name: temperature**2 * (1 - correlation(*pair)) for name, pair in pairs.items()}
 
 
 def dkd(student, teacher, labels, *, temperature):
@@ -183,14 +173,10 @@ def dkd(student, teacher, labels, *, temperature):
 
 def cirkd_batch(student, teacher, labels, *, temperature, window):
     """Cells of window × window pixels; each is the mean of its valid pixels."""
-    images = [
-        [
-            [torch.stack([net[image, :, i, j] for i, j in inside]).mean(0) for net in (student, teacher)]
-            for inside in cells(places, (window, window))
-        ]
-        for image, places in places_by_image(labels, student.shape[2:])
-    ]
-    costs = []
+    images, costs = [], []
+    for image, places in places_by_image(labels, student.shape[2:]):
+        grouped = cells(places, (window, window))
+        images.append([[pixels(net, image, inside).mean(0) for net in (student, teacher)] for inside in grouped])
     for first, second in product(images, images):
         for a in first:
             ours, theirs = (torch.stack([cosine(a[net], b[net]) / temperature for b in second]) for net in (0, 1))
@@ -198,15 +184,13 @@ def cirkd_batch(student, teacher, labels, *, temperature, window):
     return mean(costs, student)
 
 
-def cirkd_head(student, labels, *, hidden, scale, shift, out):
+def cirkd_head(student, labels, head):
     """The head of the student's pixels, its norm over the batch's valid pixels: {(image, row, column): vector}."""
     places = [(b, i, j) for b, i, j, _ in valid_places(labels, student.shape[2:])]
-    if not places:
-        return {}
-    values = torch.stack([hidden[:, :, 0, 0] @ student[b, :, i, j] for b, i, j in places])
+    values = torch.stack([head.hidden.weight[:, :, 0, 0] @ student[b, :, i, j] for b, i, j in places])
     spread = (values.var(dim=0, unbiased=False) + 1e-5).sqrt()
-    values = ((values - values.mean(dim=0)) / spread * scale.flatten() + shift.flatten()).clamp(min=0)
-    return {place: out[:, :, 0, 0] @ value for place, value in zip(places, values, strict=True)}
+    values = ((values - values.mean(dim=0)) / spread * head.scale.flatten() + head.shift.flatten()).clamp(min=0)
+    return {place: head.out.weight[:, :, 0, 0] @ value for place, value in zip(places, values, strict=True)}
 
 
 def cirkd_memory(headed, student, teacher, samples, *, temperature):
@@ -249,16 +233,16 @@ def convolved(map_BChw: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([convolution(image, weight, None) for image in map_BChw])
 
 
-def review_kd(student: list[Tensor], teacher: list[Tensor], parts: list[dict[str, Tensor]]) -> Tensor:
-    """Levels from fine to coarse; of each its weights ``reduced``, ``out`` and, but for the last, ``shares``."""
+def review_kd(student, teacher, parts) -> Tensor:
+    """Levels from fine to coarse; of each the modules ``reduced``, ``out`` and, but for the last, ``shares``."""
     total, above = 0.0, None
-    for ours, theirs, weights in reversed(list(zip(student, teacher, parts, strict=True))):
-        mixed = normalised(convolved(ours, weights["reduced"]))
+    for ours, theirs, part in reversed(list(zip(student, teacher, parts, strict=True))):
+        mixed = normalised(convolved(ours, part.reduced[0].weight))
         if above is not None:
             handed = torch.stack([nearest(image, mixed.shape[2:]) for image in above])
-            both = torch.cat([mixed, handed], 1)
-            shares = torch.sigmoid(convolved(both, weights["shares"]) + weights["shares_bias"].view(1, 2, 1, 1))
+            both = convolved(torch.cat([mixed, handed], 1), part.shares.weight)
+            shares = torch.sigmoid(both + part.shares.bias.view(1, 2, 1, 1))
             mixed = mixed * shares[:, :1] + handed * shares[:, 1:]
         above = mixed
-        total = total + hierarchical_context(normalised(convolved(mixed, weights["out"])), theirs)
+        total = total + hierarchical_context(normalised(convolved(mixed, part.out[0].weight)), theirs)
     return total

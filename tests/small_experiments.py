@@ -7,18 +7,22 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
+from apd.cost.dry_run import dry_run
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
@@ -125,6 +129,14 @@ def outcome(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+@cache
+def undisturbed(experiment: Experiment) -> dict[str, Any]:
+    """Its outcome when nobody disturbs it, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, APD_RUNS=folder):
+        train(experiment)
+        return outcome(experiment)
+
+
 # Children come from a server that has imported the package once: one starts in a hundredth of the time of a new Python,
 # and, unlike a fork of the tests' own process, it inherits no threads.
 _CHILDREN = multiprocessing.get_context("forkserver")
@@ -177,6 +189,12 @@ def run_ranks(
     printed = [(outputs / str(rank)).read_text() for rank in (0, 1)]
     assert codes == list(expected), printed
     return printed
+
+
+def dry_run_report(experiment: Experiment, **options: Any) -> tuple[list[str], str]:
+    """What a dry run finds missing, and all its lines as one text."""
+    lines: list[str] = []
+    return dry_run(experiment, device="cpu", tell=lines.append, **options), "\n".join(lines)
 
 
 def state_after(step: TrainStep, batch: Any) -> dict[str, torch.Tensor]:

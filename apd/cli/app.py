@@ -88,11 +88,7 @@ def only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
 
 
 def recipe_parts(name: str) -> tuple[str, str]:
-    """Size and method of a recipe's name as `apd recipes` lists it; of a size alone, with APD. Else UsageError.
-
-    >>> recipe_parts("ade20k_corrected-pixel_kd"), recipe_parts("tiny_coco")
-    (('ade20k_corrected', 'pixel_kd'), ('tiny_coco', 'roi_apd'))
-    """
+    """Size and method of a recipe's name as `apd recipes` lists it; of a size alone, with APD. Else UsageError."""
     from apd.study import recipes
 
     known = [f"{size}-{method}" for size in get_args(recipes.Size) for method in recipes.methods_of(size)]

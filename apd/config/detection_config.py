@@ -77,12 +77,8 @@ class DetectorConfig:
     proposals: int = 2000  #: Most proposals of a training image; half as many in evaluation.
     rois: int = 512  #: Proposals of an image that the box head is trained on.
     detections: int = 100  #: Most detections in an image (COCO counts 100).
-    weights: Literal["none", "imagenet", "coco"] = "none"
-    """Initial weights, torchvision's: none, the backbone's of ImageNet, or a whole ResNet-50 detector's of COCO."""
+    weights: Literal["none", "imagenet"] = "none"  #: Initial weights of the backbone: none, or torchvision's.
 
     def __post_init__(self) -> None:
         require_types(self)
         require_at_least(1, self, "width", "box_width", "smallest_anchor", "proposals", "rois", "detections")
-        built = self.weights != "coco" or (self.backbone, self.width, self.box_width) == ("resnet50", 256, 1024)
-        sizes = "resnet50 with width 256 and box_width 1024"
-        require(built, self, "weights", f"none or imagenet here: torchvision has COCO weights for {sizes}")

@@ -1,7 +1,7 @@
 """What a training step computes and keeps, counted in seconds on PyTorch's fake tensors, without a GPU or data."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -94,11 +94,6 @@ def step_cost(experiment: Experiment, num_classes: int) -> StepCost:
         fixed_bytes=_fixed_bytes(student, teacher, distillers, experiment.training.optimiser),
         bytes_per_image=kept_bytes // IMAGES,
     )
-
-
-def teacher_step_cost(experiment: Experiment, num_classes: int) -> StepCost:
-    """The same for the run that trains the teacher."""
-    return step_cost(replace(experiment.teacher_experiment(), name="teacher"), num_classes)
 
 
 def _give_fake_tensors(network: nn.Module) -> None:

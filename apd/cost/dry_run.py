@@ -14,7 +14,7 @@ from torch import nn
 from apd.config.datasets import Splits, spec_of
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint
-from apd.cost.count import StepCost, step_cost, teacher_step_cost
+from apd.cost.count import StepCost, step_cost
 from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec, Noise
@@ -126,7 +126,7 @@ class _DryRun:
                 least = f"{'box AP' if self.detection else 'mIoU'} {getattr(experiment.teacher, task.expected)}"
                 line += f", weights of {path}; must reach {least} before the first step"
             else:
-                network = task.network(config, classes, self.device, experiment.seed, class_names=spec.class_names)
+                network = task.network(config, classes, self.device, experiment.seed)
                 line += ", trained first unless its run is finished" if role == "teacher" else ""
         except (ExperimentError, TeacherError) as error:
             self.missing.append(f"{role}: {error}")
@@ -169,8 +169,9 @@ class _DryRun:
         seconds = training.iterations * training.batch_size * (measured.load_seconds + measured.step_seconds)
         self.tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
         if teacher is not None and not teacher.weights_file:
-            share = teacher_step_cost(self.experiment, spec.num_classes).macs_per_image / cost.macs_per_image
+            alone = step_cost(self.experiment.teacher_experiment(), spec.num_classes)
             images = teacher.training.iterations * teacher.training.batch_size
+            share = alone.macs_per_image / cost.macs_per_image
             seconds = images * (measured.load_seconds + measured.step_seconds * share)
             self.tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(seconds)}")
 

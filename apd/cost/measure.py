@@ -81,11 +81,6 @@ def cost_of(
     allocator's, or on a CPU that of torch's profiler, which does not see what libraries allocate past torch.
     ValueError: a size or count below its least, or another kind of device. RuntimeError: the profiler gave no
     allocations.
-
-    >>> from apd.models import build_segmenter
-    >>> student = build_segmenter("mobilenetv2_050", 11, head_width=128, output_stride=16)
-    >>> f"{cost_of(student, height=160, width=208, seconds=0.1).macs / 1e6:.1f} M"
-    '135.3 M'
     """
     for name, value in (("height", height), ("width", width), ("batch", batch)):
         if value < 1:

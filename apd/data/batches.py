@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +147,8 @@ def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterato
 class DeviceStream(BatchStream):
     """Batches made on a device: all images wait there as uint8, smaller ones in the corner of the largest one's size.
 
+    The ``stream`` of :func:`training_batches`, with ``device`` bound: the loader's batches up to rounding, with equal
+    labels. At most half of a GPU's free memory is taken (else DataError); rotation and blur are left to the loader.
     Scaling, cropping and flipping are linear along rows and along columns, so one pair of matrices for each image does
     all three, with the same antialiasing filter as torchvision's.
     """
@@ -246,14 +248,6 @@ def _recoloured(pixels_B3hw: Tensor, shown_B1hw: Tensor, factors_B3: Tensor) -> 
     return blended(pixels_B3hw, grey(pixels_B3hw), saturation)
 
 
-def device_batches(dataset: SegmentationDataset, *, device: torch.device | str, **settings: Any) -> Iterator[Batch]:
-    """What `training_batches` gives for the same settings, made on a device, up to rounding; labels are equal.
-
-    All samples wait there as uint8, in at most half of a GPU's free memory (else DataError); no rotation, no blur.
-    """
-    return training_batches(dataset, **settings, stream=partial(DeviceStream, device=torch.device(device)))
-
-
 class InstanceBatch(NamedTuple):
     """Training images, float32 (3, H, W) in [0, 1] and of any sizes, and the :func:`as_target` of each."""
 
@@ -281,17 +275,12 @@ class InstanceBatch(NamedTuple):
 
 
 class InstanceStream(BatchStream):
-    """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_instance_batches`."""
+    """The ``stream`` of :func:`training_batches` for images with objects and an ``InstanceAugmentation``."""
 
     def __getitem__(self, iteration: int) -> InstanceBatch:
         slots, how = self.slots_of(iteration), self.augmentation
         samples = [augment_instances(self.dataset[index], how, generator) for index, generator in slots]
         return InstanceBatch([unit_range(sample.image_3HW) for sample in samples], list(map(as_target, samples)))
-
-
-def training_instance_batches(dataset: InstanceDataset, **settings: Any) -> Iterator[InstanceBatch]:
-    """As :func:`training_batches`, of images with objects, by an :class:`apd.data.augment.InstanceAugmentation`."""
-    return training_batches(dataset, **settings, stream=InstanceStream)
 
 
 def evaluation_instance_batches(

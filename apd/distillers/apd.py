@@ -158,7 +158,14 @@ class RoIAPD(APDLoss):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum."""
-        return super().forward(**pair.boxes)
+        student, teacher = pair.student, pair.teacher
+        return super().forward(
+            student_features=student.vectors_BC1N,
+            teacher_features=teacher.vectors_BC1N,
+            student_logits=student.logits_BK1N,
+            teacher_logits=teacher.logits_BK1N,
+            labels=pair.labels_B1N,
+        )
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
         """All of them: the background keeps its number."""

@@ -231,14 +231,6 @@ class DetectorPair(NamedTuple):
     class_map_BHW: Tensor | None
     inside_BHW: Tensor
 
-    @property
-    def boxes(self) -> dict[str, Tensor]:
-        """The boxes as a map with one row an image: keywords of a distiller of pixels."""
-        sides = {"student": self.student, "teacher": self.teacher}
-        features = {f"{side}_features": view.vectors_BC1N for side, view in sides.items()}
-        logits = {f"{side}_logits": view.logits_BK1N for side, view in sides.items()}
-        return features | logits | {"labels": self.labels_B1N}
-
 
 def require_levels(config: Any, *, ordered: bool = False) -> None:
     """Raise ExperimentError unless the field `levels` holds some of :data:`LEVELS`, each once."""

@@ -5,7 +5,7 @@ Shape letters as in :mod:`apd.perspective`; further M pixels of a pooled grid, S
 
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
         if self.head is not None:
             student = self.head(student, valid_Bhw)
             for name, module in self.memories.items():
-                samples = cast(ClassMemory, module).sample()
+                samples = module.sample()
                 terms[name] = memory_loss(student, teacher, samples, valid_Bhw, temperature=self.temperature)
         return terms
 
@@ -170,7 +170,7 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
         """Queue the class means of each image, and random pixels of each class in each image."""
         if "region_memory" in self.memories:
             means_BKD, present_BK = class_prototypes(teacher_BDhw, labels_Bhw, self.num_classes, ignore_index=IGNORED)
-            cast(ClassMemory, self.memories["region_memory"]).append(means_BKD.transpose(0, 1), present_BK.T)
+            self.memories["region_memory"].append(means_BKD.transpose(0, 1), present_BK.T)
         if "pixel_memory" in self.memories:
             labels_BN = labels_Bhw.flatten(1)
             classes_K1 = torch.arange(self.num_classes, device=labels_BN.device)[:, None]
@@ -181,7 +181,7 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
             teacher_BND = (teacher_BDN * inverse_length(teacher_BDN, dim=1)).mT
             images_B11 = torch.arange(len(labels_BN), device=labels_BN.device)[:, None, None]
             pixels_BKUD = teacher_BND[images_B11, places_BKU]
-            cast(ClassMemory, self.memories["pixel_memory"]).append(
+            self.memories["pixel_memory"].append(
                 pixels_BKUD.transpose(0, 1).flatten(1, 2), (best_BKU >= 0).transpose(0, 1).flatten(1)
             )
 

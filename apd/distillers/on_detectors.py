@@ -58,7 +58,10 @@ class OnRoIs(_OnDetectors):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The distiller's terms and ``"loss"``."""
-        return self.distiller(**pair.boxes)
+        views = {"student": pair.student, "teacher": pair.teacher}
+        features = {f"{side}_features": view.vectors_BC1N for side, view in views.items()}
+        logits = {f"{side}_logits": view.logits_BK1N for side, view in views.items()}
+        return self.distiller(**features, **logits, labels=pair.labels_B1N)
 
 
 class OnPyramid(_OnDetectors):

@@ -1,8 +1,7 @@
 """torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's, and their weights."""
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -17,12 +16,9 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from apd.distillers.base import LEVELS
 
-DetectorWeights = Literal["none", "imagenet", "coco"]
-COCO_BACKBONE = "resnet50"
+DetectorWeights = Literal["none", "imagenet"]
 # side of a box that is pooled from level "2", in smallest anchors: torchvision's 224 pixels for its 32
 _CANONICAL_ANCHORS = 7
-_COCO_EPS = 0.0  # with which torchvision's first COCO detectors were trained, by a bug that it keeps for them
-_CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
 class _Body(NamedTuple):
@@ -48,7 +44,6 @@ def build_detector(
     *,
     masks: bool = True,
     weights: DetectorWeights = "none",
-    class_names: Sequence[str] = (),
     min_size: int = 800,
     max_size: int = 1333,
     width: int = 256,
@@ -68,8 +63,7 @@ def build_detector(
         backbone: "resnet18", "resnet50", "resnet101", "mobilenet_v3_large" or "mobilenet_v3_small".
         num_classes: classes K of objects; the network has K + 1, the background (label 0) before them.
         masks: Mask R-CNN, or Faster R-CNN.
-        weights: "none", or torchvision's: "imagenet" for the backbone, or "coco" for all ("resnet50" only).
-        class_names: for "coco", K names as COCO has them: the rows of these classes are taken.
+        weights: "none", or torchvision's for the backbone, "imagenet".
         min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
             `max_size`. For images of one size give their own two sides.
         width, box_width, smallest_anchor, proposals, rois, detections: sizes in pixels and channels, and counts in an
@@ -82,7 +76,7 @@ def build_detector(
     if backbone not in BODIES:
         raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(BODIES)}")
     if weights not in get_args(DetectorWeights):
-        raise ValueError(f"weights={weights!r}: expected 'none', 'imagenet' or 'coco'")
+        raise ValueError(f"weights={weights!r}: expected 'none' or 'imagenet'")
     sizes = dict(num_classes=num_classes, min_size=min_size, max_size=max_size, width=width, box_width=box_width)
     sizes |= dict(smallest_anchor=smallest_anchor, proposals=proposals, rois=rois, detections=detections)
     for name, value in sizes.items():
@@ -117,13 +111,7 @@ def build_detector(
         box_detections_per_img=detections,
         **(mask_parts if masks else {}),
     )
-    if weights == "coco":
-        for module in detector.modules():  # no file of weights has it
-            if isinstance(module, FrozenBatchNorm2d):
-                module.eps = _COCO_EPS
-        if fetch:
-            fill_from_coco(detector, backbone, class_names)
-    elif weights == "imagenet" and fetch:
+    if weights == "imagenet" and fetch:
         fill_from_imagenet(detector, backbone)
     return detector
 
@@ -158,37 +146,7 @@ def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:
     # of the classifier, its last layers are not in a pyramid; everything else must be
     left_out = re.compile(r"fc\.|classifier\." + (r"|.*num_batches_tracked$" if frozen else ""))
     state = {name.removeprefix("features."): value for name, value in state.items() if not left_out.match(name)}
-    _load(body, state, f"torchvision's ImageNet weights of {backbone}")
-
-
-def fill_from_coco(detector: FasterRCNN, backbone: str, class_names: Sequence[str]) -> None:
-    """Fill a ResNet-50 detector of torchvision's sizes with its COCO weights, of `class_names` and the background."""
-    if backbone != COCO_BACKBONE:
-        fix = "use weights='imagenet' (--network.weights imagenet), or give a detector of torchvision's own"
-        raise ValueError(f"weights='coco' for backbone {backbone!r}: torchvision has them for {COCO_BACKBONE!r}; {fix}")
-    kind = "maskrcnn_resnet50_fpn" if isinstance(detector, MaskRCNN) else "fasterrcnn_resnet50_fpn"
-    entry = get_model_weights(kind)["COCO_V1"]
-    categories = list(entry.meta["categories"])
-    for name in class_names:
-        if name not in categories or name in ("__background__", "N/A"):
-            near = difflib.get_close_matches(name, categories, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"weights='coco': COCO has no class {name!r}{hint}")
-    rows = [0, *map(categories.index, class_names)]
-    num_rows = len(detector.roi_heads.box_predictor.cls_score.weight)
-    if num_rows != len(rows):
-        counts = f"{len(class_names)} class_names for a detector of {num_rows - 1} classes"
-        raise ValueError(f"weights='coco': {counts}; give each class's name as COCO has it")
-    state = dict(fetch_weights(entry, f"weights='coco' for backbone {backbone!r}"))
-    for name, value in state.items():
-        if name.startswith(_CLASS_LAYERS):  # 91 rows, or 4 × 91 of box offsets
-            state[name] = value.unflatten(0, (len(categories), -1))[rows].flatten(0, 1)
-    _load(detector, state, f"torchvision's COCO weights of {backbone}")
-
-
-def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     try:
-        module.load_state_dict(state, strict=True)  # torchvision renames keys of older files while loading
+        body.load_state_dict(state, strict=True)  # torchvision renames keys of older files while loading
     except RuntimeError as error:
-        needed = "they need torchvision's sizes, the defaults of width and box_width"
-        raise RuntimeError(f"{source} do not fit: {needed} ({error!s:.300})") from error
+        raise RuntimeError(f"torchvision's ImageNet weights of {backbone} do not fit: {error!s:.300}") from error

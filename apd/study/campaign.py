@@ -41,17 +41,11 @@ class Ledger:
         score, value = record.headline
         self.tell(f"{self.closed}/{self.missing} {experiment.name}: {score} {value:.4f}, {outlook}")
 
-    def has_diverged(self, experiment: Experiment, error: object) -> None:
-        """Note a run that has no record because its loss became infinite or NaN."""
+    def without_record(self, experiment: Experiment, why: str, *, diverged: bool = False) -> None:
+        """Note a run that ends without a record: given up, or because its loss became infinite or NaN."""
         self.closed += 1
-        self.diverged.append(experiment.name)
-        self.tell(f"{self.closed}/{self.missing} {experiment.name} diverged and has no record: {error}")
-
-    def is_lost(self, experiment: Experiment, why: str) -> None:
-        """Note a run that is given up for another reason."""
-        self.closed += 1
-        self.lost.append(experiment.name)
-        self.tell(f"{experiment.name} {why}")
+        (self.diverged if diverged else self.lost).append(experiment.name)
+        self.tell(f"{self.closed}/{self.missing} {experiment.name} {why}")
 
     def close(self) -> None:
         """Raise NonFiniteLossError or UnfinishedRunsError if some experiments ended without a record."""
@@ -78,7 +72,7 @@ def in_turn(missing: Sequence[Experiment], ledger: Ledger, *, device: str | None
             queue.append((experiment, True))
             continue
         except NonFiniteLossError as error:
-            ledger.has_diverged(experiment, error)
+            ledger.without_record(experiment, f"diverged and has no record: {error}", diverged=True)
             continue
         spent += time.monotonic() - begun
         left = spent / (len(missing) - len(queue)) * len(queue)
@@ -90,32 +84,22 @@ def existing_records(folder: Path) -> dict[str, Record]:
     return {record.content["fingerprint"]: record for record in map(read_record, sorted(folder.glob("*.json")))}
 
 
-def dealt(experiments: list[Experiment], shard: str) -> list[Experiment]:
-    """The experiments of worker i of n, for a shard "i/n", dealt out back and forth; of an empty one, all."""
-    number, _, of = (shard or "1/1").partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise CampaignError(f"shard = {shard!r}: expected i/n with 1 <= i <= n, such as 2/8")
-    round_trip = [*range(1, int(of) + 1), *range(int(of), 0, -1)]
-    return [e for place, e in enumerate(experiments) if round_trip[place % len(round_trip)] == int(number)]
-
-
 def run_campaign(
     name: str,
     *,
     folder: Path | None = None,
     device: str | None = None,
     only: str = "",
-    shard: str = "",
     workers: int = 0,
     processes: int = 1,
     minutes: float | None = None,
 ) -> list[Record]:
-    """Run what a campaign, or one shard of it, still lacks, and return all its records that are there then.
+    """Run what a campaign still lacks, and return all its records that are there then.
 
     Args:
         name, folder: a key of CAMPAIGNS, and where its records go; default `book/results/<name>/`.
         device: torch device; default is cuda where there is one, else cpu.
-        only, shard: only labels that contain this text; "i/n": only the part of number i of n workers that share it.
+        only: only labels that contain this text.
         workers: processes that prepare batches ahead in every run; any number gives the same.
         processes, minutes: runs at once, and time after which they are stopped: see :mod:`apd.study.parallel`.
 
@@ -134,11 +118,9 @@ def run_campaign(
     experiments = [e for e in known if only in e.name]
     if not experiments:
         raise CampaignError(f"only = {only!r}: expected a part of one of the labels {', '.join(e.name for e in known)}")
-    experiments = dealt(experiments, shard)
     done = ranks.on_rank_zero(lambda: existing_records(folder))
     missing = [e for e in experiments if fingerprint(e) not in done]
-    part = shard and f", shard {shard}"
-    ranks.print(f"{name}{part}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
+    ranks.print(f"{name}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
     if retired := done.keys() - set(map(fingerprint, known)):
         such = Path(next(record.source for key, record in done.items() if key in retired)).name
         what = f"{len(retired)} records there are of no experiment of this campaign, such as {such}"
@@ -159,7 +141,6 @@ def parsed(arguments: list[str] | None, prog: str) -> dict[str, Any]:
     parser.add_argument("--records", dest="folder", type=Path, help="folder of the records (book/results/NAME)")
     parser.add_argument("--device", help="torch device (cuda where there is one, else cpu)")
     parser.add_argument("--only", default="", help="run only experiments whose label contains this text")
-    parser.add_argument("--shard", default="", help="i/n: run only worker i's part when n workers share the campaign")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches ahead in every run (0)")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side on the device (1)")
     parser.add_argument("--minutes", type=float, help="stop after these, with checkpoints (no limit)")

@@ -106,16 +106,6 @@ def _scenes_pairs_tuning() -> Iterator[Experiment]:
 # CamVid at half resolution
 
 
-def _camvid_small_tuning() -> Iterator[Experiment]:
-    """Where the search for learning rates began: short schedules of the plain networks."""
-    student = recipe("small", "student")
-    teacher, data = student.teacher_experiment(), replace(student.data, evaluation_split="val")
-    short = replace(teacher, training=replace(teacher.training, iterations=400, evaluations=0))
-    yield from (_tried(short, tried, "teacher", data=data) for tried in (0.005, 0.01, 0.02))
-    short = replace(student, teacher=None, training=replace(student.training, iterations=600, evaluations=0))
-    yield from (_tried(short, tried, "student", data=data) for tried in TRIED_SMALL_LEARNING_RATES)
-
-
 def _camvid_small_rates() -> Iterator[Experiment]:
     for tried, method in product(TRIED_SMALL_LEARNING_RATES[::-1], TUNED_METHODS):
         yield _seed0(_tried(recipe("small", method), tried, method))
@@ -233,7 +223,6 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "scenes-pairs": _scenes_pairs,
     "scenes-pairs-tuning": _scenes_pairs_tuning,
     "camvid-small": partial(_methods, "small", seeds=3),
-    "camvid-small-tuning": _camvid_small_tuning,
     "camvid-small-rates": _camvid_small_rates,
     "camvid-small-ablations": partial(_camvid_small_variants, _fewer_terms),
     "camvid-small-rivals": partial(_camvid_small_variants, _best_other_methods),

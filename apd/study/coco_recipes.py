@@ -148,31 +148,3 @@ def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
         teacher=TeacherConfig(network=replace(detector, backbone=teacher), training=training),
         distillers=distillers,
     )
-
-
-_NEVER_RELEASED = "own choice: how the paper applies APD to detection was never released"
-_IMAGENET = "torchvision: ImageNet weights, other ones than ReviewKD's"
-COCO_SOURCES = {
-    **dict.fromkeys(("data", "training", "teacher.network"), "ReviewKD's code"),
-    "data.kind": "own choice: distinguishes this data from that of segmentation",
-    "data.folder": "own choice: COCO 2017's own tree, below APD_DATA",
-    "data.height": "torchvision; ReviewKD's code: 640 to 800 at random in training, 800 in the test",
-    "data.width": "torchvision, as Detectron2",
-    "network": "ReviewKD's code; torchvision's MobileNetV3 is the nearest to its MobileNetV2",
-    **dict.fromkeys(("network.weights", "teacher.network.weights"), _IMAGENET),
-    "training.head_multiplier": "Detectron2: one learning rate for all parameters",
-    **dict.fromkeys(("training.momentum", "training.schedule"), "Detectron2, whose default ReviewKD keeps"),
-    "training.weight_decay": "Detectron2, there not of norms; here they are frozen, and the pyramid has none",
-    "training.warmup": "Detectron2, there from a thousandth of the learning rate",
-    "training.evaluations": "own choice: nothing is chosen by them",
-    "precision": "ReviewKD's code: no mixed precision",
-    "teacher.training": "own choice: as the student; ReviewKD's code takes trained ones of Detectron2",
-    "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
-    "teacher.expected_ap": "own choice: yours to give, the paper's is not known",
-    "distillers.roi_kd": "own choice: no published one",
-    "distillers.review_kd": "ReviewKD's code; MobileNetV2's weight where ours is MobileNetV3",
-    **dict.fromkeys(("distillers.roi_apd", "distillers.dense_apd"), _NEVER_RELEASED),
-}
-"""Where the values at paper scale were read, by field or by what fields begin with. The released configurations of
-ReviewKD share a first author with APD and are the likely base of the paper's runs; they build on Detectron2's defaults.
-"""

@@ -5,10 +5,9 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -119,7 +118,7 @@ class SideBySide:
             teacher = untrained_teacher(experiment)
             if teacher is not None and fingerprint(teacher) in self.given_up:
                 self.queue.remove(experiment)
-                self.ledger.is_lost(experiment, "has no teacher: its run was given up")
+                self.ledger.without_record(experiment, "has no teacher: its run was given up")
                 continue
             run = teacher or experiment
             free = fingerprint(run) not in running and self.not_before.get(fingerprint(run), 0) <= now
@@ -223,7 +222,7 @@ class SideBySide:
         raise error
 
     def _diverged(self, worker: Worker, run: Experiment, why: str) -> None:
-        self._give_up(worker, f"diverged: {why}", partial(self.ledger.has_diverged, run, why))
+        self._give_up(worker, f"diverged and has no record: {why}", diverged=True)
 
     def _died(self, worker: Worker, run: Experiment | None, _: None) -> None:
         """A worker went without an answer: its run is tried once more."""
@@ -239,13 +238,13 @@ class SideBySide:
             then = "the run goes on from its last checkpoint in another"
             self._again(worker, f"{run.name}: its worker ended {how}; {then}")
 
-    def _give_up(self, worker: Worker, why: str, note: Callable[[], object] | None = None) -> None:
+    def _give_up(self, worker: Worker, why: str, *, diverged: bool = False) -> None:
         run, worker.run = worker.run, None
         self.given_up.add(fingerprint(run))
-        if not worker.queued:
-            self.ledger.tell(f"{run.name} {why}")
+        if worker.queued:
+            self.ledger.without_record(run, why, diverged=diverged)
         else:
-            (note or partial(self.ledger.is_lost, run, why))()
+            self.ledger.tell(f"{run.name} {why}")
 
     def _again(self, worker: Worker, notice: str = "") -> None:
         """Put a worker's run back into the queue; a teacher's students are there still."""

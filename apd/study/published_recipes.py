@@ -113,38 +113,6 @@ def _distillers(method: PaperMethod, num_classes: int, *, released: bool) -> tup
     return (APDConfig(**shared, **kind, **weights, width=512, teacher_head_rate=1e-5),)
 
 
-SOURCES = {
-    **dict.fromkeys(("data", "network", "training", "teacher.network", "inference", "distillers"), "released code"),
-    "seed": "own choice; released code: 123 or none, of other random numbers than these",
-    "data.blur": "released code: the probability is that of semseg, on which it builds",
-    "network.weights_file": "own choice: yours to give, the released code's file is published nowhere",
-    "training.iterations": "released code: its epochs, with the incomplete batches that its loader leaves out",
-    "training.batch_size": "released code: on four GPUs together, batch norm over all of them",
-    "training.evaluations": "own choice; released code: after every epoch, on centre crops",
-    "precision": "released code: no mixed precision",
-    "teacher.network.weights": "own choice: timm's file, the released code's is published nowhere",
-    "teacher.training": "own choice: as the student, how the released teachers were trained is not known",
-    "teacher.weights_file": "own choice: yours to give; empty: the teacher is trained first",
-    "teacher.expected_miou": "own choice: yours to give, the score of the paper's teacher is not known",
-    "distillers.apd.scope": "released code: the images of a process; the paper: an image",
-    "distillers.apd.teacher_head_schedule": "released code: its schedule passes this learning rate over",
-}
-"""Where values were read, by field or by what fields begin with; a distiller's stand under its method's name."""
-_CORRECTED = {
-    "reduction": "own choice: sums over classes, means over valid pixels",
-    "upsample_logits": "own choice: the same information at 1/64 of the memory",
-    "pixel_kd": "own choice: the released 10 over the number of classes",
-    "scope": "paper, abstract: a perspective for each sample",
-    "absent": "own choice: left out, as the observations leave them out",
-    "observation": f"own choice: the released 10 over {CLASSES_SEEN} classes in sight",
-}
-CORRECTED_SOURCES = {f"distillers.apd.{field}": source for field, source in _CORRECTED.items()} | {
-    "distillers.pixel_kd.weight": _CORRECTED["pixel_kd"],
-    **{f"distillers.pixel_kd.{field}": _CORRECTED[field] for field in ("reduction", "upsample_logits")},
-}
-"""Where the corrected experiments differ from that."""
-
-
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(name, value, default) of every field of an experiment, nested ones as dotted names."""
     for field in fields(config):

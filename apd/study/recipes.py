@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
@@ -90,8 +91,7 @@ _REAL: dict[RealSize, tuple[DataConfig, int, int, int]] = {
 """Data, steps of the student and of the teacher, and their batch size, of networks that start from ImageNet."""
 _BASES: dict[Size, Experiment] = {
     "tiny": _TINY,
-    # half the size for minutes a run on one CPU core. The teacher's learning rate is the best of three on val in short
-    # runs (`camvid-small-tuning`); the distillers' weights were not tuned
+    # half the size for minutes a run on one CPU core; the distillers' weights were not tuned
     "small": _two(_HALF, *_PLAIN, TrainingConfig(iterations=1500)),
     "full": _two(_WHOLE, *_PLAIN, TrainingConfig(iterations=12000, batch_size=16)),
     **{
@@ -217,12 +217,19 @@ def all_recipes() -> Iterator[tuple[str, Experiment]]:
     return ((f"{size}-{method}", recipe(size, method)) for size in get_args(Size) for method in methods_of(size))
 
 
+def value_sources(section: str) -> dict[str, str]:
+    """Where values were read, by field or by what fields begin with, of a section of ``sources.txt``."""
+    text = Path(__file__).with_name("sources.txt").read_text(encoding="utf-8").partition(f"[{section}]\n")[2]
+    lines = (line.split(" | ") for line in text.partition("\n\n")[0].splitlines())
+    return {field: source for source, fields in lines for field in fields.split()}
+
+
 def sourced_lines(name: str) -> Iterator[str]:
     """The recipe of a name such as "coco-roi_apd", a field a line with its value's source; none where all are ours."""
     size, method = name.rsplit("-", 1)
-    sources = dict(coco.COCO_SOURCES if size in get_args(coco.CocoSize) else published.SOURCES)
+    sources = value_sources("coco" if size in get_args(coco.CocoSize) else "released")
     if size.endswith(published.CORRECTED):
-        sources |= published.CORRECTED_SOURCES
+        sources |= value_sources("corrected")
     ours = size not in get_args(Literal[coco.CocoSize, published.PaperSize])
     for field, value, default in () if ours else published.leaves(recipe(size, method)):
         known = [name for name in sources if f"{field}.".startswith(f"{name}.")]

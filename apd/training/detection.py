@@ -1,6 +1,6 @@
 """Detection and instance segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ from apd.config.detection_config import DetectorConfig
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
-from apd.data.batches import InstanceBatch, training_instance_batches
+from apd.data.batches import InstanceBatch, InstanceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
 from apd.data.coco import DetectionExtraMissing, coco_library, coco_split
 from apd.data.image_folder import DataError
@@ -92,12 +92,12 @@ class DetectionTask(RunTask):
         data = self.experiment.data
         augmentation = InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter)
         options = self._of_batches(start, ranks)
-        return training_instance_batches(dataset, augmentation=augmentation, workers=workers, **options)
+        return training_batches(dataset, augmentation=augmentation, workers=workers, **options, stream=InstanceStream)
 
-    def _build(self, config: DetectorConfig, num_classes: int, class_names: Sequence[str], weights_follow: bool) -> Any:
+    def _build(self, config: DetectorConfig, num_classes: int, weights_follow: bool) -> Any:
         sides, shape = (self.experiment.data.height, self.experiment.data.width), asdict(config)
         backbone, masks = shape.pop("backbone"), shape.pop("kind") == "mask_rcnn"
-        shape |= dict(class_names=class_names, min_size=min(sides), max_size=max(sides), fetch=not weights_follow)
+        shape |= dict(min_size=min(sides), max_size=max(sides), fetch=not weights_follow)
         return build_detector(backbone, num_classes, masks=masks, **shape)
 
     def parameter_groups(self, network: FasterRCNN) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -130,8 +130,12 @@ class DetectionTask(RunTask):
             counts = tap.loss_counts
         # alone, count and global_count are one number, and their quotient is exactly 1
         terms = {name: value * (counts[name] / global_count(counts[name])) for name, value in losses.items()}
-        distilled = {name: distiller(pair) for name, distiller in self.distillers.items()}
-        return self.with_loss(terms, sum(terms.values()), distilled)
+        loss = sum(terms.values())
+        for name, distiller in self.distillers.items():
+            of_one = distiller(pair)
+            loss = loss + of_one.pop("loss")
+            terms |= {f"{name}.{term}": value for term, value in of_one.items()}
+        return terms | {"loss": loss}
 
     def evaluate(
         self, network: FasterRCNN, dataset: InstanceDataset, inference: InferenceOptions, ranks: Ranks

@@ -75,8 +75,8 @@ def train(
             ranks.on_rank_zero(lambda: _check_labels(task.census(splits), experiment))
         # data sets keep their fingerprints: these are of the files as they were read
         ranks.on_rank_zero(lambda: splits.identities(experiment.data.evaluation_split))
-        names = splits.train.spec.class_names
-        make = partial(task.network, experiment.network, len(names), where, experiment.seed, class_names=names)
+        classes = len(splits.train.spec.class_names)
+        make = partial(task.network, experiment.network, classes, where, experiment.seed)
         student, teacher, weights = ranks.rank_zero_first(make), None, Path()
         if experiment.teacher is not None:
             weights = Path(experiment.teacher.weights_file)
@@ -84,7 +84,7 @@ def train(
                 of_teacher, options = experiment.teacher_experiment(), dict(device=device, workers=workers)
                 train(of_teacher, **options, progress=progress, wait=True, check_labels=False)
                 weights = run_folder(of_teacher) / "weights.safetensors"
-            teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, len(names), where))
+            teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, classes, where))
         run = Trainer(task, folder, splits, student, teacher, progress=progress, ranks=ranks, workers=workers)
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, task.precision(where), ranks.size, task.libraries)

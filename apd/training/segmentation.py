@@ -1,6 +1,6 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
 from apd.config.experiment import NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
-from apd.data.batches import Batch, device_batches, training_batches
+from apd.data.batches import Batch, DeviceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
 from apd.data.specs import SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
@@ -81,8 +81,9 @@ class SegmentationTask(RunTask):
     ) -> Iterator[Batch]:
         """This rank's parts of the training batches from iteration `start` on, made by the loader or on the device."""
         there = self.experiment.training.device_augmentation
-        supply = partial(device_batches, device=device) if there else partial(training_batches, workers=workers)
-        return supply(dataset, augmentation=build_augmentation(self.experiment.data), **self._of_batches(start, ranks))
+        how = {"stream": partial(DeviceStream, device=device)} if there else {"workers": workers}
+        how |= {"augmentation": build_augmentation(self.experiment.data)}
+        return training_batches(dataset, **how, **self._of_batches(start, ranks))
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Images that batch norm needs in each part of a batch: the pooled branch has one vector an image."""
@@ -92,7 +93,7 @@ class SegmentationTask(RunTask):
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def _build(self, config: NetworkConfig, num_classes: int, _: Sequence[str], weights_follow: bool) -> Segmenter:
+    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter:
         return _segmenter(config, num_classes, weights_follow)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -138,7 +139,10 @@ class SegmentationTask(RunTask):
         if student.aux is not None and auxiliary_weight:
             terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
-        return self.with_loss(terms, loss, self._distil(student, teacher, labels_BHW))
+        for name, of_one in self._distil(student, teacher, labels_BHW).items():
+            loss = loss + of_one.pop("loss")
+            terms |= {f"{name}.{term}": value for term, value in of_one.items()}
+        return terms | {"loss": loss}
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
         given = distilled_of(student, teacher, labels) if self.distillers else {}

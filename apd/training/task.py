@@ -1,12 +1,12 @@
 """What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
@@ -39,30 +39,6 @@ def build_optimisers(
     if not teacher_groups:
         return {"student": own}
     return {"student": own, "teacher_heads": torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)}
-
-
-def learning_rate_factor(training: TrainingConfig, step: int) -> float:
-    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
-
-    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
-    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
-
-    >>> training = TrainingConfig(iterations=90, schedule="steps", milestones=(60, 80), warmup=10)
-    >>> [round(learning_rate_factor(training, step), 6) for step in (0, 4, 9, 59, 60, 80)]
-    [0.1, 0.5, 1.0, 1.0, 0.1, 0.01]
-    """
-    steps = training.schedule == "steps"
-    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
-    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
-
-
-def _poly(training: TrainingConfig, step: int) -> float:
-    return (1 - step / training.iterations) ** training.power
-
-
-def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
-    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
-    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
 
 
 def described(training: TrainingConfig) -> str:
@@ -107,24 +83,10 @@ class RunTask(nn.Module):
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
 
     def network(
-        self,
-        config: Any,
-        num_classes: int,
-        device: torch.device,
-        seed: int,
-        *,
-        class_names: Sequence[str] = (),
-        weights_follow: bool = False,
+        self, config: Any, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
     ) -> Any:
         """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
-        return built(partial(self._build, config, num_classes, class_names, weights_follow), self.kind, device, seed)
-
-    def with_loss(self, terms: dict[str, Tensor], loss: Tensor, distilled: dict[str, dict[str, Tensor]]) -> Any:
-        """The terms with those of the distillers, and "loss", the sum of all losses."""
-        for name, of_one in distilled.items():
-            loss = loss + of_one["loss"]
-            terms |= {f"{name}.{term}": value for term, value in of_one.items() if term != "loss"}
-        return terms | {"loss": loss}
+        return built(partial(self._build, config, num_classes, weights_follow), self.kind, device, seed)
 
     def least_part(self, ranks: Ranks, device: torch.device) -> int:
         """Images that batch norm needs in each part of a batch."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from apd.config.experiment import Experiment
-from apd.cost.count import step_cost, teacher_step_cost
+from apd.cost.count import step_cost
 from apd.data.specs import COCO_STUFF
 from apd.study.coco_recipes import CocoSize, detection_methods_of, detection_recipe
 from apd.study.published_recipes import PROCESSES, PUBLISHED, paper_recipe
@@ -30,7 +30,7 @@ def plan_table() -> Iterator[str]:
     for name, published in PUBLISHED.items():
         experiment, student, classes = paper_recipe(name), paper_recipe(name, "student"), published.spec.num_classes
         for role, miou, source, cost in (
-            ("teacher", published.near_teacher, "semseg, README", teacher_step_cost(experiment, classes)),
+            ("teacher", published.near_teacher, "semseg, README", step_cost(experiment.teacher_experiment(), classes)),
             ("student", published.alone, "APD, README", step_cost(student, classes)),
             ("apd", published.with_apd, "APD, README", step_cost(experiment, classes)),
         ):

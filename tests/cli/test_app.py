@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_folders import leave
 from small_experiments import exit_code, tiny
 
 from apd.cli import app as cli
@@ -24,28 +25,12 @@ from apd.study.recipes import all_recipes
 from apd.training.record import read_record
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """A folder for runs, and the tiny experiments of these tests in the place of the recipes."""
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="apd", **_: tiny(method))
-    return tmp_path / "runs"
-
-
-def leave(arguments):
-    """The exit code of a command, however it is given."""
-    try:
-        return cli.main(arguments)
-    except SystemExit as left:
-        return left.code
-
-
 def test_commands_and_their_options_are_listed(capsys):
-    assert (leave([]), leave(["--help"]), leave(["-h"])) == (2, 0, 0)
+    assert (leave(), leave("--help"), leave("-h")) == (2, 0, 0)
     once = capsys.readouterr().out.split("usage: apd COMMAND")[1]
     for command in cli.COMMANDS:
         assert f"  {command} " in once
-        assert leave([command, "--help"]) == 0
+        assert leave(command, "--help") == 0
         assert capsys.readouterr().out.startswith(f"usage: apd {command}")
 
 
@@ -56,7 +41,7 @@ def test_the_help_loads_nothing_but_torch():
 
 
 def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_choices(capsys):
-    assert leave(["train", "--help"]) == 0
+    assert leave("train", "--help") == 0
     out = capsys.readouterr().out
     from pandas import json_normalize  # here: a bare machine, below, has none
 
@@ -70,83 +55,75 @@ def test_the_help_of_train_shows_every_field_of_an_experiment_with_its_type_or_c
     assert "--training.clip-norm {None}|FLOAT" in out
 
 
-def test_train_prints_the_scores_and_where_the_record_lies(runs, capsys):
-    assert leave(["train", "--method", "student"]) == 0
-    captured = capsys.readouterr()
-    *progress, summary, path = captured.out.splitlines()
-    assert progress[0] == "tiny-student-seed0: step 0 of 6"
-    record = read_record(Path(path))
-    assert summary.startswith(f"tiny-student-seed0: mIoU {record.scores.miou:.4f}, mAcc {record.scores.macc:.4f}")
-    assert Path(path).is_relative_to(runs)
-    assert all(line.startswith("warning: the student: ") for line in captured.err.splitlines()), "no bar of progress"
-    assert leave(["train", "--method=student"]) == 0
-    assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
-
-
-def test_train_prints_steps_loss_time_scores_on_the_way_and_those_of_the_teacher(runs, monkeypatch, capsys):
+def test_train_prints_steps_scores_and_where_the_record_lies(runs, tiny_recipes, monkeypatch, capsys):
     monkeypatch.setattr("apd.training.run_log.LINE_SECONDS", 0.0)
-    assert leave(["train"]) == 0
-    *lines, summary, path = capsys.readouterr().out.splitlines()
+    assert leave("train") == 0
+    captured = capsys.readouterr()
+    *lines, summary, path = captured.out.splitlines()
     record = read_record(Path(path))
     assert record.experiment.distillers == tiny("apd").distillers
+    assert Path(path).is_relative_to(runs)
+    assert summary.startswith(f"tiny-apd-seed0: mIoU {record.scores.miou:.4f}, mAcc {record.scores.macc:.4f}")
     assert f"teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}" in summary
     for name, steps in (("scenes-teacher", 4), ("tiny-apd-seed0", 6)):
+        assert f"{name}: step 0 of {steps}" in lines
         pattern = rf"{name}: step (\d) of {steps}, loss \d+\.\d{{4}}, \S+ s a step, about \d+ s left"
         assert re.findall(pattern, "\n".join(lines)) == [str(step) for step in range(2, steps + 1)]
     for one in record.content["evaluations"]:
         value = scores(torch.tensor(one["confusion"])).miou
         assert f"tiny-apd-seed0: step {one['step']} of 6, mIoU {value:.4f} on val" in lines
+    assert all(line.startswith("warning: the ") for line in captured.err.splitlines()), "no bar of progress"
+    assert leave("train", "--method=apd") == 0
+    assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
 
 
-def test_any_field_can_be_changed_and_the_label_follows_the_seed_or_is_given(runs, capsys):
+def test_any_field_can_be_changed_and_the_label_follows_the_seed_or_is_given(tiny_recipes, capsys):
     changes = ["--seed", "3", "--training.clip-norm", "1", "--data.world=2", "--training.batch_size", "3"]
-    assert leave(["train", "--method", "student", *changes]) == 0
+    assert leave("train", "--method", "student", *changes) == 0
     record, start = read_record(Path(capsys.readouterr().out.splitlines()[-1])), tiny("student", seed=3)
     training, data = replace(start.training, clip_norm=1.0, batch_size=3), replace(start.data, world=2)
     assert record.experiment == replace(start, name="tiny-student-seed3", data=data, training=training)
-    assert leave(["train", "--method", "student", "--name", "mine"]) == 0
+    assert leave("train", "--method", "student", "--name", "mine") == 0
     assert Path(capsys.readouterr().out.splitlines()[-1]).parent.name.startswith("mine-")
 
 
 @pytest.mark.parametrize(("name", "size", "method"), [("small-pixel_kd", "small", "pixel_kd"), ("full", "full", "apd")])
-def test_a_recipe_can_be_trained_by_its_name(name, size, method, runs, monkeypatch, capsys):
+def test_a_recipe_can_be_trained_by_its_name(name, size, method, tiny_recipes, monkeypatch, capsys):
     asked, of_the_tests = [], "apd.study.recipes.recipe"
     monkeypatch.setattr(of_the_tests, lambda size, method, **_: asked.append((size, method)) or tiny(method))
-    assert leave(["train", name, "--dry-run", "--device", "cpu", "--training.warmup", "2"]) == 0
+    assert leave("train", name, "--dry-run", "--device", "cpu", "--training.warmup", "2") == 0
     assert asked == [(size, method)]
     assert f"{size}-{method}-seed0, fingerprint" in capsys.readouterr().out
 
 
-def test_a_campaign_trains_what_lacks_a_record_or_its_shard_and_prints_every_score(runs, tmp_path, monkeypatch, capsys):
+def test_a_campaign_trains_what_has_no_record_and_prints_every_score(tiny_recipes, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CAMPAIGNS, "two", lambda: (tiny(seed=seed) for seed in range(2)))
     command = ["campaign", "two", "--records", str(tmp_path / "records")]
-    assert leave([*command, "--shard", "2/2", "--workers", "0"]) == 0
+    assert leave(*command, "--only", "seed1", "--workers", "0") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("student-seed1:")
-    assert leave(command) == 0
+    assert leave(*command) == 0
     out = capsys.readouterr().out
     assert "two: 2 experiments, 1 have a record" in out
     assert [line.split(":")[0] for line in out.splitlines()[-2:]] == ["student-seed0", "student-seed1"]
 
 
-def test_cost_shows_both_networks_or_the_loss_without_and_with_heads(runs, monkeypatch, capsys):
+def test_cost_shows_both_networks_or_the_loss_without_and_with_heads(tiny_recipes, monkeypatch, capsys):
     tiny_shape = {"tiny": LossShape(batch=1, channels=4, grid=3, classes=5, labels=9)}
     monkeypatch.setattr("apd.cost.measure.LOSS_SHAPES", tiny_shape)
     network = "test_efficientnet psp, 2x32x48 on cpu: "
-    for option, *starts in (
-        ("--batch=2", f"student: {network}", f"teacher: {network}"),
-        ("--loss", "tiny, no heads: ", "tiny, heads 4 wide: "),
-    ):
-        assert leave(["cost", option, "--device", "cpu"]) == 0
+    expected = {"--batch=2": [f"student: {network}", f"teacher: {network}"]}
+    for option, starts in (expected | {"--loss": ["tiny, no heads: ", "tiny, heads 4 wide: "]}).items():
+        assert leave("cost", option, "--device", "cpu") == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
 
 
 @pytest.mark.parametrize("arguments", [["small-apd"], ["show", "small"]])
 def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
-    assert leave(["recipes"]) == 0
+    assert leave("recipes") == 0
     recipes = dict(all_recipes())
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(recipes)
-    assert leave(["recipes", *arguments]) == 0
+    assert leave("recipes", *arguments) == 0
     assert from_dict(json.loads(capsys.readouterr().out)) == recipes["small-apd"]
 
 
@@ -166,11 +143,10 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
         (["predict", "here"], ["at least one image"]),
         (["cost", "--batch", "0"], ["--batch 0", "at least 1"]),
-        (["campaign", "scenes-tiny", "--shard", "3/2"], ["shard = '3/2'", "such as 2/8"]),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_is_answered_with_what_is_nearest(arguments, expected, capsys):
-    assert leave(arguments) == 2
+    assert leave(*arguments) == 2
     captured = capsys.readouterr()
     text = " ".join(captured.err.replace("│", " ").split())  # tyro draws a box and wraps lines in it
     assert [part for part in expected if part not in text] == []
@@ -199,10 +175,8 @@ def test_a_bare_machine_runs_campaigns_and_says_what_the_command_line_lacks(tmp_
     assert read_record(record).experiment == replace(tiny(), name="student-seed0")
     *before, last = output.read_text().splitlines()
     assert before[-1].startswith("camvid-small: 1/1 student-seed0: mIoU ")
-    assert last == (
-        "apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]'); without it, "
-        "`python -m apd.study.campaign NAME` runs campaigns"
-    )
+    assert last.startswith("apd: the command line needs tyro (in the project's folder: pip install -e '.[cli]')")
+    assert "`python -m apd.study.campaign NAME` runs campaigns" in last
 
 
 def list_recipes_for_a_reader_who_has_left():
@@ -218,9 +192,7 @@ def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
     assert (tmp_path / "output").read_text() == ""
 
 
-ADVICE = re.compile(
-    r"(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'[a-z]+')|[a-z]+\.[a-z]+_[a-z]+)", re.I
-)
+ADVICE = re.compile(r"(?i)(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'\w+')|[a-z]+\.[a-z]+_\w+)")
 
 
 def messages(path):

@@ -1,24 +1,30 @@
-"""An experiment that cannot be run fails when it is made, with the field, the value and what was expected."""
+"""An experiment that cannot be run fails when it is made; what is built from one that can has all its settings."""
 
 import dataclasses
 import math
 import re
 from dataclasses import replace
 from typing import get_args, get_type_hints
+from unittest import mock
 
 import pytest
 import small_detection as boxes
-from small_experiments import NETWORK, TEACHER, tiny
+import torch
+from small_experiments import NETWORK, TEACHER, equal, tiny
 
+from apd.config.datasets import spec_of
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.config.inference_options import InferenceOptions
 from apd.distillers.apd import APDConfig
-from apd.distillers.base import DISTILLERS
+from apd.distillers.base import DISTILLERS, build_distiller
 from apd.distillers.logits import PixelKDConfig
 from apd.fields import ExperimentError
 from apd.models.detector import BODIES
+from apd.training.run import task_of
+from apd.training.segmentation import build_network
 
+CPU = torch.device("cpu")
 RoIAPDConfig, DenseAPDConfig, RoIKDConfig = (DISTILLERS[name] for name in ("roi_apd", "dense_apd", "roi_kd"))
 RoIDKDConfig, ReviewKDConfig = DISTILLERS["roi_dkd"], DISTILLERS["review_kd"]
 PARTS = (DataConfig, NetworkConfig, TrainingConfig, TeacherConfig, Experiment, InstanceDataConfig, DetectorConfig)
@@ -74,7 +80,6 @@ WRONG = [  # the configuration, the field, its value, what was expected, and fie
     (InstanceDataConfig, "evaluation_split", "test", "val: test's annotations are not public", COCO),
     (InstanceDataConfig, "val_part", "", "a text that is not empty", COCO),
     (DetectorConfig, "backbone", "resnet34", "one of resnet18"),
-    (DetectorConfig, "weights", "coco", "none or imagenet here: torchvision has COCO"),
     (DenseAPDConfig, "levels", (), LEVELS),
     (ReviewKDConfig, "levels", ("1", "0"), f"{LEVELS}, in"),
 ]
@@ -120,8 +125,6 @@ SEGMENT, DETECT = tiny("apd"), boxes.small("roi_apd")
 HEADLESS, HEADLESS_ROI = (kind(width=None, regularisation=0) for kind in (APDConfig, RoIAPDConfig))
 WIDTHS = "APDConfig.width = None: expected features of equal width then, got network"
 FAST = replace(boxes.TRAINING, compile=True)
-
-
 TOGETHER = [
     (SEGMENT, {"teacher": None}, "Experiment.teacher = None: distillers need a teacher"),
     (SEGMENT, {"distillers": (APDConfig(), APDConfig(width=4))}, "expected each method at most once"),
@@ -164,3 +167,66 @@ def test_the_teachers_experiment_has_the_students_data_and_no_teacher_of_its_own
     assert (teacher.teacher, teacher.distillers, teacher.inference) == (None, (), InferenceOptions())
     with pytest.raises(ExperimentError, match="this experiment has no teacher"):
         teacher.teacher_experiment()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Of detection."""
+    task, of_teacher = task_of(boxes.small("several")), boxes.TEACHER.network
+    return {"student": task.network(boxes.NETWORK, 3, CPU, 0), "teacher": task.network(of_teacher, 3, CPU, 1)}
+
+
+def test_a_module_has_every_setting_of_its_configuration(networks):
+    def built(method, **settings):
+        return build_distiller(DISTILLERS[method](**settings), **networks, seed=3)
+
+    roi = built("roi_apd", width=8, scale=5.0, alignment=3.0, observation=0.5, pixel_kd=0.0, temperature=2.0)
+    assert roi.weights == {"regularisation": 1.0, "alignment": 3.0, "observation": 0.5, "pixel_kd": 0.0}
+    assert (roi.student_channels, roi.teacher_channels, roi.scale, roi.temperature) == (32, 40, 5.0, 2.0)
+    assert next(roi.teacher_head.parameters()).shape[:2] == (8, 40)
+    dense = built("dense_apd", levels=("0", "2"), width=8, scale=5.0, observation=0.0)
+    assert dense.levels == ("0", "2")
+    for level in dense.distillers.values():
+        assert level.weights == {"regularisation": 1.0, "alignment": 10.0, "observation": 0.0, "pixel_kd": 0.0}
+        assert (level.scale, level.num_classes) == (5.0, 4)
+        assert next(level.teacher_head.parameters()).shape[:2] == (8, 24)
+    kd = built("roi_kd", weight=3.0, temperature=2.0).distiller
+    assert (kd.weights, kd.temperature) == ({"pixel_kd": 3.0}, 2.0)
+    dkd = built("roi_dkd", target=2.0, non_target=3.0, temperature=4.0).distiller
+    assert (list(dkd.weights.values()), dkd.temperature) == ([2.0, 3.0], 4.0)
+    matching = built("pyramid_matching", levels=("1",), weight=3.0)
+    assert (matching.levels, matching.distillers["1"].weights) == (("1",), {"fitnet": 3.0})
+    review = built("review_kd", levels=("0", "1"), width=8, weight=3.0)
+    assert (review.levels, review.weights) == (("0", "1"), {"review_kd": 3.0})
+    assert review.reviews["0"].reduced[0].weight.shape[:2] == (8, 16)
+
+
+def test_heads_and_networks_depend_on_the_seed_alone_and_leave_the_random_state(networks):
+    state = torch.get_rng_state()
+    built = [build_distiller(boxes.METHODS["roi_apd"][0], **networks, seed=seed) for seed in (3, 3, 4)]
+    one, same, other = (distiller.student_head.state_dict() for distiller in built)
+    assert equal(one, same)
+    assert not equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    again = task_of(boxes.small()).network(boxes.NETWORK, 3, CPU, 0)
+    assert equal(networks["student"].state_dict(), again.state_dict())
+
+
+def test_what_is_there_for_segmentation_only_says_so():
+    with pytest.raises(ExperimentError, match="InstanceDataConfig belongs to detection, and what was asked for is"):
+        spec_of(boxes.small().data)
+    with pytest.raises(ExperimentError, match="DetectorConfig belongs to detection, and what was asked for is"):
+        build_network(boxes.NETWORK, 3, CPU, 0)
+
+
+def test_a_detector_brings_images_to_the_size_of_the_data():
+    data = replace(boxes.DATA, height=80, width=96)
+    detector = task_of(boxes.small(data=data)).network(boxes.NETWORK, 3, CPU, 0)
+    assert (detector.transform.min_size, detector.transform.max_size) == ((80,), 96)
+
+
+def test_a_network_that_cannot_be_built_is_an_error_of_the_experiment(monkeypatch):
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", mock.Mock(side_effect=OSError("no route")))
+    with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*could not be fetched"):
+        task_of(boxes.small()).network(DetectorConfig(weights="imagenet"), 1, CPU, 0)

@@ -2,18 +2,19 @@
 
 import re
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 from miniatures import write_converted
-from small_experiments import tiny
+from small_experiments import dry_run_report, tiny
 
 from apd import APDLoss
 from apd.cli import app as cli
 from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig, ExperimentError, NetworkConfig
 from apd.cost import dry_run as module
-from apd.cost.count import step_cost, teacher_step_cost
+from apd.cost.count import step_cost
 from apd.cost.dry_run import dry_run, measure_steps
 from apd.cost.measure import cost_of, peak_of
 from apd.study.recipes import recipe
@@ -22,22 +23,8 @@ from apd.training.segmentation import build_network, task_loss
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-    monkeypatch.delenv("APD_DATA", raising=False)
-    return tmp_path / "runs"
-
-
-def report_of(experiment, **options):
-    """What is missing, and all lines as one text."""
-    lines = []
-    missing = dry_run(experiment, device="cpu", tell=lines.append, **options)
-    return missing, "\n".join(lines)
-
-
 def test_a_dry_run_reports_data_sizes_steps_memory_and_time_and_writes_nothing(runs):
-    missing, text = report_of(tiny("apd"))
+    missing, text = dry_run_report(tiny("apd"))
     assert missing == []
     for line in (
         "data: scenes, 6 images to train, 3 of val; at most 20 of each were read and are in order",
@@ -54,14 +41,14 @@ def test_a_dry_run_reports_data_sizes_steps_memory_and_time_and_writes_nothing(r
 
 
 def test_the_classes_in_sight_are_those_of_the_crops_wherever_these_are_made(runs):
-    texts = [report_of(tiny(device_augmentation=there), steps=1)[1] for there in (False, True)]
+    texts = [dry_run_report(tiny(device_augmentation=there), steps=1)[1] for there in (False, True)]
     assert len({re.search("classes in sight: .*", text)[0] for text in texts}) == 1
 
 
 def test_the_time_is_that_of_all_images_and_a_student_without_a_teacher_is_reported_without_one(runs, monkeypatch):
     measured = module.Measured(steps=3, images=2, load_seconds=1.0, step_seconds=2.0, classes_seen=(1.0, 2.0))
     monkeypatch.setattr(module, "measure_steps", lambda *_: measured)
-    _, text = report_of(tiny("student", iterations=6000))
+    _, text = dry_run_report(tiny("student", iterations=6000))
     assert "time, in one process on this machine: 10.0 hours" in text  # 6000 steps of 2 images of 3 seconds
     assert "teacher" not in text
 
@@ -80,28 +67,20 @@ def test_steps_are_timed_one_by_one_and_the_first_is_left_out(monkeypatch):
 
 
 def test_where_memory_does_not_hold_the_batch_half_of_it_is_measured(monkeypatch):
-    asked = []
-
-    def measure(*arguments):
-        asked.append(arguments[-1])
-        if arguments[-1] > 2:
-            raise torch.OutOfMemoryError("too large")
-        return "measured"
-
+    measure = mock.Mock(side_effect=[torch.OutOfMemoryError("too large")] * 2 + ["measured"])
     monkeypatch.setattr(module, "_measure", measure)
     assert measure_steps(tiny(), None, None, None, 3, 8) == "measured"
-    assert asked == [8, 4, 2]
+    assert [call.args[-1] for call in measure.call_args_list] == [8, 4, 2]
 
 
-def test_everything_that_is_missing_is_named_and_the_rest_is_reported(runs):
+def test_everything_that_is_missing_is_named_and_the_rest_is_reported(monkeypatch):
+    monkeypatch.delenv("APD_DATA", raising=False)
     published = recipe("pascal_context", "apd")
-    experiment = replace(
-        published,
-        data=replace(published.data, crop_height=33, crop_width=33),
-        network=replace(published.network, weights_file="gone-resnet18.pth"),
-        teacher=replace(published.teacher, weights_file="gone-psp.pth", network=published.network),
-    )
-    missing, text = report_of(experiment, steps=1)
+    data = replace(published.data, crop_height=33, crop_width=33)
+    network = replace(published.network, weights_file="gone-resnet18.pth")
+    teacher = replace(published.teacher, weights_file="gone-psp.pth", network=published.network)
+    experiment = replace(published, data=data, network=network, teacher=teacher)
+    missing, text = dry_run_report(experiment, steps=1)
     data, student, teacher = missing
     assert re.search(r"APD_DATA is not set.*data_scripts/pascal_context\.py fetch DEST", data)
     assert re.match(r"student: .*gone-resnet18\.pth", student)
@@ -118,13 +97,13 @@ def test_a_damaged_image_is_found_before_the_run(runs, tmp_path, monkeypatch):
     experiment = replace(tiny(), data=DataConfig(name="ade20k", height=0, width=0, crop_height=32, crop_width=32))
     broken = sorted((root / "images" / "validation").iterdir())[1]
     broken.write_bytes(broken.read_bytes()[:300])
-    (message,) = report_of(experiment, steps=1)[0]
+    (message,) = dry_run_report(experiment, steps=1)[0]
     assert broken.name in message
 
 
 @pytest.mark.parametrize(("options", "code"), [([], 0), (["--data.name", "cityscapes"], 1)])
-def test_the_command_exits_with_1_when_something_is_missing(options, code, runs, monkeypatch, capsys):
-    monkeypatch.setattr("apd.study.recipes.recipe", lambda _size="tiny", method="apd", **_: tiny(method))
+def test_the_command_exits_with_1_when_something_is_missing(options, code, runs, tiny_recipes, monkeypatch, capsys):
+    monkeypatch.delenv("APD_DATA", raising=False)
     assert cli.main(["train", "--method", "student", "--dry-run", "--device", "cpu", *options]) == code
     captured = capsys.readouterr()
     assert captured.err == ("apd: training cannot start: 1 missing, named above\n" if code else "")
@@ -146,7 +125,7 @@ def test_a_step_counts_three_passes_of_the_student_and_one_of_the_teacher():
     assert alone.teacher is None
     assert taught.macs_per_image == alone.macs_per_image + taught.teacher.macs
     assert alone.macs_per_image > 3 * alone.student.macs  # the auxiliary head's
-    assert teacher_step_cost(tiny("pixel_kd"), 10).student == taught.teacher
+    assert step_cost(tiny("pixel_kd").teacher_experiment(), 10).student == taught.teacher
     heads = step_cost(tiny("apd"), 10).macs_per_image - taught.macs_per_image
     assert heads > 3 * 4 * (8 * 8 + 8 * 8), "both convolutions of APD's head of 8 in 4 cells"
 

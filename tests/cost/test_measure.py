@@ -2,16 +2,22 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 import torch
 import torch.utils.benchmark  # which may warn when it is loaded
-from small_experiments import tiny
+from small_experiments import copied, equal, tiny
 from torch import nn
 
 from apd import APDLoss
 from apd.cost.measure import CLASSES_IN_AN_IMAGE, STARTS, LossShape, cost_of, loss_batch, loss_cost, start_latency
+from apd.distillers.on_detectors import roi_kd
 from apd.models import build_segmenter
+from apd.models.detector import build_detector
+from apd.report.detections import DETECTION_NAMES
+from apd.report.figures.curves import read_measurements, step_cost_table
+from book.figures import detection_speed
 from book.figures.speed import random_batch, step_latency
 
 
@@ -32,18 +38,14 @@ class Small(nn.Module):
         return self.layers(images)
 
 
-def test_multiply_accumulates_and_parameters_equal_a_count_by_hand():
-    cost = cost_of(Small(), height=20, width=15, seconds=0.01)
+def test_multiply_accumulates_and_parameters_of_one_image_equal_a_count_by_hand_beside_the_setting():
     grid = 10 * 8
-    assert cost.macs == 8 * 3 * 9 * grid + 12 * 2 * 25 * grid + 12 * 1 * 9 * grid + 48 * 10
-    assert cost.parameters == (8 * 27 + 8) + 2 * 8 + 12 * 2 * 25 + (12 * 9 + 12) + (480 + 10)
-
-
-def test_the_count_is_for_one_image_and_the_setting_stands_beside_it():
-    one, three = (cost_of(Small(), height=20, width=15, batch=batch, seconds=0.01) for batch in (1, 3))
-    assert (one.macs, one.parameters) == (three.macs, three.parameters)
-    assert three.threads == torch.get_num_threads()
-    assert 0 < one.latency_ms.lower <= one.latency_ms.median <= one.latency_ms.upper < 9000
+    for batch in (1, 3):
+        cost = cost_of(Small(), height=20, width=15, batch=batch, seconds=0.01)
+        assert cost.macs == 8 * 3 * 9 * grid + 12 * 2 * 25 * grid + 12 * 1 * 9 * grid + 48 * 10
+        assert cost.parameters == (8 * 27 + 8) + 2 * 8 + 12 * 2 * 25 + (12 * 9 + 12) + (480 + 10)
+        assert cost.threads == torch.get_num_threads()
+        assert 0 < cost.latency_ms.lower <= cost.latency_ms.median <= cost.latency_ms.upper < 9000
 
 
 class Doubling(nn.Module):
@@ -73,11 +75,10 @@ def test_the_network_the_generator_and_the_environment_are_left_as_they_were(mon
     model = build_segmenter("test_efficientnet", 5, head_width=16, output_stride=16)
     model.head.eval()
     modes = {name: module.training for name, module in model.named_modules()}
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    generator = torch.get_rng_state()
+    state, generator = copied(model), torch.get_rng_state()
     cost_of(model, height=64, width=96, seconds=0.01)
     assert {name: module.training for name, module in model.named_modules()} == modes
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert equal(model.state_dict(), state)
     assert torch.equal(torch.get_rng_state(), generator)
     assert os.environ["KINETO_LOG_LEVEL"] == "3"
     assert capfd.readouterr() == ("", "")
@@ -141,3 +142,59 @@ def test_an_optimiser_step_is_timed_on_a_batch_of_the_experiments_size():
     batch = random_batch(experiment, classes=10)
     assert (batch.images_B3HW.shape, batch.labels_BHW.shape) == ((4, 3, 32, 32), (4, 32, 32))
     assert 0 <= batch.labels_BHW.min() < batch.labels_BHW.max() < 10
+
+
+BATCH = detection_speed.noise_batch(dict(batch=2, height=64, width=64, classes=3), torch.device("cpu"))
+SMALLEST = dict(backbone="mobilenet_v3_small", smallest_anchor=8, proposals=40, rois=8, width=8, box_width=16)
+
+
+class Slow(torch.nn.Module):
+    """A distiller whose loss takes so many seconds by the clock of the test."""
+
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.distiller, self.clock, self.seconds, self.labels = roi_kd(), clock, seconds, []
+
+    def forward(self, pair):
+        self.clock[0] += self.seconds
+        self.labels.append(pair.labels_B1N)
+        return self.distiller(pair)
+
+
+def test_what_is_added_is_the_step_without_the_students_and_the_teachers(monkeypatch):
+    student, teacher = (build_detector(num_classes=3, min_size=64, max_size=64, **SMALLEST) for _ in range(2))
+    teacher.eval()
+    clock, forward = [0.0], teacher.backbone.forward
+
+    def slowly(images):
+        clock[0] += 2.0
+        return forward(images)
+
+    monkeypatch.setattr(teacher.backbone, "forward", slowly)
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: clock.__setitem__(0, clock[0] + 4.0 * (type(module).__name__ == "MaskRCNN"))
+    )
+    monkeypatch.setattr(detection_speed, "timer", lambda: clock[0])
+    slow, slower = Slow(clock, 0.5), Slow(clock, 1.0)
+    state, before = copied(student), torch.random.get_rng_state()
+    try:
+        cost = detection_speed.detector_step_cost(student, teacher, {"slow": slow, "slower": slower}, BATCH, repeats=2)
+    finally:
+        hook.remove()
+    assert (cost["student"], cost["teacher"], cost["steps"]["slow"]) == ([4000.0] * 3, [2000.0] * 3, [6500.0] * 3)
+    assert cost["added"] == {"slow": [0.125] * 3, "slower": [0.25] * 3}
+    assert all(torch.equal(one, other) for one, other in zip(slow.labels, slower.labels, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert equal(student.state_dict(), state)
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_every_distiller_is_measured(tmp_path, monkeypatch):
+    shape = dict(batch=2, height=64, width=64, classes=3, heads=8, student=SMALLEST, teacher=SMALLEST)
+    monkeypatch.setattr(detection_speed, "SHAPES", {"scenes": shape})
+    monkeypatch.setattr(sys, "argv", ["detection_speed", "--repeats", "2", "--to", str(tmp_path)])
+    detection_speed.main()
+    (measurement,) = read_measurements(tmp_path, "detection-speed")
+    (row,) = measurement["rows"]
+    assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}
+    assert "APD of boxes" in step_cost_table(measurement, row).description

@@ -1,11 +1,10 @@
 """The page on reproducing the paper: its table is what is counted, its commands are recipes."""
 
-import importlib
 from itertools import groupby
-from pathlib import Path
 from typing import get_args
 
 import pytest
+from chapter_cells import ROOT, book_script
 from page_blocks import commands
 
 from apd.cli.app import with_recipe
@@ -13,19 +12,10 @@ from apd.study.coco_recipes import CocoSize, detection_methods_of
 from apd.study.published_recipes import PUBLISHED
 from apd.study.recipes import recipe
 
-BOOK = Path(__file__).resolve().parents[2] / "book"
-PAGE = BOOK / "reproduce_paper.md"
+plan = book_script("paper_plan")
 
 
-@pytest.fixture(scope="module")
-def plan():
-    """The script that prints the page's tables."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BOOK / "figures")
-        yield importlib.import_module("paper_plan")
-
-
-def test_the_pages_tables_are_what_is_counted_today_and_name_every_pair(plan):
+def test_the_pages_tables_are_what_is_counted_today_and_name_every_pair():
     published, (head, line, *rows) = shown_tables()
     assert published == list(plan.plan_table())
     assert list(dict.fromkeys(row.split("|")[1].strip() for row in rows)) == list(get_args(CocoSize))
@@ -36,12 +26,12 @@ def test_the_pages_tables_are_what_is_counted_today_and_name_every_pair(plan):
 
 def shown_tables():
     """The tables of the page, each a list of lines."""
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "book" / "reproduce_paper.md").read_text(encoding="utf-8").splitlines()
     return [list(rows) for is_row, rows in groupby(lines, lambda line: line.startswith("|")) if is_row]
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_formula_on_the_page_gives_the_tables_hours(number, plan):
+def test_the_formula_on_the_page_gives_the_tables_hours(number):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown_tables()[number][2:]]
     assert {row[0] for row in rows} == set((PUBLISHED, get_args(CocoSize))[number])
     for *_, operations, gpu_hours, hours in rows:

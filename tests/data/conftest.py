@@ -1,5 +1,7 @@
 """What the tests of the data scripts share."""
 
+import re
+
 import pytest
 from file_server import Server
 from miniatures import data_script
@@ -12,6 +14,20 @@ def server(monkeypatch):
     running = Server()
     yield running
     running.close()
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a data script, which must end with `code` and say the words (an error in its last line); its output."""
+
+    def run(name, *arguments, says="", code=0):
+        found = data_script(name).main([str(argument) for argument in arguments])
+        said = "".join(capsys.readouterr())
+        assert found == code, said
+        assert re.search(says, said.splitlines()[-1] if code else said), said
+        return said
+
+    return run
 
 
 @pytest.fixture

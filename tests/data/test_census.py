@@ -1,4 +1,4 @@
-"""Labels are counted before anything is trained, and what cannot be learned or scored is named; so are weak scores."""
+"""Before anything is trained labels are counted and sizes compared: what cannot be learned or scored is named."""
 
 import json
 import re
@@ -10,24 +10,22 @@ from miniatures import write_shapes
 from own_folders import leave, make, trained
 from PIL import Image
 
+from apd.config import inference_options
+from apd.config.experiment import DataConfig, Experiment, ExperimentError
+from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, least_side, require_sides, shown_size
 from apd.data.census import Census, census_of
 from apd.data.dataset_yaml import open_folder
 from apd.data.images import DataError, LongSide
 from apd.data.instances import InstanceSpec
 from apd.evaluation.inference import too_weak
+from apd.models import segmenter
 from apd.training.record import read_record
 from apd.training.run import runs_folder
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 
 
-def relabel(folder, split, value):
-    """Fill every mask of a split with one value."""
-    for path in (folder / "masks" / split).iterdir():
-        Image.new("L", Image.open(path).size, value).save(path)
-
-
-def test_counts_are_those_of_the_labels_however_the_data_are_read(tmp_path):
+def test_counts_are_those_of_the_labels_however_read_and_shares_those_of_the_pixels_that_count(tmp_path):
     folder = make(tmp_path / "fields", labels=(0, 1, 255), size=[(64, 96), (33, 40)])
     kept = open_folder(folder, "train", cache=True)
     census = census_of({"train": kept, "val": LongSide(open_folder(folder, "val", cache=False), 64)})
@@ -36,9 +34,6 @@ def test_counts_are_those_of_the_labels_however_the_data_are_read(tmp_path):
     assert census.counts["val"].sum() == sum(sample.labels_HW.numel() for sample in open_folder(folder, "val"))
     assert census.images == {"train": 4, "val": 2}
     assert census.warnings("here") == []
-
-
-def test_shares_are_of_the_pixels_that_count_and_a_rare_class_is_no_absent_one():
     spec = InstanceSpec("pets", ("cat", "dog", "newt", "bird"))
     counts = {"train": np.array([2500, 7499, 1, 0, 10_000]), "val": np.array([1, 0, 0, 0, 0])}
     head, *rows = (" ".join(line.split()) for line in Census(spec, {"train": 7, "val": 1}, counts).table())
@@ -65,11 +60,13 @@ WARNED = {
 
 
 def made(case, tmp_path):
-    """The folder of a case, and its message as a pattern."""
+    """The folder of a case, in which all masks of a split may have got one value, and its message as a pattern."""
     changes, afterwards, message = case
     folder = make(tmp_path / "fields", **changes)
     if afterwards:
-        relabel(folder, afterwards.split()[0], int(afterwards.split()[1]))
+        split, value = afterwards.split()
+        for path in (folder / "masks" / split).iterdir():
+            Image.new("L", Image.open(path).size, int(value)).save(path)
     return folder, re.sub(r"([\[\]()])", r"\\\1", message)
 
 
@@ -82,17 +79,6 @@ def test_labels_that_cannot_be_learned_are_refused_and_a_class_that_is_missing_s
             census.warnings("here")
     else:
         assert sum(bool(re.match(f"here: .*{message}", line)) for line in census.warnings("here")) == 1
-
-
-def test_labels_that_cannot_be_learned_are_refused_before_a_teacher_is_trained(tmp_path, capsys):
-    folder, message = made(REFUSED["0 and 255"], tmp_path)
-    assert trained(folder) == leave("check", folder) == 1
-    assert len(re.findall(message, capsys.readouterr().err)) == 2
-    assert not list(runs_folder().glob("*/log.jsonl")), "nothing was trained"
-    assert trained(folder, "--dry-run") == 1
-    assert re.search(message, capsys.readouterr().out)
-    fixed = make(tmp_path / "fields", labels=(0, 255), yaml="classes: [soil, crop]\nvalues: [0, 255]\n")
-    assert census_of({"train": open_folder(fixed, "train")}).counts["train"].min() == 0, "nothing is ignored"
 
 
 def test_a_warning_and_the_table_come_once_before_the_teacher(tmp_path, capsys):
@@ -122,17 +108,17 @@ def test_colours_that_all_count_nowhere_are_refused_and_no_value_is_advised(tmp_
             census_of({"train": open_folder(folder, "train")}).warnings("here")
 
 
-def test_check_counts_the_named_data_sets_and_every_split_of_a_folder(tmp_path, capsys):
+def test_check_counts_every_split_of_a_folder_and_named_sets_which_no_start_counts(tmp_path, monkeypatch, capsys):
     assert leave("check", make(tmp_path / "fields", test=1)) == 0
     assert capsys.readouterr().out.split()[:4] == ["class", "train", "val", "test"]
     assert leave("check", "scenes") == 0
     assert re.search(r"images +200 +100 +100", capsys.readouterr().out)
-    for name, message in (("camvit", "did you mean 'camvid'?"), ("camvid", "APD_DATA is not set")):
+    folder, message = made(REFUSED["0 and 255"], tmp_path)
+    for name, answer in (("camvit", "did you mean 'camvid'"), ("camvid", "APD_DATA is not set"), (folder, message)):
         assert leave("check", name) == 1
-        assert message in capsys.readouterr().err
-
-
-def test_scenes_and_published_sets_are_not_counted_at_every_start(monkeypatch, capsys):
+        assert re.search(answer, capsys.readouterr().err)
+    fixed = make(folder, labels=(0, 255), yaml="classes: [soil, crop]\nvalues: [0, 255]\n")
+    assert census_of({"train": open_folder(fixed, "train")}).counts["train"].min() == 0, "nothing is ignored"
     monkeypatch.setattr("apd.training.segmentation.census_of", lambda *_: pytest.fail("counted"))
     assert leave("train", "--dry-run", "--training.batch-size", "2") == 0
     assert "`apd check scenes` counts those of every image" in capsys.readouterr().out
@@ -150,7 +136,7 @@ def test_a_file_without_annotations_is_refused_by_the_name_of_its_split(tmp_path
     assert "shapes: the split val has no annotation; nothing can be learned" in capsys.readouterr().err
 
 
-def test_predictions_of_one_class_and_scores_of_a_constant_answer_are_said_in_words():
+def test_predictions_of_one_class_and_scores_of_a_constant_answer_are_said_in_words(tmp_path, capsys, monkeypatch):
     for matrix, message in (
         ([[6, 0], [2, 0]], "every pixel is called soil"),
         ([[0, 6], [0, 2]], "every pixel is called crop"),
@@ -159,9 +145,6 @@ def test_predictions_of_one_class_and_scores_of_a_constant_answer_are_said_in_wo
         assert too_weak(torch.tensor(matrix), ["soil", "crop"]).startswith(message)
     assert too_weak(torch.tensor([[6, 0], [1, 1]]), ["soil", "crop"]) == ""
     assert too_weak(torch.tensor([[0, 0], [0, 0]]), ["soil", "crop"]) == ""
-
-
-def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys, monkeypatch):
     folder = make(tmp_path / "fields")
     assert trained(folder) == 0
     path, useless = capsys.readouterr().out.splitlines()[-1], [[6, 0], [2, 0]]
@@ -173,3 +156,73 @@ def test_train_and_evaluate_say_that_a_student_learned_nothing(tmp_path, capsys,
     monkeypatch.setattr("apd.evaluation.inference.confusion_of", lambda *_, **__: torch.tensor(useless))
     assert leave("evaluate", path) == 0
     assert f"warning: {too_weak(torch.tensor(useless), ['soil', 'crop'])}" in capsys.readouterr().err
+
+
+OWN_SIZE = ["--data.height", "0", "--data.width", "0"]
+OWN, FIXED = dict(height=0, width=0), dict(height=64, width=96)
+
+
+@pytest.mark.parametrize(
+    ("data", "inference", "size", "shown", "least"),
+    [
+        (OWN, WHOLE_IMAGE, (31, 200), (31, 200), 31),
+        (FIXED, WHOLE_IMAGE, (31, 200), (64, 96), 64),
+        (OWN | dict(long_side=256), WHOLE_IMAGE, (64, 640), (26, 256), 26),
+        (FIXED | dict(long_side=48), WHOLE_IMAGE, (1, 1), (32, 48), 32),
+        (OWN, InferenceOptions(scales=(0.25, 1.0)), (64, 640), (64, 640), 16),
+        (OWN, InferenceOptions(window=(48, 48), scales=(0.25,)), (20, 24), (20, 24), 48),
+    ],
+)
+def test_what_a_network_sees_follows_from_size_longest_side_scales_and_window(data, inference, size, shown, least):
+    assert inference_options.SMALLEST_SIDE == segmenter.SMALLEST_SIDE == 32
+    config, sizes = DataConfig(name="camvid", **data), [("a", (640, 640)), ("b", size)]
+    assert shown_size(config, *size) == shown
+    assert least_side(config, inference, *size) == least
+    if least >= 32:
+        require_sides(config, inference, sizes)
+        return
+    with pytest.raises(DataError, match=rf"^b has {size[0]}×{size[1]} pixels .* a side of {least} pixels"):
+        require_sides(config, inference, sizes)
+
+
+DOORS = {
+    "labels": (dict(labels=(0, 255)), [], r"255 is ignored; if it means crop .* `values: \[0, 255\]`"),
+    "small images": (dict(size=(20, 24)), [], r"val000.png has 20×24 pixels .* enlarge it or leave it out"),
+    "scales": (dict(size=(64, 640)), ["--inference.scales", "0.25", "1"], r"a side of 16 .*larger --scales"),
+    "long side": (dict(size=(64, 640)), ["--data.long-side", "256"], r"a side of 26 .*larger --data.long-side"),
+    "window": ({}, ["--inference.window", "16", "64"], r"a side of 16 .*a window of at least 32x32"),
+    "of test": (dict(size=[(64, 96), (64, 96), (20, 96)], test=3), [], r"test002.png has 20×96"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_bad_labels_and_too_small_images_are_named_before_training_and_by_a_dry_run(door, tmp_path, capsys):
+    changes, options, message = DOORS[door]
+    folder = make(tmp_path / "icons", **changes)
+    assert trained(folder, *OWN_SIZE, *options) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(runs_folder().glob("*/log.jsonl")), "nothing was trained"
+    assert trained(folder, *OWN_SIZE, *options, "--dry-run") == 1
+    assert re.search(message, capsys.readouterr().out)
+
+
+def test_small_training_images_are_no_fault_and_others_are_refused_before_anything_is_written(tmp_path, capsys):
+    narrow, fixed = DataConfig(name="camvid", height=64, width=640, long_side=256), DataConfig(**FIXED)
+    for data, scale, field in ((narrow, 1.0, "DataConfig.long_side"), (fixed, 0.4, "Experiment.inference")):
+        with pytest.raises(ExperimentError, match=f"{field} = .* got 26"):
+            Experiment(data=data, inference=InferenceOptions(scales=(scale,)))
+    folder = make(tmp_path / "fine", size=(20, 24))
+    for path in folder.glob("*/val/*.png"):
+        Image.open(path).resize((96, 64), Image.Resampling.NEAREST).save(path)
+    assert trained(folder, *OWN_SIZE) == 0
+    run = capsys.readouterr().out.splitlines()[-1]
+    wide, thin = tmp_path / "wide.png", tmp_path / "thin.png"
+    Image.new("RGB", (96, 64)).save(wide)
+    Image.new("RGB", (200, 31)).save(thin)
+    assert leave("predict", run, wide, thin, "--to", tmp_path / "seen") == 1
+    assert re.search(r"thin.png has 31×200 pixels .* a side of 31", capsys.readouterr().err)
+    assert not (tmp_path / "seen").exists()
+    assert leave("evaluate", run, "--scales", "0.25") == 1
+    assert re.search(r"val000.png has 64×96 pixels .* larger --scales", capsys.readouterr().err)
+    assert leave("predict", run, wide, "--to", tmp_path / "seen") == 0
+    assert leave("predict", run, wide, "--scales", "0.25", "--to", tmp_path / "seen") == 1

@@ -1,73 +1,22 @@
-"""Image files and masks of every kind mean the same wherever they are read, and so do texts; and the longest side."""
+"""Image files and masks of every kind mean the same wherever they are read; pairs of them are found and checked."""
 
-import io
 import json
-import os
-import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from image_files import (
-    ALPHA,
-    BIG,
-    BLACK_WHITE,
-    DEEP,
-    GREY,
-    GREY_ALPHA,
-    OF_PALETTE,
-    RGB,
-    SECOND,
-    SPEC,
-    THREE,
-    TURNED,
-    exif,
-    palette,
-    png,
-    saved,
-)
+from bad_input import refused
+from image_files import GREY, KINDS, LABELS, MASKS, NO_IMAGES, NO_MASKS, SPEC, TURNED, exif, saved
+from miniatures import write_camvid
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from apd.data.coco import CocoInstances
-from apd.data.image_folder import FolderDataset
+from apd.data.image_folder import FolderDataset, names_of, pair_folders
 from apd.data.images import DataError, LongSide, image_size, long_side_size, read_image, read_mask, read_text
 from apd.data.scenes import Scenes
-from apd.data.specs import DatasetSpec, SegmentationDataset
-
-# suffix, writer, what is to be read, and how far lossy compression may be from it on average
-KINDS = {
-    "png": ("png", saved(), RGB, 0),
-    "png alpha": ("png", saved(ALPHA), RGB, 0),
-    "png palette": ("png", palette(), OF_PALETTE, 0),
-    "png palette, transparent": ("png", palette(transparent=True), OF_PALETTE, 0),
-    "png 1 bit": ("png", saved(GREY > 99), BLACK_WHITE, 0),
-    "png grey of 2 bits": ("png", png(GREY // 64, 2, 0), THREE // 64 * 85, 0),
-    "png grey of 4 bits": ("png", png(GREY // 16, 4, 0), THREE // 16 * 17, 0),
-    "png grey of 16 bits": ("png", saved(DEEP[..., 0]), THREE, 0),
-    "png grey and alpha of 16 bits": ("png", png(GREY_ALPHA.astype(np.uint16) * 256, 16, 4), THREE, 0),
-    "png of 16 bits": ("png", png(DEEP, 16, 2), RGB, 0),
-    "png turned after its pixels": (
-        "png",
-        png(RGB, 8, 2, (b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0"))),
-        TURNED[6](RGB),
-        0,
-    ),
-    "jpg": ("jpg", saved(BIG, quality=95), BIG, 4),
-    "jpg grey": ("jpg", saved(GREY, quality=95), THREE, 3),
-    "jpg CMYK": ("jpg", saved(BIG, mode="CMYK", quality=95), BIG, 4),
-    "jpg with a second image": ("jpg", saved(BIG, format="MPO", save_all=True, append_images=SECOND), BIG, 6),
-    "jpg with damaged EXIF": ("jpg", saved(BIG, quality=95, exif=b"Exif\0\0no TIFF at all"), BIG, 4),
-    "tif": ("tif", saved(), RGB, 0),
-    "capital TIFF, LZW": ("TIFF", saved(compression="tiff_lzw"), RGB, 0),
-    "tif 1 bit, fax": ("tif", saved(GREY > 99, compression="group4"), BLACK_WHITE, 0),
-    "tif CMYK": ("tif", saved(mode="CMYK"), RGB, 0),
-    "tif grey of 16 bits, big end first": ("tif", saved(Image.fromarray(DEEP[..., 0].astype(">u2"))), THREE, 0),
-    "bmp": ("bmp", saved(), RGB, 0),
-    "webp": ("webp", saved(BIG, quality=95), BIG, 6),
-    **{f"jpg turned {n}": ("jpg", saved(BIG, quality=95, exif=exif(n)), turn(BIG), 4) for n, turn in TURNED.items()},
-    **{f"{s} turned {n}": (s, saved(exif=exif(n)), turn(RGB), 0) for n, turn in TURNED.items() for s in ("png", "tif")},
-    "webp turned": ("webp", saved(lossless=True, exif=exif(6)), TURNED[6](RGB), 0),
-}
+from apd.data.specs import CAMVID, SegmentationDataset
 
 
 @pytest.mark.filterwarnings("error")
@@ -84,149 +33,43 @@ def test_a_kind_of_file_is_the_same_image_in_training_prediction_and_coco(tmp_pa
     entry = {"id": 1, "file_name": path.name, "height": height, "width": width}
     content = {"images": [entry], "annotations": [], "categories": [{"id": 1, "name": "soil"}]}
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    folder, coco = (
-        FolderDataset(SPEC, [(path, tmp_path / "mask.png")]),
-        CocoInstances(tmp_path / "instances.json", tmp_path),
-    )
-    for sample in (folder[0], coco[0]):
-        assert np.array_equal(sample.image_3HW.permute(1, 2, 0), seen)
-
-
-def half(suffix):
-    """The first half of a good file."""
-
-    def write(path):
-        content = io.BytesIO()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(content, suffix)
-        path.write_bytes(content.getvalue()[: len(content.getvalue()) // 2])
-
-    return write
-
-
-TWO = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1])]}
-
-
-NO_IMAGES = {
-    "nothing": ("png", lambda _path: None, "there is no such file"),
-    "folder": ("png", lambda path: path.mkdir(), "cannot be read as an image .*a folder"),
-    "pipe": ("png", lambda path: os.mkfifo(path), "cannot be read as an image .*a pipe"),
-    "text": ("jpg", lambda path: path.write_text("this is no image"), "cannot be read as an image"),
-    **{f"half a {s}": (s, half(s), "damaged or truncated") for s in ("png", "jpeg", "bmp", "webp", "tiff")},
-    "png of 12 bits": ("png", png(DEEP // 16, 16, 2), "16 bits a channel and no value above 16383.* save it with 8"),
-    "png of 14 bits, grey": ("png", saved(DEEP[..., 0] // 4), "16 bits a channel and no value above 16383"),
-    "tif of floats": ("tif", saved(GREY.astype(np.float32)), "has mode F; expected grey or colours of 8 or 16 bits"),
-    "tif Lab": ("tif", saved(mode="LAB"), "has mode LAB; expected"),
-    "animated png": ("png", saved(**TWO), "has 2 frames; expected one"),
-}
+    coco = CocoInstances(tmp_path / "instances.json", tmp_path)
+    for data in (FolderDataset(SPEC, [(path, tmp_path / "mask.png")]), coco):
+        assert np.array_equal(data[0].image_3HW.permute(1, 2, 0), seen)
 
 
 @pytest.mark.parametrize("kind", NO_IMAGES)
 def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind, monkeypatch):
     suffix, write, message = NO_IMAGES[kind]
-    path = tmp_path / f"file.{suffix}"
-    write(path)
+    write(path := tmp_path / f"file.{suffix}")
     saved(GREY * 0)(tmp_path / "mask.png")
-    for read in (read_image, lambda path: FolderDataset(SPEC, [(path, tmp_path / "mask.png")])):
+    readers = [read_image, lambda path: FolderDataset(SPEC, [(path, tmp_path / "mask.png")])]
+    if kind in ("nothing", "folder", "pipe", "text"):
+        readers += [image_size, lambda path: read_mask(path, SPEC)]
+    for read in readers:
         with pytest.raises(DataError, match=message) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
-    if kind in ("nothing", "folder", "pipe", "text"):
-        with pytest.raises(DataError, match=message):
-            image_size(path)
-        with pytest.raises(DataError, match=message):
-            read_mask(path, SPEC)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"mask\.png: cannot be read as an image .*decompression bomb"):
-        read_image(tmp_path / "mask.png")
-
-
-LABELS = (GREY // 86).astype(np.uint8)  # 0, 1 and 2, in stripes
-WHITE = {"file_values": (0, 255, 9)}
-COLOURED = {"file_colours": ((10, 20, 30), (0, 255, 0), (255, 0, 0)), "void_colours": ((0, 0, 0), (255, 255, 255))}
-COLOURS = np.array([*COLOURED["file_colours"], (0, 0, 0)], dtype=np.uint8)
-QUANTISED = Image.fromarray(COLOURS[LABELS]).quantize(8, dither=Image.Dither.NONE)
-VOID = np.where(LABELS == 2, 255, LABELS)
-
-
-def indexed(values, **options):
-    image = Image.fromarray(values, mode="P")
-    image.putpalette([channel for entry in range(256) for channel in (entry, 255 - entry, 7)])
-    return saved(image, **options)
-
-
-MASKS = {
-    "grey": ("png", saved(LABELS), {}, LABELS),
-    "palette": ("png", indexed(LABELS), {}, LABELS),
-    "palette with alpha": ("png", indexed(LABELS, transparency=bytes(range(3))), {}, LABELS),
-    "ignored": ("png", saved(VOID), {}, VOID),
-    "1 bit, white is a class": ("png", saved(LABELS > 0), WHITE, (LABELS > 0) * 1),
-    "0 and 255": ("png", saved((LABELS > 0).astype(np.uint8) * 255), WHITE, (LABELS > 0) * 1),
-    "grey of 2 bits": ("png", png(LABELS, 2, 0), {}, LABELS),
-    "16 bits": ("png", saved(LABELS.astype(np.uint16)), {}, LABELS),
-    "tif of 32 bits": ("tif", saved(LABELS.astype(np.int32)), {}, LABELS),
-    "tif 1 bit, fax": ("tif", saved(LABELS > 0, compression="group4"), {}, (LABELS > 0) * 1),
-    "colours": ("png", saved(COLOURS[LABELS]), COLOURED, LABELS),
-    "colours, some ignored": ("png", saved(COLOURS[np.where(LABELS == 2, 3, LABELS)]), COLOURED, VOID),
-    "colours and alpha": ("png", saved(np.dstack([COLOURS[LABELS], GREY])), COLOURED, LABELS),
-    "colours of a palette": ("png", saved(QUANTISED), COLOURED, LABELS),
-    **{f"turned {n}": ("png", saved(LABELS, exif=exif(n)), {}, turn(LABELS)) for n, turn in TURNED.items()},
-    "16 bits turned": ("png", saved(LABELS.astype(np.uint16), exif=exif(6)), {}, TURNED[6](LABELS)),
-}
-
-
-def spec(**fields):
-    return DatasetSpec("fields", SPEC.class_names, SPEC.palette, **fields)
+    refused(lambda: read_image(tmp_path / "mask.png"), DataError, names=("mask.png: cannot be", "decompression bomb"))
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", MASKS)
 def test_a_kind_of_mask_gives_its_labels(tmp_path, kind):
-    suffix, write, fields, expected = MASKS[kind]
-    path = tmp_path / f"mask.{suffix}"
-    write(path)
-    labels_HW = read_mask(path, spec(**fields))
+    suffix, write, spec, expected = MASKS[kind]
+    write(path := tmp_path / f"mask.{suffix}")
+    labels_HW = read_mask(path, spec)
     assert labels_HW.dtype == np.uint8
     assert np.array_equal(labels_HW, expected)
 
 
-def white_is_zero(path):
-    """A TIFF of 4 × 2 grey pixels whose 0 is white, by hand."""
-    tags = ((256, 4), (257, 2), (258, 8), (259, 1), (262, 0), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 2), (279, 8))
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + bytes(range(8)))
-
-
-NO_MASKS = {
-    "jpg": ("jpg", saved(LABELS), {}, "is compressed as JPEG, which changes label values; save masks as PNG"),
-    "jpg in a tif": ("tif", saved(LABELS, compression="jpeg"), {}, "is compressed as JPEG"),
-    "no table of colours": ("png", saved(COLOURS[LABELS]), {}, r"has mode RGB; .* it holds .*\[0, 255, 0\]"),
-    "grey and alpha": ("png", saved(GREY_ALPHA), {}, "has mode LA; a mask needs one 8-bit channel"),
-    "colours of 16 bits": ("png", png(COLOURS[LABELS].astype(np.uint16) * 257, 16, 2), COLOURED, "has 16 bits"),
-    "values of 16 bits": (
-        "png",
-        saved(LABELS.astype(np.uint16) * 300),
-        {},
-        r"values 300 \(\d+ pixels\), 600 .*; expected",
-    ),
-    "negative": ("tif", saved(LABELS.astype(np.int32) - 1), {}, r"holds the label values -1 \("),
-    "unknown colour": (
-        "png",
-        saved(COLOURS[LABELS] + np.uint8(1)),
-        COLOURED,
-        r"colour \[.*; the nearest entry is \[.* of ",
-    ),
-    "white tif": ("tif", white_is_zero, {}, "stores white as 0"),
-    "animated": ("png", saved(LABELS, save_all=True, append_images=[Image.fromarray(VOID)]), {}, "has 2 frames"),
-}
-
-
 @pytest.mark.parametrize("kind", NO_MASKS)
 def test_what_is_no_mask_is_refused_by_name(tmp_path, kind):
-    suffix, write, fields, message = NO_MASKS[kind]
-    path = tmp_path / f"mask.{suffix}"
-    write(path)
+    suffix, write, spec, message = NO_MASKS[kind]
+    write(path := tmp_path / f"mask.{suffix}")
     with pytest.raises(DataError, match=message) as caught:
-        read_mask(path, spec(**fields))
+        read_mask(path, spec)
     assert str(path) in str(caught.value)
 
 
@@ -265,7 +108,108 @@ def test_images_get_the_longest_side_and_labels_keep_their_size():
         assert one.name == other.name
     for size, side, expected in (((512, 683), 512, (384, 512)), ((8, 8), 32, (32, 32)), ((1, 3000), 512, (1, 512))):
         assert long_side_size(*size, side) == expected
-    with pytest.raises(ValueError, match=r"height=0, width=4, long_side=512; expected at least 1"):
-        long_side_size(0, 4, 512)
-    with pytest.raises(ValueError, match="long_side=0"):
-        LongSide(plain, 0)
+    refused(lambda: long_side_size(0, 4, 512), ValueError, names=("height=0, width=4, long_side=512", "at least 1"))
+    refused(lambda: LongSide(plain, 0), ValueError, names=("long_side=0",))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Three pairs that a test may damage."""
+    root = write_camvid(tmp_path / "few", counts={"train": 3}, height=40, width=64)
+    return pair_folders(root / "train", root / "trainannot")
+
+
+def test_a_pair_comes_back_as_stored_with_void_ignored_and_a_plain_loop_ends(pairs):
+    dataset = FolderDataset(CAMVID, pairs)
+    assert isinstance(dataset, SegmentationDataset)
+    for (image_path, mask_path), (image_3HW, labels_HW, name) in zip(pairs, dataset, strict=True):
+        mask_HW = np.asarray(Image.open(mask_path))
+        assert (mask_HW == 11).any()
+        assert image_3HW.dtype == labels_HW.dtype == torch.uint8
+        assert np.array_equal(image_3HW.permute(1, 2, 0), np.asarray(Image.open(image_path)))
+        assert np.array_equal(labels_HW, np.where(mask_HW == 11, 255, mask_HW))
+        assert name == image_path.stem
+    assert dataset[-1].name == dataset[2].name
+
+
+def pixels_under_centres(length, new_length):
+    """Source pixels that hold the new pixels' centres, in whole numbers; two answers where a centre is on a border."""
+    twice = (2 * np.arange(new_length) + 1) * length
+    return twice // (2 * new_length), (twice - 1) // (2 * new_length)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 32), (30, 50), (80, 100)])
+def test_resizing_is_antialiased_for_images_and_invents_no_label(pairs, height, width):
+    whole, resized = FolderDataset(CAMVID, pairs)[0], FolderDataset(CAMVID, pairs, height=height, width=width)[0]
+    assert resized.image_3HW.shape == (3, height, width)
+    reference = F.resize(whole.image_3HW, [height, width], antialias=True)
+    assert (resized.image_3HW.int() - reference.int()).abs().max() <= 1
+    under_centre = np.zeros((height, width), dtype=bool)
+    for rows in pixels_under_centres(40, height):
+        for columns in pixels_under_centres(64, width):
+            under_centre |= resized.labels_HW.numpy() == whole.labels_HW.numpy()[np.ix_(rows, columns)]
+    assert under_centre.all()
+
+
+def test_the_cache_changes_no_pixel_cannot_be_damaged_by_a_caller_and_holds_no_more_than_fits(pairs, monkeypatch):
+    cached, read = FolderDataset(CAMVID, pairs), FolderDataset(CAMVID, pairs, cache=False)
+    cached[1].image_3HW.zero_(), cached[1].labels_HW.zero_()
+    for one, other in zip(cached, read, strict=True):
+        assert torch.equal(one.image_3HW, other.image_3HW)
+        assert torch.equal(one.labels_HW, other.labels_HW)
+    monkeypatch.setattr("apd.data.image_folder.CACHE_BYTES", 4 * 40 * 64 * 2)  # two of the three
+    read, small = (FolderDataset(CAMVID, pairs, **size, cache=None) for size in ({}, {"height": 20, "width": 32}))
+    for path, _ in pairs:
+        path.write_bytes(b"")
+    assert len(list(small)) == 3
+    refused(lambda: read[0], DataError, names=("damaged or truncated",))
+
+
+def test_the_fingerprint_changes_with_any_content_name_or_size_and_only_then(pairs):
+    def fingerprint(pairs, **options):
+        return FolderDataset(CAMVID, pairs, **options).fingerprint()
+
+    seen = [fingerprint(pairs), fingerprint(pairs, cache=False)]
+    seen += [fingerprint(pairs[::-1]), fingerprint(pairs[:2]), fingerprint(pairs, height=20, width=32)]
+    renamed = [tuple(path.rename(path.with_stem("other")) for path in pairs[0]), *pairs[1:]]
+    seen.append(fingerprint(renamed))
+    mask = Image.open(pairs[2][1])
+    mask.putpixel((0, 0), (mask.getpixel((0, 0)) + 1) % 11)
+    mask.save(pairs[2][1])
+    seen.append(fingerprint(renamed))
+    assert (seen[0] == seen[1], len(set(seen)), len(seen[0])) == (True, 6, 64)
+
+
+def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_it(pairs):
+    mask = np.asarray(Image.open(pairs[1][1])).copy()
+    mask[:2, :3], mask[5, 5] = 12, 254
+    Image.fromarray(mask).save(pairs[1][1])
+    message = ("_000030.png holds the label values 12 (6 pixels), 254 (1 ", "0..10")
+    refused(lambda: FolderDataset(CAMVID, pairs, height=4, width=6), DataError, names=message)
+    read_later = FolderDataset(CAMVID, pairs, cache=False)
+    assert read_later[0].name == pairs[0][0].stem
+    refused(lambda: read_later[1], DataError, names=("254",))
+    Image.new("L", (32, 40)).save(pairs[1][1])
+    with pytest.raises(DataError, match=rf"{pairs[1][0].name} is 64×40 .* {pairs[1][1]} 32×40; .*same size"):
+        FolderDataset(CAMVID, pairs, height=20, width=32)
+    refused(lambda: FolderDataset(CAMVID, []), DataError, names=("no image/mask pairs for camvid",))
+    for height, width in ((20, None), (None, 20), (0, 20), (20, -1)):
+        with pytest.raises(ValueError, match=f"height={height} and width={width}"):
+            FolderDataset(CAMVID, pairs, height=height, width=width)
+
+
+def test_names_differ_on_any_file_system_and_stay_in_the_folder_they_are_joined_to():
+    for paths, names in (
+        (["x/1.png", "y/1.png", "z/2.png"], ["x/1", "y/1", "z/2"]),
+        (["1.png", "1.bmp"], ["1.png", "1.bmp"]),
+        (["A/1.png", "a/1.png"], ["A/1.png-1", "a/1.png-2"]),
+        (["x/y-1.png", "x-y/1.png", "x/1.png"], ["x/y-1", "x-y/1", "x/1"]),
+        (["../../1.png", "y/../1.png"], None),
+        (["/1.png", "/x/1.png"], ["1", "x/1"]),
+        (["a.png", "a.png"], ["a.png-1", "a.png-2"]),
+        (["t\u00fcr.png", "x/tu\u0308r.png"], ["t\u00fcr", "x/tu\u0308r"]),
+    ):
+        made = names_of([Path(path) for path in paths])
+        assert made == (names or made)
+        assert len({name.casefold() for name in made}) == len(paths)
+        assert not any(Path(name).is_absolute() or ".." in Path(name).parts for name in made)

@@ -7,17 +7,10 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from apd import PixelKD
+from apd.distillers import on_detectors
 from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.base import LEVELS, DetectorPair, DetectorView
-from apd.distillers.on_detectors import (
-    OnPyramid,
-    OnRoIs,
-    ReviewKD,
-    hierarchical_context_loss,
-    pyramid_matching,
-    roi_dkd,
-    roi_kd,
-)
+from apd.distillers.on_detectors import OnPyramid, OnRoIs, ReviewKD, pyramid_matching, roi_dkd, roi_kd
 
 GRIDS = dict(zip(LEVELS, [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)], strict=True))
 CLASSES = 3
@@ -100,12 +93,9 @@ def test_roi_apd_is_the_slow_one_in_value_and_gradient_with_objects_and_backgrou
 def test_dense_apd_is_the_segmentation_loss_on_each_level_and_the_mean_over_levels():
     pair, module = make_pair(), make("dense_apd")
     out = module(pair)
+    nets = {"student_features": pair.student.pyramid, "teacher_features": pair.teacher.pyramid}
     per_level = [
-        distiller(
-            student_features=pair.student.pyramid[level],
-            teacher_features=pair.teacher.pyramid[level],
-            labels=pair.class_map_BHW,
-        )
+        distiller(**{name: pyramid[level] for name, pyramid in nets.items()}, labels=pair.class_map_BHW)
         for level, distiller in module.distillers.items()
     ]
     assert (list(out), len(per_level)) == (["regularisation", "alignment", "observation", "loss"], 2)
@@ -114,16 +104,10 @@ def test_dense_apd_is_the_segmentation_loss_on_each_level_and_the_mean_over_leve
 
 
 def test_feature_matching_is_the_slow_one_and_covers_the_insides_of_images_only():
-    pair, module = make_pair(), make("pyramid_matching")
-    levels = [
-        slow_methods.fitnet(
-            pair.student.pyramid[level],
-            pair.teacher.pyramid[level],
-            for_slow(pair.inside_BHW),
-            adapter=(module.distillers[level].adapter.weight, None),
-        )["fitnet"]
-        for level in LEVELS
-    ]
+    pair, module, levels = make_pair(), make("pyramid_matching"), []
+    for level in LEVELS:
+        maps, adapter = [view.pyramid[level] for view in pair[:2]], module.distillers[level].adapter.weight
+        levels.append(slow_methods.fitnet(*maps, for_slow(pair.inside_BHW), adapter=(adapter, None))["fitnet"])
     torch.testing.assert_close(module(pair)["fitnet"], torch.stack(levels).mean())
 
 
@@ -131,20 +115,13 @@ def test_feature_matching_is_the_slow_one_and_covers_the_insides_of_images_only(
 def test_the_hierarchical_context_loss_is_the_slow_one(grid):
     student, teacher = (torch.randn(2, 3, *grid, dtype=torch.float64) for _ in range(2))
     wanted = slow_methods.hierarchical_context(student, teacher)
-    torch.testing.assert_close(hierarchical_context_loss(student, teacher), wanted)
+    torch.testing.assert_close(on_detectors.hierarchical_context_loss(student, teacher), wanted)
 
 
 def test_review_kd_is_the_slow_one():
     pair, module = make_pair(), make("review_kd")
-    parts = []
-    for level in LEVELS:
-        review = module.reviews[level]
-        part = {"reduced": review.reduced[0].weight, "out": review.out[0].weight}
-        if level != LEVELS[-1]:
-            part |= {"shares": review.shares.weight, "shares_bias": review.shares.bias}
-        parts.append(part)
-    nets = [list(view.pyramid.values()) for view in (pair.student, pair.teacher)]
-    torch.testing.assert_close(module(pair)["review_kd"], slow_methods.review_kd(*nets, parts))
+    levels = pair.student.pyramid.values(), pair.teacher.pyramid.values(), [module.reviews[level] for level in LEVELS]
+    torch.testing.assert_close(module(pair)["review_kd"], slow_methods.review_kd(*levels))
 
 
 @every_method

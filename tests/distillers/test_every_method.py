@@ -11,47 +11,45 @@ from every_method import METHODS, OF_LOGITS, SIZES, call, every_method, gradient
 from torch.nn import functional as F
 
 import apd
-from apd import CIRKD, CWD, LSKD, MGD, FitNet, PairwiseSimilarity, PixelKD
+from apd import CIRKD, CWD, LSKD, MGD, APDLoss, FitNet, PairwiseSimilarity, PixelKD
+from apd.losses import DEFAULT_WEIGHTS as TERMS
 
 every_other_method = pytest.mark.parametrize("name", [name for name in METHODS if name != "apd"])
 
 
 def slow_terms(name, module, batch):
     """The terms by the slow reference; the grids of a batch are equal."""
-    features = batch["student_features"], batch["teacher_features"], batch["labels"]
-    logits = batch["student_logits"], batch["teacher_logits"], batch["labels"]
-    size = tuple(features[0].shape[2:])
+    features, logits = ([batch[f"{net}_{kind}"] for net in ("student", "teacher")] for kind in ("features", "logits"))
+    labels, size = batch["labels"], tuple(features[0].shape[2:])
+    maps, options = (logits if name in OF_LOGITS else features), {}
     match name:
         case "pixel_kd":
-            return {"pixel_kd": slow.pixel_kd(*logits, temperature=2.0)}
+            return {"pixel_kd": slow.pixel_kd(*logits, labels, temperature=2.0)}
         case "dist" | "dkd" | "lskd":
-            return getattr(slow_methods, name)(*logits, temperature=2.0)
+            options = {"temperature": 2.0}
         case "fitnet":
-            return slow_methods.fitnet(*features, adapter=(module.adapter.weight, None))
+            options = {"adapter": (module.adapter.weight, None)}
         case "i2ckd":
-            return slow_methods.i2ckd(*features, adapter=module.adapter.weight, margin=1.0)
+            options = {"adapter": module.adapter.weight, "margin": 1.0}
         case "skd":
-            return slow_methods.skd(*features, window=(max(1, size[0] // 2), max(1, size[1] // 2)))
+            options = {"window": (max(1, size[0] // 2), max(1, size[1] // 2))}
         case "cwd":
             adapted = slow_methods.convolved(features[0], module.adapter.weight)
-            maps = {"logits": logits, "features": (adapted, *features[1:])}
-            return {term: slow_methods.cwd(*nets, temperature=4.0) for term, nets in maps.items()}
+            of = {"logits": logits, "features": (adapted, features[1])}
+            return {term: slow_methods.cwd(*nets, labels, temperature=4.0) for term, nets in of.items()}
         case "mgd":
             torch.manual_seed(11)
             layers = {layer: getattr(module, layer) for layer in ("adapter", "hidden", "out")}
-            layers = {name: (layer.weight, layer.bias) for name, layer in layers.items()}
-            return slow_methods.mgd(*features, kept=torch.rand(len(features[0]), *size) < 0.25, **layers)
+            options = {name: (layer.weight, layer.bias) for name, layer in layers.items()}
+            options["kept"] = torch.rand(len(features[0]), *size) < 0.25
         case "cirkd":
             window = {(5, 4): 2, (1, 2): 1}[size]  # 20 pixels come down to 3 × 2 cells, two stay two
-            head = module.head
-            weights = {"hidden": head.hidden.weight, "scale": head.scale, "shift": head.shift, "out": head.out.weight}
-            headed = slow_methods.cirkd_head(features[0], features[2], **weights)
-            samples = {name: queues.vectors.flatten(0, 1) for name, queues in module.memories.items()}  # all are drawn
-            return {"batch_pixels": slow_methods.cirkd_batch(*features, temperature=0.1, window=window)} | {
-                name: slow_methods.cirkd_memory(headed, *features[:2], drawn, temperature=0.1)
-                for name, drawn in samples.items()
-            }
-    return getattr(slow_methods, name)(*features)
+            out = {"batch_pixels": slow_methods.cirkd_batch(*features, labels, temperature=0.1, window=window)}
+            headed = slow_methods.cirkd_head(features[0], labels, module.head)
+            for term, queues in module.memories.items():  # all are drawn
+                out[term] = slow_methods.cirkd_memory(headed, *features, queues.vectors.flatten(0, 1), temperature=0.1)
+            return out
+    return getattr(slow_methods, name)(*maps, labels, **options)
 
 
 @every_other_method
@@ -151,9 +149,8 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
     for _ in range(2):  # the second call meets the memories that the first has written
         out, expected = call(compiled, batch), call(eager, batch)
         torch.testing.assert_close(out, expected)
-        torch.testing.assert_close(
-            gradients(out["loss"], inner, batch), gradients(expected["loss"], eager, batch), atol=1e-5, rtol=1e-4
-        )
+        changes = gradients(out["loss"], inner, batch), gradients(expected["loss"], eager, batch)
+        torch.testing.assert_close(*changes, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(dict(inner.named_buffers()), dict(eager.named_buffers()))
     wrong = batch | {"labels": batch["labels"].clone()}
     wrong["labels"][0, 0, 0] = 77
@@ -164,6 +161,16 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: APDLoss(6, 8, 5, weights={"aligment": 1}), r"no term 'aligment': .*did you mean 'alignment'\?"),
+        (lambda: APDLoss(6, 8, 5, weights={"alignment": -1}), r"weights\['alignment'\]=-1: expected a finite number"),
+        (lambda: APDLoss(6, 8, 5, weights=dict.fromkeys(TERMS, 0)), "weights are all 0"),
+        (lambda: APDLoss(6, 8, 5, width=None), "width=None needs equal channels, got student_channels=6 and teacher_"),
+        (lambda: APDLoss(6, 6, 5, width=None, weights={"regularisation": 1.0}), r"'\]=1.0 with width=None"),
+        (lambda: APDLoss(6, 8, 5, width=10**9), "width=1000000000: expected at most 16384"),
+        (lambda: APDLoss(6, 8, 5, scope="images"), "scope='images': expected one of 'image', 'batch'"),
+        (lambda: APDLoss(6, 8, 5, scale=0.0), "scale=0.0: expected a positive number"),
+        (lambda: APDLoss(6, 8, 1), r"num_classes=1: .*apd\.two_channel_logits\(z\).*masks > 0"),
+        (lambda: APDLoss(6, 8, 5, ignore_index=255.0), "ignore_index=255.0 is a float: expected an integer"),
         (lambda: PixelKD(weight=0.0), r"weight = 0\.0: expected a number > 0; to leave the term out, leave the"),
         (lambda: FitNet(6, 8, 5, weight=np.float64(-1)), r"weight = -1\.0: expected a number > 0"),
         (lambda: FitNet(0, 8, 5), "student_channels=0: expected a positive integer"),
@@ -175,7 +182,7 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
     ],
 )
 def test_wrong_settings_are_named(build, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build()
 
 
@@ -201,12 +208,9 @@ def test_wrong_inputs_are_named(name):
         module(*batch.values())
 
 
-@every_method
-def test_a_printed_method_states_its_weights(name):
-    assert all(f"{term}={weight:g}" in repr(make(name)) for term, weight in make(name).weights.items())
-
-
-def test_methods_are_documented_attributes_of_the_package_and_other_names_are_not():
+def test_methods_state_their_weights_and_are_documented_attributes_of_the_package_and_other_names_are_not():
+    for module in map(make, METHODS):
+        assert all(f"{term}={weight:g}" in repr(module) for term, weight in module.weights.items())
     assert {*apd.__all__} <= {*dir(apd)}
     assert all(getattr(apd, name).__doc__ for name in apd.__all__)
     with pytest.raises(AttributeError, match="module 'apd' has no attribute 'FitNett'"):
@@ -254,13 +258,9 @@ def test_at_temperature_one_the_parts_of_decoupled_distillation_make_up_the_whol
     torch.testing.assert_close(out["target"] + (1 - probability) * out["non_target"], whole)
 
 
-def test_correlations_see_no_class_in_which_the_teacher_does_not_vary():
-    batch = random_batch()
-    assert apd.DIST()(**batch | {"teacher_logits": torch.zeros_like(batch["teacher_logits"])})["loss"] == 0
-
-
-def test_standardised_distillation_is_blind_to_a_shift_and_a_scale_of_a_pixels_logits():
+def test_correlations_see_no_class_in_which_the_teacher_does_not_vary_nor_lskd_a_shift_and_a_scale_of_a_pixels_logits():
     batch, (scale, shift) = random_batch(), torch.rand(2, 2, 1, 5, 4, dtype=torch.float64) + 0.5
+    assert apd.DIST()(**batch | {"teacher_logits": torch.zeros_like(batch["teacher_logits"])})["loss"] == 0
     changed = batch | {"student_logits": scale * batch["student_logits"] + shift}
     torch.testing.assert_close(LSKD()(**changed), LSKD()(**batch))
     assert LSKD().eval()(**batch | {"student_logits": scale * batch["teacher_logits"] + shift})["loss"] < 1e-12

@@ -24,14 +24,8 @@ from apd.training.run import train
 from apd.training.segmentation import build_network
 
 KINDS = {kind.__name__: kind for kind in DISTILLERS.values() if kind.task == "segmentation" and kind.module is not None}
-every_kind = pytest.mark.parametrize("kind", [kind for name, kind in KINDS.items() if name != "PixelKDConfig"])
-SMALL = {"cirkd": {"pixel_slots": 30, "region_slots": 7}}
-ALL = (APDConfig(), *(kind(**SMALL.get(kind().method, {})) for kind in KINDS.values()))
-
-
-def other_values(kind):
-    """For every field a legal value that is not its default."""
-    return {name: 3 if isinstance(value, int) else value / 2 + 0.1 for name, value in kind().settings.items()}
+SMALL = {"CIRKDConfig": {"pixel_slots": 30, "region_slots": 7}}
+ALL = (APDConfig(), *(kind(**SMALL.get(name, {})) for name, kind in KINDS.items()))
 
 
 def with_distillers(*distillers):
@@ -71,9 +65,10 @@ def networks():
     return {"student": student, "teacher": teacher, "ignore_index": 9}
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [kind for name, kind in KINDS.items() if name != "PixelKDConfig"])
 def test_a_module_has_every_setting_of_its_configuration_and_says_so_in_its_signature(kind, networks):
-    others = other_values(kind)
+    # for every field a legal value that is not its default
+    others = {name: 3 if isinstance(value, int) else value / 2 + 0.1 for name, value in kind().settings.items()}
     module = build_distiller(kind(**others), **networks, seed=3)
     assert module.ignore_index == 9
     assert {name: getattr(module, name) for name in others} == others
@@ -111,20 +106,18 @@ def test_all_methods_in_one_run_and_interrupted_it_ends_bit_equal(tmp_path, monk
     assert outcome(experiment) == expected
 
 
-PAGE = Path(__file__).parents[2] / "book" / "design_notes.md"
-
-
 @pytest.fixture
 def absolute(tmp_path, monkeypatch):
     """The configuration of the method that the page *Design notes* writes, in a module outside the package."""
-    (snippet,) = (part for part in PAGE.read_text().split("```") if "class Absolute(" in part)
+    page = Path(__file__).parents[2] / "book" / "design_notes.md"
+    (snippet,) = (part for part in page.read_text().split("```") if "class Absolute(" in part)
     (tmp_path / "absolute_method.py").write_text(snippet.removeprefix("python"))
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("absolute_method").AbsoluteConfig
     del DISTILLERS["absolute"], sys.modules["absolute_method"]
 
 
-def test_a_new_method_is_one_file(absolute, tmp_path, monkeypatch):
+def test_a_new_method_is_one_file_and_another_of_its_name_is_refused(absolute, tmp_path, monkeypatch):
     experiment = with_distillers(absolute())
     assert from_dict(json.loads(json.dumps(to_dict(experiment)))) == experiment
     assert fingerprint(with_distillers(absolute(weight=3.0))) != fingerprint(experiment)
@@ -139,8 +132,5 @@ def test_a_new_method_is_one_file(absolute, tmp_path, monkeypatch):
     monkeypatch.setenv("APD_RUNS", str(tmp_path))
     assert train(experiment).experiment == experiment
     assert all(entry["absolute.absolute"] > 0 for entry in outcome(experiment)["log"])
-
-
-def test_two_methods_of_one_name_are_refused(absolute):
     with pytest.raises(TypeError, match=r"^SameConfig.method = 'absolute': absolute_method.AbsoluteConfig has this na"):
         type("SameConfig", (DistillerConfig,), {"method": "absolute"})

@@ -31,8 +31,7 @@ def rectangles(random: np.random.Generator, count: int) -> np.ndarray:
 def masks_of(boxes: np.ndarray) -> np.ndarray:
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     x0, y0, x1, y1 = boxes.T[:, :, None, None]
-    inside = (columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1)
-    return inside & ((columns + rows) % 7 != 0)
+    return (columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1) & ((columns + rows) % 7 != 0)
 
 
 def image(random: np.random.Generator, name: str, *, objects: int, found: int) -> tuple[InstanceSample, Detections]:
@@ -53,8 +52,7 @@ def image(random: np.random.Generator, name: str, *, objects: int, found: int) -
 
 
 def images(seed: int) -> list[tuple[InstanceSample, Detections]]:
-    random = np.random.default_rng(seed)
-    counts = [(5, 8), (0, 4), (6, 0), (0, 0), (9, 12), (3, 120), (1, 1)]
+    random, counts = np.random.default_rng(seed), [(5, 8), (0, 4), (6, 0), (0, 0), (9, 12), (3, 120), (1, 1)]
     return [image(random, str(place), objects=a, found=b) for place, (a, b) in enumerate(counts)]
 
 
@@ -66,31 +64,25 @@ def scorer_of(shown, kinds=("boxes", "masks")) -> DetectionScorer:
 
 
 def by_pycocotools(shown: list[tuple[InstanceSample, Detections]], kind: str) -> list[float]:
-    def shapes(boxes_N4, masks):
-        for (x0, y0, x1, y1), mask in zip(boxes_N4.double().tolist(), masks, strict=True):
-            yield {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": mask}
-
     def entries(number, boxes_N4, masks, **columns):
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        for row, shape in zip(rows, shapes(boxes_N4, masks), strict=True):
+        columns = {name: column.tolist() for name, column in columns.items()}
+        shapes = zip(boxes_N4.double().tolist(), masks, strict=True)
+        for ((x0, y0, x1, y1), mask), *row in zip(shapes, *columns.values(), strict=True):
+            shape = {"bbox": [x0, y0, x1 - x0, y1 - y0]} if kind == "boxes" else {"segmentation": mask}
             yield {"image_id": number, **dict(zip(columns, row, strict=True)), **shape}
 
-    objects, results, unused = [], [], "bbox" if kind == "masks" else "segmentation"
+    objects, results = [], []
     for number, (own, found) in enumerate(shown):
         facts = {"category_id": own.labels_N, "area": own.areas_N, "iscrowd": own.crowd_N.int()}
         objects += entries(number, own.boxes_N4, encode(own.masks_NHW.numpy()), **facts)
-        facts = {"category_id": found.labels_N, "score": found.scores_N}
-        results += entries(number, found.boxes_N4, found.masks, **facts)
-    results = [{name: value for name, value in entry.items() if name != unused} for entry in results]
+        results += entries(number, found.boxes_N4, found.masks, category_id=found.labels_N, score=found.scores_N)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        sizes = [{"id": number, "height": HEIGHT, "width": WIDTH} for number in range(len(shown))]
-        objects = [{"id": number, **entry} for number, entry in enumerate(objects, start=1)]
         truth.dataset = {
             "info": {},
-            "images": sizes,
-            "annotations": objects,
-            "categories": [{"id": k} for k in range(3)],
+            "images": [{"id": number, "height": HEIGHT, "width": WIDTH} for number in range(len(shown))],
+            "annotations": [{"id": number, **entry} for number, entry in enumerate(objects, start=1)],
+            "categories": CLASSES,
         }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), {"boxes": "bbox", "masks": "segm"}[kind])
@@ -158,9 +150,11 @@ def detector(masks=True):
     return build_detector("resnet18", 3, masks=masks, **sizes, detections=10)
 
 
+DATA = SceneInstances(3, height=64, width=96, context_shift=0.5, seed=0)
+
+
 def test_detections_are_in_the_images_own_pixels_with_classes_from_zero():
-    shown, network = SceneInstances(2, height=64, width=96, context_shift=0.5, seed=0), detector().eval()
-    (pixels, _) = next(evaluation_instance_batches(shown, 2))
+    network, (pixels, _) = detector().eval(), next(evaluation_instance_batches(DATA, 2))
     found, raw = detect(network, pixels), network(pixels)
     assert sum(len(part.labels_N) for part in found) > 0
     for part, theirs in zip(found, raw, strict=True):
@@ -173,12 +167,11 @@ def test_detections_are_in_the_images_own_pixels_with_classes_from_zero():
 
 
 def test_every_image_is_scored_and_the_detector_stays_in_its_mode():
-    data, seen = SceneInstances(3, height=64, width=96, context_shift=0.5, seed=0), []
-    network = detector().train()
-    tables = scored(network, data, batch_size=2, on_image=lambda sample, _: seen.append(sample.name)).tables()
+    network, seen = detector().train(), []
+    tables = scored(network, DATA, batch_size=2, on_image=lambda sample, _: seen.append(sample.name)).tables()
     assert network.training
-    assert seen == [sample.name for sample in data]
-    wanted = sum((~sample.crowd_N).sum() for sample in data)
+    assert seen == [sample.name for sample in DATA]
+    wanted = sum((~sample.crowd_N).sum() for sample in DATA)
     assert [table.instances_K.sum() for table in tables.values()] == [wanted] * 2
     assert 0 <= ap_scores(tables["boxes"]).ap < 0.1
-    assert list(scored(detector(masks=False), data).tables()) == ["boxes"]
+    assert list(scored(detector(masks=False), DATA).tables()) == ["boxes"]

@@ -1,10 +1,12 @@
-"""A file for other programs computes what the network does, and holds the student and nothing else."""
+"""A file for other programs computes what the network does, and holds the student and nothing else; label maps and
+overlays of single images, as files."""
 
 import json
 import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +18,19 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from PIL import Image
+from small_experiments import NETWORK
 from timm.layers import create_conv2d
 from torch import nn
 
+from apd.data.image_folder import DataError
+from apd.data.specs import SCENES
 from apd.evaluation import export
 from apd.evaluation.export import ExportError, export_network, pool_by_matrices
+from apd.evaluation.inference import predict_labels
+from apd.evaluation.predict import image_ids, overlay, predict_image
 from apd.models import build_segmenter
+from apd.training.segmentation import build_network
 
 SIDES = st.integers(1, 30)
 OTHER_SIZES = ((1, 32, 32), (2, 75, 41), (5, 33, 130))
@@ -59,9 +68,6 @@ def random_images(batch, height, width):
 def in_onnxruntime(path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-
-RUNNERS = {".onnx": in_onnxruntime, ".pt2": lambda path: torch.export.load(path).module()}
 
 
 @given(height=SIDES, width=SIDES, rows=st.integers(1, 7), columns=st.integers(1, 7))
@@ -142,7 +148,7 @@ def test_the_file_says_what_it_expects_and_nothing_of_the_machine_that_wrote_it(
 
 def test_paddings_that_follow_the_size_are_written_for_multiples_of_32(tmp_path):
     model = Small(create_conv2d(3, 6, 3, stride=2, padding="same"))
-    for suffix, runner in RUNNERS.items():
+    for suffix, runner in ((".onnx", in_onnxruntime), (".pt2", lambda path: torch.export.load(path).module())):
         made = export_network(model, tmp_path / f"net{suffix}", size=(40, 64))
         assert made.multiple == 32
         assert made.sizes == ((1, 64, 64), (3, 64, 96))
@@ -182,3 +188,34 @@ def test_what_cannot_be_written_is_refused_before_anything_is_traced(tmp_path, m
     ):
         with pytest.raises((ExportError, ValueError), match=message):
             export_network(Small(), tmp_path / name, size=(height, 64))
+
+
+def test_an_image_gives_a_label_map_of_its_own_size_with_the_class_colours_and_an_overlay(tmp_path):
+    path, model = tmp_path / "street.jpg", build_network(NETWORK, 10, torch.device("cpu"), seed=0).eval()
+    Image.fromarray(np.repeat(np.uint8([0, 255]), 30)[None, :, None].repeat(40, 0).repeat(3, 2)).save(path)
+    labels, over = predict_image(model, path, tmp_path / "new" / "folder", SCENES, size=(32, 48))
+    assert [labels.name, over.name] == ["street-labels.png", "street-overlay.png"]
+    with Image.open(labels) as image:
+        assert (image.mode, image.size) == ("P", (60, 40))
+        palette, label_map = np.array(image.getpalette()[:30]).reshape(10, 3), np.asarray(image)
+    assert np.array_equal(palette, np.array(SCENES.palette))
+    pixels = np.asarray(Image.open(path))
+    images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    small = F.interpolate(images, (32, 48), mode="bilinear", antialias=True).clamp(0, 1)
+    assert np.array_equal(label_map, predict_labels(model, small, (40, 60))[0])
+    assert np.array_equal(np.asarray(Image.open(over)), overlay(pixels, label_map, SCENES))
+    with pytest.raises(DataError, match=r"street\.jpg: cannot write predictions"):
+        predict_image(model, path, path, SCENES, size=(32, 48))
+
+
+def test_an_overlay_mixes_image_and_colours_and_keeps_ignored_pixels():
+    image = np.full((1, 3, 3), 100, dtype=np.uint8)
+    mixed = overlay(image, np.array([[0, 9, 255]], dtype=np.uint8), SCENES, opacity=0.5)
+    expected = [[round(50 + channel / 2) for channel in SCENES.palette[k]] for k in (0, 9)]
+    assert np.abs(mixed[0, :2].astype(int) - expected).max() <= 1
+    assert mixed[0, 2].tolist() == [100, 100, 100]
+
+
+def test_images_are_numbered_by_their_names_where_all_are_different_numbers():
+    for stems, numbers in ((("000139", "285"), [139, 285]), (("1", "01"), [1, 2]), (("7", "street"), [1, 2])):
+        assert image_ids([Path(f"{stem}.jpg") for stem in stems]) == numbers

@@ -252,11 +252,9 @@ def main() -> None:
     if TOY:
         from small_experiments import DATA, tiny
 
-        data = replace(DATA, name="camvid", height=32, width=32)
-        CAMPAIGNS["toy"] = lambda: (
-            replace(tiny(method, iterations=24, device_augmentation=True), data=data)
-            for method in ("student", "pixel_kd", "apd")
-        )
+        data, methods = replace(DATA, name="camvid", height=32, width=32), ("student", "pixel_kd", "apd")
+        made = [replace(tiny(method, iterations=24, device_augmentation=True), data=data) for method in methods]
+        CAMPAIGNS["toy"] = lambda: iter(made)
     part, *arguments = sys.argv[1:]
     if repository() != Path.cwd():
         raise SystemExit("lease: start this in the root of a clone")

@@ -38,14 +38,9 @@ def call(here, *arguments, code=0, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("APD_")}
     known = {"PYTHON": sys.executable, "LEASE_TOY": "1", "LEASE_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     known |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": ""}
-    done = subprocess.run(
-        ["bash", "tests/gpu/lease.sh", *arguments],
-        cwd=here,
-        env=kept | known | {name: str(value) for name, value in environment.items()},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    env = kept | known | {name: str(value) for name, value in environment.items()}
+    command = ["bash", "tests/gpu/lease.sh", *arguments]
+    done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

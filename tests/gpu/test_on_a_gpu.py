@@ -6,6 +6,7 @@ a machine without the other tests' plugins: `python -m pytest -c /dev/null --roo
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from apd.config.datasets import build_splits
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.cost.measure import LOSS_SHAPES, LossShape, loss_batch, loss_cost
 from apd.data.augment import Augmentation
-from apd.data.batches import device_batches, training_batches
+from apd.data.batches import DeviceStream, training_batches
 from apd.data.scenes import Scenes
 from apd.distillers.apd import APDConfig
 from apd.training.distributed import _SEND_BUFFERS, ALONE
@@ -166,7 +167,8 @@ def test_a_step_recorded_as_a_cuda_graph_trains_as_one_that_is_not(fused):
 def test_batches_made_on_the_device_are_the_loaders_up_to_rounding_and_nobody_waits(device):
     scenes = Scenes(6, height=72, width=96, context_shift=0.5, seed=0, split="train")
     settings = {"augmentation": Augmentation(crop=(64, 80), colour=0.2), "batch_size": 4, "seed": 3, "iterations": 4}
-    there, loaded = device_batches(scenes, device=device, **settings), training_batches(scenes, **settings)
+    there = training_batches(scenes, **settings, stream=partial(DeviceStream, device=device))
+    loaded = training_batches(scenes, **settings)
     next(there), next(loaded)
     with nobody_waits(device):
         made = list(there)
@@ -180,9 +182,8 @@ def test_batches_made_on_the_device_are_the_loaders_up_to_rounding_and_nobody_wa
 def test_one_rank_of_a_process_group_trains_as_a_process_on_its_own(device, monkeypatch, tmp_path):
     """DistributedDataParallel around the whole objective, with NCCL on a GPU and gloo on a CPU."""
     alone = steps(TINY, device, 3)
-    torch.distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
-    )
+    backend, meeting = "nccl" if device.type == "cuda" else "gloo", f"file://{tmp_path / 'meeting'}"
+    torch.distributed.init_process_group(backend, init_method=meeting, rank=0, world_size=1)
     try:
         wrap = torch.nn.parallel.DistributedDataParallel
         monkeypatch.setattr(type(ALONE), "wrapped", lambda _, module: wrap(module, **{_SEND_BUFFERS: False}))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apd import class_prototypes, fused, observe
-from apd.fused import observe_itself, upsampled_entropy
+from apd import class_prototypes, losses, observe
+from apd.losses import upsampled_entropy
+from apd.perspective import observe_itself
 
 
 def features_and_labels(*, grid=(3, 5), dtype=torch.float64):
@@ -64,7 +65,7 @@ def inputs(coarse=(3, 3), fine=(8, 8), *, dtype=torch.float64):
     [((5, 4), (17, 13)), ((1, 2), (9, 9)), ((7, 7), (7, 7)), ((9, 9), (4, 5)), ((3, 1), (8, 1)), ((1, 1), (1, 1))],
 )
 def test_value_and_gradient_equal_those_of_the_library_whatever_the_bands(monkeypatch, band, coarse, fine):
-    monkeypatch.setattr(fused, "BAND_ELEMENTS", band)
+    monkeypatch.setattr(losses, "BAND_ELEMENTS", band)
     logits, labels, counted = inputs(coarse, fine)
     ours, theirs = upsampled_entropy(logits, labels, counted), by_library(logits, labels, counted)
     torch.testing.assert_close(ours, theirs)

@@ -1,14 +1,19 @@
-"""Features of any module of any model: tapped, copied, compiled, checkpointed, and tokens as maps."""
+"""Features of any module of any model: tapped, copied, compiled, checkpointed, tokens as maps; networks of other
+libraries, unedited: one of segmentation-models-pytorch learns from a SegFormer of transformers."""
 
 import copy
-import io
+import pickle
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
+from small_experiments import copied, equal
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from apd import FeatureTap, tokens_to_map
+from apd import APDLoss, FeatureTap, tokens_to_map
 
 IMAGES = torch.rand(2, 3, 4, 6)
 
@@ -65,31 +70,22 @@ def test_what_cannot_be_tapped_is_refused_with_the_true_reason():
             _ = tap.features
 
 
-IN_PLACE = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
-
-
 def test_an_output_changed_in_place_by_a_later_module_is_an_error_and_not_a_wrong_number():
-    with FeatureTap(IN_PLACE, "1") as tap:
-        IN_PLACE(IMAGES)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+    with FeatureTap(model, "1") as tap:
+        model(IMAGES)
         with pytest.raises(RuntimeError, match="'1' was changed in place"):
             _ = tap.features
     torch.compiler.reset()
-    model = copy.deepcopy(IN_PLACE).eval()
-    with FeatureTap(model, "1") as tap:  # compiled code hands out what the module returned
+    with FeatureTap(model.eval(), "1") as tap:  # compiled code hands out what the module returned
         torch.compile(model, backend="aot_eager", fullgraph=True)(IMAGES)
     torch.testing.assert_close(tap.features, model[1](model[0](IMAGES)))
-
-
-def pickled(model):
-    torch.save(model, file := io.BytesIO())
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 COPIES = {
     "copy of a copy": lambda model: copy.deepcopy(copy.deepcopy(model)),
     "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model).module,
-    "pickled": pickled,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
 }
 
 
@@ -246,21 +242,53 @@ def test_tokens_of_a_transformer_become_the_map_of_its_patches(prefix, size, gri
     assert torch.equal(plain.features, tokens)  # as they come, unless asked for
 
 
-@pytest.mark.parametrize("ratio", [(518, 518), (518, 1036), (480, 640), (513, 1025), (224, 308), (112, 1120)])
-@pytest.mark.parametrize("patch", [14, 16])
-def test_the_grid_follows_from_the_size_of_the_image_whether_sides_are_cut_or_padded(ratio, patch):
-    for h, w in ([side // patch for side in ratio], [-(-side // patch) for side in ratio]):
-        assert tokens_to_map(torch.zeros(1, 1 + h * w, 2), ratio, prefix_tokens=1).shape == (1, 2, h, w)
+def test_the_grid_follows_from_the_size_of_the_image_whether_sides_are_cut_or_padded():
+    for ratio in ((518, 518), (518, 1036), (480, 640), (513, 1025), (224, 308), (112, 1120)):
+        for rule in (lambda s: s // 14, lambda s: -(-s // 14), lambda s: s // 16, lambda s: -(-s // 16)):
+            h, w = map(rule, ratio)
+            assert tokens_to_map(torch.zeros(1, 1 + h * w, 2), ratio, prefix_tokens=1).shape == (1, 2, h, w)
 
 
-@pytest.mark.parametrize(
-    ("shape", "options", "message"),
-    [
-        ((2, 97, 8), {"prefix_tokens": 1}, "97 tokens, 96 after prefix_tokens=1: they fill no grid .* 1:1 of grid=N"),
-        ((2, 3, 8), {"prefix_tokens": 5}, "-2 after prefix_tokens=5"),
-        ((2, 8, 4, 4), {}, r"tokens is of shape \(2, 8, 4, 4\): expected a tensor \(batch, tokens, channels\)"),
-    ],
-)
-def test_tokens_that_fill_no_grid_are_refused_with_the_way_out(shape, options, message):
-    with pytest.raises(ValueError, match=message):
-        tokens_to_map(torch.zeros(shape), **options)
+def test_tokens_that_fill_no_grid_are_refused_with_the_way_out():
+    for shape, prefix, message in (
+        ((2, 97, 8), 1, "97 tokens, 96 after prefix_tokens=1: they fill no grid .* 1:1 of grid=N"),
+        ((2, 3, 8), 5, "-2 after prefix_tokens=5"),
+        ((2, 8, 4, 4), 0, r"tokens is of shape \(2, 8, 4, 4\): expected a tensor \(batch, tokens, channels\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokens_to_map(torch.zeros(shape), prefix_tokens=prefix)
+
+
+def gradients(module):
+    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_tapped_maps_are_what_the_classifiers_read_and_a_step_trains_student_and_heads_and_not_the_teacher():
+    student = smp.DeepLabV3("tu-test_efficientnet", encoder_weights=None, decoder_channels=32, classes=5)
+    widths = {"hidden_sizes": (8, 16, 24, 32), "num_attention_heads": (1, 1, 2, 2), "decoder_hidden_size": 48}
+    config = SegformerConfig(num_labels=5, depths=(1, 1, 1, 1), **widths)
+    teacher = SegformerForSemanticSegmentation(config).eval().requires_grad_(False)
+    distiller, before = APDLoss(32, 48, 5, width=16), copied(teacher)
+    images = torch.rand(2, 3, 64, 96)
+    labels = torch.randint(0, 5 - 1, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    labels[:, :3] = 255
+    paths = {"student_features": "decoder", "student_logits": "segmentation_head.0"}
+    taps = {name: FeatureTap(student, path).open() for name, path in paths.items()}
+    taps["teacher_features"] = FeatureTap(teacher, "decode_head.activation").open()
+    enlarged, teacher_logits = student(images), teacher(pixel_values=images).logits
+    maps = {name: tap.features for name, tap in taps.items()} | {"teacher_logits": teacher_logits}
+    # strides 8 and 4 of the image
+    assert [maps[f"student_{kind}"].shape for kind in ("features", "logits")] == [(2, 32, 8, 12), (2, 5, 8, 12)]
+    assert [maps[f"teacher_{kind}"].shape for kind in ("features", "logits")] == [(2, 48, 16, 24), (2, 5, 16, 24)]
+    assert enlarged.shape == (2, 5, 64, 96)
+    torch.testing.assert_close(student.segmentation_head[0](maps["student_features"]), maps["student_logits"])
+    torch.testing.assert_close(teacher.decode_head.classifier(maps["teacher_features"]), teacher_logits)
+
+    terms = distiller(**maps, labels=labels)
+    assert set(terms) == {"regularisation", "alignment", "observation", "pixel_kd", "loss"}
+    assert all(term.isfinite() and term > 0 for term in terms.values())
+    (F.cross_entropy(enlarged, labels, ignore_index=255) + terms["loss"]).backward()
+    assert gradients(student) == {name for name, _ in student.named_parameters()}
+    assert gradients(distiller) == {name for name, _ in distiller.named_parameters()}
+    assert gradients(teacher) == set()
+    assert equal(copied(teacher), before)

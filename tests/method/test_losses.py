@@ -1,23 +1,16 @@
-"""The four terms from prototypes and observations: gradients, properties, degenerate labels, wrong arguments.
+"""The four terms (`test_distill` compares them with the slow reference): properties, wrong arguments; and means over
+a batch in parts: sums and counts of all parts together."""
 
-`test_distill` compares them with the slow reference.
-"""
-
-import hypothesis.strategies as st
 import pytest
 import slow_reference as slow
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
-from apd import (
-    alignment_loss,
-    class_prototypes,
-    observation_loss,
-    observe,
-    pixel_kd_loss,
-    regularisation_loss,
-    resize_labels,
-)
+from apd import alignment_loss, class_prototypes, observation_loss, observe, pixel_kd_loss, regularisation_loss
+from apd.losses import masked_mean
+from apd.normalizers import AccumulatedCounts, across_processes, global_count
+from apd.perspective import resize_labels
 
 K = 5
 
@@ -36,33 +29,21 @@ def all_terms(batch):
     }
 
 
-def shuffled(batch, random):
-    order = torch.randperm(20, generator=random)
-    return {name: value.flatten(-2)[..., order].unflatten(-1, (5, 4)) for name, value in batch.items()}
-
-
-def renamed(batch, random):
-    names = torch.randperm(K, generator=random)
-    labels = torch.cat([names, torch.arange(K, 256)])[batch["labels"]]
-    return batch | {"labels": labels} | {n: batch[n][:, names.argsort()] for n in ("student_logits", "teacher_logits")}
-
-
-def with_ignored_pixels(batch, random):
-    maps = {name: value for name, value in batch.items() if name != "labels"}
-    grown = {name: torch.cat([m, 3 * torch.randn_like(m[:, :, :2])], dim=2) for name, m in maps.items()}
-    return grown | {"labels": torch.cat([batch["labels"], torch.full((2, 2, 4), 255)], dim=1)}
-
-
-def with_other_lengths(batch, random):
-    lengths = torch.linspace(0.01, 100, 20, dtype=torch.float64).view(5, 4)
-    return batch | {name: batch[name] * lengths for name in ("student_features", "teacher_features")}
-
-
 @given(seed=st.integers(0, 99))
-@pytest.mark.parametrize("change", [shuffled, renamed, with_ignored_pixels, with_other_lengths])
-def test_what_says_nothing_about_the_classes_of_pixels_changes_no_term(change, seed):
+def test_order_and_names_of_pixels_and_classes_ignored_pixels_and_lengths_of_features_change_no_term(seed):
     batch = slow.random_batch(seed=seed, labels=(5, 4))
-    torch.testing.assert_close(all_terms(change(batch, torch.Generator().manual_seed(seed))), all_terms(batch))
+    maps, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    random = torch.Generator().manual_seed(seed)
+    order, names = torch.randperm(20, generator=random), torch.randperm(K, generator=random)
+    shuffled = {name: value.flatten(-2)[..., order].unflatten(-1, (5, 4)) for name, value in batch.items()}
+    renamed = {name: batch[name][:, names.argsort()] for name in ("student_logits", "teacher_logits")}
+    renamed["labels"] = torch.cat([names, torch.arange(K, 256)])[labels]
+    grown = {name: torch.cat([m, 3 * torch.randn_like(m[:, :, :2])], dim=2) for name, m in maps.items()}
+    grown["labels"] = torch.cat([labels, torch.full((2, 2, 4), 255)], dim=1)
+    lengths = torch.linspace(0.01, 100, 20, dtype=torch.float64).view(5, 4)
+    stretched = {name: batch[name] * lengths for name in ("student_features", "teacher_features")}
+    for changed in (shuffled, renamed, grown, stretched):
+        torch.testing.assert_close(all_terms(batch | changed), all_terms(batch))
 
 
 MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()
@@ -83,3 +64,45 @@ MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torc
 def test_wrong_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@given(st.lists(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_shares_of_parts_in_turn_add_up_to_the_mean_of_the_whole(parts):
+    values = [torch.tensor([value for value, _ in part], dtype=torch.float64) for part in parts]
+    masks = [torch.tensor([valid for _, valid in part]) for part in parts]
+    turns = AccumulatedCounts()
+    for value, mask in zip(values, masks, strict=True):
+        with turns.counting():
+            masked_mean(value, mask)
+    total = 0
+    for value, mask in zip(values, masks, strict=True):
+        with turns.computing():
+            total += masked_mean(value, mask)
+    torch.testing.assert_close(total, masked_mean(torch.cat(values), torch.cat(masks)))
+
+
+def test_several_means_of_a_part_keep_their_own_counts_and_divide_by_1_where_that_is_0():
+    turns, counts = AccumulatedCounts(), [(3, 0), (5, 2)]
+    for part in counts:
+        with turns.counting():
+            assert [global_count(torch.tensor(count)).item() for count in part] == [max(count, 1) for count in part]
+    for part in counts:
+        with turns.computing():
+            assert [global_count(torch.tensor(count)).item() for count in part] == [8, 2]
+    with pytest.raises(ZeroDivisionError), turns.counting():
+        raise ZeroDivisionError
+    assert global_count(torch.tensor(3)) == 3, "the rule outlived its context"
+
+
+def test_a_mean_that_was_not_counted_or_not_computed_or_has_no_process_group_is_an_error():
+    turns = AccumulatedCounts()
+    with turns.counting():
+        global_count(torch.tensor(1))
+    with turns.computing():
+        global_count(torch.tensor(1))
+        with pytest.raises(RuntimeError, match="this mean was not counted"):
+            global_count(torch.tensor(1))
+    with pytest.raises(RuntimeError, match="1 counted means were not computed"), turns.computing():
+        pass
+    with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group first"), across_processes():
+        pass

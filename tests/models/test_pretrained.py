@@ -8,43 +8,32 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from released_networks import NORM
+from torch import nn
 from torch.nn import functional as F
 
-from apd.models import build_segmenter
+from apd.models import build_segmenter, pretrained
 from apd.models.backbones import create_backbone
-from apd.models.pretrained import (
-    OFFLINE_WEIGHTS,
-    TORCHVISION_WEIGHTS,
-    classifier_tensors,
-    create_with_timm_weights,
-    load_offline_weights,
-    offline_file,
-)
+from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS, classifier_tensors, create_with_timm_weights
 
 
-def checkpoint_of(name: str) -> dict[str, Tensor]:
-    return torch.load(offline_file(name), map_location="cpu", weights_only=True)
+def checkpoint_of(name):
+    return torch.load(pretrained.offline_file(name), map_location="cpu", weights_only=True)
 
 
-def reference_features(checkpoint: dict[str, Tensor], images: Tensor, output_stride: int) -> list[Tensor]:
+def reference_features(checkpoint, images, output_stride):
     """The last map of every stage, from the checkpoint's own tensors alone (a stage starts where the width changes)."""
 
-    def norm(maps: Tensor, key: str) -> Tensor:
-        mean, var, weight, bias = (
-            checkpoint[f"{key}.{leaf}"][:, None, None] for leaf in ("running_mean", "running_var", "weight", "bias")
-        )
+    def norm(maps, key):
+        weight, bias, mean, var = (checkpoint[f"{key}.{leaf}"][:, None, None] for leaf in NORM[:4])
         return (maps - mean) / (var + 1e-3).sqrt() * weight + bias
 
-    def same(maps: Tensor, key: str, stride: int, dilation: int = 1) -> Tensor:
+    def same(maps, key, stride, dilation=1):
         weight = checkpoint[f"{key}.weight"]
         reach = (weight.shape[-1] - 1) * dilation + 1
-        pads = []
-        for side in (maps.shape[-1], maps.shape[-2]):
-            total = max((-(-side // stride) - 1) * stride + reach - side, 0)
-            pads += [total // 2, total - total // 2]
-        groups = maps.shape[1] // weight.shape[1]
-        return F.conv2d(F.pad(maps, pads), weight, stride=stride, dilation=dilation, groups=groups)
+        totals = [max((-(-side // stride) - 1) * stride + reach - side, 0) for side in reversed(maps.shape[2:])]
+        maps = F.pad(maps, [half for total in totals for half in (total // 2, total - total // 2)])
+        return F.conv2d(maps, weight, stride=stride, dilation=dilation, groups=maps.shape[1] // weight.shape[1])
 
     maps = norm(same(images, "_conv_stem", 2), "_bn0").clamp(0, 6)
     strides = {1: 2, 2: 2, 3: 2, 5: 2}  # of the first block of stages 1, 2, 3 and 5 of the seven of EfficientNet
@@ -52,10 +41,8 @@ def reference_features(checkpoint: dict[str, Tensor], images: Tensor, output_str
     widths = [checkpoint[f"_blocks.{i}._project_conv.weight"].shape[0] for i in range(count)]
     stage, reached, dilation, features = -1, 2, 1, []
     for block, width in enumerate(widths):
-        key, shortcut = f"_blocks.{block}", maps
-        first = block == 0 or width != widths[block - 1]
-        stride, own_dilation = 1, dilation
-        if first:
+        key, shortcut, stride, own_dilation = f"_blocks.{block}", maps, 1, dilation
+        if first := block == 0 or width != widths[block - 1]:
             stage += 1
             stride = strides.get(stage, 1)
             if stride == 2 and reached == output_stride:  # from the next block on, a finer map needs a wider kernel
@@ -97,12 +84,12 @@ def test_tensors_without_a_partner_or_of_another_shape_are_named():
     with pytest.raises(RuntimeError, match=message + r"\.weight is \(32, 1, 3, 3\), expected \(32, 3, 3, 3\)"):
         classifier_tensors(checkpoint, network)
     with pytest.raises(RuntimeError, match=r"does not fit the network: .*install the versions of requirements"):
-        load_offline_weights(network, "efficientnet_lite1")
+        pretrained.load_offline_weights(network, "efficientnet_lite1")
 
 
 def test_a_missing_package_and_a_damaged_or_missing_file_are_named_with_the_ways_out(monkeypatch, tmp_path):
     known, damaged = OFFLINE_WEIGHTS[LITE], tmp_path / "damaged.pth"
-    content = bytearray(offline_file(LITE).read_bytes())
+    content = bytearray(pretrained.offline_file(LITE).read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     provider = getattr(importlib.import_module(known.module), known.file_class)
@@ -145,7 +132,7 @@ def test_timms_weights_are_taken_from_a_file_whole_or_not_at_all(tmp_path):
         created({key: value for key, value in whole.items() if "blocks.2" not in key})
 
 
-def torchvisions(name: str) -> nn.Module:
+def torchvisions(name):
     """torchvision's own network of random weights, its norms no identities."""
     model = torchvision.models.get_model({"mobilenetv2_100": "mobilenet_v2"}.get(name, name))
     for norm in model.modules():

@@ -1,5 +1,6 @@
-"""What a newcomer types works: `make` is never silent, advice is right from a clone, and so is what CI promises."""
+"""On a fresh machine `make` is never silent, advice and CI are right, and all files describe one environment."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -7,15 +8,24 @@ import sys
 import tomllib
 import zipfile
 from email.parser import Parser
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from rattler import MatchSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+PYTHONS = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.", line)]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
-BIN = Path(sys.executable).parent
+BIN, THIS = Path(sys.executable).parent, Path(__file__).resolve()
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -41,13 +51,12 @@ def test_ci_installs_by_stock_pip_and_then_runs_the_command_of_the_readme():
 
 def test_the_workflow_runs_ci_on_the_oldest_and_the_newest_python_and_publishes_the_book():
     jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
-    named = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.", line)]
-    assert jobs["test"]["strategy"]["matrix"]["python"] == [named[0], named[-1]]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == [PYTHONS[0], PYTHONS[-1]]
     steps = jobs["test"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert steps[-1]["with"]["path"] == "book/_build/html"
-    assert steps[-1]["if"] == f"matrix.python == '{named[0]}'"
+    assert steps[-1]["if"] == f"matrix.python == '{PYTHONS[0]}'"
     assert jobs["publish"]["needs"] == "test"
 
 
@@ -62,22 +71,13 @@ FOREIGN = re.compile(TOOL + r"""(?:[ \t]+-[\w-]+)*[ \t]+['"]?apd(?![\w/-])|\bapd
 EXTRA = re.compile(r"install\b[^\n`;]*?\.\[([\w,]+)\]")
 
 
-def texts() -> dict[str, str]:
-    """Every text file of the repository, this one left out."""
+def test_no_text_advises_to_install_the_package_of_another_project_or_an_extra_that_is_not_there():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     kinds = {".py", ".md", ".ipynb", ".toml", ".yml", ".yaml", ".txt", ".cff", ".html", ".js", ""}
-    names = {name for name in listed.splitlines() if Path(name).suffix in kinds} - {
-        "tests/project/test_fresh_machine.py"
-    }
-    paths = [ROOT / name for name in names]
-    found = {str(path.relative_to(ROOT)): path.read_text(errors="replace") for path in paths if path.is_file()}
+    paths = [path for name in listed.splitlines() if (path := ROOT / name).suffix in kinds and path.is_file()]
+    found = {path: path.read_text(errors="replace") for path in paths if path != THIS}
     assert len(found) > 200
-    return found
-
-
-def test_no_text_advises_to_install_the_package_of_another_project_or_an_extra_that_is_not_there():
-    found = texts()
-    assert {name: match.group() for name, text in found.items() if (match := FOREIGN.search(text))} == {}
+    assert {path: match.group() for path, text in found.items() if (match := FOREIGN.search(text))} == {}
     named = {extra for text in found.values() for names in EXTRA.findall(text) for extra in names.split(",")}
     assert {"cli", "detection", "export"} <= named <= set(PROJECT["optional-dependencies"])
 
@@ -115,10 +115,101 @@ print(train(tiny()).content["peak_memory_bytes"], "bytes")
 
 def test_the_commands_run_where_pythons_modules_for_posix_are_missing(tmp_path):
     """As on Windows, for this package's own imports; filelock and psutil bring there what they need themselves."""
-    folders = {"APD_RUNS": str(tmp_path), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT_POSIX], env=os.environ | folders, capture_output=True, text=True, timeout=300
-    )
+    env = os.environ | {"APD_RUNS": str(tmp_path), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    ended = subprocess.run([sys.executable, "-c", WITHOUT_POSIX], env=env, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert re.search(r"^\d{8,} bytes$", ended.stdout, re.MULTILINE)
     assert len(list(tmp_path.glob("*/record.json"))) == 1
+
+
+def pins(text: str) -> list[Requirement]:
+    """The requirements of a lock file, without hashes and comments."""
+    lines = [line.removesuffix("\\").strip() for line in text.splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith(("#", "--hash"))]
+
+
+def direct_requirements() -> list[Requirement]:
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    asked = [Requirement(line) for line in PROJECT["dependencies"] + extras]
+    return [requirement for requirement in asked if requirement.name != PROJECT["name"]]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_the_lock_gives_each_direct_requirement_one_version_that_it_allows(requirement, python):
+    where = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
+    found = [pin for pin in pins(LOCK) if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
+    found = [pin.specifier for pin in found if pin.marker is None or pin.marker.evaluate(where)]
+    versions = [Version(next(iter(specifier)).version) for specifier in found]
+    assert len(versions) == 1, f"{requirement.name} on Python {python}: {versions}. Run `make lock`."
+    assert versions[0] in requirement.specifier, f"{requirement} but the lock has {versions[0]}. Run `make lock`."
+
+
+def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_python():
+    """pip reads upper bounds, too (typing 3.10.0.0: below 3.5), uv does not."""
+    looked_at, refused = 0, []
+    for python in (PYTHONS[0], PYTHONS[-1]):
+        where = {"python_version": python, "python_full_version": f"{python}.0"}
+        for pin in pins(LOCK):
+            try:
+                installed = metadata.distribution(pin.name)
+            except metadata.PackageNotFoundError:
+                continue
+            if pin.specifier.contains(installed.version) and (pin.marker is None or pin.marker.evaluate(where)):
+                looked_at += 1
+                if not SpecifierSet(installed.metadata["Requires-Python"] or "").contains(f"{python}.0"):
+                    refused.append((str(pin), python))
+    assert refused == []
+    assert looked_at > 300
+
+
+def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_for(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    assets = importlib.import_module("offline_assets").ASSETS
+    brought = {canonicalize_name(module) for module, _ in assets.values()}
+    assert brought <= {canonicalize_name(requirement.name) for requirement in direct_requirements()}
+    for module, inside in assets.values():
+        assert (Path(importlib.import_module(module).__file__).parent / inside).is_file()
+
+
+@pytest.mark.parametrize("file", ["requirements.lock", "requirements-conda.txt", "environment.yml", "pyproject.toml"])
+def test_no_file_of_the_environment_names_the_address_of_a_registry(file):
+    text = (ROOT / file).read_text()
+    assert re.findall(r"\w+://\S*|--\S*index\S*|--find-links|@ file", text) == []
+
+
+def test_the_core_asks_for_no_more_than_a_bare_gpu_machine_has():
+    asked = map(Requirement, PROJECT["dependencies"])
+    core = {need.name for need in asked if need.marker is None or need.marker.evaluate({"sys_platform": "linux"})}
+    brought = {"timm": "pyyaml", "torch": "filelock"}  # named because they are imported here, too
+    assert core == {"torch", "torchvision", "timm", "safetensors", "tqdm", "numpy", "pillow", *brought.values()}
+    for name, dependency in brought.items():
+        assert dependency in {canonicalize_name(Requirement(line).name) for line in metadata.requires(name)}
+
+
+def test_every_locked_version_is_exact_and_has_a_hash_and_the_list_for_conda_is_the_lock_without():
+    blocks = re.split(r"\n(?=[a-z0-9])", LOCK.strip())
+    assert len(blocks) == len(pins(LOCK)) > 100
+    assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
+    assert all(len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in pins(LOCK))
+    conda = (ROOT / "requirements-conda.txt").read_text()
+    assert list(map(str, pins(conda))) == list(map(str, pins(LOCK))), "Run `make lock`."
+    assert "--hash" not in conda  # with hashes pip refuses the editable project beside the list
+
+
+def test_conda_brings_python_and_pip_and_pip_brings_the_locked_versions_and_the_project():
+    conda_lines = [line for line in CONDA["dependencies"] if isinstance(line, str)]
+    specs = {spec.name.normalized: spec for spec in map(MatchSpec, conda_lines)}
+    assert set(specs) == {"python", "pip"}
+    python = str(specs["python"].version).rstrip(".*").lstrip("=")
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert python in PYTHONS
+    (pip_lines,) = [line["pip"] for line in CONDA["dependencies"] if isinstance(line, dict)]
+    assert pip_lines == ["-r requirements-conda.txt", "-e ."]
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert [reference["doi"] for reference in citation["references"]] == ["10.1109/TPAMI.2022.3159581"]

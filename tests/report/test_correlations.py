@@ -1,17 +1,23 @@
-"""Rank correlations against scipy, their intervals, and what is called a relation."""
+"""Rank correlations against scipy, their intervals, what is called a relation; and files of evidence: what is read is
+what was written, and a damaged one is refused by the name of its entry."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
+from chapter_cells import book_script
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_evidence import IMAGES, made_up_evidence
 from scipy import stats
 
-from apd.report.correlations import correlate, per_image, relation, seeds_agree, spearman
+from apd.report import correlations
+from apd.report.correlations import Evidence, correlate, per_image, read_all_evidence, relation, spearman
 from apd.report.statistics import ComparisonError
+from apd.training.record import RecordError
 
+maker = book_script("perspective_evidence")
 COLUMN = st.lists(st.integers(0, 8).map(float), min_size=3, max_size=25).map(np.array)
 
 
@@ -56,14 +62,11 @@ def test_the_interval_is_about_that_of_scipys_bootstrap(slope, seed):
     assert found.low < found.value < found.high
 
 
-@pytest.mark.parametrize("columns", [([1.0, 2.0], [1.0, 2.0]), ([1.0] * 9, range(9)), ([math.nan] * 9, range(9))])
-def test_where_there_is_no_correlation_there_is_no_number(columns):
-    found = correlate(*(np.array(list(column), dtype=float) for column in columns))
-    assert math.isnan(found.value)
-    assert math.isnan(found.low)
-
-
-def test_a_wrong_confidence_is_refused_with_its_number():
+def test_where_there_is_no_correlation_there_is_no_number_and_a_wrong_confidence_is_refused_with_its_number():
+    for columns in (([1.0, 2.0], [1.0, 2.0]), ([1.0] * 9, range(9)), ([math.nan] * 9, range(9))):
+        found = correlate(*(np.array(list(column), dtype=float) for column in columns))
+        assert math.isnan(found.value)
+        assert math.isnan(found.low)
     with pytest.raises(ValueError, match=r"confidence=95: expected"):
         correlate(*two_columns(0), confidence=95)
 
@@ -120,9 +123,9 @@ def test_a_relation_is_one_when_both_intervals_leave_out_zero(settings, expected
 
 def test_seeds_agree_where_gains_belong_to_the_images():
     (alike,), (luck,) = per_image(related(4)), per_image(related(4, slope=0.0))
-    assert seeds_agree(alike) > 0.8
-    assert abs(seeds_agree(luck)) < 0.3
-    assert math.isnan(seeds_agree(per_image(related(1))[0]))
+    assert correlations.seeds_agree(alike) > 0.8
+    assert abs(correlations.seeds_agree(luck)) < 0.3
+    assert math.isnan(correlations.seeds_agree(per_image(related(1))[0]))
 
 
 def test_context_shifts_are_kept_apart_and_evidence_that_does_not_belong_together_is_refused():
@@ -133,3 +136,63 @@ def test_context_shifts_are_kept_apart_and_evidence_that_does_not_belong_togethe
     for what, other in (("teacher", {"weights": {"teacher": "8" * 64}}), ("images", {"images": 20})):
         with pytest.raises(ComparisonError, match=f"differ in the {what}"):
             per_image([made_up_evidence(1.0, 0), made_up_evidence(1.0, 1, **other)])
+
+
+def test_what_is_read_is_what_was_written_one_list_of_numbers_a_line(tmp_path):
+    evidence = made_up_evidence(0.25, 3, distance=[math.nan, *[0.25] * (IMAGES - 1)])
+    path = tmp_path / "some" / "one.json"
+    maker.save(evidence, path)
+    assert "NaN" not in path.read_text()
+    assert sum('"distance"' in line for line in path.read_text().splitlines()) == 1
+    assert len(path.read_text().splitlines()) < 130
+    found = correlations.read_evidence(path)
+    assert found.content == evidence.content
+    assert all(found.number(name).shape == (IMAGES,) for name in correlations.NUMBERS)
+    assert np.isnan(found.number("distance")).tolist() == [True, *[False] * (IMAGES - 1)]
+    assert np.allclose(found.number("revealed"), found.number("own_right") - found.number("shared_right"))
+
+
+def test_all_files_of_a_folder_are_read_by_context_shift_and_seed_and_one_that_is_none_refused_by_name(tmp_path):
+    for context_shift, seed in ((1.0, 0), (0.0, 1), (0.0, 0)):
+        maker.save(made_up_evidence(context_shift, seed), tmp_path / f"{context_shift}-{seed}.json")
+    found = [one.experiment for one in read_all_evidence(tmp_path)]
+    assert [(one.data.context_shift, one.seed) for one in found] == [(0.0, 0), (0.0, 1), (1.0, 0)]
+    assert read_all_evidence(tmp_path / "none") == []
+    assert len(read_all_evidence()) == 25
+    for text in ("{", "[]", '{"schema": 1}'):
+        (tmp_path / "broken.json").write_text(text)
+        with pytest.raises(RecordError, match=r"broken\.json.*delete it and have it made again by python book/figures"):
+            read_all_evidence(tmp_path)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("schema", 2, "schema 2 is not 1"),
+        ("runs", MISSING, "'runs' is missing"),
+        ("scores/pixel_kd", MISSING, "'pixel_kd' is missing"),
+        ("runs/apd/fingerprint", "a" * 12, r"runs\.apd\.fingerprint is not that of the exper"),
+        ("experiment/seed", -1, "seed"),
+        ("experiment/seed", 4, "the file was edited"),
+        ("valid", [1] * 3, "valid = .* expected 40 values"),
+        ("furthest/0", 10, "furthest = .* null or from 0 to 9"),
+        ("perspective/distance/2", 2.5, r"perspective\.distance = .* from 0 to 2"),
+        ("perspective/divergence/2", math.inf, r"perspective\.divergence = .* from 0 to inf"),
+        ("perspective/disagreement", MISSING, "'disagreement' is missing"),
+        ("scores/apd/miou/3", -0.5, r"scores\.apd\.miou = .* from 0 to 1"),
+        ("scores/teacher", [1], "list indices must be integers"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_the_name_of_its_entry(path, value, message):
+    at = content = copy.deepcopy(made_up_evidence().content)
+    *before, last = (int(part) if part.isdigit() else part for part in path.split("/"))
+    for part in before:
+        at = at[part]
+    at[last] = value
+    if value is MISSING:
+        del at[last]
+    with pytest.raises(RecordError, match=message):
+        Evidence(content)

@@ -1,12 +1,15 @@
-"""What is counted in an image is what the rule says; a file of findings gives back what was put in, and is drawn so."""
+"""Comparisons and tables of detection show what the committed records have; what is counted in an image is what the
+rule says; a file of findings gives back what was put in, and is drawn so."""
 
 import copy
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from chapter_cells import run_cells
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_findings import FOUND, SCENES, detections, made_up_findings, maker
@@ -16,9 +19,120 @@ from apd.data.coco import decode
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.models.detector import build_detector
-from apd.report.detections import Findings, count_in_image, read_findings
-from apd.report.figures.boxes import counts_table, drawn, images_side_by_side
-from apd.training.record import RecordError
+from apd.report import detections as counting
+from apd.report.detections import Findings, detection_comparisons, parts_of_ap, read_findings
+from apd.report.figures import boxes
+from apd.report.figures import trials as reading
+from apd.report.statistics import ComparisonError, paired_difference, spread
+from apd.training.record import Record, RecordError, read_records
+from apd.training.run import records_folder
+
+
+@pytest.fixture(scope="module")
+def records():
+    return read_records(records_folder("scenes-detection"))
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return read_records(records_folder("scenes-detection-tuning"))
+
+
+@pytest.fixture(scope="module")
+def comparison(records):
+    (found,) = detection_comparisons(records)
+    return found
+
+
+def of(records, method):
+    return {r.experiment.seed: r for r in records if r.experiment.name.split("-")[0] == method}
+
+
+def test_a_comparison_is_by_the_average_precision_that_each_record_holds(records, comparison):
+    assert [each.score for each in boxes.by_kind([comparison])] == [counting.BOX_AP, counting.MASK_AP]
+    for kind, by in zip(("boxes", "masks"), boxes.by_kind([comparison]), strict=True):
+        assert by.values("roi_apd") == {seed: r.ap[kind].ap for seed, r in of(records, "roi_apd").items()}
+        assert by.teacher_score == of(records, "roi_apd")[0].teacher_ap[kind].ap
+        found = by.difference("roi_apd", "student")
+        expected = paired_difference(by.values("roi_apd"), by.values("student"))
+        assert (found.mean, found.low, found.high) == (expected.mean, expected.low, expected.high)
+
+
+def test_parts_of_ap_are_those_of_the_table_and_sizes_that_do_not_occur_are_left_out(records, comparison):
+    names = comparison.any_record.class_names
+    parts = {score.name: comparison.by(score) for score in parts_of_ap("boxes", names)}
+    ap = of(records, "student")[0].ap["boxes"]
+    assert parts["AP50"].values("student")[0] == ap.ap50
+    assert parts["small"].values("student")[0] == ap.small
+    assert math.isnan(parts["large"].values("student")[0])
+    assert [parts[name].values("student")[0] for name in names] == ap.ap_K.tolist()
+    kept = [score.name for score in counting.counted(comparison, parts_of_ap("boxes", names))]
+    assert kept == ["AP50", "AP75", "small", "medium", *names]
+
+
+def test_single_methods_come_before_combinations_and_unknown_ones_keep_their_key():
+    variants = ("roi_apd_and_review_kd", "foam_kd", "roi_apd", "student", "review_kd")
+    records = [SimpleNamespace(experiment=SimpleNamespace(name=f"{variant}-seed0")) for variant in variants]
+    names = counting.detection_names(records)
+    assert list(names) == ["student", "review_kd", "roi_apd", "foam_kd", "roi_apd_and_review_kd"]
+    assert names["foam_kd"] == "foam kd"
+    assert names["roi_apd_and_review_kd"] == "APD of boxes + ReviewKD"
+
+
+def test_records_of_another_teacher_are_refused(records):
+    first, *others = records
+    other = Record(first.content | {"teacher": first.content["teacher"] | {"ap": first.content["ap"]}})
+    with pytest.raises(ComparisonError, match="teacher's ap"):
+        detection_comparisons([other, *others])
+
+
+def test_the_table_of_parts_has_every_variant_and_the_teacher(comparison):
+    _, masks = boxes.by_kind([comparison])
+    table = boxes.parts_table(masks).description
+    for variant, name in masks.names.items():
+        mean = 100 * spread(masks.values(variant).values()).mean
+        assert re.search(rf"^{re.escape(name)} +{mean:.1f}\s", table, re.MULTILINE)
+    assert re.search(rf"^teacher +{100 * masks.teacher_score:.1f}\s", table, re.MULTILINE)
+    assert set(counting.added_to(comparison)) == {("roi_apd_and_roi_dkd", part) for part in ("roi_apd", "roi_dkd")}
+
+
+KEPT = {
+    "none": lambda place, experiment: False,
+    "half of the first seed": lambda place, experiment: experiment.seed == 0 and place % 2 == 0,
+    "without the references": lambda place, experiment: len(experiment.distillers) == 2,
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch, records, kept):
+    there = [record for place, record in enumerate(records) if KEPT[kept](place, record.experiment)]
+    assert {"scenes-detection", "tiny-coco"} <= set(counting.detection_campaigns())
+    assert "scenes-tiny" not in counting.detection_campaigns()
+    found = {"scenes-detection": there, "scenes-detection-tuning": []}
+    monkeypatch.setattr(reading, "read_campaigns", lambda names, folder: (found, "so many"))
+    if kept != "none":
+        maker.save(made_up_findings(), tmp_path / "detection-findings" / "roi_apd-seed0.json")
+    said = "\n".join(f"{item!r}" for item in run_cells("09_detection", tmp_path))
+    assert not re.search(r"\bnan\b", said)
+    assert "0 trials have a score on val yet" in said
+    assert ("greatest difference, image" in said) == (kept != "none")
+    assert ("box AP minus that of “" in said) == (kept == "half of the first seed")
+
+
+def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(trials):
+    rates, weights = (boxes.detection_trials_table(trials, weights=weights).description for weights in (False, True))
+    scores = {r.experiment.name: f"{100 * boxes.validation_box_ap(r):.1f}" for r in trials}
+    for table, name, trial in (
+        (rates, "teacher", "teacher-rate0.001"),
+        (rates, "KD of boxes", "roi_kd-rate0.004-seed0"),
+        (weights, "DKD of boxes", "roi_dkd_x0.1-seed0"),
+        (weights, "KD of boxes", "roi_kd-rate0.002-seed0"),  # the factor of one
+    ):
+        row = next(line for line in table.splitlines()[1:] if line.startswith(name + " "))
+        cells = row[len(name) :].split()
+        assert scores[trial] in cells
+        assert cells[cells.index("◂") - 1] == max((cell for cell in cells if cell not in "◂–"), key=float)
+
 
 SMALL = dict(min_size=96, max_size=128, smallest_anchor=8, proposals=60, rois=64, width=16, box_width=32)
 BOX = torch.tensor([[4.0, 4.0, 24.0, 24.0]])
@@ -57,7 +171,7 @@ def found_of(boxes_N4, labels, scores) -> Detections:
     ],
 )
 def test_right_false_and_missed_are_counted_by_the_rule(truth, found, expected):
-    count = count_in_image(truth_of(*truth), found_of(*found))
+    count = counting.count_in_image(truth_of(*truth), found_of(*found))
     assert count == expected
     assert count.score == expected[0] - expected[1]
 
@@ -72,7 +186,7 @@ def test_what_is_right_agrees_with_what_coco_calls_right_at_half_overlap(seed):
     moved = torch.cat([moved[:, :2], torch.maximum(moved[:, 2:], moved[:, :2] + 1)], 1)
     scores = (0.5 + 0.5 * torch.rand(5, generator=generator)).tolist()
     truth, found = truth_of(boxes_N4, labels), found_of(moved, labels, scores)
-    count = count_in_image(truth, found)
+    count = counting.count_in_image(truth, found)
     assert count.right + count.missed == count.right + count.false == 5
     scorer = DetectionScorer(InstanceSpec("pets", ("cat", "dog")), ("boxes",))
     scorer.update(truth, found)
@@ -80,12 +194,8 @@ def test_what_is_right_agrees_with_what_coco_calls_right_at_half_overlap(seed):
     assert perfect == (count.right == 5)
 
 
-@pytest.fixture(scope="module")
-def findings():
-    return made_up_findings()
-
-
-def test_a_file_gives_back_what_was_found(tmp_path, findings):
+def test_a_file_gives_back_what_was_found(tmp_path):
+    findings = made_up_findings()
     maker.save(findings, tmp_path / "roi_apd-seed0.json")
     (read,) = read_findings(tmp_path)
     assert read.content == findings.content
@@ -109,8 +219,8 @@ def test_a_file_gives_back_what_was_found(tmp_path, findings):
         (lambda c: c["data"]["scenes"].pop("height"), "'height' is missing"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, findings, change, message):
-    content = copy.deepcopy(findings.content)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, change, message):
+    content = copy.deepcopy(made_up_findings().content)
     change(content)
     with pytest.raises(RecordError, match=rf"a\.json: .*{message}"):
         Findings(content, "a.json")
@@ -119,63 +229,51 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, findings, change, message
         read_findings(tmp_path)
 
 
-def test_images_are_chosen_by_the_counts_and_have_them_below(findings):
+def test_images_are_chosen_by_the_counts_and_have_them_below():
+    findings = made_up_findings()
     counts = findings.counts()
     gains = [a.score - b.score for a, b in zip(counts["roi_apd"], counts["student"], strict=True)]
     assert findings.differences() == gains
     order = sorted(range(len(gains)), key=lambda place: gains[place])
-    shown = images_side_by_side(findings)
+    shown = boxes.images_side_by_side(findings)
     for kind, rank in (("greatest", -1), ("median", 2), ("least", 0)):
         assert f"{kind} difference, image {order[rank]}" in shown.description
         assert "({} right, {} false, {} missed)".format(*counts["student"][order[rank]]) in shown.description
     assert shown.html.count("<img") == 4 * 3
     right = sum(count.right for count in counts["teacher"])
-    assert re.search(rf"teacher +{right} +0 +0$", counts_table(findings).description, re.MULTILINE)
+    assert re.search(rf"teacher +{right} +0 +0$", boxes.counts_table(findings).description, re.MULTILINE)
 
 
 def test_masks_are_tinted_the_smaller_on_top_and_boxes_have_their_colours():
     image, masks = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.ones(2, 8, 8, dtype=torch.bool)
     masks[0, :, 1:] = False
-    tinted = drawn(image, NONE, [(200, 0, 0), (0, 200, 0)], None, masks)
+    tinted = boxes.drawn(image, NONE, [(200, 0, 0), (0, 200, 0)], None, masks)
     assert tinted.shape == (24, 24, 3)
     assert tinted[0, 23].tolist() == [0, 100, 0]
     assert tinted[0, 0].tolist() == [100, 50, 0]
-    framed = drawn(image, torch.tensor([[1.0, 1.0, 6.0, 6.0]]), [(250, 90, 84)], None, None)
+    framed = boxes.drawn(image, torch.tensor([[1.0, 1.0, 6.0, 6.0]]), [(250, 90, 84)], None, None)
     assert framed[3, 9].tolist() == [250, 90, 84]
     assert not framed[9, 9].any()
 
 
-@pytest.fixture(scope="module")
-def networks():
-    torch.manual_seed(0)
-    student = build_detector("mobilenet_v3_small", 3, **SMALL)
-    return student.eval(), build_detector("mobilenet_v3_small", 3, **SMALL | dict(width=24, box_width=48)).eval()
-
-
-class Run:
+def finished(name):
     """What is read of an experiment whose run has finished."""
-
     data = SimpleNamespace(evaluation_split="test")
-
-    def __init__(self, name):
-        self.name = name
-
-    def teacher_experiment(self):
-        return Run("teacher")
+    return SimpleNamespace(name=name, data=data, teacher_experiment=lambda: finished("teacher"))
 
 
-def test_the_script_writes_what_finished_runs_find_and_refuses_others(tmp_path, networks, capsys, monkeypatch):
+def test_the_script_writes_what_finished_runs_find_and_refuses_others(tmp_path, capsys, monkeypatch):
     content = {"fingerprint": "a" * 12, "weights_sha256": "0" * 64, "data": {"fingerprint": SCENES.fingerprint()}}
-    student, teacher = networks
+    student = build_detector("mobilenet_v3_small", 3, **SMALL).eval()
+    teacher = build_detector("mobilenet_v3_small", 3, **SMALL | dict(width=24, box_width=48)).eval()
     student.roi_heads.score_thresh = 0.0
-    task = SimpleNamespace(split=lambda name: SCENES)
     for name, value in {
         "LEAST_SCORE": 0.2,
-        "experiments_of": lambda name: [Run(f"{method}-seed0") for method in ("student", "roi_apd")],
+        "experiments_of": lambda name: [finished(f"{method}-seed0") for method in ("student", "roi_apd")],
         "trained_network": lambda run, device: teacher if run.name == "teacher" else student,
         "run_folder": lambda run: Path(run.name),
         "read_record": lambda path: SimpleNamespace(content=content),
-        "DetectionTask": lambda run: task,
+        "DetectionTask": lambda run: SimpleNamespace(split=lambda name: SCENES),
     }.items():
         monkeypatch.setattr(maker, name, value)
     assert maker.main(["--to", str(tmp_path)]) == 0

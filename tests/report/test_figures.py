@@ -1,4 +1,5 @@
-"""Figures say what the records say, are fit for both modes and any page, and answer a pointer without a network."""
+"""Figures say what the records say, are fit for both modes and any page, and answer a pointer without a network; images
+of the method show its labels and matrices."""
 
 import json
 import re
@@ -10,9 +11,10 @@ import pytest
 import torch
 from made_up_records import made_up_campaign, method_in
 
+from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, sweep
-from apd.report.figures import style
+from apd.report.figures import method, style
 from apd.report.figures.curves import sweep_figure, term_curves, validation_curves
 from apd.report.figures.forest import Row, draw_rows, forest, limits, scores_over_seeds
 from apd.report.figures.style import Panel, View, cell_panels, panels, table
@@ -127,11 +129,11 @@ def drawn_rows(rows, limits=None):
             axes.set_xlim(*limits)
         draw_rows(axes, rows, aside=0.25)
         lines = [line.get_xydata().round(6).tolist() for line in axes.lines if len(line.get_xydata()) == 2]
-        marks = {
-            m: [tuple(at) for line in axes.lines if line.get_marker() == m for at in line.get_xydata()] for m in "|<>"
-        }
+        marks = {mark: [] for mark in "|<>"}
+        for line in axes.lines:
+            marks.get(line.get_marker(), []).extend(tuple(at) for at in line.get_xydata() if np.isfinite(at).all())
         seeds = [tuple(point) for part in axes.collections for point in part.get_offsets().tolist()]
-        return lines, {m: [at for at in places if np.isfinite(at).all()] for m, places in marks.items()}, seeds
+        return lines, marks, seeds
 
 
 def test_a_row_shows_its_mean_its_interval_and_every_seed():
@@ -219,3 +221,44 @@ def test_every_cell_is_named_by_every_view_row_by_row_and_markup_stays_in_the_da
     assert "</script><b>" not in shown.html
     with pytest.raises(ValueError, match=r"on the grids \[\(2, 2\), \(2, 3\)\]"):
         cells(View("one", LABELS), View("other", LABELS[:, :2]))
+
+
+SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]
+
+
+def test_errors_are_red_where_wrong_grey_where_right_white_where_ignored_and_images_chosen_by_their_rank():
+    pixels_HW3 = method.error_pixels(torch.tensor([[0, 0, 0]]), torch.tensor([[0, 1, 255]]), 255)
+    assert pixels_HW3[0].tolist() == [list(method.RIGHT), list(method.WRONG), [255, 255, 255]]
+    assert method.at_quantiles(torch.tensor([0.5, -0.2, 0.1, 0.3, 0.0]), (0.0, 0.5, 1.0)) == [1, 2, 0]
+
+
+def test_predictions_have_the_share_of_valid_pixels_that_is_right():
+    labels_HW = SAMPLE.labels_HW
+    half = labels_HW.clone()
+    half[:, ::2] = (half[:, ::2] + 1) % 10
+    both = {"all": labels_HW, "half": half, "none": (labels_HW + 1) % 10}
+    valid_HW = labels_HW != 255
+    share = 100 * float(((half == labels_HW) & valid_HW).sum() / valid_HW.sum())
+    said = method.show_predictions(SAMPLE, both, SCENES).description
+    for name, expected in (("all", "100"), ("half", f"{share:.0f}"), ("none", "0")):
+        assert f"{name} ({expected} % of pixels right)" in said
+
+
+def test_observation_maps_show_present_classes_only():
+    present = torch.zeros(10, dtype=torch.bool)
+    present[[0, 3]] = True
+    shown = method.observation_maps(torch.zeros(10, 3, 4), torch.zeros(10, 3, 4), present, SCENES)
+    assert shown.html.count("<img") == 4
+    assert "images: sky; road" in shown.description
+
+
+def test_cosines_that_are_not_there_stay_empty_few_hold_their_numbers_and_many_a_colour_bar():
+    square_KK = torch.full((10, 10), torch.nan)
+    square_KK[:3, :3] = 0.25
+    said = method.cosine_matrices({"some": square_KK, "none": square_KK * torch.nan}, SCENES.class_names)
+    assert "some: +0.25; none: +nan" in said.description
+    drawn = method.cosine_matrices({"one": torch.tensor([[1.0, -0.25], [-0.001, torch.nan]])}, ["a", "b"])
+    assert [text for text, _ in texts(drawn) if re.search(r"\d", text)] == ["1.00", "−0.25", "0.00"]
+    large = method.cosine_matrices({"one": torch.eye(10)}, SCENES.class_names).html
+    assert "cosine" in large
+    assert "0.00<" not in large

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,14 +24,7 @@ from apd.distillers.base import build_distiller
 from apd.evaluation.inference import ConfusionMatrix, scores
 from apd.report import perspectives
 from apd.report.correlations import read_evidence
-from apd.report.perspectives import (
-    compare_views,
-    distance_to_shared,
-    pairwise_cosine,
-    scores_by_image,
-    trained_distiller,
-    watch,
-)
+from apd.report.perspectives import compare_views, distance_to_shared, pairwise_cosine, trained_distiller, watch
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network
@@ -59,23 +53,16 @@ def test_the_distance_and_the_cosines_are_the_formula_written_out(seed):
     weights_KC, prototypes_BKC, present_BK = made_up(seed)
     found = distance_to_shared(weights_KC, prototypes_BKC, present_BK)
     for b, present_K in enumerate(present_BK):
-        here = present_K.nonzero().flatten().tolist()
+        here, cosines = present_K.nonzero().flatten().tolist(), {}
         w_KC, p_KC = ((rows - rows[here].mean(0)).numpy() for rows in (weights_KC, prototypes_BKC[b]))
-        cosines = {
-            (j, k): float(w_KC[j] @ p_KC[k] / np.linalg.norm(w_KC[j]) / np.linalg.norm(p_KC[k]))
-            for j in here
-            for k in here
-            if len(here) > 1
-        }
-        for (j, k), cosine in cosines.items():
-            assert float(found.cosines_BKK[b, j, k]) == close(cosine)
+        for j, k in product(here, here) if len(here) > 1 else ():
+            cosines[j, k] = float(w_KC[j] @ p_KC[k] / np.linalg.norm(w_KC[j]) / np.linalg.norm(p_KC[k]))
+            assert float(found.cosines_BKK[b, j, k]) == close(cosines[j, k])
         expected = 1 - np.mean([cosines[k, k] for k in here]) if cosines else math.nan
         assert float(found.distance_B[b]) == close(expected)
     assert torch.equal(found.cosines_BKK.isnan(), ~(present_BK[:, :, None] & present_BK[:, None]))
-    everywhere = torch.ones(2, 5, dtype=torch.bool)  # from itself, and from its mirror image
-    assert distance_to_shared(weights_KC, torch.stack([weights_KC, -weights_KC]), everywhere)[0].tolist() == close(
-        [0, 2]
-    )
+    both, everywhere = torch.stack([weights_KC, -weights_KC]), torch.ones(2, 5, dtype=torch.bool)
+    assert distance_to_shared(weights_KC, both, everywhere)[0].tolist() == close([0, 2])  # itself, and its mirror image
     # rows without a direction have a cosine of zero
     equal = distance_to_shared(torch.ones(3, 4), torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool))
     assert equal.distance_B.tolist() == [1.0]
@@ -102,12 +89,10 @@ def test_views_are_compared_cell_by_cell_over_present_classes(seed):
         sums, cells = [0.0] * 4, 0
         for y, x in torch.nonzero(labels_Bhw[b] != 255).tolist():
             label, cells = int(labels_Bhw[b, y, x]), cells + 1
-            own, shared = ([float(v[b, k, y, x]) for k in here] for v in (own_BKhw, shared_BKhw))
-            own_log, shared_log = (
-                [s - math.log(sum(math.exp(t) for t in values)) for s in values] for values in (own, shared)
-            )
-            first, second = here[own.index(max(own))], here[shared.index(max(shared))]
-            divergence = sum(math.exp(s) * (s - t) for s, t in zip(own_log, shared_log, strict=True))
+            own, shared = (np.array([float(v[b, k, y, x]) for k in here]) for v in (own_BKhw, shared_BKhw))
+            own_log, shared_log = (values - np.log(np.exp(values).sum()) for values in (own, shared))
+            first, second = here[own.argmax()], here[shared.argmax()]
+            divergence = (np.exp(own_log) * (own_log - shared_log)).sum()
             new = (divergence, first != second, first == label, second == label)
             sums = [a + b for a, b in zip(sums, new, strict=True)]
         assert [float(value[b]) for value in found] == close([value / cells for value in sums])
@@ -126,10 +111,9 @@ def test_an_images_scores_are_those_of_a_confusion_matrix_of_its_own(monkeypatch
     labels_BHW[1] = 255
     batches = [([prediction_BHW], labels_BHW, []), ([prediction_BHW[:1]], labels_BHW[:1] % 3, [])]
     monkeypatch.setattr(perspectives, "predict_dataset", lambda networks, dataset: batches)
-    found = scores_by_image({"one": None}, SimpleNamespace(spec=SCENES))["one"]
-    for place, (predicted_HW, labels_HW) in enumerate(
-        [*zip(prediction_BHW, labels_BHW, strict=True), (prediction_BHW[0], labels_BHW[0] % 3)]
-    ):
+    found = perspectives.scores_by_image({"one": None}, SimpleNamespace(spec=SCENES))["one"]
+    shown = [*zip(prediction_BHW, labels_BHW, strict=True), (prediction_BHW[0], labels_BHW[0] % 3)]
+    for place, (predicted_HW, labels_HW) in enumerate(shown):
         matrix = ConfusionMatrix(10)
         matrix.update(predicted_HW, labels_HW)
         expected, in_labels = scores(matrix.matrix_KK), matrix.matrix_KK.sum(1) > 0
@@ -195,9 +179,7 @@ def test_runs_that_cannot_be_compared_are_refused(records):
         maker.measure(runs_of(9))
 
 
-def test_the_command_writes_what_is_finished_once_and_again_what_has_other_weights(
-    records, tmp_path, capsys, monkeypatch
-):
+def test_the_command_writes_finished_runs_once_and_again_with_other_weights(records, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(maker, "planned", lambda: iter([runs_of(0), runs_of(1)]))
     assert maker.main(["--to", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -216,15 +198,12 @@ def test_the_command_writes_what_is_finished_once_and_again_what_has_other_weigh
     assert path.read_text() == "{"
 
 
-@pytest.fixture(scope="module")
-def samples():
-    data = build_split(tiny("both").data, "val")
-    return [data[0], data[1]]
+SAMPLES = [build_split(tiny("both").data, "val")[number] for number in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def trace(records, samples):
-    return watch(tiny("both"), samples, every=4, device="cpu")
+def trace(records):
+    return watch(tiny("both"), SAMPLES, every=4, device="cpu")
 
 
 def test_a_watched_run_ends_where_the_unwatched_one_does(trace):
@@ -238,10 +217,10 @@ def test_a_watched_run_ends_where_the_unwatched_one_does(trace):
     assert trace.teacher_SBKD.shape == trace.student_SBKD.shape == (3, 2, 10, 8)
 
 
-def test_the_prototypes_noted_are_those_of_the_networks(samples, trace):
+def test_the_prototypes_noted_are_those_of_the_networks(trace):
     experiment = tiny("both")
-    images_B3HW = torch.stack([s.image_3HW for s in samples]) / 255
-    labels_BHW = torch.stack([s.labels_HW for s in samples]).long()
+    images_B3HW = torch.stack([s.image_3HW for s in SAMPLES]) / 255
+    labels_BHW = torch.stack([s.labels_HW for s in SAMPLES]).long()
     teacher = trained_network(experiment.teacher_experiment())
     student = build_network(experiment.network, 10, torch.device("cpu"), seed=experiment.seed)
     config = next(c for c in experiment.distillers if c.method == "apd")
@@ -261,10 +240,10 @@ def test_the_prototypes_noted_are_those_of_the_networks(samples, trace):
             assert torch.equal(trace.present_BK, present)
 
 
-def test_the_pair_that_alignment_trains_comes_together_and_the_runs_own_head_does_not(records, samples):
+def test_the_pair_that_alignment_trains_comes_together_and_the_runs_own_head_does_not(records):
     experiment = tiny("apd", iterations=40)
     config = replace(experiment.distillers[0], teacher_head_rate=0.02)  # far in few steps
-    found = watch(replace(experiment, distillers=(config,)), samples, every=40, device="cpu")
+    found = watch(replace(experiment, distillers=(config,)), SAMPLES, every=40, device="cpu")
     drawn, aligned, trained = (
         float(pairwise_cosine(value, found.present_BK).nanmean())
         for value in (found.untrained_BKD, found.aligned_SBKD[-1], found.teacher_SBKD[-1])
@@ -272,7 +251,7 @@ def test_the_pair_that_alignment_trains_comes_together_and_the_runs_own_head_doe
     assert aligned > 0.99
     assert trained < drawn < aligned
     with pytest.raises(ExperimentError, match="has no distiller 'apd' with heads"):
-        watch(tiny("pixel_kd"), samples)
+        watch(tiny("pixel_kd"), SAMPLES)
 
 
 def test_the_mean_cosine_is_over_all_pairs_of_different_classes():

@@ -13,14 +13,7 @@ from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.models.segmenter import SegOutput
 from apd.report.correlations import per_image, relation, seeds_agree
-from apd.report.figures.prototypes import (
-    apart_over_steps,
-    coefficient,
-    plane_of,
-    prototype_plane,
-    relation_table,
-    shared_and_own,
-)
+from apd.report.figures import prototypes as figures
 from apd.report.perspectives import Trace, pairwise_cosine
 
 SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]
@@ -40,11 +33,6 @@ def trace():
     return Trace([0, 10, 20, 30, 40, 50], present_BK, teacher, student, untrained, aligned, None, None)
 
 
-@pytest.fixture(scope="module")
-def images():
-    return per_image([made_up_evidence(shift, seed) for shift in (0.0, 0.5, 1.0) for seed in range(3)])
-
-
 def data_of(shown):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', shown.html, re.DOTALL)[1])
 
@@ -52,7 +40,7 @@ def data_of(shown):
 def test_the_plane_keeps_most_of_what_two_directions_can():
     rows_BKD, present_BK = unit(4, 6, 5), torch.ones(4, 6, dtype=torch.bool)
     present_BK[0, 0] = False
-    mean_D, directions_D2, kept = plane_of(rows_BKD, present_BK)
+    mean_D, directions_D2, kept = figures.plane_of(rows_BKD, present_BK)
     away_ND = rows_BKD[present_BK].double() - mean_D
     assert torch.allclose(away_ND.mean(0), torch.zeros(5, dtype=torch.float64))
     assert torch.allclose(directions_D2.T @ directions_D2, torch.eye(2, dtype=torch.float64), atol=1e-9)
@@ -62,14 +50,14 @@ def test_the_plane_keeps_most_of_what_two_directions_can():
 
 
 def test_every_present_prototype_of_both_networks_is_drawn_at_four_moments(trace):
-    shown = prototype_plane(trace, SCENES)
+    shown = figures.prototype_plane(trace, SCENES)
     assert "steps 0, 10, 20, 50" in shown.description
     assert all(f">step {step}<" in shown.html for step in (0, 10, 20, 50))
     assert shown.html.count("<use ") + shown.html.count("<path ") > 4 * 2 * int(trace.present_BK.sum())
 
 
 def test_the_collapse_figure_has_the_first_and_the_last_mean(trace):
-    said = apart_over_steps(trace).description
+    said = figures.apart_over_steps(trace).description
     for name, prototypes in (
         ("regularisation trains the head", trace.teacher_SBKD),
         ("alignment trains the head", trace.aligned_SBKD),
@@ -95,7 +83,7 @@ class Fixed(nn.Module):
 def test_an_image_is_seen_by_both_networks_through_both_perspectives():
     networks = {"teacher": Fixed(6, 0).eval(), "student": Fixed(4, 1).eval()}
     apd = APDLoss(4, 6, 10, width=8, scale=7.0).eval()
-    shown = shared_and_own(networks, apd, SAMPLE, SCENES, SCENES.index("road"))
+    shown = figures.shared_and_own(networks, apd, SAMPLE, SCENES, SCENES.index("road"))
     labels_1hw = resize_labels(SAMPLE.labels_HW[None].long(), (12, 16))
     valid_hw, data = labels_1hw[0] != 255, data_of(shown)
     assert data["views"][0]["labels"] == torch.where(valid_hw, labels_1hw[0], -1).flatten().tolist()
@@ -116,22 +104,20 @@ def test_an_image_is_seen_by_both_networks_through_both_perspectives():
     assert shown.html.count("<img") == 15
 
 
-def test_the_table_has_every_correlation_and_what_follows_from_it(images):
+def test_the_table_has_every_correlation_and_what_follows_from_it():
+    images = per_image([made_up_evidence(shift, seed) for shift in (0.0, 0.5, 1.0) for seed in range(3)])
     found, held = relation(images[0]), relation(images[0], held="teacher").over_images
-    table = relation_table(images)
+    table = figures.relation_table(images)
     assert table.html.count("<tr") == 1 + 3
     (line,) = [line for line in table.description.splitlines() if line.startswith("context shift 0 ")]
     for expected in (found.over_images, found.over_seeds, held, (seeds_agree(images[0]), float("nan"), 0)):
-        assert coefficient(expected) in line
+        assert figures.coefficient(expected) in line
     assert found.verdict in line
 
 
-def test_a_coefficient_has_its_sign_and_zero_has_none():
-    assert coefficient((0.126, -0.5, 0.004)) == "+0.13\u00a0[−0.50,\u00a00.00]"
-    assert coefficient((-0.3, float("nan"), float("nan"))) == "−0.30"
-    assert coefficient((float("nan"), float("nan"), float("nan"))) == "–"
-
-
-def test_without_evidence_it_is_said_and_one_seed_gives_no_nan():
-    assert "0 records" in str(relation_table([]))
-    assert "nan" not in str(relation_table(per_image([made_up_evidence(1.0, 0)])))
+def test_a_coefficient_has_its_sign_and_zero_none_without_evidence_it_is_said_and_one_seed_gives_no_nan():
+    assert figures.coefficient((0.126, -0.5, 0.004)) == "+0.13\u00a0[−0.50,\u00a00.00]"
+    assert figures.coefficient((-0.3, float("nan"), float("nan"))) == "−0.30"
+    assert figures.coefficient((float("nan"), float("nan"), float("nan"))) == "–"
+    assert "0 records" in str(figures.relation_table([]))
+    assert "nan" not in str(figures.relation_table(per_image([made_up_evidence(1.0, 0)])))

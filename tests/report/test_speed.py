@@ -12,8 +12,6 @@ from apd.report.figures import curves
 from apd.training.record import RecordError
 from book.figures import speed
 
-SMALL = {"camvid": LossShape(batch=2, channels=4, grid=3, classes=5, labels=9)}
-
 
 def measured(monkeypatch, folder):
     """What the command writes, each entry timed for a moment."""
@@ -26,7 +24,8 @@ def measured(monkeypatch, folder):
 
 def test_a_measurement_has_what_the_chapter_reads_and_is_kept_when_a_part_fails(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(speed, "LOSS_SHAPES", SMALL)
+    shape = LossShape(batch=2, channels=4, grid=3, classes=5, labels=9)
+    monkeypatch.setattr(speed, "LOSS_SHAPES", {"camvid": shape})
     monkeypatch.setattr(speed, "PUBLISHED", {"camvid": "tiny"})
     monkeypatch.setattr(speed, "recipe", lambda _size: tiny("apd"))
     found = measured(monkeypatch, tmp_path)
@@ -73,20 +72,17 @@ def test_the_cost_of_a_detectors_step_is_that_of_the_file():
     for row in measurement["rows"]:
         table = " ".join(curves.step_cost_table(measurement, row).description.split())
         assert f"baseline {row['student'][1]:.0f}" in table
-        assert re.search(
-            rf"APD of boxes {row['steps']['roi_apd'][1]:.0f} .*? {100 * row['added']['roi_apd'][1]:.0f} %", table
-        )
+        seconds, share = (row[what]["roi_apd"][1] for what in ("steps", "added"))
+        assert re.search(rf"APD of boxes {seconds:.0f} .*? {100 * share:.0f} %", table)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "Expecting"), ("[]", "attribute"), ('{"git": {}, "rows": []}', "device, shapes, sta")],
+    ("text", "message"), [("{", "Expecting"), ("[]", "attribute"), ('{"git": {}, "rows": []}', "device, shapes, sta")]
 )
 def test_a_file_that_holds_no_measurements_is_refused_with_its_name_and_what_to_do(tmp_path, text, message):
     (tmp_path / "cpu.json").write_text(text)
-    with pytest.raises(
-        RecordError, match=rf"cpu\.json holds no measurements: .*{message}.*run python -m book\.figures\.speed"
-    ):
+    said = rf"cpu\.json holds no measurements: .*{message}.*run python -m book\.figures\.speed"
+    with pytest.raises(RecordError, match=said):
         curves.read_measurements(tmp_path)
 
 

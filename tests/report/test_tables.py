@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from itertools import product
 from statistics import fmean
 
 import pytest
@@ -12,39 +13,13 @@ from made_up_records import made_up_campaign, made_up_record, method_in
 
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
 from apd.report.correlations import per_image
-from apd.report.figures.tables import (
-    answers_table,
-    change_of_gains,
-    cost_table,
-    differences_table,
-    pairs_table,
-    provenance_table,
-    scores_table,
-    sweep_table,
-)
-from apd.report.figures.trials import (
-    PAIR_RATES,
-    beside_methods,
-    digits_of,
-    interval,
-    learning_rate_trials,
-    pair_trials,
-    points,
-    read_campaigns,
-    trials,
-    trials_table,
-    validation_miou,
-    weight_trials,
-)
+from apd.report.figures import tables
+from apd.report.figures import trials as reading
+from apd.report.figures.trials import PAIR_RATES, beside_methods, interval, pair_trials, points, trials, trials_table
 from apd.report.statistics import compare, method_of, paired_difference
+from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
-from apd.study.campaigns import (
-    BEST_OTHER_METHODS,
-    TRIED_LEARNING_RATES,
-    TRIED_SMALL_LEARNING_RATES,
-    TUNED_METHODS,
-    experiments_of,
-)
+from apd.study.campaigns import BEST_OTHER_METHODS, TUNED_METHODS, experiments_of
 from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, SECONDS_OF_APD, SMALL_LEARNING_RATES, lengthened, recipe
 from apd.training.record import RecordError, read_records
 from apd.training.run import records_folder
@@ -77,9 +52,8 @@ def seeds(*values):
 
 def cells_of(shown):
     """A table's cells by the last heading of a row and that of the column."""
-    heading, *rows = [
-        ["".join(cell.itertext()) for cell in row] for row in ElementTree.fromstring(shown.html).iter("tr")
-    ]
+    lines = ElementTree.fromstring(shown.html).iter("tr")
+    heading, *rows = (["".join(cell.itertext()) for cell in line] for line in lines)
     columns = [name for name in heading if name]
     return {row[-len(columns) - 1]: dict(zip(columns, row[-len(columns) :], strict=True)) for row in rows}
 
@@ -88,7 +62,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign_and_a_significant_one_d
     assert points(-0.0002) == points(0.0002) == "0.0"
     assert (points(0.0123), points(-0.0123), points(float("nan"))) == ("+1.2", "−1.2", "–")
     near = seeds(0.0102, 0.0145, 0.02)._replace(low=0.0002)
-    assert digits_of(near) == 2
+    assert reading.digits_of(near) == 2
     assert "+0.02" in interval(near)
     assert "[0.0," in interval(near._replace(low=-0.0002))
 
@@ -96,7 +70,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign_and_a_significant_one_d
 def test_the_table_of_scores_holds_mean_error_difference_and_corrected_p_value(comparison):
     groups = {variant.key: variant.group for variant in option_variants()}
     rows = corrected_gains(comparison, groups, "apd")
-    shown = cells_of(scores_table(comparison, rows, "apd", groups=groups))
+    shown = cells_of(tables.scores_table(comparison, rows, "apd", groups=groups))
     assert len(shown) == 1 + len(groups)
     values, row = list(comparison.miou("scope_batch").values()), rows["scope_batch"]
     mean = fmean(values)
@@ -104,23 +78,20 @@ def test_the_table_of_scores_holds_mean_error_difference_and_corrected_p_value(c
     expected = ["3", f"{100 * mean:.2f}", f"{100 * error:.2f}", interval(row.found), f"{row.corrected:.3f}"]
     assert list(shown["prototypes of the batch"].values())[:5] == expected
     sure = {"scope_batch": row._replace(corrected=0.0001)}
-    assert "< 0.001" in cells_of(scores_table(comparison, sure, "apd"))["prototypes of the batch"].values()
-    assert "nan" not in scores_table(comparison.only(["cwd"]), {"cwd": rows["scope_batch"]}, "apd").html
-    assert "0 records" in scores_table(comparison.only([]), {}, "apd").description
+    assert "< 0.001" in cells_of(tables.scores_table(comparison, sure, "apd"))["prototypes of the batch"].values()
+    assert "nan" not in tables.scores_table(comparison.only(["cwd"]), {"cwd": rows["scope_batch"]}, "apd").html
+    assert "0 records" in tables.scores_table(comparison.only([]), {}, "apd").description
 
 
 def test_costs_are_given_as_multiples_of_both_baselines(campaigns):
-    slow = {"student": 0.1, "apd": 0.16}
-    records = [
-        made_up_record(r.experiment, seconds=slow.get(method_in(r.experiment), 0.1)) for r in campaigns["scenes-tiny"]
-    ]
-    (comparison, _) = compare(records)
-    apd = cells_of(cost_table([comparison]))["+ APD"]
+    experiments = [record.experiment for record in campaigns["scenes-tiny"]]
+    (comparison, _) = compare([made_up_record(e, seconds=0.16 if method_in(e) == "apd" else 0.1) for e in experiments])
+    apd = cells_of(tables.cost_table([comparison]))["+ APD"]
     assert (apd["seconds a step"], apd["of the baseline’s step"]) == ("0.160", "× 1.60")
     share = comparison.run_seconds("apd") / comparison.run_seconds("student_equal_seconds")
     assert apd["of the equal-time baseline’s"] == f"× {share:.2f}"
     assert apd["peak memory, GB"] == "1.00"
-    assert "–" in cells_of(cost_table([comparison.only(["apd"])]))["+ APD"].values()
+    assert "–" in cells_of(tables.cost_table([comparison.only(["apd"])]))["+ APD"].values()
 
 
 @pytest.mark.parametrize(
@@ -131,19 +102,19 @@ def test_questions_are_answered_by_what_the_records_say(ahead, answer):
     runs = [(method, seed) for method in wobble for seed in range(3)]
     level = {"student": 0.6, "apd": 0.6 + ahead}
     records = [made_up_record(recipe("tiny", m, seed=s), level[m] + wobble[m][s]) for m, s in runs]
-    first, second, *_ = cells_of(answers_table(compare(records))).values()
+    first, second, *_ = cells_of(tables.answers_table(compare(records))).values()
     assert first["scenes, context shift 0.5"].startswith(f"{answer} ")
     assert second["scenes, context shift 0.5"] == "too few runs –"
-    many = answers_table(compare(records), questions=[("apd", "student", f"asked {i} times") for i in range(6)])
+    many = tables.answers_table(compare(records), questions=[("apd", "student", f"asked {i} times") for i in range(6)])
     assert "performs" not in many.html  # p of 0.009 alone is 0.055 among six
-    assert "0 records" in answers_table([]).description
+    assert "0 records" in tables.answers_table([]).description
 
 
 def test_where_the_numbers_come_from_is_counted_over_the_records(campaigns):
-    shown = cells_of(provenance_table({"scenes-tiny": campaigns["scenes-tiny"], "none": []}))
+    shown = cells_of(tables.provenance_table({"scenes-tiny": campaigns["scenes-tiny"], "none": []}))
     assert shown["records"] == {"scenes-tiny": "30", "none": "0"}
     assert shown["commit"] == {"scenes-tiny": "0123456789", "none": "–"}
-    assert 'tabindex="0" role="region" aria-label="' in provenance_table(campaigns).html
+    assert 'tabindex="0" role="region" aria-label="' in tables.provenance_table(campaigns).html
 
 
 def test_the_table_of_a_sweep_holds_the_images_numbers():
@@ -151,20 +122,20 @@ def test_the_table_of_a_sweep_holds_the_images_numbers():
     comparisons = by_context_shift(made)
     found = sweep(comparisons)
     images = per_image([made_up_evidence(1.0, seed) for seed in range(2)])
-    shown = cells_of(sweep_table(comparisons, [found, sweep(comparisons, "scope_batch")], images))
+    shown = cells_of(tables.sweep_table(comparisons, [found, sweep(comparisons, "scope_batch")], images))
     assert shown["context shift 1"]["distance"] == f"{images[0].numbers['distance'].mean():.3f}"
     assert shown["context shift 0"]["distance"] == "–"
-    assert "0 records" in sweep_table({}, [found], []).description
+    assert "0 records" in tables.sweep_table({}, [found], []).description
 
 
 def test_the_table_of_pairs_has_a_row_for_every_pair_with_its_teacher():
     (pairs,) = pairs_of(made_up_campaign("scenes-pairs", right))
-    shown = pairs_table(pairs)
+    shown = tables.pairs_table(pairs)
     assert shown.html.count("<tr") == 13
     assert f"{100 * pairs[0].runs.teacher_score:.1f}" in shown.html
     assert interval(pairs[4].runs.difference("apd", "student")) in shown.html
     (alone,) = pairs_of(made_up_campaign("scenes-pairs", right, lambda e: bool(e.distillers)))
-    assert "nan" not in pairs_table(alone).description
+    assert "nan" not in tables.pairs_table(alone).description
 
 
 def trial(method, rate, share, *, seed=0, factor=1):
@@ -176,12 +147,12 @@ def trial(method, rate, share, *, seed=0, factor=1):
 def test_each_rows_best_trial_is_marked_and_other_seeds_and_lengths_are_left_out():
     records = [trial("student", 0.1, 0.7), trial("student", 0.02, 0.6), trial("apd", 0.1, 0.6), trial("apd", 0.02, 0.8)]
     records += [trial("apd", 0.5, 0.9, seed=1), trial("student_equal_seconds", 0.5, 0.9, factor=2)]
-    shown = cells_of(trials_table(learning_rate_trials(records), "learning rate {:g}", "made up"))
+    shown = cells_of(trials_table(reading.learning_rate_trials(records), "learning rate {:g}", "made up"))
     marked = {row: [name for name, text in cells.items() if "◂" in text] for row, cells in shown.items() if row}
     assert marked == {"baseline": ["learning rate 0.1"], "+ APD": ["learning rate 0.02"]}
-    assert validation_miou(records[0]) == records[0].scores.miou
+    assert reading.validation_miou(records[0]) == records[0].scores.miou
     early = replace(records[0], content={**records[0].content, "evaluations": records[0].content["evaluations"][:1]})
-    assert "0 trials have a score" in trials_table(learning_rate_trials([early]), "{:g}", "made up").description
+    assert "0 trials have a score" in trials_table(reading.learning_rate_trials([early]), "{:g}", "made up").description
 
 
 def test_a_value_with_fewer_trials_than_another_of_its_row_is_left_out():
@@ -200,40 +171,37 @@ def best_of(found):
 def test_the_weights_and_learning_rates_of_the_study_are_the_best_of_the_committed_trials():
     names = ("scenes-tiny", "scenes-rivals", "scenes-rivals-tuning")
     records = [r for name in names for r in read_records(records_folder(name)) if r.experiment.data.context_shift]
-    found = best_of(weight_trials(records))
+    found = best_of(reading.weight_trials(records))
     factors = {variant.name: BEST.get(variant.key, 1.0) for variant in plain_variants()}
     assert len(found) >= 10
     assert found == {name: factors[name] for name in found}
-    pairs, _ = read_campaigns(["scenes-pairs-tuning"])
+    pairs, _ = reading.read_campaigns(["scenes-pairs-tuning"])
     assert len(pairs["scenes-pairs-tuning"]) == len(experiments_of("scenes-pairs-tuning"))
     assert best_of(pair_trials(pairs["scenes-pairs-tuning"])) == PAIR_RATES
-    camvid = [
-        (method_in(r.experiment), r.experiment.training.learning_rate, r)
-        for r in read_records(records_folder("camvid-small-rates"))
-    ]
-    assert {(method, rate) for method, rate, _ in camvid} == {
-        (m, r) for m in TUNED_METHODS for r in TRIED_SMALL_LEARNING_RATES
-    }
+    records = read_records(records_folder("camvid-small-rates"))
+    camvid = [(method_in(r.experiment), r.experiment.training.learning_rate, r) for r in records]
+    tried = set(product(TUNED_METHODS, study.TRIED_SMALL_LEARNING_RATES))
+    assert {(method, rate) for method, rate, _ in camvid} == tried
     assert best_of(camvid) == {method: SMALL_LEARNING_RATES[method] for method in TUNED_METHODS}
 
 
 def test_the_best_other_methods_are_those_of_the_records():
     found = {}
     for record in (r for name in ("scenes-rivals", "scenes-tuned") for r in read_records(records_folder(name))):
-        found.setdefault(method_of(record.experiment, variant_names()), []).append(validation_miou(record))
+        found.setdefault(method_of(record.experiment, variant_names()), []).append(reading.validation_miou(record))
     means = {key: fmean(found[at_best(key)]) for key in OTHER_METHODS}
     assert set(BEST_OTHER_METHODS) == set(sorted(means, key=means.get)[-3:])
     assert BEST_OTHER_METHODS[0] == max(means, key=means.get)
 
 
 def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_longer_baseline_has_the_seconds_of_apd():
-    records, _ = read_campaigns(["facade-learning-rates"])
+    records, _ = reading.read_campaigns(["facade-learning-rates"])
     of = {}
     for record in records["facade-learning-rates"]:
         of.setdefault(method_of(record.experiment), {})[record.experiment.training.learning_rate] = record
     for method, tried in of.items():
-        if set(tried) == set(TRIED_LEARNING_RATES):  # until then the middle of the grid stands
-            best = max(tried, key=lambda rate: validation_miou(tried[rate]))
+        if set(tried) == set(study.TRIED_LEARNING_RATES):  # until then the middle of the grid stands
+            best = max(tried, key=lambda rate: reading.validation_miou(tried[rate]))
             assert LEARNING_RATES[method] == best
             assert min(tried) < best < max(tried)
     assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]
@@ -246,22 +214,21 @@ def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_l
 
 def test_differences_are_listed_with_their_corrected_p_values():
     rows = holm_corrected({"clear": seeds(0.030, 0.031, 0.032), "single": seeds(-0.01)})
-    shown = cells_of(differences_table(rows, {"clear": "clearly", "single": "one seed"}, "made up"))
+    shown = cells_of(tables.differences_table(rows, {"clear": "clearly", "single": "one seed"}, "made up"))
     assert list(shown["clearly"].values()) == [interval(rows["clear"].found), "3", "< 0.001"]
     assert list(shown["one seed"].values()) == ["−1.0", "1", "–"]
-    assert "0 records" in differences_table({}, {}, "made up").description
+    assert "0 records" in tables.differences_table({}, {}, "made up").description
 
 
 def test_the_change_of_a_gain_is_the_difference_of_the_two_gains():
     def of_length(times, gains):
-        runs = [
-            (lengthened(recipe("tiny", m, seed=s), student=times, teacher=1), m, s) for m in gains for s in range(3)
-        ]
-        (found,) = compare([made_up_record(e, 0.6 + gains[m] + 0.001 * s) for e, m, s in runs])
+        plain = [recipe("tiny", method, seed=seed) for method in gains for seed in range(3)]
+        runs = [lengthened(experiment, student=times, teacher=1) for experiment in plain]
+        (found,) = compare([made_up_record(e, 0.6 + gains[method_of(e)] + 0.001 * e.seed) for e in runs])
         return replace(found, remark=f"{times} times the steps")
 
     short, long = of_length(1, {"student": 0, "pixel_kd": 0.0, "apd": 0.05}), of_length(4, {"student": 0, "apd": 0.01})
-    shown = cells_of(change_of_gains(short, long, [("apd", "student"), ("apd", "pixel_kd")]))
+    shown = cells_of(tables.change_of_gains(short, long, [("apd", "student"), ("apd", "pixel_kd")]))
     ((name, row),) = [(name, row) for name, row in shown.items() if row and name]  # of two gains, one is not there yet
     gains = [c.difference("apd", "student") for c in (short, long)]
     assert (name, row[short.title], row[long.title]) == ("+ APD over baseline", *map(interval, gains))
@@ -276,18 +243,17 @@ def save_all(folder, records):
 def test_campaigns_are_read_with_a_sentence_on_how_far_they_got(tmp_path, campaigns):
     planned = experiments_of("scenes-tiny")
     save_all(tmp_path / "scenes-tiny", campaigns["scenes-tiny"][:3])
-    made_up_record(replace(planned[3], data=replace(planned[3].data, train_images=7))).save(
-        tmp_path / "scenes-tiny" / "old.json"
-    )
-    records, progress = read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
+    other = made_up_record(replace(planned[3], data=replace(planned[3].data, train_images=7)))
+    other.save(tmp_path / "scenes-tiny" / "old.json")
+    records, progress = reading.read_campaigns(["scenes-tiny", "camvid-small"], tmp_path)
     assert (len(records["scenes-tiny"]), len(records["camvid-small"])) == (3, 0)
     assert f"scenes-tiny: 3 of {len(planned)} planned runs have a record; 1 of other settings left out" in str(progress)
     assert "`apd campaign camvid-small`" in str(progress)
     with pytest.raises(FileNotFoundError, match="no such folder; it should hold scenes-tiny"):
-        read_campaigns(["scenes-tiny"], tmp_path / "absent")
+        reading.read_campaigns(["scenes-tiny"], tmp_path / "absent")
     (tmp_path / "scenes-tiny" / "broken.json").write_text("{")
     with pytest.raises(RecordError, match=r"broken\.json"):
-        read_campaigns(["scenes-tiny"], tmp_path)
+        reading.read_campaigns(["scenes-tiny"], tmp_path)
 
 
 def test_variants_of_several_campaigns_stand_beside_their_methods_on_the_data_of_the_variants(campaigns, comparison):

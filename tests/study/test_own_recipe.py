@@ -18,19 +18,8 @@ from apd.training.record import read_record
 
 
 @pytest.fixture(autouse=True)
-def _no_data_and_runs_of_its_own(tmp_path, monkeypatch):
+def _no_data_and_runs_of_its_own(runs, monkeypatch):
     monkeypatch.delenv("APD_DATA", raising=False)
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
-
-
-@pytest.fixture
-def at_hand(monkeypatch):
-    """Sets which ImageNet weights are on this machine."""
-
-    def only(*known):
-        monkeypatch.setattr(module, "_at_hand", lambda backbone, source: (backbone, source) in known)
-
-    return only
 
 
 TV, LITE0 = ("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet")
@@ -46,8 +35,8 @@ LITE2 = ("efficientnet_lite2", "imagenet")
         ((), ("mobilenetv2_100", "none"), ("efficientnet_lite2", "none")),
     ],
 )
-def test_networks_start_from_the_imagenet_weights_that_are_at_hand(known, student, teacher, tmp_path, at_hand):
-    at_hand(*known)
+def test_networks_start_from_the_imagenet_weights_that_are_at_hand(known, student, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_at_hand", lambda *asked: asked in known)
     chosen = own_recipe(make(tmp_path / "fields"))
     networks = chosen.experiment.network, chosen.experiment.teacher.network
     assert [(network.backbone, network.weights) for network in networks] == [student, teacher]

@@ -7,23 +7,13 @@ from dataclasses import replace
 import pytest
 import small_detection as boxes
 import torch
-from small_experiments import (
-    DATA,
-    NETWORK,
-    TEACHER,
-    assert_same_step,
-    equal,
-    prepared_run,
-    run_ranks,
-    state_after,
-    tiny,
-)
+from small_experiments import NETWORK, TEACHER, assert_same_step, equal, prepared_run, run_ranks, state_after, tiny
 from torch import nn
 
 from apd.config.datasets import build_splits
 from apd.config.experiment import ExperimentError
 from apd.data.augment import InstanceAugmentation
-from apd.data.batches import Batch, InstanceBatch, training_instance_batches
+from apd.data.batches import Batch, InstanceBatch, InstanceStream, training_batches
 from apd.data.instances import as_target
 from apd.data.scenes import SceneInstances
 from apd.distillers.apd import APDConfig
@@ -51,6 +41,7 @@ OBJECTIVES = {
 # ReviewKD's heads have batch norms, which torch does not synchronise on a CPU
 OF_DETECTORS = {"detector": ("student",), "roi_apd": ("roi_apd",)}
 OF_DETECTORS["others_between_detectors"] = ("roi_kd", "roi_dkd", "pyramid_matching", "dense_apd")
+ACCUMULATIONS = dict.fromkeys(OBJECTIVES, (1, 2)) | dict.fromkeys(OF_DETECTORS, (1,))
 CASES = [
     *itertools.product(OBJECTIVES, ("unevenly_ignored", "second_half_empty")),
     *((name, "second_half_empty") for name in OF_DETECTORS),
@@ -118,14 +109,10 @@ def one_step(name, labels, job, accumulation=1):
     return state_after(step, part_of(batch, job))
 
 
-def accumulations_of(name):
-    return (1,) if name in OF_DETECTORS else (1, 2)
-
-
 def save_steps(folder):
     job = join()
     for name, labels in CASES:
-        for accumulation in accumulations_of(name):
+        for accumulation in ACCUMULATIONS[name]:
             torch.save(one_step(name, labels, job, accumulation), folder / f"{name}-{labels}-{accumulation}-{job.rank}")
     sys.exit(ranks.leave(0))
 
@@ -143,7 +130,7 @@ def steps_of_two_ranks(tmp_path_factory):
 def test_two_ranks_and_accumulation_do_the_step_of_one_process_with_the_whole_batch(name, labels, steps_of_two_ranks):
     """A rank whose images hold nothing neither hangs nor changes what the others' objects count."""
     expected, rtol = one_step(name, labels, ALONE), 1e-3 if name in OF_DETECTORS else 1e-4
-    for accumulation in accumulations_of(name):
+    for accumulation in ACCUMULATIONS[name]:
         assert_same_step(one_step(name, labels, ALONE, accumulation), expected, rtol=rtol)
         for rank in (0, 1):
             found = torch.load(steps_of_two_ranks / f"{name}-{labels}-{accumulation}-{rank}")
@@ -174,7 +161,7 @@ def test_gradients_are_sent_on_the_last_step_of_an_accumulation_only(tmp_path):
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_the_parts_of_an_evaluation_have_every_image_once(size):
-    images = build_splits(DATA).val
+    images = build_splits(tiny().data).val
     parts = [Ranks(rank, size).part(images) for rank in range(size)]
     assert sorted(part[place].name for part in parts for place in range(len(part))) == [image.name for image in images]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -234,12 +221,13 @@ def test_ranks_draw_dropout_of_their_own_and_the_first_what_one_process_would():
 
 def test_the_parts_of_a_batch_are_those_of_the_whole():
     settings = dict(batch_size=4, augmentation=InstanceAugmentation(scale=(0.8, 1.2)), seed=1, iterations=3)
-    parts = [list(training_instance_batches(SCENES, **settings, part=(rank, 2))) for rank in (0, 1)]
-    for number, batch in enumerate(training_instance_batches(SCENES, **settings)):
+    settings |= dict(stream=InstanceStream)
+    parts = [list(training_batches(SCENES, **settings, part=(rank, 2))) for rank in (0, 1)]
+    for number, batch in enumerate(training_batches(SCENES, **settings)):
         joined = InstanceBatch(*(first + second for first, second in zip(*(p[number] for p in parts), strict=True)))
         assert equal(batch.by_name(), joined.by_name())
     with pytest.raises(ValueError, match=r"part=\(0, 3\): expected \(r, n\) with 0 <= r < n, n a divisor of"):
-        training_instance_batches(SCENES, **settings, part=(0, 3))
+        training_batches(SCENES, **settings, part=(0, 3))
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])

@@ -27,10 +27,9 @@ from apd.training.run import run_folder, task_of, train, trained_network
 def shared(method="apd", start=tiny):
     """An experiment whose batches two ranks can share."""
     experiment = start(method, batch_size=4)
-    teacher = experiment.teacher
-    if teacher is not None:
-        experiment = replace(experiment, teacher=replace(teacher, training=replace(teacher.training, batch_size=4)))
-    return experiment
+    if (teacher := experiment.teacher) is None:
+        return experiment
+    return replace(experiment, teacher=replace(teacher, training=replace(teacher.training, batch_size=4)))
 
 
 @dataclass
@@ -108,13 +107,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(before, after, tmp_path, mon
 
 
 def test_a_request_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
-    stop = KillAt(2, rank=1, number=signal.SIGTERM)
-    first, second = run_ranks(
-        run_as_a_command, shared("student"), tmp_path / "runs", stop, outputs=tmp_path, expected=(130, 130)
-    )
+    runs, stop = tmp_path / "runs", KillAt(2, rank=1, number=signal.SIGTERM)
+    first, second = run_ranks(run_as_a_command, shared("student"), runs, stop, outputs=tmp_path, expected=(130, 130))
     assert first.splitlines()[-1].startswith("apd: stopped at step 3; the same command goes on from there")
     assert "stopped" not in second
-    assert [path.name for path in (tmp_path / "runs").glob("*/checkpoints/*")] == ["step-00000003"]
+    assert [path.name for path in runs.glob("*/checkpoints/*")] == ["step-00000003"]
 
 
 def test_two_ranks_leave_one_record_of_a_detector_on_all_images(tmp_path, monkeypatch):
@@ -192,18 +189,14 @@ def test_two_ranks_wait_together_for_a_run_that_another_process_holds(tmp_path, 
     assert read_record(run_folder(experiment) / "record.json").content == record.content
 
 
-def torchrun(runs, iterations):
-    """`torchrun -m apd train` on two processes, whose first run is the teacher's."""
+def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
+    """The first run of the two processes is the teacher's."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apd"]
     options = {**SMALLEST, "training.batch-size": 4, "teacher.training.batch-size": 4}
-    options["teacher.training.iterations"] = iterations
+    options["teacher.training.iterations"] = 100_000
     arguments = ["train", "--method", "student", *(f"--{name}={value}" for name, value in options.items())]
-    environment = {**os.environ, "APD_RUNS": str(runs), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *arguments], env=environment, stdout=-1, stderr=-1, text=True)
-
-
-def test_torchrun_trains_and_a_rank_that_is_killed_ends_the_job(tmp_path):
-    job = torchrun(tmp_path, iterations=100_000)
+    environment = {**os.environ, "APD_RUNS": str(tmp_path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen([*command, *arguments], env=environment, stdout=-1, stderr=-1, text=True)
     while not (logs := list(tmp_path.glob("*/log.jsonl"))) or len(logs[0].read_text().splitlines()) < 3:
         assert job.poll() is None, job.stderr.read()
         time.sleep(0.05)

@@ -23,6 +23,7 @@ GENERATOR_VERSION = 1  # part of every fingerprint: raise it whenever any pixel 
 SMALLEST = 32  # least height and width in pixels: below it most objects are smaller than their own border
 LEAST_PIXELS = 16  # own choice, 4 × 4: objects with fewer visible pixels need not be found
 OBJECTS = InstanceSpec("scenes", SCENES.thing_names)
+_OBJECT = {SCENES.index(name): label for label, name in enumerate(OBJECTS.class_names)}  # its label, by its class's
 
 Split = Literal["train", "val", "test"]
 _CELLS = 2  # canvas cells per pixel along each side, averaged for smooth edges
@@ -161,8 +162,7 @@ class SceneInstances(Scenes):
         numbers_N11 = np.arange(1, len(scene.boxes_N4) + 1, dtype=np.uint16)[:, None, None]
         masks_NHW = torch.from_numpy(scene.instances_HW == numbers_N11)
         pixels_N = masks_NHW.flatten(1).sum(1)
-        label_of = {SCENES.index(name): label for label, name in enumerate(OBJECTS.class_names)}
-        labels_N = torch.tensor([label_of[number] for number in scene.instance_classes_N.tolist()], dtype=torch.int64)
+        labels_N = torch.tensor([_OBJECT[number] for number in scene.instance_classes_N.tolist()], dtype=torch.int64)
         boxes_N4, crowd_N = torch.from_numpy(scene.boxes_N4).float(), pixels_N < self.least_pixels
         objects = boxes_N4, labels_N, masks_NHW, crowd_N, pixels_N.float()
         return InstanceSample(image_of(scene), *objects, self.name(index))

@@ -147,7 +147,7 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Predict(_OfARun):
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
-    """Images of any size and format."""
+    """Images of any size, in any format that training reads."""
     to: Path = Path("predictions")
     """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png; of a detector
     for NAME-found.png and detections.json (COCO's results format). Where stems repeat, NAME begins with folders."""

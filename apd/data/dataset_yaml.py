@@ -16,7 +16,6 @@ from apd.data.images import DataError, DataWarning, MissingData, image_size, rea
 from apd.data.specs import RGB, DatasetSpec, distinct_colours
 
 DESCRIPTION = "dataset.yaml"
-_MOST_BYTES = 1 << 18  # of it (own choice): 255 classes with long names and colours take a tenth
 SPLITS = ("train", "val", "test")
 # what other tools call these entries
 _ALIASES = {
@@ -136,7 +135,7 @@ def _described(folder: Path | str) -> tuple[dict[str, Any], Path]:
     """The content of a folder's ``dataset.yaml``, whose entries all have known names and kinds; and the folder."""
     folder = locate_folder(folder)
     file = folder / DESCRIPTION
-    text = read_text(file, _MOST_BYTES)
+    text = read_text(file, most=1 << 18)  # own choice: 255 classes with long names and colours take a tenth
     try:
         content = yaml.load(text, _EachKeyOnce) or {}
         repr(content)  # as messages do: a number may have more digits than Python writes

@@ -23,7 +23,6 @@ _FEWEST_UPPER = 64  # an image of 16 bits with no value above 2^14 may hold 10, 
 # what is opened, whatever a file is called: of pillow's other formats some start programs, and few hold photographs
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_BYTES = 64 << 20  # own choice, of a text, and of all that is no pixel in an image
-_HALF = 450  # characters of a message of which the middle is left out
 
 
 class DataError(Exception):
@@ -31,7 +30,7 @@ class DataError(Exception):
 
     def __init__(self, message: str) -> None:
         line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
-        super().__init__(line if len(line) <= 2 * _HALF else f"{line[:_HALF]} … {line[-_HALF:]}")
+        super().__init__(line if len(line) <= 900 else f"{line[:450]} … {line[-450:]}")
 
 
 class MissingData(DataError, FileNotFoundError):

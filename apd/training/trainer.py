@@ -287,10 +287,8 @@ class Trainer:
 
         def newest() -> dict[str, Any] | None:
             checkpoint, passed_over = load_newest(self.folder / "checkpoints")
-            today = self.splits.identities(self.experiment.data.evaluation_split)
-            if checkpoint is None:
-                self.facts["identities"] = today
-            elif found := changed(checkpoint["facts"].get("identities", {}), today):  # older ones have none
+            self.facts["identities"] = today = self.splits.identities(self.experiment.data.evaluation_split)
+            if checkpoint and (found := changed(checkpoint["facts"].get("identities", {}), today)):
                 raise CheckpointError(f"{self.folder} was begun with other data: {found}; restore them or delete it")
             for sentence in passed_over:
                 print(f"{self.experiment.name}: {sentence}", flush=True)

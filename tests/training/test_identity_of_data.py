@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 from bad_input import refused
 from own_folders import leave, make
 from small_detection import small
@@ -13,7 +12,6 @@ from small_experiments import DATA, Thrown, thrown_at, tiny
 
 from apd.data.images import DataError
 from apd.data.scenes import Scenes
-from apd.data.specs import Sample
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import run_folder, train
 
@@ -68,11 +66,9 @@ def test_a_run_goes_on_and_is_used_with_what_it_was_begun_with_alone(changed, ru
 
 
 def test_a_split_without_a_label_that_counts_is_refused_before_a_teacher_is_trained(runs, monkeypatch):
-    nothing = small("roi_apd")
-    nothing = replace(nothing, data=replace(nothing.data, least_pixels=10**6))
-    refused(lambda: train(nothing), DataError, names=("scenes: the split train has no annotation",))
-    empty = Sample(torch.zeros(3, 32, 48, dtype=torch.uint8), torch.full((32, 48), 255, dtype=torch.uint8), "empty")
-    drawn = Scenes.__getitem__
-    monkeypatch.setattr(Scenes, "__getitem__", lambda self, i: empty if self.split == "val" else drawn(self, i))
-    refused(lambda: train(tiny("apd")), DataError, names=("scenes: the split val has no labelled pixel",))
+    objects = small("roi_apd")
+    objects, drawn = replace(objects, data=replace(objects.data, least_pixels=10**6)), Scenes.__getitem__
+    refused(lambda: train(objects), DataError, names=("scenes: the split train has no annotation",))
+    monkeypatch.setattr(Scenes, "__getitem__", lambda *at: [sample := drawn(*at), sample.labels_HW.fill_(255)][0])
+    refused(lambda: train(tiny("apd")), DataError, names=("scenes: the split train has no labelled pixel",))
     assert not list(runs.rglob("log.jsonl"))

@@ -66,10 +66,10 @@ _OF_SPLIT = {"images": _PLACE, "masks": _PLACE, "list": ("a path", lambda v: isi
 
 def locate_folder(folder: Path | str) -> Path:
     """A folder with a ``dataset.yaml``; a relative path is tried below ``APD_DATA``, then in the working directory."""
-    given = Path(folder).expanduser()
+    given = Path(os.path.expanduser(folder))
     places = [given]
     if not given.is_absolute() and os.environ.get("APD_DATA"):
-        places.insert(0, Path(os.environ["APD_DATA"]).expanduser() / given)
+        places.insert(0, Path(os.path.expanduser(os.environ["APD_DATA"])) / given)
     for place in places:
         if os.path.isfile(place / DESCRIPTION):  # False, unlike Path's own, of a name too long
             return place

@@ -31,7 +31,7 @@ def find_data(name: str, *, script: str | None = None) -> Path:
     parent = os.environ.get("APD_DATA")
     if not parent:
         raise MissingData(f"the data set {name} is needed, and the environment variable APD_DATA is not set. {advice}")
-    root = Path(parent).expanduser() / name
+    root = Path(os.path.expanduser(parent)) / name  # unlike Path, it takes a user who is not there
     if not os.path.isdir(root):  # False, unlike Path's own, of a name too long
         held = "is not a folder" if not os.path.isdir(root.parent) else f"holds no folder {name}/"
         raise MissingData(f"the data set {name} is needed, and APD_DATA={parent} {held}. {advice}")

@@ -14,7 +14,7 @@ import tyro
 
 from apd.cli.app import only, parse, recipe_parts, with_recipe
 from apd.cli.using import split_described
-from apd.config.datasets import build_split, changed, spec_of
+from apd.config.datasets import build_split, spec_of, what_changed
 from apd.config.experiment import DataConfig, Experiment
 from apd.config.identity import to_dict
 from apd.cost import measure
@@ -244,7 +244,7 @@ def replay(arguments: list[str], sentence: str) -> int:
     splits = task.splits()
     here = provenance(device, task.precision(device), ranks.size, task.libraries)
     notes = list(_otherwise(recorded, here))
-    if found := changed(record.identities, splits.identities(record.experiment.data.evaluation_split)):
+    if found := what_changed(record.identities, splits.identities(record.experiment.data.evaluation_split)):
         notes.append(f"data: {found}")
     for note in notes:
         ranks.print(f"note: {note}")

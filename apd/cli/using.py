@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from apd.cli.app import parse
-from apd.config.datasets import changed, meaning_of, spec_of
+from apd.config.datasets import meaning_of, spec_of, what_changed
 from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides, shown_size
 from apd.data.coco import coco_library, coco_spec
@@ -235,7 +235,7 @@ def _compare(record: Record, spec: DatasetSpec | InstanceSpec, split: str = "val
     """Refuse data whose labels do not mean what the run has learned, and note what else differs or is not known."""
     known, today = record.identities.get(split, record.identities["train"]), meaning_of(spec)
     learned = {"class_names": record.class_names} | {part: known[part] for part in today if part in known}
-    if found := changed({split: learned}, {split: today}):
+    if found := what_changed({split: learned}, {split: today}):
         where = f"{record.experiment.data.folder or spec.name}: labels mean something else"
         raise DataError(f"{where} than this run was trained on ({found}); restore what they meant, or train again")
     if "identities" not in record.content["data"]:

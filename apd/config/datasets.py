@@ -47,7 +47,7 @@ def meaning_of(spec: DatasetSpec | InstanceSpec) -> dict[str, Any]:
     return {name: value for name, value in fields if name not in ("name", "palette", "thing_names", "splits")}
 
 
-def changed(known: Mapping[str, Mapping[str, Any]], today: Mapping[str, Mapping[str, Any]]) -> str:
+def what_changed(known: Mapping[str, Mapping[str, Any]], today: Mapping[str, Mapping[str, Any]]) -> str:
     """What differs first between two `Splits.identities`, in words, or nothing; a split of one alone does not count."""
     for split in filter(today.get, known):
         for part, value in known[split].items():

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from apd.config.datasets import changed
+from apd.config.datasets import what_changed
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
@@ -135,7 +135,7 @@ def _finished(folder: Path) -> Record | None:
         "scenes": "scenes of another version of their generator",
         "folder": f"other images or labels than {data.folder} holds today",
     }
-    if found := changed(record.identities, task_of(record.experiment).splits().identities(data.evaluation_split)):
+    if found := what_changed(record.identities, task_of(record.experiment).splits().identities(data.evaluation_split)):
         fix = "delete the folder, or keep it elsewhere, to have the run made again"
         raise CheckpointError(f"{folder} was made from {others.get(data.name, 'other data')}: {fix} ({found})")
     return record

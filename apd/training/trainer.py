@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from apd.config.datasets import Splits, changed
+from apd.config.datasets import Splits, what_changed
 from apd.config.experiment import TrainingConfig
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
@@ -288,7 +288,7 @@ class Trainer:
         def newest() -> dict[str, Any] | None:
             checkpoint, passed_over = load_newest(self.folder / "checkpoints")
             self.facts["identities"] = today = self.splits.identities(self.experiment.data.evaluation_split)
-            if checkpoint and (found := changed(checkpoint["facts"].get("identities", {}), today)):
+            if checkpoint and (found := what_changed(checkpoint["facts"].get("identities", {}), today)):
                 raise CheckpointError(f"{self.folder} was begun with other data: {found}; restore them or delete it")
             for sentence in passed_over:
                 print(f"{self.experiment.name}: {sentence}", flush=True)

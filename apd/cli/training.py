@@ -14,7 +14,7 @@ import tyro
 
 from apd.cli.app import only, parse, recipe_parts, with_recipe
 from apd.cli.using import split_described
-from apd.config.datasets import build_split, spec_of
+from apd.config.datasets import build_split, spec_of, what_changed
 from apd.config.experiment import DataConfig, Experiment
 from apd.config.identity import to_dict
 from apd.cost import measure
@@ -242,9 +242,10 @@ def replay(arguments: list[str], sentence: str) -> int:
     if device.type == "cpu":  # with another number, sums are in another order
         torch.set_num_threads(recorded["device"].get("threads", torch.get_num_threads()))
     splits = task.splits()
-    data = {"fingerprint": splits.evaluation.fingerprint(), "training_fingerprint": splits.train.fingerprint()}
-    here = provenance(device, task.precision(device), ranks.size, task.libraries) | {"data": data}
+    here = provenance(device, task.precision(device), ranks.size, task.libraries)
     notes = list(_otherwise(recorded, here))
+    if found := what_changed(record.identities, splits.identities(record.experiment.data.evaluation_split)):
+        notes.append(f"data: {found}")
     for note in notes:
         ranks.print(f"note: {note}")
     teacher = record.experiment.teacher
@@ -272,9 +273,9 @@ def replay(arguments: list[str], sentence: str) -> int:
 
 
 def _otherwise(recorded: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
-    """What of code, libraries, machine and data is not as it was for the record."""
-    for entry in ("git", "versions", "device", "data"):
-        for name in here[entry] if entry == "data" else recorded[entry] | here[entry]:
+    """What of code, libraries and machine is not as it was for the record."""
+    for entry in ("git", "versions", "device"):
+        for name in recorded[entry] | here[entry]:
             value, now = recorded[entry].get(name), here[entry].get(name)
             if value != now and name != "clean":
                 yield f"{entry}.{name}: {value} in the record and {now} here"

@@ -4,13 +4,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from apd.cli.app import parse
-from apd.config.datasets import spec_of
+from apd.config.datasets import meaning_of, spec_of, what_changed
 from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides, shown_size
 from apd.data.coco import coco_spec
@@ -18,6 +18,7 @@ from apd.data.image_folder import names_of
 from apd.data.images import DataError
 from apd.data.instances import InstanceSample, InstanceSpec, coco_library
 from apd.data.scenes import OBJECTS
+from apd.data.specs import DatasetSpec
 from apd.evaluation import inference as segmentation
 from apd.evaluation import predict as predictions
 from apd.evaluation.average_precision import Detections, ap_lines, scored
@@ -95,6 +96,7 @@ def evaluate(arguments: list[str], sentence: str) -> int:
 
 def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOptions) -> None:
     experiment, dataset = record.experiment, task_of(record.experiment).split(chosen.split)
+    _compare(record, dataset.spec, chosen.split, dataset)
     require_split_sides(experiment.data, dataset, options)
 
     def write(predictions_BHW: torch.Tensor, names: tuple[str, ...]) -> None:
@@ -128,7 +130,9 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
     data, task = record.experiment.data, task_of(record.experiment)
     if data.name == "coco" and chosen.split == "test":
         raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
-    dataset, model = task.split(chosen.split), trained_network(chosen.run, device=chosen.device or None)
+    dataset = task.split(chosen.split)
+    _compare(record, dataset.spec, chosen.split, dataset)
+    model = trained_network(chosen.run, device=chosen.device or None)
 
     def write(sample: InstanceSample, found: Detections) -> None:
         image = predictions.drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
@@ -143,7 +147,7 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Predict(_OfARun):
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
-    """Images of any size and format."""
+    """Images of any size, in any format that training reads."""
     to: Path = Path("predictions")
     """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png; of a detector
     for NAME-found.png and detections.json (COCO's results format). Where stems repeat, NAME begins with folders."""
@@ -163,8 +167,8 @@ def predict(arguments: list[str], sentence: str) -> int:
             raise UsageError(f"--least-score {least}: expected a number from 0 to 1")
         if record.experiment.network.kind == "mask_rcnn":
             coco_library(SCORED)
-        spec, detector = _spec_of_run(record), trained_network(chosen.run, device=device)
-        least = predictions.LEAST_SCORE if least is None else least
+        detector = trained_network(chosen.run, device=device)
+        least, spec = predictions.LEAST_SCORE if least is None else least, _spec_of_run(record)
         print(*predictions.detect_in_images(detector, chosen.images, chosen.to, spec, least_score=least), sep="\n")
         return 0
     if least is not None:
@@ -172,7 +176,7 @@ def predict(arguments: list[str], sentence: str) -> int:
     # all are read before the first is predicted
     sizes = [predictions.read_image(image).size[::-1] for image in chosen.images]
     require_sides(data, options, zip(chosen.images, sizes, strict=True))
-    model, spec = trained_network(chosen.run, device=device), spec_of(data)
+    model, spec = trained_network(chosen.run, device=device), _spec_of_run(record)
     for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
         shown = {"size": shown_size(data, *size), "inference": options, "name": name}
         print(*predictions.predict_image(model, image, chosen.to, spec, **shown), sep="\n")
@@ -191,14 +195,14 @@ def export(arguments: list[str], sentence: str) -> int:
     chosen = parse(_Export, arguments, prog="apd export", description=sentence)
     if chosen.to.suffix not in SUFFIXES:
         raise UsageError(f"--to {chosen.to}: expected a name that ends with {' or '.join(SUFFIXES)}")
-    experiment = record_of(chosen.run).experiment
-    data = experiment.data
+    record = record_of(chosen.run)
+    experiment, data = record.experiment, record.experiment.data
     if experiment.task == "detection":
         fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as its documentation tells"
         reason = "this run's is a detector, whose detections vary in number"
         raise UsageError(f"apd export writes networks of segmentation: {reason}; {fix}")
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
-    print(export_network(trained_network(chosen.run), chosen.to, size=size, class_names=spec_of(data).class_names))
+    print(export_network(trained_network(chosen.run), chosen.to, size=size, class_names=tuple(record.class_names)))
     return 0
 
 
@@ -217,11 +221,24 @@ def split_described(record: Record, split: str) -> str:
     return f"{split}, which are the images that were trained on" if trained_on else split
 
 
-def _spec_of_run(record: Record) -> InstanceSpec:
+def _spec_of_run(record: Record) -> DatasetSpec | InstanceSpec:
     data = record.experiment.data
-    spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
-    if list(spec.class_names) != record.class_names:
-        counts = f"{spec.num_classes} beside {len(record.class_names)}, or others, or in another order"
-        other = f"{data.val_part} has other categories than this run was trained on"
-        raise DataError(f"{data.folder}: {other}: {counts}")
+    if record.experiment.task == "segmentation":
+        spec = spec_of(data)
+    else:
+        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
+    _compare(record, spec)
     return spec
+
+
+def _compare(record: Record, spec: DatasetSpec | InstanceSpec, split: str = "val", dataset: Any = None) -> None:
+    """Refuse data whose labels do not mean what the run has learned, and note what else differs or is not known."""
+    known, today = record.identities.get(split, record.identities["train"]), meaning_of(spec)
+    learned = {"class_names": record.class_names} | {part: known[part] for part in today if part in known}
+    if found := what_changed({split: learned}, {split: today}):
+        where = f"{record.experiment.data.folder or spec.name}: labels mean something else"
+        raise DataError(f"{where} than this run was trained on ({found}); restore what they meant, or train again")
+    if "identities" not in record.content["data"]:
+        print("note: the record is of an older kind: only the names of classes were compared", file=sys.stderr)
+    if dataset is not None and split in record.identities and known["fingerprint"] != dataset.fingerprint():
+        print(f"note: images or labels of {split} are not those that the record was made from", file=sys.stderr)

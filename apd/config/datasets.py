@@ -1,18 +1,20 @@
 """From the configuration of data to data sets."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, ExperimentError
+from apd.config.identity import to_dict
 from apd.data import specs
 from apd.data.augment import Augmentation
 from apd.data.converted import LABELMEFACADE, CamVid, ConvertedDataset, LabelMeFacade
 from apd.data.dataset_yaml import folder_spec, open_folder
 from apd.data.image_folder import find_data
 from apd.data.images import LongSide
-from apd.data.instances import InstanceDataset
+from apd.data.instances import InstanceDataset, InstanceSpec
 from apd.data.scenes import Scenes
 from apd.data.specs import DatasetSpec, SegmentationDataset
 
@@ -28,6 +30,32 @@ class Splits(NamedTuple):
     val: SegmentationDataset | InstanceDataset
     evaluation: SegmentationDataset | InstanceDataset
     others: Mapping[str, SegmentationDataset] = MappingProxyType({})
+
+    def by_name(self, evaluation: str) -> dict[str, SegmentationDataset | InstanceDataset]:
+        """All of them by the names of splits; `evaluation` is that of the experiment's."""
+        return {"train": self.train, "val": self.val, evaluation: self.evaluation, **self.others}
+
+    def identities(self, evaluation: str) -> dict[str, dict[str, Any]]:
+        """What checkpoint and record keep of each split: what its labels mean, and the fingerprint of its content."""
+        named = self.by_name(evaluation).items()
+        return {name: {**meaning_of(split.spec), "fingerprint": split.fingerprint()} for name, split in named}
+
+
+def meaning_of(spec: DatasetSpec | InstanceSpec) -> dict[str, Any]:
+    """What decides which class a pixel or an object has, as JSON: all fields but those for messages and figures."""
+    fields = to_dict(spec).items()
+    return {name: value for name, value in fields if name not in ("name", "palette", "thing_names", "splits")}
+
+
+def what_changed(known: Mapping[str, Mapping[str, Any]], today: Mapping[str, Mapping[str, Any]]) -> str:
+    """What differs first between two `Splits.identities`, in words, or nothing; a split of one alone does not count."""
+    for split in filter(today.get, known):
+        for part, value in known[split].items():
+            if value != (now := today[split].get(part)):
+                if isinstance(value, list) and value and now:
+                    value, now = next(pair for pair in zip_longest(value, now) if pair[0] != pair[1])
+                return f"{part} of the split {split}: {value!r:.80} then, {now!r:.80} now"
+    return ""
 
 
 def require_segmentation(config: object) -> None:

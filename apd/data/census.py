@@ -1,6 +1,6 @@
 """How many pixels, or objects, of each class the splits of a data set hold, and what of that cannot be meant."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,13 +33,9 @@ class Census(NamedTuple):
         return [f"{lines[0]}   (share of {unit})", *lines[1:]]
 
     def warnings(self, where: str) -> list[str]:
-        """Sentences on probable mistakes of the data set `where`; DataError where nothing can be learned or scored."""
+        """Sentences on probable mistakes of the data set `where`; DataError where there is nothing to learn."""
         objects = isinstance(self.spec, InstanceSpec)
         (trained, in_train), *others = ((split, counts[:-1] > 0) for split, counts in self.counts.items())
-        for split, has in ((trained, in_train), *others):
-            if not has.any():
-                lack = "no annotation" if objects else f"no labelled pixel: all masks are ignored ({self._ignored()})"
-                raise DataError(f"{where}: the split {split} has {lack}; nothing can be learned or scored there")
         names = np.array(self.spec.class_names)
         nowhere = ~np.any([in_train, *(has for _, has in others)], axis=0)
         fix = "" if objects else self._fix(nowhere)
@@ -56,10 +52,6 @@ class Census(NamedTuple):
             found.append((unseen, f"in {trained} but not in {split}: its scores say nothing of {them}"))
         return [f"{where}: {_listed(names[which])} {problem}" for which, problem in found if which.any()]
 
-    def _ignored(self) -> str:
-        values = sorted({*self.spec.void_values, self.spec.ignore_index})
-        return "colours of `ignore`" if self.spec.file_colours else f"value {' or '.join(map(str, values))}"
-
     def _fix(self, nowhere: np.ndarray) -> str:
         """What helps where 255 was meant to be the class that is missing, as paint programs write two-class masks."""
         spec, values = self.spec, list(self.spec.file_values or range(self.spec.num_classes))
@@ -71,8 +63,23 @@ class Census(NamedTuple):
         return f". 255 is ignored; if it means {name} in these masks, write into dataset.yaml: `values: {values}`"
 
 
+def require_labels(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> None:
+    """Raise DataError for a split that is ignored, or crowd, as a whole; reading ends at a label that counts."""
+    for split, dataset in splits.items():
+        in_memory, spec, lack = isinstance(dataset, CocoInstances), dataset.spec, "no annotation"
+        found = [_counts(dataset, split)] if in_memory else _of_samples(dataset, range(len(dataset)))
+        if any(counts[:-1].any() for counts in found):
+            continue
+        if isinstance(spec, DatasetSpec):
+            values = " or ".join(map(str, sorted({*spec.void_values, spec.ignore_index})))
+            ignored = "colours of `ignore`" if spec.file_colours else f"value {values:.80}"
+            lack = f"no labelled pixel: all masks are ignored ({ignored})"
+        raise DataError(f"{spec.name}: the split {split} has {lack}; nothing can be learned or scored there")
+
+
 def census_of(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> Census:
-    """Count the labels of every split, by name and in the order of training; each sample is read once."""
+    """Count the labels of every split, by name and in the order of training; each must have some that count."""
+    require_labels(splits)
     first = next(iter(splits.values()))
     counts = {name: _counts(dataset, name) for name, dataset in splits.items()}
     return Census(first.spec, {name: len(dataset) for name, dataset in splits.items()}, counts)
@@ -84,14 +91,19 @@ def _counts(dataset: SegmentationDataset | InstanceDataset, name: str) -> np.nda
         labels = [crowd if entry["crowd"] else entry["label"] for entries in dataset.objects for entry in entries]
         return np.bincount(np.array(labels, dtype=np.int64), minlength=crowd + 1)
     dataset = getattr(dataset, "dataset", dataset)  # labels alone: a LongSide would resize images for nothing
+    counts = _of_samples(dataset, tqdm(range(len(dataset)), desc=f"labels of {name}", leave=False, disable=None))
+    return sum(counts, start=np.zeros(dataset.spec.num_classes + 1, dtype=np.int64))
+
+
+def _of_samples(dataset: SegmentationDataset | InstanceDataset, indices: Iterable[int]) -> Iterator[np.ndarray]:
+    """Of each sample the number of pixels, or objects, of each class and, last, of what is ignored, or crowd."""
     classes, of_pixels = dataset.spec.num_classes, isinstance(dataset.spec, DatasetSpec)
     ignored = dataset.spec.ignore_index if of_pixels else classes
-    counts = np.zeros(ignored + 1, dtype=np.int64)
-    for index in tqdm(range(len(dataset)), desc=f"labels of {name}", leave=False, disable=None):
+    for index in indices:
         sample = dataset[index]
         labels = sample.labels_HW.ravel() if of_pixels else sample.labels_N.masked_fill(sample.crowd_N, ignored)
-        counts += np.bincount(labels.numpy(), minlength=ignored + 1)
-    return np.append(counts[:classes], counts[ignored])
+        counts = np.bincount(labels.numpy(), minlength=ignored + 1)
+        yield np.append(counts[:classes], counts[ignored])
 
 
 def _shares(counts: np.ndarray) -> list[str]:

@@ -1,6 +1,7 @@
 """Published data sets as their scripts in `data_scripts/` leave them: CamVid, LabelMeFacade, and converted trees."""
 
 import json
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -55,10 +56,10 @@ class CamVid(FolderDataset):
 
 def _check_camvid_counts(root: Path) -> None:
     advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise MissingData(f"CamVid folder {root} is missing; {advice}")
     expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
-    found = {folder: len(images_below(root / folder)) if (root / folder).is_dir() else 0 for folder in expected}
+    found = {folder: len(images_below(root / folder)) if os.path.isdir(root / folder) else 0 for folder in expected}
     if found != expected:
         counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
         kind = DataError if any(found.values()) else MissingData
@@ -67,14 +68,14 @@ def _check_camvid_counts(root: Path) -> None:
 
 def _in_list_order(pairs: list[tuple[Path, Path]], file: Path) -> list[tuple[Path, Path]]:
     """The pairs in the order of a list whose lines are "image mask", of which only the stems are used."""
-    if not file.is_file():
+    if not file.exists():
         return pairs
     left, ordered = {image.stem: (image, mask) for image, mask in pairs}, []
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         stems = [Path(part).stem for part in line.split()]
         if stems and (len(stems) != 2 or stems[0] != stems[1] or stems[0] not in left):
             expected = "an image and its mask that are there, and no pair twice"
-            raise DataError(f"{file} line {number}: {line!r}; expected {expected}")
+            raise DataError(f"{file} line {number}: {line!r:.200}; expected {expected}")
         if stems:
             ordered.append(left.pop(stems[0]))
     if left:
@@ -137,10 +138,10 @@ def _demand_classes(file: Path, spec: DatasetSpec, advice: str) -> None:
     if not file.is_file():
         raise MissingData(f"{file} is missing: {spec.name} has not been converted; {advice}")
     try:
-        classes = json.loads(file.read_text(encoding="utf-8"))["classes"]
+        classes = json.loads(read_text(file))["classes"]
         named = tuple(classes[value] for value in spec.file_values or range(len(classes)))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        damage = f"is not what the conversion writes ({error!r})"
+    except (DataError, ValueError, LookupError, TypeError, RecursionError) as error:
+        damage = f"is not what the conversion writes ({error!r:.200})"
         raise DataError(f"{file} {damage}; move the folder away and {advice}") from error
     if named != spec.class_names:
         differing = [pair for pair in zip(named, spec.class_names, strict=False) if pair[0] != pair[1]]
@@ -157,6 +158,6 @@ def _listed_pairs(root: Path, file: Path, advice: str) -> Iterator[tuple[Path, P
             raise DataError(f"{file} line {number}: {line[:90]!r}; expected image and label map with a tab between")
         pair = root / names[0], root / names[1]
         for path in pair:
-            if not path.is_file():
+            if not os.path.isfile(path):  # False, unlike Path's own, of a name too long
                 raise MissingData(f"{path} is missing, {file.name} line {number} names it; fetch it again or {advice}")
         yield pair

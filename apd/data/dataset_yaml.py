@@ -66,12 +66,12 @@ _OF_SPLIT = {"images": _PLACE, "masks": _PLACE, "list": ("a path", lambda v: isi
 
 def locate_folder(folder: Path | str) -> Path:
     """A folder with a ``dataset.yaml``; a relative path is tried below ``APD_DATA``, then in the working directory."""
-    given = Path(folder).expanduser()
+    given = Path(os.path.expanduser(folder))
     places = [given]
     if not given.is_absolute() and os.environ.get("APD_DATA"):
-        places.insert(0, Path(os.environ["APD_DATA"]).expanduser() / given)
+        places.insert(0, Path(os.path.expanduser(os.environ["APD_DATA"])) / given)
     for place in places:
-        if (place / DESCRIPTION).is_file():
+        if os.path.isfile(place / DESCRIPTION):  # False, unlike Path's own, of a name too long
             return place
     tried = " and ".join(str(place.absolute()) for place in places)
     advice = "give the folder that holds it, and write into it at least the classes, as in: classes: [soil, crop]"
@@ -94,8 +94,8 @@ def open_folder(folder: Path | str, split: str, **options: int | bool | None) ->
     described, folder = _described(folder)
     spec, pairs = _spec(described, folder), _pairs(described, folder, split, warn=True)
     if split != "train":
-        trained_on = {image.resolve() for image, _ in _pairs(described, folder, "train")}
-        if both := [image for image, _ in pairs if image.resolve() in trained_on]:
+        trained_on = {os.path.realpath(image) for image, _ in _pairs(described, folder, "train")}
+        if both := [image for image, _ in pairs if os.path.realpath(image) in trained_on]:
             raise DataError(f"{both[0]} is in the splits train and {split} ({len(both)} such images); keep them apart")
     return FolderDataset(spec, pairs, **{"cache": None} | options)
 
@@ -104,7 +104,7 @@ def has_split(folder: Path | str, split: str) -> bool:
     """Whether its ``dataset.yaml`` lists a split or, where that lists none, the images' folder is there."""
     described, folder = _described(folder)
     tables = described.get("splits")
-    return _where(described, folder, split)[0].is_dir() if tables is None else split in tables
+    return os.path.isdir(_where(described, folder, split)[0]) if tables is None else split in tables
 
 
 def image_sizes(folder: Path | str, split: str) -> list[tuple[int, int]]:
@@ -114,6 +114,11 @@ def image_sizes(folder: Path | str, split: str) -> list[tuple[int, int]]:
 
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML's plain types; of an entry that is there twice PyYAML itself takes the last one, in silence."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # a few lines of them stand for billions of values
+            raise yaml.MarkedYAMLError(problem="write out what * refers to", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -130,10 +135,13 @@ def _described(folder: Path | str) -> tuple[dict[str, Any], Path]:
     """The content of a folder's ``dataset.yaml``, whose entries all have known names and kinds; and the folder."""
     folder = locate_folder(folder)
     file = folder / DESCRIPTION
+    text = read_text(file, most=1 << 18)  # own choice: 255 classes with long names and colours take a tenth
     try:
-        content = yaml.load(read_text(file), _EachKeyOnce) or {}
-    except yaml.YAMLError as error:
-        raise DataError(f"{file} is not valid YAML: {error}") from error
+        content = yaml.load(text, _EachKeyOnce) or {}
+        repr(content)  # as messages do: a number may have more digits than Python writes
+    except Exception as error:  # PyYAML's constructors raise what Python's do: of a number or date that is none
+        line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise DataError(f"{file} is not valid YAML: {getattr(error, 'problem', error)}{line}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds {content!r:.80}; expected entries, such as classes: [soil, crop]")
     _demand(content, _ENTRIES, file, "")
@@ -151,7 +159,7 @@ def _demand(content: dict[str, Any], kinds: dict[str, Any], file: Path, above: s
             alias = _ALIASES.get(str(name).lower())
             near = [alias] if alias in kinds else difflib.get_close_matches(str(name), list(kinds), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
-            raise DataError(f"{file} has the unknown entry {above}{name}; {hint}")
+            raise DataError(f"{file} has the unknown entry {above}{name!s:.80}; {hint}")
         expected, fits = kinds[name]
         if not fits(value):
             raise DataError(f"{file}: {above}{name} = {value!r:.80}; expected {expected}")
@@ -163,16 +171,16 @@ def _spec(described: dict[str, Any], folder: Path) -> DatasetSpec:
     colours = described.get("colours", ())
     if isinstance(colours, dict):
         if wrong := [name for name in (*colours, *classes) if (name in colours) != (name in classes)]:
-            problem = f"{wrong[0]} is no class" if wrong[0] in colours else f"{wrong[0]} has no colour"
+            problem = f"{wrong[0]!s:.80} is {'no class' if wrong[0] in colours else 'a class without a colour'}"
             raise DataError(f"{file}: colours: {problem}; give each class one, and those of no class to ignore")
         colours = [colours[name] for name in classes]
     colours, palette = _rgb(colours), _rgb(described.get("palette", ()))
     try:
         return DatasetSpec(
-            described.get("name", folder.resolve().name),
+            described.get("name", os.path.basename(os.path.realpath(folder))),
             classes,
             palette or colours or (distinct_colours(len(classes)) if classes else ()),
-            void_values=tuple(entry for entry in ignored if isinstance(entry, int)),
+            void_values=tuple(sorted(entry for entry in ignored if isinstance(entry, int))),
             file_values=values if values != tuple(range(len(classes))) else (),
             file_colours=colours,
             void_colours=_rgb(entry for entry in ignored if isinstance(entry, list)),
@@ -218,7 +226,7 @@ def _pairs(described: dict[str, Any], folder: Path, split: str, *, warn: bool = 
 
 def _listed(found: PairedFolders, file: Path) -> list[tuple[Path, Path]]:
     """The pairs whose names, with or without suffix and folders above, stand on the lines of a file, in its order."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise MissingData(f"the list {file} is missing; expected a text file with the name of an image on each line")
     stems = {stem_of(path.relative_to(found.image_dir)): stem for stem, path in found.images.items()}
     stems |= {stem: stem for stem in found.images}
@@ -226,7 +234,7 @@ def _listed(found: PairedFolders, file: Path) -> list[tuple[Path, Path]]:
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not (name := line.strip()):
             continue
-        parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+        parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")[-64:]  # a path has no more
         below = ["/".join(parts[first:]) for first in range(len(parts))]
         known = [key for path in below for key in (path, path.removesuffix(Path(path).suffix)) if key in stems]
         if not known:

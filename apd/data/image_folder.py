@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from apd.data.images import DataError, MissingData, image_size, read_image, read_mask
+from apd.data.images import DataError, MissingData, image_bytes, image_size, read_image, read_mask
 from apd.data.specs import DatasetSpec, Sample
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -31,9 +31,9 @@ def find_data(name: str, *, script: str | None = None) -> Path:
     parent = os.environ.get("APD_DATA")
     if not parent:
         raise MissingData(f"the data set {name} is needed, and the environment variable APD_DATA is not set. {advice}")
-    root = Path(parent).expanduser() / name
-    if not root.is_dir():
-        held = "is not a folder" if not root.parent.is_dir() else f"holds no folder {name}/"
+    root = Path(os.path.expanduser(parent)) / name  # unlike Path, it takes a user who is not there
+    if not os.path.isdir(root):  # False, unlike Path's own, of a name too long
+        held = "is not a folder" if not os.path.isdir(root.parent) else f"holds no folder {name}/"
         raise MissingData(f"the data set {name} is needed, and APD_DATA={parent} {held}. {advice}")
     return root
 
@@ -50,7 +50,7 @@ def stem_of(path: Path) -> str:
 
 def _files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted, but hidden ones and what operating systems leave there."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MissingData(f"data folder {folder} is missing; expected a folder with images")
 
     def refuse(error: OSError) -> None:
@@ -108,7 +108,7 @@ class PairedFolders:
         def inside(inner: Path, outer: Path) -> Callable[[Path], bool]:
             return lambda path: outer in inner.parents and inner in path.parents
 
-        if not image_dir.is_dir():  # the masks' is found out below
+        if not os.path.isdir(image_dir):  # the masks' is found out below
             raise MissingData(f"data folder {image_dir} is missing; expected a folder with images")
         self.image_dir, self.mask_dir = image_dir, mask_dir
         self.masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
@@ -206,7 +206,7 @@ class FolderDataset:
             if self.spec.file_colours:
                 digest.update(repr((self.spec.file_colours, self.spec.void_colours)).encode())
             for path in (path for pair in self.pairs for path in pair):
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                content = hashlib.sha256(image_bytes(path)).hexdigest()
                 digest.update(f"{content} {path.parent.name}/{path.name}\n".encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -224,9 +224,5 @@ class FolderDataset:
         return np.asarray(image), labels_HW
 
     def _fits_into(self, limit: int) -> bool:
-        for image, _ in self.pairs:
-            width, height = self._size_wh or image_size(image)
-            limit -= 4 * height * width
-            if limit < 0:
-                return False
-        return True
+        sizes = (self._size_wh or image_size(image) for image, _ in self.pairs)
+        return all((limit := limit - 4 * height * width) >= 0 for width, height in sizes)

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import io
+import math
 import re
 import stat
 from collections.abc import Iterator
@@ -19,10 +20,17 @@ from apd.data.specs import DatasetSpec, Sample, SegmentationDataset
 
 _ORIENTATION = 0x0112
 _FEWEST_UPPER = 64  # an image of 16 bits with no value above 2^14 may hold 10, 12 or 14 bits
+# what is opened, whatever a file is called: of pillow's other formats some start programs, and few hold photographs
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_MOST_BYTES = 64 << 20  # own choice, of a text, and of all that is no pixel in an image
 
 
 class DataError(Exception):
-    """Data on disk are not what they should be; the message names the file, what was found, and what to do."""
+    """Data on disk are not what they should be; one line of bounded length names the file, and says what to do."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
+        super().__init__(line if len(line) <= 900 else f"{line[:450]} … {line[-450:]}")
 
 
 class MissingData(DataError, FileNotFoundError):
@@ -33,9 +41,22 @@ class DataWarning(UserWarning):
     """Something about data on disk that a user should know, such as files that are left out."""
 
 
-def read_text(file: Path) -> str:
-    """A text in UTF-8 with or without a byte order mark, or in UTF-16 with it; else a DataError names the line."""
-    content = file.read_bytes()
+def _size_of(path: Path, most: float = math.inf) -> int:
+    """Bytes of a file, or OSError: nothing else is to be opened, since reading a pipe would wait for ever."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is a folder, a pipe or a device")
+    if found.st_size > most:
+        raise OSError(f"it has {found.st_size} bytes; expected at most {most}")
+    return found.st_size
+
+
+def read_text(file: Path, most: int = _MOST_BYTES) -> str:
+    """A text of at most so many bytes in UTF-8, or in UTF-16 with its mark; else a DataError, where it can by line."""
+    try:
+        content = file.read_bytes() if _size_of(file, most) else b""
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
@@ -45,6 +66,25 @@ def read_text(file: Path) -> str:
     if "\0" in text:
         raise DataError(f"{file} is not UTF-8, line 1 (it holds zeros, as UTF-16 without its mark); save it as UTF-8")
     return text
+
+
+@contextmanager
+def _errors_naming(path: Path) -> Iterator[None]:
+    """Whatever is raised while an image is read becomes a DataError that names its file; only files are read."""
+    try:
+        _size_of(path)
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingData(f"{path}: there is no such file") from error
+    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        reason, fix = getattr(error, "strerror", None), "damaged or truncated, or no image"
+        if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
+            reason, fix = str(error) or "it takes more memory than there is", "cut it into smaller ones"
+        elif reason:  # the system's, of a missing permission or a disk
+            fix = "see whether you can open it"
+        raise DataError(f"{path}: cannot be read as an image ({reason or error}); {fix}") from error
 
 
 class Stored(NamedTuple):
@@ -58,14 +98,25 @@ class Stored(NamedTuple):
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) of an image as it is read, turned; pixels are decoded only where a PNG's EXIF follows them."""
-    with _errors_naming(path), Image.open(path) as image:
+    with _errors_naming(path), Image.open(path, formats=_FORMATS) as image:
         if image.format == "TIFF":  # pillow turns these, and their size, by itself
             return image.size
         if image.format == "PNG":  # its EXIF may stand behind the pixels
-            content = path.read_bytes()
+            content = image_bytes(path)
             if not any(chunk in content for chunk in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
                 return image.size
         return image.size[::-1] if _orientation(image) >= 5 else image.size
+
+
+def image_bytes(path: Path) -> bytes:
+    """The content of an image's file; a DataError where that has more bytes than its size in pixels accounts for."""
+    with _errors_naming(path):
+        with Image.open(path, formats=_FORMATS) as image:
+            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if pixels > (limit or pixels):  # pillow itself only warns, up to twice as many
+            raise Image.DecompressionBombError(f"it has {pixels} pixels, and pillow's limit is {limit}")
+        _size_of(path, 16 * pixels + _MOST_BYTES)  # as of four channels of 32 bits
+        return path.read_bytes()
 
 
 def read_image(path: Path) -> Image.Image:
@@ -74,17 +125,20 @@ def read_image(path: Path) -> Image.Image:
     Of 16 bits a channel the upper 8 are taken, of an MPO the first image. A DataError names a file that is no image,
     damaged, of several frames, of 32 bits or floats, or of 16 bits that may be 10, 12 or 14: none above 16383.
     """
-    image, stored = _opened(path)
-    if image.mode in ("I", "F", "LAB", "HSV") or (stored.white_is_zero and stored.deep):
-        kind = "16 bits with white as 0" if stored.deep else f"mode {image.mode}"
-        raise DataError(f"{path}: has {kind}; expected grey or colours of 8 or 16 bits a channel, so convert it first")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    if stored.deep and np.asarray(image).max() < _FEWEST_UPPER:
-        found = f"has 16 bits a channel and no value above {256 * _FEWEST_UPPER - 1}, so it may hold 10, 12 or 14 bits"
-        raise DataError(f"{path}: {found}; scale it to the full range, or save it with 8 bits")
-    return image
+    with _errors_naming(path):
+        image, stored = _opened(path)
+        if image.mode in ("I", "F", "LAB", "HSV") or (stored.white_is_zero and stored.deep):
+            kind = "16 bits with white as 0" if stored.deep else f"mode {image.mode}"
+            fix = "expected grey or colours of 8 or 16 bits a channel, so convert it first"
+            raise DataError(f"{path}: has {kind}; {fix}")
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
+        if stored.deep and np.asarray(image).max() < _FEWEST_UPPER:
+            found = f"has 16 bits a channel and no value above {256 * _FEWEST_UPPER - 1}"
+            fix = "so it may hold 10, 12 or 14 bits; scale it to the full range, or save it with 8 bits"
+            raise DataError(f"{path}: {found}, {fix}")
+        return image
 
 
 def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
@@ -94,34 +148,35 @@ def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
     where the spec has `file_colours`. White in a mask of 1 bit is 1, or 255 where that is a class's value and 1 is not.
     A DataError names a file that `read_image` refuses, JPEG, and values or colours that are none of the spec's.
     """
-    image, stored = _opened(path)
-    if stored.lossy:
-        raise DataError(f"{path}: is compressed as JPEG, which changes label values; save masks as PNG from the source")
-    if spec.file_colours:
-        return _by_colour(path, image, stored, spec)
-    if stored.white_is_zero and image.mode != "1":
-        raise DataError(f"{path}: stores white as 0, so its values have two meanings; save the mask as PNG")
-    if image.mode in ("L", "P", "1"):
-        values_HW = np.asarray(image).astype(np.uint8)
-        white = 255 if 255 in spec.file_values and 1 not in spec.file_values else 1
-        values_HW = values_HW * white if image.mode == "1" else values_HW // (255 // (stored.levels - 1))
-    elif image.mode.startswith("I"):
-        values_HW = np.asarray(image)
-    else:
-        fix = "or else, in dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]"
-        needed = f"a mask needs one 8-bit channel of labels (grey or palette), {fix}{_colours_in(image)}"
-        raise DataError(f"{path} has mode {image.mode}; {needed}")
-    table = _label_table(spec)
-    if values_HW.dtype == np.uint8:  # much faster than sorting
-        found = enumerate(np.bincount(values_HW.ravel()).tolist())
-    else:
-        found = zip(*(part.tolist() for part in np.unique(values_HW, return_counts=True)), strict=True)
-    wrong = [(value, n) for value, n in found if n and not (0 <= value <= 255 and table[value] >= 0)]
-    if wrong:
-        named = ", ".join(f"{value} ({count} pixels)" for value, count in wrong[:8])
-        more = f" and {len(wrong) - 8} more values" if len(wrong) > 8 else ""
-        raise DataError(f"{path} holds the label values {named}{more}; expected {_expected(spec)}")
-    return table[values_HW].astype(np.uint8)
+    with _errors_naming(path):
+        image, stored = _opened(path)
+        if stored.lossy:
+            raise DataError(f"{path}: is compressed as JPEG, which changes label values; save masks as PNG instead")
+        if spec.file_colours:
+            return _by_colour(path, image, stored, spec)
+        if stored.white_is_zero and image.mode != "1":
+            raise DataError(f"{path}: stores white as 0, so its values have two meanings; save the mask as PNG")
+        if image.mode in ("L", "P", "1"):
+            values_HW = np.asarray(image).astype(np.uint8)
+            white = 255 if 255 in spec.file_values and 1 not in spec.file_values else 1
+            values_HW = values_HW * white if image.mode == "1" else values_HW // (255 // (stored.levels - 1))
+        elif image.mode.startswith("I"):
+            values_HW = np.asarray(image)
+        else:
+            fix = "or else, in dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]"
+            needed = f"a mask needs one 8-bit channel of labels (grey or palette), {fix}{_colours_in(image)}"
+            raise DataError(f"{path} has mode {image.mode}; {needed}")
+        table = _label_table(spec)
+        if values_HW.dtype == np.uint8:  # much faster than sorting
+            found = enumerate(np.bincount(values_HW.ravel()).tolist())
+        else:
+            found = zip(*(part.tolist() for part in np.unique(values_HW, return_counts=True)), strict=True)
+        wrong = [(value, n) for value, n in found if n and not (0 <= value <= 255 and table[value] >= 0)]
+        if wrong:
+            named = ", ".join(f"{value} ({count} pixels)" for value, count in wrong[:8])
+            more = f" and {len(wrong) - 8} more values" if len(wrong) > 8 else ""
+            raise DataError(f"{path} holds the label values {named}{more}; expected {_expected(spec)}")
+        return table[values_HW].astype(np.uint8)
 
 
 def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec) -> NDArray[np.uint8]:
@@ -178,26 +233,26 @@ def _label_table(spec: DatasetSpec) -> NDArray[np.int16]:
 
 
 def _opened(path: Path) -> tuple[Image.Image, Stored]:
-    with _errors_naming(path):
-        content = io.BytesIO(path.read_bytes())
-        with Image.open(content) as image:
-            image.verify()  # a PNG's checksums and end mark, which load() does not check
-        with Image.open(content) as image:
-            # a JPEG with further images is a photograph with its depth or its brightness
-            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-                raise DataError(f"{path}: has {frames} frames; expected one image, so save the one that is meant")
-            raw = " ".join(str(tile.args) for tile in image.tile)
-            compression = str(image.info.get("compression"))
-            few = re.search(r"\bL;([24])", raw)
-            stored = Stored(
-                lossy=image.format in ("JPEG", "MPO") or compression in ("jpeg", "tiff_jpeg", "webp"),
-                deep=re.search(r";16[BLNR]|I;16\b", raw) is not None,
-                white_is_zero=getattr(image, "tag_v2", {}).get(262) == 0,
-                levels=2 ** int(few[1]) if few else 256,
-            )
-            image.load()
-            image.info.pop("transparency", None)  # else pillow warns, of a palette with alpha values, when converting
-            return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, stored
+    content = io.BytesIO(image_bytes(path))
+    with Image.open(content, formats=_FORMATS) as image:
+        image.verify()  # a PNG's checksums and end mark, which load() does not check
+    with Image.open(content, formats=_FORMATS) as image:
+        # a JPEG with further images is a photograph with its depth or its brightness
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            frames = image.n_frames if image.format == "PNG" else "several"  # counting a TIFF's can take minutes
+            raise DataError(f"{path}: has {frames} frames; expected one image, so save the one that is meant")
+        raw = " ".join(str(tile.args) for tile in image.tile)
+        compression = str(image.info.get("compression"))
+        few = re.search(r"\bL;([24])", raw)
+        stored = Stored(
+            lossy=image.format in ("JPEG", "JPEG2000", "MPO") or compression in ("jpeg", "tiff_jpeg", "webp"),
+            deep=image.mode.startswith("I;16") or re.search(r";16[BLNR]|I;16\b", raw) is not None,
+            white_is_zero=getattr(image, "tag_v2", {}).get(262) == 0,
+            levels=2 ** int(few[1]) if few else 256,
+        )
+        image.load()
+        image.info.pop("transparency", None)  # else pillow warns, of a palette with alpha values, when converting
+        return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, stored
 
 
 def _orientation(image: Image.Image) -> int:
@@ -207,23 +262,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF is no reason to refuse the pixels
         return 1
     return value if value in range(1, 9) else 1
-
-
-@contextmanager
-def _errors_naming(path: Path) -> Iterator[None]:
-    """Whatever is raised while a file is read becomes a DataError that names it; only files are opened."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise OSError("it is a folder, a pipe or a device")
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise MissingData(f"{path}: there is no such file") from error
-    except MemoryError as error:
-        raise DataError(f"{path}: takes more memory than there is") from error
-    except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(f"{path}: cannot be read as an image ({error}); damaged or truncated, or no image") from error
 
 
 def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:

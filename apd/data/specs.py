@@ -56,31 +56,33 @@ class DatasetSpec:
         void_wrong = [value for value in self.void_values if not 0 <= value <= 255]
         colour_clash = [colour for colour in self.void_colours if colour in colours or not colours]
         unknown = [name for name in self.thing_names if name not in names]
+        odd_names = [name for name in (self.name, *names) if not 0 < len(name.strip()) <= 100]
         checks = {
+            f"the name {odd_names[:1]!r:.80} is blank or has more than 100 characters": odd_names,
             "class_names is empty; a data set needs at least one class": count == 0,
-            f"class_names {names} names a class twice; names must differ": len(set(names)) != count,
-            f"file_colours {colours}; expected {count} different colours": colours and len(set(colours)) != count,
+            f"class_names {names!r:.80} names a class twice; names must differ": len(set(names)) != count,
+            f"file_colours {colours!r:.80}; expected {count} different colours": colours and len(set(colours)) != count,
             f"palette has {len(self.palette)} colours for {count} classes; give one each": len(self.palette) != count,
         }
         for field in ("palette", "file_colours", "void_colours"):
             for colour in getattr(self, field):
                 right = len(colour) == 3 and all(0 <= value <= 255 for value in colour)
-                checks[f"{field} holds {colour}; expected three values from 0 to 255"] = not right
+                checks[f"{field} holds {colour!r:.80}; expected three values from 0 to 255"] = not right
         out_of_range, used = [v for v in values if not 0 <= v <= 255], not count <= self.ignore_index <= 255
         odd_values = values and (not len(values) == len(set(values)) == count or out_of_range)
         against = "those of classes" if colours else "given without file_colours"
         checks |= {
             f"ignore_index={self.ignore_index}; expected {count}..255, a label no class uses": used,
-            f"file_values {values}; expected {count} different values from 0 to 255": odd_values,
-            f"void_values {void_clash} are labels of classes; classes are {values or f'0..{count - 1}'}": void_clash,
-            f"void_values {void_wrong}; a label file holds values from 0 to 255": void_wrong,
+            f"file_values {values!r:.80}; expected {count} different values from 0 to 255": odd_values,
+            f"void_values {void_clash!r:.80} are labels of classes: {values or range(count)!r:.80}": void_clash,
+            f"void_values {void_wrong!r:.80}; a label file holds values from 0 to 255": void_wrong,
             "file_values and file_colours are both given; label files hold one of them": values and colours,
-            f"void_colours {colour_clash} are {against}": colour_clash,
-            f"thing_names {unknown} are not classes; classes are {names}": unknown,
+            f"void_colours {colour_clash!r:.80} are {against}": colour_clash,
+            f"thing_names {unknown!r:.80} are not classes; classes are {names!r:.80}": unknown,
         }
         for problem, there in checks.items():
             if there:
-                raise ValueError(f"{self.name}: {problem}")
+                raise ValueError(f"{self.name:.80}: {problem}")
 
     @property
     def num_classes(self) -> int:

@@ -14,7 +14,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
 from apd.data.batches import InstanceBatch, InstanceStream, training_batches
-from apd.data.census import Census, census_of
+from apd.data.census import Census, census_of, require_labels
 from apd.data.coco import coco_split
 from apd.data.image_folder import DataError
 from apd.data.instances import DetectionExtraMissing, InstanceDataset, coco_library
@@ -76,7 +76,9 @@ class DetectionTask(RunTask):
             here, there = train.spec.num_classes, val.spec.num_classes
             both = f"{data.train_part} has {here} categories and {data.val_part} has {there}, not the same ones"
             raise DataError(f"{data.folder}: {both} in the same order: a network has one set of classes")
-        return Splits(train, val, evaluation)
+        splits = Splits(train, val, evaluation)
+        require_labels(splits.by_name(data.evaluation_split))
+        return splits
 
     def census(self, splits: Splits) -> Census | None:
         """Of files of annotations, which are in memory; not of scenes."""

@@ -133,6 +133,14 @@ class Record:
         return self.content["data"]["class_names"]
 
     @cached_property
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What is known of each split, see `Splits.identities`; an older kind of record says little of labels."""
+        data = self.content["data"]
+        scored = {"class_names": data["class_names"], "fingerprint": data["fingerprint"]}
+        older = {"train": {"fingerprint": data["training_fingerprint"]}, data["split"]: scored}
+        return data.get("identities", older)
+
+    @cached_property
     def headline(self) -> tuple[str, float]:
         """Name and value of the one score by which runs of this task are compared: "mIoU", or "box AP"."""
         return ("box AP", self.ap["boxes"].ap) if self.experiment.task == "detection" else ("mIoU", self.scores.miou)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apd.config.datasets import what_changed
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
@@ -72,6 +73,8 @@ def train(
         splits = ranks.rank_zero_first(task.splits)
         if check_labels:
             ranks.on_rank_zero(lambda: _check_labels(task.census(splits), experiment))
+        # data sets keep their fingerprints: these are of the files as they were read
+        ranks.on_rank_zero(lambda: splits.identities(experiment.data.evaluation_split))
         classes = len(splits.train.spec.class_names)
         make = partial(task.network, experiment.network, classes, where, experiment.seed)
         student, teacher, weights = ranks.rank_zero_first(make), None, Path()
@@ -128,14 +131,14 @@ def _finished(folder: Path) -> Record | None:
     if not (folder / "record.json").exists():
         return None
     record = read_record(folder / "record.json")
-    data, recorded = record.experiment.data, record.content["data"]["training_fingerprint"]
-    changed = {
+    data = record.experiment.data
+    others = {
         "scenes": "scenes of another version of their generator",
         "folder": f"other images or labels than {data.folder} holds today",
     }
-    if data.name in changed and recorded != task_of(record.experiment).split("train").fingerprint():
+    if found := what_changed(record.identities, task_of(record.experiment).splits().identities(data.evaluation_split)):
         fix = "delete the folder, or keep it elsewhere, to have the run made again"
-        raise CheckpointError(f"{folder} was made from {changed[data.name]}: {fix}")
+        raise CheckpointError(f"{folder} was made from {others.get(data.name, 'other data')}: {fix} ({found})")
     return record
 
 
@@ -177,6 +180,7 @@ def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path) -> Reco
                 "class_names": list(splits.evaluation.spec.class_names),
                 "fingerprint": splits.evaluation.fingerprint(),
                 "training_fingerprint": splits.train.fingerprint(),
+                **({"identities": run.facts["identities"]} if "identities" in run.facts else {}),
             },
             **origin,
             "started": run.facts["started"],

@@ -13,7 +13,7 @@ from apd.config.datasets import Splits, build_augmentation, build_split, build_s
 from apd.config.experiment import NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, DeviceStream, training_batches
-from apd.data.census import Census, census_of
+from apd.data.census import Census, census_of, require_labels
 from apd.data.specs import SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
@@ -68,13 +68,13 @@ class SegmentationTask(RunTask):
         data, splits = self.experiment.data, build_splits(self.experiment.data)
         require_split_sides(data, splits.val)
         require_split_sides(data, splits.evaluation, self.experiment.inference)
+        require_labels(splits.by_name(data.evaluation_split))
         return splits
 
     def census(self, splits: Splits) -> Census | None:
         """Counts of the labels of a folder of the user's own; others checked published sets and scenes."""
         data = self.experiment.data
-        named = {"train": splits.train, "val": splits.val, data.evaluation_split: splits.evaluation}
-        return census_of(named) if data.name == "folder" else None
+        return census_of(splits.by_name(data.evaluation_split)) if data.name == "folder" else None
 
     def batches(
         self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from apd.config.datasets import Splits
+from apd.config.datasets import Splits, what_changed
 from apd.config.experiment import TrainingConfig
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
 from apd.data.batches import InstanceBatch
 from apd.normalizers import AccumulatedCounts, across_processes
-from apd.training.checkpoint import load_newest, save_checkpoint
+from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
@@ -287,6 +287,9 @@ class Trainer:
 
         def newest() -> dict[str, Any] | None:
             checkpoint, passed_over = load_newest(self.folder / "checkpoints")
+            self.facts["identities"] = today = self.splits.identities(self.experiment.data.evaluation_split)
+            if checkpoint and (found := what_changed(checkpoint["facts"].get("identities", {}), today)):
+                raise CheckpointError(f"{self.folder} was begun with other data: {found}; restore them or delete it")
             for sentence in passed_over:
                 print(f"{self.experiment.name}: {sentence}", flush=True)
             self.log.start_over(checkpoint["facts"]["log_lines"] if checkpoint else 0)

@@ -73,12 +73,12 @@ def made(case, tmp_path):
 @pytest.mark.parametrize("fault", [*REFUSED, *WARNED])
 def test_labels_that_cannot_be_learned_are_refused_and_a_class_that_is_missing_somewhere_is_a_warning(fault, tmp_path):
     folder, message = made((REFUSED | WARNED)[fault], tmp_path)
-    census = census_of({split: open_folder(folder, split) for split in ("train", "val")})
+    splits = {split: open_folder(folder, split) for split in ("train", "val")}
     if fault in REFUSED:
-        with pytest.raises(DataError, match=f"here: .*{message}"):
-            census.warnings("here")
+        with pytest.raises(DataError, match=message):
+            census_of(splits).warnings("here")
     else:
-        assert sum(bool(re.match(f"here: .*{message}", line)) for line in census.warnings("here")) == 1
+        assert sum(bool(re.match(f"here: .*{message}", line)) for line in census_of(splits).warnings("here")) == 1
 
 
 def test_a_warning_and_the_table_come_once_before_the_teacher(tmp_path, capsys):

@@ -39,7 +39,7 @@ def test_a_kind_of_file_is_the_same_image_in_training_prediction_and_coco(tmp_pa
 
 
 @pytest.mark.parametrize("kind", NO_IMAGES)
-def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind, monkeypatch):
+def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind):
     suffix, write, message = NO_IMAGES[kind]
     write(path := tmp_path / f"file.{suffix}")
     saved(GREY * 0)(tmp_path / "mask.png")
@@ -50,8 +50,6 @@ def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path, kind, mon
         with pytest.raises(DataError, match=message) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    refused(lambda: read_image(tmp_path / "mask.png"), DataError, names=("mask.png: cannot be", "decompression bomb"))
 
 
 @pytest.mark.filterwarnings("error")

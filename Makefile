@@ -56,6 +56,7 @@ copy-notebooks:
 
 # --all: an incremental build is silent about the pages that it does not read again.
 pages: $(READY)
+	$(call run,$(BIN)/python -m apd records check)
 	$(call run,$(BIN)/jupyter-book build -W --keep-going --all --quiet book)
 
 browser: $(READY)

@@ -7,7 +7,8 @@ from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
 from apd.study.campaigns import experiments_of
-from apd.training.record import SCHEMA, Record
+from apd.training.record import Record
+from apd.training.schema import SCHEMA
 
 PIXELS = 1000
 
@@ -40,12 +41,12 @@ def made_up_record(
         weights = ("regularisation", "alignment", "observation", "pixel_kd")
         own = [n for n in weights if distiller.method == "apd" and getattr(distiller, n)]
         terms += [f"{distiller.method}.{name}" for name in own or ["pixel_kd"]]
-    steps = [experiment.training.iterations * (i + 1) // 20 for i in range(20)]
+    steps = sorted({max(1, experiment.training.iterations * (i + 1) // 20) for i in range(20)})
     falling = [round(2 * math.exp(-3 * step / steps[-1]), 6) for step in steps]
     rates = [experiment.training.learning_rate * (1 - step / steps[-1]) ** 0.9 for step in steps]
     curves = {"iteration": steps, "learning_rate": rates} | dict.fromkeys([*terms, "loss"], falling)
     evaluations = [
-        {"step": steps[9], "split": "val", "confusion": confusion([s * 0.8 for s in shares])},
+        {"step": steps[len(steps) // 2 - 1], "split": "val", "confusion": confusion([s * 0.8 for s in shares])},
         {"step": steps[-1], "split": "val", "confusion": confusion(shares)},
     ]
     teacher = {"confusion": confusion([teacher_right] * len(names)), "agreement": confusion([agreement] * len(names))}

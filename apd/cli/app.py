@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, get_args
 
 from apd.fields import UsageError, did_you_mean
+from apd.training.streams import printing_safely
 
 COMMANDS = {
     "train": "Train one experiment: a recipe, by name or size and method, and any of its fields changed.",
@@ -19,11 +20,13 @@ COMMANDS = {
     "campaign": "Run what a named list of experiments still lacks.",
     "cost": "Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, time "
     "and memory of the method's forward and backward pass at published sizes.",
+    "records": "Check every record of a folder: what was edited or damaged is named, and whole ones are counted.",
     "recipes": "List the recipes, or show one with every field; of the paper's size with the source of each value.",
 }
-_OF_A_RUN = ("evaluate", "predict", "export")
+_OF_A_RUN = ("evaluate", "predict", "export", "records")
 
 
+@printing_safely
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -59,18 +62,21 @@ def parse(kind: type, arguments: list[str], **options: Any) -> Any:
     import tyro
 
     errors = io.StringIO()
+    sys.stdout.styled = True  # the help has colours on a terminal
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(kind, args=arguments, **options)
     except SystemExit as left:
         if not left.code:  # help was asked for
             raise
-        text, hint = " ".join(re.sub(r"[│╭╮╰╯─]|-{9,}", " ", errors.getvalue()).split()), ""  # without its box
+        text, hint = " ".join(re.sub(r"[│╭╮╰╯─]|-{9,}|\x1b\[[\d;]*m", " ", errors.getvalue()).split()), ""  # without its box
         if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
             value, argument, choices = wrong.groups()
             if hint := did_you_mean(value, re.findall(r"[^', ]+", choices)):
                 hint = f"{argument} {value}{hint} "
         raise UsageError(f"{hint}{text}") from None
+    finally:
+        sys.stdout.styled = False
 
 
 def only(arguments: list[str], flags: tuple[str, ...]) -> list[str]:

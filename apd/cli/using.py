@@ -1,7 +1,8 @@
-"""The commands for a finished run: evaluate, predict, export."""
+"""The commands for what a finished run leaves behind: evaluate, predict, export, records."""
 
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,8 +26,9 @@ from apd.evaluation.average_precision import Detections, ap_lines, scored
 from apd.evaluation.export import SUFFIXES, export_network
 from apd.evaluation.inference import class_csv, scores, too_weak
 from apd.fields import UsageError
-from apd.training.record import Record, read_record
-from apd.training.run import finished_folder, task_of, trained_network
+from apd.training.record import Record, RecordError, read_record
+from apd.training.run import finished_folder, records_folder, task_of, trained_network
+from apd.training.schema import read_json
 
 Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 FLAGS = (tyro.conf.FlagCreatePairsOff,)  # a switch that is off by default needs no --no- form
@@ -204,6 +206,41 @@ def export(arguments: list[str], sentence: str) -> int:
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
     print(export_network(trained_network(chosen.run), chosen.to, size=size, class_names=tuple(record.class_names)))
     return 0
+
+
+@dataclass(frozen=True)
+class _Records:
+    what: Annotated[tyro.conf.Positional[Literal["check"]], tyro.conf.arg(metavar="check")]
+    """What to do with them."""
+    folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[FOLDER]")] = None
+    """Folder of records, or of folders of them such as those of runs; default is book/results, the committed ones."""
+
+
+def records(arguments: list[str], sentence: str) -> int:
+    """A line for each record that is refused, then how many are whole: 0 where all are, 1 where not."""
+    chosen = parse(_Records, arguments, prog="apd records", description=sentence)
+    folder = chosen.folder or records_folder("")
+    found = sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]
+    counts = Counter(map(_state, (path for path in found if path.name != "manifest.json")))  # that is a checkpoint's
+    whole, refused = counts["whole"] + counts["older"], counts["refused"]
+    if not whole + refused:
+        raise RecordError(f"{folder}: no records; expected the JSON files that a run or a campaign wrote")
+    older = f"{counts['older']} of them of the older kind, without a digest of their content"
+    others = f"; {counts['other']} files of other measurements are left to the pages that read them"
+    print(f"{folder}: {whole} records are whole, {older}; {refused} are refused{others * bool(counts['other'])}")
+    return 1 if refused else 0
+
+
+def _state(path: Path) -> Literal["whole", "older", "other", "refused"]:
+    """What a file is; a record that is refused is named in a line."""
+    try:
+        content = read_json(path)
+        if isinstance(content, dict) and {"rows", "runs"} & content.keys() and "curves" not in content:
+            return "other"
+        return "whole" if "digest" in Record(content, str(path)).content else "older"
+    except RecordError as error:
+        print(error)
+        return "refused"
 
 
 def record_of(run: Path) -> Record:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apd.data.specs import DatasetSpec, Sample
+from apd.data.specs import DatasetSpec, Sample, require_names
 
 IGNORED = -1  # label of what is neither background nor class; not 255, as some detection data have more classes
 BACKGROUND = 0  # a detector's label of what is no object; class k is its label k + 1
@@ -27,6 +27,7 @@ class InstanceSpec:
     category_ids: tuple[int, ...] = ()  #: each class's number in the annotation file; empty for generated data
 
     def __post_init__(self) -> None:
+        require_names(self.name, *self.class_names)
         if not self.class_names:
             raise ValueError(f"{self.name}: class_names is empty; a data set needs at least one class")
         if len(set(self.class_names)) != len(self.class_names):

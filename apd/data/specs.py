@@ -1,5 +1,6 @@
 """What a data set contains: `Sample`, `DatasetSpec`, and the specs of the built-in and the published data sets."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+# control characters of ASCII and Latin-1, separators of lines, those that turn the direction of writing, and the halves
+# of pairs that a file name has which is not UTF-8
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 RGB = tuple[int, int, int]
 IGNORE_COLOUR: RGB = (255, 255, 255)
 IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
@@ -34,6 +38,13 @@ CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
 )
 
 
+def require_names(*names: object) -> None:
+    """Raise ValueError for a name that is no text, or that could steer a terminal."""
+    for name in names:
+        if not isinstance(name, str) or CONTROL.search(name):
+            raise ValueError(f"the name {name!r:.80}: expected a text without control characters")
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """Names, colours and label conventions of one data set; ValueError where fields contradict each other."""
@@ -51,6 +62,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         names, values, colours = self.class_names, self.file_values, self.file_colours
+        require_names(self.name, *names)
         count = len(names)
         void_clash = [value for value in self.void_values if value in (values or range(count))]
         void_wrong = [value for value in self.void_values if not 0 <= value <= 255]

@@ -209,9 +209,9 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
         if not isinstance(part, dict) or set(part) != {"ap", "things"}:
             return f"{kind} must hold ap and things"
         counts, shape = part["things"], (len(IOU_THRESHOLDS), classes, len(AREAS))
-        if not _all_of(counts, shape[1:2], lambda n: type(n) is int and 0 <= n < 2**63):
+        if not all_of(counts, shape[1:2], lambda n: type(n) is int and 0 <= n < 2**63):
             return f"{kind}.things must be {classes} counts >= 0"
-        if not _all_of(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
+        if not all_of(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
             return f"{kind}.ap must be {' x '.join(map(str, shape))} nested lists of fractions between 0 and 1, or null"
         for label, count in enumerate(counts):
             there = {tuple(value is not None for value in rows[label]) for rows in part["ap"]}
@@ -222,6 +222,7 @@ def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
     return ""
 
 
-def _all_of(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool]) -> bool:
+def all_of(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool]) -> bool:
+    """Whether nested lists have a shape and hold only what is right."""
     entries = np.array(value, dtype=object)
     return entries.shape == shape and all(map(right, entries.flat))

@@ -4,7 +4,6 @@ A relation is significant when the intervals over images (other images) and over
 """
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from apd.config.identity import fingerprint, from_dict
 from apd.report.statistics import ComparisonError, Difference, mean_interval
 from apd.training.record import RecordError
 from apd.training.run import records_folder
+from apd.training.schema import read_json
 
 SCHEMA = 1
 LARGEST = {"distance": 2.0, "divergence": math.inf, "disagreement": 1.0, "own_right": 1.0, "shared_right": 1.0}
@@ -99,10 +99,10 @@ class Evidence:
 def read_evidence(path: Path) -> Evidence:
     """One file, checked; RecordError when it is not JSON or does not follow the schema."""
     try:
-        return Evidence(json.loads(Path(path).read_text(encoding="utf-8")), source=str(path))
-    except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
-        what = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
-        raise RecordError(f"{what}. Restore the file, or delete it and have it made again by python {MAKER}") from error
+        return Evidence(read_json(Path(path)), source=str(path))
+    except RecordError as error:
+        fix = f"Restore the file, or delete it and have it made again by python {MAKER}"
+        raise RecordError(f"{error}. {fix}") from error
 
 
 def read_all_evidence(folder: Path | None = None) -> list[Evidence]:

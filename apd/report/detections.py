@@ -1,6 +1,5 @@
 """Detections: what is right in single images, files of such findings, and comparisons by average precision."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from apd.report.statistics import Comparison, Score, compare
 from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
+from apd.training.schema import read_json
 
 LEAST_OVERLAP = 0.5
 """Overlap (intersection over union of boxes) from which a detection is right, that of AP50."""
@@ -135,14 +135,8 @@ class Findings:
 
 def read_findings(folder: Path | None = None) -> list[Findings]:
     """Every file of a folder (default: the committed ones). RecordError: one is no JSON, or not of today's scenes."""
-    found = []
-    for path in sorted((folder or records_folder("detection-findings")).glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RecordError(f"{path}: cannot be read as JSON: {error}. Restore the file, or delete it") from error
-        found.append(Findings(content, source=str(path)))
-    return found
+    paths = sorted((folder or records_folder("detection-findings")).glob("*.json"))
+    return [Findings(read_json(path), source=str(path)) for path in paths]
 
 
 # Detection: the variants are those that the records' labels name, as in `roi_apd_and_review_kd-seed2`.

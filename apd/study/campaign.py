@@ -19,6 +19,8 @@ from apd.training.exit_codes import exit_code_of
 from apd.training.record import Record, read_record
 from apd.training.run import records_folder, train
 from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
+from apd.training.schema import with_digest
+from apd.training.streams import printing_safely
 
 
 class Ledger:
@@ -35,7 +37,8 @@ class Ledger:
     def finished(self, experiment: Experiment, content: dict[str, Any], outlook: str) -> None:
         """Save a finished run's record; `outlook` is reported beside its score."""
         # a run that another campaign began has that one's label
-        record = self.done[fingerprint(experiment)] = Record({**content, "experiment": to_dict(experiment)})
+        record = Record(with_digest({**content, "experiment": to_dict(experiment)}))
+        self.done[fingerprint(experiment)] = record
         if self.ranks.first:
             record.save(self.folder / f"{experiment.name}-{fingerprint(experiment)}.json")
         self.closed += 1
@@ -153,6 +156,7 @@ def parsed(arguments: list[str] | None, prog: str) -> dict[str, Any]:
     return vars(parser.parse_args(arguments))
 
 
+@printing_safely
 def main(arguments: list[str] | None = None) -> int:
     """The command line of `python -m apd.study.campaign`. Returns the exit code."""
     prog = "python -m apd.study.campaign"

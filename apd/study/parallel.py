@@ -21,6 +21,7 @@ from apd.training.checkpoint import RunBusyError
 from apd.training.exit_codes import USER_ERRORS, out_of_memory
 from apd.training.run import train
 from apd.training.run_log import NonFiniteLossError, StoppedError, StopRequest
+from apd.training.streams import printing_safely
 
 START = "spawn"  # a GPU's context does not survive a fork
 REPORT_SECONDS = 0.5  # a running worker reports its step no more often
@@ -36,6 +37,7 @@ def kind_of(run: Experiment) -> tuple[object, ...]:
     return run.data, run.network, teacher, methods, run.training.batch_size, run.training.accumulation
 
 
+@printing_safely
 def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> None:
     """A worker: take an experiment, answer with what became of it, until the pipe is closed."""
     os.setpgid(0, 0)  # Ctrl-C in a terminal is the upper process's, which asks for a checkpoint

@@ -1,6 +1,5 @@
-"""Exit codes: 0 done, 1 a mistake, 2 a command line that cannot be understood, 130 stopped; a traceback is a defect."""
+"""Exit codes: 0 done, 1 a mistake, 2 a wrong command line, 130 stopped, 141 unread; a traceback is a defect."""
 
-import os
 import re
 import sys
 import warnings
@@ -42,11 +41,7 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
 
             warnings.showwarning = show
             code = command()
-        sys.stdout.flush()
         return leave(code)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return leave(1)
     except UsageError as caught:
         error, code = of_every_rank(caught), 2
     except USER_ERRORS as caught:

@@ -1,50 +1,29 @@
 """What a run leaves behind: one JSON file, without scores; they are computed from its evidence when it is read."""
 
 import json
-import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from pathlib import Path
-from types import NoneType
 from typing import Any, NoReturn, Self
 
 import torch
 
-from apd.config.experiment import Experiment, ExperimentError
-from apd.config.identity import fingerprint, from_dict
-from apd.evaluation.average_precision import APScores, Kind, ap_scores, tables_of, what_is_wrong
+from apd.config.experiment import Experiment
+from apd.evaluation.average_precision import APScores, Kind, ap_scores, tables_of
 from apd.evaluation.inference import Scores, scores
 from apd.training.checkpoint import write_atomically
+from apd.training.schema import RecordError, checked, read_json, with_digest
 
-SCHEMA = 1
-_ENTRIES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("a whole number", int, ("schema", "peak_memory_bytes", "parameters")),
-    ("a finite number", (int, float), ("wall_seconds", "seconds_per_iteration")),
-    ("a text", str, ("fingerprint", "command", "started", "weights_sha256")),
-    ("a mapping", dict, ("experiment", "data", "git", "versions", "device", "curves")),
-    ("a list", list, ("evaluations", "data.class_names", "curves.iteration")),
-    ("a mapping or null", (dict, NoneType), ("teacher",)),
-    ("a text", str, ("data.name", "data.split", "data.fingerprint", "data.training_fingerprint")),
-    ("a whole number", int, ("data.images",)),
-)
 REPEATED = ("data", "confusion", "ap", "other_splits", "evaluations", "teacher", "curves", "weights_sha256")
 """Entries that the same experiment gives again, bit by bit, on the same machine with the same libraries."""
-
-
-class RecordError(ValueError):
-    """A record that does not follow the schema; the message names the file and the entry."""
-
-
-def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
 
 
 @dataclass(frozen=True)
@@ -53,79 +32,17 @@ class Record:
 
     content: dict[str, Any]
     source: str = "record"
+    experiment: Experiment = field(init=False, repr=False, compare=False)
+    """The configuration that was run."""
 
     def __post_init__(self) -> None:
-        content = self.content
-        if not isinstance(content, dict):
-            self._refuse(f"expected a JSON object, got {type(content).__name__}")
-        for expected, kind, entries in _ENTRIES:
-            for entry in entries:
-                owner, _, name = entry.rpartition(".")
-                within = content[owner] if owner else content
-                if name not in within:
-                    self._refuse(f"entry {entry!r} is missing")
-                value = within[name]
-                if not isinstance(value, kind) or (isinstance(value, int | float) and not _is_number(value)):
-                    self._refuse(f"{entry} = {value!r:.80} is not {expected}")
-        if content["schema"] != SCHEMA:
-            self._refuse(f"schema {content['schema']} is not {SCHEMA}, which this code reads")
         try:
-            experiment = self.experiment
-        except ExperimentError as error:
+            object.__setattr__(self, "experiment", checked(self.content))
+        except RecordError as error:
             raise RecordError(f"{self.source}: {error}") from error
-        if (own := fingerprint(experiment)) != content["fingerprint"]:
-            why = "the file was edited, or a field's default was changed"
-            self._refuse(f"fingerprint {content['fingerprint']} is not that of its experiment ({own}): {why}")
-        least, number = (1, "one text") if experiment.task == "detection" else (2, "two texts")
-        if len(self.class_names) < least or not all(isinstance(name, str) for name in self.class_names):
-            self._refuse(f"data.class_names must be a list of at least {number}")
-        self._check_measured(content, "")
-        for split, other in content.get("other_splits", {}).items():
-            self._check_measured(other, f"other_splits.{split}.")
-        teacher = content["teacher"]
-        if (teacher is None) != (experiment.teacher is None):
-            self._refuse("teacher must be there exactly when the experiment has one")
-        if teacher is not None:
-            self._check_measured(teacher, "teacher.")
-            if experiment.task == "segmentation":
-                self._check_matrix(teacher.get("agreement"), "teacher.agreement")
-        for number, evaluation in enumerate(content["evaluations"]):
-            if not isinstance(evaluation, dict) or not _is_number(evaluation.get("step"), int):
-                self._refuse(f"evaluations[{number}] must hold step (a whole number), split and scores")
-            self._check_measured(evaluation, f"evaluations[{number}].")
-        for name, curve in content["curves"].items():
-            if not isinstance(curve, list) or not all(map(_is_number, curve)):
-                self._refuse(f"curves.{name} must be a list of finite numbers")
-            if len(curve) != len(content["curves"]["iteration"]):
-                self._refuse(f"curves.{name} must be as long as curves.iteration")
 
     def _refuse(self, message: str) -> NoReturn:
         raise RecordError(f"{self.source}: {message}")
-
-    def _check_measured(self, owner: dict[str, Any], prefix: str) -> None:
-        entry, other = ("ap", "confusion") if self.experiment.task == "detection" else ("confusion", "ap")
-        if other in owner:
-            self._refuse(f"{prefix}{other} is no entry of a record of {self.experiment.task}")
-        if entry not in owner:
-            self._refuse(f"entry {f'{prefix}{entry}'!r} is missing")
-        if entry == "confusion":
-            return self._check_matrix(owner[entry], f"{prefix}{entry}")
-        network = self.experiment.teacher.network if prefix == "teacher." else self.experiment.network
-        kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
-        if wrong := what_is_wrong(owner[entry], len(self.class_names), kinds):
-            self._refuse(f"{prefix}ap {wrong}")
-        return None
-
-    def _check_matrix(self, value: Any, entry: str) -> None:
-        rows, classes = value if isinstance(value, list) else [], len(self.class_names)
-        whole = len(rows) == classes and all(isinstance(row, list) and len(row) == classes for row in rows)
-        if not whole or not all(_is_number(count, int) and 0 <= count < 2**63 for row in rows for count in row):
-            self._refuse(f"{entry} must be a {classes} x {classes} matrix of counts >= 0")
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The configuration that was run."""
-        return from_dict(self.content["experiment"])
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -189,10 +106,14 @@ class Record:
         return agreed and agreed.aacc
 
     def save(self, path: Path) -> Self:
-        """Write the file, one top-level entry a line, and return the record. CheckpointError when the disk refuses."""
-        lines = (f" {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in self.content.items())
+        """Write the file, one top-level entry a line, the last a digest of the others; CheckpointError: it cannot be.
+
+        Returns the record that was written, with the digest.
+        """
+        content = with_digest(self.content)
+        lines = (f" {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in content.items())
         write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
-        return self
+        return replace(self, content=content)
 
 
 def differences(recorded: Any, repeated: Any, entry: str = "") -> Iterator[str]:
@@ -223,13 +144,12 @@ def _numbers(value: Any) -> list[Any]:
 
 
 def read_record(path: Path) -> Record:
-    """Read and check one record. RecordError where the file is not JSON or does not follow the schema."""
+    """Read and check one record. RecordError where the file is no JSON, contradicts the schema or itself."""
     try:
-        return Record(json.loads(Path(path).read_text(encoding="utf-8")), source=str(path))
-    except (OSError, ValueError) as error:  # a RecordError, too, is a ValueError
-        message = str(error) if isinstance(error, RecordError) else f"{path}: cannot be read as JSON: {error}"
+        return Record(read_json(Path(path)), source=str(path))
+    except RecordError as error:
         fix = "Restore the file (records are committed), or delete it to have it made again"
-        raise RecordError(f"{message}. {fix}") from error
+        raise RecordError(f"{error}. {fix}") from error
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -19,7 +19,8 @@ from apd.models.checkpoints import load_weights
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
-from apd.training.record import SCHEMA, Record, provenance, read_record
+from apd.training.record import Record, provenance, read_record
+from apd.training.schema import SCHEMA
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import load_teacher
 from apd.training.trainer import Progress, Task, Trainer

@@ -159,4 +159,5 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         if self.notice:
-            os.write(2, b"\nstopping after this step; once more stops at once\n")
+            with contextlib.suppress(OSError):  # a full disk, a closed terminal
+                os.write(2, b"\nstopping after this step; once more stops at once\n")

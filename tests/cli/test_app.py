@@ -188,7 +188,7 @@ def list_recipes_for_a_reader_who_has_left():
 
 
 def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
-    assert exit_code(list_recipes_for_a_reader_who_has_left, output=tmp_path / "output") == 1
+    assert exit_code(list_recipes_for_a_reader_who_has_left, output=tmp_path / "output") == 141
     assert (tmp_path / "output").read_text() == ""
 
 

@@ -1,6 +1,5 @@
 """Curves over steps, seconds and context shift, and what losses and steps cost by `tests/measure_*.py`."""
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -22,6 +21,7 @@ from apd.report.figures.style import INK, WIDTH, Drawing, colour_of, drawing, fi
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
+from apd.training.schema import read_json
 
 TERMS = ("task", "pixel_kd", "observation", "alignment", "regularisation", "learning_rate")
 TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
@@ -127,10 +127,10 @@ def read_measurements(folder: Path | None = None, of: str = "speed") -> list[Mea
     found = []
     for path in sorted((folder or records_folder(of)).glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             if missing := {"git", "versions", "device", "started", "shapes", "rows"} - content.keys():
                 raise ValueError(f"{', '.join(sorted(missing))} missing")
-        except (AttributeError, OSError, ValueError) as error:
+        except (AttributeError, ValueError) as error:
             raise RecordError(f"{path} holds no measurements: {error}. Delete it and run {COMMANDS[of]}") from error
         found.append(content)
     return found
@@ -154,6 +154,8 @@ def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
         axes.bar_label(bars, [three_digits(median) for median in medians], padding=4)
         axes.set_xscale("log")
         axes.set_xlim(left)
+        for label in axes.get_xticklabels():  # powers of ten
+            label.set_parse_math(True)
         axes.invert_yaxis()
         axes.set(xlabel="ms of a forward and backward pass", ylabel="", title=SHAPE_NAMES[shape])
         quiet_axes(axes, grid="x")

@@ -1,0 +1,175 @@
+"""What a record has to be: a file of JSON, the kinds and ranges of its entries, and sums in which they agree."""
+
+import hashlib
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apd.config.datasets import spec_of
+from apd.config.experiment import Experiment, ExperimentError
+from apd.config.identity import fingerprint, from_dict
+from apd.data.scenes import OBJECTS
+from apd.data.specs import CONTROL
+from apd.evaluation.average_precision import Kind, all_of, what_is_wrong
+
+SCHEMA = 1
+MOST_BYTES = 2**26  # of a file; the largest committed record has 137 kB
+_MOST = 2**53  # of a number; up to it floats are exact
+_ENTRIES: dict[type, tuple[str, str]] = {
+    dict: ("a mapping", "experiment data git versions device curves other_splits"),
+    int: ("a whole number >= 0", "schema peak_memory_bytes parameters data.images device.threads"),
+    float: ("a finite number >= 0", "wall_seconds seconds_per_iteration core_seconds_per_iteration"),
+    str: ("a text of one line", "fingerprint command started weights_sha256 data.name data.split data.fingerprint "),
+    bool: ("true or false", "git.clean"),
+    list: ("a list", "evaluations data.class_names curves.iteration"),
+}
+_MORE_TEXTS = "data.training_fingerprint git.commit device.type device.name device.precision"
+_OPTIONAL = {"core_seconds_per_iteration": 0.0, "other_splits": {}}
+
+
+class RecordError(ValueError):
+    """A record that does not follow the schema; the message names the file and the entry."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a regular file of at most 64 MiB in which no key is there twice; or a RecordError."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
+        return json.loads(text.decode(), object_pairs_hook=_each_once)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(content := dict(pairs)) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the entry {twice!r:.80} is there twice")
+    return content
+
+
+def with_digest(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with a last entry `digest`: the sha256 of all others as JSON with sorted keys and without spaces."""
+    others = {name: value for name, value in content.items() if name != "digest"}
+    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return others | {"digest": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def checked(content: Any) -> Experiment:
+    """The experiment of a record; RecordError where the content contradicts the schema, the experiment or itself."""
+    _require(isinstance(content, dict), f"expected a JSON object, got {type(content).__name__}")
+    given, content = content, _OPTIONAL | content
+    for kind, (expected, entries) in _ENTRIES.items():
+        for entry in (entries + _MORE_TEXTS * (kind is str)).split():
+            owner, _, name = entry.rpartition(".")
+            within = content[owner] if owner else content
+            _require(name in within, f"entry {entry!r} is missing")
+            if not _is(within[name], kind):
+                raise RecordError(f"{entry} = {within[name]!r:.80} is not {expected}")
+    _require(content["schema"] == SCHEMA, f"schema {content['schema']} is not {SCHEMA}, which this code reads")
+    try:
+        experiment = from_dict(content["experiment"])
+    except (ExperimentError, TypeError, OverflowError) as error:
+        raise RecordError(f"{error!s:.600}") from error
+    own, why = fingerprint(experiment), "the file was edited, or a field's default was changed"
+    message = f"fingerprint {content['fingerprint']:.80} is not that of its experiment ({own}): {why}"
+    _require(own == content["fingerprint"], message)
+    _check_data(content["data"], experiment)
+    _check_measured(content, experiment)
+    last, curves = experiment.training.iterations, content["curves"]
+    for name, curve in curves.items():
+        numbers = isinstance(curve, list) and all(type(v) in (int, float) and math.isfinite(v) for v in curve)
+        _require(numbers, f"curves.{name:.80} must be a list of finite numbers")
+        _require(len(curve) == len(curves["iteration"]), f"curves.{name:.80} must be as long as curves.iteration")
+    for entry, steps in {
+        "curves.iteration": curves["iteration"],
+        "the steps of evaluations": [evaluation["step"] for evaluation in content["evaluations"]],
+    }.items():
+        rise = all(earlier < later for earlier, later in pairwise((0, *steps, last + 1)))
+        _require(rise, f"{entry} {steps!r:.80} do not rise between 1 and {last}, the experiment's iterations")
+    same = "digest" not in given or given["digest"] == with_digest(given)["digest"]
+    _require(same, "digest is not that of the other entries: the file was edited")
+    return experiment
+
+
+def _require(right: bool, message: str) -> None:
+    if not right:
+        raise RecordError(message)
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind: a number from 0 to the largest, a text without control characters."""
+    if kind in (int, float):
+        return type(value) in (int, kind) and 0 <= value <= _MOST
+    return isinstance(value, kind) and not (kind is str and CONTROL.search(value))
+
+
+def _check_data(data: dict[str, Any], experiment: Experiment) -> None:
+    """Class names are different names, of a built-in or published set those of it in its order; the split is right."""
+    names, config, detects = data["class_names"], experiment.data, experiment.task == "detection"
+    least, number = (1, "one text") if detects else (2, "two texts")
+    different = all(_is(name, str) for name in names) and len(set(names)) >= max(least, len(names))
+    _require(different, f"data.class_names must be a list of at least {number}, each another and of one line")
+    expected: dict[str, Any] = {"split": config.evaluation_split}
+    if config.name == "scenes" or not (detects or config.name == "folder"):
+        spec = OBJECTS if detects else spec_of(config)
+        expected |= {"name": spec.name, "class_names": list(spec.class_names)}
+    for entry, value in expected.items():
+        _require(data[entry] == value, f"data.{entry} = {data[entry]!r:.80} is not the experiment's, {value!r:.80}")
+
+
+def _check_measured(content: dict[str, Any], experiment: Experiment) -> None:
+    """What was measured is well formed, counts the same pixels or objects of one split, and agrees with agreement."""
+    teacher, split, classes = content.get("teacher"), content["data"]["split"], len(content["data"]["class_names"])
+    right = "teacher" in content and (teacher is None) == (experiment.teacher is None)
+    _require(right, "teacher must be there exactly when the experiment has one")
+    parts = [("", split, content)] + [("teacher.", split, teacher)] * (teacher is not None)
+    parts += [(f"other_splits.{name:.80}.", name, other) for name, other in content["other_splits"].items()]
+    for number, one in enumerate(content["evaluations"]):
+        right = isinstance(one, dict) and _is(one.get("step"), int) and _is(one.get("split"), str)
+        _require(right, f"evaluations[{number}] must hold step (a whole number), split and scores")
+        parts.append((f"evaluations[{number}].", one["split"], one))
+    first: dict[str, tuple[str, np.ndarray]] = {}
+    called: dict[str, np.ndarray] = {}
+    for prefix, of, owner in parts:
+        entry, truth, called[prefix] = _counts(owner, prefix, experiment, classes)
+        known, same = first.setdefault(of, (entry, truth))
+        _require((truth == same).all(), f"{entry} and {known} count other labels, though both are of {of:.80}")
+    if teacher is not None and experiment.task == "segmentation":
+        matrix = _matrix(teacher.get("agreement"), "teacher.agreement", classes)
+        # of a resumed run the teacher may have been scored on another machine, which called some pixels otherwise
+        allowed = matrix.sum() // 100 if "digest" in content else 0
+        for axis, prefix in ((1, "teacher."), (0, "")):
+            same = abs(matrix.sum(axis) - called[prefix]).sum() <= allowed
+            _require(same, f"teacher.agreement and {prefix}confusion differ in how much was called each class")
+
+
+def _counts(owner: Any, prefix: str, experiment: Experiment, classes: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """Name of what was measured, and how many pixels (or objects) of each class are labelled, and called, so."""
+    entry, other = ("ap", "confusion") if experiment.task == "detection" else ("confusion", "ap")
+    name = f"{prefix}{entry}"
+    _require(isinstance(owner, dict) and entry in owner, f"entry {name!r} is missing")
+    _require(other not in owner, f"{prefix}{other} is no entry of a record of {experiment.task}")
+    if entry == "confusion":
+        matrix = _matrix(owner[entry], name, classes)
+        return name, matrix.sum(1), matrix.sum(0)
+    network = experiment.teacher.network if prefix == "teacher." else experiment.network
+    kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
+    wrong = what_is_wrong(owner[entry], classes, kinds)
+    _require(not wrong, f"{name} {wrong}")
+    return name, *2 * (np.array(owner[entry]["boxes"]["things"]),)
+
+
+def _matrix(value: Any, name: str, classes: int) -> np.ndarray:
+    counts = all_of(value, (classes, classes), lambda count: _is(count, int)) and 0 < sum(map(sum, value)) <= _MOST
+    _require(counts, f"{name} must be a {classes} x {classes} matrix of counts >= 0, in all 1 to 2^53")
+    return np.array(value, dtype=np.int64)

@@ -94,7 +94,7 @@ def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
     table.writerow(("class", "IoU", "accuracy", "pixels"))
     columns = result.iou.tolist(), result.accuracy.tolist(), matrix_KK.sum(1).tolist()
     for name, *fractions, pixels in zip(class_names, *columns, strict=True):
-        name = "'" * name.startswith(FORMULA) + name
+        name = "'" * name.startswith(FORMULA) + name.replace("\r", " ")
         table.writerow((name, *("" if math.isnan(value) else f"{value:.6f}" for value in fractions), pixels))
     return written.getvalue()
 

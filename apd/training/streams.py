@@ -3,11 +3,16 @@
 import contextlib
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from apd.data.specs import CONTROL
+
+
+def _escape(found: re.Match) -> str:
+    return found[0] if found[0] in "\t\n" else repr(found[0])[1:-1]
 
 
 class _Stream:
@@ -24,9 +29,10 @@ class _Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As of any stream; what tqdm draws goes through as it is."""
-        if not (self.styled or text.startswith("\r") or not text.strip("\n\x1b[A")):
-            text = CONTROL.sub(lambda found: found[0] if found[0] in "\t\n" else repr(found[0])[1:-1], text)
+        """As of any stream; what tqdm begins a line with, or goes up by, is let through."""
+        if text.strip("\n\x1b[A") and not self.styled:
+            start = text[: text.startswith("\r")]
+            text = start + CONTROL.sub(_escape, text[len(start) :])
         try:
             self._stream.write(text)
             self._stream.flush()

@@ -1,0 +1,168 @@
+"""A record that was edited is refused when it is read, and `apd records check` says so for every file of a folder."""
+
+import copy
+import json
+import os
+import random
+import shutil
+
+import pytest
+from bad_input import refused
+
+from apd.cli.app import main
+from apd.training.record import RecordError, read_record
+from apd.training.run import records_folder
+from apd.training.schema import with_digest
+
+FILES = {"taught": "scenes-tiny/apd-context1-seed0", "alone": "scenes-tiny-tuning/teacher-rate0.03"}
+FILES["detection"] = "scenes-detection/roi_apd-seed0"
+CONTENTS = {kind: json.loads(next(records_folder("").glob(f"{name}-*")).read_text()) for kind, name in FILES.items()}
+
+
+def more(value):
+    return [entry + 1 for entry in value] if isinstance(value, list) else value + 1000
+
+
+def back(values):
+    return values[::-1]
+
+
+def transposed(matrix):
+    return [list(row) for row in zip(*matrix, strict=True)]
+
+
+def halved(matrix):
+    return [[count // 2 for count in row] for row in matrix]
+
+
+def pixel_moved(matrix):
+    row = max(matrix, key=lambda row: sorted(row)[-2])
+    low, high = sorted(range(len(row)), key=row.__getitem__)[-2:]
+    row[low], row[high] = row[low] + 1, row[high] - 1
+    return matrix
+
+
+NUMBERS = dict.fromkeys(("wall_seconds", "seconds_per_iteration", "parameters"), (-1, True, 10**30, "1", None, ...))
+EVERYWHERE = NUMBERS | {
+    "data/images": (-3, 1.5, 2**60),
+    "data/class_names": (back, [], {}, [1, 2], lambda names: [*names[:-1], names[0]]),
+    "data/class_names/0": ("\x1b[2Jroad", "another"),
+    "data/name": ("another",),
+    "data/split": ("train",),
+    "curves/loss/0": (float("nan"), float("inf"), "1", True),
+    "curves/iteration": (back, lambda steps: [*steps[:-1], 10**6], lambda steps: steps[:-1]),
+    "evaluations": (back, {"a": 1}, [7]),
+    "evaluations/0/step": (0, -1, True),
+    "evaluations/0/split": (None, 7),
+    "other_splits": (7, {"night": []}),
+    "git/clean": ("yes",),
+    "git/commit": ("\x1b]0;title\x07",),
+    "device/name": ([],),
+    "experiment/seed": (7,),
+    "experiment/training": ([[]], 7),
+    "experiment/training/learning_rate": (10**400, "fast"),
+    "experiment/network/head": ("no" * 10**5,),
+    "experiment/data": ({"x" * 5000: 1},),
+    "fingerprint": (back, 7),
+    "weights_sha256": (...,),
+}
+OF_MATRICES = {
+    "confusion": (transposed, halved, pixel_moved, [[1]], lambda matrix: [[0] * len(matrix)] * len(matrix)),
+    "confusion/0/0": (more, 2**63 - 1, 2**53 + 1, 10**400, -1, 1.5, True, None, "7", [1]),
+    "confusion/0/3": (more,),
+    "teacher/confusion": (transposed, halved, pixel_moved),
+    "teacher/agreement": (transposed, halved, pixel_moved, ...),
+    "evaluations/0/confusion": (transposed, halved),
+}
+OF_TABLES = {
+    "ap/boxes/things": (more, back),
+    "teacher/ap/masks/things": (back,),
+    "ap/boxes/ap/0/0/0": (1.01, -0.1, True, "1", 10**400),
+}
+EDITS = {"taught": EVERYWHERE | OF_MATRICES, "alone": EVERYWHERE, "detection": NUMBERS | OF_TABLES}
+
+
+def edited(content, place, value):
+    """A copy with another entry at a place: a value, or what a function makes of the old one; `...` removes it."""
+    *above, last = (int(key) if key.isdecimal() else key for key in place.split("/"))
+    owner = content = copy.deepcopy(content)
+    for key in above:
+        owner = owner[key]
+    owner[last] = value(owner[last]) if callable(value) else value
+    if value is ...:
+        del owner[last]
+    return content
+
+
+@pytest.mark.parametrize(("kind", "place"), [(kind, place) for kind, places in EDITS.items() for place in places])
+def test_what_contradicts_the_schema_or_other_entries_is_refused_without_a_digest_and_with_one(kind, place, tmp_path):
+    path = tmp_path / "a.json"
+    for value in EDITS[kind][place]:
+        for content in (CONTENTS[kind], with_digest(CONTENTS[kind])):
+            path.write_text(json.dumps(edited(content, place, value)))
+            refused(lambda: read_record(path), RecordError, names=(str(path),))
+
+
+def leaves(value, *place):
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        inside = isinstance(part, dict | list) and part
+        yield from leaves(part, *place, str(key)) if inside else ["/".join((*place, str(key)))]
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_a_digest_shows_a_change_of_any_entry_whatever_the_order_of_entries(kind, tmp_path):
+    signed, path = with_digest(CONTENTS[kind] | {"history": []}), tmp_path / "a.json"
+    path.write_text(json.dumps(dict(reversed(signed.items())), indent=3))
+    assert read_record(path).content == signed
+    for place in random.Random(0).sample([place for place in leaves(signed) if "." not in place], 60):
+        other = edited(signed, place, lambda old: f"{old}0" if isinstance(old, str) else 0 if old else 1)
+        path.write_text(json.dumps(other))
+        refused(lambda: read_record(path), RecordError)
+    path.write_text(json.dumps(signed | {"log_damaged": True}))
+    refused(lambda: read_record(path), RecordError, names=("digest",))
+
+
+TEXT = json.dumps(CONTENTS["taught"])
+BYTES = [
+    *(TEXT.replace('"wall_seconds": ', f'"wall_seconds": {value}, "x": ') for value in ("NaN", "1e999", "9" * 5000)),
+    *(TEXT[:-1] + ', "schema": 1}', TEXT.replace('"clean": ', '"clean": false, "clean": '), TEXT[:999], TEXT + TEXT),
+    *('{"a":' * 10**5, "", '"schema"', "null", "[]", "{}", "\x1b[31m", "\ufeff" + TEXT),
+]
+
+
+def test_a_file_that_is_no_record_no_regular_file_or_too_large_is_refused_at_once(tmp_path):
+    for number, content in enumerate([*map(str.encode, BYTES), TEXT.encode("utf-16"), b"\xff"]):
+        (tmp_path / f"{number}.json").write_bytes(content)
+    os.mkfifo(tmp_path / "fifo.json")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    (tmp_path / "broken.json").symlink_to("nowhere")
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(2**40)
+    for path in (*tmp_path.iterdir(), tmp_path / "missing.json"):
+        refused(lambda path=path: read_record(path), RecordError, names=(path.name,))
+
+
+def test_a_folder_is_checked_file_by_file(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "old.json").write_text(TEXT)
+    (tmp_path / "run" / "record.json").write_text(json.dumps(with_digest(CONTENTS["detection"])))
+    shutil.copytree(records_folder("speed"), tmp_path / "speed")
+    assert main(["records", "check", str(tmp_path)]) == main(["records", "check", str(tmp_path / "old.json")]) == 0
+    line, _ = capsys.readouterr().out.splitlines()
+    assert "2 records are whole, 1 of them of the older kind" in line
+    assert "0 are refused; 1 files of other measurements" in line
+    (tmp_path / "bad\x1b[31m.json").write_text(json.dumps(with_digest(CONTENTS["alone"]) | {"wall_seconds": 1.0}))
+    os.mkfifo(tmp_path / "run" / "fifo.json")
+    assert main(["records", "check", str(tmp_path)]) == main(["records", "check", str(tmp_path / "speed")]) == 1
+    printed = capsys.readouterr()
+    assert [line.partition(".json: ")[0] for line in printed.out.splitlines()[:2]] == [
+        f"{tmp_path}/bad\\x1b[31m",
+        f"{tmp_path}/run/fifo",
+    ]
+    assert "2 are refused" in printed.out
+    assert "no records" in printed.err
+
+
+def test_the_committed_records_are_whole():
+    assert main(["records", "check"]) == 0

@@ -220,27 +220,23 @@ def records(arguments: list[str], sentence: str) -> int:
     """A line for each record that is refused, then how many are whole: 0 where all are, 1 where not."""
     chosen = parse(_Records, arguments, prog="apd records", description=sentence)
     folder = chosen.folder or records_folder("")
-    found = sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]
-    counts = Counter(map(_state, (path for path in found if path.name != "manifest.json")))  # that is a checkpoint's
-    whole, refused = counts["whole"] + counts["older"], counts["refused"]
-    if not whole + refused:
+    counts = Counter[str]()
+    for path in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
+        try:
+            content = read_json(path)
+            if isinstance(content, dict) and {"rows", "runs", "sha256"} & content.keys() and "curves" not in content:
+                counts["other"] += 1  # measurements, which the pages check that read them, or a checkpoint's manifest
+            else:
+                counts["whole" if "digest" in Record(content, str(path)).content else "older"] += 1
+        except RecordError as error:
+            counts["refused"] += 1
+            print(error)
+    whole, older, refused, others = (counts[kind] for kind in ("whole", "older", "refused", "other"))
+    if not whole + older + refused:
         raise RecordError(f"{folder}: no records; expected the JSON files that a run or a campaign wrote")
-    older = f"{counts['older']} of them of the older kind, without a digest of their content"
-    others = f"; {counts['other']} files of other measurements are left to the pages that read them"
-    print(f"{folder}: {whole} records are whole, {older}; {refused} are refused{others * bool(counts['other'])}")
+    kinds = f"{older} of them of the older kind, without a digest of their content"
+    print(f"{folder}: {whole + older} records are whole, {kinds}; {refused} refused; {others} files are no records")
     return 1 if refused else 0
-
-
-def _state(path: Path) -> Literal["whole", "older", "other", "refused"]:
-    """What a file is; a record that is refused is named in a line."""
-    try:
-        content = read_json(path)
-        if isinstance(content, dict) and {"rows", "runs"} & content.keys() and "curves" not in content:
-            return "other"
-        return "whole" if "digest" in Record(content, str(path)).content else "older"
-    except RecordError as error:
-        print(error)
-        return "refused"
 
 
 def record_of(run: Path) -> Record:

@@ -19,15 +19,15 @@ from apd.evaluation.average_precision import Kind, all_of, what_is_wrong
 SCHEMA = 1
 MOST_BYTES = 2**26  # of a file; the largest committed record has 137 kB
 _MOST = 2**53  # of a number; up to it floats are exact
-_ENTRIES: dict[type, tuple[str, str]] = {
-    dict: ("a mapping", "experiment data git versions device curves other_splits"),
-    int: ("a whole number >= 0", "schema peak_memory_bytes parameters data.images device.threads"),
-    float: ("a finite number >= 0", "wall_seconds seconds_per_iteration core_seconds_per_iteration"),
-    str: ("a text of one line", "fingerprint command started weights_sha256 data.name data.split data.fingerprint "),
-    bool: ("true or false", "git.clean"),
-    list: ("a list", "evaluations data.class_names curves.iteration"),
-}
-_MORE_TEXTS = "data.training_fingerprint git.commit device.type device.name device.precision"
+_ENTRIES: tuple[tuple[type, str, str], ...] = (
+    (dict, "a mapping", "experiment data git versions device curves other_splits"),
+    (int, "a whole number >= 0", "schema peak_memory_bytes parameters data.images device.threads"),
+    (float, "a finite number >= 0", "wall_seconds seconds_per_iteration core_seconds_per_iteration"),
+    (str, "a text", "fingerprint command started weights_sha256 git.commit device.type device.name device.precision"),
+    (str, "a text", "data.name data.split data.fingerprint data.training_fingerprint"),
+    (bool, "true or false", "git.clean"),
+    (list, "a list", "evaluations data.class_names curves.iteration"),
+)
 _OPTIONAL = {"core_seconds_per_iteration": 0.0, "other_splits": {}}
 
 
@@ -38,13 +38,9 @@ class RecordError(ValueError):
 def read_json(path: Path) -> Any:
     """The content of a regular file of at most 64 MiB in which no key is there twice; or a RecordError."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a regular file")
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
-        return json.loads(text.decode(), object_pairs_hook=_each_once)
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
+            raise ValueError(f"it is no regular file of at most {MOST_BYTES >> 20} MiB")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: cannot be read as JSON: {error}") from error
 
@@ -68,8 +64,8 @@ def checked(content: Any) -> Experiment:
     """The experiment of a record; RecordError where the content contradicts the schema, the experiment or itself."""
     _require(isinstance(content, dict), f"expected a JSON object, got {type(content).__name__}")
     given, content = content, _OPTIONAL | content
-    for kind, (expected, entries) in _ENTRIES.items():
-        for entry in (entries + _MORE_TEXTS * (kind is str)).split():
+    for kind, expected, entries in _ENTRIES:
+        for entry in entries.split():
             owner, _, name = entry.rpartition(".")
             within = content[owner] if owner else content
             _require(name in within, f"entry {entry!r} is missing")
@@ -80,9 +76,8 @@ def checked(content: Any) -> Experiment:
         experiment = from_dict(content["experiment"])
     except (ExperimentError, TypeError, OverflowError) as error:
         raise RecordError(f"{error!s:.600}") from error
-    own, why = fingerprint(experiment), "the file was edited, or a field's default was changed"
-    message = f"fingerprint {content['fingerprint']:.80} is not that of its experiment ({own}): {why}"
-    _require(own == content["fingerprint"], message)
+    why = f"{fingerprint(experiment)}: the file was edited, or a field's default was changed"
+    _require(why.startswith(f"{content['fingerprint']}:"), f"fingerprint is not that of its experiment, {why}")
     _check_data(content["data"], experiment)
     _check_measured(content, experiment)
     last, curves = experiment.training.iterations, content["curves"]
@@ -90,10 +85,8 @@ def checked(content: Any) -> Experiment:
         numbers = isinstance(curve, list) and all(type(v) in (int, float) and math.isfinite(v) for v in curve)
         _require(numbers, f"curves.{name:.80} must be a list of finite numbers")
         _require(len(curve) == len(curves["iteration"]), f"curves.{name:.80} must be as long as curves.iteration")
-    for entry, steps in {
-        "curves.iteration": curves["iteration"],
-        "the steps of evaluations": [evaluation["step"] for evaluation in content["evaluations"]],
-    }.items():
+    evaluated = [evaluation["step"] for evaluation in content["evaluations"]]
+    for entry, steps in (("curves.iteration", curves["iteration"]), ("the steps of evaluations", evaluated)):
         rise = all(earlier < later for earlier, later in pairwise((0, *steps, last + 1)))
         _require(rise, f"{entry} {steps!r:.80} do not rise between 1 and {last}, the experiment's iterations")
     same = "digest" not in given or given["digest"] == with_digest(given)["digest"]
@@ -107,18 +100,17 @@ def _require(right: bool, message: str) -> None:
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Whether a value is of a kind: a number from 0 to the largest, a text without control characters."""
-    if kind in (int, float):
-        return type(value) in (int, kind) and 0 <= value <= _MOST
-    return isinstance(value, kind) and not (kind is str and CONTROL.search(value))
+    """Whether a value is of a kind; a number is one from 0 to the largest."""
+    return type(value) in (int, kind) and 0 <= value <= _MOST if kind in (int, float) else isinstance(value, kind)
 
 
 def _check_data(data: dict[str, Any], experiment: Experiment) -> None:
     """Class names are different names, of a built-in or published set those of it in its order; the split is right."""
     names, config, detects = data["class_names"], experiment.data, experiment.task == "detection"
     least, number = (1, "one text") if detects else (2, "two texts")
-    different = all(_is(name, str) for name in names) and len(set(names)) >= max(least, len(names))
-    _require(different, f"data.class_names must be a list of at least {number}, each another and of one line")
+    texts = all(isinstance(name, str) and not CONTROL.search(name) for name in names)
+    different = texts and len(set(names)) >= max(least, len(names))
+    _require(different, f"data.class_names must be a list of at least {number}, all different, no control characters")
     expected: dict[str, Any] = {"split": config.evaluation_split}
     if config.name == "scenes" or not (detects or config.name == "folder"):
         spec = OBJECTS if detects else spec_of(config)
@@ -138,8 +130,7 @@ def _check_measured(content: dict[str, Any], experiment: Experiment) -> None:
         right = isinstance(one, dict) and _is(one.get("step"), int) and _is(one.get("split"), str)
         _require(right, f"evaluations[{number}] must hold step (a whole number), split and scores")
         parts.append((f"evaluations[{number}].", one["split"], one))
-    first: dict[str, tuple[str, np.ndarray]] = {}
-    called: dict[str, np.ndarray] = {}
+    first, called = dict[str, tuple[str, np.ndarray]](), dict[str, np.ndarray]()
     for prefix, of, owner in parts:
         entry, truth, called[prefix] = _counts(owner, prefix, experiment, classes)
         known, same = first.setdefault(of, (entry, truth))
@@ -164,8 +155,7 @@ def _counts(owner: Any, prefix: str, experiment: Experiment, classes: int) -> tu
         return name, matrix.sum(1), matrix.sum(0)
     network = experiment.teacher.network if prefix == "teacher." else experiment.network
     kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
-    wrong = what_is_wrong(owner[entry], classes, kinds)
-    _require(not wrong, f"{name} {wrong}")
+    _require(not (wrong := what_is_wrong(owner[entry], classes, kinds)), f"{name} {wrong}")
     return name, *2 * (np.array(owner[entry]["boxes"]["things"]),)
 
 

@@ -179,19 +179,6 @@ def test_a_bare_machine_runs_campaigns_and_says_what_the_command_line_lacks(tmp_
     assert "`python -m apd.study.campaign NAME` runs campaigns" in last
 
 
-def list_recipes_for_a_reader_who_has_left():
-    reading, writing = os.pipe()
-    os.close(reading)
-    os.dup2(writing, 1)
-    sys.stdout = os.fdopen(1, "w")
-    sys.exit(cli.main(["recipes"]))
-
-
-def test_a_reader_that_leaves_early_is_no_error_to_show(tmp_path):
-    assert exit_code(list_recipes_for_a_reader_who_has_left, output=tmp_path / "output") == 141
-    assert (tmp_path / "output").read_text() == ""
-
-
 ADVICE = re.compile(r"(?i)(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'\w+')|[a-z]+\.[a-z]+_\w+)")
 
 

@@ -75,7 +75,7 @@ def checked(content: Any) -> Experiment:
     try:
         experiment = from_dict(content["experiment"])
     except (ExperimentError, TypeError, OverflowError) as error:
-        raise RecordError(f"{error!s:.600}") from error
+        raise RecordError(f"experiment: {error!s:.600}") from error
     why = f"{fingerprint(experiment)}: the file was edited, or a field's default was changed"
     _require(why.startswith(f"{content['fingerprint']}:"), f"fingerprint is not that of its experiment, {why}")
     _check_data(content["data"], experiment)

@@ -48,11 +48,11 @@ EVERYWHERE = NUMBERS | {
     "data/class_names": (back, [], {}, [1, 2], lambda names: [*names[:-1], names[0]]),
     "data/class_names/0": ("\x1b[2Jroad", "another"),
     "data/name": ("another",),
-    "data/split": ("train",),
+    "data/split": ("train", ...),
     "curves/loss/0": (float("nan"), float("inf"), "1", True),
-    "curves/iteration": (back, lambda steps: [*steps[:-1], 10**6], lambda steps: steps[:-1]),
+    "curves/iteration": (back, lambda steps: [*steps[:-1], 10**6], lambda steps: steps[:-1], ...),
     "evaluations": (back, {"a": 1}, [7]),
-    "evaluations/0/step": (0, -1, True),
+    "evaluations/0/step": (0, -1, True, ...),
     "evaluations/0/split": (None, 7),
     "other_splits": (7, {"night": []}),
     "git/clean": ("yes",),
@@ -63,23 +63,37 @@ EVERYWHERE = NUMBERS | {
     "experiment/training/learning_rate": (10**400, "fast"),
     "experiment/network/head": ("no" * 10**5,),
     "experiment/data": ({"x" * 5000: 1},),
+    "experiment/sed": (7,),
     "fingerprint": (back, 7),
     "weights_sha256": (...,),
+    "schema": (99, ...),
+    "teacher": ([], "x", ...),
+    "evaluations/0": (6, {}),
+    "curves/loss": ([1.0], 7),
 }
 OF_MATRICES = {
-    "confusion": (transposed, halved, pixel_moved, [[1]], lambda matrix: [[0] * len(matrix)] * len(matrix)),
+    "confusion": (transposed, halved, pixel_moved, [[1]], back, ..., lambda matrix: [[0] * len(matrix)] * len(matrix)),
     "confusion/0/0": (more, 2**63 - 1, 2**53 + 1, 10**400, -1, 1.5, True, None, "7", [1]),
     "confusion/0/3": (more,),
     "teacher/confusion": (transposed, halved, pixel_moved),
+    "teacher": (None,),
+    "ap": ({},),
     "teacher/agreement": (transposed, halved, pixel_moved, ...),
     "evaluations/0/confusion": (transposed, halved),
 }
 OF_TABLES = {
-    "ap/boxes/things": (more, back),
+    "ap": (..., 7),
+    "ap/masks": (..., {"ap": 7}),
+    "ap/boxes/things": (more, back, [1, 2, -1], ...),
+    "ap/masks/things/1": (10**6,),
+    "ap/boxes/ap/3": ([[0.5] * 4] * 2,),
+    "confusion": ([[1]],),
+    "teacher/ap": (...,),
+    "evaluations/0/ap/boxes/ap": (7,),
     "teacher/ap/masks/things": (back,),
-    "ap/boxes/ap/0/0/0": (1.01, -0.1, True, "1", 10**400),
+    "ap/boxes/ap/0/0/0": (None, 1.01, -0.1, True, "1", 10**400),
 }
-EDITS = {"taught": EVERYWHERE | OF_MATRICES, "alone": EVERYWHERE, "detection": NUMBERS | OF_TABLES}
+EDITS = {"taught": OF_MATRICES | EVERYWHERE, "alone": EVERYWHERE, "detection": NUMBERS | OF_TABLES}
 
 
 def edited(content, place, value):
@@ -88,19 +102,21 @@ def edited(content, place, value):
     owner = content = copy.deepcopy(content)
     for key in above:
         owner = owner[key]
-    owner[last] = value(owner[last]) if callable(value) else value
     if value is ...:
         del owner[last]
+    else:
+        owner[last] = value(owner[last]) if callable(value) else value
     return content
 
 
 @pytest.mark.parametrize(("kind", "place"), [(kind, place) for kind, places in EDITS.items() for place in places])
-def test_what_contradicts_the_schema_or_other_entries_is_refused_without_a_digest_and_with_one(kind, place, tmp_path):
-    path = tmp_path / "a.json"
+def test_what_contradicts_schema_or_other_entries_is_refused_by_name_with_a_digest_and_without(kind, place, tmp_path):
+    path, fix = tmp_path / "a.json", "Restore the file (records are committed), or delete it to have it made again"
     for value in EDITS[kind][place]:
         for content in (CONTENTS[kind], with_digest(CONTENTS[kind])):
             path.write_text(json.dumps(edited(content, place, value)))
-            refused(lambda: read_record(path), RecordError, names=(str(path),))
+            message = refused(lambda: read_record(path), RecordError, names=(f"{path}: ", f". {fix}"))
+            assert any(key in message for key in ("digest", *place.split("/")) if not key.isdecimal())
 
 
 def leaves(value, *place):

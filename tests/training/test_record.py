@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import re
 
 import pytest
@@ -105,62 +104,6 @@ def entry(*path):
             del content[path[-1]]
 
     return change
-
-
-NINE, COUNTS = [[1] * 10] * 9, "confusion must be a 10 x 10 matrix of counts >= 0"
-DAMAGES = [
-    (entry("confusion"), ..., "entry 'confusion' is missing"),
-    (entry("wall_seconds"), math.nan, "wall_seconds = nan is not a finite number"),
-    (entry("parameters"), True, "parameters = True is not a whole number"),
-    (entry("schema"), 99, "schema 99 is not 1, which this code reads"),
-    (entry("experiment", "seed"), 7, "is not that of its experiment"),
-    (entry("experiment", "sed"), 7, "Experiment has no field 'sed'; did you mean 'seed'?"),
-    (entry("data", "class_names"), ["road"], "data.class_names must be a list of at least two texts"),
-    (entry("data", "split"), ..., "entry 'data.split' is missing"),
-    *((entry("confusion"), [*NINE, *rows], COUNTS) for rows in ([], [[1] * 9 + [-1]], [[1] * 9 + [2**70]])),
-    (entry("teacher"), None, "teacher must be there exactly when the experiment has one"),
-    (entry("teacher", "agreement"), ..., "teacher.agreement must be a 10 x 10 matrix of counts >= 0"),
-    (entry("evaluations", 1), 6, "evaluations[1] must hold step"),
-    (entry("evaluations", 0, "confusion"), NINE, f"evaluations[0].{COUNTS}"),
-    (entry("curves", "iteration"), ..., "entry 'curves.iteration' is missing"),
-    (entry("curves", "loss"), [1.0], "curves.loss must be as long as curves.iteration"),
-    (entry("curves", "loss"), [math.inf] * 6, "curves.loss must be a list of finite numbers"),
-]
-SHAPE = "boxes.ap must be 10 x 3 x 4 nested lists of fractions between 0 and 1, or null"
-DAMAGES_OF_DETECTION = [
-    (entry("ap"), ..., "entry 'ap' is missing"),
-    (entry("ap", "masks"), ..., "ap must hold boxes and masks, as the network gives them"),
-    (entry("confusion"), [[1]], "confusion is no entry of a record of detection"),
-    (entry("ap", "boxes", "things"), ..., "ap boxes must hold ap and things"),
-    (entry("ap", "boxes", "things"), [1, 2, -1], "ap boxes.things must be 3 counts >= 0"),
-    (entry("ap", "boxes", "ap", 3), [[0.5] * 4] * 2, f"ap {SHAPE}"),
-    *((entry("ap", "boxes", "ap", 3, 1, 0), value, f"ap {SHAPE}") for value in (1.5, math.nan, True)),
-    (entry("ap", "boxes", "ap", 3, 1, 0), None, "ap boxes.ap of class 1, of which there are "),
-    (entry("ap", "masks", "things", 1), 10**6, "ap must count the same things of boxes and of masks"),
-    (entry("teacher", "ap"), ..., "entry 'teacher.ap' is missing"),
-    (entry("evaluations", 1, "ap", "boxes", "ap"), 7, f"evaluations[1].ap {SHAPE}"),
-]
-ALL = [("segmentation", *case) for case in DAMAGES] + [("detection", *case) for case in DAMAGES_OF_DETECTION]
-
-
-@pytest.mark.parametrize(("task", "change", "value", "message"), ALL)
-def test_a_damaged_record_is_refused_with_file_and_entry(contents, tmp_path, task, change, value, message):
-    damaged = copy.deepcopy(contents[task])
-    change(damaged, value)
-    path = written(tmp_path, damaged)
-    end = re.escape("Restore the file (records are committed), or delete it to have it made again")
-    with pytest.raises(RecordError, match=f"^{path}: .*{re.escape(message)}.*{end}$"):
-        read_record(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00", b"[1, 2]", b"{}", b"\xff\xfe", None])
-def test_a_file_that_is_no_record_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "a.json"
-    if content is not None:
-        path.write_bytes(content)
-    expected = "(cannot be read as JSON|expected a JSON object|entry 'experiment' is)"
-    with pytest.raises(RecordError, match=f"{path}: {expected}"):
-        read_record(path)
 
 
 def test_the_records_of_a_folder_come_in_the_order_of_their_names(content, tmp_path):

@@ -199,30 +199,3 @@ def tables_of(entry: Mapping[str, Any]) -> dict[Kind, APTable]:
     """The tables of an entry that was checked."""
     found = {kind: torch.from_numpy(np.array(part["ap"], dtype=np.float64)) for kind, part in entry.items()}
     return {kind: APTable(ap, torch.tensor(entry[kind]["things"]).long()) for kind, ap in found.items()}
-
-
-def what_is_wrong(entry: Any, classes: int, kinds: Sequence[Kind]) -> str:
-    """What keeps an entry from being the tables of these kinds; empty when nothing does."""
-    if not isinstance(entry, dict) or set(entry) != set(kinds):
-        return f"must hold {' and '.join(kinds)}, as the network gives them"
-    for kind, part in entry.items():
-        if not isinstance(part, dict) or set(part) != {"ap", "things"}:
-            return f"{kind} must hold ap and things"
-        counts, shape = part["things"], (len(IOU_THRESHOLDS), classes, len(AREAS))
-        if not all_of(counts, shape[1:2], lambda n: type(n) is int and 0 <= n < 2**63):
-            return f"{kind}.things must be {classes} counts >= 0"
-        if not all_of(part["ap"], shape, lambda x: x is None or (type(x) in (int, float) and 0 <= x <= 1)):
-            return f"{kind}.ap must be {' x '.join(map(str, shape))} nested lists of fractions between 0 and 1, or null"
-        for label, count in enumerate(counts):
-            there = {tuple(value is not None for value in rows[label]) for rows in part["ap"]}
-            if len(there) > 1 or (count == 0 and any(there.pop())):
-                return f"{kind}.ap of class {label}, of which there are {count}, must be null where there is none"
-    if len({tuple(part["things"]) for part in entry.values()}) > 1:
-        return "must count the same things of boxes and of masks"
-    return ""
-
-
-def all_of(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool]) -> bool:
-    """Whether nested lists have a shape and hold only what is right."""
-    entries = np.array(value, dtype=object)
-    return entries.shape == shape and all(map(right, entries.flat))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.data.scenes import OBJECTS
 from apd.data.specs import CONTROL
-from apd.evaluation.average_precision import Kind, all_of, what_is_wrong
+from apd.evaluation.average_precision import AREAS, IOU_THRESHOLDS
 
 SCHEMA = 1
 MOST_BYTES = 2**26  # of a file; the largest committed record has 137 kB
@@ -154,12 +155,32 @@ def _counts(owner: Any, prefix: str, experiment: Experiment, classes: int) -> tu
         matrix = _matrix(owner[entry], name, classes)
         return name, matrix.sum(1), matrix.sum(0)
     network = experiment.teacher.network if prefix == "teacher." else experiment.network
-    kinds: tuple[Kind, ...] = ("boxes", "masks") if network.kind == "mask_rcnn" else ("boxes",)
-    _require(not (wrong := what_is_wrong(owner[entry], classes, kinds)), f"{name} {wrong}")
-    return name, *2 * (np.array(owner[entry]["boxes"]["things"]),)
+    kinds = ["boxes", "masks"] if network.kind == "mask_rcnn" else ["boxes"]
+    table, shape = owner[entry], (len(IOU_THRESHOLDS), classes, len(AREAS))
+    held = isinstance(table, dict) and sorted(table) == kinds
+    _require(held, f"{name} must hold {' and '.join(kinds)}, as the network gives them")
+    for kind, part in table.items():
+        _require(isinstance(part, dict) and set(part) == {"ap", "things"}, f"{name} {kind} must hold ap and things")
+        counts = _all_of(part["things"], shape[1:2], lambda count: _is(count, int))
+        _require(counts, f"{name} {kind}.things must be {classes} counts >= 0")
+        fractions = _all_of(part["ap"], shape, lambda value: value is None or (_is(value, float) and value <= 1))
+        expected = f"{' x '.join(map(str, shape))} nested lists of fractions between 0 and 1, or null"
+        _require(fractions, f"{name} {kind}.ap must be {expected}")
+        for label, count in enumerate(part["things"]):
+            there = {tuple(value is not None for value in rows[label]) for rows in part["ap"]}
+            known = len(there) == 1 and (count or not any(*there))
+            _require(known, f"{name} {kind}.ap of class {label}, of which there are {count}, must be null without any")
+    things = [part["things"] for part in table.values()]
+    _require(things[0] == things[-1], f"{name} must count the same things of boxes and of masks")
+    return name, *2 * (np.array(things[0]),)
+
+
+def _all_of(value: Any, shape: tuple[int, ...], right: Callable[[Any], bool]) -> bool:
+    entries = np.array(value, dtype=object)
+    return entries.shape == shape and all(map(right, entries.flat))
 
 
 def _matrix(value: Any, name: str, classes: int) -> np.ndarray:
-    counts = all_of(value, (classes, classes), lambda count: _is(count, int)) and 0 < sum(map(sum, value)) <= _MOST
+    counts = _all_of(value, (classes, classes), lambda count: _is(count, int)) and 0 < sum(map(sum, value)) <= _MOST
     _require(counts, f"{name} must be a {classes} x {classes} matrix of counts >= 0, in all 1 to 2^53")
     return np.array(value, dtype=np.int64)

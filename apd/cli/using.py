@@ -220,14 +220,19 @@ def records(arguments: list[str], sentence: str) -> int:
     """A line for each record that is refused, then how many are whole: 0 where all are, 1 where not."""
     chosen = parse(_Records, arguments, prog="apd records", description=sentence)
     folder = chosen.folder or records_folder("")
-    counts = Counter[str]()
+    counts, known = Counter[str](), dict[str, tuple[Path, list[int]]]()
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
         try:
             content = read_json(path)
             if isinstance(content, dict) and {"rows", "runs", "sha256"} & content.keys() and "curves" not in content:
                 counts["other"] += 1  # measurements, which the pages check that read them, or a checkpoint's manifest
             else:
-                counts["whole" if "digest" in Record(content, str(path)).content else "older"] += 1
+                kind = "whole" if "digest" in Record(content, str(path)).content else "older"
+                labels = [sum(row) for row in content.get("confusion", ())] or content["ap"]["boxes"]["things"]
+                first, same = known.setdefault(content["data"]["fingerprint"], (path, labels))
+                if labels != same:
+                    raise RecordError(f"{path}: it counts other labels than {first}, which is of the same data")
+                counts[kind] += 1
         except RecordError as error:
             counts["refused"] += 1
             print(error)

@@ -177,6 +177,10 @@ def test_a_folder_is_checked_file_by_file(tmp_path, capsys):
         f"{tmp_path}/run/fifo",
     ]
     assert "2 refused" in printed.out
+    (tmp_path / "speed" / "a.json").write_text(json.dumps(CONTENTS["alone"]))
+    (tmp_path / "speed" / "b.json").write_text(json.dumps(edited(CONTENTS["alone"], "confusion/0/3", more)))
+    assert main(["records", "check", str(tmp_path / "speed")]) == 1
+    assert "b.json: it counts other labels than " in capsys.readouterr().out
     assert "no records" in printed.err
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -83,7 +82,7 @@ def checked(content: Any) -> Experiment:
     _check_measured(content, experiment)
     last, curves = experiment.training.iterations, content["curves"]
     for name, curve in curves.items():
-        numbers = isinstance(curve, list) and all(type(v) in (int, float) and math.isfinite(v) for v in curve)
+        numbers = isinstance(curve, list) and all(type(v) in (int, float) and abs(v) < 1e300 for v in curve)
         _require(numbers, f"curves.{name:.80} must be a list of finite numbers")
         _require(len(curve) == len(curves["iteration"]), f"curves.{name:.80} must be as long as curves.iteration")
     evaluated = [evaluation["step"] for evaluation in content["evaluations"]]

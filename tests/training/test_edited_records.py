@@ -49,7 +49,7 @@ EVERYWHERE = NUMBERS | {
     "data/class_names/0": ("\x1b[2Jroad", "another"),
     "data/name": ("another",),
     "data/split": ("train", ...),
-    "curves/loss/0": (float("nan"), float("inf"), "1", True),
+    "curves/loss/0": (10**400, float("nan"), float("inf"), "1", True),
     "curves/iteration": (back, lambda steps: [*steps[:-1], 10**6], lambda steps: steps[:-1], ...),
     "evaluations": (back, {"a": 1}, [7]),
     "evaluations/0/step": (0, -1, True, ...),

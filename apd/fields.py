@@ -23,7 +23,8 @@ SMALLEST, LARGEST = 1e-12, 1e9  # of weights and rates (own choice): float32 los
 LONGEST_TEXT, LONGEST_SIDE = 500, 2**14  # characters of a name or path, and pixels (own choice)
 MOST = 2**20  # of a count (own choice): beyond it, memory ends before anything is computed
 WIDEST = 2**14  # channels (own choice): the second convolution of a projection head takes 1 GiB here
-CONTROLS = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # the last are what Python makes of bytes that are no UTF-8
+# with ends of lines, turns of direction, and what Python makes of bytes that are no UTF-8
+CONTROLS = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 160

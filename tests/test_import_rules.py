@@ -33,7 +33,7 @@ ARROWS = {
     "hooks": (("validation",), {"torch"}),
     "__init__": (METHOD, {"torch"}),
     "models": (("distillers",), BARE),  # what a detector shows to a distiller
-    "data": ((), BARE | {"yaml"}),  # which timm needs itself
+    "data": (("fields",), BARE | {"yaml"}),  # which timm needs itself
     "config": (("fields", "data", "distillers"), BARE),
     "evaluation": ((*METHOD, "models", "data", "config"), BARE),
     "training": (BELOW_TRAINING, BARE | {"filelock"}),  # which torch needs itself

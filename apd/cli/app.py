@@ -69,7 +69,8 @@ def parse(kind: type, arguments: list[str], **options: Any) -> Any:
     except SystemExit as left:
         if not left.code:  # help was asked for
             raise
-        text, hint = " ".join(re.sub(r"[│╭╮╰╯─]|-{9,}|\x1b\[[\d;]*m", " ", errors.getvalue()).split()), ""  # without its box
+        plain = re.sub(r"[│╭╮╰╯─]|-{9,}|\x1b\[[\d;]*m", " ", errors.getvalue())  # without its box and colours
+        text, hint = " ".join(plain.split()), ""
         if wrong := re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?one of \(([^)]*)\)", text):
             value, argument, choices = wrong.groups()
             if hint := did_you_mean(value, re.findall(r"[^', ]+", choices)):

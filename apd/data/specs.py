@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-# control characters of ASCII and Latin-1, separators of lines, those that turn the direction of writing, and the halves
-# of pairs that a file name has which is not UTF-8
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+from apd.fields import CONTROLS
+
 RGB = tuple[int, int, int]
 IGNORE_COLOUR: RGB = (255, 255, 255)
 IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
@@ -41,7 +40,7 @@ CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
 def require_names(*names: object) -> None:
     """Raise ValueError for a name that is no text, or that could steer a terminal."""
     for name in names:
-        if not isinstance(name, str) or CONTROL.search(name):
+        if not isinstance(name, str) or re.search(CONTROLS, name):
             raise ValueError(f"the name {name!r:.80}: expected a text without control characters")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +14,8 @@ from apd.config.datasets import spec_of
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.data.scenes import OBJECTS
-from apd.data.specs import CONTROL
 from apd.evaluation.average_precision import AREAS, IOU_THRESHOLDS
+from apd.fields import CONTROLS
 
 SCHEMA = 1
 MOST_BYTES = 2**26  # of a file; the largest committed record has 137 kB
@@ -108,7 +109,7 @@ def _check_data(data: dict[str, Any], experiment: Experiment) -> None:
     """Class names are different names, of a built-in or published set those of it in its order; the split is right."""
     names, config, detects = data["class_names"], experiment.data, experiment.task == "detection"
     least, number = (1, "one text") if detects else (2, "two texts")
-    texts = all(isinstance(name, str) and not CONTROL.search(name) for name in names)
+    texts = all(isinstance(name, str) and not re.search(CONTROLS, name) for name in names)
     different = texts and len(set(names)) >= max(least, len(names))
     _require(different, f"data.class_names must be a list of at least {number}, all different, no control characters")
     expected: dict[str, Any] = {"split": config.evaluation_split}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from apd.data.specs import CONTROL
+from apd.fields import CONTROLS
 
 
 def _escape(found: re.Match) -> str:
@@ -32,7 +32,7 @@ class _Stream:
         """As of any stream; what tqdm begins a line with, or goes up by, is let through."""
         if text.strip("\n\x1b[A") and not self.styled:
             start = text[: text.startswith("\r")]
-            text = start + CONTROL.sub(_escape, text[len(start) :])
+            text = start + re.sub(CONTROLS, _escape, text[len(start) :])
         try:
             self._stream.write(text)
             self._stream.flush()

@@ -159,5 +159,4 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         if self.notice:
-            with contextlib.suppress(OSError):  # a full disk, a closed terminal
-                os.write(2, b"\nstopping after this step; once more stops at once\n")
+            os.write(2, b"\nstopping after this step; once more stops at once\n")

@@ -199,17 +199,21 @@ def _processor() -> str:
 
 @cache
 def _git_state() -> dict[str, Any]:
-    """Commit of the source tree as the first run begins, empty without git, and whether the package differs from it."""
-    here = Path(__file__).parent
+    """Commit of this project's checkout as the first run begins, if the package lies in one, and whether it differs."""
+    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20)
+        own = f"--git-dir={root / '.git'}", f"--work-tree={root}"  # the environment or a folder above may name another
+        done = subprocess.run(["git", *own, *arguments], cwd=root, capture_output=True, text=True, timeout=20)
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    project, ours = root / "pyproject.toml", 'name = "adaptive-perspective-distillation"'
     try:
-        commit = git("rev-parse", "HEAD")
+        checkout = (root / ".git").exists() and project.is_file() and ours in project.read_text(encoding="utf-8")
+        commit = git("rev-parse", "HEAD") if checkout else ""
         if not commit and os.environ.get("APD_COMMIT"):  # a copy without its history, whose maker knows its commit
             return {"commit": os.environ["APD_COMMIT"], "clean": True}
-        return {"commit": commit, "clean": bool(commit) and not git("status", "--porcelain", "--", str(here.parent))}
+        commit = commit if checkout else "not in a checkout"
+        return {"commit": commit, "clean": checkout and bool(commit) and not git("status", "--porcelain", "--", "apd")}
     except (OSError, subprocess.TimeoutExpired):
         return {"commit": "", "clean": False}

@@ -158,7 +158,8 @@ def _counted(values: Iterable[str]) -> str:
 
 def commit_text(git: Mapping[str, object]) -> str:
     """The commit of the code that made something, and whether it had been changed since."""
-    return (str(git["commit"])[:10] or "unknown") + ("" if git["clean"] else " with changes")
+    commit = str(git["commit"]) or "unknown"
+    return commit if " " in commit else commit[:10] + ("" if git["clean"] else " with changes")
 
 
 def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:

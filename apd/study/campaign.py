@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from apd.config.identity import fingerprint, to_dict
 from apd.fields import UsageError
 from apd.study.campaigns import CAMPAIGNS, CampaignError, experiments_of
 from apd.study.parallel import side_by_side
-from apd.training.checkpoint import RunBusyError
+from apd.training.checkpoint import RunBusyError, write_atomically
 from apd.training.distributed import Ranks, join, of_every_rank
 from apd.training.exit_codes import exit_code_of
 from apd.training.record import Record, read_record
@@ -118,12 +119,15 @@ def run_campaign(
     ranks = join()
     if ranks.size > 1 and (processes > 1 or minutes is not None):
         raise CampaignError("processes and minutes are for one process with one device: start it without torchrun")
-    folder, known = folder or records_folder(name), experiments_of(name)
+    folder, known = Path(os.path.expanduser(folder or records_folder(name))), experiments_of(name)
     experiments = [e for e in known if only in e.name]
     if not experiments:
         raise CampaignError(f"only = {only!r}: expected a part of one of the labels {', '.join(e.name for e in known)}")
     done = ranks.on_rank_zero(lambda: existing_records(folder))
     missing = [e for e in experiments if fingerprint(e) not in done]
+    if missing:  # before hours go into a run whose record cannot be written
+        probe = folder / f".{os.getpid()}.probe"
+        ranks.on_rank_zero(lambda: [write_atomically(probe, ""), probe.unlink()])
     ranks.print(f"{name}: {len(experiments)} experiments, {len(experiments) - len(missing)} have a record")
     if retired := done.keys() - set(map(fingerprint, known)):
         such = Path(next(record.source for key, record in done.items() if key in retired)).name

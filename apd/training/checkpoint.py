@@ -1,13 +1,13 @@
 """Checkpoints that survive a kill at any moment (there whole or not at all, the last two), and one process per run."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ GO_ON = (
     "goes on from the last checkpoint"
 )
 _FILES = ("weights.safetensors", "state.safetensors", "optimisers.pt")
+_FACTS = {"seconds": float, "log_lines": int, "evaluations": list, "started": str, "teacher": dict | None}
 
 
 class CheckpointError(RuntimeError):
@@ -38,13 +39,27 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _flush(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, before anything is written that counts on them."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            if not path.is_dir():  # some file systems flush no folders
+                raise
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
-def _replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
+def replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
     """A file to write beside the final one, whose place it takes whole, or not at all: a reader never sees a part."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
         temporary.replace(path)
+        _flush(path.parent)
     except Exception as error:  # safetensors wraps the OSError in a type of its own
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -55,7 +70,7 @@ def _replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old content or the new. CheckpointError when the disk refuses it."""
     own = path.with_name(f".{path.name}.{os.getpid()}.part")  # workers of a campaign may write the same record
-    with _replacing(path, own, " or choose another folder"), own.open("w", encoding="utf-8") as file:
+    with replacing(path, own, " or choose another folder"), own.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -64,12 +79,18 @@ def write_atomically(path: Path, text: str) -> None:
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
     partial = path.with_suffix(".part")  # one name: what a kill leaves is overwritten when the run goes on
-    with _replacing(path, partial, ", then start the same command again"):
-        _save_tensors(weights, partial)
+    with replacing(path, partial, ", then start the same command again"):
+        save_tensors(weights, partial)
 
 
-def _save_tensors(state: dict[str, Tensor], path: Path, **options: Any) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path, **options)
+def save_tensors(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
+    """Write tensors as safetensors, onto the disk and with the mode that the user's umask gives."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, **options)
+    path.chmod(mode)  # safetensors gives its files mode 0600
+    _flush(path)
 
 
 def save_checkpoint(
@@ -90,14 +111,17 @@ def save_checkpoint(
         for leftover in folder.glob(".part-*"):  # a kill came while it was written
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        _save_tensors(weights, partial / _FILES[0], metadata={"step": str(step)})
-        _save_tensors(state, partial / _FILES[1])
+        save_tensors(weights, partial / _FILES[0], metadata={"step": str(step)})
+        save_tensors(state, partial / _FILES[1])
         torch.save(optimisers, partial / _FILES[2])
+        _flush(partial / _FILES[2])
         manifest = {"step": step, "facts": facts, "sha256": {name: sha256_of(partial / name) for name in _FILES}}
+        manifest["checksum"] = checksum_of(manifest)
         write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1))
         if final.exists():  # a damaged one of the same step, passed over by load_newest
             shutil.rmtree(final)
         partial.rename(final)
+        _flush(folder)
     except Exception as error:  # torch and safetensors wrap the OSError in types of their own
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write checkpoint {final}: {error}. {GO_ON}") from error
@@ -108,10 +132,21 @@ def save_checkpoint(
     return final
 
 
+def checksum_of(manifest: dict[str, Any]) -> str:
+    """Hexadecimal sha256 of all that a manifest says."""
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read one checkpoint: keys step, facts, weights, state, optimisers. CheckpointError where it is not as written."""
     try:
+        if missing := [name for name in ("manifest.json", *_FILES) if not (path / name).is_file()]:  # or a pipe
+            raise CheckpointError(f"{path / missing[0]} is missing or no file")
         manifest = json.loads((path / "manifest.json").read_text())
+        facts, checksum = manifest["facts"], manifest.pop("checksum", None)
+        old = checksum is None and all(isinstance(facts[name], kind) for name, kind in _FACTS.items())  # had none
+        if not (old and facts["log_lines"] == manifest["step"]) and checksum != checksum_of(manifest):
+            raise CheckpointError(f"{path / 'manifest.json'} is damaged: its checksum is not that of what it says")
         if path.name != f"step-{manifest['step']:08d}":
             raise CheckpointError(f"{path / 'manifest.json'} is damaged: it says step {manifest['step']}")
         for name in _FILES:
@@ -128,7 +163,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # json, safetensors and the unpickler each raise types of their own
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {reason:.200}") from error
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -145,43 +180,54 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 @contextlib.contextmanager
-def only_process(folder: Path) -> Iterator[None]:
+def only_process(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold a run's folder for this process; it is made if it is not there.
 
     The lock is the operating system's own on `folder/lock` and vanishes with the process; between machines it holds on
-    NFS and on Lustre with `flock`. RunBusyError names the holder; CheckpointError where there can be no lock.
+    NFS and on Lustre with `flock`. RunBusyError names the holder; CheckpointError where there can be no lock. What this
+    gives is called before what counts is written: RunBusyError where the lock's file was deleted or replaced.
     """
     path, name = folder / "lock", folder / "holder"
+    held: list[os.stat_result] = []
+
+    def require_held() -> None:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(path), held[-1]):
+                return
+        raise RunBusyError(f"{path} was deleted or replaced: where another works on this run, wait; then start again")
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
     except OSError as error:
         advice = "make it writable or set APD_RUNS to another folder"
         raise CheckpointError(f"cannot write to {folder}: {error.strerror}; {advice}") from error
-    lock = FileLock(path)
-    hard = type(lock)
+    # without a fallback: that lock would outlive a killed process
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=lambda descriptor: held.append(os.fstat(descriptor)))
     try:
         with contextlib.suppress(Timeout):
             lock.acquire(blocking=False)
-        if type(lock) is not hard:  # filelock falls back to a lock that outlives a killed process
-            lock.release()
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    except (OSError, NotImplementedError) as error:  # the second from releases before 3.24
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         fix = "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
-        raise CheckpointError(f"cannot lock {path}: {reason}; {fix}") from error
+        raise CheckpointError(f"cannot lock {path}: {error.strerror}; {fix}") from error
     if not lock.is_locked:
-        holder = ""
+        holder = None
         with contextlib.suppress(OSError):
-            holder = name.read_text(encoding="utf-8").strip()
+            text = name.read_text(encoding="utf-8", errors="replace") if name.is_file() else ""
+            holder = re.fullmatch(r"process (\d{1,9}) on (\S{1,255})", text)
+        if holder and holder[2] == socket.gethostname() and os.path.exists("/proc/self"):
+            holder = holder if os.path.exists(f"/proc/{holder[1]}") else None  # the one before, which was killed
         advice = "wait for it to end, or stop it and start this command again"
-        raise RunBusyError(f"{folder} is in use by {holder or 'another process'}; {advice}")
+        raise RunBusyError(f"{folder} is in use by {holder[0] if holder else 'another process'}; {advice}")
     try:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from working
+            for leftover in folder.glob(".*.part"):  # a kill came while it was written
+                leftover.unlink()
             name.unlink(missing_ok=True)
             name.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
+        yield require_held
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RunBusyError):  # the file may be another's now
+            require_held()
             name.unlink(missing_ok=True)
         lock.release()

@@ -138,13 +138,13 @@ class Ranks:
         torch.manual_seed(seed)
 
     @contextlib.contextmanager
-    def hold(self, folder: Path, *, wait: bool) -> Iterator[None]:
-        """Hold a run's folder (see :func:`only_process`) for all ranks; `wait` for a holder, or raise RunBusyError."""
-        asked = False
+    def hold(self, folder: Path, *, wait: bool) -> Iterator[Callable[[], None]]:
+        """As :func:`only_process` for all ranks; `wait` for a holder, or raise RunBusyError. Rank 0 calls it."""
+        asked, held = False, list[Callable[[], None]]()
         with contextlib.ExitStack() as stack:
             while True:
                 try:
-                    self.on_rank_zero(lambda: stack.enter_context(only_process(folder)))
+                    self.on_rank_zero(lambda: held.append(stack.enter_context(only_process(folder))))
                     break
                 except RunBusyError as error:
                     if not wait:
@@ -153,7 +153,7 @@ class Ranks:
                         self.print(f"waiting: {error}")
                     asked = True
                     time.sleep(ASK_AGAIN_SECONDS)
-            yield
+            yield lambda: held[0]()
 
 
 ALONE = Ranks()

@@ -1,6 +1,7 @@
 """Batches that depend on seed and iteration only: batch t is places t·B to t·B+B-1 of a stream of permuted epochs."""
 
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -120,12 +121,26 @@ def training_batches(
         return (made[iteration] for iteration in order)
     # a generator of its own: the loader draws a seed for its workers, by default from the global state
     options = {"num_workers": workers, "worker_init_fn": _leave_stopping_to_the_trainer, "generator": torch.Generator()}
-    return iter(DataLoader(made, batch_size=None, sampler=order, **options))
+    return _of_workers(iter(DataLoader(made, batch_size=None, sampler=order, **options)))
+
+
+def _of_workers(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches of other processes; DataError, in a line, where one cannot be made or a process was killed."""
+    try:
+        yield from batches
+    except Exception as error:
+        del batches  # as long as the error is kept, its frames would keep the workers alive
+        traceback.clear_frames(error.__traceback__)
+        *above, said = str(error).strip().split("\n")  # above is the traceback of an error in a worker
+        if above and not isinstance(error, DataError):
+            raise
+        killed = f"a process that prepares batches was killed ({said:.99}): start again, with fewer --workers"
+        raise DataError(said.partition(": ")[2] if above else killed) from error
 
 
 def _leave_stopping_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach all processes; the trainer finishes its step, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """What asks a run to stop may reach all processes; the trainer finishes its step, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +66,7 @@ def train(
     require_equal_parts(experiment.training, ranks, task.least_part(ranks, where))
     if not 0 <= workers <= 256:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0 and at most 256")
-    with ranks.hold(folder, wait=wait):
+    with ranks.hold(folder, wait=wait) as require_held:
         if record := ranks.on_rank_zero(lambda: _finished(folder)):  # by the process that we waited for
             return record
         # what can be wrong with data or student is found before hours go into a teacher
@@ -78,7 +77,7 @@ def train(
         ranks.on_rank_zero(lambda: splits.identities(experiment.data.evaluation_split))
         classes = len(splits.train.spec.class_names)
         make = partial(task.network, experiment.network, classes, where, experiment.seed)
-        student, teacher, weights = ranks.rank_zero_first(make), None, Path()
+        student, teacher = ranks.rank_zero_first(make), None
         if experiment.teacher is not None:
             weights = Path(experiment.teacher.weights_file)
             if not experiment.teacher.weights_file:
@@ -86,11 +85,12 @@ def train(
                 train(of_teacher, **options, progress=progress, wait=True, check_labels=False)
                 weights = run_folder(of_teacher) / "weights.safetensors"
             teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, classes, where))
-        run = Trainer(task, folder, splits, student, teacher, progress=progress, ranks=ranks, workers=workers)
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, task.precision(where), ranks.size, task.libraries)
+        options = dict(progress=progress, ranks=ranks, workers=workers, origin=origin, require_held=require_held)
+        run = Trainer(task, folder, splits, student, teacher, **options)
         run.execute(on_step)
-        return _finish(run, origin, weights)
+        return _finish(run)
 
 
 def task_of(experiment: Experiment) -> Task:
@@ -151,7 +151,7 @@ def _check_labels(census: Census | None, experiment: Experiment) -> None:
         print("".join(f"warning: {sentence}\n" for sentence in warnings), end="", file=sys.stderr, flush=True)
 
 
-def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path) -> Record:
+def _finish(run: Trainer) -> Record:
     """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
     experiment, splits, ranks = run.experiment, run.splits, run.ranks
     run.evaluated.eval()
@@ -163,11 +163,11 @@ def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path) -> Reco
         }
     if run.teacher is not None:
         both = run.task.compare(run.evaluated, run.teacher, splits.evaluation, ranks)
-        # a file of weights can be replaced under its name: the record says which it was
-        digest = ranks.on_rank_zero(lambda: sha256_of(teacher_weights))
-        teacher = {**run.facts["teacher"], **both, "weights_sha256": digest}
+        # a file of weights can be replaced under its name: the record says what was loaded
+        teacher = {**run.facts["teacher"], **both, "weights_sha256": run.task.teacher_sha256}
 
     def write() -> Record:
+        run.require_held()
         weights = run.folder / "weights.safetensors"
         save_weights(weights, run.evaluated.state_dict())
         content = {
@@ -183,9 +183,11 @@ def _finish(run: Trainer, origin: dict[str, Any], teacher_weights: Path) -> Reco
                 "training_fingerprint": splits.train.fingerprint(),
                 **({"identities": run.facts["identities"]} if "identities" in run.facts else {}),
             },
-            **origin,
+            **run.origin,  # of the last process; all of them are in `history`
             "started": run.facts["started"],
+            "history": run.facts["history"],
             "wall_seconds": round(run.facts["seconds"], 2),
+            "seconds_per_iteration": round(run.facts["seconds"] / experiment.training.iterations, 6),  # of a lost log
             **run.log.summary(),
             "peak_memory_bytes": _peak_memory(run.device),
             "parameters": sum(p.numel() for p in run.student.parameters()),
@@ -228,7 +230,10 @@ def repository() -> Path:
 
 def runs_folder() -> Path:
     """APD_RUNS where it is set, else `runs/` in the repository."""
-    return Path(os.environ["APD_RUNS"]) if os.environ.get("APD_RUNS") else repository() / "runs"
+    given = os.path.expanduser(os.environ.get("APD_RUNS", ""))
+    if given.startswith("~"):
+        raise ExperimentError(f"APD_RUNS = {given!r:.80}: there is no such user; ./~ begins a folder of that name")
+    return Path(given) if given else repository() / "runs"
 
 
 def run_folder(experiment: Experiment) -> Path:

@@ -1,6 +1,7 @@
 """What a run notes on its way: the log of its terms, a stop that was asked for, a batch that broke it."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -9,15 +10,13 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn, Self
-
-from safetensors.torch import save_file
+from typing import Any, Literal, Self
 
 from apd.data.batches import Batch, InstanceBatch
-from apd.training.checkpoint import GO_ON, CheckpointError
+from apd.training.checkpoint import GO_ON, CheckpointError, replacing, save_tensors
 
 CURVE_POINTS = 100
 LINE_SECONDS = 30.0  # Between two lines of progress in a log (own choice).
@@ -36,56 +35,71 @@ class StoppedError(KeyboardInterrupt):
 
 
 class RunLog:
-    """The terms of every step as JSON lines. `lines` is their number; one line is one optimiser step."""
+    """The terms of every step as JSON lines. `parts` are end and sha256 of the lines between two checkpoints."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, 0
+        self.path, self.lines, self.damaged = path, 0, dict[str, dict[str, int]]()
+        self.parts, self._part = list[list[Any]](), hashlib.sha256()
 
-    def start_over(self, lines: int) -> None:
-        """Keep the first `lines` lines: a resumed run writes the rest anew. CheckpointError where the log has fewer."""
-        self.lines = lines
-        with self._disk_errors(), self.path.open("ab+") as file:
-            file.seek(0)
-            kept = sum(file.readline().endswith(b"\n") for _ in range(lines))
-            if kept == lines:
-                file.truncate(file.tell())
-        if kept < lines:
-            self._damaged(f"it has {kept} whole lines where the checkpoint expects {lines}")
+    def start_over(self, lines: int, parts: list[list[Any]] | None = None) -> None:
+        """Keep the lines of so many steps: a resumed run writes the rest anew. None: they have no checksums."""
+        self.lines, self.parts, self._part = lines, [[lines, None]] if parts is None else parts, hashlib.sha256()
+        with replacing(self.path, partial := self.path.with_suffix(".part"), f". {GO_ON}"):
+            partial.write_text(_lines_of(self._whole().values()), encoding="utf-8")
 
-    def _damaged(self, reason: object) -> NoReturn:
-        checkpoints = self.path.parent / "checkpoints"
-        advice = f"Delete {checkpoints} and start the same command again: the run begins anew"
-        raise CheckpointError(f"{self.path} is damaged: {reason}. {advice}")
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the log."""
+        if self.lines > (self.parts[-1][0] if self.parts else 0):
+            self.parts.append([self.lines, self._part.hexdigest()])
+            self._part = hashlib.sha256()
+        return {"log_lines": self.lines, "log_parts": self.parts}
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. CheckpointError when the disk refuses it."""
-        with self._disk_errors(), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        self.lines += 1
-
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+        line = _lines_of([entry])
         try:
-            yield
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}. {GO_ON}") from error
+        self._part.update(line.encode())
+        self.lines += 1
 
     def read(self) -> list[dict[str, Any]]:
-        """Every line. CheckpointError when one is not what was written."""
-        try:
-            return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            self._damaged(error)
+        """What the lines hold that could have been written: a damaged log costs its curves, not the run."""
+        entries: list[dict[str, Any]] = []
+        for line in self.path.read_bytes().split(b"\n") if self.path.is_file() else ():
+            with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+                if "step" in (entry := json.loads(line)) and all(map(math.isfinite, entry.values())):
+                    entries.append(entry)
+        return entries
+
+    def _whole(self) -> dict[int, dict[str, Any]]:
+        """By step, what the lines hold that are as they were written; what is damaged is printed."""
+        entries, whole, first = {entry["step"]: entry for entry in self.read()}, {}, 0
+        for part in self.parts:
+            found = {step: entries[step] for step in range(first, part[0]) if step in entries}
+            digest = hashlib.sha256(_lines_of(found.values()).encode()).hexdigest()
+            part[1] = part[1] or digest  # of a checkpoint of before there were checksums
+            if part[1] == digest:
+                whole |= found
+            first = part[0]
+        if missing := [step for step in range(self.lines) if step not in whole]:
+            self.damaged = {"log_damaged": {"first": missing[0], "last": missing[-1], "steps": len(missing)}}
+            print(f"{self.path} is damaged: the curves lack {len(missing)} steps from {missing[0]} on", flush=True)
+        return whole
 
     def summary(self) -> dict[str, Any]:
         """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
 
         Seconds are medians over steps, core seconds those in which the process ran. A curve has at most 100 points,
-        each the mean over an equal stretch of steps; `iteration` is its end.
+        each the mean over an equal stretch of steps; `iteration` is its end. Steps whose lines are not as they were
+        written are no part of this; how many, and between which steps, is `log_damaged`.
         """
-        entries = self.read()
+        self.facts()  # closes the last stretch
+        entries = [*self._whole().values()]
         stretch = -(-len(entries) // CURVE_POINTS)
-        parts = [entries[i : i + stretch] for i in range(0, len(entries), stretch)]
+        parts = [entries[i : i + stretch] for i in range(0, len(entries), max(1, stretch))]
 
         def short(value: float) -> float:
             return float(f"{value:.6g}")
@@ -94,15 +108,20 @@ class RunLog:
         for name in ("seconds", "core_seconds"):
             if taken := [e[name] for e in entries if name in e]:
                 seconds[f"{name}_per_iteration"] = short(statistics.median(taken))
-        names = [name for name in entries[0] if name not in ("step", "seconds", "core_seconds")]
+        terms = [name for name in (entries or [{}])[0] if all(name in entry for entry in entries)]
+        names = [name for name in terms if name not in ("step", "seconds", "core_seconds")]
         curves = {name: [short(statistics.fmean(e[name] for e in part)) for part in parts] for name in names}
-        return {**seconds, "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves}
+        return {**seconds, "curves": {"iteration": [part[-1]["step"] + 1 for part in parts]} | curves, **self.damaged}
+
+
+def _lines_of(entries: Iterable[dict[str, Any]]) -> str:
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries)
 
 
 def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
     """Keep a batch for inspection, its tensors as safetensors; the sentence says where, or why not."""
     try:
-        save_file({name: value.contiguous() for name, value in batch.by_name().items()}, path)
+        save_tensors(batch.by_name(), path)
     except Exception as error:  # safetensors wraps the OSError in a type of its own; the loss is the greater news
         return f"the batch could not be saved in {path} ({error})"
     return f"the batch is saved in {path}"
@@ -138,7 +157,7 @@ def in_this_output() -> Literal["lines"] | None:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM, in the main thread, into a request between two steps; a second Ctrl-C stops at once."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP, in the main thread, into a request between two steps; a second Ctrl-C stops."""
 
     def __init__(self, *, notice: bool = True) -> None:
         self.requested, self.notice = False, notice
@@ -146,8 +165,11 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+                if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+                    self._before[number] = signal.signal(number, self._note)
+            if hasattr(signal, "SIGCHLD"):  # torch's handler raises in the middle of a step where a worker is killed
+                self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,8 +177,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:  # others may come twice for one event
             raise KeyboardInterrupt
+        if self.notice and not self.requested:
+            with contextlib.suppress(OSError):  # the terminal may be what was lost
+                os.write(2, b"\nstopping after this step; once more stops at once\n")
         self.requested = True
-        if self.notice:
-            os.write(2, b"\nstopping after this step; once more stops at once\n")

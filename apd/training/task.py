@@ -1,5 +1,6 @@
 """What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.distillers.base import DistillerConfig, build_distiller
 from apd.models.checkpoints import load_weights
+from apd.training.checkpoint import sha256_of
 from apd.training.distributed import ALONE, Ranks, of_every_rank
+from apd.training.record import read_record
 
 
 def build_optimisers(
@@ -61,6 +64,7 @@ class RunTask(nn.Module):
     libraries: tuple[str, ...] = ()  # packages, beside the usual ones, whose version belongs to what is measured
     kind: str
     ignore_index: int = 255  # of labels; a detector's are its own
+    teacher_sha256: str | None = None  # of the file that its weights were loaded from
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
@@ -115,16 +119,27 @@ def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed:
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The task's teacher with strictly loaded weights, in eval mode, without gradients; else TeacherError.
 
-    `path` is one of this project's runs or a released checkpoint (see :func:`~apd.models.load_weights`).
+    `path` is one of this project's runs, whose record must know these weights, or a released checkpoint (see
+    :func:`~apd.models.load_weights`). The digest of what was loaded is then the task's `teacher_sha256`.
     """
+    path = Path(os.path.expanduser(path))
+    record = path.with_name("record.json")
+    fix = f"restore it, or delete {record} to finish the teacher's run again"
     if not path.is_file():
-        raise TeacherError(f"teacher weights {path}: there is no such file (--teacher.weights-file)")
+        fix = "(--teacher.weights-file)" if task.experiment.teacher.weights_file else fix
+        raise TeacherError(f"teacher weights {path}: there is no such file; {fix}")
     network = task.experiment.teacher.network
     teacher = task.network(network, num_classes, device, seed=0, weights_follow=True)
     try:
+        task.teacher_sha256 = sha256_of(path)
         load_weights(teacher, path)
+        if sha256_of(path) != task.teacher_sha256:
+            raise RuntimeError(f"{path}: the file was changed while it was read")
     except (RuntimeError, OSError) as error:
         raise TeacherError(f"teacher weights {error}; the network is {network} with {num_classes} classes") from error
+    known = read_record(record).content if path.name == "weights.safetensors" and record.is_file() else {}
+    if task.teacher_sha256 != known.get("weights_sha256", task.teacher_sha256):
+        raise TeacherError(f"teacher weights {path}: it is not the file that {record} was written with; {fix}")
     return teacher.eval().requires_grad_(False)
 
 

@@ -1,8 +1,8 @@
 """The training step, and the loop around it. On a CPU an interrupted run ends bit-equal to an uninterrupted one."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from apd.config.datasets import Splits, what_changed
 from apd.config.experiment import TrainingConfig
+from apd.config.identity import fingerprint
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
 from apd.data.batches import InstanceBatch
+from apd.data.images import DataError
 from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
@@ -175,6 +177,8 @@ class Trainer:
         progress: Progress = False,
         ranks: Ranks = ALONE,
         workers: int = 0,
+        origin: dict[str, Any] | None = None,  # of this process, for the history
+        require_held: Callable[[], None] = lambda: None,  # raises where the folder is no longer this process's
     ) -> None:
         self.task, self.experiment, self.folder, self.splits = task, task.experiment, folder, splits
         self.student, self.teacher, self.progress, self.ranks, self.workers = student, teacher, progress, ranks, workers
@@ -182,9 +186,10 @@ class Trainer:
         self.device, self.distillers = self.step.device, self.step.distillers
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
-        self.log = RunLog(folder / "log.jsonl")
-        self._loss = float("nan")  # of the newest step that was looked at
+        self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
+        self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
         self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
+        self.identity = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
         """Resume where the newest whole checkpoint stands, and train to the last step."""
@@ -192,17 +197,28 @@ class Trainer:
         if self.teacher is not None and self.facts["teacher"] is None:
             self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, ranks)
         options = dict(start=step, ranks=ranks, workers=self.workers, device=self.device)
-        batches = self.task.batches(self.splits.train, **options)
+        batches, first = self.task.batches(self.splits.train, **options), step
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         hidden = not ranks.first or (None if self.progress is None else self.progress is not True)
         bar = tqdm(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
         in_lines = self.progress == "lines" and ranks.first
         lines = ProgressLines(self.experiment.name, step, training.iterations, shown=in_lines)
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
+
+        def available() -> Iterator[Batch]:
+            try:
+                yield from batches
+            except DataError:
+                if ranks.size == 1 and step > first:  # others wait for this rank elsewhere
+                    for looked_at in pending:
+                        self._note(*looked_at)
+                    self._save(step)
+                raise
+
         self.student.train()
         saved_at, core_tick = (tick := time.perf_counter()), time.process_time()
-        with StopRequest(notice=ranks.first) as stop, bar:
-            for batch in batches:
+        with StopRequest(notice=ranks.first) as stop, bar, closing(available()) as ready:
+            for batch in ready:
                 self.set_learning_rates(step)
                 terms = self.step(batch)
                 taken = {"seconds": time.perf_counter() - tick}
@@ -274,10 +290,11 @@ class Trainer:
             generators["generator.cuda"] = torch.cuda.get_rng_state(self.device)
         for rank, theirs in enumerate(self.ranks.gather(generators)):
             state |= {f"{name}.{rank}" if rank else name: value for name, value in theirs.items()}
-        self.facts["log_lines"] = self.log.lines
+        self.facts |= self.log.facts()
+        self.facts["history"][-1]["steps"][1] = step
         optimisers = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
         parts = {"weights": self.student.state_dict(), "state": state, "optimisers": optimisers, "facts": self.facts}
-        self.ranks.on_rank_zero(lambda: save_checkpoint(self.folder / "checkpoints", step, **parts))
+        self.ranks.on_rank_zero(lambda: [self.require_held(), save_checkpoint(self.checkpoints, step, **parts)])
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"distillers": self.distillers} | ({} if self.average is None else {"average": self.average})
@@ -286,20 +303,29 @@ class Trainer:
         """Load the newest whole checkpoint, if there is one, cut the log to its length, and return the steps done."""
 
         def newest() -> dict[str, Any] | None:
-            checkpoint, passed_over = load_newest(self.folder / "checkpoints")
+            checkpoint, passed_over = load_newest(self.checkpoints)
             self.facts["identities"] = today = self.splits.identities(self.experiment.data.evaluation_split)
             if checkpoint and (found := what_changed(checkpoint["facts"].get("identities", {}), today)):
                 raise CheckpointError(f"{self.folder} was begun with other data: {found}; restore them or delete it")
             for sentence in passed_over:
                 print(f"{self.experiment.name}: {sentence}", flush=True)
-            self.log.start_over(checkpoint["facts"]["log_lines"] if checkpoint else 0)
+            facts = checkpoint["facts"] if checkpoint else {"log_lines": 0}
+            for name, began in facts.get("identity", {}).items():
+                if began != (now := self.identity.get(name)):
+                    changed = f"other {name} than this run was begun with (sha256 {now!s:.12}, then {began!s:.12})"
+                    raise CheckpointError(f"{changed}: restore them, or delete {self.checkpoints} to begin anew")
+            self.log.start_over(facts["log_lines"], facts.get("log_parts"))
             return checkpoint
 
         checkpoint = self.ranks.on_rank_zero(newest)
         step = checkpoint["step"] if checkpoint else 0
         self.ranks.seed(self.experiment.seed, step)  # dropout; everything else has generators of its own
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.facts = checkpoint["facts"] if checkpoint else {**self.facts, "started": now}
+        before = self.facts.get("history", [{"steps": [0, step]}] if step else [])  # whose: not known of the older kind
+        self.facts["history"] = [*before, {"started": now, **self.origin, "steps": [step, step]}]
+        self.facts["identity"] = self.identity
         if checkpoint is None:
-            self.facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
             return 0
         state = checkpoint["state"]
         self.student.load_state_dict(checkpoint["weights"])
@@ -314,6 +340,5 @@ class Trainer:
             torch.set_rng_state(cpu)
         if cuda is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda, self.device)
-        self.facts = checkpoint["facts"]
         self.ranks.print(f"{self.experiment.name}: resumed at step {step}")
         return step

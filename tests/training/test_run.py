@@ -69,8 +69,6 @@ def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
 def test_a_resumed_log_keeps_the_lines_of_its_checkpoint_and_drops_later_ones(tmp_path):
     log = RunLog(tmp_path / "log.jsonl")
     log.path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "se')  # a kill in the middle of a line
-    with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged"):
-        log.summary()
     log.start_over(2)
     log.write({"step": 2})
     assert [line["step"] for line in log.read()] == [0, 1, 2]

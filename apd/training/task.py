@@ -44,6 +44,26 @@ def build_optimisers(
     return {"student": own, "teacher_heads": torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)}
 
 
+def learning_rate_factor(training: TrainingConfig, step: int) -> float:
+    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
+
+    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
+    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
+    """
+    steps = training.schedule == "steps"
+    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
+    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
+
+
+def _poly(training: TrainingConfig, step: int) -> float:
+    return (1 - step / training.iterations) ** training.power
+
+
+def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
+    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
+    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
+
+
 def described(training: TrainingConfig) -> str:
     """Optimiser and schedule in words, such as "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"."""
     heads = training.learning_rate * training.head_multiplier

@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from apd.config.datasets import Splits, what_changed
-from apd.config.experiment import TrainingConfig
 from apd.config.identity import fingerprint
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
@@ -25,7 +24,7 @@ from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import build_optimisers, measure_teacher
+from apd.training.task import build_optimisers, learning_rate_factor, learning_rate_factors, measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0
@@ -141,26 +140,6 @@ class CapturedStep:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             return graph, self._compute(self._batch)
-
-
-def learning_rate_factor(training: TrainingConfig, step: int) -> float:
-    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
-
-    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
-    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
-    """
-    steps = training.schedule == "steps"
-    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
-    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
-
-
-def _poly(training: TrainingConfig, step: int) -> float:
-    return (1 - step / training.iterations) ** training.power
-
-
-def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
-    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
-    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
 
 
 class Trainer:

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from small_detection import small
-from small_experiments import SMALLEST, exit_codes, outcome, run_as_a_command, run_ranks, start_ranks, tiny
+from small_experiments import (
+    SMALLEST,
+    exit_codes,
+    outcome,
+    run_as_a_command,
+    run_ranks,
+    start_ranks,
+    tiny,
+    train_until_killed,
+)
 
 import apd.training.segmentation
 from apd.data.image_folder import DataError
@@ -80,6 +89,9 @@ def steps_in(folder):
 
 def test_two_ranks_that_are_killed_go_on_and_end_bit_equal(undisturbed, tmp_path, monkeypatch):
     """Dropout is on: the second rank's generator, too, is where it was."""
+    for touches in (30, 70):  # files: the first is killed while it writes, and the second notices
+        kill = train_until_killed, shared(), tmp_path / "runs", touches
+        run_ranks(*kill, outputs=tmp_path / "out", expected=(-9, 1))
     for step in (2, 5):
         run_ranks(often, shared(), tmp_path / "runs", KillAt(step), outputs=tmp_path / "out", expected=(-9, -9))
     first, _ = run_ranks(often, shared(), tmp_path / "runs", outputs=tmp_path / "out")

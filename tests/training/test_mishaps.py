@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_a_read_only_disk_is_an_error_before_anything_is_computed(refused, monke
     assert f"cannot write to {tmp_path / 'file' / 'runs'}" in refused(*STUDENT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_is_honoured_after_the_step_and_loses_nothing(number):
     handler = signal.getsignal(number)
     with pytest.raises(StoppedError, match="stopped at step 3; the same command goes on from there"):
@@ -326,6 +327,9 @@ def hold(folder):
 
 def hold_for_ever(folder, ready):
     with only_process(folder):
+        if os.fork() == 0:  # a child, as a worker of a loader is, lives on for a while
+            time.sleep(5)
+            os._exit(0)
         ready.touch()
         os.read(os.pipe()[0], 1)
 

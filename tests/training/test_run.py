@@ -66,15 +66,6 @@ def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
     assert (losses[:2], losses[-1]) == ([1.0, 4.0], 249.0)
 
 
-def test_a_resumed_log_keeps_the_lines_of_its_checkpoint_and_drops_later_ones(tmp_path):
-    log = RunLog(tmp_path / "log.jsonl")
-    log.path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "se')  # a kill in the middle of a line
-    log.start_over(2)
-    log.write({"step": 2})
-    assert [line["step"] for line in log.read()] == [0, 1, 2]
-    assert log.lines == 3
-
-
 def test_progress_lines_come_in_a_bounded_number(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(run_log.time, "monotonic", lambda: clock[0])
@@ -183,7 +174,7 @@ EXPERIMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["apd", "both_with_average"])
+@pytest.mark.parametrize("name", ["apd", "both_with_average", "detection_with_average"])
 def test_a_run_killed_at_random_moments_ends_bit_equal(name, runs, tmp_path):
     """The kills fall anywhere: while a checkpoint is written, renamed or pruned, between log and checkpoint, at the
     end while weights and record are written, and in the run of the teacher."""

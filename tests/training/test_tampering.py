@@ -1,123 +1,116 @@
-"""What was changed behind a run's back, between two of its processes, is refused, passed over or marked."""
+"""What happens to a run's files and processes behind its back is refused, passed over or marked, and costs no step."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import tempfile
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import pytest
 from bad_input import refused
-from small_experiments import TEACHER, Thrown, outcome, thrown_at, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_experiments import Thrown, outcome, thrown_at, tiny, undisturbed
 
+from apd.config.experiment import ExperimentError
+from apd.data.batches import BatchStream
+from apd.data.images import DataError
+from apd.study.campaign import run_campaign
+from apd.training import record
 from apd.training import trainer as loop
-from apd.training.checkpoint import CheckpointError
-from apd.training.run import run_folder, train
+from apd.training.checkpoint import CheckpointError, RunBusyError, load_checkpoint, only_process
+from apd.training.run import run_folder, runs_folder, train
+from apd.training.run_log import RunLog
 from apd.training.task import TeacherError
 
-OF_TEACHER = tiny("apd").teacher_experiment()
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A folder of runs that stopped after step 4 of 6, with a checkpoint after each step."""
-    folder = tmp_path_factory.mktemp("begun")
+def stopped(experiment):
+    """The folder of a run that was thrown out of its loop after step 4, with a checkpoint after each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APD_RUNS", str(folder))
         patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-        for experiment in (tiny(), tiny(seed=1), tiny("apd")):
-            with pytest.raises(Thrown):
-                train(experiment, on_step=thrown_at(4))
-    return folder
+        with pytest.raises(Thrown):
+            train(experiment, on_step=thrown_at(4))
+    return run_folder(experiment)
 
 
-@pytest.fixture
-def stopped(begun, runs):
-    """A copy of those runs for one test; the folder of the student's."""
-    shutil.copytree(begun, runs)
-    return run_folder(tiny())
+NASTY = (
+    b"NaN",
+    b"1" * 5000,
+    b'"1"',
+    b"[2]",
+    b"true",
+    b"null",
+    b"{}\n",
+    b'{"step": 2}\n',
+    b"[" * 99999,
+    b"\n",
+    b"\0\xff",
+    b"",
+)
 
 
-LOGS = [  # what in the log becomes what, and the steps that it costs: the first two have one checksum
-    (rb"\Z", b'{"step": 4, "loss": 0.0}\n{"st', []),
-    (rb"(.*\n)(.*\n)", rb"\2\1\2", []),
-    (rb"(?s).+", b"", [0, 1, 2, 3]),
-    (rb"(?s).+", b"\x00\xff" * 999, [0, 1, 2, 3]),
-    (rb'(?s)\{"step": 2.*', b"", [2, 3]),
-    (rb"...\n\Z", b"", [3]),
-    (rb'\{"step": 1.*\n', b"", [0, 1]),
-    (rb'"loss": ', b'"loss": 1', [0, 1]),
-    (rb'"seconds": ', b'"seconds": 1', [0, 1]),
-    (rb'"step": 0', b'"step": 3', [0, 1]),
-    (rb'"step": 2,.*', b'"step": 2, "loss": NaN}', [2]),
-    (rb'"step": 2,.*', b'"step": 2, "loss": 1%s}' % (b"0" * 400), [2]),
-    (rb'"step": 2,.*', b'"step": 2, "loss": %s}' % (b"1" * 5000), [2]),
-    (rb'"step": 2,.*', b'"step": 2, "loss": "1"}', [2]),
-    (rb'"step": 2,', b'"step": [2],', [2]),
-    (rb'"step": 2,', b"", [2]),
-    *((rb'\{"step": 2.*', line, [2]) for line in (b"{]", b"[]", b"7", b"null", b"[" * 100_000)),
-]
-
-
-@pytest.mark.parametrize(("old", "new", "lost"), LOGS)
-def test_a_damaged_log_costs_the_curves_of_the_damaged_steps_and_no_training(
-    old, new, lost, stopped, undisturbed, capsys
-):
-    path = stopped / "log.jsonl"
-    path.write_bytes(re.sub(old, new, path.read_bytes(), count=1))
-    content, expected = train(tiny()).content, undisturbed(tiny())
-    assert outcome(tiny())["weights"] == expected["weights"]
-    assert content.get("log_damaged") == ((lost and {"first": lost[0], "last": lost[-1], "steps": len(lost)}) or None)
-    assert (f"log.jsonl is damaged: the curves lack {len(lost)} steps" in capsys.readouterr().out) == bool(lost)
-    kept = [step for step in range(6) if step not in lost]
-    assert content["curves"]["iteration"] == [step + 1 for step in kept]
-    assert content["curves"]["loss"] == [expected["curves"]["loss"][step] for step in kept]
+@settings(max_examples=150)
+@given(st.integers(0, 170), st.integers(0, 99), st.sampled_from(NASTY))
+def test_whatever_becomes_of_a_log_only_steps_as_they_were_written_count_and_the_rest_is_marked(place, length, new):
+    written = [{"step": step, "seconds": 1.5, "loss": 0.1 / 3 + step} for step in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        log, again = (RunLog(Path(folder) / "log.jsonl") for _ in range(2))
+        for entry in written:
+            log.write(entry)
+            log.facts()
+        content = log.path.read_bytes()
+        log.path.write_bytes(content[:place] + new + content[place + length :])
+        again.start_over(4, log.parts)
+        kept, summary = again.read(), again.summary()
+    lost = [entry["step"] for entry in written if entry not in kept]
+    assert kept == [entry for entry in written if entry in kept]
+    assert summary["curves"]["iteration"] == [entry["step"] + 1 for entry in kept]
+    assert summary.get("log_damaged") == ((lost and {"first": lost[0], "last": lost[-1], "steps": len(lost)}) or None)
 
 
 @pytest.mark.parametrize("put", [lambda path: None, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_a_log_that_is_lost_under_a_running_process_leaves_a_record_without_curves(put, runs, undisturbed):
-    path = run_folder(tiny()) / "log.jsonl"
+def test_a_log_that_is_lost_costs_no_training(put, runs):
+    path = stopped(tiny()) / "log.jsonl"
     content = train(tiny(), on_step=lambda step: step == 6 and [path.unlink(), put(path)]).content
     assert (content["curves"], content["log_damaged"]["steps"]) == ({"iteration": []}, 6)
-    assert content["seconds_per_iteration"] > 0
     assert content["confusion"] == undisturbed(tiny())["confusion"]
+    assert content["seconds_per_iteration"] > 0
+    assert [entry["steps"] for entry in content["history"]] == [[0, 4], [4, 6]]
+    kept = {name: content[name] for name in ("git", "versions", "device", "command")}
+    assert [{name: entry[name] for name in kept} for entry in content["history"]] == [kept, kept]
 
 
-def without(*names):
-    return lambda manifest: [(manifest if name in manifest else manifest["facts"]).pop(name) for name in names]
+OLD = ("checksum", "identity", "history", "log_parts")  # what there was not, before there were checksums
 
 
-def facts(**changes):
-    return lambda manifest: manifest["facts"].update(changes)
-
-
-older = without("checksum", "identity", "history", "log_parts")  # as it was written before there were checksums
-OLD = [facts(seconds="1"), facts(log_lines=10**12), facts(log_lines="4"), facts(evaluations={}), facts(teacher=[1])]
-OLD += [without(name) for name in ("seconds", "log_lines", "evaluations", "started", "teacher")]
-VALUES = {"seconds": 1.0, "log_lines": 2, "evaluations": [], "started": "then", "identity": {}, "history": []}
-MANIFESTS = [
-    *(facts(**{name: value}) for name, value in (VALUES | {"log_parts": [], "teacher": {}}).items()),
-    *(without(name) for name in (*VALUES, "log_parts", "step", "facts", "sha256")),
-    *(lambda manifest, new=new: manifest.update(new) for new in ({"step": 5}, {"facts": []}, {"checksum": "0"})),
-    *(lambda manifest, change=change: [older(manifest), change(manifest)] for change in OLD),
-]
-
-
-@pytest.mark.parametrize("change", [older, *MANIFESTS])
-def test_an_edited_manifest_is_passed_over_and_one_of_before_checksums_is_not(change, stopped, undisturbed, capsys):
-    path = stopped / "checkpoints" / "step-00000004" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+def test_a_manifest_in_which_anything_was_changed_is_refused_and_one_of_before_checksums_is_not(runs):
+    path = stopped(tiny()) / "checkpoints" / "step-00000004" / "manifest.json"
+    whole = json.loads(path.read_text())
+    old = {name: value for name, value in whole.items() if name not in OLD}
+    old["facts"] = {name: value for name, value in whole["facts"].items() if name not in OLD}
+    for kind, values in ((whole, ([0], {"a": 0}, "1", -1)), (old, (10**12, None))):
+        for owner, value in product((kind, kind["facts"]), values):
+            for name in owner.keys() - ({"teacher"} if value is None else set()):  # a baseline has none
+                changed = {**owner, name: value}
+                path.write_text(json.dumps(changed if owner is kind else {**kind, "facts": changed}))
+                refused(lambda: load_checkpoint(path.parent), CheckpointError, names=(str(path.parent),))
+    for name in old["facts"]:
+        facts = {kept: value for kept, value in old["facts"].items() if kept != name}
+        path.write_text(json.dumps({**old, "facts": facts}))
+        refused(lambda: load_checkpoint(path.parent), CheckpointError, names=(str(path.parent), name))
+    path.write_text(json.dumps(old))
     history = train(tiny()).content["history"]
-    *said, resumed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("student-seed0: ")]
+    assert (history[0], history[1]["steps"]) == ({"steps": [0, 4]}, [4, 6])
     assert outcome(tiny()) == undisturbed(tiny())
-    if change is older:
-        assert (said, history[0], history[1]["steps"]) == ([], {"steps": [0, 4]}, [4, 6])
-    else:
-        assert re.match(f"student-seed0: (checkpoint )?{path.parent}.*step 3 before it is used$", said[0])
-        assert [entry["steps"] for entry in history] == [[0, 3], [3, 6]]
-    assert resumed.endswith("resumed at step 4" if change is older else "resumed at step 3")
 
 
 def flip(path):
@@ -125,35 +118,113 @@ def flip(path):
     path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
 
 
-TEACHERS = [  # what becomes of the weights that its run left, and what is said of it
-    (flip, "it is not the file that", "record.json to finish the teacher's run again"),
-    (lambda path: path.unlink(), "there is no such file; restore it, or delete", "record.json"),
-    (lambda path: [path.unlink(), os.mkfifo(path)], "there is no such file", "record.json"),
-    (lambda path: path.write_bytes(b""), "cannot be read as safetensors", "weights.safetensors"),
-]
-
-
-@pytest.mark.parametrize(("change", "said", "file"), TEACHERS)
-def test_a_teacher_that_is_not_what_its_run_left_is_refused_before_a_step(change, said, file, stopped):
-    change(run_folder(OF_TEACHER) / "weights.safetensors")
-    refused(lambda: train(tiny("apd"), on_step=pytest.fail), TeacherError, names=(said, file))
-
-
-def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_only(stopped, monkeypatch):
-    file = stopped.with_name("mine.safetensors")
-    shutil.copy(run_folder(OF_TEACHER) / "weights.safetensors", file)
-    experiment = replace(tiny("apd"), teacher=replace(TEACHER, weights_file=str(file)))
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(Thrown):
-        train(experiment, on_step=thrown_at(4))
-    whole, names = file.read_bytes(), ("other weights of the teacher", "restore them, or delete", "checkpoints")
+def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_only(runs):
+    of_teacher, other = tiny("apd").teacher_experiment(), tiny(seed=1)
+    train(of_teacher)
+    weights, file = run_folder(of_teacher) / "weights.safetensors", runs / "mine.safetensors"
+    shutil.copy(weights, file)
+    experiment = replace(tiny("apd"), teacher=replace(tiny("apd").teacher, weights_file=str(file)))
+    begun = stopped(experiment) / "checkpoints"
     flip(file)
+    names = ("other weights of the teacher", f"restore them, or delete {begun}")
     refused(lambda: train(experiment, on_step=pytest.fail), CheckpointError, names=names)
     file.unlink()
     refused(lambda: train(experiment), TeacherError, names=(str(file), "no such file; (--teacher.weights-file)"))
-    file.write_bytes(whole)
+    shutil.copy(weights, file)
     content = train(experiment, on_step=lambda step: step == 6 and file.unlink()).content
-    assert content["teacher"]["weights_sha256"] == train(OF_TEACHER).content["weights_sha256"], "of what was loaded"
-    shutil.rmtree(stopped / "checkpoints")
-    shutil.copytree(run_folder(tiny(seed=1)) / "checkpoints", stopped / "checkpoints")
-    refused(lambda: train(tiny(), on_step=pytest.fail), CheckpointError, names=("other settings", "checkpoints"))
+    assert content["teacher"]["weights_sha256"] == train(of_teacher).content["weights_sha256"], "of what was loaded"
+    changes = {
+        flip: "not the file that",
+        Path.unlink: "no such file; restore it",
+        os.mkfifo: "no such file; restore it",
+    }
+    for change, said in changes.items():
+        change(weights)
+        refused(lambda: train(tiny("apd")), TeacherError, names=(said, f"delete {weights.with_name('record.json')}"))
+    run_folder(tiny()).mkdir()
+    shutil.copytree(stopped(other) / "checkpoints", run_folder(tiny()) / "checkpoints")
+    refused(lambda: train(tiny(), on_step=pytest.fail), CheckpointError, names=("other settings", "begin anew"))
+
+
+@pytest.mark.parametrize(("step", "how"), [*product((2, 6), ("deleted", "replaced", "moved"))])
+def test_a_run_whose_lock_is_gone_writes_no_checkpoint_and_no_record(step, how, runs, monkeypatch):
+    def lose(folder):
+        (folder / "lock").rename(folder / "old")
+        if how == "replaced":
+            (folder / "lock").touch()
+        if how == "moved":
+            folder.rename(folder.with_name("moved"))
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    folder, kinds = run_folder(tiny()), (RunBusyError, CheckpointError)
+    refused(lambda: train(tiny(), on_step=lambda n: n == step and lose(folder)), *kinds, names=("start",))
+    assert not [*runs.rglob("record.json"), *runs.rglob(f"step-{step + 1:08d}")]
+
+
+def test_a_live_holder_is_named_and_nothing_else(tmp_path):
+    here, holder = f"on {socket.gethostname()}", tmp_path / "holder"
+    texts = (f"process {os.getpid()} {here}", "process 7 on elsewhere", f"process {2**22 + 1} {here}", "", "\0\xff")
+    with only_process(tmp_path):
+        for text in (*texts, "me", f"process -1 {here}", f"process 1{'0' * 99} {here}", "x" * 10**6):
+            holder.write_text(text, encoding="latin-1")
+            named = f"is in use by {text if text in texts[:2] else 'another process'};"
+            refused(only_process(tmp_path).__enter__, RunBusyError, names=(named,))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_damaged_image_or_a_killed_worker_ends_a_run_in_a_line_with_a_checkpoint(workers, runs, monkeypatch):
+    def batch(stream, iteration, make=BatchStream.__getitem__):
+        if iteration == 20 and workers < 2:
+            raise DataError("a.png: damaged: fetch it again")
+        return make(stream, iteration)
+
+    def end(step):
+        if step == 2 and workers == 2:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    monkeypatch.setattr(BatchStream, "__getitem__", batch)
+    said = refused(lambda: train(tiny(iterations=30), workers=workers, on_step=end), DataError)
+    assert re.match("a process that prepares.*was killed" if workers == 2 else "a.png: damaged: fetch it again$", said)
+    assert len([*(run_folder(tiny(iterations=30)) / "checkpoints").iterdir()]) == 1
+    assert multiprocessing.active_children() == []
+    monkeypatch.undo()
+
+
+def test_files_have_the_users_mode_and_weights_are_on_the_disk_before_the_record(runs, monkeypatch):
+    flushed, fsync, before = [], os.fsync, os.umask(0o027)
+    monkeypatch.setattr(os, "fsync", lambda at: [flushed.append(os.readlink(f"/proc/self/fd/{at}")), fsync(at)])
+    train(tiny())
+    os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in runs.rglob("*") if path.is_file()} == {"0o640"}
+    names = [Path(path).name for path in flushed]
+    assert names[1:4] == ["weights.safetensors", "state.safetensors", "optimisers.pt"]
+    assert names[-4] == "weights.part"
+    assert names[-2].startswith(".record.json.")
+
+
+def test_folders_are_expanded_and_refused_where_nothing_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("APD_RUNS", "~/runs")
+    assert runs_folder() == tmp_path / "runs"
+    (tmp_path / "file").touch()
+    for records in ("~/file", "~/file/records", "/proc/no"):
+        refused(lambda at=records: run_campaign("scenes-tiny", folder=Path(at)), CheckpointError, names=(records[1:],))
+    monkeypatch.setenv("APD_RUNS", "~nobody-here/runs")
+    refused(runs_folder, ExperimentError, names=("APD_RUNS = '~nobody-here/runs'",))
+
+
+def test_the_recorded_commit_is_the_projects_own_or_none(tmp_path, monkeypatch):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder, name in ((ours, "adaptive-perspective-distillation"), (theirs, "other")):
+        (folder / "apd").mkdir(parents=True)
+        (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+        for command in ("init -q", "add .", "-c user.name=me -c user.email=me@example.org commit -qm all"):
+            subprocess.run(["git", *command.split()], cwd=folder, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ours, capture_output=True, text=True).stdout.strip()
+    shutil.copytree(ours, unpacked := theirs / "unpacked", ignore=shutil.ignore_patterns(".git"))
+    monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))  # as in a hook
+    states = {ours: commit, theirs: None, theirs / ".venv" / "site-packages": None, unpacked: None, tmp_path: None}
+    for folder, expected in states.items():
+        monkeypatch.setattr(record, "__file__", str(folder / "apd" / "training" / "record.py"))
+        state = {"commit": expected or "not in a checkout", "clean": expected is not None}
+        assert record._git_state.__wrapped__() == state

@@ -187,8 +187,7 @@ def only_process(folder: Path) -> Iterator[Callable[[], None]]:
     NFS and on Lustre with `flock`. RunBusyError names the holder; CheckpointError where there can be no lock. What this
     gives is called before what counts is written: RunBusyError where the lock's file was deleted or replaced.
     """
-    path, name = folder / "lock", folder / "holder"
-    held: list[os.stat_result] = []
+    path, name, held = folder / "lock", folder / "holder", list[os.stat_result]()
 
     def require_held() -> None:
         with contextlib.suppress(OSError):

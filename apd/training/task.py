@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
@@ -16,6 +16,8 @@ from apd.models.checkpoints import load_weights
 from apd.training.checkpoint import sha256_of
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.record import read_record
+
+EAGER_STEPS = 3  # before a CUDA graph is recorded: libraries choose their algorithms and take their memory in these
 
 
 def build_optimisers(
@@ -44,26 +46,6 @@ def build_optimisers(
     return {"student": own, "teacher_heads": torch.optim.Adam(teacher_groups, betas=(0.9, 0.99), fused=fused)}
 
 
-def learning_rate_factor(training: TrainingConfig, step: int) -> float:
-    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
-
-    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
-    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
-    """
-    steps = training.schedule == "steps"
-    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
-    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
-
-
-def _poly(training: TrainingConfig, step: int) -> float:
-    return (1 - step / training.iterations) ** training.power
-
-
-def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
-    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
-    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
-
-
 def described(training: TrainingConfig) -> str:
     """Optimiser and schedule in words, such as "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"."""
     heads = training.learning_rate * training.head_multiplier
@@ -71,6 +53,50 @@ def described(training: TrainingConfig) -> str:
     schedule = f"poly with power {training.power:g}" if training.schedule == "poly" else falls
     rises = f", rising over the first {training.warmup} steps" if training.warmup else ""
     return f"{training.optimiser}, learning rate {training.learning_rate:g} and {heads:g} for heads, {schedule}{rises}"
+
+
+class CapturedStep:
+    """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
+
+    A small network on a fast GPU waits for single launches. Every batch must have the shapes of the first. Gradients
+    must be None when it is recorded and then be left alone: each replay writes them anew, at the same addresses.
+    """
+
+    def __init__(self, compute: Callable[[Any], dict[str, Tensor]]) -> None:
+        self._compute, self._eager = compute, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call replays."""
+        return self._graph is not None
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        """The named scalars, detached from what the next call does."""
+        if self._graph is None and self._eager < EAGER_STEPS:
+            self._eager += 1
+            return self._aside(batch)
+        if self._graph is None:
+            self._batch = type(batch)(*(value.clone() for value in batch))
+            self._graph, self._terms = self._record()
+        for kept, value in zip(self._batch, batch, strict=True):
+            kept.copy_(value)
+        self._graph.replay()
+        return {name: value.clone() for name, value in self._terms.items()}
+
+    def _aside(self, batch: Any) -> dict[str, Tensor]:
+        """An ordinary call on a stream beside the current one, as recording wants it."""
+        current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):
+            terms = self._compute(batch)
+        current.wait_stream(beside)
+        return terms
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            return graph, self._compute(self._batch)
 
 
 class TeacherError(RuntimeError):

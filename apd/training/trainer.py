@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from apd.config.datasets import Splits, what_changed
+from apd.config.experiment import TrainingConfig
 from apd.config.identity import fingerprint
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
@@ -24,11 +25,10 @@ from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import build_optimisers, learning_rate_factor, learning_rate_factors, measure_teacher
+from apd.training.task import CapturedStep, build_optimisers, measure_teacher
 from apd.validation import values_unchecked
 
 CHECKPOINT_SECONDS = 60.0
-EAGER_STEPS = 3  # before a CUDA graph is recorded: libraries choose their algorithms and take their memory in these
 Task = SegmentationTask | DetectionTask
 Batch = PixelBatch | InstanceBatch
 Progress = bool | Literal["lines"] | None
@@ -98,48 +98,24 @@ class TrainStep:
         return counts.computing
 
 
-class CapturedStep:
-    """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
+def learning_rate_factor(training: TrainingConfig, step: int) -> float:
+    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
 
-    A small network on a fast GPU waits for single launches. Every batch must have the shapes of the first. Gradients
-    must be None when it is recorded and then be left alone: each replay writes them anew, at the same addresses.
+    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
+    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
     """
+    steps = training.schedule == "steps"
+    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
+    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
 
-    def __init__(self, compute: Callable[[Batch], dict[str, Tensor]]) -> None:
-        self._compute, self._eager = compute, 0
-        self._graph: torch.cuda.CUDAGraph | None = None
 
-    @property
-    def recorded(self) -> bool:
-        """Whether the next call replays."""
-        return self._graph is not None
+def _poly(training: TrainingConfig, step: int) -> float:
+    return (1 - step / training.iterations) ** training.power
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The named scalars, detached from what the next call does."""
-        if self._graph is None and self._eager < EAGER_STEPS:
-            self._eager += 1
-            return self._aside(batch)
-        if self._graph is None:
-            self._batch = type(batch)(*(value.clone() for value in batch))
-            self._graph, self._terms = self._record()
-        for kept, value in zip(self._batch, batch, strict=True):
-            kept.copy_(value)
-        self._graph.replay()
-        return {name: value.clone() for name, value in self._terms.items()}
 
-    def _aside(self, batch: Batch) -> dict[str, Tensor]:
-        """An ordinary call on a stream beside the current one, as recording wants it."""
-        current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
-        beside.wait_stream(current)
-        with torch.cuda.stream(beside):
-            terms = self._compute(batch)
-        current.wait_stream(beside)
-        return terms
-
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            return graph, self._compute(self._batch)
+def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
+    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
+    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
 
 
 class Trainer:

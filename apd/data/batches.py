@@ -93,6 +93,13 @@ class BatchStream(Dataset):
         images, labels = zip(*pairs, strict=True)
         return Batch(unit_range(torch.stack(images)), torch.stack(labels).long())
 
+    def answer(self, iteration: int) -> Any:
+        """A batch, or the DataError in its place: raised in a worker, it would come with a traceback."""
+        try:
+            return self[iteration]
+        except DataError as error:
+            return error
+
 
 def training_batches(
     dataset: SegmentationDataset,
@@ -121,21 +128,22 @@ def training_batches(
         return (made[iteration] for iteration in order)
     # a generator of its own: the loader draws a seed for its workers, by default from the global state
     options = {"num_workers": workers, "worker_init_fn": _leave_stopping_to_the_trainer, "generator": torch.Generator()}
-    return _of_workers(iter(DataLoader(made, batch_size=None, sampler=order, **options)))
+    return _of_workers(iter(DataLoader(order, batch_size=None, collate_fn=made.answer, **options)))
 
 
-def _of_workers(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches of other processes; DataError, in a line, where one cannot be made or a process was killed."""
+def _of_workers(answers: Iterator[Any]) -> Iterator[Any]:
+    """The batches of other processes; DataError where one cannot be made or a process was killed."""
     try:
-        yield from batches
+        for answer in answers:
+            if isinstance(answer, DataError):
+                raise answer
+            yield answer
     except Exception as error:
-        del batches  # as long as the error is kept, its frames would keep the workers alive
+        del answers  # as long as the error is kept, its frames would keep the workers alive
         traceback.clear_frames(error.__traceback__)
-        *above, said = str(error).strip().split("\n")  # above is the traceback of an error in a worker
-        if above and not isinstance(error, DataError):
+        if isinstance(error, DataError) or "Traceback" in str(error):  # a defect, in a worker
             raise
-        killed = f"a process that prepares batches was killed ({said:.99}): start again, with fewer --workers"
-        raise DataError(said.partition(": ")[2] if above else killed) from error
+        raise DataError(f"a process that loads data died ({error!s:.99}): start again, with fewer --workers") from error
 
 
 def _leave_stopping_to_the_trainer(_worker: int) -> None:

@@ -13,7 +13,6 @@ from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.distillers.base import DistillerConfig, build_distiller
 from apd.models.checkpoints import load_weights
-from apd.training.checkpoint import sha256_of
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.record import read_record
 
@@ -169,23 +168,18 @@ def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) 
     :func:`~apd.models.load_weights`). The digest of what was loaded is then the task's `teacher_sha256`.
     """
     path = Path(os.path.expanduser(path))
-    record = path.with_name("record.json")
-    fix = f"restore it, or delete {record} to finish the teacher's run again"
+    record, given = path.with_name("record.json"), task.experiment.teacher.weights_file
+    fix = "(--teacher.weights-file)" if given else f"restore it, or delete {record} to finish the teacher's run again"
     if not path.is_file():
-        fix = "(--teacher.weights-file)" if task.experiment.teacher.weights_file else fix
         raise TeacherError(f"teacher weights {path}: there is no such file; {fix}")
+    known = read_record(record).content if path.name == "weights.safetensors" and record.is_file() else {}
     network = task.experiment.teacher.network
     teacher = task.network(network, num_classes, device, seed=0, weights_follow=True)
     try:
-        task.teacher_sha256 = sha256_of(path)
-        load_weights(teacher, path)
-        if sha256_of(path) != task.teacher_sha256:
-            raise RuntimeError(f"{path}: the file was changed while it was read")
+        task.teacher_sha256 = load_weights(teacher, path, sha256=known.get("weights_sha256", ""))
     except (RuntimeError, OSError) as error:
-        raise TeacherError(f"teacher weights {error}; the network is {network} with {num_classes} classes") from error
-    known = read_record(record).content if path.name == "weights.safetensors" and record.is_file() else {}
-    if task.teacher_sha256 != known.get("weights_sha256", task.teacher_sha256):
-        raise TeacherError(f"teacher weights {path}: it is not the file that {record} was written with; {fix}")
+        what = f"the network is {network} with {num_classes} classes"
+        raise TeacherError(f"teacher weights {error}; {fix}; {what}") from error
     return teacher.eval().requires_grad_(False)
 
 

@@ -144,7 +144,7 @@ class Trainer:
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
         self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
         self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
-        self.identity = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
+        self.begun_with = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
         """Resume where the newest whole checkpoint stands, and train to the last step."""
@@ -265,8 +265,8 @@ class Trainer:
             for sentence in passed_over:
                 print(f"{self.experiment.name}: {sentence}", flush=True)
             facts = checkpoint["facts"] if checkpoint else {"log_lines": 0}
-            for name, began in facts.get("identity", {}).items():
-                if began != (now := self.identity.get(name)):
+            for name, began in facts.get("begun_with", {}).items():
+                if began != (now := self.begun_with.get(name)):
                     changed = f"other {name} than this run was begun with (sha256 {now!s:.12}, then {began!s:.12})"
                     raise CheckpointError(f"{changed}: restore them, or delete {self.checkpoints} to begin anew")
             self.log.start_over(facts["log_lines"], facts.get("log_parts"))
@@ -279,7 +279,7 @@ class Trainer:
         self.facts = checkpoint["facts"] if checkpoint else {**self.facts, "started": now}
         before = self.facts.get("history", [{"steps": [0, step]}] if step else [])  # whose: not known of the older kind
         self.facts["history"] = [*before, {"started": now, **self.origin, "steps": [step, step]}]
-        self.facts["identity"] = self.identity
+        self.facts["begun_with"] = self.begun_with
         if checkpoint is None:
             return 0
         state = checkpoint["state"]

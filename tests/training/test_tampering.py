@@ -76,7 +76,7 @@ def test_a_log_that_is_lost_costs_no_training(put, runs):
     assert [{name: entry[name] for name in kept} for entry in content["history"]] == [kept, kept]
 
 
-OLD = ("checksum", "identity", "history", "log_parts")  # what there was not, before there were checksums
+OLD = ("checksum", "begun_with", "history", "identities", "log_parts")  # what there was not before checksums
 
 
 def test_a_manifest_in_which_anything_was_changed_is_refused_and_one_of_before_checksums_is_not(runs):
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_
     content = train(experiment, on_step=lambda step: step == 6 and file.unlink()).content
     assert content["teacher"]["weights_sha256"] == train(of_teacher).content["weights_sha256"], "of what was loaded"
     changes = {
-        flip: "not the file that",
+        flip: "is damaged or was replaced; restore it",
         Path.unlink: "no such file; restore it",
         os.mkfifo: "no such file; restore it",
     }
@@ -171,7 +171,7 @@ def test_a_damaged_image_or_a_killed_worker_ends_a_run_in_a_line_with_a_checkpoi
 
     monkeypatch.setattr(BatchStream, "__getitem__", batch)
     said = refused(lambda: train(tiny(iterations=30), workers=workers, on_step=end), DataError)
-    assert re.match("a process that prepares.*was killed" if workers == 2 else "a.png: damaged: fetch it again$", said)
+    assert re.match("a process that loads data died" if workers == 2 else "a.png: damaged: fetch it again$", said)
     assert len([*(run_folder(tiny(iterations=30)) / "checkpoints").iterdir()]) == 1
     assert multiprocessing.active_children() == []
     monkeypatch.undo()

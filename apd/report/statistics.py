@@ -199,7 +199,7 @@ def stripped(experiment: Experiment, *, any_length: bool = False, any_rate: bool
     """An experiment without label, seed and distillers, for comparing the rest; `changes` overwrite more of it."""
     training = experiment.training
     if any_length:  # warm-up and milestones fit into it
-        training = replace(training, iterations=10**9)
+        training = replace(training, iterations=10**8)
     if any_rate:
         training = replace(training, learning_rate=1.0)
     return replace(experiment, **dict(name="experiment", seed=0, distillers=(), training=training) | changes)

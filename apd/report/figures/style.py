@@ -101,10 +101,12 @@ def nothing(reason: str) -> Drawing:
 
 def table(frame: pd.DataFrame, caption: str) -> Drawing:
     """A table of text that is already formatted, its index as the first column; it scrolls inside itself."""
-    text = frame.to_html(border=0, classes="dataframe", index_names=False, justify="unset")
-    text = text.replace("<thead>", f"<caption><span>{escape(caption)}</span></caption>\n  <thead>", 1)
+    shown = frame.style.format(escape="html").hide(names=True).set_caption(f"<span>{escape(caption)}</span>")
+    shown = shown.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    text = shown.to_html(exclude_styles=True).replace("<table>", '<table class="dataframe">', 1)
+    text = text.replace("&nbsp;", "").replace(" >", ">")  # of its template; cells are escaped
     name = escape(caption, quote=True)
-    html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{name}">\n{text}\n</div>'
+    html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{name}">\n{text}</div>'
     return Drawing(html, f"{caption}\n{frame.to_string(index_names=False)}")
 
 

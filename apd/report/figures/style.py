@@ -101,8 +101,9 @@ def nothing(reason: str) -> Drawing:
 
 def table(frame: pd.DataFrame, caption: str) -> Drawing:
     """A table of text that is already formatted, its index as the first column; it scrolls inside itself."""
-    shown = frame.style.format(escape="html").hide(names=True).set_caption(f"<span>{escape(caption)}</span>")
-    shown = shown.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    shown = frame.style.format(escape="html").set_caption(f"<span>{escape(caption)}</span>")
+    for axis in (0, 1):
+        shown = shown.format_index(escape="html", axis=axis).hide(names=True, axis=axis)
     text = shown.to_html(exclude_styles=True).replace("<table>", '<table class="dataframe">', 1)
     text = text.replace("&nbsp;", "").replace(" >", ">")  # of its template; cells are escaped
     name = escape(caption, quote=True)

@@ -34,7 +34,8 @@ from apd.training.checkpoint import write_atomically
 from apd.training.record import provenance
 from apd.training.run import records_folder
 from apd.training.segmentation import SegmentationTask, build_network
-from apd.training.trainer import EAGER_STEPS, TrainStep
+from apd.training.task import EAGER_STEPS
+from apd.training.trainer import TrainStep
 from tests import slow_reference as slow
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

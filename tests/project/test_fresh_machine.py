@@ -31,13 +31,15 @@ BIN, THIS = Path(sys.executable).parent, Path(__file__).resolve()
 @pytest.mark.parametrize("code", [0, 3])
 def test_make_says_that_a_silent_command_still_runs_and_passes_on_how_it_ended(tmp_path, code):
     """`pages` with a builder that is silent for a second, and a clock that runs a hundred times as fast."""
-    for name, lines in {"jupyter-book": f"/bin/sleep 1; exit {code}", "sleep": "exec /bin/sleep 0.09"}.items():
+    commands = {"python": "exit 0", "jupyter-book": f"/bin/sleep 1; exit {code}", "sleep": "exec /bin/sleep 0.09"}
+    for name, lines in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
         (tmp_path / name).chmod(0o755)
     make = ["make", "--no-print-directory", "-o", ".venv/.installed", "pages", f"BIN={tmp_path}", "READY="]
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "t": "1000"}
     ended = subprocess.run(make, cwd=ROOT, env=os.environ | path, capture_output=True, text=True, timeout=60)
-    command, *beats = ended.stdout.splitlines()
+    check, command, *beats = ended.stdout.splitlines()
+    assert check == f"{tmp_path}/python -m apd records check"
     assert command == f"{tmp_path}/jupyter-book build -W --keep-going --all --quiet book"
     assert beats[:2] == ["  … still running, 9 s", "  … still running, 18 s"]
     assert (ended.returncode != 0) == (code != 0)

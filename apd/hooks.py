@@ -165,6 +165,11 @@ class FeatureTap:
             return self._features
         return tokens_to_map(self._features, self.grid, prefix_tokens=self.prefix_tokens)
 
+    def take(self) -> Tensor:
+        """The features, which the tap forgets: it keeps no memory."""
+        features, self._features = self.features, None
+        return features
+
     def _remember(self, output: Any) -> None:
         compiling = torch.compiler.is_compiling()
         if not compiling and torch._C._current_graph_task_id() != -1:

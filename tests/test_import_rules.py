@@ -32,7 +32,7 @@ ARROWS = {
     "distillers": ((*METHOD, "fields"), {"torch"}),
     "hooks": (("validation",), {"torch"}),
     "__init__": (METHOD, {"torch"}),
-    "models": (("distillers",), BARE),  # what a detector shows to a distiller
+    "models": ((*METHOD, "fields"), BARE),
     "data": (("fields",), BARE | {"yaml"}),  # which timm needs itself
     "config": (("fields", "data", "distillers"), BARE),
     "evaluation": ((*METHOD, "models", "data", "config"), BARE),

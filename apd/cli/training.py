@@ -13,9 +13,9 @@ import torch
 import tyro
 
 from apd.cli.app import only, parse, recipe_parts, with_recipe
-from apd.cli.using import split_described
+from apd.cli.using import record_of, split_described
 from apd.config.datasets import build_split, spec_of, what_changed
-from apd.config.experiment import DataConfig, Experiment
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig
 from apd.config.identity import to_dict
 from apd.cost import measure
 from apd.cost.dry_run import dry_run
@@ -75,6 +75,7 @@ def check(arguments: list[str], sentence: str) -> int:
 @dataclass(frozen=True)
 class _Cost:
     size: Size = "tiny"  #: Recipe whose networks are measured, at its image size (the paper's: at its crop).
+    run: Path | None = None  #: Folder of a finished run, or its record.json, in place of a recipe.
     batch: int = 1
     """Images at a time."""
     loss: bool = False  #: Measure the distillation loss at the published sizes and CamVid's instead of networks.
@@ -101,18 +102,19 @@ def cost(arguments: list[str], sentence: str) -> int:
             took = f"{found.milliseconds.median:.1f} ms, {found.peak_bytes / 2**20:.1f} MiB on {device}"
             print(f"{name}, {f'heads {width} wide' if headed else 'no heads'}: {took}", flush=True)
         return 0
-    experiment = known.recipe(chosen.size)
+    experiment = record_of(chosen.run).experiment if chosen.run is not None else known.recipe(chosen.size)
     if experiment.task == "detection":
         facts = "a detector's parameters, multiply-adds, memory and seconds"
         fix = f"`apd train --size {chosen.size} --dry-run` tells {facts}"
         raise UsageError(f"--size {chosen.size}: apd cost measures segmentation; {fix}")
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
-    for role, network in (("student", experiment.network), ("teacher", experiment.teacher.network)):
+    networks = {"student": experiment.network, "teacher": experiment.teacher and experiment.teacher.network}
+    for role, network in networks.items() if networks["teacher"] else [("student", experiment.network)]:
         model = build_network(network, classes, device, seed=0, weights_follow=True).eval()
         found = measure.cost_of(model, height=height, width=width, batch=chosen.batch, device=device)
         images = f"{chosen.batch}x{height}x{width}"
-        print(f"{role}: {network.backbone} {network.head}, {images} on {device}: {found}")
+        print(f"{role}: {network.builder or f'{network.backbone} {network.head}'}, {images} on {device}: {found}")
     return 0
 
 
@@ -167,6 +169,10 @@ def train(arguments: list[str], sentence: str) -> int:
     """From a command line to a trained network."""
     arguments = with_recipe(arguments)
     start, base, own = _start(arguments)
+    if only(arguments, ("--network.builder",)):  # which takes nothing of the recipe's network
+        start = replace(start, network=NetworkConfig())
+    if only(arguments, ("--teacher.network.builder",)) and start.teacher is not None:
+        start = replace(start, teacher=replace(start.teacher, network=NetworkConfig()))
     chosen = parse(
         _Train,
         arguments,

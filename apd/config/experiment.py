@@ -1,7 +1,9 @@
 """What an experiment is: a frozen configuration. A wrong value fails at construction, with field and expectation."""
 
+import hashlib
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_images
@@ -77,10 +79,27 @@ class NetworkConfig:
     dilation: Literal["one_conv", "all_convs"] = "one_conv"
     """Deep-stem ResNets only: dilate one 3x3 convolution of a block (released code) or all (there, with 60 classes)."""
     aspp_reach: int = 288  #: Head aspp only: pixels to the outermost taps (released code: 36 cells of stride 8).
-    weights_file: str = ""  #: Deep-stem ResNets with weights imagenet only: a file in place of timm's weights.
+    weights_file: str = ""  #: With a builder: initial weights; deep-stem ResNets of imagenet: in place of timm's.
+    builder: str = ""
+    """package.module:function or nets.py:function, which is called with the number of classes and returns any network;
+    the fields above but weights_file and an auxiliary_weight are not for it."""
+    features: str = ""  #: Builder only: path of the module whose map the classifier reads; empty where it is known.
+    logits: str = ""  #: Builder only: path of the module that returns logits, on any grid; empty where it is known.
+    builder_sha256: str = ""  #: Of the builder's file as the experiment is made; filled in by itself.
 
     def __post_init__(self) -> None:
         require_types(self)
+        file, _, function = self.builder.rpartition(":")
+        if self.builder:
+            there = not file.endswith(".py") or bool(self.builder_sha256) or Path(file).is_file()
+            expected = "package.module:function, or nets.py:function of a file that is there"
+            require(bool(file) and function.isidentifier() and there, self, "builder", expected)
+            if file.endswith(".py") and not self.builder_sha256:
+                object.__setattr__(self, "builder_sha256", hashlib.sha256(Path(file).read_bytes()).hexdigest())
+        for f in fields(self)[:-1]:  # all but the digest
+            if f.name not in ("builder", "weights_file") and bool(self.builder) != (f.name in ("features", "logits")):
+                expected = f"{f.default!r}, the default, {'beside' if self.builder else 'without'} a builder"
+                require(getattr(self, f.name) == f.default, self, f.name, expected)
         require_range(4, WIDEST, self, "head_width", "aspp_reach")
         require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
         if self.head == "aspp":
@@ -89,7 +108,8 @@ class NetworkConfig:
         else:
             require(self.aspp_reach == 288, self, "aspp_reach", f"288, the default: the head {self.head} has none")
         expected = f"weights = 'imagenet' beside it, not {self.weights!r}"
-        require(not self.weights_file or self.weights == "imagenet", self, "weights_file", expected)
+        needed = bool(self.weights_file) and not self.builder
+        require(not needed or self.weights == "imagenet", self, "weights_file", expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +278,10 @@ _NOT_IN_DETECTION = {
 def _require_fit(experiment: Experiment) -> None:
     """Raise ExperimentError where the experiment's task, or the device, is asked for what it cannot do."""
     data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
-    for training in [experiment.training] + ([teacher.training] if teacher is not None else []):
+    for owner in filter(None, (experiment, teacher)):
+        training, foreign = owner.training, getattr(owner.network, "builder", "")
+        expected = "0, or 0.4, the default: a builder's network has no auxiliary head"
+        require(not foreign or training.auxiliary_weight in (0, 0.4), training, "auxiliary_weight", expected)
         if detection:
             for name, expected in _NOT_IN_DETECTION.items():
                 require(getattr(training, name) == getattr(TrainingConfig, name), training, name, expected)
@@ -280,4 +303,5 @@ def _require_fit(experiment: Experiment) -> None:
             name = {"apd": "head_width", "roi_apd": "box_width"}.get(distiller.method, "width")
             widths = [getattr(network, name) for network in (experiment.network, teacher.network)]
             got = f"network.{name} = {widths[0]} and teacher.network.{name} = {widths[1]}"
-            require(widths[0] == widths[1], distiller, "width", f"features of equal width then, got {got}")
+            right = widths[0] == widths[1] or any(getattr(o.network, "builder", "") for o in (experiment, teacher))
+            require(right, distiller, "width", f"features of equal width then, got {got}")

@@ -128,7 +128,7 @@ def _segmentation_passes(experiment: Experiment, student: nn.Module) -> _Passes:
     def loss(distillers: nn.ModuleList, seen: SegOutput, teacher: SegOutput | None) -> Tensor:
         labels = torch.zeros(IMAGES, *size, dtype=torch.long, device=FAKE_DEVICE)
         total = task_loss(seen.logits, labels, 255)
-        if weight := experiment.training.auxiliary_weight:
+        if (weight := experiment.training.auxiliary_weight) and seen.aux is not None:
             total = total + weight * task_loss(seen.aux, labels, 255)
         return total + sum(distiller(**distilled_of(seen, teacher, labels))["loss"] for distiller in distillers)
 

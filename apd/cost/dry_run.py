@@ -120,6 +120,7 @@ class _DryRun:
             line = f"{config.kind} {config.backbone}, {config.width} channels, boxes' vectors of {config.box_width}"
         else:
             line = f"{config.backbone} {config.head}, {config.head_width} channels, stride {config.output_stride}"
+            line = config.builder or line
         try:
             if role == "teacher" and (path := experiment.teacher.weights_file):
                 network = load_teacher(task, Path(path), classes, self.device)

@@ -8,10 +8,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from apd.models.backbones import Dilation, dilate
+from apd.models.foreign import ForeignSegmenter
 from apd.models.pretrained import match_tensors, read_tensors
 from apd.models.segmenter import AtrousPooling, Segmenter
 
 _OWN = ("image_mean", "image_std")  # no part of the released files; with ImageNet's values the images are theirs
+_WRAPPERS = [{"module"}, {"model"}, {"net"}, {"network"}, {"_orig_mod"}]  # before all names, of DDP, Lightning, compile
 _EVERYWHERE = {
     r"backbone\.conv1\.": "layer0.",  # the stem's first two convolutions with their norms, and the third convolution
     r"backbone\.bn1\.": "layer0.7.",
@@ -32,8 +34,8 @@ _DEEPLABV3_OF_APD = _EVERYWHERE | {
 }
 
 
-def load_weights(model: Segmenter, path: str | Path, *, sha256: str = "") -> str:
-    """Fill a network from a file, strictly: one that this project wrote, or a released checkpoint.
+def load_weights(model: Segmenter | ForeignSegmenter, path: str | Path, *, sha256: str = "") -> str:
+    """Fill a network from a file, strictly: one that this project wrote, a released checkpoint, or its own library's.
 
     Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of semseg's code line (PSPNet),
     recognised by the names in the file. The network is built as theirs was: the defaults of
@@ -45,7 +47,11 @@ def load_weights(model: Segmenter, path: str | Path, *, sha256: str = "") -> str
         tensors, found = read_tensors(path)
         if sha256 not in ("", found):
             raise RuntimeError(f"the file has sha256 {found}, expected {sha256}: it is damaged or was replaced")
-        released = any(name.startswith("layer0.") for name in tensors)  # the released code's stem
+        if isinstance(model, ForeignSegmenter) and "image_mean" not in tensors:
+            model = model.network  # whose names are those in the files of its library
+        while not tensors.keys() & model.state_dict().keys() and {n.partition(".")[0] for n in tensors} in _WRAPPERS:
+            tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
+        released = any(name.startswith("layer0.") for name in tensors) and isinstance(model, Segmenter)  # their stem
         matched = released_state_dict(tensors, model) if released else match_tensors(tensors, model.state_dict())
     except RuntimeError as error:
         raise RuntimeError(f"{path!s:.200}: {error}") from error

@@ -1,5 +1,6 @@
 """Files of weights, read without running what they may contain, and ImageNet weights by strict maps of names."""
 
+import difflib
 import hashlib
 import importlib
 import io
@@ -25,7 +26,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """Tensors by name, on the CPU, of a safetensors file or a torch checkpoint, and the sha256 of what was read.
 
     Nothing in a torch checkpoint is executed. It may hold the tensors themselves or a mapping with them under
-    `state_dict`. A `module.` in front of every name is taken off. A RuntimeError says why it cannot be read.
+    `state_dict` or `model`. A `module.` in front of every name is taken off. A RuntimeError says why it cannot be read.
     """
     content = _content(path)
     # a checkpoint is a zip archive since torch 1.6, a pickle before; a safetensors file has eight bytes of length, "{"
@@ -64,8 +65,9 @@ def _read_checkpoint(file: bytes) -> dict[str, Tensor]:
         raise RuntimeError(f"{why}. Where you trust it, save its tensors alone: {fix}. ({error!r:.200})") from error
     except Exception as error:  # a damaged file fails in whatever way its broken bytes lead to
         raise RuntimeError(f"the file cannot be read as a torch checkpoint: {error!r:.200}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    if isinstance(content, dict):
+        kept = (content.get(name) for name in ("state_dict", "model", "model_state_dict"))
+        content = next((tensors for tensors in kept if isinstance(tensors, dict)), content)
     if not isinstance(content, dict):
         raise RuntimeError(f"the file holds a {type(content).__name__}, expected tensors by name")
     for name, value in content.items():
@@ -99,13 +101,16 @@ def match_tensors(
             missing.append(f"{theirs} is missing")
         elif (value := tensors[theirs].detach()).shape != wanted.shape:
             wrong.append(f"{theirs} is {tuple(value.shape)!s:.60}, expected {tuple(wanted.shape)}")
-        elif value.dtype not in (FLOATS if wanted.is_floating_point() else (torch.int64, torch.int32)):
+        elif value.dtype not in (FLOATS if wanted.is_floating_point() else (wanted.dtype, torch.int64, torch.int32)):
             wrong.append(f"{theirs} is {value.dtype}, expected {wanted.dtype}")
         else:
             matched[ours] = value.to(wanted.dtype)
             if why := wrong_values(ours, matched[ours]):
                 wrong.append(f"{theirs} {why}")
-    unknown = [f"{name:.80} is unknown" for name in tensors if name not in known and not name.startswith(left_out)]
+    others = [name for name in tensors if name not in known and not name.startswith(left_out)]
+    unknown = [f"{name:.80} is unknown" for name in others]
+    if missing and others:
+        missing[0] += f" (nearest in the file: {difflib.get_close_matches(missing[0], others, n=1, cutoff=0)[0]:.80})"
     if problems := missing + unknown + wrong:
         count = "1 tensor differs:" if len(problems) == 1 else f"{len(problems)} tensors differ, first"
         raise RuntimeError(f"{count} {'; '.join(problems[:3])}")

@@ -135,7 +135,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> SegOutput:
         """Images `B 3 H W`, floating point in [0, 1] → :class:`~apd.models.SegOutput`."""
-        _check_images(images_B3HW)
+        check_images(images_B3HW)
         early_BChw, late_BChw = self.backbone((images_B3HW - self.image_mean) / self.image_std)[-2:]
         features_BChw = self.head(late_BChw)
         logits_BKhw = self.classifier(self.dropout(features_BChw))
@@ -150,7 +150,8 @@ class Segmenter(nn.Module):
         return [p for part in (self.head, self.classifier, self.aux_head) for p in part.parameters()]
 
 
-def _check_images(images_B3HW: Tensor) -> None:
+def check_images(images_B3HW: Tensor) -> None:
+    """Raise unless the images are floating-point `B 3 H W` in [0, 1] of sides from 32 on."""
     if not images_B3HW.is_floating_point():
         fix = "for uint8 use images.float() / 255"
         raise TypeError(f"images: got {images_B3HW.dtype}, expected floating point in [0, 1]; {fix}")

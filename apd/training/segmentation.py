@@ -16,6 +16,8 @@ from apd.data.batches import Batch, DeviceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
 from apd.data.specs import SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
+from apd.models.checkpoints import load_weights
+from apd.models.foreign import ForeignSegmenter, build_foreign
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
@@ -24,15 +26,21 @@ from apd.training.task import RunTask, built
 
 def build_network(
     network: NetworkConfig, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
-) -> Segmenter:
+) -> Segmenter | ForeignSegmenter:
     """A network whose initial weights depend on the seed alone; with `weights_follow` the caller loads others."""
     require_segmentation(network)
     return built(partial(_segmenter, network, num_classes, weights_follow), "network", device, seed)
 
 
-def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter:
-    unread = {"weights": "none", "weights_file": ""} if weights_follow else {}
-    return build_segmenter(num_classes=num_classes, **(asdict(network) | unread))
+def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | ForeignSegmenter:
+    options = asdict(network) | ({"weights": "none", "weights_file": ""} if weights_follow else {})
+    foreign = {name: options.pop(name) for name in ("builder", "features", "logits", "builder_sha256")}
+    if not network.builder:
+        return build_segmenter(num_classes=num_classes, **options)
+    model = build_foreign(num_classes=num_classes, **foreign)
+    if options["weights_file"]:
+        load_weights(model, options["weights_file"])
+    return model
 
 
 def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
@@ -93,7 +101,7 @@ class SegmentationTask(RunTask):
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter:
+    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | ForeignSegmenter:
         return _segmenter(config, num_classes, weights_follow)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -104,7 +112,9 @@ class SegmentationTask(RunTask):
         """As :class:`RunTask`; evaluation, whose sizes vary, calls the networks uncompiled."""
         super().prepare(student, teacher)
         training, device = self.experiment.training, next(student.parameters()).device
-        if not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
+        if isinstance(student, ForeignSegmenter):
+            student.open_taps()
+        elif not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
         bf16 = self.precision(device) == "bf16"
         self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
@@ -151,7 +161,7 @@ class SegmentationTask(RunTask):
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
         """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
-        for _ in range(2 if self.experiment.training.auxiliary_weight else 1):
+        for _ in range(2 if self.experiment.training.auxiliary_weight and hasattr(self.student, "aux_head") else 1):
             global_count((labels_BHW != self.ignore_index).sum())
         if not self.distillers:
             return

@@ -124,7 +124,10 @@ class RunTask(nn.Module):
     def distiller(self, config: DistillerConfig, student: nn.Module, teacher: nn.Module) -> nn.Module:
         """The loss module of one distiller, on the student's device, its heads initialised from the seed alone."""
         ignore, seed = self.ignore_index, self.experiment.seed
-        return build_distiller(config, student=student, teacher=teacher, ignore_index=ignore, seed=seed)
+        try:
+            return build_distiller(config, student=student, teacher=teacher, ignore_index=ignore, seed=seed)
+        except ValueError as error:
+            raise ExperimentError(f"{config.method} between these two networks: {error}") from error
 
     def prepare(self, student: Any, teacher: Any) -> None:
         """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""

@@ -59,12 +59,13 @@ COMPANIONS = {  # a field is refused without
     (NetworkConfig, "weights_file"): {"weights": "imagenet"},
     (TrainingConfig, "schedule"): {"milestones": (500, 800)},
     (TrainingConfig, "milestones"): {"schedule": "steps"},
+    **{(NetworkConfig, path): {"builder": "a.b:c"} for path in ("features", "logits")},
 }
 VALUES = {
     bool: (True, False),
     int: (64, 7, 2, 1),
     float: (0.25, 2.0, 0.0, 1.5),
-    str: ("fields", "another.file"),
+    str: ("fields", "another.file", "package.module:function"),
     tuple[int, ...]: ((500, 700), (64,)),
     tuple[int, int]: ((64, 48),),
     tuple[float, ...]: ((0.5, 1.0),),

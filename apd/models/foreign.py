@@ -1,0 +1,153 @@
+"""Networks of any library as student or teacher: made by a function of the user's and read at two of their modules."""
+
+import hashlib
+import importlib
+import inspect
+import sys
+import traceback
+import warnings
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apd.fields import did_you_mean
+from apd.hooks import FeatureTap
+from apd.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from apd.models.segmenter import SegOutput, check_images
+from apd.validation import check_grids, check_map
+
+KNOWN_PATHS = {
+    "segmentation_models_pytorch.SegmentationModel": ("decoder", "segmentation_head.0"),
+    "torchvision.DeepLabV3": ("classifier.3", "classifier"),
+    "torchvision.FCN": ("classifier.2", "classifier"),
+    "torchvision.LRASPP": ("classifier.cbr", "classifier"),
+    "transformers.SegformerForSemanticSegmentation": ("decode_head.activation", "decode_head.classifier"),
+}
+"""Paths of features and logits by library and class, subclasses included."""
+_resized = partial(F.interpolate, mode="bilinear", align_corners=False)
+
+
+class ForeignSegmenter(nn.Module):
+    """A network of any library behind the interface of :class:`~apd.models.Segmenter`; see :func:`build_foreign`.
+
+    Images are normalised by the network's own `image_mean` and `image_std`, else as timm says of a part, else by
+    ImageNet's, and enlarged to multiples of 14, 32 or 64 where it asks for that; the maps are made smaller by as much.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int, features: str, logits: str) -> None:
+        super().__init__()
+        self.network, self.num_classes, self.paths, self._taps = network, num_classes, (features, logits), []
+        of_timm = (getattr(module, "pretrained_cfg", None) for module in network.modules())
+        known = next((cfg for cfg in of_timm if isinstance(cfg, dict) and cfg.get("mean")), {})
+        for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            values = torch.as_tensor(getattr(network, f"image_{name}", known.get(name, default)))
+            self.register_buffer(f"image_{name}", values.detach().float().clone().reshape(1, 3, 1, 1))
+        self.open_taps()
+        self.feature_channels = self._try_out()
+
+    def open_taps(self) -> None:
+        """Listen at the two paths; anew where a module was replaced, as by another kind of batch norm."""
+        for tap in self._taps:
+            tap.close()
+        self._taps = [FeatureTap(self.network, path).open() for path in self.paths]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.open_taps()  # those of a copy are closed
+
+    def forward(self, images_B3HW: Tensor) -> SegOutput:
+        """Images `B 3 H W`, floating point in [0, 1] → :class:`~apd.models.SegOutput`, each map on its own grid."""
+        check_images(images_B3HW)
+        size = images_B3HW.shape[2:]
+        sides = [-(-side // self.multiple) * self.multiple for side in size]
+        if any(side % self.multiple for side in size):
+            images_B3HW = _resized(images_B3HW, sides)
+        self.network((images_B3HW - self.image_mean) / self.image_std)
+        maps = [tap.take() for tap in self._taps]
+        if any(side % self.multiple for side in size):  # cells as wide as high again
+            maps = [_resized(m, [-(-n * a // b) for n, a, b in zip(m.shape[2:], size, sides)]) for m in maps]
+        return SegOutput(maps[1], maps[0], None)
+
+    def _try_out(self) -> int:
+        """Run on zeros, find `multiple`, freeze what has no part in the two maps, and return the features' channels."""
+        images = torch.zeros(1, 3, 65, 97)
+        self.eval()
+        for self.multiple in (1, 14, 32, 64):
+            try:
+                output = self(images)
+                break
+            except Exception:
+                if self.multiple == 64:
+                    raise
+        for path, name, found in zip(self.paths, ("features", "logits"), (output.features, output.logits), strict=True):
+            check_map(where := f"{name} {path!r}", found)
+            check_grids({where: found, "labels": images[:, 0]})
+            if min(found.shape[2:]) < 2 or not found.isfinite().all():
+                raise ValueError(f"{where} are {tuple(found.shape)} for 65×97 zeros: expected 2×2 or more, all finite")
+        if (channels := output.logits.shape[1]) != self.num_classes:
+            raise ValueError(f"{where} have {channels} channels: expected {self.num_classes}, the classes of the data")
+        # a part that gets no gradient, such as an auxiliary classifier, would be waited for by several ranks
+        total, trained = output.logits.sum() + output.features.sum(), [p for p in self.parameters() if p.requires_grad]
+        for parameter, part in zip(trained, torch.autograd.grad(total, trained, allow_unused=True) if trained else ()):
+            parameter.requires_grad_(part is not None)
+        self.train()
+        return output.features.shape[1]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those of the children that the paths lead through, or, where these are all, of the module of the logits."""
+        named, starts = dict(self.network.named_parameters()), tuple(f"{path.split('.')[0]}." for path in self.paths)
+        if all(name.startswith(starts) for name in named):
+            starts = f"{self.paths[1]}."
+        return [parameter for name, parameter in named.items() if name.startswith(starts)]
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """All others, which take the base learning rate."""
+        heads = set(self.head_parameters())
+        return [parameter for parameter in self.network.parameters() if parameter not in heads]
+
+
+def build_foreign(
+    builder: str, num_classes: int, *, features: str = "", logits: str = "", builder_sha256: str = ""
+) -> ForeignSegmenter:
+    """The network that `builder` returns, "package.module:function" or "nets.py:function", read at two paths.
+
+    The function gets the number of classes as its `num_classes` or `classes`. Paths of :data:`KNOWN_PATHS` may be left
+    out. ValueError: something is wrong with it, a path, or the maps of zeros; a file of another sha256 is a warning.
+    """
+    where, _, name = builder.rpartition(":")
+    try:
+        module = _module_of(where, builder_sha256) if where.endswith(".py") else importlib.import_module(where)
+        if not callable(build := getattr(module, name, None)):
+            raise ValueError(f"{where} has no function {name!r}{did_you_mean(name, vars(module).keys() - {name})}")
+        words = [word for word in ("num_classes", "classes") if word in inspect.signature(build).parameters]
+        with torch.device("cpu"), torch.enable_grad():
+            network = build(**dict.fromkeys(words[:1], num_classes))
+            if not isinstance(network, nn.Module):
+                raise ValueError(f"it returned a {type(network).__name__}, expected a torch.nn.Module")
+            kinds = [f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(network).__mro__]
+            known = next((KNOWN_PATHS[kind] for kind in kinds if kind in KNOWN_PATHS), ("", ""))
+            if not all(paths := (features or known[0], logits or known[1])):
+                children = ", ".join(dict(network.named_children()))
+                raise ValueError(f"give both paths, features and logits, of {kinds[0]}: in or below {children:.200}")
+            return ForeignSegmenter(network.cpu(), num_classes, *paths)
+    except (Exception, SystemExit) as error:
+        said = " ".join((str(error) if isinstance(error, ValueError) else repr(error)).split())
+        lines = [f" (line {at.lineno})" for at in traceback.extract_tb(error.__traceback__) if at.filename == where]
+        raise ValueError(f"builder {builder!r}: {said:.400}{''.join(lines[-1:])}") from error
+
+
+def _module_of(path: str, sha256: str) -> ModuleType:
+    """What a file defines, as it is now; it may import its neighbours, as a script does."""
+    content, module = Path(path).read_bytes(), ModuleType(f"apd_builder_{Path(path).stem}")
+    if sha256 not in ("", hashlib.sha256(content).hexdigest()):
+        warnings.warn(f"{path} is not as it was when the experiment was made; its network may be another", stacklevel=3)
+    sys.modules[module.__name__] = module  # where its classes are looked up
+    with patch.object(sys, "path", [str(Path(path).absolute().parent), *sys.path]):
+        exec(compile(content, path, "exec"), vars(module))
+    return module

@@ -279,9 +279,9 @@ def _require_fit(experiment: Experiment) -> None:
     """Raise ExperimentError where the experiment's task, or the device, is asked for what it cannot do."""
     data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
     for owner in filter(None, (experiment, teacher)):
-        training, foreign = owner.training, getattr(owner.network, "builder", "")
+        training, custom = owner.training, getattr(owner.network, "builder", "")
         expected = "0, or 0.4, the default: a builder's network has no auxiliary head"
-        require(not foreign or training.auxiliary_weight in (0, 0.4), training, "auxiliary_weight", expected)
+        require(not custom or training.auxiliary_weight in (0, 0.4), training, "auxiliary_weight", expected)
         if detection:
             for name, expected in _NOT_IN_DETECTION.items():
                 require(getattr(training, name) == getattr(TrainingConfig, name), training, name, expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from apd.models.backbones import Dilation, dilate
-from apd.models.foreign import ForeignSegmenter
+from apd.models.custom_network import CustomSegmenter
 from apd.models.pretrained import match_tensors, read_tensors
 from apd.models.segmenter import AtrousPooling, Segmenter
 
@@ -34,7 +34,7 @@ _DEEPLABV3_OF_APD = _EVERYWHERE | {
 }
 
 
-def load_weights(model: Segmenter | ForeignSegmenter, path: str | Path, *, sha256: str = "") -> str:
+def load_weights(model: Segmenter | CustomSegmenter, path: str | Path, *, sha256: str = "") -> str:
     """Fill a network from a file, strictly: one that this project wrote, a released checkpoint, or its own library's.
 
     Released are the checkpoints of APD (PSPNet and DeepLabV3 on deep-stem ResNets) and of semseg's code line (PSPNet),
@@ -47,7 +47,7 @@ def load_weights(model: Segmenter | ForeignSegmenter, path: str | Path, *, sha25
         tensors, found = read_tensors(path)
         if sha256 not in ("", found):
             raise RuntimeError(f"the file has sha256 {found}, expected {sha256}: it is damaged or was replaced")
-        if isinstance(model, ForeignSegmenter) and "image_mean" not in tensors:
+        if isinstance(model, CustomSegmenter) and "image_mean" not in tensors:
             model = model.network  # whose names are those in the files of its library
         while not tensors.keys() & model.state_dict().keys() and {n.partition(".")[0] for n in tensors} in _WRAPPERS:
             tensors = {name.partition(".")[2]: value for name, value in tensors.items()}

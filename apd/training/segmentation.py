@@ -17,7 +17,7 @@ from apd.data.census import Census, census_of, require_labels
 from apd.data.specs import SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
 from apd.models.checkpoints import load_weights
-from apd.models.foreign import ForeignSegmenter, build_foreign
+from apd.models.custom_network import CustomSegmenter, build_custom
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
@@ -26,18 +26,18 @@ from apd.training.task import RunTask, built
 
 def build_network(
     network: NetworkConfig, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
-) -> Segmenter | ForeignSegmenter:
+) -> Segmenter | CustomSegmenter:
     """A network whose initial weights depend on the seed alone; with `weights_follow` the caller loads others."""
     require_segmentation(network)
     return built(partial(_segmenter, network, num_classes, weights_follow), "network", device, seed)
 
 
-def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | ForeignSegmenter:
+def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
     options = asdict(network) | ({"weights": "none", "weights_file": ""} if weights_follow else {})
-    foreign = {name: options.pop(name) for name in ("builder", "features", "logits", "builder_sha256")}
+    custom = {name: options.pop(name) for name in ("builder", "features", "logits", "builder_sha256")}
     if not network.builder:
         return build_segmenter(num_classes=num_classes, **options)
-    model = build_foreign(num_classes=num_classes, **foreign)
+    model = build_custom(num_classes=num_classes, **custom)
     if options["weights_file"]:
         load_weights(model, options["weights_file"])
     return model
@@ -101,7 +101,7 @@ class SegmentationTask(RunTask):
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | ForeignSegmenter:
+    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
         return _segmenter(config, num_classes, weights_follow)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -112,7 +112,7 @@ class SegmentationTask(RunTask):
         """As :class:`RunTask`; evaluation, whose sizes vary, calls the networks uncompiled."""
         super().prepare(student, teacher)
         training, device = self.experiment.training, next(student.parameters()).device
-        if isinstance(student, ForeignSegmenter):
+        if isinstance(student, CustomSegmenter):
             student.open_taps()
         elif not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)

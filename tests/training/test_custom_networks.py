@@ -18,7 +18,7 @@ from apd.cli.app import main
 from apd.config.experiment import Experiment, NetworkConfig
 from apd.distillers.base import DISTILLERS
 from apd.fields import ExperimentError
-from apd.models.foreign import ForeignSegmenter, build_foreign
+from apd.models.custom_network import CustomSegmenter, build_custom
 from apd.training import trainer as loop
 from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network
@@ -106,7 +106,7 @@ def test_every_method_takes_the_maps_of_two_such_networks_whatever_their_grids(n
 
 
 def test_the_maps_are_the_networks_own_in_copies_and_compiled_and_at_any_size(nets):
-    model, images = build_foreign(f"{nets}:unet", 5).eval(), torch.rand(2, 3, 64, 96)
+    model, images = build_custom(f"{nets}:unet", 5).eval(), torch.rand(2, 3, 64, 96)
     expected = model.network((images - model.image_mean) / model.image_std)
     torch.compiler.reset()
     compiled = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
@@ -115,21 +115,21 @@ def test_the_maps_are_the_networks_own_in_copies_and_compiled_and_at_any_size(ne
         output = forward(images)
         torch.testing.assert_close(output.logits, expected)
         torch.testing.assert_close(model.network.segmentation_head(output.features), expected)
-    strict = build_foreign(f"{nets}:deeplab", 5).eval()  # this library refuses sides that are no multiples of 32
+    strict = build_custom(f"{nets}:deeplab", 5).eval()  # this library refuses sides that are no multiples of 32
     assert strict(torch.rand(1, 3, 50, 70)).logits.shape == (1, 5, 13, 18)
-    own = build_foreign(f"{nets}:Own", 5, **OWN).eval()  # with a normalisation of its own
+    own = build_custom(f"{nets}:Own", 5, **OWN).eval()  # with a normalisation of its own
     torch.testing.assert_close(own(images).features, own.network.body((images - 0.5) / 0.25))
 
 
 def test_heads_are_what_the_paths_lead_through_and_what_has_no_part_in_a_step_is_frozen(nets):
     for name, paths, head in (("unet", {}, ("decoder.", "segmentation_head.")), ("Own", OWN, ("body.", "last."))):
-        model = build_foreign(f"{nets}:{name}", 5, **paths)
+        model = build_custom(f"{nets}:{name}", 5, **paths)
         named = dict(model.network.named_parameters())
         assert set(model.head_parameters()) == {value for key, value in named.items() if key.startswith(head)}
         assert {*model.head_parameters(), *model.backbone_parameters()} == set(named.values())
         frozen = {key for key, value in named.items() if not value.requires_grad}
         assert frozen == ({"aux.weight", "aux.bias"} if name == "Own" else set())
-    two = ForeignSegmenter(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)), 5, "0", "1")  # the paths lead to all
+    two = CustomSegmenter(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)), 5, "0", "1")  # the paths lead to all
     assert two.head_parameters() == list(two.network[1].parameters())
 
 
@@ -143,7 +143,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("how", WRAPPED)
 def test_weights_are_read_strictly_from_the_files_that_people_have(how, nets, runs, tmp_path):
-    source = build_foreign(f"{nets}:deeplab", 10).network.state_dict()
+    source = build_custom(f"{nets}:deeplab", 10).network.state_dict()
     torch.save(WRAPPED[how](source), file := tmp_path / "deeplab.pth")
     config = NetworkConfig(builder=f"{nets}:deeplab", weights_file=str(file))
     build = partial(build_network, config, 10, torch.device("cpu"), 1)

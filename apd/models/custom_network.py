@@ -33,8 +33,8 @@ KNOWN_PATHS = {
 _resized = partial(F.interpolate, mode="bilinear", align_corners=False)
 
 
-class ForeignSegmenter(nn.Module):
-    """A network of any library behind the interface of :class:`~apd.models.Segmenter`; see :func:`build_foreign`.
+class CustomSegmenter(nn.Module):
+    """A network of any library behind the interface of :class:`~apd.models.Segmenter`; see :func:`build_custom`.
 
     Images are normalised by the network's own `image_mean` and `image_std`, else as timm says of a part, else by
     ImageNet's, and enlarged to multiples of 14, 32 or 64 where it asks for that; the maps are made smaller by as much.
@@ -112,9 +112,9 @@ class ForeignSegmenter(nn.Module):
         return [parameter for parameter in self.network.parameters() if parameter not in heads]
 
 
-def build_foreign(
+def build_custom(
     builder: str, num_classes: int, *, features: str = "", logits: str = "", builder_sha256: str = ""
-) -> ForeignSegmenter:
+) -> CustomSegmenter:
     """The network that `builder` returns, "package.module:function" or "nets.py:function", read at two paths.
 
     The function gets the number of classes as its `num_classes` or `classes`. Paths of :data:`KNOWN_PATHS` may be left
@@ -135,7 +135,7 @@ def build_foreign(
             if not all(paths := (features or known[0], logits or known[1])):
                 children = ", ".join(dict(network.named_children()))
                 raise ValueError(f"give both paths, features and logits, of {kinds[0]}: in or below {children:.200}")
-            return ForeignSegmenter(network.cpu(), num_classes, *paths)
+            return CustomSegmenter(network.cpu(), num_classes, *paths)
     except (Exception, SystemExit) as error:
         said = " ".join((str(error) if isinstance(error, ValueError) else repr(error)).split())
         lines = [f" (line {at.lineno})" for at in traceback.extract_tb(error.__traceback__) if at.filename == where]

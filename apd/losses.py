@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.fields import did_you_mean
+from apd.fields import did_you_mean, shown
 from apd.normalizers import global_count
 from apd.perspective import ABSENT_LOGIT, full_precision, match_grids, resize_labels, valid_pixels
 from apd.validation import (
@@ -197,7 +197,7 @@ def checked_weights(given: Mapping[str, float], *, has_heads: bool) -> dict[str,
     for name, value in given.items():
         if name not in DEFAULT_WEIGHTS:
             hint = did_you_mean(name, DEFAULT_WEIGHTS)
-            raise ValueError(f"weights has no term {name!r}: expected {', '.join(DEFAULT_WEIGHTS)}{hint}")
+            raise ValueError(f"weights has no term {shown(name)}: expected {', '.join(DEFAULT_WEIGHTS)}{hint}")
         check_positive(f"weights[{name!r}]", value, or_zero=True)
     if not has_heads and given.get("regularisation"):
         raise ValueError(

@@ -284,6 +284,10 @@ def check_call(
     """
     check_maps(module, maps)
     check_labels(labels_BHW, len(next(iter(maps.values()))))
+    for name, value in {"labels": labels_BHW, **maps}.items():
+        if value.layout != torch.strided or value.device != labels_BHW.device:
+            expected = f"torch.strided on {labels_BHW.device}, the device of labels"
+            raise ValueError(f"{name} is {value.layout} on {value.device}: expected {expected}")
     check_grids({**maps, "labels": labels_BHW})
     if "student_logits" in maps and "teacher_logits" in maps:
         student, teacher = (tuple(maps[name].shape) for name in ("student_logits", "teacher_logits"))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections import deque
@@ -139,7 +140,8 @@ class SideBySide:
         while len(self.busy) < self.processes and (run := self.next_run()) is not None:
             if len(self.busy) == len(self.workers):
                 context = multiprocessing.get_context(START)
-                threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.processes))
+                given = re.match(r"[1-9]\d{0,3}\b", os.environ.get("OMP_NUM_THREADS", ""))  # may be a list
+                threads = int(given[0]) if given else max(1, (os.cpu_count() or 1) // self.processes)
                 ours, theirs = context.Pipe()
                 process = context.Process(target=work, args=(theirs, self.device, self.loaders, threads))
                 process.start()

@@ -57,6 +57,7 @@ def replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
     """A file to write beside the final one, whose place it takes whole, or not at all: a reader never sees a part."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # a pipe of that name would be waited for
         yield
         temporary.replace(path)
         _flush(path.parent)
@@ -119,14 +120,14 @@ def save_checkpoint(
         manifest = {"step": step, "facts": facts, "sha256": {name: sha256_of(partial / name) for name in _FILES}}
         manifest["checksum"] = checksum_of(manifest)
         write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1))
-        if final.exists():  # a damaged one of the same step, passed over by load_newest
+        if final.is_dir():  # a damaged one of the same step, passed over by load_newest
             shutil.rmtree(final)
         partial.rename(final)
         _flush(folder)
     except Exception as error:  # torch and safetensors wrap the OSError in types of their own
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write checkpoint {final}: {error}. {GO_ON}") from error
-    present = sorted(folder.glob("step-*"))
+    present = sorted(folder.glob("step-*/"))
     newest = present.index(final)  # those after it were damaged, or the run would have gone on from them
     for path in (*present[: max(0, newest + 1 - KEPT)], *present[newest + 1 :]):
         shutil.rmtree(path, ignore_errors=True)
@@ -146,7 +147,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
         facts, checksum = manifest["facts"], manifest.pop("checksum", None)
         old = checksum is None and all(isinstance(facts[name], kind) for name, kind in _FACTS.items())  # had none
-        if not (old and facts["log_lines"] == manifest["step"]) and checksum != checksum_of(manifest):
+        old = old and facts["log_lines"] == manifest["step"] and 0 <= facts["seconds"] < 1e12 and "history" not in facts
+        if not old and checksum != checksum_of(manifest):
             raise CheckpointError(f"{path / 'manifest.json'} is damaged: its checksum is not that of what it says")
         if path.name != f"step-{manifest['step']:08d}":
             raise CheckpointError(f"{path / 'manifest.json'} is damaged: it says step {manifest['step']}")
@@ -170,7 +172,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for each damaged one passed over on the way."""
     checkpoint, errors = None, []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in sorted(folder.glob("step-*/"), reverse=True):
         try:
             checkpoint = load_checkpoint(path)
             break

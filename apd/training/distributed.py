@@ -167,17 +167,20 @@ def of_every_rank(error: E) -> E:
 
 def started_rank() -> int:
     """The number that `torchrun` gave this process; 0 without it."""
-    return int(os.environ.get("RANK", 0)) if _started_size() > 1 else 0
+    return _of_torchrun("RANK", 0) if _of_torchrun("WORLD_SIZE", 1) > 1 else 0
 
 
-def _started_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+def _of_torchrun(name: str, alone: int) -> int:
+    """A number that `torchrun` sets; ExperimentError for what is none."""
+    if not re.fullmatch("[0-9]{1,6}", given := os.environ.get(name) or str(alone)):
+        raise ExperimentError(f"{name} = {given!r:.80}: expected a whole number, as torchrun sets it")
+    return int(given)
 
 
 def own_gpu() -> str:
     """The default GPU, or of several ranks that of its number on its machine. ExperimentError without one for each."""
-    number, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if _started_size() == 1:
+    number, gpus = _of_torchrun("LOCAL_RANK", 0), torch.cuda.device_count()
+    if _of_torchrun("WORLD_SIZE", 1) == 1:
         return "cuda"
     if number < gpus:
         return f"cuda:{number}"
@@ -200,7 +203,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 def join() -> Ranks:
     """The job of this process, which joins the others of `torchrun` once for all. LostRankError without them."""
-    if not distributed.is_available() or (_started_size() == 1 and not distributed.is_initialized()):
+    if not distributed.is_available() or (_of_torchrun("WORLD_SIZE", 1) == 1 and not distributed.is_initialized()):
         return ALONE
     if not distributed.is_initialized():
         gpus = torch.cuda.is_available() and distributed.is_nccl_available()

@@ -29,9 +29,11 @@ LONGEST_MESSAGE = 1000  # characters (own choice)
 
 def exit_code_of(command: Callable[[], int], program: str) -> int:
     """Run a command under the name `program`, report what went wrong, part from other ranks; the exit code."""
+    rank = 0
     try:
+        rank = started_rank()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore" if started_rank() else "default", DataWarning)
+            warnings.simplefilter("ignore" if rank else "default", DataWarning)
             plain = warnings.showwarning
 
             def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
@@ -56,7 +58,6 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
         error, code = caught, 130
         if not isinstance(caught, StoppedError):
             error = of_every_rank(KeyboardInterrupt("stopped"))
-    rank = started_rank()
     if not (rank and getattr(error, "of_every_rank", False)):
         message = re.sub(CONTROLS, "?", " ".join(str(error).split()))  # names of files may hold what a terminal obeys
         print(f"{program}{f' (rank {rank})' if rank else ''}: {message:.{LONGEST_MESSAGE}}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from apd.config.experiment import Experiment
+from apd.config.experiment import Experiment, ExperimentError
 from apd.evaluation.average_precision import APScores, Kind, ap_scores, tables_of
 from apd.evaluation.inference import Scores, scores
 from apd.training.checkpoint import write_atomically
@@ -211,8 +212,10 @@ def _git_state() -> dict[str, Any]:
     try:
         checkout = (root / ".git").exists() and project.is_file() and ours in project.read_text(encoding="utf-8")
         commit = git("rev-parse", "HEAD") if checkout else ""
-        if not commit and os.environ.get("APD_COMMIT"):  # a copy without its history, whose maker knows its commit
-            return {"commit": os.environ["APD_COMMIT"], "clean": True}
+        if not commit and (given := os.environ.get("APD_COMMIT")):  # a copy without history, whose maker knows it
+            if not re.fullmatch("[0-9a-f]{7,64}", given):
+                raise ExperimentError(f"APD_COMMIT = {given!r:.80}: expected 7 to 64 hexadecimal digits")
+            return {"commit": given, "clean": True}
         commit = commit if checkout else "not in a checkout"
         return {"commit": commit, "clean": checkout and bool(commit) and not git("status", "--porcelain", "--", "apd")}
     except (OSError, subprocess.TimeoutExpired):

@@ -57,7 +57,7 @@ def train(
     """
     ranks = join()
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
-    if record := ranks.on_rank_zero(lambda: _finished(folder)):
+    if record := ranks.on_rank_zero(lambda: _finished(folder, experiment)):
         return record
     where = choose_device(device)
     if ranks.size > 1 and where.type == "cuda":
@@ -67,7 +67,7 @@ def train(
     if not 0 <= workers <= 256:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0 and at most 256")
     with ranks.hold(folder, wait=wait) as require_held:
-        if record := ranks.on_rank_zero(lambda: _finished(folder)):  # by the process that we waited for
+        if record := ranks.on_rank_zero(lambda: _finished(folder, experiment)):  # by the process that we waited for
             return record
         # what can be wrong with data or student is found before hours go into a teacher
         splits = ranks.rank_zero_first(task.splits)
@@ -119,7 +119,7 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
     folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
     if not (folder / "record.json").exists():
         raise CheckpointError(f"{folder}: this run has not finished; train(experiment) finishes it")
-    record = read_record(folder / "record.json")
+    record = _record_of(folder, run)
     network, task = record.experiment.network, task_of(record.experiment)
     model = task.network(network, len(record.class_names), choose_device(device), seed=0, weights_follow=True)
     path, fix = folder / "weights.safetensors", f"delete {folder / 'record.json'} to finish the run again"
@@ -130,10 +130,18 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
     return model.eval()
 
 
-def _finished(folder: Path) -> Record | None:
+def _record_of(folder: Path, run: Experiment | Path | str) -> Record:
+    """The record in a folder; CheckpointError where it was copied there and is another experiment's than `run`."""
+    record = read_record(folder / "record.json")
+    if isinstance(run, Experiment) and record.content["fingerprint"] != fingerprint(run):
+        raise CheckpointError(f"{record.source} is of another experiment: delete the folder to have the run made again")
+    return record
+
+
+def _finished(folder: Path, experiment: Experiment) -> Record | None:
     if not (folder / "record.json").exists():
         return None
-    record = read_record(folder / "record.json")
+    record = _record_of(folder, experiment)
     data = record.experiment.data
     others = {
         "scenes": "scenes of another version of their generator",

@@ -19,6 +19,7 @@ from apd.data.batches import Batch, InstanceBatch
 from apd.training.checkpoint import GO_ON, CheckpointError, replacing, save_tensors
 
 CURVE_POINTS = 100
+MOST_BYTES, LONGEST_LINE = 2**24, 2**12  # of a log: beyond its lines, and of one of them (own choice)
 LINE_SECONDS = 30.0  # Between two lines of progress in a log (own choice).
 
 
@@ -58,6 +59,8 @@ class RunLog:
         """Append a line. CheckpointError when the disk refuses it."""
         line = _lines_of([entry])
         try:
+            if self.path.is_fifo():
+                raise OSError(0, "it is a pipe")  # which would be waited for
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
@@ -68,7 +71,8 @@ class RunLog:
     def read(self) -> list[dict[str, Any]]:
         """What the lines hold that could have been written: a damaged log costs its curves, not the run."""
         entries: list[dict[str, Any]] = []
-        for line in self.path.read_bytes().split(b"\n") if self.path.is_file() else ():
+        sound = self.path.is_file() and self.path.stat().st_size <= MOST_BYTES + LONGEST_LINE * self.lines
+        for line in self.path.read_bytes().split(b"\n") if sound else ():
             with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):
                 if "step" in (entry := json.loads(line)) and all(map(math.isfinite, entry.values())):
                     entries.append(entry)

@@ -283,12 +283,16 @@ class Trainer:
         if checkpoint is None:
             return 0
         state = checkpoint["state"]
-        self.student.load_state_dict(checkpoint["weights"])
-        for prefix, module in self._modules().items():
-            own = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}
-            module.load_state_dict({name.removeprefix(f"{prefix}."): value for name, value in own.items()})
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(checkpoint["optimisers"][name])
+        try:
+            self.student.load_state_dict(checkpoint["weights"])
+            for prefix, module in self._modules().items():
+                own = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}
+                module.load_state_dict({name.removeprefix(f"{prefix}."): value for name, value in own.items()})
+            for name, optimiser in self.optimisers.items():
+                optimiser.load_state_dict(checkpoint["optimisers"][name])
+        except (KeyError, RuntimeError, ValueError) as error:  # of the older kind, which does not say whose it is
+            other = f"{self.checkpoints} hold another experiment's; delete them to begin anew"
+            raise of_every_rank(CheckpointError(other)) from error
         number = "" if self.ranks.first else f".{self.ranks.rank}"
         cpu, cuda = (state.get(f"generator.{kind}{number}") for kind in ("cpu", "cuda"))
         if cpu is not None:

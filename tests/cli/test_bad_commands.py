@@ -56,6 +56,14 @@ def test_a_command_that_means_nothing_is_refused_in_one_line(command, capsys):
     line_of(main(command), capsys)
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_a_number_of_torchrun_that_is_none_is_named(name, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for value in ("x", "-1", DIGITS):
+        monkeypatch.setenv(name, value)
+        assert f"{name} = " in line_of(main(["recipes"]), capsys)
+
+
 RAISED = [
     *(kind("a\nb\x1b" + LONG) for kind in (yaml.YAMLError, yaml.MarkedYAMLError, yaml.scanner.ScannerError)),
     *(kind("damaged") for kind in (PIL.UnidentifiedImageError, Image.DecompressionBombError, SyntaxError)),

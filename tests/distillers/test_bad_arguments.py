@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bad_input import refused
-from every_method import SIZES, call, every_method, gradients, make, random_batch
+from every_method import SIZES, call, every_method, gradients, make, random_batch, used
 
 from apd import APDLoss, ProjectionHead, class_prototypes
 from apd.distillers.apd import RoIAPD, dense_apd
@@ -51,6 +51,14 @@ def test_an_argument_that_means_nothing_is_refused_at_construction_by_its_name(n
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
 def test_integers_of_numpy_are_integers(name, kind):
     assert repr(build(name, **{size: kind(6) for size in BUILD[name][1]})) == repr(build(name))
+
+
+@every_method
+def test_maps_and_labels_of_another_layout_or_device_are_named(name):
+    for key in ("labels", f"teacher_{used(name)[0]}"):
+        value = random_batch()[key].detach()
+        for other in (value.to_sparse(), value.to("meta")):
+            refused(lambda: make(name)(**random_batch() | {key: other}), ValueError, names=("labels",))  # noqa: B023
 
 
 OPTIONS = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}

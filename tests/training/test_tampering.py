@@ -26,7 +26,7 @@ from apd.study.campaign import run_campaign
 from apd.training import record
 from apd.training import trainer as loop
 from apd.training.checkpoint import CheckpointError, RunBusyError, load_checkpoint, only_process
-from apd.training.run import run_folder, runs_folder, train
+from apd.training.run import run_folder, runs_folder, train, trained_network
 from apd.training.run_log import RunLog
 from apd.training.task import TeacherError
 
@@ -64,7 +64,10 @@ def test_whatever_becomes_of_a_log_only_steps_as_they_were_written_count_and_the
     assert summary.get("log_damaged") == ((lost and {"first": lost[0], "last": lost[-1], "steps": len(lost)}) or None)
 
 
-@pytest.mark.parametrize("put", [lambda path: None, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+LOST = (str, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: os.truncate(path.open("x").name, 2**40))
+
+
+@pytest.mark.parametrize("put", LOST)
 def test_a_log_that_is_lost_costs_no_training(put, runs):
     path = stopped(tiny()) / "log.jsonl"
     content = train(tiny(), on_step=lambda step: step == 6 and [path.unlink(), put(path)]).content
@@ -84,7 +87,7 @@ def test_a_manifest_in_which_anything_was_changed_is_refused_and_one_of_before_c
     whole = json.loads(path.read_text())
     old = {name: value for name, value in whole.items() if name not in OLD}
     old["facts"] = {name: value for name, value in whole["facts"].items() if name not in OLD}
-    for kind, values in ((whole, ([0], {"a": 0}, "1", -1)), (old, (10**12, None))):
+    for kind, values in ((whole, ([0], {"a": 0}, "1", -1)), (old, (10**12, -1.0, None))):
         for owner, value in product((kind, kind["facts"]), values):
             for name in owner.keys() - ({"teacher"} if value is None else set()):  # a baseline has none
                 changed = {**owner, name: value}
@@ -95,6 +98,9 @@ def test_a_manifest_in_which_anything_was_changed_is_refused_and_one_of_before_c
         path.write_text(json.dumps({**old, "facts": facts}))
         refused(lambda: load_checkpoint(path.parent), CheckpointError, names=(str(path.parent), name))
     path.write_text(json.dumps(old))
+    os.mkfifo(path.parents[1] / "step-00000009")
+    shutil.copytree(path.parent, run_folder(tiny("apd")) / "checkpoints" / path.parent.name)
+    refused(lambda: train(tiny("apd")), CheckpointError, names=("another experiment's",))
     history = train(tiny()).content["history"]
     assert (history[0], history[1]["steps"]) == ({"steps": [0, 4]}, [4, 6])
     assert outcome(tiny()) == undisturbed(tiny())
@@ -131,6 +137,11 @@ def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_
     run_folder(tiny()).mkdir()
     shutil.copytree(stopped(other) / "checkpoints", run_folder(tiny()) / "checkpoints")
     refused(lambda: train(tiny(), on_step=pytest.fail), CheckpointError, names=("other settings", "begin anew"))
+    shutil.rmtree(run_folder(tiny()))
+    train(other)
+    shutil.copytree(run_folder(other), run_folder(tiny()))
+    refused(lambda: train(tiny()), CheckpointError, names=("of another experiment",))
+    refused(lambda: trained_network(tiny()), CheckpointError, names=("of another experiment",))
 
 
 @pytest.mark.parametrize(("step", "how"), [*product((2, 6), ("deleted", "replaced", "moved"))])
@@ -215,3 +226,5 @@ def test_the_recorded_commit_is_the_projects_own_or_none(tmp_path, monkeypatch):
         monkeypatch.setattr(record, "__file__", str(folder / "apd" / "training" / "record.py"))
         state = {"commit": expected or "not in a checkout", "clean": expected is not None}
         assert record._git_state.__wrapped__() == state
+    monkeypatch.setenv("APD_COMMIT", "a\nb")
+    refused(record._git_state.__wrapped__, ExperimentError, names=("APD_COMMIT",))

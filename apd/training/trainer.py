@@ -284,6 +284,8 @@ class Trainer:
             return 0
         state = checkpoint["state"]
         try:
+            if step > self.experiment.training.iterations:
+                raise ValueError(f"step {step} is beyond the last one")
             self.student.load_state_dict(checkpoint["weights"])
             for prefix, module in self._modules().items():
                 own = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}

@@ -38,6 +38,12 @@ def shown(value: object) -> str:
         return "an integer of thousands of digits"
 
 
+def one_line(message: str) -> str:
+    """A message without ends of lines or other control characters, in at most 903 characters."""
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
+    return line if len(line) <= 900 else f"{line[:450]} … {line[-450:]}"
+
+
 def require(condition: bool, owner: object, name: str, expected: str) -> None:
     """Raise ExperimentError for field `name` of `owner` unless the condition holds."""
     if not condition:

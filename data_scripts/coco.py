@@ -184,8 +184,8 @@ def _check_size(entry: tuple[Path, tuple[int, int]]) -> None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file() or file.stat().st_size > 1 << 30:
-        raise FetchError(f"{file} is missing, or larger than 1 GiB; fetch the data again")
+    if not file.is_file() or not 0 < file.stat().st_size <= 1 << 30:
+        raise FetchError(f"{file} is missing, empty, or larger than 1 GiB; fetch the data again")
     try:
         content = json.loads(file.read_bytes())
         if not all(isinstance(content[part], list) for part in ("images", "annotations", "categories")):

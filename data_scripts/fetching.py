@@ -26,7 +26,11 @@ ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 4, 2.0, 60.0  # the pause doubles bef
 
 
 class FetchError(Exception):
-    """A download, an archive or a data folder is not as it should be; the message says what to do."""
+    """A download, an archive or a data folder is not as it should be; the message, of one line, says what to do."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)  # a server's or a file's
+        super().__init__(line if len(line) <= 900 else f"{line[:450]} … {line[-450:]}")
 
 
 def download(url: str, file: Path, most: int = 32 << 30) -> None:
@@ -124,12 +128,15 @@ def file_sha256(path: Path) -> str:
 
 def list_in(file: Path) -> list[str]:
     """The lines of a small text of a data set that are not empty; FetchError when it is missing or no such text."""
-    if not file.is_file() or file.stat().st_size > 1 << 20:
+    if not file.is_file() or not 0 < file.stat().st_size <= 1 << 20:  # a system's log has none, and would be waited for
         raise FetchError(f"{file} is missing, or no short list; it lies where the data come from, so fetch them again")
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
         raise FetchError(f"{file} is not UTF-8 ({error}); fetch the data again") from error
+    if odd := [line for line in lines if len(line) > 1000 or not line.replace("\t", "").isprintable()]:
+        raise FetchError(f"{file} holds the line {odd[0]!r:.80}; expected a short one of text: fetch the data again")
+    return lines
 
 
 def parse_manifest(text: str, origin: str) -> dict[str, str]:
@@ -189,6 +196,8 @@ def extract_verified(archive: Path, folder_in_archive: str, hashes: Mapping[str,
 @contextmanager
 def damage_named(archive: Path, kind: str = "zip archive") -> Iterator[None]:
     """Whatever is raised while an archive is read becomes a FetchError that names it, except by the disk."""
+    if archive.exists() and not archive.is_file():
+        raise FetchError(f"{archive} is a folder, a pipe or a device; expected a {kind}")
     try:
         yield
     except Exception as error:  # libraries raise many kinds; of damage OSError without a number, or of a wrong place

@@ -107,12 +107,12 @@ def paired(root: Path, split: str, images: Mapping[str, Path], masks: Mapping[st
 
 def decoded(path: Path) -> tuple[str, np.ndarray]:
     """Mode and pixels of an image, decoded to its last byte; FetchError when it is damaged."""
-    if not path.is_file():  # a pipe would be waited for
-        raise FetchError(f"{path} is missing; fetch the data again")
+    if not path.is_file() or not path.stat().st_size:  # a pipe, or a system's log, would be waited for
+        raise FetchError(f"{path} is missing or empty; fetch the data again")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:  # of other formats some start programs
             image.verify()  # a PNG's checksums and end mark, which decoding does not look at
-        with Image.open(path) as image:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
             return image.mode, np.asarray(image)
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise FetchError(f"{path} cannot be read as an image ({error}); it is damaged or truncated") from error

@@ -133,7 +133,7 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
     """The file's sha256 and content, whose three lists have all their fields, of their kinds, and differing ids."""
     try:
         found = file.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _BYTES:  # reading a pipe would wait for ever
+        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _BYTES:  # a pipe would be waited for, or a log
             raise ValueError(f"expected a file, no folder, pipe or device, of at most {_BYTES >> 30} GiB")
         data = file.read_bytes()
         content = json.loads(data, object_pairs_hook=_unique)
@@ -214,7 +214,7 @@ def _objects(
         image = images[place_of[entry["image_id"]]]
         x0, y0 = max(0.0, float(box[0])), max(0.0, float(box[1]))
         x1, y1 = min(float(image["width"]), float(box[0]) + box[2]), min(float(image["height"]), float(box[1]) + box[3])
-        if x1 <= x0 or y1 <= y0:
+        if np.float32(x1) <= np.float32(x0) or np.float32(y1) <= np.float32(y0):  # what they become
             continue
         area, crowd = entry.get("area", (x1 - x0) * (y1 - y0)), entry.get("iscrowd", 0)
         if not is_number(area) or area < 0:

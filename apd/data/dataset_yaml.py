@@ -234,11 +234,12 @@ def _listed(found: PairedFolders, file: Path) -> list[tuple[Path, Path]]:
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not (name := line.strip()):
             continue
-        parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")[-64:]  # a path has no more
+        # no path is longer or deeper, and marks on one letter take quadratic time
+        parts = unicodedata.normalize("NFC", name[-4096:]).replace("\\", "/").split("/")[-64:]
         below = ["/".join(parts[first:]) for first in range(len(parts))]
         known = [key for path in below for key in (path, path.removesuffix(Path(path).suffix)) if key in stems]
         if not known:
-            raise DataError(f"{file} line {number}: there is no image {name!r} in {found.image_dir}{found.hint()}")
+            raise DataError(f"{file} line {number}: there is no image {name!r:.400} in {found.image_dir}{found.hint()}")
         stem = stems[known[0]]
         if stem not in found.masks:
             raise DataError(f"{found.images[stem]} has no partner in {found.mask_dir}; both must have the same name")

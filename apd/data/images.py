@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from apd.data.specs import DatasetSpec, Sample, SegmentationDataset
+from apd.fields import one_line
 
 _ORIENTATION = 0x0112
 _FEWEST_UPPER = 64  # an image of 16 bits with no value above 2^14 may hold 10, 12 or 14 bits
-# what is opened, whatever a file is called: of pillow's other formats some start programs, and few hold photographs
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# what is opened, whatever a file is called: of pillow's other formats some start programs, and few hold photographs;
+# of PPM it spreads values over 0..255, as labels must not be, and reads a long head for minutes
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 _MOST_BYTES = 64 << 20  # own choice, of a text, and of all that is no pixel in an image
 
 
@@ -29,8 +31,7 @@ class DataError(Exception):
     """Data on disk are not what they should be; one line of bounded length names the file, and says what to do."""
 
     def __init__(self, message: str) -> None:
-        line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
-        super().__init__(line if len(line) <= 900 else f"{line[:450]} … {line[-450:]}")
+        super().__init__(one_line(message))
 
 
 class MissingData(DataError, FileNotFoundError):
@@ -72,7 +73,8 @@ def read_text(file: Path, most: int = _MOST_BYTES) -> str:
 def _errors_naming(path: Path) -> Iterator[None]:
     """Whatever is raised while an image is read becomes a DataError that names its file; only files are read."""
     try:
-        _size_of(path)
+        if not _size_of(path):  # so says a system's log too, and reading it would wait
+            raise OSError("it is empty")
         yield
     except DataError:
         raise
@@ -186,11 +188,14 @@ def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec
     labels |= {colour: label for label, colour in enumerate(spec.file_colours)}
     known_N, labels_N = _packed(np.array(list(labels))), np.array(list(labels.values()), dtype=np.uint8)
     order_N = known_N.argsort()
-    codes_HW = _packed(np.asarray(image.convert("RGB")))
-    place_HW = np.searchsorted(known_N[order_N], codes_HW).clip(max=len(known_N) - 1)
-    strange_HW = known_N[order_N][place_HW] != codes_HW
-    if strange_HW.any():
-        codes, counts = np.unique(codes_HW[strange_HW], return_counts=True)
+    pixels_HW3, found, strange = np.asarray(image.convert("RGB")), [], []
+    for part_HW3 in np.array_split(pixels_HW3, pixels_HW3.size // 2**22 + 1):  # the codes take ten times their memory
+        codes_HW = _packed(part_HW3)
+        place_HW = np.searchsorted(known_N[order_N], codes_HW).clip(max=len(known_N) - 1)
+        found.append(labels_N[order_N][place_HW])
+        strange.append(codes_HW[known_N[order_N][place_HW] != codes_HW])
+    codes, counts = np.unique(np.concatenate(strange), return_counts=True)
+    if len(codes):
         most = counts.argmax()
         colour = [int(codes[most]) >> shift & 255 for shift in (16, 8, 0)]
         nearest = min(labels, key=lambda entry: sum((a - b) ** 2 for a, b in zip(entry, colour, strict=True)))
@@ -198,7 +203,7 @@ def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec
         more = f" and {len(codes) - 1} more unknown colours" if len(codes) > 1 else ""
         known = f"the nearest entry is {list(nearest)} of {whose}"
         raise DataError(f"{path} holds the colour {colour} ({counts[most]} pixels){more}; {known}")
-    return labels_N[order_N][place_HW]
+    return np.concatenate(found)
 
 
 def _packed(colours_X3: NDArray) -> NDArray[np.uint32]:

@@ -98,8 +98,8 @@ def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
         return _from_runs(segmentation, height, width)
     if not segmentation or not isinstance(segmentation, list):
         raise ValueError(f"segmentation is {shortened(segmentation):.80}: expected polygons, or size and counts")
-    # the library's memory follows the outline, and its coordinates are int32 of five times the size
-    most, outline = min(height * width, 2**28) + 2**16, 0.0
+    # the library takes 80 bytes for each pixel of the outline, and ends the process where they are not to be had
+    most, outline = min(height * width, 2**22) + 2**16, 0.0
     for polygon in segmentation:
         plain = isinstance(polygon, list) and len(polygon) >= 6 and all(map(is_number, polygon))
         if not plain or len(polygon) % 2:

@@ -15,7 +15,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.data.scenes import OBJECTS
 from apd.evaluation.average_precision import AREAS, IOU_THRESHOLDS
-from apd.fields import CONTROLS
+from apd.fields import CONTROLS, one_line
 
 SCHEMA = 1
 MOST_BYTES = 2**26  # of a file; the largest committed record has 137 kB
@@ -33,14 +33,17 @@ _OPTIONAL = {"core_seconds_per_iteration": 0.0, "other_splits": {}}
 
 
 class RecordError(ValueError):
-    """A record that does not follow the schema; the message names the file and the entry."""
+    """A record that does not follow the schema; the message, of one line, names the file and the entry."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def read_json(path: Path) -> Any:
     """The content of a regular file of at most 64 MiB in which no key is there twice; or a RecordError."""
     try:
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
-            raise ValueError(f"it is no regular file of at most {MOST_BYTES >> 20} MiB")
+        if path.exists() and not (path.is_file() and 0 < path.stat().st_size <= MOST_BYTES):  # as a log
+            raise ValueError(f"it is empty, or no regular file of at most {MOST_BYTES >> 20} MiB")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: cannot be read as JSON: {error}") from error
@@ -79,6 +82,7 @@ def checked(content: Any) -> Experiment:
         raise RecordError(f"experiment: {error!s:.600}") from error
     why = f"{fingerprint(experiment)}: the file was edited, or a field's default was changed"
     _require(why.startswith(f"{content['fingerprint']}:"), f"fingerprint is not that of its experiment, {why}")
+    _require(1 <= content["device"]["threads"] <= 4096, "device.threads must be 1 to 4096")
     _check_data(content["data"], experiment)
     _check_measured(content, experiment)
     last, curves = experiment.training.iterations, content["curves"]
@@ -118,6 +122,11 @@ def _check_data(data: dict[str, Any], experiment: Experiment) -> None:
         expected |= {"name": spec.name, "class_names": list(spec.class_names)}
     for entry, value in expected.items():
         _require(data[entry] == value, f"data.{entry} = {data[entry]!r:.80} is not the experiment's, {value!r:.80}")
+    train, scored = {"fingerprint": data["training_fingerprint"]}, {"fingerprint": data["fingerprint"]}
+    split, known = data["split"], data.get("identities", {"train": train, data["split"]: scored})
+    held = isinstance(known, dict) and all(isinstance(one, dict) and "fingerprint" in one for one in known.values())
+    right = held and train.items() <= known.get("train", {}).items() and scored.items() <= known.get(split, {}).items()
+    _require(right, f"data.identities must hold train and {split} with the fingerprints that data has of them")
 
 
 def _check_measured(content: dict[str, Any], experiment: Experiment) -> None:

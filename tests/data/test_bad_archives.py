@@ -148,7 +148,7 @@ def test_a_download_neither_leaves_https_nor_takes_more_than_was_said(server, tm
 
 
 COCO = "annotations/instances_val2017.json"
-LONG, DEEP = b"x" * 10**7, b"[" * 10**6
+LONG, DEEP, ESCAPE = b"x" * 10**7, b"[" * 10**6, b"2008_\x1b[31m\n"
 TREES = {  # of scripts files of their trees, and what takes their place: bytes, how many, None: a pipe, other words
     ("ade20k", "objectInfo150.txt"): [b"\xff", None, LONG, b"1"],
     ("ade20k", "annotations/training/*1.png"): [b"\x89PNG", None, bytes(100)],
@@ -159,7 +159,7 @@ TREES = {  # of scripts files of their trees, and what takes their place: bytes,
         *(('": "0', '": "../0'), ('"iscrowd": 0', '"iscrowd": ""'), ('"image_id": ', '"image_id": 9')),
     ],
     ("pascal_context", "59_labels.txt"): [b"\xff", None, LONG, b"9" * 5000 + b": bird"],
-    ("pascal_context", "VOC2010/ImageSets/Main/val.txt"): [b"\xff", None, LONG],
+    ("pascal_context", "VOC2010/ImageSets/Main/val.txt"): [b"\xff", None, LONG, ESCAPE, LONG[:5000]],
     ("cityscapes", "gtFine/train/*/*_labelIds.png"): [b"", None],
     ("cityscapes", "leftImg8bit/train/*/*.png"): [b"", None],
 }
@@ -179,3 +179,4 @@ def test_a_tree_with_a_bad_file_is_refused_in_one_line(tmp_path, capsys, name, f
             assert data_script(name).main([command, str(root)]) == 1
         said = capsys.readouterr().err
         assert re.search(f"{name}.py: .{{,300}}{bad.stem[:10]}.{{,600}}\n$", said)
+        assert not re.search(r"\x1b\[[^A]", said)

@@ -38,6 +38,7 @@ FAULTS = {  # of the first entry of a part a field, and what the message says: w
         None, [], {}, "x", 5, [[]], [5], [{}], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4]], [[1] * 7], [["1"] * 6], [[True] * 6],
         [[[1, 2]] * 3], [[1, 2, 3, 4, 5, None]], [[HUGE] * 6], [[NAN] * 6], [[1e15] * 6], [[-1e5] * 6],
         [[0, 0, 1e8, 0, 1e8, 1e8]], [[0, 0, 2**31, 0, 5, 5]], [[1, 2] * 10**6], [[0, 0, 9, 0, 9, 9]] * 10**5,
+        [[0, 0, 9000, 9000] * 5000],
         *({"size": ALL, "counts": runs} for runs in (
             [], [240.0], [True] * 240, [-1, 241], [HUGE], ["240"], [[240]], [2**62, 2**62, 2**62, 2**62 + 240],
             [0] * 10**6, [2**64 + 240], "P" * 10**6, "0" * 10**6, "", "é", "`7o", "PPPPPPPPPPPP0", ";9P", {}, 5)),
@@ -62,7 +63,7 @@ FILES = {  # in place of the annotation file
     "no image": json.dumps({**COCO_CONTENT, "images": []}).encode(), "no list": b'{"images": [], "annotations": []}',
     "a key twice": WHOLE[:-1] + b', "images": []}', "a pipe": os.mkfifo, "a folder": os.mkdir,
     "an inner key twice": WHOLE.replace(b'"iscrowd": 0', b'"iscrowd": 1, "iscrowd": 0', 1),
-    "a device": lambda file: file.symlink_to("/dev/zero"),
+    "a device": lambda file: file.symlink_to("/dev/zero"), "a log": lambda file: file.symlink_to("/proc/kmsg"),
     "a huge file": lambda file: (file.touch(), os.truncate(file, 10**13)),
 }
 # fmt: on

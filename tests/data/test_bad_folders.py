@@ -65,7 +65,7 @@ MASK, IMAGE, OF_VAL, DEPTH = "masks/train/000.png", "images/train/000.jpg", "ima
 FILES = {  # the file that is replaced, by what, and what the message names
     **{f"{kind}: {at}": (at, SPECIAL[kind], "a pipe or a device") for kind in SPECIAL for at in (MASK, IMAGE, OF_VAL)},
     "link to itself": (MASK, linked("000.png"), "symbolic links"), "to nothing": (MASK, linked("no"), "no such file"),
-    "kernel's messages": (MASK, linked("/proc/kmsg"), "cannot be read"), "empty": (MASK, text(""), "cannot identify"),
+    "kernel's messages": (MASK, linked("/proc/kmsg"), "cannot be read"), "empty": (MASK, text(""), "it is empty"),
     "PostScript": (IMAGE, text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 40\n%%EndComments"), "cannot identify"),
     "1 TB": (MASK, text("", 1 << 40), "identify"), "4 GB more": (MASK, partial(tiff, end=4 << 30), "expected at most"),
     "60000²": (MASK, partial(tiff, side=60000), "3600000000"), "9000²": (MASK, partial(tiff, side=9000), "truncated"),
@@ -78,7 +78,10 @@ FILES = {  # the file that is replaced, by what, and what the message names
     "name of other bytes": (MASK, lambda path: path.with_name("000\udcff.png").touch(), "not UTF-8; rename"),
     "name of two lines": (OF_VAL, lambda path: path.with_name("a\nb\x1b[31m.png").touch(), r"a\nb\x1b[31m.png"),
     **{f"list {n}": ("list.txt", write, named) for n, (write, named) in enumerate(((os.mkfifo, "the list"),
-       (text("", 4 << 30), "expected at"), (text("x" * 100_000), "no image"), (text("/x" * 50_000), "no image")))},
+       (text("", 4 << 30), "expected at"), (text("x" * 100_000), "no image"), (text("/x" * 50_000), "no image"),
+       (text("\u0301\u0316" * 10**6), "no image"), (linked("/proc/kmsg"), "is empty")))},
+    "PGM of 1 bit": (MASK, lambda path: path.write_bytes(b"P5 48 40 1\n" + LABELS.tobytes()), "cannot identify"),
+    "PPM with a long head": (IMAGE, text("P3" + " " * 10**7 + "1 1 255 1 2 3"), "cannot identify"),
     **{f"{named} {n}": ("dataset.yaml", text(f"{'' if 'classes' in part else 'classes: [soil, crop]'}\n{part}"), named)
        for named, parts in YAML.items() for n, part in enumerate(parts)},
 }  # fmt: skip

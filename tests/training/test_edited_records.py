@@ -58,6 +58,8 @@ EVERYWHERE = NUMBERS | {
     "git/clean": ("yes",),
     "git/commit": (7,),
     "device/name": ([],),
+    "device/threads": (0, 2**53),
+    "data/identities": (7, {}, {"val": 7}, {"train": {"fingerprint": "0"}}),
     "experiment/seed": (7,),
     "experiment/training": ([[]], 7),
     "experiment/training/learning_rate": (10**400, "fast"),
@@ -152,11 +154,13 @@ def test_a_file_that_is_no_record_no_regular_file_or_too_large_is_refused_at_onc
     os.mkfifo(tmp_path / "fifo.json")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "endless.json").symlink_to("/dev/zero")
+    (tmp_path / "log.json").symlink_to("/proc/kmsg")
+    (tmp_path / "a\n9 records are whole.json").touch()
     (tmp_path / "broken.json").symlink_to("nowhere")
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(2**40)
     for path in (*tmp_path.iterdir(), tmp_path / "missing.json"):
-        refused(lambda path=path: read_record(path), RecordError, names=(path.name,))
+        refused(lambda path=path: read_record(path), RecordError, names=(ascii(path.name)[1:-1],))
 
 
 def test_a_folder_is_checked_file_by_file(tmp_path, capsys):

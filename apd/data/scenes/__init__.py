@@ -154,7 +154,7 @@ class SceneInstances(Scenes):
     def __init__(self, count: int, *, least_pixels: int = LEAST_PIXELS, **settings: Any) -> None:
         super().__init__(count, **settings)
         _check_integer("least_pixels", least_pixels, 1)
-        self.least_pixels = least_pixels
+        self.least_pixels = int(least_pixels)
 
     def __getitem__(self, index: int) -> InstanceSample:
         """Sample `index` from 0; IndexError past the end."""
@@ -180,4 +180,4 @@ def _check(*, height: int, width: int, context_shift: float, seed: int, split: s
         expected = "a number from 0 (one appearance for all images) to 1 (each image its own)"
         raise ValueError(f"context_shift={context_shift!r}; expected {expected}")
     if split not in get_args(Split):
-        raise ValueError(f"split={split!r}; expected one of {', '.join(get_args(Split))}")
+        raise ValueError(f"split={split!r:.80}; expected one of {', '.join(get_args(Split))}")

@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 18
 MAX_MEMBER_BYTES = 64 << 20  # no image or list of a data set here comes near; a decompression bomb does
 NO_ANSWER = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 4, 2.0, 60.0  # the pause doubles before each further try
+SLOWEST = 1000  # bytes a second, after that time (own choice): less would be waited for without end
 
 
 class FetchError(Exception):
@@ -107,8 +108,11 @@ def _continue_part(url: str, part: Path, most: int) -> bool:
         total = have + int(length) if length.isdecimal() else None
         progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
         with progress, part.open("ab" if have else "wb") as out:
-            while chunk := answer.read(CHUNK_BYTES):
+            began, before = time.monotonic(), have
+            while chunk := answer.read1(CHUNK_BYTES):
                 have += len(chunk)
+                if time.monotonic() - began > TIMEOUT_SECONDS + (have - before) / SLOWEST:
+                    raise TimeoutError(f"fewer than {SLOWEST} bytes arrive in a second")
                 if have > most:
                     raise FetchError(f"{url} sends more than {most} bytes; delete {part}. Is the address still right?")
                 out.write(chunk)

@@ -24,7 +24,7 @@ _FEWEST_UPPER = 64  # an image of 16 bits with no value above 2^14 may hold 10, 
 # what is opened, whatever a file is called: of pillow's other formats some start programs, and few hold photographs;
 # of PPM it spreads values over 0..255, as labels must not be, and reads a long head for minutes
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
-_MOST_BYTES = 64 << 20  # own choice, of a text, and of all that is no pixel in an image
+_MOST_BYTES, _BESIDE_PIXELS = 64 << 20, 16 << 20  # own choice, of a text, and of all that is no pixel in an image
 
 
 class DataError(Exception):
@@ -117,7 +117,7 @@ def image_bytes(path: Path) -> bytes:
             pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
         if pixels > (limit or pixels):  # pillow itself only warns, up to twice as many
             raise Image.DecompressionBombError(f"it has {pixels} pixels, and pillow's limit is {limit}")
-        _size_of(path, 16 * pixels + _MOST_BYTES)  # as of four channels of 32 bits
+        _size_of(path, 16 * pixels + _BESIDE_PIXELS)  # as of four channels of 32 bits
         return path.read_bytes()
 
 

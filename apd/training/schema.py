@@ -18,7 +18,7 @@ from apd.evaluation.average_precision import AREAS, IOU_THRESHOLDS
 from apd.fields import CONTROLS, one_line
 
 SCHEMA = 1
-MOST_BYTES = 2**26  # of a file; the largest committed record has 137 kB
+MOST_BYTES = 2**24  # of a file; the largest committed record has 137 kB
 _MOST = 2**53  # of a number; up to it floats are exact
 _ENTRIES: tuple[tuple[type, str, str], ...] = (
     (dict, "a mapping", "experiment data git versions device curves other_splits"),
@@ -40,7 +40,7 @@ class RecordError(ValueError):
 
 
 def read_json(path: Path) -> Any:
-    """The content of a regular file of at most 64 MiB in which no key is there twice; or a RecordError."""
+    """The content of a regular file of at most 16 MiB in which no key is there twice; or a RecordError."""
     try:
         if path.exists() and not (path.is_file() and 0 < path.stat().st_size <= MOST_BYTES):  # as a log
             raise ValueError(f"it is empty, or no regular file of at most {MOST_BYTES >> 20} MiB")

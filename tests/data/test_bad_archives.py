@@ -142,6 +142,12 @@ def test_what_nobody_can_verify_is_downloaded_with_a_persons_consent_only(tmp_pa
 def test_a_download_neither_leaves_https_nor_takes_more_than_was_said(server, tmp_path, monkeypatch):
     server.content, opened = bytes(5000), fetching.urllib.request.urlopen
     refused(lambda: fetching.download(server.url, tmp_path / "x", 4999), fetching.FetchError, names=("4999",))
+    with monkeypatch.context() as slow:  # a minute is over at once
+        slow.setattr(fetching, "TIMEOUT_SECONDS", 0.0)
+        slow.setattr(fetching, "SLOWEST", 10**12)
+        slow.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: opened(server.url))
+        late = ("fewer than 1000000000000 bytes arrive in a second", "run the same command again")
+        refused(lambda: fetching.download(server.url, tmp_path / "late"), fetching.FetchError, names=late)
     monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: opened(server.url))
     refused(lambda: fetching.download("https://a.org/x", tmp_path / "x"), fetching.FetchError, names=(server.url,))
     assert not (tmp_path / "x").exists()

@@ -291,7 +291,10 @@ class Trainer:
                 own = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}
                 module.load_state_dict({name.removeprefix(f"{prefix}."): value for name, value in own.items()})
             for name, optimiser in self.optimisers.items():
-                optimiser.load_state_dict(checkpoint["optimisers"][name])
+                saved = checkpoint["optimisers"][name]
+                if ("betas" in saved["param_groups"][0]) != ("betas" in optimiser.defaults):
+                    raise ValueError(f"{name} was trained by another optimiser")
+                optimiser.load_state_dict(saved)
         except (KeyError, RuntimeError, ValueError) as error:  # of the older kind, which does not say whose it is
             other = f"{self.checkpoints} hold another experiment's; delete them to begin anew"
             raise of_every_rank(CheckpointError(other)) from error

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -99,8 +100,9 @@ def test_a_manifest_in_which_anything_was_changed_is_refused_and_one_of_before_c
         refused(lambda: load_checkpoint(path.parent), CheckpointError, names=(str(path.parent), name))
     path.write_text(json.dumps(old))
     os.mkfifo(path.parents[1] / "step-00000009")
-    shutil.copytree(path.parent, run_folder(tiny("apd")) / "checkpoints" / path.parent.name)
-    refused(lambda: train(tiny("apd")), CheckpointError, names=("another experiment's",))
+    for other in (tiny("apd"), tiny(optimiser="adamw")):
+        shutil.copytree(path.parent, run_folder(other) / "checkpoints" / path.parent.name)
+        refused(partial(train, other), CheckpointError, names=("another experiment's",))
     history = train(tiny()).content["history"]
     assert (history[0], history[1]["steps"]) == ({"steps": [0, 4]}, [4, 6])
     assert outcome(tiny()) == undisturbed(tiny())

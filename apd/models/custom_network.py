@@ -82,7 +82,7 @@ class CustomSegmenter(nn.Module):
             try:
                 output = self(images)
                 break
-            except Exception:
+            except Exception:  # whatever it raises at a size that it does not take
                 if self.multiple == 64:
                     raise
         for path, name, found in zip(self.paths, ("features", "logits"), (output.features, output.logits), strict=True):

@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import fields, replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -306,6 +308,18 @@ def test_a_failing_worker_is_named_and_its_run_tried_again(folder, tmp_path, cap
         run_campaign("taught", folder=folder, processes=2)
     assert len(list(folder.iterdir())) == (2 if times == 2 else 3)
     assert re.search(rf"taught: (\d/3 )?apd-seed0:? ?{said}", capfd.readouterr().out)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="signals are read from /proc")
+def test_the_helper_of_all_worker_processes_outlives_a_hangup():
+    """Else a campaign that is hung up would end with tracebacks of multiprocessing's resource tracker."""
+    code = (
+        "from apd.study.parallel import resource_tracker, side_by_side\n"
+        "side_by_side([], None, device='cpu', processes=2, minutes=None)\n"
+        "print(open(f'/proc/{resource_tracker._resource_tracker._pid}/status').read())"
+    )
+    status = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> (signal.SIGHUP - 1) & 1
 
 
 def test_what_stops_every_run_stops_the_campaign_with_its_message(folder, monkeypatch, capsys):

@@ -3,7 +3,8 @@
 import torch
 from chapter_cells import book_script
 
-from apd.data.instances import InstanceSample, encode
+from apd.data.instances import InstanceSample
+from apd.data.rle import encode
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections
 from apd.report.detections import SCHEMA, Findings

@@ -18,7 +18,8 @@ from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import unit_range
 from apd.data.image_folder import names_of
 from apd.data.images import DataError, read_image
-from apd.data.instances import InstanceSpec, decode
+from apd.data.instances import InstanceSpec
+from apd.data.rle import decode
 from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, detect
 from apd.evaluation.inference import predict_labels, resized

@@ -10,7 +10,8 @@ from matplotlib.font_manager import findfont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apd.data.instances import InstanceSample, InstanceSpec, decode
+from apd.data.instances import InstanceSample, InstanceSpec
+from apd.data.rle import decode
 from apd.data.specs import RGB
 from apd.evaluation.average_precision import Detections, ap_scores, tables_of
 from apd.evaluation.predict import colours_of

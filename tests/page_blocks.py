@@ -19,10 +19,10 @@ def blocks(page: Path, kinds: set[str]) -> list[tuple[int, str]]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every line of every shell block, as (where, arguments)."""
+    """Every command of every shell block, as (where, arguments); one that goes on behind a backslash is one."""
     for page in PAGES:
         for first, code in blocks(page, SHELL):
-            for number, line in enumerate(code.splitlines(), start=first + 1):
+            for number, line in enumerate(code.replace("\\\n", " ").splitlines(), start=first + 1):
                 if arguments := shlex.split(line, comments=True):
                     if arguments[0] == "torchrun" and "-m" in arguments:  # checked as what one process runs
                         arguments = ["python", *arguments[arguments.index("-m") :]]

@@ -134,6 +134,16 @@ def test_the_committed_drawings_are_up_to_date(draw):
         assert (STATIC / name).read_text(encoding="utf-8") == content, f"run python book/figures/draw.py ({name})"
 
 
+def test_the_first_page_and_its_figure_are_what_the_records_say(draw):
+    import main_results
+
+    found, page = main_results.results(), (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+    assert page == main_results.with_results(page, found), "run python book/figures/main_results.py"
+    for mode, colours in main_results.MODES.items():
+        drawn = (STATIC / f"main-results-{mode}.svg").read_text(encoding="utf-8")
+        assert drawn == main_results.draw(found, colours), "run python book/figures/main_results.py"
+
+
 def test_the_made_up_pixels_show_what_their_caption_says(draw):
     import perspectives
 

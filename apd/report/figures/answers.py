@@ -1,0 +1,69 @@
+"""How a result is worded, once for the whole book: what outperforms what, by how much, and what could be missed."""
+
+import math
+from html import escape
+
+from scipy import optimize, stats
+
+from apd.report.comparisons import Corrected
+from apd.report.figures.style import Drawing
+from apd.report.figures.trials import digits_of, number, points
+from apd.report.statistics import Difference, spread
+
+POWER = 0.8
+"""Probability with which a detectable difference is found; the usual choice."""
+
+
+def detectable(found: Difference, confidence: float = 0.95, seeds: int | None = None) -> float:
+    """Smallest true difference that a paired t-test would call significant with probability POWER.
+
+    From the spread of `found`, for as many seeds as it has or for another number of `seeds`; uncorrected. NaN below two
+    pairs.
+
+    >>> from apd.report.statistics import mean_interval
+    >>> round(detectable(mean_interval({0: -0.01, 1: 0.0, 2: 0.01})), 4)
+    0.0326
+    """
+    values = spread(found.pairs.values())
+    seeds = seeds or values.count
+    if values.count < 2 or seeds < 2 or not values.deviation:
+        return values.deviation and math.nan
+    critical = stats.t.ppf((1 + confidence) / 2, seeds - 1)
+    shift = optimize.brentq(lambda s: stats.nct.sf(critical, seeds - 1, s) - POWER, 0, 10 * critical)
+    return float(shift * values.deviation / math.sqrt(seeds))
+
+
+def confidence_interval(found: Difference, confidence: float = 0.95, *, sign: int = 1) -> str:
+    """Such as "95 % CI 1.7 to 3.1", in percentage points; of the negated difference with `sign` -1."""
+    low, high = sorted((sign * found.low, sign * found.high))
+    ends = (points(end, digits_of(found)).removeprefix("+") for end in (low, high))
+    return f"{100 * confidence:g} % CI {' to '.join(ends)}"
+
+
+def statement(row: Corrected, method: str, reference: str, score: str = "mIoU", confidence: float = 0.95) -> str:
+    """A comparison as a sentence without its full stop: the one wording of the book.
+
+    "Outperforms" and "underperforms" only where the Holm-corrected test says so; else the smallest difference that
+    could have been detected stands beside the interval.
+    """
+    found, seeds = row.found, f"{len(row.found.pairs)} seeds"
+    if math.isnan(found.low):
+        return f"{method} and {reference} cannot be compared yet: {len(found.pairs)} seed in common"
+    if row.significant:
+        verb, sign = ("outperforms", 1) if found.mean > 0 else ("underperforms", -1)
+        size = points(sign * found.mean, digits_of(found)).removeprefix("+")
+        ends = confidence_interval(found, confidence, sign=sign)
+        return f"{method} {verb} {reference} by {size} points of {score} ({ends}, {seeds})"
+    ends = confidence_interval(found, confidence)
+    missed = number(100 * detectable(found, confidence), 1)
+    difference = f"{points(found.mean)} points of {score}, {ends}"
+    return (
+        f"{method} and {reference} do not differ significantly ({difference}; "
+        f"{seeds} detect a difference of {missed} or more)"
+    )
+
+
+def answer(*sentences: str) -> Drawing:
+    """The box that opens a page: its answer in a few sentences, each starting with a capital and given a full stop."""
+    said = " ".join(f"{sentence[0].upper()}{sentence[1:]}".rstrip(".") + "." for sentence in sentences)
+    return Drawing(f'<div class="apd-answer" role="note"><p>{escape(said)}</p></div>', said)

@@ -1,0 +1,183 @@
+"""The main results as the first page and the README show them: advice, figure and table, from the committed records.
+
+    python book/figures/main_results.py
+
+writes `book/_static/main-results-{light,dark}.svg` and what stands between the markers of `book/intro.md`. A test
+compares both with the records.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.ticker import MaxNLocator
+from svg import FONT, MODES, Colours
+
+from apd.report.comparisons import Corrected, corrected_gains, holm_corrected
+from apd.report.detections import detection_comparisons
+from apd.report.figures.answers import detectable
+from apd.report.figures.forest import Row, draw_rows, limits, signed
+from apd.report.figures.style import INK, colour_of, drawing, figure, quiet_axes
+from apd.report.figures.tables import QUESTIONS
+from apd.report.figures.trials import interval, number, per_cent, points, read_campaigns
+from apd.report.statistics import Comparison, compare, spread
+
+BOOK = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- main results: by book/figures/main_results.py -->", "<!-- end of the main results -->"
+SEGMENTATION = ("scenes-longer", "camvid-small", "facade-small")
+NAMES = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
+PANELS = {
+    "student": ("the baseline", "Without a teacher, for as many steps"),
+    "pixel_kd": ("pixel KD", "With the same teacher, for as many steps"),
+    "student_equal_seconds": ("the equal-time baseline", "Without a teacher, for as much time"),
+}
+"""What APD is compared with, and what that is."""
+
+
+class Result(NamedTuple):
+    """One score of a data set's runs; APD's key among them, and its differences, by what it is compared with."""
+
+    name: str
+    comparison: Comparison
+    apd: str
+    gains: Mapping[str, Corrected]
+
+    def mean(self, method: str) -> str:
+        """The method's score in per cent, with its standard deviation over seeds; a dash where it has no run."""
+        return per_cent(spread(self.comparison.values(method).values()))
+
+
+def results() -> list[Result]:
+    """One for each data set and score that has runs, corrected together as in its chapter."""
+    campaigns, _ = read_campaigns([*SEGMENTATION, "scenes-detection"])
+    found = []
+    for comparison in (one for name in SEGMENTATION if campaigns[name] for one in compare(campaigns[name])):
+        corrected = holm_corrected({asked[:2]: comparison.difference(*asked[:2]) for asked in QUESTIONS})
+        gains = {other: corrected["apd", other] for other in PANELS if ("apd", other) in corrected}
+        data = comparison.data
+        name = NAMES.get(data.name, f"Scenes, context shift {data.context_shift:g}")
+        found.append(Result(name, comparison, "apd", gains))
+    for comparison in detection_comparisons(campaigns["scenes-detection"]):
+        gains = {
+            panel: corrected_gains(comparison, comparison.variants, other)["roi_apd"]
+            for panel, other in {"student": "student", "pixel_kd": "roi_kd"}.items()
+        }
+        found.append(Result(f"Scenes, detection ({comparison.score.name})", comparison, "roi_apd", gains))
+    return found
+
+
+def draw(found: Sequence[Result], colours: Colours) -> str:
+    """The figure as an SVG file: a column for each reference, a row for each data set."""
+    with figure(width=8, height=0.9 + 0.5 * len(found)) as fig:
+        for axes, (reference, (name, _)) in zip(fig.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
+            rows = {place: one.gains[reference] for place, one in enumerate(found) if reference in one.gains}
+            axes.set_xlim(*limits([row.found for row in rows.values()]))
+            axes.set_ylim(len(found) - 0.5, -0.5)
+            drawn = []
+            for place, (gain, _, significant) in rows.items():
+                ends, seeds = (100 * gain.low, 100 * gain.high), [100 * value for value in gain.pairs.values()]
+                colour = colour_of(("apd" if gain.mean > 0 else "pixel_kd") if significant else "student")
+                drawn.append(Row(place, seeds, colour, ends, points(gain.mean), significant))
+            draw_rows(axes, drawn, 0.25)
+            axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(signed)
+            quiet_axes(axes, grid="x")
+            axes.set_title(f"over {name}".replace("equal-time ", "equal-time\n"), fontsize=10.5)
+        teachers = [f"{one.name}\nteacher {number(100 * one.comparison.teacher_score, 1)} %" for one in found]
+        fig.axes[0].set_yticks(range(len(found)), teachers)
+        fig.supxlabel("gain of APD, percentage points", fontsize=11)
+        svg = drawing(fig, described(found)).html
+    return svg.replace("currentColor", colours.ink).replace("<svg ", f'<svg font-family="{FONT}" ', 1) + "\n"
+
+
+def described(found: Sequence[Result]) -> str:
+    """What the figure shows, for those who cannot see it."""
+    rows = {
+        one.name: [f"{interval(row.found)} over {PANELS[key][0]}" for key, row in one.gains.items()] for one in found
+    }
+    said = "; ".join(f"{name}: {', '.join(gains)}" for name, gains in rows.items())
+    return f"Gain of APD in percentage points, with 95 % confidence intervals. {said}.".replace("\u00a0", " ")
+
+
+def advice(found: Sequence[Result]) -> list[str]:
+    """Should I use APD? An item for each reference."""
+    items = []
+    for reference, (name, what) in PANELS.items():
+        rows = [one.gains[reference] for one in found if reference in one.gains]
+        better = [row.found.mean for row in rows if row.significant and row.found.mean > 0]
+        worse = [-row.found.mean for row in rows if row.significant and row.found.mean < 0]
+        missed = [detectable(row.found) for row in rows if not row.significant]
+        parts = [f"outperforms it in {len(better)} of {len(rows)} comparisons{_by(better)}"] * bool(better)
+        parts += [f"underperforms it in {len(worse)}{_by(worse)}"] * bool(worse)
+        detected = f"where {_range(missed)} points or more would have been detected" if missed else ""
+        parts += [f"no significant difference in {len(missed)}, {detected}"] * bool(missed)
+        items.append(f"- **{name[0].upper() + name[1:]}** ({what[0].lower() + what[1:]}): APD {'; '.join(parts)}.")
+    return items
+
+
+def _by(sizes: Sequence[float]) -> str:
+    return f", by {_range(sizes)} points" if sizes else ""
+
+
+def _range(sizes: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{100 * size:.1f}" for size in (min(sizes), max(sizes))))
+
+
+def table(found: Sequence[Result]) -> list[str]:
+    """The scores behind the figure, as Markdown."""
+    lines = [
+        "| test score, % | baseline | equal-time baseline | pixel KD | **APD** | teacher | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in found:
+        kd = "pixel_kd" if one.apd == "apd" else "roi_kd"
+        means = [one.mean(method) for method in ("student", "student_equal_seconds", kd)]
+        teacher, seeds = number(100 * one.comparison.teacher_score, 1), len(one.comparison.values(one.apd))
+        lines.append(f"| {one.name} | {' | '.join(means)} | **{one.mean(one.apd)}** | {teacher} | {seeds} |")
+    return lines
+
+
+def page(found: Sequence[Result]) -> str:
+    """What stands between the markers of the first page."""
+    images = "\n".join(
+        f'<img class="only-{mode}" src="_static/main-results-{mode}.svg" width="760" alt="{described(found)}">'
+        for mode in MODES
+    )
+    caption = (
+        "Gain of APD, paired by seed. Bar: mean; line: 95 % confidence interval; point: one seed. Coloured and bold: "
+        "significant after Holm’s correction. Detectors have box KD in the place of pixel KD."
+    )
+    return "\n".join(
+        [
+            "::::{div} apd-answer",
+            "**Should I use APD?** Compared with",
+            "",
+            *advice(found),
+            "::::",
+            "",
+            f'<figure class="align-center" id="main-results">\n<div>\n{images}\n</div>',
+            f"<figcaption><p>{caption}</p></figcaption>\n</figure>",
+            "",
+            *table(found),
+        ]
+    )
+
+
+def with_results(text: str, found: Sequence[Result]) -> str:
+    """A page's text with what stands between its markers written anew."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{page(found)}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    """Write the files and say which."""
+    found, intro = results(), BOOK / "intro.md"
+    for mode, colours in MODES.items():
+        (BOOK / "_static" / f"main-results-{mode}.svg").write_text(draw(found, colours), encoding="utf-8")
+    intro.write_text(with_results(intro.read_text(encoding="utf-8"), found), encoding="utf-8")
+    print(BOOK / "_static" / "main-results-*.svg", intro, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The wording of results: who outperforms whom, what could have been detected, and the first page's numbers."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from apd.report.comparisons import holm_corrected
+from apd.report.figures.answers import POWER, answer, detectable, statement
+from apd.report.statistics import mean_interval
+
+CLEAR = {0: 0.020, 1: 0.024, 2: 0.022}
+OPEN = {0: -0.01, 1: 0.0, 2: 0.012}
+
+
+def worded(values, **options):
+    return statement(holm_corrected({"only": mean_interval(values)})["only"], "APD", "pixel KD", **options)
+
+
+def test_a_significant_difference_is_worded_with_its_direction_size_and_interval():
+    assert worded(CLEAR) == "APD outperforms pixel KD by 2.2 points of mIoU (95 % CI 1.7 to 2.7, 3 seeds)"
+    negated = {seed: -value for seed, value in CLEAR.items()}
+    assert worded(negated) == worded(CLEAR).replace("outperforms", "underperforms")
+
+
+def test_one_that_is_not_significant_names_what_could_have_been_detected_and_one_seed_compares_nothing():
+    missed = f"{100 * detectable(mean_interval(OPEN)):.1f}"
+    assert "do not differ significantly" in worded(OPEN)
+    assert f"detect a difference of {missed} or more" in worded(OPEN)
+    assert "cannot be compared yet" in worded({0: 0.01})
+    assert math.isnan(detectable(mean_interval({0: 0.01})))
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_detectable_difference_is_found_in_that_share_of_simulated_studies(seeds):
+    found = mean_interval(OPEN)
+    deviation, generator = np.std(list(OPEN.values()), ddof=1), np.random.default_rng(0)
+    drawn = generator.normal(detectable(found, seeds=seeds), deviation, (20_000, seeds))
+    share = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+    assert share == pytest.approx(POWER, abs=0.01)
+
+
+def test_an_answer_is_read_as_sentences():
+    assert repr(answer("the first", "APD is second")) == "The first. APD is second."

@@ -6,7 +6,7 @@ import numpy as np
 
 from apd.config.identity import fingerprint, to_dict
 from apd.data.specs import SCENES
-from apd.report.correlations import SCHEMA, Evidence
+from apd.report.correlations import Evidence
 from apd.study.campaigns import scenes_experiment
 
 IMAGES = 40
@@ -36,7 +36,7 @@ def made_up_evidence(
     right = {name: of_seed.uniform(0.7, 0.9, images) for name in networks}
     return Evidence(
         {
-            "schema": SCHEMA,
+            "schema": 1,
             "experiment": to_dict(experiment),
             "runs": {
                 name: {

@@ -233,24 +233,22 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     student = build_network(experiment.network, classes, where, seed=experiment.seed)
     weights = experiment.teacher.weights_file or run_folder(experiment.teacher_experiment()) / "weights.safetensors"
     teacher = load_teacher(task_of(experiment), Path(weights), classes, where)
-    steps, noted = [0], []
+    steps, noted = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = Trainer(task_of(experiment), Path(folder), splits, student, teacher)
         run.facts["teacher"] = {}  # it is measured for a record, and there will be none
         watcher = _Watcher(run, samples)
-        noted.append(watcher.note())
 
         def on_step(step: int) -> None:
             if step % every == 0 or step == experiment.training.iterations:
                 steps.append(step)
                 noted.append(watcher.note())
 
+        on_step(0)
         run.execute(on_step)
-    teacher_SBKD, student_SBKD, aligned_SBKD = (
-        torch.stack([moment[name] for moment in noted]) for name in ("teacher", "student", "aligned")
-    )
-    fixed = noted[-1]["present"], teacher_SBKD, student_SBKD, noted[-1]["untrained"], aligned_SBKD
-    return Trace(steps, *fixed, student.eval(), watcher.apd.eval())
+    found = {name: torch.stack([moment[name] for moment in noted]) for name in noted[0]}
+    prototypes = found["teacher"], found["student"], found["untrained"][-1], found["aligned"]
+    return Trace(steps, found["present"][-1], *prototypes, student.eval(), watcher.apd.eval())
 
 
 def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
@@ -264,10 +262,8 @@ def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Mo
     folder = run_folder(experiment)
     checkpoint, _ = load_newest(folder / "checkpoints")
     if checkpoint is None or checkpoint["step"] != experiment.training.iterations:
-        raise CheckpointError(
-            f"{folder / 'checkpoints'} holds no whole checkpoint of the last step; delete {folder} and run "
-            "train(experiment) again"
-        )
+        fix = f"delete {folder} and run train(experiment) again"
+        raise CheckpointError(f"{folder / 'checkpoints'} holds no whole checkpoint of the last step; {fix}")
     distiller = task_of(experiment).distiller(configs[method], student, teacher)
     prefix = f"distillers.{method}."
     state = {name.removeprefix(prefix): v for name, v in checkpoint["state"].items() if name.startswith(prefix)}

@@ -23,7 +23,7 @@ from apd.data.specs import SCENES
 from apd.distillers.base import build_distiller
 from apd.evaluation.inference import ConfusionMatrix, scores
 from apd.report import perspectives
-from apd.report.correlations import read_evidence
+from apd.report.correlations import Evidence
 from apd.report.perspectives import compare_views, distance_to_shared, pairwise_cosine, trained_distiller, watch
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import run_folder, train, trained_network
@@ -187,11 +187,11 @@ def test_the_command_writes_finished_runs_once_and_again_with_other_weights(reco
     assert "without finished runs: context0.5-seed1" in said
     path = tmp_path / "context0.5-seed0.json"
     assert maker.write_evidence(tmp_path) == []
-    content = read_evidence(path).content
+    content = Evidence.read(path).content
     content["runs"]["student"]["weights_sha256"] = "0" * 64
     path.write_text(json.dumps(content))
     assert maker.write_evidence(tmp_path) == [path]
-    assert read_evidence(path).content["runs"]["student"]["weights_sha256"] != "0" * 64
+    assert Evidence.read(path).content["runs"]["student"]["weights_sha256"] != "0" * 64
     path.write_text("{")
     assert maker.main(["--to", str(tmp_path)]) == 1
     assert "cannot be read as JSON" in capsys.readouterr().err

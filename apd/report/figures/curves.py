@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,7 +16,7 @@ from apd.evaluation.inference import scores
 from apd.report.comparisons import SHIFT_NAMES, ShiftSweep
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.forest import POINTS, signed
-from apd.report.figures.style import INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes, rows_table
+from apd.report.figures.style import INK, Drawing, colour_of, drawing, figure, nothing, quiet_axes, rows_table
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
@@ -43,7 +42,7 @@ def term_curves(records: Mapping[str, Record]) -> Drawing:
     curves = {m: {name.split(".")[-1]: v for name, v in r.content["curves"].items()} for m, r in records.items()}
     shown = [term for term in TERMS if any(term in of for of in curves.values())]
     rows = -(-len(shown) // 2)
-    with figure(width=WIDTH, height=1.95 * rows) as fig:
+    with figure(height=1.95 * rows) as fig:
         fig.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
         said = []
         for axes, term in zip(fig.subplots(rows, 2, squeeze=False, sharex=True).flat, shown, strict=False):
@@ -98,14 +97,13 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
         for place, one in enumerate(shown):
             aside, reference = step * (2 * place - len(shown) + 1), SHIFT_NAMES[one.reference].removeprefix("+ ")
             name = textwrap.fill(f"{SHIFT_NAMES[one.method]}, over {reference}", 56)
-            common = {"color": colour_of(one.method), "native_scale": True, "legend": False, "ax": axes}
-            # of the mean and the ends of its interval the median and the range are just what is to be drawn
-            x, y = zip(*((s + aside, POINTS * v) for s, gain in one.gains.items() for v in gain[:3]), strict=True)
-            bar = {"estimator": "median", "errorbar": ("pi", 100), "marker": "s", "markersize": 6, "linewidth": 1.4}
-            sns.pointplot(x=x, y=y, label=name, err_kws={"linewidth": 3, "alpha": 0.45}, **bar, **common)
-            seeds = [(s + aside + step / 2, POINTS * v) for s, gain in one.gains.items() for v in gain.pairs.values()]
-            x, y = zip(*seeds, strict=True)
-            sns.stripplot(x=x, y=y, jitter=False, size=4, alpha=0.75, **common)
+            x, colour = [shift + aside for shift in one.gains], colour_of(one.method)
+            means, lows, highs = ([POINTS * gain[part] for gain in one.gains.values()] for part in range(3))
+            axes.vlines(x, lows, highs, color=colour, linewidth=3, alpha=0.45)
+            axes.plot(x, means, color=colour, label=name, marker="s", markersize=6, linewidth=1.4)
+            for place, gain in zip(x, one.gains.values(), strict=True):
+                seeds = [POINTS * value for value in gain.pairs.values()]
+                axes.plot([place + step / 2] * len(seeds), seeds, "o", color=colour, markersize=4, alpha=0.75)
             gains = ", ".join(f"{POINTS * gain.mean:+.1f} at {shift:g}" for shift, gain in one.gains.items())
             said.append(f"{name}: {gains}")
         axes.axhline(0, color=INK, linewidth=1.2, zorder=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apd.data.specs import DatasetSpec, Sample
-from apd.report.figures.style import WIDTH, Drawing, ImageHW3, Panel, colour_scale, drawing, figure, key, panels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, colour_scale, drawing, figure, key, panels
 
 RIGHT, WRONG = (196, 202, 210), (226, 58, 78)
 ERROR_KEY = key([("right", RIGHT), ("wrong", WRONG)])
@@ -97,10 +97,7 @@ def show_predictions(
 def cosine_matrices(
     matrices: Mapping[str, Tensor], class_names: Sequence[str], present_K: Tensor | None = None
 ) -> Drawing:
-    """Cosines between the rows of perspectives, one square for each matrix (K, K), two beside each other.
-
-    Few classes hold their numbers, many have a colour bar. NaN stays empty; `present_K` says which classes to draw.
-    """
+    """Cosines between the rows of perspectives, a square for each matrix (K, K), of the classes in `present_K`."""
     kept = torch.ones(len(class_names), dtype=torch.bool) if present_K is None else present_K.cpu()
     names = [name for name, keep in zip(class_names, kept.tolist(), strict=True) if keep]
     shown = {title: matrix_KK.detach().cpu()[kept][:, kept] for title, matrix_KK in matrices.items()}
@@ -108,7 +105,7 @@ def cosine_matrices(
     said = "; ".join(f"{title}: {value_KK[others].nanmean():+.2f}" for title, value_KK in shown.items())
     wide, numbers = min(2, len(shown)), len(names) < 7
     tall = -(-len(shown) // wide)
-    with figure(width=WIDTH, height=2.3 * tall + 0.08 * max(map(len, names)) + (0.5 if numbers else 0.8)) as fig:
+    with figure(height=2.3 * tall + 0.08 * max(map(len, names)) + (0.5 if numbers else 0.8)) as fig:
         all_axes = fig.subplots(tall, wide, squeeze=False, sharex=True, sharey=True).flat
         for axes, (title, value_KK) in zip(all_axes, shown.items(), strict=False):
             frame = pd.DataFrame(value_KK.numpy(), names, names)

@@ -18,7 +18,7 @@ from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
 from apd.report.correlations import PerImage, relation, seeds_agree
 from apd.report.figures.curves import legend_above
-from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, Drawing
+from apd.report.figures.style import INK, METHOD_COLOURS, Drawing
 from apd.report.figures.trials import points
 from apd.report.perspectives import Trace, pairwise_cosine
 
@@ -76,17 +76,14 @@ def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor
 
 
 def prototype_plane(trace: Trace, spec: DatasetSpec) -> Drawing:
-    """Prototypes of both networks in one plane, at the first moment, the one after it, the middle and the last.
-
-    The plane is laid through the teacher's prototypes after the last step.
-    """
+    """Prototypes of both networks in the plane of the teacher's last, at four moments from the first to the last."""
     mean_D, directions_D2, kept = plane_of(trace.teacher_SBKD[-1], trace.present_BK)
     last = len(trace.steps) - 1
     chosen = sorted({0, min(1, last), last // 2, last})  # the teacher's head moves most in its first steps
     rows = -(-len(chosen) // 2)
     colours = {k: tuple(c / 255 for c in colour) for k, colour in enumerate(spec.palette)}
     classes_N = torch.nonzero(trace.present_BK)[:, 1].tolist()
-    with page.figure(width=WIDTH, height=0.75 + 2.5 * rows) as fig:
+    with page.figure(height=0.75 + 2.5 * rows) as fig:
         for axes, moment in zip(fig.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat, chosen):
             for who, moments_SBKD in {"teacher": trace.teacher_SBKD, "student": trace.student_SBKD}.items():
                 rows_ND = moments_SBKD[moment][trace.present_BK].double()
@@ -108,10 +105,7 @@ def prototype_plane(trace: Trace, spec: DatasetSpec) -> Drawing:
 
 
 def apart_over_steps(trace: Trace) -> Drawing:
-    """Mean cosine between an image's prototypes over the steps, for each way to treat the teacher's head.
-
-    Lines are means over the watched images, shades reach from the 10th to the 90th per cent of them.
-    """
+    """Mean cosine between an image's prototypes over the steps, by the teacher's head; shades hold 80 % of images."""
     lines = {
         "alignment trains the head": ("#c9742a", trace.aligned_SBKD),
         "nothing trains the head": ("#7d8796", trace.untrained_BKD.expand_as(trace.teacher_SBKD)),
@@ -144,11 +138,7 @@ def coefficient(found: Sequence[float]) -> str:
 
 
 def relation_table(images: Sequence[PerImage], confidence: float = 0.95) -> Drawing:
-    """Rank correlation of the images' distances with their gains of APD over pixel KD, at each context shift.
-
-    Over images, over seeds, over images with the teacher's score held, and between the gains of two seeds; and what
-    follows from the first two.
-    """
+    """Rank correlations of the images' distances with their gains of APD over pixel KD, at each context shift."""
     rows = {}
     for one in images:
         plain, held = relation(one, confidence), relation(one, confidence, held="teacher")

@@ -88,10 +88,7 @@ class Drawing:
 class Markdown(str):
     """Text worded by rule from computed values."""
 
-    __repr__ = str.__str__
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
+    __repr__ = _repr_markdown_ = str.__str__
 
 
 def nothing(reason: str) -> Drawing:
@@ -127,18 +124,15 @@ def colour_of(key: object) -> str:
 
 
 @contextmanager
-def figure(width: float = WIDTH, height: float = 3.2) -> Iterator[Figure]:
+def figure(height: float = 3.2) -> Iterator[Figure]:
     """A figure in the book's style, made without pyplot; :func:`drawing` turns it into what a notebook shows."""
     theme = sns.axes_style("whitegrid") | sns.plotting_context("notebook", 11 / 12) | _SETTINGS
     with mpl.rc_context({**mpl.rcParamsDefault, **theme, "backend": mpl.get_backend()}):
-        yield Figure(figsize=(width, height))
+        yield Figure(figsize=(WIDTH, height))
 
 
 def drawing(fig: Figure, description: str) -> Drawing:
-    """The figure as inline SVG, inside the `with` of :func:`figure`.
-
-    The description says what it shows, in a sentence, with its main numbers; it is read aloud in its place.
-    """
+    """The figure as inline SVG, inside the `with` of :func:`figure`; the description is read aloud in its place."""
     if not description:
         raise ValueError("description is empty: say in a sentence what the figure shows")
     file = io.StringIO()

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import torch
 
+from apd.config.identity import fingerprint
 from apd.evaluation.inference import scores
 from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES
 from apd.report.figures.style import Drawing, Markdown, nothing, table
-from apd.report.statistics import Comparison, Difference, Spread, compare, planned_and_done
+from apd.report.statistics import Comparison, Difference, Spread, compare
 from apd.study.ablations import FACTORS, plain_variants, variant_names, variant_of_strength
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, STUDENT_LEARNING_RATES, TEACHER_LEARNING_RATES
@@ -66,9 +67,11 @@ def read_campaigns(names: Sequence[str], folder: Path | None = None) -> tuple[di
         raise FileNotFoundError(f"records={str(folder)!r}: there is no such folder; it should hold {', '.join(names)}")
     records, lines = {}, []
     for name in names:
-        planned, where = experiments_of(name), folder / name if folder else records_folder(name)
+        planned = {fingerprint(experiment) for experiment in experiments_of(name)}
+        where = folder / name if folder else records_folder(name)
         found = [read_record(path) for path in sorted(where.glob("*.json"))]
-        records[name], missing = planned_and_done(planned, found)
+        records[name] = [record for record in found if record.content["fingerprint"] in planned]
+        missing = len(planned - {record.content["fingerprint"] for record in found})
         line = f"- {name}: {len(planned) - missing} of {len(planned)} planned runs have a record"
         if left_out := len(found) - len(records[name]):
             line += f"; {left_out} of other settings left out"
@@ -77,10 +80,9 @@ def read_campaigns(names: Sequence[str], folder: Path | None = None) -> tuple[di
 
 
 def beside_methods(campaigns: Mapping[str, Sequence[Record]], variants: Mapping[str, str]) -> list[Comparison]:
-    """Comparisons in which variants stand beside the methods of the study, on the data of the variants.
+    """Comparisons of variants with the methods of the study, on the data of the variants.
 
-    `variants` has, for each campaign of variants, the campaign of methods that goes with it. Unknown ones are passed
-    over, and campaigns that share their methods become one comparison.
+    `variants`: the campaign of methods of each campaign of variants; those that share it become one comparison.
     """
     comparisons = []
     for methods in dict.fromkeys(variants.values()):
@@ -126,10 +128,7 @@ def trials_table(
     used: Mapping[str, float] | None = None,
     score: Callable[[Record], float] = validation_miou,
 ) -> Drawing:
-    """What was tried, with the best of each row marked; a column has `name`, with a place for the value.
-
-    `used` is the value that the study uses, by whose it is.
-    """
+    """What was tried, a column's `name` with a place for the value, best of a row marked; `used` by the study."""
     mean = trials(found, score)
     if mean.empty:
         return nothing(f"{caption}: 0 trials have a score on val yet.")

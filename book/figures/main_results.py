@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.ticker import MaxNLocator
 from svg import FONT, MODES, Colours
 
 from apd.report.comparisons import Corrected, corrected_gains, holm_corrected
 from apd.report.detections import detection_comparisons
 from apd.report.figures.answers import detectable
-from apd.report.figures.forest import Row, draw_rows, limits, signed
-from apd.report.figures.style import INK, colour_of, drawing, figure, quiet_axes
+from apd.report.figures.forest import HOW_TO_READ, forest
 from apd.report.figures.tables import QUESTIONS
-from apd.report.figures.trials import interval, number, per_cent, points, read_campaigns
+from apd.report.figures.trials import interval, number, per_cent, read_campaigns
 from apd.report.statistics import Comparison, compare, spread
 
 BOOK = Path(__file__).resolve().parents[1]
@@ -68,26 +66,12 @@ def results() -> list[Result]:
 
 def draw(found: Sequence[Result], colours: Colours) -> str:
     """The figure as an SVG file: a column for each reference, a row for each data set."""
-    with figure(width=8, height=0.9 + 0.5 * len(found)) as fig:
-        for axes, (reference, (name, _)) in zip(fig.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
-            rows = {place: one.gains[reference] for place, one in enumerate(found) if reference in one.gains}
-            axes.set_xlim(*limits([row.found for row in rows.values()]))
-            axes.set_ylim(len(found) - 0.5, -0.5)
-            drawn = []
-            for place, (gain, _, significant) in rows.items():
-                ends, seeds = (100 * gain.low, 100 * gain.high), [100 * value for value in gain.pairs.values()]
-                colour = colour_of(("apd" if gain.mean > 0 else "pixel_kd") if significant else "student")
-                drawn.append(Row(place, seeds, colour, ends, points(gain.mean), significant))
-            draw_rows(axes, drawn, 0.25)
-            axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(signed)
-            quiet_axes(axes, grid="x")
-            axes.set_title(f"over {name}".replace("equal-time ", "equal-time\n"), fontsize=10.5)
-        teachers = [f"{one.name}\nteacher {number(100 * one.comparison.teacher_score, 1)} %" for one in found]
-        fig.axes[0].set_yticks(range(len(found)), teachers)
-        fig.supxlabel("gain of APD, percentage points", fontsize=11)
-        svg = drawing(fig, described(found)).html
+    labels = {one.name: f"{one.name}, teacher {number(100 * one.comparison.teacher_score, 1)} %" for one in found}
+    columns = {
+        f"over {name}": {one.name: one.gains[reference] for one in found if reference in one.gains}
+        for reference, (name, _) in PANELS.items()
+    }
+    svg = forest(columns, labels, axis="gain of APD, percentage points").html
     return svg.replace("currentColor", colours.ink).replace("<svg ", f'<svg font-family="{FONT}" ', 1) + "\n"
 
 
@@ -144,10 +128,8 @@ def page(found: Sequence[Result]) -> str:
         f'<img class="only-{mode}" src="_static/main-results-{mode}.svg" width="760" alt="{described(found)}">'
         for mode in MODES
     )
-    caption = (
-        "Gain of APD, paired by seed. Bar: mean; line: 95 % confidence interval; point: one seed. Coloured and bold: "
-        "significant after Holm’s correction. Detectors have box KD in the place of pixel KD."
-    )
+    read = HOW_TO_READ.format("Gain of APD, paired by seed")
+    caption = f"{read} Below a data set stands the teacher’s score. Detectors have box KD in the place of pixel KD."
     return "\n".join(
         [
             "::::{div} apd-answer",

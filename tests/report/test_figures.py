@@ -46,11 +46,13 @@ def comparisons():
 def all_figures(comparisons):
     one_of_each = {method: runs[0] for method, runs in comparisons[0].variants.items()}
     return [
-        scores_over_seeds(comparisons[0]),
+        scores_over_seeds(*comparisons),
         term_curves(one_of_each),
         validation_curves(one_of_each, one_of_each["student"]),
-        forest(corrected_gains(comparisons[0], METHODS, "student"), comparisons[0].names, axis="points"),
-        forest(ROWS, NAMES, axis="points", title="a title"),
+        forest(
+            {c.title: corrected_gains(c, METHODS, "student") for c in comparisons}, comparisons[0].names, axis="points"
+        ),
+        forest({"a title": ROWS}, NAMES, axis="points"),
         sweep_figure([sweep(by_context_shift(records_of()), "apd", "student")]),
     ]
 
@@ -118,7 +120,7 @@ def test_a_campaign_that_is_only_partly_there_is_drawn_as_far_as_it_goes():
     assert "<svg" in scores_over_seeds(first).html
     assert "no record" in scores_over_seeds(first.only([])).description
     assert "0 context shifts" in sweep_figure([sweep({})]).description
-    assert "0 rows have a seed in common" in forest({}, {}, axis="points", title="scenes").description
+    assert "0 rows have a seed in common" in forest({"scenes": {}}, {}, axis="points").description
 
 
 def drawn_rows(rows, limits=None):
@@ -160,7 +162,8 @@ def test_an_arrowhead_says_where_a_row_goes_on(seeds, ends, arrowheads):
 
 
 def test_a_forest_has_every_row_below_its_group_and_a_mean_is_bold_where_it_is_significant():
-    drawn = forest(ROWS, NAMES, axis="points", groups={"clear": "first", "wide": "first", "single": "second"})
+    groups = {"clear": "first", "wide": "first", "single": "second", "lost": "second"}
+    drawn = forest({"": ROWS}, NAMES, axis="points", groups=groups)
     assert all(f"{name} {interval(ROWS[key].found)}" in drawn.description for key, name in NAMES.items())
     labels = [word for word in texts(drawn) if word[0] in {"first", "second", *NAMES.values()}]
     expected = ["first", "clearly better", "who knows", "second", "one seed", "far away"]

@@ -15,6 +15,7 @@ from apd.report.comparisons import by_context_shift, corrected_gains, holm_corre
 from apd.report.correlations import per_image
 from apd.report.figures import tables
 from apd.report.figures import trials as reading
+from apd.report.figures.answers import detectable
 from apd.report.figures.trials import PAIR_RATES, beside_methods, interval, pair_trials, points, trials, trials_table
 from apd.report.statistics import compare, method_of, paired_difference
 from apd.study import campaigns as study
@@ -215,8 +216,9 @@ def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_l
 def test_differences_are_listed_with_their_corrected_p_values():
     rows = holm_corrected({"clear": seeds(0.030, 0.031, 0.032), "single": seeds(-0.01)})
     shown = cells_of(tables.differences_table(rows, {"clear": "clearly", "single": "one seed"}, "made up"))
-    assert list(shown["clearly"].values()) == [interval(rows["clear"].found), "3", "< 0.001"]
-    assert list(shown["one seed"].values()) == ["−1.0", "1", "–"]
+    missed = f"{100 * detectable(rows['clear'].found):.1f}"
+    assert list(shown["clearly"].values()) == [interval(rows["clear"].found), "3", "< 0.001", missed]
+    assert list(shown["one seed"].values()) == ["−1.0", "1", "–", "–"]
     assert "0 records" in tables.differences_table({}, {}, "made up").description
 
 

@@ -10,7 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from apd.report.comparisons import Corrected
-from apd.report.figures.style import INK, Drawing, colour_of, drawing, figure, nothing, quiet_axes
+from apd.report.figures.style import (
+    INK,
+    METHOD_COLOURS,
+    WIDTH,
+    Drawing,
+    colour_of,
+    drawing,
+    figure,
+    nothing,
+    quiet_axes,
+)
 from apd.report.figures.trials import digits_of, interval, points
 from apd.report.statistics import Comparison, Difference, spread
 
@@ -20,6 +30,9 @@ LINE, GAP, ASIDE = 0.19, 0.13, 0.09
 """Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
 """Rows this many times as far out as the nearest three quarters are arrows at the edge."""
+FURTHER = 1.9
+"""Inches that each further panel adds to the width."""
+HOW_TO_READ = "{}. Bar: mean; line: confidence interval; point: one seed; coloured and bold: significant after Holm."
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
 
@@ -69,71 +82,93 @@ def signed(value: float, _place: object = None) -> str:
     return f"{value:+g}".replace("-", "−") if value else "0"
 
 
-def _row_figure(
-    lines: Sequence[tuple[str, Row | None]],
-    limits: tuple[float, float],
-    axis: str,
-    title: str,
-    description: str,
-    line: tuple[float, str] | None = None,
-) -> Drawing:
-    """Rows and headings (without a row) from the top; differences, or scores with a dashed `line` and its text."""
-    heights = [LINE * (1 + label.count("\n")) + GAP for label, _ in lines]
-    places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]
-    low, high = limits
-    title = textwrap.fill(title, 36)
-    with figure(height=sum(heights) + 0.75 + 0.25 * (len(title.splitlines()) + bool(line))) as fig:
-        axes = fig.subplots()
-        axes.set_xlim(low, high)
-        axes.set_ylim(sum(heights), 0)
-        rows = [row._replace(place=place) for (_, row), place in zip(lines, places, strict=True) if row]
-        draw_rows(axes, rows, ASIDE)
-        axes.set_yticks(places, [label for label, _ in lines])
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        if line is None:
-            axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-            axes.xaxis.set_major_formatter(signed)
-        quiet_axes(axes, grid="x")
-        for (_, row), label in zip(lines, axes.get_yticklabels(), strict=True):
-            label.set_fontweight("normal" if row else "bold")
-        axes.set_xlabel(textwrap.fill(axis, 46))
-        axes.set_title(title, pad=22 if line else None)
-        if line and not math.isnan(line[0]):
-            axes.axvline(line[0], color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-            text = f"{'← ' if line[0] < low else ''}{line[1]}{' →' if line[0] > high else ''}"
-            side, place = ("right", high) if 2 * line[0] > low + high else ("left", low)
-            place = line[0] if low <= line[0] <= high else place
-            axes.annotate(text, (place, 1.02), xycoords=axes.get_xaxis_transform(), ha=side, va="bottom")
+class Column(NamedTuple):
+    """One panel: its title, its row for each label that it has one for, its ends, and a dashed line with its text."""
+
+    title: str
+    rows: Mapping[Any, Row]
+    limits: tuple[float, float]
+    line: tuple[float, str] | None = None
+
+
+def row_figure(labels: Mapping[Any, str], columns: Sequence[Column], axis: str, description: str) -> Drawing:
+    """Panels side by side with the labels at the left, from the top; a label without a row in any panel is a heading.
+
+    Differences have a line at zero, scores a dashed `line` where the teacher is.
+    """
+    texts = {key: textwrap.fill(label, 24) for key, label in labels.items()}
+    heights = [LINE * (1 + text.count("\n")) + GAP for text in texts.values()]
+    places = {key: sum(heights[:i]) + height / 2 for i, (key, height) in enumerate(zip(texts, heights, strict=True))}
+    across = 36 if len(columns) == 1 else 20
+    titles = [textwrap.fill(column.title, across) for column in columns]
+    above = 0.2 * max(len(title.splitlines()) for title in titles) + 0.25 * any(column.line for column in columns)
+    with figure(width=WIDTH + FURTHER * (len(columns) - 1), height=sum(heights) + 0.8 + above) as fig:
+        panels = fig.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axes, column, title in zip(panels, columns, titles, strict=True):
+            low, high = column.limits
+            axes.set_xlim(low, high)
+            axes.set_ylim(sum(heights), 0)
+            draw_rows(axes, [row._replace(place=places[key]) for key, row in column.rows.items()], ASIDE)
+            axes.xaxis.set_major_locator(MaxNLocator(6 if len(columns) == 1 else 4, steps=[1, 2, 5, 10]))
+            axes.set_title(title, pad=22 if column.line else None)
+            if column.line is None:
+                axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+                axes.xaxis.set_major_formatter(signed)
+            elif not math.isnan(column.line[0]):
+                _dashed(axes, *column.line)
+            quiet_axes(axes, grid="x")
+        panels[0].set_yticks(list(places.values()), list(texts.values()))
+        for key, label in zip(texts, panels[0].get_yticklabels(), strict=True):
+            label.set_fontweight("normal" if any(key in column.rows for column in columns) else "bold")
+        fig.supxlabel(textwrap.fill(axis, 46 + 20 * (len(columns) - 1)), fontsize="medium")
         return drawing(fig, description)
 
 
+def _dashed(axes: Axes, value: float, text: str) -> None:
+    """A dashed line with its text above the panel, or an arrow where it lies outside."""
+    low, high = axes.get_xlim()
+    axes.axvline(value, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_xlim(low, high)
+    side, place = ("right", high) if 2 * value > low + high else ("left", low)
+    place = value if low <= value <= high else place
+    text = f"{'← ' if value < low else ''}{text}{' →' if value > high else ''}"
+    axes.annotate(text, (place, 1.02), xycoords=axes.get_xaxis_transform(), ha=side, va="bottom")
+
+
 def forest(
-    rows: Mapping[Any, Corrected],
+    columns: Mapping[str, Mapping[Any, Corrected]],
     names: Mapping[Any, str],
     *,
     axis: str,
     groups: Mapping[Any, str] | None = None,
-    title: str = "",
 ) -> Drawing:
-    """Differences with their intervals, one row each, in the order given; the mean is bold where it is significant.
+    """Differences with their intervals: a panel for each title, a row for each key, bold where significant.
 
-    Rows far outside and intervals that leave the figure end in an arrowhead. `rows` are fractions, `axis` says of what,
-    and `groups` are headings, each above neighbouring rows of one group.
+    Rows far outside and intervals that leave the figure end in an arrowhead. Differences are fractions, `axis` says of
+    what, and `groups` are headings, each above neighbouring rows of one group.
     """
-    if not rows:
-        return nothing(f"{title}: no difference can be drawn, because 0 rows have a seed in common with the reference.")
-    lines: list[tuple[str, Row | None]] = []
-    group = ""
-    for key, (found, _, significant) in rows.items():
-        if (groups or {}).get(key, "") != group:
-            group = groups.get(key, "")
-            lines.append((textwrap.fill(group, 22), None))
-        seeds, ends = [POINTS * value for value in found.pairs.values()], (POINTS * found.low, POINTS * found.high)
-        row = Row(0, seeds, colour_of(key), ends, points(found.mean, digits_of(found)), significant)
-        lines.append((textwrap.fill(names[key], 22), row))
-    said = "; ".join(f"{names[key]} {interval(row.found)}" for key, row in rows.items())
-    description = f"{f'{title}, ' if title else ''}{axis}: {said}"
-    return _row_figure(lines, limits([row.found for row in rows.values()]), axis, title, description)
+    columns = {title: rows for title, rows in columns.items() if rows}
+    if not columns:
+        return nothing("No difference can be drawn, because 0 rows have a seed in common with the reference.")
+    labels: dict[Any, str] = {}
+    for key in dict.fromkeys(key for rows in columns.values() for key in rows):
+        if groups:
+            labels.setdefault(("heading", groups[key]), groups[key])
+        labels[key] = names[key]
+    drawn, said = [], []
+    for title, rows in columns.items():
+        found = {key: row.found for key, row in rows.items()}
+        drawn.append(Column(title, {key: _difference(row) for key, row in rows.items()}, limits([*found.values()])))
+        gains = "; ".join(f"{names[key]} {interval(one)}" for key, one in found.items())
+        said.append(f"{f'{title}, ' if title else ''}{axis}: {gains}")
+    return row_figure(labels, drawn, axis, ". ".join(said)).captioned(HOW_TO_READ.format(axis[0].upper() + axis[1:]))
+
+
+def _difference(row: Corrected) -> Row:
+    found = row.found
+    seeds, ends = [POINTS * value for value in found.pairs.values()], (POINTS * found.low, POINTS * found.high)
+    colour = METHOD_COLOURS[("apd" if found.mean > 0 else "pixel_kd") if row.significant else "student"]
+    return Row(0, seeds, colour, ends, points(found.mean, digits_of(found)), row.significant)
 
 
 def limits(differences: Sequence[Difference]) -> tuple[float, float]:
@@ -154,17 +189,28 @@ def limits(differences: Sequence[Difference]) -> tuple[float, float]:
     return POINTS * (low - margin), POINTS * (high + margin)
 
 
-def scores_over_seeds(comparison: Comparison) -> Drawing:
-    """Every method's score: a point for each seed, a bar at the mean, its value beside it; the teacher as a line."""
-    if not comparison.variants:
+def scores_over_seeds(*comparisons: Comparison) -> Drawing:
+    """Every method's score, a panel for each comparison: points are seeds, bars means with their value beside them."""
+    comparisons = tuple(comparison for comparison in comparisons if comparison.variants)
+    if not comparisons:
         return nothing("No scores can be drawn: there is no record yet.")
-    lines, means, said = [], {}, []
+    labels = {method: one.names[method] for one in comparisons for method in one.variants}
+    columns, said = zip(*map(_scores, comparisons), strict=True)
+    score = comparisons[0].score.name
+    drawn = row_figure(labels, columns, f"{score}, %", ". ".join(said))
+    return drawn.captioned(
+        f"{score}. Bar and number: mean over seeds ± standard deviation; point: one seed; dashed line: the teacher."
+    )
+
+
+def _scores(comparison: Comparison) -> tuple[Column, str]:
+    """One comparison's panel, and what it shows."""
+    rows, means, said = {}, {}, []
     for method in comparison.variants:
         values = [POINTS * value for value in comparison.values(method).values()]
         mean, deviation, _ = spread(values)
         text = f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
-        lines.append((textwrap.fill(comparison.names[method], 22), Row(0, values, colour_of(method), text=text)))
-        means[method] = mean
+        rows[method], means[method] = Row(0, values, colour_of(method), text=text), mean
         said.append(f"{comparison.names[method]} {mean:.1f}")
     # a method five times as far from the middle one as methods are in the middle goes on beyond the edge
     middle = statistics.median(means.values())
@@ -178,7 +224,6 @@ def scores_over_seeds(comparison: Comparison) -> Drawing:
     if not math.isnan(teacher):
         said.append(f"teacher {teacher:.1f}")
     margin = 0.08 * max(high - low, 0.5)
-    axis = f"{comparison.score.name}, %"
     description = f"{comparison.title}, {comparison.score.name} in per cent, mean over seeds: {', '.join(said)}"
-    ends, line = (low - margin, high + margin), (teacher, f"teacher {teacher:.1f}")
-    return _row_figure(lines, ends, axis, comparison.title, description, line)
+    line = teacher, f"teacher {teacher:.1f}"
+    return Column(comparison.title, rows, (low - margin, high + margin), line), description

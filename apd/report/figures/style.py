@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import matplotlib as mpl
 import numpy as np
@@ -77,9 +77,15 @@ class Drawing:
 
     html: str
     description: str
+    caption: str = ""
+
+    def captioned(self, caption: str) -> Self:
+        """The same with a caption, which the page numbers; it says how to read the figure, without numbers of it."""
+        return replace(self, caption=caption)
 
     def _repr_html_(self) -> str:
-        return f'<style>\n{_beside("page.css")}</style><div class="apd-figure">{self.html}</div>'
+        tag, below = ("figure", f"<figcaption>{escape(self.caption)}</figcaption>") if self.caption else ("div", "")
+        return f'<style>\n{_beside("page.css")}</style><{tag} class="apd-figure">{self.html}{below}</{tag}>'
 
     def __repr__(self) -> str:
         return self.description
@@ -124,11 +130,11 @@ def colour_of(key: object) -> str:
 
 
 @contextmanager
-def figure(height: float = 3.2) -> Iterator[Figure]:
+def figure(height: float = 3.2, width: float = WIDTH) -> Iterator[Figure]:
     """A figure in the book's style, made without pyplot; :func:`drawing` turns it into what a notebook shows."""
     theme = sns.axes_style("whitegrid") | sns.plotting_context("notebook", 11 / 12) | _SETTINGS
     with mpl.rc_context({**mpl.rcParamsDefault, **theme, "backend": mpl.get_backend()}):
-        yield Figure(figsize=(WIDTH, height))
+        yield Figure(figsize=(width, height))
 
 
 def drawing(fig: Figure, description: str) -> Drawing:
@@ -147,7 +153,8 @@ def drawing(fig: Figure, description: str) -> Drawing:
     svg = re.sub(rf"(fill|stroke): {FAINT}", r"\g<1>: currentColor; \g<1>-opacity: 0.28", svg)
     label = escape(description, quote=True).replace("\\", "\\\\")
     opening = (
-        rf'<svg class="apd-drawing" viewBox="\1" role="img" aria-label="{label}" '
+        rf'<svg class="apd-drawing" style="max-width:{36 * fig.get_figwidth() / WIDTH:g}rem" viewBox="\1" role="img" '
+        rf'aria-label="{label}" '
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Drawing(re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, svg, count=1).strip(), description)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from apd.report.comparisons import BACKBONE_NAMES, SHIFT_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
 from apd.report.correlations import PerImage
+from apd.report.figures.answers import POWER, detectable
 from apd.report.figures.style import Drawing, nothing, rows_table, table
 from apd.report.figures.trials import interval, number, per_cent
 from apd.report.statistics import LONGER, MIOU, Comparison, paired_difference, spread
@@ -24,6 +25,9 @@ QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("pixel_kd", "student", "ordinary distillation alone, as many steps"),
 )
 """Method, what it is compared with, and what that comparison holds equal."""
+
+
+DETECTABLE = f"detectable: the smallest difference that would be significant with probability {POWER:g}"
 
 
 def _p(row: Corrected) -> str:
@@ -65,6 +69,7 @@ def scores_table(
             "standard error": number(100 * values.error, 2),
             f"minus “{names[reference]}” [{100 * confidence:g} % interval]": interval(row.found) if row else "–",
             "p, Holm-corrected": _p(row) if row else "–",
+            "detectable": number(100 * detectable(row.found, confidence), 1) if row else "–",
         }
         if comparison.score is MIOU:
             line["aAcc, %"] = per_cent(spread(record.scores.aacc for record in runs))
@@ -74,16 +79,22 @@ def scores_table(
         return nothing(f"There is nothing to list: 0 records of “{names[reference]}” yet.")
     data, teacher = comparison.any_record.content["data"], comparison.teacher_score
     caption = f"{comparison.title}: scores on {data['images']} images of {data['split']}; p of {len(rows)} comparisons"
+    caption += f"; {DETECTABLE}"
     return rows_table(lines, caption + f"; the teacher’s score is {100 * teacher:.1f} %" * (not math.isnan(teacher)))
 
 
 def differences_table(rows: Mapping[Any, Corrected], names: Mapping[Any, str], caption: str) -> Drawing:
     """Differences in percentage points that were Holm-corrected together, with their intervals."""
     lines = {
-        names[key]: {"points": interval(row.found), "seeds": str(len(row.found.pairs)), "p, Holm-corrected": _p(row)}
+        names[key]: {
+            "points": interval(row.found),
+            "seeds": str(len(row.found.pairs)),
+            "p, Holm-corrected": _p(row),
+            "detectable": number(100 * detectable(row.found), 1),
+        }
         for key, row in rows.items()
     }
-    return rows_table(lines, f"{caption}; p of {len(rows)} comparisons")
+    return rows_table(lines, f"{caption}; p of {len(rows)} comparisons; {DETECTABLE}")
 
 
 def change_of_gains(
@@ -111,13 +122,17 @@ def answers_table(
         corrected = holm_corrected(found, confidence)
         for (method, reference, remark), difference in found.items():
             row = corrected.get((method, reference, remark))
-            answer = "too few runs" if math.isnan(difference.low) else "not significant"
-            if row and row.significant:
-                answer = "outperforms" if difference.mean > 0 else "underperforms"
             line = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
-            line[comparison.title] = f"{answer} {interval(difference)}"
+            if math.isnan(difference.low):
+                answer = f"too few runs {interval(difference)}"
+            elif row and row.significant:
+                answer = f"{'outperforms' if difference.mean > 0 else 'underperforms'} {interval(difference)}"
+            else:
+                missed = number(100 * detectable(difference, confidence), 1)
+                answer = f"not significant {interval(difference)}, detectable {missed}"
+            line[comparison.title] = answer
     caption = f"mean difference in mIoU, percentage points, with its {100 * confidence:g} % interval"
-    return rows_table(rows, f"{caption}; answers Holm-corrected by column")
+    return rows_table(rows, f"{caption}; answers Holm-corrected by column; {DETECTABLE}")
 
 
 def cost_table(comparisons: Sequence[Comparison]) -> Drawing:

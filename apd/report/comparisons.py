@@ -163,6 +163,8 @@ BACKBONE_NAMES = {
     "mobilenetv2_050": "MobileNetV2",
     "test_efficientnet": "EfficientNet",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "efficientnet_lite2": "EfficientNet-Lite2",
+    "mobilenetv2_100": "MobileNetV2 1.0",
 }
 """What timm's names are called in figures and tables."""
 ALL = "all backbones"

@@ -194,6 +194,10 @@ class Comparison:
         clock = "seconds_per_iteration"
         return min(r.content.get(f"core_{clock}", r.content[clock]) for r in self.variants[method].values())
 
+    def run_seconds(self, method: str) -> float:
+        """Seconds of all training steps of one run."""
+        return self.step_seconds(method) * next(iter(self.variants[method].values())).experiment.training.iterations
+
 
 def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) -> list[Comparison]:
     """Sort records of any campaigns into comparisons, one for each data configuration, methods as in `names`.

@@ -14,7 +14,7 @@ from svg import FONT, MODES, Colours
 
 from apd.report.comparisons import Corrected, corrected_gains, holm_corrected
 from apd.report.detections import detection_comparisons
-from apd.report.figures.answers import detectable
+from apd.report.figures.answers import tally, time_given
 from apd.report.figures.forest import HOW_TO_READ, forest
 from apd.report.figures.tables import QUESTIONS
 from apd.report.figures.trials import interval, number, per_cent, read_campaigns
@@ -27,7 +27,7 @@ NAMES = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 PANELS = {
     "student": ("the baseline", "Without a teacher, for as many steps"),
     "pixel_kd": ("pixel KD", "With the same teacher, for as many steps"),
-    "student_equal_seconds": ("the equal-time baseline", "Without a teacher, for as much time"),
+    "student_equal_seconds": ("the equal-time baseline", "Without a teacher, for {given}"),
 }
 """What APD is compared with, and what that is."""
 
@@ -86,26 +86,11 @@ def described(found: Sequence[Result]) -> str:
 
 def advice(found: Sequence[Result]) -> list[str]:
     """Should I use APD? An item for each reference."""
-    items = []
+    given, items = time_given(one.comparison for one in found), []
     for reference, (name, what) in PANELS.items():
         rows = [one.gains[reference] for one in found if reference in one.gains]
-        better = [row.found.mean for row in rows if row.significant and row.found.mean > 0]
-        worse = [-row.found.mean for row in rows if row.significant and row.found.mean < 0]
-        missed = [detectable(row.found) for row in rows if not row.significant]
-        parts = [f"outperforms it in {len(better)} of {len(rows)} comparisons{_by(better)}"] * bool(better)
-        parts += [f"underperforms it in {len(worse)}{_by(worse)}"] * bool(worse)
-        detected = f"where {_range(missed)} points or more would have been detected" if missed else ""
-        parts += [f"no significant difference in {len(missed)}, {detected}"] * bool(missed)
-        items.append(f"- **{name[0].upper() + name[1:]}** ({what[0].lower() + what[1:]}): APD {'; '.join(parts)}.")
+        items.append(f"- **{what.format(given=given)}:** {tally(rows, 'APD', name)}.")
     return items
-
-
-def _by(sizes: Sequence[float]) -> str:
-    return f", by {_range(sizes)} points" if sizes else ""
-
-
-def _range(sizes: Sequence[float]) -> str:
-    return " to ".join(dict.fromkeys(f"{100 * size:.1f}" for size in (min(sizes), max(sizes))))
 
 
 def table(found: Sequence[Result]) -> list[str]:
@@ -133,7 +118,7 @@ def page(found: Sequence[Result]) -> str:
     return "\n".join(
         [
             "::::{div} apd-answer",
-            "**Should I use APD?** Compared with",
+            "**Should I use APD?** It depends on what you would do instead.",
             "",
             *advice(found),
             "::::",

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from apd.report.comparisons import holm_corrected
-from apd.report.figures.answers import POWER, answer, detectable, statement
+from apd.report.figures.answers import POWER, answer, detectable, statement, tally
 from apd.report.statistics import mean_interval
 
 CLEAR = {0: 0.020, 1: 0.024, 2: 0.022}
@@ -39,6 +39,12 @@ def test_the_detectable_difference_is_found_in_that_share_of_simulated_studies(s
     drawn = generator.normal(detectable(found, seeds=seeds), deviation, (20_000, seeds))
     share = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
     assert share == pytest.approx(POWER, abs=0.01)
+
+
+def test_a_tally_counts_better_worse_and_open_comparisons_and_leaves_out_those_of_one_seed():
+    rows = holm_corrected({"a": mean_interval(CLEAR), "b": mean_interval(OPEN), "c": mean_interval({0: 0.5})}).values()
+    assert tally(rows, "APD", "KD").startswith("APD outperforms KD in 1 of 2 comparisons (by 2.2 points) and does not")
+    assert tally([], "APD", "KD") == "APD has no runs yet"
 
 
 def test_an_answer_is_read_as_sentences():

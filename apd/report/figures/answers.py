@@ -1,6 +1,7 @@
 """How a result is worded, once for the whole book: what outperforms what, by how much, and what could be missed."""
 
 import math
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from scipy import optimize, stats
@@ -8,7 +9,7 @@ from scipy import optimize, stats
 from apd.report.comparisons import Corrected
 from apd.report.figures.style import Drawing
 from apd.report.figures.trials import digits_of, number, points
-from apd.report.statistics import Difference, spread
+from apd.report.statistics import LONGER, Comparison, Difference, spread
 
 POWER = 0.8
 """Probability with which a detectable difference is found; the usual choice."""
@@ -61,6 +62,40 @@ def statement(row: Corrected, method: str, reference: str, score: str = "mIoU", 
         f"{method} and {reference} do not differ significantly ({difference}; "
         f"{seeds} detect a difference of {missed} or more)"
     )
+
+
+def tally(rows: Iterable[Corrected], method: str, reference: str) -> str:
+    """In how many comparisons a method is better than a reference, worse, or neither, and by how much.
+
+    >>> from apd.report.comparisons import holm_corrected
+    >>> from apd.report.statistics import mean_interval
+    >>> tally(holm_corrected({"scenes": mean_interval({0: 0.020, 1: 0.021, 2: 0.022})}).values(), "APD", "pixel KD")
+    'APD outperforms pixel KD in 1 of 1 comparisons (by 2.1 points)'
+    """
+    rows = [row for row in rows if not math.isnan(row.found.low)]
+    better = [row.found.mean for row in rows if row.significant and row.found.mean > 0]
+    worse = [-row.found.mean for row in rows if row.significant and row.found.mean < 0]
+    missed = [detectable(row.found) for row in rows if not row.significant]
+    parts, whole = [], f" of {len(rows)} comparisons"
+    for verb, sizes in {"outperforms": better, "underperforms": worse}.items():
+        if sizes:
+            parts.append(f"{verb} {'it' if parts else reference} in {len(sizes)}{whole} (by {_range(sizes)} points)")
+            whole = ""
+    if missed:
+        of = f"the other {len(missed)}" if parts else f"any{whole}"
+        none = f"does not differ significantly from {'it' if parts else reference} in {of}"
+        parts.append(f"{none} (differences of {_range(missed)} points or more would have been detected)")
+    return f"{method} {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1] if parts else 'has no runs yet'}"
+
+
+def time_given(comparisons: Iterable[Comparison]) -> str:
+    """How much of APD's training time the equal-time baseline had, such as "95.1 to 98.0 % of APD’s training time"."""
+    known = [one for one in comparisons if LONGER in one.variants and "apd" in one.variants]
+    return f"{_range([one.run_seconds(LONGER) / one.run_seconds('apd') for one in known])} % of APD’s training time"
+
+
+def _range(parts: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{100 * part:.1f}" for part in (min(parts), max(parts))))
 
 
 def answer(*sentences: str) -> Drawing:

@@ -30,7 +30,7 @@ LINE, GAP, ASIDE = 0.19, 0.13, 0.09
 """Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
 """Rows this many times as far out as the nearest three quarters are arrows at the edge."""
-FURTHER = 1.9
+FURTHER = 1.5
 """Inches that each further panel adds to the width."""
 HOW_TO_READ = "{}. Bar: mean; line: confidence interval; point: one seed; coloured and bold: significant after Holm."
 BEYOND = 0.45

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from apd.report.comparisons import BACKBONE_NAMES, SHIFT_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
+from apd.config.experiment import NetworkConfig
+from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, SHIFT_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
 from apd.report.correlations import PerImage
 from apd.report.figures.answers import POWER, detectable
 from apd.report.figures.style import Drawing, nothing, rows_table, table
@@ -135,13 +136,35 @@ def answers_table(
     return rows_table(rows, f"{caption}; answers Holm-corrected by column; {DETECTABLE}")
 
 
+def setup_table(comparisons: Sequence[Comparison]) -> Drawing:
+    """The set-up of each comparison: data, networks, schedules, and the teacher's own score."""
+    rows = {}
+    for one in comparisons:
+        experiment = next(r.experiment for runs in one.variants.values() for r in runs.values() if r.experiment.teacher)
+        data, parts = one.data, {"student": experiment, "teacher": experiment.teacher}
+        networks = {who: _network(part.network) for who, part in parts.items()}
+        rows[one.title] = networks | {
+            "steps of each": " and ".join(str(part.training.iterations) for part in parts.values()),
+            "batch, crop": f"{experiment.training.batch_size}, {data.crop_height} × {data.crop_width}",
+            "teacher’s score, %": number(100 * one.teacher_score, 1),
+            "test images": str(one.any_record.content["data"]["images"]),
+        }
+    return rows_table(rows, "set-up of the comparisons")
+
+
+def _network(network: NetworkConfig) -> str:
+    start = "random weights" if network.weights == "none" else "ImageNet weights"
+    backbone = BACKBONE_NAMES.get(network.backbone, network.backbone)
+    return f"{HEAD_NAMES[network.head]}, {backbone}, width {network.head_width}, {start}"
+
+
 def cost_table(comparisons: Sequence[Comparison]) -> Drawing:
     """What each method's training takes: steps, seconds of a step and of all, and the largest memory."""
     rows = {}
     for comparison in comparisons:
         runs = {method: list(found.values()) for method, found in comparison.variants.items()}
         step = {method: comparison.step_seconds(method) for method in runs}
-        whole = {method: step[method] * of[0].experiment.training.iterations for method, of in runs.items()}
+        whole = {method: comparison.run_seconds(method) for method in runs}
         for method, of in runs.items():
             rows[comparison.title, comparison.names[method]] = {
                 "steps": str(of[0].experiment.training.iterations),

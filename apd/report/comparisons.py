@@ -129,6 +129,13 @@ class ShiftSweep(NamedTuple):
     reference: str
     gains: dict[float, Difference]
     slopes: Difference
+    remark: str = ""
+
+    @property
+    def name(self) -> str:
+        """What is compared with what, and the remark."""
+        of = f"{SHIFT_NAMES[self.method]}, over {SHIFT_NAMES[self.reference].removeprefix('+ ')}"
+        return f"{of}, {self.remark}" if self.remark else of
 
 
 def by_context_shift(records: Sequence[Record]) -> dict[float, Comparison]:
@@ -142,7 +149,11 @@ def by_context_shift(records: Sequence[Record]) -> dict[float, Comparison]:
 
 
 def sweep(
-    comparisons: Mapping[float, Comparison], method: str = "apd", reference: str = "pixel_kd", confidence: float = 0.95
+    comparisons: Mapping[float, Comparison],
+    method: str = "apd",
+    reference: str = "pixel_kd",
+    confidence: float = 0.95,
+    remark: str = "",
 ) -> ShiftSweep:
     """The gain of one method over another (keys of SHIFT_NAMES) in the comparisons of :func:`by_context_shift`."""
     found = {shift: one.difference(method, reference, confidence) for shift, one in comparisons.items()}
@@ -152,7 +163,7 @@ def sweep(
         seed: float(stats.linregress(list(gains), [gain.pairs[seed] for gain in gains.values()]).slope)
         for seed in sorted(complete)
     }
-    return ShiftSweep(method, reference, gains, mean_interval(slopes, confidence))
+    return ShiftSweep(method, reference, gains, mean_interval(slopes, confidence), remark)
 
 
 # Pairs of networks: what each student gains from each teacher, and whether it matters that both have the same head.

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from apd.evaluation.inference import scores
-from apd.report.comparisons import SHIFT_NAMES, ShiftSweep
+from apd.report.comparisons import ShiftSweep
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.forest import POINTS, signed
 from apd.report.figures.style import INK, Drawing, colour_of, drawing, figure, nothing, quiet_axes, rows_table
@@ -95,12 +95,12 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
         axes = fig.subplots()
         said = []
         for place, one in enumerate(shown):
-            aside, reference = step * (2 * place - len(shown) + 1), SHIFT_NAMES[one.reference].removeprefix("+ ")
-            name = textwrap.fill(f"{SHIFT_NAMES[one.method]}, over {reference}", 56)
+            aside, name = step * (2 * place - len(shown) + 1), textwrap.fill(one.name, 56)
             x, colour = [shift + aside for shift in one.gains], colour_of(one.method)
             means, lows, highs = ([POINTS * gain[part] for gain in one.gains.values()] for part in range(3))
             axes.vlines(x, lows, highs, color=colour, linewidth=3, alpha=0.45)
-            axes.plot(x, means, color=colour, label=name, marker="s", markersize=6, linewidth=1.4)
+            dashes = "--" if one.remark else "-"
+            axes.plot(x, means, dashes, color=colour, label=name, marker="s", markersize=6, linewidth=1.4)
             for place, gain in zip(x, one.gains.values(), strict=True):
                 seeds = [POINTS * value for value in gain.pairs.values()]
                 axes.plot([place + step / 2] * len(seeds), seeds, "o", color=colour, markersize=4, alpha=0.75)
@@ -112,7 +112,8 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
         axes.yaxis.set_major_formatter(signed)
         quiet_axes(axes, grid="y")
         legend_above(fig, ncols=1)
-        return drawing(fig, "Gain in mIoU, percentage points, by context shift. " + "; ".join(said))
+        drawn = drawing(fig, "Gain in mIoU, percentage points, by context shift. " + "; ".join(said))
+    return drawn.captioned("Gain by context shift. Square: mean; bar: confidence interval; point: one seed.")
 
 
 def three_digits(value: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from apd.config.experiment import NetworkConfig
-from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, SHIFT_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
+from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
 from apd.report.correlations import PerImage
 from apd.report.figures.answers import POWER, detectable
 from apd.report.figures.style import Drawing, nothing, rows_table, table
@@ -247,7 +247,6 @@ def sweep_table(
             "views disagree, %": number(100 * means.get("disagreement", math.nan), 1),
         }
         for one in sweeps:
-            name = f"{SHIFT_NAMES[one.method]}, over {SHIFT_NAMES[one.reference].removeprefix('+ ')}"
-            row[name] = interval(one.gains[shift]) if shift in one.gains else "–"
+            row[one.name] = interval(one.gains[shift]) if shift in one.gains else "–"
     caption = f"means over test images, and gains in points of mIoU with their {100 * confidence:g} % intervals"
     return rows_table(rows, caption)

@@ -1,64 +1,55 @@
-"""The other methods written a second time, slowly: pixel by pixel from their formulas, sharing no code with `apd`.
+"""The other methods written a second time, slowly: from their formulas, image by image, sharing no code with `apd`.
 
 Maps are on one grid; each function takes the labels as they are and returns the terms by name. Convolutions are given
 as the pair of their weight and bias (or ``None``).
 """
 
-from collections.abc import Iterator
-from itertools import groupby, product
-from operator import itemgetter
+from itertools import product
 
 import torch
 from slow_reference import IGNORED, divergence, mean, nearest, perspectives
-from torch import Tensor
 from torch.nn import functional as F
 
 
-def valid_places(labels_BHW: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """(image, row, column) of the pixels that have a label."""
-    return [tuple(place) for place in (nearest(labels_BHW, size) != IGNORED).nonzero().tolist()]
+def per_image(labels_BHW, *nets_BChw):
+    """(pixels, channels) of every image of each network at the pixels with a label, but for images without any."""
+    for valid_hw, *maps in zip(nearest(labels_BHW, nets_BChw[0].shape[2:]) != IGNORED, *nets_BChw, strict=True):
+        if valid_hw.any():
+            yield [map_Chw[:, valid_hw].T for map_Chw in maps]
 
 
-def places_by_image(labels_BHW: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Every image's number and the (row, column) of its valid pixels, but for images without any."""
-    for image, places in groupby(valid_places(labels_BHW, size), key=itemgetter(0)):
-        yield image, [(i, j) for _, i, j in places]
+def with_labels(student, teacher, labels):
+    """As `per_image`, with the pixels' labels."""
+    for ours, theirs, own in per_image(labels, student, teacher, nearest(labels, student.shape[2:])[:, None]):
+        yield [ours, theirs, own[:, 0]]
 
 
-def cells(places: list[tuple[int, int]], window: tuple[int, int]) -> list[list[tuple[int, int]]]:
-    """The (row, column) of an image window by window; windows without any are left out."""
-    found = {}
-    for i, j in places:
-        found.setdefault((i // window[0], j // window[1]), []).append((i, j))
-    return list(found.values())
+def windows(student, teacher, labels, window, pool):
+    """Of every image, its windows in turn: the two networks' pixels with a label, pooled."""
+    batch, _, height, width = student.shape
+    number_hw = torch.arange(height)[:, None] // window[0] * width + torch.arange(width) // window[1]
+    for *nets, number in per_image(labels, student, teacher, number_hw.expand(batch, 1, -1, -1)):
+        yield [[pool(net[number[:, 0] == n]) for net in nets] for n in number.unique()]
 
 
-def pixels(net: Tensor, image: int, places: list[tuple[int, int]]) -> Tensor:
-    """(places, channels) of one image of a network's maps."""
-    return torch.stack([net[image, :, i, j] for i, j in places])
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
+def cosine(a, b):
     return (a * b).sum() / (a.norm() * b.norm())
 
 
-def convolved(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def convolved(maps, weight, bias=None):
     """A convolution of stride 1, padded with zeros, that keeps the grid."""
     return F.conv2d(maps, weight, bias, padding=weight.shape[2] // 2)
 
 
 def fitnet(student, teacher, labels, *, adapter):
-    costs = [
-        (adapter[0][:, :, 0, 0] @ student[b, :, i, j] - teacher[b, :, i, j]).square().mean()
-        for b, i, j in valid_places(labels, student.shape[2:])
-    ]
-    return {"fitnet": mean(costs, student)}
+    adapted = per_image(labels, convolved(student, *adapter), teacher)
+    return {"fitnet": mean([(ours - theirs).square().mean(1) for ours, theirs in adapted], student)}
 
 
 def attention_transfer(student, teacher, labels):
     costs = []
-    for image, places in places_by_image(labels, student.shape[2:]):
-        ours, theirs = (pixels(net, image, places).square().mean(1) for net in (student, teacher))
+    for nets in per_image(labels, student, teacher):
+        ours, theirs = (net.square().mean(1) for net in nets)
         costs.append((ours / ours.norm() - theirs / theirs.norm()).square())
     return {"attention_transfer": mean(costs, student)}
 
@@ -72,19 +63,17 @@ def mgd(student, teacher, labels, *, kept, adapter, hidden, out):
 
 def skd(student, teacher, labels, *, window):
     costs = []
-    for image, places in places_by_image(labels, student.shape[2:]):
-        grouped = cells(places, window)
-        nodes = [[pixels(net, image, inside).amax(0) for net in (student, teacher)] for inside in grouped]
+    for nodes in windows(student, teacher, labels, window, lambda net: net.amax(0)):
         costs += [(cosine(a[0], b[0]) - cosine(a[1], b[1])).square() for a in nodes for b in nodes]
     return {"skd": mean(costs, student)}
 
 
 def ifvd(student, teacher, labels):
-    costs, labels_Bhw = [], nearest(labels, student.shape[2:])
-    for b, i, j in valid_places(labels, student.shape[2:]):
-        own = labels_Bhw[b] == labels_Bhw[b, i, j]
-        ours, theirs = (cosine(net[b, :, i, j], net[b, :, own].mean(dim=1)) for net in (student, teacher))
-        costs.append((ours - theirs).square())
+    costs = []
+    for *nets, own in with_labels(student, teacher, labels):
+        for pixel, label in enumerate(own):
+            ours, theirs = (cosine(net[pixel], net[own == label].mean(0)) for net in nets)
+            costs.append((ours - theirs).square())
     return {"ifvd": mean(costs, student)}
 
 
@@ -114,23 +103,20 @@ def idd(student, teacher, labels):
 
 def lskd(student, teacher, labels, *, temperature):
     costs = []
-    for b, i, j in valid_places(labels, student.shape[2:]):
-        nets = student[b, :, i, j], teacher[b, :, i, j]
-        costs.append(temperature**2 * divergence(*((net - net.mean()) / net.std() / temperature for net in nets)))
+    for nets in per_image(labels, student, teacher):
+        nets = [(net - net.mean(1, keepdim=True)) / net.std(1, keepdim=True) / temperature for net in nets]
+        costs.append(temperature**2 * divergence(*(net.T for net in nets)))
     return {"lskd": mean(costs, student)}
 
 
 def cwd(student, teacher, labels, *, temperature):
-    costs = []
-    for image, places in places_by_image(labels, student.shape[2:]):
-        ours, theirs = (pixels(net, image, places) / temperature for net in (student, teacher))
-        costs.append(temperature**2 * divergence(ours, theirs))  # of each channel
-    return mean(costs, student)
+    nets = per_image(labels, student / temperature, teacher / temperature)
+    return mean([temperature**2 * divergence(*image) for image in nets], student)  # of each channel
 
 
 def dist(student, teacher, labels, *, temperature):
-    valid = nearest(labels, student.shape[2:]) != IGNORED
-    ours, theirs = (torch.softmax(net.movedim(1, -1)[valid] / temperature, dim=1) for net in (student, teacher))
+    nets = zip(*per_image(labels, student, teacher), strict=True)
+    ours, theirs = (torch.softmax(torch.cat(net) / temperature, dim=1) for net in nets)
     terms = {}
     for name, nets in {"inter": (ours, theirs), "intra": (ours.T, theirs.T)}.items():
         correlations = [torch.corrcoef(torch.stack(rows))[0, 1] for rows in zip(*nets, strict=True)]
@@ -140,23 +126,20 @@ def dist(student, teacher, labels, *, temperature):
 
 def dkd(student, teacher, labels, *, temperature):
     target, non_target = [], []
-    for b, i, j in valid_places(labels, student.shape[2:]):
-        label = nearest(labels, student.shape[2:])[b, i, j]
-        others = [k for k in range(student.shape[1]) if k != label]
-        ours, theirs = (torch.softmax(net[b, :, i, j] / temperature, dim=0) for net in (student, teacher))
-        p, q = theirs[label], ours[label]
-        target.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
-        p, q = theirs[others] / theirs[others].sum(), ours[others] / ours[others].sum()
-        non_target.append((p * (p / q).log()).sum())
+    for *nets, own in with_labels(student, teacher, labels):
+        q, p = (torch.softmax(net / temperature, dim=1) for net in nets)
+        other = F.one_hot(own, q.shape[1]) == 0
+        both = torch.stack([p[~other], 1 - p[~other]]), torch.stack([q[~other], 1 - q[~other]])
+        q, p = (net[other].view(len(own), -1) for net in (q, p))
+        rest = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+        target.append((both[0] * (both[0] / both[1]).log()).sum(0))
+        non_target.append((rest[0] * (rest[0] / rest[1]).log()).sum(1))
     return {"target": temperature**2 * mean(target, student), "non_target": temperature**2 * mean(non_target, student)}
 
 
 def cirkd_batch(student, teacher, labels, *, temperature, window):
     """Cells of window × window pixels; each is the mean of its valid pixels."""
-    images, costs = [], []
-    for image, places in places_by_image(labels, student.shape[2:]):
-        grouped = cells(places, (window, window))
-        images.append([[pixels(net, image, inside).mean(0) for net in (student, teacher)] for inside in grouped])
+    images, costs = list(windows(student, teacher, labels, (window, window), lambda net: net.mean(0))), []
     for first, second in product(images, images):
         for a in first:
             ours, theirs = (torch.stack([cosine(a[net], b[net]) / temperature for b in second]) for net in (0, 1))
@@ -166,21 +149,21 @@ def cirkd_batch(student, teacher, labels, *, temperature, window):
 
 def cirkd_head(student, labels, head):
     """The head of the student's pixels, its norm over the batch's valid pixels: {(image, row, column): vector}."""
-    places = valid_places(labels, student.shape[2:])
+    places = [tuple(place) for place in (nearest(labels, student.shape[2:]) != IGNORED).nonzero().tolist()]
     values = torch.stack([head.hidden.weight[:, :, 0, 0] @ student[b, :, i, j] for b, i, j in places])
     values = F.batch_norm(values, None, None, head.scale.flatten(), head.shift.flatten(), training=True).clamp(min=0)
     return dict(zip(places, values @ head.out.weight[:, :, 0, 0].T, strict=True))
 
 
 def cirkd_memory(headed, student, teacher, samples, *, temperature):
-    def logits(pixel: Tensor) -> Tensor:
+    def logits(pixel):
         return torch.stack([cosine(pixel, sample) / temperature for sample in samples])
 
     costs = [divergence(logits(value), logits(teacher[b, :, i, j])) for (b, i, j), value in headed.items()]
     return mean(costs, student)
 
 
-def hierarchical_context(student_BChw: Tensor, teacher_BChw: Tensor) -> Tensor:
+def hierarchical_context(student_BChw, teacher_BChw):
     """Mean squared differences of the maps and of their means in 4 × 4, 2 × 2 and 1 cells, the coarser the lighter."""
     total, weights, difference = F.mse_loss(student_BChw, teacher_BChw), 1.0, student_BChw - teacher_BChw
     for weight, side in enumerate(side for side in (4, 2, 1) if side < student_BChw.shape[2]):
@@ -189,7 +172,7 @@ def hierarchical_context(student_BChw: Tensor, teacher_BChw: Tensor) -> Tensor:
     return total / weights
 
 
-def review_kd(student, teacher, parts) -> Tensor:
+def review_kd(student, teacher, parts):
     """Levels from fine to coarse; of each the modules ``reduced``, ``out`` and, but for the last, ``shares``."""
     total, above = 0.0, None
     for ours, theirs, part in reversed(list(zip(student, teacher, parts, strict=True))):

@@ -6,12 +6,11 @@ import importlib.util
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import sync_playwright
 
 BOOK = Path(os.environ.get("BOOK", Path(__file__).resolve().parents[2] / "book" / "_build" / "html")).resolve()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -24,7 +23,7 @@ PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+def pytest_generate_tests(metafunc):
     """The book's own pages; jupyter-book's index.html only sends the reader on."""
     if "name" in metafunc.fixturenames:
         found = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.relative_to(BOOK).parts)
@@ -32,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("name", pages)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     reasons = {
         "no built book: run `make book` first, or name its folder with BOOK=": not (BOOK / "intro.html").exists(),
         "no chromium here, so the pages were not looked at: install it and run `make browser`": CHROMIUM is None,
@@ -42,13 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def book() -> Path:
+def book():
     """Folder of the built book."""
     return BOOK
 
 
 @pytest.fixture(scope="session")
-def base() -> Iterator[str]:
+def base():
     """Address of the served book."""
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None})
     handler = functools.partial(quiet, directory=str(BOOK))
@@ -58,22 +57,19 @@ def base() -> Iterator[str]:
         server.shutdown()
 
 
-Opened = Callable[..., AbstractContextManager[Page]]
-
-
 @pytest.fixture(scope="session")
-def opened(base: str) -> Iterator[Opened]:
+def opened(base):
     """Opens a page by its name. What goes wrong with it goes into the lists of `wrong`; without them nothing may."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS])
 
         @contextmanager
-        def open_page(name: str, wrong: dict[str, list] | None = None, **options: object) -> Iterator[Page]:
+        def open_page(name, wrong=None, **options):
             found = {} if wrong is None else wrong
             foreign, errors = found.setdefault("request elsewhere", []), found.setdefault("error", [])
             context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light"} | options)
 
-            def refuse(route: Route) -> None:
+            def refuse(route):
                 foreign.append(route.request.url)
                 route.abort()
 
@@ -139,11 +135,11 @@ LAYOUT = """() => {  // what is folded away, or meant for the other mode, does n
 
 
 @pytest.fixture(scope="session")
-def visit(opened: Opened) -> Callable[[str], dict[str, list]]:
+def visit(opened):
     """All that is found on a page of this name, by kind; it is loaded once."""
 
     @functools.cache
-    def visited(name: str) -> dict[str, list]:
+    def visited(name):
         found = {}
         with opened(name, found) as page:
             found |= page.evaluate(LAYOUT)

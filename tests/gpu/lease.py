@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from shutil import copy2
+from shutil import rmtree
 
 import torch
 from PIL import Image
@@ -32,7 +32,7 @@ from book.figures import speed as speed_table
 
 LEASE = Path(".lease")
 CALL_BYTES = 63 << 20  # 64 MiB travel with a call, the working tree among them
-BACK_BYTES, BACK_FILES = 15 << 20, 4  # a file that comes back, and how many are for runs: 8 files, 64 MiB in all
+BACK_BYTES, BACK_FILES = 15 << 20, 4  # a file that comes back, and how many: 8 files, 64 MiB in all
 QUALITY = 95  # of the JPEG files in place of CamVid's PNG files, which are four times as large
 LAST_SECONDS = 35.0  # kept for the last checkpoints and for packing what goes back
 DATA_FOLDERS = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
@@ -46,33 +46,38 @@ TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (40.0, (1, 2, 4))
 
 def pack(name: str) -> None:
     """Lay what campaign `name` needs into `.lease/1`, `.lease/2` and so on; each fits beside the working tree."""
-    room = CALL_BYTES - tree_bytes()
-    whole = LEASE / "whole"
-    subprocess.run(["rm", "-rf", str(LEASE)], check=True)
-    for source, place in needed(experiments_of(name)):
-        target = whole / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".jpg" and source.suffix == ".png":
-            with Image.open(source) as image:
-                image.convert("RGB").save(target, quality=QUALITY, optimize=True)
-        else:
-            copy2(source, target)
-    (whole / "COMMIT").write_text(commit())
-    part, used = 1, 0
-    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        if size > room:
-            raise SystemExit(f"lease: {path} has {size / 2**20:.1f} MiB, and a call has room for {room / 2**20:.1f}")
-        if used + size > room:
-            part, used = part + 1, 0
-        used += size
-        target = LEASE / str(part) / path.relative_to(whole)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    subprocess.run(["rm", "-rf", str(whole)], check=True)
-    for folder in sorted(LEASE.iterdir()):
-        print(f"{folder}: {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) / 2**20:.1f} MiB")
-    print(f"the working tree has {tree_bytes() / 2**20:.1f} MiB; carry one of these folders a call, in this order")
+    rmtree(LEASE, ignore_errors=True)
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        add(archive, "COMMIT", commit().encode())
+        for source, place in needed(experiments_of(name)):
+            content = source.read_bytes()
+            if place.suffix == ".jpg" and source.suffix == ".png":
+                packed = io.BytesIO()
+                with Image.open(source) as image:
+                    image.convert("RGB").save(packed, "jpeg", quality=QUALITY, optimize=True)
+                content = packed.getvalue()
+            add(archive, place, content)
+    tree = tree_bytes()
+    for number, piece in enumerate(pieces(whole, CALL_BYTES - tree), start=1):
+        folder = LEASE / str(number)
+        folder.mkdir(parents=True)
+        (folder / "piece").write_bytes(piece)
+        print(f"{folder}: {len(piece) / 2**20:.1f} MiB")
+    print(f"the working tree has {tree / 2**20:.1f} MiB; carry one of these folders a call, in this order")
+
+
+def add(archive: tarfile.TarFile, name: str | Path, content: bytes) -> None:
+    """Put a file into an archive."""
+    info = tarfile.TarInfo(str(name))
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def pieces(whole: io.BytesIO, size: int) -> list[bytes]:
+    """An archive cut into pieces of so many bytes."""
+    content = whole.getvalue()
+    return [content[first : first + size] for first in range(0, len(content), size)]
 
 
 def tree_bytes() -> int:
@@ -194,36 +199,28 @@ def campaign(name: str) -> None:
 
 
 def collect(name: str) -> None:
-    """Put records and logs into one file of OUT; teachers, then begun runs as far as there is room, into others."""
-    out, runs, teachers = Path(os.environ["OUT"]), runs_folder(), set()
-    for experiment in experiments_of(name):
-        if experiment.teacher is not None:
-            teachers.add(run_folder(experiment.teacher_experiment()))
-    with tarfile.open(out / "records.tar.gz", "w:gz") as archive:
-        for path in (*sorted(records_folder(name).glob("*.json")), *sorted(runs.glob("*/log.jsonl"))):
-            log = path.name == "log.jsonl"
-            archive.add(path, f"logs/{path.parent.name}.jsonl" if log else f"records/{path.name}")
-    room, whole = BACK_BYTES * BACK_FILES, io.BytesIO()
-    begun = [folder for folder in sorted(runs.glob("*")) if (folder / "checkpoints").is_dir()]
-    begun = [folder for folder in begun if not (folder / "record.json").exists()]
+    """Put records and logs, teachers, and begun runs as far as there is room, into the pieces of an archive in OUT."""
+    runs, whole = runs_folder(), io.BytesIO()
+    teachers = {run_folder(e.teacher_experiment()) for e in experiments_of(name) if e.teacher is not None}
+    begun = {path.parent for path in runs.glob("*/checkpoints") if not (path.parent / "record.json").exists()}
     with tarfile.open(fileobj=whole, mode="w") as archive:
-        for folder in (*sorted(teachers), *begun):
-            files = [folder / name for name in ("record.json", "weights.safetensors", "log.jsonl")]
-            if folder in begun:
-                newest = max((folder / "checkpoints").glob("step-*"), default=folder / "none")
-                files = [folder / "log.jsonl", *sorted(newest.glob("*"))]
-            files = [file for file in files if file.is_file()]
+        for path in sorted(records_folder(name).glob("*.json")):
+            archive.add(path, f"records/{path.name}")
+        for path in sorted(runs.glob("*/log.jsonl")):
+            archive.add(path, f"logs/{path.parent.name}.jsonl")
+        for folder in (*sorted(teachers), *sorted(begun - teachers)):
+            kept = [folder / name for name in ("record.json", "weights.safetensors", "log.jsonl")]
+            kept += sorted(max(folder.glob("checkpoints/step-*"), default=folder / "none").glob("*"))
+            files = [file for file in kept if file.is_file()]
             size = sum(file.stat().st_size + 2048 for file in files)
-            if whole.tell() + size + 10240 > room:
+            if whole.tell() + size + 10240 > BACK_BYTES * BACK_FILES:
                 print(f"lease: {folder.name} has {size / 2**20:.1f} MiB and stays behind: it begins anew elsewhere")
                 continue
             for file in files:
-                archive.add(file, file.relative_to(runs))
-    content = whole.getvalue()
-    for number in range(-(-len(content) // BACK_BYTES)):
-        piece = content[number * BACK_BYTES : (number + 1) * BACK_BYTES]
-        (out / f"runs.tar.{number}").write_bytes(piece)
-    print(f"lease: {len(begun)} runs are begun, {len(content) / 2**20:.1f} MiB of runs go back")
+                archive.add(file, Path("runs", file.relative_to(runs)))
+    for number, piece in enumerate(pieces(whole, BACK_BYTES)):
+        (Path(os.environ["OUT"]) / f"back.tar.{number}").write_bytes(piece)
+    print(f"lease: {len(begun)} runs are begun, {whole.tell() / 2**20:.1f} MiB go back")
 
 
 # after the lease
@@ -231,16 +228,13 @@ def collect(name: str) -> None:
 
 def unpack(folder: str, name: str) -> None:
     """Put the records beside those of the campaign, and the runs into the folder of runs."""
-    back = Path(folder)
-    with tarfile.open(back / "records.tar.gz") as archive:
+    places = {"records": records_folder(name), "logs": runs_folder() / "logs", "runs": runs_folder()}
+    content = b"".join(path.read_bytes() for path in sorted(Path(folder).glob("back.tar.*")))
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive.getmembers():
-            place = records_folder(name) if member.name.startswith("records/") else runs_folder() / "logs"
-            if not (place / Path(member.name).name).exists():
-                member.name = Path(member.name).name
-                archive.extract(member, place, filter="data")
-    pieces = sorted(back.glob("runs.tar.*"), key=lambda path: int(path.suffix[1:]))
-    with tarfile.open(fileobj=io.BytesIO(b"".join(piece.read_bytes() for piece in pieces))) as archive:
-        archive.extractall(runs_folder(), filter="data")
+            kind, member.name = member.name.split("/", 1)
+            if kind == "runs" or not (places[kind] / member.name).exists():
+                archive.extract(member, places[kind], filter="data")
     print(f"lease: {len(existing_records(records_folder(name)))} records are in {records_folder(name)}")
 
 

@@ -210,7 +210,8 @@ def collect(name: str) -> None:
             archive.add(path, f"logs/{path.parent.name}.jsonl")
         for folder in (*sorted(teachers), *sorted(begun - teachers)):
             kept = [folder / name for name in ("record.json", "weights.safetensors", "log.jsonl")]
-            kept += sorted(max(folder.glob("checkpoints/step-*"), default=folder / "none").glob("*"))
+            if folder in begun:
+                kept += sorted(max(folder.glob("checkpoints/step-*"), default=folder / "none").glob("*"))
             files = [file for file in kept if file.is_file()]
             size = sum(file.stat().st_size + 2048 for file in files)
             if whole.tell() + size + 10240 > BACK_BYTES * BACK_FILES:

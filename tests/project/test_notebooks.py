@@ -45,83 +45,67 @@ def compared(cell) -> str:
     return "\n".join(texts + [output.get("text", "") for output in cell.outputs])
 
 
-def bare_sections(cells) -> list[str]:
-    """Second-level headings below which cells show something, and nothing of it is a number that is compared."""
-    found, heading = {}, "before the first section"
-    for cell in cells:
-        if cell.cell_type == "markdown" and (match := re.search(r"^## +(.+)$", cell.source, re.MULTILINE)):
-            heading = match[1]
-        elif cell.cell_type == "code" and cell.outputs:
-            found[heading] = found.get(heading, "") + compared(cell)
-    return [heading for heading, text in found.items() if not re.search(r"\d", text)]
-
-
-def parameter_problems(notebook, path: Path) -> list[str]:
-    cells = [cell for cell in notebook.cells if "parameters" in tags(cell)]
-    if len(cells) != 1 or any("injected-parameters" in tags(cell) for cell in notebook.cells):
-        return ["not exactly one cell tagged parameters, or one injected by papermill"]
-    matches = {line: PARAMETER.fullmatch(line) for line in cells[0].source.splitlines()}
-    found = [f"no line `name: type = literal  # what it is`: {line}" for line, match in matches.items() if not match]
-    given = {
-        match["name"]: (match["kind"], ast.literal_eval(match["value"])) for match in filter(None, matches.values())
-    }
-    found += [
-        f"{name} is no {kind}: {value!r}" for name, (kind, value) in given.items() if type(value).__name__ != kind
-    ]
-    if given.get("size", ("str", "tiny"))[1] != "tiny":
-        found.append("not stored at size tiny")
-    if given.keys() != papermill.inspect_notebook(path).keys():
-        found.append("papermill does not read the parameters as written: keep to plain types and one line each")
-    return found
-
-
-def cell_problems(cell) -> list[str]:
-    """What is wrong with one code cell."""
-    outputs = {output.output_type for output in cell.outputs}
-    tree = ast.parse(TransformerManager().transform_cell(cell.source))
-    defined = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
-    long = [node.name for node in defined if node.end_lineno - node.lineno + 1 > DEF_LINES]
-    unrounded = re.search(r"\d\.\d{7,}|\d\.\d+e[-+]\d+", compared(cell))
-    is_picture = bool(IMAGE_TYPES & mime_types(cell)) and IGNORED not in tags(cell)
-    checks = {
-        "an exception is stored": "error" in outputs,
-        "warnings are stored": any(output.get("name") == "stderr" for output in cell.outputs),
-        "timings are stored": bool({"papermill", "execution"} & set(cell.metadata)),
-        f"nbval takes it from a comment, not by the tag {IGNORED}": "NBVAL_" in cell.source,
-        f"only the tag {IGNORED} is for nbval": bool(OTHER_WAYS & tags(cell)),
-        "an output that needs the network, as a widget's": any("/vnd." in kind for kind in mime_types(cell)),
-        f"{long} has more than {DEF_LINES} lines: it belongs into the package": bool(long),
-        f"unrounded number {unrounded and unrounded[0]}: differs between machines": bool(unrounded),
-        "an image is neither ignored nor beside facts": is_picture and not re.search(r"\d", compared(cell)),
-    }
-    return [f"{problem}: {cell.source.strip().splitlines()[0]}" for problem, is_so in checks.items() if is_so]
-
-
-def problems(path: Path) -> list[str]:
-    """Everything that is wrong with the stored notebook at ``path``; the empty list when nothing is."""
-    notebook, text = nbformat.read(path, as_version=4), path.read_text()
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    paths = MACHINE_PATH.findall(re.sub(r'"image/(png|jpeg)": "[^"]*"', "", text))
-    lines = [line for cell in code for line in cell.source.splitlines() if line.strip() and line.strip()[0] != "#"]
-    checks = {
-        "no title first": not notebook.cells[0].source.startswith("# ") or notebook.cells[0].cell_type != "markdown",
-        "not run from top to bottom": [cell.execution_count for cell in code] != list(range(1, len(code) + 1)),
-        "timings or widgets are stored": bool({"papermill", "widgets"} & set(notebook.metadata)),
-        f"path of a machine: {paths[:1]}": bool(paths),
-        f"{len(text) / 1e6:.1f} MB: smaller images, please": len(text) > MEGABYTES * 1e6,
-        f"{len(lines)} lines of code: move work into the package": len(lines) > CODE_LINES,
-        "shows nothing": not any(cell.outputs for cell in code),
-    }
-    found = [problem for problem, is_so in checks.items() if is_so] + parameter_problems(notebook, path)
-    found += [problem for cell in code for problem in cell_problems(cell)]
-    bare = bare_sections(notebook.cells)
-    return found + [f"section {name!r} has no compared cell that prints a number" for name in bare]
+def stored(path):
+    return nbformat.read(path, as_version=4)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_stored_notebook_keeps_the_rules(path):
-    assert problems(path) == []
+def test_a_stored_notebook_has_a_title_ran_from_top_to_bottom_and_is_small(path):
+    notebook, text = stored(path), path.read_text()
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert {"papermill", "widgets"} & set(notebook.metadata) == set()
+    assert MACHINE_PATH.findall(re.sub(r'"image/(png|jpeg)": "[^"]*"', "", text)) == []
+    assert len(text) <= MEGABYTES * 1e6, "smaller images, please"
+    lines = [line for cell in code for line in cell.source.splitlines() if line.strip() and line.strip()[0] != "#"]
+    assert len(lines) <= CODE_LINES, "move work into the package"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_section_of_a_notebook_shows_has_a_number_that_is_compared(path):
+    shown, heading = {}, "before the first section"
+    for cell in stored(path).cells:
+        if cell.cell_type == "markdown" and (match := re.search(r"^## +(.+)$", cell.source, re.MULTILINE)):
+            heading = match[1]
+        elif cell.cell_type == "code" and cell.outputs:
+            shown[heading] = shown.get(heading, "") + compared(cell)
+    assert shown
+    assert [heading for heading, text in shown.items() if not re.search(r"\d", text)] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_parameters_of_a_notebook_are_one_line_each_that_papermill_reads_as_written(path):
+    cells = stored(path).cells
+    assert [cell for cell in cells if "injected-parameters" in tags(cell)] == []
+    (cell,) = [cell for cell in cells if "parameters" in tags(cell)]
+    matches = {line: PARAMETER.fullmatch(line) for line in cell.source.splitlines()}
+    assert [line for line, match in matches.items() if not match] == [], "expected `name: type = literal  # what it is`"
+    given = {match["name"]: (match["kind"], ast.literal_eval(match["value"])) for match in matches.values()}
+    assert {name: value for name, (kind, value) in given.items() if type(value).__name__ != kind} == {}
+    assert given.get("size", ("str", "tiny"))[1] == "tiny"
+    assert given.keys() == papermill.inspect_notebook(path).keys()
+
+
+CELLS = [(path.stem, cell) for path in NOTEBOOKS for cell in stored(path).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=f"{name}-{cell.execution_count}") for name, cell in CELLS])
+def test_a_stored_cell_is_short_and_leaves_nothing_that_differs_between_machines(cell):
+    assert "error" not in {output.output_type for output in cell.outputs}
+    assert "stderr" not in {output.get("name") for output in cell.outputs}, "warnings are stored"
+    assert {"papermill", "execution"} & set(cell.metadata) == set(), "timings are stored"
+    assert "NBVAL_" not in cell.source, f"the tag {IGNORED} is the one way"
+    assert OTHER_WAYS & tags(cell) == set(), f"the tag {IGNORED} is the one way"
+    assert [kind for kind in mime_types(cell) if "/vnd." in kind] == [], "a widget needs the network"
+    assert re.findall(r"\d\.\d{7,}|\d\.\d+e[-+]\d+", compared(cell)) == [], "round it"
+    if IMAGE_TYPES & mime_types(cell):
+        assert IGNORED in tags(cell) or re.search(r"\d", compared(cell)), "an image is ignored or beside facts"
+    for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            assert node.end_lineno - node.lineno < DEF_LINES, f"{node.name} belongs into the package"
 
 
 def test_every_notebook_and_page_of_the_book_is_in_its_table_of_contents():
@@ -175,10 +159,6 @@ def runner(study):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def stored(path):
-    return nbformat.read(path, as_version=4)
 
 
 def test_pytest_nbval_typed_at_the_root_compares_numbers_and_not_times(study, runner):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
@@ -18,7 +17,6 @@ from shutil import rmtree
 import torch
 from PIL import Image
 
-from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
 from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
@@ -44,7 +42,7 @@ TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (40.0, (1, 2, 4))
 # before the lease
 
 
-def pack(name: str) -> None:
+def pack(name):
     """Lay what campaign `name` needs into `.lease/1`, `.lease/2` and so on; each fits beside the working tree."""
     rmtree(LEASE, ignore_errors=True)
     whole = io.BytesIO()
@@ -67,26 +65,26 @@ def pack(name: str) -> None:
     print(f"the working tree has {tree / 2**20:.1f} MiB; carry one of these folders a call, in this order")
 
 
-def add(archive: tarfile.TarFile, name: str | Path, content: bytes) -> None:
+def add(archive, name, content):
     """Put a file into an archive."""
     info = tarfile.TarInfo(str(name))
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
 
 
-def pieces(whole: io.BytesIO, size: int) -> list[bytes]:
+def pieces(whole, size):
     """An archive cut into pieces of so many bytes."""
     content = whole.getvalue()
     return [content[first : first + size] for first in range(0, len(content), size)]
 
 
-def tree_bytes() -> int:
+def tree_bytes():
     """Bytes of all files that travel with every call: those git tracks or does not ignore."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=True)
     return sum(os.path.getsize(name) for name in listed.stdout.split(b"\0") if name and os.path.isfile(name))
 
 
-def commit() -> str:
+def commit():
     """The commit of the package as it is, for records made where there is no git; empty where it differs from it."""
     changed = subprocess.run(["git", "status", "--porcelain", "--", "apd"], capture_output=True, check=True).stdout
     if changed:
@@ -95,7 +93,7 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=True, text=True).stdout.strip()
 
 
-def needed(experiments: list[Experiment]) -> Iterator[tuple[Path, Path]]:
+def needed(experiments):
     """(file, place in the pack): data, ImageNet weights, and the teachers that are trained already."""
     for name in {e.data.name for e in experiments if e.data.name in DATA_FOLDERS}:
         root = find_data(DATA_FOLDERS[name])
@@ -128,19 +126,19 @@ def needed(experiments: list[Experiment]) -> Iterator[tuple[Path, Path]]:
 # on the machine
 
 
-def seconds_left() -> float:
+def seconds_left():
     """Until the call has to end."""
-    return float(os.environ["LEASE_BEGAN"]) + float(os.environ["LEASE_SECONDS"]) - time.time()
+    return float(os.environ["LEASE_ENDS"]) - time.time()
 
 
-def machine() -> None:
+def machine():
     """Say what this is."""
     device = choose_device(os.environ["LEASE_DEVICE"])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {seconds_left():.0f} s left")
 
 
-def speed() -> None:
+def speed():
     """The speed table: losses at the published shapes and the paper's step."""
     device, out = os.environ["LEASE_DEVICE"], os.environ["OUT"]
     if TOY:
@@ -156,7 +154,7 @@ def speed() -> None:
     speed_table.main()
 
 
-def switches(name: str) -> None:
+def switches(name):
     """What a CUDA graph is worth in a step of the campaign, and of its teacher's training."""
     distilled = [e for e in experiments_of(name) if e.distillers]
     device = choose_device(os.environ["LEASE_DEVICE"])
@@ -168,7 +166,7 @@ def switches(name: str) -> None:
             print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
 
 
-def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: int, seconds: float) -> float:
+def run(label, experiments, folder, processes, seconds):
     """Run what has no record in `folder` yet, for so long. Returns the steps a second."""
     done = existing_records(folder)
     missing = [experiment for experiment in experiments if fingerprint(experiment) not in done]
@@ -186,7 +184,7 @@ def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: 
     return found
 
 
-def campaign(name: str) -> None:
+def campaign(name):
     """Teachers first; then a trial of each number of processes; then the best of them until the time is up."""
     experiments, folder = experiments_of(name), records_folder(name)
     teachers = {fingerprint(t): t for e in experiments if (t := untrained_teacher(e)) is not None}
@@ -198,12 +196,12 @@ def campaign(name: str) -> None:
     run(name, experiments, folder, best, seconds_left() - LAST_SECONDS)
 
 
-def collect(name: str) -> None:
+def collect(name):
     """Put records and logs, teachers, and begun runs as far as there is room, into the pieces of an archive in OUT."""
     runs, whole = runs_folder(), io.BytesIO()
     teachers = {run_folder(e.teacher_experiment()) for e in experiments_of(name) if e.teacher is not None}
     begun = {path.parent for path in runs.glob("*/checkpoints") if not (path.parent / "record.json").exists()}
-    with tarfile.open(fileobj=whole, mode="w") as archive:
+    with tarfile.open(fileobj=whole, mode="w:gz", compresslevel=1) as archive:
         for path in sorted(records_folder(name).glob("*.json")):
             archive.add(path, f"records/{path.name}")
         for path in sorted(runs.glob("*/log.jsonl")):
@@ -214,23 +212,23 @@ def collect(name: str) -> None:
                 kept += sorted(max(folder.glob("checkpoints/step-*"), default=folder / "none").glob("*"))
             files = [file for file in kept if file.is_file()]
             size = sum(file.stat().st_size + 2048 for file in files)
-            if whole.tell() + size + 10240 > BACK_BYTES * BACK_FILES:
+            if whole.tell() + size + 2**20 > BACK_BYTES * BACK_FILES:
                 print(f"lease: {folder.name} has {size / 2**20:.1f} MiB and stays behind: it begins anew elsewhere")
                 continue
             for file in files:
                 archive.add(file, Path("runs", file.relative_to(runs)))
     for number, piece in enumerate(pieces(whole, BACK_BYTES)):
-        (Path(os.environ["OUT"]) / f"back.tar.{number}").write_bytes(piece)
+        (Path(os.environ["OUT"]) / f"back.tgz.{number}").write_bytes(piece)
     print(f"lease: {len(begun)} runs are begun, {whole.tell() / 2**20:.1f} MiB go back")
 
 
 # after the lease
 
 
-def unpack(folder: str, name: str) -> None:
+def unpack(folder, name):
     """Put the records beside those of the campaign, and the runs into the folder of runs."""
     places = {"records": records_folder(name), "logs": runs_folder() / "logs", "runs": runs_folder()}
-    content = b"".join(path.read_bytes() for path in sorted(Path(folder).glob("back.tar.*")))
+    content = b"".join(path.read_bytes() for path in sorted(Path(folder).glob("back.tgz.*")))
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive.getmembers():
             kind, member.name = member.name.split("/", 1)
@@ -242,7 +240,7 @@ def unpack(folder: str, name: str) -> None:
 PARTS = {part.__name__: part for part in (pack, machine, speed, switches, campaign, collect, unpack)}
 
 
-def main() -> None:
+def main():
     """Call one part; the campaign `toy` is the rehearsal's."""
     if TOY:
         from small_experiments import DATA, tiny

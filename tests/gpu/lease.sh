@@ -18,7 +18,7 @@ python=.venv/bin/python # which does not travel
 [ -x "$python" ] || python=python3
 python=${PYTHON:-$python}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/tests:${PYTHONPATH:-}"
-export LEASE_BEGAN=$(($(date +%s))) LEASE_SECONDS=${LEASE_SECONDS:-570} LEASE_DEVICE=${LEASE_DEVICE:-cuda}
+export LEASE_ENDS=$(($(date +%s) + ${LEASE_SECONDS:-570})) LEASE_DEVICE=${LEASE_DEVICE:-cuda}
 phase=${1:?pack, checks, campaign or unpack}
 
 lease() { "$python" -m tests.gpu.lease "$@"; }

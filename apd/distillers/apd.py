@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apd.distill import APDLoss
-from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig, require_levels
+from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig
 from apd.distillers.on_detectors import OnPyramid
 from apd.fields import require, shown
 from apd.losses import observation_loss
@@ -126,10 +126,6 @@ class DenseAPDConfig(PerspectivesConfig, task="detection"):
 
     method: Literal["dense_apd"] = "dense_apd"
     levels: tuple[str, ...] = ("1",)  #: Levels of the pyramid: "0" (stride 4) to "3" (stride 32), and "pool".
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_levels(self)
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
         """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""

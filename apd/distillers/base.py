@@ -31,6 +31,7 @@ class DistillerConfig:
     module: ClassVar[type["Distiller"] | None] = None  # the Distiller that was defined with this configuration
     terms: ClassVar[tuple[str, ...]] = ()  # fields that weigh the terms of their names; without any, `weight` does
     own_bounds: ClassVar[tuple[str, ...]] = ()  # fields whose bounds the subclass checks
+    in_order: ClassVar[bool] = False  # whether `levels` of a pyramid go from fine to coarse
 
     def __init_subclass__(cls, *, task: str = "segmentation") -> None:
         cls.task = task
@@ -48,6 +49,10 @@ class DistillerConfig:
         require_types(self)
         if self.terms:
             require_weights(self, *self.terms)
+        if (levels := self.settings.get("levels")) is not None:
+            known = tuple(level for level in LEVELS if level in levels)
+            legal = bool(known) and (known == levels if self.in_order else sorted(known) == sorted(levels))
+            require(legal, self, "levels", f"some of {', '.join(LEVELS)}, each once{', in this order' * self.in_order}")
         for f in fields(self):
             value = getattr(self, f.name)
             if type(value) is int:
@@ -230,10 +235,3 @@ class DetectorPair(NamedTuple):
     labels_B1N: Tensor
     class_map_BHW: Tensor | None
     inside_BHW: Tensor
-
-
-def require_levels(config: Any, *, ordered: bool = False) -> None:
-    """Raise ExperimentError unless the field `levels` holds some of :data:`LEVELS`, each once."""
-    known = tuple(level for level in LEVELS if level in config.levels)
-    legal = bool(known) and (config.levels == known if ordered else sorted(config.levels) == sorted(known))
-    require(legal, config, "levels", f"some of {', '.join(LEVELS)}, each once" + (", in this order" if ordered else ""))

@@ -189,6 +189,7 @@ class FeatureDistiller(Distiller):
     """A :class:`Distiller` that compares features of stated channels, and checks labels by ``num_classes``."""
 
     kind = "features"
+    adapted: ClassVar[bool] = False  # whether the student's go through a 1×1 convolution without bias, `adapter`
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
         super().__init__(**settings)
@@ -196,6 +197,8 @@ class FeatureDistiller(Distiller):
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
         self.num_classes = check_count("num_classes", num_classes)
         check_ignore_index(self.ignore_index, num_classes)
+        if self.adapted:
+            self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
 
 
 def convolved(convolution: nn.Conv2d, features_BChw: Tensor) -> Tensor:

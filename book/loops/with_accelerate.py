@@ -1,11 +1,11 @@
-"""Distillation with Hugging Face accelerate: accelerate launch with_accelerate.py TEACHER STUDENT EPOCHS"""
+"""Distillation: accelerate launch with_accelerate.py TEACHER STUDENT EPOCHS"""
 
 import sys
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -16,32 +16,32 @@ from apd.models import build_segmenter, load_weights
 from apd.normalizers import across_processes, global_count
 
 
-class Objective(nn.Module):  # student and distiller in one module, which `prepare` wraps
+class Objective(nn.Module):  # one module, which `prepare` wraps
     def __init__(self):
         super().__init__()
-        self.student = build_segmenter("test_efficientnet", 10, head_width=32, output_stride=4, dropout=0.0)
+        self.student = build_segmenter("test_efficientnet", 10, head_width=32, dropout=0.0)
         self.distiller = APDLoss(32, 128, num_classes=10, width=128)
 
     def forward(self, images, labels, teacher):
-        logits, features, auxiliary = self.student(images)
-        maps = dict(student_features=features, teacher_features=teacher.features, student_logits=logits)
-        distilled = self.distiller(**maps, teacher_logits=teacher.logits, labels=labels)["loss"]
-        return task_loss(logits, labels) + 0.4 * task_loss(auxiliary, labels) + distilled
+        logits, features, aux = self.student(images)
+        maps = dict(student_features=features, teacher_features=teacher.features)
+        maps |= dict(student_logits=logits, teacher_logits=teacher.logits, labels=labels)
+        return task(logits, labels) + 0.4 * task(aux, labels) + self.distiller(**maps)["loss"]
 
 
-def task_loss(logits, labels):
+def task(logits, labels):
     logits = F.interpolate(logits, labels.shape[1:], mode="bilinear")
     summed = F.cross_entropy(logits, labels, ignore_index=255, reduction="sum")
     return summed / global_count((labels != 255).sum())
 
 
 teacher_file, student_file, epochs = sys.argv[1:]
-# a batch of 8 whatever the number of processes
-accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True))
-set_seed(0)
-teacher = build_segmenter("test_efficientnet", 10, head_width=128, output_stride=4).to(accelerator.device)
-load_weights(teacher.eval().requires_grad_(False), teacher_file)
-objective = Objective()
+accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+torch.manual_seed(0)
+teacher = build_segmenter("test_efficientnet", 10, head_width=128, output_stride=4)
+load_weights(teacher.to(accelerator.device).eval().requires_grad_(False), teacher_file)
+several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+objective = convert_sync_batchnorm(Objective()) if several_gpus else Objective()
 optimiser = torch.optim.AdamW(objective.parameters(), lr=2e-3)
 scenes = Scenes(200, height=96, width=96, context_shift=0.5, seed=0)
 loader = DataLoader(scenes, batch_size=8, shuffle=True, drop_last=True)
@@ -52,7 +52,7 @@ for epoch in range(int(epochs)):
         with torch.no_grad(), accelerator.autocast():
             seen = teacher(images)
         with across_processes() if accelerator.num_processes > 1 else nullcontext():
-            loss = model(images, labels, seen)  # of the whole batch: the processes' mean
+            loss = model(images, labels, seen)
         optimiser.zero_grad()
         accelerator.backward(loss)
         optimiser.step()

@@ -1,4 +1,4 @@
-"""Distillation in plain PyTorch: torchrun --nproc-per-node N with_torchrun.py TEACHER STUDENT EPOCHS"""
+"""Distillation in plain PyTorch: torchrun with_torchrun.py TEACHER STUDENT EPOCHS"""
 
 import sys
 
@@ -13,20 +13,20 @@ from apd.models import build_segmenter, load_weights
 from apd.normalizers import across_processes, global_count
 
 
-class Objective(nn.Module):  # student and distiller in one module: DDP averages the gradients of what it wraps
+class Objective(nn.Module):  # one module: DDP averages gradients of what it wraps
     def __init__(self):
         super().__init__()
-        self.student = build_segmenter("test_efficientnet", 10, head_width=32, output_stride=4, dropout=0.0)
+        self.student = build_segmenter("test_efficientnet", 10, head_width=32, dropout=0.0)
         self.distiller = APDLoss(32, 128, num_classes=10, width=128)
 
     def forward(self, images, labels, teacher):
-        logits, features, auxiliary = self.student(images)
-        maps = dict(student_features=features, teacher_features=teacher.features, student_logits=logits)
-        distilled = self.distiller(**maps, teacher_logits=teacher.logits, labels=labels)["loss"]
-        return task_loss(logits, labels) + 0.4 * task_loss(auxiliary, labels) + distilled
+        logits, features, aux = self.student(images)
+        maps = dict(student_features=features, teacher_features=teacher.features)
+        maps |= dict(student_logits=logits, teacher_logits=teacher.logits, labels=labels)
+        return task(logits, labels) + 0.4 * task(aux, labels) + self.distiller(**maps)["loss"]
 
 
-def task_loss(logits, labels):
+def task(logits, labels):
     logits = nn.functional.interpolate(logits, labels.shape[1:], mode="bilinear")
     summed = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="sum")
     return summed / global_count((labels != 255).sum())
@@ -34,13 +34,13 @@ def task_loss(logits, labels):
 
 teacher_file, student_file, epochs = sys.argv[1:]
 distributed.init_process_group()
-rank, size, on_gpu = distributed.get_rank(), distributed.get_world_size(), torch.cuda.is_available()
-device = torch.device("cuda", distributed.get_node_local_rank()) if on_gpu else torch.device("cpu")
+rank, size = distributed.get_rank(), distributed.get_world_size()
+device = f"cuda:{distributed.get_node_local_rank()}" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
-teacher = build_segmenter("test_efficientnet", 10, head_width=128, output_stride=4).to(device)
-load_weights(teacher.eval().requires_grad_(False), teacher_file)
-objective = Objective().to(device)
-model = nn.parallel.DistributedDataParallel(convert_sync_batchnorm(objective) if on_gpu else objective)
+teacher = build_segmenter("test_efficientnet", 10, head_width=128, output_stride=4)
+load_weights(teacher.to(device).eval().requires_grad_(False), teacher_file)
+objective = convert_sync_batchnorm(Objective()) if "cuda" in device else Objective()
+model = nn.parallel.DistributedDataParallel(objective.to(device))
 optimiser = torch.optim.AdamW(objective.parameters(), lr=2e-3)
 scenes = Scenes(200, height=96, width=96, context_shift=0.5, seed=0)
 sampler = DistributedSampler(scenes)  # every process has its part of each batch of 8
@@ -50,10 +50,10 @@ for epoch in range(int(epochs)):
         images, labels = images.to(device) / 255, labels.to(device).long()
         with torch.no_grad():
             seen = teacher(images)
-        with across_processes():  # the losses divide by the counts of the whole batch
+        with across_processes():  # losses divide by the counts of the whole batch
             loss = model(images, labels, seen)
         optimiser.zero_grad(), loss.backward(), optimiser.step()
-    distributed.all_reduce(loss := loss.detach())  # of the last batch: the processes' mean
+    distributed.all_reduce(loss := loss.detach())  # the last batch's
     if rank == 0:
         print(f"epoch {epoch + 1}: loss {loss / size:.5f}")
         torch.save(objective.student.state_dict(), student_file)

@@ -138,8 +138,9 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     device = choose_device(chosen.device)
-    rows = shown(measured(chosen.recipes, device, chosen.pairs))
-    print(write(header(device, "fp32") | {"shapes": {}, "rows": rows}, chosen.to))
+    content = header(device, "fp32") | {"shapes": {}}
+    content["rows"] = shown(measured(chosen.recipes, device, chosen.pairs))
+    print(write(content, chosen.to))
 
 
 if __name__ == "__main__":

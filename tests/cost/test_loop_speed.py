@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_experiments import prepared_run, tiny
+from small_experiments import tiny
 
 from apd.report.figures.curves import read_measurements
+from apd.training.run import task_of
+from apd.training.trainer import Trainer
 from book.figures import loop_speed
 
 CPU = torch.device("cpu")
@@ -16,10 +18,9 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("method", ["student", "apd"])
 def test_the_bare_loop_makes_the_steps_of_a_run(method, tmp_path):
     start = tiny(method, evaluations=0)
-    networks = {"network": replace(start.network, dropout=0.0)}  # whose draws would be others
-    run = prepared_run(experiment := replace(start, **networks), tmp_path)
-    run.student, run.teacher = loop_speed.networks(experiment, run.task, CPU)
-    run = type(run)(run.task, tmp_path, run.splits, run.student, run.teacher)
+    experiment = replace(start, network=replace(start.network, dropout=0.0))  # whose draws would be others
+    task = task_of(experiment)
+    run = Trainer(task, tmp_path, task.splits(), *loop_speed.networks(experiment, task, CPU))
     run.facts["teacher"] = {}
     losses = [loss.item() for loss in loop_speed.bare_loop(experiment, run.splits.train, CPU)]
     run.execute()

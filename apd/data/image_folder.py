@@ -6,13 +6,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from apd.data.images import DataError, MissingData, image_bytes, image_size, read_image, read_mask
-from apd.data.specs import DatasetSpec, Sample
+from apd.data.specs import UNLABELLED, DatasetSpec, Sample, SegmentationDataset
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 STEM = "{stem}"  # in a pattern of file names: what image and mask have in common
@@ -159,7 +160,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 class FolderDataset:
-    """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory.
+    """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory; a mask may be None.
 
     `height` and `width` are of every pair in pixels (default: as on disk); bilinear, of masks the nearest. `cache`
     reads everything at construction, so that every fault shows before any training, and keeps it as uint8,
@@ -170,7 +171,7 @@ class FolderDataset:
     def __init__(
         self,
         spec: DatasetSpec,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Sequence[tuple[Path, Path | None]],
         *,
         height: int | None = None,
         width: int | None = None,
@@ -183,7 +184,7 @@ class FolderDataset:
         if not pairs:
             raise DataError(f"no image/mask pairs for {spec.name}; expected at least one")
         self.spec = spec
-        self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
+        self.pairs = [(Path(image), mask and Path(mask)) for image, mask in pairs]
         self._names = names_of([image for image, _ in self.pairs])
         self._fingerprint: str | None = None
         kept = self._fits_into(CACHE_BYTES) if cache is None else cache
@@ -205,7 +206,7 @@ class FolderDataset:
             digest = hashlib.sha256(repr(self._size_wh).encode())
             if self.spec.file_colours:
                 digest.update(repr((self.spec.file_colours, self.spec.void_colours)).encode())
-            for path in (path for pair in self.pairs for path in pair):
+            for path in (path for pair in self.pairs for path in pair if path):
                 content = hashlib.sha256(image_bytes(path)).hexdigest()
                 digest.update(f"{content} {path.parent.name}/{path.name}\n".encode())
             self._fingerprint = digest.hexdigest()
@@ -213,7 +214,10 @@ class FolderDataset:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
-        image, labels_HW = read_image(image_path), read_mask(mask_path, self.spec)
+        image = read_image(image_path)
+        labels_HW = np.full(image.size[::-1], UNLABELLED, np.uint8)
+        if mask_path is not None:
+            labels_HW = read_mask(mask_path, self.spec)
         if image.size != labels_HW.shape[::-1]:
             (height, width), given = labels_HW.shape, f"{image_path} is {image.width}×{image.height} pixels"
             fix = "image and mask must have the same size, as they are seen (turned as EXIF says)"
@@ -226,3 +230,39 @@ class FolderDataset:
     def _fits_into(self, limit: int) -> bool:
         sizes = (self._size_wh or image_size(image) for image, _ in self.pairs)
         return all((limit := limit - 4 * height * width) >= 0 for width, height in sizes)
+
+
+class PartlyLabelled:
+    """A training set whose first `labelled` samples have labels, and the pixels of all others the label `UNLABELLED`.
+
+    Of `dataset` a share keeps its labels, at least one sample: evenly spaced in its order, whatever the seed. The rest
+    comes after these without labels, and then all of `more`; or it is left out, where not `unlabelled`. DataError:
+    nothing is unlabelled then, or a class has the number 254.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, share: float, *, unlabelled: bool, more: Any = ()) -> None:
+        self.spec, self._whole, self._more, count = dataset.spec, dataset, more, len(dataset)
+        self.labelled = max(1, round(share * count))
+        kept = [place * count // self.labelled for place in range(self.labelled)]
+        self._places = [*kept, *sorted({*range(count)} - {*kept})] if unlabelled else kept
+        if unlabelled and len(self) == self.labelled:
+            fix = "name others as `unlabelled:` in dataset.yaml, or keep fewer labels (--data.labelled-share)"
+            raise DataError(f"{self.spec.name}: all {count} training images have labels (--data.unlabelled); {fix}")
+        if self.spec.num_classes > UNLABELLED:
+            raise DataError(f"{self.spec.name} has 255 classes; expected at most 254 beside images without labels")
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._more)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`, the caller's own as those of both data sets."""
+        index = range(len(self))[index]
+        if index >= len(self._places):
+            return self._more[index - len(self._places)]
+        sample = self._whole[self._places[index]]
+        return sample if index < self.labelled else sample._replace(labels_HW=sample.labels_HW.fill_(UNLABELLED))
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over those of both data sets, and over which samples keep their labels or are left out."""
+        parts = self._whole.fingerprint(), self.labelled, len(self._places), self._more and self._more.fingerprint()
+        return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -17,6 +17,7 @@ RGB = tuple[int, int, int]
 IGNORE_COLOUR: RGB = (255, 255, 255)
 IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
 LABEL_PADDING = 255
+UNLABELLED = 254  # label of the pixels of an image without labels: in training the teacher's predictions stand there
 
 # A class keeps its colour in every figure. Found by a search for the largest distances near natural hues: in CIE Lab
 # the closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.

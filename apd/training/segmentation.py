@@ -14,14 +14,16 @@ from apd.config.experiment import NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, DeviceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
-from apd.data.specs import SegmentationDataset
+from apd.data.specs import UNLABELLED, SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
+from apd.losses import upsample
 from apd.models.checkpoints import load_weights
 from apd.models.custom_network import CustomSegmenter, build_custom
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
 from apd.training.task import RunTask, built
+from apd.validation import without_infinities
 
 
 def build_network(
@@ -144,15 +146,25 @@ class SegmentationTask(RunTask):
         """The unweighted terms by name, and "loss", their weighted sum. `teacher`: its output for the images."""
         with self._autocast():
             student: SegOutput = self._student(images_B3HW)
+        labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
         terms = {"task": task_loss(student.logits, labels_BHW, self.ignore_index)}
         loss, auxiliary_weight = terms["task"], self.experiment.training.auxiliary_weight
         if student.aux is not None and auxiliary_weight:
             terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
-        for name, of_one in self._distil(student, teacher, labels_BHW).items():
+        for name, of_one in self._distil(student, teacher, distilled_BHW).items():
             loss = loss + of_one.pop("loss")
             terms |= {f"{name}.{term}": value for term, value in of_one.items()}
         return terms | {"loss": loss}
+
+    @torch.no_grad()
+    def _labels(self, labels_BHW: Tensor, teacher: SegOutput | None) -> tuple[Tensor, Tensor]:
+        """For the task loss and for the distillers: in images without labels ignored, and the teacher's predictions."""
+        if not self.experiment.data.unlabelled:
+            return labels_BHW, labels_BHW
+        without_BHW = labels_BHW == UNLABELLED
+        predicted_BHW = upsample(without_infinities(teacher.logits.float()), labels_BHW.shape[1:]).argmax(1)
+        return labels_BHW.masked_fill(without_BHW, self.ignore_index), predicted_BHW.where(without_BHW, labels_BHW)
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
         given = distilled_of(student, teacher, labels) if self.distillers else {}
@@ -161,6 +173,7 @@ class SegmentationTask(RunTask):
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
         """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
+        labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
         for _ in range(2 if self.experiment.training.auxiliary_weight and hasattr(self.student, "aux_head") else 1):
             global_count((labels_BHW != self.ignore_index).sum())
         if not self.distillers:
@@ -173,7 +186,7 @@ class SegmentationTask(RunTask):
             self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
         nothing = images_B3HW.new_zeros(1)
         logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
-        self._distil(SegOutput(logits, features, None), teacher, labels_BHW)
+        self._distil(SegOutput(logits, features, None), teacher, distilled_BHW)
         for module, training in modes:
             module.training = training
 

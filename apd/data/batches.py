@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from apd.data.augment import Augmentation, augment, augment_instances, check_sample, colour_factors, placement
@@ -279,11 +280,11 @@ class InstanceBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "InstanceBatch":
         """The batch on a device."""
-        return self._each(lambda value: value.to(device, non_blocking=True))
+        return tree_map(lambda value: value.to(device, non_blocking=True), self)
 
     def pinned(self) -> "InstanceBatch":
         """The batch in page-locked memory, from which a GPU copies without being waited for."""
-        return self._each(Tensor.pin_memory)
+        return tree_map(Tensor.pin_memory, self)
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
@@ -291,10 +292,6 @@ class InstanceBatch(NamedTuple):
         for number, target in enumerate(self.targets):
             named |= {f"target.{number}.{name}": value for name, value in target.items()}
         return named
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "InstanceBatch":
-        targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
-        return InstanceBatch([change(image) for image in self.images], targets)
 
 
 class InstanceStream(BatchStream):

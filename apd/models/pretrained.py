@@ -219,13 +219,19 @@ def load_offline_weights(network: nn.Module, name: str) -> None:
         raise RuntimeError(f"{path.name} does not fit the network: {error}. {fix}") from error
 
 
-def hub_tensors(entry: Any) -> Mapping[str, Tensor]:
+def hub_tensors(entry: Any, what: str) -> Mapping[str, Tensor]:
     """torchvision's tensors, downloaded, or from torch's cache, whose files torch itself does not check again."""
     name = entry.url.rpartition("/")[2]
     cached, wanted = Path(torch.hub.get_dir(), "checkpoints", name), Path(name).stem.rpartition("-")[2]
     if cached.exists() and not hashlib.sha256(_content(cached)).hexdigest().startswith(wanted):
         raise RuntimeError(f"{cached} is damaged, its sha256 does not begin with {wanted}: delete it")
-    return entry.get_state_dict(map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    try:
+        return entry.get_state_dict(
+            map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+        )
+    except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
+        tried = f"tried {entry} ({entry.url}), and failed: {type(error).__name__}: {error!s:.300}"
+        raise RuntimeError(f"{what}: {tried}. Its place is {cached}. {_ADVICE}") from error
 
 
 def load_torchvision_weights(network: nn.Module, name: str) -> None:
@@ -235,12 +241,8 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
     if name not in TORCHVISION_WEIGHTS:
         known = f"one of {', '.join(TORCHVISION_WEIGHTS)}; 'imagenet' takes an offline package's weights or timm's"
         raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, expected {known}")
-    entry = get_weight(TORCHVISION_WEIGHTS[name])
-    try:
-        network.load_state_dict(classifier_tensors(hub_tensors(entry), network, torchvisions=True), strict=True)
-    except (RuntimeError, OSError) as error:  # urllib's errors are OSErrors
-        what = f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url})"
-        raise RuntimeError(f"{what}, and failed: {type(error).__name__}: {error!s:.300}. {_ADVICE}") from error
+    tensors = hub_tensors(get_weight(TORCHVISION_WEIGHTS[name]), f"weights='torchvision' for backbone {name!r}")
+    network.load_state_dict(classifier_tensors(tensors, network, torchvisions=True), strict=True)
 
 
 def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:

@@ -49,21 +49,18 @@ class CamVid(FolderDataset):
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
         _check_split(split, CAMVID)
         self.root, self.split = Path(root), split
-        _check_camvid_counts(self.root)
+        advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
+        if not os.path.isdir(root):
+            raise MissingData(f"CamVid folder {root} is missing; {advice}")
+        expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
+        there = {folder: self.root / folder for folder in expected if os.path.isdir(self.root / folder)}
+        found = dict.fromkeys(expected, 0) | {folder: len(images_below(path)) for folder, path in there.items()}
+        if found != expected:
+            counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
+            kind = DataError if any(found.values()) else MissingData
+            raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
         pairs = pair_folders(self.root / split, self.root / f"{split}annot")
         super().__init__(CAMVID, _in_list_order(pairs, self.root / f"{split}.txt"), **options)
-
-
-def _check_camvid_counts(root: Path) -> None:
-    advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
-    if not os.path.isdir(root):
-        raise MissingData(f"CamVid folder {root} is missing; {advice}")
-    expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
-    found = {folder: len(images_below(root / folder)) if os.path.isdir(root / folder) else 0 for folder in expected}
-    if found != expected:
-        counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
-        kind = DataError if any(found.values()) else MissingData
-        raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
 
 
 def _in_list_order(pairs: list[tuple[Path, Path]], file: Path) -> list[tuple[Path, Path]]:

@@ -187,8 +187,10 @@ class FolderDataset:
         self.pairs = [(Path(image), mask and Path(mask)) for image, mask in pairs]
         self._names = names_of([image for image, _ in self.pairs])
         self._fingerprint: str | None = None
-        kept = self._fits_into(CACHE_BYTES) if cache is None else cache
-        self._cached = [self._read(index) for index in range(len(self.pairs))] if kept else None
+        if cache is None:
+            sizes, left = (self._size_wh or image_size(image) for image, _ in self.pairs), CACHE_BYTES
+            cache = all((left := left - 4 * height * width) >= 0 for width, height in sizes)
+        self._cached = [self._read(index) for index in range(len(self.pairs))] if cache else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -226,10 +228,6 @@ class FolderDataset:
             image = image.resize(self._size_wh, Image.Resampling.BILINEAR)  # pillow widens the filter: antialiased
             labels_HW = np.asarray(Image.fromarray(labels_HW).resize(self._size_wh, Image.Resampling.NEAREST))
         return np.asarray(image), labels_HW
-
-    def _fits_into(self, limit: int) -> bool:
-        sizes = (self._size_wh or image_size(image) for image, _ in self.pairs)
-        return all((limit := limit - 4 * height * width) >= 0 for width, height in sizes)
 
 
 class PartlyLabelled:

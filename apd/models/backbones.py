@@ -70,7 +70,9 @@ def create_deep_resnet(
     if weights_file:
         try:
             tensors, _ = pretrained.read_tensors(weights_file)
-            matched = pretrained.match_tensors(tensors, network.state_dict(), _semseg_name, left_out=("fc.",))
+            layers = {name: name.rpartition(".") for name in network.state_dict()}
+            theirs = {name: f"{_STEM.get(layer, layer)}.{leaf}" for name, (layer, _, leaf) in layers.items()}
+            matched = pretrained.match_tensors(tensors, network.state_dict(), theirs.get, left_out=("fc.",))
         except RuntimeError as error:
             raise RuntimeError(f"weights_file {weights_file!s:.200} for backbone '{name}': {error}") from error
         network.load_state_dict(matched, strict=True)
@@ -103,11 +105,6 @@ def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_con
                 else:
                     own = before if number == place == 0 else rate
                 conv.stride, conv.dilation, conv.padding = (1, 1), (own, own), (own, own)
-
-
-def _semseg_name(name: str) -> str:
-    layer, _, leaf = name.rpartition(".")
-    return f"{_STEM.get(layer, layer)}.{leaf}"
 
 
 class Backbone(NamedTuple):
@@ -164,7 +161,14 @@ def create_backbone(
         network = create_deep_resnet(name, output_stride=output_stride, **arguments)
         _check_stride(network, name, output_stride)
     else:
-        _check_timm_options(name, dilation, weights_file)
+        ours = ", ".join(DEEP_RESNETS)
+        if not isinstance(name, str) or not timm.is_model(name):
+            nearest = difflib.get_close_matches(str(name), [*DEEP_RESNETS, *timm.list_models()], n=3, cutoff=0.5)
+            hint = f"nearest: {', '.join(nearest)}" if nearest else "timm.list_models() lists all"
+            raise ValueError(f"backbone: got {name!r}, expected {ours} or a network of timm {timm.__version__}; {hint}")
+        for option, value, default in (("dilation", dilation, "one_conv"), ("weights_file", str(weights_file), "")):
+            if value != default:
+                raise ValueError(f"{option}: got {value!r} for backbone {name!r}, but only {ours} take it")
         arguments = {"features_only": True, "output_stride": output_stride, "out_indices": (-2, -1)}
         structure = offline.structure if offline else name
         try:
@@ -185,17 +189,6 @@ def create_backbone(
             mean, std = tuple(known.mean), tuple(known.std)
     aux_channels, channels = network.feature_info.channels()
     return Backbone(network, channels, aux_channels, mean, std)
-
-
-def _check_timm_options(name: str, dilation: Dilation, weights_file: str | Path) -> None:
-    ours = ", ".join(DEEP_RESNETS)
-    if not isinstance(name, str) or not timm.is_model(name):
-        nearest = difflib.get_close_matches(str(name), [*DEEP_RESNETS, *timm.list_models()], n=3, cutoff=0.5)
-        hint = f"nearest: {', '.join(nearest)}" if nearest else "timm.list_models() lists all"
-        raise ValueError(f"backbone: got {name!r}, expected {ours} or a network of timm {timm.__version__}; {hint}")
-    for option, value, default in (("dilation", dilation, "one_conv"), ("weights_file", str(weights_file or ""), "")):
-        if value != default:
-            raise ValueError(f"{option}: got {value!r} for backbone {name!r}, but only {ours} take it")
 
 
 @torch.no_grad()

@@ -172,9 +172,8 @@ class DeviceStream(BatchStream):
     """Batches made on a device: all images wait there as uint8, smaller ones in the corner of the largest one's size.
 
     The ``stream`` of :func:`training_batches`, with ``device`` bound: the loader's batches up to rounding, with equal
-    labels. At most half of a GPU's free memory is taken (else DataError); rotation and blur are left to the loader.
-    Scaling, cropping and flipping are linear along rows and along columns, so one pair of matrices for each image does
-    all three, with the same antialiasing filter as torchvision's.
+    labels. At most half of a GPU's free memory is taken (else DataError). Scaling, cropping and flipping are linear
+    along rows and along columns: one pair of matrices for each image does all three, with torchvision's filter.
     """
 
     def __init__(self, dataset: SegmentationDataset, *settings: Any, device: torch.device) -> None:
@@ -238,8 +237,7 @@ def _require_room(needed: int, images: int, device: torch.device) -> None:
 def _sampled(axis_B6: Tensor, crop: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
     """Along one side of the crop, for each place: the nearest pixel, the weights of all, and whether it shows any.
 
-    `axis_B6` holds for each image its length, that length scaled, the first scaled pixel that is taken, the first place
-    of the crop that it fills, how many it fills, and whether it is flipped. The weights sum to 1 or are all 0.
+    `axis_B6`: an image's length, also scaled, the first scaled pixel taken, first place and number filled, and flipped.
     """
     length, scaled, start, first, count, flip = axis_B6[:, :, None].unbind(1)
     place_Bc = torch.arange(crop, device=axis_B6.device) - first

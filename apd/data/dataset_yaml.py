@@ -7,6 +7,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,11 @@ def unlabelled_images(folder: Path | str) -> list[Path]:
     described, folder = _described(folder)
     if (place := described.get("unlabelled")) is None:
         return []
-    try:
-        matching = [folder / path for path in glob.glob(place, root_dir=folder, recursive=True)]
-    except (OSError, ValueError):  # no name of a file
-        matching = []
-    inside = os.path.isdir(folder / place)
-    found = [*images_below(folder / place).values()] if inside else sorted(filter(os.path.isfile, matching))
-    found = {os.path.realpath(path): path for path in found if path.suffix.lower() in IMAGE_SUFFIXES}
+    found = [*images_below(folder / place).values()] if os.path.isdir(folder / place) else []
+    with suppress(ValueError):  # no name of a file
+        matching = sorted(folder / path for path in glob.glob(place, root_dir=folder, recursive=True) if path.encode())
+        found += [path for path in matching if path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path)]
+    found = {os.path.realpath(path): path for path in found}
     for split in filter(lambda split: has_split(folder, split), SPLITS):
         known = {os.path.realpath(path) for pair in _pairs(described, folder, split) for path in pair}
         if both := [found[path] for path in found if path in known and split != "train"]:

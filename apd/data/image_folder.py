@@ -22,10 +22,7 @@ CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and
 
 
 def find_data(name: str, *, script: str | None = None) -> Path:
-    """Folder of the data set `name` below ``APD_DATA``, or MissingData that says what to do.
-
-    That may be to run the `script` in data_scripts/ that fetches it (default: the name, in lower case, + ``.py``).
-    """
+    """Folder of a data set below ``APD_DATA``; else MissingData, which names its `script` (default: the name's)."""
     script = f"{name.lower()}.py" if script is None else script
     fetch = f", or run `python data_scripts/{script} fetch DEST` and set APD_DATA to DEST" if script else ""
     advice = f"Set APD_DATA to the folder that contains {name}/{fetch}."
@@ -163,9 +160,8 @@ class FolderDataset:
     """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory; a mask may be None.
 
     `height` and `width` are of every pair in pixels (default: as on disk); bilinear, of masks the nearest. `cache`
-    reads everything at construction, so that every fault shows before any training, and keeps it as uint8,
-    4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice). No pairs,
-    pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
+    reads all at construction, where every fault shows, and keeps 4·height·width bytes a pair; False reads at access;
+    None keeps what takes at most 2 GiB (own choice). What `read_image` or `read_mask` refuses is a DataError.
     """
 
     def __init__(

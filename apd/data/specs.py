@@ -40,11 +40,14 @@ def _coloured(of: str) -> Mapping[str, RGB]:
 CLASS_COLOURS = _coloured("street")
 
 
-def require_names(*names: object) -> None:
-    """Raise ValueError for a name that is no text, or that could steer a terminal."""
-    for name in names:
+def require_names(owner: object, names: tuple[object, ...]) -> None:
+    """Raise ValueError for a name that is no text or could steer a terminal, and for classes that are none or twice."""
+    for name in (owner, *names):
         if not isinstance(name, str) or re.search(CONTROLS, name):
             raise ValueError(f"the name {name!r:.80}: expected a text without control characters")
+    if not names or len(set(names)) != len(names):
+        fault = f"{names!r:.80} names a class twice" if names else "is empty"
+        raise ValueError(f"{owner:.80}: class_names {fault}; expected at least one, and all different")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         names, values, colours = self.class_names, self.file_values, self.file_colours
-        require_names(self.name, *names)
+        require_names(self.name, names)
         count = len(names)
         void_clash = [value for value in self.void_values if value in (values or range(count))]
         void_wrong = [value for value in self.void_values if not 0 <= value <= 255]
@@ -73,8 +76,6 @@ class DatasetSpec:
         odd_names = [name for name in (self.name, *names) if not 0 < len(name.strip()) <= 100]
         checks = {
             f"the name {odd_names[:1]!r:.80} is blank or has more than 100 characters": odd_names,
-            "class_names is empty; a data set needs at least one class": count == 0,
-            f"class_names {names!r:.80} names a class twice; names must differ": len(set(names)) != count,
             f"file_colours {colours!r:.80}; expected {count} different colours": colours and len(set(colours)) != count,
             f"palette has {len(self.palette)} colours for {count} classes; give one each": len(self.palette) != count,
         }

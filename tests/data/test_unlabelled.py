@@ -78,7 +78,9 @@ def test_a_damaged_one_is_named_and_a_student_needs_a_distiller_for_them(tmp_pat
         (("--method", "student"), r"2 images without labels, left out: they need a distiller(.*\n)*.* 4 images"),
     ):
         assert trained(folder, *options, "--dry-run") == 0
-        assert re.search(words, capsys.readouterr().out)
+        captured = capsys.readouterr()
+        assert re.search(words, captured.out)
+        assert ("2 images without labels are left out" in captured.err) == ("--data.no-unlabelled" in options)
     assert trained(folder, "--method", "student", "--data.unlabelled") != 0
     assert "unlabelled = True: expected False without a distiller" in capsys.readouterr().err
     (folder / "images/more/a.png").write_bytes(b"\x89PNG")

@@ -15,7 +15,7 @@ import tyro
 from apd.cli.app import only, parse, recipe_parts, with_recipe
 from apd.cli.using import record_of, split_described
 from apd.config.datasets import build_split, spec_of, what_changed
-from apd.config.experiment import DataConfig, Experiment, NetworkConfig
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TrainingConfig
 from apd.config.identity import to_dict
 from apd.cost import measure
 from apd.cost.dry_run import dry_run
@@ -173,6 +173,11 @@ def train(arguments: list[str], sentence: str) -> int:
         start = replace(start, network=NetworkConfig())
     if only(arguments, ("--teacher.network.builder",)) and start.teacher is not None:
         start = replace(start, teacher=replace(start.teacher, network=NetworkConfig()))
+    for owner in ("training", "teacher.training"):
+        if epochs := only(arguments, (f"--{owner}.epochs",)):  # in the place of the recipe's iterations
+            if given := only(arguments, (f"--{owner}.iterations",)):
+                raise UsageError(f"{' '.join(epochs + given)}: each says how long to train; leave one of them out")
+            arguments = [*arguments, f"--{owner}.iterations={TrainingConfig.iterations}"]
     chosen = parse(
         _Train,
         arguments,
@@ -182,7 +187,7 @@ def train(arguments: list[str], sentence: str) -> int:
         "that name, which `apd recipes` lists; every field below can be changed.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    experiment, device = chosen.experiment, chosen.device or None
+    experiment, device = runs.in_steps(chosen.experiment), chosen.device or None
     if experiment.name == start.name:
         label = f"{base.size}-{base.method}" if own is None else start.name.rpartition("-seed")[0]
         experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
@@ -311,4 +316,6 @@ def summary(record: Record) -> str:
         return f"{name}: {line(record.ap)} on {split_described(record, split)}{teacher}"
     own, teacher = record.scores, record.teacher_scores
     beside = f"; teacher mIoU {teacher.miou:.4f}, agreement {record.agreement:.4f}" if teacher else ""
+    kept = record.content.get("kept")
+    beside += f"; kept step {kept['step']}, the best on val, whose score is optimistic" if kept else ""
     return f"{name}: mIoU {own.miou:.4f}, mAcc {own.macc:.4f}, aAcc {own.aacc:.4f} on {split}{beside}"

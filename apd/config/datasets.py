@@ -96,10 +96,10 @@ def spec_of(data: DataConfig) -> DatasetSpec:
 
 def build_splits(data: DataConfig) -> Splits:
     """Training, validation and evaluation data; the last two are one object when they are one split."""
-    val = build_split(data, "val")
-    evaluation = val if data.evaluation_split == "val" else build_split(data, data.evaluation_split)
-    others = {split: build_split(data, split) for split in data.other_splits}
-    return Splits(build_split(data, "train"), val, evaluation, others)
+    names = dict.fromkeys(("val", "train", data.evaluation_split, *data.other_splits))
+    named = {name: build_split(data, name) for name in names}
+    others = {split: named[split] for split in data.other_splits}
+    return Splits(named["train"], named["val"], named[data.evaluation_split], others)
 
 
 def build_augmentation(data: DataConfig) -> Augmentation:

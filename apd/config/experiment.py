@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_images
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_fit, require_images
 from apd.config.inference_options import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
-from apd.distillers.base import DISTILLERS, DistillerConfig
-from apd.fields import LARGEST, LONGEST_SIDE, WIDEST, ExperimentError, require, require_range, require_types
+from apd.distillers.base import DistillerConfig
+from apd.fields import LARGEST, LONGEST_SIDE, SMALLEST, WIDEST, ExperimentError, require, require_range, require_types
 
 TaskName = Literal["segmentation", "detection"]
 _PUBLISHED = Literal["cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco"]
@@ -85,6 +85,8 @@ class NetworkConfig:
     the fields above but weights_file and an auxiliary_weight are not for it."""
     features: str = ""  #: Builder only: path of the module whose map the classifier reads; empty where it is known.
     logits: str = ""  #: Builder only: path of the module that returns logits, on any grid; empty where it is known.
+    auxiliary: tuple[str, ...] = ()
+    """Builder only: paths of modules that return further logits in training, each trained at auxiliary_weight."""
     builder_sha256: str = ""  #: Of the builder's file as the experiment is made; filled in by itself.
 
     def __post_init__(self) -> None:
@@ -96,8 +98,9 @@ class NetworkConfig:
             require(bool(file) and function.isidentifier() and there, self, "builder", expected)
             if file.endswith(".py") and not self.builder_sha256:
                 object.__setattr__(self, "builder_sha256", hashlib.sha256(Path(file).read_bytes()).hexdigest())
+        paths = ("features", "logits", "auxiliary")
         for f in fields(self)[:-1]:  # all but the digest
-            if f.name not in ("builder", "weights_file") and bool(self.builder) != (f.name in ("features", "logits")):
+            if f.name not in ("builder", "weights_file") and bool(self.builder) != (f.name in paths):
                 expected = f"{f.default!r}, the default, {'beside' if self.builder else 'without'} a builder"
                 require(getattr(self, f.name) == f.default, self, f.name, expected)
         require_range(4, WIDEST, self, "head_width", "aspp_reach")
@@ -117,6 +120,7 @@ class TrainingConfig:
     """Optimiser and schedule of one network. Defaults without a remark are those of the released code."""
 
     iterations: int = 1000  #: Optimiser steps.
+    epochs: int = 0  #: In place of iterations: passes over the training images, rounded up to whole steps.
     batch_size: int = 8  #: Images in one optimiser step, of all processes and accumulated parts together.
     optimiser: Literal["sgd", "adamw"] = "sgd"  #: Of student and heads: SGD with momentum, or AdamW (own choice).
     learning_rate: float = 0.01  #: Of the backbone; schedule and warm-up scale it from step to step.
@@ -127,11 +131,22 @@ class TrainingConfig:
     power: float = 0.9  #: Exponent of the poly schedule; no part of steps, with which it stays at its default.
     milestones: tuple[int, ...] = ()  #: Schedule steps only: iterations at which the learning rate falls, in order.
     warmup: int = 0  #: Iterations over which the learning rate rises evenly to the schedule's (released code: none).
-    auxiliary_weight: float = 0.4  #: Weight of the auxiliary head's cross-entropy.
+    auxiliary_weight: float = 0.4  #: Weight of the cross-entropy of the auxiliary head, or of each.
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    """Of the cross-entropies: none, balanced (inverse to a class's share of the training pixels), or one a class."""
+    label_smoothing: float = 0.0  #: Share of a target that is spread evenly over all classes.
+    added_loss: Literal["none", "focal", "dice", "lovasz"] = "none"
+    """Added to the cross-entropy of the logits: a loss of segmentation-models-pytorch (extra `losses`)."""
+    added_loss_weight: float = 1.0  #: Its weight.
     clip_norm: float | None = None  #: Largest norm of the gradient of the student and its heads; None: no limit.
     ema_decay: float | None = None  #: Decay of an average of the weights that is evaluated instead; None: off.
     evaluations: int = 4  #: How many times the student is scored on val on the way (own choice).
+    keep: Literal["last", "best"] = "last"
+    """Weights that are kept: the last step's, or those of the evaluation with the best score on val, which is then
+    optimistic."""
+    patience: int = 0  #: Keep best only: end after so many evaluations without a better one (early stopping); 0: never.
     accumulation: int = 1  #: Parts that a batch is divided into to save memory; batch norm sees one part.
+    gradient_checkpointing: bool = False  #: Compute the student's blocks again in the backward pass, to save memory.
     compile: bool = False  #: Train through torch.compile; needs a compiler, and minutes at the start.
     cuda_graph: bool = False  #: One GPU only: record forward and backward pass once, and replay them as a CUDA graph.
     channels_last: bool = True  #: Whether images and weights lie in memory channels last.
@@ -141,11 +156,19 @@ class TrainingConfig:
     """Segmentation only: training images stay on the device and are augmented there; no rotation or blur."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.milestones, list):  # JSON has lists
-            object.__setattr__(self, "milestones", tuple(self.milestones))
         require_types(self)
         require_range(1, 10**8, self, "iterations", "accumulation")
-        require_range(0, 10**4, self, "evaluations")
+        require_range(0, 10**6, self, "epochs")
+        expected = f"1000, the default, beside epochs {self.epochs}: give one of the two"
+        require(not self.epochs or self.iterations == 1000, self, "iterations", expected)
+        require_range(0, 10**4, self, "evaluations", "patience")
+        require(self.keep == "last" or self.evaluations > 0, self, "evaluations", "at least 1 beside keep best")
+        require(self.keep == "best" or not self.patience, self, "patience", "0, the default: it needs keep best")
+        require(0 <= self.label_smoothing < 1, self, "label_smoothing", "0 <= label_smoothing < 1")
+        require_range(SMALLEST, LARGEST, self, "added_loss_weight")
+        weights = self.class_weights
+        several = isinstance(weights, str) or (min(weights, default=-1) >= 0 < max(weights, default=0))
+        require(several, self, "class_weights", "none, balanced, or a number >= 0 for each class, one of them above 0")
         expected = "at least 2: batch norm cannot train on one pooled vector; at most 65536"
         require(2 <= self.batch_size <= 2**16, self, "batch_size", expected)
         for name in ("learning_rate", "head_multiplier"):
@@ -156,20 +179,23 @@ class TrainingConfig:
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
         expected = "False beside compile, and beside accumulation above 1: one recording is one whole step"
         require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", expected)
+        expected = "False beside added_loss focal or lovasz, which wait for the GPU"
+        require(not self.cuda_graph or self.added_loss in ("none", "dice"), self, "cuda_graph", expected)
+        expected = "False beside compile and cuda_graph, which plan memory themselves"
+        once = not (self.gradient_checkpointing and (self.compile or self.cuda_graph))
+        require(once, self, "gradient_checkpointing", expected)
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
         for owner, value, part in (("optimiser", "adamw", "momentum"), ("schedule", "steps", "power")):
             unused = getattr(self, owner) != value or getattr(self, part) == 0.9
             require(unused, self, part, f"0.9, the default: the {owner} {value} has none")
-        if self.schedule == "steps":
-            expected = f"at least one iteration, increasing, above 0 and below iterations {self.iterations}"
-            borders = (0, *self.milestones, self.iterations)
-            increasing = all(earlier < later for earlier, later in itertools.pairwise(borders))
-            require(bool(self.milestones) and increasing, self, "milestones", expected)
-        else:
-            require(not self.milestones, self, "milestones", f"(), the default: the schedule {self.schedule} has none")
-        expected = f"an integer from 0 to below iterations {self.iterations}"
-        require(0 <= self.warmup < self.iterations, self, "warmup", expected)
+        end, steps = 10**8 if self.epochs else self.iterations, self.schedule == "steps"
+        expected = f"at least one iteration, increasing, above 0 and below iterations {end}"
+        increasing = all(earlier < later for earlier, later in itertools.pairwise((0, *self.milestones, end)))
+        require(not steps or (bool(self.milestones) and increasing), self, "milestones", expected)
+        expected = f"(), the default: the schedule {self.schedule} has none"
+        require(steps or not self.milestones, self, "milestones", expected)
+        require(0 <= self.warmup < end, self, "warmup", f"an integer from 0 to below iterations {end}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +243,6 @@ class Experiment:
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = 0 < len(self.name.encode()) <= 200 and all(c.isalnum() or c in "-_." for c in self.name)
         require(legal, self, "name", "letters, digits, '-', '_' and '.' only: it names a folder; at most 200 bytes")
-        _require_one_task(self)
         if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
             size = self.data.height, self.data.width
             least, whole = (least_side(self.data, options, *size) for options in (self.inference, WHOLE_IMAGE))
@@ -229,7 +254,7 @@ class Experiment:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
         methods = [d.method for d in self.distillers]
         require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
-        _require_fit(self)
+        require_fit(self)
 
     @property
     def task(self) -> TaskName:
@@ -248,60 +273,3 @@ class Experiment:
             training=self.teacher.training,
             precision=self.precision,
         )
-
-
-def _require_one_task(experiment: Experiment) -> None:
-    data, detection = type(experiment.data).__name__, experiment.task == "detection"
-    segmentation = "a NetworkConfig; detection wants an InstanceDataConfig as data"
-    wanted = "a DetectorConfig; segmentation wants a DataConfig as data" if detection else segmentation
-    for name, owner in {"network": experiment, "teacher.network": experiment.teacher}.items():
-        if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
-            found = type(owner.network).__name__
-            raise ExperimentError(f"Experiment.{name} is a {found} beside data = {data}: expected {wanted}")
-    for distiller in experiment.distillers:
-        if distiller.task != experiment.task:
-            known = ", ".join(sorted(name for name, kind in DISTILLERS.items() if kind.task == experiment.task))
-            wrong = f"{distiller.method} is none for {experiment.task}, the task of data = {data}"
-            raise ExperimentError(f"Experiment.distillers: {wrong}: expected some of {known}")
-
-
-_NOT_IN_DETECTION = {
-    "accumulation": "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch",
-    "compile": "False in detection: its number of boxes varies",
-    "cuda_graph": "False in detection: its number of boxes varies",
-    "device_augmentation": "False in detection: the loader cuts and drops objects with their boxes and masks",
-    "auxiliary_weight": "0.4, the default: a detector has no auxiliary head",
-}
-"""Fields of a training that detection can use at their default only, and what is expected."""
-
-
-def _require_fit(experiment: Experiment) -> None:
-    """Raise ExperimentError where the experiment's task, or the device, is asked for what it cannot do."""
-    data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
-    for owner in filter(None, (experiment, teacher)):
-        training, custom = owner.training, getattr(owner.network, "builder", "")
-        expected = "0, or 0.4, the default: a builder's network has no auxiliary head"
-        require(not custom or training.auxiliary_weight in (0, 0.4), training, "auxiliary_weight", expected)
-        if detection:
-            for name, expected in _NOT_IN_DETECTION.items():
-                require(getattr(training, name) == getattr(TrainingConfig, name), training, name, expected)
-        elif data.rotation or data.blur:
-            expected = f"False beside rotation {data.rotation} and blur {data.blur}, which only the loader does"
-            require(not training.device_augmentation, training, "device_augmentation", expected)
-    if detection:
-        expected = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
-        require(experiment.precision != "bf16", experiment, "precision", expected)
-        expected = "the default: a detector sees the whole image, once"
-        require(experiment.inference == WHOLE_IMAGE, experiment, "inference", expected)
-        kinds = [network.kind for network in (experiment.network, teacher and teacher.network) if network]
-        methods = [distiller.method for distiller in experiment.distillers]
-        with_masks = [name for name in (*kinds, *methods) if name in ("mask_rcnn", "dense_apd")]
-        if with_masks and data.name == "coco":
-            require(data.masks, data, "masks", f"True: {with_masks[0]} learns from masks")
-    for distiller in experiment.distillers:
-        if getattr(distiller, "width", 0) is None:  # no heads bring features to one width
-            name = {"apd": "head_width", "roi_apd": "box_width"}.get(distiller.method, "width")
-            widths = [getattr(network, name) for network in (experiment.network, teacher.network)]
-            got = f"network.{name} = {widths[0]} and teacher.network.{name} = {widths[1]}"
-            right = widths[0] == widths[1] or any(getattr(o.network, "builder", "") for o in (experiment, teacher))
-            require(right, distiller, "width", f"features of equal width then, got {got}")

@@ -14,11 +14,8 @@ SMALLEST_SIDE = 32  # Pixels of the shortest side that a network takes.
 class InferenceOptions:
     """Which views of an image are averaged, by their softmax probabilities. The default is the whole image, once.
 
-    A score depends on all of this, so it belongs to the number: the released code's scores are those of
-    ``InferenceOptions(window=(713, 713), flip=True)`` on Cityscapes and ``(473, 473)`` on the other two.
-
-    Raises:
-        ExperimentError: at construction, a field out of its range, with the value got and the one expected.
+    The released code's scores are those of ``InferenceOptions(window=(713, 713), flip=True)`` on Cityscapes and
+    ``(473, 473)`` on the other two. ExperimentError: a field is out of its range.
     """
 
     window: tuple[int, int] | None = None

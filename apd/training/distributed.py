@@ -57,11 +57,10 @@ class Ranks:
         if self.size == 1:
             return action()
         outcome: list[Any] = [None, None]
-        if self.first:
-            try:
-                outcome[0] = action()
-            except Exception as error:
-                outcome[1] = error
+        try:
+            outcome[0] = action() if self.first else None
+        except Exception as error:
+            outcome[1] = error
         distributed.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         if outcome[1] is not None:
             raise of_every_rank(outcome[1])
@@ -112,10 +111,10 @@ class Ranks:
 
     def synchronise_batch_norm(self, network: nn.Module) -> None:
         """On GPUs, have batch norm take its statistics over all ranks' images; torch has no such norm for a CPU."""
+        why = "takes the statistics of its own images, since torch synchronises them on GPUs only"
         if self.size > 1 and next(network.parameters()).is_cuda:
             convert_sync_batchnorm(network)  # timm's: torch's would lose the activations that are in timm's norms
         elif self.size > 1:
-            why = "takes the statistics of its own images, since torch synchronises them on GPUs only"
             self.print(f"batch norm: each of the {self.size} ranks {why}")
 
     def wrapped(self, module: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def train(
     NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
     data than today's; StoppedError, with a checkpoint; LostRankError.
     """
-    ranks = join()
+    ranks, given = join(), experiment
+    experiment = ranks.rank_zero_first(lambda: in_steps(given))
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
     if record := ranks.on_rank_zero(lambda: _finished(folder, experiment)):
         return record
@@ -95,6 +97,19 @@ def train(
         return _finish(run)
 
 
+def in_steps(experiment: Experiment) -> Experiment:
+    """The experiment with iterations in the place of epochs, by the size of its training split."""
+    teacher = experiment.teacher
+    if experiment.training.epochs or (teacher and teacher.training.epochs):
+        images = len(task_of(experiment).split("train"))
+        own, taught = (
+            replace(t, epochs=0, iterations=-(-t.epochs * images // t.batch_size)) if t and t.epochs else t
+            for t in (experiment.training, teacher and teacher.training)
+        )
+        experiment = replace(experiment, training=own, teacher=teacher and replace(teacher, training=taught))
+    return experiment
+
+
 def task_of(experiment: Experiment) -> Task:
     """The task of an experiment, by the class of its data."""
     return DetectionTask(experiment) if experiment.task == "detection" else SegmentationTask(experiment)
@@ -116,6 +131,7 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
     `run` is the experiment, or the folder of its run, or a file in it such as the printed ``record.json``.
     CheckpointError where there is no such run, it has not finished, or its weights are not those of its record.
     """
+    run = in_steps(run) if isinstance(run, Experiment) else run
     folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
     if not (folder / "record.json").exists():
         raise CheckpointError(f"{folder}: this run has not finished; train(experiment) finishes it")
@@ -143,10 +159,8 @@ def _finished(folder: Path, experiment: Experiment) -> Record | None:
         return None
     record = _record_of(folder, experiment)
     data = record.experiment.data
-    others = {
-        "scenes": "scenes of another version of their generator",
-        "folder": f"other images or labels than {data.folder} holds today",
-    }
+    others = {"scenes": "scenes of another version of their generator"}
+    others["folder"] = f"other images or labels than {data.folder} holds today"
     if found := what_changed(record.identities, task_of(record.experiment).splits().identities(data.evaluation_split)):
         fix = "delete the folder, or keep it elsewhere, to have the run made again"
         raise CheckpointError(f"{folder} was made from {others.get(data.name, 'other data')}: {fix} ({found})")
@@ -155,14 +169,14 @@ def _finished(folder: Path, experiment: Experiment) -> Record | None:
 
 def _check_labels(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
-    warnings = census.warnings(experiment.data.folder) if census is not None else []
-    if census is not None and experiment.task == "segmentation":
+    warnings = census.warnings(experiment.data.folder) if census else []
+    if census and experiment.task == "segmentation":
         print("\n".join(census.table()), flush=True)
         print("".join(f"warning: {sentence}\n" for sentence in warnings), end="", file=sys.stderr, flush=True)
 
 
 def _finish(run: Trainer) -> Record:
-    """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
+    """Score the network that is kept, write its weights and the record, which comes last and marks the end."""
     experiment, splits, ranks = run.experiment, run.splits, run.ranks
     run.evaluated.eval()
     measured, teacher = run.measured(splits.evaluation, experiment.inference), None
@@ -175,6 +189,13 @@ def _finish(run: Trainer) -> Record:
         both = run.task.compare(run.evaluated, run.teacher, splits.evaluation, ranks)
         # a file of weights can be replaced under its name: the record says what was loaded
         teacher = {**run.facts["teacher"], **both, "weights_sha256": run.task.teacher_sha256}
+
+    optional = {"epochs": round(run.log.lines * experiment.training.batch_size / len(splits.train), 3)}
+    if run.best:
+        why = "its step was chosen by this score on val, which is therefore optimistic"
+        optional["kept"] = {"step": run.best_evaluation()["step"], "note": why}
+    if weights := getattr(run.task, "used_weights", None):
+        optional["class_weights"] = weights
 
     def write() -> Record:
         run.require_held()
@@ -197,11 +218,12 @@ def _finish(run: Trainer) -> Record:
             "started": run.facts["started"],
             "history": run.facts["history"],
             "wall_seconds": round(run.facts["seconds"], 2),
-            "seconds_per_iteration": round(run.facts["seconds"] / experiment.training.iterations, 6),  # of a lost log
+            "seconds_per_iteration": round(run.facts["seconds"] / run.log.lines, 6),  # of a lost log
             **run.log.summary(),
             "peak_memory_bytes": _peak_memory(run.device),
             "parameters": sum(p.numel() for p in run.student.parameters()),
             "evaluations": run.facts["evaluations"],
+            **optional,
             **measured,
             "teacher": teacher,
             "weights_sha256": sha256_of(weights),
@@ -215,21 +237,12 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU, 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
+    with contextlib.suppress(ModuleNotFoundError):  # Windows has none of it
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # KiB but on macOS
-    except ModuleNotFoundError:  # Windows
-        with contextlib.suppress(ImportError):
-            import psutil
-
-            used = psutil.Process().memory_info()
-            return getattr(used, "peak_wset", used.rss)
-        return 0
-
-
-# Where runs and records live.
+    return 0
 
 
 def repository() -> Path:
@@ -248,7 +261,7 @@ def runs_folder() -> Path:
 
 def run_folder(experiment: Experiment) -> Path:
     """The folder of one run. Its fingerprint decides; a folder of another label with that fingerprint is found."""
-    name = fingerprint(experiment)
+    name = fingerprint(in_steps(experiment))
     found = sorted(runs_folder().glob(f"*-{name}"))
     return found[0] if found else runs_folder() / f"{experiment.name}-{name}"
 

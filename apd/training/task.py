@@ -1,13 +1,15 @@
 """What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
@@ -57,8 +59,8 @@ def described(training: TrainingConfig) -> str:
 class CapturedStep:
     """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
 
-    A small network on a fast GPU waits for single launches. Every batch must have the shapes of the first. Gradients
-    must be None when it is recorded and then be left alone: each replay writes them anew, at the same addresses.
+    Every batch must have the shapes of the first. Gradients must be None when it is recorded and then be left alone:
+    each replay writes them anew, at the same addresses.
     """
 
     def __init__(self, compute: Callable[[Any], dict[str, Tensor]]) -> None:
@@ -132,6 +134,7 @@ class RunTask(nn.Module):
     def prepare(self, student: Any, teacher: Any) -> None:
         """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""
         self.student, configs = student, self.experiment.distillers
+        self.blocks = blocks_of(student) if self.experiment.training.gradient_checkpointing else []
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
 
     def network(
@@ -145,12 +148,54 @@ class RunTask(nn.Module):
         return 1
 
     def precision(self, device: torch.device) -> str:
-        """fp32 or bf16, of the networks' forward passes; coordinates of boxes would be too coarse in bf16."""
+        """fp32 or bf16, of the networks' forward passes."""
         return "fp32"
 
     def compare(self, student: nn.Module, teacher: nn.Module, dataset: Any, ranks: Ranks) -> dict[str, Any]:
         """What the record's entry `teacher` says of both networks together."""
         return {}
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The innermost elements of its sequences that are made of several modules, such as residual blocks."""
+    containers = (nn.Sequential, nn.ModuleList)
+    elements = {e for m in network.modules() if isinstance(m, containers) for e in m if not isinstance(e, containers)}
+    composed = {element for element in elements if any(element.children())}
+    if not composed:
+        expected = "expected False: the network has no blocks in sequence that could be computed again"
+        raise ExperimentError(f"training.gradient_checkpointing = True: {expected}")
+    return [e for e in network.modules() if e in composed and composed.isdisjoint(list(e.modules())[1:])]
+
+
+@contextlib.contextmanager
+def recomputing(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, a forward pass keeps the inputs of these blocks only, and the backward pass computes the rest again.
+
+    The second time they write into copies of their buffers: batch norm's running statistics move once.
+    """
+    before = {block: block.__dict__.get("forward") for block in blocks}
+    for block in before:
+        again = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(again, context_fn=lambda block=block: (contextlib.nullcontext(), _other_buffers(block)))
+    try:
+        yield
+    finally:
+        for block, forward in before.items():
+            del block.forward
+            if forward:  # a tap's
+                block.forward = forward
+
+
+@contextlib.contextmanager
+def _other_buffers(block: nn.Module) -> Iterator[None]:
+    kept = [(module, dict(module.named_buffers(recurse=False))) for module in block.modules()]
+    for module, buffers in kept:
+        module._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
 
 
 def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed: int) -> Any:
@@ -167,8 +212,8 @@ def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed:
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The task's teacher with strictly loaded weights, in eval mode, without gradients; else TeacherError.
 
-    `path` is one of this project's runs, whose record must know these weights, or a released checkpoint (see
-    :func:`~apd.models.load_weights`). The digest of what was loaded is then the task's `teacher_sha256`.
+    `path` is a run's, whose record must know these weights, or as :func:`~apd.models.load_weights` takes it. The digest
+    of what was loaded is then the task's `teacher_sha256`.
     """
     path = Path(os.path.expanduser(path))
     record, given = path.with_name("record.json"), task.experiment.teacher.weights_file

@@ -98,24 +98,16 @@ class TrainStep:
         return counts.computing
 
 
-def learning_rate_factor(training: TrainingConfig, step: int) -> float:
-    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
-
-    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
-    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
-    """
-    steps = training.schedule == "steps"
-    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
-    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
-
-
-def _poly(training: TrainingConfig, step: int) -> float:
-    return (1 - step / training.iterations) ** training.power
-
-
 def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
-    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
-    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
+    """What the learning rates of each optimiser are multiplied by in a step, after `step` steps were done.
+
+    The student's is its schedule, (1 − step/iterations)^power or a tenth for every milestone that is reached, times its
+    warm-up, whose first step moves the weights already. A teacher's head that follows a schedule falls by poly.
+    """
+    poly = scheduled = (1 - step / training.iterations) ** training.power
+    if training.schedule == "steps":
+        scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones)
+    return {"student": scheduled * min(1.0, (step + 1) / max(training.warmup, 1)), "teacher_heads": poly}
 
 
 class Trainer:
@@ -143,11 +135,12 @@ class Trainer:
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
         self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
+        self.best: dict[str, Tensor] = {}  # weights at the best score on val so far, where those are kept
         self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
         self.begun_with = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
-        """Resume where the newest whole checkpoint stands, and train to the last step."""
+        """Resume where the newest whole checkpoint stands, train to the end, and take the weights that are kept."""
         step, training, ranks = self._resume(), self.experiment.training, self.ranks
         if self.teacher is not None and self.facts["teacher"] is None:
             self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, ranks)
@@ -162,7 +155,7 @@ class Trainer:
 
         def available() -> Iterator[Batch]:
             try:
-                yield from batches
+                yield from () if self.ended_early() else batches
             except DataError:
                 if ranks.size == 1 and step > first:  # others wait for this rank elsewhere
                     for looked_at in pending:
@@ -191,6 +184,9 @@ class Trainer:
                 if step in milestones:
                     measured = self.measured(self.splits.val)
                     self.facts["evaluations"].append({"step": step, "split": "val", **measured})
+                    if training.keep == "best" and self.best_evaluation()["step"] == step:
+                        self.best = {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()}
+                    save = save or self.ended_early()
                     score, value = self.task.headline(measured)
                     bar.set_postfix_str(f"{score} {value:.4f} on val")
                     lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
@@ -204,7 +200,22 @@ class Trainer:
                     raise of_every_rank(StoppedError(after))
                 if on_step is not None:
                     on_step(step)
+                if self.ended_early():
+                    better = f"no better score on val than at step {self.best_evaluation()['step']}"
+                    ranks.print(f"{self.experiment.name}: ended early, at step {step}: {better}")
+                    break
                 tick, core_tick = time.perf_counter(), time.process_time()
+        if self.best:
+            self.evaluated.load_state_dict(self.best)
+
+    def best_evaluation(self) -> dict[str, Any]:
+        """The first of the evaluations on val with the best score; there is one."""
+        return max(self.facts["evaluations"], key=lambda evaluation: self.task.headline(evaluation)[1])
+
+    def ended_early(self) -> bool:
+        """Whether the patience is used up: so many evaluations came after the best one."""
+        found, patience = self.facts["evaluations"], self.experiment.training.patience
+        return bool(patience and found) and found.index(self.best_evaluation()) + patience < len(found)
 
     def set_learning_rates(self, step: int) -> None:
         """Of every group that follows a schedule: those that have a `base_rate`."""
@@ -226,7 +237,7 @@ class Trainer:
         self._loss = values["loss"]
         if self.ranks.rank == 0:
             training = self.experiment.training
-            learning_rate = training.learning_rate * learning_rate_factor(training, step)
+            learning_rate = training.learning_rate * learning_rate_factors(training, step)["student"]
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
             self.log.write({"step": step, **taken, "learning_rate": learning_rate, **values})
 
@@ -236,9 +247,9 @@ class Trainer:
         return self.task.evaluate(self.evaluated, dataset, inference, self.ranks)
 
     def _save(self, step: int) -> None:
-        state = {
-            f"{prefix}.{k}": v for prefix, module in self._modules().items() for k, v in module.state_dict().items()
-        }
+        modules = {prefix: module.state_dict() for prefix, module in self._modules().items()}
+        kept = (modules | {"best": self.best}).items()
+        state = {f"{prefix}.{name}": value for prefix, values in kept for name, value in values.items()}
         # of the random generators that dropout, and a detector's choice of boxes, draw from
         generators = {"generator.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -287,9 +298,12 @@ class Trainer:
             if step > self.experiment.training.iterations:
                 raise ValueError(f"step {step} is beyond the last one")
             self.student.load_state_dict(checkpoint["weights"])
+            found: dict[str, dict[str, Tensor]] = {}
+            for (prefix, _, name), value in zip((key.partition(".") for key in state), state.values(), strict=True):
+                found.setdefault(prefix, {})[name] = value
             for prefix, module in self._modules().items():
-                own = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}
-                module.load_state_dict({name.removeprefix(f"{prefix}."): value for name, value in own.items()})
+                module.load_state_dict(found.get(prefix, {}))
+            self.best = found.get("best", {})
             for name, optimiser in self.optimisers.items():
                 saved = checkpoint["optimisers"][name]
                 if ("betas" in saved["param_groups"][0]) != ("betas" in optimiser.defaults):

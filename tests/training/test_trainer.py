@@ -21,8 +21,9 @@ from apd.study.recipes import lengthened
 from apd.training import trainer as loop
 from apd.training.run import run_folder, train
 from apd.training.run_log import NonFiniteLossError
-from apd.training.segmentation import build_network, task_loss
-from apd.training.trainer import CapturedStep, TrainStep, learning_rate_factor
+from apd.training.segmentation import build_network
+from apd.training.task_losses import task_loss
+from apd.training.trainer import CapturedStep, TrainStep, learning_rate_factors
 
 CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
 EXPERIMENTS = {"segmentation": tiny("apd"), "detection": small("roi_apd")}
@@ -33,7 +34,7 @@ def a_batch(size=2):
     return Batch(torch.rand(size, 3, 32, 32, generator=random), torch.randint(0, 10, (size, 32, 32), generator=random))
 
 
-@pytest.mark.parametrize(("task", "most"), [("segmentation", 12), ("detection", 14)])
+@pytest.mark.parametrize(("task", "most"), [("segmentation", 13), ("detection", 14)])
 def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most):
     run, walked = prepared_run(EXPERIMENTS[task], tmp_path), set()
     batches = run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device)
@@ -292,7 +293,9 @@ def test_every_step_has_the_factor_of_pytorchs_own_schedulers(schedule, warmup):
     chained = ChainedScheduler(schedulers, reference)
     training = TrainingConfig(iterations=ITERATIONS, schedule=schedule, warmup=warmup, **fields)
     for step in range(ITERATIONS):
-        assert learning_rate_factor(training, step) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-9)
+        assert learning_rate_factors(training, step)["student"] == pytest.approx(
+            reference.param_groups[0]["lr"], rel=1e-9
+        )
         chained.step()
 
 
@@ -311,7 +314,7 @@ def test_the_published_schedules_at_their_borders(schedule, step, factor):
         "warmed up": TrainingConfig(iterations=180_000, schedule="steps", milestones=(120_000, 160_000), warmup=1000),
         "warm-up of one step": TrainingConfig(iterations=100, warmup=1),
     }[schedule]
-    assert learning_rate_factor(training, step) == pytest.approx(factor, rel=1e-9)
+    assert learning_rate_factors(training, step)["student"] == pytest.approx(factor, rel=1e-9)
 
 
 def test_groups_with_a_base_learning_rate_follow_and_others_keep_theirs(tmp_path):

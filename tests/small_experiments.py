@@ -1,5 +1,6 @@
 """Experiments that train in a tenth of a second, and processes that die where a test wants them to."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.cost.dry_run import dry_run
+from apd.data.batches import Batch
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
@@ -72,6 +74,12 @@ def tiny(method: str = "student", *, seed: int = 0, **training: Any) -> Experime
     )
 
 
+def a_batch(size: int = 2) -> Batch:
+    """Images of noise with labels of 10 classes."""
+    random = torch.Generator().manual_seed(5)
+    return Batch(torch.rand(size, 3, 32, 32, generator=random), torch.randint(0, 10, (size, 32, 32), generator=random))
+
+
 def prepared_run(experiment: Experiment, folder: Path) -> Trainer:
     """The run of an experiment of either task before its first step, its teacher (if any) at random weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +104,16 @@ def thrown_at(last: int) -> Callable[[int], None]:
             raise Thrown
 
     return on_step
+
+
+def stopped(experiment: Experiment, *steps: int) -> Path:
+    """The folder of a run that was thrown out of its loop after each of these steps, with a checkpoint after every."""
+    with mock.patch.object(loop, "CHECKPOINT_SECONDS", 0.0):
+        for step in steps:
+            with contextlib.suppress(Thrown):
+                train(experiment, on_step=thrown_at(step))
+                raise AssertionError(f"step {step} was not reached")
+    return run_folder(experiment)
 
 
 def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:

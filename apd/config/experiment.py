@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -158,21 +158,18 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_range(1, 10**8, self, "iterations", "accumulation")
-        require_range(0, 10**6, self, "epochs")
+        require_range(0, 10**4, self, "epochs", "evaluations", "patience")
         expected = f"1000, the default, beside epochs {self.epochs}: give one of the two"
         require(not self.epochs or self.iterations == 1000, self, "iterations", expected)
-        require_range(0, 10**4, self, "evaluations", "patience")
         require(self.keep == "last" or self.evaluations > 0, self, "evaluations", "at least 1 beside keep best")
         require(self.keep == "best" or not self.patience, self, "patience", "0, the default: it needs keep best")
         require(0 <= self.label_smoothing < 1, self, "label_smoothing", "0 <= label_smoothing < 1")
-        require_range(SMALLEST, LARGEST, self, "added_loss_weight")
         weights = self.class_weights
         several = isinstance(weights, str) or (min(weights, default=-1) >= 0 < max(weights, default=0))
         require(several, self, "class_weights", "none, balanced, or a number >= 0 for each class, one of them above 0")
         expected = "at least 2: batch norm cannot train on one pooled vector; at most 65536"
         require(2 <= self.batch_size <= 2**16, self, "batch_size", expected)
-        for name in ("learning_rate", "head_multiplier"):
-            require(getattr(self, name) > 0, self, name, "a number > 0")
+        require_range(SMALLEST, LARGEST, self, "learning_rate", "head_multiplier", "added_loss_weight")
         require_range(0, LARGEST, self, "weight_decay", "power", "auxiliary_weight")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
@@ -190,11 +187,13 @@ class TrainingConfig:
             unused = getattr(self, owner) != value or getattr(self, part) == 0.9
             require(unused, self, part, f"0.9, the default: the {owner} {value} has none")
         end, steps = 10**8 if self.epochs else self.iterations, self.schedule == "steps"
-        expected = f"at least one iteration, increasing, above 0 and below iterations {end}"
+        some, poly = (
+            f"at least one iteration, increasing, above 0 and below iterations {end}",
+            "the schedule poly has none",
+        )
         increasing = all(earlier < later for earlier, later in itertools.pairwise((0, *self.milestones, end)))
-        require(not steps or (bool(self.milestones) and increasing), self, "milestones", expected)
-        expected = f"(), the default: the schedule {self.schedule} has none"
-        require(steps or not self.milestones, self, "milestones", expected)
+        right = bool(self.milestones) and increasing if steps else not self.milestones
+        require(right, self, "milestones", some if steps else f"(), the default: {poly}")
         require(0 <= self.warmup < end, self, "warmup", f"an integer from 0 to below iterations {end}")
 
 
@@ -265,11 +264,6 @@ class Experiment:
         """The experiment whose run is this one's teacher: same data, no distillers, one for all `inference`."""
         if self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")
-        return Experiment(
-            name=f"{self.data.name}-teacher",
-            seed=self.teacher.seed,
-            data=self.data,
-            network=self.teacher.network,
-            training=self.teacher.training,
-            precision=self.precision,
-        )
+        own = {name: getattr(self.teacher, name) for name in ("seed", "network", "training")}
+        alone = {"teacher": None, "distillers": (), "inference": WHOLE_IMAGE}
+        return replace(self, name=f"{self.data.name}-teacher", **own, **alone)

@@ -40,15 +40,9 @@ def fingerprint(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_NESTED: dict[str, tuple[type, ...]] = {
-    "data": (DataConfig, InstanceDataConfig),
-    "network": (NetworkConfig, DetectorConfig),
-    "training": (TrainingConfig,),
-    "teacher": (TeacherConfig,),
-    "inference": (InferenceOptions,),
-}
-"""Classes of a field that is a mapping; of two, a mapping with `kind` is of the second."""
-_OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}
+_NESTED = {"data": DataConfig, "network": NetworkConfig, "training": TrainingConfig, "teacher": TeacherConfig}
+_NESTED["inference"] = InferenceOptions
+_OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}  # of mappings with `kind`
 
 
 def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
@@ -69,7 +63,7 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
     for name, value in content.items():
         if (nested := _NESTED.get(name)) and value is not None:
             of_detection = isinstance(value, dict) and "kind" in value
-            values[name] = from_dict(value, nested[-1] if of_detection else nested[0])
+            values[name] = from_dict(value, _OF_DETECTION.get(nested, nested) if of_detection else nested)
     if kind is Experiment:
         values["distillers"] = _distillers_from_list(content.get("distillers", []))
     return kind(**values)

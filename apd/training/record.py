@@ -160,17 +160,13 @@ def read_records(folder: Path) -> list[Record]:
 
 def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: Sequence[str] = ()) -> dict[str, Any]:
     """The entries of a record that say where it came from: commit, versions (also of `libraries`), device, command."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "git": _git_state(),
         "versions": {"python": platform.python_version(), "apd": _version("adaptive-perspective-distillation")}
         | {name: _version(name) for name in ("torchvision", "timm", "numpy", *libraries)}
         | {"torch": str(torch.__version__)},  # with the suffix of its build, which the package's version lacks
-        "device": {
-            "type": device.type,
-            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-            "threads": torch.get_num_threads(),
-            "precision": precision,
-        }
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads(), "precision": precision}
         | ({"ranks": ranks} if ranks > 1 else {}),
         "command": shlex.join(Path(part).name if Path(part).is_absolute() else part for part in sys.argv),
     }

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from apd.config.datasets import what_changed
-from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
+from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
 from apd.models.checkpoints import load_weights
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
-from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
+from apd.training.distributed import choose_device, join, lost_rank_errors, of_every_rank
 from apd.training.record import Record, provenance, read_record
 from apd.training.schema import SCHEMA
 from apd.training.segmentation import SegmentationTask
@@ -50,7 +51,7 @@ def train(
         workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
         folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
-        check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
+        check_labels: count the labels of data of one's own first; its teacher's run does not count them again.
 
     Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible here; TeacherError;
     NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
@@ -64,8 +65,13 @@ def train(
     where = choose_device(device)
     if ranks.size > 1 and where.type == "cuda":
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
-    task = task_of(experiment)
-    require_equal_parts(experiment.training, ranks, task.least_part(ranks, where))
+    task, training = task_of(experiment), experiment.training
+    least, parts = task.least_part(ranks, where), ranks.size * training.accumulation
+    if training.batch_size % parts or training.batch_size < least * parts:
+        product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
+        expected = f"a multiple of {product}, and {least} or more images in each part"
+        wrong = f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}"
+        raise of_every_rank(ExperimentError(wrong))
     if not 0 <= workers <= 256:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0 and at most 256")
     with ranks.hold(folder, wait=wait) as require_held:
@@ -99,30 +105,18 @@ def train(
 
 def in_steps(experiment: Experiment) -> Experiment:
     """The experiment with iterations in the place of epochs, by the size of its training split."""
-    teacher = experiment.teacher
-    if experiment.training.epochs or (teacher and teacher.training.epochs):
-        images = len(task_of(experiment).split("train"))
-        own, taught = (
-            replace(t, epochs=0, iterations=-(-t.epochs * images // t.batch_size)) if t and t.epochs else t
-            for t in (experiment.training, teacher and teacher.training)
-        )
-        experiment = replace(experiment, training=own, teacher=teacher and replace(teacher, training=taught))
-    return experiment
+
+    def changed(owner: Any) -> Any:
+        epochs, size = owner.training.epochs, owner.training.batch_size
+        steps = -(-epochs * len(task_of(experiment).split("train")) // size) if epochs else 0
+        return replace(owner, training=replace(owner.training, epochs=0, iterations=steps)) if epochs else owner
+
+    return replace(changed(experiment), teacher=experiment.teacher and changed(experiment.teacher))
 
 
 def task_of(experiment: Experiment) -> Task:
     """The task of an experiment, by the class of its data."""
     return DetectionTask(experiment) if experiment.task == "detection" else SegmentationTask(experiment)
-
-
-def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> None:
-    """Refuse (ExperimentError) a batch that ranks x accumulation does not divide, or into less than `least` images."""
-    parts = ranks.size * training.accumulation
-    if training.batch_size % parts or training.batch_size < least * parts:
-        product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
-        expected = f"a multiple of {product}, and {least} or more images in each part"
-        error = ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}")
-        raise of_every_rank(error)
 
 
 def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
@@ -180,16 +174,18 @@ def _finish(run: Trainer) -> Record:
     experiment, splits, ranks = run.experiment, run.splits, run.ranks
     run.evaluated.eval()
     measured, teacher = run.measured(splits.evaluation, experiment.inference), None
-    if splits.others:
-        measured["other_splits"] = {
-            name: {"images": len(other), "fingerprint": other.fingerprint()} | run.measured(other, experiment.inference)
-            for name, other in splits.others.items()
-        }
+    for name, other in splits.others.items():
+        known = {"images": len(other), "fingerprint": other.fingerprint()}
+        measured.setdefault("other_splits", {})[name] = known | run.measured(other, experiment.inference)
     if run.teacher is not None:
         both = run.task.compare(run.evaluated, run.teacher, splits.evaluation, ranks)
         # a file of weights can be replaced under its name: the record says what was loaded
         teacher = {**run.facts["teacher"], **both, "weights_sha256": run.task.teacher_sha256}
 
+    scored, split = splits.evaluation, experiment.data.evaluation_split
+    data = {"name": scored.spec.name, "split": split, "images": len(scored)}
+    data |= {"class_names": list(scored.spec.class_names), "fingerprint": scored.fingerprint()}
+    data |= {"training_fingerprint": splits.train.fingerprint()}
     optional = {"epochs": round(run.log.lines * experiment.training.batch_size / len(splits.train), 3)}
     if run.best:
         why = "its step was chosen by this score on val, which is therefore optimistic"
@@ -205,15 +201,7 @@ def _finish(run: Trainer) -> Record:
             "schema": SCHEMA,
             "experiment": to_dict(experiment),
             "fingerprint": fingerprint(experiment),
-            "data": {
-                "name": splits.evaluation.spec.name,
-                "split": experiment.data.evaluation_split,
-                "images": len(splits.evaluation),
-                "class_names": list(splits.evaluation.spec.class_names),
-                "fingerprint": splits.evaluation.fingerprint(),
-                "training_fingerprint": splits.train.fingerprint(),
-                **({"identities": run.facts["identities"]} if "identities" in run.facts else {}),
-            },
+            "data": data | {name: run.facts[name] for name in ("identities",) if name in run.facts},
             **run.origin,  # of the last process; all of them are in `history`
             "started": run.facts["started"],
             "history": run.facts["history"],

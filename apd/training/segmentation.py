@@ -104,12 +104,10 @@ class SegmentationTask(RunTask):
     def class_weights(self) -> list[float] | None:
         """The weights that the experiment asks for; balanced ones by the training labels, which are counted once."""
         asked, train = self.experiment.training.class_weights, self.train_split
-        if asked != "balanced":
-            return None if asked == "none" else list(asked)
-        if train is None:  # of a dry run, whose steps are of that cost with any weights
-            return None
-        self.known_census = self.known_census or census_of({"train": train})
-        return balanced_weights(self.known_census.counts["train"][:-1].tolist())
+        if asked != "balanced" or train is None:  # a dry run's steps are of that cost with any weights
+            return None if isinstance(asked, str) else list(asked)
+        counts = (self.known_census or census_of({"train": train})).counts["train"]
+        return balanced_weights(counts[:-1].tolist())
 
     def batches(
         self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
@@ -143,8 +141,7 @@ class SegmentationTask(RunTask):
         elif not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
         self.used_weights = self.class_weights()
-        weights_K = self.used_weights and scaled_weights(self.used_weights, device)
-        self._cross_entropy = {"weights_K": weights_K, "label_smoothing": training.label_smoothing}
+        self._weights_K = self.used_weights and scaled_weights(self.used_weights, device)
         bf16 = self.precision(device) == "bf16"
         self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         # bound methods, since a module would become a part of this one
@@ -174,15 +171,15 @@ class SegmentationTask(RunTask):
         with self._autocast(), recomputing(self.blocks) if self.blocks else nullcontext():
             student: SegOutput = self._student(images_B3HW)
         training, seen = self.experiment.training, (labels_BHW, self.ignore_index)
-        logits_BKHW = upsampled(student.logits, labels_BHW)
-        loss = task_loss(logits_BKHW, *seen, **self._cross_entropy)
+        how, logits_BKHW = (self._weights_K, training.label_smoothing), upsampled(student.logits, labels_BHW)
+        loss = task_loss(logits_BKHW, *seen, *how)
         terms, kind = {"task": loss}, training.added_loss
         if kind != "none":
             terms[kind] = added_loss(kind, logits_BKHW, *seen)
             loss = loss + training.added_loss_weight * terms[kind]
         for number, logits in enumerate(auxiliary_logits(student) if training.auxiliary_weight else ()):
             name = f"auxiliary_{number}" if isinstance(student.aux, tuple) else "auxiliary"
-            terms[name] = task_loss(logits, *seen, **self._cross_entropy)
+            terms[name] = task_loss(logits, *seen, *how)
             loss = loss + training.auxiliary_weight * terms[name]
         for name, of_one in self._distil(student, teacher, labels_BHW).items():
             loss = loss + of_one.pop("loss")
@@ -197,7 +194,7 @@ class SegmentationTask(RunTask):
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
         """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
         training, labels, student = self.experiment.training, (labels_BHW, self.ignore_index), self.student
-        weights = valid_weight(*labels, self._cross_entropy["weights_K"])
+        weights = valid_weight(*labels, self._weights_K)
         added = [] if training.added_loss == "none" else [valid_weight(*labels)]
         heads = len(student.paths) - 2 if isinstance(student, CustomSegmenter) else 1
         for count in (weights, *added, *[weights] * (heads if training.auxiliary_weight else 0)):

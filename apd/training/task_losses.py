@@ -41,19 +41,13 @@ def valid_weight(labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None
 
 
 def task_loss(
-    logits_BKhw: Tensor,
-    labels_BHW: Tensor,
-    ignore_index: int,
-    *,
-    weights_K: Tensor | None = None,
-    label_smoothing: float = 0.0,
+    logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """Weighted mean cross-entropy over valid pixels after upsampling; a connected zero when no pixel is valid.
+    """Mean cross-entropy over valid pixels after upsampling; a connected zero when no pixel is valid.
 
-    Equal to torch's with `weight` (here those of :func:`scaled_weights`) and `label_smoothing`, and over ranks and
-    micro-batches to that of the whole batch.
+    Equal to torch's with `weight` (here of :func:`scaled_weights`) and `label_smoothing`, of the whole batch.
     """
-    options = {"ignore_index": ignore_index, "reduction": "sum", "label_smoothing": label_smoothing}
+    options = {"ignore_index": ignore_index, "reduction": "sum", "label_smoothing": smoothing}
     total = F.cross_entropy(upsampled(logits_BKhw, labels_BHW), labels_BHW, weights_K, **options)
     return total / global_count(valid_weight(labels_BHW, ignore_index, weights_K))
 

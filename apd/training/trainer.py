@@ -110,6 +110,11 @@ def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, floa
     return {"student": scheduled * min(1.0, (step + 1) / max(training.warmup, 1)), "teacher_heads": poly}
 
 
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a state dict whose names begin so, without that."""
+    return {name.removeprefix(f"{prefix}."): v for name, v in state.items() if name.startswith(f"{prefix}.")}
+
+
 class Trainer:
     """The state of one run and its loop. `apd.training.run.train` is the way in."""
 
@@ -136,26 +141,26 @@ class Trainer:
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
         self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
         self.best: dict[str, Tensor] = {}  # weights at the best score on val so far, where those are kept
-        self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
+        self.facts: dict[str, Any] = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None}
         self.begun_with = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
         """Resume where the newest whole checkpoint stands, train to the end, and take the weights that are kept."""
-        step, training, ranks = self._resume(), self.experiment.training, self.ranks
+        step, training, ranks = (first := self._resume()), self.experiment.training, self.ranks
         if self.teacher is not None and self.facts["teacher"] is None:
             self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, ranks)
         options = dict(start=step, ranks=ranks, workers=self.workers, device=self.device)
-        batches, first = self.task.batches(self.splits.train, **options), step
+        batches = () if self.ended_early() else self.task.batches(self.splits.train, **options)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         hidden = not ranks.first or (None if self.progress is None else self.progress is not True)
         bar = tqdm(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
-        in_lines = self.progress == "lines" and ranks.first
-        lines = ProgressLines(self.experiment.name, step, training.iterations, shown=in_lines)
+        shown = self.progress == "lines" and ranks.first
+        lines = ProgressLines(self.experiment.name, step, training.iterations, shown=shown)
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
 
         def available() -> Iterator[Batch]:
             try:
-                yield from () if self.ended_early() else batches
+                yield from batches
             except DataError:
                 if ranks.size == 1 and step > first:  # others wait for this rank elsewhere
                     for looked_at in pending:
@@ -176,9 +181,9 @@ class Trainer:
                 step += 1
                 bar.update()
                 stopping, late = ranks.any(stop.requested, tick - saved_at > CHECKPOINT_SECONDS)
-                save = stopping or step == training.iterations or late
+                ended = step == training.iterations
                 # terms are looked at one step late, so that a GPU with work to do is never waited for
-                while len(pending) > (0 if save or step in milestones else 1):
+                while len(pending) > (0 if stopping or ended or late or step in milestones else 1):
                     self._note(*pending.pop(0))
                 lines.step_done(step, self._loss)
                 if step in milestones:
@@ -186,13 +191,13 @@ class Trainer:
                     self.facts["evaluations"].append({"step": step, "split": "val", **measured})
                     if training.keep == "best" and self.best_evaluation()["step"] == step:
                         self.best = {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()}
-                    save = save or self.ended_early()
+                    ended = ended or self.ended_early()
                     score, value = self.task.headline(measured)
                     bar.set_postfix_str(f"{score} {value:.4f} on val")
                     lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
                     self.student.train()
                 self.facts["seconds"] += time.perf_counter() - tick
-                if save:
+                if stopping or ended or late:
                     self._save(step)
                     saved_at = time.perf_counter()
                 if stopping:
@@ -200,9 +205,9 @@ class Trainer:
                     raise of_every_rank(StoppedError(after))
                 if on_step is not None:
                     on_step(step)
-                if self.ended_early():
-                    better = f"no better score on val than at step {self.best_evaluation()['step']}"
-                    ranks.print(f"{self.experiment.name}: ended early, at step {step}: {better}")
+                if ended and step < training.iterations:
+                    best = f"the best score on val is that of step {self.best_evaluation()['step']}"
+                    ranks.print(f"{self.experiment.name}: ended early, at step {step}: {best}")
                     break
                 tick, core_tick = time.perf_counter(), time.process_time()
         if self.best:
@@ -250,12 +255,7 @@ class Trainer:
         modules = {prefix: module.state_dict() for prefix, module in self._modules().items()}
         kept = (modules | {"best": self.best}).items()
         state = {f"{prefix}.{name}": value for prefix, values in kept for name, value in values.items()}
-        # of the random generators that dropout, and a detector's choice of boxes, draw from
-        generators = {"generator.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["generator.cuda"] = torch.cuda.get_rng_state(self.device)
-        for rank, theirs in enumerate(self.ranks.gather(generators)):
-            state |= {f"{name}.{rank}" if rank else name: value for name, value in theirs.items()}
+        state |= self.ranks.generators(self.device)
         self.facts |= self.log.facts()
         self.facts["history"][-1]["steps"][1] = step
         optimisers = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
@@ -298,12 +298,9 @@ class Trainer:
             if step > self.experiment.training.iterations:
                 raise ValueError(f"step {step} is beyond the last one")
             self.student.load_state_dict(checkpoint["weights"])
-            found: dict[str, dict[str, Tensor]] = {}
-            for (prefix, _, name), value in zip((key.partition(".") for key in state), state.values(), strict=True):
-                found.setdefault(prefix, {})[name] = value
             for prefix, module in self._modules().items():
-                module.load_state_dict(found.get(prefix, {}))
-            self.best = found.get("best", {})
+                module.load_state_dict(_below(prefix, state))
+            self.best = _below("best", state)
             for name, optimiser in self.optimisers.items():
                 saved = checkpoint["optimisers"][name]
                 if ("betas" in saved["param_groups"][0]) != ("betas" in optimiser.defaults):
@@ -312,11 +309,6 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:  # of the older kind, which does not say whose it is
             other = f"{self.checkpoints} hold another experiment's; delete them to begin anew"
             raise of_every_rank(CheckpointError(other)) from error
-        number = "" if self.ranks.first else f".{self.ranks.rank}"
-        cpu, cuda = (state.get(f"generator.{kind}{number}") for kind in ("cpu", "cuda"))
-        if cpu is not None:
-            torch.set_rng_state(cpu)
-        if cuda is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda, self.device)
+        self.ranks.set_generators(state, self.device)
         self.ranks.print(f"{self.experiment.name}: resumed at step {step}")
         return step

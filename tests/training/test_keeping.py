@@ -6,7 +6,7 @@ import pytest
 from bad_input import refused
 from safetensors.torch import load_file
 from small_detection import DATA, small
-from small_experiments import TRAINING, Thrown, copied, equal, outcome, thrown_at, tiny, undisturbed
+from small_experiments import TRAINING, copied, equal, outcome, stopped, tiny, undisturbed
 
 from apd.config.experiment import TeacherConfig, TrainingConfig
 from apd.fields import ExperimentError
@@ -59,13 +59,9 @@ def test_the_best_weights_on_val_are_kept_and_the_patience_ends_a_run(options, k
 
 @pytest.mark.parametrize("options", [{"patience": 2}, {"ema_decay": 0.5}])
 @pytest.mark.parametrize("steps", [(1, 3), (2,), (4,)])
-def test_an_interrupted_run_keeps_the_same_weights_and_ends_at_the_same_step(options, steps, runs, monkeypatch):
+def test_an_interrupted_run_keeps_the_same_weights_and_ends_at_the_same_step(options, steps, runs):
     experiment = tiny(**BEST | options)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-        for step in steps:
-            with pytest.raises(Thrown):
-                train(experiment, on_step=thrown_at(step))
+    stopped(experiment, *steps)
     train(experiment)
     assert outcome(experiment) == undisturbed(experiment)
 

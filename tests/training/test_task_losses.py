@@ -9,12 +9,11 @@ import torch
 from bad_input import refused
 from own_folders import SMALL, SMALL_TEACHER, leave, make
 from segmentation_models_pytorch import losses
-from small_experiments import copied, equal, prepared_run, state_after, tiny
+from small_experiments import a_batch, copied, equal, prepared_run, state_after, tiny
 from torch.nn import functional as F
 from torch.profiler import profile
 
 from apd.config.experiment import NetworkConfig
-from apd.data.batches import Batch
 from apd.fields import ExperimentError
 from apd.training.record import read_record
 from apd.training.run import run_folder, train
@@ -52,13 +51,6 @@ def net(tmp_path):
     return NetworkConfig(builder=f"{tmp_path}/nets.py:Net", **BUILT)
 
 
-def a_batch(size=4):
-    random = torch.Generator().manual_seed(5)
-    labels = torch.randint(0, 10, (size, 32, 32), generator=random)
-    labels[:, :7] = IGNORE
-    return Batch(torch.rand(size, 3, 32, 32, generator=random), labels)
-
-
 def reference(logits, labels, weights=None, smoothing=0.0):
     logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=True)
     weight = None if weights is None else torch.tensor(weights)
@@ -72,7 +64,8 @@ CASES["all"] = {"class_weights": LIST, "label_smoothing": 0.2, "added_loss": "di
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_terms_of_a_step_are_torchs_and_the_librarys(case, tmp_path, net):
-    run, batch = prepared_run(replace(tiny(**CASES[case]), network=net), tmp_path), a_batch()
+    run, batch = prepared_run(replace(tiny(**CASES[case]), network=net), tmp_path), a_batch(4)
+    batch.labels_BHW[:, :7] = IGNORE
     training, weights = run.experiment.training, {"list": LIST, "all": LIST}.get(case)
     if case == "balanced":
         counts = np.bincount(np.concatenate([s.labels_HW.numpy().ravel() for s in run.splits.train]), minlength=256)[
@@ -112,6 +105,10 @@ def test_every_loss_is_a_connected_zero_where_nothing_counts(labels):
     assert [value.item() for value in found] == [0.0] * 4
     assert torch.equal(logits.grad, torch.zeros_like(logits))
     assert balanced_weights([0, 5]) == [0.0, 1.0]
+    for outside in (3, -1):
+        target[1, 2, 3] = outside
+        with pytest.raises((IndexError, RuntimeError), match=str(outside)):
+            task_loss(logits, target, IGNORE)
 
 
 @pytest.mark.parametrize("kind", ["deep supervision", "backbone and head"])

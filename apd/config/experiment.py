@@ -141,10 +141,8 @@ class TrainingConfig:
     clip_norm: float | None = None  #: Largest norm of the gradient of the student and its heads; None: no limit.
     ema_decay: float | None = None  #: Decay of an average of the weights that is evaluated instead; None: off.
     evaluations: int = 4  #: How many times the student is scored on val on the way (own choice).
-    keep: Literal["last", "best"] = "last"
-    """Weights that are kept: the last step's, or those of the evaluation with the best score on val, which is then
-    optimistic."""
-    patience: int = 0  #: Keep best only: end after so many evaluations without a better one (early stopping); 0: never.
+    keep: Literal["last", "best"] = "last"  #: The last weights, or those best on val, whose score is then optimistic.
+    patience: int = 0  #: Keep best only: end after so many evaluations without a better one; 0: go on to the end.
     accumulation: int = 1  #: Parts that a batch is divided into to save memory; batch norm sees one part.
     gradient_checkpointing: bool = False  #: Compute the student's blocks again in the backward pass, to save memory.
     compile: bool = False  #: Train through torch.compile; needs a compiler, and minutes at the start.

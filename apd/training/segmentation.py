@@ -21,17 +21,9 @@ from apd.models.checkpoints import load_weights
 from apd.models.custom_network import CustomSegmenter, build_custom
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
+from apd.training import task_losses
 from apd.training.distributed import Ranks
 from apd.training.task import RunTask, built, recomputing
-from apd.training.task_losses import (
-    added_loss,
-    balanced_weights,
-    library,
-    scaled_weights,
-    task_loss,
-    upsampled,
-    valid_weight,
-)
 
 
 def build_network(
@@ -89,7 +81,7 @@ class SegmentationTask(RunTask):
         require_labels(splits.by_name(data.evaluation_split))
         training, classes = self.experiment.training, splits.train.spec.num_classes
         if training.added_loss != "none":
-            library()
+            task_losses.library()
         right = isinstance(training.class_weights, str) or len(training.class_weights) == classes
         require(right, training, "class_weights", f"{classes} numbers, one for each class of the data")
         self.train_split = splits.train
@@ -104,10 +96,12 @@ class SegmentationTask(RunTask):
     def class_weights(self) -> list[float] | None:
         """The weights that the experiment asks for; balanced ones by the training labels, which are counted once."""
         asked, train = self.experiment.training.class_weights, self.train_split
-        if asked != "balanced" or train is None:  # a dry run's steps are of that cost with any weights
-            return None if isinstance(asked, str) else list(asked)
+        if asked == "none" or train is None:  # a dry run's steps are of that cost with any weights
+            return None
+        if asked != "balanced":
+            return list(asked)
         counts = (self.known_census or census_of({"train": train})).counts["train"]
-        return balanced_weights(counts[:-1].tolist())
+        return task_losses.balanced_weights(counts[:-1].tolist())
 
     def batches(
         self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
@@ -141,7 +135,7 @@ class SegmentationTask(RunTask):
         elif not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
         self.used_weights = self.class_weights()
-        self._weights_K = self.used_weights and scaled_weights(self.used_weights, device)
+        self._weights_K = self.used_weights and task_losses.scaled_weights(self.used_weights, device)
         bf16 = self.precision(device) == "bf16"
         self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         # bound methods, since a module would become a part of this one
@@ -171,15 +165,16 @@ class SegmentationTask(RunTask):
         with self._autocast(), recomputing(self.blocks) if self.blocks else nullcontext():
             student: SegOutput = self._student(images_B3HW)
         training, seen = self.experiment.training, (labels_BHW, self.ignore_index)
-        how, logits_BKHW = (self._weights_K, training.label_smoothing), upsampled(student.logits, labels_BHW)
-        loss = task_loss(logits_BKHW, *seen, *how)
+        how = self._weights_K, training.label_smoothing
+        logits_BKHW = task_losses.upsampled(student.logits, labels_BHW)
+        loss = task_losses.task_loss(logits_BKHW, *seen, *how)
         terms, kind = {"task": loss}, training.added_loss
         if kind != "none":
-            terms[kind] = added_loss(kind, logits_BKHW, *seen)
+            terms[kind] = task_losses.added_loss(kind, logits_BKHW, *seen)
             loss = loss + training.added_loss_weight * terms[kind]
         for number, logits in enumerate(auxiliary_logits(student) if training.auxiliary_weight else ()):
             name = f"auxiliary_{number}" if isinstance(student.aux, tuple) else "auxiliary"
-            terms[name] = task_loss(logits, *seen, *how)
+            terms[name] = task_losses.task_loss(logits, *seen, *how)
             loss = loss + training.auxiliary_weight * terms[name]
         for name, of_one in self._distil(student, teacher, labels_BHW).items():
             loss = loss + of_one.pop("loss")
@@ -194,8 +189,8 @@ class SegmentationTask(RunTask):
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
         """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
         training, labels, student = self.experiment.training, (labels_BHW, self.ignore_index), self.student
-        weights = valid_weight(*labels, self._weights_K)
-        added = [] if training.added_loss == "none" else [valid_weight(*labels)]
+        weights = task_losses.valid_weight(*labels, self._weights_K)
+        added = [] if training.added_loss == "none" else [task_losses.valid_weight(*labels)]
         heads = len(student.paths) - 2 if isinstance(student, CustomSegmenter) else 1
         for count in (weights, *added, *[weights] * (heads if training.auxiliary_weight else 0)):
             global_count(count)

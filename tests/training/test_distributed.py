@@ -101,6 +101,7 @@ def without_chance(network):
 def step_of(name, job, accumulation=1):
     experiment, classes = experiment_of(name, accumulation), 3 if name in OF_DETECTORS else CLASSES
     task, networks = task_of(experiment), (experiment.network, experiment.teacher.network)
+    task.splits()
     student, teacher = (task.network(network, classes, CPU, seed) for seed, network in enumerate(networks))
     return TrainStep(task, without_chance(student), teacher.eval().requires_grad_(False), job)
 

@@ -76,8 +76,7 @@ def check(arguments: list[str], sentence: str) -> int:
 class _Cost:
     size: Size = "tiny"  #: Recipe whose networks are measured, at its image size (the paper's: at its crop).
     run: Path | None = None  #: Folder of a finished run, or its record.json, in place of a recipe.
-    batch: int = 1
-    """Images at a time."""
+    batch: int = 1  #: Images at a time.
     loss: bool = False  #: Measure the distillation loss at the published sizes and CamVid's instead of networks.
     start: bool = False  #: Time `from apd import APDLoss` and `apd --help` in fresh interpreters instead of networks.
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.

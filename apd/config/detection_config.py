@@ -30,8 +30,7 @@ class InstanceDataConfig:
     name: Literal["scenes", "coco"] = "scenes"
     """The built-in scenes' signs, cars and pedestrians, or a data set with annotations as COCO has them."""
     folder: str = ""  #: COCO only: its folder below APD_DATA, such as coco or tiny_coco.
-    annotations: str = "annotations/instances_{split}.json"
-    """COCO only: the file of a split in that folder; {split} stands for the split's name."""
+    annotations: str = "annotations/instances_{split}.json"  #: COCO only: a split's file; {split} is its name.
     pictures: str = "{split}"  #: COCO only: the folder of a split's images in that folder.
     train_part: str = "train2017"  #: COCO only: name of the split that is trained on.
     val_part: str = "val2017"  #: COCO only: name of the split that is scored; `train_part` again tests the fit alone.
@@ -40,8 +39,7 @@ class InstanceDataConfig:
     """Rows of a scene. A detector brings an image's shorter side to the smaller of `height` and `width`, unless the
     longer would exceed the greater (COCO: 800 and 1333)."""
     width: int = 128  #: Columns of a scene; see `height`.
-    evaluation_split: Literal["val", "test"] = "val"
-    """Split of the final scores; intermediate ones always use val. COCO has val only: test's annotations are secret."""
+    evaluation_split: Literal["val", "test"] = "val"  #: Split of the final scores; COCO has val only.
     flip: float = 0.5  #: Probability of a horizontal flip (torchvision, Detectron2: 0.5).
     scale_min: float = 1.0  #: Smallest random scale, after which an image is padded to its size (torchvision: none).
     scale_max: float = 1.0  #: Largest random scale, after which an image is cropped to its size (torchvision: none).
@@ -104,12 +102,9 @@ def _require_one_task(experiment: Any) -> None:
 
 _NOT_IN_DETECTION = {
     "accumulation": "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch",
-    "compile": "False in detection: its number of boxes varies",
-    "cuda_graph": "False in detection: its number of boxes varies",
+    **dict.fromkeys(("compile", "cuda_graph"), "False in detection: its number of boxes varies"),
+    **dict.fromkeys(("class_weights", "label_smoothing", "added_loss"), "the default: its losses are torchvision's"),
     "device_augmentation": "False in detection: the loader cuts and drops objects with their boxes and masks",
-    "class_weights": "none in detection: its losses are torchvision's",
-    "label_smoothing": "0 in detection: its losses are torchvision's",
-    "added_loss": "none in detection: its losses are torchvision's",
     "gradient_checkpointing": "False in detection: it is there for segmentation only",
     "auxiliary_weight": "0.4, the default: a detector has no auxiliary head",
 }

@@ -57,19 +57,12 @@ class DataConfig:
         own = self.name == "labelmefacade" or self.evaluation_split in ("val", "test")
         require(own, self, "evaluation_split", f"val or test: {self.name} has no other")
 
-    @property
-    def other_splits(self) -> tuple[str, ...]:
-        """Further test splits, on which a run with evaluation_split test is scored at its end as well."""
-        is_tested = self.name == "labelmefacade" and self.evaluation_split == "test"
-        return ("test_out_of_place", "night") if is_tested else ()
-
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """A segmentation network: backbone, head and classifier."""
 
-    backbone: str = "mobilenetv2_050"
-    """resnet18_deep, resnet50_deep or resnet101_deep (as published), or a timm backbone that can be dilated."""
+    backbone: str = "mobilenetv2_050"  #: resnet{18,50,101}_deep (as published), or a timm backbone that can be dilated.
     head: Literal["psp", "aspp"] = "psp"  #: Head between backbone and classifier: PSPNet's or DeepLabV3's.
     head_width: int = 128  #: Channels of the feature map before the classifier (paper: 512).
     output_stride: Literal[4, 8, 16] = 16  #: Stride of the feature map (paper: 8; 4 where the backbone can).
@@ -85,8 +78,7 @@ class NetworkConfig:
     the fields above but weights_file and an auxiliary_weight are not for it."""
     features: str = ""  #: Builder only: path of the module whose map the classifier reads; empty where it is known.
     logits: str = ""  #: Builder only: path of the module that returns logits, on any grid; empty where it is known.
-    auxiliary: tuple[str, ...] = ()
-    """Builder only: paths of modules that return further logits in training, each trained at auxiliary_weight."""
+    auxiliary: tuple[str, ...] = ()  #: Builder only: paths of further logits in training, each at auxiliary_weight.
     builder_sha256: str = ""  #: Of the builder's file as the experiment is made; filled in by itself.
 
     def __post_init__(self) -> None:
@@ -105,14 +97,12 @@ class NetworkConfig:
                 require(getattr(self, f.name) == f.default, self, f.name, expected)
         require_range(4, WIDEST, self, "head_width", "aspp_reach")
         require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
-        if self.head == "aspp":
-            least = 3 * self.output_stride
-            require(self.aspp_reach >= least, self, "aspp_reach", f"at least {least}, three times output_stride")
-        else:
-            require(self.aspp_reach == 288, self, "aspp_reach", f"288, the default: the head {self.head} has none")
-        expected = f"weights = 'imagenet' beside it, not {self.weights!r}"
-        needed = bool(self.weights_file) and not self.builder
-        require(not needed or self.weights == "imagenet", self, "weights_file", expected)
+        least, none = 3 * self.output_stride, f"288, the default: the head {self.head} has none"
+        wide, expected = self.aspp_reach >= least, f"at least {least}, three times output_stride"
+        require(self.head != "aspp" or wide, self, "aspp_reach", expected)
+        require(self.head == "aspp" or self.aspp_reach == 288, self, "aspp_reach", none)
+        right = not self.weights_file or bool(self.builder) or self.weights == "imagenet"
+        require(right, self, "weights_file", f"weights = 'imagenet' beside it, not {self.weights!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +125,7 @@ class TrainingConfig:
     class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
     """Of the cross-entropies: none, balanced (inverse to a class's share of the training pixels), or one a class."""
     label_smoothing: float = 0.0  #: Share of a target that is spread evenly over all classes.
-    added_loss: Literal["none", "focal", "dice", "lovasz"] = "none"
-    """Added to the cross-entropy of the logits: a loss of segmentation-models-pytorch (extra `losses`)."""
+    added_loss: Literal["none", "focal", "dice", "lovasz"] = "none"  #: Added to the cross-entropy; extra `losses`.
     added_loss_weight: float = 1.0  #: Its weight.
     clip_norm: float | None = None  #: Largest norm of the gradient of the student and its heads; None: no limit.
     ema_decay: float | None = None  #: Decay of an average of the weights that is evaluated instead; None: off.
@@ -150,8 +139,7 @@ class TrainingConfig:
     channels_last: bool = True  #: Whether images and weights lie in memory channels last.
     fused: bool = False  #: Whether an optimiser step is one kernel for many parameters.
     pinned_memory: bool = False  #: GPU only: copy batches from page-locked memory, without waiting for the GPU.
-    device_augmentation: bool = False
-    """Segmentation only: training images stay on the device and are augmented there; no rotation or blur."""
+    device_augmentation: bool = False  #: Segmentation only: augment on the device, without rotation or blur.
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -172,26 +160,23 @@ class TrainingConfig:
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
-        expected = "False beside compile, and beside accumulation above 1: one recording is one whole step"
-        require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", expected)
-        expected = "False beside added_loss focal or lovasz, which wait for the GPU"
-        require(not self.cuda_graph or self.added_loss in ("none", "dice"), self, "cuda_graph", expected)
+        expected = "False beside compile, accumulation above 1, and added_loss focal or lovasz: it records a whole step"
+        single = not self.compile and self.accumulation == 1 and self.added_loss in ("none", "dice")
+        require(single or not self.cuda_graph, self, "cuda_graph", expected)
         expected = "False beside compile and cuda_graph, which plan memory themselves"
-        once = not (self.gradient_checkpointing and (self.compile or self.cuda_graph))
-        require(once, self, "gradient_checkpointing", expected)
+        planned = self.compile or self.cuda_graph
+        require(not (self.gradient_checkpointing and planned), self, "gradient_checkpointing", expected)
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
         for owner, value, part in (("optimiser", "adamw", "momentum"), ("schedule", "steps", "power")):
             unused = getattr(self, owner) != value or getattr(self, part) == 0.9
             require(unused, self, part, f"0.9, the default: the {owner} {value} has none")
         end, steps = 10**8 if self.epochs else self.iterations, self.schedule == "steps"
-        some, poly = (
-            f"at least one iteration, increasing, above 0 and below iterations {end}",
-            "the schedule poly has none",
-        )
+        expected = f"at least one iteration, increasing, above 0 and below iterations {end}"
+        expected = expected if steps else "(), the default: the schedule poly has none"
         increasing = all(earlier < later for earlier, later in itertools.pairwise((0, *self.milestones, end)))
         right = bool(self.milestones) and increasing if steps else not self.milestones
-        require(right, self, "milestones", some if steps else f"(), the default: {poly}")
+        require(right, self, "milestones", expected)
         require(0 <= self.warmup < end, self, "warmup", f"an integer from 0 to below iterations {end}")
 
 
@@ -203,8 +188,7 @@ class TeacherConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How the teacher is trained on the same data when `weights_file` is empty."""
     seed: int = 0
-    weights_file: str = ""
-    """A file to load strictly instead of training: of one of this project's runs, or a released checkpoint."""
+    weights_file: str = ""  #: To load strictly instead of training: weights of a run, or a released checkpoint.
     expected_miou: float = 0.0  #: Least mIoU of the teacher on the evaluation split, a fraction; below it, no run.
     expected_ap: float = 0.0  #: The same for a detector, by its mean box AP.
 

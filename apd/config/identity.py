@@ -19,10 +19,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def _significant(config: Any) -> dict[str, Any]:
-    """Fields that differ from their class's default, nested, and what names its class: `method` or `kind`.
-
-    So an option that is added later keeps every fingerprint, as long as no default of a field is ever changed.
-    """
+    """Fields that differ from their default, nested, and `method` or `kind`: a later option keeps every fingerprint."""
     result: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
@@ -71,9 +68,8 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
 
 def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
-        raise ExperimentError(
-            f"Experiment.distillers = {content!r:.80}: expected a list of mappings with a method each"
-        )
+        expected = "expected a list of mappings with a method each"
+        raise ExperimentError(f"Experiment.distillers = {content!r:.80}: {expected}")
     for method in [entry.get("method") for entry in content]:
         if method not in tuple(DISTILLERS):
             known = f"{', '.join(sorted(DISTILLERS))}{did_you_mean(method, DISTILLERS)}"

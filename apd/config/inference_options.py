@@ -20,8 +20,7 @@ class InferenceOptions:
 
     window: tuple[int, int] | None = None
     """Height and width of a sliding window, usually the training crop; None shows the whole image at once."""
-    stride: float = 2 / 3
-    """From one window to the next, as a part of the window's side (released code: 2/3); no part of whole images."""
+    stride: float = 2 / 3  #: From a window to the next, in parts of its side (released code: 2/3); not of whole images.
     flip: bool = False  #: Average each view with that of its mirror image (released code: always).
     scales: tuple[float, ...] = (1.0,)  #: Sizes at which the image is shown, as multiples of its own.
 

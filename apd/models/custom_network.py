@@ -97,8 +97,9 @@ class CustomSegmenter(nn.Module):
             if min(found.shape[2:]) < 2 or not found.isfinite().all():
                 raise ValueError(f"{where} are {tuple(found.shape)} for 65×97 zeros: expected 2×2 or more, all finite")
             if (channels := found.shape[1]) != self.num_classes and name != "features":
-                classes = f"{self.num_classes}, the classes of the data"
-                raise ValueError(f"{where} have {channels} channels: expected {classes}")
+                raise ValueError(
+                    f"{where} have {channels} channels: expected {self.num_classes}, the number of classes"
+                )
         # a part that gets no gradient, such as an auxiliary classifier, would be waited for by several ranks
         total, trained = sum(found.sum() for found in maps), [p for p in self.parameters() if p.requires_grad]
         for parameter, part in zip(trained, torch.autograd.grad(total, trained, allow_unused=True) if trained else ()):
@@ -120,13 +121,7 @@ class CustomSegmenter(nn.Module):
 
 
 def build_custom(
-    builder: str,
-    num_classes: int,
-    *,
-    features: str = "",
-    logits: str = "",
-    auxiliary: tuple[str, ...] = (),
-    builder_sha256: str = "",
+    builder: str, num_classes: int, *auxiliary: str, features: str = "", logits: str = "", builder_sha256: str = ""
 ) -> CustomSegmenter:
     """The network that `builder` returns, "package.module:function" or "nets.py:function", read at two paths or more.
 

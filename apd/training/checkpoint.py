@@ -96,10 +96,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, **options: Any) -> None
 
 
 def save_checkpoint(folder: Path, step: int, *, weights: dict, state: dict, optimisers: dict, facts: dict) -> Path:
-    """Write checkpoint `step` (steps done) under `folder`, keep the one before it and delete older ones.
-
-    `facts` are JSON values. CheckpointError where the disk refuses; the checkpoints that were there are untouched.
-    """
+    """Write checkpoint `step` (steps done), then delete all but the one before. CheckpointError: the disk refuses."""
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
         for leftover in folder.glob(".part-*"):  # a kill came while it was written
@@ -184,20 +181,20 @@ def only_process(folder: Path) -> Iterator[Callable[[], None]]:
                 return
         raise RunBusyError(f"{path} was deleted or replaced: where another works on this run, wait; then start again")
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
-    except OSError as error:
-        advice = "make it writable or set APD_RUNS to another folder"
-        raise CheckpointError(f"cannot write to {folder}: {error.strerror}; {advice}") from error
+    wrong, fix = f"cannot write to {folder}", "make it writable or set APD_RUNS to another folder"
     # without a fallback: that lock would outlive a killed process
     lock = FileLock(path, fallback_to_soft=False, on_acquired=lambda descriptor: held.append(os.fstat(descriptor)))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
+        wrong, fix = (
+            f"cannot lock {path}",
+            "mount it with locks (Lustre: option flock), or set APD_RUNS to another folder",
+        )
         with contextlib.suppress(Timeout):
             lock.acquire(blocking=False)
     except OSError as error:
-        fix = "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
-        raise CheckpointError(f"cannot lock {path}: {error.strerror}; {fix}") from error
+        raise CheckpointError(f"{wrong}: {error.strerror}; {fix}") from error
     if not lock.is_locked:
         holder = None
         with contextlib.suppress(OSError):

@@ -104,10 +104,7 @@ class Record:
         return agreed and agreed.aacc
 
     def save(self, path: Path) -> Self:
-        """Write the file, one top-level entry a line, the last a digest of the others; CheckpointError: it cannot be.
-
-        Returns the record that was written, with the digest.
-        """
+        """Write the file, an entry a line, and return the record with its digest. CheckpointError: the disk refuses."""
         content = with_digest(self.content)
         lines = (f" {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in content.items())
         write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")

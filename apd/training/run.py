@@ -50,8 +50,8 @@ def train(
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
-        folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
-        check_labels: count the labels of data of one's own first; its teacher's run does not count them again.
+        folder: where the run lies; default is :func:`run_folder`, as for its teacher's.
+        check_labels: count the labels of data of one's own first.
 
     Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible here; TeacherError;
     NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
@@ -66,12 +66,12 @@ def train(
     if ranks.size > 1 and where.type == "cuda":
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
     task, training = task_of(experiment), experiment.training
-    least, parts = task.least_part(ranks, where), ranks.size * training.accumulation
+    pooled = task.kind == "network" and not (ranks.size > 1 and where.type == "cuda")  # batch norm needs two vectors
+    least, parts = 2 if pooled else 1, ranks.size * training.accumulation
     if training.batch_size % parts or training.batch_size < least * parts:
         product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
         expected = f"a multiple of {product}, and {least} or more images in each part"
-        wrong = f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}"
-        raise of_every_rank(ExperimentError(wrong))
+        raise of_every_rank(ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}"))
     if not 0 <= workers <= 256:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0 and at most 256")
     with ranks.hold(folder, wait=wait) as require_held:

@@ -36,10 +36,11 @@ def build_network(
 
 def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
     options = asdict(network) | ({"weights": "none", "weights_file": ""} if weights_follow else {})
-    custom = {name: options.pop(name) for name in ("builder", "features", "logits", "auxiliary", "builder_sha256")}
+    paths, builder = options.pop("auxiliary"), options.pop("builder")
+    custom = {name: options.pop(name) for name in ("features", "logits", "builder_sha256")}
     if not network.builder:
         return build_segmenter(num_classes=num_classes, **options)
-    model = build_custom(num_classes=num_classes, **custom)
+    model = build_custom(builder, num_classes, *paths, **custom)
     if options["weights_file"]:
         load_weights(model, options["weights_file"])
     return model
@@ -111,10 +112,6 @@ class SegmentationTask(RunTask):
         how = {"stream": partial(DeviceStream, device=device)} if there else {"workers": workers}
         how |= {"augmentation": build_augmentation(self.experiment.data)}
         return training_batches(dataset, **how, **self._of_batches(start, ranks))
-
-    def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """Images that batch norm needs in each part of a batch: the pooled branch has one vector an image."""
-        return 1 if ranks.size > 1 and device.type == "cuda" else 2
 
     def precision(self, device: torch.device) -> str:
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""

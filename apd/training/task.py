@@ -24,20 +24,15 @@ EAGER_STEPS = 3  # before a CUDA graph is recorded: libraries choose their algor
 def build_optimisers(
     experiment: Experiment, student: tuple[list[nn.Parameter], list[nn.Parameter]], distillers: Iterable[nn.Module]
 ) -> dict[str, torch.optim.Optimizer]:
-    """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
-
-    `student` are the backbone's parameters and the rest. A group with `base_rate` follows a schedule.
-    """
+    """The optimiser of the student (its backbone, and the rest), and Adam for teachers' heads where there are any."""
     training, (backbone, heads), teacher_groups = experiment.training, map(list, student), []
     for config, module in zip(experiment.distillers, distillers, strict=True):
         heads += list(module.student_parameters())
         if parameters := list(module.teacher_parameters()):
             follows = {"base_rate": config.teacher_head_rate} if config.teacher_head_schedule == "poly" else {}
             teacher_groups.append({"params": parameters, "lr": config.teacher_head_rate, **follows})
-    groups = [
-        {"params": backbone, "base_rate": training.learning_rate},
-        {"params": heads, "base_rate": training.learning_rate * training.head_multiplier},
-    ]
+    rates = training.learning_rate, training.learning_rate * training.head_multiplier
+    groups = [{"params": part, "base_rate": rate} for part, rate in zip((backbone, heads), rates, strict=True)]
     fused = training.fused or None  # None leaves the choice to torch, which does not take the fused one
     common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
     momentum = {} if training.optimiser == "adamw" else {"momentum": training.momentum}
@@ -49,9 +44,8 @@ def build_optimisers(
 
 def described(training: TrainingConfig) -> str:
     """Optimiser and schedule in words, such as "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"."""
-    heads = training.learning_rate * training.head_multiplier
-    falls = f"falling to a tenth at {', '.join(map(str, training.milestones))}"
-    schedule = f"poly with power {training.power:g}" if training.schedule == "poly" else falls
+    heads, at = training.learning_rate * training.head_multiplier, ", ".join(map(str, training.milestones))
+    schedule = f"falling to a tenth at {at}" if training.schedule == "steps" else f"poly with power {training.power:g}"
     rises = f", rising over the first {training.warmup} steps" if training.warmup else ""
     return f"{training.optimiser}, learning rate {training.learning_rate:g} and {heads:g} for heads, {schedule}{rises}"
 
@@ -59,30 +53,24 @@ def described(training: TrainingConfig) -> str:
 class CapturedStep:
     """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
 
-    Every batch must have the shapes of the first. Gradients must be None when it is recorded and then be left alone:
-    each replay writes them anew, at the same addresses.
+    Batches have one shape. Gradients are None when it is recorded, and then written anew at the same addresses.
     """
 
     def __init__(self, compute: Callable[[Any], dict[str, Tensor]]) -> None:
         self._compute, self._eager = compute, 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    @property
-    def recorded(self) -> bool:
-        """Whether the next call replays."""
-        return self._graph is not None
+        self.graph: torch.cuda.CUDAGraph | None = None  # which the next call replays
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         """The named scalars, detached from what the next call does."""
-        if self._graph is None and self._eager < EAGER_STEPS:
+        if self.graph is None and self._eager < EAGER_STEPS:
             self._eager += 1
             return self._aside(batch)
-        if self._graph is None:
+        if self.graph is None:
             self._batch = type(batch)(*(value.clone() for value in batch))
-            self._graph, self._terms = self._record()
+            self.graph, self._terms = self._record()
         for kept, value in zip(self._batch, batch, strict=True):
             kept.copy_(value)
-        self._graph.replay()
+        self.graph.replay()
         return {name: value.clone() for name, value in self._terms.items()}
 
     def _aside(self, batch: Any) -> dict[str, Tensor]:
@@ -138,14 +126,10 @@ class RunTask(nn.Module):
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
 
     def network(
-        self, config: Any, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
+        self, config: Any, classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
     ) -> Any:
         """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
-        return built(partial(self._build, config, num_classes, weights_follow), self.kind, device, seed)
-
-    def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """Images that batch norm needs in each part of a batch."""
-        return 1
+        return built(partial(self._build, config, classes, weights_follow), self.kind, device, seed)
 
     def precision(self, device: torch.device) -> str:
         """fp32 or bf16, of the networks' forward passes."""
@@ -169,10 +153,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def recomputing(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, a forward pass keeps the inputs of these blocks only, and the backward pass computes the rest again.
-
-    The second time they write into copies of their buffers: batch norm's running statistics move once.
-    """
+    """Inside, a forward pass keeps these blocks' inputs only; the backward pass computes again, with other buffers."""
     before = {block: block.__dict__.get("forward") for block in blocks}
     for block in before:
         again = partial(checkpoint, block.forward, use_reentrant=False)

@@ -43,10 +43,7 @@ def valid_weight(labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None
 def task_loss(
     logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy over valid pixels after upsampling; a connected zero when no pixel is valid.
-
-    Equal to torch's with `weight` (here of :func:`scaled_weights`) and `label_smoothing`, of the whole batch.
-    """
+    """Mean cross-entropy over valid pixels after upsampling, as torch's with weights; a connected zero without any."""
     options = {"ignore_index": ignore_index, "reduction": "sum", "label_smoothing": smoothing}
     total = F.cross_entropy(upsampled(logits_BKhw, labels_BHW), labels_BHW, weights_K, **options)
     return total / global_count(valid_weight(labels_BHW, ignore_index, weights_K))

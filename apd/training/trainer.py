@@ -56,7 +56,7 @@ class TrainStep:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Update student and heads by this rank's part of a batch. Returns the detached terms of the whole batch."""
-        if self.captured is None or not self.captured.recorded:
+        if self.captured is None or self.captured.graph is None:
             for optimiser in self.optimisers.values():
                 optimiser.zero_grad(set_to_none=True)
         micro_batches = self.task.micro_batches(batch, self.device)
@@ -99,10 +99,9 @@ class TrainStep:
 
 
 def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
-    """What the learning rates of each optimiser are multiplied by in a step, after `step` steps were done.
+    """What learning rates are multiplied by after so many steps; a teacher's head, if it follows one, by poly.
 
-    The student's is its schedule, (1 − step/iterations)^power or a tenth for every milestone that is reached, times its
-    warm-up, whose first step moves the weights already. A teacher's head that follows a schedule falls by poly.
+    The student's is (1 − step/iterations)^power, or a tenth for each milestone that is reached, times its warm-up.
     """
     poly = scheduled = (1 - step / training.iterations) ** training.power
     if training.schedule == "steps":

@@ -353,5 +353,5 @@ def test_a_file_system_without_locks_is_named_and_what_to_do(tmp_path, monkeypat
     hold(tmp_path / "before")
     monkeypatch.setattr("fcntl.flock", partial(full, error=errno.ENOSYS))
     for folder in ("before", "new", "new"):
-        with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; have the file sys"):
+        with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; mount it with locks"):
             hold(tmp_path / folder)

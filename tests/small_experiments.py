@@ -1,5 +1,6 @@
 """Experiments that train in a tenth of a second, and processes that die where a test wants them to."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.cost.dry_run import dry_run
+from apd.data.batches import Batch
 from apd.distillers.apd import APDConfig
 from apd.distillers.logits import PixelKDConfig
 from apd.training import exit_codes as codes
@@ -68,6 +70,12 @@ def tiny(method="student", *, seed=0, **training):
     )
 
 
+def a_batch(size=2):
+    """Images of noise with labels of 10 classes."""
+    random = torch.Generator().manual_seed(5)
+    return Batch(torch.rand(size, 3, 32, 32, generator=random), torch.randint(0, 10, (size, 32, 32), generator=random))
+
+
 def prepared_run(experiment, folder):
     """The run of an experiment of either task before its first step, its teacher (if any) at random weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +100,16 @@ def thrown_at(last):
             raise Thrown
 
     return on_step
+
+
+def stopped(experiment, *steps):
+    """The folder of a run that was thrown out of its loop after each of these steps, with a checkpoint after every."""
+    with mock.patch.object(loop, "CHECKPOINT_SECONDS", 0.0):
+        for step in steps:
+            with contextlib.suppress(Thrown):
+                train(experiment, on_step=thrown_at(step))
+                raise AssertionError(f"step {step} was not reached")
+    return run_folder(experiment)
 
 
 def copied(module):

@@ -15,7 +15,7 @@ import tyro
 from apd.cli.app import only, parse, recipe_parts, with_recipe
 from apd.cli.using import record_of, split_described
 from apd.config.datasets import build_split, spec_of, what_changed
-from apd.config.experiment import DataConfig, Experiment, NetworkConfig
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TrainingConfig
 from apd.config.identity import to_dict
 from apd.cost import measure
 from apd.cost.dry_run import dry_run
@@ -76,8 +76,7 @@ def check(arguments: list[str], sentence: str) -> int:
 class _Cost:
     size: Size = "tiny"  #: Recipe whose networks are measured, at its image size (the paper's: at its crop).
     run: Path | None = None  #: Folder of a finished run, or its record.json, in place of a recipe.
-    batch: int = 1
-    """Images at a time."""
+    batch: int = 1  #: Images at a time.
     loss: bool = False  #: Measure the distillation loss at the published sizes and CamVid's instead of networks.
     start: bool = False  #: Time `from apd import APDLoss` and `apd --help` in fresh interpreters instead of networks.
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
@@ -173,6 +172,11 @@ def train(arguments: list[str], sentence: str) -> int:
         start = replace(start, network=NetworkConfig())
     if only(arguments, ("--teacher.network.builder",)) and start.teacher is not None:
         start = replace(start, teacher=replace(start.teacher, network=NetworkConfig()))
+    for owner in ("training", "teacher.training"):
+        if epochs := only(arguments, (f"--{owner}.epochs",)):  # in the place of the recipe's iterations
+            if given := only(arguments, (f"--{owner}.iterations",)):
+                raise UsageError(f"{' '.join(epochs + given)}: each says how long to train; leave one of them out")
+            arguments = [*arguments, f"--{owner}.iterations={TrainingConfig.iterations}"]
     chosen = parse(
         _Train,
         arguments,
@@ -182,7 +186,7 @@ def train(arguments: list[str], sentence: str) -> int:
         "that name, which `apd recipes` lists; every field below can be changed.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    experiment, device = chosen.experiment, chosen.device or None
+    experiment, device = runs.in_steps(chosen.experiment), chosen.device or None
     if experiment.name == start.name:
         label = f"{base.size}-{base.method}" if own is None else start.name.rpartition("-seed")[0]
         experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
@@ -311,4 +315,6 @@ def summary(record: Record) -> str:
         return f"{name}: {line(record.ap)} on {split_described(record, split)}{teacher}"
     own, teacher = record.scores, record.teacher_scores
     beside = f"; teacher mIoU {teacher.miou:.4f}, agreement {record.agreement:.4f}" if teacher else ""
+    kept = record.content.get("kept")
+    beside += f"; kept step {kept['step']}, the best on val, whose score is optimistic" if kept else ""
     return f"{name}: mIoU {own.miou:.4f}, mAcc {own.macc:.4f}, aAcc {own.aacc:.4f} on {split}{beside}"

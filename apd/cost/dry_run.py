@@ -150,7 +150,7 @@ class _DryRun:
         self.tell(f"memory, estimated in fp32: {fixed} and {image} for an image, and workspaces on top")
         for ranks in (1, 2, 4):
             count, rest = divmod(batch, ranks)
-            if not rest and count >= (1 if self.detection else 2):  # see SegmentationTask.least_part
+            if not rest and count >= (1 if self.detection else 2):  # as a run asks for
                 images = f"{count} images" if count > 1 else "an image"
                 where = f"in each of {ranks} processes" if ranks > 1 else "in one process"
                 self.tell(f"  {_size(cost.memory_bytes(count))} for {images} {where}")

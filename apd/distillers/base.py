@@ -43,9 +43,6 @@ class DistillerConfig:
             DISTILLERS[method] = cls
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if isinstance(value := getattr(self, f.name), list):  # JSON has lists
-                object.__setattr__(self, f.name, tuple(value))
         require_types(self)
         if self.terms:
             require_weights(self, *self.terms)

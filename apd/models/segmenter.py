@@ -101,14 +101,14 @@ class AuxiliaryHead(nn.Module):
 
 
 class SegOutput(NamedTuple):
-    """Logits `B K h w`, at the output stride, features `B C h w`, and the auxiliary head's logits in training mode.
+    """Logits `B K h w`, at the output stride, features `B C h w`, and auxiliary heads' logits in training mode.
 
     The features are the head's map *before* dropout and classifier (own choice; in the released code after dropout).
     """
 
     logits: Tensor
     features: Tensor
-    aux: Tensor | None
+    aux: Tensor | tuple[Tensor, ...] | None
 
 
 class Segmenter(nn.Module):

@@ -94,11 +94,9 @@ class RunLog:
         return whole
 
     def summary(self) -> dict[str, Any]:
-        """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
+        """The record's medians of (core) seconds over steps, and `curves`, of means over at most 100 equal stretches.
 
-        Seconds are medians over steps, core seconds those in which the process ran. A curve has at most 100 points,
-        each the mean over an equal stretch of steps; `iteration` is its end. Steps whose lines are not as they were
-        written are no part of this; how many, and between which steps, is `log_damaged`.
+        Steps whose lines are not as they were written have no part in this: `log_damaged` says which.
         """
         self.facts()  # closes the last stretch
         entries = [*self._whole().values()]

@@ -11,8 +11,8 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_cells(name: str, folder: Path) -> list[Any]:
-    """A notebook's code cells, run one after the other with other records; what they display."""
+def run_cells(name: str, folder: Path | None = None, **parameters: Any) -> list[Any]:
+    """A notebook's code cells, run one after the other with other records or parameters; what they display."""
     shown = []
     scope = {"display": shown.append}
     for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
@@ -24,7 +24,7 @@ def run_cells(name: str, folder: Path) -> list[Any]:
             else:
                 exec(compile(ast.Module([last], []), name, "exec"), scope)
         if "parameters" in cell.metadata.get("tags", []):
-            scope["records"] = str(folder)
+            scope |= {"records": str(folder), **parameters}
     return [item for item in shown if item is not None]
 
 

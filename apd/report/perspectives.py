@@ -219,6 +219,12 @@ class _Watcher:
         return {name: each[0].cpu() for name, each in found.items()} | {"present": found["teacher"][1].cpu()}
 
 
+def teacher_of(experiment: Experiment, classes: int, device: torch.device) -> nn.Module:
+    """The teacher of an experiment in eval mode; TeacherError where its weights are not there."""
+    weights = experiment.teacher.weights_file or run_folder(experiment.teacher_experiment()) / "weights.safetensors"
+    return load_teacher(task_of(experiment), Path(weights), classes, device)
+
+
 def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10, device: str | None = None) -> Trace:
     """Repeat a run with APD and note prototypes of images of one size, at every so many steps and the last one.
 
@@ -231,8 +237,7 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     where, splits = choose_device(device), build_splits(experiment.data)
     classes = len(splits.train.spec.class_names)
     student = build_network(experiment.network, classes, where, seed=experiment.seed)
-    weights = experiment.teacher.weights_file or run_folder(experiment.teacher_experiment()) / "weights.safetensors"
-    teacher = load_teacher(task_of(experiment), Path(weights), classes, where)
+    teacher = teacher_of(experiment, classes, where)
     steps, noted = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = Trainer(task_of(experiment), Path(folder), splits, student, teacher)

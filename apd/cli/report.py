@@ -17,10 +17,8 @@ from apd.fields import UsageError
 from apd.training.checkpoint import write_atomically
 from apd.training.run import finished_folder
 
-NOTEBOOK = "10_your_run.ipynb"
-PACKAGE = Path(__file__).resolve().parents[1]
-PLACES = (PACKAGE.parent / "notebooks" / NOTEBOOK, PACKAGE / "report" / NOTEBOOK)
-"""Where the notebook lies: in a checkout, and in a wheel that was built with it."""
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "10_your_run.ipynb"
+"""It lies in a clone of the project, beside the package, and not in a wheel."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +41,25 @@ def report(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--images {chosen.images}: expected a whole number of at least 0 and at most 1000000")
     folders = [finished_folder(run).resolve() for run in chosen.runs]
     for run, folder in zip(chosen.runs, folders, strict=True):
-        if (folder / "checkpoints").is_dir() and not (folder / "record.json").is_file():
-            raise UsageError(f"{run} has not finished: the `apd train` that began it goes on from its last checkpoint")
         if folders.count(folder) > 1:
             raise UsageError(f"{run} is named more than once: name each run once")
-    records = [record_of(folder) for folder in folders]
-    for run, record in zip(chosen.runs, records, strict=True):
-        what = {(each.experiment.task, *each.class_names) for each in (record, records[0])}
-        if len(what) > 1:
+        if (folder / "checkpoints").is_dir() and not (folder / "record.json").is_file():
+            raise UsageError(f"{run} has not finished: the `apd train` that began it goes on from its last checkpoint")
+        first, record = record_of(folders[0]), record_of(folder)
+        if (record.experiment.task, record.class_names) != (first.experiment.task, first.class_names):
             fix = "their scores cannot be compared, so write a report of each"
             raise UsageError(f"{chosen.runs[0]} and {run} have other tasks or classes: {fix}")
     notebook = executed({"run": list(map(str, folders)), "images": chosen.images})
-    title = f"{', '.join(folder.name for folder in folders)}: report"
-    write_atomically(chosen.to, page_of(notebook, title))
+    write_atomically(chosen.to, page_of(notebook, f"{', '.join(folder.name for folder in folders)}: report"))
     print(chosen.to)
     return 0
 
 
 def executed(parameters: dict[str, Any]) -> Any:
     """The notebook as it is after papermill has run it with these parameters; ExportError where that cannot be."""
-    source = next((place for place in PLACES if place.is_file()), None)
-    if source is None:
-        fix = "run it in a clone of the project"
-        raise ExportError(f"apd report needs {NOTEBOOK}, which this installation lacks: {fix}")
+    if not NOTEBOOK.is_file():
+        fix = "install a clone of the project with `pip install -e '.[book]'`"
+        raise ExportError(f"apd report needs {NOTEBOOK}, which lies in a clone only: {fix}")
     try:
         import markdown_it  # noqa: F401
         import papermill
@@ -76,38 +70,32 @@ def executed(parameters: dict[str, Any]) -> Any:
         options = {"kernel_name": "python3", "progress_bar": sys.stderr.isatty(), "parameters": parameters}
         options |= {"extra_arguments": ["--log-level=CRITICAL"]}  # of a kernel that is shut down
         try:
-            return papermill.execute_notebook(source, Path(folder) / NOTEBOOK, **options)
+            return papermill.execute_notebook(NOTEBOOK, Path(folder) / NOTEBOOK.name, **options)
         except papermill.PapermillExecutionError as error:
             what = f"{error.ename}: {error.evalue}"
-            raise ExportError(f"{source.name} stopped in its cell In [{error.exec_count}]: {what}") from error
+            raise ExportError(f"{NOTEBOOK.name} stopped in its cell In [{error.exec_count}]: {what}") from error
 
 
 def page_of(notebook: Any, title: str) -> str:
-    """HTML of a notebook's text and outputs without its code; it fetches nothing from anywhere.
-
-    Outputs are text, HTML that brings its own style, and PNG images.
-    """
+    """HTML of a notebook's text and outputs (text, Markdown, HTML with its style) without code; it fetches nothing."""
     from markdown_it import MarkdownIt
 
-    markdown, parts, headings = MarkdownIt(), [], []
+    markdown, parts, links = MarkdownIt(), [], []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            heading = cell.source.partition("\n")[0].removeprefix("## ")
+            name = cell.source.partition("\n")[0].removeprefix("## ")
             if cell.source.startswith("## "):
-                headings.append(f'<a href="#{heading}">{heading}</a>')
-            parts.append(markdown.render(cell.source).replace("<h2>", f'<h2 id="{heading}">', 1))
-            if cell.source.startswith("# "):
-                parts.append("<nav>LINKS</nav>")
+                links.append(f'<a href="#{name}">{name}</a>')
+            parts.append(markdown.render(cell.source).replace("<h2>", f'<h2 id="{name}">', 1))
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "text/html" in data:
                 parts.append(data["text/html"])
             elif "text/markdown" in data:
                 parts.append(markdown.render(data["text/markdown"]))
-            elif "image/png" in data:
-                parts.append(f'<img alt="" src="data:image/png;base64,{data["image/png"]}">')
             elif output.get("name") != "stderr":
                 parts.append(f"<pre>{escape(output.get('text', data.get('text/plain', '')).strip())}</pre>")
-    body = "\n".join(parts).replace("<nav>LINKS</nav>", f"<nav>{' '.join(headings)}</nav>", 1)
     head, tail = Path(__file__).with_suffix(".html").read_text(encoding="utf-8").split("BODY\n")
-    return head.replace("TITLE", escape(title)) + body + tail
+    return "\n".join(
+        [head.replace("TITLE", escape(title)), *parts[:1], f"<nav>{' '.join(links)}</nav>", *parts[1:], tail]
+    )

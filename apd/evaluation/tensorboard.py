@@ -33,32 +33,30 @@ class Board:
     """Writes into `folder`, from where `step` steps are done: what was written of later ones is no longer shown.
 
     Example:
-        >>> board = Board(Path("runs/mine/tensorboard"), step=0)  # doctest: +SKIP
-        >>> board.scalars(1, {"loss/task": 1.25})  # doctest: +SKIP
+        >>> Board(Path("runs/mine/tensorboard"), step=0).log_line({"step": 0, "task": 1.25})  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.writer = require_tensorboard().SummaryWriter(folder, purge_step=step + 1)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of several curves, as one event: a call for each would cost a small network's step some per cent."""
+    def _points(self, step: int, values: Mapping[str, float]) -> None:
+        """One event for all curves: a call of add_scalar for each would cost a small network's step some per cent."""
         from torch.utils.tensorboard.summary import Summary
 
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self.writer.file_writer.add_summary(Summary(value=points), step)
 
     def log_line(self, entry: Mapping[str, float]) -> None:
-        """What a line of the run's log holds: terms and learning rate after a step, and its seconds."""
+        """Terms, learning rate and seconds of a step, as a line of the run's log holds them."""
         groups = {"learning_rate": "schedule", "seconds": "time", "core_seconds": "time"}
         values = {f"{groups.get(name, 'loss')}/{name}": value for name, value in entry.items() if name != "step"}
-        self.scalars(int(entry["step"]) + 1, values)
+        self._points(int(entry["step"]) + 1, values)
 
     def validation(self, step: int, score: str, value: float, network: nn.Module, dataset: Any) -> None:
         """The score on val after `step` steps, and what the network, in eval mode, finds in the first images."""
-        self.scalars(step, {f"val/{score}": value})
+        self._points(step, {f"val/{score}": value})
         for name, image_HW3 in shown(network, dataset):
             self.writer.add_image(f"val/{name}", image_HW3, step, dataformats="HWC")
-        self.writer.flush()
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def centred(rows_BKD: Tensor, present_BK: Tensor) -> Tensor:
 def distance_to_shared(weights_KC: Tensor, prototypes_BKC: Tensor, present_BK: Tensor) -> Distance:
     """1 - mean over present classes of the cosine between a class's classifier row and its prototype, both centred.
 
-    Prototypes are of the features that the classifier reads, before any head. NaN: below two classes, absent classes.
+    Prototypes are of the features that the classifier reads. NaN: below two classes, absent classes.
     """
     both = centred(weights_KC.expand_as(prototypes_BKC), present_BK), centred(prototypes_BKC, present_BK)
     shared_BKC, own_BKC = (rows_BKC * inverse_length(rows_BKC, dim=2) for rows_BKC in both)
@@ -257,10 +257,7 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
 
 
 def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
-    """One of the experiment's distillers as it was after the last step, in eval mode, from the run's last checkpoint.
-
-    CheckpointError: the experiment has no such distiller, or its run no checkpoint of the last step.
-    """
+    """One of the experiment's distillers after the last step, in eval mode; CheckpointError where there is none."""
     configs = {config.method: config for config in experiment.distillers}
     if method not in configs:
         raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {[*configs]}")

@@ -1,7 +1,7 @@
 """Curves over steps, seconds and context shift, and what losses and steps cost by `tests/measure_*.py`."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,30 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+import apd.report.figures.style as page
 from apd.report.comparisons import SHIFT_NAMES, ShiftSweep
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.forest import POINTS, signed
-from apd.report.figures.style import (
-    INK,
-    Drawing,
-    colour_of,
-    drawing,
-    figure,
-    line_colours,
-    nothing,
-    quiet_axes,
-    rows_table,
-)
+from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
+from apd.report.figures.trials import on_val, validation_score
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
-from apd.training.run import records_folder, task_of
+from apd.training.run import records_folder
 from apd.training.schema import read_json
 
 TERMS = ("task", "pixel_kd", "observation", "alignment", "regularisation", "learning_rate")
+RUN_COLOURS = ("#0e9384", "#c9742a", "#4c86c9", "#9a6bd0", "#7d8796", "#8c7a5b")  # of runs that are no methods, in turn
 TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 
 Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small", "coco": "COCO"}
 CLASS_BY_CLASS = ", class by class"
 COMMANDS = {"speed": "python -m book.figures.speed", "detection-speed": "python -m book.figures.detection_speed"}
+
+
+def line_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each line: a method's own, else one of RUN_COLOURS."""
+    return {name: METHOD_COLOURS.get(name, RUN_COLOURS[i % len(RUN_COLOURS)]) for i, name in enumerate(names)}
 
 
 def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> None:
@@ -77,7 +75,7 @@ def term_curves(records: Mapping[str, Record], terms: Sequence[str] = TERMS) -> 
 
 def validation_curves(records: Mapping[str, Record], teacher: Record | None = None) -> Drawing:
     """The score on val on the way, one line for each method or run, the finished teacher as a dashed line."""
-    found = {name: on_val(record) for name, record in records.items()}
+    found = {name: {s: POINTS * v for s, v in on_val(record).items()} for name, record in records.items()}
     if not any(found.values()):
         return nothing("No score can be drawn: 0 of the runs were scored on val on the way.")
     score = next(iter(records.values())).headline[0]
@@ -90,7 +88,7 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
                 style = {"color": colour, "marker": "o", "markersize": 5, "label": said[-1]}
                 axes.plot([*values], [*values.values()], **style)
         if teacher is not None:
-            last = [*on_val(teacher).values()][-1]
+            last = POINTS * validation_score(teacher)
             said.append(f"teacher {last:.1f}")
             axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=said[-1])
         axes.margins(y=0.08)
@@ -98,12 +96,6 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
         quiet_axes(axes, grid="y")
         legend_above(fig)
         return drawing(fig, f"{score} on the validation split after the last step: " + ", ".join(said))
-
-
-def on_val(record: Record) -> dict[int, float]:
-    """The headline score on val in per cent, by the step after which it was measured."""
-    task, noted = task_of(record.experiment), record.content["evaluations"]
-    return {e["step"]: POINTS * task.headline(e)[1] for e in noted if e["split"] == "val"}
 
 
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
@@ -202,7 +194,7 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
         f"{SHAPE_NAMES[shape]}: {s['batch']} × {s['channels']} × {s['grid']} × {s['grid']}, {s['classes']} classes, "
         f"labels {s['labels']} × {s['labels']}; forward and backward"
     )
-    return rows_table(rows, caption)
+    return page.rows_table(rows, caption)
 
 
 def against_the_reference(measurements: Sequence[Measurement]) -> Drawing:
@@ -216,7 +208,7 @@ def against_the_reference(measurements: Sequence[Measurement]) -> Drawing:
                 "times as fast": f"{slow['milliseconds'][1] / ours['milliseconds'][1]:.1f}",
                 "of its memory": f"{100 * ours['peak_bytes'] / slow['peak_bytes']:.0f} %",
             }
-    return rows_table(frame, "compared with the same terms written class by class")
+    return page.rows_table(frame, "compared with the same terms written class by class")
 
 
 def step_cost_table(measurement: Measurement, row: Mapping[str, Any]) -> Drawing:
@@ -233,4 +225,4 @@ def step_cost_table(measurement: Measurement, row: Mapping[str, Any]) -> Drawing
         f"{shape['width']}, Mask R-CNN {shape['student']['backbone']} ← {shape['teacher']['backbone']}, on "
         f"{measurement['device']['name']}: forward and backward; {measurement['repeats']} repeats"
     )
-    return rows_table(rows, caption)
+    return page.rows_table(rows, caption)

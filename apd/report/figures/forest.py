@@ -115,10 +115,9 @@ def forest(
     groups: Mapping[Any, str] | None = None,
     title: str = "",
 ) -> Drawing:
-    """Differences with their intervals, one row each, in the order given; the mean is bold where it is significant.
+    """Differences (fractions of what `axis` says) with their intervals, one row each; bold where significant.
 
-    Rows far outside and intervals that leave the figure end in an arrowhead. `rows` are fractions, `axis` says of what,
-    and `groups` are headings, each above neighbouring rows of one group.
+    `groups` are headings, each above neighbouring rows of one group. What leaves the figure ends in an arrowhead.
     """
     if not rows:
         return nothing(f"{title}: no difference can be drawn, because 0 rows have a seed in common with the reference.")

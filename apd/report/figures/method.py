@@ -1,6 +1,7 @@
 """The method in images: samples, predictions, cosines inside a perspective, and what is observed from it."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apd.data.specs import DatasetSpec, Sample
-from apd.report.figures.style import Drawing, ImageHW3, Panel, colour_scale, drawing, figure, key, panels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, drawing, figure, key, panels
 
 RIGHT, WRONG = (196, 202, 210), (226, 58, 78)
 ERROR_KEY = key([("right", RIGHT), ("wrong", WRONG)])
@@ -43,7 +44,9 @@ def mapped(values: Tensor, low: float, high: float, colours: str) -> ImageHW3:
 
 def scale(colours: str, low: str, high: str) -> str:
     """HTML of a colour map's bar between two words."""
-    return colour_scale(mapped(torch.linspace(0, 1, 9), 0, 1, colours), low, high)
+    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in mapped(torch.linspace(0, 1, 9), 0, 1, colours).tolist())
+    bar = f'<span class="apd-scale" style="background:linear-gradient(90deg,{stops})"></span>'
+    return f'<div class="apd-key"><span>{escape(low)}</span>{bar}<span>{escape(high)}</span></div>'
 
 
 def cells(pixels: ImageHW3) -> ImageHW3:

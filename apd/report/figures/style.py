@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -45,8 +45,6 @@ METHOD_COLOURS = {
     "roi_apd": "#0e9384",
     "dense_apd": "#9a6bd0",
 }
-RUN_COLOURS = ("#0e9384", "#c9742a", "#4c86c9", "#9a6bd0", "#7d8796", "#8c7a5b")
-"""Of runs whose names are no methods, in turn."""
 VARIANT_COLOUR = "#8c7a5b"
 """Of what is no method of the study itself: an ablation's setting, another distillation method."""
 WIDTH = 5.4
@@ -123,11 +121,6 @@ def colour_of(key: object) -> str:
     """The colour of a method of the study, or of the one that a tuple names; all other variants share one."""
     parts = key if isinstance(key, tuple) else (key,)
     return next((METHOD_COLOURS[part] for part in parts if part in METHOD_COLOURS), VARIANT_COLOUR)
-
-
-def line_colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each line: a method's own, else one of RUN_COLOURS in turn."""
-    return {name: METHOD_COLOURS.get(name, RUN_COLOURS[i % len(RUN_COLOURS)]) for i, name in enumerate(names)}
 
 
 @contextmanager
@@ -211,13 +204,6 @@ def key(entries: Sequence[tuple[str, tuple[int, int, int]]]) -> str:
     """HTML that names colours (RGB, 0..255)."""
     spans = (f'<span><i style="background:rgb{colour}"></i>{escape(name)}</span>' for name, colour in entries)
     return f'<div class="apd-key">{"".join(spans)}</div>'
-
-
-def colour_scale(colours_N3: NDArray[np.uint8], low: str, high: str) -> str:
-    """HTML of a colour bar between two words or numbers."""
-    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colours_N3.tolist())
-    bar = f'<span class="apd-scale" style="background:linear-gradient(90deg,{stops})"></span>'
-    return f'<div class="apd-key"><span>{escape(low)}</span>{bar}<span>{escape(high)}</span></div>'
 
 
 class View(NamedTuple):

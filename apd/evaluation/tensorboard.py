@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from apd.config.experiment import ExperimentError
 from apd.data.batches import unit_range
 from apd.data.instances import InstanceSample
 from apd.evaluation.average_precision import detect
 from apd.evaluation.inference import predict_labels
 from apd.evaluation.predict import drawn, overlay
-from apd.fields import ExperimentError
 
 IMAGES, LONGEST = 3, 1024  # predictions that are shown each time, and pixels of their longer side (own choice)
 

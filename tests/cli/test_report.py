@@ -3,11 +3,12 @@
 import re
 import shutil
 import sys
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from chapter_cells import ROOT, run_cells
 from made_up_records import made_up_record
+from papermill import PapermillExecutionError
 from small_experiments import tiny
 
 from apd.cli import report as page
@@ -103,9 +104,7 @@ def test_what_cannot_be_reported_is_refused_in_one_line(kind, runs, tmp_path, ca
     assert re.search(message, line)
 
 
-def stopped(*_arguments, **_options):
-    cells = [SimpleNamespace()]
-    raise sys.modules["papermill"].PapermillExecutionError(0, 3, cells, "ValueError", "no such thing", [])
+STOPPED = Mock(side_effect=PapermillExecutionError(0, 3, "", "ValueError", "no such thing", []))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def stopped(*_arguments, **_options):
         (lambda m: m.setitem(sys.modules, "papermill", None), r"needs the package papermill: .*'\.\[book\]'"),
         (lambda m: m.setattr(page, "NOTEBOOK", ROOT / "none.ipynb"), "install a clone of the project"),
         (
-            lambda m: m.setattr("papermill.execute_notebook", stopped),
+            lambda m: m.setattr("papermill.execute_notebook", STOPPED),
             r"stopped in its cell In \[3\]: ValueError: no such",
         ),
     ],

@@ -9,8 +9,13 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 
 
+<<<<<<< HEAD
 def run_cells(name, folder):
     """A notebook's code cells, run one after the other with other records; what they display."""
+=======
+def run_cells(name: str, folder: Path | None = None, **parameters: Any) -> list[Any]:
+    """A notebook's code cells, run one after the other with other records or parameters; what they display."""
+>>>>>>> b-report
     shown = []
     scope = {"display": shown.append}
     for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
@@ -22,7 +27,7 @@ def run_cells(name, folder):
             else:
                 exec(compile(ast.Module([last], []), name, "exec"), scope)
         if "parameters" in cell.metadata.get("tags", []):
-            scope["records"] = str(folder)
+            scope |= {"records": str(folder), **parameters}
     return [item for item in shown if item is not None]
 
 

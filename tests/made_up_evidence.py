@@ -4,7 +4,7 @@ import numpy as np
 
 from apd.config.identity import fingerprint, to_dict
 from apd.data.specs import SCENES
-from apd.report.correlations import SCHEMA, Evidence
+from apd.report.correlations import Evidence
 from apd.study.campaigns import scenes_experiment
 
 IMAGES = 40
@@ -26,7 +26,7 @@ def made_up_evidence(context_shift=1.0, seed=0, *, distance=None, miou=None, ima
     right = {name: of_seed.uniform(0.7, 0.9, images) for name in networks}
     return Evidence(
         {
-            "schema": SCHEMA,
+            "schema": 1,
             "experiment": to_dict(experiment),
             "runs": {
                 name: {

@@ -6,7 +6,7 @@ from chapter_cells import book_script
 from apd.data.rle import encode
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections
-from apd.report.detections import SCHEMA, Findings
+from apd.report.detections import Findings
 
 maker = book_script("detection_findings")
 SCENES = SceneInstances(6, height=96, width=128, context_shift=1.0, seed=0, split="test")
@@ -31,7 +31,7 @@ def detections(sample, every, false):
 def made_up_findings():
     """Findings of a baseline, a distilled student and a teacher in all scenes."""
     content = {
-        "schema": SCHEMA,
+        "schema": 1,
         "seed": 0,
         "runs": {name: {"fingerprint": "a" * 12, "weights_sha256": "0" * 64} for name in FOUND},
         "data": {"pictures": 6, "scenes": maker.settings_of(SCENES), "fingerprint": SCENES.fingerprint()},

@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "Read every image and mask of a folder of your own, or a named data set, and print each class's share.",
     "evaluate": "Score a finished run again on a split of its data.",
     "predict": "Write the label map and an overlay of any image, or what a detector finds in it.",
+    "report": "Write one page of finished runs: scores, curves, best and worst images, configuration, cost.",
     "export": "Write a finished run's student, alone, as ONNX or as a torch.export program.",
     "campaign": "Run what a named list of experiments still lacks.",
     "cost": "Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, time "
@@ -44,7 +45,8 @@ def _run(name: str, *arguments: str) -> int:
         hint = did_you_mean(name, COMMANDS)
         raise UsageError(f"there is no command {name!r:.80}: expected one of {', '.join(COMMANDS)}{hint}")
     try:
-        module = import_module(f"apd.cli.{'using' if name in _OF_A_RUN else 'training'}")
+        place = "report" if name == "report" else "using" if name in _OF_A_RUN else "training"
+        module = import_module(f"apd.cli.{place}")
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise

@@ -157,6 +157,8 @@ class _Train(_Base):
     """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
     workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
+    tensorboard: bool = False
+    """Write curves and some predictions for `tensorboard --logdir runs`; needs the extra `tensorboard`."""
 
 
 def _require_workers(workers: int) -> None:
@@ -200,7 +202,8 @@ def train(arguments: list[str], sentence: str) -> int:
         if missing := dry_run(experiment, device=device):
             print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
         return 1 if missing else 0
-    record = runs.train(experiment, device=device, progress=in_this_output(), workers=chosen.workers)
+    options = dict(progress=in_this_output(), workers=chosen.workers, tensorboard=chosen.tensorboard)
+    record = runs.train(experiment, device=device, **options)
     if not started_rank():
         print(summary(record), flush=True)
         for who, fact in {"the teacher": record.content["teacher"] or {}, "the student": record.content}.items():

@@ -18,7 +18,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _significant(config: Any) -> dict[str, Any]:
+def significant(config: Any) -> dict[str, Any]:
     """Fields that differ from their default, nested, and `method` or `kind`: a later option keeps every fingerprint."""
     result: dict[str, Any] = {}
     for f in fields(config):
@@ -26,14 +26,14 @@ def _significant(config: Any) -> dict[str, Any]:
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if f.name in ("method", "kind") or value != default:
             if f.name == "distillers":
-                value = [_significant(distiller) for distiller in value]
-            result[f.name] = _significant(value) if dataclasses.is_dataclass(value) else value
+                value = [significant(distiller) for distiller in value]
+            result[f.name] = significant(value) if dataclasses.is_dataclass(value) else value
     return result
 
 
 def fingerprint(experiment: Experiment) -> str:
     """Twelve hexadecimal digits that name the run of this experiment; the label `name` plays no part."""
-    content = _significant(dataclasses.replace(experiment, name="experiment"))
+    content = significant(dataclasses.replace(experiment, name="experiment"))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -16,6 +16,7 @@ from apd.config.datasets import what_changed
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
+from apd.evaluation.tensorboard import require_tensorboard
 from apd.models.checkpoints import load_weights
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
@@ -38,6 +39,7 @@ def train(
     on_step: Callable[[int], None] | None = None,
     folder: Path | None = None,
     check_labels: bool = True,
+    tensorboard: bool = False,
 ) -> Record:
     """Run an experiment to its end, or find it finished, and return its record.
 
@@ -50,15 +52,27 @@ def train(
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
+<<<<<<< HEAD
         folder: where the run lies; default is :func:`run_folder`, as for its teacher's.
         check_labels: count the labels of data of one's own first.
+=======
+        folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
+        check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
+        tensorboard: write every term, the scores on val and some predictions into the folder `tensorboard` of the run.
+>>>>>>> b-report
 
     Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible here; TeacherError;
     NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
     data than today's; StoppedError, with a checkpoint; LostRankError.
     """
+<<<<<<< HEAD
     ranks, given = join(), experiment
     experiment = ranks.rank_zero_first(lambda: in_steps(given))
+=======
+    ranks = join()
+    if tensorboard:
+        require_tensorboard()
+>>>>>>> b-report
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
     if record := ranks.on_rank_zero(lambda: _finished(folder, experiment)):
         return record
@@ -92,13 +106,14 @@ def train(
                 untrained = task.network(experiment.teacher.network, classes, where, seed=0, weights_follow=True)
                 ranks.on_rank_zero(lambda: RunTask.prepare(task, student, untrained))  # do they fit?
                 of_teacher, options = experiment.teacher_experiment(), dict(device=device, workers=workers)
-                train(of_teacher, **options, progress=progress, wait=True, check_labels=False)
+                options |= dict(progress=progress, tensorboard=tensorboard)
+                train(of_teacher, **options, wait=True, check_labels=False)
                 weights = run_folder(of_teacher) / "weights.safetensors"
             teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, classes, where))
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, task.precision(where), ranks.size, task.libraries)
         options = dict(progress=progress, ranks=ranks, workers=workers, origin=origin, require_held=require_held)
-        run = Trainer(task, folder, splits, student, teacher, **options)
+        run = Trainer(task, folder, splits, student, teacher, tensorboard=tensorboard, **options)
         run.execute(on_step)
         return _finish(run)
 

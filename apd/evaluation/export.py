@@ -95,6 +95,45 @@ def export_network(
     return Exported(path, path.stat().st_size, multiple, difference, sizes)
 
 
+def model_card(record: Any, size: tuple[int, int]) -> str:
+    """A README for the Hugging Face hub of a record's network, trained at `size`: metadata, use and scores."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    experiment, found, names = record.experiment, record.scores, record.class_names
+    data, network = f"{record.content['data']['name']} {record.content['data']['split']}", experiment.network
+    of = dict(task_type="image-segmentation", dataset_type=record.content["data"]["name"], dataset_name=data)
+    means = {"mIoU": found.miou, "mAcc": found.macc, "aAcc": found.aacc}
+    results = [EvalResult(**of, metric_type=metric, metric_value=round(value, 6)) for metric, value in means.items()]
+    tags = dict(library_name="pytorch", pipeline_tag="image-segmentation", tags=["knowledge-distillation"])
+    methods = [type(one).__name__.removesuffix("Config") for one in experiment.distillers]
+    rows = zip(names, found.iou.tolist(), found.accuracy.tolist(), strict=True)
+    table = "\n".join(f"| {name.replace('|', ' ')} | {iou:.4f} | {accuracy:.4f} |" for name, iou, accuracy in rows)
+    return f"""---
+{ModelCardData(model_name=experiment.name, **tags, eval_results=results).to_yaml().strip()}
+---
+
+# {experiment.name}
+
+A {network.head.upper()} head on {network.backbone} for {len(names)} classes, trained with `apd` at {size[0]}×{size[1]}
+pixels (height × width){f", taught by {' and '.join(methods)}" if methods else ""}. No licence is stated: whoever
+publishes the weights adds `license:` above. Images come in [0, 1] and are normalised inside:
+
+```python
+from apd.evaluation.inference import predict_labels
+from apd.models import Segmenter
+
+model = Segmenter.from_pretrained("FOLDER_OR_NAME")
+labels_BHW = predict_labels(model, images_B3HW)
+```
+
+On {data}: {", ".join(f"{metric} {value:.4f}" for metric, value in means.items())}.
+
+| class | IoU | accuracy |
+| --- | --- | --- |
+{table}
+"""
+
+
 class _Inference(nn.Module):
     """Images to logits of their size, from a copy of a network without its auxiliary head."""
 

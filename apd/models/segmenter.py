@@ -1,18 +1,24 @@
 """The segmentation network: backbone, head (PSPNet's or DeepLabV3's), classifier, an auxiliary head for training."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apd.fields import one_line
+from apd.models import pretrained
 from apd.models.backbones import Backbone, Dilation, Weights, create_backbone
 
 Head = Literal["psp", "aspp"]
 
 SMALLEST_SIDE = 32
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"  # as on the Hugging Face hub
+ARCHITECTURES = ["apd.models.Segmenter"]
 PSP_BINS = (1, 2, 3, 6)  # as published
 ASPP_REACH = 288  # image pixels from a cell to the outermost taps: 36 cells of stride 8 (as published)
 
@@ -121,6 +127,9 @@ class Segmenter(nn.Module):
     stall), values outside [0, 1].
     """
 
+    config: Mapping[str, Any] = {}
+    """What `config.json` holds: under `network` the arguments of :func:`~apd.models.build_segmenter`."""
+
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float) -> None:
         super().__init__()
         self.feature_channels, self.num_classes = width, num_classes
@@ -148,6 +157,51 @@ class Segmenter(nn.Module):
     def head_parameters(self) -> list[nn.Parameter]:
         """All other parameters: head, classifier and auxiliary head (ten times the learning rate as published)."""
         return [p for part in (self.head, self.classifier, self.aux_head) for p in part.parameters()]
+
+    def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any] | None = None, card: str = "") -> None:
+        """Write `config.json`, with `about` in it, and `model.safetensors`; `card` as `README.md` where there is none.
+
+        The layout is that of the Hugging Face hub, so `hf upload NAME FOLDER` publishes it.
+        """
+        if not self.config:
+            raise ValueError("this network was not made by build_segmenter: save its state_dict() instead")
+        mean, std = (getattr(self, f"image_{name}").flatten().tolist() for name in ("mean", "std"))
+        config = {**self.config, **(about or {}), "architectures": ARCHITECTURES, "image_mean": mean, "image_std": std}
+        tensors = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, WEIGHTS_FILE).write_bytes(save(tensors, {"format": "pt"}))
+        Path(folder, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if card and not Path(folder, CARD_FILE).exists():
+            Path(folder, CARD_FILE).write_text(card, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **download: Any) -> "Segmenter":
+        """The network, in eval mode, of such a folder, or of a repository on the Hugging Face hub.
+
+        `download` goes to `huggingface_hub.snapshot_download`, such as `revision`. A RuntimeError says what is wrong.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            try:
+                folder = Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **download))
+            except Exception as error:  # of the library, or of the network below it
+                reason = one_line(f"neither a folder nor to be had from the Hugging Face hub ({error!r:.300})")
+                raise RuntimeError(f"{source!s:.200}: {reason}") from error
+        file = folder / CONFIG_FILE
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if config.get("architectures") != ARCHITECTURES:
+                raise ValueError(f"it is of {config.get('architectures')}, expected {ARCHITECTURES}")
+            # the file's weights follow, and a config can make nothing be downloaded
+            model = build_segmenter(**config["network"] | {"weights": "none", "weights_file": ""}).eval()
+            model.config, file = config, folder / WEIGHTS_FILE
+            tensors, _ = pretrained.read_tensors(file)
+            model.load_state_dict(pretrained.match_tensors(tensors, model.state_dict()))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise RuntimeError(one_line(f"{file!s:.200}: no network can be made of it ({error!r:.400})")) from error
+        return model
 
 
 def check_images(images_B3HW: Tensor) -> None:
@@ -217,4 +271,8 @@ def build_segmenter(
         pooling = PyramidPooling(made.channels, head_width)
     else:
         pooling = AtrousPooling(made.channels, head_width, dilations=aspp_dilations(aspp_reach, output_stride))
-    return Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout)
+    model = Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout)
+    network = {"backbone": backbone, "num_classes": num_classes, "head": head, "head_width": head_width}
+    network |= {"output_stride": output_stride, "dropout": dropout, "dilation": dilation, "aspp_reach": aspp_reach}
+    model.config = {"network": network}
+    return model

@@ -24,7 +24,7 @@ from apd.data.specs import DatasetSpec
 from apd.evaluation import inference as segmentation
 from apd.evaluation import predict as predictions
 from apd.evaluation.average_precision import Detections, ap_lines, image_ids, scored
-from apd.evaluation.export import SUFFIXES, ExportError, export_network, model_card
+from apd.evaluation.export import SUFFIXES, export_network, model_card
 from apd.evaluation.inference import class_csv, scores, too_weak
 from apd.fields import UsageError, shown
 from apd.models.segmenter import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
@@ -44,8 +44,7 @@ class _OfARun:
     sliding_window: float | None = None
     """Predict windows of the training crop's size; the number is the step from one to the next, as a part of a window
     (released code: 0.667)."""
-    flip: bool = False
-    """Average each prediction with that of the mirror image."""
+    flip: bool = False  #: Average each prediction with that of the mirror image.
     scales: tuple[float, ...] = ()
     """Average over these sizes, as multiples of the image's own; --scales 1 alone shows the whole image once."""
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
@@ -87,12 +86,9 @@ def evaluate(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--csv {chosen.csv}: expected a file in a folder that is there and can be written")
     if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
-    if record.experiment.task == "segmentation":
-        _evaluate_segmenter(chosen, record, options)
-    elif chosen.csv is not None:
+    if record.experiment.task == "detection" and chosen.csv is not None:
         raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
-    else:
-        _evaluate_detector(chosen, record)
+    (_evaluate_detector if record.experiment.task == "detection" else _evaluate_segmenter)(chosen, record, options)
     return 0
 
 
@@ -105,14 +101,9 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
         for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
             predictions.write_label_map(labels_HW, chosen.pictures / f"{name}-labels.png", dataset.spec)
 
-    matrix_KK = segmentation.confusion_of(
-        trained_network(chosen.run, device=chosen.device or None),
-        dataset,
-        precision=experiment.precision,
-        inference=options,
-        progress=chosen.split,
-        on_batch=None if chosen.pictures is None else write,
-    )
+    how = dict(precision=experiment.precision, inference=options, progress=chosen.split)
+    model, on_batch = trained_network(chosen.run, device=chosen.device or None), write if chosen.pictures else None
+    matrix_KK = segmentation.confusion_of(model, dataset, on_batch=on_batch, **how)
     result, names = scores(matrix_KK), dataset.spec.class_names
     for name, iou, accuracy in zip(names, result.iou, result.accuracy, strict=True):
         print(f"{name:12s} IoU {iou:.4f}  accuracy {accuracy:.4f}")
@@ -124,7 +115,7 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
         chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")
 
 
-def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
+def _evaluate_detector(chosen: _Evaluate, record: Record, _options: InferenceOptions) -> None:
     coco_library(SCORED)
     data, task = record.experiment.data, task_of(record.experiment)
     if data.name == "coco" and chosen.split == "test":
@@ -137,8 +128,8 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
         image = predictions.drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
         predictions.save_image(image, chosen.pictures / f"{sample.name}-found.png")
 
-    options = dict(batch_size=task.at_a_time, progress=chosen.split)
-    tables = scored(model, dataset, **options, on_image=None if chosen.pictures is None else write).tables()
+    how = dict(batch_size=task.at_a_time, progress=chosen.split, on_image=write if chosen.pictures else None)
+    tables = scored(model, dataset, **how).tables()
     counted = f"{len(dataset)} images of {split_described(record, chosen.split)}"
     print(*ap_lines(tables, dataset.spec.class_names), counted, sep="\n")
 
@@ -165,7 +156,7 @@ def predict(arguments: list[str], sentence: str) -> int:
     for name, value in (("batch", chosen.batch), ("every", chosen.every)):
         if not 1 <= value <= 10**6:
             raise UsageError(f"--{name} {shown(value)}: expected a whole number of at least 1 and at most 1000000")
-    record, least = record_of(chosen.run), chosen.least_score
+    record, least, to = record_of(chosen.run), chosen.least_score, chosen.to
     options, data = chosen.inference(record.experiment), record.experiment.data
     detection = record.experiment.task == "detection"
     if least is not None and not (detection and 0 <= least <= 1):
@@ -173,7 +164,7 @@ def predict(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--least-score {least}: {wrong}")
     if detection and record.experiment.network.kind == "mask_rcnn":
         coco_library(SCORED)
-    files, failed = predictions.files_of(chosen.images, chosen.to), []
+    files, failed = predictions.files_of(chosen.images, to), []
 
     def note(error: DataError) -> None:
         failed.append(error)
@@ -185,9 +176,9 @@ def predict(arguments: list[str], sentence: str) -> int:
         groups = predictions.batches(frames, chosen.batch)
         if detection:
             least = predictions.LEAST_SCORE if least is None else least
-            written = predictions.detect_files(model, groups, chosen.to, spec, image_ids(files), least)
+            written = predictions.detect_files(model, groups, to, spec, image_ids(files), least)
         else:
-            written = predictions.segment_files(model, groups, chosen.to, spec, data, options)
+            written = predictions.segment_files(model, groups, to, spec, data, options)
         for path in written:
             bar.write(str(path), file=sys.stdout)
             bar.update(path.name.endswith(("-overlay.png", "-found.png")))
@@ -218,22 +209,17 @@ def export(arguments: list[str], sentence: str) -> int:
     if as_folder and experiment.network.builder:
         reason = f"this run's is made by {experiment.network.builder}, whose code the folder would lack"
         raise UsageError(
-            f"--to {to}/: a folder holds networks of this package, and {reason}; write {' or '.join(SUFFIXES)}"
+            f"--to {to}/: a folder holds networks of this package: {reason}; write {' or '.join(SUFFIXES)}"
         )
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
     model, names = trained_network(chosen.run), record.class_names
     if not as_folder:
         print(export_network(model, to, size=size, class_names=names))
         return 0
-    kept = (to / CARD_FILE).exists()
+    kept = ", which was there and is kept as it was" if (to / CARD_FILE).exists() else ""
     about = {"id2label": dict(enumerate(names)), "image_size": size, "experiment": record.content["fingerprint"]}
-    try:
-        model.save_pretrained(to, about=about, card=model_card(record, size))
-    except OSError as error:
-        raise ExportError(f"{to} cannot be written ({error})") from error
-    print(
-        f"{to}: {CONFIG_FILE}, {WEIGHTS_FILE}, {CARD_FILE}{', which was there and is kept as it was' if kept else ''}"
-    )
+    model.save_pretrained(to, about=about, card=model_card(record, size))
+    print(f"{to}: {CONFIG_FILE}, {WEIGHTS_FILE}, {CARD_FILE}{kept}")
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 from unittest.mock import patch
 
 import numpy as np
@@ -18,7 +18,6 @@ from PIL import Image, ImageFont, ImageSequence
 from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apd.config.experiment import DataConfig
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, require_sides, shown_size
 from apd.data.batches import unit_range
 from apd.data.image_folder import IMAGE_SUFFIXES, _files_below, names_of
@@ -33,7 +32,10 @@ LEAST_SCORE = 0.5  # detections below are not drawn (Detectron2's demo: 0.5); fi
 TABLE, RESULTS = "predictions.csv", "detections.json"
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 IN_FOLDERS = (*IMAGE_SUFFIXES, ".gif", *VIDEOS)
-MOST_PIXELS = 2**30  # of an image that is predicted in windows (own choice): decoded it takes 4 GiB
+LARGE, MOST_PIXELS = (
+    Image.MAX_IMAGE_PIXELS,
+    2**30,
+)  # from pillow's limit on in windows alone, then (own choice) not at all
 AT_ONCE = 2**24  # pixels of the images in a batch, but for a single one (own choice)
 
 
@@ -80,11 +82,12 @@ def read_frames(
     Names are those of `names_of`, and NAME-000123 of a frame. `data` are the run's, None of detectors. Images beyond
     pillow's limit of pixels are read where the network sees windows of one size.
     """
-    names, windows = names_of(files), inference.window is not None and inference.scales == (1.0,)
+    names, windows = names_of(files), data and inference.window and inference.scales == (1.0,)
     for place, (path, name) in enumerate(zip(files, names, strict=True)):
-        video = path.suffix.lower() in VIDEOS
         try:
-            for number, image in _of_video(path, every) if video else _of_image(path, every, data and windows):
+            for number, image in (
+                _of_video(path, every) if path.suffix.lower() in VIDEOS else _of_image(path, every, windows)
+            ):
                 own = name if number is None else f"{name}-{number:06d}"
                 if number is not None and own in names:
                     raise DataError(f"{path}: another file is named as its frame {number}, {own}; rename one of them")
@@ -92,32 +95,26 @@ def read_frames(
                     require_sides(data, inference, [(path, image.size[::-1])])
                 yield Frame(path, place, number, own, image)
         except DataError as error:
-            failed(error)
+            large = isinstance(error.__cause__, Image.DecompressionBombError) and data and not windows
+            failed(DataError(f"{error}, or give --sliding-window 0.667 and no --scales") if large else error)
 
 
-def _of_image(path: Path, every: int, windows: bool | None) -> Iterator[tuple[int | None, Image.Image]]:
+def _of_image(path: Path, every: int, large: bool) -> Iterator[tuple[int | None, Image.Image]]:
     """The image, without a number, or every n-th frame of a file with several."""
-    limit = Image.MAX_IMAGE_PIXELS
-    with patch.object(Image, "MAX_IMAGE_PIXELS", None), _errors_naming(path):
+    with patch.object(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS if large else LARGE), _errors_naming(path):
         opened = Image.open(path, formats=_FORMATS)
-    with opened, _errors_naming(path):
-        large = opened.width * opened.height > limit
-        if large and windows is False:
-            fix = "give --sliding-window 0.667 and no --scales, which takes it in windows, or cut it into smaller ones"
-            raise DataError(
-                f"{path} has {opened.height}×{opened.width} pixels, beyond pillow's limit of {limit}: {fix}"
-            )
         # a JPEG with further images is a photograph with its depth or its brightness
         several = getattr(opened, "is_animated", False) and opened.format != "MPO"
-        for number, frame in enumerate(ImageSequence.Iterator(opened) if several else ()):
-            if large or frame.mode[0] in "IF":
-                raise DataError(f"{path}: expected frames of 8 bits a channel and at most {limit} pixels")
+        image = None if several else read_image(path)
+    if image is not None:
+        yield None, image
+        return
+    with opened, _errors_naming(path):
+        for number, frame in enumerate(ImageSequence.Iterator(opened)):
+            if frame.mode[0] in "IF":
+                raise DataError(f"{path}: has frames of mode {frame.mode}; expected 8 bits a channel")
             if number % every == 0:
                 yield number, frame.convert("RGB")
-    if not several:
-        with patch.object(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS if large and windows else limit):
-            image = read_image(path)
-        yield None, image
 
 
 def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
@@ -155,26 +152,17 @@ def _pixels(images: Sequence[Image.Image]) -> Tensor:
     return unit_range(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
 
 
-class _File:
-    """A file of predictions that grows, on disk at once; it begins anew with `head`."""
-
-    def __init__(self, path: Path, head: str) -> None:
-        self.path, self.next, self.mode = path, head, "w"
-
-    def add(self, text: str, separator: str = "") -> None:
-        with _writing(self.path), self.path.open(self.mode, encoding="utf-8", errors="replace") as file:
-            file.write((self.next if self.mode == "w" else separator) + text)
-        self.mode = "a"
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Make the file's folder; a DataError says that something cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise DataError(f"{path.parent}: cannot write predictions ({error})") from error
+
+
+def _text(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8", errors="replace")
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -208,7 +196,7 @@ def label_maps(
     memory holds a few of them, 4 bytes x images x classes x the window's height x the images' width.
     """
     (width, height), device = images[0].size, next(model.parameters()).device
-    own = size == (height, width) or width * height > Image.MAX_IMAGE_PIXELS
+    own = size == (height, width) or width * height > LARGE
     if not own or inference.window is None or inference.scales != (1.0,):
         shown = resized(_pixels(images), size).to(device)
         return predict_labels(model, shown, (height, width), inference=inference).byte().cpu().numpy()
@@ -222,32 +210,36 @@ def label_maps(
 
 
 def segment_files(
-    model: nn.Module, groups: Iterable[list[Frame]], folder: Path, spec: DatasetSpec, data: DataConfig, inference: Any
+    model: nn.Module,
+    groups: Iterable[list[Frame]],
+    folder: Path,
+    spec: DatasetSpec,
+    data: Any,
+    inference: InferenceOptions,
 ) -> Iterator[Path]:
     """Write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`, of each image's own size.
 
     Yields each path once it is written, and last that of `predictions.csv`: a row an image, with file, frame, height,
     width and each class's share of the pixels. The network is in eval mode and sees images as the run's `data` say.
     """
-    table = _File(folder / TABLE, csv_row("file", "frame", "height", "width", *spec.class_names))
-    for group in groups:
-        height, width = group[0].image.size[::-1]
-        found = label_maps(model, [frame.image for frame in group], shown_size(data, height, width), inference)
-        for (path, _, number, name, image), labels_HW in zip(group, found, strict=True):
-            labels, over = (folder / f"{name}-{kind}.png" for kind in ("labels", "overlay"))
-            write_label_map(labels_HW, labels, spec)
-            counts, step = np.zeros(256, dtype=np.int64), max(1, AT_ONCE // width // 8)
-            for top in range(0, height, step):  # what an overlay takes in between is many times the image
-                part_HW = labels_HW[top : top + step]
-                counts += np.bincount(part_HW.ravel(), minlength=256)
-                part_HW3 = np.asarray(image.crop((0, top, width, top + len(part_HW))))
-                image.paste(Image.fromarray(overlay(part_HW3, part_HW, spec)), (0, top))
-            save_image(image, over)
-            shares = counts[: spec.num_classes] / (height * width)
-            table.add(csv_row(path, number, height, width, *shares.tolist()))
-            yield from (labels, over)
-    if table.mode == "a":
-        yield table.path
+    with _writing(folder / TABLE), _text(folder / TABLE) as table:
+        table.write(csv_row("file", "frame", "height", "width", *spec.class_names))
+        for group in groups:
+            width, height = group[0].image.size
+            found = label_maps(model, [frame.image for frame in group], shown_size(data, height, width), inference)
+            for (path, _, number, name, image), labels_HW in zip(group, found, strict=True):
+                labels, over = (folder / f"{name}-{kind}.png" for kind in ("labels", "overlay"))
+                write_label_map(labels_HW, labels, spec)
+                counts, step = np.zeros(256, dtype=np.int64), max(1, AT_ONCE // width // 8)
+                for top in range(0, height, step):  # what an overlay takes in between is many times the image
+                    part_HW = labels_HW[top : top + step]
+                    counts += np.bincount(part_HW.ravel(), minlength=256)
+                    part_HW3 = np.asarray(image.crop((0, top, width, top + len(part_HW))))
+                    image.paste(Image.fromarray(overlay(part_HW3, part_HW, spec)), (0, top))
+                save_image(image, over)
+                table.write(csv_row(path, number, height, width, *(counts / (height * width))[: spec.num_classes]))
+                yield from (labels, over)
+    yield folder / TABLE
 
 
 def colours_of(spec: InstanceSpec) -> list[RGB]:
@@ -288,21 +280,21 @@ def detect_files(
     `detections.json` holds all detections, in COCO's results format with `file_name`, and `frame` of a video, besides;
     `ids` are the files' numbers in it. The table has a row for each that is drawn, of at least the `least` score.
     """
-    table = _File(folder / TABLE, csv_row("file", "frame", "class", "score", "x0", "y0", "x1", "y1"))
-    results, device = _File(folder / RESULTS, "["), next(detector.parameters()).device
-    further, found = count(max(ids, default=0) + 1), None
-    for group in groups:
-        images = _pixels([frame.image for frame in group]).to(device)
-        for (path, place, number, name, image), found in zip(group, detect(detector, list(images)), strict=True):
-            about: dict[str, Any] = {"file_name": name.removesuffix(path.suffix) + path.suffix}
-            about |= {} if number is None else {"frame": number}
-            for entry in coco_results(found, ids[place] if number is None else next(further), spec):
-                results.add(json.dumps(entry | about), ",\n")
-            for label, score, box in zip(found.labels_N.tolist(), found.scores_N.tolist(), found.boxes_N4.tolist()):
-                if score >= least:
-                    table.add(csv_row(path, number, spec.class_names[label], score, *box))
-            save_image(drawn(np.asarray(image), found, spec, least), folder / f"{name}-found.png")
-            yield folder / f"{name}-found.png"
-    if found is not None:
-        table.add(""), results.add("]\n")
-        yield from (table.path, results.path)
+    device, further, separator = next(detector.parameters()).device, count(max(ids, default=0) + 1), "["
+    with _writing(folder / TABLE), _text(folder / TABLE) as table, _text(folder / RESULTS) as results:
+        table.write(csv_row("file", "frame", "class", "score", "x0", "y0", "x1", "y1"))
+        for group in groups:
+            images = _pixels([frame.image for frame in group]).to(device)
+            for (path, place, number, name, image), found in zip(group, detect(detector, list(images)), strict=True):
+                about: dict[str, Any] = {"file_name": name.removesuffix(path.suffix) + path.suffix}
+                about |= {} if number is None else {"frame": number}
+                for entry in coco_results(found, ids[place] if number is None else next(further), spec):
+                    results.write(separator + json.dumps(entry | about))
+                    separator = ",\n"
+                for label, score, box in zip(found.labels_N.tolist(), found.scores_N.tolist(), found.boxes_N4.tolist()):
+                    if score >= least:
+                        table.write(csv_row(path, number, spec.class_names[label], score, *box))
+                save_image(drawn(np.asarray(image), found, spec, least), folder / f"{name}-found.png")
+                yield folder / f"{name}-found.png"
+        results.write("[]\n" if separator == "[" else "]\n")
+    yield from (folder / TABLE, folder / RESULTS)

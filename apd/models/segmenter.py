@@ -161,13 +161,13 @@ class Segmenter(nn.Module):
     def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any] | None = None, card: str = "") -> None:
         """Write `config.json`, with `about` in it, and `model.safetensors`; `card` as `README.md` where there is none.
 
-        The layout is that of the Hugging Face hub, so `hf upload NAME FOLDER` publishes it.
+        The layout is that of the Hugging Face hub: `hf upload NAME FOLDER` publishes it.
         """
         if not self.config:
             raise ValueError("this network was not made by build_segmenter: save its state_dict() instead")
-        mean, std = (getattr(self, f"image_{name}").flatten().tolist() for name in ("mean", "std"))
-        config = {**self.config, **(about or {}), "architectures": ARCHITECTURES, "image_mean": mean, "image_std": std}
         tensors = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        constants = {name: tensors[name].flatten().tolist() for name in ("image_mean", "image_std")}
+        config = {**self.config, **(about or {}), "architectures": ARCHITECTURES, **constants}
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, WEIGHTS_FILE).write_bytes(save(tensors, {"format": "pt"}))
         Path(folder, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -180,27 +180,24 @@ class Segmenter(nn.Module):
 
         `download` goes to `huggingface_hub.snapshot_download`, such as `revision`. A RuntimeError says what is wrong.
         """
-        folder = Path(source)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            try:
-                folder = Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **download))
-            except Exception as error:  # of the library, or of the network below it
-                reason = one_line(f"neither a folder nor to be had from the Hugging Face hub ({error!r:.300})")
-                raise RuntimeError(f"{source!s:.200}: {reason}") from error
-        file = folder / CONFIG_FILE
+        at, known = Path(source), [CONFIG_FILE, WEIGHTS_FILE]
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            if not at.is_dir():
+                from huggingface_hub import snapshot_download
+
+                at = Path(snapshot_download(str(source), allow_patterns=known, **download))
+            config = json.loads((at := at / CONFIG_FILE).read_text(encoding="utf-8"))
             if config.get("architectures") != ARCHITECTURES:
                 raise ValueError(f"it is of {config.get('architectures')}, expected {ARCHITECTURES}")
             # the file's weights follow, and a config can make nothing be downloaded
             model = build_segmenter(**config["network"] | {"weights": "none", "weights_file": ""}).eval()
-            model.config, file = config, folder / WEIGHTS_FILE
-            tensors, _ = pretrained.read_tensors(file)
-            model.load_state_dict(pretrained.match_tensors(tensors, model.state_dict()))
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-            raise RuntimeError(one_line(f"{file!s:.200}: no network can be made of it ({error!r:.400})")) from error
+            model.config, at = config, at.with_name(WEIGHTS_FILE)
+            model.load_state_dict(pretrained.match_tensors(pretrained.read_tensors(at)[0], model.state_dict()))
+        except Exception as error:  # of a library, the network, or whatever a wrong value in the config leads to
+            expected = f"expected a folder with {' and '.join(known)}, or a repository's name on the Hugging Face hub"
+            raise RuntimeError(
+                one_line(f"{at!s:.200}: no network can be made of it ({error!r:.400}); {expected}")
+            ) from error
         return model
 
 

@@ -155,7 +155,6 @@ def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["predict", "RUN", "FILE"], 1, ["file: cannot be read as an image"]),
         (["evaluate", "RUN", "--sliding-window", "1.5"], 2, ["--sliding-window: ", "= 1.5", "above 0 and at most 1"]),
         (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales 1.0 0.0: ", "at least one number above 0"]),
         (["evaluate", "RUN", "--scales", "0.5"], 2, ["--scales 0.5: ", "a side of 16 pixels", "32×48", "use larger"]),
@@ -165,11 +164,11 @@ def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path
         (["evaluate", "FOLDER"], 2, ["holds no record.json"]),
         (["export", "RUN", "--to", "student.pt"], 2, ["--to student.pt", ".onnx or .pt2"]),
         (["export", "RUN", "--to", "FILE/student.pt2"], 1, ["student.pt2 cannot be written"]),
+        (["export", "RUN", "--to", "FILE/net/"], 1, ["Not a directory"]),
         (["evaluate", "DETECTOR", "--flip"], 2, ["for segmentation", "a detector sees the whole image once"]),
         (["evaluate", "DETECTOR", "--split", "test"], 2, ["--split test", "train (val2017) and val (val2017) only"]),
         (["predict", "DETECTOR", "a.png", "--scales", "0.5"], 2, ["--scales are for segmentation"]),
         (["predict", "DETECTOR", "a.png", "--least-score", "2"], 2, ["--least-score 2.0", "from 0 to 1"]),
-        (["predict", "DETECTOR", "none.png"], 1, ["none.png: there is no such file"]),
         (["export", "DETECTOR", "--to", "a.onnx"], 2, ["this run's is a detector", "trained_network(RUN)"]),
         (["cost", "--size", "tiny_coco"], 2, ["apd train --size tiny_coco --dry-run"]),
         (["train", "--method", "roi_adp"], 2, ["did you mean 'roi_apd'?"]),

@@ -52,7 +52,7 @@ def test_export_writes_a_runs_student_with_its_classes_its_size_and_a_card_of_it
         {"mIoU": record.scores.miou, "mAcc": record.scores.macc, "aAcc": record.scores.aacc}, abs=1e-6
     )
     assert card.data.license is None
-    assert "taught by APD" in card.text
+    assert "taught by APD." in card.text
     assert [line.split(" | ")[0] for line in card.text.splitlines() if line.startswith("| ")][2:] == [
         f"| {name}" for name in record.class_names
     ]
@@ -93,7 +93,7 @@ SPOILT = {
         ("model.safetensors", "cannot be read as safetensors"),
     ),
     "without a tensor": (without_a_tensor, ("model.safetensors", "classifier.bias is missing")),
-    "no folder": (shutil.rmtree, ("neither a folder nor to be had from the Hugging Face hub",)),
+    "no folder": (shutil.rmtree, ("expected a folder with config.json and model.safetensors, or a repository",)),
 }
 
 

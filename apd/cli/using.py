@@ -143,7 +143,7 @@ class _Predict(_OfARun):
     for NAME-found.png and detections.json (COCO's results format), and for predictions.csv. Where stems repeat, NAME
     begins with folders; frames are NAME-000123."""
     batch: int = 8  #: Images of equal size that are predicted at a time.
-    every: int = 1  #: Of a video, or an image of several frames, every so manieth frame.
+    every: int = 1  #: Of a video, or an image of several frames, predict every n-th.
     least_score: float | None = None
     """Detectors only: detections below this score are not drawn (0.5 if it is not given)."""
 

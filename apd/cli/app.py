@@ -16,7 +16,7 @@ COMMANDS = {
     "check": "Read every image and mask of a folder of your own, or a named data set, and print each class's share.",
     "evaluate": "Score a finished run again on a split of its data.",
     "predict": "Write the label map and an overlay of images and videos, or what a detector finds in them.",
-    "export": "Write a finished run's student, alone: ONNX, a torch.export program, or a folder for the Hugging Face hub.",
+    "export": "Write a finished run's student, alone: ONNX, a torch.export program, or a folder for a model hub.",
     "campaign": "Run what a named list of experiments still lacks.",
     "cost": "Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, time "
     "and memory of the method's forward and backward pass at published sizes.",

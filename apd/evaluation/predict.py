@@ -230,7 +230,7 @@ def segment_files(
             for (path, _, number, name, image), labels_HW in zip(group, found, strict=True):
                 labels, over = (folder / f"{name}-{kind}.png" for kind in ("labels", "overlay"))
                 write_label_map(labels_HW, labels, spec)
-                counts, step = np.zeros(256, dtype=np.int64), max(1, AT_ONCE // width // 8)
+                counts, step = np.zeros(256, dtype=np.int64), max(1, AT_ONCE // width // 64)
                 for top in range(0, height, step):  # what an overlay takes in between is many times the image
                     part_HW = labels_HW[top : top + step]
                     counts += np.bincount(part_HW.ravel(), minlength=256)

@@ -176,7 +176,7 @@ def predict(arguments: list[str], sentence: str) -> int:
         groups = predictions.batches(frames, chosen.batch)
         if detection:
             least = predictions.LEAST_SCORE if least is None else least
-            written = predictions.detect_files(model, groups, to, spec, image_ids(files), least)
+            written = predictions.detect_files(model, groups, to, spec, dict(zip(files, image_ids(files))), least)
         else:
             written = predictions.segment_files(model, groups, to, spec, data, options)
         for path in written:

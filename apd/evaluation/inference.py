@@ -239,10 +239,7 @@ def window_strips(
     high as a window is in memory, whatever the height. What is smaller than a window lies in its middle on mean colour.
     """
     height, width = inference.window
-    tops, lefts = (
-        window_starts(max(side, least), least, inference.stride)
-        for side, least in zip(size, inference.window, strict=True)
-    )
+    tops, lefts = (window_starts(max(pair), pair[1], inference.stride) for pair in zip(size, inference.window))
     total_BKhW = counts_hW = None
     for top, following in zip(tops, [*tops[1:], tops[-1] + height], strict=True):
         strip_B3hW, inside = _padded(rows(top, min(top + height, size[0])), inference.window)

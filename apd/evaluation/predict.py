@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -36,14 +36,14 @@ LARGE, MOST_PIXELS = (
     Image.MAX_IMAGE_PIXELS,
     2**30,
 )  # from pillow's limit on in windows alone, then (own choice) not at all
+_ANEW = dict(mode="w", encoding="utf-8", errors="replace")
 AT_ONCE = 2**24  # pixels of the images in a batch, but for a single one (own choice)
 
 
 class Frame(NamedTuple):
-    """An image as RGB, or the frame of that `number` in a video; `place` is its file's among those given."""
+    """An image as RGB, or the frame of that `number` in a video."""
 
     path: Path
-    place: int
     number: int | None
     name: str
     image: Image.Image
@@ -83,7 +83,7 @@ def read_frames(
     pillow's limit of pixels are read where the network sees windows of one size.
     """
     names, windows = names_of(files), data and inference.window and inference.scales == (1.0,)
-    for place, (path, name) in enumerate(zip(files, names, strict=True)):
+    for path, name in zip(files, names, strict=True):
         try:
             for number, image in (
                 _of_video(path, every) if path.suffix.lower() in VIDEOS else _of_image(path, every, windows)
@@ -93,7 +93,7 @@ def read_frames(
                     raise DataError(f"{path}: another file is named as its frame {number}, {own}; rename one of them")
                 if data:
                     require_sides(data, inference, [(path, image.size[::-1])])
-                yield Frame(path, place, number, own, image)
+                yield Frame(path, number, own, image)
         except DataError as error:
             large = isinstance(error.__cause__, Image.DecompressionBombError) and data and not windows
             failed(DataError(f"{error}, or give --sliding-window 0.667 and no --scales") if large else error)
@@ -101,20 +101,21 @@ def read_frames(
 
 def _of_image(path: Path, every: int, large: bool) -> Iterator[tuple[int | None, Image.Image]]:
     """The image, without a number, or every n-th frame of a file with several."""
-    with patch.object(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS if large else LARGE), _errors_naming(path):
+    limit = patch.object(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS if large else LARGE)
+    with limit, _errors_naming(path):
         opened = Image.open(path, formats=_FORMATS)
+    with opened, _errors_naming(path):
         # a JPEG with further images is a photograph with its depth or its brightness
         several = getattr(opened, "is_animated", False) and opened.format != "MPO"
-        image = None if several else read_image(path)
-    if image is not None:
-        yield None, image
-        return
-    with opened, _errors_naming(path):
-        for number, frame in enumerate(ImageSequence.Iterator(opened)):
+        for number, frame in enumerate(ImageSequence.Iterator(opened) if several else ()):
             if frame.mode[0] in "IF":
                 raise DataError(f"{path}: has frames of mode {frame.mode}; expected 8 bits a channel")
             if number % every == 0:
                 yield number, frame.convert("RGB")
+    if not several:
+        with limit:
+            image = read_image(path)
+        yield None, image
 
 
 def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
@@ -159,10 +160,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path.parent}: cannot write predictions ({error})") from error
-
-
-def _text(path: Path) -> TextIO:
-    return path.open("w", encoding="utf-8", errors="replace")
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -222,12 +219,12 @@ def segment_files(
     Yields each path once it is written, and last that of `predictions.csv`: a row an image, with file, frame, height,
     width and each class's share of the pixels. The network is in eval mode and sees images as the run's `data` say.
     """
-    with _writing(folder / TABLE), _text(folder / TABLE) as table:
+    with _writing(folder / TABLE), (folder / TABLE).open(**_ANEW) as table:
         table.write(csv_row("file", "frame", "height", "width", *spec.class_names))
         for group in groups:
             width, height = group[0].image.size
             found = label_maps(model, [frame.image for frame in group], shown_size(data, height, width), inference)
-            for (path, _, number, name, image), labels_HW in zip(group, found, strict=True):
+            for (path, number, name, image), labels_HW in zip(group, found, strict=True):
                 labels, over = (folder / f"{name}-{kind}.png" for kind in ("labels", "overlay"))
                 write_label_map(labels_HW, labels, spec)
                 counts, step = np.zeros(256, dtype=np.int64), max(1, AT_ONCE // width // 64)
@@ -273,22 +270,27 @@ def drawn(
 
 
 def detect_files(
-    detector: nn.Module, groups: Iterable[list[Frame]], folder: Path, spec: InstanceSpec, ids: list[int], least: float
+    detector: nn.Module,
+    groups: Iterable[list[Frame]],
+    folder: Path,
+    spec: InstanceSpec,
+    ids: dict[Path, int],
+    least: float,
 ) -> Iterator[Path]:
     """Write `NAME-found.png` for each image; yields its path, and last those of `predictions.csv` and the JSON.
 
     `detections.json` holds all detections, in COCO's results format with `file_name`, and `frame` of a video, besides;
     `ids` are the files' numbers in it. The table has a row for each that is drawn, of at least the `least` score.
     """
-    device, further, separator = next(detector.parameters()).device, count(max(ids, default=0) + 1), "["
-    with _writing(folder / TABLE), _text(folder / TABLE) as table, _text(folder / RESULTS) as results:
+    device, further, separator = next(detector.parameters()).device, count(max(ids.values()) + 1), "["
+    with _writing(folder / TABLE), (folder / TABLE).open(**_ANEW) as table, (folder / RESULTS).open(**_ANEW) as results:
         table.write(csv_row("file", "frame", "class", "score", "x0", "y0", "x1", "y1"))
         for group in groups:
             images = _pixels([frame.image for frame in group]).to(device)
-            for (path, place, number, name, image), found in zip(group, detect(detector, list(images)), strict=True):
+            for (path, number, name, image), found in zip(group, detect(detector, list(images)), strict=True):
                 about: dict[str, Any] = {"file_name": name.removesuffix(path.suffix) + path.suffix}
                 about |= {} if number is None else {"frame": number}
-                for entry in coco_results(found, ids[place] if number is None else next(further), spec):
+                for entry in coco_results(found, ids[path] if number is None else next(further), spec):
                     results.write(separator + json.dumps(entry | about))
                     separator = ",\n"
                 for label, score, box in zip(found.labels_N.tolist(), found.scores_N.tolist(), found.boxes_N4.tolist()):

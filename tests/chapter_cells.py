@@ -3,15 +3,13 @@
 import ast
 import importlib.util
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_cells(name: str, folder: Path) -> list[Any]:
+def run_cells(name, folder):
     """A notebook's code cells, run one after the other with other records; what they display."""
     shown = []
     scope = {"display": shown.append}
@@ -28,7 +26,7 @@ def run_cells(name: str, folder: Path) -> list[Any]:
     return [item for item in shown if item is not None]
 
 
-def book_script(name: str) -> ModuleType:
+def book_script(name):
     """A script of `book/figures`, imported."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "figures" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -20,7 +20,7 @@ from apd.config.identity import to_dict
 from apd.cost import measure
 from apd.cost.dry_run import dry_run
 from apd.data.census import census_of
-from apd.data.dataset_yaml import DESCRIPTION, SPLITS, has_split, locate_folder
+from apd.data.dataset_yaml import DESCRIPTION, SPLITS, has_split, locate_folder, unlabelled_images
 from apd.data.images import DataError, MissingData
 from apd.distill import APDLoss
 from apd.evaluation.average_precision import NAMES, APScores, Kind
@@ -62,7 +62,7 @@ def check(arguments: list[str], sentence: str) -> int:
         except MissingData as error:
             named = f"or name one of {', '.join(DATA_SETS)}{did_you_mean(chosen, DATA_SETS)}"
             raise DataError(f"{error}; {named}") from error
-        data = DataConfig(name="folder", folder=chosen, **OWN_SIZES)
+        data = DataConfig(name="folder", folder=chosen, **OWN_SIZES, unlabelled=bool(unlabelled_images(chosen)))
         splits = [split for split in SPLITS if split != "test" or has_split(chosen, split)]
     census = census_of({split: build_split(data, split) for split in splits})
     print("\n".join(census.table()))

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,11 @@ class DataConfig:
     long_side: int = 0
     """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or 2048);
     0 leaves it as loaded."""
+    labelled_share: float = 1.0
+    """Share of the training images that keep their labels, evenly spaced in the data's order, whatever the seed."""
+    unlabelled: bool = False
+    """Train, by the teacher alone, on images without labels too: those that dataset.yaml names, and those whose labels
+    labelled_share takes away, which are left out otherwise. The teacher itself learns from the labelled ones."""
     evaluation_split: Literal["val", "test", "test_out_of_place", "night"] = "val"
     """Split of the final scores; intermediate ones use val. The last two: labelmefacade only, scored with its test."""
     crop_height: int = 96  #: Rows of a training crop.
@@ -54,6 +59,7 @@ class DataConfig:
         require_images(self)
         require(0 <= self.rotation <= 180, self, "rotation", "degrees between 0 and 180")
         require(0 <= self.blur <= 1, self, "blur", "a probability between 0 and 1")
+        require(0 < self.labelled_share <= 1, self, "labelled_share", "a share above 0, at most 1")
         own = self.name == "labelmefacade" or self.evaluation_split in ("val", "test")
         require(own, self, "evaluation_split", f"val or test: {self.name} has no other")
 
@@ -237,13 +243,13 @@ class Experiment:
         return "detection" if isinstance(self.data, InstanceDataConfig) else "segmentation"
 
     def teacher_experiment(self) -> "Experiment":
-        """The experiment whose run is this one's teacher: same data, no distillers, one for all `inference`."""
+        """The experiment whose run is this one's teacher: same labels, no distillers, one for all `inference`."""
         if self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")
         return Experiment(
             name=f"{self.data.name}-teacher",
             seed=self.teacher.seed,
-            data=self.data,
+            data=self.data if self.task == "detection" else replace(self.data, unlabelled=False),
             network=self.teacher.network,
             training=self.teacher.training,
             precision=self.precision,
@@ -288,6 +294,8 @@ def _require_fit(experiment: Experiment) -> None:
         elif data.rotation or data.blur:
             expected = f"False beside rotation {data.rotation} and blur {data.blur}, which only the loader does"
             require(not training.device_augmentation, training, "device_augmentation", expected)
+    expected = "False without a distiller: from images without labels a student learns by its teacher alone"
+    require(detection or not data.unlabelled or bool(experiment.distillers), data, "unlabelled", expected)
     if detection:
         expected = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
         require(experiment.precision != "bf16", experiment, "precision", expected)

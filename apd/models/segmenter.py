@@ -36,9 +36,8 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, dilat
 class PyramidPooling(nn.Module):
     """The PSPNet head up to its feature map: pool at several grid sizes, upsample, concatenate, merge.
 
-    A branch averages the map to `bin × bin`, applies a 1×1 convolution to `in_channels // 4` channels with batch norm
-    and ReLU, and is upsampled bilinearly with `align_corners=True` (as published); a 3×3 convolution merges all. A
-    batch of one image in training mode is a ValueError: batch norm has one value per channel of a 1×1 grid.
+    A branch has a quarter of the channels, batch norm and ReLU, and is upsampled with `align_corners=True` (as
+    published). A batch of one image in training mode is a ValueError: batch norm has one value per channel of 1×1.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -121,10 +120,9 @@ class SegOutput(NamedTuple):
 class Segmenter(nn.Module):
     """Images in [0, 1] → class logits and the features that they come from; see :func:`~apd.models.build_segmenter`.
 
-    The images' normalisation lies in buffers and so in the state dict: a checkpoint is complete. `head` makes `width`
-    features of the backbone's last map; an auxiliary head makes logits of the one before. Images that are no
-    floating-point `B 3 H W` of sides from 32 on are a TypeError or ValueError, as are, on the CPU (a GPU's queue would
-    stall), values outside [0, 1].
+    The images' normalisation lies in the state dict: a checkpoint is complete. `head` makes `width` features of the
+    backbone's last map; an auxiliary head makes logits of the one before. Images that are no floating-point `B 3 H W`
+    of sides from 32 on are an error, as are, on the CPU (a GPU's queue would stall), values outside [0, 1].
     """
 
     config: Mapping[str, Any] = {}

@@ -1,7 +1,8 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,14 +15,18 @@ from apd.config.experiment import NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, DeviceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
-from apd.data.specs import SegmentationDataset
+from apd.data.dataset_yaml import unlabelled_images
+from apd.data.images import DataWarning
+from apd.data.specs import UNLABELLED, SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
+from apd.losses import upsample
 from apd.models.checkpoints import load_weights
 from apd.models.custom_network import CustomSegmenter, build_custom
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training.distributed import Ranks
 from apd.training.task import RunTask, built
+from apd.validation import without_infinities
 
 
 def build_network(
@@ -68,8 +73,8 @@ class SegmentationTask(RunTask):
         return spec_of(self.experiment.data).ignore_index
 
     def split(self, name: str) -> SegmentationDataset:
-        """The split "train", "val" or "test". DataError where it is missing or damaged."""
-        return build_split(self.experiment.data, name)
+        """The split "train" (its labelled images), "val" or "test". DataError where it is missing or damaged."""
+        return build_split(replace(self.experiment.data, unlabelled=False), name)
 
     def splits(self) -> Splits:
         """All that a run needs. DataError where they are missing or damaged."""
@@ -77,6 +82,10 @@ class SegmentationTask(RunTask):
         require_split_sides(data, splits.val)
         require_split_sides(data, splits.evaluation, self.experiment.inference)
         require_labels(splits.by_name(data.evaluation_split))
+        unused = data.name == "folder" and not data.unlabelled and self.experiment.distillers
+        if unused and (left := unlabelled_images(data.folder)):
+            note = f"{len(left)} images without labels are left out: --data.unlabelled trains on them as well"
+            warnings.warn(note, DataWarning, stacklevel=2)
         return splits
 
     def census(self, splits: Splits) -> Census | None:
@@ -144,15 +153,25 @@ class SegmentationTask(RunTask):
         """The unweighted terms by name, and "loss", their weighted sum. `teacher`: its output for the images."""
         with self._autocast():
             student: SegOutput = self._student(images_B3HW)
+        labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
         terms = {"task": task_loss(student.logits, labels_BHW, self.ignore_index)}
         loss, auxiliary_weight = terms["task"], self.experiment.training.auxiliary_weight
         if student.aux is not None and auxiliary_weight:
             terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
             loss = loss + auxiliary_weight * terms["auxiliary"]
-        for name, of_one in self._distil(student, teacher, labels_BHW).items():
+        for name, of_one in self._distil(student, teacher, distilled_BHW).items():
             loss = loss + of_one.pop("loss")
             terms |= {f"{name}.{term}": value for term, value in of_one.items()}
         return terms | {"loss": loss}
+
+    @torch.no_grad()
+    def _labels(self, labels_BHW: Tensor, teacher: SegOutput | None) -> tuple[Tensor, Tensor]:
+        """For the task loss and for the distillers: in images without labels ignored, and the teacher's predictions."""
+        if not self.experiment.data.unlabelled:
+            return labels_BHW, labels_BHW
+        without_BHW = labels_BHW == UNLABELLED
+        predicted_BHW = upsample(without_infinities(teacher.logits.float()), labels_BHW.shape[1:]).argmax(1)
+        return labels_BHW.masked_fill(without_BHW, self.ignore_index), predicted_BHW.where(without_BHW, labels_BHW)
 
     def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
         given = distilled_of(student, teacher, labels) if self.distillers else {}
@@ -161,6 +180,7 @@ class SegmentationTask(RunTask):
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
         """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
+        labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
         for _ in range(2 if self.experiment.training.auxiliary_weight and hasattr(self.student, "aux_head") else 1):
             global_count((labels_BHW != self.ignore_index).sum())
         if not self.distillers:
@@ -173,7 +193,7 @@ class SegmentationTask(RunTask):
             self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
         nothing = images_B3HW.new_zeros(1)
         logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
-        self._distil(SegOutput(logits, features, None), teacher, labels_BHW)
+        self._distil(SegOutput(logits, features, None), teacher, distilled_BHW)
         for module, training in modes:
             module.training = training
 

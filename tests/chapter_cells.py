@@ -9,13 +9,8 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 
 
-<<<<<<< HEAD
-def run_cells(name, folder):
-    """A notebook's code cells, run one after the other with other records; what they display."""
-=======
-def run_cells(name: str, folder: Path | None = None, **parameters: Any) -> list[Any]:
+def run_cells(name, folder=None, **parameters):
     """A notebook's code cells, run one after the other with other records or parameters; what they display."""
->>>>>>> b-report
     shown = []
     scope = {"display": shown.append}
     for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:

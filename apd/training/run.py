@@ -52,27 +52,18 @@ def train(
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
-<<<<<<< HEAD
         folder: where the run lies; default is :func:`run_folder`, as for its teacher's.
         check_labels: count the labels of data of one's own first.
-=======
-        folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
-        check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
         tensorboard: write every term, the scores on val and some predictions into the folder `tensorboard` of the run.
->>>>>>> b-report
 
     Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible here; TeacherError;
     NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
     data than today's; StoppedError, with a checkpoint; LostRankError.
     """
-<<<<<<< HEAD
     ranks, given = join(), experiment
-    experiment = ranks.rank_zero_first(lambda: in_steps(given))
-=======
-    ranks = join()
     if tensorboard:
         require_tensorboard()
->>>>>>> b-report
+    experiment = ranks.rank_zero_first(lambda: in_steps(given))
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
     if record := ranks.on_rank_zero(lambda: _finished(folder, experiment)):
         return record

@@ -92,9 +92,9 @@ def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_k
     assert {arguments[0] for _, arguments in commands()} - checked <= known
 
 
-def test_every_name_of_the_api_page_is_there():
-    page = (ROOT / "book" / "api.md").read_text()
-    names = re.findall(r"^\.\. auto(?:function|class|data|exception|module|attribute):: (\S+)", page, re.MULTILINE)
+def test_every_name_of_the_api_pages_is_there():
+    text = "\n".join(page.read_text() for page in (ROOT / "book" / "api").glob("*.md"))
+    names = re.findall(r"^\.\. auto(?:function|class|data|exception|module|attribute):: (\S+)", text, re.MULTILINE)
     assert len(names) > 100
     assert [name for name in names if pydoc.locate(name) is None] == []
 

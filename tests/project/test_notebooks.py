@@ -141,9 +141,11 @@ def test_a_stored_notebook_keeps_the_rules(path):
 
 def test_every_notebook_and_page_of_the_book_is_in_its_table_of_contents():
     contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    listed = {contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])}
+    chapters = [chapter for part in contents["parts"] for chapter in part["chapters"]]
+    chapters += [section for chapter in chapters for section in chapter.get("sections", ())]
     pages = {path.stem for path in (ROOT / "book").glob("*.md")} | {f"notebooks/{path.stem}" for path in NOTEBOOKS}
-    assert listed == pages
+    pages |= {f"api/{path.stem}" for path in (ROOT / "book" / "api").glob("*.md")}
+    assert {contents["root"], *(chapter["file"] for chapter in chapters)} == pages
 
 
 def change_time(cells):

@@ -233,7 +233,7 @@ def test_a_slider_holds_all_its_frames_and_shows_them_without_a_script():
     shown = style.slider([*frames("shift 0", "shift <1>"), ("last", drawn)], "what <changes>", label="context shift")
     assert re.findall(r'<p class="apd-frame-name">(.*?)</p>', shown.html) == ["shift 0", "shift &lt;1&gt;", "last"]
     assert "<figcaption>what &lt;changes&gt;</figcaption>" in shown.html
-    assert "hidden" not in re.sub(r"<(style|script)>.*?</\1>", "", shown.html, flags=re.DOTALL)
+    assert "apd-off" not in re.sub(r"<(style|script)>.*?</\1>", "", shown.html, flags=re.DOTALL)
     assert shown.html.count("<img") == 4
     assert re.search(r'<label[^>]*>context shift: .*<input type="range" [^>]*min="0" max="2" value="0"', shown.html)
     assert "http" not in shown.html

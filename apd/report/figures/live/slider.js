@@ -6,7 +6,7 @@
   const range = root.querySelector("input"), said = root.querySelector(".apd-range span");
 
   function show() {
-    frames.forEach((frame, index) => { frame.hidden = index !== Number(range.value); });
+    frames.forEach((frame, index) => frame.classList.toggle("apd-off", index !== Number(range.value)));
     said.textContent = frames[range.value].querySelector(".apd-frame-name").textContent;
     range.setAttribute("aria-valuetext", said.textContent);
   }

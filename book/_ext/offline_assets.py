@@ -35,6 +35,8 @@ REPAIRS = (
 )
 # what the theme loads on every page: 1.5 MB of icons as a script, beside the same as a font, and what searches the book
 SCRIPT = r'\s*<script (?:defer )?src="[^"]*(?:{})\.js[^"]*"></script>'
+# the theme's button that unfolds a part of the contents has no name
+UNFOLD = '<summary><span class="toctree-toggle"', '<summary aria-label="pages below"><span class="toctree-toggle"'
 ICON_SCRIPT = re.compile(SCRIPT.format("fontawesome"))
 SEARCH = re.compile(SCRIPT.format("searchtools|language_data|searchindex"))
 
@@ -60,7 +62,7 @@ def copy_assets(app, exception):
     shutil.copyfile(mathjax / MATHJAX[0], folder / MATHJAX[0])
     (folder / "icons.css").write_text(icon_font(folder / "fontawesome" / "webfonts" / "fa-solid-900.ttf"))
     for page in Path(app.outdir).rglob("*.html"):
-        text = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8"))
+        text = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")).replace(*UNFOLD)
         page.write_text(text if page.name == "search.html" else SEARCH.sub("", text), encoding="utf-8")
 
 

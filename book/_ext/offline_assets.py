@@ -28,8 +28,7 @@ src: url(data:font/woff;base64,{data}) format("woff"); }}
 REPAIRS = (
     # docutils gives its citation list the role of a list without list items: screen readers stumble
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),
-    # long lines of code and wide tables can be scrolled by keyboard
-    ('<div class="highlight"><pre>', '<div class="highlight"><pre tabindex="0">'),
+    # wide tables can be scrolled by keyboard
     ('<div class="output text_html">', '<div class="output text_html" tabindex="0">'),
     ('<div class="pst-scrollable-table-container">', '<div class="pst-scrollable-table-container" tabindex="0">'),
 )
@@ -73,8 +72,13 @@ def tidy_page(app, pagename, templatename, context, doctree):
     # a counter of CSS stands still in what is folded away: the numbers of captions are set here
     for counter, opening in (("apd-figure", "<figcaption"), ("apd-table", "<caption")):
         numbers = itertools.count(1)
-        style = rf'\g<0> style="counter-set: {counter} '
-        body = re.sub(rf"{opening}(?=[ >])", lambda found: found.expand(f'{style}{next(numbers)}"'), body)  # noqa: B023
+        body = re.sub(
+            rf"{opening}(?=[ >])",
+            lambda found, counter=counter, numbers=numbers: (
+                f'{found[0]} style="counter-set: {counter} {next(numbers)}"'
+            ),
+            body,
+        )
     context["body"] = body
     kept = {}  # Sphinx 7.4 emits inline scripts twice; jupyter-book's thebe names a CDN, for a button not shown
     for script in context["script_files"]:

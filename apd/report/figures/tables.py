@@ -57,10 +57,7 @@ def scores_table(
     confidence: float = 0.95,
     groups: Mapping[str, str] | None = None,
 ) -> Drawing:
-    """The reference, then each variant: score with its standard error, and paired difference to the reference.
-
-    `rows` are the differences, Holm-corrected together; `groups` says, by a variant's key, what it varies.
-    """
+    """The reference, then each variant: score, standard error, and paired difference of `rows`, by what it varies."""
     names, lines = comparison.names, {}
     for key in (key for key in (reference, *rows) if key in comparison.variants):
         values, row, runs = spread(comparison.values(key).values()), rows.get(key), comparison.variants[key].values()

@@ -50,21 +50,20 @@ def test_one_value_has_no_deviation_no_value_no_mean_and_equal_ones_no_doubt():
 
 
 @pytest.mark.parametrize(
-    ("differences", "verdict"),
+    ("differences", "significant"),
     [
-        ([0.02, 0.03, 0.025], "significantly above"),
-        ([-0.02, -0.03, -0.025], "significantly below"),
-        ([0.02, -0.03, 0.01], "not significantly different from"),
-        ([0.0, 0.0, 0.0], "not significantly different from"),
-        ([0.1], "not yet comparable with"),
-        ([], "not yet comparable with"),
+        ([0.02, 0.03, 0.025], True),
+        ([-0.02, -0.03, -0.025], True),
+        ([0.02, -0.03, 0.01], False),
+        ([0.0, 0.0, 0.0], False),
+        ([0.1], False),
+        ([], False),
     ],
 )
-def test_a_difference_is_significant_only_when_the_interval_leaves_out_zero(differences, verdict):
+def test_a_difference_is_significant_only_when_the_interval_leaves_out_zero(differences, significant):
     values = {seed: 0.5 + difference for seed, difference in enumerate(differences)}
     found = paired_difference(values, dict.fromkeys(values, 0.5))
-    assert found.verdict == verdict
-    assert found.significant == verdict.startswith("significantly")
+    assert found.significant == significant
 
 
 def test_pairing_takes_the_seeds_that_both_have_and_takes_out_what_they_share():

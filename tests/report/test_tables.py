@@ -8,11 +8,9 @@ from statistics import fmean
 
 import pytest
 from chapter_cells import run_cells
-from made_up_evidence import made_up_evidence
 from made_up_records import made_up_campaign, made_up_record, method_in
 
-from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
-from apd.report.correlations import per_image
+from apd.report.comparisons import corrected_gains, holm_corrected, pairs_of
 from apd.report.figures import tables
 from apd.report.figures import trials as reading
 from apd.report.figures.answers import detectable
@@ -116,17 +114,6 @@ def test_where_the_numbers_come_from_is_counted_over_the_records(campaigns):
     assert shown["records"] == {"scenes-tiny": "30", "none": "0"}
     assert shown["commit"] == {"scenes-tiny": "0123456789", "none": "–"}
     assert 'tabindex="0" role="region" aria-label="' in tables.provenance_table(campaigns).html
-
-
-def test_the_table_of_a_sweep_holds_the_images_numbers():
-    made = [r for name in ("scenes-tiny", "scenes-dial") for r in made_up_campaign(name, right)]
-    comparisons = by_context_shift(made)
-    found = sweep(comparisons)
-    images = per_image([made_up_evidence(1.0, seed) for seed in range(2)])
-    shown = cells_of(tables.sweep_table(comparisons, [found, sweep(comparisons, "scope_batch")], images))
-    assert shown["context shift 1"]["distance"] == f"{images[0].numbers['distance'].mean():.3f}"
-    assert shown["context shift 0"]["distance"] == "–"
-    assert "0 records" in tables.sweep_table({}, [found], []).description
 
 
 def test_the_table_of_pairs_has_a_row_for_every_pair_with_its_teacher():

@@ -5,12 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from apd.config.experiment import NetworkConfig
-from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
-from apd.report.correlations import PerImage
+from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, holm_corrected
 from apd.report.figures.answers import POWER, detectable
 from apd.report.figures.style import Drawing, nothing, rows_table, table
 from apd.report.figures.trials import interval, number, per_cent
@@ -225,25 +223,3 @@ def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
         }
     caption = "mean ± standard deviation over seeds; gains over the baseline in points of mIoU, with their"
     return rows_table(rows, f"{pairs[0].runs.title}: {caption} {100 * confidence:g} % intervals")
-
-
-def sweep_table(
-    comparisons: Mapping[float, Comparison],
-    sweeps: Sequence[ShiftSweep],
-    images: Sequence[PerImage],
-    confidence: float = 0.95,
-) -> Drawing:
-    """One row for each context shift: the teacher, how far own perspectives are from the shared one, and the gains."""
-    measured = {one.context_shift: one.numbers for one in images}
-    rows = {}
-    for shift, comparison in comparisons.items():
-        means = {name: float(np.nanmean(values)) for name, values in measured.get(shift, {}).items()}
-        row = rows[f"context shift {shift:g}"] = {
-            "teacher’s mIoU, %": f"{100 * comparison.teacher_score:.1f}",
-            "distance": number(means.get("distance", math.nan), 3),
-            "views disagree, %": number(100 * means.get("disagreement", math.nan), 1),
-        }
-        for one in sweeps:
-            row[one.name] = interval(one.gains[shift]) if shift in one.gains else "–"
-    caption = f"means over test images, and gains in points of mIoU with their {100 * confidence:g} % intervals"
-    return rows_table(rows, caption)

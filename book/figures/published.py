@@ -60,8 +60,9 @@ def ours() -> list[Gain]:
 
 
 def _named(campaign: str, comparison: Comparison) -> tuple[str, str]:
-    data, seeds = comparison.data, len(comparison.difference("apd", "student").pairs)
-    remark = f"{comparison.iterations('apd')} steps, {seeds} seeds"
+    data, runs = comparison.data, comparison.variants["apd"].values()
+    seeds = len(comparison.difference("apd", "student").pairs)
+    remark = f"{next(iter(runs)).experiment.training.iterations} steps, {seeds} seeds"
     if data.name == "scenes":
         return f"Scenes, shift {data.context_shift:g}", remark
     title = "CamVid" if data.name == "camvid" else "LabelMeFacade"

@@ -105,7 +105,7 @@ def cost(arguments: list[str], sentence: str) -> int:
     experiment = record_of(chosen.run).experiment if chosen.run is not None else known.recipe(chosen.size)
     if experiment.task == "detection":
         facts = "a detector's parameters, multiply-adds, memory and seconds"
-        fix = f"`apd train --size {chosen.size} --dry-run` tells {facts}"
+        fix = f"`apd train --size {chosen.size} --dry-run` reports {facts}"
         raise UsageError(f"--size {chosen.size}: apd cost measures segmentation; {fix}")
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
@@ -155,7 +155,7 @@ class _Base:
 class _Train(_Base):
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     dry_run: bool = False
-    """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
+    """Build everything, check the data, estimate memory and time, and stop: 1 where something is missing."""
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
     workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
 

@@ -37,9 +37,8 @@ def banned_in(text: str) -> list[str]:
 
 def texts() -> Iterator[tuple[str, str]]:
     """Name and text of every page, notebook and module: of modules what their strings with a space in them say."""
-    for page in [*(ROOT / "book").rglob("*.md"), ROOT / "README.md"]:
-        if "_build" not in page.parts:
-            yield page.name, page.read_text(encoding="utf-8")
+    for page in {*(ROOT / "book").rglob("*.md"), ROOT / "README.md"} - {*(ROOT / "book" / "_build").rglob("*.md")}:
+        yield page.name, page.read_text(encoding="utf-8")
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
         yield path.name, "\n\n".join(cell.source for cell in cells)

@@ -52,10 +52,14 @@ def ours() -> list[Gain]:
     rows = []
     for name, comparison in ((name, one) for name, records in campaigns.items() for one in compare(records)):
         found = {question: comparison.difference(*question[:2]) for question in QUESTIONS}
-        by_reference = {question[1]: row for question, row in holm_corrected(found).items() if question[0] == "apd"}
-        if len(by_reference["student"].found.pairs) > 1:
+        several = {
+            question[1]: row
+            for question, row in holm_corrected(found).items()
+            if question[0] == "apd" and len(row.found.pairs) > 1
+        }
+        if "student" in several:
             title, remark = _named(name, comparison)
-            rows.append(Gain(title, remark, by_reference["student"], by_reference.get(LONGER)))
+            rows.append(Gain(title, remark, several["student"], several.get(LONGER)))
     return rows
 
 

@@ -165,7 +165,9 @@ def _outcomes(rows: list[Corrected]) -> str:
             size = "" if sign else "smallest detectable gain "
             counted = f"{len(found)}" if parts else f"{len(found)} of {len(rows)} comparisons"
             parts.append(f"{words} in {counted} ({size}{' to '.join(ends)} points)")
-    return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
+    return (
+        " and ".join(", ".join(some) for some in (parts[:-1], parts[-1:]) if some) or "no comparison of two seeds yet"
+    )
 
 
 def smallest_detectable(found: Difference, power: float = 0.8) -> float:

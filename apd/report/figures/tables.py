@@ -18,7 +18,7 @@ from apd.training.record import Record
 
 QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("apd", "student", "as many steps, without a teacher"),
-    ("apd", "student_equal_seconds", "as many seconds, without a teacher"),
+    ("apd", "student_equal_seconds", "as much time, without a teacher"),
     ("apd", "pixel_kd", "as many steps, with the teacher’s ordinary logits"),
     ("apd_without_kd", "student", "the perspective’s terms alone, as many steps"),
     ("pixel_kd", "student", "ordinary distillation alone, as many steps"),

@@ -1,6 +1,7 @@
 """Many comparisons together: Holm's correction, APD's terms on and off, context shift, pairs of networks."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -8,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from scipy import stats
 
-from apd.config.experiment import DataConfig, NetworkConfig, TeacherConfig
+from apd.config.experiment import DataConfig, NetworkConfig
 from apd.report.statistics import (
     Comparison,
     ComparisonError,
@@ -66,8 +67,8 @@ def corrected_gains(
     comparison: Comparison, variants: Iterable[str], reference: str, confidence: float = 0.95
 ) -> dict[str, Corrected]:
     """Variants minus one reference, corrected together; those without a seed in common with it are left out."""
-    found = {key: comparison.difference(key, reference, confidence) for key in variants if key != reference}
-    return holm_corrected(found, confidence)
+    others = (key for key in variants if key != reference)
+    return holm_corrected({key: comparison.difference(key, reference, confidence) for key in others}, confidence)
 
 
 # On/off designs: that of APD's four terms.
@@ -84,8 +85,7 @@ def factorial_effects(
 ) -> dict[Factors, dict[int, float]]:
     """Main effects and interactions of a full on/off design, one value for each seed that all combinations have.
 
-    An effect is the mean of the half of the combinations that has an even number of the effect's factors off, minus
-    the mean of the other half.
+    An effect: the mean of the combinations with an even number of its factors off, minus that of the others.
     """
     cells = list(subsets(factors))
     seeds = sorted(set.intersection(*(set(scores[cell]) for cell in cells)))
@@ -187,20 +187,17 @@ class Pair(NamedTuple):
 
 
 def pairs_of(records: Sequence[Record]) -> list[list[Pair]]:
-    """Sort records into pairs, those of one data set together, same-architecture ones first.
+    """Sort records into pairs, those of one data set together, same-architecture ones first; baselines in each.
 
-    A baseline knows no teacher, so its runs stand beside each teacher's. Errors as of
-    :func:`~apd.report.statistics.compare`.
+    Errors as of :func:`~apd.report.statistics.compare`.
     """
-    alone: dict[tuple[DataConfig, NetworkConfig], list[Record]] = {}
-    distilled: dict[tuple[DataConfig, NetworkConfig, TeacherConfig], list[Record]] = {}
+    alone, distilled = defaultdict[tuple, list[Record]](list), defaultdict[tuple, list[Record]](list)
     for record in records:
-        experiment = record.experiment
-        if method_of(experiment) in PAIR_METHODS and experiment.distillers:
-            distilled.setdefault((experiment.data, experiment.network, experiment.teacher), []).append(record)
-        elif method_of(experiment) in PAIR_METHODS:
-            alone.setdefault((experiment.data, experiment.network), []).append(record)
-    found: dict[DataConfig, list[Pair]] = {}
+        run = record.experiment
+        if method_of(run) in PAIR_METHODS:
+            key = run.data, run.network, run.teacher
+            (distilled[key] if run.distillers else alone[key[:2]]).append(record)
+    found = defaultdict[DataConfig, list[Pair]](list)
     for (data, student, teacher), with_teacher in distilled.items():
         (runs,) = compare(with_teacher)
         if without := alone.get((data, student)):
@@ -208,11 +205,10 @@ def pairs_of(records: Sequence[Record]) -> list[list[Pair]]:
             # on CamVid every method has its own learning rate
             check_alike(plain.any_record, runs.any_record, lambda e: stripped(e, any_rate=True, teacher=None))
             runs = replace(runs, variants={**runs.variants, **plain.variants})
-        found.setdefault(data, []).append(Pair(student, teacher.network, runs))
-    ordered = [
-        sorted(pairs, key=lambda p: (p.cross_architecture, HEADS.index(p.student.head))) for pairs in found.values()
-    ]
-    return sorted(ordered, key=lambda pairs: pairs[0].runs.data.name != "scenes")
+        found[data].append(Pair(student, teacher.network, runs))
+    for pairs in found.values():
+        pairs.sort(key=lambda p: (p.cross_architecture, HEADS.index(p.student.head)))
+    return sorted(found.values(), key=lambda pairs: pairs[0].runs.data.name != "scenes")
 
 
 def pair_gains(pairs: Sequence[Pair], confidence: float = 0.95) -> dict[tuple[str, str, str], Corrected]:
@@ -233,21 +229,18 @@ def mean_gain(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> D
 def head_match(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> dict[str, Difference]:
     """Cross- minus same-architecture, mean over both heads of the student, by student backbone and over ALL of them.
 
-    Either head teaches one student of each kind, so a teacher that is simply the better one does not count: below zero,
-    a teacher of the student's own architecture teaches more. Empty where students have one head only.
+    Below zero, a teacher of the student's own architecture teaches more: either head teaches one student of each kind,
+    so a better teacher does not count. Empty where students have one head only.
     """
-    signed: dict[str, list[dict[int, float]]] = {}
-    for pair in pairs:
-        sign = 1 if pair.cross_architecture else -1
-        scores = {seed: sign * value for seed, value in pair.runs.miou(method).items()}
-        signed.setdefault(BACKBONE_NAMES[pair.student.backbone], []).append(scores)
     if len({pair.student.head for pair in pairs}) < len(HEADS):
         return {}
-    # the mean over four roles with their signs is half of the difference of the means
-    found = {
-        name: {seed: 2 * value for seed, value in (_mean(roles) if len(roles) == len(HEADS) ** 2 else {}).items()}
-        for name, roles in signed.items()
-    }
+    signed = defaultdict[str, list[dict[int, float]]](list)
+    for pair in pairs:
+        # the mean over four roles with their signs is half of the difference of the means
+        sign = 2 if pair.cross_architecture else -2
+        scores = {seed: sign * value for seed, value in pair.runs.miou(method).items()}
+        signed[BACKBONE_NAMES[pair.student.backbone]].append(scores)
+    found = {name: _mean(roles) if len(roles) == len(HEADS) ** 2 else {} for name, roles in signed.items()}
     found[ALL] = _mean(list(found.values()))
     return {name: mean_interval(values, confidence) for name, values in found.items()}
 

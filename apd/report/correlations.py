@@ -6,11 +6,9 @@ A relation is significant when the intervals over images (other images) and over
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import getitem
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +16,8 @@ from scipy.stats import rankdata
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict
-from apd.report.statistics import ComparisonError, Difference, mean_interval
-from apd.training.record import RecordError
-from apd.training.run import records_folder
-from apd.training.schema import read_json
+from apd.report.statistics import ComparisonError, Difference, Measured, mean_interval
 
-SCHEMA = 1
 LARGEST = {"distance": 2.0, "divergence": math.inf, "disagreement": 1.0, "own_right": 1.0, "shared_right": 1.0}
 """Numbers of an image's perspective with their largest possible value."""
 REVEALED = "revealed"
@@ -33,30 +27,19 @@ SCORES = ("miou", "right")
 """Scores of an image: mIoU over the classes in its labels, and share of valid pixels right."""
 NEEDED = ("teacher", "pixel_kd", "apd")
 """Networks that every file has scores of."""
-MAKER = "book/figures/perspective_evidence.py"
 
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Validated evidence of one context shift and seed, as JSON; RecordError at construction names a wrong entry."""
+class Evidence(Measured):
+    """Evidence of one context shift and seed."""
 
-    content: dict[str, Any]
-    source: str = "evidence"
+    maker: ClassVar[str] = "perspective_evidence.py"
+    folder: ClassVar[str] = "perspectives"
 
-    def __post_init__(self) -> None:
-        try:
-            self._check()
-        except KeyError as error:
-            raise RecordError(f"{self.source}: {error} is missing") from error
-        except (TypeError, AttributeError, ValueError) as error:
-            raise RecordError(f"{self.source}: {error}") from error
-
-    def _check(self) -> None:
-        content, runs, data = self.content, self.content["runs"], self.content["data"]
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']!r} is not {SCHEMA}, which this code reads")
+    def check(self) -> None:
+        """Raise where an entry is missing or does not fit another."""
+        runs, data = self.content["runs"], self.content["data"]
         if fingerprint(self.experiment) != runs["apd"]["fingerprint"]:
             raise ValueError("runs.apd.fingerprint is not that of the experiment: the file was edited")
         entries = {"valid": math.inf, "furthest": len(data["class_names"]) - 1}
@@ -94,21 +77,6 @@ class Evidence:
     def gain(self) -> Values:
         """(N,) mIoU of each image with APD minus that with pixel KD."""
         return self.score("apd", "miou") - self.score("pixel_kd", "miou")
-
-
-def read_evidence(path: Path) -> Evidence:
-    """One file, checked; RecordError when it is not JSON or does not follow the schema."""
-    try:
-        return Evidence(read_json(Path(path)), source=str(path))
-    except RecordError as error:
-        fix = f"Restore the file, or delete it and have it made again by python {MAKER}"
-        raise RecordError(f"{error}. {fix}") from error
-
-
-def read_all_evidence(folder: Path | None = None) -> list[Evidence]:
-    """Every file of a folder (default: the committed ones) by context shift and seed; empty where there is none."""
-    found = [read_evidence(path) for path in sorted((folder or records_folder("perspectives")).glob("*.json"))]
-    return sorted(found, key=lambda one: (one.experiment.data.context_shift, one.experiment.seed))
 
 
 class Correlation(NamedTuple):
@@ -183,16 +151,13 @@ def _complete(*columns: Values) -> Values:
 
 
 def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000) -> Correlation:
-    """Rank correlation (:func:`spearman`) with a percentile bootstrap interval over images, the same at every call.
-
-    Columns have one value per image; images with a NaN anywhere are left out.
-    """
+    """:func:`spearman` of columns of images, without those that have a NaN, with a percentile bootstrap interval."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)
     images, value = together.shape[1], spearman(*together)
     if math.isnan(value):
-        return Correlation(math.nan, math.nan, math.nan, images)
+        return Correlation(value, value, value, images)
     # uniform numbers instead of Generator.integers: NumPy may change how it draws integers
     drawn_RN = (np.random.default_rng(0).random((resamples, images)) * images).astype(np.int64)
     found_R = _of_ranks(*(rankdata(column[drawn_RN], axis=1) for column in together))
@@ -205,20 +170,17 @@ def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000)
 
 def per_image(evidence: Sequence[Evidence]) -> list[PerImage]:
     """The evidence by context shift, averaged over seeds, of the networks that all of them have; files must fit."""
-    places = [(one.experiment.data.context_shift, one.experiment.seed, one) for one in evidence]
-    groups = itertools.groupby(sorted(places, key=lambda place: place[:2]), lambda place: place[0])
-    return [_average(shift, [one for *_, one in each]) for shift, each in groups]
+    ordered = sorted(evidence, key=lambda one: (one.experiment.data.context_shift, one.experiment.seed))
+    groups = itertools.groupby(ordered, lambda one: one.experiment.data.context_shift)
+    return [_average(shift, list(each)) for shift, each in groups]
 
 
 def _average(context_shift: float, each: list[Evidence]) -> PerImage:
     first, seeds = each[0], tuple(one.experiment.seed for one in each)
     for one in each[1:]:
-        for what, of in (
-            ("images", lambda e: e.content["data"]),
-            ("teacher", lambda e: e.content["runs"]["teacher"]),
-            ("settings of APD", lambda e: e.experiment.distillers),
-        ):
-            if of(one) != of(first):
+        shared = [(e.content["data"], e.content["runs"]["teacher"], e.experiment.distillers) for e in (one, first)]
+        for what, own, other in zip(("images", "teacher", "settings of APD"), *shared, strict=True):
+            if own != other:
                 raise ComparisonError(f"{one.source} and {first.source} differ in the {what}")
     if len(set(seeds)) < len(seeds):
         raise ComparisonError(f"context shift {context_shift:g}: seeds {list(seeds)}, expected each once")
@@ -245,7 +207,6 @@ def relation(images: PerImage, confidence: float = 0.95, *, held: str | None = N
     for one in images.each:
         control = [one.score(held, "miou")] if held else []
         by_seed[one.experiment.seed] = spearman(*_complete(one.number("distance"), one.gain(), *control))
-    known = {seed: value for seed, value in by_seed.items() if not math.isnan(value)}
     control = [images.scores[held]["miou"]] if held else []
     whole = correlate(images.numbers["distance"], images.gain(), *control, confidence=confidence)
-    return Relation(whole, mean_interval(known, confidence))
+    return Relation(whole, mean_interval({s: v for s, v in by_seed.items() if not math.isnan(v)}, confidence))

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torchvision.ops import box_area, box_iou
@@ -13,17 +11,14 @@ from apd.data.instances import InstanceSample
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import APScores, Detections
 from apd.report.comparisons import Corrected, holm_corrected
-from apd.report.statistics import Comparison, Score, compare
+from apd.report.statistics import Comparison, Measured, Score, compare
 from apd.study.campaigns import CAMPAIGNS
-from apd.training.record import Record, RecordError
-from apd.training.run import records_folder
-from apd.training.schema import read_json
+from apd.training.record import Record
 
 LEAST_OVERLAP = 0.5
 """Overlap (intersection over union of boxes) from which a detection is right, that of AP50."""
 LEAST_SCORE = 0.5
 """How sure a detector has to be for a detection to be counted and drawn (own choice)."""
-SCHEMA = 1
 BASELINE, TEACHER = "student", "teacher"
 
 
@@ -66,34 +61,23 @@ def count_in_image(truth: InstanceSample, found: Detections) -> ImageCount:
     return ImageCount(right, false, int((~truth.crowd_N).sum()) - right)
 
 
-@dataclass(frozen=True)
-class Findings:
-    """Detections of several detectors in the same scenes. `content` is the JSON as it stands in the file.
+class Findings(Measured):
+    """Detections of several detectors in the same scenes."""
 
-    RecordError: at construction, when an entry is missing or does not fit another.
-    """
+    maker: ClassVar[str] = "detection_findings.py"
+    folder: ClassVar[str] = "detection-findings"
 
-    content: dict[str, Any]
-    source: str = "findings"
-
-    def __post_init__(self) -> None:
-        try:
-            if self.content["schema"] != SCHEMA:
-                raise ValueError(f"schema {self.content['schema']!r} is not {SCHEMA}, which this code reads")
-            for network in self.content["runs"]:
-                if len(found := self.found(network)) != self.images:
-                    raise ValueError(f"found.{network} is of {len(found)} images, but data.pictures = {self.images}")
-                for place, each in enumerate(found):
-                    if len({len(part) for part in each if part is not None}) != 1:
-                        expected = "boxes, scores, labels and masks must be equally many"
-                        raise ValueError(f"found.{network}[{place}]: {expected}")
-            if self.dataset().fingerprint() != self.content["data"]["fingerprint"]:
-                raise ValueError("data.fingerprint is not that of today's scenes: another generator drew them")
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise RecordError(
-                f"{self.source}: {what}. Restore the file, or delete it and run book/figures/detection_findings.py"
-            ) from error
+    def check(self) -> None:
+        """Raise where an entry is missing or does not fit another."""
+        for network in self.content["runs"]:
+            if len(found := self.found(network)) != self.images:
+                raise ValueError(f"found.{network} is of {len(found)} images, but data.pictures = {self.images}")
+            for place, each in enumerate(found):
+                if len({len(part) for part in each if part is not None}) != 1:
+                    expected = "boxes, scores, labels and masks must be equally many"
+                    raise ValueError(f"found.{network}[{place}]: {expected}")
+        if self.dataset().fingerprint() != self.content["data"]["fingerprint"]:
+            raise ValueError("data.fingerprint is not that of today's scenes: another generator drew them")
 
     def dataset(self) -> SceneInstances:
         """The scenes, drawn anew."""
@@ -133,12 +117,6 @@ class Findings:
         return [one.score - other.score for one, other in zip(counts[distilled], counts[BASELINE], strict=True)]
 
 
-def read_findings(folder: Path | None = None) -> list[Findings]:
-    """Every file of a folder (default: the committed ones). RecordError: one is no JSON, or not of today's scenes."""
-    paths = sorted((folder or records_folder("detection-findings")).glob("*.json"))
-    return [Findings(read_json(path), source=str(path)) for path in paths]
-
-
 # Detection: the variants are those that the records' labels name, as in `roi_apd_and_review_kd-seed2`.
 
 Kind = Literal["boxes", "masks"]
@@ -150,7 +128,7 @@ def ap_score(kind: Kind, name: str, of: Callable[[APScores], float]) -> Score:
     def read(ap: dict[str, APScores] | None) -> float:
         return of(ap[kind]) if ap and kind in ap else math.nan
 
-    return Score(name, lambda record: read(record.ap), lambda record: read(record.teacher_ap))
+    return Score(name, lambda r: read(r.ap), lambda r: read(r.teacher_ap))
 
 
 MAIN_AP: dict[Kind, Score] = {
@@ -192,22 +170,17 @@ def parts_of_variant(variant: str) -> list[str]:
     return variant.split("_and_")
 
 
+def variant_name(variant: str) -> str:
+    """What a variant is called; a distiller that has no name in :data:`DETECTION_NAMES` keeps its key."""
+    return " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_variant(variant))
+
+
 def detection_names(records: Iterable[Record]) -> dict[str, str]:
-    """The variants that the records' labels name, in the order of figures, combinations last, with their names.
-
-    A distiller that is not in :data:`DETECTION_NAMES` keeps its key, with spaces.
-    """
-    order = list(DETECTION_NAMES)
-
-    def place(variant: str) -> tuple[int, list[int], str]:
-        parts = parts_of_variant(variant)
-        return len(parts), [order.index(part) if part in order else len(order) for part in parts], variant
-
-    variants = sorted({record.experiment.name.split("-")[0] for record in records}, key=place)
-    return {
-        variant: " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_variant(variant))
-        for variant in variants
-    }
+    """The variants that the records' labels name, with their names, in the order of figures, combinations last."""
+    order = {part: place for place, part in enumerate(DETECTION_NAMES)}
+    parts = {v: parts_of_variant(v) for v in sorted({record.experiment.name.split("-")[0] for record in records})}
+    ordered = sorted(parts, key=lambda v: (len(parts[v]), [order.get(part, len(order)) for part in parts[v]]))
+    return {variant: variant_name(variant) for variant in ordered}
 
 
 def detection_comparisons(records: Sequence[Record]) -> list[Comparison]:
@@ -223,6 +196,5 @@ def counted(comparison: Comparison, scores: Iterable[Score]) -> list[Score]:
 
 def added_to(comparison: Comparison, confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
     """Each combination minus each of its parts alone, corrected together: by the combination and that part."""
-    pairs = [(variant, part) for variant in comparison.variants for part in parts_of_variant(variant)]
-    found = {pair: comparison.difference(*pair, confidence) for pair in pairs if pair[0] != pair[1]}
-    return holm_corrected(found, confidence)
+    pairs = [(v, part) for v in comparison.variants for part in parts_of_variant(v) if part != v]
+    return holm_corrected({pair: comparison.difference(*pair, confidence) for pair in pairs}, confidence)

@@ -1,17 +1,20 @@
 """What records say together: scores, means, spreads, and differences paired by seed, as a seed's runs start alike."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
 
 from scipy import stats
 
 from apd.config.experiment import DataConfig, Experiment
-from apd.config.identity import fingerprint
 from apd.study.recipes import METHOD_NAMES
-from apd.training.record import Record
+from apd.training.record import Record, RecordError
+from apd.training.run import records_folder
+from apd.training.schema import read_json
 
 LONGER = "student_equal_seconds"
 """The one method whose runs may have another number of iterations."""
@@ -19,6 +22,42 @@ LONGER = "student_equal_seconds"
 
 class ComparisonError(ValueError):
     """Records that cannot be compared; the message names them and what differs."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a script measured of finished runs, as JSON; RecordError at construction names a wrong entry."""
+
+    content: dict[str, Any]
+    source: str = "a file"
+    maker: ClassVar[str]
+    folder: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        try:
+            if self.content["schema"] != 1:
+                raise ValueError(f"schema {self.content['schema']!r} is not 1, which this code reads")
+            self.check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise RecordError(f"{self.source}: {what}") from error
+
+    def check(self) -> None:
+        """Raise where an entry is missing or does not fit another."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """One file; RecordError when it is not JSON, or :meth:`check` refuses it."""
+        try:
+            return cls(read_json(path), str(path))
+        except RecordError as error:
+            fix = f"Restore the file, or delete it and run python book/figures/{cls.maker}"
+            raise RecordError(f"{error}. {fix}") from error
+
+    @classmethod
+    def read_all(cls, folder: Path | None = None) -> list[Self]:
+        """Every file of a folder (default: the committed ones); empty where there is none."""
+        return [cls.read(path) for path in sorted((folder or records_folder(cls.folder)).glob("*.json"))]
 
 
 class Score(NamedTuple):
@@ -70,11 +109,8 @@ class Difference(NamedTuple):
 def spread(values: Iterable[float]) -> Spread:
     """Mean, sample standard deviation and number of some values."""
     values = list(values)
-    if not values:
-        return Spread(math.nan, math.nan, 0)
-    mean = math.fsum(values) / len(values)
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return Spread(mean, math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else math.nan, len(values))
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(statistics.fmean(values) if values else math.nan, deviation, len(values))
 
 
 def mean_interval(values: Mapping[int, float], confidence: float = 0.95) -> Difference:
@@ -104,16 +140,13 @@ def method_of(experiment: Experiment, names: Mapping[str, str] = METHOD_NAMES) -
 
 @dataclass(frozen=True)
 class Comparison:
-    """Records of one data set, teacher and recipe: `variants[method][seed]`, their names, and by which score.
-
-    `remark` is what distinguishes it from another comparison on the same data.
-    """
+    """Records of one data set, teacher and recipe: `variants[method][seed]`, their names, and by which score."""
 
     data: DataConfig
     variants: Mapping[str, Mapping[int, Record]]
     names: Mapping[str, str] = field(default_factory=lambda: METHOD_NAMES)
     score: Score = MIOU
-    remark: str = ""
+    remark: str = ""  # what distinguishes it from another comparison on the same data
 
     @cached_property
     def any_record(self) -> Record:
@@ -149,26 +182,17 @@ class Comparison:
         return {seed: self.score.of(record) for seed, record in self.variants.get(method, {}).items()}
 
     def miou(self, method: str) -> dict[int, float]:
-        """mIoU of the last step's student, by seed; empty when the method has no record."""
+        """As :meth:`values`, of the mIoU."""
         return self.by(MIOU).values(method)
 
     def difference(self, method: str, reference: str, confidence: float = 0.95) -> Difference:
         """Paired difference in the score, method minus reference."""
         return paired_difference(self.values(method), self.values(reference), confidence)
 
-    def iterations(self, method: str) -> int:
-        """Steps of each of the method's runs."""
-        return next(iter(self.variants[method].values())).experiment.training.iterations
-
     def step_seconds(self, method: str) -> float:
-        """Median seconds of a step, on a CPU those of its core where the record has them: the least over seeds, because
-        other programs make a run's steps longer, never shorter."""
+        """Median seconds of a step, of a core where the record has those; least over seeds: others' load adds only."""
         clock = "seconds_per_iteration"
         return min(r.content.get(f"core_{clock}", r.content[clock]) for r in self.variants[method].values())
-
-    def run_seconds(self, method: str) -> float:
-        """Seconds of all training steps of one run."""
-        return self.step_seconds(method) * self.iterations(method)
 
 
 def compare(records: Sequence[Record], names: Mapping[str, str] = METHOD_NAMES) -> list[Comparison]:
@@ -232,10 +256,3 @@ def _check_comparable(variants: Mapping[str, Mapping[int, Record]]) -> None:
             ):
                 if of(record.experiment) != of(other.experiment):
                     raise ComparisonError(f"{record.source} and {other.source} differ in the {what}")
-
-
-def planned_and_done(planned: Sequence[Experiment], records: Sequence[Record]) -> tuple[list[Record], int]:
-    """The records whose settings are still those of the plan, and how many experiments of it have none yet."""
-    wanted = {fingerprint(experiment) for experiment in planned}
-    kept = [record for record in records if record.content["fingerprint"] in wanted]
-    return kept, len(wanted) - len({record.content["fingerprint"] for record in kept})

@@ -17,7 +17,7 @@ from apd.config.experiment import ExperimentError
 from apd.data.batches import evaluation_instance_batches
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections, detect
-from apd.report.detections import BASELINE, LEAST_SCORE, SCHEMA, TEACHER, Findings
+from apd.report.detections import BASELINE, LEAST_SCORE, TEACHER, Findings
 from apd.study.campaigns import experiments_of
 from apd.training.checkpoint import write_atomically
 from apd.training.detection import DetectionTask
@@ -85,7 +85,7 @@ def measure(seed: int = 0, distilled: str = DISTILLED) -> Findings:
     found = findings_of(networks, dataset)
     return Findings(
         {
-            "schema": SCHEMA,
+            "schema": 1,
             "seed": seed,
             "runs": {name: {key: r[key] for key in ("fingerprint", "weights_sha256")} for name, r in records.items()},
             "data": {

@@ -17,7 +17,7 @@ from typing import Any
 from apd.config.datasets import build_split
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import to_dict
-from apd.report.correlations import NEEDED, SCHEMA, Evidence, read_evidence
+from apd.report.correlations import NEEDED, Evidence
 from apd.report.perspectives import own_perspectives, scores_by_image, trained_distiller
 from apd.study.campaigns import scenes_experiment
 from apd.training.checkpoint import write_atomically
@@ -73,7 +73,7 @@ def measure(experiments: Mapping[str, Experiment], device: str | None = "cpu") -
     numbers = {"distance": own.distance_N} | {k.removesuffix("_B"): values for k, values in own.views._asdict().items()}
     return Evidence(
         {
-            "schema": SCHEMA,
+            "schema": 1,
             "experiment": to_dict(apd),
             "runs": {name: _identity(run) for name, run in runs.items()},
             "data": {
@@ -129,7 +129,7 @@ def write_evidence(folder: Path | None = None, *, device: str | None = "cpu") ->
             lacking.append(path.stem)
             continue
         if path.exists():
-            stored = read_evidence(path).content["runs"]
+            stored = Evidence.read(path).content["runs"]
             if all(stored.get(name) == _identity(run) for name, run in _with_teacher(finished).items()):
                 continue
         save(measure(finished, device), path)

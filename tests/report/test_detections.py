@@ -20,7 +20,7 @@ from apd.data.rle import decode
 from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.models.detector import build_detector
 from apd.report import detections as counting
-from apd.report.detections import Findings, detection_comparisons, parts_of_ap, read_findings
+from apd.report.detections import Findings, detection_comparisons, parts_of_ap
 from apd.report.figures import boxes
 from apd.report.figures import trials as reading
 from apd.report.statistics import ComparisonError, paired_difference, spread
@@ -121,7 +121,7 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
 
 def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(trials):
     rates, weights = (boxes.detection_trials_table(trials, weights=weights).description for weights in (False, True))
-    scores = {r.experiment.name: f"{100 * boxes.validation_box_ap(r):.1f}" for r in trials}
+    scores = {r.experiment.name: f"{100 * reading.validation_score(r):.1f}" for r in trials}
     for table, name, trial in (
         (rates, "teacher", "teacher-rate0.001"),
         (rates, "KD of boxes", "roi_kd-rate0.004-seed0"),
@@ -197,7 +197,7 @@ def test_what_is_right_agrees_with_what_coco_calls_right_at_half_overlap(seed):
 def test_a_file_gives_back_what_was_found(tmp_path):
     findings = made_up_findings()
     maker.save(findings, tmp_path / "roi_apd-seed0.json")
-    (read,) = read_findings(tmp_path)
+    (read,) = Findings.read_all(tmp_path)
     assert read.content == findings.content
     for place, sample in enumerate(SCENES):
         expected, found = detections(sample, *FOUND["student"]), read.found("student")[place]
@@ -205,13 +205,11 @@ def test_a_file_gives_back_what_was_found(tmp_path):
         assert torch.allclose(found.boxes_N4, expected.boxes_N4, atol=0.051)
         for mask, other in zip(found.masks, expected.masks, strict=True):
             assert (decode(mask, 96, 128) == decode(other, 96, 128)).all()
-    assert read_findings(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema=2), "schema 2 is not 1"),
         (lambda c: c["found"].pop("teacher"), "'teacher' is missing"),
         (lambda c: c["found"]["teacher"].pop(), r"found.teacher is of 5 images, but data.pictures = 6"),
         (lambda c: c["found"]["teacher"][0]["scores"].append(0.9), r"found.teacher\[0\]: boxes, scores, labels and"),
@@ -219,14 +217,11 @@ def test_a_file_gives_back_what_was_found(tmp_path):
         (lambda c: c["data"]["scenes"].pop("height"), "'height' is missing"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, change, message):
+def test_a_file_that_does_not_fit_is_refused(change, message):
     content = copy.deepcopy(made_up_findings().content)
     change(content)
     with pytest.raises(RecordError, match=rf"a\.json: .*{message}"):
         Findings(content, "a.json")
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(RecordError, match=r"a\.json: cannot be read as JSON"):
-        read_findings(tmp_path)
 
 
 def test_images_are_chosen_by_the_counts_and_have_them_below():
@@ -242,18 +237,6 @@ def test_images_are_chosen_by_the_counts_and_have_them_below():
     assert shown.html.count("<img") == 4 * 3
     right = sum(count.right for count in counts["teacher"])
     assert re.search(rf"teacher +{right} +0 +0$", boxes.counts_table(findings).description, re.MULTILINE)
-
-
-def test_masks_are_tinted_the_smaller_on_top_and_boxes_have_their_colours():
-    image, masks = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.ones(2, 8, 8, dtype=torch.bool)
-    masks[0, :, 1:] = False
-    tinted = boxes.drawn(image, NONE, [(200, 0, 0), (0, 200, 0)], None, masks)
-    assert tinted.shape == (24, 24, 3)
-    assert tinted[0, 23].tolist() == [0, 100, 0]
-    assert tinted[0, 0].tolist() == [100, 50, 0]
-    framed = boxes.drawn(image, torch.tensor([[1.0, 1.0, 6.0, 6.0]]), [(250, 90, 84)], None, None)
-    assert framed[3, 9].tolist() == [250, 90, 84]
-    assert not framed[9, 9].any()
 
 
 def finished(name):
@@ -278,7 +261,7 @@ def test_the_script_writes_what_finished_runs_find_and_refuses_others(tmp_path, 
         monkeypatch.setattr(maker, name, value)
     assert maker.main(["--to", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip().endswith("roi_apd-seed0.json")
-    (made,) = read_findings(tmp_path)
+    (made,) = Findings.read_all(tmp_path)
     assert list(made.content["runs"]) == ["student", "roi_apd", "teacher"]
     with torch.no_grad():
         (expected,) = student([SCENES[2].image_3HW.float() / 255])

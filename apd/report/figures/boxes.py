@@ -4,17 +4,15 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
-from matplotlib.font_manager import findfont
-from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from numpy.typing import NDArray
 
 from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import decode
-from apd.data.specs import RGB
-from apd.evaluation.average_precision import Detections, ap_scores, tables_of
-from apd.evaluation.predict import colours_of
+from apd.data.rle import decode, encode
+from apd.evaluation.average_precision import Detections
+from apd.evaluation.predict import colours_of, drawn
 from apd.report.detections import (
     DETECTION_NAMES,
     LEAST_SCORE,
@@ -23,11 +21,11 @@ from apd.report.detections import (
     count_in_image,
     counted,
     parts_of_ap,
-    parts_of_variant,
+    variant_name,
 )
 from apd.report.figures.method import at_quantiles, image_pixels
-from apd.report.figures.style import Drawing, ImageHW3, Panel, key, panels, rows_table, table
-from apd.report.figures.trials import last_on_val, per_cent, trials_table
+from apd.report.figures.style import Drawing, Panel, key, panels, rows_table, table
+from apd.report.figures.trials import per_cent, trials_table
 from apd.report.statistics import Comparison, spread
 from apd.study.coco_recipes import STUDENT_LEARNING_RATE
 from apd.training.record import Record
@@ -56,12 +54,6 @@ def parts_table(comparison: Comparison) -> Drawing:
     return rows_table(rows, caption)
 
 
-def validation_box_ap(record: Record) -> float:
-    """Box AP on val after the last step; NaN where the run was not scored there."""
-    found = last_on_val(record)
-    return ap_scores(tables_of(found["ap"])["boxes"]).ap if found else math.nan
-
-
 def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
     """Box AP on val of each method, by learning rate or by factor on its weights; the best of a row is marked."""
     found = []
@@ -76,41 +68,25 @@ def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawi
     names = {"teacher": "teacher"} | DETECTION_NAMES
     named = [(name, value, record) for key, name in names.items() for whose, value, record in found if whose == key]
     column = "weights × {:g}" if weights else "learning rate {:g}"
-    return trials_table(named, column, "box AP", score=validation_box_ap)
-
-
-def drawn(
-    image_3HW: Tensor, boxes_N4: Tensor, colours: list[RGB], texts: list[str] | None, masks_NHW: Tensor | None
-) -> ImageHW3:
-    """A uint8 image three times as large, masks tinted, the smaller ones on top, and boxes with their texts."""
-    large_3HW = image_3HW.repeat_interleave(3, 1).repeat_interleave(3, 2)
-    masks_NHW = torch.zeros(0, 1, 1) if masks_NHW is None else masks_NHW
-    for place in masks_NHW.flatten(1).sum(1).argsort(descending=True).tolist():
-        if masks_NHW[place].any():
-            mask_HW = masks_NHW[place].repeat_interleave(3, 0).repeat_interleave(3, 1)
-            large_3HW = draw_segmentation_masks(large_3HW, mask_HW, 0.5, colours[place])
-    if len(boxes_N4):
-        style = {"width": 2, "font": findfont("DejaVu Sans"), "font_size": 10}
-        style |= {"fill_labels": True, "label_background_colors": "white"}
-        large_3HW = draw_bounding_boxes(large_3HW, 3 * boxes_N4, texts, colours, **style)
-    return image_pixels(large_3HW)
+    return trials_table(named, column, "box AP")
 
 
 def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec, name: str) -> Panel:
-    """The detections that are sure enough, with their scores; None: the objects that have to be found."""
+    """The detections that are sure enough, three times as large; None: the objects that have to be found."""
     if found is None:
-        kept, labels_N, boxes_N4, texts = ~sample.crowd_N, sample.labels_N, sample.boxes_N4, None
-        masks = sample.masks_NHW
-        note = f"{int(kept.sum())} objects"
+        kept = ~sample.crowd_N
+        masks, note = encode(sample.masks_NHW[kept].numpy()), f"{int(kept.sum())} objects"
+        found = Detections(sample.boxes_N4[kept], torch.ones(len(masks)), sample.labels_N[kept], masks)
     else:
-        kept, labels_N, boxes_N4 = found.scores_N >= LEAST_SCORE, found.labels_N, found.boxes_N4
-        size = sample.image_3HW.shape[1:]
-        masks = found.masks and torch.stack([torch.from_numpy(decode(mask, *size)).bool() for mask in found.masks])
-        texts = [f"{score:.2f}" for score in found.scores_N[kept].tolist()]
         note = "{} right, {} false, {} missed".format(*count_in_image(sample, found))
-    colours = [colours_of(spec)[label] for label in labels_N[kept].tolist()]
-    masks = None if masks is None else masks[kept]
-    return Panel([drawn(sample.image_3HW, boxes_N4[kept], colours, texts, masks)], name, note)
+
+    def large(values: NDArray, first: int) -> NDArray:
+        return values.repeat(3, axis=first).repeat(3, axis=first + 1)
+
+    size, masks = sample.image_3HW.shape[1:], found.masks
+    masks = masks and encode(large(np.stack([decode(mask, *size) for mask in masks]), 1))
+    found = found._replace(boxes_N4=3 * found.boxes_N4, masks=masks)
+    return Panel([np.asarray(drawn(large(image_pixels(sample.image_3HW), 0), found, spec, LEAST_SCORE))], name, note)
 
 
 def images_side_by_side(findings: Findings) -> Drawing:
@@ -129,8 +105,7 @@ def images_side_by_side(findings: Findings) -> Drawing:
 
 def network_names(findings: Findings) -> dict[str, str]:
     """What the networks of a file are called."""
-    parts = {network: parts_of_variant(network) for network in findings.content["runs"]}
-    return {network: " + ".join(DETECTION_NAMES.get(part, part) for part in each) for network, each in parts.items()}
+    return {network: variant_name(network) for network in findings.content["runs"]}
 
 
 def counts_table(findings: Findings) -> Drawing:

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -44,17 +43,11 @@ def draw_rows(axes: Axes, rows: Sequence[Row], aside: float) -> None:
 
     Set the limits first where something may lie outside: an arrowhead at the edge says that a row goes on.
     """
-    colours = {row.place: row.colour for row in rows}
-    common = {"orient": "y", "native_scale": True, "legend": False, "ax": axes}
-    # a row's values are its mean and the ends, of which the median and the range are just what is to be drawn
-    x, y = zip(*((v, row.place) for row in rows for v in (spread(row.seeds).mean, *row.ends)), strict=True)
-    bar = {"estimator": "median", "errorbar": ("pi", 100), "linestyle": "none", "marker": "|", "markersize": 15}
-    sns.pointplot(x=x, y=y, hue=y, palette=colours, markeredgewidth=3.5, err_kws={"linewidth": 2.2}, **bar, **common)
-    if seeds := [(value, row.place + aside) for row in rows for value in row.seeds]:
-        x, y = zip(*seeds, strict=True)
-        below = {place + aside: colour for place, colour in colours.items()}
-        sns.stripplot(x=x, y=y, hue=y, palette=below, jitter=False, size=5, alpha=0.75, linewidth=0, **common)
-    axes.set(xlabel="", ylabel="")
+    for row in rows:
+        seeds = {"linestyle": "none", "marker": "o", "markersize": 5, "markeredgewidth": 0, "alpha": 0.75}
+        axes.plot(row.ends, [row.place] * len(row.ends), color=row.colour, linewidth=2.2)
+        axes.plot(spread(row.seeds).mean, row.place, "|", color=row.colour, markersize=15, markeredgewidth=3.5)
+        axes.plot(row.seeds, [row.place + aside] * len(row.seeds), color=row.colour, **seeds)
     low, high = axes.get_xlim()
     inwards = 0.015 * (high - low)
     for row in rows:
@@ -122,10 +115,9 @@ def forest(
     groups: Mapping[Any, str] | None = None,
     title: str = "",
 ) -> Drawing:
-    """Differences with their intervals, one row each, in the order given; the mean is bold where it is significant.
+    """Differences (fractions of what `axis` says) with their intervals, one row each; bold where significant.
 
-    Rows far outside and intervals that leave the figure end in an arrowhead. `rows` are fractions, `axis` says of what,
-    and `groups` are headings, each above neighbouring rows of one group.
+    `groups` are headings, each above neighbouring rows of one group. What leaves the figure ends in an arrowhead.
     """
     if not rows:
         return nothing(f"{title}: no difference can be drawn, because 0 rows have a seed in common with the reference.")

@@ -18,7 +18,7 @@ from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
 from apd.report.correlations import PerImage, relation, seeds_agree
 from apd.report.figures.curves import legend_above
-from apd.report.figures.style import INK, METHOD_COLOURS, WIDTH, Drawing
+from apd.report.figures.style import INK, METHOD_COLOURS, Drawing
 from apd.report.figures.trials import points
 from apd.report.perspectives import Trace, pairwise_cosine
 
@@ -31,8 +31,7 @@ def shared_and_own(
 ) -> Drawing:
     """One image through the shared and the own perspective of teacher and student (in eval mode, by these names).
 
-    What each view calls the cells, choosing among the image's classes, where it errs, and the probability of the class
-    `label`. A pointer on a cell reads what all views call it.
+    What each view calls the cells, where it errs, and its probability of `label`; a pointer on a cell reads all views.
     """
     device, ignored, name = next(distiller.parameters()).device, spec.ignore_index, spec.class_names[label]
     outputs = [network(sample.image_3HW[None].to(device) / 255) for network in networks.values()]
@@ -62,31 +61,26 @@ def shared_and_own(
 
 
 def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The mean (D,) of present prototypes, their two principal directions (D, 2), and the share of variance these keep.
-
-    A direction's largest component is positive, so that the same prototypes give the same figure anywhere.
-    """
+    """The mean (D,) of present prototypes, their two principal directions (D, 2), and the share of variance kept."""
     rows_ND = prototypes_BKD[present_BK].double()
     mean_D = rows_ND.mean(0)
     _, lengths_N, directions_ND = torch.linalg.svd(rows_ND - mean_D, full_matrices=False)
     directions_D2 = directions_ND[:2].T
+    # a direction's largest component is positive: the same prototypes give the same figure anywhere
     largest_2 = directions_D2.gather(0, directions_D2.abs().argmax(0, keepdim=True))
     kept = float(lengths_N[:2].square().sum() / lengths_N.square().sum().clamp(min=1e-12))
     return mean_D, directions_D2 * largest_2.sign(), kept
 
 
 def prototype_plane(trace: Trace, spec: DatasetSpec) -> Drawing:
-    """Prototypes of both networks in one plane, at the first moment, the one after it, the middle and the last.
-
-    The plane is laid through the teacher's prototypes after the last step.
-    """
+    """Prototypes of both networks in the plane of the teacher's last, at four moments from the first to the last."""
     mean_D, directions_D2, kept = plane_of(trace.teacher_SBKD[-1], trace.present_BK)
     last = len(trace.steps) - 1
     chosen = sorted({0, min(1, last), last // 2, last})  # the teacher's head moves most in its first steps
     rows = -(-len(chosen) // 2)
     colours = {k: tuple(c / 255 for c in colour) for k, colour in enumerate(spec.palette)}
     classes_N = torch.nonzero(trace.present_BK)[:, 1].tolist()
-    with page.figure(width=WIDTH, height=0.75 + 2.5 * rows) as fig:
+    with page.figure(height=0.75 + 2.5 * rows) as fig:
         for axes, moment in zip(fig.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat, chosen):
             for who, moments_SBKD in {"teacher": trace.teacher_SBKD, "student": trace.student_SBKD}.items():
                 rows_ND = moments_SBKD[moment][trace.present_BK].double()
@@ -108,10 +102,7 @@ def prototype_plane(trace: Trace, spec: DatasetSpec) -> Drawing:
 
 
 def apart_over_steps(trace: Trace) -> Drawing:
-    """Mean cosine between an image's prototypes over the steps, for each way to treat the teacher's head.
-
-    Lines are means over the watched images, shades reach from the 10th to the 90th per cent of them.
-    """
+    """Mean cosine between an image's prototypes over the steps, by the teacher's head; shades hold 80 % of images."""
     lines = {
         "alignment trains the head": ("#c9742a", trace.aligned_SBKD),
         "nothing trains the head": ("#7d8796", trace.untrained_BKD.expand_as(trace.teacher_SBKD)),
@@ -144,11 +135,7 @@ def coefficient(found: Sequence[float]) -> str:
 
 
 def relation_table(images: Sequence[PerImage], confidence: float = 0.95) -> Drawing:
-    """Rank correlation of the images' distances with their gains of APD over pixel KD, at each context shift.
-
-    Over images, over seeds, over images with the teacher's score held, and between the gains of two seeds; and what
-    follows from the first two.
-    """
+    """Rank correlations of the images' distances with their gains of APD over pixel KD, at each context shift."""
     rows = {}
     for one in images:
         plain, held = relation(one, confidence), relation(one, confidence, held="teacher")

@@ -52,10 +52,7 @@ def scores_table(
     confidence: float = 0.95,
     groups: Mapping[str, str] | None = None,
 ) -> Drawing:
-    """The reference, then each variant: score with its standard error, and paired difference to the reference.
-
-    `rows` are the differences, Holm-corrected together; `groups` says, by a variant's key, what it varies.
-    """
+    """The reference, then each variant: score, standard error, and paired difference of `rows`, by what it varies."""
     names, lines = comparison.names, {}
     for key in (key for key in (reference, *rows) if key in comparison.variants):
         values, row, runs = spread(comparison.values(key).values()), rows.get(key), comparison.variants[key].values()
@@ -103,10 +100,7 @@ def change_of_gains(
 def answers_table(
     comparisons: Sequence[Comparison], confidence: float = 0.95, questions: Sequence[tuple[str, str, str]] = QUESTIONS
 ) -> Drawing:
-    """Whether each question's paired difference is significant, with its interval, one column for each comparison.
-
-    `questions` are a method, what it is compared with, and what that holds equal; a column's are corrected together.
-    """
+    """Whether each question's paired difference is significant, with its interval, a column for each comparison."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for comparison in comparisons:
         names = comparisons[0].names
@@ -119,29 +113,27 @@ def answers_table(
                 answer = "outperforms" if difference.mean > 0 else "underperforms"
             line = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
             line[comparison.title] = f"{answer} {interval(difference)}"
-    level = f"{100 * confidence:g} %"
-    caption = f"mean difference in mIoU, percentage points, with its {level} interval"
+    caption = f"mean difference in mIoU, percentage points, with its {100 * confidence:g} % interval"
     return rows_table(rows, f"{caption}; answers Holm-corrected by column")
 
 
 def cost_table(comparisons: Sequence[Comparison]) -> Drawing:
     """What each method's training takes: steps, seconds of a step and of all, and the largest memory."""
     rows = {}
-    for comparison, method in ((one, method) for one in comparisons for method in one.variants):
-        step, seconds, known = comparison.step_seconds(method), comparison.run_seconds(method), comparison.variants
-        rows[comparison.title, comparison.names[method]] = {
-            "steps": str(comparison.iterations(method)),
-            "seconds a step": f"{step:.3f}",
-            "of the baseline’s step": f"× {step / comparison.step_seconds('student'):.2f}"
-            if "student" in known
-            else "–",
-            "seconds a run": f"{seconds:.0f}",
-            "of the equal-time baseline’s": f"× {seconds / comparison.run_seconds(LONGER):.2f}"
-            if LONGER in known
-            else "–",
-            # on a CPU the process's peak, to which its earlier runs belong too: the least bounds it best
-            "peak memory, GB": f"{min(r.content['peak_memory_bytes'] for r in known[method].values()) / 1e9:.2f}",
-        }
+    for comparison in comparisons:
+        runs = {method: list(found.values()) for method, found in comparison.variants.items()}
+        step = {method: comparison.step_seconds(method) for method in runs}
+        whole = {method: step[method] * of[0].experiment.training.iterations for method, of in runs.items()}
+        for method, of in runs.items():
+            rows[comparison.title, comparison.names[method]] = {
+                "steps": str(of[0].experiment.training.iterations),
+                "seconds a step": f"{step[method]:.3f}",
+                "of the baseline’s step": f"× {step[method] / step['student']:.2f}" if "student" in step else "–",
+                "seconds a run": f"{whole[method]:.0f}",
+                "of the equal-time baseline’s": f"× {whole[method] / whole[LONGER]:.2f}" if LONGER in whole else "–",
+                # on a CPU the process's peak, to which its earlier runs belong too: the least bounds it best
+                "peak memory, GB": f"{min(record.content['peak_memory_bytes'] for record in of) / 1e9:.2f}",
+            }
     caption = "cost of training; seconds: median over a run’s steps, and of those and memory the least over seeds"
     return rows_table(rows, caption)
 
@@ -171,16 +163,14 @@ def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
             started = sorted(c["started"][:16].replace("T", " ") for c in contents)
             column |= {"first run started (UTC)": started[0], "last run started (UTC)": started[-1]}
             column["hours of training"] = f"{sum(c['wall_seconds'] for c in contents) / 3600:.1f}"
-        each = {
-            "commit": lambda c: commit_text(c["git"]),
-            "device": lambda c: _device(**c["device"]),
-            "evaluated images": lambda c: f"{c['data']['images']} of {c['data']['split']}",
-            "data, sha256": lambda c: c["data"]["fingerprint"][:12],
-        }
+            column["commit"] = _counted(commit_text(c["git"]) for c in contents)
+            column["device"] = _counted(_device(**c["device"]) for c in contents)
+            column["evaluated images"] = _counted(f"{c['data']['images']} of {c['data']['split']}" for c in contents)
+            column["data, sha256"] = _counted(c["data"]["fingerprint"][:12] for c in contents)
         for package in sorted({package for c in contents for package in c["versions"]}):
-            each[package] = lambda c, package=package: c["versions"].get(package, "unknown")
-        columns[name] = column | {what: _counted(map(of, contents)) for what, of in each.items() if contents}
-    frame = pd.DataFrame.from_dict(columns, orient="columns").fillna("–")
+            column[package] = _counted(c["versions"].get(package, "unknown") for c in contents)
+        columns[name] = column
+    frame = pd.DataFrame(columns).fillna("–")
     return table(frame, f"provenance of {sum(map(len, campaigns.values()))} records")
 
 
@@ -195,9 +185,8 @@ def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
             **{METHOD_NAMES[m]: interval(gain) if gain.pairs else "–" for m, gain in gains.items()},
             "seeds": ", ".join(dict.fromkeys(str(len(gain.pairs)) for gain in gains.values())),
         }
-    level = f"{100 * confidence:g} % intervals"
     caption = "mean ± standard deviation over seeds; gains over the baseline in points of mIoU, with their"
-    return rows_table(rows, f"{pairs[0].runs.title}: {caption} {level}")
+    return rows_table(rows, f"{pairs[0].runs.title}: {caption} {100 * confidence:g} % intervals")
 
 
 def sweep_table(

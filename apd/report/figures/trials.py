@@ -1,22 +1,20 @@
 """Campaigns and trials of learning rates and weights as a notebook reads them, and numbers as text."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import torch
 
-from apd.evaluation.inference import scores
+from apd.config.identity import fingerprint
 from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES
 from apd.report.figures.style import Drawing, Markdown, nothing, table
-from apd.report.statistics import Comparison, Difference, Spread, compare, planned_and_done
+from apd.report.statistics import Comparison, Difference, Spread, compare
 from apd.study.ablations import FACTORS, plain_variants, variant_names, variant_of_strength
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, STUDENT_LEARNING_RATES, TEACHER_LEARNING_RATES
 from apd.training.record import Record, read_record
-from apd.training.run import records_folder
+from apd.training.run import records_folder, task_of
 
 _FIXED = "\u00a0"  # a space at which no line is broken
 
@@ -66,9 +64,11 @@ def read_campaigns(names: Sequence[str], folder: Path | None = None) -> tuple[di
         raise FileNotFoundError(f"records={str(folder)!r}: there is no such folder; it should hold {', '.join(names)}")
     records, lines = {}, []
     for name in names:
-        planned, where = experiments_of(name), folder / name if folder else records_folder(name)
+        planned = {fingerprint(experiment) for experiment in experiments_of(name)}
+        where = folder / name if folder else records_folder(name)
         found = [read_record(path) for path in sorted(where.glob("*.json"))]
-        records[name], missing = planned_and_done(planned, found)
+        records[name] = [record for record in found if record.content["fingerprint"] in planned]
+        missing = len(planned - {record.content["fingerprint"] for record in found})
         line = f"- {name}: {len(planned) - missing} of {len(planned)} planned runs have a record"
         if left_out := len(found) - len(records[name]):
             line += f"; {left_out} of other settings left out"
@@ -77,10 +77,9 @@ def read_campaigns(names: Sequence[str], folder: Path | None = None) -> tuple[di
 
 
 def beside_methods(campaigns: Mapping[str, Sequence[Record]], variants: Mapping[str, str]) -> list[Comparison]:
-    """Comparisons in which variants stand beside the methods of the study, on the data of the variants.
+    """Comparisons of variants with the methods of the study, on the data of the variants.
 
-    `variants` has, for each campaign of variants, the campaign of methods that goes with it. Unknown ones are passed
-    over, and campaigns that share their methods become one comparison.
+    `variants`: the campaign of methods of each campaign of variants; those that share it become one comparison.
     """
     comparisons = []
     for methods in dict.fromkeys(variants.values()):
@@ -98,39 +97,28 @@ Trial = tuple[str, float, Record]
 """Whose trial it is, the value that was tried, and its record."""
 
 
-def last_on_val(record: Record) -> dict[str, Any] | None:
-    """What was found on val after the last step; None where the run was not scored there."""
-    last = record.experiment.training.iterations
-    found = (e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val")
-    return next(found, None)
+def on_val(record: Record) -> dict[int, float]:
+    """The run's headline score on val, mIoU or box AP, by the step after which it was measured."""
+    task, noted = task_of(record.experiment), record.content["evaluations"]
+    return {e["step"]: task.headline(e)[1] for e in noted if e["split"] == "val"}
 
 
-def validation_miou(record: Record) -> float:
-    """mIoU on val after the last step; NaN where the run was not scored there."""
-    found = last_on_val(record)
-    return scores(torch.tensor(found["confusion"])).miou if found else math.nan
+def validation_score(record: Record) -> float:
+    """The score on val after the last step; NaN where the run was not scored there."""
+    return on_val(record).get(record.experiment.training.iterations, math.nan)
 
 
-def trials(found: Iterable[Trial], score: Callable[[Record], float] = validation_miou) -> pd.DataFrame:
+def trials(found: Iterable[Trial]) -> pd.DataFrame:
     """Mean score by whose trial (rows) and the value tried (columns); NaN with fewer records than another value."""
-    rows = [(whose, value, score(record)) for whose, value, record in found]
+    rows = [(whose, value, validation_score(record)) for whose, value, record in found]
     grouped = pd.DataFrame(rows, columns=["whose", "value", "score"]).dropna().groupby(["whose", "value"], sort=False)
     mean, count = (grouped["score"].agg(how).unstack() for how in ("mean", "count"))
     return mean.where(count.eq(count.max(axis=1), axis=0)).sort_index(axis=1)
 
 
-def trials_table(
-    found: Iterable[Trial],
-    name: str,
-    caption: str,
-    used: Mapping[str, float] | None = None,
-    score: Callable[[Record], float] = validation_miou,
-) -> Drawing:
-    """What was tried, with the best of each row marked; a column has `name`, with a place for the value.
-
-    `used` is the value that the study uses, by whose it is.
-    """
-    mean = trials(found, score)
+def trials_table(found: Iterable[Trial], name: str, caption: str, used: Mapping[str, float] | None = None) -> Drawing:
+    """What was tried, a column's `name` with a place for the value, best of a row marked; `used` by the study."""
+    mean = trials(found)
     if mean.empty:
         return nothing(f"{caption}: 0 trials have a score on val yet.")
     text = mean.map(lambda value: number(100 * value, 1))

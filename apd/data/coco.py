@@ -16,8 +16,7 @@ import torch
 
 from apd.data.image_folder import find_data, names_of
 from apd.data.images import DataError, MissingData, read_image
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import coco_library, decode, is_number
+from apd.data.instances import InstanceSample, InstanceSpec, coco_library, decode, is_number
 
 _ANNOTATIONS = "annotations/instances_{split}.json"
 _FIELDS: dict[str, dict[str, type]] = {

@@ -16,7 +16,7 @@ from miniatures import COCO_CONTENT, write_shapes
 
 from apd.data.coco import CocoInstances, coco_split
 from apd.data.images import DataError
-from apd.data.rle import decode, unpack
+from apd.data.instances import decode, unpack
 
 HUGE, NAN, INF, ALL = 10**400, float("nan"), float("inf"), [12, 20]
 # fmt: off

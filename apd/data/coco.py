@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from apd.data.image_folder import find_data, names_of
-from apd.data.images import DataError, MissingData, read_image
+from apd.data.images import DataError, MissingData, read_image, size_of
 from apd.data.instances import InstanceSample, InstanceSpec, coco_library, decode, is_number
 
 _ANNOTATIONS = "annotations/instances_{split}.json"
@@ -132,10 +131,7 @@ def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
 def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
     """The file's sha256 and content, whose three lists have all their fields, of their kinds, and differing ids."""
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _BYTES:  # a pipe would be waited for, or a log
-            raise ValueError(f"expected a file, no folder, pipe or device, of at most {_BYTES >> 30} GiB")
-        data = file.read_bytes()
+        data = file.read_bytes() if size_of(file, _BYTES) else b""
         content = json.loads(data, object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise MissingData(f"annotation file {file} is missing") from error

@@ -44,24 +44,9 @@ def _found(data, monkeypatch, tmp_path):
 def test_camvid_has_the_standard_split_in_the_order_of_its_lists_and_half_of_it_is_refused(data, tmp_path):
     for split, count in CAMVID.splits:
         names = [sample.name for sample in CamVid(data / "CamVid", split)]
-        assert (len(names), names) == (count, sorted(names))
+        listed = (data / "CamVid" / f"{split}.txt").read_text().splitlines()
+        assert (len(names), names) == (count, [Path(line.split()[0]).stem for line in listed])
     half = Path(shutil.copytree(data / "CamVid", tmp_path / "CamVid", copy_function=os.link))
-    (half / "val.txt").unlink()  # a link
-    by_name = [sample.name for sample in CamVid(half, "val")]
-    assert by_name == sorted(by_name)
-    lines = (data / "CamVid" / "val.txt").read_text().splitlines()
-    (half / "val.txt").write_text("\n".join([*(line.replace(".png", ".jpg", 1) for line in lines[::-1]), ""]))
-    assert [image.stem for image, _ in CamVid(half, "val", cache=False).pairs] == by_name[::-1]
-    for changed, message in (
-        ([*lines[:4], "a/b.png a/c.png"], "val.txt line 5: 'a/b.png a/c.png'; expected an image and its mask"),
-        ([*lines[:4], lines[4].split()[0]], "val.txt line 5"),
-        ([*lines[:4], lines[4].replace("val_", "gone_")], "val.txt line 5"),
-        ([*lines, lines[0]], "val.txt line 102: .*no pair twice"),
-        (lines[:-1], r"val.txt does not name val_003000 \(1 such pairs\)"),
-    ):
-        (half / "val.txt").write_text("\n".join(changed))
-        with pytest.raises(DataError, match=message):
-            CamVid(half, "val", cache=False)
     for path in sorted((half / "trainannot").iterdir())[:150]:
         path.unlink()
     shutil.rmtree(half / "testannot")
@@ -101,7 +86,6 @@ def test_a_run_scored_on_test_is_scored_out_of_place_as_well():
     damaged = {**record.content, "other_splits": {"night": {**others["night"], "confusion": [[1]]}}}
     refused(lambda: Record(damaged), RecordError, names=("other_splits.night.confusion must be a 8 x 8 matrix",))
     refused(lambda: DataConfig(name="camvid", evaluation_split="night"), ExperimentError, names=("val or test: cam",))
-    assert replace(data, evaluation_split="val").other_splits == ()
 
 
 @each_set

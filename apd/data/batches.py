@@ -4,7 +4,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,15 @@ from apd.data.images import DataError
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, Sample, SegmentationDataset
 
+T = TypeVar("T")
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
 GREY = (0.2989, 0.587, 0.114)  # torchvision's
 FREE_SHARE = 0.5  # own choice: the other half of a GPU's free memory is for the networks
+
+
+def _pinned(batch: T) -> T:
+    """The batch in page-locked memory, from which a GPU copies without being waited for."""
+    return tree_map(Tensor.pin_memory, batch)
 
 
 class Batch(NamedTuple):
@@ -28,9 +34,7 @@ class Batch(NamedTuple):
     images_B3HW: Tensor
     labels_BHW: Tensor
 
-    def pinned(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies without being waited for."""
-        return Batch(self.images_B3HW.pin_memory(), self.labels_BHW.pin_memory())
+    pinned = _pinned
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with their names, as they are kept in a file."""
@@ -64,6 +68,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return order
 
 
+def _at_least(least: int, **number: int) -> None:
+    ((name, value),) = number.items()
+    if value < least:
+        raise ValueError(f"{name}={value}; expected a whole number of at least {least}")
+
+
 class BatchStream(Dataset):
     """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_batches`."""
 
@@ -72,9 +82,8 @@ class BatchStream(Dataset):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the data set is empty; training needs at least one sample")
-        for field, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ValueError(f"{field}={value}; expected a whole number of at least {least}")
+        _at_least(1, batch_size=batch_size)
+        _at_least(0, seed=seed)
         number, parts = part
         if not 0 <= number < parts or batch_size % parts:
             raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
@@ -120,8 +129,7 @@ def training_batches(
     it; `stream` makes a batch (default: `Batch` on the CPU). A number out of its range, or no data, is a ValueError.
     """
     made = stream(dataset, batch_size, augmentation, seed, part)
-    if workers < 0:
-        raise ValueError(f"workers={workers}; expected a whole number of at least 0")
+    _at_least(0, workers=workers)
     if not 0 <= start_iteration <= iterations:
         raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
     order = range(start_iteration, iterations)
@@ -155,8 +163,7 @@ def _leave_stopping_to_the_trainer(_worker: int) -> None:
 
 def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:
     """The whole data set once, in order, not augmented, in batches of one size and of at most `batch_size` images."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
+    _at_least(1, batch_size=batch_size)
     together: list[Sample] = []
     for index in range(len(dataset) + 1):
         sample = dataset[index] if index < len(dataset) else None
@@ -280,9 +287,7 @@ class InstanceBatch(NamedTuple):
         """The batch on a device."""
         return tree_map(lambda value: value.to(device, non_blocking=True), self)
 
-    def pinned(self) -> "InstanceBatch":
-        """The batch in page-locked memory, from which a GPU copies without being waited for."""
-        return tree_map(Tensor.pin_memory, self)
+    pinned = _pinned
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
@@ -305,8 +310,7 @@ def evaluation_instance_batches(
     dataset: InstanceDataset, batch_size: int
 ) -> Iterator[tuple[list[Tensor], list[InstanceSample]]]:
     """The whole data set once, in order, not augmented: images, float32 in [0, 1], with their samples."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
+    _at_least(1, batch_size=batch_size)
     for first in range(0, len(dataset), batch_size):
         samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
         yield [unit_range(sample.image_3HW) for sample in samples], samples

@@ -6,6 +6,7 @@ standard colours in another order, turned in hue, under a light of their own; be
 
 from functools import lru_cache
 from math import cos, pi, sin, sqrt
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,34 +17,9 @@ from apd.data.scenes.layout import Dice
 from apd.data.scenes.street import SKY, View
 from apd.data.specs import SCENES
 
-# The common appearance, in label order: the colour in OkLab (lightness, green-red, blue-yellow), a clear day, and the
-# texture (which tile, its side in metres, its strength). Own choice.
-_STANDARD = (
-    ((0.85, -0.035, -0.050), (1, 14.0, 0.02)),  # sky
-    ((0.73, 0.045, 0.055), (4, 2.4, 0.05)),  # building
-    ((0.40, -0.005, -0.030), (0, 4.0, 0.03)),  # pole
-    ((0.55, 0.000, -0.015), (0, 5.0, 0.06)),  # road
-    ((0.80, 0.005, 0.020), (5, 6.0, 0.05)),  # pavement
-    ((0.60, -0.080, 0.065), (1, 4.0, 0.13)),  # tree
-    ((0.82, 0.005, 0.145), (0, 4.0, 0.02)),  # sign
-    ((0.50, 0.040, 0.065), (3, 4.0, 0.08)),  # fence
-    ((0.52, -0.030, -0.110), (0, 6.0, 0.02)),  # car
-    ((0.54, 0.150, 0.030), (6, 3.0, 0.05)),  # pedestrian
-)
-_STANDARD_LAB = np.array([lab for lab, _ in _STANDARD])
-_DETAIL_LAB = np.array(  # in the order of Detail
-    [
-        (0.5, 0.0, 0.0),
-        (0.47, -0.02, -0.035),  # glass
-        (0.24, 0.0, -0.01),  # rubber
-        (0.96, 0.0, 0.01),  # paper
-        (0.72, 0.04, 0.05),  # skin
-        (0.38, 0.025, 0.04),  # bark
-        (0.55, 0.19, 0.09),  # red
-        (0.95, -0.01, 0.07),  # lamp
-        (0.85, 0.01, 0.08),  # lit
-    ]
-)
+_TABLE_N6 = np.loadtxt(Path(__file__).with_name("appearance.txt"), usecols=range(1, 7))
+_STANDARD_LAB, _DETAIL_LAB = np.split(_TABLE_N6[:, :3], [SCENES.num_classes])
+_TEXTURES = _TABLE_N6[: SCENES.num_classes, 3:].tolist()
 _CALM = (0.4, *(1.0,) * (SCENES.num_classes - 1))  # share of a drawn texture's strength: skies have little
 _TILE = 256
 _CANDIDATES = 8  # orders of the palette to choose from
@@ -77,7 +53,7 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
     )
     return Appearance(
         class_lab_K3=class_lab_K3,
-        textures=(tuple((tile, side, (1 - own) * by) for _, (tile, side, by) in _STANDARD), own_textures),
+        textures=(tuple((tile, side, (1 - own) * by) for tile, side, by in _TEXTURES), own_textures),
         cast_3=np.array([1 + own * (value * exposure - 1) for value in cast], dtype=np.float32),
         contrast=1 + own * (contrast - 1),
         haze=220.0 + own * (haze - 220.0),

@@ -1,6 +1,5 @@
 """A folder of images and masks of one's own as a data set, described by a file ``dataset.yaml`` in it."""
 
-import difflib
 import glob
 import os
 import re
@@ -16,6 +15,7 @@ import yaml
 from apd.data.image_folder import IMAGE_SUFFIXES, STEM, FolderDataset, PairedFolders, images_below, stem_of
 from apd.data.images import DataError, DataWarning, MissingData, image_size, read_text
 from apd.data.specs import RGB, DatasetSpec, distinct_colours
+from apd.fields import did_you_mean
 
 DESCRIPTION = "dataset.yaml"
 SPLITS = ("train", "val", "test")
@@ -183,9 +183,8 @@ def _demand(content: dict[str, Any], kinds: dict[str, Any], file: Path, above: s
     for name, value in content.items():
         if name not in kinds:
             alias = _ALIASES.get(str(name).lower())
-            near = [alias] if alias in kinds else difflib.get_close_matches(str(name), list(kinds), n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
-            raise DataError(f"{file} has the unknown entry {above}{name!s:.80}; {hint}")
+            hint = did_you_mean(alias if alias in kinds else str(name), kinds) or f"; known are {', '.join(kinds)}"
+            raise DataError(f"{file} has the unknown entry {above}{name!s:.80}{hint}")
         expected, fits = kinds[name]
         if not fits(value):
             raise DataError(f"{file}: {above}{name} = {value!r:.80}; expected {expected}")

@@ -129,11 +129,14 @@ def _texture_tiles() -> NDArray[np.int8]:
 def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) image. Each pixel averages its four cells."""
     canvas = view.canvas
-    parts = canvas.parts()
-    detail_N3 = _DETAIL_LAB[parts.detail_N]
-    detail_N3[:, 0] += np.minimum(parts.shade_N, 0.0)
-    lab_N3 = appearance.class_lab_K3[parts.class_N] + parts.lab_N3
-    lab_N3 += (detail_N3 - lab_N3) * parts.share_N[:, None]
+    table_N9 = np.array(canvas.parts)
+    lab_N3, (shade_N, class_N, detail_N, share_N, depth_N, surface_N) = table_N9[:, :3], table_N9[:, 3:].T
+    class_N, surface_N = class_N.astype(np.uint8), surface_N.astype(np.uint8)
+    lab_N3[:, 0] += shade_N
+    detail_N3 = _DETAIL_LAB[detail_N.astype(np.intp)]
+    detail_N3[:, 0] += np.minimum(shade_N, 0.0)
+    lab_N3 = appearance.class_lab_K3[class_N] + lab_N3
+    lab_N3 += (detail_N3 - lab_N3) * share_N[:, None]
     air_13 = appearance.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
     colour_3N = _linear_rgb(np.concatenate([lab_N3, air_13]))
     air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * appearance.glow)
@@ -144,14 +147,13 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     for i, j in ((0, 1), (1, 0), (1, 1)):
         image_3HW += colour_3N.take(cells_HW[i::2, j::2], axis=1)
 
-    surface_HW = parts.surface_N.take(part_HW)
-    class_HW = parts.class_N.take(part_HW)
+    surface_HW, class_HW = surface_N.take(part_HW), class_N.take(part_HW)
     rows, columns = canvas.rows[0::2] + np.float32(0.5), canvas.columns[0::2] + np.float32(0.5)  # of pixels' centres
     below = np.maximum(rows - np.float32(view.horizon), np.float32(0.5))
     beside = np.maximum(np.abs(columns - np.float32(view.centre)), np.float32(0.5))
     focal, height = np.float32(view.focal), np.float32(view.camera.height)
     on_ground, on_wall = surface_HW == Surface.GROUND.value, surface_HW == Surface.WALL.value
-    depth_HW = parts.depth_N.take(part_HW)
+    depth_HW = depth_N.astype(np.float32).take(part_HW)
     ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
     depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
 

@@ -4,6 +4,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from apd.data.augment import Augmentation, augment, augment_instances, check_sample, colour_factors, placement
 from apd.data.images import DataError
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
-from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, Sample, SegmentationDataset
+from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, SegmentationDataset
 
 T = TypeVar("T")
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
@@ -88,14 +89,13 @@ class BatchStream(Dataset):
         if not 0 <= number < parts or batch_size % parts:
             raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
         self.dataset, self.batch_size, self.augmentation, self.seed = dataset, batch_size, augmentation, seed
-        self._count = len(dataset)
         self.slots = range(number * batch_size // parts, (number + 1) * batch_size // parts)
 
     def slots_of(self, iteration: int) -> Iterator[tuple[int, np.random.Generator]]:
         """Which samples this part of batch `iteration` has, each with the source of its random numbers."""
         for slot in self.slots:
-            epoch, place = divmod(iteration * self.batch_size + slot, self._count)
-            index = int(epoch_order(self.seed, epoch, self._count)[place])
+            epoch, place = divmod(iteration * self.batch_size + slot, len(self.dataset))
+            index = int(epoch_order(self.seed, epoch, len(self.dataset))[place])
             yield index, generator_for(self.seed, _SAMPLE, iteration, slot)
 
     def __getitem__(self, iteration: int) -> Batch:
@@ -164,15 +164,11 @@ def _leave_stopping_to_the_trainer(_worker: int) -> None:
 def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:
     """The whole data set once, in order, not augmented, in batches of one size and of at most `batch_size` images."""
     _at_least(1, batch_size=batch_size)
-    together: list[Sample] = []
-    for index in range(len(dataset) + 1):
-        sample = dataset[index] if index < len(dataset) else None
-        same = sample and together and all(a.shape == b.shape for a, b in zip(sample[:2], together[0][:2], strict=True))
-        if together and (len(together) == batch_size or not same):
+    samples = map(dataset.__getitem__, range(len(dataset)))
+    for _, alike in groupby(samples, lambda sample: (sample.image_3HW.shape, sample.labels_HW.shape)):
+        while together := list(islice(alike, batch_size)):
             images, labels, names = zip(*together, strict=True)
             yield EvaluationBatch(unit_range(torch.stack(images)), torch.stack(labels).long(), names)
-            together = []
-        together.append(sample)
 
 
 class DeviceStream(BatchStream):
@@ -311,6 +307,6 @@ def evaluation_instance_batches(
 ) -> Iterator[tuple[list[Tensor], list[InstanceSample]]]:
     """The whole data set once, in order, not augmented: images, float32 in [0, 1], with their samples."""
     _at_least(1, batch_size=batch_size)
-    for first in range(0, len(dataset), batch_size):
-        samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
-        yield [unit_range(sample.image_3HW) for sample in samples], samples
+    samples = map(dataset.__getitem__, range(len(dataset)))
+    while together := list(islice(samples, batch_size)):
+        yield [unit_range(sample.image_3HW) for sample in together], together

@@ -16,6 +16,7 @@ import torch
 from apd.data.image_folder import find_data, names_of
 from apd.data.images import DataError, MissingData, read_image, size_of
 from apd.data.instances import InstanceSample, InstanceSpec, coco_library, decode, is_number
+from apd.fields import CONTROLS
 
 _ANNOTATIONS = "annotations/instances_{split}.json"
 _FIELDS: dict[str, dict[str, type]] = {
@@ -24,7 +25,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
 }
 _BYTES = 2 << 30  # most of a file, and of one image's masks (own choice): LVIS's file has 1.1 GB, COCO's 0.45
-_NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|^.{4096}|^$", re.DOTALL)  # of a file or class
+_NO_NAME = re.compile(f"{CONTROLS}|^.{{4096}}|^$", re.DOTALL)  # of a file or class
 
 
 class CocoInstances:
@@ -37,13 +38,7 @@ class CocoInstances:
     """
 
     def __init__(
-        self,
-        annotations: Path | str,
-        images: Path | str,
-        *,
-        name: str | None = None,
-        masks: bool = True,
-        cache: bool = True,
+        self, annotations: Path | str, images: Path | str, *, name: str = "", masks: bool = True, cache: bool = True
     ) -> None:
         self._file, self._with_masks = Path(annotations), masks
         self._digest, content = _read_json(self._file)
@@ -176,8 +171,6 @@ def _images(content: dict[str, Any], folder: Path, file: Path) -> list[dict[str,
     images = content["images"]
     if not images:
         raise DataError(f"{file} lists no image")
-    if not os.path.isdir(folder):
-        raise MissingData(f"image folder {folder} is missing")
     for image in images:
         name, height, width = image["file_name"], image["height"], image["width"]
         if min(height, width) < 1 or {"", ".", ".."} & set(name.split("/")):

@@ -47,14 +47,12 @@ class CamVid(FolderDataset):
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
         _check_split(split, CAMVID)
-        advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
         root = Path(root)
-        if not os.path.isdir(root):
-            raise MissingData(f"CamVid folder {root} is missing; {advice}")
         expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
         found = {folder: len(images_below(root / folder)) if os.path.isdir(root / folder) else 0 for folder in expected}
         if found != expected:
             counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
+            advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
             kind = DataError if any(found.values()) else MissingData
             raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
         super().__init__(CAMVID, pair_folders(root / split, root / f"{split}annot"), **options)
@@ -74,12 +72,12 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 class LabelMeFacade(FolderDataset):
     """One split of LabelMeFacade (see `listed_splits`), written by ``data_scripts/labelmefacade.py convert``.
 
-    `root` holds ``images/`` and ``labels/``; `options` are those of `FolderDataset`. Short sides have 320 pixels.
+    `options` are those of `FolderDataset`. Short sides have 320 pixels.
     """
 
-    def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
+    def __init__(self, split: str, **options: int | bool | None) -> None:
         _check_split(split, LABELMEFACADE)
-        root = find_data("LabelMeFacade") if root is None else Path(root)
+        root = find_data("LabelMeFacade")
         pairs = {image.stem: (image, mask) for image, mask in pair_folders(root / "images", root / "labels")}
         wanted = listed_splits()[split]
         if missing := [stem for stem in wanted if stem not in pairs]:
@@ -91,15 +89,13 @@ class LabelMeFacade(FolderDataset):
 class ConvertedDataset(FolderDataset):
     """One split, "train" or "val", of a published data set, from the ``apd_labels/`` that its script has made.
 
-    `root` is the data set's folder, `options` are those of `FolderDataset`. Maps of other classes are a DataError.
+    `options` are those of `FolderDataset`. Maps of other classes are a DataError.
     """
 
-    def __init__(
-        self, spec: DatasetSpec, split: str, *, root: Path | str | None = None, **options: int | bool | None
-    ) -> None:
+    def __init__(self, spec: DatasetSpec, split: str, **options: int | bool | None) -> None:
         _check_split(split, spec)
         folder, script = PUBLISHED_FOLDERS[spec.name]
-        root = find_data(folder, script=script) if root is None else Path(root)
+        root = find_data(folder, script=script)
         advice = f"run `python data_scripts/{script} convert {root}`"
         _demand_classes(root / CONVERTED / "classes.json", spec, advice)
         pairs = list(_listed_pairs(root, root / CONVERTED / f"{split}.txt", advice))

@@ -48,14 +48,12 @@ def _is_place(value: Any) -> bool:
 # entry -> (what is expected, whether a value is that)
 _PLACE = (f"a path, in whose last part {STEM} may stand for the name of an image", _is_place)
 _COLOURS, _NUMBERS = "a list of [red, green, blue]", "a list of whole numbers"
+_OF_CLASSES = f"{_COLOURS}, or a table of class: [red, green, blue]"
 _ENTRIES = {
     "classes": ("a list of names, in quotes where they are such as no or 1", lambda v: _is_list(v, str)),
     "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
     "values": (_NUMBERS, lambda v: _is_list(v, int)),
-    "colours": (
-        f"{_COLOURS}, or a table of class: [red, green, blue]",
-        lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v),
-    ),
+    "colours": (_OF_CLASSES, lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v)),
     "ignore": (f"{_NUMBERS}, or of colours [red, green, blue]", lambda v: _is_list(v, int) or _is_colours(v)),
     "palette": (_COLOURS, _is_colours),
     "images": _PLACE,

@@ -270,10 +270,7 @@ def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 
 class LongSide:
-    """A data set whose images have one longest side, in pixels, for evaluation, as the released code tests.
-
-    They are resized bilinearly with antialiasing. Labels keep their size, to which logits are to be resized for scores.
-    """
+    """A data set whose images get one longest side, in pixels, as the released code tests; labels keep theirs."""
 
     def __init__(self, dataset: SegmentationDataset, long_side: int) -> None:
         self.dataset, self.long_side, self.spec = dataset, long_side, dataset.spec

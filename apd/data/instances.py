@@ -70,19 +70,13 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
     """An image's objects as one map of classes, for losses that want a label at every pixel.
 
     Int64 (H, W): 0 for background, k + 1 for class k, -1 for crowd regions where nothing else is. Where objects overlap
-    the smaller is on top, since the larger would hide it altogether. Memory: one int32 (N, H, W).
+    the smaller is on top, since the larger would hide it altogether.
     """
-    count = len(masks_NHW)
-    if count == 0:
-        return torch.zeros(masks_NHW.shape[1:], dtype=torch.int64, device=masks_NHW.device)
-    pixels_N = masks_NHW.flatten(1).sum(1)
-    # crowds at the bottom, then from large to small; place 0 is the background
-    order_N = torch.argsort(torch.where(crowd_N, -pixels_N.max() - 1, -pixels_N), stable=True)
-    place_N = torch.empty_like(order_N)
-    place_N[order_N] = torch.arange(1, count + 1, device=order_N.device)
-    top_HW = (masks_NHW * place_N.int()[:, None, None]).amax(0).long()
-    labels_N = torch.where(crowd_N, IGNORED, labels_N.long() + 1)
-    return torch.cat([labels_N.new_tensor([BACKGROUND]), labels_N[order_N]])[top_HW]
+    map_HW = torch.full(masks_NHW.shape[1:], BACKGROUND, dtype=torch.int64, device=masks_NHW.device)
+    pixels, crowd = masks_NHW.flatten(1).sum(1).tolist(), crowd_N.tolist()
+    for place in sorted(range(len(pixels)), key=lambda place: (not crowd[place], -pixels[place])):
+        map_HW.masked_fill_(masks_NHW[place], IGNORED if crowd[place] else int(labels_N[place]) + 1)
+    return map_HW
 
 
 def as_target(sample: InstanceSample) -> dict[str, Tensor]:
@@ -125,10 +119,6 @@ class Noise:
         crowd_N, areas_N = torch.zeros(8, dtype=torch.bool), torch.full((8,), float(tall * wide))
         objects = torch.tensor(boxes).float(), labels_N, torch.stack(masks) if self._masks else None, crowd_N, areas_N
         return InstanceSample(image_3HW, *objects, "noise")
-
-    def fingerprint(self) -> str:
-        """A text that no data have."""
-        return "noise"
 
 
 class DetectionExtraMissing(ImportError):

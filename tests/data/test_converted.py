@@ -52,7 +52,7 @@ def test_camvid_has_the_standard_split_in_the_order_of_its_lists_and_half_of_it_
     shutil.rmtree(half / "testannot")
     refused(lambda: CamVid(half, "val"), DataError, names=("trainannot/ 217 of 367", "testannot/ 0 of 233", "fetch"))
     refused(lambda: CamVid(data / "CamVid", "valid"), ValueError, names=("split='valid' ", " train, val, test"))
-    refused(lambda: CamVid(tmp_path / "no", "train"), MissingData, names=("no is missing", "camvid.py fetch DEST"))
+    refused(lambda: CamVid(tmp_path / "no", "train"), MissingData, names=("no is not complete", "camvid.py fetch DEST"))
 
 
 def test_labelmefacade_gives_the_images_of_its_lists_and_names_what_is_missing(data, tmp_path, monkeypatch):
@@ -64,11 +64,12 @@ def test_labelmefacade_gives_the_images_of_its_lists_and_names_what_is_missing(d
     refused(lambda: LabelMeFacade("tset"), ValueError, names=("split='tset' is unknown; ", " train, val, test"))
     stems = listed_splits()["val"]
     for name in (f"images/{stems[0]}.jpg", f"labels/{stems[0]}.png"):
-        (tmp_path / name).parent.mkdir()
-        shutil.copy(data / "LabelMeFacade" / name, tmp_path / name)
-    message = f"lacks {stems[1]} and 79 more of the 81 images of val"
-    refused(lambda: LabelMeFacade("val", root=tmp_path), MissingData, names=(message,))
+        (own := tmp_path / "LabelMeFacade" / name).parent.mkdir(parents=True)
+        shutil.copy(data / "LabelMeFacade" / name, own)
     monkeypatch.setenv("APD_DATA", str(tmp_path))
+    message = f"lacks {stems[1]} and 79 more of the 81 images of val"
+    refused(lambda: LabelMeFacade("val"), MissingData, names=(message,))
+    shutil.rmtree(tmp_path / "LabelMeFacade")
     refused(lambda: LabelMeFacade("night"), MissingData, names=("run `python data_scripts/labelmefacade.py fetch",))
 
 

@@ -114,7 +114,7 @@ def test_samples_are_the_callers_own_read_at_once_or_later_and_the_fingerprint_f
 def test_a_split_is_found_below_the_data_folder_and_files_that_are_no_json_or_not_there_are_named(folder, monkeypatch):
     file = write(folder, CONTENT)
     refused(lambda: CocoInstances(folder / "nothing.json", folder), MissingData, names=("nothing.json is missing",))
-    refused(lambda: CocoInstances(file, folder / "nowhere"), MissingData, names=("image folder", "nowhere is missing"))
+    refused(lambda: CocoInstances(file, folder / "nowhere"), MissingData, names=("nowhere/wide.png is missing",))
     monkeypatch.setenv("APD_DATA", str(folder))
     data = coco_split("shapes", "train")
     assert (len(data), data.spec.name) == (3, "shapes")

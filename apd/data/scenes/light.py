@@ -41,9 +41,9 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
     """Draw an image's own appearance and mix it with the common one; every context shift draws the same numbers."""
     # eased in, so that what colour alone says of the class falls about evenly (tests/data/test_scenes.py measures it)
     own = context_shift * (1 + context_shift) / 2
-    turn, places = dice.uniform(-pi, pi), dice.numbers(_CANDIDATES * SCENES.num_classes)
-    orders_NK = np.argsort(np.array(places).reshape(_CANDIDATES, SCENES.num_classes), axis=1)
-    jitter = np.array([dice.tint(0.05, 0.02) for _ in range(SCENES.num_classes)])
+    turn, count = dice.uniform(-pi, pi), SCENES.num_classes
+    orders_NK = np.argsort([[dice.uniform(0.0, 1.0) for _ in range(count)] for _ in range(_CANDIDATES)], axis=1)
+    jitter = np.array([dice.tint(0.05, 0.02) for _ in range(count)])
     class_lab_K3 = _mix_palettes(orders_NK, turn, jitter, own)
     warmth, tinge, exposure = dice.uniform(-1, 1), dice.uniform(-1, 1), dice.uniform(0.5, 1.15)
     cast = (1 + 0.28 * warmth, 1 + 0.10 * tinge, 1 - 0.28 * warmth)

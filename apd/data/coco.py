@@ -31,10 +31,9 @@ _NO_NAME = re.compile(f"{CONTROLS}|^.{{4096}}|^$", re.DOTALL)  # of a file or cl
 class CocoInstances:
     """Images and their objects, from an instances JSON `annotations` and a folder of `images`.
 
-    Images without an object stay. Categories get the labels 0..K-1 in the order of their ids. Objects whose box is
-    empty, or outside the image, are left out and counted in `dropped`; those whose mask has no pixel become crowd. What
-    is wrong is a DataError at construction. `name` is for records (default: the file's stem), `masks=False` for files
-    with boxes only or Faster R-CNN, and `cache=False` reads images at access, where a fault shows late.
+    Categories get the labels 0..K-1 in the order of their ids. Objects whose box is empty, or outside the image, are
+    left out; those whose mask has no pixel become crowd. What is wrong is a DataError. `name` is for records (default:
+    the file's stem), `masks=False` for boxes only, and `cache=False` reads images at access, where a fault shows late.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class CocoInstances:
         self._digest, content = _read_json(self._file)
         self.spec = _categories(content, name or self._file.stem, self._file)
         self._images = _images(content, Path(images), self._file)
-        self.objects, self.dropped = _objects(content, self._images, self.spec, masks, self._file)
+        self.objects = _objects(content, self._images, self.spec, masks, self._file)
         if masks and any(isinstance(entry["segmentation"], list) for entries in self.objects for entry in entries):
             coco_library(f"drawing the polygons of {self._file.name}")
         self._names = names_of([Path(image["file_name"]) for image in self._images])
@@ -185,8 +184,8 @@ def _images(content: dict[str, Any], folder: Path, file: Path) -> list[dict[str,
 
 def _objects(
     content: dict[str, Any], images: list[dict], spec: InstanceSpec, masks: bool, file: Path
-) -> tuple[list[list[dict[str, Any]]], int]:
-    """The objects of each image, with label and box x0, y0, x1, y1 cut off at its edge; and how many are left out."""
+) -> list[list[dict[str, Any]]]:
+    """The objects of each image, with label and box x0, y0, x1, y1 cut off at its edge."""
     place_of = {image["id"]: place for place, image in enumerate(images)}
     label_of = {category: label for label, category in enumerate(spec.category_ids)}
     objects: list[list[dict[str, Any]]] = [[] for _ in images]
@@ -216,4 +215,4 @@ def _objects(
     for image, own in zip(images, objects, strict=True):
         if masks and len(own) * image["height"] * image["width"] > _BYTES:
             raise DataError(f"{image['path']} has {len(own)} masks, over {_BYTES >> 30} GiB: cut it, or masks=False")
-    return objects, len(content["annotations"]) - sum(map(len, objects))
+    return objects

@@ -53,8 +53,7 @@ class CamVid(FolderDataset):
         if found != expected:
             counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
             advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
-            kind = DataError if any(found.values()) else MissingData
-            raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
+            raise MissingData(f"CamVid in {root} is not complete: {counts} images; {advice}")
         super().__init__(CAMVID, pair_folders(root / split, root / f"{split}annot"), **options)
 
 

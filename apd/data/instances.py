@@ -168,8 +168,6 @@ def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
 
 def encode(masks_NHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """Masks (N, H, W) as COCO's packed run lengths, one mapping with `size` and `counts` each; needs the extra."""
-    if len(masks_NHW) == 0:
-        return []
     columns_HWN = np.asfortranarray(np.moveaxis(masks_NHW, 0, -1).astype(np.uint8))
     return coco_library("packing masks").mask.encode(columns_HWN)
 

@@ -81,7 +81,7 @@ class DatasetSpec:
         checks = {
             f"file_colours {colours!r:.80}; expected {count} different colours": colours and len(set(colours)) != count,
             f"palette has {len(self.palette)} colours for {count} classes; give one each": len(self.palette) != count,
-            f"a colour is {no_colours[:1]!r:.80}; expected three values from 0 to 255": no_colours,
+            f"palette or colours {no_colours[:1]!r:.80}; expected three values from 0 to 255": no_colours,
             f"ignore_index={self.ignore_index}; expected {count}..255": not count <= self.ignore_index <= 255,
             f"file_values {values!r:.80}; expected {count} different values from 0 to 255": odd,
             f"void_values {void_clash!r:.80} are labels of classes: {values_used!r:.80}": void_clash,

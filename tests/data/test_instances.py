@@ -19,6 +19,7 @@ from torchvision.ops import masks_to_boxes
 
 from apd.data.augment import InstanceAugmentation, augment_instances
 from apd.data.batches import InstanceStream, evaluation_instance_batches, training_batches
+from apd.data.census import require_labels
 from apd.data.coco import CocoInstances, coco_split
 from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as_target, class_map
@@ -106,6 +107,8 @@ def test_samples_are_the_callers_own_read_at_once_or_later_and_the_fingerprint_f
     assert before != read(folder, masks=False).fingerprint()
     write(folder, {**CONTENT, "annotations": CONTENT["annotations"][1:]})
     assert before != read(folder).fingerprint()
+    write(folder, {**CONTENT, "annotations": []})
+    refused(lambda: require_labels({"val": read(folder)}), DataError, names=("the split val has no annotation;",))
     write(folder, CONTENT)
     Image.new("RGB", (20, 12)).save(folder / "shapes" / "train" / "wide.png")
     assert before != read(folder).fingerprint()

@@ -17,8 +17,7 @@ from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides
 from apd.data.coco import coco_spec
 from apd.data.images import DataError
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import coco_library
+from apd.data.instances import InstanceSample, InstanceSpec, coco_library
 from apd.data.scenes import OBJECTS
 from apd.data.specs import DatasetSpec
 from apd.evaluation import inference as segmentation

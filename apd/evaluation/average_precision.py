@@ -12,8 +12,7 @@ from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from apd.data.batches import evaluation_instance_batches
-from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec
-from apd.data.rle import coco_library, encode
+from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, coco_library, encode
 from apd.evaluation.inference import evaluating
 
 Kind = Literal["boxes", "masks"]

@@ -22,8 +22,7 @@ from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, require_
 from apd.data.batches import unit_range
 from apd.data.image_folder import IMAGE_SUFFIXES, _files_below, names_of
 from apd.data.images import _FORMATS, DataError, _errors_naming, read_image
-from apd.data.instances import InstanceSpec
-from apd.data.rle import decode
+from apd.data.instances import InstanceSpec, decode
 from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, coco_results, detect
 from apd.evaluation.inference import csv_row, predict_labels, resized, window_strips

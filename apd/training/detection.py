@@ -17,8 +17,7 @@ from apd.data.batches import InstanceBatch, InstanceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
 from apd.data.coco import coco_split
 from apd.data.image_folder import DataError
-from apd.data.instances import InstanceDataset
-from apd.data.rle import DetectionExtraMissing, coco_library
+from apd.data.instances import DetectionExtraMissing, InstanceDataset, coco_library
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import ap_entry, ap_scores, scored, tables_of
 from apd.models.detector import build_detector

@@ -10,7 +10,7 @@ import torch
 
 from apd.config.experiment import ExperimentError
 from apd.data.images import DataError, DataWarning
-from apd.data.rle import DetectionExtraMissing
+from apd.data.instances import DetectionExtraMissing
 from apd.evaluation.export import ExportError
 from apd.fields import CONTROLS, UsageError
 from apd.training.checkpoint import CheckpointError, RunBusyError

@@ -25,8 +25,7 @@ from apd.config.detection_config import InstanceDataConfig
 from apd.config.inference_options import InferenceOptions
 from apd.cost.count import step_cost
 from apd.data.coco import coco_spec
-from apd.data.instances import InstanceSpec, Noise
-from apd.data.rle import encode
+from apd.data.instances import InstanceSpec, Noise, encode
 from apd.distillers.apd import RoIAPDConfig
 from apd.evaluation.average_precision import Detections, coco_results, detect
 from apd.evaluation.inference import confusion_of, predict_labels, scores

@@ -11,8 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from apd.data.batches import evaluation_instance_batches
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import DetectionExtraMissing, decode, encode
+from apd.data.instances import DetectionExtraMissing, InstanceSample, InstanceSpec, decode, encode
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections, DetectionScorer, ap_scores, detect, scored
 from apd.models.detector import build_detector

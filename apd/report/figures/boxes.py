@@ -9,8 +9,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import decode, encode
+from apd.data.instances import InstanceSample, InstanceSpec, decode, encode
 from apd.evaluation.average_precision import Detections
 from apd.evaluation.predict import colours_of, drawn
 from apd.report.detections import (

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from PIL import Image
 from timm.layers import create_conv2d
 from torch import nn
 
@@ -173,7 +174,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_traced(tmp_path, m
     monkeypatch.setattr(export, "_traced", lambda *_: pytest.fail("traced"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "file").touch(), (tmp_path / "folder.pt2").mkdir()
-    advice = r"onnxruntime is not installed: in the project's folder, pip install -e '\.\[export\]'"
+    advice = r"needs the package onnxruntime: install it with `pip install -e '\.\[export\]'`"
     for name, height, message in (
         ("file/net.pt2", 32, "cannot be written"),
         ("folder.pt2", 32, "cannot be written"),
@@ -186,8 +187,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is_traced(tmp_path, m
 
 
 def test_an_overlay_mixes_image_and_colours_and_keeps_ignored_pixels():
-    image = np.full((1, 3, 3), 100, dtype=np.uint8)
-    mixed = overlay(image, np.array([[0, 9, 255]], dtype=np.uint8), SCENES, opacity=0.5)
+    labels = np.array([[0, 9, 255]], dtype=np.uint8)
+    mixed = np.asarray(overlay(Image.new("RGB", (3, 1), (100, 100, 100)), labels, SCENES, opacity=0.5))
     expected = [[round(50 + channel / 2) for channel in SCENES.palette[k]] for k in (0, 9)]
     assert np.abs(mixed[0, :2].astype(int) - expected).max() <= 1
     assert mixed[0, 2].tolist() == [100, 100, 100]

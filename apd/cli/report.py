@@ -85,7 +85,6 @@ def page_of(notebook: Any, title: str) -> str:
                 parts.append(markdown.render(data["text/markdown"]))
             elif output.get("name") != "stderr":
                 parts.append(f"<pre>{escape(output.get('text', data.get('text/plain', '')).strip())}</pre>")
-    head, tail = Path(__file__).with_suffix(".html").read_text(encoding="utf-8").split("BODY\n")
-    return "\n".join(
-        [head.replace("TITLE", escape(title)), *parts[:1], f"<nav>{' '.join(links)}</nav>", *parts[1:], tail]
-    )
+    body = "\n".join([*parts[:1], f"<nav>{' '.join(links)}</nav>", *parts[1:]])
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return page.replace("TITLE", escape(title)).replace("BODY", body)

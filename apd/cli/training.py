@@ -212,11 +212,11 @@ def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
     base = parse(_Base, only(wanted, ("--size", "--method")), default=default, prog="apd train")
     if not folder or last("--data.name") != "folder" or size:
         return known.recipe(base.size, base.method), base, None
-    sides = [last(flag) for flag in ("--data.height", "--data.width")]
-    height, width = (int(side) if side.isdecimal() and len(side) < 9 else -1 for side in sides)
-    sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks say what is wrong
+    sides = map(last, ("--data.height", "--data.width"))
+    sides = tuple(int(side) if side.isdecimal() and len(side) < 9 else -1 for side in sides)
+    sides = sides if min(sides) > 0 or sides == (0, 0) else None  # the fields' own checks say what is wrong
     networks = {"student": last("--network.backbone"), "teacher": last("--teacher.network.backbone")}
-    own = own_recipe(folder, base.method, size=(height, width) if sensible else None, **networks)
+    own = own_recipe(folder, base.method, size=sides, **networks)
     if base.method == "student" and not any(argument.startswith("--teacher.") for argument in wanted):
         # a teacher that nobody asked for and nothing is learned from would take half of the time
         own = own._replace(experiment=replace(own.experiment, teacher=None))

@@ -128,8 +128,7 @@ def _evaluate_detector(chosen: _Evaluate, record: Record, dataset: Any, model: n
 
 @dataclass(frozen=True, kw_only=True)
 class _Predict(_OfARun):
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")]
-    """Images of any size, in any format that training reads; videos; folders of both; patterns such as '*.png'."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")]  #: Images, videos, folders, or '*.png'.
     to: Path = Path("predictions")
     """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png, of a detector
     for NAME-found.png and detections.json (COCO's results format), and for predictions.csv. Where stems repeat, NAME
@@ -158,7 +157,12 @@ def predict(arguments: list[str], sentence: str) -> int:
         failed.append(error)
         bar.write(f"apd: {error}", file=sys.stderr)
 
-    model, spec = trained_network(chosen.run, device=chosen.device or None), _spec_of_run(record)
+    if not detection:
+        spec = spec_of(data)
+    else:
+        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
+    _compare(record, spec)
+    model = trained_network(chosen.run, device=chosen.device or None)
     with tqdm(unit=" images", disable=None, leave=False) as bar:
         frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)
         groups = predictions.batches(frames, chosen.batch)
@@ -175,9 +179,7 @@ def predict(arguments: list[str], sentence: str) -> int:
 @dataclass(frozen=True)
 class _Export:
     run: Run  #: Folder of a finished run.
-    to: str
-    """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export; one that is there is replaced. Or FOLDER/, for the
-    layout of the Hugging Face hub."""
+    to: str  #: NAME.onnx, NAME.pt2 (torch.export) or FOLDER/ (as on the Hugging Face hub); a file is replaced.
 
 
 def export(arguments: list[str], sentence: str) -> int:
@@ -254,16 +256,6 @@ def split_described(record: Record, split: str) -> str:
     data = record.experiment.data
     trained_on = split == "val" and data.name == "coco" and data.val_part == data.train_part
     return f"{split}, which are the images that were trained on" if trained_on else split
-
-
-def _spec_of_run(record: Record) -> DatasetSpec | InstanceSpec:
-    data = record.experiment.data
-    if record.experiment.task == "segmentation":
-        spec = spec_of(data)
-    else:
-        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
-    _compare(record, spec)
-    return spec
 
 
 def _compare(record: Record, spec: DatasetSpec | InstanceSpec, split: str = "val", dataset: Any = None) -> None:

@@ -56,9 +56,9 @@ def files_of(given: Sequence[Path], folder: Path) -> list[Path]:
     for path in given:
         files = [path]
         if os.path.isdir(path):
-            left_out = folder if path.absolute() in folder.parents else None
-            files = [file for file in _files_below(path) if left_out not in file.absolute().parents]
-            files = [file for file in files if file.suffix.lower() in IN_FOLDERS]
+            files = [file for file in _files_below(path) if file.suffix.lower() in IN_FOLDERS]
+            if path.absolute() in folder.parents:
+                files = [file for file in files if folder not in file.absolute().parents]
         elif glob.has_magic(str(path)) and not os.path.lexists(path):
             files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not files:

@@ -27,11 +27,7 @@ def require_tensorboard() -> Any:
 
 
 class Board:
-    """Writes into `folder`, from where `step` steps are done: what was written of later ones is no longer shown.
-
-    Example:
-        >>> Board(Path("runs/mine/tensorboard"), step=0).log_line({"step": 0, "task": 1.25})  # doctest: +SKIP
-    """
+    """Writes into `folder`, from where `step` steps are done: what was written of later ones is no longer shown."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.writer = require_tensorboard().SummaryWriter(folder, purge_step=step + 1)

@@ -173,17 +173,15 @@ def test_a_file_that_computes_something_else_or_branches_on_values_is_not_kept(t
 def test_what_cannot_be_written_is_refused_before_anything_is_traced(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_traced", lambda *_: pytest.fail("traced"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    (tmp_path / "file").touch(), (tmp_path / "folder.pt2").mkdir()
+    (tmp_path / "file").touch()
     advice = r"needs the package onnxruntime: install it with `pip install -e '\.\[export\]'`"
-    for name, height, message in (
-        ("file/net.pt2", 32, "cannot be written"),
-        ("folder.pt2", 32, "cannot be written"),
-        ("net.txt", 32, r"path: got '.*net\.txt', expected a name that ends with \.onnx or \.pt2"),
-        ("net.pt2", 16, "size: got 16×64 pixels"),
-        ("net.onnx", 32, advice),
+    for name, message in (
+        ("file/net.pt2", "cannot be written"),
+        ("net.txt", r"path: got '.*net\.txt', expected a name that ends with \.onnx or \.pt2"),
+        ("net.onnx", advice),
     ):
         with pytest.raises((ExportError, ValueError), match=message):
-            export_network(Small(), tmp_path / name, size=(height, 64))
+            export_network(Small(), tmp_path / name, size=(32, 64))
 
 
 def test_an_overlay_mixes_image_and_colours_and_keeps_ignored_pixels():

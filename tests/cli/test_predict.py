@@ -3,7 +3,6 @@
 import os
 import resource
 import sys
-from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -12,8 +11,7 @@ import torch
 from own_folders import leave
 from pandas import read_csv
 from PIL import Image
-from small_experiments import exit_code, tiny
-from torch import nn
+from small_experiments import Convolution, exit_code, tiny
 
 from apd.cli import using
 from apd.config.inference_options import InferenceOptions
@@ -27,19 +25,6 @@ from apd.training.run import run_folder, train
 WINDOWS = ("--sliding-window", "0.667")
 
 
-class Network(nn.Module):
-    """A convolution of images to logits of ten classes."""
-
-    def __init__(self, kernel=1):
-        super().__init__()
-        self.layer = nn.Conv2d(3, 10, kernel, padding=kernel // 2)
-        self.layer.weight.data.normal_(generator=torch.Generator().manual_seed(0)).mul_(20)
-        self.layer.bias.data.zero_()
-
-    def forward(self, images):
-        return SimpleNamespace(logits=self.layer(images))
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +36,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained, monkeypatch):
     """The folder of a finished run, with a network in its place that distinguishes colours."""
-    network = Network().eval()
+    network = Convolution(classes=10).eval()
     monkeypatch.setattr(using, "trained_network", lambda *_, **__: network)
     return trained
 
@@ -81,7 +66,7 @@ def film(path, frames=5):
 
 def expected_of(pixels_HW3):
     images = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))[None]
-    return predict_labels(Network().eval(), resized(images, (32, 48)), pixels_HW3.shape[:2])[0].numpy()
+    return predict_labels(Convolution(classes=10).eval(), resized(images, (32, 48)), pixels_HW3.shape[:2])[0].numpy()
 
 
 def test_folders_patterns_and_files_are_predicted_once_each_in_batches_as_one_by_one(run, tmp_path, capsys):
@@ -119,7 +104,7 @@ def test_every_nth_frame_of_a_video_is_predicted_under_its_number(run, tmp_path)
 
 @pytest.mark.parametrize("size", [(50, 70), (20, 70), (50, 9), (10, 10)])
 def test_windows_strip_by_strip_give_the_labels_of_the_whole_also_beyond_pillows_limit(size, monkeypatch):
-    model, pictures = Network(kernel=5).eval(), [pixels_of(*size, seed) for seed in range(2)]
+    model, pictures = Convolution(5, 10).eval(), [pixels_of(*size, seed) for seed in range(2)]
     options = InferenceOptions(window=(16, 24), stride=0.6, flip=True)
     images = unit_range(torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2))
     expected = predict_labels(model, images, inference=options)
@@ -133,7 +118,7 @@ def test_windows_strip_by_strip_give_the_labels_of_the_whole_also_beyond_pillows
 def memory_of_large_images(run, folder):
     """Print the largest resident set before and after an image of 6 megapixels, where 4 are too many, in MiB."""
     os.chdir(folder)
-    using.trained_network = lambda *_, **__: Network().eval()
+    using.trained_network = lambda *_, **__: Convolution(classes=10).eval()
     predictions.LARGE = 4_000_000
     for name, side, options in (("small.png", 64, []), ("large.tif", 2400, ["--sliding-window", "1"])):
         Image.new("RGB", (side, side), (9, 99, 200)).save(name)

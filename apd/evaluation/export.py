@@ -241,8 +241,7 @@ def _compared(
             wanted, found = network(images), run(images)
         difference, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
         if not difference <= TOLERANCE * scale:
-            tried = f"{batch}×{sides[0]}×{sides[1]}"
-            found = f"logits differ by {difference:.3g} at {tried}, where the largest is {scale:.3g}"
+            found = f"logits differ by {difference:.3g} of {scale:.3g} at {batch}×{sides[0]}×{sides[1]}"
             raise ExportError(f"the file does not compute what the network does: {found}; nothing was written")
         worst = max(worst, difference)
     return sizes, worst

@@ -11,7 +11,7 @@ import torch
 from own_folders import leave
 from pandas import read_csv
 from PIL import Image
-from small_experiments import Convolution, exit_code, tiny
+from small_experiments import Convolution, exit_code
 
 from apd.cli import using
 from apd.config.inference_options import InferenceOptions
@@ -20,25 +20,16 @@ from apd.data.specs import SCENES
 from apd.evaluation import predict as predictions
 from apd.evaluation.inference import predict_labels, resized
 from apd.evaluation.predict import label_maps, overlay
-from apd.training.run import run_folder, train
 
 WINDOWS = ("--sliding-window", "0.667")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APD_RUNS", str(tmp_path_factory.mktemp("runs")))
-        train(tiny())
-        return run_folder(tiny())
-
-
 @pytest.fixture
-def run(trained, monkeypatch):
+def run(finished, monkeypatch):
     """The folder of a finished run, with a network in its place that distinguishes colours."""
     network = Convolution(classes=10).eval()
     monkeypatch.setattr(using, "trained_network", lambda *_, **__: network)
-    return trained
+    return finished
 
 
 def pixels_of(height, width, seed=0):
@@ -171,7 +162,6 @@ def test_what_cannot_be_read_is_named_in_a_line_and_all_else_is_done(run, tmp_pa
         (["*.jpg"], 1, "*.jpg: there is no image or video"),
         (["a.png", "a-labels.png", "--to", "."], 1, "a-labels.png would be overwritten by what is predicted for"),
         (["a.png", "--batch", "0"], 2, "--batch 0: expected a whole number of at least 1"),
-        (["a.png", "--every", "-1"], 2, "--every -1: expected a whole number of at least 1"),
     ],
 )
 def test_what_names_nothing_is_refused_before_anything_is_written(

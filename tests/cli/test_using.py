@@ -41,15 +41,6 @@ STUDENT, ROI_APD = (small(method, data=COCO, **BOXES) for method in ("student", 
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished run; tests must not change it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APD_RUNS", str(tmp_path_factory.mktemp("runs")))
-        train(tiny())
-        return run_folder(tiny())
-
-
-@pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
     """A folder with a miniature of COCO and the runs of these tests on it."""
     folder = tmp_path_factory.mktemp("boxes")
@@ -130,7 +121,6 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
         (["export", "RUN", "--to", "FILE/net/"], 1, ["Not a directory"]),
         (["evaluate", "DETECTOR", "--flip"], 2, ["for segmentation", "a detector sees the whole image once"]),
         (["evaluate", "DETECTOR", "--split", "test"], 2, ["--split test", "train (val2017) and val (val2017) only"]),
-        (["predict", "DETECTOR", "a.png", "--scales", "0.5"], 2, ["--scales are for segmentation"]),
         (["predict", "DETECTOR", "a.png", "--least-score", "2"], 2, ["--least-score 2.0", "from 0 to 1"]),
         (["export", "DETECTOR", "--to", "a.onnx"], 2, ["this run's is a detector", "trained_network(RUN)"]),
         (["cost", "--size", "tiny_coco"], 2, ["apd train --size tiny_coco --dry-run"]),

@@ -19,7 +19,7 @@ from apd.evaluation.average_precision import Detections, DetectionScorer, ap_sco
 from apd.models.detector import build_detector
 
 SPEC = InstanceSpec("shapes", ("disc", "square", "bar"))
-HEIGHT, WIDTH, CLASSES = 300, 320, [{"id": label} for label in (1, 2, 3)]
+HEIGHT, WIDTH = 300, 320
 
 
 def rectangles(random: np.random.Generator, count: int) -> np.ndarray:
@@ -81,7 +81,7 @@ def by_pycocotools(shown: list[tuple[InstanceSample, Detections]], kind: str) ->
             "info": {},
             "images": [{"id": number, "height": HEIGHT, "width": WIDTH} for number in range(len(shown))],
             "annotations": objects,
-            "categories": CLASSES,
+            "categories": [{"id": label} for label in (1, 2, 3)],
         }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), {"boxes": "bbox", "masks": "segm"}[kind])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -32,10 +32,6 @@ SIDES = st.integers(1, 30)
 OTHER_SIZES = ((1, 32, 32), (2, 75, 41), (5, 33, 130))
 
 
-class Output(NamedTuple):
-    logits: torch.Tensor
-
-
 class Small(nn.Module):
     """A strided convolution, two poolings to a grid, a resize: what makes free sizes hard."""
 
@@ -49,7 +45,7 @@ class Small(nn.Module):
         maps = self.stem(images)
         pooled = [F.adaptive_avg_pool2d(maps, 1), nn.AdaptiveAvgPool2d((3, 2))(maps)]
         wide = [F.interpolate(part, maps.shape[-2:], mode="bilinear", align_corners=True) for part in pooled]
-        return Output(self.classifier(torch.cat([maps, *wide], 1)))
+        return SimpleNamespace(logits=self.classifier(torch.cat([maps, *wide], 1)))
 
 
 def at_full_size(model, images):

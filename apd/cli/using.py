@@ -150,7 +150,7 @@ def predict(arguments: list[str], sentence: str) -> int:
     options, data = chosen.inference(record.experiment), record.experiment.data
     detection = record.experiment.task == "detection"
     if not 0 <= least <= 1 or (least != predictions.LEAST_SCORE and not detection):
-        raise UsageError(f"--least-score {least}: expected a number from 0 to 1, and of a run of detection")
+        raise UsageError(f"--least-score {least}: expected a number from 0 to 1, for a run of detection")
     files, failed = predictions.files_of(chosen.images, to), []
 
     def note(error: DataError) -> None:

@@ -191,7 +191,7 @@ def export(arguments: list[str], sentence: str) -> int:
     record = record_of(chosen.run)
     experiment, data = record.experiment, record.experiment.data
     if experiment.task == "detection":
-        fix = "apd.training.run.trained_network(RUN) is torchvision's own, to be exported as its documentation tells"
+        fix = "apd.training.run.trained_network(RUN) is torchvision's own, to be exported as torchvision describes"
         raise UsageError(f"apd export writes networks of segmentation, and this run's is a detector: {fix}")
     if as_folder and experiment.network.builder:
         reason = f"this run's is made by {experiment.network.builder}, whose code the folder would lack"

@@ -49,8 +49,7 @@ class Frame(NamedTuple):
 def files_of(given: Sequence[Path], folder: Path) -> list[Path]:
     """The files that are named, once each: themselves, by folders of images and videos, or by patterns such as `*.png`.
 
-    What lies below `folder`, where predictions are written, is left out of folders. A DataError says which argument
-    names no file, and which file would be overwritten.
+    Predictions below `folder` are left out. A DataError: an argument names no file, or one would be overwritten.
     """
     found, folder = dict[Path, Path](), folder.absolute()
     for path in given:
@@ -76,8 +75,7 @@ def read_frames(
 ) -> Iterator[Frame]:
     """Images, and every n-th frame of videos, in turn; `failed` gets the error of a file that cannot be predicted.
 
-    Names are those of `names_of`, and NAME-000123 of a frame. `data` are the run's, None of detectors. Images beyond
-    pillow's limit of pixels are read where the network sees windows of one size.
+    A frame's name is NAME-000123. `data` are the run's, None of detectors. Beyond pillow's limit windows are needed.
     """
     names, windows = names_of(files), data and inference.window and inference.scales == (1.0,)
     for path, name in zip(files, names, strict=True):

@@ -48,7 +48,7 @@ def _run(name: str, *arguments: str) -> int:
         place = "report" if name == "report" else "using" if name in _OF_A_RUN else "training"
         module = import_module(f"apd.cli.{place}")
     except ModuleNotFoundError as error:
-        if error.name != "tyro":
+        if str(error.name).partition(".")[0] != "tyro":
             raise
         fix = "(in the project's folder: pip install -e '.[cli]'); without it, `python -m apd.study.campaign NAME` runs"
         print(f"apd: the command line needs tyro {fix} campaigns", file=sys.stderr)

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apd.fields import UserError
+
 MOST = 2**53  # up to here float64 holds every integer; no id, side, coordinate or area means more
 
 
-class DetectionExtraMissing(ImportError):
+class DetectionExtraMissing(UserError, ImportError):
     """faster-coco-eval is not installed."""
 
 

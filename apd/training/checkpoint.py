@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from apd.fields import UserError
+
 KEPT = 2
 GO_ON = (
     "Nothing that was finished is lost: free space or make the folder writable, then start the same command again; it "
@@ -25,11 +27,11 @@ _FILES = ("weights.safetensors", "state.safetensors", "optimisers.pt")
 _FACTS = {"seconds": float, "log_lines": int, "evaluations": list, "started": str, "teacher": dict | None}
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written or read; the message names the file and what to do."""
 
 
-class RunBusyError(RuntimeError):
+class RunBusyError(UserError, RuntimeError):
     """Another process works on this run; the message says which."""
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 
 from apd.data.instances import InstanceDataset
 from apd.data.specs import SegmentationDataset
-from apd.fields import ExperimentError
+from apd.fields import ExperimentError, UserError
 from apd.training.checkpoint import RunBusyError, only_process
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _SEND_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _ARGUMENTS)
 
 
-class LostRankError(RuntimeError):
+class LostRankError(UserError, RuntimeError):
     """Another process of the same run has gone, so that this one cannot go on."""
 
 

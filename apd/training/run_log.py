@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 from apd.data.batches import Batch, InstanceBatch
 from apd.evaluation.tensorboard import Board
+from apd.fields import UserError
 from apd.training.checkpoint import GO_ON, CheckpointError, replacing, save_tensors
 
 CURVE_POINTS = 100
@@ -24,11 +25,11 @@ MOST_BYTES, LONGEST_LINE = 2**24, 2**12  # of a log: beyond its lines, and of on
 LINE_SECONDS = 30.0  # Between two lines of progress in a log (own choice).
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """A loss term became infinite or NaN; the message names it and the file with the batch."""
 
 
-class UnfinishedRunsError(RuntimeError):
+class UnfinishedRunsError(UserError, RuntimeError):
     """Some runs of a campaign were given up; the message names them."""
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
 from apd.distillers.base import DistillerConfig, build_distiller
+from apd.fields import UserError
 from apd.models.checkpoints import load_weights
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.record import read_record
@@ -88,7 +89,7 @@ class CapturedStep:
             return graph, self._compute(self._batch)
 
 
-class TeacherError(RuntimeError):
+class TeacherError(UserError, RuntimeError):
     """Teacher weights that do not fit, or that score below what the experiment states."""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apd.data.images import DataError, image_size, long_side_size
-from apd.fields import LONGEST_SIDE, require
+from apd.fields import LONGEST_SIDE, require, require_types
 
 SMALLEST_SIDE = 32  # Pixels of the shortest side that a network takes.
 
@@ -25,21 +25,14 @@ class InferenceOptions:
     scales: tuple[float, ...] = (1.0,)  #: Sizes at which the image is shown, as multiples of its own.
 
     def __post_init__(self) -> None:
-        for name in ("window", "scales"):  # JSON has lists
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        window, stride, scales = self.window, self.stride, self.scales
-        two = isinstance(window, tuple) and [type(s) is int and 1 <= s <= LONGEST_SIDE for s in window] == [True] * 2
+        require_types(self)
+        two = self.window is None or [1 <= side <= LONGEST_SIDE for side in self.window] == [True] * 2
         expected = f"None or (height, width), two whole numbers of at least 1 pixel and at most {LONGEST_SIDE}"
-        require(window is None or two, self, "window", expected)
+        require(two, self, "window", expected)
         expected = "at least 0.01 of the window, thus above 0 and at most 1: windows may not leave gaps"
-        require(_is_positive(stride) and 0.01 <= stride <= 1, self, "stride", expected)
-        require(isinstance(self.flip, bool), self, "flip", "True or False")
-        some = isinstance(scales, tuple) and 0 < len(scales) <= 64 and all(map(_is_positive, scales))
+        require(0.01 <= self.stride <= 1, self, "stride", expected)
+        some = 0 < len(self.scales) <= 64 and all(1e-3 <= scale <= 16 for scale in self.scales)
         require(some, self, "scales", "at least one number above 0, at most 64 of them and none above 16")
-        # 1 and 1.0 make one experiment with one fingerprint
-        object.__setattr__(self, "stride", float(stride))
-        object.__setattr__(self, "scales", tuple(map(float, scales)))
 
     def least_side(self, height: int, width: int) -> int:
         """Pixels of the shortest side of what a network is shown of an image of that size."""
@@ -51,10 +44,6 @@ class InferenceOptions:
 def scaled_side(side: int, scale: float) -> int:
     """Pixels of a side at a scale; at least 1."""
     return max(round(side * scale), 1)
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-3 <= value <= 16
 
 
 WHOLE_IMAGE = InferenceOptions()  # The whole image, at its own size.

@@ -45,11 +45,11 @@ class RunLog:
         self.board: Board | None = None
         self.parts, self._part = list[list[Any]](), hashlib.sha256()
 
-    def start_over(self, lines: int, parts: list[list[Any]] | None = None) -> None:
-        """Keep the lines of so many steps: a resumed run writes the rest anew. None: they have no checksums."""
-        self.lines, self.parts, self._part = lines, [[lines, None]] if parts is None else parts, hashlib.sha256()
-        with replacing(self.path, partial := self.path.with_suffix(".part"), f". {GO_ON}"):
-            partial.write_text(_lines_of(self._whole().values()), encoding="utf-8")
+    def start_over(self, parts: list[list[Any]]) -> None:
+        """Keep the lines of these parts, those of a checkpoint: a resumed run writes the rest anew."""
+        self.lines, self.parts, self._part = parts[-1][0] if parts else 0, parts, hashlib.sha256()
+        with replacing(self.path, f". {GO_ON}") as own:
+            own.write_text(_lines_of(self._whole().values()), encoding="utf-8")
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of the log."""
@@ -58,7 +58,7 @@ class RunLog:
         if self.lines > (self.parts[-1][0] if self.parts else 0):
             self.parts.append([self.lines, self._part.hexdigest()])
             self._part = hashlib.sha256()
-        return {"log_lines": self.lines, "log_parts": self.parts}
+        return {"log_parts": self.parts}
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. CheckpointError when the disk refuses it."""
@@ -88,13 +88,11 @@ class RunLog:
     def _whole(self) -> dict[int, dict[str, Any]]:
         """By step, what the lines hold that are as they were written; what is damaged is printed."""
         entries, whole, first = {entry["step"]: entry for entry in self.read()}, {}, 0
-        for part in self.parts:
-            found = {step: entries[step] for step in range(first, part[0]) if step in entries}
-            digest = hashlib.sha256(_lines_of(found.values()).encode()).hexdigest()
-            part[1] = part[1] or digest  # of a checkpoint of before there were checksums
-            if part[1] == digest:
+        for end, digest in self.parts:
+            found = {step: entries[step] for step in range(first, end) if step in entries}
+            if digest == hashlib.sha256(_lines_of(found.values()).encode()).hexdigest():
                 whole |= found
-            first = part[0]
+            first = end
         if missing := [step for step in range(self.lines) if step not in whole]:
             self.damaged = {"log_damaged": {"first": missing[0], "last": missing[-1], "steps": len(missing)}}
             print(f"{self.path} is damaged: the curves lack {len(missing)} steps from {missing[0]} on", flush=True)

@@ -173,7 +173,7 @@ class SegmentationTask(RunTask):
         labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
         training, seen = self.experiment.training, (labels_BHW, self.ignore_index)
         how = self._weights_K, training.label_smoothing
-        logits_BKHW = task_losses.upsampled(student.logits, labels_BHW)
+        logits_BKHW = upsample(student.logits.float(), labels_BHW.shape[1:])
         loss = task_losses.task_loss(logits_BKHW, *seen, *how)
         terms, kind = {"task": loss}, training.added_loss
         if kind != "none":

@@ -143,7 +143,7 @@ class Trainer:
         self.tensorboard = tensorboard and ranks.first
         self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
         self.best: dict[str, Tensor] = {}  # weights at the best score on val so far, where those are kept
-        self.facts: dict[str, Any] = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None}
+        self.facts: dict[str, Any] = {"seconds": 0.0, "evaluations": [], "teacher": None}
         self.begun_with = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
@@ -277,43 +277,37 @@ class Trainer:
         def newest() -> dict[str, Any] | None:
             checkpoint, passed_over = load_newest(self.checkpoints)
             self.facts["identities"] = today = self.splits.identities(self.experiment.data.evaluation_split)
-            if checkpoint and (found := what_changed(checkpoint["facts"].get("identities", {}), today)):
+            if checkpoint and (found := what_changed(checkpoint["facts"]["identities"], today)):
                 raise CheckpointError(f"{self.folder} was begun with other data: {found}; restore them or delete it")
             for sentence in passed_over:
                 print(f"{self.experiment.name}: {sentence}", flush=True)
-            facts = checkpoint["facts"] if checkpoint else {"log_lines": 0}
-            for name, began in facts.get("begun_with", {}).items():
+            facts = checkpoint["facts"] if checkpoint else {"begun_with": {}, "log_parts": []}
+            for name, began in facts["begun_with"].items():
                 if began != (now := self.begun_with.get(name)):
                     changed = f"other {name} than this run was begun with (sha256 {now!s:.12}, then {began!s:.12})"
                     raise CheckpointError(f"{changed}: restore them, or delete {self.checkpoints} to begin anew")
-            self.log.start_over(facts["log_lines"], facts.get("log_parts"))
+            self.log.start_over(facts["log_parts"])
             return checkpoint
 
         checkpoint = self.ranks.on_rank_zero(newest)
         step = checkpoint["step"] if checkpoint else 0
         self.ranks.seed(self.experiment.seed, step)  # dropout; everything else has generators of its own
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.facts = checkpoint["facts"] if checkpoint else {**self.facts, "started": now}
-        before = self.facts.get("history", [{"steps": [0, step]}] if step else [])  # whose: not known of the older kind
-        self.facts["history"] = [*before, {"started": now, **self.origin, "steps": [step, step]}]
-        self.facts["begun_with"] = self.begun_with
+        begun = {"started": now, "history": [], "begun_with": self.begun_with}
+        self.facts = checkpoint["facts"] if checkpoint else self.facts | begun
+        self.facts["history"].append({"started": now, **self.origin, "steps": [step, step]})
         if checkpoint is None:
             return 0
         state = checkpoint["state"]
         try:
-            if step > self.experiment.training.iterations:
-                raise ValueError(f"step {step} is beyond the last one")
             self.student.load_state_dict(checkpoint["weights"])
             for prefix, module in self._modules().items():
                 module.load_state_dict(_below(prefix, state))
             self.best = _below("best", state)
             for name, optimiser in self.optimisers.items():
-                saved = checkpoint["optimisers"][name]
-                if ("betas" in saved["param_groups"][0]) != ("betas" in optimiser.defaults):
-                    raise ValueError(f"{name} was trained by another optimiser")
-                optimiser.load_state_dict(saved)
-        except (KeyError, RuntimeError, ValueError) as error:  # of the older kind, which does not say whose it is
-            other = f"{self.checkpoints} hold another experiment's; delete them to begin anew"
+                optimiser.load_state_dict(checkpoint["optimisers"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            other = f"{self.checkpoints} are of another version of this package; delete them to begin anew"
             raise of_every_rank(CheckpointError(other)) from error
         self.ranks.set_generators(state, self.device)
         self.ranks.print(f"{self.experiment.name}: resumed at step {step}")

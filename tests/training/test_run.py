@@ -54,7 +54,7 @@ def test_methods_share_initial_weights_and_the_order_of_images_for_one_seed(tmp_
 
 def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
     log = RunLog(tmp_path / "log.jsonl")
-    log.start_over(0)
+    log.start_over([])
     for step in range(250):
         taken = {"seconds": 1.0 if step == 0 else 0.25, "core_seconds": 0.5 if step == 0 else 0.125}
         log.write({"step": step, **taken, "loss": float(step)})

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from itertools import zip_longest
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig
@@ -29,7 +28,7 @@ class Splits(NamedTuple):
     train: SegmentationDataset | InstanceDataset
     val: SegmentationDataset | InstanceDataset
     evaluation: SegmentationDataset | InstanceDataset
-    others: Mapping[str, SegmentationDataset] = MappingProxyType({})
+    others: Mapping[str, SegmentationDataset] = {}
 
     def by_name(self, evaluation: str) -> dict[str, SegmentationDataset | InstanceDataset]:
         """All of them by the names of splits; `evaluation` is that of the experiment's."""

@@ -18,8 +18,7 @@ class InferenceOptions:
     ``(473, 473)`` on the other two. ExperimentError: a field is out of its range.
     """
 
-    window: tuple[int, int] | None = None
-    """Height and width of a sliding window, usually the training crop; None shows the whole image at once."""
+    window: tuple[int, int] | None = None  #: (height, width) of a sliding window; None: the whole image at once.
     stride: float = 2 / 3  #: From a window to the next, in parts of its side (released code: 2/3); not of whole images.
     flip: bool = False  #: Average each view with that of its mirror image (released code: always).
     scales: tuple[float, ...] = (1.0,)  #: Sizes at which the image is shown, as multiples of its own.
@@ -33,12 +32,6 @@ class InferenceOptions:
         require(0.01 <= self.stride <= 1, self, "stride", expected)
         some = 0 < len(self.scales) <= 64 and all(1e-3 <= scale <= 16 for scale in self.scales)
         require(some, self, "scales", "at least one number above 0, at most 64 of them and none above 16")
-
-    def least_side(self, height: int, width: int) -> int:
-        """Pixels of the shortest side of what a network is shown of an image of that size."""
-        if self.window is not None:
-            return min(self.window)
-        return min(scaled_side(side, scale) for side in (height, width) for scale in self.scales)
 
 
 def scaled_side(side: int, scale: float) -> int:
@@ -57,7 +50,8 @@ def shown_size(data: Any, height: int, width: int) -> tuple[int, int]:
 
 def least_side(data: Any, inference: InferenceOptions, height: int, width: int) -> int:
     """Pixels of the shortest side that a network sees of an image of that size, at any scale and in any window."""
-    return inference.least_side(*shown_size(data, height, width))
+    shown = shown_size(data, height, width)
+    return min(inference.window or (scaled_side(side, scale) for side in shown for scale in inference.scales))
 
 
 def require_sides(data: Any, inference: InferenceOptions, images: Iterable[tuple[object, tuple[int, int]]]) -> None:

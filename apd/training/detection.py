@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 
 from apd.config.datasets import Splits
 from apd.config.detection_config import DetectorConfig
-from apd.config.experiment import Experiment, ExperimentError
+from apd.config.experiment import ExperimentError
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
 from apd.data.batches import InstanceBatch, InstanceStream, training_batches
@@ -28,7 +28,6 @@ from apd.training.distributed import Ranks
 from apd.training.task import RunTask
 
 _KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
-_SCENES_AT_A_TIME = 8
 
 
 class DetectionTask(RunTask):
@@ -40,11 +39,10 @@ class DetectionTask(RunTask):
     expected, kind = "expected_ap", "detector"
     libraries = ("faster-coco-eval",)
 
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
-        # images of several sizes are scored one by one: padded to a larger one, an image would be seen otherwise, and
-        # scores depend on its neighbours
-        self.at_a_time = _SCENES_AT_A_TIME if experiment.data.name == "scenes" else 1
+    @property
+    def at_a_time(self) -> int:
+        """Images that are scored together: one where they differ in size, and scores would depend on its neighbours."""
+        return 8 if self.experiment.data.name == "scenes" else 1
 
     def split(self, name: str) -> InstanceDataset:
         """One split of the data; COCO's "val" is the part that the configuration names."""

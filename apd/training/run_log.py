@@ -15,10 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
 
-from apd.data.batches import Batch, InstanceBatch
 from apd.evaluation.tensorboard import Board
 from apd.fields import UserError
-from apd.training.checkpoint import GO_ON, CheckpointError, replacing, save_tensors
+from apd.training.checkpoint import GO_ON, CheckpointError, replacing
 
 CURVE_POINTS = 100
 MOST_BYTES, LONGEST_LINE = 2**24, 2**12  # of a log: beyond its lines, and of one of them (own choice)
@@ -123,15 +122,6 @@ class RunLog:
 
 def _lines_of(entries: Iterable[dict[str, Any]]) -> str:
     return "".join(f"{json.dumps(entry)}\n" for entry in entries)
-
-
-def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
-    """Keep a batch for inspection, its tensors as safetensors; the sentence says where, or why not."""
-    try:
-        save_tensors(batch.by_name(), path)
-    except Exception as error:  # safetensors wraps the OSError in a type of its own; the loss is the greater news
-        return f"the batch could not be saved in {path} ({error})"
-    return f"the batch is saved in {path}"
 
 
 class ProgressLines:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.fields import ExperimentError
+from apd.fields import ExperimentError, imported
 from apd.losses import upsample
 from apd.normalizers import global_count
 
@@ -60,9 +60,4 @@ def added_loss(kind: str, logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index:
 
 def library() -> Any:
     """The losses of segmentation-models-pytorch; ExperimentError without the package."""
-    try:
-        from segmentation_models_pytorch import losses
-    except ModuleNotFoundError as error:
-        fix = "in the project's folder: pip install -e '.[losses]'"
-        raise ExperimentError(f"training.added_loss needs the package segmentation-models-pytorch ({fix})") from error
-    return losses
+    return imported("segmentation_models_pytorch", "training.added_loss", "losses", ExperimentError).losses

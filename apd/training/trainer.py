@@ -21,10 +21,10 @@ from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
 from apd.evaluation.tensorboard import Board
 from apd.normalizers import AccumulatedCounts, across_processes
-from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint
+from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint, save_tensors
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
+from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import CapturedStep, build_optimisers, measure_teacher
 from apd.validation import values_unchecked
@@ -32,8 +32,7 @@ from apd.validation import values_unchecked
 CHECKPOINT_SECONDS = 60.0
 Task = SegmentationTask | DetectionTask
 Batch = PixelBatch | InstanceBatch
-Progress = bool | Literal["lines"] | None
-"""Whether a run shows a bar; None shows it on a terminal only, "lines" prints lines for a log in its place."""
+Progress = bool | Literal["lines"] | None  # see `apd.training.run.train`
 
 
 class TrainStep:
@@ -110,11 +109,6 @@ def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, floa
     return {"student": scheduled * min(1.0, (step + 1) / max(training.warmup, 1)), "teacher_heads": poly}
 
 
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a state dict whose names begin so, without that."""
-    return {name.removeprefix(f"{prefix}."): v for name, v in state.items() if name.startswith(f"{prefix}.")}
-
-
 class Trainer:
     """The state of one run and its loop. `apd.training.run.train` is the way in."""
 
@@ -139,6 +133,8 @@ class Trainer:
         self.device, self.distillers = self.step.device, self.step.distillers
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
+        kept = {"distillers": self.distillers, "average": self.average}  # beside the student, in a checkpoint
+        self.beside = nn.ModuleDict({name: module for name, module in kept.items() if module is not None})
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
         self.tensorboard = tensorboard and ranks.first
         self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
@@ -242,7 +238,11 @@ class Trainer:
         wrong = [f"{name} = {value}" for name, value in values.items() if value - value != 0]  # inf - inf, nan: not 0
         if wrong:
             number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
-            saved = save_batch(self.folder / f"non-finite-batch{number}.safetensors", batch)
+            saved = f"the batch is saved in {(path := self.folder / f'non-finite-batch{number}.safetensors')}"
+            try:
+                save_tensors(batch.by_name(), path)
+            except Exception as error:  # safetensors has a type of its own; the loss is the greater news
+                saved = f"the batch could not be saved in {path} ({error})"
             fix = "Lower --training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
             raise of_every_rank(NonFiniteLossError(f"step {step}: {', '.join(wrong)}; {saved}. {fix}"))
         self._loss = values["loss"]
@@ -258,18 +258,13 @@ class Trainer:
         return self.task.evaluate(self.evaluated, dataset, inference, self.ranks)
 
     def _save(self, step: int) -> None:
-        modules = {prefix: module.state_dict() for prefix, module in self._modules().items()}
-        kept = (modules | {"best": self.best}).items()
-        state = {f"{prefix}.{name}": value for prefix, values in kept for name, value in values.items()}
+        state = self.beside.state_dict() | {f"best.{name}": value for name, value in self.best.items()}
         state |= self.ranks.generators(self.device)
         self.facts |= self.log.facts()
         self.facts["history"][-1]["steps"][1] = step
         optimisers = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
         parts = {"weights": self.student.state_dict(), "state": state, "optimisers": optimisers, "facts": self.facts}
         self.ranks.on_rank_zero(lambda: [self.require_held(), save_checkpoint(self.checkpoints, step, **parts)])
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"distillers": self.distillers} | ({} if self.average is None else {"average": self.average})
 
     def _resume(self) -> int:
         """Load the newest whole checkpoint, if there is one, cut the log to its length, and return the steps done."""
@@ -301,9 +296,8 @@ class Trainer:
         state = checkpoint["state"]
         try:
             self.student.load_state_dict(checkpoint["weights"])
-            for prefix, module in self._modules().items():
-                module.load_state_dict(_below(prefix, state))
-            self.best = _below("best", state)
+            self.beside.load_state_dict({name: state[name] for name in self.beside.state_dict()})
+            self.best = {name[5:]: value for name, value in state.items() if name.startswith("best.")}
             for name, optimiser in self.optimisers.items():
                 optimiser.load_state_dict(checkpoint["optimisers"][name])
         except (KeyError, RuntimeError, ValueError) as error:

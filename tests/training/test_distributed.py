@@ -203,13 +203,15 @@ def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
 
 def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert ranks.own_gpu() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
+    assert ranks.choose_device() == torch.device("cuda")
     for name, value in (("WORLD_SIZE", "8"), ("RANK", "5"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert ranks.own_gpu() == "cuda:1"
+    assert ranks.choose_device() == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ExperimentError, match="rank 5 is process 2 of its machine, which has 2 GPUs: start"):
-        ranks.own_gpu()
+        ranks.choose_device()
 
 
 def test_ranks_draw_dropout_of_their_own_and_the_first_what_one_process_would():

@@ -177,7 +177,7 @@ def test_a_detectors_batch_is_kept_too_and_the_loss_reported_even_where_the_disk
         train(small())
     assert equal(load_file(run_folder(small()) / "non-finite-batch.safetensors"), seen[0].by_name())
     seen.clear()
-    monkeypatch.setattr("apd.training.run_log.save_tensors", lambda *_: Path("/nowhere/at/all").touch())
+    monkeypatch.setattr("apd.training.trainer.save_tensors", lambda *_: Path("/nowhere/at/all").touch())
     with pytest.raises(NonFiniteLossError, match=r"the batch could not be saved in .*No such file"):
         train(small())
 

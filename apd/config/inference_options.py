@@ -57,18 +57,11 @@ def least_side(data: Any, inference: InferenceOptions, height: int, width: int) 
 def require_sides(data: Any, inference: InferenceOptions, images: Iterable[tuple[object, tuple[int, int]]]) -> None:
     """Raise DataError unless every image, (what to call it, (height, width)), can be shown to a network."""
     for name, size in images:
-        if (least := least_side(data, inference, *size)) >= SMALLEST_SIDE:
-            continue
-        if inference.window is not None:
-            fix = f"use a window of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} (--inference.window)"
-        elif min(shown_size(data, *size)) >= SMALLEST_SIDE:
-            fix = f"use larger --scales (of an experiment --inference.scales) than {min(inference.scales):g}"
-        elif data.long_side:
-            fix = f"use a larger --data.long-side than {data.long_side}"
-        else:
-            fix = "enlarge it or leave it out, or train with one size for all images (--data.height, --data.width)"
-        seen = f"of which a network would be shown a side of {least} pixels; the least is {SMALLEST_SIDE}"
-        raise DataError(f"{name} has {size[0]}×{size[1]} pixels (height × width), {seen}: {fix}")
+        if (least := least_side(data, inference, *size)) < SMALLEST_SIDE:
+            seen = f"of which a network would be shown a side of {least} pixels; the least is {SMALLEST_SIDE}"
+            fix = "enlarge it or leave it out, or use larger --scales (of an experiment --inference.scales), a larger "
+            fix += "--data.long-side, a window of at least 32x32, or one size for all (--data.height, --data.width)"
+            raise DataError(f"{name} has {size[0]}×{size[1]} pixels (height × width), {seen}: {fix}")
 
 
 def require_split_sides(data: Any, dataset: Any, inference: InferenceOptions = WHOLE_IMAGE) -> None:

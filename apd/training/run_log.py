@@ -9,11 +9,12 @@ import signal
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
+
+from tqdm import tqdm
 
 from apd.evaluation.tensorboard import Board
 from apd.fields import UserError
@@ -124,28 +125,17 @@ def _lines_of(entries: Iterable[dict[str, Any]]) -> str:
     return "".join(f"{json.dumps(entry)}\n" for entry in entries)
 
 
-class ProgressLines:
-    """Lines on standard output, in place of a bar, for the run `name`; nothing is printed unless `shown`."""
+class LogLines(tqdm):
+    """A bar for a log: in place of drawing itself anew it prints a line, at most every :data:`LINE_SECONDS`."""
 
-    def __init__(self, name: str, step: int, steps: int, *, shown: bool = True) -> None:
-        self.name, self.first, self.steps, self.shown = name, step, steps, shown
-        self.begun = self.printed_at = time.monotonic()
-        self.print(f"step {step} of {steps}")
+    def __init__(self, **options: Any) -> None:
+        line = "{desc}step {n} of {total}{postfix}, {elapsed}<{remaining}, {rate_inv_fmt}"
+        super().__init__(**options, mininterval=LINE_SECONDS, miniters=1, ncols=0, leave=False, bar_format=line)
 
-    def print(self, text: str) -> None:
-        """Print a line at once."""
-        if self.shown:
-            print(f"{self.name}: {text}", flush=True)
-
-    def step_done(self, step: int, loss: float) -> None:
-        """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
-        now = time.monotonic()
-        if not self.shown or now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first is known a step late
-            return
-        self.printed_at, seconds = now, (now - self.begun) / (step - self.first)
-        left = seconds * (self.steps - step)
-        remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-        self.print(f"step {step} of {self.steps}, loss {loss:.4f}, {seconds:.2g} s a step, about {remaining} left")
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print the line; at the end, tqdm asks for an empty one."""
+        if msg is None:
+            print(self, flush=True)
 
 
 def in_this_output() -> Literal["lines"] | None:

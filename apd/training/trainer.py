@@ -24,7 +24,7 @@ from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint, save_tensors
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest
+from apd.training.run_log import LogLines, NonFiniteLossError, RunLog, StoppedError, StopRequest
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import CapturedStep, build_optimisers, measure_teacher
 from apd.validation import values_unchecked
@@ -137,7 +137,7 @@ class Trainer:
         self.beside = nn.ModuleDict({name: module for name, module in kept.items() if module is not None})
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
         self.tensorboard = tensorboard and ranks.first
-        self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
+        self.origin, self.require_held = origin or {}, require_held
         self.best: dict[str, Tensor] = {}  # weights at the best score on val so far, where those are kept
         self.facts: dict[str, Any] = {"seconds": 0.0, "evaluations": [], "teacher": None}
         self.begun_with = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
@@ -152,10 +152,9 @@ class Trainer:
         options = dict(start=step, ranks=ranks, workers=self.workers, device=self.device)
         batches = () if self.ended_early() else self.task.batches(self.splits.train, **options)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
-        hidden = not ranks.first or (None if self.progress is None else self.progress is not True)
-        bar = tqdm(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
-        shown = self.progress == "lines" and ranks.first
-        lines = ProgressLines(self.experiment.name, step, training.iterations, shown=shown)
+        hidden, on_val = not ranks.first or (None if self.progress is None else not self.progress), ""
+        make = LogLines if self.progress == "lines" else tqdm
+        bar = make(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
 
         def available() -> Iterator[Batch]:
@@ -179,13 +178,12 @@ class Trainer:
                     taken["core_seconds"] = time.process_time() - core_tick
                 pending.append((step, taken, terms, batch))
                 step += 1
-                bar.update()
                 stopping, late = ranks.any(stop.requested, tick - saved_at > CHECKPOINT_SECONDS)
                 ended = step == training.iterations
                 # terms are looked at one step late, so that a GPU with work to do is never waited for
                 while len(pending) > (0 if stopping or ended or late or step in milestones else 1):
-                    self._note(*pending.pop(0))
-                lines.step_done(step, self._loss)
+                    bar.set_postfix_str(f"loss {self._note(*pending.pop(0)):.4f}{on_val}", refresh=False)
+                bar.update()
                 if step in milestones:
                     measured = self.measured(self.splits.val)
                     self.facts["evaluations"].append({"step": step, "split": "val", **measured})
@@ -193,8 +191,8 @@ class Trainer:
                         self.best = {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()}
                     ended = ended or self.ended_early()
                     score, value = self.task.headline(measured)
-                    bar.set_postfix_str(f"{score} {value:.4f} on val")
-                    lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
+                    on_val = f", {score} {value:.4f} on val"
+                    bar.set_postfix_str(f"{bar.postfix.partition(', ')[0]}{on_val}")
                     if self.log.board is not None:
                         self.log.board.validation(step, score, value, self.evaluated.eval(), self.splits.val)
                     self.student.train()
@@ -232,8 +230,8 @@ class Trainer:
                 if "base_rate" in group:
                     group["lr"] = group["base_rate"] * factors[name]
 
-    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
-        """Log the terms of a step; stop the run if one of them is not a finite number."""
+    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> float:
+        """Log the terms of a step, and return its loss; stop the run if one of them is not a finite number."""
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
         wrong = [f"{name} = {value}" for name, value in values.items() if value - value != 0]  # inf - inf, nan: not 0
         if wrong:
@@ -245,12 +243,12 @@ class Trainer:
                 saved = f"the batch could not be saved in {path} ({error})"
             fix = "Lower --training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
             raise of_every_rank(NonFiniteLossError(f"step {step}: {', '.join(wrong)}; {saved}. {fix}"))
-        self._loss = values["loss"]
-        if self.ranks.rank == 0:
+        if self.ranks.first:
             training = self.experiment.training
             learning_rate = training.learning_rate * learning_rate_factors(training, step)["student"]
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
             self.log.write({"step": step, **taken, "learning_rate": learning_rate, **values})
+        return values["loss"]
 
     def measured(self, dataset: Any, inference: InferenceOptions = WHOLE_IMAGE) -> dict[str, Any]:
         """What the task measures of the network that is scored, each rank looking at its part of the images."""

@@ -22,11 +22,10 @@ from apd.config.experiment import ExperimentError
 from apd.data.image_folder import DataError
 from apd.models.detector_hooks import DetectorTap, training_step
 from apd.report.perspectives import trained_distiller
-from apd.training import run_log
 from apd.training import trainer as loop
 from apd.training.checkpoint import CheckpointError
 from apd.training.run import run_folder, task_of, train, trained_network
-from apd.training.run_log import CURVE_POINTS, ProgressLines, RunLog
+from apd.training.run_log import CURVE_POINTS, LogLines, RunLog
 from apd.training.segmentation import build_network
 from apd.training.task import TeacherError, load_teacher
 
@@ -68,14 +67,13 @@ def test_curves_are_means_over_equal_stretches_of_steps(tmp_path):
 
 def test_progress_lines_come_in_a_bounded_number(monkeypatch, capsys):
     clock = [0.0]
-    monkeypatch.setattr(run_log.time, "monotonic", lambda: clock[0])
-    lines = ProgressLines("run", 100, 10_000)
-    for step in range(101, 10_001):
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    lines = LogLines(desc="run", initial=100, total=10_000)
+    for _ in range(100, 10_000):
         clock[0] += 0.125
-        lines.step_done(step, 0.5)
+        lines.update()
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "run: step 100 of 10000"
-    assert printed[1] == "run: step 340 of 10000, loss 0.5000, 0.12 s a step, about 20 min left"
+    assert printed[:2] == ["run: step 100 of 10000, 00:00<?, ?s/it", "run: step 340 of 10000, 00:30<20:07,  0.12s/it"]
     assert len(printed) == 1 + 9900 * 0.125 // 30
 
 

@@ -36,8 +36,7 @@ class InstanceDataConfig:
     val_part: str = "val2017"  #: COCO only: name of the split that is scored; `train_part` again tests the fit alone.
     masks: bool = True  #: COCO only: read the objects' masks; False where the file has boxes alone.
     height: int = 96
-    """Rows of a scene. A detector brings an image's shorter side to the smaller of `height` and `width`, unless the
-    longer would exceed the greater (COCO: 800 and 1333)."""
+    """Rows of a scene. An image's shorter side becomes the smaller of both, unless the longer exceeds the greater."""
     width: int = 128  #: Columns of a scene; see `height`.
     evaluation_split: Literal["val", "test"] = "val"  #: Split of the final scores; COCO has val only.
     flip: float = 0.5  #: Probability of a horizontal flip (torchvision, Detectron2: 0.5).

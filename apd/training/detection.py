@@ -1,6 +1,6 @@
 """Detection and instance segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ from apd.config.detection_config import DetectorConfig
 from apd.config.experiment import ExperimentError
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
-from apd.data.batches import InstanceBatch, InstanceStream, training_batches
+from apd.data.batches import InstanceBatch, InstanceStream
 from apd.data.census import Census, census_of, require_labels
 from apd.data.coco import coco_split
 from apd.data.image_folder import DataError
@@ -78,14 +78,10 @@ class DetectionTask(RunTask):
         data = self.experiment.data
         return census_of({data.train_part: splits.train, data.val_part: splits.val}) if data.name == "coco" else None
 
-    def batches(
-        self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
-    ) -> Iterator[InstanceBatch]:
-        """Images of any sizes with their instances."""
+    def _supply(self, workers: int, device: torch.device) -> dict[str, Any]:
         data = self.experiment.data
         augmentation = InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter)
-        options = self._of_batches(start, ranks)
-        return training_batches(dataset, augmentation=augmentation, workers=workers, **options, stream=InstanceStream)
+        return {"augmentation": augmentation, "workers": workers, "stream": InstanceStream}
 
     def _build(self, config: DetectorConfig, num_classes: int, weights_follow: bool) -> Any:
         sides, shape = (self.experiment.data.height, self.experiment.data.width), asdict(config)

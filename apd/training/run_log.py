@@ -7,12 +7,11 @@ import math
 import os
 import signal
 import statistics
-import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -129,18 +128,13 @@ class LogLines(tqdm):
     """A bar for a log: in place of drawing itself anew it prints a line, at most every :data:`LINE_SECONDS`."""
 
     def __init__(self, **options: Any) -> None:
-        line = "{desc}step {n} of {total}{postfix}, {elapsed}<{remaining}, {rate_inv_fmt}"
-        super().__init__(**options, mininterval=LINE_SECONDS, miniters=1, ncols=0, leave=False, bar_format=line)
+        line = "{desc}: step {n} of {total}{postfix}, {elapsed}<{remaining}, {rate_inv_fmt}"
+        super().__init__(**options, mininterval=LINE_SECONDS, miniters=1, ncols=1000, leave=False, bar_format=line)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print the line; at the end, tqdm asks for an empty one."""
         if msg is None:
             print(self, flush=True)
-
-
-def in_this_output() -> Literal["lines"] | None:
-    """How a command shows its progress: a bar on a terminal, lines in a file."""
-    return None if sys.stderr.isatty() else "lines"
 
 
 class StopRequest:

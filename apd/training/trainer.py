@@ -1,5 +1,6 @@
 """The training step, and the loop around it. On a CPU an interrupted run ends bit-equal to an uninterrupted one."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -153,7 +154,7 @@ class Trainer:
         batches = () if self.ended_early() else self.task.batches(self.splits.train, **options)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         hidden, on_val = not ranks.first or (None if self.progress is None else not self.progress), ""
-        make = LogLines if self.progress == "lines" else tqdm
+        make = LogLines if self.progress == "lines" and not sys.stderr.isatty() else tqdm
         bar = make(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
 

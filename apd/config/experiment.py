@@ -196,9 +196,8 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
-        own, other = "expected_miou", "expected_ap"
-        if isinstance(self.network, DetectorConfig):
-            own, other = other, own
+        detects = isinstance(self.network, DetectorConfig)
+        own, other = ("expected_ap", "expected_miou") if detects else ("expected_miou", "expected_ap")
         require(0 <= getattr(self, own) <= 1, self, own, "a fraction between 0 and 1")
         expected = f"0, the default: for a {type(self.network).__name__} set {own}"
         require(getattr(self, other) == 0, self, other, expected)

@@ -165,11 +165,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[Callable[[], None]]:
-    """Hold a run's folder, which is made if it is not there, by the operating system's lock on `folder/lock`.
-
-    RunBusyError names the holder; CheckpointError where there can be no lock. What this gives is called before what
-    counts is written: RunBusyError where the lock's file was deleted or replaced.
-    """
+    """Hold a run's folder, which may have to be made, by a lock on `folder/lock`; what this gives is called before what
+    counts is written. RunBusyError: another holds it, or the lock is gone; CheckpointError: there can be none."""
     path, name, held = folder / "lock", folder / "holder", list[os.stat_result]()
 
     def require_held() -> None:

@@ -131,10 +131,7 @@ class RunTask(nn.Module):
     def network(
         self, config: Any, classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
     ) -> Any:
-        """A network whose initial weights depend on the seed alone; with `weights_follow` the caller loads others.
-
-        ExperimentError where it cannot be built.
-        """
+        """A network with initial weights by `seed`; `weights_follow`: the caller loads others. ExperimentError: not possible."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:

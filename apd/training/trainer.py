@@ -134,8 +134,8 @@ class Trainer:
         self.device, self.distillers = self.step.device, self.step.distillers
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
-        kept = {"distillers": self.distillers, "average": self.average}  # beside the student, in a checkpoint
-        self.beside = nn.ModuleDict({name: module for name, module in kept.items() if module is not None})
+        average = {} if self.average is None else {"average": self.average}
+        self.beside = nn.ModuleDict({"distillers": self.distillers} | average)  # the student, in a checkpoint
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
         self.tensorboard = tensorboard and ranks.first
         self.origin, self.require_held = origin or {}, require_held

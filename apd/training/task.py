@@ -131,7 +131,7 @@ class RunTask(nn.Module):
     def network(
         self, config: Any, classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
     ) -> Any:
-        """A network with initial weights by `seed`; `weights_follow`: the caller loads others. ExperimentError: not possible."""
+        """A network, its initial weights by `seed` or the caller's to `follow`. ExperimentError: not possible."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:

@@ -244,7 +244,7 @@ class Trainer:
                 saved = f"the batch could not be saved in {path} ({error})"
             fix = "Lower --training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
             raise of_every_rank(NonFiniteLossError(f"step {step}: {', '.join(wrong)}; {saved}. {fix}"))
-        if self.ranks.first:
+        if self.ranks.rank == 0:
             training = self.experiment.training
             learning_rate = training.learning_rate * learning_rate_factors(training, step)["student"]
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}

@@ -156,7 +156,8 @@ class TrainingConfig:
         weights = self.class_weights
         several = isinstance(weights, str) or (min(weights, default=-1) >= 0 < max(weights, default=0))
         require(several, self, "class_weights", "none, balanced, or a number >= 0 for each class, one of them above 0")
-        require_range(2, 2**16, self, "batch_size")  # batch norm cannot train on one pooled vector
+        expected = "at least 2: batch norm cannot train on one pooled vector; at most 65536"
+        require(2 <= self.batch_size <= 2**16, self, "batch_size", expected)
         require_range(SMALLEST, LARGEST, self, "learning_rate", "head_multiplier", "added_loss_weight")
         require_range(0, LARGEST, self, "weight_decay", "power", "auxiliary_weight")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")

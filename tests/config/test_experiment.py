@@ -53,7 +53,7 @@ WRONG = [  # the configuration, the field, its value, what was expected, and fie
     (TrainingConfig, "iterations", 0, "an integer >= 1"),
     (TrainingConfig, "accumulation", 3, "equal parts, of at least 2 images, of batch_size 8", {"batch_size": 8}),
     (TrainingConfig, "cuda_graph", True, "False beside compile", {"compile": True}),
-    (TrainingConfig, "batch_size", 1, "an integer >= 2"),
+    (TrainingConfig, "batch_size", 1, "at least 2: batch norm cannot train on one pooled vector"),
     (TrainingConfig, "learning_rate", 0.0, "a number >= 1e-12"),
     (TrainingConfig, "momentum", 1.0, "0 <= momentum < 1"),
     (TrainingConfig, "momentum", 0.8, "0.9, the default: the optimiser adamw has none", {"optimiser": "adamw"}),

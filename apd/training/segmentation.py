@@ -35,7 +35,7 @@ from apd.validation import without_infinities
 def build_network(
     network: NetworkConfig, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
 ) -> Segmenter | CustomSegmenter:
-    """As :meth:`RunTask.network`, without an experiment."""
+    """A network whose initial weights depend on the seed alone; with `weights_follow` the caller loads others."""
     require_segmentation(network)
     task = SegmentationTask(Experiment())
     return task.network(network, num_classes, device, seed, weights_follow=weights_follow)

@@ -21,7 +21,7 @@ from small_experiments import exit_code, outcome, run_as_a_command, start, stopp
 from apd.cli import app as cli
 from apd.training import checkpoint
 from apd.training import trainer as loop
-from apd.training.checkpoint import CheckpointError, load_newest, only_process, save_weights, write_atomically
+from apd.training.checkpoint import CheckpointError, load_newest, only_process
 from apd.training.distributed import ALONE
 from apd.training.run import run_folder, train
 from apd.training.run_log import StoppedError
@@ -284,20 +284,6 @@ def test_a_full_disk_leaves_the_checkpoints_that_are_there(tmp_path, monkeypatch
     monkeypatch.undo()
     assert names(tmp_path) == ["step-00000010"]
     assert load_newest(tmp_path)[0]["step"] == 10
-
-
-def test_weights_and_texts_are_replaced_whole_or_stay(tmp_path, monkeypatch):
-    weights, text = tmp_path / "weights.safetensors", tmp_path / "record.json"
-    save_weights(weights, {"a": torch.zeros(2)})
-    write_atomically(text, "before")
-    before = weights.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    for write, path, content in ((save_weights, weights, {"a": torch.ones(2)}), (write_atomically, text, "after")):
-        with pytest.raises(CheckpointError, match=f"cannot write {path}: .*No space left on device.*free space"):
-            write(path, content)
-    assert (weights.read_bytes(), text.read_text()) == (before, "before")
-    assert names(tmp_path) == ["record.json", "weights.safetensors"]
 
 
 def hold(folder):

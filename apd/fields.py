@@ -12,7 +12,11 @@ from numbers import Integral, Rational, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-class ExperimentError(ValueError):
+class UserError(Exception):
+    """What a user can mend: a command ends with its message, of one line, and without a traceback."""
+
+
+class ExperimentError(UserError, ValueError):
     """A configuration that cannot be run; the message names the field, the value and what was expected."""
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, get_args
 
 from apd.fields import UsageError, did_you_mean
-from apd.training.streams import printing_safely
+from apd.training.exit_codes import exit_code_of, printing_safely
 
 COMMANDS = {
     "train": "Train one experiment: a recipe, by name or size and method, and any of its fields changed.",
@@ -35,8 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
         lines = (f"  {name:10s} {sentence}" for name, sentence in COMMANDS.items())
         print("usage: apd COMMAND [OPTIONS]", "", *lines, "", "apd COMMAND --help lists the options.", sep="\n")
         return 0 if arguments else 2
-    from apd.training.exit_codes import exit_code_of
-
     return exit_code_of(lambda: _run(*arguments), "apd")
 
 

@@ -34,7 +34,7 @@ from apd.study.recipes import AnyMethod, Size, default_method
 from apd.training import run as runs
 from apd.training.distributed import choose_device, join, of_every_rank, started_rank
 from apd.training.record import Record, differences, provenance, read_record
-from apd.training.run_log import StoppedError, in_this_output
+from apd.training.run_log import StoppedError
 from apd.training.segmentation import build_network
 
 DATA_SETS = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
@@ -188,7 +188,7 @@ def train(arguments: list[str], sentence: str) -> int:
         if missing := dry_run(experiment, device=device):
             print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
         return 1 if missing else 0
-    options = dict(progress=in_this_output(), workers=chosen.workers, tensorboard=chosen.tensorboard)
+    options = dict(progress="lines", workers=chosen.workers, tensorboard=chosen.tensorboard)
     record = runs.train(experiment, device=device, **options)
     if not started_rank():
         print(summary(record), flush=True)
@@ -250,7 +250,7 @@ def replay(arguments: list[str], sentence: str) -> int:
         found_in = runs.run_folder(record.experiment.teacher_experiment())
         ranks.print(f"note: the teacher is not trained again: its finished run lies in {found_in}")
     with tempfile.TemporaryDirectory() as folder:
-        options = dict(device=name, progress=in_this_output(), workers=chosen.workers)
+        options = dict(device=name, progress="lines", workers=chosen.workers)
         try:
             again = runs.train(record.experiment, folder=Path(folder), **options)
         except StoppedError as error:

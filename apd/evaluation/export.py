@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from apd.config.inference_options import SMALLEST_SIDE
-from apd.fields import imported
+from apd.fields import UserError, imported
 
 SUFFIXES = (".onnx", ".pt2")
 # by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1
@@ -26,7 +26,7 @@ _LEAST = {1: SMALLEST_SIDE, SMALLEST_SIDE: 2 * SMALLEST_SIDE}
 TOLERANCE = 1e-3
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """A network that cannot be written for other programs; the message says why and what to do."""
 
 

@@ -20,7 +20,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, require_sides, shown_size
 from apd.data.batches import unit_range
 from apd.data.image_folder import IMAGE_SUFFIXES, _files_below, names_of
-from apd.data.images import DataError, _size_of, read_image
+from apd.data.images import DataError, read_image, size_of
 from apd.data.instances import InstanceSpec, decode
 from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, coco_results, detect
@@ -100,7 +100,7 @@ def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
     """Every n-th frame, decoded one by one and turned as a player does."""
     av, number, reason = imported("av", f"{path}: a video", "video", DataError), None, "it has no frames"
     try:
-        _size_of(path)  # else a pipe would be waited for
+        size_of(path)  # else a pipe would be waited for
         # nothing but this file, whatever a playlist in it may name
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
             for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):

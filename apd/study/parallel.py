@@ -18,12 +18,12 @@ import torch
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
+from apd.fields import UserError
 from apd.study.campaigns import steps_done, untrained_teacher
 from apd.training.checkpoint import RunBusyError
-from apd.training.exit_codes import USER_ERRORS, out_of_memory
+from apd.training.exit_codes import out_of_memory, printing_safely
 from apd.training.run import train
 from apd.training.run_log import NonFiniteLossError, StoppedError, StopRequest
-from apd.training.streams import printing_safely
 
 START = "spawn"  # a GPU's context does not survive a fork
 REPORT_SECONDS = 0.5  # a running worker reports its step no more often
@@ -67,7 +67,7 @@ def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> No
                 answer = "diverged", str(error)
             except torch.OutOfMemoryError as error:
                 answer = "memory", out_of_memory(error)
-            except USER_ERRORS as error:
+            except UserError as error:
                 answer = "failed", error
             pipe.send(answer)
             if answer[0] in ("stopped", "memory"):  # memory goes back to the device with the process

@@ -151,9 +151,8 @@ class _DryRun:
         for ranks in (1, 2, 4):
             count, rest = divmod(batch, ranks)
             if not rest and count >= (1 if self.detection else 2):  # as a run asks for
-                images = f"{count} images" if count > 1 else "an image"
                 where = f"in each of {ranks} processes" if ranks > 1 else "in one process"
-                self.tell(f"  {_size(cost.memory_bytes(count))} for {images} {where}")
+                self.tell(f"  {_size(cost.memory_bytes(count))} for {count} image{'s' * (count > 1)} {where}")
 
     def tell_time(
         self, measured: Measured, cost: StepCost, spec: DatasetSpec | InstanceSpec, *, on_noise: bool
@@ -163,17 +162,15 @@ class _DryRun:
         steps = f"{measured.steps} steps of {measured.images} images"
         self.tell(f"measured on {'noise' if on_noise else 'the data'}: {steps}; an image takes {of_an_image}")
         if not on_noise:
-            in_one, in_all = measured.classes_seen
-            one, several = ("an image", "images") if self.detection else ("a crop", "crops")
-            seen = f"{in_one:.1f} in {one}, {in_all:.1f} in {measured.images} {several}, of {spec.num_classes}"
+            (in_one, in_all), kind = measured.classes_seen, "image" if self.detection else "crop"
+            seen = f"{in_one:.1f} in one {kind}, {in_all:.1f} in {measured.images} {kind}s, of {spec.num_classes}"
             self.tell(f"classes in sight: {seen}")
         seconds = training.iterations * training.batch_size * (measured.load_seconds + measured.step_seconds)
         self.tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
         if teacher is not None and not teacher.weights_file:
             alone = step_cost(self.experiment.teacher_experiment(), spec.num_classes)
-            images = teacher.training.iterations * teacher.training.batch_size
-            share = alone.macs_per_image / cost.macs_per_image
-            seconds = images * (measured.load_seconds + measured.step_seconds * share)
+            an_image = measured.load_seconds + measured.step_seconds * alone.macs_per_image / cost.macs_per_image
+            seconds = teacher.training.iterations * teacher.training.batch_size * an_image
             self.tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(seconds)}")
 
 

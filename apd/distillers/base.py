@@ -37,9 +37,8 @@ class DistillerConfig:
         cls.task = task
         if method := cls.__dict__.get("method"):
             if (other := DISTILLERS.get(method)) is not None:
-                raise TypeError(
-                    f"{cls.__name__}.method = {method!r}: {other.__module__}.{other.__name__} has this name"
-                )
+                where = f"{other.__module__}.{other.__name__}"
+                raise TypeError(f"{cls.__name__}.method = {method!r}: {where} has this name")
             DISTILLERS[method] = cls
 
     def __post_init__(self) -> None:

@@ -144,19 +144,16 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
-        valid_Bhw = labels_Bhw != IGNORED
-        terms = {}
+        valid_Bhw, terms = labels_Bhw != IGNORED, {}
         if self.weights["batch_pixels"]:
             terms["batch_pixels"] = cross_image_loss(
                 student, teacher, valid_Bhw, temperature=self.temperature, most_pixels=self.most_pixels
             )
         if self.training:
             self._remember(teacher, labels_Bhw)
-        if self.head is not None:
-            student = self.head(student, valid_Bhw)
-            for name, module in self.memories.items():
-                samples = module.sample()
-                terms[name] = memory_loss(student, teacher, samples, valid_Bhw, temperature=self.temperature)
+        headed = student if self.head is None else self.head(student, valid_Bhw)
+        for name, memory in self.memories.items():
+            terms[name] = memory_loss(headed, teacher, memory.sample(), valid_Bhw, temperature=self.temperature)
         return terms
 
     @torch.no_grad()

@@ -95,21 +95,12 @@ class PixelKDConfig(DistillerConfig):
 class PixelKD(Distiller, config=PixelKDConfig):
     """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015), by :func:`apd.pixel_kd_loss`."""
 
-    def forward(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        student_features: Tensor | None = None,
-        teacher_features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not read."""
-        logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
-        logits = check_call(self, logits, labels, self.ignore_index, trained=["student_logits"])
+    def _terms_of(self, maps: dict[str, tuple[Tensor | None, Tensor | None]], labels_BHW: Tensor) -> dict[str, Tensor]:
+        logits = dict(zip(("student_logits", "teacher_logits"), maps["logits"], strict=True))
+        logits = check_call(self, logits, labels_BHW, self.ignore_index, trained=["student_logits"])
         options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
         options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
-        return self._with_loss({"pixel_kd": pixel_kd_loss(*logits.values(), labels, **options)})
+        return {"pixel_kd": pixel_kd_loss(*logits.values(), labels_BHW, **options)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +128,8 @@ class LSKD(Distiller, config=LSKDConfig):
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""
         if teacher.is_cpu and has_values(teacher) and (teacher.amin(1)[labels_Bhw != IGNORED] <= RULED_OUT / 2).any():
-            raise ValueError(
-                "teacher_logits holds -inf, with which a pixel's logits have no standard deviation: use PixelKD, or "
-                "give the class that is ruled out a finite logit"
-            )
+            fix = "use PixelKD, or give the class that is ruled out a finite logit"
+            raise ValueError(f"teacher_logits holds -inf, so a pixel's logits have no standard deviation: {fix}")
         logits = standardised(student), standardised(teacher)
         term = pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)
         return {"lskd": term}

@@ -178,15 +178,8 @@ class InterClassDistance(FeatureDistiller, config=IDDConfig):
 
 BLOCK_ELEMENTS = 2**20
 """Logits in a block on a CPU, of both nets: 128 pixels at 4096 samples, 4 MiB in float32 (own choice, measured)."""
-
 BLOCK_ELEMENTS_BESIDE_A_CPU = 2**25
 """The same on any other device, where each block costs a dozen launches (own choice, not measured): 128 MiB."""
-
-
-def block_of_pixels(samples_SD: Tensor) -> int:
-    """How many pixels are compared with those samples at a time."""
-    elements = BLOCK_ELEMENTS if samples_SD.device.type == "cpu" else BLOCK_ELEMENTS_BESIDE_A_CPU
-    return max(1, elements // (2 * len(samples_SD)))
 
 
 class _RelationDivergence(torch.autograd.Function):
@@ -195,7 +188,8 @@ class _RelationDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_ND: Tensor, teacher_ND: Tensor, samples_SD: Tensor) -> Tensor:
         divergences, gradients = [], []
-        step = block_of_pixels(samples_SD)
+        elements = BLOCK_ELEMENTS if samples_SD.device.type == "cpu" else BLOCK_ELEMENTS_BESIDE_A_CPU
+        step = max(1, elements // (2 * len(samples_SD)))
         for student_nD, teacher_nD in zip(student_ND.split(step), teacher_ND.split(step), strict=True):
             # One product for both nets: the samples are packed once.
             logits_2nS = torch.stack([student_nD, teacher_nD]) @ samples_SD.mT

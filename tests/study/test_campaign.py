@@ -346,7 +346,7 @@ def state(folder):
 
 def at_pace(worker, run, seconds):
     """The worker is at a run whose steps take so long."""
-    worker.run, worker.queued, worker.first, worker.newest = run, True, (100.0, 10), (100.0 + 4 * seconds, 14)
+    worker.run, worker.queued, worker.speed = run, True, 1 / seconds
     return worker
 
 

@@ -21,7 +21,7 @@ from apd.cost import dry_run as module
 from apd.distillers.base import build_distiller
 from apd.fields import ExperimentError
 from apd.report.figures.trials import validation_score
-from apd.study import coco_recipes as coco
+from apd.study import published_recipes as published
 from apd.study import recipes as study
 from apd.study.campaigns import experiments_of
 from apd.study.published_recipes import CLASSES_SEEN, PAPER_METHODS, PUBLISHED, PaperSize, leaves, paper_recipe
@@ -148,13 +148,13 @@ def test_two_steps_of_the_recipe_are_made_on_the_converted_data(size, place, run
     assert record.content["parameters"] > 16e6
 
 
-SIZES = get_args(coco.CocoSize)
+SIZES = get_args(published.CocoSize)
 REVIEW_WEIGHTS = {"coco": 1.5, "coco_boxes": 1.2, "coco_mobilenet": 1.0, "coco_boxes_mobilenet": 2.0}
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configurations(size):
-    experiments = {method: recipe(size, method) for method in coco.detection_methods_of(size)}
+    experiments = {method: recipe(size, method) for method in published.detection_methods_of(size)}
     experiment = experiments["roi_apd"]
     data, training, student = experiment.data, experiment.training, experiment.network
     assert training == experiment.teacher.training
@@ -163,7 +163,7 @@ def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configuration
     assert (training.optimiser, training.momentum, training.weight_decay) == ("sgd", 0.9, 1e-4)
     assert (training.head_multiplier, training.clip_norm) == (1.0, None)
     assert (data.folder, data.train_part, data.val_part) == ("coco", "train2017", "val2017")
-    assert (data.height, data.width, data.flip, data.masks) == (800, 1333, 0.5, coco.with_masks(size))
+    assert (data.height, data.width, data.flip, data.masks) == (800, 1333, 0.5, published.with_masks(size))
     backbones = ("mobilenet_v3_large", "resnet50") if "mobilenet" in size else ("resnet18", "resnet101")
     assert (student.backbone, experiment.teacher.network) == (backbones[0], replace(student, backbone=backbones[1]))
     assert (student.weights, student.kind) == ("imagenet", "faster_rcnn" if "boxes" in size else "mask_rcnn")
@@ -171,12 +171,12 @@ def test_data_networks_schedule_and_methods_are_those_of_reviewkds_configuration
     assert experiments["student"].teacher is None
     methods = [tuple(d.method for d in each.distillers) for each in experiments.values()]
     assert methods[:4] == [(), ("roi_kd",), ("review_kd",), ("roi_apd",)]
-    assert methods[4:] == ([("roi_kd", "dense_apd")] if coco.with_masks(size) else [])
+    assert methods[4:] == ([("roi_kd", "dense_apd")] if published.with_masks(size) else [])
 
 
-@pytest.mark.parametrize("method", coco.detection_methods_of("scenes_detection"))
+@pytest.mark.parametrize("method", published.detection_methods_of("scenes_detection"))
 def test_the_recipe_on_scenes_is_the_run_of_the_campaign(method):
-    same = coco.scenes_detection_experiment(method, 2)
+    same = published.scenes_detection_experiment(method, 2)
     assert fingerprint(recipe("scenes_detection", method, seed=2)) == fingerprint(same)
 
 
@@ -192,35 +192,36 @@ def box_ap_on_val(name, labels):
 def test_variants_of_detection_differ_in_nothing_but_their_distillers():
     planned = experiments_of("scenes-detection")
     assert len({replace(e, name="-", seed=0, distillers=()) for e in planned}) == 1
-    assert [e.name for e in planned] == [f"{key}-seed{seed}" for seed in range(3) for key in coco.detection_variants()]
+    variants = published.detection_variants()
+    assert [e.name for e in planned] == [f"{variant}-seed{seed}" for seed in range(3) for variant in variants]
 
 
 def test_the_learning_rates_of_detectors_are_the_best_of_the_records():
-    teachers = {f"teacher-rate{rate:g}": rate for rate in coco.TRIED_TEACHER_LEARNING_RATES}
-    rates, methods = coco.TRIED_STUDENT_LEARNING_RATES, coco.LEARNING_RATE_METHODS
+    teachers = {f"teacher-rate{rate:g}": rate for rate in published.TRIED_TEACHER_LEARNING_RATES}
+    rates, methods = published.TRIED_STUDENT_LEARNING_RATES, published.LEARNING_RATE_METHODS
     students = {rate: [f"{method}-rate{rate:g}-seed0" for method in methods] for rate in rates}
     found = box_ap_on_val("scenes-detection-tuning", {*teachers, *chain(*students.values())})
-    assert teachers[max(teachers, key=found.get)] == coco.TEACHER_LEARNING_RATE
-    assert max(students, key=lambda rate: sum(map(found.get, students[rate]))) == coco.STUDENT_LEARNING_RATE
+    assert teachers[max(teachers, key=found.get)] == published.TEACHER_LEARNING_RATE
+    assert max(students, key=lambda rate: sum(map(found.get, students[rate]))) == published.STUDENT_LEARNING_RATE
 
 
-@pytest.mark.parametrize("method", [method for method in coco.UNTUNED if method != "student"])
+@pytest.mark.parametrize("method", [method for method in published.UNTUNED if method != "student"])
 def test_the_weights_of_detection_are_the_best_of_the_records(method):
-    labels = {f"{method}_x{factor:g}-seed0": factor for factor in coco.DETECTION_FACTORS}
-    if method in coco.LEARNING_RATE_METHODS:  # its run at factor 1 is one of the rates'
+    labels = {f"{method}_x{factor:g}-seed0": factor for factor in published.DETECTION_FACTORS}
+    if method in published.LEARNING_RATE_METHODS:  # its run at factor 1 is one of the rates'
         del labels[f"{method}_x1-seed0"]
-        labels[f"{method}-rate{coco.STUDENT_LEARNING_RATE:g}-seed0"] = 1.0
+        labels[f"{method}-rate{published.STUDENT_LEARNING_RATE:g}-seed0"] = 1.0
     assert set(labels) <= {experiment.name for experiment in experiments_of("scenes-detection-tuning")}
     found = box_ap_on_val("scenes-detection-tuning", labels)
-    assert labels[max(labels, key=found.get)] == coco.BEST_FACTORS.get(method, 1.0)
+    assert labels[max(labels, key=found.get)] == published.BEST_FACTORS.get(method, 1.0)
 
 
 def test_the_best_other_method_of_detection_is_that_of_the_records_and_logits_are_not_compared_twice():
-    labels = {f"{key}-seed0": key for key in coco.OTHER_DETECTION_METHODS}
+    labels = {f"{key}-seed0": key for key in published.OTHER_DETECTION_METHODS}
     found = box_ap_on_val("scenes-detection", labels)
-    assert labels[max(labels, key=found.get)] == coco.BEST_OTHER_DETECTION_METHOD
-    *_, added = coco.detection_variants()[f"roi_apd_and_{coco.BEST_OTHER_DETECTION_METHOD}"]
-    assert (added.pixel_kd == 0) == (coco.BEST_OTHER_DETECTION_METHOD == "roi_dkd")
+    assert labels[max(labels, key=found.get)] == published.BEST_OTHER_DETECTION_METHOD
+    *_, added = published.detection_variants()[f"roi_apd_and_{published.BEST_OTHER_DETECTION_METHOD}"]
+    assert (added.pixel_kd == 0) == (published.BEST_OTHER_DETECTION_METHOD == "roi_dkd")
 
 
 def miniature(start):
@@ -248,10 +249,10 @@ def test_two_steps_of_the_recipe_are_made_on_coco_itself(size, method, place, ru
             if term:
                 config = distillers[method_of]
                 expected += value * getattr(config, term, getattr(config, "weight", 1.0))
-        assert ("loss_mask" in step) == coco.with_masks(size)
+        assert ("loss_mask" in step) == published.with_masks(size)
         assert step["loss"] == pytest.approx(expected, rel=1e-4)
     assert record.content["data"]["images"] == 3
-    assert set(record.teacher_ap) == ({"boxes", "masks"} if coco.with_masks(size) else {"boxes"})
+    assert set(record.teacher_ap) == ({"boxes", "masks"} if published.with_masks(size) else {"boxes"})
 
 
 def test_a_dry_run_at_paper_scale_counts_the_published_sizes_without_data_or_weights(tmp_path, monkeypatch):
@@ -293,7 +294,7 @@ def test_every_recipe_is_listed_under_its_name_and_a_size_alone_is_with_apd():
     assert set(METHODS) == set(study.METHOD_NAMES)
     assert list(listed) == [f"{size}-{method}" for size in get_args(Size) for method in methods_of(size)]
     for size in get_args(Size):
-        assert recipe(size) == listed[f"{size}-{'roi_apd' if size in get_args(coco.DetectionSize) else 'apd'}"]
+        assert recipe(size) == listed[f"{size}-{'roi_apd' if size in get_args(published.DetectionSize) else 'apd'}"]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ def test_an_unknown_size_or_method_is_refused_with_what_there_is(size, method, m
 
 
 ALL = [(size, method) for size in get_args(PaperSize) for method in PAPER_METHODS]
-ALL += [(size, method) for size in SIZES for method in coco.detection_methods_of(size)]
+ALL += [(size, method) for size in SIZES for method in published.detection_methods_of(size)]
 
 
 def shown(name, capsys):

@@ -25,8 +25,7 @@ from apd.training.run import run_folder, task_of
 from apd.training.task import TeacherError, described, load_teacher
 from apd.training.trainer import TrainStep
 
-CHECKED = 20
-"""Images of each split that are read, spread evenly over it (own choice); the script of a data set checks all."""
+CHECKED = 20  # images of each split that are read, spread evenly (own choice); the script of a data set checks all
 PATIENCE = 20.0  # seconds; a machine whose first step takes longer is not asked for more of them
 MACS_ON_A_CPU = 10**11  # a larger step is measured with two images there: nobody trains it on a CPU
 

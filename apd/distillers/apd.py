@@ -4,7 +4,6 @@ The paper reports gains for detection and neither says nor released how, so both
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,11 +18,9 @@ from apd.perspective import CompactLabels
 from apd.validation import check_count
 
 BACKGROUND = 0
-HEAD_TERMS = ("regularisation", "alignment", "observation")
-"""The terms that need projection heads."""
+HEAD_TERMS = ("regularisation", "alignment", "observation")  # which need projection heads
 
 
-@dataclass(frozen=True, kw_only=True)
 class HeadsConfig(DistillerConfig):
     """What all forms of APD have: projection heads, the terms that need them, and the optimiser of the teacher's."""
 
@@ -53,7 +50,6 @@ class HeadsConfig(DistillerConfig):
         return {n: v for n, v in self.settings.items() if n not in others} | {"weights": self.weights}
 
 
-@dataclass(frozen=True, kw_only=True)
 class APDConfig(HeadsConfig):
     """Adaptive perspective distillation: every choice of `apd.APDLoss`, and the learning rate of the teacher's head."""
 
@@ -75,7 +71,6 @@ class APDConfig(HeadsConfig):
     terms = (*HEAD_TERMS, "pixel_kd")
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         sizes = (student.feature_channels, teacher.feature_channels, student.num_classes)
         return APDLoss(*sizes, ignore_index=ignore_index, **self.for_loss)
 
@@ -107,7 +102,6 @@ def dense_apd(
     return OnPyramid(lambda: APDLoss(*sizes, **options), levels=levels)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DenseAPDConfig(HeadsConfig, task="detection"):
     """Settings of :func:`dense_apd`."""
 
@@ -115,7 +109,6 @@ class DenseAPDConfig(HeadsConfig, task="detection"):
     levels: tuple[str, ...] = ("1",)  #: Levels of the pyramid: "0" (stride 4) to "3" (stride 32), and "pool".
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""
         sizes = (student.backbone.out_channels, teacher.backbone.out_channels)
         classes = student.roi_heads.box_predictor.cls_score.out_features - 1  # without the background
         return dense_apd(*sizes, classes, **self.for_loss)
@@ -168,7 +161,6 @@ class RoIAPD(APDLoss):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class RoIAPDConfig(HeadsConfig, task="detection"):
     """Settings of :class:`RoIAPD`."""
 
@@ -178,7 +170,6 @@ class RoIAPDConfig(HeadsConfig, task="detection"):
     terms = (*HEAD_TERMS, "pixel_kd")
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""
         ours, theirs = (network.roi_heads.box_predictor.cls_score for network in (student, teacher))
         classes = ours.out_features - 1  # without the background
         return RoIAPD(ours.in_features, theirs.in_features, classes, **self.for_loss)

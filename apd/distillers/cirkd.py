@@ -3,7 +3,6 @@
 Shape letters as in :mod:`apd.perspective`; further M pixels of a pooled grid, S samples from a memory.
 """
 
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
@@ -87,7 +86,6 @@ class RelationHead(nn.Module):
         return self.out((centred * (variance + 1e-5).rsqrt() * self.scale + self.shift).relu())
 
 
-@dataclass(frozen=True, kw_only=True)
 class CIRKDConfig(DistillerConfig):
     """Settings of :class:`apd.CIRKD`, with queues a tenth as long as published, since every checkpoint holds them."""
 
@@ -143,7 +141,6 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
                 self.memories[f"{kind}_memory"] = ClassMemory(self.num_classes, self.teacher_channels, **sizes)
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         valid_Bhw, terms = labels_Bhw != IGNORED, {}
         if self.weights["batch_pixels"]:
             terms["batch_pixels"] = cross_image_loss(

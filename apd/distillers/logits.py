@@ -1,6 +1,5 @@
 """Methods that compare the two nets' logits: ordinary, standardised and decoupled distillation, and DIST."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -79,7 +78,6 @@ def dist_losses(
     return {n: temperature**2 * correlation_loss(student_KM, teacher_KM, counted_KM, dim) for n, dim in dims.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
 class PixelKDConfig(DistillerConfig):
     """Settings of :class:`apd.PixelKD`."""
 
@@ -103,7 +101,6 @@ class PixelKD(Distiller, config=PixelKDConfig):
         return {"pixel_kd": pixel_kd_loss(*logits.values(), labels_BHW, **options)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class LSKDConfig(DistillerConfig):
     """Settings of :class:`apd.LSKD`."""
 
@@ -126,7 +123,6 @@ class LSKD(Distiller, config=LSKDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         if teacher.is_cpu and has_values(teacher) and (teacher.amin(1)[labels_Bhw != IGNORED] <= RULED_OUT / 2).any():
             fix = "use PixelKD, or give the class that is ruled out a finite logit"
             raise ValueError(f"teacher_logits holds -inf, so a pixel's logits have no standard deviation: {fix}")
@@ -135,7 +131,6 @@ class LSKD(Distiller, config=LSKDConfig):
         return {"lskd": term}
 
 
-@dataclass(frozen=True, kw_only=True)
 class DKDConfig(DistillerConfig):
     """Settings of :class:`apd.DKD`."""
 
@@ -154,11 +149,9 @@ class DKD(Distiller, config=DKDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return decoupled_losses(student, teacher, labels_Bhw, temperature=self.temperature)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DISTConfig(DistillerConfig):
     """Settings of :class:`apd.DIST`."""
 
@@ -179,5 +172,4 @@ class DIST(Distiller, config=DISTConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return dist_losses(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)

@@ -5,7 +5,6 @@ is a feature map with the objects' masks as its labels. Anything that is called 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -114,7 +113,6 @@ def roi_kd(**settings: Any) -> OnRoIs:
     return OnRoIs(PixelKD(ignore_index=NO_BOX, **settings))
 
 
-@dataclass(frozen=True, kw_only=True)
 class RoIKDConfig(DistillerConfig, task="detection"):
     """Settings of :func:`roi_kd`."""
 
@@ -123,7 +121,6 @@ class RoIKDConfig(DistillerConfig, task="detection"):
     temperature: float = 1.0
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`; here and below the ignored label is a detector's."""
         return roi_kd(**self.settings)
 
 
@@ -132,14 +129,12 @@ def roi_dkd(**settings: Any) -> OnRoIs:
     return OnRoIs(DKD(ignore_index=NO_BOX, **settings))
 
 
-@dataclass(frozen=True, kw_only=True)
 class RoIDKDConfig(DKDConfig, task="detection"):
     """Settings of :func:`roi_dkd`."""
 
     method: Literal["roi_dkd"] = "roi_dkd"
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         return roi_dkd(**self.settings)
 
 
@@ -151,7 +146,6 @@ def pyramid_matching(
     return OnPyramid(lambda: FitNet(*sizes, weight=weight, ignore_index=NO_BOX), levels=levels, labels="inside")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PyramidMatchingConfig(DistillerConfig, task="detection"):
     """Settings of :func:`pyramid_matching`."""
 
@@ -160,7 +154,6 @@ class PyramidMatchingConfig(DistillerConfig, task="detection"):
     weight: float = 1.0  #: Own choice; no published one is known.
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         return pyramid_matching(student.backbone.out_channels, teacher.backbone.out_channels, **self.settings)
 
 
@@ -204,7 +197,6 @@ def _convolution(channels: int, width: int, side: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(width))
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReviewKDConfig(DistillerConfig, task="detection"):
     """Settings of :class:`ReviewKD`."""
 
@@ -215,7 +207,6 @@ class ReviewKDConfig(DistillerConfig, task="detection"):
     in_order = True
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         return ReviewKD(student.backbone.out_channels, teacher.backbone.out_channels, **self.settings)
 
 

@@ -4,7 +4,6 @@ Those of prototypes (:func:`apd.class_prototypes` of one image) compare all pair
 operations, whatever the number of pixels. Pixels of ``ignore_index`` are left out.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -81,7 +80,6 @@ def inter_class_loss(student_BKD: Tensor, teacher_BKd: Tensor, pairs_BKK: Tensor
     return masked_mean(differences_BKK.square(), pairs_BKK)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SKDConfig(DistillerConfig):
     """Settings of :class:`apd.PairwiseSimilarity`."""
 
@@ -102,12 +100,10 @@ class PairwiseSimilarity(FeatureDistiller, config=SKDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         window = (max(1, int(self.pool * student.shape[2])), max(1, int(self.pool * student.shape[3])))
         return {"skd": pairwise_loss(student, teacher, labels_Bhw != IGNORED, window=window)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class IFVDConfig(DistillerConfig):
     """Settings of :class:`apd.IFVD`."""
 
@@ -124,11 +120,9 @@ class IFVD(FeatureDistiller, config=IFVDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return {"ifvd": variation_loss(student, teacher, labels_Bhw, self.num_classes)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class I2CKDConfig(DistillerConfig):
     """Settings of :class:`apd.I2CKD`."""
 
@@ -149,12 +143,10 @@ class I2CKD(FeatureDistiller, config=I2CKDConfig):
     adapted = True
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         prototypes = prototypes_of_both(convolved(self.adapter, student), teacher, labels_Bhw, self.num_classes)
         return {"i2ckd": triplet_loss(*prototypes, margin=self.margin)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class IDDConfig(DistillerConfig):
     """Settings of :class:`apd.InterClassDistance`."""
 
@@ -170,7 +162,6 @@ class InterClassDistance(FeatureDistiller, config=IDDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return {"idd": inter_class_loss(*prototypes_of_both(student, teacher, labels_Bhw, self.num_classes))}
 
 

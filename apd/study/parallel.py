@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -284,10 +283,6 @@ def side_by_side(
     if minutes is not None:
         state.deadline = time.monotonic() + 60 * minutes
     speed = 0.0
-    if hangup := getattr(signal, "SIGHUP", None):  # the helper of all processes must outlive it, as it does others
-        signal.pthread_sigmask(signal.SIG_BLOCK, {hangup})
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {hangup})
     with StopRequest() as stop:
         try:
             while not stop.requested and (now := time.monotonic()) < state.deadline:
@@ -305,9 +300,8 @@ def side_by_side(
         done = [(run, steps_done(run)) for run in state.left().values()]
         begun = ",".join(f"{run.name} at step {steps} of {run.training.iterations}" for run, steps in done if steps)
         left = f"{len(state.queue)} experiments are left, about {state.seconds_left() / 60:.0f} min"
-        begun = f"begun: {begun}" if begun else "none is begun"
         pace = f"{speed:.1f} steps/s, {state.processes} at a time"
-        ledger.tell(f"{left}; {begun}. The same command goes on from there ({pace})")
+        ledger.tell(f"{left}; begun: {begun or 'none'}. The same command goes on from there ({pace})")
     if stop.requested:
         raise StoppedError(f"{ledger.name}: stopped; the same command goes on from there")
     return speed

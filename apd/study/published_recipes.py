@@ -186,8 +186,7 @@ def detection_variants() -> dict[str, tuple[DistillerConfig, ...]]:
     """Distillers by variant: the methods at their best weights, and APD (RoI), without its KL, beside another."""
     variants = {method: distillers_on_scenes(method) for method in UNTUNED}
     best, (apd,) = BEST_OTHER_DETECTION_METHOD, variants["roi_apd"]
-    added = replace(apd, pixel_kd=0.0) if best == "roi_dkd" else apd
-    return variants | {f"roi_apd_and_{best}": (*variants[best], added)}
+    return variants | {f"roi_apd_and_{best}": (*variants[best], replace(apd, pixel_kd=0.0))}
 
 
 def scenes_detection_experiment(variant: str, seed: int) -> Experiment:

@@ -125,9 +125,9 @@ def recipe(
     """The experiment of one method at one size. ExperimentError for an unknown one.
 
     `size` is tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
-    REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
-    :func:`apd.study.published_recipes.detection_recipe`; `method` one of :func:`methods_of` it (default: its APD). `seed` is
-    the student's, data and teacher stay the same. `context_shift` is for the tiny recipe's scenes.
+    REAL_SIZES (networks from ImageNet), or of `paper_recipe` (four GPUs) or `detection_recipe` of
+    :mod:`apd.study.published_recipes`; `method` one of :func:`methods_of` it (default: its APD). `seed` is the
+    student's, data and teacher stay the same. `context_shift` is for the tiny recipe's scenes.
 
     >>> recipe("tiny", "pixel_kd", seed=3).name
     'tiny-pixel_kd-seed3'

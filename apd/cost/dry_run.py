@@ -18,7 +18,6 @@ from apd.cost.count import StepCost, step_cost
 from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec, Noise
-from apd.data.scenes import OBJECTS
 from apd.data.specs import COCO_STUFF, UNLABELLED, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import run_folder, task_of
@@ -46,12 +45,10 @@ def dry_run(
     """Build and check all that a run needs, report what it will take, and return what is missing; nothing is written.
 
     Reported to `tell` are the data (:data:`CHECKED` images of each split are read), parameters, multiply-accumulates,
-    memory, the number of steps, and time, from `steps` (at least 1) that are measured after one at the real crop: on
+    memory, the number of steps, and time, from `steps` that are measured after one at the real crop: on
     noise where data are missing, with random weights where files of weights are. ExperimentError where `device`
     (default: cuda where there is one, else cpu) is not there, or a network cannot be built whatever its weights.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least 1")
     run = _DryRun(experiment, choose_device(device), tell)
     run.report(steps)
     for number, message in enumerate(run.missing, start=1):
@@ -178,8 +175,7 @@ def _noise(experiment: Experiment) -> Noise:
     data = experiment.data
     if experiment.task == "segmentation":
         return Noise(spec_of(data), (data.crop_height, data.crop_width))
-    spec = OBJECTS if data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
-    return Noise(spec, (data.height, data.width), masks=data.masks)
+    return Noise(InstanceSpec("coco", COCO_STUFF.thing_names), (data.height, data.width), masks=data.masks)
 
 
 def _size(count: int) -> str:

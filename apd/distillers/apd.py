@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apd.distill import APDLoss
 from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig
-from apd.distillers.on_detectors import OnPyramid
+from apd.distillers.on_detectors import OnPyramid, boxes_of
 from apd.fields import require, shown
 from apd.losses import observation_loss
 from apd.perspective import CompactLabels
@@ -67,7 +67,6 @@ class APDConfig(HeadsConfig):
     detach_prototypes: bool = False
     #: Whether pixel_kd compares logits on the labels' grid (released code) instead of their own.
     upsample_logits: bool = False
-
     terms = (*HEAD_TERMS, "pixel_kd")
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
@@ -137,14 +136,7 @@ class RoIAPD(APDLoss):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum."""
-        student, teacher = pair.student, pair.teacher
-        return super().forward(
-            student_features=student.vectors_BC1N,
-            teacher_features=teacher.vectors_BC1N,
-            student_logits=student.logits_BK1N,
-            teacher_logits=teacher.logits_BK1N,
-            labels=pair.labels_B1N,
-        )
+        return super().forward(**boxes_of(pair))
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
         """All of them: the background keeps its number."""

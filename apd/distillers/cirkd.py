@@ -114,10 +114,9 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
     pixels are in no pair and no queue (the released code counts them in ``batch_pixels``, and queues an image's first
     pixels for a class whatever their labels).
 
-    Defaults are released ones but for ``most_pixels`` (own choice; released: all): those of the weights are the
-    Cityscapes scripts' (the authors advise 0.01 for the memories on VOC; at 0 there is no queue), and the queues of the
-    class, 20 000 and 2000 long, are ten times those of its configuration. Slots are counted a class, samples of all
-    classes together for a call, new pixels a class, image and call.
+    Defaults are released ones but for ``most_pixels`` (released: all): those of the weights are the Cityscapes scripts'
+    (the authors advise 0.01 for the memories on VOC; at 0 there is no queue), and the queues of the class, 20 000 and
+    2000 long, are ten times those of its configuration.
     """
 
     def __init__(

@@ -25,15 +25,20 @@ def _check_ignored(distiller: nn.Module) -> None:
         raise ValueError(f"{type(distiller).__name__} has ignore_index={ignored}: {expected}")
 
 
+def boxes_of(pair: DetectorPair) -> dict[str, Tensor]:
+    """The boxes as keywords of a distiller of pixels."""
+    views = {"student": pair.student, "teacher": pair.teacher}
+    features = {f"{side}_features": view.vectors_BC1N for side, view in views.items()}
+    return features | {f"{side}_logits": view.logits_BK1N for side, view in views.items()} | {"labels": pair.labels_B1N}
+
+
 class _OnDetectors(nn.Module):
     """Hands out the parameters of the distillers inside it, by side."""
 
     def student_parameters(self) -> list[nn.Parameter]:
-        """Those of all distillers inside."""
         return [parameter for distiller in self._inside for parameter in distiller.student_parameters()]
 
     def teacher_parameters(self) -> list[nn.Parameter]:
-        """Those of all distillers inside."""
         return [parameter for distiller in self._inside for parameter in distiller.teacher_parameters()]
 
     @property
@@ -55,10 +60,7 @@ class OnRoIs(_OnDetectors):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The distiller's terms and ``"loss"``."""
-        views = {"student": pair.student, "teacher": pair.teacher}
-        features = {f"{side}_features": view.vectors_BC1N for side, view in views.items()}
-        logits = {f"{side}_logits": view.logits_BK1N for side, view in views.items()}
-        return self.distiller(**features, **logits, labels=pair.labels_B1N)
+        return self.distiller(**boxes_of(pair))
 
 
 class OnPyramid(_OnDetectors):

@@ -136,8 +136,7 @@ class I2CKD(FeatureDistiller, config=I2CKDConfig):
 
     A triplet loss between the class prototypes of the two networks. Only the abstract could be read, so the rest is own
     choice: a triplet is the student's prototype of a class (anchor), the teacher's of that class (positive) and the
-    teacher's of another class of the image (negative); the term is max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean
-    over triplets. The student's features go through a 1×1 convolution without bias.
+    teacher's of another class of the image (negative). The student's go through a 1×1 convolution without bias.
     """
 
     adapted = True

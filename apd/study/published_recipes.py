@@ -211,12 +211,7 @@ def detection_methods_of(size: DetectionSize) -> tuple[DetectionMethod, ...]:
     """The methods of a size; at paper scale the likely ones of the paper and APD, dense only where it has masks."""
     if size not in get_args(CocoSize):
         return get_args(DetectionMethod)
-    return ("student", "roi_kd", "review_kd", "roi_apd", *(["dense_apd"] if with_masks(size) else []))
-
-
-def with_masks(size: CocoSize) -> bool:
-    """Whether a size's detectors are Mask R-CNN."""
-    return "boxes" not in size
+    return ("student", "roi_kd", "review_kd", "roi_apd", *([] if "boxes" in size else ["dense_apd"]))
 
 
 def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *, seed: int = 0) -> Experiment:
@@ -224,8 +219,7 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
 
     `size` is scenes_detection (built-in scenes), tiny_coco (50 real images; both minutes on a CPU) or COCO at paper
     scale: Mask R-CNN with a ResNet-18 taught by a ResNet-101 (coco), with a MobileNetV3 by a ResNet-50
-    (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet). `seed` is the student's;
-    data and teacher stay.
+    (coco_mobilenet), and Faster R-CNN of the same pairs (coco_boxes, coco_boxes_mobilenet). `seed` is the student's.
     """
     named = {"name": f"{size}-{method}-seed{seed}", "seed": seed}
     if size == "scenes_detection":  # whose campaign has the teacher's score beside all methods
@@ -238,7 +232,8 @@ def detection_recipe(size: DetectionSize, method: DetectionMethod = "roi_apd", *
 def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
     """COCO 2017 as ReviewKD's code trains on it, as far as torchvision's detectors go; teacher and student alike."""
     student, teacher = ("mobilenet_v3_large", "resnet50") if "mobilenet" in size else ("resnet18", "resnet101")
-    kind = "mask_rcnn" if with_masks(size) else "faster_rcnn"
+    masks = "boxes" not in size
+    kind = "mask_rcnn" if masks else "faster_rcnn"
     detector = DetectorConfig(kind=kind, backbone=student, weights="imagenet")
     training = TrainingConfig(
         iterations=180_000, head_multiplier=1.0, schedule="steps", milestones=(120_000, 160_000), warmup=1000
@@ -247,7 +242,7 @@ def _coco(size: CocoSize, method: DetectionMethod) -> Experiment:
     if method == "review_kd":
         distillers = (ReviewKDConfig(weight=REVIEW_WEIGHTS[size]),)
     return Experiment(
-        data=InstanceDataConfig(name="coco", folder="coco", masks=with_masks(size), height=800, width=1333),
+        data=InstanceDataConfig(name="coco", folder="coco", masks=masks, height=800, width=1333),
         network=detector,
         training=training,
         precision="fp32",

@@ -9,7 +9,7 @@ from apd.config.experiment import Experiment
 from apd.distillers.base import DistillerConfig
 from apd.fields import UsageError, did_you_mean
 from apd.study import ablations
-from apd.study import coco_recipes as coco
+from apd.study import published_recipes as published
 from apd.study import recipes as known
 from apd.study.recipes import METHODS, PAIR_METHODS, Method, Size, lengthened, recipe, scenes_pair
 from apd.training.run import run_folder
@@ -78,7 +78,7 @@ def _scenes_context_shifts() -> Iterator[Experiment]:
 
 def _scenes_heads() -> Iterator[Experiment]:
     """With and without projection heads, which takes a student whose features are as wide as the teacher's."""
-    variants = {method: known.distillers_of(method) for method in PAIR_METHODS}
+    variants = {method: known.DISTILLERS_OF[method] for method in PAIR_METHODS}
     variants[ablations.WITHOUT_HEADS.key] = ablations.WITHOUT_HEADS.distillers
     base = scenes_experiment("student", 0, context_shift=1.0)
     wide = replace(base.network, head_width=base.teacher.network.head_width)
@@ -123,10 +123,8 @@ def _camvid_small_variants(variants: Callable[[], Iterable[ablations.Variant]]) 
 
 def _fewer_terms() -> Iterator[ablations.Variant]:
     """APD without one of its four terms (without pixel KD at APD's learning rate), and with prototypes of the batch."""
-    variants = {variant.key: variant for variant in (*ablations.term_variants(), *ablations.option_variants())}
-    yield from (
-        variants[key] for key in variants if key in ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
-    )
+    wanted = ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
+    yield from (v for v in (*ablations.term_variants(), *ablations.option_variants()) if v.key in wanted)
     yield ablations.without_kd()
 
 
@@ -191,28 +189,29 @@ def _facade_few_labels() -> Iterator[Experiment]:
 
 
 def _scenes_detection() -> Iterator[Experiment]:
-    for seed, variant in product(range(3), coco.detection_variants()):
-        yield coco.scenes_detection_experiment(variant, seed)
+    for seed, variant in product(range(3), published.detection_variants()):
+        yield published.scenes_detection_experiment(variant, seed)
 
 
 def _scenes_detection_tuning() -> Iterator[Experiment]:
     """Teachers first, as students need one; then the students' learning rate by three methods at their untuned weights,
     and every method's weights at that. Box AP decides."""
-    student = coco.scenes_detection_experiment("student", seed=0)
-    for tried in coco.TRIED_TEACHER_LEARNING_RATES:
+    student = published.scenes_detection_experiment("student", seed=0)
+    for tried in published.TRIED_TEACHER_LEARNING_RATES:
         yield _tried(student.teacher_experiment(), tried, "teacher")
-    for tried, method in product(coco.TRIED_STUDENT_LEARNING_RATES, coco.LEARNING_RATE_METHODS):
-        yield _seed0(_tried(student, tried, method, distillers=coco.distillers_on_scenes(method, 1.0)))
-    for factor, method in product(coco.DETECTION_FACTORS, coco.UNTUNED):
-        if method != "student" and not (factor == 1 and method in coco.LEARNING_RATE_METHODS):  # those were run above
-            distillers = coco.distillers_on_scenes(method, factor)
+    for tried, method in product(published.TRIED_STUDENT_LEARNING_RATES, published.LEARNING_RATE_METHODS):
+        yield _seed0(_tried(student, tried, method, distillers=published.distillers_on_scenes(method, 1.0)))
+    for factor, method in product(published.DETECTION_FACTORS, published.UNTUNED):
+        run_above = factor == 1 and method in published.LEARNING_RATE_METHODS
+        if method != "student" and not run_above:
+            distillers = published.distillers_on_scenes(method, factor)
             yield replace(student, name=f"{method}_x{factor:g}-seed0", distillers=distillers)
 
 
 def _tiny_coco() -> Iterator[Experiment]:
     """Training and evaluation on real images: the baseline, then with APD from a ResNet-50."""
     for method in ("student", "roi_apd"):
-        yield replace(coco.detection_recipe("tiny_coco", method), name=f"{method}-seed0")
+        yield replace(published.detection_recipe("tiny_coco", method), name=f"{method}-seed0")
 
 
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {

@@ -93,6 +93,14 @@ def check_labels(labels_BHW: Tensor, batch: int) -> None:
         raise ValueError(f"labels holds {labels_BHW.shape[0]} images but the maps hold {batch}: the batches must agree")
 
 
+def check_same_grid(name: str, maps_BChw: Tensor, labels_Bhw: Tensor) -> None:
+    """Raise unless ``labels_Bhw`` are labels of the same images, on the grid of the maps of that name."""
+    check_labels(labels_Bhw, maps_BChw.shape[0])
+    if labels_Bhw.shape[1:] != maps_BChw.shape[2:]:
+        grids = f"a grid of {tuple(labels_Bhw.shape[1:])} but {name} on {tuple(maps_BChw.shape[2:])}"
+        raise ValueError(f"labels are on {grids}: call resize_labels(labels, {name}.shape[2:]) first")
+
+
 def check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless ``present_BK`` is boolean and of that shape."""
     if present_BK.dtype != torch.bool or present_BK.shape != shape:

@@ -21,20 +21,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 
 
-class DeepResNet(NamedTuple):
-    """Blocks of the four stages, timm's class of them, and its nearest network."""
-
-    blocks: tuple[int, int, int, int]
-    block: type[nn.Module]
-    relative: str
-
-
 DEEP_RESNETS = {
-    "resnet18_deep": DeepResNet((2, 2, 2, 2), BasicBlock, "resnet50s"),
-    "resnet50_deep": DeepResNet((3, 4, 6, 3), Bottleneck, "resnet50s"),
-    "resnet101_deep": DeepResNet((3, 4, 23, 3), Bottleneck, "resnet101s"),
+    "resnet18_deep": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
+    "resnet50_deep": {"block": Bottleneck, "layers": (3, 4, 6, 3)},
+    "resnet101_deep": {"block": Bottleneck, "layers": (3, 4, 23, 3)},
 }
-"""The deep-stem ResNets by name."""
+"""The deep-stem ResNets by name: timm's class of their blocks, and how many the four stages have."""
 
 _STEM = {"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2", "conv1.6": "conv3", "bn1": "bn3"}
 
@@ -54,17 +46,16 @@ def create_deep_resnet(
     `weights_file`, a classifier with the names of the semseg code line, or from timm's `resnet50s` or `resnet101s`,
     which are the same networks (the released code's own files are published nowhere); a RuntimeError without.
     """
-    known = DEEP_RESNETS[name]
     arguments = {"features_only": True, "out_indices": (3, 4), "zero_init_last": False}
     if imagenet and not weights_file:
-        if known.block is not Bottleneck:  # timm has no such network with this stem
+        if DEEP_RESNETS[name]["block"] is not Bottleneck:  # timm has no such network with this stem
             why = f"weights='imagenet' for backbone '{name}': no package and no hub is known to have them"
             fix = "a file as weights_file (--network.weights-file), the semseg code line's resnet18-imagenet.pth"
             other = "weights='none' (--network.weights none), resnet50_deep or resnet18"
             raise RuntimeError(f"{why}. Give {fix}, or use {other}")
-        network = pretrained.create_with_timm_weights(known.relative, **arguments)
+        network = pretrained.create_with_timm_weights(name.replace("_deep", "s"), **arguments)
     else:
-        network = timm.create_model(known.relative, block=known.block, layers=known.blocks, **arguments)
+        network = timm.create_model("resnet50s", **DEEP_RESNETS[name], **arguments)
     if weights_file:
         try:
             tensors, _ = pretrained.read_tensors(weights_file)
@@ -153,7 +144,6 @@ def create_backbone(
             raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, whose stem torchvision does not have")
         arguments = dict(dilation=dilation, imagenet=weights == "imagenet", weights_file=weights_file)
         network = create_deep_resnet(name, output_stride=output_stride, **arguments)
-        _check_stride(network, name, output_stride)
     else:
         ours = ", ".join(DEEP_RESNETS)
         if not isinstance(name, str) or not timm.is_model(name):
@@ -190,9 +180,8 @@ def create_backbone(
 @torch.no_grad()
 def _check_stride(network: nn.Module, name: str, output_stride: int) -> None:
     """Run once on zeros: what a network declares about its maps is not always what it gives."""
-    device = next(network.parameters()).device
     network.eval()
-    maps = network(torch.zeros(1, 3, 64, 96, device=device))
+    maps = network(torch.zeros(1, 3, 64, 96))
     network.train()
     got = tuple(maps[-1].shape[1:])
     expected = (network.feature_info.channels()[-1], 64 // output_stride, 96 // output_stride)

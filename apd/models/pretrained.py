@@ -1,4 +1,4 @@
-"""Files of weights, read without running what they may contain, and ImageNet weights by strict maps of names."""
+"""Files of weights, read without running what they may contain, and ImageNet weights, compared tensor by tensor."""
 
 import difflib
 import hashlib
@@ -127,32 +127,18 @@ def wrong_values(name: str, value: Tensor) -> str:
     return f"holds {value.min():g}, expected at least {least:g}" if (value < least).any() else ""
 
 
-# timm's layers, and what the offline packages and torchvision call them; the first stage's blocks have no expansion
-_STEM = {"conv_stem": ("_conv_stem", "features.0.0"), "bn1": ("_bn0", "features.0.1")}
-_FIRST = {"conv_dw": ("_depthwise_conv", "0.0"), "bn1": ("_bn1", "0.1"), "conv_pw": ("_project_conv", "1")}
-_FIRST |= {"bn2": ("_bn2", "2")}
-_LATER = {"conv_pw": ("_expand_conv", "0.0"), "bn1": ("_bn0", "0.1"), "conv_dw": ("_depthwise_conv", "1.0")}
-_LATER |= {"bn2": ("_bn1", "1.1"), "conv_pwl": ("_project_conv", "2"), "bn3": ("_bn2", "3")}
-_CLASSIFIERS = ("_conv_head.", "_bn1.", "_fc."), ("features.18.", "classifier.")
+_CLASSIFIERS = ("fc.", "classifier.", "features.18.", "_conv_head.", "_bn1.", "_fc.")  # what follows the features
 
 
-def classifier_tensors(
-    checkpoint: Mapping[str, Tensor], network: nn.Module, *, torchvisions: bool = False
-) -> dict[str, Tensor]:
-    """An ImageNet classifier, of an offline package or torchvision, under the names of timm's feature network."""
+def classifier_tensors(checkpoint: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """An ImageNet classifier, of an offline package or torchvision, under the names of timm's feature network.
 
-    def their_name(name: str) -> str:
-        path, leaf = name.rsplit(".", 1)
-        if path in _STEM:
-            return f"{_STEM[path][torchvisions]}.{leaf}"
-        _, stage, place, layer = path.split(".", 3)
-        number = sum(len(earlier) for earlier in network.blocks[: int(stage)]) + int(place)  # through all stages
-        block = f"features.{number + 1}.conv" if torchvisions else f"_blocks.{number}"
-        return f"{block}.{(_FIRST if stage == '0' else _LATER)[layer][torchvisions]}.{leaf}"
-
-    if not hasattr(network, "blocks"):  # a ResNet, whose names are the same
-        return match_tensors(checkpoint, network.state_dict(), left_out=("fc.",))
-    return match_tensors(checkpoint, network.state_dict(), their_name, left_out=_CLASSIFIERS[torchvisions])
+    All list the same layers in the same order; shapes and kinds are compared.
+    """
+    own, counted = network.state_dict(), any(name.endswith(COUNTER) for name in checkpoint)
+    theirs = (name for name in checkpoint if not name.startswith(_CLASSIFIERS))
+    names = dict(zip((name for name in own if counted or not name.endswith(COUNTER)), theirs))
+    return match_tensors(checkpoint, own, lambda name: names.get(name, name), left_out=_CLASSIFIERS)
 
 
 # Measured on 100 COCO photographs: TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, as in
@@ -230,7 +216,7 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
         known = f"one of {', '.join(TORCHVISION_WEIGHTS)}; 'imagenet' takes an offline package's weights or timm's"
         raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, expected {known}")
     tensors = hub_tensors(get_weight(TORCHVISION_WEIGHTS[name]), f"weights='torchvision' for backbone {name!r}")
-    network.load_state_dict(classifier_tensors(tensors, network, torchvisions=True), strict=True)
+    network.load_state_dict(classifier_tensors(tensors, network), strict=True)
 
 
 def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:

@@ -75,12 +75,13 @@ class TrainStep:
     def gradients(self, *micro_batches: Batch) -> dict[str, Tensor]:
         """Forward of teacher and student, and backward, a micro-batch at a time; returns the terms of them together."""
         teachers = [self.task.teacher_outputs(batch) for batch in micro_batches]
-        counts_of_the_batch = self._global_counts(micro_batches, teachers)
+        of_all_ranks = across_processes if self.ranks.size > 1 else nullcontext
+        of_all_parts = self._global_counts(micro_batches, teachers)
         shares: list[dict[str, Tensor]] = []
         for number, (batch, teacher) in enumerate(zip(micro_batches, teachers, strict=True), start=1):
             # DistributedDataParallel averages gradients over ranks with the last micro-batch
             alone = self.ranks.size == 1 or number == len(micro_batches)
-            with counts_of_the_batch(), nullcontext() if alone else self.losses.no_sync():
+            with of_all_ranks(), of_all_parts(), nullcontext() if alone else self.losses.no_sync():
                 terms = self.losses(*batch, teacher)
                 terms["loss"].backward()
             shares.append({name: value.detach() for name, value in terms.items()})
@@ -89,10 +90,10 @@ class TrainStep:
         return {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
 
     def _global_counts(self, micro_batches: tuple[Batch, ...], teachers: list) -> Callable[[], AbstractContextManager]:
-        """In this context the losses divide by the counts of the whole batch, not of the part that is computed."""
+        """In this context the losses divide by the counts of all micro-batches, not of the one that is computed."""
         if len(micro_batches) == 1:
-            return across_processes if self.ranks.size > 1 else nullcontext
-        counts = AccumulatedCounts(over_processes=self.ranks.size > 1)
+            return nullcontext
+        counts = AccumulatedCounts()
         for batch, teacher in zip(micro_batches, teachers, strict=True):
             with counts.counting():
                 self.task.count(*batch, teacher)

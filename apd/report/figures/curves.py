@@ -112,11 +112,12 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
             x, colour = [shift + aside for shift in one.gains], colour_of(one.method)
             means, lows, highs = ([POINTS * gain[part] for gain in one.gains.values()] for part in range(3))
             axes.vlines(x, lows, highs, color=colour, linewidth=3, alpha=0.45)
-            dashes = "--" if one.remark else "-"
-            axes.plot(x, means, dashes, color=colour, label=name, marker="s", markersize=6, linewidth=1.4)
-            for place, gain in zip(x, one.gains.values(), strict=True):
+            axes.plot(
+                x, means, ("-", "--", ":")[place % 3], color=colour, label=name, marker="s", markersize=6, linewidth=1.4
+            )
+            for at, gain in zip(x, one.gains.values(), strict=True):
                 seeds = [POINTS * value for value in gain.pairs.values()]
-                axes.plot([place + step / 2] * len(seeds), seeds, "o", color=colour, markersize=4, alpha=0.75)
+                axes.plot([at + step / 2] * len(seeds), seeds, "o", color=colour, markersize=4, alpha=0.75)
             gains = ", ".join(f"{POINTS * gain.mean:+.1f} at {shift:g}" for shift, gain in one.gains.items())
             said.append(f"{name}: {gains}")
         axes.axhline(0, color=INK, linewidth=1.2, zorder=1)

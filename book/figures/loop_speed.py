@@ -27,7 +27,8 @@ from apd.study.recipes import recipe
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import records_folder, task_of
 from apd.training.run_log import in_this_output
-from apd.training.segmentation import distilled_of, task_loss
+from apd.training.segmentation import distilled_of
+from apd.training.task_losses import task_loss
 from apd.training.trainer import Trainer
 from book.figures.speed import header, rounded, shown, write
 

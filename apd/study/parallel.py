@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -283,6 +284,10 @@ def side_by_side(
     if minutes is not None:
         state.deadline = time.monotonic() + 60 * minutes
     speed = 0.0
+    if hangup := getattr(signal, "SIGHUP", None):  # the helper of all processes must outlive it, as it does others
+        signal.pthread_sigmask(signal.SIG_BLOCK, {hangup})
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {hangup})
     with StopRequest() as stop:
         try:
             while not stop.requested and (now := time.monotonic()) < state.deadline:

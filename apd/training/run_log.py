@@ -98,10 +98,8 @@ class RunLog:
         return whole
 
     def summary(self) -> dict[str, Any]:
-        """The record's medians of (core) seconds over steps, and `curves`, of means over at most 100 equal stretches.
-
-        Steps whose lines are not as they were written have no part in this: `log_damaged` says which.
-        """
+        """The record's medians of (core) seconds over steps, `curves`, of means over at most 100 equal stretches of the
+        steps whose lines are as they were written, and `log_damaged`, which says where others are."""
         self.facts()  # closes the last stretch
         entries = [*self._whole().values()]
         stretch = -(-len(entries) // CURVE_POINTS)

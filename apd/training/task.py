@@ -191,8 +191,7 @@ def _other_buffers(block: nn.Module) -> Iterator[None]:
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The task's teacher with strictly loaded weights, in eval mode, without gradients; else TeacherError.
 
-    `path` is a run's, whose record must know these weights, or as :func:`~apd.models.load_weights` takes it. The digest
-    of what was loaded is then the task's `teacher_sha256`.
+    `path` is a run's, whose record must know them, or any that can be read; its digest becomes `task.teacher_sha256`.
     """
     path = Path(os.path.expanduser(path))
     record, given = path.with_name("record.json"), task.experiment.teacher.weights_file

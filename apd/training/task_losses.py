@@ -46,8 +46,7 @@ def task_loss(
 def added_loss(kind: str, logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
     """The loss "focal", "dice" or "lovasz" of segmentation-models-pytorch; a connected zero when no pixel is valid.
 
-    Focal is a mean over the valid pixels of the whole batch. Dice and Lovász are no means: of a batch in parts (ranks,
-    micro-batches) each part has its own, weighed by its valid pixels.
+    Dice and Lovász are no means: of a batch in parts (ranks, micro-batches) each has its own, by its valid pixels.
     """
     losses, logits_BKHW = library(), upsample(logits_BKhw.float(), labels_BHW.shape[1:])
     valid = valid_weight(labels_BHW, ignore_index)

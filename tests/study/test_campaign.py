@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import fields, replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -348,3 +350,15 @@ def test_no_run_is_begun_that_cannot_finish_by_the_seconds_of_runs_like_it(state
     assert state.expected_seconds(TAUGHT[3]) == pytest.approx(4), "what is done already does not count against it"
     state.deadline = now + 3
     assert state.next_run() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="signals are read from /proc")
+def test_the_helper_of_all_worker_processes_outlives_a_hangup():
+    """Else a campaign that is hung up would end with tracebacks of multiprocessing's resource tracker."""
+    code = (
+        "from apd.study.parallel import resource_tracker, side_by_side\n"
+        "side_by_side([], None, device='cpu', processes=2, minutes=None)\n"
+        "print(open(f'/proc/{resource_tracker._resource_tracker._pid}/status').read())"
+    )
+    status = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> (signal.SIGHUP - 1) & 1

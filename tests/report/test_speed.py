@@ -69,15 +69,6 @@ def test_bars_are_as_long_as_their_numbers_and_share_one_axis(log):
     assert "0 measurements yet" in str(curves.bars({"CPU": {}}, "time"))
 
 
-def test_the_cost_of_a_detectors_step_is_that_of_the_file():
-    (measurement,) = curves.read_measurements(of="detection-speed")
-    for row in measurement["rows"]:
-        table = " ".join(curves.step_cost_table(measurement, row).description.split())
-        assert f"baseline {row['student'][1]:.0f}" in table
-        seconds, share = (row[what]["roi_apd"][1] for what in ("steps", "added"))
-        assert re.search(rf"APD of boxes {seconds:.0f} .*? {100 * share:.0f} %", table)
-
-
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "Expecting"), ("[]", "attribute"), ('{"git": {}, "rows": []}', "device, shapes, sta")]
 )
@@ -88,6 +79,5 @@ def test_a_file_that_holds_no_measurements_is_refused_with_its_name_and_what_to_
         curves.read_measurements(tmp_path)
 
 
-def test_without_measurements_it_is_said_and_numbers_have_three_digits(tmp_path):
-    assert curves.read_measurements(tmp_path) == []
+def test_without_measurements_it_is_said_and_numbers_have_three_digits():
     assert [curves.three_digits(value) for value in (1234.5, 100.0, 64.52, 0.66312)] == ["1234", "100", "64.5", "0.663"]

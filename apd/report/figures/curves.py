@@ -1,32 +1,37 @@
 """Curves over steps, seconds and context shift, and what losses and steps cost by `tests/measure_*.py`."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from apd.evaluation.inference import scores
+import apd.report.figures.style as page
 from apd.report.comparisons import ShiftSweep
-from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.forest import POINTS, signed
-from apd.report.figures.style import INK, WIDTH, Drawing, colour_of, drawing, figure, nothing, quiet_axes, rows_table
+from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
+from apd.report.figures.trials import on_val, validation_score
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
 from apd.training.schema import read_json
 
 TERMS = ("task", "pixel_kd", "observation", "alignment", "regularisation", "learning_rate")
+RUN_COLOURS = ("#0e9384", "#c9742a", "#4c86c9", "#9a6bd0", "#7d8796", "#8c7a5b")  # of runs that are no methods, in turn
 TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 
 Measurement = Mapping[str, Any]
-SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small", "coco": "COCO"}
+SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small"}
 CLASS_BY_CLASS = ", class by class"
 COMMANDS = {"speed": "python -m book.figures.speed", "detection-speed": "python -m book.figures.detection_speed"}
+
+
+def line_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each line: a method's own, else one of RUN_COLOURS."""
+    return {name: METHOD_COLOURS.get(name, RUN_COLOURS[i % len(RUN_COLOURS)]) for i, name in enumerate(names)}
 
 
 def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> None:
@@ -34,11 +39,15 @@ def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> No
     fig.legend(loc="outside upper left", ncols=ncols, handlelength=1.4, labelcolor="linecolor", **handles)
 
 
-def term_curves(records: Mapping[str, Record]) -> Drawing:
-    """Every loss term and the learning rate over the steps, one panel each, one line for each method."""
-    # a term by its bare name, whichever distiller it belongs to
-    curves = {m: {name.split(".")[-1]: v for name, v in r.content["curves"].items()} for m, r in records.items()}
-    shown = [term for term in TERMS if any(term in of for of in curves.values())]
+def term_curves(records: Mapping[str, Record], terms: Sequence[str] = TERMS) -> Drawing:
+    """Loss terms and the learning rate over the steps, one panel each, one line for each method or run."""
+    # a term by its bare name, whichever distiller it belongs to, unless its whole name is asked for
+    curves = {
+        name: {term if term in terms else term.split(".")[-1]: v for term, v in record.content["curves"].items()}
+        for name, record in records.items()
+    }
+    shown, colours = [term for term in terms if any(term in of for of in curves.values())], line_colours(records)
+    names = {name: METHOD_NAMES.get(name, name) for name in records}
     rows = -(-len(shown) // 2)
     with figure(height=1.95 * rows) as fig:
         fig.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
@@ -46,41 +55,44 @@ def term_curves(records: Mapping[str, Record]) -> Drawing:
         for axes, term in zip(fig.subplots(rows, 2, squeeze=False, sharex=True).flat, shown, strict=False):
             having = {method: of for method, of in curves.items() if term in of}
             for method, of in having.items():
-                axes.plot(of["iteration"], of[term], color=colour_of(method), linewidth=1.6)
+                axes.plot(of["iteration"], of[term], color=colours[method], linewidth=1.6)
             axes.set_title(TITLES.get(term, term), fontsize=10, fontweight="normal")
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             quiet_axes(axes, grid="y")
-            said.append(f"{term}: {', '.join(f'{METHOD_NAMES[m]} {of[term][-1]:.3g}' for m, of in having.items())}")
+            said.append(f"{term}: {', '.join(f'{names[m]} {of[term][-1]:.3g}' for m, of in having.items())}")
         for axes in fig.axes[len(shown) :]:
             axes.set_axis_off()
         fig.supxlabel("steps", fontsize=11)
-        marks = [Line2D([], [], color=colour_of(m), linewidth=3, label=METHOD_NAMES[m]) for m in records]
+        marks = [Line2D([], [], color=colours[m], linewidth=3, label=name) for m, name in names.items()]
         legend_above(fig, handles=marks)
         return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))
 
 
 def validation_curves(records: Mapping[str, Record], teacher: Record | None = None) -> Drawing:
-    """mIoU on the validation split on the way, one line for each method, the finished teacher as a dashed line."""
+    """The score on val on the way, one line for each method or run, the finished teacher as a dashed line."""
+    found = {name: {s: POINTS * v for s, v in on_val(record).items()} for name, record in records.items()}
+    if not any(found.values()):
+        return nothing("No score can be drawn: 0 of the runs were scored on val on the way.")
+    score = next(iter(records.values())).headline[0]
     with figure(height=3.6) as fig:
         axes = fig.subplots()
         said = []
-        for method, record in records.items():
-            noted = [e for e in record.content["evaluations"] if e["split"] == "val"]
-            values = [POINTS * scores(torch.tensor(e["confusion"])).miou for e in noted]
-            said.append(f"{METHOD_NAMES[method]} {values[-1]:.1f}")
-            style = {"color": colour_of(method), "marker": "o", "markersize": 5, "label": said[-1]}
-            axes.plot([e["step"] for e in noted], values, **style)
+        for (name, values), colour in zip(found.items(), line_colours(found).values(), strict=True):
+            if values:
+                said.append(f"{METHOD_NAMES.get(name, name)} {[*values.values()][-1]:.1f}")
+                style = {"color": colour, "marker": "o", "markersize": 5, "label": said[-1]}
+                axes.plot([*values], [*values.values()], **style)
         if teacher is not None:
-            last = POINTS * scores(torch.tensor(teacher.content["evaluations"][-1]["confusion"])).miou
+            last = POINTS * validation_score(teacher)
             said.append(f"teacher {last:.1f}")
             axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=said[-1])
         axes.margins(y=0.08)
-        axes.set(xlabel="steps", ylabel="mIoU on val, %", xlim=(0, None))
+        axes.set(xlabel="steps", ylabel=f"{score} on val, %", xlim=(0, None))
         quiet_axes(axes, grid="y")
         legend_above(fig)
-        return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(said))
+        return drawing(fig, f"{score} on the validation split after the last step: " + ", ".join(said))
 
 
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
@@ -153,7 +165,7 @@ def bars(
     names = list(dict.fromkeys(name for of in columns.values() for name in of))
     values = [value for of in columns.values() for value in of.values()]
     left = min(values) / 2 if log else 0.0  # bars from zero have no finite length on such an axis
-    with figure(width=WIDTH + 1.2 * (len(columns) - 1), height=1.0 + 0.27 * len(names)) as fig:
+    with figure(width=page.WIDTH + 1.2 * (len(columns) - 1), height=1.0 + 0.27 * len(names)) as fig:
         panels = fig.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
         for axes, (title, of) in zip(panels, columns.items(), strict=True):
             colours = [colour_of("apd" if "APD" in f"{title} {name}" else "student") for name in of]
@@ -193,21 +205,4 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
         f"{SHAPE_NAMES[shape]}: {s['batch']} × {s['channels']} × {s['grid']} × {s['grid']}, {s['classes']} classes, "
         f"labels {s['labels']} × {s['labels']}; forward and backward"
     )
-    return rows_table(rows, caption)
-
-
-def step_cost_table(measurement: Measurement, row: Mapping[str, Any]) -> Drawing:
-    """Milliseconds of the parts of a detector's step, and what each distiller adds to the teacher's forward pass."""
-    shape = measurement["shapes"][row["shape"]]
-    rows = {}
-    for key, found in {"student": row["student"], "teacher’s forward pass": row["teacher"], **row["steps"]}.items():
-        line = rows[DETECTION_NAMES.get(key, key)] = _timed(found)
-        line["of the baseline"] = f"{100 * found[1] / row['student'][1]:.0f} %"
-        added = row["added"].get(key)
-        line["added by the distiller"] = f"{round(100 * added[1])} %".replace("-", "−") if added else "–"
-    caption = (
-        f"{SHAPE_NAMES.get(row['shape'], row['shape'])}, {shape['batch']} images of {shape['height']} × "
-        f"{shape['width']}, Mask R-CNN {shape['student']['backbone']} ← {shape['teacher']['backbone']}, on "
-        f"{measurement['device']['name']}: forward and backward; {measurement['repeats']} repeats"
-    )
-    return rows_table(rows, caption)
+    return page.rows_table(rows, caption)

@@ -5,12 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from apd.config.experiment import NetworkConfig
-from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
-from apd.report.correlations import PerImage
+from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, holm_corrected
 from apd.report.figures.answers import POWER, detectable
 from apd.report.figures.style import Drawing, nothing, rows_table, table
 from apd.report.figures.trials import interval, number, per_cent
@@ -57,10 +55,7 @@ def scores_table(
     confidence: float = 0.95,
     groups: Mapping[str, str] | None = None,
 ) -> Drawing:
-    """The reference, then each variant: score with its standard error, and paired difference to the reference.
-
-    `rows` are the differences, Holm-corrected together; `groups` says, by a variant's key, what it varies.
-    """
+    """The reference, then each variant: score, standard error, and paired difference of `rows`, by what it varies."""
     names, lines = comparison.names, {}
     for key in (key for key in (reference, *rows) if key in comparison.variants):
         values, row, runs = spread(comparison.values(key).values()), rows.get(key), comparison.variants[key].values()
@@ -228,25 +223,3 @@ def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
         }
     caption = "mean ± standard deviation over seeds; gains over the baseline in points of mIoU, with their"
     return rows_table(rows, f"{pairs[0].runs.title}: {caption} {100 * confidence:g} % intervals")
-
-
-def sweep_table(
-    comparisons: Mapping[float, Comparison],
-    sweeps: Sequence[ShiftSweep],
-    images: Sequence[PerImage],
-    confidence: float = 0.95,
-) -> Drawing:
-    """One row for each context shift: the teacher, how far own perspectives are from the shared one, and the gains."""
-    measured = {one.context_shift: one.numbers for one in images}
-    rows = {}
-    for shift, comparison in comparisons.items():
-        means = {name: float(np.nanmean(values)) for name, values in measured.get(shift, {}).items()}
-        row = rows[f"context shift {shift:g}"] = {
-            "teacher’s mIoU, %": f"{100 * comparison.teacher_score:.1f}",
-            "distance": number(means.get("distance", math.nan), 3),
-            "views disagree, %": number(100 * means.get("disagreement", math.nan), 1),
-        }
-        for one in sweeps:
-            row[one.name] = interval(one.gains[shift]) if shift in one.gains else "–"
-    caption = f"means over test images, and gains in points of mIoU with their {100 * confidence:g} % intervals"
-    return rows_table(rows, caption)

@@ -36,8 +36,6 @@ NOT_YET = {
     "notebooks/05_rivals.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/06_perspectives.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/07_pairs.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/08_speed.html": (LATE, BARE, *WIDE),
-    "notebooks/09_detection.html": (LATE, LONG, BARE, *WIDE),
     "own_loop.html": (LONG, *WIDE),
     "published_numbers.html": (LONG,),
     "reproduce.html": (LONG, *WIDE),

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = (f"  {name:10s} {sentence}" for name, sentence in COMMANDS.items())
-        print("usage: apd COMMAND [OPTIONS]", "", *lines, "", "apd COMMAND --help tells the options.", sep="\n")
+        print("usage: apd COMMAND [OPTIONS]", "", *lines, "", "apd COMMAND --help lists the options.", sep="\n")
         return 0 if arguments else 2
     from apd.training.exit_codes import exit_code_of
 

@@ -102,9 +102,7 @@ def cost(arguments: list[str], sentence: str) -> int:
         return 0
     experiment = record_of(chosen.run).experiment if chosen.run is not None else known.recipe(chosen.size)
     if experiment.task == "detection":
-        fix = (
-            f"`apd train --size {chosen.size} --dry-run` tells a detector's parameters, multiply-adds, memory and time"
-        )
+        fix = f"`apd train --size {chosen.size} --dry-run` counts a detector's parameters, multiply-adds and memory"
         raise UsageError(f"--size {chosen.size}: apd cost measures segmentation; {fix}")
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
@@ -153,7 +151,7 @@ class _Base:
 class _Train(_Base):
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     dry_run: bool = False
-    """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
+    """Build everything, check the data, estimate memory and time, and stop: 1 where something is missing."""
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
     workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
     tensorboard: bool = False

@@ -203,7 +203,7 @@ def export(arguments: list[str], sentence: str) -> int:
     record = record_of(chosen.run)
     experiment, data = record.experiment, record.experiment.data
     if experiment.task == "detection":
-        fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as its documentation tells"
+        fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as torchvision describes"
         reason = "this run's is a detector, whose detections vary in number"
         raise UsageError(f"apd export writes networks of segmentation: {reason}; {fix}")
     if as_folder and experiment.network.builder:

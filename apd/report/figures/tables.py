@@ -18,7 +18,7 @@ from apd.training.record import Record
 
 QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("apd", "student", "as many steps, without a teacher"),
-    ("apd", "student_equal_seconds", "as many seconds, without a teacher"),
+    ("apd", "student_equal_seconds", "as much time, without a teacher"),
     ("apd", "pixel_kd", "as many steps, with the teacher’s ordinary logits"),
     ("apd_without_kd", "student", "the perspective’s terms alone, as many steps"),
     ("pixel_kd", "student", "ordinary distillation alone, as many steps"),
@@ -135,11 +135,10 @@ def setup_table(comparisons: Sequence[Comparison]) -> Drawing:
     """The set-up of each comparison: data, networks, schedules, and the teacher's own score."""
     rows = {}
     for one in comparisons:
-        experiment = next(r.experiment for runs in one.variants.values() for r in runs.values() if r.experiment.teacher)
-        data, parts = one.data, {"student": experiment, "teacher": experiment.teacher}
-        networks = {who: _network(part.network) for who, part in parts.items()}
-        rows[one.title] = networks | {
-            "steps of each": " and ".join(str(part.training.iterations) for part in parts.values()),
+        experiment, data = one.any_record.experiment, one.data
+        parts = {"student": experiment, "teacher": experiment.teacher}
+        rows[one.title] = {who: _network(part.network) for who, part in parts.items() if part} | {
+            "steps of each": " and ".join(str(part.training.iterations) for part in parts.values() if part),
             "batch, crop": f"{experiment.training.batch_size}, {data.crop_height} × {data.crop_width}",
             "teacher’s score, %": number(100 * one.teacher_score, 1),
             "test images": str(one.any_record.content["data"]["images"]),

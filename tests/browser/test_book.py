@@ -31,8 +31,6 @@ NOT_YET = {
     "notebooks/05_rivals.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/06_perspectives.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/07_pairs.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/08_speed.html": (LATE, BARE, *WIDE),
-    "notebooks/09_detection.html": (LATE, LONG, BARE, *WIDE),
     "own_loop.html": (LONG, *WIDE),
 }
 """By page, what it has all the same: a page that is mended has to leave this list."""

@@ -16,7 +16,7 @@ from apd.distillers.on_detectors import roi_kd
 from apd.models import build_segmenter
 from apd.models.detector import build_detector
 from apd.report.detections import DETECTION_NAMES
-from apd.report.figures.curves import read_measurements, step_cost_table
+from apd.report.figures.curves import read_measurements
 from book.figures import detection_speed
 from book.figures.speed import random_batch, step_latency
 
@@ -180,4 +180,3 @@ def test_every_distiller_is_measured(tmp_path, monkeypatch):
     (measurement,) = read_measurements(tmp_path, "detection-speed")
     (row,) = measurement["rows"]
     assert set(row["steps"]) == set(row["added"]) == set(DETECTION_NAMES) - {"student"}
-    assert "APD of boxes" in step_cost_table(measurement, row).description

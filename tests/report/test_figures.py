@@ -47,8 +47,8 @@ def all_figures(comparisons):
     one_of_each = {method: runs[0] for method, runs in comparisons[0].variants.items()}
     return [
         scores_over_seeds(*comparisons),
-        term_curves(one_of_each),
-        validation_curves(one_of_each, one_of_each["student"]),
+        term_curves(one_of_each["apd"]),
+        validation_curves(one_of_each | {"teacher": one_of_each["student"]}),
         forest(
             {c.title: corrected_gains(c, METHODS, "student") for c in comparisons}, comparisons[0].names, axis="points"
         ),
@@ -240,9 +240,10 @@ def test_predictions_have_the_share_of_valid_pixels_that_is_right():
     both = {"all": labels_HW, "half": half, "none": (labels_HW + 1) % 10}
     valid_HW = labels_HW != 255
     share = 100 * float(((half == labels_HW) & valid_HW).sum() / valid_HW.sum())
-    said = method.show_predictions(SAMPLE, both, SCENES).description
+    strips = method.show_predictions([(SAMPLE, both)] * 2, SCENES)
+    assert (strips.html.count("<img"), strips.description.count("ground truth")) == (10, 2)
     for name, expected in (("all", "100"), ("half", f"{share:.0f}"), ("none", "0")):
-        assert f"{name} ({expected} % of pixels right)" in said
+        assert f"{name} ({expected} % right)" in strips.description
 
 
 def test_observation_maps_show_present_classes_only():

@@ -6,11 +6,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from apd.evaluation.inference import scores
 from apd.report.comparisons import ShiftSweep
@@ -22,9 +24,12 @@ from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
 from apd.training.schema import read_json
 
-TERMS = ("task", "pixel_kd", "observation", "alignment", "regularisation", "learning_rate")
-TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
+TERMS = {"task": "student", "pixel_kd": "pixel_kd", "observation": "apd", "alignment": "apd_without_kd"}
+TERMS |= {"regularisation": "student_equal_seconds"}
+"""Terms of a loss, each with the method whose colour it has."""
 
+Line = tuple[Sequence[float], Sequence[float], str]
+"""Steps, values and a colour."""
 Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small", "coco": "COCO"}
 CLASS_BY_CLASS = ", class by class"
@@ -36,53 +41,50 @@ def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> No
     fig.legend(loc="outside upper left", ncols=ncols, handlelength=1.4, labelcolor="linecolor", **handles)
 
 
-def term_curves(records: Mapping[str, Record]) -> Drawing:
-    """Every loss term and the learning rate over the steps, one panel each, one line for each method."""
-    # a term by its bare name, whichever distiller it belongs to
-    curves = {m: {name.split(".")[-1]: v for name, v in r.content["curves"].items()} for m, r in records.items()}
-    shown = [term for term in TERMS if any(term in of for of in curves.values())]
-    rows = -(-len(shown) // 2)
-    with figure(height=1.95 * rows) as fig:
-        fig.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
-        said = []
-        for axes, term in zip(fig.subplots(rows, 2, squeeze=False, sharex=True).flat, shown, strict=False):
-            having = {method: of for method, of in curves.items() if term in of}
-            for method, of in having.items():
-                axes.plot(of["iteration"], of[term], color=colour_of(method), linewidth=1.6)
-            axes.set_title(TITLES.get(term, term), fontsize=10, fontweight="normal")
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            quiet_axes(axes, grid="y")
-            said.append(f"{term}: {', '.join(f'{METHOD_NAMES[m]} {of[term][-1]:.3g}' for m, of in having.items())}")
-        for axes in fig.axes[len(shown) :]:
-            axes.set_axis_off()
-        fig.supxlabel("steps", fontsize=11)
-        marks = [Line2D([], [], color=colour_of(m), linewidth=3, label=METHOD_NAMES[m]) for m in records]
-        legend_above(fig, handles=marks)
-        return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))
-
-
-def validation_curves(records: Mapping[str, Record], teacher: Record | None = None) -> Drawing:
-    """mIoU on the validation split on the way, one line for each method, the finished teacher as a dashed line."""
-    with figure(height=3.6) as fig:
+def labelled_lines(lines: Mapping[str, Line], ylabel: str, digits: int) -> Drawing:
+    """Lines over the steps by name, with the name and the last value beside the end of each."""
+    last = {name: values[-1] for name, (_, values, _) in lines.items()}
+    with figure(height=3.3) as fig:
         axes = fig.subplots()
-        said = []
-        for method, record in records.items():
-            noted = [e for e in record.content["evaluations"] if e["split"] == "val"]
-            values = [POINTS * scores(torch.tensor(e["confusion"])).miou for e in noted]
-            said.append(f"{METHOD_NAMES[method]} {values[-1]:.1f}")
-            style = {"color": colour_of(method), "marker": "o", "markersize": 5, "label": said[-1]}
-            axes.plot([e["step"] for e in noted], values, **style)
-        if teacher is not None:
-            last = POINTS * scores(torch.tensor(teacher.content["evaluations"][-1]["confusion"])).miou
-            said.append(f"teacher {last:.1f}")
-            axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=said[-1])
+        for steps, values, colour in lines.values():
+            marker = "o" if len(steps) < 20 and colour != INK else ""
+            style = {"linewidth": 1.6, "linestyle": "--" if colour == INK else "-", "markersize": 5, "clip_on": False}
+            axes.plot(steps, values, color=colour, marker=marker, **style)
         axes.margins(y=0.08)
-        axes.set(xlabel="steps", ylabel="mIoU on val, %", xlim=(0, None))
+        axes.set(xlabel="steps", ylabel=ylabel, xlim=(0, max(steps[-1] for steps, _, _ in lines.values())))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         quiet_axes(axes, grid="y")
-        legend_above(fig)
-        return drawing(fig, "mIoU on the validation split after the last step: " + ", ".join(said))
+        names = sorted(last, key=last.get)
+        # as near to the ends as labels can be that keep their order and this distance
+        apart = 0.08 * (axes.get_ylim()[1] - axes.get_ylim()[0]) * np.arange(len(names))
+        heights = isotonic_regression([last[name] for name in names] - apart).x + apart
+        beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": axes.get_yaxis_transform(), "va": "center"}
+        arrow = {"arrowstyle": "-", "linewidth": 0.8, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 4}
+        for name, height in zip(names, heights, strict=True):
+            style = {"color": lines[name][2], "arrowprops": {"color": lines[name][2], **arrow}, **beside}
+            axes.annotate(f"{name} {last[name]:.{digits}f}", (1, last[name]), (1.06, height), **style)
+        said = ", ".join(f"{name} {value:.{digits}f}" for name, value in last.items())
+        return drawing(fig, f"{ylabel} over the steps; last values: {said}")
+
+
+def term_curves(record: Record) -> Drawing:
+    """The task's loss and every term of the distillers over the steps of one run."""
+    curves = {name.split(".")[-1]: values for name, values in record.content["curves"].items()}
+    lines = {t: (curves["iteration"], curves[t], colour_of(of)) for t, of in TERMS.items() if t in curves}
+    return labelled_lines(lines, "loss, unweighted", 2)
+
+
+def validation_curves(records: Mapping[str, Record]) -> Drawing:
+    """mIoU on the validation split over the steps, a line for each method; a teacher's last score as a dashed line."""
+    lines = {}
+    for method, record in records.items():
+        noted = [e for e in record.content["evaluations"] if e["split"] == "val"]
+        values = [POINTS * scores(torch.tensor(e["confusion"])).miou for e in noted]
+        lines[METHOD_NAMES.get(method, method)] = [e["step"] for e in noted], values, colour_of(method)
+    end = max(steps[-1] for name, (steps, _, _) in lines.items() if name != "teacher")
+    if "teacher" in lines:
+        lines["teacher"] = [0, end], lines["teacher"][1][-1:] * 2, INK
+    return labelled_lines(lines, "mIoU on the validation split, %", 1)
 
 
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:

@@ -74,7 +74,7 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 def require_types(owner: Any) -> None:
     """Check every field against its annotation; NaN is no number, and no number or text is larger than can be meant.
 
-    NumPy's numbers become Python's, and a whole number a float where one is wanted.
+    NumPy's numbers become Python's, a whole number a float where one is wanted, and a list a tuple: JSON has lists.
     """
     hints = _hints(type(owner))
     for f in fields(owner):
@@ -84,7 +84,9 @@ def require_types(owner: Any) -> None:
                 value = value if isinstance(value, Rational) and abs(value) > 2**64 else float(value)
             elif int in kinds and isinstance(value, Integral):
                 value = int(value)
-            object.__setattr__(owner, f.name, value)
+        elif isinstance(value, list | tuple) and (of := [get_args(kind)[0] for kind in kinds if get_args(kind)]):
+            value = tuple(float(v) if float in of and type(v) is int and abs(v) < 2**64 else v for v in value)
+        object.__setattr__(owner, f.name, value)
         if not any(_fits(value, kind) for kind in kinds):
             choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
             expected = " or ".join(_describe(kind) for kind in kinds)

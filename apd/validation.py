@@ -104,9 +104,8 @@ def check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
 def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: bool = False) -> bool:
     """Whether two grids (height, width) can lie on one image, each with the stride of its network in both axes.
 
-    Each axis is off by less than a cell of its own grid (of the second not, where that is the image's), so the ratio of
-    the grids has an interval in each axis, and they must overlap. The image may have been padded to whole patches of
-    the usual sizes. The longer side stays the longer, which is asked of grids of 8 cells or more.
+    Each axis is off by less than a cell of its own grid (not of an image's), so the ratio of the grids has an interval
+    in each axis; they must overlap, maybe after padding to whole patches. In grids from 8 cells the longer side stays.
     """
     (h, w), (H, W) = first, second
     if h * w > H * W:

@@ -1,13 +1,12 @@
 """Of bad input: that it is refused, soon, in one line of bounded length that names what is wrong."""
 
 import time
-from collections.abc import Callable
 
 LONGEST = 1000  # characters of a message
 SECONDS = 20.0  # for an answer, on a slow machine
 
 
-def refused(call: Callable[[], object], *kinds: type[BaseException], names: tuple[str, ...] = ()) -> str:
+def refused(call, *kinds, names=()):
     """The message of the error of one of these kinds that the call ends with; it names all of `names`."""
     began = time.monotonic()
     try:

@@ -3,16 +3,14 @@
 import ast
 import importlib.util
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_cells(name: str, folder: Path) -> list[Any]:
-    """A notebook's code cells, run one after the other with other records; what they display."""
+def run_cells(name, folder=None, **parameters):
+    """A notebook's code cells, run one after the other with other records or parameters; what they display."""
     shown = []
     scope = {"display": shown.append}
     for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
@@ -24,11 +22,11 @@ def run_cells(name: str, folder: Path) -> list[Any]:
             else:
                 exec(compile(ast.Module([last], []), name, "exec"), scope)
         if "parameters" in cell.metadata.get("tags", []):
-            scope["records"] = str(folder)
+            scope |= {"records": str(folder), **parameters}
     return [item for item in shown if item is not None]
 
 
-def book_script(name: str) -> ModuleType:
+def book_script(name):
     """A script of `book/figures`, imported."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "figures" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

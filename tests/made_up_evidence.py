@@ -1,7 +1,5 @@
 """Evidence on perspectives of runs that never took place, with chosen numbers and scores."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from apd.config.identity import fingerprint, to_dict
@@ -12,19 +10,11 @@ from apd.study.campaigns import scenes_experiment
 IMAGES = 40
 
 
-def _stored(values: Sequence[float], digits: int) -> list[float | None]:
+def _stored(values, digits):
     return [None if np.isnan(value) else round(float(value), digits) for value in values]
 
 
-def made_up_evidence(
-    context_shift: float = 1.0,
-    seed: int = 0,
-    *,
-    distance: Sequence[float] | None = None,
-    miou: Mapping[str, Sequence[float]] | None = None,
-    images: int = IMAGES,
-    weights: Mapping[str, str] | None = None,
-) -> Evidence:
+def made_up_evidence(context_shift=1.0, seed=0, *, distance=None, miou=None, images=IMAGES, weights=None):
     """Valid evidence: random numbers, the same for each seed, and random scores, unless they are given."""
     experiment = scenes_experiment("apd", seed, context_shift)
     of_images, of_seed = np.random.default_rng(0), np.random.default_rng(1 + seed)

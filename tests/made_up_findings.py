@@ -3,7 +3,6 @@
 import torch
 from chapter_cells import book_script
 
-from apd.data.instances import InstanceSample
 from apd.data.rle import encode
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections
@@ -15,7 +14,7 @@ FOUND = {"student": (3, 1), "roi_apd": (2, 0), "teacher": (99, 0)}
 """By network: of how many objects one is missed (each `every`th), and how many detections are false."""
 
 
-def detections(sample: InstanceSample, every: int, false: int) -> Detections:
+def detections(sample, every, false):
     """Objects to be found, all but each `every`th of them, and some false ones in a corner."""
     wanted = (~sample.crowd_N).nonzero().flatten().tolist()
     kept = [n for place, n in enumerate(wanted) if (place + 1) % every]
@@ -29,7 +28,7 @@ def detections(sample: InstanceSample, every: int, false: int) -> Detections:
     )
 
 
-def made_up_findings() -> Findings:
+def made_up_findings():
     """Findings of a baseline, a distilled student and a teacher in all scenes."""
     content = {
         "schema": 1,

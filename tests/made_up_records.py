@@ -1,10 +1,11 @@
 """Records of runs that never took place, with chosen confusion matrices, for tests of what is computed from records."""
 
 import math
-from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
 
 from apd.config.datasets import spec_of
-from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, to_dict
 from apd.study.campaigns import experiments_of
 from apd.training.record import Record
@@ -13,29 +14,16 @@ from apd.training.schema import SCHEMA
 PIXELS = 1000
 
 
-def confusion(right: Sequence[float]) -> list[list[int]]:
-    """1000 pixels of each class, a share `right[k]` of them called k and the others called the class after it."""
-    rows = []
-    for label, share in enumerate(right):
-        row = [0] * len(right)
-        row[label] = round(PIXELS * share)
-        row[(label + 1) % len(right)] += PIXELS - row[label]
-        rows.append(row)
-    return rows
+def confusion(classes, right):
+    """1000 pixels of each class, the share `right` of them called so and the others called the class after it."""
+    kept, own = round(PIXELS * right), np.eye(classes, dtype=int)
+    return (kept * own + (PIXELS - kept) * np.roll(own, 1, axis=1)).tolist()
 
 
-def made_up_record(
-    experiment: Experiment,
-    right: float | Sequence[float] = 0.7,
-    *,
-    teacher_right: float = 0.9,
-    agreement: float = 0.8,
-    seconds: float = 0.1,
-    images: str = "f" * 64,
-) -> Record:
-    """A valid record of `experiment` whose student is right on these shares of each class's pixels."""
+def made_up_record(experiment, right=0.7, *, teacher_right=0.9, seconds=0.1, images="f" * 64):
+    """A valid record of `experiment` whose student is right on this share of each class's pixels."""
     names = list(spec_of(experiment.data).class_names)
-    shares = [right] * len(names) if isinstance(right, float) else list(right)
+    found = partial(confusion, len(names))
     terms = ["task", "auxiliary"]
     for distiller in experiment.distillers:
         weights = ("regularisation", "alignment", "observation", "pixel_kd")
@@ -45,11 +33,8 @@ def made_up_record(
     falling = [round(2 * math.exp(-3 * step / steps[-1]), 6) for step in steps]
     rates = [experiment.training.learning_rate * (1 - step / steps[-1]) ** 0.9 for step in steps]
     curves = {"iteration": steps, "learning_rate": rates} | dict.fromkeys([*terms, "loss"], falling)
-    evaluations = [
-        {"step": steps[len(steps) // 2 - 1], "split": "val", "confusion": confusion([s * 0.8 for s in shares])},
-        {"step": steps[-1], "split": "val", "confusion": confusion(shares)},
-    ]
-    teacher = {"confusion": confusion([teacher_right] * len(names)), "agreement": confusion([agreement] * len(names))}
+    scores = {steps[len(steps) // 2 - 1]: 0.8 * right, steps[-1]: right}
+    teacher = {"confusion": found(teacher_right), "agreement": found(0.8)}
     return Record(
         {
             "schema": SCHEMA,
@@ -73,8 +58,8 @@ def made_up_record(
             "curves": curves,
             "peak_memory_bytes": 10**9,
             "parameters": 10**6,
-            "evaluations": evaluations,
-            "confusion": confusion(shares),
+            "evaluations": [{"step": n, "split": "val", "confusion": found(share)} for n, share in scores.items()],
+            "confusion": found(right),
             "teacher": teacher if experiment.teacher is not None else None,
             "weights_sha256": "0" * 64,
         },
@@ -82,15 +67,11 @@ def made_up_record(
     )
 
 
-def made_up_campaign(
-    name: str,
-    right: Callable[[Experiment], float] = lambda experiment: 0.7,
-    keep: Callable[[Experiment], bool] = lambda experiment: True,
-) -> list[Record]:
+def made_up_campaign(name, right=lambda experiment: 0.7, keep=lambda experiment: True):
     """Records of a campaign's planned runs, those that are kept, with a share of right pixels for each."""
     return [made_up_record(experiment, right(experiment)) for experiment in experiments_of(name) if keep(experiment)]
 
 
-def method_in(experiment: Experiment) -> str:
+def method_in(experiment):
     """What its label begins with."""
     return experiment.name.split("-")[0]

@@ -3,9 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -16,6 +14,9 @@ from apd.data.specs import ADE20K, CAMVID, COCO_STUFF, PASCAL_CONTEXT_59
 
 VOID = 11
 FEW = {"train": 4, "val": 3}
+CAMVID_COUNTS = dict(CAMVID.splits)
+SIZES = ((32, 48), (40, 32))
+COLOURS = np.arange(256, dtype=np.int16)[:, None] * (37, 91, 151) % 256  # of the values of a mask
 STRIPES = np.repeat(np.array([0, 1, 2]), [16, 16, 8])[:, None].repeat(48, axis=1)
 MASK = np.where(STRIPES == 2, 255, STRIPES).astype(np.uint8)
 # Two images of 20 x 12 and 12 x 20 pixels and one without an object; category ids with gaps and out of order.
@@ -63,75 +64,67 @@ def files(split, *stems):
     return " ".join(f"images/{split}/{stem}.jpg masks/{split}/{stem}.png" for stem in stems)
 
 
-def write_shapes(tmp_path: Path) -> Path:
+def write_shapes(tmp_path):
     """The folder of a data set `shapes` in COCO's form: noise with the objects of `COCO_CONTENT`."""
     random, shapes = np.random.default_rng(0), tmp_path / "shapes"
-    (shapes / "train").mkdir(parents=True)
-    (shapes / "annotations").mkdir()
+    for folder in ("train", "annotations"):
+        (shapes / folder).mkdir(parents=True)
     for image in COCO_CONTENT["images"]:
         pixels = random.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
-        grey = Image.fromarray(pixels).convert("L" if image["id"] == 9 else "RGB")
-        grey.save(shapes / "train" / image["file_name"])
+        kept = Image.fromarray(pixels).convert("L" if image["id"] == 9 else "RGB")
+        kept.save(shapes / "train" / image["file_name"])
     (shapes / "annotations" / "instances_train.json").write_text(json.dumps(COCO_CONTENT))
     return tmp_path
 
 
-def write_camvid(
-    root: Path, *, counts: Mapping[str, int] | None = None, height: int = 32, width: int = 32, seed: int = 0
-) -> Path:
+def write_camvid(root, *, counts=CAMVID_COUNTS, height=32, width=32):
     """A CamVid tree in the SegNet tutorial's form below `root`, which is returned.
 
-    Labels are blocks of 8×8 pixels of all 11 classes and void; an image shows its labels' colours under noise, so a
-    network can learn from it. `counts` are images per split (default: the real 367/101/233, as the reader demands).
+    Labels are blocks of all 11 classes and void; an image shows its labels' colours under noise, so a network can
+    learn from it. `counts` are images per split, by default as many as the reader demands.
     """
-    rng, colours = np.random.default_rng(seed), np.array([*CAMVID.palette, (0, 0, 0)], dtype=np.int16)
-    for split, count in (counts or dict(CAMVID.splits)).items():
-        (root / split).mkdir(parents=True)
-        (root / f"{split}annot").mkdir()
+    rng, colours = np.random.default_rng(0), np.array([*CAMVID.palette, (0, 0, 0)], dtype=np.int16)
+    for split, count in counts.items():
         names = [f"{split}_{30 * number:06d}.png" for number in range(count)]
         for name in names:
-            blocks = rng.integers(0, VOID + 1, (-(-height // 8), -(-width // 8)), dtype=np.uint8)
-            labels_HW = np.kron(blocks, np.ones((8, 8), dtype=np.uint8))[:height, :width]
-            noise = rng.integers(-20, 21, (height, width, 1), dtype=np.int16)
-            image_HW3 = (colours[labels_HW] + noise).clip(0, 255).astype(np.uint8)
-            Image.fromarray(image_HW3).save(root / split / name, compress_level=1)
-            Image.fromarray(labels_HW).save(root / f"{split}annot" / name, compress_level=1)
+            files = root / split / name, root / f"{split}annot" / name
+            _save_pair(rng, range(VOID + 1), (height, width), *files, colours=colours)
         lines = [f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n" for name in names]
         (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     return root
 
 
-def write_labelmefacade(root: Path, *, seed: int = 0) -> Path:
+def write_labelmefacade(root):
     """A converted LabelMeFacade tree with every name of its splits: images of two shapes, 8 classes and 255."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for number, stem in enumerate(stem for stems in listed_splits().values() for stem in stems):
-        labels_HW = _blocks(rng, [*range(8), 255], *((32, 48), (40, 32))[number % 2])
-        _save_pair(rng, labels_HW, root / "images" / f"{stem}.jpg", root / "labels" / f"{stem}.png")
+        image, mask = root / "images" / f"{stem}.jpg", root / "labels" / f"{stem}.png"
+        _save_pair(rng, [*range(8), 255], SIZES[number % 2], image, mask)
     return root
 
 
-def write_cityscapes(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+def write_cityscapes(root, *, counts=FEW):
     """A Cityscapes tree: two cities a split, every id from 0 to 33, and the files that the study does not use."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "munster"), "test": ("berlin", "bonn")}
     for split, number in ((split, n) for split, count in {**counts, "test": 2}.items() for n in range(count)):
-        city = cities[split][number % 2]
-        name = f"{split}/{city}/{city}_{number:06d}_000019"
-        ids_HW, mask = _blocks(rng, range(34) if split != "test" else (0, 1)), f"{root}/gtFine/{name}_gtFine"
-        _save_pair(rng, ids_HW, root / f"leftImg8bit/{name}_leftImg8bit.png", Path(f"{mask}_labelIds.png"))
+        name = f"{split}/{(city := cities[split][number % 2])}/{city}_{number:06d}_000019"
+        mask, image = f"{root}/gtFine/{name}_gtFine", root / f"leftImg8bit/{name}_leftImg8bit.png"
+        values = range(34) if split != "test" else (0, 1)
+        ids_HW = _save_pair(rng, values, (32, 32), image, Path(f"{mask}_labelIds.png"))
         Image.fromarray(ids_HW.astype(np.uint16) * 1000).save(f"{mask}_instanceIds.png")
-        _image_of(rng, ids_HW).convert("RGBA").save(f"{mask}_color.png")
+        Image.fromarray(COLOURS[ids_HW].astype(np.uint8)).convert("RGBA").save(f"{mask}_color.png")
         Path(f"{mask}_polygons.json").write_text("{}")
     return root
 
 
-def write_ade20k(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+def write_ade20k(root, *, counts=FEW):
     """An ADEChallengeData2016 tree: images of several sizes, values 0 to 150, and the table of classes."""
-    rng, sizes = np.random.default_rng(seed), [(32, 32), (32, 48), (40, 32)]
+    rng = np.random.default_rng(0)
     for split, folder in (("train", "training"), ("val", "validation")):
         for number in range(1, counts[split] + 1):
-            values_HW, name = _blocks(rng, range(151), *sizes[number % 3]), f"{folder}/ADE_{split}_{number:08d}"
-            _save_pair(rng, values_HW, root / "images" / f"{name}.jpg", root / "annotations" / f"{name}.png")
+            name, size = f"{folder}/ADE_{split}_{number:08d}", [(32, 32), *SIZES][number % 3]
+            _save_pair(rng, range(151), size, root / "images" / f"{name}.jpg", root / "annotations" / f"{name}.png")
     # as in the published file: further names after a comma, and a blank at the end of some lines
     rows = [f"{i}\t0.0001\t10\t1\t{name}, another {name} " for i, name in enumerate(ADE20K.class_names, start=1)]
     (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows, ""]))
@@ -139,16 +132,16 @@ def write_ade20k(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) 
     return root
 
 
-def write_pascal_context(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+def write_pascal_context(root, *, counts=FEW):
     """A pascal_context folder: VOC's tree, maps of 0 to 59, and their list in an order of its own."""
-    rng, voc = np.random.default_rng(seed), root / "VOC2010"
+    rng, voc = np.random.default_rng(0), root / "VOC2010"
     lists = voc / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for split, year in (("train", 2008), ("val", 2009)):
         stems = [f"{year}_{number:06d}" for number in range(counts[split])]
         for number, stem in enumerate(stems):
-            values_HW = _blocks(rng, range(60), *((32, 48), (48, 32))[number % 2])
-            _save_pair(rng, values_HW, voc / f"JPEGImages/{stem}.jpg", root / f"59_context_labels/{stem}.png")
+            image, mask = voc / f"JPEGImages/{stem}.jpg", root / f"59_context_labels/{stem}.png"
+            _save_pair(rng, range(60), ((32, 48), (48, 32))[number % 2], image, mask)
         (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems[::-1]))
         (lists / f"aeroplane_{split}.txt").write_text("".join(f"{stem} -1\n" for stem in stems))
     spelled = {"table": "diningtable", "bedclothes": "bedcloth", "cloth": "clothes", "pottedplant": "potted plant"}
@@ -158,9 +151,9 @@ def write_pascal_context(root: Path, *, counts: Mapping[str, int] = FEW, seed: i
     return root
 
 
-def write_coco(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) -> Path:
+def write_coco(root, *, counts=FEW):
     """A coco folder: images, instances with polygons and a crowd, pixel maps of 171 values and 255, and their list."""
-    rng, listed = np.random.default_rng(seed), dict(enumerate(_coco_stuff_names()))
+    rng, listed = np.random.default_rng(0), dict(enumerate(_coco_stuff_names()))
     used = [number - 1 for number, name in listed.items() if name in COCO_STUFF.class_names]
     things = {number: name for number, name in listed.items() if name in COCO_STUFF.thing_names}
     categories = [{"supercategory": "thing", "id": number, "name": name} for number, name in things.items()]
@@ -168,11 +161,10 @@ def write_coco(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) ->
     for split, count in counts.items():
         images, objects = [], []
         for number in range(count):
-            height, width = ((32, 48), (40, 32))[number % 2]
-            image, name = 139 + 7 * number, f"{139 + 7 * number:012d}"
-            values_HW, mask = _blocks(rng, [255, *used], height, width), root / f"stuffthingmaps/{split}2017/{name}.png"
-            _save_pair(rng, values_HW, root / f"{split}2017" / f"{name}.jpg", mask, mode="RGB" if number else "L")
-            images.append({"id": image, "file_name": f"{name}.jpg", "height": height, "width": width})
+            (height, width), image = SIZES[number % 2], 139 + 7 * number
+            file, mask = root / f"{split}2017/{image:012d}.jpg", root / f"stuffthingmaps/{split}2017/{image:012d}.png"
+            _save_pair(rng, [255, *used], (height, width), file, mask, mode="RGB" if number else "L")
+            images.append({"id": image, "file_name": file.name, "height": height, "width": width})
             runs = {"counts": [40, 30, height * width - 70], "size": [height, width]}
             for crowd, shape in enumerate(([[4, 8, 20, 8, 20, 20]], runs)):
                 category = categories[(3 * number + crowd) % len(categories)]["id"]
@@ -184,7 +176,7 @@ def write_coco(root: Path, *, counts: Mapping[str, int] = FEW, seed: int = 0) ->
     return root
 
 
-def _coco_stuff_names() -> list[str]:
+def _coco_stuff_names():
     """The 183 names of COCO-Stuff's list: the classes of the spec with what never occurs put back in its places."""
     never = {12: "street sign", 26: "hat", 29: "shoe", 30: "eye glasses", 45: "plate", 66: "mirror", 68: "window"}
     never |= {69: "desk", 71: "door", 83: "blender", 91: "hair brush"}
@@ -192,7 +184,7 @@ def _coco_stuff_names() -> list[str]:
     return ["unlabeled", *(never.get(number) or next(names) for number in range(1, 183))]
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def files_of(folder):
     """The contents of all files below a folder, by relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -205,7 +197,7 @@ WRITERS = {
 }
 
 
-def data_script(name: str) -> ModuleType:
+def data_script(name):
     """A script of `data_scripts/`, imported as Python runs it: its own folder comes first."""
     folder = str(Path(__file__).parents[1] / "data_scripts")
     if folder not in sys.path:
@@ -213,16 +205,18 @@ def data_script(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def for_counts(name: str, counts: Mapping[str, int]) -> "mock._patch":
+def for_counts(name, counts):
     """A patch under which a script takes a miniature of so many pairs for the published data."""
-    script, splits = data_script(name), {}
-    for split in (split for split in script.SPLITS if split in counts):
-        published = script.SPLITS[split]
-        splits[split] = counts[split] if isinstance(published, int) else (published[0], counts[split])
-    return mock.patch.object(script, "SPLITS", splits)
+    script = data_script(name)
+    few = {
+        split: count if isinstance(script.SPLITS[split], int) else (script.SPLITS[split][0], count)
+        for split, count in counts.items()
+        if split in script.SPLITS
+    }
+    return mock.patch.object(script, "SPLITS", few)
 
 
-def write_converted(parent: Path, name: str, *, counts: Mapping[str, int] = FEW) -> Path:
+def write_converted(parent, name, *, counts=FEW):
     """The miniature of a published data set below `parent`, as its script has converted it; returns its folder."""
     write, folder = WRITERS[name]
     root = write(parent / folder, counts=counts)
@@ -231,22 +225,17 @@ def write_converted(parent: Path, name: str, *, counts: Mapping[str, int] = FEW)
     return root
 
 
-def _blocks(rng: np.random.Generator, values: Sequence[int], height: int = 32, width: int = 32) -> np.ndarray:
-    """A map (height, width) uint8 of 8×8 blocks, the first one of the first of `values`, the others random."""
+def _save_pair(rng, values, size, image_file, mask_file, mode="RGB", colours=COLOURS):
+    """A mask of 8×8 blocks, the first one of the first of `values`, and an image of their colours under noise."""
+    height, width = size
     blocks = rng.choice(np.array(values, dtype=np.uint8), (-(-height // 8), -(-width // 8)))
     blocks[0, 0] = values[0]
-    return np.kron(blocks, np.ones((8, 8), dtype=np.uint8))[:height, :width]
-
-
-def _image_of(rng: np.random.Generator, values_HW: np.ndarray) -> Image.Image:
-    """An image that shows values as colours under noise."""
-    colours_HW3 = np.stack([values_HW * factor for factor in (37, 91, 151)], axis=-1).astype(np.int16) % 256
-    noise = rng.integers(-20, 21, (*values_HW.shape, 1), dtype=np.int16)
-    return Image.fromarray((colours_HW3 + noise).clip(0, 255).astype(np.uint8))
-
-
-def _save_pair(rng, values_HW: np.ndarray, image_file: Path, mask_file: Path, mode: str = "RGB") -> None:
-    image_file.parent.mkdir(parents=True, exist_ok=True)
-    mask_file.parent.mkdir(parents=True, exist_ok=True)
-    _image_of(rng, values_HW).convert(mode).save(image_file, quality=90)
-    Image.fromarray(values_HW).save(mask_file)
+    values_HW = np.kron(blocks, np.ones((8, 8), dtype=np.uint8))[:height, :width]
+    pixels = (colours[values_HW] + rng.integers(-20, 21, (height, width, 1), dtype=np.int16)).clip(0, 255)
+    for file, image in (
+        (image_file, Image.fromarray(pixels.astype(np.uint8)).convert(mode)),
+        (mask_file, Image.fromarray(values_HW)),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file, quality=90, compress_level=1)
+    return values_HW

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,14 +10,14 @@ BLOCK = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<options>(?::[^\n]*\n)*)(?P<code>
 PYTHON, SHELL = {"python", "{code-block} python"}, {"sh", "bash", "console", "shell"}
 
 
-def blocks(page: Path, kinds: set[str]) -> list[tuple[int, str]]:
+def blocks(page, kinds):
     """The fenced blocks of these kinds: the line that each starts on, and its code."""
     text = page.read_text(encoding="utf-8")
     found = [match for match in BLOCK.finditer(text) if match["kind"].strip() in kinds]
     return [(text.count("\n", 0, match.start("code")), match["code"]) for match in found]
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
+def commands():
     """Every command of every shell block, as (where, arguments); one that goes on behind a backslash is one."""
     for page in PAGES:
         for first, code in blocks(page, SHELL):

@@ -1,7 +1,6 @@
 """Names and shapes in released checkpoints, of APD and of the semseg code line, written out, and made-up values."""
 
 import torch
-from torch import Tensor
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -10,9 +9,9 @@ SEMSEG = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 Shapes = dict[str, tuple[int, ...]]
 
 
-def backbone_shapes(depth: int, stem: tuple[tuple[str, str], ...]) -> Shapes:
+def backbone_shapes(depth, stem):
     """Shapes by name of a deep-stem ResNet; a norm's name stands for its five tensors."""
-    shapes: Shapes = {}
+    shapes = {}
     inner, wide = 3, 1 if depth == 18 else 4
     for (conv, norm), channels in zip(stem, (64, 64, 128), strict=True):
         shapes |= {f"{conv}.weight": (channels, inner, 3, 3), norm: (channels,)}
@@ -32,7 +31,7 @@ def backbone_shapes(depth: int, stem: tuple[tuple[str, str], ...]) -> Shapes:
     return shapes
 
 
-def released_shapes(depth: int, classes: int, kind: str, width: int = 512) -> Shapes:
+def released_shapes(depth, classes, kind, width=512):
     """Of a whole network; `kind`: "apd-psp", "apd-aspp" (mmsegmentation's names inside) or "semseg-psp"."""
     shapes, deep = backbone_shapes(depth, LAYER0), 512 if depth == 18 else 2048
     if kind == "apd-aspp":
@@ -52,10 +51,10 @@ def released_shapes(depth: int, classes: int, kind: str, width: int = 512) -> Sh
     return shapes | {"aux.4.weight": (classes, width // 2, 1, 1), "aux.4.bias": (classes,)}
 
 
-def made_up(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
+def made_up(shapes, seed=0):
     """Values that keep the maps' size alive through all layers."""
     generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     for name, shape in shapes.items():
         if name.endswith(("weight", "bias")):
             fan_in = max(1, torch.Size(shape[1:]).numel())
@@ -68,7 +67,7 @@ def made_up(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
     return tensors
 
 
-def semseg_classifier(depth: int) -> dict[str, Tensor]:
+def semseg_classifier(depth):
     """An ImageNet classifier with the semseg code line's names, from before norms counted batches."""
     tensors = made_up(backbone_shapes(depth, SEMSEG) | {"fc.weight": (10, 7), "fc.bias": (10,)})
     return {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}

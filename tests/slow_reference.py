@@ -5,7 +5,6 @@ in the dtype and on the device of its inputs, and is differentiable. Features ar
 """
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED = 255
@@ -13,20 +12,20 @@ IGNORED = 255
 
 def random_batch(
     *,
-    batch: int = 2,
-    student_channels: int = 6,
-    teacher_channels: int = 6,
-    num_classes: int = 5,
-    grid: tuple[int, int] = (5, 4),
-    labels: tuple[int, int] = (17, 13),
-    ignored: float = 0.15,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-) -> dict[str, Tensor]:
+    batch=2,
+    student_channels=6,
+    teacher_channels=6,
+    num_classes=5,
+    grid=(5, 4),
+    labels=(17, 13),
+    ignored=0.15,
+    dtype=torch.float64,
+    seed=0,
+):
     """Keywords of a distiller call. Labels come in patches; the last class is nowhere, and class b not in image b."""
     random = torch.Generator().manual_seed(seed)
 
-    def maps(channels: int) -> Tensor:
+    def maps(channels):
         return torch.randn(batch, channels, *grid, generator=random, dtype=dtype)
 
     missing = (torch.arange(batch) % (num_classes - 1)).view(-1, 1, 1)
@@ -44,24 +43,24 @@ def random_batch(
     }
 
 
-def nearest(labels_BHW: Tensor, size: tuple[int, int]) -> Tensor:
+def nearest(labels_BHW, size):
     """Cell (i, j) takes pixel (floor(i H / h), floor(j W / w))."""
     rows, columns = ([i * pixels // n for i in range(n)] for pixels, n in zip(labels_BHW.shape[1:], size, strict=True))
     return labels_BHW[:, rows][:, :, columns]
 
 
-def mean(costs: list[Tensor], anything: Tensor) -> Tensor:
+def mean(costs, anything):
     """Of all numbers of all the tensors, or a zero that hangs on ``anything``."""
     numbers = torch.cat([cost.flatten() for cost in costs]) if costs else torch.empty(0)
     return numbers.mean() if len(numbers) else 0 * anything.sum()
 
 
-def bilinear(map_Khw: Tensor, size: tuple[int, int]) -> Tensor:
+def bilinear(map_Khw, size):
     """Linear interpolation along each axis, first and last cells on the first and last pixels, by the library."""
     return F.interpolate(map_Khw[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
-def perspectives(features_BDhw: Tensor, labels_Bhw: Tensor, *, scope: str = "image") -> list[dict[int, Tensor]]:
+def perspectives(features_BDhw, labels_Bhw, *, scope="image"):
     """For each image, the prototype of each class that occurs in it (or, with ``scope="batch"``, in the batch)."""
     pixels_BhwD = features_BDhw.movedim(1, -1)
     pixels_BhwD = pixels_BhwD / pixels_BhwD.norm(dim=-1, keepdim=True)
@@ -74,13 +73,13 @@ def perspectives(features_BDhw: Tensor, labels_Bhw: Tensor, *, scope: str = "ima
     return found
 
 
-def observations(features_Dhw: Tensor, prototypes: dict[int, Tensor], *, scale: float = 10.0) -> dict[int, Tensor]:
+def observations(features_Dhw, prototypes, *, scale=10.0):
     """For each class of one image's perspective, the map of scaled cosines."""
     directions_hwD = (features_Dhw / features_Dhw.norm(dim=0)).movedim(0, -1)
     return {label: scale * (directions_hwD * row).sum(-1) for label, row in prototypes.items()}
 
 
-def divergence(student_logits_N: Tensor, teacher_logits_N: Tensor) -> Tensor:
+def divergence(student_logits_N, teacher_logits_N):
     """KL(softmax(teacher) ‖ softmax(student)) over the first axis."""
     student, teacher = torch.softmax(student_logits_N, dim=0), torch.softmax(teacher_logits_N, dim=0)
     return (teacher * (teacher.log() - student.log())).sum(0)

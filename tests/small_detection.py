@@ -1,12 +1,10 @@
 """Experiments in detection that train in a second: few scenes of 64 pixels, the smallest networks."""
 
 from dataclasses import replace
-from typing import Any
 
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import Experiment, TeacherConfig, TrainingConfig
 from apd.distillers.apd import DenseAPDConfig, RoIAPDConfig
-from apd.distillers.base import DistillerConfig
 from apd.distillers.on_detectors import PyramidMatchingConfig, ReviewKDConfig, RoIDKDConfig, RoIKDConfig
 
 DATA = InstanceDataConfig(height=64, width=64, train_images=6, evaluation_images=3, scale_min=0.8, scale_max=1.25)
@@ -17,7 +15,7 @@ TRAINING = TrainingConfig(iterations=4, batch_size=2, evaluations=2, head_multip
 TEACHER = TeacherConfig(
     network=replace(NETWORK, width=24, box_width=40), training=replace(TRAINING, iterations=2, evaluations=1)
 )
-METHODS: dict[str, tuple[DistillerConfig, ...]] = {
+METHODS = {
     "student": (),
     "roi_apd": (RoIAPDConfig(width=8),),
     "dense_apd": (DenseAPDConfig(levels=("0", "1"), width=8),),
@@ -29,7 +27,7 @@ METHODS: dict[str, tuple[DistillerConfig, ...]] = {
 }
 
 
-def small(method: str = "student", *, data: InstanceDataConfig = DATA, **training: Any) -> Experiment:
+def small(method="student", *, data=DATA, **training):
     """An experiment of four steps on six scenes; `training` changes fields of the student's training."""
     return Experiment(
         name=f"boxes-{method}",

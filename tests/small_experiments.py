@@ -1,5 +1,6 @@
 """Experiments that train in a tenth of a second, and processes that die where a test wants them to."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -10,11 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -23,13 +21,13 @@ from tqdm import tqdm
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig, TrainingConfig
 from apd.cost.dry_run import dry_run
+from apd.data.batches import Batch
 from apd.distillers.apd import APDConfig
-from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
 from apd.training import exit_codes as codes
 from apd.training import trainer as loop
 from apd.training.run import run_folder, task_of, train
-from apd.training.trainer import Trainer, TrainStep
+from apd.training.trainer import Trainer
 
 DATA = DataConfig(height=32, width=48, crop_height=32, crop_width=32, train_images=6, evaluation_images=3)
 NETWORK = NetworkConfig(backbone="test_efficientnet", head_width=8)
@@ -38,7 +36,7 @@ TEACHER = TeacherConfig(
     network=NetworkConfig(backbone="test_efficientnet", head_width=12),
     training=TrainingConfig(iterations=4, batch_size=2, evaluations=1),
 )
-DISTILLERS: dict[str, tuple[DistillerConfig, ...]] = {
+DISTILLERS = {
     "student": (),
     "pixel_kd": (PixelKDConfig(),),
     "apd": (APDConfig(width=8),),
@@ -58,7 +56,7 @@ SMALLEST = {
 """Options of the command line for the smallest networks and scenes."""
 
 
-def tiny(method: str = "student", *, seed: int = 0, **training: Any) -> Experiment:
+def tiny(method="student", *, seed=0, **training):
     """An experiment of six steps on six scenes; `training` changes fields of the student's training."""
     return Experiment(
         name=f"{method}-seed{seed}",
@@ -72,7 +70,13 @@ def tiny(method: str = "student", *, seed: int = 0, **training: Any) -> Experime
     )
 
 
-def prepared_run(experiment: Experiment, folder: Path) -> Trainer:
+def a_batch(size=2):
+    """Images of noise with labels of 10 classes."""
+    random = torch.Generator().manual_seed(5)
+    return Batch(torch.rand(size, 3, 32, 32, generator=random), torch.randint(0, 10, (size, 32, 32), generator=random))
+
+
+def prepared_run(experiment, folder):
     """The run of an experiment of either task before its first step, its teacher (if any) at random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     task, device = task_of(experiment), torch.device("cpu")
@@ -88,27 +92,37 @@ class Thrown(Exception):
     """What a test throws out of a run's loop."""
 
 
-def thrown_at(last: int) -> Callable[[int], None]:
+def thrown_at(last):
     """A callback that throws when that many steps are done."""
 
-    def on_step(step: int) -> None:
+    def on_step(step):
         if step == last:
             raise Thrown
 
     return on_step
 
 
-def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def stopped(experiment, *steps):
+    """The folder of a run that was thrown out of its loop after each of these steps, with a checkpoint after every."""
+    with mock.patch.object(loop, "CHECKPOINT_SECONDS", 0.0):
+        for step in steps:
+            with contextlib.suppress(Thrown):
+                train(experiment, on_step=thrown_at(step))
+                raise AssertionError(f"step {step} was not reached")
+    return run_folder(experiment)
+
+
+def copied(module):
     """The state of a module as it is now."""
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def equal(one, other):
     """Whether two states have the same names and bits."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def digest(path: Path) -> str:
+def digest(path):
     """sha256 over names, shapes and bits of the tensors in a safetensors file."""
     found = hashlib.sha256()
     for name, value in sorted(load_file(path).items()):
@@ -116,7 +130,7 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def outcome(experiment: Experiment) -> dict[str, Any]:
+def outcome(experiment):
     """Everything of a finished run that an interruption must not change, down to the last bit."""
     folder = run_folder(experiment)
     content = json.loads((folder / "record.json").read_text())
@@ -130,7 +144,7 @@ def outcome(experiment: Experiment) -> dict[str, Any]:
 
 
 @cache
-def undisturbed(experiment: Experiment) -> dict[str, Any]:
+def undisturbed(experiment):
     """Its outcome when nobody disturbs it, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, APD_RUNS=folder):
         train(experiment)
@@ -143,14 +157,14 @@ _CHILDREN = multiprocessing.get_context("forkserver")
 _CHILDREN.set_forkserver_preload(["apd.training.run", "torchvision.transforms.v2.functional"])
 
 
-def start(function: Callable[..., None], *arguments: Any, output: Path) -> multiprocessing.Process:
+def start(function, *arguments, output):
     """Call a function of a test module in a process of its own; its stdout and stderr go to the file `output`."""
     process = _CHILDREN.Process(target=_with_output, args=(function, arguments, output))
     process.start()
     return process
 
 
-def exit_code(function: Callable[..., None], *arguments: Any, output: Path) -> int:
+def exit_code(function, *arguments, output):
     """As `start`, wait for its end; -9 says that it was killed."""
     process = start(function, *arguments, output=output)
     process.join(120)
@@ -158,9 +172,7 @@ def exit_code(function: Callable[..., None], *arguments: Any, output: Path) -> i
     return process.exitcode
 
 
-def start_ranks(
-    function: Callable[..., None], *arguments: Any, outputs: Path, size: int = 2
-) -> list[multiprocessing.Process]:
+def start_ranks(function, *arguments, outputs, size=2):
     """Call a function in `size` processes that find each other as those of `torchrun` do, with stdout and stderr in
     the files `outputs/0`, `outputs/1`, …; see `exit_codes`."""
     outputs.mkdir(parents=True, exist_ok=True)
@@ -170,7 +182,7 @@ def start_ranks(
     return [start(_as_rank, rank, size, port, function, arguments, output=outputs / str(rank)) for rank in range(size)]
 
 
-def exit_codes(processes: list[multiprocessing.Process]) -> list[int | None]:
+def exit_codes(processes):
     """Wait for processes; None for one that still hangs after 100 seconds, which is killed."""
     end = time.monotonic() + 100
     for process in processes:
@@ -181,9 +193,7 @@ def exit_codes(processes: list[multiprocessing.Process]) -> list[int | None]:
     return found
 
 
-def run_ranks(
-    function: Callable[..., None], *arguments: Any, outputs: Path, expected: tuple[int, int] = (0, 0)
-) -> list[str]:
+def run_ranks(function, *arguments, outputs, expected=(0, 0)):
     """Call a function in two processes, which must leave with these codes. Returns what each printed."""
     codes = exit_codes(start_ranks(function, *arguments, outputs=outputs))
     printed = [(outputs / str(rank)).read_text() for rank in (0, 1)]
@@ -191,13 +201,13 @@ def run_ranks(
     return printed
 
 
-def dry_run_report(experiment: Experiment, **options: Any) -> tuple[list[str], str]:
+def dry_run_report(experiment, **options):
     """What a dry run finds missing, and all its lines as one text."""
-    lines: list[str] = []
+    lines = []
     return dry_run(experiment, device="cpu", tell=lines.append, **options), "\n".join(lines)
 
 
-def state_after(step: TrainStep, batch: Any) -> dict[str, torch.Tensor]:
+def state_after(step, batch):
     """Terms, gradients and new weights of one optimiser step."""
     terms = step(batch)
     named = dict(torch.nn.ModuleDict({"student": step.student, "distillers": step.distillers}).named_parameters())
@@ -206,7 +216,7 @@ def state_after(step: TrainStep, batch: Any) -> dict[str, torch.Tensor]:
     return {f"term.{term}": value for term, value in terms.items()} | gradients | weights
 
 
-def assert_same_step(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float = 1e-4) -> None:
+def assert_same_step(found, expected, rtol=1e-4):
     """Two states after a step are equal but for the order of sums."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -216,13 +226,13 @@ def assert_same_step(found: dict[str, torch.Tensor], expected: dict[str, torch.T
         torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def _as_rank(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+def _as_rank(rank, size, port, function, arguments):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     function(*arguments)
 
 
-def _with_output(function: Callable[..., None], arguments: tuple, output: Path) -> None:
+def _with_output(function, arguments, output):
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -231,7 +241,7 @@ def _with_output(function: Callable[..., None], arguments: tuple, output: Path) 
     function(*arguments)
 
 
-def run_as_a_command(experiment: Experiment, runs: Path, on_step: Callable[[int], None] | None = None) -> None:
+def run_as_a_command(experiment, runs, on_step=None):
     """Train as the command line does, in this process, and leave it with its exit code."""
     os.environ["APD_RUNS"] = str(runs)
     code = codes.exit_code_of(lambda: 0 if train(experiment, on_step=on_step) else 1, "apd")
@@ -239,7 +249,7 @@ def run_as_a_command(experiment: Experiment, runs: Path, on_step: Callable[[int]
     os._exit(code)
 
 
-def train_until_killed(experiment: Experiment, runs: Path, touches: int) -> None:
+def train_until_killed(experiment, runs, touches):
     """Train with a checkpoint after every step; SIGKILL before the run's files are touched that many times.
 
     Opening, renaming, making and removing count, so every state that a kill can leave behind is met.
@@ -247,7 +257,7 @@ def train_until_killed(experiment: Experiment, runs: Path, touches: int) -> None
     seen = 0
     touching = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
-    def count(event: str, arguments: tuple) -> None:
+    def count(event, arguments):
         nonlocal seen
         if event in touching and str(arguments[0]).startswith(str(runs)):
             seen += 1

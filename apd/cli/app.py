@@ -15,8 +15,9 @@ COMMANDS = {
     "replay": "Run a record's experiment again on this machine and say whether it comes out equal, or where not.",
     "check": "Read every image and mask of a folder of your own, or a named data set, and print each class's share.",
     "evaluate": "Score a finished run again on a split of its data.",
-    "predict": "Write the label map and an overlay of any image, or what a detector finds in it.",
-    "export": "Write a finished run's student, alone, as ONNX or as a torch.export program.",
+    "predict": "Write the label map and an overlay of images and videos, or what a detector finds in them.",
+    "report": "Write one page of finished runs: scores, curves, best and worst images, configuration, cost.",
+    "export": "Write a finished run's student, alone: ONNX, a torch.export program, or a folder for a model hub.",
     "campaign": "Run what a named list of experiments still lacks.",
     "cost": "Parameters, multiply-adds, latency and memory of a recipe's student and teacher; with --loss, time "
     "and memory of the method's forward and backward pass at published sizes.",
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = (f"  {name:10s} {sentence}" for name, sentence in COMMANDS.items())
-        print("usage: apd COMMAND [OPTIONS]", "", *lines, "", "apd COMMAND --help tells the options.", sep="\n")
+        print("usage: apd COMMAND [OPTIONS]", "", *lines, "", "apd COMMAND --help lists the options.", sep="\n")
         return 0 if arguments else 2
     from apd.training.exit_codes import exit_code_of
 
@@ -44,7 +45,8 @@ def _run(name: str, *arguments: str) -> int:
         hint = did_you_mean(name, COMMANDS)
         raise UsageError(f"there is no command {name!r:.80}: expected one of {', '.join(COMMANDS)}{hint}")
     try:
-        module = import_module(f"apd.cli.{'using' if name in _OF_A_RUN else 'training'}")
+        place = "report" if name == "report" else "using" if name in _OF_A_RUN else "training"
+        module = import_module(f"apd.cli.{place}")
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise

@@ -15,12 +15,12 @@ import tyro
 from apd.cli.app import only, parse, recipe_parts, with_recipe
 from apd.cli.using import record_of, split_described
 from apd.config.datasets import build_split, spec_of, what_changed
-from apd.config.experiment import DataConfig, Experiment, NetworkConfig
+from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TrainingConfig
 from apd.config.identity import to_dict
 from apd.cost import measure
 from apd.cost.dry_run import dry_run
 from apd.data.census import census_of
-from apd.data.dataset_yaml import DESCRIPTION, SPLITS, has_split, locate_folder
+from apd.data.dataset_yaml import DESCRIPTION, SPLITS, has_split, locate_folder, unlabelled_images
 from apd.data.images import DataError, MissingData
 from apd.distill import APDLoss
 from apd.evaluation.average_precision import NAMES, APScores, Kind
@@ -60,10 +60,9 @@ def check(arguments: list[str], sentence: str) -> int:
         try:
             locate_folder(chosen)
         except MissingData as error:
-            raise DataError(
-                f"{error}; or name one of {', '.join(DATA_SETS)}{did_you_mean(chosen, DATA_SETS)}"
-            ) from error
-        data = DataConfig(name="folder", folder=chosen, **OWN_SIZES)
+            named = f"or name one of {', '.join(DATA_SETS)}{did_you_mean(chosen, DATA_SETS)}"
+            raise DataError(f"{error}; {named}") from error
+        data = DataConfig(name="folder", folder=chosen, **OWN_SIZES, unlabelled=bool(unlabelled_images(chosen)))
         splits = [split for split in SPLITS if split != "test" or has_split(chosen, split)]
     census = census_of({split: build_split(data, split) for split in splits})
     print("\n".join(census.table()))
@@ -76,8 +75,7 @@ def check(arguments: list[str], sentence: str) -> int:
 class _Cost:
     size: Size = "tiny"  #: Recipe whose networks are measured, at its image size (the paper's: at its crop).
     run: Path | None = None  #: Folder of a finished run, or its record.json, in place of a recipe.
-    batch: int = 1
-    """Images at a time."""
+    batch: int = 1  #: Images at a time.
     loss: bool = False  #: Measure the distillation loss at the published sizes and CamVid's instead of networks.
     start: bool = False  #: Time `from apd import APDLoss` and `apd --help` in fresh interpreters instead of networks.
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
@@ -99,13 +97,12 @@ def cost(arguments: list[str], sentence: str) -> int:
             width = shape.channels if headed else None
             module = APDLoss(shape.channels, shape.channels, shape.classes, width=width).to(device)
             found = measure.loss_cost(module, measure.loss_batch(shape, device=device))
-            took = f"{found.milliseconds.median:.1f} ms, {found.peak_bytes / 2**20:.1f} MiB on {device}"
-            print(f"{name}, {f'heads {width} wide' if headed else 'no heads'}: {took}", flush=True)
+            took, heads = f"{found.milliseconds.median:.1f} ms", f"heads {width} wide" if headed else "no heads"
+            print(f"{name}, {heads}: {took}, {found.peak_bytes / 2**20:.1f} MiB on {device}", flush=True)
         return 0
     experiment = record_of(chosen.run).experiment if chosen.run is not None else known.recipe(chosen.size)
     if experiment.task == "detection":
-        facts = "a detector's parameters, multiply-adds, memory and seconds"
-        fix = f"`apd train --size {chosen.size} --dry-run` tells {facts}"
+        fix = f"`apd train --size {chosen.size} --dry-run` counts a detector's parameters, multiply-adds and memory"
         raise UsageError(f"--size {chosen.size}: apd cost measures segmentation; {fix}")
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
@@ -130,14 +127,13 @@ def recipes(arguments: list[str], sentence: str) -> int:
         arguments = arguments[1:] or ["show"]  # of nothing: there is no such recipe
     chosen = parse(_Recipes, arguments, prog="apd recipes", description=sentence)
     experiments = dict(known.all_recipes())
-    if not chosen.name:
-        for name, experiment in experiments.items():
-            data = experiment.data
-            source = data.folder if experiment.task == "detection" and data.folder else data.name
-            print(f"{name:40s} {source}, {experiment.training.iterations} iterations")
-        return 0
-    name = "-".join(recipe_parts(chosen.name))
-    print("\n".join(known.sourced_lines(name)) or json.dumps(to_dict(experiments[name]), indent=2))
+    for name, experiment in () if chosen.name else experiments.items():
+        data = experiment.data
+        source = data.folder if experiment.task == "detection" and data.folder else data.name
+        print(f"{name:40s} {source}, {experiment.training.iterations} iterations")
+    if chosen.name:
+        name = "-".join(recipe_parts(chosen.name))
+        print("\n".join(known.sourced_lines(name)) or json.dumps(to_dict(experiments[name]), indent=2))
     return 0
 
 
@@ -155,9 +151,11 @@ class _Base:
 class _Train(_Base):
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     dry_run: bool = False
-    """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
+    """Build everything, check the data, estimate memory and time, and stop: 1 where something is missing."""
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
     workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
+    tensorboard: bool = False
+    """Write curves and some predictions for `tensorboard --logdir runs`; needs the extra `tensorboard`."""
 
 
 def _require_workers(workers: int) -> None:
@@ -173,6 +171,11 @@ def train(arguments: list[str], sentence: str) -> int:
         start = replace(start, network=NetworkConfig())
     if only(arguments, ("--teacher.network.builder",)) and start.teacher is not None:
         start = replace(start, teacher=replace(start.teacher, network=NetworkConfig()))
+    for owner in ("training", "teacher.training"):
+        if epochs := only(arguments, (f"--{owner}.epochs",)):  # in the place of the recipe's iterations
+            if given := only(arguments, (f"--{owner}.iterations",)):
+                raise UsageError(f"{' '.join(epochs + given)}: each says how long to train; leave one of them out")
+            arguments = [*arguments, f"--{owner}.iterations={TrainingConfig.iterations}"]
     chosen = parse(
         _Train,
         arguments,
@@ -182,7 +185,7 @@ def train(arguments: list[str], sentence: str) -> int:
         "that name, which `apd recipes` lists; every field below can be changed.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    experiment, device = chosen.experiment, chosen.device or None
+    experiment, device = runs.in_steps(chosen.experiment), chosen.device or None
     if experiment.name == start.name:
         label = f"{base.size}-{base.method}" if own is None else start.name.rpartition("-seed")[0]
         experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
@@ -196,7 +199,8 @@ def train(arguments: list[str], sentence: str) -> int:
         if missing := dry_run(experiment, device=device):
             print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
         return 1 if missing else 0
-    record = runs.train(experiment, device=device, progress=in_this_output(), workers=chosen.workers)
+    options = dict(progress=in_this_output(), workers=chosen.workers, tensorboard=chosen.tensorboard)
+    record = runs.train(experiment, device=device, **options)
     if not started_rank():
         print(summary(record), flush=True)
         for who, fact in {"the teacher": record.content["teacher"] or {}, "the student": record.content}.items():
@@ -269,8 +273,9 @@ def replay(arguments: list[str], sentence: str) -> int:
     for line in found[:MOST_LINES]:
         ranks.print(line)
     if not found:
-        equal = "weights, scores, curves, teacher and data are the record's, bit by bit"
-        ranks.print(f"equal: {score} {value:.4f}; {equal}")
+        ranks.print(
+            f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
+        )
         return 0
     why = "; bits repeat with the same code, libraries and kind of processor only, see the notes" if notes else ""
     scores = f"{score} {record.headline[1]:.4f} in the record and {value:.4f} here"
@@ -311,4 +316,6 @@ def summary(record: Record) -> str:
         return f"{name}: {line(record.ap)} on {split_described(record, split)}{teacher}"
     own, teacher = record.scores, record.teacher_scores
     beside = f"; teacher mIoU {teacher.miou:.4f}, agreement {record.agreement:.4f}" if teacher else ""
+    kept = record.content.get("kept")
+    beside += f"; kept step {kept['step']}, the best on val, whose score is optimistic" if kept else ""
     return f"{name}: mIoU {own.miou:.4f}, mAcc {own.macc:.4f}, aAcc {own.aacc:.4f} on {split}{beside}"

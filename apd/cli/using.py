@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from apd.cli.app import parse
 from apd.config.datasets import meaning_of, spec_of, what_changed
 from apd.config.experiment import Experiment
-from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides, shown_size
+from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides
 from apd.data.coco import coco_spec
-from apd.data.image_folder import names_of
 from apd.data.images import DataError
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import coco_library
@@ -23,10 +23,11 @@ from apd.data.scenes import OBJECTS
 from apd.data.specs import DatasetSpec
 from apd.evaluation import inference as segmentation
 from apd.evaluation import predict as predictions
-from apd.evaluation.average_precision import Detections, ap_lines, scored
-from apd.evaluation.export import SUFFIXES, export_network
+from apd.evaluation.average_precision import Detections, ap_lines, image_ids, scored
+from apd.evaluation.export import SUFFIXES, export_network, model_card
 from apd.evaluation.inference import class_csv, scores, too_weak
-from apd.fields import UsageError
+from apd.fields import UsageError, shown
+from apd.models.segmenter import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from apd.training.record import Record, RecordError, read_record
 from apd.training.run import finished_folder, records_folder, task_of, trained_network
 from apd.training.schema import read_json
@@ -43,8 +44,7 @@ class _OfARun:
     sliding_window: float | None = None
     """Predict windows of the training crop's size; the number is the step from one to the next, as a part of a window
     (released code: 0.667)."""
-    flip: bool = False
-    """Average each prediction with that of the mirror image."""
+    flip: bool = False  #: Average each prediction with that of the mirror image.
     scales: tuple[float, ...] = ()
     """Average over these sizes, as multiples of the image's own; --scales 1 alone shows the whole image once."""
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
@@ -59,13 +59,11 @@ class _OfARun:
         windows = {} if stride is None else {"window": (data.crop_height, data.crop_width), "stride": stride}
         try:
             options = InferenceOptions(**windows, flip=self.flip, scales=self.scales or (1.0,))
-        except ValueError as error:
-            raise UsageError(f"{'--sliding-window' if '.stride' in str(error) else '--scales'}: {error}") from error
-        if data.height:  # else every image has a size of its own
-            try:
+            if data.height:  # else every image has a size of its own
                 require_sides(data, options, [("an image of this run", (data.height, data.width))])
-            except DataError as error:
-                raise UsageError(f"--scales {' '.join(map(str, options.scales))}: {error}") from error
+        except (ValueError, DataError) as error:
+            named = "--sliding-window" if ".stride" in str(error) else f"--scales {' '.join(map(str, self.scales))}"
+            raise UsageError(f"{named}: {error}") from error
         return options
 
 
@@ -88,12 +86,9 @@ def evaluate(arguments: list[str], sentence: str) -> int:
         raise UsageError(f"--csv {chosen.csv}: expected a file in a folder that is there and can be written")
     if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
-    if record.experiment.task == "segmentation":
-        _evaluate_segmenter(chosen, record, options)
-    elif chosen.csv is not None:
+    if record.experiment.task == "detection" and chosen.csv is not None:
         raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
-    else:
-        _evaluate_detector(chosen, record)
+    (_evaluate_detector if record.experiment.task == "detection" else _evaluate_segmenter)(chosen, record, options)
     return 0
 
 
@@ -106,14 +101,9 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
         for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
             predictions.write_label_map(labels_HW, chosen.pictures / f"{name}-labels.png", dataset.spec)
 
-    matrix_KK = segmentation.confusion_of(
-        trained_network(chosen.run, device=chosen.device or None),
-        dataset,
-        precision=experiment.precision,
-        inference=options,
-        progress=chosen.split,
-        on_batch=None if chosen.pictures is None else write,
-    )
+    how = dict(precision=experiment.precision, inference=options, progress=chosen.split)
+    model, on_batch = trained_network(chosen.run, device=chosen.device or None), write if chosen.pictures else None
+    matrix_KK = segmentation.confusion_of(model, dataset, on_batch=on_batch, **how)
     result, names = scores(matrix_KK), dataset.spec.class_names
     for name, iou, accuracy in zip(names, result.iou, result.accuracy, strict=True):
         print(f"{name:12s} IoU {iou:.4f}  accuracy {accuracy:.4f}")
@@ -122,13 +112,10 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
     if warning := too_weak(matrix_KK, names):
         print(f"warning: {warning}", file=sys.stderr)
     if chosen.csv is not None:
-        try:
-            chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{chosen.csv}: cannot write the table ({error})") from error
+        chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")
 
 
-def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
+def _evaluate_detector(chosen: _Evaluate, record: Record, _options: InferenceOptions) -> None:
     coco_library(SCORED)
     data, task = record.experiment.data, task_of(record.experiment)
     if data.name == "coco" and chosen.split == "test":
@@ -141,8 +128,8 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
         image = predictions.drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
         predictions.save_image(image, chosen.pictures / f"{sample.name}-found.png")
 
-    options = dict(batch_size=task.at_a_time, progress=chosen.split)
-    tables = scored(model, dataset, **options, on_image=None if chosen.pictures is None else write).tables()
+    how = dict(batch_size=task.at_a_time, progress=chosen.split, on_image=write if chosen.pictures else None)
+    tables = scored(model, dataset, **how).tables()
     counted = f"{len(dataset)} images of {split_described(record, chosen.split)}"
     print(*ap_lines(tables, dataset.spec.class_names), counted, sep="\n")
 
@@ -150,62 +137,89 @@ def _evaluate_detector(chosen: _Evaluate, record: Record) -> None:
 @dataclass(frozen=True, kw_only=True)
 class _Predict(_OfARun):
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
-    """Images of any size, in any format that training reads."""
+    """Images of any size, in any format that training reads; videos; folders of both; patterns such as '*.png'."""
     to: Path = Path("predictions")
-    """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png; of a detector
-    for NAME-found.png and detections.json (COCO's results format). Where stems repeat, NAME begins with folders."""
+    """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png, of a detector
+    for NAME-found.png and detections.json (COCO's results format), and for predictions.csv. Where stems repeat, NAME
+    begins with folders; frames are NAME-000123."""
+    batch: int = 8  #: Images of equal size that are predicted at a time.
+    every: int = 1  #: Of a video, or an image of several frames, predict every n-th.
     least_score: float | None = None
     """Detectors only: detections below this score are not drawn (0.5 if it is not given)."""
 
 
 def predict(arguments: list[str], sentence: str) -> int:
-    """Write what a run's network predicts for images of any size."""
+    """Write what a run's network predicts for images of any size: 1 where a file could not be read."""
     chosen = parse(_Predict, arguments, prog="apd predict", description=sentence, config=FLAGS)
     if not chosen.images:
         raise UsageError("apd predict needs at least one image: apd predict RUN IMAGE…")
-    record, device, least = record_of(chosen.run), chosen.device or None, chosen.least_score
+    for name, value in (("batch", chosen.batch), ("every", chosen.every)):
+        if not 1 <= value <= 10**6:
+            raise UsageError(f"--{name} {shown(value)}: expected a whole number of at least 1 and at most 1000000")
+    record, least, to = record_of(chosen.run), chosen.least_score, chosen.to
     options, data = chosen.inference(record.experiment), record.experiment.data
-    if record.experiment.task == "detection":
-        if least is not None and not 0 <= least <= 1:
-            raise UsageError(f"--least-score {least}: expected a number from 0 to 1")
-        if record.experiment.network.kind == "mask_rcnn":
-            coco_library(SCORED)
-        detector = trained_network(chosen.run, device=device)
-        least, spec = predictions.LEAST_SCORE if least is None else least, _spec_of_run(record)
-        print(*predictions.detect_in_images(detector, chosen.images, chosen.to, spec, least_score=least), sep="\n")
-        return 0
-    if least is not None:
-        raise UsageError(f"--least-score {least}: this run is of segmentation, which has no detections")
-    # all are read before the first is predicted
-    sizes = [predictions.read_image(image).size[::-1] for image in chosen.images]
-    require_sides(data, options, zip(chosen.images, sizes, strict=True))
-    model, spec = trained_network(chosen.run, device=device), _spec_of_run(record)
-    for image, name, size in zip(chosen.images, names_of(chosen.images), sizes, strict=True):
-        shown = {"size": shown_size(data, *size), "inference": options, "name": name}
-        print(*predictions.predict_image(model, image, chosen.to, spec, **shown), sep="\n")
-    return 0
+    detection = record.experiment.task == "detection"
+    if least is not None and not (detection and 0 <= least <= 1):
+        wrong = "expected a number from 0 to 1" if detection else "this run is of segmentation, which has no detections"
+        raise UsageError(f"--least-score {least}: {wrong}")
+    if detection and record.experiment.network.kind == "mask_rcnn":
+        coco_library(SCORED)
+    files, failed = predictions.files_of(chosen.images, to), []
+
+    def note(error: DataError) -> None:
+        failed.append(error)
+        bar.write(f"apd: {error}", file=sys.stderr)
+
+    model, spec = trained_network(chosen.run, device=chosen.device or None), _spec_of_run(record)
+    with tqdm(unit=" images", disable=None, leave=False) as bar:
+        frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)
+        groups = predictions.batches(frames, chosen.batch)
+        if detection:
+            least = predictions.LEAST_SCORE if least is None else least
+            written = predictions.detect_files(model, groups, to, spec, dict(zip(files, image_ids(files))), least)
+        else:
+            written = predictions.segment_files(model, groups, to, spec, data, options)
+        for path in written:
+            bar.write(str(path), file=sys.stdout)
+            bar.update(path.name.endswith(("-overlay.png", "-found.png")))
+    return 1 if failed else 0
 
 
 @dataclass(frozen=True)
 class _Export:
     run: Run
     """Folder of a finished run."""
-    to: Path  #: File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. One that is there is replaced.
+    to: str
+    """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export; one that is there is replaced. Or FOLDER/, for the
+    layout of the Hugging Face hub."""
 
 
 def export(arguments: list[str], sentence: str) -> int:
-    """Write a run's student as a program of its own."""
+    """Write a run's student as a program of its own, or as a folder for the Hugging Face hub."""
     chosen = parse(_Export, arguments, prog="apd export", description=sentence)
-    if chosen.to.suffix not in SUFFIXES:
-        raise UsageError(f"--to {chosen.to}: expected a name that ends with {' or '.join(SUFFIXES)}")
+    to, as_folder = Path(chosen.to), chosen.to.endswith(("/", os.sep)) or os.path.isdir(chosen.to)
+    if not as_folder and to.suffix not in SUFFIXES:
+        raise UsageError(f"--to {to}: expected a name that ends with {' or '.join(SUFFIXES)}, or a folder, as {to}/")
     record = record_of(chosen.run)
     experiment, data = record.experiment, record.experiment.data
     if experiment.task == "detection":
-        fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as its documentation tells"
+        fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as torchvision describes"
         reason = "this run's is a detector, whose detections vary in number"
         raise UsageError(f"apd export writes networks of segmentation: {reason}; {fix}")
+    if as_folder and experiment.network.builder:
+        reason = f"this run's is made by {experiment.network.builder}, whose code the folder would lack"
+        raise UsageError(
+            f"--to {to}/: a folder holds networks of this package: {reason}; write {' or '.join(SUFFIXES)}"
+        )
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
-    print(export_network(trained_network(chosen.run), chosen.to, size=size, class_names=tuple(record.class_names)))
+    model, names = trained_network(chosen.run), record.class_names
+    if not as_folder:
+        print(export_network(model, to, size=size, class_names=names))
+        return 0
+    kept = ", which was there and is kept as it was" if (to / CARD_FILE).exists() else ""
+    about = {"id2label": dict(enumerate(names)), "image_size": size, "experiment": record.content["fingerprint"]}
+    model.save_pretrained(to, about=about, card=model_card(record, size))
+    print(f"{to}: {CONFIG_FILE}, {WEIGHTS_FILE}, {CARD_FILE}{kept}")
     return 0
 
 
@@ -227,13 +241,13 @@ def records(arguments: list[str], sentence: str) -> int:
             content = read_json(path)
             if isinstance(content, dict) and {"rows", "runs", "sha256"} & content.keys() and "curves" not in content:
                 counts["other"] += 1  # measurements, which the pages check that read them, or a checkpoint's manifest
-            else:
-                kind = "whole" if "digest" in Record(content, str(path)).content else "older"
-                labels = [sum(row) for row in content.get("confusion", ())] or content["ap"]["boxes"]["things"]
-                first, same = known.setdefault(content["data"]["fingerprint"], (path, labels))
-                if labels != same:
-                    raise RecordError(f"{path}: it counts other labels than {first}, which is of the same data")
-                counts[kind] += 1
+                continue
+            kind = "whole" if "digest" in Record(content, str(path)).content else "older"
+            labels = [sum(row) for row in content.get("confusion", ())] or content["ap"]["boxes"]["things"]
+            first, same = known.setdefault(content["data"]["fingerprint"], (path, labels))
+            if labels != same:
+                raise RecordError(f"{path}: it counts other labels than {first}, which is of the same data")
+            counts[kind] += 1
         except RecordError as error:
             counts["refused"] += 1
             print(error)

@@ -11,8 +11,8 @@ from apd.config.identity import to_dict
 from apd.data import specs
 from apd.data.augment import Augmentation
 from apd.data.converted import LABELMEFACADE, CamVid, ConvertedDataset, LabelMeFacade
-from apd.data.dataset_yaml import folder_spec, open_folder
-from apd.data.image_folder import find_data
+from apd.data.dataset_yaml import folder_spec, open_folder, unlabelled_images
+from apd.data.image_folder import FolderDataset, PartlyLabelled, find_data
 from apd.data.images import LongSide
 from apd.data.instances import InstanceDataset, InstanceSpec
 from apd.data.scenes import Scenes
@@ -70,22 +70,31 @@ def build_split(data: DataConfig, split: str) -> SegmentationDataset:
     """One split of the experiment's data; missing or damaged data raises a DataError that says what to do."""
     require_segmentation(data)
     size = {"height": data.height or None, "width": data.width or None}
-    dataset: SegmentationDataset
+    dataset = _whole_split(data, split, size)
+    if split != "train":  # the longest side is for evaluation
+        return LongSide(dataset, data.long_side) if data.long_side else dataset
+    if data.labelled_share == 1 and not data.unlabelled:
+        return dataset
+    paths = unlabelled_images(data.folder) if data.name == "folder" and data.unlabelled else []
+    more = FolderDataset(dataset.spec, [(path, None) for path in paths], **size, cache=None) if paths else ()
+    return PartlyLabelled(dataset, data.labelled_share, unlabelled=data.unlabelled, more=more)
+
+
+def _whole_split(data: DataConfig, split: str, size: dict[str, int | None]) -> SegmentationDataset:
     match data.name:
         case "scenes":
             count = data.train_images if split == "train" else data.evaluation_images
             return Scenes(count, **size, context_shift=data.context_shift, seed=data.world, split=split)
         case "camvid":
-            dataset = CamVid(find_data("CamVid"), split, **size)
+            return CamVid(find_data("CamVid"), split, **size)
         case "labelmefacade":
-            dataset = LabelMeFacade(split, **size)
+            return LabelMeFacade(split, **size)
         case "folder":
-            dataset = open_folder(data.folder, split, **size)
+            return open_folder(data.folder, split, **size)
         case name:
             if split not in dict(_CONVERTED[name].splits):
                 raise ExperimentError(f"split = {split!r}: the labels of {name}'s {split} are not public, so use val")
-            dataset = ConvertedDataset(_CONVERTED[name], split, **size)
-    return LongSide(dataset, data.long_side) if data.long_side and split != "train" else dataset  # it is for evaluation
+            return ConvertedDataset(_CONVERTED[name], split, **size)
 
 
 def spec_of(data: DataConfig) -> DatasetSpec:
@@ -96,10 +105,10 @@ def spec_of(data: DataConfig) -> DatasetSpec:
 
 def build_splits(data: DataConfig) -> Splits:
     """Training, validation and evaluation data; the last two are one object when they are one split."""
-    val = build_split(data, "val")
-    evaluation = val if data.evaluation_split == "val" else build_split(data, data.evaluation_split)
-    others = {split: build_split(data, split) for split in data.other_splits}
-    return Splits(build_split(data, "train"), val, evaluation, others)
+    is_tested = data.name == "labelmefacade" and data.evaluation_split == "test"  # further test splits are scored, too
+    others = {name: build_split(data, name) for name in ("test_out_of_place", "night") if is_tested}
+    named = {name: build_split(data, name) for name in {"val": 0, data.evaluation_split: 0, "train": 0}}
+    return Splits(named["train"], named["val"], named[data.evaluation_split], others)
 
 
 def build_augmentation(data: DataConfig) -> Augmentation:

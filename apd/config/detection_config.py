@@ -1,9 +1,11 @@
-"""Data and networks of a detection experiment, and the checks of fields that data of both tasks have."""
+"""Data and networks of detection, checks of fields that data of both tasks have, and what does not go together."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apd.fields import LONGEST_SIDE, MOST, WIDEST, require, require_range, require_types
+from apd.config.inference_options import WHOLE_IMAGE
+from apd.distillers.base import DISTILLERS
+from apd.fields import LONGEST_SIDE, MOST, WIDEST, ExperimentError, require, require_range, require_types
 
 # pixels of a side: from here on maps of stride 32, on which batch norm trains, have 2 × 2 cells
 SMALLEST_DETECTION_SIDE = 64
@@ -28,8 +30,7 @@ class InstanceDataConfig:
     name: Literal["scenes", "coco"] = "scenes"
     """The built-in scenes' signs, cars and pedestrians, or a data set with annotations as COCO has them."""
     folder: str = ""  #: COCO only: its folder below APD_DATA, such as coco or tiny_coco.
-    annotations: str = "annotations/instances_{split}.json"
-    """COCO only: the file of a split in that folder; {split} stands for the split's name."""
+    annotations: str = "annotations/instances_{split}.json"  #: COCO only: a split's file; {split} is its name.
     pictures: str = "{split}"  #: COCO only: the folder of a split's images in that folder.
     train_part: str = "train2017"  #: COCO only: name of the split that is trained on.
     val_part: str = "val2017"  #: COCO only: name of the split that is scored; `train_part` again tests the fit alone.
@@ -38,8 +39,7 @@ class InstanceDataConfig:
     """Rows of a scene. A detector brings an image's shorter side to the smaller of `height` and `width`, unless the
     longer would exceed the greater (COCO: 800 and 1333)."""
     width: int = 128  #: Columns of a scene; see `height`.
-    evaluation_split: Literal["val", "test"] = "val"
-    """Split of the final scores; intermediate ones always use val. COCO has val only: test's annotations are secret."""
+    evaluation_split: Literal["val", "test"] = "val"  #: Split of the final scores; COCO has val only.
     flip: float = 0.5  #: Probability of a horizontal flip (torchvision, Detectron2: 0.5).
     scale_min: float = 1.0  #: Smallest random scale, after which an image is padded to its size (torchvision: none).
     scale_max: float = 1.0  #: Largest random scale, after which an image is cropped to its size (torchvision: none).
@@ -84,3 +84,67 @@ class DetectorConfig:
         require_types(self)
         require_range(1, WIDEST, self, "width", "box_width", "smallest_anchor")
         require_range(1, MOST, self, "proposals", "rois", "detections")
+
+
+def _require_one_task(experiment: Any) -> None:
+    data, detection = type(experiment.data).__name__, experiment.task == "detection"
+    segmentation = "a NetworkConfig; detection wants an InstanceDataConfig as data"
+    wanted = "a DetectorConfig; segmentation wants a DataConfig as data" if detection else segmentation
+    for name, owner in {"network": experiment, "teacher.network": experiment.teacher}.items():
+        if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
+            found = f"Experiment.{name} is a {type(owner.network).__name__} beside data = {data}"
+            raise ExperimentError(f"{found}: expected {wanted}")
+    known = sorted(name for name, kind in DISTILLERS.items() if kind.task == experiment.task)
+    for method in [d.method for d in experiment.distillers if d.method not in known]:
+        wrong = f"{method} is none for {experiment.task}, the task of data = {data}"
+        raise ExperimentError(f"Experiment.distillers: {wrong}: expected some of {', '.join(known)}")
+
+
+_NOT_IN_DETECTION = {
+    "accumulation": "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch",
+    **dict.fromkeys(("compile", "cuda_graph"), "False in detection: its number of boxes varies"),
+    **dict.fromkeys(("class_weights", "label_smoothing", "added_loss"), "the default: its losses are torchvision's"),
+    "device_augmentation": "False in detection: the loader cuts and drops objects with their boxes and masks",
+    "gradient_checkpointing": "False in detection: it is there for segmentation only",
+    "auxiliary_weight": "0.4, the default: a detector has no auxiliary head",
+}
+"""Fields of a training that detection can use at their default only, and what is expected."""
+
+
+def require_fit(experiment: Any) -> None:
+    """Raise ExperimentError where an experiment's parts are of two tasks, or its task is asked for what it lacks."""
+    _require_one_task(experiment)
+    data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
+    for owner in filter(None, (experiment, teacher)):
+        training, custom = owner.training, getattr(owner.network, "builder", "")
+        if getattr(owner.network, "auxiliary", ()):
+            require(training.auxiliary_weight > 0, training, "auxiliary_weight", "above 0 beside network.auxiliary")
+        elif custom:
+            expected = "0, or 0.4, the default: a builder's network has no auxiliary head without network.auxiliary"
+            require(training.auxiliary_weight in (0, 0.4), training, "auxiliary_weight", expected)
+        expected = "last: val_part is train_part, so that no image is left to choose by"
+        own = data.name != "coco" or not detection or data.train_part != data.val_part
+        require(own or training.keep == "last", training, "keep", expected)
+        if detection:
+            for name, expected in _NOT_IN_DETECTION.items():
+                require(getattr(training, name) == getattr(type(training), name), training, name, expected)
+        elif data.rotation or data.blur:
+            expected = f"False beside rotation {data.rotation} and blur {data.blur}, which only the loader does"
+            require(not training.device_augmentation, training, "device_augmentation", expected)
+    if detection:
+        expected = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
+        require(experiment.precision != "bf16", experiment, "precision", expected)
+        expected = "the default: a detector sees the whole image, once"
+        require(experiment.inference == WHOLE_IMAGE, experiment, "inference", expected)
+        kinds = [network.kind for network in (experiment.network, teacher and teacher.network) if network]
+        methods = [distiller.method for distiller in experiment.distillers]
+        with_masks = [name for name in (*kinds, *methods) if name in ("mask_rcnn", "dense_apd")]
+        if with_masks and data.name == "coco":
+            require(data.masks, data, "masks", f"True: {with_masks[0]} learns from masks")
+    for distiller in experiment.distillers:
+        if getattr(distiller, "width", 0) is None:  # no heads bring features to one width
+            name = {"apd": "head_width", "roi_apd": "box_width"}.get(distiller.method, "width")
+            widths = [getattr(network, name) for network in (experiment.network, teacher.network)]
+            got = f"network.{name} = {widths[0]} and teacher.network.{name} = {widths[1]}"
+            right = widths[0] == widths[1] or any(getattr(o.network, "builder", "") for o in (experiment, teacher))
+            require(right, distiller, "width", f"features of equal width then, got {got}")

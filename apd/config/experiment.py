@@ -2,14 +2,14 @@
 
 import hashlib
 import itertools
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_images
+from apd.config.detection_config import DetectorConfig, InstanceDataConfig, require_fit, require_images
 from apd.config.inference_options import SMALLEST_SIDE, WHOLE_IMAGE, InferenceOptions, least_side
-from apd.distillers.base import DISTILLERS, DistillerConfig
-from apd.fields import LARGEST, LONGEST_SIDE, WIDEST, ExperimentError, require, require_range, require_types
+from apd.distillers.base import DistillerConfig
+from apd.fields import LARGEST, LONGEST_SIDE, SMALLEST, WIDEST, ExperimentError, require, require_range, require_types
 
 TaskName = Literal["segmentation", "detection"]
 _PUBLISHED = Literal["cityscapes", "ade20k", "pascal_context_59", "pascal_context_60", "coco"]
@@ -27,6 +27,11 @@ class DataConfig:
     long_side: int = 0
     """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or 2048);
     0 leaves it as loaded."""
+    labelled_share: float = 1.0
+    """Share of the training images that keep their labels, evenly spaced in the data's order, whatever the seed."""
+    unlabelled: bool = False
+    """Train, by the teacher alone, on images without labels too: those that dataset.yaml names, and those whose labels
+    labelled_share takes away, which are left out otherwise. The teacher itself learns from the labelled ones."""
     evaluation_split: Literal["val", "test", "test_out_of_place", "night"] = "val"
     """Split of the final scores; intermediate ones use val. The last two: labelmefacade only, scored with its test."""
     crop_height: int = 96  #: Rows of a training crop.
@@ -54,22 +59,16 @@ class DataConfig:
         require_images(self)
         require(0 <= self.rotation <= 180, self, "rotation", "degrees between 0 and 180")
         require(0 <= self.blur <= 1, self, "blur", "a probability between 0 and 1")
+        require(0 < self.labelled_share <= 1, self, "labelled_share", "a share above 0, at most 1")
         own = self.name == "labelmefacade" or self.evaluation_split in ("val", "test")
         require(own, self, "evaluation_split", f"val or test: {self.name} has no other")
-
-    @property
-    def other_splits(self) -> tuple[str, ...]:
-        """Further test splits, on which a run with evaluation_split test is scored at its end as well."""
-        is_tested = self.name == "labelmefacade" and self.evaluation_split == "test"
-        return ("test_out_of_place", "night") if is_tested else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """A segmentation network: backbone, head and classifier."""
 
-    backbone: str = "mobilenetv2_050"
-    """resnet18_deep, resnet50_deep or resnet101_deep (as published), or a timm backbone that can be dilated."""
+    backbone: str = "mobilenetv2_050"  #: resnet{18,50,101}_deep (as published), or a timm backbone that can be dilated.
     head: Literal["psp", "aspp"] = "psp"  #: Head between backbone and classifier: PSPNet's or DeepLabV3's.
     head_width: int = 128  #: Channels of the feature map before the classifier (paper: 512).
     output_stride: Literal[4, 8, 16] = 16  #: Stride of the feature map (paper: 8; 4 where the backbone can).
@@ -85,6 +84,7 @@ class NetworkConfig:
     the fields above but weights_file and an auxiliary_weight are not for it."""
     features: str = ""  #: Builder only: path of the module whose map the classifier reads; empty where it is known.
     logits: str = ""  #: Builder only: path of the module that returns logits, on any grid; empty where it is known.
+    auxiliary: tuple[str, ...] = ()  #: Builder only: paths of further logits in training, each at auxiliary_weight.
     builder_sha256: str = ""  #: Of the builder's file as the experiment is made; filled in by itself.
 
     def __post_init__(self) -> None:
@@ -96,20 +96,19 @@ class NetworkConfig:
             require(bool(file) and function.isidentifier() and there, self, "builder", expected)
             if file.endswith(".py") and not self.builder_sha256:
                 object.__setattr__(self, "builder_sha256", hashlib.sha256(Path(file).read_bytes()).hexdigest())
+        paths = ("features", "logits", "auxiliary")
         for f in fields(self)[:-1]:  # all but the digest
-            if f.name not in ("builder", "weights_file") and bool(self.builder) != (f.name in ("features", "logits")):
+            if f.name not in ("builder", "weights_file") and bool(self.builder) != (f.name in paths):
                 expected = f"{f.default!r}, the default, {'beside' if self.builder else 'without'} a builder"
                 require(getattr(self, f.name) == f.default, self, f.name, expected)
         require_range(4, WIDEST, self, "head_width", "aspp_reach")
         require(0 <= self.dropout < 1, self, "dropout", "0 <= dropout < 1")
-        if self.head == "aspp":
-            least = 3 * self.output_stride
-            require(self.aspp_reach >= least, self, "aspp_reach", f"at least {least}, three times output_stride")
-        else:
-            require(self.aspp_reach == 288, self, "aspp_reach", f"288, the default: the head {self.head} has none")
-        expected = f"weights = 'imagenet' beside it, not {self.weights!r}"
-        needed = bool(self.weights_file) and not self.builder
-        require(not needed or self.weights == "imagenet", self, "weights_file", expected)
+        least, none = 3 * self.output_stride, f"288, the default: the head {self.head} has none"
+        wide, expected = self.aspp_reach >= least, f"at least {least}, three times output_stride"
+        require(self.head != "aspp" or wide, self, "aspp_reach", expected)
+        require(self.head == "aspp" or self.aspp_reach == 288, self, "aspp_reach", none)
+        right = not self.weights_file or bool(self.builder) or self.weights == "imagenet"
+        require(right, self, "weights_file", f"weights = 'imagenet' beside it, not {self.weights!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +116,7 @@ class TrainingConfig:
     """Optimiser and schedule of one network. Defaults without a remark are those of the released code."""
 
     iterations: int = 1000  #: Optimiser steps.
+    epochs: int = 0  #: In place of iterations: passes over the training images, rounded up to whole steps.
     batch_size: int = 8  #: Images in one optimiser step, of all processes and accumulated parts together.
     optimiser: Literal["sgd", "adamw"] = "sgd"  #: Of student and heads: SGD with momentum, or AdamW (own choice).
     learning_rate: float = 0.01  #: Of the backbone; schedule and warm-up scale it from step to step.
@@ -127,49 +127,63 @@ class TrainingConfig:
     power: float = 0.9  #: Exponent of the poly schedule; no part of steps, with which it stays at its default.
     milestones: tuple[int, ...] = ()  #: Schedule steps only: iterations at which the learning rate falls, in order.
     warmup: int = 0  #: Iterations over which the learning rate rises evenly to the schedule's (released code: none).
-    auxiliary_weight: float = 0.4  #: Weight of the auxiliary head's cross-entropy.
+    auxiliary_weight: float = 0.4  #: Weight of the cross-entropy of the auxiliary head, or of each.
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    """Of the cross-entropies: none, balanced (inverse to a class's share of the training pixels), or one a class."""
+    label_smoothing: float = 0.0  #: Share of a target that is spread evenly over all classes.
+    added_loss: Literal["none", "focal", "dice", "lovasz"] = "none"  #: Added to the cross-entropy; extra `losses`.
+    added_loss_weight: float = 1.0  #: Its weight.
     clip_norm: float | None = None  #: Largest norm of the gradient of the student and its heads; None: no limit.
     ema_decay: float | None = None  #: Decay of an average of the weights that is evaluated instead; None: off.
     evaluations: int = 4  #: How many times the student is scored on val on the way (own choice).
+    keep: Literal["last", "best"] = "last"  #: The last weights, or those best on val, whose score is then optimistic.
+    patience: int = 0  #: Keep best only: end after so many evaluations without a better one; 0: go on to the end.
     accumulation: int = 1  #: Parts that a batch is divided into to save memory; batch norm sees one part.
+    gradient_checkpointing: bool = False  #: Compute the student's blocks again in the backward pass, to save memory.
     compile: bool = False  #: Train through torch.compile; needs a compiler, and minutes at the start.
     cuda_graph: bool = False  #: One GPU only: record forward and backward pass once, and replay them as a CUDA graph.
     channels_last: bool = True  #: Whether images and weights lie in memory channels last.
     fused: bool = False  #: Whether an optimiser step is one kernel for many parameters.
     pinned_memory: bool = False  #: GPU only: copy batches from page-locked memory, without waiting for the GPU.
-    device_augmentation: bool = False
-    """Segmentation only: training images stay on the device and are augmented there; no rotation or blur."""
+    device_augmentation: bool = False  #: Segmentation only: augment on the device, without rotation or blur.
 
     def __post_init__(self) -> None:
-        if isinstance(self.milestones, list):  # JSON has lists
-            object.__setattr__(self, "milestones", tuple(self.milestones))
         require_types(self)
         require_range(1, 10**8, self, "iterations", "accumulation")
-        require_range(0, 10**4, self, "evaluations")
+        require_range(0, 10**4, self, "epochs", "evaluations", "patience")
+        expected = f"1000, the default, beside epochs {self.epochs}: give one of the two"
+        require(not self.epochs or self.iterations == 1000, self, "iterations", expected)
+        require(self.keep == "last" or self.evaluations > 0, self, "evaluations", "at least 1 beside keep best")
+        require(self.keep == "best" or not self.patience, self, "patience", "0, the default: it needs keep best")
+        require(0 <= self.label_smoothing < 1, self, "label_smoothing", "0 <= label_smoothing < 1")
+        weights = self.class_weights
+        several = isinstance(weights, str) or (min(weights, default=-1) >= 0 < max(weights, default=0))
+        require(several, self, "class_weights", "none, balanced, or a number >= 0 for each class, one of them above 0")
         expected = "at least 2: batch norm cannot train on one pooled vector; at most 65536"
         require(2 <= self.batch_size <= 2**16, self, "batch_size", expected)
-        for name in ("learning_rate", "head_multiplier"):
-            require(getattr(self, name) > 0, self, name, "a number > 0")
+        require_range(SMALLEST, LARGEST, self, "learning_rate", "head_multiplier", "added_loss_weight")
         require_range(0, LARGEST, self, "weight_decay", "power", "auxiliary_weight")
         require(0 <= self.momentum < 1, self, "momentum", "0 <= momentum < 1")
         whole = self.batch_size % self.accumulation == 0 and self.batch_size >= 2 * self.accumulation
         require(whole, self, "accumulation", f"equal parts, of at least 2 images, of batch_size {self.batch_size}")
-        expected = "False beside compile, and beside accumulation above 1: one recording is one whole step"
-        require(not (self.cuda_graph and (self.compile or self.accumulation > 1)), self, "cuda_graph", expected)
+        expected = "False beside compile, accumulation above 1, and added_loss focal or lovasz: it records a whole step"
+        single = not self.compile and self.accumulation == 1 and self.added_loss in ("none", "dice")
+        require(single or not self.cuda_graph, self, "cuda_graph", expected)
+        expected = "False beside compile and cuda_graph, which plan memory themselves"
+        planned = self.compile or self.cuda_graph
+        require(not (self.gradient_checkpointing and planned), self, "gradient_checkpointing", expected)
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "None or a number > 0")
         require(self.ema_decay is None or 0 < self.ema_decay < 1, self, "ema_decay", "None or a number in (0, 1)")
         for owner, value, part in (("optimiser", "adamw", "momentum"), ("schedule", "steps", "power")):
             unused = getattr(self, owner) != value or getattr(self, part) == 0.9
             require(unused, self, part, f"0.9, the default: the {owner} {value} has none")
-        if self.schedule == "steps":
-            expected = f"at least one iteration, increasing, above 0 and below iterations {self.iterations}"
-            borders = (0, *self.milestones, self.iterations)
-            increasing = all(earlier < later for earlier, later in itertools.pairwise(borders))
-            require(bool(self.milestones) and increasing, self, "milestones", expected)
-        else:
-            require(not self.milestones, self, "milestones", f"(), the default: the schedule {self.schedule} has none")
-        expected = f"an integer from 0 to below iterations {self.iterations}"
-        require(0 <= self.warmup < self.iterations, self, "warmup", expected)
+        end, steps = 10**8 if self.epochs else self.iterations, self.schedule == "steps"
+        expected = f"at least one iteration, increasing, above 0 and below iterations {end}"
+        expected = expected if steps else "(), the default: the schedule poly has none"
+        increasing = all(earlier < later for earlier, later in itertools.pairwise((0, *self.milestones, end)))
+        right = bool(self.milestones) and increasing if steps else not self.milestones
+        require(right, self, "milestones", expected)
+        require(0 <= self.warmup < end, self, "warmup", f"an integer from 0 to below iterations {end}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +194,7 @@ class TeacherConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How the teacher is trained on the same data when `weights_file` is empty."""
     seed: int = 0
-    weights_file: str = ""
-    """A file to load strictly instead of training: of one of this project's runs, or a released checkpoint."""
+    weights_file: str = ""  #: To load strictly instead of training: weights of a run, or a released checkpoint.
     expected_miou: float = 0.0  #: Least mIoU of the teacher on the evaluation split, a fraction; below it, no run.
     expected_ap: float = 0.0  #: The same for a detector, by its mean box AP.
 
@@ -217,7 +230,6 @@ class Experiment:
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
         legal = 0 < len(self.name.encode()) <= 200 and all(c.isalnum() or c in "-_." for c in self.name)
         require(legal, self, "name", "letters, digits, '-', '_' and '.' only: it names a folder; at most 200 bytes")
-        _require_one_task(self)
         if self.task == "segmentation" and self.data.height:  # else images have sizes of their own
             size = self.data.height, self.data.width
             least, whole = (least_side(self.data, options, *size) for options in (self.inference, WHOLE_IMAGE))
@@ -227,9 +239,12 @@ class Experiment:
             require(least >= SMALLEST_SIDE, self, "inference", expected)
         if self.distillers and self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: distillers need a teacher; set Experiment.teacher")
+        if self.task == "segmentation":
+            expected = "False without a distiller: from images without labels a student learns by its teacher alone"
+            require(not self.data.unlabelled or bool(self.distillers), self.data, "unlabelled", expected)
         methods = [d.method for d in self.distillers]
         require(len(set(methods)) == len(methods), self, "distillers", "each method at most once")
-        _require_fit(self)
+        require_fit(self)
 
     @property
     def task(self) -> TaskName:
@@ -237,71 +252,10 @@ class Experiment:
         return "detection" if isinstance(self.data, InstanceDataConfig) else "segmentation"
 
     def teacher_experiment(self) -> "Experiment":
-        """The experiment whose run is this one's teacher: same data, no distillers, one for all `inference`."""
+        """The experiment whose run is this one's teacher: same labels, no distillers, one for all `inference`."""
         if self.teacher is None:
             raise ExperimentError("Experiment.teacher = None: this experiment has no teacher")
-        return Experiment(
-            name=f"{self.data.name}-teacher",
-            seed=self.teacher.seed,
-            data=self.data,
-            network=self.teacher.network,
-            training=self.teacher.training,
-            precision=self.precision,
-        )
-
-
-def _require_one_task(experiment: Experiment) -> None:
-    data, detection = type(experiment.data).__name__, experiment.task == "detection"
-    segmentation = "a NetworkConfig; detection wants an InstanceDataConfig as data"
-    wanted = "a DetectorConfig; segmentation wants a DataConfig as data" if detection else segmentation
-    for name, owner in {"network": experiment, "teacher.network": experiment.teacher}.items():
-        if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
-            found = type(owner.network).__name__
-            raise ExperimentError(f"Experiment.{name} is a {found} beside data = {data}: expected {wanted}")
-    for distiller in experiment.distillers:
-        if distiller.task != experiment.task:
-            known = ", ".join(sorted(name for name, kind in DISTILLERS.items() if kind.task == experiment.task))
-            wrong = f"{distiller.method} is none for {experiment.task}, the task of data = {data}"
-            raise ExperimentError(f"Experiment.distillers: {wrong}: expected some of {known}")
-
-
-_NOT_IN_DETECTION = {
-    "accumulation": "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch",
-    "compile": "False in detection: its number of boxes varies",
-    "cuda_graph": "False in detection: its number of boxes varies",
-    "device_augmentation": "False in detection: the loader cuts and drops objects with their boxes and masks",
-    "auxiliary_weight": "0.4, the default: a detector has no auxiliary head",
-}
-"""Fields of a training that detection can use at their default only, and what is expected."""
-
-
-def _require_fit(experiment: Experiment) -> None:
-    """Raise ExperimentError where the experiment's task, or the device, is asked for what it cannot do."""
-    data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
-    for owner in filter(None, (experiment, teacher)):
-        training, custom = owner.training, getattr(owner.network, "builder", "")
-        expected = "0, or 0.4, the default: a builder's network has no auxiliary head"
-        require(not custom or training.auxiliary_weight in (0, 0.4), training, "auxiliary_weight", expected)
-        if detection:
-            for name, expected in _NOT_IN_DETECTION.items():
-                require(getattr(training, name) == getattr(TrainingConfig, name), training, name, expected)
-        elif data.rotation or data.blur:
-            expected = f"False beside rotation {data.rotation} and blur {data.blur}, which only the loader does"
-            require(not training.device_augmentation, training, "device_augmentation", expected)
-    if detection:
-        expected = "fp32, or auto, which is fp32 here: coordinates of boxes are too coarse in bf16"
-        require(experiment.precision != "bf16", experiment, "precision", expected)
-        expected = "the default: a detector sees the whole image, once"
-        require(experiment.inference == WHOLE_IMAGE, experiment, "inference", expected)
-        kinds = [network.kind for network in (experiment.network, teacher and teacher.network) if network]
-        methods = [distiller.method for distiller in experiment.distillers]
-        with_masks = [name for name in (*kinds, *methods) if name in ("mask_rcnn", "dense_apd")]
-        if with_masks and data.name == "coco":
-            require(data.masks, data, "masks", f"True: {with_masks[0]} learns from masks")
-    for distiller in experiment.distillers:
-        if getattr(distiller, "width", 0) is None:  # no heads bring features to one width
-            name = {"apd": "head_width", "roi_apd": "box_width"}.get(distiller.method, "width")
-            widths = [getattr(network, name) for network in (experiment.network, teacher.network)]
-            got = f"network.{name} = {widths[0]} and teacher.network.{name} = {widths[1]}"
-            right = widths[0] == widths[1] or any(getattr(o.network, "builder", "") for o in (experiment, teacher))
-            require(right, distiller, "width", f"features of equal width then, got {got}")
+        own = {name: getattr(self.teacher, name) for name in ("seed", "network", "training")}
+        data = self.data if self.task == "detection" else replace(self.data, unlabelled=False)
+        alone = {"teacher": None, "distillers": (), "inference": WHOLE_IMAGE}
+        return replace(self, name=f"{self.data.name}-teacher", data=data, **own, **alone)

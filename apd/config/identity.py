@@ -18,37 +18,28 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _significant(config: Any) -> dict[str, Any]:
-    """Fields that differ from their class's default, nested, and what names its class: `method` or `kind`.
-
-    So an option that is added later keeps every fingerprint, as long as no default of a field is ever changed.
-    """
+def significant(config: Any) -> dict[str, Any]:
+    """Fields that differ from their default, nested, and `method` or `kind`: a later option keeps every fingerprint."""
     result: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if f.name in ("method", "kind") or value != default:
             if f.name == "distillers":
-                value = [_significant(distiller) for distiller in value]
-            result[f.name] = _significant(value) if dataclasses.is_dataclass(value) else value
+                value = [significant(distiller) for distiller in value]
+            result[f.name] = significant(value) if dataclasses.is_dataclass(value) else value
     return result
 
 
 def fingerprint(experiment: Experiment) -> str:
     """Twelve hexadecimal digits that name the run of this experiment; the label `name` plays no part."""
-    content = _significant(dataclasses.replace(experiment, name="experiment"))
+    content = significant(dataclasses.replace(experiment, name="experiment"))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_NESTED: dict[str, tuple[type, ...]] = {
-    "data": (DataConfig, InstanceDataConfig),
-    "network": (NetworkConfig, DetectorConfig),
-    "training": (TrainingConfig,),
-    "teacher": (TeacherConfig,),
-    "inference": (InferenceOptions,),
-}
-"""Classes of a field that is a mapping; of two, a mapping with `kind` is of the second."""
-_OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}
+_NESTED = {"data": DataConfig, "network": NetworkConfig, "training": TrainingConfig, "teacher": TeacherConfig}
+_NESTED["inference"] = InferenceOptions
+_OF_DETECTION = {DataConfig: InstanceDataConfig, NetworkConfig: DetectorConfig}  # of mappings with `kind`
 
 
 def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
@@ -69,7 +60,7 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
     for name, value in content.items():
         if (nested := _NESTED.get(name)) and value is not None:
             of_detection = isinstance(value, dict) and "kind" in value
-            values[name] = from_dict(value, nested[-1] if of_detection else nested[0])
+            values[name] = from_dict(value, _OF_DETECTION.get(nested, nested) if of_detection else nested)
     if kind is Experiment:
         values["distillers"] = _distillers_from_list(content.get("distillers", []))
     return kind(**values)
@@ -77,9 +68,8 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
 
 def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
-        raise ExperimentError(
-            f"Experiment.distillers = {content!r:.80}: expected a list of mappings with a method each"
-        )
+        expected = "expected a list of mappings with a method each"
+        raise ExperimentError(f"Experiment.distillers = {content!r:.80}: {expected}")
     for method in [entry.get("method") for entry in content]:
         if method not in tuple(DISTILLERS):
             known = f"{', '.join(sorted(DISTILLERS))}{did_you_mean(method, DISTILLERS)}"

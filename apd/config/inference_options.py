@@ -14,17 +14,13 @@ SMALLEST_SIDE = 32  # Pixels of the shortest side that a network takes.
 class InferenceOptions:
     """Which views of an image are averaged, by their softmax probabilities. The default is the whole image, once.
 
-    A score depends on all of this, so it belongs to the number: the released code's scores are those of
-    ``InferenceOptions(window=(713, 713), flip=True)`` on Cityscapes and ``(473, 473)`` on the other two.
-
-    Raises:
-        ExperimentError: at construction, a field out of its range, with the value got and the one expected.
+    The released code's scores are those of ``InferenceOptions(window=(713, 713), flip=True)`` on Cityscapes and
+    ``(473, 473)`` on the other two. ExperimentError: a field is out of its range.
     """
 
     window: tuple[int, int] | None = None
     """Height and width of a sliding window, usually the training crop; None shows the whole image at once."""
-    stride: float = 2 / 3
-    """From one window to the next, as a part of the window's side (released code: 2/3); no part of whole images."""
+    stride: float = 2 / 3  #: From a window to the next, in parts of its side (released code: 2/3); not of whole images.
     flip: bool = False  #: Average each view with that of its mirror image (released code: always).
     scales: tuple[float, ...] = (1.0,)  #: Sizes at which the image is shown, as multiples of its own.
 

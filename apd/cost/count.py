@@ -15,7 +15,8 @@ from apd.config.experiment import Experiment
 from apd.distillers.base import DetectorPair, DetectorView
 from apd.models.segmenter import SegOutput
 from apd.training.run import task_of
-from apd.training.segmentation import distilled_of, task_loss
+from apd.training.segmentation import auxiliary_logits, distilled_of
+from apd.training.task_losses import task_loss
 from apd.validation import values_unchecked
 
 FAKE_DEVICE = "cuda"  # what the code sees; no GPU is needed. As on a CPU, it would look into the labels, which are none
@@ -128,8 +129,8 @@ def _segmentation_passes(experiment: Experiment, student: nn.Module) -> _Passes:
     def loss(distillers: nn.ModuleList, seen: SegOutput, teacher: SegOutput | None) -> Tensor:
         labels = torch.zeros(IMAGES, *size, dtype=torch.long, device=FAKE_DEVICE)
         total = task_loss(seen.logits, labels, 255)
-        if (weight := experiment.training.auxiliary_weight) and seen.aux is not None:
-            total = total + weight * task_loss(seen.aux, labels, 255)
+        for logits in auxiliary_logits(seen) if experiment.training.auxiliary_weight else ():
+            total = total + experiment.training.auxiliary_weight * task_loss(logits, labels, 255)
         return total + sum(distiller(**distilled_of(seen, teacher, labels))["loss"] for distiller in distillers)
 
     forward = nn.Module.__call__

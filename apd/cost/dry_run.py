@@ -19,7 +19,7 @@ from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec, Noise
 from apd.data.scenes import OBJECTS
-from apd.data.specs import COCO_STUFF, DatasetSpec
+from apd.data.specs import COCO_STUFF, UNLABELLED, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import run_folder, task_of
 from apd.training.task import TeacherError, described, load_teacher
@@ -150,7 +150,7 @@ class _DryRun:
         self.tell(f"memory, estimated in fp32: {fixed} and {image} for an image, and workspaces on top")
         for ranks in (1, 2, 4):
             count, rest = divmod(batch, ranks)
-            if not rest and count >= (1 if self.detection else 2):  # see SegmentationTask.least_part
+            if not rest and count >= (1 if self.detection else 2):  # as a run asks for
                 images = f"{count} images" if count > 1 else "an image"
                 where = f"in each of {ranks} processes" if ranks > 1 else "in one process"
                 self.tell(f"  {_size(cost.memory_bytes(count))} for {images} {where}")
@@ -215,7 +215,7 @@ def _measure(
     task = task_of(replace(experiment, training=training))
     batches = task.batches(dataset, start=0, ranks=ALONE, workers=0, device=device)
     train_step = TrainStep(task, student.train(), teacher)
-    ignore = IGNORED if experiment.task == "detection" else dataset.spec.ignore_index
+    ignored = {IGNORED} if experiment.task == "detection" else {dataset.spec.ignore_index, UNLABELLED}
     times, seen = [], []
     for _ in range(steps + 1):
         start = time.perf_counter()
@@ -226,7 +226,7 @@ def _measure(
             torch.cuda.synchronize(device)
         times.append((loaded - start, time.perf_counter() - loaded))
         labels = [t["labels"] for t in batch.targets] if isinstance(batch, InstanceBatch) else batch.labels_BHW
-        classes = [set(part.unique().tolist()) - {ignore} for part in labels]
+        classes = [set(part.unique().tolist()) - ignored for part in labels]
         seen.append((np.mean([len(each) for each in classes]), len(set().union(*classes))))
         if sum(times[0]) > PATIENCE:
             break

@@ -59,10 +59,9 @@ def check_ranges(augmentation: object, *probabilities: str) -> None:
 def augment(sample: Sample, augmentation: Augmentation, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A randomly scaled, rotated, blurred, cropped, flipped and recoloured copy: image (3, h, w), labels (h, w), uint8.
 
-    The generator advances by ten numbers, whatever the settings: switching one kind of augmentation on or off leaves
-    the others as they were. Corners that a rotation leaves empty have ImageNet's mean colour (before blur and jitter)
-    and the label 255; where the scaled image is smaller than the crop, h × w, it lies at a random place on these. A
-    sample that is not uint8, or whose sizes disagree, is a ValueError.
+    The generator advances by ten numbers, whatever the settings: one kind of augmentation leaves the others as they
+    were. Corners that a rotation leaves empty, and what is beside an image smaller than the crop, have ImageNet's mean
+    colour (before blur and jitter) and the label 255. A sample that is not uint8 is a ValueError.
     """
     check_sample(sample)
     # the first seven numbers are what they were before there was rotation or blur

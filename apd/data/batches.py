@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from apd.data.augment import Augmentation, augment, augment_instances, check_sample, colour_factors, placement
@@ -171,9 +172,8 @@ class DeviceStream(BatchStream):
     """Batches made on a device: all images wait there as uint8, smaller ones in the corner of the largest one's size.
 
     The ``stream`` of :func:`training_batches`, with ``device`` bound: the loader's batches up to rounding, with equal
-    labels. At most half of a GPU's free memory is taken (else DataError); rotation and blur are left to the loader.
-    Scaling, cropping and flipping are linear along rows and along columns, so one pair of matrices for each image does
-    all three, with the same antialiasing filter as torchvision's.
+    labels. At most half of a GPU's free memory is taken (else DataError). Scaling, cropping and flipping are linear
+    along rows and along columns: one pair of matrices for each image does all three, with torchvision's filter.
     """
 
     def __init__(self, dataset: SegmentationDataset, *settings: Any, device: torch.device) -> None:
@@ -237,8 +237,7 @@ def _require_room(needed: int, images: int, device: torch.device) -> None:
 def _sampled(axis_B6: Tensor, crop: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
     """Along one side of the crop, for each place: the nearest pixel, the weights of all, and whether it shows any.
 
-    `axis_B6` holds for each image its length, that length scaled, the first scaled pixel that is taken, the first place
-    of the crop that it fills, how many it fills, and whether it is flipped. The weights sum to 1 or are all 0.
+    `axis_B6`: an image's length, also scaled, the first scaled pixel taken, first place and number filled, and flipped.
     """
     length, scaled, start, first, count, flip = axis_B6[:, :, None].unbind(1)
     place_Bc = torch.arange(crop, device=axis_B6.device) - first
@@ -279,11 +278,11 @@ class InstanceBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "InstanceBatch":
         """The batch on a device."""
-        return self._each(lambda value: value.to(device, non_blocking=True))
+        return tree_map(lambda value: value.to(device, non_blocking=True), self)
 
     def pinned(self) -> "InstanceBatch":
         """The batch in page-locked memory, from which a GPU copies without being waited for."""
-        return self._each(Tensor.pin_memory)
+        return tree_map(Tensor.pin_memory, self)
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
@@ -291,10 +290,6 @@ class InstanceBatch(NamedTuple):
         for number, target in enumerate(self.targets):
             named |= {f"target.{number}.{name}": value for name, value in target.items()}
         return named
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "InstanceBatch":
-        targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
-        return InstanceBatch([change(image) for image in self.images], targets)
 
 
 class InstanceStream(BatchStream):

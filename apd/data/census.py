@@ -20,16 +20,17 @@ class Census(NamedTuple):
     spec: DatasetSpec | InstanceSpec
     images: dict[str, int]  #: number of images by split
     counts: dict[str, np.ndarray]  #: by split (K + 1,) int64, the classes' and, last, of what is ignored (crowd)
+    unlabelled: tuple[int, ...] = ()  #: number of further images without labels in each split
 
     def table(self) -> list[str]:
         """A line for each class with its share of what counts in each split, then ignored ones and images."""
         names = [*self.spec.class_names, "ignored"]
-        width = max(map(len, (*names, "class")))
         unit = "pixels" if isinstance(self.spec, DatasetSpec) else "objects"
         columns = [_shares(counts) for counts in self.counts.values()]
-        rows = {"class": self.counts, **dict(zip(names, zip(*columns, strict=True), strict=True))}
-        rows["images"] = self.images.values()
-        lines = [f"{name:{width}s}" + "".join(f"{cell!s:>12s}" for cell in row) for name, row in rows.items()]
+        rows = [("class", self.counts), *zip(names, zip(*columns, strict=True), strict=True)]
+        rows += [("images", self.images.values()), *[("unlabelled", self.unlabelled)] * any(self.unlabelled)]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:{width}s}" + "".join(f"{cell!s:>12s}" for cell in row) for name, row in rows]
         return [f"{lines[0]}   (share of {unit})", *lines[1:]]
 
     def warnings(self, where: str) -> list[str]:
@@ -82,7 +83,8 @@ def census_of(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> Ce
     require_labels(splits)
     first = next(iter(splits.values()))
     counts = {name: _counts(dataset, name) for name, dataset in splits.items()}
-    return Census(first.spec, {name: len(dataset) for name, dataset in splits.items()}, counts)
+    images = {name: getattr(dataset, "labelled", len(dataset)) for name, dataset in splits.items()}
+    return Census(first.spec, images, counts, tuple(len(dataset) - images[name] for name, dataset in splits.items()))
 
 
 def _counts(dataset: SegmentationDataset | InstanceDataset, name: str) -> np.ndarray:
@@ -91,7 +93,8 @@ def _counts(dataset: SegmentationDataset | InstanceDataset, name: str) -> np.nda
         labels = [crowd if entry["crowd"] else entry["label"] for entries in dataset.objects for entry in entries]
         return np.bincount(np.array(labels, dtype=np.int64), minlength=crowd + 1)
     dataset = getattr(dataset, "dataset", dataset)  # labels alone: a LongSide would resize images for nothing
-    counts = _of_samples(dataset, tqdm(range(len(dataset)), desc=f"labels of {name}", leave=False, disable=None))
+    indices = range(getattr(dataset, "labelled", len(dataset)))
+    counts = _of_samples(dataset, tqdm(indices, desc=f"labels of {name}", leave=False, disable=None))
     return sum(counts, start=np.zeros(dataset.spec.num_classes + 1, dtype=np.int64))
 
 

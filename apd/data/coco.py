@@ -32,11 +32,10 @@ _NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|^.{4096}|^
 class CocoInstances:
     """Images and their objects, from an instances JSON `annotations` and a folder of `images`.
 
-    Images without an object stay. All categories get the labels 0..K-1 in the order of their ids. Objects whose box has
-    no width or height, or lies outside the image, are left out and counted in `dropped`; those whose mask has no pixel
-    become crowd. What is wrong is a DataError at construction; polygons want faster-coco-eval (DetectionExtraMissing).
-    `name` is for records (default: the file's stem), `masks=False` for files with boxes only or Faster R-CNN, and
-    `cache=False` reads images at access instead of at construction, where every fault shows before any training.
+    Images without an object stay. Categories get the labels 0..K-1 in the order of their ids. Objects whose box is
+    empty, or outside the image, are left out and counted in `dropped`; those whose mask has no pixel become crowd. What
+    is wrong is a DataError at construction. `name` is for records (default: the file's stem), `masks=False` for files
+    with boxes only or Faster R-CNN, and `cache=False` reads images at access, where a fault shows late.
     """
 
     def __init__(

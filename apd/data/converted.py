@@ -41,29 +41,25 @@ def _check_split(split: str, spec: DatasetSpec) -> None:
 class CamVid(FolderDataset):
     """CamVid in the SegNet tutorial's form: 11 classes, 360×480, 367/101/233 pairs, in the order of its list files.
 
-    `root` holds ``train/``, ``trainannot/`` and so on, as of ``find_data("CamVid")``; `options` are those of
-    `FolderDataset`. A folder with too few or too many images and a list ``<split>.txt`` that does not name each of its
-    pairs once are a DataError; without a list the order is by name.
+    `root` holds ``train/``, ``trainannot/`` and so on; `options` are those of `FolderDataset`. Too few or too many
+    images, and a list ``<split>.txt`` that does not name each pair once, are a DataError (without one: by name).
     """
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
         _check_split(split, CAMVID)
         self.root, self.split = Path(root), split
-        _check_camvid_counts(self.root)
+        advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
+        if not os.path.isdir(root):
+            raise MissingData(f"CamVid folder {root} is missing; {advice}")
+        expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
+        there = {folder: self.root / folder for folder in expected if os.path.isdir(self.root / folder)}
+        found = dict.fromkeys(expected, 0) | {folder: len(images_below(path)) for folder, path in there.items()}
+        if found != expected:
+            counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
+            kind = DataError if any(found.values()) else MissingData
+            raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
         pairs = pair_folders(self.root / split, self.root / f"{split}annot")
         super().__init__(CAMVID, _in_list_order(pairs, self.root / f"{split}.txt"), **options)
-
-
-def _check_camvid_counts(root: Path) -> None:
-    advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
-    if not os.path.isdir(root):
-        raise MissingData(f"CamVid folder {root} is missing; {advice}")
-    expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
-    found = {folder: len(images_below(root / folder)) if os.path.isdir(root / folder) else 0 for folder in expected}
-    if found != expected:
-        counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
-        kind = DataError if any(found.values()) else MissingData
-        raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
 
 
 def _in_list_order(pairs: list[tuple[Path, Path]], file: Path) -> list[tuple[Path, Path]]:
@@ -85,10 +81,9 @@ def _in_list_order(pairs: list[tuple[Path, Path]], file: Path) -> list[tuple[Pat
 
 @cache
 def listed_splits() -> dict[str, tuple[str, ...]]:
-    """The names of LabelMeFacade's images in each split, without suffix, sorted.
+    """The names of LabelMeFacade's images in each split of this study, without suffix, sorted.
 
-    The splits are this study's own (`splits_of` in data_scripts/labelmefacade.py): `train`, `val` and `test` share
-    places, but no two images that may show the same house; `test_out_of_place` is Spain by day, `night` by night.
+    `train`, `val` and `test` share places, but no house; `test_out_of_place` is Spain by day, `night` by night.
     """
     splits: dict[str, list[str]] = {split: [] for split, _ in LABELMEFACADE.splits}
     for line in Path(__file__).with_name("labelmefacade_splits.txt").read_text(encoding="utf-8").splitlines():
@@ -100,8 +95,7 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 class LabelMeFacade(FolderDataset):
     """One split of LabelMeFacade (see `listed_splits`), written by ``data_scripts/labelmefacade.py convert``.
 
-    `root` holds ``images/`` and ``labels/`` (default: ``find_data("LabelMeFacade")``); `options` are those of
-    `FolderDataset`. Images have a short side of 320 pixels and several shapes; one that is missing is a MissingData.
+    `root` holds ``images/`` and ``labels/``; `options` are those of `FolderDataset`. Short sides have 320 pixels.
     """
 
     def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
@@ -118,8 +112,7 @@ class LabelMeFacade(FolderDataset):
 class ConvertedDataset(FolderDataset):
     """One split, "train" or "val", of a published data set, from the ``apd_labels/`` that its script has made.
 
-    `root` is the data set's folder (default: that below ``APD_DATA``), `options` are those of `FolderDataset` (default
-    cache: None). Maps of other classes are a DataError at construction, a listed file that is missing a MissingData.
+    `root` is the data set's folder, `options` are those of `FolderDataset`. Maps of other classes are a DataError.
     """
 
     def __init__(

@@ -1,17 +1,19 @@
 """A folder of images and masks of one's own as a data set, described by a file ``dataset.yaml`` in it."""
 
 import difflib
+import glob
 import os
 import re
 import unicodedata
 import warnings
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from apd.data.image_folder import STEM, FolderDataset, PairedFolders, stem_of
+from apd.data.image_folder import IMAGE_SUFFIXES, STEM, FolderDataset, PairedFolders, images_below, stem_of
 from apd.data.images import DataError, DataWarning, MissingData, image_size, read_text
 from apd.data.specs import RGB, DatasetSpec, distinct_colours
 
@@ -59,6 +61,7 @@ _ENTRIES = {
     "images": _PLACE,
     "masks": _PLACE,
     "splits": ("entries train, val and test", lambda v: isinstance(v, dict)),
+    "unlabelled": ("a folder, or a pattern with * of files", lambda v: isinstance(v, str) and bool(v)),
 }
 _SPLITS = dict.fromkeys(SPLITS, ("entries images, masks or list", lambda v: isinstance(v, dict)))
 _OF_SPLIT = {"images": _PLACE, "masks": _PLACE, "list": ("a path", lambda v: isinstance(v, str) and bool(v))}
@@ -98,6 +101,29 @@ def open_folder(folder: Path | str, split: str, **options: int | bool | None) ->
         if both := [image for image, _ in pairs if os.path.realpath(image) in trained_on]:
             raise DataError(f"{both[0]} is in the splits train and {split} ({len(both)} such images); keep them apart")
     return FolderDataset(spec, pairs, **{"cache": None} | options)
+
+
+def unlabelled_images(folder: Path | str) -> list[Path]:
+    """The images without masks that a folder's ``dataset.yaml`` names as `unlabelled`, or none where it names none.
+
+    Those that train has, and its masks, are left out. One of val or test, or no image at all, is a DataError.
+    """
+    described, folder = _described(folder)
+    if (place := described.get("unlabelled")) is None:
+        return []
+    found = [*images_below(folder / place).values()] if os.path.isdir(folder / place) else []
+    with suppress(ValueError):  # no name of a file
+        matching = sorted(folder / path for path in glob.glob(place, root_dir=folder, recursive=True) if path.encode())
+        found += [path for path in matching if path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path)]
+    found = {os.path.realpath(path): path for path in found}
+    for split in filter(lambda split: has_split(folder, split), SPLITS):
+        known = {os.path.realpath(path) for pair in _pairs(described, folder, split) for path in pair}
+        if both := [found[path] for path in found if path in known and split != "train"]:
+            raise DataError(f"{both[0]} is unlabelled and in {split} ({len(both)} such images); keep them apart")
+        found = {real: path for real, path in found.items() if real not in known}
+    if not found:
+        raise DataError(f"{folder / DESCRIPTION}: unlabelled = {place!r:.80} leads to no image that train has not")
+    return list(found.values())
 
 
 def has_split(folder: Path | str, split: str) -> bool:

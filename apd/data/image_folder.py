@@ -6,13 +6,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from apd.data.images import DataError, MissingData, image_bytes, image_size, read_image, read_mask
-from apd.data.specs import DatasetSpec, Sample
+from apd.data.specs import UNLABELLED, DatasetSpec, Sample, SegmentationDataset
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 STEM = "{stem}"  # in a pattern of file names: what image and mask have in common
@@ -21,10 +22,7 @@ CACHE_BYTES = 2 << 30  # own choice: CamVid fits at any size, ADE20K (28 GB) and
 
 
 def find_data(name: str, *, script: str | None = None) -> Path:
-    """Folder of the data set `name` below ``APD_DATA``, or MissingData that says what to do.
-
-    That may be to run the `script` in data_scripts/ that fetches it (default: the name, in lower case, + ``.py``).
-    """
+    """Folder of a data set below ``APD_DATA``; else MissingData, which names its `script` (default: the name's)."""
     script = f"{name.lower()}.py" if script is None else script
     fetch = f", or run `python data_scripts/{script} fetch DEST` and set APD_DATA to DEST" if script else ""
     advice = f"Set APD_DATA to the folder that contains {name}/{fetch}."
@@ -159,18 +157,17 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 class FolderDataset:
-    """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory.
+    """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory; a mask may be None.
 
     `height` and `width` are of every pair in pixels (default: as on disk); bilinear, of masks the nearest. `cache`
-    reads everything at construction, so that every fault shows before any training, and keeps it as uint8,
-    4·height·width bytes a pair; False reads at each access; None keeps what takes at most 2 GiB (own choice). No pairs,
-    pairs of two sizes and what `read_image` or `read_mask` refuses are a DataError.
+    reads all at construction, where every fault shows, and keeps 4·height·width bytes a pair; False reads at access;
+    None keeps what takes at most 2 GiB (own choice). What `read_image` or `read_mask` refuses is a DataError.
     """
 
     def __init__(
         self,
         spec: DatasetSpec,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Sequence[tuple[Path, Path | None]],
         *,
         height: int | None = None,
         width: int | None = None,
@@ -183,11 +180,13 @@ class FolderDataset:
         if not pairs:
             raise DataError(f"no image/mask pairs for {spec.name}; expected at least one")
         self.spec = spec
-        self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
+        self.pairs = [(Path(image), mask and Path(mask)) for image, mask in pairs]
         self._names = names_of([image for image, _ in self.pairs])
         self._fingerprint: str | None = None
-        kept = self._fits_into(CACHE_BYTES) if cache is None else cache
-        self._cached = [self._read(index) for index in range(len(self.pairs))] if kept else None
+        if cache is None:
+            sizes, left = (self._size_wh or image_size(image) for image, _ in self.pairs), CACHE_BYTES
+            cache = all((left := left - 4 * height * width) >= 0 for width, height in sizes)
+        self._cached = [self._read(index) for index in range(len(self.pairs))] if cache else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -205,7 +204,7 @@ class FolderDataset:
             digest = hashlib.sha256(repr(self._size_wh).encode())
             if self.spec.file_colours:
                 digest.update(repr((self.spec.file_colours, self.spec.void_colours)).encode())
-            for path in (path for pair in self.pairs for path in pair):
+            for path in (path for pair in self.pairs for path in pair if path):
                 content = hashlib.sha256(image_bytes(path)).hexdigest()
                 digest.update(f"{content} {path.parent.name}/{path.name}\n".encode())
             self._fingerprint = digest.hexdigest()
@@ -213,7 +212,10 @@ class FolderDataset:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
-        image, labels_HW = read_image(image_path), read_mask(mask_path, self.spec)
+        image = read_image(image_path)
+        labels_HW = np.full(image.size[::-1], UNLABELLED, np.uint8)
+        if mask_path is not None:
+            labels_HW = read_mask(mask_path, self.spec)
         if image.size != labels_HW.shape[::-1]:
             (height, width), given = labels_HW.shape, f"{image_path} is {image.width}×{image.height} pixels"
             fix = "image and mask must have the same size, as they are seen (turned as EXIF says)"
@@ -223,6 +225,38 @@ class FolderDataset:
             labels_HW = np.asarray(Image.fromarray(labels_HW).resize(self._size_wh, Image.Resampling.NEAREST))
         return np.asarray(image), labels_HW
 
-    def _fits_into(self, limit: int) -> bool:
-        sizes = (self._size_wh or image_size(image) for image, _ in self.pairs)
-        return all((limit := limit - 4 * height * width) >= 0 for width, height in sizes)
+
+class PartlyLabelled:
+    """A training set whose first `labelled` samples have labels, and the pixels of all others the label `UNLABELLED`.
+
+    Of `dataset` a share keeps its labels, at least one sample: evenly spaced in its order, whatever the seed. The rest
+    comes after these without labels, and then all of `more`; or it is left out, where not `unlabelled`. DataError:
+    nothing is unlabelled then, or a class has the number 254.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, share: float, *, unlabelled: bool, more: Any = ()) -> None:
+        self.spec, self._whole, self._more, count = dataset.spec, dataset, more, len(dataset)
+        self.labelled = max(1, round(share * count))
+        kept = [place * count // self.labelled for place in range(self.labelled)]
+        self._places = [*kept, *sorted({*range(count)} - {*kept})] if unlabelled else kept
+        if unlabelled and len(self) == self.labelled:
+            fix = "name others as `unlabelled:` in dataset.yaml, or keep fewer labels (--data.labelled-share)"
+            raise DataError(f"{self.spec.name}: all {count} training images have labels (--data.unlabelled); {fix}")
+        if self.spec.num_classes > UNLABELLED:
+            raise DataError(f"{self.spec.name} has 255 classes; expected at most 254 beside images without labels")
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._more)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`, the caller's own as those of both data sets."""
+        index = range(len(self))[index]
+        if index >= len(self._places):
+            return self._more[index - len(self._places)]
+        sample = self._whole[self._places[index]]
+        return sample if index < self.labelled else sample._replace(labels_HW=sample.labels_HW.fill_(UNLABELLED))
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over those of both data sets, and over which samples keep their labels or are left out."""
+        parts = self._whole.fingerprint(), self.labelled, len(self._places), self._more and self._more.fingerprint()
+        return hashlib.sha256(repr(parts).encode()).hexdigest()

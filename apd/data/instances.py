@@ -22,11 +22,7 @@ class InstanceSpec:
     category_ids: tuple[int, ...] = ()  #: each class's number in the annotation file; empty for generated data
 
     def __post_init__(self) -> None:
-        require_names(self.name, *self.class_names)
-        if not self.class_names:
-            raise ValueError(f"{self.name}: class_names is empty; a data set needs at least one class")
-        if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"{self.name}: class_names {self.class_names!r:.80} names a class twice; they must differ")
+        require_names(self.name, self.class_names)
         if self.category_ids and len(self.category_ids) != len(self.class_names):
             counts = f"{len(self.category_ids)} category_ids for {len(self.class_names)} class_names"
             raise ValueError(f"{self.name}: {counts}; give one each, or none")
@@ -108,21 +104,19 @@ class Noise:
     def __getitem__(self, index: int) -> Sample | InstanceSample:
         """The image, the same every time."""
         random, (height, width) = torch.Generator().manual_seed(0), self._size
+        image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
         if isinstance(self.spec, DatasetSpec):
             grid = torch.randint(self.spec.num_classes, (8, 8), generator=random, dtype=torch.uint8)
             rows, columns = (torch.arange(side) * 8 // side for side in self._size)
-            image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
             return Sample(image_3HW, grid[rows][:, columns].contiguous(), "noise")
         tall, wide = height // 2, width // 4
         boxes = [(x, y, x + wide, y + tall) for y in (0, tall) for x in range(0, 4 * wide, wide)]
-        masks_NHW = torch.zeros(8, height, width, dtype=torch.bool)
-        for mask_HW, (x0, y0, x1, y1) in zip(masks_NHW, boxes, strict=True):
-            mask_HW[y0:y1, x0:x1] = True
-        image_3HW = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
+        y_HW, x_HW = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        masks = [(x0 <= x_HW) & (x_HW < x1) & (y0 <= y_HW) & (y_HW < y1) for x0, y0, x1, y1 in boxes]
         labels_N = torch.randint(self.spec.num_classes, (8,), generator=random)
         crowd_N, areas_N = torch.zeros(8, dtype=torch.bool), torch.full((8,), float(tall * wide))
-        masks = masks_NHW if self._masks else None
-        return InstanceSample(image_3HW, torch.tensor(boxes).float(), labels_N, masks, crowd_N, areas_N, "noise")
+        objects = torch.tensor(boxes).float(), labels_N, torch.stack(masks) if self._masks else None, crowd_N, areas_N
+        return InstanceSample(image_3HW, *objects, "noise")
 
     def fingerprint(self) -> str:
         """A text that no data have."""

@@ -17,31 +17,37 @@ RGB = tuple[int, int, int]
 IGNORE_COLOUR: RGB = (255, 255, 255)
 IMAGE_PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero after a network's own normalisation
 LABEL_PADDING = 255
+UNLABELLED = 254  # label of the pixels of an image without labels: in training the teacher's predictions stand there
 
-# A class keeps its colour in every figure. Found by a search for the largest distances near natural hues: in CIE Lab
-# the closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.
-CLASS_COLOURS: Mapping[str, RGB] = MappingProxyType(
-    {
-        "sky": (122, 204, 250),
-        "building": (149, 88, 102),
-        "pole": (248, 237, 148),
-        "road": (52, 57, 86),
-        "pavement": (197, 190, 201),
-        "tree": (130, 193, 140),
-        "sign": (242, 172, 21),
-        "fence": (82, 60, 8),
-        "car": (12, 86, 203),
-        "pedestrian": (250, 90, 84),
-        "bicyclist": (203, 102, 176),
-    }
+# of Cityscapes the 19 train ids with their colours, as in the table of github.com/mcordts/cityscapesScripts; of ADE20K
+# the first name of each class in objectInfo150.txt
+_LISTS = dict(
+    entry.split(":") for entry in Path(__file__).with_name("class_names.txt").read_text(encoding="utf-8").split("\n\n")
 )
 
 
-def require_names(*names: object) -> None:
-    """Raise ValueError for a name that is no text, or that could steer a terminal."""
-    for name in names:
+def _names(of: str) -> tuple[str, ...]:
+    return tuple(" ".join(name.split()) for name in _LISTS[of].split(","))
+
+
+def _coloured(of: str) -> Mapping[str, RGB]:
+    entries = (entry.rpartition(" ") for entry in _names(of))
+    return MappingProxyType({name: tuple(bytes.fromhex(colour)) for name, _, colour in entries})
+
+
+# A class keeps its colour in every figure. Found by a search for the largest distances near natural hues: in CIE Lab
+# the closest two of the 55 pairs are 30 apart, 22 under simulated protanopia and deuteranopia, 18 under tritanopia.
+CLASS_COLOURS = _coloured("street")
+
+
+def require_names(owner: object, names: tuple[object, ...]) -> None:
+    """Raise ValueError for a name that is no text or could steer a terminal, and for classes that are none or twice."""
+    for name in (owner, *names):
         if not isinstance(name, str) or re.search(CONTROLS, name):
             raise ValueError(f"the name {name!r:.80}: expected a text without control characters")
+    if not names or len(set(names)) != len(names):
+        fault = f"{names!r:.80} names a class twice" if names else "is empty"
+        raise ValueError(f"{owner:.80}: class_names {fault}; expected at least one, and all different")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         names, values, colours = self.class_names, self.file_values, self.file_colours
-        require_names(self.name, *names)
+        require_names(self.name, names)
         count = len(names)
         void_clash = [value for value in self.void_values if value in (values or range(count))]
         void_wrong = [value for value in self.void_values if not 0 <= value <= 255]
@@ -70,8 +76,6 @@ class DatasetSpec:
         odd_names = [name for name in (self.name, *names) if not 0 < len(name.strip()) <= 100]
         checks = {
             f"the name {odd_names[:1]!r:.80} is blank or has more than 100 characters": odd_names,
-            "class_names is empty; a data set needs at least one class": count == 0,
-            f"class_names {names!r:.80} names a class twice; names must differ": len(set(names)) != count,
             f"file_colours {colours!r:.80}; expected {count} different colours": colours and len(set(colours)) != count,
             f"palette has {len(self.palette)} colours for {count} classes; give one each": len(self.palette) != count,
         }
@@ -151,16 +155,6 @@ SCENES = _street("scenes", thing_names=("sign", "car", "pedestrian"))
 CAMVID = _street("camvid", "bicyclist", void_values=(11,), splits=(("train", 367), ("val", 101), ("test", 233)))
 """CamVid with the 11 classes, void label and split of the SegNet tutorial; it marks no instances."""
 
-# of Cityscapes the 19 train ids with their colours, as in the table of github.com/mcordts/cityscapesScripts; of ADE20K
-# the first name of each class in objectInfo150.txt
-_LISTS = dict(
-    entry.split(":") for entry in Path(__file__).with_name("class_names.txt").read_text(encoding="utf-8").split("\n\n")
-)
-
-
-def _names(of: str) -> tuple[str, ...]:
-    return tuple(" ".join(name.split()) for name in _LISTS[of].split(","))
-
 
 def distinct_colours(count: int) -> tuple[RGB, ...]:
     """The first of 255 RGB colours, each as far as possible in CIE Lab from white and all before it (test_specs.py)."""
@@ -171,8 +165,8 @@ def distinct_colours(count: int) -> tuple[RGB, ...]:
 
 CITYSCAPES = DatasetSpec(
     "cityscapes",
-    tuple(entry.rpartition(" ")[0] for entry in _names("cityscapes")),
-    tuple(tuple(bytes.fromhex(entry[-6:])) for entry in _names("cityscapes")),
+    tuple(_coloured("cityscapes")),
+    tuple(_coloured("cityscapes").values()),
     thing_names=("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
     splits=(("train", 2975), ("val", 500)),
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apd.distill import APDLoss
-from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig, require_levels
+from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig
 from apd.distillers.on_detectors import OnPyramid
 from apd.fields import require, shown
 from apd.losses import observation_loss
@@ -24,8 +24,22 @@ HEAD_TERMS = ("regularisation", "alignment", "observation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _HeadsConfig(DistillerConfig):
-    """What a configuration with projection heads checks, and hands to :class:`apd.APDLoss`."""
+class HeadsConfig(DistillerConfig):
+    """What all forms of APD have: projection heads, the terms that need them, and the optimiser of the teacher's."""
+
+    #: Width of both projection heads, on a pyramid those of each level (released code: 512); None leaves them out.
+    width: int | None = 256
+    scale: float = 10.0  #: Cosine scale of the observations (released code: 10).
+    #: Weight of the teacher's cross-entropy through its adaptive perspective (trains its head only).
+    regularisation: float = 1.0
+    alignment: float = 10.0  #: Weight of the prototypes' cosine distance (released code: 10).
+    observation: float = 1.0  #: Weight of the observations' KL; of boxes, the mean of objects' and background's.
+    #: Adam learning rate of the teacher's head (released code: 1e-5 for schedules twenty to eighty times longer).
+    teacher_head_rate: float = 1e-3
+    #: Constant (released code), or falling as (1 - t/T)^power, whatever the student's does.
+    teacher_head_schedule: Literal["constant", "poly"] = "constant"
+
+    terms = HEAD_TERMS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,26 +54,17 @@ class _HeadsConfig(DistillerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APDConfig(_HeadsConfig):
+class APDConfig(HeadsConfig):
     """Adaptive perspective distillation: every choice of `apd.APDLoss`, and the learning rate of the teacher's head."""
 
     method: Literal["apd"] = "apd"
     width: int | None = 128  #: Width of both projection heads (released code: 512); None leaves them out.
-    scale: float = 10.0  #: Cosine scale of the observations (released code: 10).
     #: What a prototype is pooled over: an image (paper) or the batch (released code).
     scope: Literal["image", "batch"] = "image"
     reduction: Literal["pixel", "element"] = "pixel"
     absent: Literal["mask", "zero"] = "mask"
-    #: Weight of the teacher's cross-entropy through its adaptive perspective (trains its head only).
-    regularisation: float = 1.0
-    alignment: float = 10.0  #: Weight of the prototypes' cosine distance (released code: 10).
-    observation: float = 1.0  #: Weight of the observations' KL.
     pixel_kd: float = 1.0  #: Weight of the logits' KL; 0 leaves it out.
     temperature: float = 1.0  #: Temperature of the logits' KL.
-    #: Adam learning rate of the teacher's head (released code: 1e-5 for schedules twenty to eighty times longer).
-    teacher_head_rate: float = 1e-3
-    #: Constant (released code), or falling as (1 - t/T)^power, whatever the student's does.
-    teacher_head_schedule: Literal["constant", "poly"] = "constant"
     #: Labels of the perspectives: the data's, or the teacher's predictions, which images without labels have too.
     labels_from: Literal["truth", "teacher"] = "truth"
     #: Whether the observation term moves the student's pixels only and not its prototypes.
@@ -73,24 +78,6 @@ class APDConfig(_HeadsConfig):
         """See :meth:`DistillerConfig.build`."""
         sizes = (student.feature_channels, teacher.feature_channels, student.num_classes)
         return APDLoss(*sizes, ignore_index=ignore_index, **self.for_loss)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerspectivesConfig(_HeadsConfig):
-    """What both forms of APD for detectors have: the terms that need projection heads, and the teacher's head."""
-
-    #: Width of both projection heads, on a pyramid those of each level (own choice); None leaves them out.
-    width: int | None = 256
-    scale: float = 10.0  #: Cosine scale of the observations (released segmentation code: 10).
-    #: Weight of the teacher's cross-entropy through its adaptive perspective (trains its head only).
-    regularisation: float = 1.0
-    alignment: float = 10.0  #: Weight of the prototypes' cosine distance (released segmentation code: 10).
-    observation: float = 1.0  #: Weight of the observations' KL; of boxes, the mean of objects' and background's.
-    teacher_head_rate: float = 1e-3  #: Adam learning rate of the teacher's head (as in segmentation).
-    #: Constant (released segmentation code), or falling as the student's.
-    teacher_head_schedule: Literal["constant", "poly"] = "constant"
-
-    terms = HEAD_TERMS
 
 
 def dense_apd(
@@ -121,15 +108,11 @@ def dense_apd(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseAPDConfig(PerspectivesConfig, task="detection"):
+class DenseAPDConfig(HeadsConfig, task="detection"):
     """Settings of :func:`dense_apd`."""
 
     method: Literal["dense_apd"] = "dense_apd"
     levels: tuple[str, ...] = ("1",)  #: Levels of the pyramid: "0" (stride 4) to "3" (stride 32), and "pool".
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_levels(self)
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
         """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""
@@ -186,7 +169,7 @@ class RoIAPD(APDLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoIAPDConfig(PerspectivesConfig, task="detection"):
+class RoIAPDConfig(HeadsConfig, task="detection"):
     """Settings of :class:`RoIAPD`."""
 
     method: Literal["roi_apd"] = "roi_apd"

@@ -31,6 +31,7 @@ class DistillerConfig:
     module: ClassVar[type["Distiller"] | None] = None  # the Distiller that was defined with this configuration
     terms: ClassVar[tuple[str, ...]] = ()  # fields that weigh the terms of their names; without any, `weight` does
     own_bounds: ClassVar[tuple[str, ...]] = ()  # fields whose bounds the subclass checks
+    in_order: ClassVar[bool] = False  # whether `levels` of a pyramid go from fine to coarse
 
     def __init_subclass__(cls, *, task: str = "segmentation") -> None:
         cls.task = task
@@ -42,12 +43,13 @@ class DistillerConfig:
             DISTILLERS[method] = cls
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if isinstance(value := getattr(self, f.name), list):  # JSON has lists
-                object.__setattr__(self, f.name, tuple(value))
         require_types(self)
         if self.terms:
             require_weights(self, *self.terms)
+        if (levels := self.settings.get("levels")) is not None:
+            known = tuple(level for level in LEVELS if level in levels)
+            legal = bool(known) and (known == levels if self.in_order else sorted(known) == sorted(levels))
+            require(legal, self, "levels", f"some of {', '.join(LEVELS)}, each once{', in this order' * self.in_order}")
         for f in fields(self):
             value = getattr(self, f.name)
             if type(value) is int:
@@ -184,6 +186,7 @@ class FeatureDistiller(Distiller):
     """A :class:`Distiller` that compares features of stated channels, and checks labels by ``num_classes``."""
 
     kind = "features"
+    adapted: ClassVar[bool] = False  # whether the student's go through a 1×1 convolution without bias, `adapter`
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
         super().__init__(**settings)
@@ -191,6 +194,8 @@ class FeatureDistiller(Distiller):
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
         self.num_classes = check_count("num_classes", num_classes)
         check_ignore_index(self.ignore_index, num_classes)
+        if self.adapted:
+            self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
 
 
 def convolved(convolution: nn.Conv2d, features_BChw: Tensor) -> Tensor:
@@ -230,10 +235,3 @@ class DetectorPair(NamedTuple):
     labels_B1N: Tensor
     class_map_BHW: Tensor | None
     inside_BHW: Tensor
-
-
-def require_levels(config: Any, *, ordered: bool = False) -> None:
-    """Raise ExperimentError unless the field `levels` holds some of :data:`LEVELS`, each once."""
-    known = tuple(level for level in LEVELS if level in config.levels)
-    legal = bool(known) and (config.levels == known if ordered else sorted(config.levels) == sorted(known))
-    require(legal, config, "levels", f"some of {', '.join(LEVELS)}, each once" + (", in this order" if ordered else ""))

@@ -136,17 +136,11 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
         super().__init__(student_channels, teacher_channels, num_classes, **settings)
         has_head = self.pixel_memory or self.region_memory
         self.head = RelationHead(student_channels, teacher_channels) if has_head else None
-        sizes = {
-            "pixel_memory": (self.pixel_slots, self.pixel_samples),
-            "region_memory": (self.region_slots, self.region_samples),
-        }
-        self.memories = nn.ModuleDict(
-            {
-                name: ClassMemory(self.num_classes, self.teacher_channels, slots=slots, samples=samples)
-                for name, (slots, samples) in sizes.items()
-                if self.weights[name]
-            }
-        )
+        self.memories = nn.ModuleDict()
+        for kind in ("pixel", "region"):
+            sizes = {name: getattr(self, f"{kind}_{name}") for name in ("slots", "samples")}
+            if self.weights[f"{kind}_memory"]:
+                self.memories[f"{kind}_memory"] = ClassMemory(self.num_classes, self.teacher_channels, **sizes)
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""

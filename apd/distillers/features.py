@@ -79,9 +79,7 @@ class FitNet(FeatureDistiller, config=FitNetConfig):
     without bias.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
-        super().__init__(student_channels, teacher_channels, num_classes, **settings)
-        self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+    adapted = True
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apd.distillers.base import LEVELS, NO_BOX, DetectorPair, Distiller, DistillerConfig, require_levels
+from apd.distillers.base import LEVELS, NO_BOX, DetectorPair, Distiller, DistillerConfig
 from apd.distillers.features import FitNet
 from apd.distillers.logits import DKD, DKDConfig, PixelKD
 from apd.fields import shown
@@ -172,10 +172,6 @@ class PyramidMatchingConfig(DistillerConfig, task="detection"):
     levels: tuple[str, ...] = LEVELS
     weight: float = 1.0  #: Own choice; no published one is known.
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_levels(self)
-
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
         """See :meth:`DistillerConfig.build`."""
         return pyramid_matching(student.backbone.out_channels, teacher.backbone.out_channels, **self.settings)
@@ -232,10 +228,7 @@ class ReviewKDConfig(DistillerConfig, task="detection"):
     levels: tuple[str, ...] = LEVELS  #: From fine to coarse.
     width: int = 256  #: Channels of what is handed down from level to level (published: 256).
     weight: float = 1.0  #: Published for ResNet-50; see there for other students.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_levels(self, ordered=True)
+    in_order = True
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
         """See :meth:`DistillerConfig.build`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from apd.distillers.base import IGNORED, DistillerConfig, FeatureDistiller, convolved
@@ -146,9 +146,7 @@ class I2CKD(FeatureDistiller, config=I2CKDConfig):
     over triplets. The student's features go through a 1×1 convolution without bias.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
-        super().__init__(student_channels, teacher_channels, num_classes, **settings)
-        self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+    adapted = True
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
         """See :meth:`Distiller.terms`."""

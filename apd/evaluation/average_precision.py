@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -124,12 +125,8 @@ class DetectionScorer:
         truth = library.COCO(content, **silent)
         found = truth.loadRes([{"image_id": number, **entry} for number, (*_, own) in images for entry in own[kind]])
         evaluation = library.COCOeval_faster(truth, found, _LIBRARY[kind][0], **silent)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        assert evaluation.params.maxDets[-1] == 100  # detections in an image, COCO's
+        evaluation.evaluate(), evaluation.accumulate()
         precision_TRKA = torch.from_numpy(np.array(evaluation.eval["precision"], dtype=np.float64))[..., -1]
-        shape = (len(IOU_THRESHOLDS), precision_TRKA.shape[1], num_classes, len(AREAS))
-        assert precision_TRKA.shape == shape, f"faster-coco-eval gave {tuple(precision_TRKA.shape)}, not {shape}"
         ap_TKA = torch.where(precision_TRKA < 0, torch.nan, precision_TRKA).mean(1)
         counted = [instance["category_id"] - 1 for instance in instances if not instance["iscrowd"]]
         return APTable(ap_TKA, torch.bincount(torch.tensor(counted, dtype=torch.int64), minlength=num_classes))
@@ -137,6 +134,29 @@ class DetectionScorer:
 
 def _as_coco(boxes_N4: Tensor) -> list[list[float]]:
     return box_convert(boxes_N4.double(), "xyxy", "xywh").tolist()
+
+
+def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[dict[str, Any]]:
+    """Detections in COCO's results format, the surest first; a class has its file's number, else its place from 1."""
+    numbers = spec.category_ids or range(1, spec.num_classes + 1)
+    entries = []
+    for place in found.scores_N.argsort(descending=True, stable=True).tolist():
+        box = box_convert(found.boxes_N4[place].double(), "xyxy", "xywh").tolist()
+        entry: dict[str, Any] = {"image_id": image_id, "category_id": numbers[int(found.labels_N[place])]}
+        entry |= {"bbox": [round(value, 2) for value in box], "score": round(float(found.scores_N[place]), 5)}
+        if found.masks is not None:
+            mask = found.masks[place]
+            entry["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
+        entries.append(entry)
+    return entries
+
+
+def image_ids(images: Sequence[Path]) -> list[int]:
+    """A number for each image: its name where all names are different numbers, as COCO's are, else its place from 1."""
+    stems = [image.stem for image in images]
+    if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(1, len(stems) + 1))
 
 
 @torch.no_grad()

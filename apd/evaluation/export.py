@@ -95,6 +95,42 @@ def export_network(
     return Exported(path, path.stat().st_size, multiple, difference, sizes)
 
 
+def model_card(record: Any, size: tuple[int, int]) -> str:
+    """A README for the Hugging Face hub of a record's network, trained at `size`: metadata, use and scores."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    experiment, found, names, data = record.experiment, record.scores, record.class_names, record.content["data"]
+    where = f"{data['name']} {data['split']}"
+    means = {"mIoU": found.miou, "mAcc": found.macc, "aAcc": found.aacc}
+    of = ("image-segmentation", data["name"], where)
+    results = [EvalResult(*of, metric, round(value, 6)) for metric, value in means.items()]
+    about = dict(library_name="pytorch", pipeline_tag="image-segmentation", tags=["knowledge-distillation"])
+    methods = " and ".join(type(one).__name__.removesuffix("Config") for one in experiment.distillers) or "labels alone"
+    rows = zip(names, found.iou.tolist(), found.accuracy.tolist(), strict=True)
+    table = "\n".join(f"| {name.replace('|', ' ')} | {iou:.4f} | {accuracy:.4f} |" for name, iou, accuracy in rows)
+    return f"""---
+{ModelCardData(model_name=experiment.name, eval_results=results, **about).to_yaml().strip()}
+---
+
+# {experiment.name}
+
+{experiment.network.head.upper()} head on {experiment.network.backbone}, {len(names)} classes, trained with `apd` at
+{size[0]}×{size[1]} pixels (height × width), taught by {methods}. Images come in [0, 1] and are normalised inside. No
+licence is stated: whoever publishes the weights adds `license:` above.
+
+```python
+model = apd.models.Segmenter.from_pretrained("FOLDER_OR_NAME")
+labels_BHW = apd.evaluation.inference.predict_labels(model, images_B3HW)
+```
+
+On {where}: {", ".join(f"{metric} {value:.4f}" for metric, value in means.items())}.
+
+| class | IoU | accuracy |
+| --- | --- | --- |
+{table}
+"""
+
+
 class _Inference(nn.Module):
     """Images to logits of their size, from a copy of a network without its auxiliary head."""
 
@@ -226,20 +262,15 @@ def _compared(
 ) -> tuple[Any, float]:
     """The two sizes tried, and the largest difference of logits; an ExportError where it is too large."""
     other = _rounded((size[0] * 3 // 4, size[1] * 5 // 4), multiple)
-    sizes = ((1, *_rounded(size, multiple)), (3, *other))
-    worst = 0.0
+    sizes, worst = ((1, *_rounded(size, multiple)), (3, *other)), 0.0
     for batch, *sides in sizes:
         tried = f"{batch}×{sides[0]}×{sides[1]}"
         images = torch.rand(batch, 3, *sides, generator=torch.Generator().manual_seed(1))
-        with torch.inference_mode():
-            wanted = network(images)
         try:
             with torch.no_grad():
-                found = run(images)
+                wanted, found = network(images), run(images)
         except Exception as error:  # onnxruntime has types of its own
             raise ExportError(f"the file does not run at {tried}: {error}") from error
-        if found.shape != wanted.shape:
-            raise ExportError(f"the file gives {tuple(found.shape)}, and the network {tuple(wanted.shape)}")
         difference, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
         if not difference <= TOLERANCE * scale:
             found = f"logits differ by {difference:.3g} at {tried}, where the largest is {scale:.3g}"

@@ -87,16 +87,22 @@ def too_weak(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
     return ""
 
 
-def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
-    """A row for each class: class, IoU and accuracy (6 digits, empty where undefined), pixels that are labelled so."""
-    result, written = scores(matrix_KK), io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
-    table.writerow(("class", "IoU", "accuracy", "pixels"))
-    columns = result.iou.tolist(), result.accuracy.tolist(), matrix_KK.sum(1).tolist()
-    for name, *fractions, pixels in zip(class_names, *columns, strict=True):
-        name = "'" * name.startswith(FORMULA) + name.replace("\r", " ")
-        table.writerow((name, *("" if math.isnan(value) else f"{value:.6f}" for value in fractions), pixels))
+def csv_row(*cells: object) -> str:
+    """A line of CSV: floats of 6 digits, empty where undefined, and nothing that a spreadsheet would compute."""
+    known = ("" if cell is None or cell != cell else cell for cell in cells)
+    row = (f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in known)
+    written = io.StringIO()
+    quoted = ("'" * cell.startswith(FORMULA) + cell.replace("\r", " ") for cell in row)
+    csv.writer(written, lineterminator="\n").writerow(quoted)
     return written.getvalue()
+
+
+def class_csv(matrix_KK: Tensor, class_names: Sequence[str]) -> str:
+    """A row for each class: class, IoU and accuracy, pixels that are labelled so."""
+    result = scores(matrix_KK)
+    columns = class_names, result.iou.tolist(), result.accuracy.tolist(), matrix_KK.sum(1).tolist()
+    rows = [("class", "IoU", "accuracy", "pixels"), *zip(*columns, strict=True)]
+    return "".join(csv_row(*row) for row in rows)
 
 
 def resolve_precision(device: torch.device, precision: str) -> str:
@@ -185,11 +191,11 @@ def confusion_of(
 
 def agreement_of(student: nn.Module, teacher: nn.Module, dataset: SegmentationDataset, **options: object) -> Tensor:
     """counts[teacher's class, student's class] over valid pixels, (K, K) on the CPU; see :func:`confusion_of`."""
-    ignore_index = dataset.spec.ignore_index
-    confusion = ConfusionMatrix(len(dataset.spec.class_names), ignore_index)
+    ignore = dataset.spec.ignore_index
+    confusion = ConfusionMatrix(len(dataset.spec.class_names), ignore)
     with evaluating(student, teacher):
         for (by_student, by_teacher), labels, _names in predict_dataset([student, teacher], dataset, **options):
-            confusion.update(by_student.cpu(), torch.where(labels == ignore_index, ignore_index, by_teacher.cpu()))
+            confusion.update(by_student.cpu(), torch.where(labels == ignore, ignore, by_teacher.cpu()))
     return confusion.matrix_KK
 
 
@@ -206,8 +212,11 @@ def class_probabilities(
     total_BKHW = None
     for scale in inference.scales:
         shown = resized(images_B3HW, (scaled_side(height, scale), scaled_side(width, scale)))
-        average = _whole if inference.window is None else _over_windows
-        probabilities = average(model, shown, inference)
+        if inference.window is None:
+            probabilities = _whole(model, shown, inference)
+        else:
+            strips = window_strips(model, lambda a, b, of=shown: of[:, :, a:b], shown.shape[-2:], inference)
+            probabilities = torch.cat(list(strips), 2)
         if probabilities.shape[-2:] != size:
             probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
         total_BKHW = probabilities if total_BKHW is None else total_BKHW.add_(probabilities)
@@ -221,23 +230,32 @@ def window_starts(length: int, window: int, stride: float) -> list[int]:
     return [min(index * step, length - window) for index in range(count)]
 
 
-def _over_windows(model: nn.Module, images_B3HW: Tensor, inference: InferenceOptions) -> Tensor:
-    """Mean over the windows that see a pixel; images smaller than a window lie in its middle on mean colour."""
-    padded, inside = _padded(images_B3HW, inference.window)
-    batch, (height, width), (rows, columns) = len(padded), inference.window, padded.shape[-2:]
-    tops, lefts = (window_starts(*sides, inference.stride) for sides in ((rows, height), (columns, width)))
-    places = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
-    counts_HW = padded.new_zeros(rows, columns, dtype=torch.float32)
-    total_BKHW, at_once = None, max(WINDOWS_AT_ONCE // batch, 1)
-    for first in range(0, len(places), at_once):
-        group = places[first : first + at_once]
-        found = _whole(model, torch.cat([padded[:, :, *place] for place in group]), inference)
-        if total_BKHW is None:
-            total_BKHW = found.new_zeros(batch, found.shape[1], rows, columns)
-        for place, part in zip(group, found.split(batch), strict=True):
-            total_BKHW[:, :, *place] += part
-            counts_HW[place] += 1
-    return total_BKHW.div_(counts_HW)[:, :, *inside]
+def window_strips(
+    model: nn.Module, rows: Callable[[int, int], Tensor], size: tuple[int, int], inference: InferenceOptions
+) -> Iterator[Tensor]:
+    """Mean softmax of the windows that see a pixel, from top to bottom as soon as no other will: strips (B, K, r, W).
+
+    `rows(top, bottom)` gives rows of images of that `size` (height, width), float (B, 3, r, W) in [0, 1]. One strip as
+    high as a window is in memory, whatever the height. What is smaller than a window lies in its middle on mean colour.
+    """
+    height, width = inference.window
+    tops, lefts = (window_starts(max(pair), pair[1], inference.stride) for pair in zip(size, inference.window))
+    total_BKhW = counts_hW = None
+    for top, following in zip(tops, [*tops[1:], tops[-1] + height], strict=True):
+        strip_B3hW, inside = _padded(rows(top, min(top + height, size[0])), inference.window)
+        at_once = max(WINDOWS_AT_ONCE // len(strip_B3hW), 1)
+        for group in (lefts[first : first + at_once] for first in range(0, len(lefts), at_once)):
+            places = [slice(left, left + width) for left in group]
+            found = _whole(model, torch.cat([strip_B3hW[..., place] for place in places]), inference)
+            if total_BKhW is None:
+                total_BKhW = found.new_zeros(len(strip_B3hW), found.shape[1], *strip_B3hW.shape[-2:])
+                counts_hW = torch.zeros_like(total_BKhW[0, 0])
+            for place, part in zip(places, found.split(len(strip_B3hW)), strict=True):
+                total_BKhW[..., place] += part
+                counts_hW[:, place] += 1
+        done = following - top
+        yield (total_BKhW[:, :, :done] / counts_hW[:done])[:, :, *inside]
+        total_BKhW, counts_hW = (F.pad(part[..., done:, :], (0, 0, 0, done)) for part in (total_BKhW, counts_hW))
 
 
 def _whole(model: nn.Module, images_B3HW: Tensor, inference: InferenceOptions) -> Tensor:
@@ -265,6 +283,8 @@ def _padded(images_B3HW: Tensor, least: tuple[int, int]) -> tuple[Tensor, tuple[
     size = tuple(images_B3HW.shape[-2:])
     grown = tuple(map(max, size, least))
     inside = tuple(slice((new - old) // 2, (new - old) // 2 + old) for old, new in zip(size, grown, strict=True))
+    if grown == size:
+        return images_B3HW, inside
     padded = images_B3HW.new_tensor(IMAGE_PADDING)[:, None, None].div(255).repeat(len(images_B3HW), 1, *grown)
     padded[:, :, *inside] = images_B3HW
     return padded, inside

@@ -1,31 +1,178 @@
-"""Predictions for single images as files: label maps, overlays, drawn detections and COCO's results format."""
+"""Predictions for image files and videos: label maps, overlays, drawn detections, a table and COCO's results format."""
 
+import glob
 import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFont
-from torch import nn
-from torchvision.ops import box_convert
+from PIL import Image, ImageFont, ImageSequence
+from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
+from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, require_sides, shown_size
 from apd.data.batches import unit_range
-from apd.data.image_folder import names_of
-from apd.data.images import DataError, read_image
+from apd.data.image_folder import IMAGE_SUFFIXES, _files_below, names_of
+from apd.data.images import _FORMATS, DataError, _errors_naming, read_image
 from apd.data.instances import InstanceSpec
 from apd.data.rle import decode
 from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
-from apd.evaluation.average_precision import Detections, detect
-from apd.evaluation.inference import predict_labels, resized
+from apd.evaluation.average_precision import Detections, coco_results, detect
+from apd.evaluation.inference import csv_row, predict_labels, resized, window_strips
 
 LEAST_SCORE = 0.5  # detections below are not drawn (Detectron2's demo: 0.5); files of results hold all of them
-RESULTS = "detections.json"
+TABLE, RESULTS = "predictions.csv", "detections.json"
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+IN_FOLDERS = (*IMAGE_SUFFIXES, ".gif", *VIDEOS)
+LARGE, MOST_PIXELS = (
+    Image.MAX_IMAGE_PIXELS,
+    2**30,
+)  # from pillow's limit on in windows alone, then (own choice) not at all
+_ANEW = dict(mode="w", encoding="utf-8", errors="replace")
+AT_ONCE = 2**24  # pixels of the images in a batch, but for a single one (own choice)
+
+
+class Frame(NamedTuple):
+    """An image as RGB, or the frame of that `number` in a video."""
+
+    path: Path
+    number: int | None
+    name: str
+    image: Image.Image
+
+
+def files_of(given: Sequence[Path], folder: Path) -> list[Path]:
+    """The files that are named, once each: themselves, by folders of images and videos, or by patterns such as `*.png`.
+
+    What lies below `folder`, where predictions are written, is left out of folders. A DataError says which argument
+    names no file, and which file would be overwritten.
+    """
+    found, folder = dict[Path, Path](), folder.absolute()
+    for path in given:
+        files = [path]
+        if os.path.isdir(path):
+            left_out = folder if path.absolute() in folder.parents else None
+            files = [file for file in _files_below(path) if left_out not in file.absolute().parents]
+            files = [file for file in files if file.suffix.lower() in IN_FOLDERS]
+        elif glob.has_magic(str(path)) and not os.path.lexists(path):
+            files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
+        if not files:
+            raise DataError(f"{path}: there is no image or video; expected files of {', '.join(IN_FOLDERS)}")
+        for file in files:
+            found.setdefault(file.absolute(), file)
+    for file, name in zip(found.values(), names_of(list(found.values())), strict=True):
+        for lost in {folder / f"{name}-{kind}.png" for kind in ("labels", "overlay", "found")} & found.keys():
+            raise DataError(f"{lost} would be overwritten by what is predicted for {file}; choose another folder")
+    return list(found.values())
+
+
+def read_frames(
+    files: Sequence[Path], failed: Callable[[DataError], object], every: int, data: Any, inference: InferenceOptions
+) -> Iterator[Frame]:
+    """Images, and every n-th frame of videos, in turn; `failed` gets the error of a file that cannot be predicted.
+
+    Names are those of `names_of`, and NAME-000123 of a frame. `data` are the run's, None of detectors. Images beyond
+    pillow's limit of pixels are read where the network sees windows of one size.
+    """
+    names, windows = names_of(files), data and inference.window and inference.scales == (1.0,)
+    for path, name in zip(files, names, strict=True):
+        try:
+            for number, image in (
+                _of_video(path, every) if path.suffix.lower() in VIDEOS else _of_image(path, every, windows)
+            ):
+                own = name if number is None else f"{name}-{number:06d}"
+                if number is not None and own in names:
+                    raise DataError(f"{path}: another file is named as its frame {number}, {own}; rename one of them")
+                if data:
+                    require_sides(data, inference, [(path, image.size[::-1])])
+                yield Frame(path, number, own, image)
+        except DataError as error:
+            large = isinstance(error.__cause__, Image.DecompressionBombError) and data and not windows
+            failed(DataError(f"{error}, or give --sliding-window 0.667 and no --scales") if large else error)
+
+
+def _of_image(path: Path, every: int, large: bool) -> Iterator[tuple[int | None, Image.Image]]:
+    """The image, without a number, or every n-th frame of a file with several."""
+    limit = patch.object(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS if large else LARGE)
+    with limit, _errors_naming(path):
+        opened = Image.open(path, formats=_FORMATS)
+    with opened, _errors_naming(path):
+        # a JPEG with further images is a photograph with its depth or its brightness
+        several = getattr(opened, "is_animated", False) and opened.format != "MPO"
+        for number, frame in enumerate(ImageSequence.Iterator(opened) if several else ()):
+            if frame.mode[0] in "IF":
+                raise DataError(f"{path}: has frames of mode {frame.mode}; expected 8 bits a channel")
+            if number % every == 0:
+                yield number, frame.convert("RGB")
+    if not several:
+        with limit:
+            image = read_image(path)
+        yield None, image
+
+
+def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
+    """Every n-th frame, decoded one by one and turned as a player does."""
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        fix = "in the project's folder, pip install -e '.[video]'"
+        raise DataError(f"{path}: videos need the package av, which is not installed: {fix}") from error
+    number, reason = None, "it has no frames"
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(0, "it is a folder, a pipe or a device")
+        # nothing but this file, whatever a playlist in it may name
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+            for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
+                if number % every == 0:
+                    yield number, frame.to_image().rotate(frame.rotation, expand=True)
+            if number is not None:
+                return
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror
+    after = "" if number is None else f" after frame {number}"
+    raise DataError(f"{path}: cannot be read as a video{after} ({reason}); damaged, or no video")
+
+
+def batches(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
+    """Neighbours of equal size together, at most so many at a time."""
+    for (width, height), same in groupby(frames, key=lambda frame: frame.image.size):
+        while batch := list(islice(same, max(1, min(most, AT_ONCE // (width * height))))):
+            yield batch
+
+
+def _pixels(images: Sequence[Image.Image]) -> Tensor:
+    return unit_range(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(f"{path.parent}: cannot write predictions ({error})") from error
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image file; its folder is made if it is not there. A DataError says that it cannot be written."""
+    with _writing(path):
+        image.save(path)
+
+
+def write_label_map(labels_HW: np.ndarray, path: Path, spec: DatasetSpec) -> None:
+    """Write class numbers (uint8) as a palette PNG: its pixels are the numbers, shown in the classes' colours."""
+    label_map = Image.fromarray(labels_HW, mode="P")
+    label_map.putpalette([channel for colour in spec.palette for channel in colour])
+    save_image(label_map, path)
 
 
 def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, spec: DatasetSpec, opacity: float = 0.55) -> np.ndarray:
@@ -36,45 +183,60 @@ def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, spec: DatasetSpec, opa
     return (image_HW3 * (1 - weight_HW1) + colours_K3[labels_HW] * weight_HW1).round().astype(np.uint8)
 
 
-def predict_image(
+@torch.no_grad()
+def label_maps(
+    model: nn.Module, images: Sequence[Image.Image], size: tuple[int, int], inference: InferenceOptions = WHOLE_IMAGE
+) -> NDArray[np.uint8]:
+    """Class numbers (B, H, W) of RGB images of one size; the network, in eval mode, sees them at `size`.
+
+    Windows of one scale at the images' own size, as beyond pillow's limit they always are, are averaged strip by strip:
+    memory holds a few of them, 4 bytes x images x classes x the window's height x the images' width.
+    """
+    (width, height), device = images[0].size, next(model.parameters()).device
+    own = size == (height, width) or width * height > LARGE
+    if not own or inference.window is None or inference.scales != (1.0,):
+        shown = resized(_pixels(images), size).to(device)
+        return predict_labels(model, shown, (height, width), inference=inference).byte().cpu().numpy()
+
+    def rows(top: int, bottom: int) -> Tensor:
+        with patch.object(Image, "MAX_IMAGE_PIXELS", None):  # of which a crop may have more, too
+            return _pixels([image.crop((0, top, width, bottom)) for image in images]).to(device)
+
+    strips = window_strips(model, rows, (height, width), inference)
+    return np.concatenate([strip.argmax(1).byte().cpu().numpy() for strip in strips], 1)
+
+
+def segment_files(
     model: nn.Module,
-    path: Path,
+    groups: Iterable[list[Frame]],
     folder: Path,
     spec: DatasetSpec,
-    *,
-    size: tuple[int, int],
-    inference: InferenceOptions = WHOLE_IMAGE,
-    name: str = "",
-) -> tuple[Path, Path]:
-    """Predict one image and write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`.
+    data: Any,
+    inference: InferenceOptions,
+) -> Iterator[Path]:
+    """Write `NAME-labels.png` (palette image of class numbers) and `NAME-overlay.png`, of each image's own size.
 
-    The network, in eval mode, sees it at `size` (height, width); files have its own size. NAME is its stem or `name`.
+    Yields each path once it is written, and last that of `predictions.csv`: a row an image, with file, frame, height,
+    width and each class's share of the pixels. The network is in eval mode and sees images as the run's `data` say.
     """
-    pixels_HW3 = np.asarray(read_image(path))
-    images_B3HW = unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1))[None]
-    device = next(model.parameters()).device
-    found = predict_labels(model, resized(images_B3HW, size).to(device), pixels_HW3.shape[:2], inference=inference)
-    labels_HW = found[0].byte().cpu().numpy()
-    written = tuple(folder / f"{name or path.stem}-{kind}.png" for kind in ("labels", "overlay"))
-    write_label_map(labels_HW, written[0], spec)
-    save_image(Image.fromarray(overlay(pixels_HW3, labels_HW, spec)), written[1])
-    return written
-
-
-def write_label_map(labels_HW: np.ndarray, path: Path, spec: DatasetSpec) -> None:
-    """Write class numbers (uint8) as a palette PNG: its pixels are the numbers, shown in the classes' colours."""
-    label_map = Image.fromarray(labels_HW, mode="P")
-    label_map.putpalette([channel for colour in spec.palette for channel in colour])
-    save_image(label_map, path)
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image file; its folder is made if it is not there. A DataError says that it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    except OSError as error:
-        raise DataError(f"{path.parent}: cannot write predictions ({error})") from error
+    with _writing(folder / TABLE), (folder / TABLE).open(**_ANEW) as table:
+        table.write(csv_row("file", "frame", "height", "width", *spec.class_names))
+        for group in groups:
+            width, height = group[0].image.size
+            found = label_maps(model, [frame.image for frame in group], shown_size(data, height, width), inference)
+            for (path, number, name, image), labels_HW in zip(group, found, strict=True):
+                labels, over = (folder / f"{name}-{kind}.png" for kind in ("labels", "overlay"))
+                write_label_map(labels_HW, labels, spec)
+                counts, step = np.zeros(256, dtype=np.int64), max(1, AT_ONCE // width // 64)
+                for top in range(0, height, step):  # what an overlay takes in between is many times the image
+                    part_HW = labels_HW[top : top + step]
+                    counts += np.bincount(part_HW.ravel(), minlength=256)
+                    part_HW3 = np.asarray(image.crop((0, top, width, top + len(part_HW))))
+                    image.paste(Image.fromarray(overlay(part_HW3, part_HW, spec)), (0, top))
+                save_image(image, over)
+                table.write(csv_row(path, number, height, width, *(counts / (height * width))[: spec.num_classes]))
+                yield from (labels, over)
+    yield folder / TABLE
 
 
 def colours_of(spec: InstanceSpec) -> list[RGB]:
@@ -107,49 +269,34 @@ def drawn(
     return Image.fromarray(canvas_3HW.permute(1, 2, 0).numpy())
 
 
-def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[dict[str, Any]]:
-    """Detections in COCO's results format, the surest first; a class has its file's number, else its place from 1."""
-    numbers = spec.category_ids or range(1, spec.num_classes + 1)
-    entries = []
-    for place in found.scores_N.argsort(descending=True, stable=True).tolist():
-        box = box_convert(found.boxes_N4[place].double(), "xyxy", "xywh").tolist()
-        entry: dict[str, Any] = {"image_id": image_id, "category_id": numbers[int(found.labels_N[place])]}
-        entry |= {"bbox": [round(value, 2) for value in box], "score": round(float(found.scores_N[place]), 5)}
-        if found.masks is not None:
-            mask = found.masks[place]
-            entry["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
-        entries.append(entry)
-    return entries
+def detect_files(
+    detector: nn.Module,
+    groups: Iterable[list[Frame]],
+    folder: Path,
+    spec: InstanceSpec,
+    ids: dict[Path, int],
+    least: float,
+) -> Iterator[Path]:
+    """Write `NAME-found.png` for each image; yields its path, and last those of `predictions.csv` and the JSON.
 
-
-def image_ids(images: Sequence[Path]) -> list[int]:
-    """A number for each image: its name where all names are different numbers, as COCO's are, else its place from 1."""
-    stems = [image.stem for image in images]
-    if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
-        return [int(stem) for stem in stems]
-    return list(range(1, len(stems) + 1))
-
-
-def detect_in_images(
-    detector: nn.Module, images: Sequence[Path], folder: Path, spec: InstanceSpec, *, least_score: float = LEAST_SCORE
-) -> list[Path]:
-    """Detect in image files; write `NAME-found.png` for each and `detections.json` with all detections; all paths.
-
-    NAME is of `names_of`. The JSON is COCO's results format with `file_name` besides. Detections below `least_score`
-    are not drawn. The detector is in eval mode. A DataError names what cannot be read or written.
+    `detections.json` holds all detections, in COCO's results format with `file_name`, and `frame` of a video, besides;
+    `ids` are the files' numbers in it. The table has a row for each that is drawn, of at least the `least` score.
     """
-    device, entries, written = next(detector.parameters()).device, [], []
-    for path, image_id, name in zip(images, image_ids(images), names_of(images), strict=True):
-        pixels_HW3 = np.asarray(read_image(path))
-        (found,) = detect(detector, [unit_range(torch.tensor(pixels_HW3).permute(2, 0, 1)).to(device)])
-        file_name = {"file_name": name.removesuffix(path.suffix) + path.suffix}
-        entries += [entry | file_name for entry in coco_results(found, image_id, spec)]
-        written.append(folder / f"{name}-found.png")
-        save_image(drawn(pixels_HW3, found, spec, least_score), written[-1])
-    written.append(folder / RESULTS)
-    try:
-        lines = ",\n".join(map(json.dumps, entries))  # a detection a line
-        written[-1].write_text(f"[{lines}]\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{folder}: cannot write detections ({error})") from error
-    return written
+    device, further, separator = next(detector.parameters()).device, count(max(ids.values()) + 1), "["
+    with _writing(folder / TABLE), (folder / TABLE).open(**_ANEW) as table, (folder / RESULTS).open(**_ANEW) as results:
+        table.write(csv_row("file", "frame", "class", "score", "x0", "y0", "x1", "y1"))
+        for group in groups:
+            images = _pixels([frame.image for frame in group]).to(device)
+            for (path, number, name, image), found in zip(group, detect(detector, list(images)), strict=True):
+                about: dict[str, Any] = {"file_name": name.removesuffix(path.suffix) + path.suffix}
+                about |= {} if number is None else {"frame": number}
+                for entry in coco_results(found, ids[path] if number is None else next(further), spec):
+                    results.write(separator + json.dumps(entry | about))
+                    separator = ",\n"
+                for label, score, box in zip(found.labels_N.tolist(), found.scores_N.tolist(), found.boxes_N4.tolist()):
+                    if score >= least:
+                        table.write(csv_row(path, number, spec.class_names[label], score, *box))
+                save_image(drawn(np.asarray(image), found, spec, least), folder / f"{name}-found.png")
+                yield folder / f"{name}-found.png"
+        results.write("[]\n" if separator == "[" else "]\n")
+    yield from (folder / TABLE, folder / RESULTS)

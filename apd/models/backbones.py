@@ -49,9 +49,7 @@ def create_deep_resnet(
 ) -> nn.Module:
     """A ResNet of the published study: images → the maps of its last two stages.
 
-    The stem has three 3×3 convolutions of 64, 64 and 128 channels. Convolutions start from Kaiming's normal values and
-    batch norms as identities, as in the released code (timm's own default starts each block's last norm at zero).
-
+    Convolutions start from Kaiming's normal values and batch norms as identities, as in the released code.
     `name` is one of :data:`DEEP_RESNETS`, `output_stride` 4, 8 (as published) or 16. With `imagenet` it starts from
     `weights_file`, a classifier with the names of the semseg code line, or from timm's `resnet50s` or `resnet101s`,
     which are the same networks (the released code's own files are published nowhere); a RuntimeError without.
@@ -70,7 +68,9 @@ def create_deep_resnet(
     if weights_file:
         try:
             tensors, _ = pretrained.read_tensors(weights_file)
-            matched = pretrained.match_tensors(tensors, network.state_dict(), _semseg_name, left_out=("fc.",))
+            layers = {name: name.rpartition(".") for name in network.state_dict()}
+            theirs = {name: f"{_STEM.get(layer, layer)}.{leaf}" for name, (layer, _, leaf) in layers.items()}
+            matched = pretrained.match_tensors(tensors, network.state_dict(), theirs.get, left_out=("fc.",))
         except RuntimeError as error:
             raise RuntimeError(f"weights_file {weights_file!s:.200} for backbone '{name}': {error}") from error
         network.load_state_dict(matched, strict=True)
@@ -81,7 +81,7 @@ def create_deep_resnet(
 def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_conv") -> None:
     """Replace a ResNet's strides beyond `output_stride` by dilated 3×3 convolutions, in place.
 
-    Both rules are the released code's. Each stage that loses its stride doubles the dilation. Weights fit either way.
+    Both rules are the released code's. Each stage that loses its stride doubles the dilation.
 
     - `"one_conv"`: on one convolution of each block, the first of a basic block, the middle one of a bottleneck.
     - `"all_convs"`: on every 3×3 convolution, except that the one that had the stride keeps the dilation of the stage
@@ -103,11 +103,6 @@ def dilate(network: nn.Module, output_stride: int, dilation: Dilation = "one_con
                 else:
                     own = before if number == place == 0 else rate
                 conv.stride, conv.dilation, conv.padding = (1, 1), (own, own), (own, own)
-
-
-def _semseg_name(name: str) -> str:
-    layer, _, leaf = name.rpartition(".")
-    return f"{_STEM.get(layer, layer)}.{leaf}"
 
 
 class Backbone(NamedTuple):
@@ -133,10 +128,9 @@ def create_backbone(
 ) -> Backbone:
     """Build a network that gives feature maps at the wanted stride, its late stages dilated instead of strided.
 
-    Random initial values come from torch's global generator. Of the published study's five backbones, all at stride 8,
-    the deep-stem ResNets are the released code's, and two are timm's, which differ: MobileNetV2 is dilated in every
-    block after a removed stride, by 2 and then 4 (there: in the first block of each late stage, by 2, 2, 4 and 4), and
-    `efficientnet_b0` gives 320 channels to the head and 112 to the auxiliary head (there: 1280 and 192).
+    Of the published study's five backbones, all at stride 8, the deep-stem ResNets are the released code's, and two are
+    timm's, which differ: MobileNetV2 is dilated in every block after a removed stride, by 2 and then 4 (there: in the
+    first block of each late stage, by 2, 2, 4, 4); `efficientnet_b0` gives the heads 320 and 112 channels (1280, 192).
 
     Args:
         name: a deep-stem ResNet, or any timm name that offers `features_only` and `output_stride`; `efficientnet_lite0`
@@ -146,8 +140,7 @@ def create_backbone(
         dilation: rule of the deep-stem ResNets, see :func:`~apd.models.backbones.dilate`. timm has one of its own.
         weights_file: ImageNet weights for a deep-stem ResNet, see :func:`~apd.models.backbones.create_deep_resnet`.
 
-    An unknown name (the nearest are given), an option that the backbone does not take or a stride that it cannot have
-    is a ValueError; weights that cannot be obtained or do not fit are a RuntimeError.
+    What a backbone cannot have is a ValueError; weights that cannot be obtained or do not fit are a RuntimeError.
     """
     choices = (("weights", weights, get_args(Weights)), ("dilation", dilation, get_args(Dilation)))
     for option, value, allowed in (("output_stride", output_stride, (4, 8, 16)), *choices):
@@ -164,7 +157,14 @@ def create_backbone(
         network = create_deep_resnet(name, output_stride=output_stride, **arguments)
         _check_stride(network, name, output_stride)
     else:
-        _check_timm_options(name, dilation, weights_file)
+        ours = ", ".join(DEEP_RESNETS)
+        if not isinstance(name, str) or not timm.is_model(name):
+            nearest = difflib.get_close_matches(str(name), [*DEEP_RESNETS, *timm.list_models()], n=3, cutoff=0.5)
+            hint = f"nearest: {', '.join(nearest)}" if nearest else "timm.list_models() lists all"
+            raise ValueError(f"backbone: got {name!r}, expected {ours} or a network of timm {timm.__version__}; {hint}")
+        for option, value, default in (("dilation", dilation, "one_conv"), ("weights_file", str(weights_file), "")):
+            if value != default:
+                raise ValueError(f"{option}: got {value!r} for backbone {name!r}, but only {ours} take it")
         arguments = {"features_only": True, "output_stride": output_stride, "out_indices": (-2, -1)}
         structure = offline.structure if offline else name
         try:
@@ -185,17 +185,6 @@ def create_backbone(
             mean, std = tuple(known.mean), tuple(known.std)
     aux_channels, channels = network.feature_info.channels()
     return Backbone(network, channels, aux_channels, mean, std)
-
-
-def _check_timm_options(name: str, dilation: Dilation, weights_file: str | Path) -> None:
-    ours = ", ".join(DEEP_RESNETS)
-    if not isinstance(name, str) or not timm.is_model(name):
-        nearest = difflib.get_close_matches(str(name), [*DEEP_RESNETS, *timm.list_models()], n=3, cutoff=0.5)
-        hint = f"nearest: {', '.join(nearest)}" if nearest else "timm.list_models() lists all"
-        raise ValueError(f"backbone: got {name!r}, expected {ours} or a network of timm {timm.__version__}; {hint}")
-    for option, value, default in (("dilation", dilation, "one_conv"), ("weights_file", str(weights_file or ""), "")):
-        if value != default:
-            raise ValueError(f"{option}: got {value!r} for backbone {name!r}, but only {ours} take it")
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from apd.fields import did_you_mean
@@ -40,9 +41,10 @@ class CustomSegmenter(nn.Module):
     ImageNet's, and enlarged to multiples of 14, 32 or 64 where it asks for that; the maps are made smaller by as much.
     """
 
-    def __init__(self, network: nn.Module, num_classes: int, features: str, logits: str) -> None:
+    def __init__(self, network: nn.Module, num_classes: int, features: str, logits: str, *auxiliary: str) -> None:
         super().__init__()
-        self.network, self.num_classes, self.paths, self._taps = network, num_classes, (features, logits), []
+        self.network, self.num_classes, self.paths = network, num_classes, (features, logits, *auxiliary)
+        self._taps: list[FeatureTap] = []
         of_timm = (getattr(module, "pretrained_cfg", None) for module in network.modules())
         known = next((cfg for cfg in of_timm if isinstance(cfg, dict) and cfg.get("mean")), {})
         for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
@@ -52,7 +54,7 @@ class CustomSegmenter(nn.Module):
         self.feature_channels = self._try_out()
 
     def open_taps(self) -> None:
-        """Listen at the two paths; anew where a module was replaced, as by another kind of batch norm."""
+        """Listen at the paths; anew where a module was replaced, as by another kind of batch norm."""
         for tap in self._taps:
             tap.close()
         self._taps = [FeatureTap(self.network, path).open() for path in self.paths]
@@ -69,10 +71,10 @@ class CustomSegmenter(nn.Module):
         if any(side % self.multiple for side in size):
             images_B3HW = _resized(images_B3HW, sides)
         self.network((images_B3HW - self.image_mean) / self.image_std)
-        maps = [tap.take() for tap in self._taps]
+        maps = [tap.take() for tap in (self._taps if self.training else self._taps[:2])]
         if any(side % self.multiple for side in size):  # cells as wide as high again
             maps = [_resized(m, [-(-n * a // b) for n, a, b in zip(m.shape[2:], size, sides)]) for m in maps]
-        return SegOutput(maps[1], maps[0], None)
+        return SegOutput(maps[1], maps[0], tuple(maps[2:]) or None)
 
     def _try_out(self) -> int:
         """Run on zeros, find `multiple`, freeze what has no part in the two maps, and return the features' channels."""
@@ -85,15 +87,21 @@ class CustomSegmenter(nn.Module):
             except Exception:  # whatever it raises at a size that it does not take
                 if self.multiple == 64:
                     raise
-        for path, name, found in zip(self.paths, ("features", "logits"), (output.features, output.logits), strict=True):
+        maps = [output.features, output.logits]
+        if self.paths[2:]:  # a network may have them in training alone
+            copies = {name: buffer.clone() for name, buffer in self.named_buffers()}
+            maps += functional_call(self.train(), copies, images.repeat(2, 1, 1, 1)).aux
+        for path, name, found in zip(self.paths, ("features", "logits", *["auxiliary"] * len(maps)), maps):
             check_map(where := f"{name} {path!r}", found)
-            check_grids({where: found, "labels": images[:, 0]})
+            check_grids({where: found, "labels": images[:, 0].expand(len(found), -1, -1)})
             if min(found.shape[2:]) < 2 or not found.isfinite().all():
                 raise ValueError(f"{where} are {tuple(found.shape)} for 65×97 zeros: expected 2×2 or more, all finite")
-        if (channels := output.logits.shape[1]) != self.num_classes:
-            raise ValueError(f"{where} have {channels} channels: expected {self.num_classes}, the classes of the data")
+            if (channels := found.shape[1]) != self.num_classes and name != "features":
+                raise ValueError(
+                    f"{where} have {channels} channels: expected {self.num_classes}, the number of classes"
+                )
         # a part that gets no gradient, such as an auxiliary classifier, would be waited for by several ranks
-        total, trained = output.logits.sum() + output.features.sum(), [p for p in self.parameters() if p.requires_grad]
+        total, trained = sum(found.sum() for found in maps), [p for p in self.parameters() if p.requires_grad]
         for parameter, part in zip(trained, torch.autograd.grad(total, trained, allow_unused=True) if trained else ()):
             parameter.requires_grad_(part is not None)
         self.train()
@@ -113,9 +121,9 @@ class CustomSegmenter(nn.Module):
 
 
 def build_custom(
-    builder: str, num_classes: int, *, features: str = "", logits: str = "", builder_sha256: str = ""
+    builder: str, num_classes: int, *auxiliary: str, features: str = "", logits: str = "", builder_sha256: str = ""
 ) -> CustomSegmenter:
-    """The network that `builder` returns, "package.module:function" or "nets.py:function", read at two paths.
+    """The network that `builder` returns, "package.module:function" or "nets.py:function", read at two paths or more.
 
     The function gets the number of classes as its `num_classes` or `classes`. Paths of :data:`KNOWN_PATHS` may be left
     out. ValueError: something is wrong with it, a path, or the maps of zeros; a file of another sha256 is a warning.
@@ -135,7 +143,7 @@ def build_custom(
             if not all(paths := (features or known[0], logits or known[1])):
                 children = ", ".join(dict(network.named_children()))
                 raise ValueError(f"give both paths, features and logits, of {kinds[0]}: in or below {children:.200}")
-            return CustomSegmenter(network.cpu(), num_classes, *paths)
+            return CustomSegmenter(network.cpu(), num_classes, *paths, *auxiliary)
     except (Exception, SystemExit) as error:
         said = " ".join((str(error) if isinstance(error, ValueError) else repr(error)).split())
         lines = [f" (line {at.lineno})" for at in traceback.extract_tb(error.__traceback__) if at.filename == where]

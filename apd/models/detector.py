@@ -1,12 +1,10 @@
 """torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's, and their weights."""
 
 import re
-from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
-import torch
-from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model, get_model_weights
+from torch import nn
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -67,8 +65,7 @@ def build_detector(
         weights: "none", or torchvision's for the backbone, "imagenet".
         min_size, max_size: images are resized so that the shorter side is `min_size`, unless the longer would exceed
             `max_size`. For images of one size give their own two sides.
-        width, box_width, smallest_anchor, proposals, rois, detections: sizes in pixels and channels, and counts in an
-            image, as the fields of :class:`apd.config.detection_config.DetectorConfig` describe them.
+        width, ... detections: as the fields of :class:`apd.config.detection_config.DetectorConfig`.
         fetch: False builds the network that `weights` asks for without them, to be filled from a file of its own.
 
     An unknown name, a size or count below 1, or weights that it has none of, is a ValueError; weights that cannot be
@@ -128,20 +125,9 @@ def _pyramid(backbone: str, width: int, *, pre_trained: bool) -> BackboneWithFPN
     return pyramid
 
 
-def fetch_weights(weights: WeightsEnum, what: str) -> Mapping[str, Tensor]:
-    """The tensors of torchvision weights, downloaded or from torch's cache, checked by the hash in their name."""
-    try:
-        return hub_tensors(weights)
-    except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
-        place = f"{torch.hub.get_dir()}/checkpoints"
-        fix = f"put the file of {weights.url} into {place}, or use weights='none' (--network.weights none)"
-        reason = f"{weights} could not be fetched ({type(error).__name__}: {error!s:.300})"
-        raise RuntimeError(f"{what}: {reason}. Without a network, {fix}") from error
-
-
 def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:
     """Fill the detector's backbone, below its pyramid, with torchvision's ImageNet classifier, strictly."""
-    state = fetch_weights(get_model_weights(backbone)["IMAGENET1K_V1"], f"weights='imagenet' for backbone {backbone!r}")
+    state = hub_tensors(get_model_weights(backbone)["IMAGENET1K_V1"], f"weights='imagenet' for backbone {backbone!r}")
     body = detector.backbone.body
     frozen = not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
     # of the classifier, its last layers are not in a pyramid; everything else must be

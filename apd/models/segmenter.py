@@ -1,18 +1,24 @@
 """The segmentation network: backbone, head (PSPNet's or DeepLabV3's), classifier, an auxiliary head for training."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apd.fields import one_line
+from apd.models import pretrained
 from apd.models.backbones import Backbone, Dilation, Weights, create_backbone
 
 Head = Literal["psp", "aspp"]
 
 SMALLEST_SIDE = 32
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"  # as on the Hugging Face hub
+ARCHITECTURES = ["apd.models.Segmenter"]
 PSP_BINS = (1, 2, 3, 6)  # as published
 ASPP_REACH = 288  # image pixels from a cell to the outermost taps: 36 cells of stride 8 (as published)
 
@@ -30,9 +36,8 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, dilat
 class PyramidPooling(nn.Module):
     """The PSPNet head up to its feature map: pool at several grid sizes, upsample, concatenate, merge.
 
-    A branch averages the map to `bin × bin`, applies a 1×1 convolution to `in_channels // 4` channels with batch norm
-    and ReLU, and is upsampled bilinearly with `align_corners=True` (as published); a 3×3 convolution merges all. A
-    batch of one image in training mode is a ValueError: batch norm has one value per channel of a 1×1 grid.
+    A branch has a quarter of the channels, batch norm and ReLU, and is upsampled with `align_corners=True` (as
+    published). A batch of one image in training mode is a ValueError: batch norm has one value per channel of 1×1.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -102,24 +107,26 @@ class AuxiliaryHead(nn.Module):
 
 
 class SegOutput(NamedTuple):
-    """Logits `B K h w`, at the output stride, features `B C h w`, and the auxiliary head's logits in training mode.
+    """Logits `B K h w`, at the output stride, features `B C h w`, and auxiliary heads' logits in training mode.
 
     The features are the head's map *before* dropout and classifier (own choice; in the released code after dropout).
     """
 
     logits: Tensor
     features: Tensor
-    aux: Tensor | None
+    aux: Tensor | tuple[Tensor, ...] | None
 
 
 class Segmenter(nn.Module):
     """Images in [0, 1] → class logits and the features that they come from; see :func:`~apd.models.build_segmenter`.
 
-    The images' normalisation lies in buffers and so in the state dict: a checkpoint is complete. `head` makes `width`
-    features of the backbone's last map; an auxiliary head makes logits of the one before. Images that are no
-    floating-point `B 3 H W` of sides from 32 on are a TypeError or ValueError, as are, on the CPU (a GPU's queue would
-    stall), values outside [0, 1].
+    The images' normalisation lies in the state dict: a checkpoint is complete. `head` makes `width` features of the
+    backbone's last map; an auxiliary head makes logits of the one before. Images that are no floating-point `B 3 H W`
+    of sides from 32 on are an error, as are, on the CPU (a GPU's queue would stall), values outside [0, 1].
     """
+
+    config: Mapping[str, Any] = {}
+    """What `config.json` holds: under `network` the arguments of :func:`~apd.models.build_segmenter`."""
 
     def __init__(self, backbone: Backbone, head: nn.Module, num_classes: int, *, width: int, dropout: float) -> None:
         super().__init__()
@@ -148,6 +155,48 @@ class Segmenter(nn.Module):
     def head_parameters(self) -> list[nn.Parameter]:
         """All other parameters: head, classifier and auxiliary head (ten times the learning rate as published)."""
         return [p for part in (self.head, self.classifier, self.aux_head) for p in part.parameters()]
+
+    def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any] | None = None, card: str = "") -> None:
+        """Write `config.json`, with `about` in it, and `model.safetensors`; `card` as `README.md` where there is none.
+
+        The layout is that of the Hugging Face hub: `hf upload NAME FOLDER` publishes it.
+        """
+        if not self.config:
+            raise ValueError("this network was not made by build_segmenter: save its state_dict() instead")
+        tensors = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        constants = {name: tensors[name].flatten().tolist() for name in ("image_mean", "image_std")}
+        config = {**self.config, **(about or {}), "architectures": ARCHITECTURES, **constants}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, WEIGHTS_FILE).write_bytes(save(tensors, {"format": "pt"}))
+        Path(folder, CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if card and not Path(folder, CARD_FILE).exists():
+            Path(folder, CARD_FILE).write_text(card, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **download: Any) -> "Segmenter":
+        """The network, in eval mode, of such a folder, or of a repository on the Hugging Face hub.
+
+        `download` goes to `huggingface_hub.snapshot_download`, such as `revision`. A RuntimeError says what is wrong.
+        """
+        at, known = Path(source), [CONFIG_FILE, WEIGHTS_FILE]
+        try:
+            if not at.is_dir():
+                from huggingface_hub import snapshot_download
+
+                at = Path(snapshot_download(str(source), allow_patterns=known, **download))
+            config = json.loads((at := at / CONFIG_FILE).read_text(encoding="utf-8"))
+            if config.get("architectures") != ARCHITECTURES:
+                raise ValueError(f"it is of {config.get('architectures')}, expected {ARCHITECTURES}")
+            # the file's weights follow, and a config can make nothing be downloaded
+            model = build_segmenter(**config["network"] | {"weights": "none", "weights_file": ""}).eval()
+            model.config, at = config, at.with_name(WEIGHTS_FILE)
+            model.load_state_dict(pretrained.match_tensors(pretrained.read_tensors(at)[0], model.state_dict()))
+        except Exception as error:  # of a library, the network, or whatever a wrong value in the config leads to
+            expected = f"expected a folder with {' and '.join(known)}, or a repository's name on the Hugging Face hub"
+            raise RuntimeError(
+                one_line(f"{at!s:.200}: no network can be made of it ({error!r:.400}); {expected}")
+            ) from error
+        return model
 
 
 def check_images(images_B3HW: Tensor) -> None:
@@ -217,4 +266,8 @@ def build_segmenter(
         pooling = PyramidPooling(made.channels, head_width)
     else:
         pooling = AtrousPooling(made.channels, head_width, dilations=aspp_dilations(aspp_reach, output_stride))
-    return Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout)
+    model = Segmenter(made, pooling, num_classes, width=head_width, dropout=dropout)
+    network = {"backbone": backbone, "num_classes": num_classes, "head": head, "head_width": head_width}
+    network |= {"output_stride": output_stride, "dropout": dropout, "dilation": dilation, "aspp_reach": aspp_reach}
+    model.config = {"network": network}
+    return model

@@ -85,8 +85,7 @@ def factorial_effects(
 ) -> dict[Factors, dict[int, float]]:
     """Main effects and interactions of a full on/off design, one value for each seed that all combinations have.
 
-    An effect is the mean of the half of the combinations that has an even number of the effect's factors off, minus
-    the mean of the other half.
+    An effect: the mean of the combinations with an even number of its factors off, minus that of the others.
     """
     cells = list(subsets(factors))
     seeds = sorted(set.intersection(*(set(scores[cell]) for cell in cells)))
@@ -243,8 +242,8 @@ def mean_gain(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> D
 def head_match(pairs: Sequence[Pair], method: str, confidence: float = 0.95) -> dict[str, Difference]:
     """Cross- minus same-architecture, mean over both heads of the student, by student backbone and over ALL of them.
 
-    Either head teaches one student of each kind, so a teacher that is simply the better one does not count: below zero,
-    a teacher of the student's own architecture teaches more. Empty where students have one head only.
+    Below zero, a teacher of the student's own architecture teaches more: either head teaches one student of each kind,
+    so a better teacher does not count. Empty where students have one head only.
     """
     if len({pair.student.head for pair in pairs}) < len(HEADS):
         return {}

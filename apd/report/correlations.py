@@ -151,10 +151,7 @@ def _complete(*columns: Values) -> Values:
 
 
 def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000) -> Correlation:
-    """Rank correlation (:func:`spearman`) with a percentile bootstrap interval over images, the same at every call.
-
-    Columns have one value per image; images with a NaN anywhere are left out.
-    """
+    """:func:`spearman` of columns of images, without those that have a NaN, with a percentile bootstrap interval."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     together = _complete(*columns)

@@ -170,12 +170,17 @@ def parts_of_variant(variant: str) -> list[str]:
     return variant.split("_and_")
 
 
+def variant_name(variant: str) -> str:
+    """What a variant is called; a distiller that has no name in :data:`DETECTION_NAMES` keeps its key."""
+    return " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts_of_variant(variant))
+
+
 def detection_names(records: Iterable[Record]) -> dict[str, str]:
     """The variants that the records' labels name, with their names, in the order of figures, combinations last."""
     order = {part: place for place, part in enumerate(DETECTION_NAMES)}
     parts = {v: parts_of_variant(v) for v in sorted({record.experiment.name.split("-")[0] for record in records})}
     ordered = sorted(parts, key=lambda v: (len(parts[v]), [order.get(part, len(order)) for part in parts[v]]))
-    return {v: " + ".join(DETECTION_NAMES.get(part, part.replace("_", " ")) for part in parts[v]) for v in ordered}
+    return {variant: variant_name(variant) for variant in ordered}
 
 
 def detection_comparisons(records: Sequence[Record]) -> list[Comparison]:

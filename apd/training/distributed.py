@@ -57,11 +57,10 @@ class Ranks:
         if self.size == 1:
             return action()
         outcome: list[Any] = [None, None]
-        if self.first:
-            try:
-                outcome[0] = action()
-            except Exception as error:
-                outcome[1] = error
+        try:
+            outcome[0] = action() if self.first else None
+        except Exception as error:
+            outcome[1] = error
         distributed.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         if outcome[1] is not None:
             raise of_every_rank(outcome[1])
@@ -75,11 +74,7 @@ class Ranks:
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is up on one rank at least."""
-        if self.size == 1:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.uint8)
-        distributed.all_reduce(raised, distributed.ReduceOp.MAX)
-        return tuple(map(bool, raised.tolist()))
+        return tuple(map(bool, self.total(torch.tensor(flags, dtype=torch.int64)).tolist()))
 
     def gather(self, value: T) -> list[T]:
         """The value of every rank, in their order, on rank 0; an empty list on the others."""
@@ -91,12 +86,11 @@ class Ranks:
 
     def mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars by name, averaged over ranks; nothing waits for a GPU."""
-        values = torch.stack([value.float() for value in terms.values()])
-        distributed.all_reduce(values)
+        values = self.total(torch.stack([value.float() for value in terms.values()]))
         return dict(zip(terms, (values / self.size).unbind(), strict=True))
 
     def total(self, counts: Tensor) -> Tensor:
-        """Counts on the CPU, summed over ranks."""
+        """Numbers, summed over ranks."""
         if self.size > 1:
             counts = counts.clone()
             distributed.all_reduce(counts)
@@ -112,10 +106,10 @@ class Ranks:
 
     def synchronise_batch_norm(self, network: nn.Module) -> None:
         """On GPUs, have batch norm take its statistics over all ranks' images; torch has no such norm for a CPU."""
+        why = "takes the statistics of its own images, since torch synchronises them on GPUs only"
         if self.size > 1 and next(network.parameters()).is_cuda:
             convert_sync_batchnorm(network)  # timm's: torch's would lose the activations that are in timm's norms
         elif self.size > 1:
-            why = "takes the statistics of its own images, since torch synchronises them on GPUs only"
             self.print(f"batch norm: each of the {self.size} ranks {why}")
 
     def wrapped(self, module: nn.Module) -> nn.Module:
@@ -136,6 +130,22 @@ class Ranks:
         if not self.first:
             seed = int(np.random.SeedSequence(seed, spawn_key=(self.rank, step)).generate_state(1, np.uint64)[0])
         torch.manual_seed(seed)
+
+    def generators(self, device: torch.device) -> dict[str, Tensor]:
+        """On rank 0, of all ranks: states of what dropout, and a detector's choice of boxes, draw from."""
+        own = {"generator.cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            own["generator.cuda"] = torch.cuda.get_rng_state(device)
+        of_all = enumerate(self.gather(own))
+        return {f"{name}.{rank}" if rank else name: kept for rank, each in of_all for name, kept in each.items()}
+
+    def set_generators(self, states: dict[str, Tensor], device: torch.device) -> None:
+        """Go on with those of this rank, as far as they are known."""
+        cpu, cuda = (states.get(f"generator.{kind}{f'.{self.rank}' * (not self.first)}") for kind in ("cpu", "cuda"))
+        if cpu is not None:
+            torch.set_rng_state(cpu)
+        if cuda is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, device)
 
     @contextlib.contextmanager
     def hold(self, folder: Path, *, wait: bool) -> Iterator[Callable[[], None]]:

@@ -66,7 +66,6 @@ def exit_code_of(command: Callable[[], int], program: str) -> int:
 
 def out_of_memory(error: torch.OutOfMemoryError) -> str:
     """What a GPU without enough memory means for a run, in one line."""
-    reason = str(error).strip().split("\n")[0].split(". ")[0]
-    fix = "Lower --training.batch-size, raise --training.accumulation or end other processes on the GPU"
-    again = "the same command goes on from the last checkpoint"
-    return f"the GPU's memory does not hold this run ({reason}). {fix}; {again}"
+    reason, less = str(error).strip().split("\n")[0].split(". ")[0], "lower --training.batch-size"
+    fix = f"{less}, raise --training.accumulation, use --training.gradient-checkpointing or end others on the GPU"
+    return f"the GPU's memory does not hold this run ({reason}): {fix}; then start the same command again"

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import torch
 
@@ -23,7 +23,7 @@ from apd.evaluation.inference import Scores, scores
 from apd.training.checkpoint import write_atomically
 from apd.training.schema import RecordError, checked, read_json, with_digest
 
-REPEATED = ("data", "confusion", "ap", "other_splits", "evaluations", "teacher", "curves", "weights_sha256")
+REPEATED = ("data", "confusion", "ap", "other_splits", "evaluations", "kept", "teacher", "curves", "weights_sha256")
 """Entries that the same experiment gives again, bit by bit, on the same machine with the same libraries."""
 
 
@@ -41,9 +41,6 @@ class Record:
             object.__setattr__(self, "experiment", checked(self.content))
         except RecordError as error:
             raise RecordError(f"{self.source}: {error}") from error
-
-    def _refuse(self, message: str) -> NoReturn:
-        raise RecordError(f"{self.source}: {message}")
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -65,12 +62,12 @@ class Record:
 
     def _ap(self, owner: dict[str, Any] | None) -> dict[Kind, APScores] | None:
         if self.experiment.task != "detection":
-            self._refuse("a record of segmentation has no average precision: use Record.scores")
+            raise RecordError(f"{self.source}: a record of segmentation has no average precision: use Record.scores")
         return owner and {kind: ap_scores(table) for kind, table in tables_of(owner["ap"]).items()}
 
     def _scores(self, owner: dict[str, Any] | None, entry: str = "confusion") -> Scores | None:
         if self.experiment.task != "segmentation":
-            self._refuse("a record of detection has no scores of pixels: use Record.ap")
+            raise RecordError(f"{self.source}: a record of detection has no scores of pixels: use Record.ap")
         return owner and scores(torch.tensor(owner[entry]))
 
     @cached_property
@@ -92,7 +89,7 @@ class Record:
         """Scores on the evaluation split or another that was scored with it; RecordError where there is none."""
         known = {self.content["data"]["split"]: self.content, **self.content.get("other_splits", {})}
         if split not in known:
-            self._refuse(f"split {split!r} was not scored; expected one of {', '.join(known)}")
+            raise RecordError(f"{self.source}: split {split!r} was not scored; expected one of {', '.join(known)}")
         return self._scores(known[split])
 
     @cached_property
@@ -107,10 +104,7 @@ class Record:
         return agreed and agreed.aacc
 
     def save(self, path: Path) -> Self:
-        """Write the file, one top-level entry a line, the last a digest of the others; CheckpointError: it cannot be.
-
-        Returns the record that was written, with the digest.
-        """
+        """Write the file, an entry a line, and return the record with its digest. CheckpointError: the disk refuses."""
         content = with_digest(self.content)
         lines = (f" {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in content.items())
         write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -161,22 +155,15 @@ def read_records(folder: Path) -> list[Record]:
     return [read_record(path) for path in paths]
 
 
-# Where a number came from: the code, the libraries, the machine and the command that made it.
-
-
 def provenance(device: torch.device, precision: str, ranks: int = 1, libraries: Sequence[str] = ()) -> dict[str, Any]:
     """The entries of a record that say where it came from: commit, versions (also of `libraries`), device, command."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "git": _git_state(),
         "versions": {"python": platform.python_version(), "apd": _version("adaptive-perspective-distillation")}
         | {name: _version(name) for name in ("torchvision", "timm", "numpy", *libraries)}
         | {"torch": str(torch.__version__)},  # with the suffix of its build, which the package's version lacks
-        "device": {
-            "type": device.type,
-            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-            "threads": torch.get_num_threads(),
-            "precision": precision,
-        }
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads(), "precision": precision}
         | ({"ranks": ranks} if ranks > 1 else {}),
         "command": shlex.join(Path(part).name if Path(part).is_absolute() else part for part in sys.argv),
     }
@@ -191,11 +178,9 @@ def _version(package: str) -> str:
 
 def _processor() -> str:
     """The processor's model name as Linux gives it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    linux = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: *(.*)", linux.read_text() if linux.exists() else "", re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 @cache

@@ -4,20 +4,23 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from apd.config.datasets import what_changed
-from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
+from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
+from apd.evaluation.tensorboard import require_tensorboard
 from apd.models.checkpoints import load_weights
 from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
-from apd.training.distributed import Ranks, choose_device, join, lost_rank_errors, of_every_rank
+from apd.training.distributed import choose_device, join, lost_rank_errors, of_every_rank
 from apd.training.record import Record, provenance, read_record
 from apd.training.schema import SCHEMA
 from apd.training.segmentation import SegmentationTask
@@ -36,6 +39,7 @@ def train(
     on_step: Callable[[int], None] | None = None,
     folder: Path | None = None,
     check_labels: bool = True,
+    tensorboard: bool = False,
 ) -> Record:
     """Run an experiment to its end, or find it finished, and return its record.
 
@@ -48,22 +52,31 @@ def train(
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
-        folder: where the run lies; default is :func:`run_folder`, where its teacher's run lies in any case.
-        check_labels: count the labels of data of one's own first, as it is done once for student and teacher.
+        folder: where the run lies; default is :func:`run_folder`, as for its teacher's.
+        check_labels: count the labels of data of one's own first.
+        tensorboard: write every term, the scores on val and some predictions into the folder `tensorboard` of the run.
 
     Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible here; TeacherError;
     NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
     data than today's; StoppedError, with a checkpoint; LostRankError.
     """
-    ranks = join()
+    ranks, given = join(), experiment
+    if tensorboard:
+        require_tensorboard()
+    experiment = ranks.rank_zero_first(lambda: in_steps(given))
     folder = folder or ranks.on_rank_zero(lambda: run_folder(experiment))
     if record := ranks.on_rank_zero(lambda: _finished(folder, experiment)):
         return record
     where = choose_device(device)
     if ranks.size > 1 and where.type == "cuda":
         torch.cuda.set_device(where)  # collectives and compiled kernels run on the current one
-    task = task_of(experiment)
-    require_equal_parts(experiment.training, ranks, task.least_part(ranks, where))
+    task, training = task_of(experiment), experiment.training
+    pooled = task.kind == "network" and not (ranks.size > 1 and where.type == "cuda")  # batch norm needs two vectors
+    least, parts = 2 if pooled else 1, ranks.size * training.accumulation
+    if training.batch_size % parts or training.batch_size < least * parts:
+        product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
+        expected = f"a multiple of {product}, and {least} or more images in each part"
+        raise of_every_rank(ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}"))
     if not 0 <= workers <= 256:
         raise ExperimentError(f"workers = {workers}: expected a whole number of at least 0 and at most 256")
     with ranks.hold(folder, wait=wait) as require_held:
@@ -84,30 +97,32 @@ def train(
                 untrained = task.network(experiment.teacher.network, classes, where, seed=0, weights_follow=True)
                 ranks.on_rank_zero(lambda: RunTask.prepare(task, student, untrained))  # do they fit?
                 of_teacher, options = experiment.teacher_experiment(), dict(device=device, workers=workers)
-                train(of_teacher, **options, progress=progress, wait=True, check_labels=False)
+                options |= dict(progress=progress, tensorboard=tensorboard)
+                train(of_teacher, **options, wait=True, check_labels=False)
                 weights = run_folder(of_teacher) / "weights.safetensors"
             teacher = ranks.rank_zero_first(lambda: load_teacher(task, weights, classes, where))
         # before the first step: the code that runs, not what it becomes
         origin = provenance(where, task.precision(where), ranks.size, task.libraries)
         options = dict(progress=progress, ranks=ranks, workers=workers, origin=origin, require_held=require_held)
-        run = Trainer(task, folder, splits, student, teacher, **options)
+        run = Trainer(task, folder, splits, student, teacher, tensorboard=tensorboard, **options)
         run.execute(on_step)
         return _finish(run)
+
+
+def in_steps(experiment: Experiment) -> Experiment:
+    """The experiment with iterations in the place of epochs, by the size of its training split."""
+
+    def changed(owner: Any) -> Any:
+        epochs, size = owner.training.epochs, owner.training.batch_size
+        steps = -(-epochs * len(task_of(experiment).split("train")) // size) if epochs else 0
+        return replace(owner, training=replace(owner.training, epochs=0, iterations=steps)) if epochs else owner
+
+    return replace(changed(experiment), teacher=experiment.teacher and changed(experiment.teacher))
 
 
 def task_of(experiment: Experiment) -> Task:
     """The task of an experiment, by the class of its data."""
     return DetectionTask(experiment) if experiment.task == "detection" else SegmentationTask(experiment)
-
-
-def require_equal_parts(training: TrainingConfig, ranks: Ranks, least: int) -> None:
-    """Refuse (ExperimentError) a batch that ranks x accumulation does not divide, or into less than `least` images."""
-    parts = ranks.size * training.accumulation
-    if training.batch_size % parts or training.batch_size < least * parts:
-        product = f"ranks x accumulation = {ranks.size} x {training.accumulation} = {parts}"
-        expected = f"a multiple of {product}, and {least} or more images in each part"
-        error = ExperimentError(f"TrainingConfig.batch_size = {training.batch_size}: expected {expected}")
-        raise of_every_rank(error)
 
 
 def trained_network(run: Experiment | Path | str, device: str | None = "cpu") -> nn.Module:
@@ -116,6 +131,7 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
     `run` is the experiment, or the folder of its run, or a file in it such as the printed ``record.json``.
     CheckpointError where there is no such run, it has not finished, or its weights are not those of its record.
     """
+    run = in_steps(run) if isinstance(run, Experiment) else run
     folder = run_folder(run) if isinstance(run, Experiment) else finished_folder(run)
     if not (folder / "record.json").exists():
         raise CheckpointError(f"{folder}: this run has not finished; train(experiment) finishes it")
@@ -143,10 +159,8 @@ def _finished(folder: Path, experiment: Experiment) -> Record | None:
         return None
     record = _record_of(folder, experiment)
     data = record.experiment.data
-    others = {
-        "scenes": "scenes of another version of their generator",
-        "folder": f"other images or labels than {data.folder} holds today",
-    }
+    others = {"scenes": "scenes of another version of their generator"}
+    others["folder"] = f"other images or labels than {data.folder} holds today"
     if found := what_changed(record.identities, task_of(record.experiment).splits().identities(data.evaluation_split)):
         fix = "delete the folder, or keep it elsewhere, to have the run made again"
         raise CheckpointError(f"{folder} was made from {others.get(data.name, 'other data')}: {fix} ({found})")
@@ -155,26 +169,35 @@ def _finished(folder: Path, experiment: Experiment) -> Record | None:
 
 def _check_labels(census: Census | None, experiment: Experiment) -> None:
     """What is probably wrong with the labels, on standard error, and of a folder of one's own their shares."""
-    warnings = census.warnings(experiment.data.folder) if census is not None else []
-    if census is not None and experiment.task == "segmentation":
+    warnings = census.warnings(experiment.data.folder) if census else []
+    if census and experiment.task == "segmentation":
         print("\n".join(census.table()), flush=True)
         print("".join(f"warning: {sentence}\n" for sentence in warnings), end="", file=sys.stderr, flush=True)
 
 
 def _finish(run: Trainer) -> Record:
-    """Score the last step's network, write its weights and the record; the record comes last and marks the end."""
+    """Score the network that is kept, write its weights and the record, which comes last and marks the end."""
     experiment, splits, ranks = run.experiment, run.splits, run.ranks
     run.evaluated.eval()
     measured, teacher = run.measured(splits.evaluation, experiment.inference), None
-    if splits.others:
-        measured["other_splits"] = {
-            name: {"images": len(other), "fingerprint": other.fingerprint()} | run.measured(other, experiment.inference)
-            for name, other in splits.others.items()
-        }
+    for name, other in splits.others.items():
+        known = {"images": len(other), "fingerprint": other.fingerprint()}
+        measured.setdefault("other_splits", {})[name] = known | run.measured(other, experiment.inference)
     if run.teacher is not None:
         both = run.task.compare(run.evaluated, run.teacher, splits.evaluation, ranks)
         # a file of weights can be replaced under its name: the record says what was loaded
         teacher = {**run.facts["teacher"], **both, "weights_sha256": run.task.teacher_sha256}
+
+    scored, split = splits.evaluation, experiment.data.evaluation_split
+    data = {"name": scored.spec.name, "split": split, "images": len(scored)}
+    data |= {"class_names": list(scored.spec.class_names), "fingerprint": scored.fingerprint()}
+    data |= {"training_fingerprint": splits.train.fingerprint()}
+    optional = {"epochs": round(run.log.lines * experiment.training.batch_size / len(splits.train), 3)}
+    if run.best:
+        why = "its step was chosen by this score on val, which is therefore optimistic"
+        optional["kept"] = {"step": run.best_evaluation()["step"], "note": why}
+    if weights := getattr(run.task, "used_weights", None):
+        optional["class_weights"] = weights
 
     def write() -> Record:
         run.require_held()
@@ -184,24 +207,17 @@ def _finish(run: Trainer) -> Record:
             "schema": SCHEMA,
             "experiment": to_dict(experiment),
             "fingerprint": fingerprint(experiment),
-            "data": {
-                "name": splits.evaluation.spec.name,
-                "split": experiment.data.evaluation_split,
-                "images": len(splits.evaluation),
-                "class_names": list(splits.evaluation.spec.class_names),
-                "fingerprint": splits.evaluation.fingerprint(),
-                "training_fingerprint": splits.train.fingerprint(),
-                **({"identities": run.facts["identities"]} if "identities" in run.facts else {}),
-            },
+            "data": data | {name: run.facts[name] for name in ("identities",) if name in run.facts},
             **run.origin,  # of the last process; all of them are in `history`
             "started": run.facts["started"],
             "history": run.facts["history"],
             "wall_seconds": round(run.facts["seconds"], 2),
-            "seconds_per_iteration": round(run.facts["seconds"] / experiment.training.iterations, 6),  # of a lost log
+            "seconds_per_iteration": round(run.facts["seconds"] / run.log.lines, 6),  # of a lost log
             **run.log.summary(),
             "peak_memory_bytes": _peak_memory(run.device),
             "parameters": sum(p.numel() for p in run.student.parameters()),
             "evaluations": run.facts["evaluations"],
+            **optional,
             **measured,
             "teacher": teacher,
             "weights_sha256": sha256_of(weights),
@@ -215,21 +231,12 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU, 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
+    with contextlib.suppress(ModuleNotFoundError):  # Windows has none of it
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # KiB but on macOS
-    except ModuleNotFoundError:  # Windows
-        with contextlib.suppress(ImportError):
-            import psutil
-
-            used = psutil.Process().memory_info()
-            return getattr(used, "peak_wset", used.rss)
-        return 0
-
-
-# Where runs and records live.
+    return 0
 
 
 def repository() -> Path:
@@ -248,7 +255,7 @@ def runs_folder() -> Path:
 
 def run_folder(experiment: Experiment) -> Path:
     """The folder of one run. Its fingerprint decides; a folder of another label with that fingerprint is found."""
-    name = fingerprint(experiment)
+    name = fingerprint(in_steps(experiment))
     found = sorted(runs_folder().glob(f"*-{name}"))
     return found[0] if found else runs_folder() / f"{experiment.name}-{name}"
 

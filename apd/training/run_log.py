@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Literal, Self
 
 from apd.data.batches import Batch, InstanceBatch
+from apd.evaluation.tensorboard import Board
 from apd.training.checkpoint import GO_ON, CheckpointError, replacing, save_tensors
 
 CURVE_POINTS = 100
@@ -40,6 +41,7 @@ class RunLog:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lines, self.damaged = path, 0, dict[str, dict[str, int]]()
+        self.board: Board | None = None
         self.parts, self._part = list[list[Any]](), hashlib.sha256()
 
     def start_over(self, lines: int, parts: list[list[Any]] | None = None) -> None:
@@ -50,6 +52,8 @@ class RunLog:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of the log."""
+        if self.board is not None:
+            self.board.writer.flush()
         if self.lines > (self.parts[-1][0] if self.parts else 0):
             self.parts.append([self.lines, self._part.hexdigest()])
             self._part = hashlib.sha256()
@@ -67,6 +71,8 @@ class RunLog:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}. {GO_ON}") from error
         self._part.update(line.encode())
         self.lines += 1
+        if self.board is not None:
+            self.board.log_line(entry)
 
     def read(self) -> list[dict[str, Any]]:
         """What the lines hold that could have been written: a damaged log costs its curves, not the run."""
@@ -94,11 +100,9 @@ class RunLog:
         return whole
 
     def summary(self) -> dict[str, Any]:
-        """The record's entries `seconds_per_iteration`, on a CPU `core_seconds_per_iteration`, and `curves`.
+        """The record's medians of (core) seconds over steps, and `curves`, of means over at most 100 equal stretches.
 
-        Seconds are medians over steps, core seconds those in which the process ran. A curve has at most 100 points,
-        each the mean over an equal stretch of steps; `iteration` is its end. Steps whose lines are not as they were
-        written are no part of this; how many, and between which steps, is `log_damaged`.
+        Steps whose lines are not as they were written have no part in this: `log_damaged` says which.
         """
         self.facts()  # closes the last stretch
         entries = [*self._whole().values()]

@@ -21,7 +21,7 @@ SCHEMA = 1
 MOST_BYTES = 2**24  # of a file; the largest committed record has 137 kB
 _MOST = 2**53  # of a number; up to it floats are exact
 _ENTRIES: tuple[tuple[type, str, str], ...] = (
-    (dict, "a mapping", "experiment data git versions device curves other_splits"),
+    (dict, "a mapping", "experiment data git versions device curves other_splits kept"),
     (int, "a whole number >= 0", "schema peak_memory_bytes parameters data.images device.threads"),
     (float, "a finite number >= 0", "wall_seconds seconds_per_iteration core_seconds_per_iteration"),
     (str, "a text", "fingerprint command started weights_sha256 git.commit device.type device.name device.precision"),
@@ -29,7 +29,7 @@ _ENTRIES: tuple[tuple[type, str, str], ...] = (
     (bool, "true or false", "git.clean"),
     (list, "a list", "evaluations data.class_names curves.iteration"),
 )
-_OPTIONAL = {"core_seconds_per_iteration": 0.0, "other_splits": {}}
+_OPTIONAL = {"core_seconds_per_iteration": 0.0, "other_splits": {}, "kept": {}}
 
 
 class RecordError(ValueError):
@@ -94,6 +94,8 @@ def checked(content: Any) -> Experiment:
     for entry, steps in (("curves.iteration", curves["iteration"]), ("the steps of evaluations", evaluated)):
         rise = all(earlier < later for earlier, later in pairwise((0, *steps, last + 1)))
         _require(rise, f"{entry} {steps!r:.80} do not rise between 1 and {last}, the experiment's iterations")
+    kept = content["kept"].get("step") in evaluated if experiment.training.keep == "best" else not content["kept"]
+    _require(kept, "kept must name the step of an evaluation exactly when the experiment keeps the best")
     same = "digest" not in given or given["digest"] == with_digest(given)["digest"]
     _require(same, "digest is not that of the other entries: the file was edited")
     return experiment

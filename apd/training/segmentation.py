@@ -1,12 +1,13 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
@@ -14,14 +15,20 @@ from apd.config.experiment import NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
 from apd.data.batches import Batch, DeviceStream, training_batches
 from apd.data.census import Census, census_of, require_labels
-from apd.data.specs import SegmentationDataset
+from apd.data.dataset_yaml import unlabelled_images
+from apd.data.images import DataWarning
+from apd.data.specs import UNLABELLED, SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
+from apd.fields import require
+from apd.losses import upsample
 from apd.models.checkpoints import load_weights
 from apd.models.custom_network import CustomSegmenter, build_custom
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
+from apd.training import task_losses
 from apd.training.distributed import Ranks
-from apd.training.task import RunTask, built
+from apd.training.task import RunTask, built, recomputing
+from apd.validation import without_infinities
 
 
 def build_network(
@@ -34,20 +41,14 @@ def build_network(
 
 def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
     options = asdict(network) | ({"weights": "none", "weights_file": ""} if weights_follow else {})
-    custom = {name: options.pop(name) for name in ("builder", "features", "logits", "builder_sha256")}
+    paths, builder = options.pop("auxiliary"), options.pop("builder")
+    custom = {name: options.pop(name) for name in ("features", "logits", "builder_sha256")}
     if not network.builder:
         return build_segmenter(num_classes=num_classes, **options)
-    model = build_custom(num_classes=num_classes, **custom)
+    model = build_custom(builder, num_classes, *paths, **custom)
     if options["weights_file"]:
         load_weights(model, options["weights_file"])
     return model
-
-
-def task_loss(logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
-    """Mean cross-entropy over valid pixels after upsampling; a connected zero when no pixel is valid."""
-    logits_BKHW = F.interpolate(logits_BKhw.float(), labels_BHW.shape[-2:], mode="bilinear", align_corners=True)
-    total = F.cross_entropy(logits_BKHW, labels_BHW, ignore_index=ignore_index, reduction="sum")
-    return total / global_count((labels_BHW != ignore_index).sum())
 
 
 def distilled_of(student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
@@ -57,10 +58,17 @@ def distilled_of(student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict
     return maps | {"labels": labels}
 
 
+def auxiliary_logits(output: SegOutput) -> tuple[Tensor, ...]:
+    """Those of the auxiliary head, or of each."""
+    return (output.aux,) if isinstance(output.aux, Tensor) else output.aux or ()
+
+
 class SegmentationTask(RunTask):
     """A class for every pixel, judged by a confusion matrix."""
 
     expected, kind = "expected_miou", "network"
+    train_split: SegmentationDataset | None = None  # whose labels class weights are balanced by
+    known_census: Census | None = None
 
     @cached_property
     def ignore_index(self) -> int:
@@ -68,8 +76,8 @@ class SegmentationTask(RunTask):
         return spec_of(self.experiment.data).ignore_index
 
     def split(self, name: str) -> SegmentationDataset:
-        """The split "train", "val" or "test". DataError where it is missing or damaged."""
-        return build_split(self.experiment.data, name)
+        """The split "train" (its labelled images), "val" or "test". DataError where it is missing or damaged."""
+        return build_split(replace(self.experiment.data, unlabelled=False), name)
 
     def splits(self) -> Splits:
         """All that a run needs. DataError where they are missing or damaged."""
@@ -77,12 +85,33 @@ class SegmentationTask(RunTask):
         require_split_sides(data, splits.val)
         require_split_sides(data, splits.evaluation, self.experiment.inference)
         require_labels(splits.by_name(data.evaluation_split))
+        training, classes = self.experiment.training, splits.train.spec.num_classes
+        if training.added_loss != "none":
+            task_losses.library()
+        right = isinstance(training.class_weights, str) or len(training.class_weights) == classes
+        require(right, training, "class_weights", f"{classes} numbers, one for each class of the data")
+        unused = data.name == "folder" and not data.unlabelled and self.experiment.distillers
+        if unused and (left := unlabelled_images(data.folder)):
+            note = f"{len(left)} images without labels are left out: --data.unlabelled trains on them as well"
+            warnings.warn(note, DataWarning, stacklevel=2)
+        self.train_split = splits.train
         return splits
 
     def census(self, splits: Splits) -> Census | None:
         """Counts of the labels of a folder of the user's own; others checked published sets and scenes."""
         data = self.experiment.data
-        return census_of(splits.by_name(data.evaluation_split)) if data.name == "folder" else None
+        self.known_census = census_of(splits.by_name(data.evaluation_split)) if data.name == "folder" else None
+        return self.known_census
+
+    def class_weights(self) -> list[float] | None:
+        """The weights that the experiment asks for; balanced ones by the training labels, which are counted once."""
+        asked, train = self.experiment.training.class_weights, self.train_split
+        if asked == "none" or train is None:  # a dry run's steps are of that cost with any weights
+            return None
+        if asked != "balanced":
+            return list(asked)
+        counts = (self.known_census or census_of({"train": train})).counts["train"]
+        return task_losses.balanced_weights(counts[:-1].tolist())
 
     def batches(
         self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
@@ -93,16 +122,11 @@ class SegmentationTask(RunTask):
         how |= {"augmentation": build_augmentation(self.experiment.data)}
         return training_batches(dataset, **how, **self._of_batches(start, ranks))
 
-    def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """Images that batch norm needs in each part of a batch: the pooled branch has one vector an image."""
-        return 1 if ranks.size > 1 and device.type == "cuda" else 2
-
     def precision(self, device: torch.device) -> str:
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
         return resolve_precision(device, self.experiment.precision)
 
-    def _build(self, config: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
-        return _segmenter(config, num_classes, weights_follow)
+    _build = staticmethod(_segmenter)
 
     def parameter_groups(self, network: Segmenter) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters of the backbone, and those of heads and classifier."""
@@ -116,6 +140,8 @@ class SegmentationTask(RunTask):
             student.open_taps()
         elif not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
+        self.used_weights = self.class_weights()
+        self._weights_K = self.used_weights and task_losses.scaled_weights(self.used_weights, device)
         bf16 = self.precision(device) == "bf16"
         self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         # bound methods, since a module would become a part of this one
@@ -142,27 +168,49 @@ class SegmentationTask(RunTask):
 
     def forward(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> dict[str, Tensor]:
         """The unweighted terms by name, and "loss", their weighted sum. `teacher`: its output for the images."""
-        with self._autocast():
+        with self._autocast(), recomputing(self.blocks) if self.blocks else nullcontext():
             student: SegOutput = self._student(images_B3HW)
-        terms = {"task": task_loss(student.logits, labels_BHW, self.ignore_index)}
-        loss, auxiliary_weight = terms["task"], self.experiment.training.auxiliary_weight
-        if student.aux is not None and auxiliary_weight:
-            terms["auxiliary"] = task_loss(student.aux, labels_BHW, self.ignore_index)
-            loss = loss + auxiliary_weight * terms["auxiliary"]
-        for name, of_one in self._distil(student, teacher, labels_BHW).items():
+        labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
+        training, seen = self.experiment.training, (labels_BHW, self.ignore_index)
+        how = self._weights_K, training.label_smoothing
+        logits_BKHW = task_losses.upsampled(student.logits, labels_BHW)
+        loss = task_losses.task_loss(logits_BKHW, *seen, *how)
+        terms, kind = {"task": loss}, training.added_loss
+        if kind != "none":
+            terms[kind] = task_losses.added_loss(kind, logits_BKHW, *seen)
+            loss = loss + training.added_loss_weight * terms[kind]
+        for number, logits in enumerate(auxiliary_logits(student) if training.auxiliary_weight else ()):
+            name = f"auxiliary_{number}" if isinstance(student.aux, tuple) else "auxiliary"
+            terms[name] = task_losses.task_loss(logits, *seen, *how)
+            loss = loss + training.auxiliary_weight * terms[name]
+        for name, of_one in self._distil(student, teacher, distilled_BHW).items():
             loss = loss + of_one.pop("loss")
             terms |= {f"{name}.{term}": value for term, value in of_one.items()}
         return terms | {"loss": loss}
 
-    def _distil(self, student: SegOutput, teacher: SegOutput | None, labels: Tensor) -> dict[str, dict[str, Tensor]]:
-        given = distilled_of(student, teacher, labels) if self.distillers else {}
+    @torch.no_grad()
+    def _labels(self, labels_BHW: Tensor, teacher: SegOutput | None) -> tuple[Tensor, Tensor]:
+        """For the task loss and for the distillers: in images without labels ignored, and the teacher's predictions."""
+        if not self.experiment.data.unlabelled:
+            return labels_BHW, labels_BHW
+        without_BHW = labels_BHW == UNLABELLED
+        predicted_BHW = upsample(without_infinities(teacher.logits.float()), labels_BHW.shape[1:]).argmax(1)
+        return labels_BHW.masked_fill(without_BHW, self.ignore_index), predicted_BHW.where(without_BHW, labels_BHW)
+
+    def _distil(self, *seen: Any) -> dict[str, dict[str, Tensor]]:
+        given = distilled_of(*seen) if self.distillers else {}
         return {name: distiller(**given) for name, distiller in self.distillers.items()}
 
     @torch.no_grad()
     def count(self, images_B3HW: Tensor, labels_BHW: Tensor, teacher: SegOutput | None) -> None:
         """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
-        for _ in range(2 if self.experiment.training.auxiliary_weight and hasattr(self.student, "aux_head") else 1):
-            global_count((labels_BHW != self.ignore_index).sum())
+        labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
+        training, labels, student = self.experiment.training, (labels_BHW, self.ignore_index), self.student
+        weights = task_losses.valid_weight(*labels, self._weights_K)
+        added = [] if training.added_loss == "none" else [task_losses.valid_weight(*labels)]
+        heads = len(student.paths) - 2 if isinstance(student, CustomSegmenter) else 1
+        for count in (weights, *added, *[weights] * (heads if training.auxiliary_weight else 0)):
+            global_count(count)
         if not self.distillers:
             return
         modes = [(module, module.training) for module in self.modules()]
@@ -173,7 +221,7 @@ class SegmentationTask(RunTask):
             self._shapes[size] = output.logits.shape[1:], output.features.shape[1:]
         nothing = images_B3HW.new_zeros(1)
         logits, features = (nothing.expand(len(images_B3HW), *shape) for shape in self._shapes[size])
-        self._distil(SegOutput(logits, features, None), teacher, labels_BHW)
+        self._distil(SegOutput(logits, features, None), teacher, distilled_BHW)
         for module, training in modes:
             module.training = training
 

@@ -11,10 +11,6 @@ from typing import Any, TextIO
 from apd.fields import CONTROLS
 
 
-def _escape(found: re.Match) -> str:
-    return found[0] if found[0] in "\t\n" else repr(found[0])[1:-1]
-
-
 class _Stream:
     """A stream that shows control characters as escapes and, where nothing can be written, keeps the first error."""
 
@@ -32,7 +28,8 @@ class _Stream:
         """As of any stream; what tqdm begins a line with, or goes up by, is let through."""
         if text.strip("\n\x1b[A") and not self.styled:
             start = text[: text.startswith("\r")]
-            text = start + re.sub(CONTROLS, _escape, text[len(start) :])
+            shown = re.sub(CONTROLS, lambda c: c[0] if c[0] in "\t\n" else repr(c[0])[1:-1], text[len(start) :])
+            text = start + shown
         try:
             self._stream.write(text)
             self._stream.flush()

@@ -1,13 +1,15 @@
 """What a task of a run is: its networks and distillers, optimisers and learning rates, and a good enough teacher."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
@@ -22,20 +24,15 @@ EAGER_STEPS = 3  # before a CUDA graph is recorded: libraries choose their algor
 def build_optimisers(
     experiment: Experiment, student: tuple[list[nn.Parameter], list[nn.Parameter]], distillers: Iterable[nn.Module]
 ) -> dict[str, torch.optim.Optimizer]:
-    """The student's SGD or AdamW, and Adam for the teacher's projection head when there is one.
-
-    `student` are the backbone's parameters and the rest. A group with `base_rate` follows a schedule.
-    """
+    """The optimiser of the student (its backbone, and the rest), and Adam for teachers' heads where there are any."""
     training, (backbone, heads), teacher_groups = experiment.training, map(list, student), []
     for config, module in zip(experiment.distillers, distillers, strict=True):
         heads += list(module.student_parameters())
         if parameters := list(module.teacher_parameters()):
             follows = {"base_rate": config.teacher_head_rate} if config.teacher_head_schedule == "poly" else {}
             teacher_groups.append({"params": parameters, "lr": config.teacher_head_rate, **follows})
-    groups = [
-        {"params": backbone, "base_rate": training.learning_rate},
-        {"params": heads, "base_rate": training.learning_rate * training.head_multiplier},
-    ]
+    rates = training.learning_rate, training.learning_rate * training.head_multiplier
+    groups = [{"params": part, "base_rate": rate} for part, rate in zip((backbone, heads), rates, strict=True)]
     fused = training.fused or None  # None leaves the choice to torch, which does not take the fused one
     common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": fused}
     momentum = {} if training.optimiser == "adamw" else {"momentum": training.momentum}
@@ -47,9 +44,8 @@ def build_optimisers(
 
 def described(training: TrainingConfig) -> str:
     """Optimiser and schedule in words, such as "sgd, learning rate 0.01 and 0.1 for heads, poly with power 0.9"."""
-    heads = training.learning_rate * training.head_multiplier
-    falls = f"falling to a tenth at {', '.join(map(str, training.milestones))}"
-    schedule = f"poly with power {training.power:g}" if training.schedule == "poly" else falls
+    heads, at = training.learning_rate * training.head_multiplier, ", ".join(map(str, training.milestones))
+    schedule = f"falling to a tenth at {at}" if training.schedule == "steps" else f"poly with power {training.power:g}"
     rises = f", rising over the first {training.warmup} steps" if training.warmup else ""
     return f"{training.optimiser}, learning rate {training.learning_rate:g} and {heads:g} for heads, {schedule}{rises}"
 
@@ -57,30 +53,24 @@ def described(training: TrainingConfig) -> str:
 class CapturedStep:
     """Calls a function of a batch that sets gradients; from the fourth call on, replays its recording as a CUDA graph.
 
-    A small network on a fast GPU waits for single launches. Every batch must have the shapes of the first. Gradients
-    must be None when it is recorded and then be left alone: each replay writes them anew, at the same addresses.
+    Batches have one shape. Gradients are None when it is recorded, and then written anew at the same addresses.
     """
 
     def __init__(self, compute: Callable[[Any], dict[str, Tensor]]) -> None:
         self._compute, self._eager = compute, 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    @property
-    def recorded(self) -> bool:
-        """Whether the next call replays."""
-        return self._graph is not None
+        self.graph: torch.cuda.CUDAGraph | None = None  # which the next call replays
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         """The named scalars, detached from what the next call does."""
-        if self._graph is None and self._eager < EAGER_STEPS:
+        if self.graph is None and self._eager < EAGER_STEPS:
             self._eager += 1
             return self._aside(batch)
-        if self._graph is None:
+        if self.graph is None:
             self._batch = type(batch)(*(value.clone() for value in batch))
-            self._graph, self._terms = self._record()
+            self.graph, self._terms = self._record()
         for kept, value in zip(self._batch, batch, strict=True):
             kept.copy_(value)
-        self._graph.replay()
+        self.graph.replay()
         return {name: value.clone() for name, value in self._terms.items()}
 
     def _aside(self, batch: Any) -> dict[str, Tensor]:
@@ -132,25 +122,61 @@ class RunTask(nn.Module):
     def prepare(self, student: Any, teacher: Any) -> None:
         """Take the networks that `forward` calls (the teacher in eval mode) and build the distillers between them."""
         self.student, configs = student, self.experiment.distillers
+        self.blocks = blocks_of(student) if self.experiment.training.gradient_checkpointing else []
         self.distillers = nn.ModuleDict({c.method: self.distiller(c, student, teacher) for c in configs})
 
     def network(
-        self, config: Any, num_classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
+        self, config: Any, classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
     ) -> Any:
         """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
-        return built(partial(self._build, config, num_classes, weights_follow), self.kind, device, seed)
-
-    def least_part(self, ranks: Ranks, device: torch.device) -> int:
-        """Images that batch norm needs in each part of a batch."""
-        return 1
+        return built(partial(self._build, config, classes, weights_follow), self.kind, device, seed)
 
     def precision(self, device: torch.device) -> str:
-        """fp32 or bf16, of the networks' forward passes; coordinates of boxes would be too coarse in bf16."""
+        """fp32 or bf16, of the networks' forward passes."""
         return "fp32"
 
     def compare(self, student: nn.Module, teacher: nn.Module, dataset: Any, ranks: Ranks) -> dict[str, Any]:
         """What the record's entry `teacher` says of both networks together."""
         return {}
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The innermost elements of its sequences that are made of several modules, such as residual blocks."""
+    containers = (nn.Sequential, nn.ModuleList)
+    elements = {e for m in network.modules() if isinstance(m, containers) for e in m if not isinstance(e, containers)}
+    composed = {element for element in elements if any(element.children())}
+    if not composed:
+        expected = "expected False: the network has no blocks in sequence that could be computed again"
+        raise ExperimentError(f"training.gradient_checkpointing = True: {expected}")
+    return [e for e in network.modules() if e in composed and composed.isdisjoint(list(e.modules())[1:])]
+
+
+@contextlib.contextmanager
+def recomputing(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, a forward pass keeps these blocks' inputs only; the backward pass computes again, with other buffers."""
+    before = {block: block.__dict__.get("forward") for block in blocks}
+    for block in before:
+        again = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(again, context_fn=lambda block=block: (contextlib.nullcontext(), _other_buffers(block)))
+    try:
+        yield
+    finally:
+        for block, forward in before.items():
+            del block.forward
+            if forward:  # a tap's
+                block.forward = forward
+
+
+@contextlib.contextmanager
+def _other_buffers(block: nn.Module) -> Iterator[None]:
+    kept = [(module, dict(module.named_buffers(recurse=False))) for module in block.modules()]
+    for module, buffers in kept:
+        module._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
 
 
 def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed: int) -> Any:
@@ -167,8 +193,8 @@ def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed:
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The task's teacher with strictly loaded weights, in eval mode, without gradients; else TeacherError.
 
-    `path` is one of this project's runs, whose record must know these weights, or a released checkpoint (see
-    :func:`~apd.models.load_weights`). The digest of what was loaded is then the task's `teacher_sha256`.
+    `path` is a run's, whose record must know these weights, or as :func:`~apd.models.load_weights` takes it. The digest
+    of what was loaded is then the task's `teacher_sha256`.
     """
     path = Path(os.path.expanduser(path))
     record, given = path.with_name("record.json"), task.experiment.teacher.weights_file

@@ -19,6 +19,7 @@ from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions
 from apd.data.batches import Batch as PixelBatch
 from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
+from apd.evaluation.tensorboard import Board
 from apd.normalizers import AccumulatedCounts, across_processes
 from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint
 from apd.training.detection import DetectionTask
@@ -56,7 +57,7 @@ class TrainStep:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Update student and heads by this rank's part of a batch. Returns the detached terms of the whole batch."""
-        if self.captured is None or not self.captured.recorded:
+        if self.captured is None or self.captured.graph is None:
             for optimiser in self.optimisers.values():
                 optimiser.zero_grad(set_to_none=True)
         micro_batches = self.task.micro_batches(batch, self.device)
@@ -98,24 +99,20 @@ class TrainStep:
         return counts.computing
 
 
-def learning_rate_factor(training: TrainingConfig, step: int) -> float:
-    """What a learning rate of the student is multiplied by in a step: its schedule times its warm-up.
-
-    The schedule is (1 − step/iterations)^power, or a tenth for every milestone that is reached. The first step of a
-    warm-up already moves the weights, and its last fully. `step` counts the steps done before, from 0.
-    """
-    steps = training.schedule == "steps"
-    scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones) if steps else _poly(training, step)
-    return scheduled * (min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0)
-
-
-def _poly(training: TrainingConfig, step: int) -> float:
-    return (1 - step / training.iterations) ** training.power
-
-
 def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, float]:
-    """The factor of each optimiser in a step; a teacher's head that follows a schedule falls by poly."""
-    return {"student": learning_rate_factor(training, step), "teacher_heads": _poly(training, step)}
+    """What learning rates are multiplied by after so many steps; a teacher's head, if it follows one, by poly.
+
+    The student's is (1 − step/iterations)^power, or a tenth for each milestone that is reached, times its warm-up.
+    """
+    poly = scheduled = (1 - step / training.iterations) ** training.power
+    if training.schedule == "steps":
+        scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones)
+    return {"student": scheduled * min(1.0, (step + 1) / max(training.warmup, 1)), "teacher_heads": poly}
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a state dict whose names begin so, without that."""
+    return {name.removeprefix(f"{prefix}."): v for name, v in state.items() if name.startswith(f"{prefix}.")}
 
 
 class Trainer:
@@ -132,6 +129,7 @@ class Trainer:
         progress: Progress = False,
         ranks: Ranks = ALONE,
         workers: int = 0,
+        tensorboard: bool = False,
         origin: dict[str, Any] | None = None,  # of this process, for the history
         require_held: Callable[[], None] = lambda: None,  # raises where the folder is no longer this process's
     ) -> None:
@@ -142,22 +140,26 @@ class Trainer:
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
+        self.tensorboard = tensorboard and ranks.first
         self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
-        self.facts: dict = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None, "started": ""}
+        self.best: dict[str, Tensor] = {}  # weights at the best score on val so far, where those are kept
+        self.facts: dict[str, Any] = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None}
         self.begun_with = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
-        """Resume where the newest whole checkpoint stands, and train to the last step."""
-        step, training, ranks = self._resume(), self.experiment.training, self.ranks
+        """Resume where the newest whole checkpoint stands, train to the end, and take the weights that are kept."""
+        step, training, ranks = (first := self._resume()), self.experiment.training, self.ranks
         if self.teacher is not None and self.facts["teacher"] is None:
             self.facts["teacher"] = measure_teacher(self.task, self.teacher, self.splits, ranks)
+        if self.tensorboard:
+            self.log.board = Board(self.folder / "tensorboard", step)
         options = dict(start=step, ranks=ranks, workers=self.workers, device=self.device)
-        batches, first = self.task.batches(self.splits.train, **options), step
+        batches = () if self.ended_early() else self.task.batches(self.splits.train, **options)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
         hidden = not ranks.first or (None if self.progress is None else self.progress is not True)
         bar = tqdm(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
-        in_lines = self.progress == "lines" and ranks.first
-        lines = ProgressLines(self.experiment.name, step, training.iterations, shown=in_lines)
+        shown = self.progress == "lines" and ranks.first
+        lines = ProgressLines(self.experiment.name, step, training.iterations, shown=shown)
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
 
         def available() -> Iterator[Batch]:
@@ -183,20 +185,25 @@ class Trainer:
                 step += 1
                 bar.update()
                 stopping, late = ranks.any(stop.requested, tick - saved_at > CHECKPOINT_SECONDS)
-                save = stopping or step == training.iterations or late
+                ended = step == training.iterations
                 # terms are looked at one step late, so that a GPU with work to do is never waited for
-                while len(pending) > (0 if save or step in milestones else 1):
+                while len(pending) > (0 if stopping or ended or late or step in milestones else 1):
                     self._note(*pending.pop(0))
                 lines.step_done(step, self._loss)
                 if step in milestones:
                     measured = self.measured(self.splits.val)
                     self.facts["evaluations"].append({"step": step, "split": "val", **measured})
+                    if training.keep == "best" and self.best_evaluation()["step"] == step:
+                        self.best = {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()}
+                    ended = ended or self.ended_early()
                     score, value = self.task.headline(measured)
                     bar.set_postfix_str(f"{score} {value:.4f} on val")
                     lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
+                    if self.log.board is not None:
+                        self.log.board.validation(step, score, value, self.evaluated.eval(), self.splits.val)
                     self.student.train()
                 self.facts["seconds"] += time.perf_counter() - tick
-                if save:
+                if stopping or ended or late:
                     self._save(step)
                     saved_at = time.perf_counter()
                 if stopping:
@@ -204,7 +211,22 @@ class Trainer:
                     raise of_every_rank(StoppedError(after))
                 if on_step is not None:
                     on_step(step)
+                if ended and step < training.iterations:
+                    best = f"the best score on val is that of step {self.best_evaluation()['step']}"
+                    ranks.print(f"{self.experiment.name}: ended early, at step {step}: {best}")
+                    break
                 tick, core_tick = time.perf_counter(), time.process_time()
+        if self.best:
+            self.evaluated.load_state_dict(self.best)
+
+    def best_evaluation(self) -> dict[str, Any]:
+        """The first of the evaluations on val with the best score; there is one."""
+        return max(self.facts["evaluations"], key=lambda evaluation: self.task.headline(evaluation)[1])
+
+    def ended_early(self) -> bool:
+        """Whether the patience is used up: so many evaluations came after the best one."""
+        found, patience = self.facts["evaluations"], self.experiment.training.patience
+        return bool(patience and found) and found.index(self.best_evaluation()) + patience < len(found)
 
     def set_learning_rates(self, step: int) -> None:
         """Of every group that follows a schedule: those that have a `base_rate`."""
@@ -226,7 +248,7 @@ class Trainer:
         self._loss = values["loss"]
         if self.ranks.rank == 0:
             training = self.experiment.training
-            learning_rate = training.learning_rate * learning_rate_factor(training, step)
+            learning_rate = training.learning_rate * learning_rate_factors(training, step)["student"]
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
             self.log.write({"step": step, **taken, "learning_rate": learning_rate, **values})
 
@@ -236,15 +258,10 @@ class Trainer:
         return self.task.evaluate(self.evaluated, dataset, inference, self.ranks)
 
     def _save(self, step: int) -> None:
-        state = {
-            f"{prefix}.{k}": v for prefix, module in self._modules().items() for k, v in module.state_dict().items()
-        }
-        # of the random generators that dropout, and a detector's choice of boxes, draw from
-        generators = {"generator.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["generator.cuda"] = torch.cuda.get_rng_state(self.device)
-        for rank, theirs in enumerate(self.ranks.gather(generators)):
-            state |= {f"{name}.{rank}" if rank else name: value for name, value in theirs.items()}
+        modules = {prefix: module.state_dict() for prefix, module in self._modules().items()}
+        kept = (modules | {"best": self.best}).items()
+        state = {f"{prefix}.{name}": value for prefix, values in kept for name, value in values.items()}
+        state |= self.ranks.generators(self.device)
         self.facts |= self.log.facts()
         self.facts["history"][-1]["steps"][1] = step
         optimisers = {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}
@@ -288,8 +305,8 @@ class Trainer:
                 raise ValueError(f"step {step} is beyond the last one")
             self.student.load_state_dict(checkpoint["weights"])
             for prefix, module in self._modules().items():
-                own = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}
-                module.load_state_dict({name.removeprefix(f"{prefix}."): value for name, value in own.items()})
+                module.load_state_dict(_below(prefix, state))
+            self.best = _below("best", state)
             for name, optimiser in self.optimisers.items():
                 saved = checkpoint["optimisers"][name]
                 if ("betas" in saved["param_groups"][0]) != ("betas" in optimiser.defaults):
@@ -298,11 +315,6 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:  # of the older kind, which does not say whose it is
             other = f"{self.checkpoints} hold another experiment's; delete them to begin anew"
             raise of_every_rank(CheckpointError(other)) from error
-        number = "" if self.ranks.first else f".{self.ranks.rank}"
-        cpu, cuda = (state.get(f"generator.{kind}{number}") for kind in ("cpu", "cuda"))
-        if cpu is not None:
-            torch.set_rng_state(cpu)
-        if cuda is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda, self.device)
+        self.ranks.set_generators(state, self.device)
         self.ranks.print(f"{self.experiment.name}: resumed at step {step}")
         return step

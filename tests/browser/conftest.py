@@ -6,12 +6,11 @@ import importlib.util
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import sync_playwright
 
 BOOK = Path(os.environ.get("BOOK", Path(__file__).resolve().parents[2] / "book" / "_build" / "html")).resolve()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -24,7 +23,7 @@ PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+def pytest_generate_tests(metafunc):
     """The book's own pages; jupyter-book's index.html only sends the reader on."""
     if "name" in metafunc.fixturenames:
         found = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.relative_to(BOOK).parts)
@@ -32,25 +31,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("name", pages)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = None
-    if not (BOOK / "intro.html").exists():
-        reason = "no built book: run `make book` first, or name its folder with BOOK="
-    elif CHROMIUM is None:
-        reason = "no chromium here, so the book's pages were not looked at: install it and run `make browser`"
-    if reason:
-        for item in items:
-            item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_collection_modifyitems(items):
+    reasons = {
+        "no built book: run `make book` first, or name its folder with BOOK=": not (BOOK / "intro.html").exists(),
+        "no chromium here, so the pages were not looked at: install it and run `make browser`": CHROMIUM is None,
+    }
+    for item in items if any(reasons.values()) else ():
+        item.add_marker(pytest.mark.skip(reason=next(reason for reason, holds in reasons.items() if holds)))
 
 
 @pytest.fixture(scope="session")
-def book() -> Path:
+def book():
     """Folder of the built book."""
     return BOOK
 
 
 @pytest.fixture(scope="session")
-def base() -> Iterator[str]:
+def base():
     """Address of the served book."""
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None})
     handler = functools.partial(quiet, directory=str(BOOK))
@@ -61,55 +58,33 @@ def base() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def opened(base):
+    """Opens a page by its name. What goes wrong with it goes into the lists of `wrong`; without them nothing may."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS])
-        yield browser
-        browser.close()
 
+        @contextmanager
+        def open_page(name, wrong=None, **options):
+            found = {} if wrong is None else wrong
+            foreign, errors = found.setdefault("request elsewhere", []), found.setdefault("error", [])
+            context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light"} | options)
 
-Opened = Callable[..., AbstractContextManager[tuple[Page, dict[str, list[str]]]]]
+            def refuse(route):
+                foreign.append(route.request.url)
+                route.abort()
 
-
-@pytest.fixture(scope="session")
-def opened(browser: Browser, base: str) -> Opened:
-    """Opens a page by its name: the page, and what it asks for outside the book, which is refused, and its errors."""
-
-    @contextmanager
-    def open_page(name: str, **options: object) -> Iterator[tuple[Page, dict[str, list[str]]]]:
-        foreign, errors = [], []
-        context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light"} | options)
-
-        def route(request: Route) -> None:
-            if request.request.url.startswith((base, "data:", "blob:")):
-                request.continue_()
-            else:
-                foreign.append(request.request.url)
-                request.abort()
-
-        context.route("**/*", route)
-        page = context.new_page()
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("response", lambda got: errors.append(f"{got.status} {got.url}") if got.status >= 400 else None)
-        page.goto(base + name, wait_until="networkidle")
-        yield page, {"request elsewhere": foreign, "error": errors}
-        context.close()
-
-    return open_page
-
-
-@pytest.fixture
-def open_quietly(opened: Opened) -> Callable[..., AbstractContextManager[Page]]:
-    """Opens a page of its own for a test that clicks and types; nothing may go wrong meanwhile."""
-
-    @contextmanager
-    def open_page(name: str, **options: object) -> Iterator[Page]:
-        with opened(name, **options) as (page, wrong):
+            context.route(lambda url: not url.startswith((base, "data:", "blob:")), refuse)
+            page = context.new_page()
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("response", lambda got: errors.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+            page.goto(base + name, wait_until="networkidle")
             yield page
-        assert not any(wrong.values()), wrong
+            context.close()
+            assert wrong is not None or not any(found.values()), found
 
-    return open_page
+        yield open_page
+        browser.close()
 
 
 AXE_RUN = """async () => {
@@ -136,14 +111,38 @@ TOO_WIDE = """width => document.documentElement.scrollWidth <= width ? [] : [
   .filter(e => !e.closest("pre, .highlight, table, .text_html, .math"))
   .slice(0, 3).map(e => e.outerHTML.slice(0, 120))]"""
 
+LAYOUT = """() => {  // what is folded away, or meant for the other mode, does not count
+  const article = document.querySelector("article, main"), edge = article.getBoundingClientRect().right;
+  const all = selector => [...article.querySelectorAll(selector)].filter(e => e.checkVisibility());
+  const scrolls = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+  const inScroller = e => e != article && (scrolls(e) || inScroller(e.parentElement));
+  const beyond = e => e.matches("pre, .text_html") ? e.scrollWidth - e.clientWidth
+    : inScroller(e) ? 0 : e.getBoundingClientRect().right - edge;
+  const figures = all("figure, .apd-figure:not(:has(table)), img, svg.apd-drawing, canvas")
+    .filter(e => !e.parentElement.closest("figure, .apd-figure") && e.getBoundingClientRect().height > 50);  // no icon
+  const tops = [...figures, ...all("table")].map(e => e.getBoundingClientRect().top + scrollY);
+  const [first, screens] = [Math.min(...tops), document.documentElement.scrollHeight / 900];
+  return {
+    "first result below the first screen": first < 900 ? [] : [`${first} px`],
+    "screen after the eighth": screens <= 8 ? [] : [`${screens} screens`],
+    "figure without a caption": figures
+      .filter(e => !e.querySelector("figcaption")?.innerText.trim()).map(e => e.outerHTML.slice(0, 80)),
+    "part wider than its column": all("pre, table, .text_html, img, svg")
+      .map(e => [beyond(e), e.outerHTML.slice(0, 80)])
+      .filter(([pixels]) => pixels > 1).sort((a, b) => b[0] - a[0]),
+  };
+}"""
+
 
 @pytest.fixture(scope="session")
-def visit(opened: Opened) -> Callable[[str], dict[str, list]]:
+def visit(opened):
     """All that is found on a page of this name, by kind; it is loaded once."""
 
     @functools.cache
-    def visited(name: str) -> dict[str, list]:
-        with opened(name) as (page, found):
+    def visited(name):
+        found = {}
+        with opened(name, found) as page:
+            found |= page.evaluate(LAYOUT)
             page.add_style_tag(content=STILL)
             page.add_script_tag(path=str(AXE))
             found["barrier in light mode"] = page.evaluate(AXE_RUN)
@@ -153,6 +152,7 @@ def visit(opened: Opened) -> Callable[[str], dict[str, list]]:
             for kind, (selector, counts, named) in IN_PAGE.items():
                 found[kind] = page.eval_on_selector_all(selector, f"all => all.filter(e => {counts}).map(e => {named})")
             page.set_viewport_size(PHONE)
+            found["part wider than its column on a phone"] = page.evaluate(LAYOUT)["part wider than its column"]
             return found | {"part wider than a phone": page.evaluate(TOO_WIDE, PHONE["width"])}
 
     return visited

@@ -1,7 +1,7 @@
 """What a reader meets: pages that load nothing from elsewhere, links, both modes, a phone, figures to point at."""
 
 import re
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -14,15 +14,42 @@ def targets_in(page: Path) -> set[str]:
     return {"", *re.findall(r"""\s(?:id|name)=["']([^"']+)""", page.read_text())}
 
 
+LATE, LONG, BARE = "first result below the first screen", "screen after the eighth", "figure without a caption"
+WIDE = ("part wider than its column", "part wider than its column on a phone")
+REFERENCE = ("api", "genindex", "references", "search")
+"""What the names of reference pages begin with: as long as they have to be."""
+HOW_TO = ("command_line", "data", "design_notes", "networks", "own_loop", "paper_and_code", "reproduce")
+"""And of pages without results."""
+APART = {LONG: REFERENCE, LATE: REFERENCE + HOW_TO}
+NOT_YET = {
+    "api.html": WIDE,
+    "intro.html": (LATE,),
+    "notebooks/01_method.html": (LATE, LONG, BARE, *WIDE),
+    "notebooks/02_train.html": (LATE, LONG, BARE, *WIDE),
+    "notebooks/03_does_it_work.html": (LATE, LONG, BARE, *WIDE),
+    "notebooks/04_ablations.html": (LATE, LONG, BARE, *WIDE),
+    "notebooks/05_rivals.html": (LATE, LONG, BARE, *WIDE),
+    "notebooks/06_perspectives.html": (LATE, LONG, BARE, *WIDE),
+    "notebooks/07_pairs.html": (LATE, LONG, BARE, *WIDE),
+    "notebooks/08_speed.html": (LATE, BARE, *WIDE),
+    "notebooks/09_detection.html": (LATE, LONG, BARE, *WIDE),
+    "own_loop.html": (LONG, *WIDE),
+}
+"""By page, what it has all the same: a page that is mended has to leave this list."""
+
+
 @pytest.mark.parametrize(
     "kind",
     [
         *("request elsewhere", "error", "image that is not shown", "equation that is not set", "equation in error"),
         *("text that leaves its drawing", "part wider than a phone", "barrier in light mode", "barrier in dark mode"),
+        *(LATE, LONG, BARE, *WIDE),
     ],
 )
-def test_a_page_has_no(visit, name, kind):
-    assert visit(name)[kind] == []
+def test_a_page_has_no(visit, name, kind, request):
+    if kind in NOT_YET.get(name, ()):
+        request.applymarker(pytest.mark.xfail(strict=True))
+    assert name.startswith(APART.get(kind, ())) or visit(name)[kind] == []
 
 
 def test_every_link_within_the_book_leads_somewhere(visit, name, base, book):
@@ -36,13 +63,14 @@ def test_every_link_within_the_book_leads_somewhere(visit, name, base, book):
                 assert unquote(url.fragment) in targets_in(file), link
 
 
-def test_there_are_equations_to_set(book):
+def test_there_are_equations_to_set_and_the_pages_of_the_list_are_there(book):
     assert any('<div class="math' in page.read_text() for page in book.rglob("*.html"))
+    assert [page for page in NOT_YET if not (book / page).is_file()] == []
 
 
 @pytest.fixture
-def page(open_quietly):
-    with open_quietly("intro.html") as page:
+def page(opened):
+    with opened("intro.html") as page:
         yield page
 
 
@@ -78,19 +106,11 @@ def test_the_button_changes_between_light_and_dark_and_the_logo_with_them(page):
 
 
 CHAPTER = "notebooks/06_perspectives.html"
-PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture
-def open_chapter(open_quietly, book):
-    if not (book / CHAPTER).exists():
-        pytest.skip("this book has no chapter with interactive figures")
-    return partial(open_quietly, CHAPTER)
 
 
 @pytest.fixture(params=["light", "dark"])
-def chapter(open_chapter, request):
-    with open_chapter(color_scheme=request.param) as page:
+def chapter(opened, request):
+    with opened(CHAPTER, color_scheme=request.param) as page:
         yield page
 
 
@@ -123,9 +143,10 @@ def test_a_cell_is_framed_in_every_image_and_named_by_every_view(chapter):
     assert frame["y"] == pytest.approx(image["y"] + row * image["height"] / data["height"], abs=1.5)
 
 
-def test_a_thumb_can_read_a_cell(open_chapter):
-    with open_chapter(has_touch=True, viewport=PHONE) as page:
+def test_a_thumb_can_read_a_cell(opened):
+    phone = {"width": 390, "height": 844}
+    with opened(CHAPTER, has_touch=True, viewport=phone) as page:
         figure = figure_of(page, "cells")
         figure.locator("img").first.tap()
         assert figure.locator(".apd-said").inner_text()
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= phone["width"]

@@ -28,9 +28,9 @@ from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec, Noise
 from apd.data.rle import encode
 from apd.distillers.apd import RoIAPDConfig
-from apd.evaluation.average_precision import Detections, detect
+from apd.evaluation.average_precision import Detections, coco_results, detect
 from apd.evaluation.inference import confusion_of, predict_labels, scores
-from apd.evaluation.predict import RESULTS, coco_results, colours_of, drawn, predict_image
+from apd.evaluation.predict import RESULTS, TABLE, colours_of, drawn
 from apd.training.distributed import ALONE
 from apd.training.record import Record, read_record
 from apd.training.run import run_folder, task_of, train, trained_network
@@ -118,14 +118,11 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
 
     paths = [tmp_path / f"{name}.png" for _, _, name in data]
     for path, (image, _, _) in zip(paths, data, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((60, 40)).save(path)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     assert leave("predict", str(finished), *map(str, paths), "--to", str(tmp_path / "cli"), *switches) == 0
-    files = [str(tmp_path / "cli" / f"{path.stem}-{kind}.png") for path in paths for kind in ("labels", "overlay")]
-    assert capsys.readouterr().out.splitlines() == files
-    for path in paths:
-        predict_image(model, path, tmp_path / "options", data.spec, size=(32, 48), inference=options)
-        ours, theirs = (Image.open(tmp_path / folder / f"{path.stem}-labels.png") for folder in ("cli", "options"))
-        assert np.array_equal(ours, theirs)
+    for path, (image, _, _) in zip(paths, data, strict=True):
+        with Image.open(tmp_path / "cli" / f"{path.stem}-labels.png") as written:
+            assert np.array_equal(written, predict_labels(model, image[None] / 255, inference=options)[0])
 
 
 def test_without_switches_a_run_is_evaluated_as_its_experiment_says(tiny_recipes, capsys):
@@ -158,9 +155,8 @@ def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["predict", "RUN", "FILE"], 1, ["file: cannot be read as an image"]),
         (["evaluate", "RUN", "--sliding-window", "1.5"], 2, ["--sliding-window: ", "= 1.5", "above 0 and at most 1"]),
-        (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales: ", "at least one number above 0"]),
+        (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales 1.0 0.0: ", "at least one number above 0"]),
         (["evaluate", "RUN", "--scales", "0.5"], 2, ["--scales 0.5: ", "a side of 16 pixels", "32×48", "use larger"]),
         (["predict", "RUN", "FILE", "--least-score", "0.5"], 2, ["--least-score 0.5: this run is of segmentation"]),
         (["evaluate", "RUN", "--csv", "FOLDER"], 2, ["--csv", "expected a file in a folder that is there"]),
@@ -168,11 +164,11 @@ def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path
         (["evaluate", "FOLDER"], 2, ["holds no record.json"]),
         (["export", "RUN", "--to", "student.pt"], 2, ["--to student.pt", ".onnx or .pt2"]),
         (["export", "RUN", "--to", "FILE/student.pt2"], 1, ["student.pt2 cannot be written"]),
+        (["export", "RUN", "--to", "FILE/net/"], 1, ["Not a directory"]),
         (["evaluate", "DETECTOR", "--flip"], 2, ["for segmentation", "a detector sees the whole image once"]),
         (["evaluate", "DETECTOR", "--split", "test"], 2, ["--split test", "train (val2017) and val (val2017) only"]),
         (["predict", "DETECTOR", "a.png", "--scales", "0.5"], 2, ["--scales are for segmentation"]),
         (["predict", "DETECTOR", "a.png", "--least-score", "2"], 2, ["--least-score 2.0", "from 0 to 1"]),
-        (["predict", "DETECTOR", "none.png"], 1, ["none.png: there is no such file"]),
         (["export", "DETECTOR", "--to", "a.onnx"], 2, ["this run's is a detector", "trained_network(RUN)"]),
         (["cost", "--size", "tiny_coco"], 2, ["apd train --size tiny_coco --dry-run"]),
         (["train", "--method", "roi_adp"], 2, ["did you mean 'roi_apd'?"]),
@@ -283,8 +279,10 @@ def test_predict_draws_each_image_and_writes_cocos_results(detector, place, tmp_
     monkeypatch.setattr("apd.cli.using.trained_network", lambda *_, **__: network)
     images = sorted((place / "coco" / "val2017").iterdir())[:2]
     assert leave("predict", detector, *images, "--to", tmp_path / "seen", "--least-score", "0") == 0
-    wanted = [tmp_path / "seen" / name for name in (*(f"{path.stem}-found.png" for path in images), RESULTS)]
+    wanted = [tmp_path / "seen" / name for name in (*(f"{path.stem}-found.png" for path in images), TABLE, RESULTS)]
     assert capsys.readouterr().out.splitlines() == list(map(str, wanted))
+    table = read_csv(wanted[-2])
+    assert table["class"].isin(read_record(detector / "record.json").class_names).all()
     entries, spec = json.loads(wanted[-1].read_text()), coco_spec("coco", "val2017")
     for path, drawing in zip(images, wanted, strict=False):
         pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -292,6 +290,8 @@ def test_predict_draws_each_image_and_writes_cocos_results(detector, place, tmp_
         own = [entry for entry in entries if entry["file_name"] == path.name]
         assert len(own) == len(found.scores_N) > 0
         assert {entry["image_id"] for entry in own} == {int(path.stem)}
+        rows = table[table["file"] == str(path)]
+        np.testing.assert_allclose(sorted(rows["score"]), sorted(entry["score"] for entry in own), atol=1e-5)
         assert sorted(e["category_id"] for e in own) == sorted(spec.category_ids[k] for k in found.labels_N.tolist())
         assert [entry["score"] for entry in own] == sorted((entry["score"] for entry in own), reverse=True)
         with Image.open(drawing) as image:

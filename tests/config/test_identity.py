@@ -59,7 +59,8 @@ COMPANIONS = {  # a field is refused without
     (NetworkConfig, "weights_file"): {"weights": "imagenet"},
     (TrainingConfig, "schedule"): {"milestones": (500, 800)},
     (TrainingConfig, "milestones"): {"schedule": "steps"},
-    **{(NetworkConfig, path): {"builder": "a.b:c"} for path in ("features", "logits")},
+    **{(NetworkConfig, path): {"builder": "a.b:c"} for path in ("features", "logits", "auxiliary")},
+    (TrainingConfig, "patience"): {"keep": "best"},
 }
 VALUES = {
     bool: (True, False),

@@ -18,7 +18,8 @@ from apd.cost.count import step_cost
 from apd.cost.dry_run import dry_run, measure_steps
 from apd.cost.measure import cost_of, peak_of
 from apd.study.recipes import recipe
-from apd.training.segmentation import build_network, task_loss
+from apd.training.segmentation import build_network
+from apd.training.task_losses import task_loss
 
 CPU = torch.device("cpu")
 

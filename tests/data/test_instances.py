@@ -124,8 +124,6 @@ def test_a_split_is_found_below_the_data_folder_and_files_that_are_no_json_or_no
     assert message.endswith("Set APD_DATA to the folder that contains pets/.")
     monkeypatch.delenv("APD_DATA")
     refused(lambda: coco_split("coco", "val2017"), MissingData, names=("coco is needed", "APD_DATA is not set"))
-    file.write_text("{")
-    refused(lambda: read(folder), DataError, names=("cannot be read as JSON",))
 
 
 SIZE = dict(height=64, width=96, context_shift=0.5, seed=0)
@@ -186,13 +184,11 @@ def test_small_objects_lie_on_large_ones_and_crowds_below_all_and_a_target_leave
 
 
 def test_wrong_specs_and_settings_are_named():
-    for arguments, message in (
-        (("pets", ()), "class_names is empty"),
-        (("pets", ("cat", "cat")), "names a class twice"),
-        (("pets", ("cat", "dog"), (17,)), "1 category_ids for 2 class_names"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            InstanceSpec(*arguments)
+    refused(lambda: InstanceSpec("pets", ()), ValueError, names=("class_names is empty",))
+    refused(lambda: InstanceSpec("pets", ("cat", "cat")), ValueError, names=("names a class twice",))
+    refused(
+        lambda: InstanceSpec("pets", ("cat", "dog"), (17,)), ValueError, names=("1 category_ids for 2 class_names",)
+    )
     for field, value in (("flip", 1.5), ("scale", (0, 1)), ("scale", (2, 1)), ("colour", 1.0), ("colour", -0.1)):
         with pytest.raises(ValueError, match=rf"{field}="):
             InstanceAugmentation(**{field: value})

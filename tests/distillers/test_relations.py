@@ -65,19 +65,6 @@ def test_nothing_of_pixels_by_samples_is_kept_for_the_gradient():
     assert max(shape.numel() for shape in shapes) == student.numel()
 
 
-def test_the_memorys_loss_is_the_mean_over_valid_pixels():
-    student, teacher, samples, valid = maps()
-    vectors = [F.normalize(net.permute(0, 2, 3, 1)[valid], dim=1) / 0.3 for net in (student, teacher)]
-    values = memory_loss(student, teacher, samples, valid, temperature=0.3), by_library(*vectors, samples).mean()
-    torch.testing.assert_close(*values)
-    changes = [torch.autograd.grad(3 * value, student)[0] for value in values]
-    torch.testing.assert_close(*changes)
-    assert torch.equal(changes[0].permute(0, 2, 3, 1).any(-1), valid)
-    nothing = memory_loss(student, teacher, samples, torch.zeros_like(valid), temperature=0.1)  # a connected zero
-    assert nothing == 0
-    assert torch.autograd.grad(nothing, student)[0].eq(0).all()
-
-
 @OF_PROTOTYPES
 def test_degenerate_classes_of_an_image_leave_pairs_of_prototypes_finite(name):
     module, batch = make(name), random_batch()

@@ -1,5 +1,4 @@
-"""A file for other programs computes what the network does, and holds the student and nothing else; label maps and
-overlays of single images, as files."""
+"""A file for other programs computes what the network does, and holds the student and nothing else; overlays."""
 
 import json
 import re
@@ -18,19 +17,15 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
-from PIL import Image
-from small_experiments import NETWORK
 from timm.layers import create_conv2d
 from torch import nn
 
-from apd.data.image_folder import DataError
 from apd.data.specs import SCENES
 from apd.evaluation import export
+from apd.evaluation.average_precision import image_ids
 from apd.evaluation.export import ExportError, export_network, pool_by_matrices
-from apd.evaluation.inference import predict_labels
-from apd.evaluation.predict import image_ids, overlay, predict_image
+from apd.evaluation.predict import overlay
 from apd.models import build_segmenter
-from apd.training.segmentation import build_network
 
 SIDES = st.integers(1, 30)
 OTHER_SIZES = ((1, 32, 32), (2, 75, 41), (5, 33, 130))
@@ -188,24 +183,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is_traced(tmp_path, m
     ):
         with pytest.raises((ExportError, ValueError), match=message):
             export_network(Small(), tmp_path / name, size=(height, 64))
-
-
-def test_an_image_gives_a_label_map_of_its_own_size_with_the_class_colours_and_an_overlay(tmp_path):
-    path, model = tmp_path / "street.jpg", build_network(NETWORK, 10, torch.device("cpu"), seed=0).eval()
-    Image.fromarray(np.repeat(np.uint8([0, 255]), 30)[None, :, None].repeat(40, 0).repeat(3, 2)).save(path)
-    labels, over = predict_image(model, path, tmp_path / "new" / "folder", SCENES, size=(32, 48))
-    assert [labels.name, over.name] == ["street-labels.png", "street-overlay.png"]
-    with Image.open(labels) as image:
-        assert (image.mode, image.size) == ("P", (60, 40))
-        palette, label_map = np.array(image.getpalette()[:30]).reshape(10, 3), np.asarray(image)
-    assert np.array_equal(palette, np.array(SCENES.palette))
-    pixels = np.asarray(Image.open(path))
-    images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-    small = F.interpolate(images, (32, 48), mode="bilinear", antialias=True).clamp(0, 1)
-    assert np.array_equal(label_map, predict_labels(model, small, (40, 60))[0])
-    assert np.array_equal(np.asarray(Image.open(over)), overlay(pixels, label_map, SCENES))
-    with pytest.raises(DataError, match=r"street\.jpg: cannot write predictions"):
-        predict_image(model, path, path, SCENES, size=(32, 48))
 
 
 def test_an_overlay_mixes_image_and_colours_and_keeps_ignored_pixels():

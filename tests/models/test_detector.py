@@ -56,7 +56,7 @@ def test_every_backbone_has_a_pyramid_of_strides_4_to_64_and_is_frozen_in_part_o
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small"])
 def test_imagenet_weights_fill_the_body_and_nothing_else(backbone, monkeypatch):
     state = get_model(backbone).state_dict()
-    monkeypatch.setattr("apd.models.detector.fetch_weights", lambda *_: state)
+    monkeypatch.setattr("apd.models.detector.hub_tensors", lambda *_: state)
     detector = build_detector(backbone, 3, width=16, box_width=16, weights="imagenet", fetch=False)
     before = detector.rpn.head.cls_logits.weight.clone()
     fill_from_imagenet(detector, backbone)
@@ -71,7 +71,7 @@ def test_imagenet_weights_fill_the_body_and_nothing_else(backbone, monkeypatch):
 def test_wrong_settings_and_weights_that_cannot_be_fetched_are_named(monkeypatch):
     unreachable = mock.Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
-    lost = r"weights='imagenet' .* could not be fetched \(OSError: no route to host\).*resnet18-.*checkpoints"
+    lost = r"weights='imagenet' .*resnet18-.* failed: OSError: no route to host.*checkpoints/.*weights='none'"
     for arguments, error, message in (
         ({"weights": "imagenet"}, RuntimeError, lost),
         ({"backbone": "resnet19"}, ValueError, "backbone='resnet19': expected one of resnet18, resnet50"),

@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-import pydoc
 import re
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import WRITERS, data_script
 from page_blocks import PAGES, PYTHON, ROOT, blocks, commands
 from PIL import Image
 
@@ -20,12 +20,6 @@ from apd.study.campaigns import CAMPAIGNS
 
 RUNNABLE = [page for page in PAGES if blocks(page, PYTHON) and page.name != "README.md"]
 """Without the README, whose Python is meant to be read inside somebody else's loop."""
-
-
-def beginning_with(*program: str) -> list:
-    """The commands of one program, without its name, as parameters of a test."""
-    own = [(where, found) for where, found in commands() if found[: len(program)] == list(program)]
-    return [pytest.param(found[len(program) :], id=where) for where, found in own]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
@@ -39,8 +33,8 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
         exec(compile("\n" * first + code, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("arguments", beginning_with("apd") + beginning_with("python", "-m", "apd"))
-def test_a_command_of_apd_has_the_options_that_a_page_gives_it(arguments, capsys):
+def of_apd(arguments, capsys):
+    """A command has the options that a page gives it."""
     name, *rest = arguments
     assert name in COMMANDS
     at = rest.index("--size") if "--size" in rest else len(rest)
@@ -53,50 +47,45 @@ def test_a_command_of_apd_has_the_options_that_a_page_gives_it(arguments, capsys
         recipe_parts(rest[-1])
 
 
-@pytest.mark.parametrize("arguments", beginning_with("python", "-m", "apd.study.campaign"))
-def test_a_campaign_that_a_page_starts_is_there(arguments):
-    assert arguments[0] in CAMPAIGNS
-
-
-@pytest.mark.parametrize("arguments", beginning_with("make"))
-def test_a_target_of_make_that_a_page_names_is_in_the_makefile(arguments):
-    targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert [word for word in arguments if "=" not in word and word not in targets] == []
-
-
-SCRIPTS = [param for param in beginning_with("python") if param.values[0][0].startswith("data_scripts/")]
-
-
-@pytest.mark.parametrize("arguments", SCRIPTS)
-def test_a_command_of_a_data_script_takes_what_a_page_gives_it(arguments, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "data_scripts")
+def of_a_data_script(arguments, capsys):
+    """A command takes as many arguments as a page gives it."""
     script, command, *rest = arguments
     with pytest.raises(SystemExit) as left:
-        importlib.import_module(Path(script).stem).main([command, "--help"])
+        data_script(Path(script).stem).main([command, "--help"])
     usage = capsys.readouterr().out.split("\n\n")[0]
     assert left.value.code == 0
     places = [word for word in re.sub(r"\[.*?\]", "", usage).split() if word.isupper()]
     assert len(places) == len([word for word in rest if not word.startswith("--")])
 
 
+@pytest.mark.parametrize("arguments", [pytest.param(found, id=where) for where, found in commands()])
+def test_a_command_of_a_page_is_one_that_there_is(arguments, capsys):
+    match arguments:
+        case ["python", "-m", "apd.study.campaign", name, *_]:
+            assert name in CAMPAIGNS
+        case ["apd", *rest] | ["python", "-m", "apd", *rest]:
+            of_apd(rest, capsys)
+        case ["python", script, *_] if script.startswith("data_scripts/"):
+            of_a_data_script(arguments[1:], capsys)
+        case ["make", *rest]:
+            targets = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+            assert [word for word in rest if "=" not in word and word not in targets] == []
+        case [program, *_]:
+            assert program in (
+                "python",
+                "pip",
+                "export",
+                "papermill",
+                "accelerate",
+                "torchrun",
+            )  # the last two: test_loops
+
+
 def test_every_data_script_is_on_a_page_with_its_commands():
-    listed = {(Path(param.values[0][0]).stem, param.values[0][1]) for param in SCRIPTS}
-    for name in ("labelmefacade", "cityscapes", "ade20k", "pascal_context", "coco"):
-        assert {(name, command) for command in ("fetch", "check", "convert")} <= listed
-    assert {("camvid", "fetch"), ("camvid", "check")} <= listed
-
-
-def test_every_shell_command_of_the_pages_is_of_a_kind_that_is_checked_here_or_known():
-    checked = {"apd", "make", "python"}
-    known = {"pip", "export", "papermill"}
-    assert {arguments[0] for _, arguments in commands()} - checked <= known
-
-
-def test_every_name_of_the_api_page_is_there():
-    page = (ROOT / "book" / "api.md").read_text()
-    names = re.findall(r"^\.\. auto(?:function|class|data|exception|module|attribute):: (\S+)", page, re.MULTILINE)
-    assert len(names) > 100
-    assert [name for name in names if pydoc.locate(name) is None] == []
+    listed = [" ".join(found[1:3]) for _, found in commands()]
+    wanted = {f"{name} {c}" for name in WRITERS for c in ("fetch", "check", "convert")}
+    wanted |= {"labelmefacade fetch", "labelmefacade check", "labelmefacade convert", "camvid fetch", "camvid check"}
+    assert {f"data_scripts/{one.replace(' ', '.py ')}" for one in wanted} <= set(listed)
 
 
 MODULES = [
@@ -121,12 +110,9 @@ def draw(monkeypatch):
     """The script; its short module names are forgotten afterwards."""
     monkeypatch.syspath_prepend(FOLDER)
     for path in FOLDER.glob("*.py"):
-        monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    import draw
-
-    yield draw
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+        monkeypatch.setitem(sys.modules, path.stem, None)
+        del sys.modules[path.stem]
+    return importlib.import_module("draw")
 
 
 def test_the_committed_drawings_are_up_to_date(draw):

@@ -9,6 +9,7 @@ import tomllib
 import zipfile
 from email.parser import Parser
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,11 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 from rattler import MatchSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
 PYTHONS = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.", line)]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 BIN, THIS = Path(sys.executable).parent, Path(__file__).resolve()
@@ -45,18 +44,14 @@ def test_make_says_that_a_silent_command_still_runs_and_passes_on_how_it_ended(t
     assert (ended.returncode != 0) == (code != 0)
 
 
-def test_ci_installs_by_stock_pip_and_then_runs_the_command_of_the_readme():
-    script = (ROOT / ".ci" / "run").read_text()
-    assert script.splitlines()[-1] == "exec make UV= resolve test"
+def test_ci_installs_by_stock_pip_on_the_oldest_and_the_newest_python_and_publishes_the_book():
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make UV= resolve test"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert re.search(r"^make test ", (ROOT / "README.md").read_text(), re.MULTILINE)
-
-
-def test_the_workflow_runs_ci_on_the_oldest_and_the_newest_python_and_publishes_the_book():
     jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
     assert jobs["test"]["strategy"]["matrix"]["python"] == [PYTHONS[0], PYTHONS[-1]]
     steps = jobs["test"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert steps[-1]["with"]["path"] == "book/_build/html"
     assert steps[-1]["if"] == f"matrix.python == '{PYTHONS[0]}'"
     assert jobs["publish"]["needs"] == "test"
@@ -137,32 +132,25 @@ def direct_requirements() -> list[Requirement]:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
-def test_the_lock_gives_each_direct_requirement_one_version_that_it_allows(requirement, python):
+def test_the_lock_gives_each_direct_requirement_one_version_that_it_allows(python):
     where = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
-    found = [pin for pin in pins(LOCK) if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
-    found = [pin.specifier for pin in found if pin.marker is None or pin.marker.evaluate(where)]
-    versions = [Version(next(iter(specifier)).version) for specifier in found]
-    assert len(versions) == 1, f"{requirement.name} on Python {python}: {versions}. Run `make lock`."
-    assert versions[0] in requirement.specifier, f"{requirement} but the lock has {versions[0]}. Run `make lock`."
+    locked = [pin for pin in pins(LOCK) if pin.marker is None or pin.marker.evaluate(where)]
+    for need in direct_requirements():
+        (pin,) = [pin for pin in locked if canonicalize_name(pin.name) == canonicalize_name(need.name)]
+        assert next(iter(pin.specifier)).version in need.specifier, f"{need}, but {pin}: run `make lock`"
 
 
 def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_python():
     """pip reads upper bounds, too (typing 3.10.0.0: below 3.5), uv does not."""
-    looked_at, refused = 0, []
-    for python in (PYTHONS[0], PYTHONS[-1]):
-        where = {"python_version": python, "python_full_version": f"{python}.0"}
-        for pin in pins(LOCK):
-            try:
-                installed = metadata.distribution(pin.name)
-            except metadata.PackageNotFoundError:
-                continue
-            if pin.specifier.contains(installed.version) and (pin.marker is None or pin.marker.evaluate(where)):
-                looked_at += 1
-                if not SpecifierSet(installed.metadata["Requires-Python"] or "").contains(f"{python}.0"):
-                    refused.append((str(pin), python))
-    assert refused == []
-    assert looked_at > 300
+    there = {canonicalize_name(found.name): found for found in metadata.distributions()}
+    looked_at = {}
+    for python, pin in product((PYTHONS[0], PYTHONS[-1]), pins(LOCK)):
+        where, found = {"python_version": python, "python_full_version": f"{python}.0"}, there.get(pin.name)
+        if found and found.version in pin.specifier and (pin.marker is None or pin.marker.evaluate(where)):
+            admitted = SpecifierSet(found.metadata["Requires-Python"] or "")
+            looked_at[str(pin), python] = f"{python}.0" in admitted
+    assert [one for one, admitted in looked_at.items() if not admitted] == []
+    assert len(looked_at) > 300
 
 
 def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_for(monkeypatch):
@@ -174,10 +162,12 @@ def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_
         assert (Path(importlib.import_module(module).__file__).parent / inside).is_file()
 
 
-@pytest.mark.parametrize("file", ["requirements.lock", "requirements-conda.txt", "environment.yml", "pyproject.toml"])
-def test_no_file_of_the_environment_names_the_address_of_a_registry(file):
-    text = (ROOT / file).read_text()
-    assert re.findall(r"\w+://\S*|--\S*index\S*|--find-links|@ file", text) == []
+def test_no_file_of_the_environment_names_the_address_of_a_registry():
+    texts = (
+        LOCK,
+        *((ROOT / name).read_text() for name in ("requirements-conda.txt", "environment.yml", "pyproject.toml")),
+    )
+    assert re.findall(r"\w+://\S*|--\S*index\S*|--find-links|@ file", "\n".join(texts)) == []
 
 
 def test_the_core_asks_for_no_more_than_a_bare_gpu_machine_has():
@@ -189,7 +179,7 @@ def test_the_core_asks_for_no_more_than_a_bare_gpu_machine_has():
         assert dependency in {canonicalize_name(Requirement(line).name) for line in metadata.requires(name)}
 
 
-def test_every_locked_version_is_exact_and_has_a_hash_and_the_list_for_conda_is_the_lock_without():
+def test_every_locked_version_is_exact_and_has_a_hash_and_conda_gets_the_same_by_pip_without():
     blocks = re.split(r"\n(?=[a-z0-9])", LOCK.strip())
     assert len(blocks) == len(pins(LOCK)) > 100
     assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
@@ -197,17 +187,13 @@ def test_every_locked_version_is_exact_and_has_a_hash_and_the_list_for_conda_is_
     conda = (ROOT / "requirements-conda.txt").read_text()
     assert list(map(str, pins(conda))) == list(map(str, pins(LOCK))), "Run `make lock`."
     assert "--hash" not in conda  # with hashes pip refuses the editable project beside the list
-
-
-def test_conda_brings_python_and_pip_and_pip_brings_the_locked_versions_and_the_project():
-    conda_lines = [line for line in CONDA["dependencies"] if isinstance(line, str)]
+    *conda_lines, of_pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert of_pip == {"pip": ["-r requirements-conda.txt", "-e ."]}
     specs = {spec.name.normalized: spec for spec in map(MatchSpec, conda_lines)}
     assert set(specs) == {"python", "pip"}
     python = str(specs["python"].version).rstrip(".*").lstrip("=")
-    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
     assert python in PYTHONS
-    (pip_lines,) = [line["pip"] for line in CONDA["dependencies"] if isinstance(line, dict)]
-    assert pip_lines == ["-r requirements-conda.txt", "-e ."]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
 
 
 def test_the_citation_names_this_version_and_the_paper():

@@ -85,17 +85,13 @@ def test_views_are_compared_cell_by_cell_over_present_classes(seed):
     own_BKhw, shared_BKhw, present_BK, labels_Bhw = made_up_views(seed)
     found = compare_views(own_BKhw, shared_BKhw, present_BK, labels_Bhw)
     for b in range(2):
-        here = [k for k in range(4) if present_BK[b, k]]
-        sums, cells = [0.0] * 4, 0
-        for y, x in torch.nonzero(labels_Bhw[b] != 255).tolist():
-            label, cells = int(labels_Bhw[b, y, x]), cells + 1
-            own, shared = (np.array([float(v[b, k, y, x]) for k in here]) for v in (own_BKhw, shared_BKhw))
-            own_log, shared_log = (values - np.log(np.exp(values).sum()) for values in (own, shared))
-            first, second = here[own.argmax()], here[shared.argmax()]
-            divergence = (np.exp(own_log) * (own_log - shared_log)).sum()
-            new = (divergence, first != second, first == label, second == label)
-            sums = [a + b for a, b in zip(sums, new, strict=True)]
-        assert [float(value[b]) for value in found] == close([value / cells for value in sums])
+        here_k, valid_hw = present_BK[b].nonzero().flatten().numpy(), (labels_Bhw[b] != 255).numpy()
+        own_kN, shared_kN = (values[b].numpy()[here_k][:, valid_hw] for values in (own_BKhw, shared_BKhw))
+        own_log_kN, shared_log_kN = (v - np.log(np.exp(v).sum(0)) for v in (own_kN, shared_kN))
+        first_N, second_N = here_k[own_kN.argmax(0)], here_k[shared_kN.argmax(0)]
+        labels_N, divergence_N = labels_Bhw[b].numpy()[valid_hw], np.exp(own_log_kN) * (own_log_kN - shared_log_kN)
+        each = (divergence_N.sum(0), first_N != second_N, first_N == labels_N, second_N == labels_N)
+        assert [float(value[b]) for value in found] == close([np.mean(values) for values in each])
     assert all(bool(value[2].isnan()) for value in found)  # no valid cell
     absent = ~present_BK[:, :, None, None]
     same = compare_views(own_BKhw, torch.where(absent, 50.0, own_BKhw) + 2.5, present_BK, labels_Bhw)

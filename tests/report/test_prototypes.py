@@ -115,9 +115,7 @@ def test_the_table_has_every_correlation_and_what_follows_from_it():
     assert found.verdict in line
 
 
-def test_a_coefficient_has_its_sign_and_zero_none_without_evidence_it_is_said_and_one_seed_gives_no_nan():
+def test_a_coefficient_has_its_sign_and_zero_none_and_one_seed_gives_no_nan():
     assert figures.coefficient((0.126, -0.5, 0.004)) == "+0.13\u00a0[−0.50,\u00a00.00]"
-    assert figures.coefficient((-0.3, float("nan"), float("nan"))) == "−0.30"
-    assert figures.coefficient((float("nan"), float("nan"), float("nan"))) == "–"
-    assert "0 records" in str(figures.relation_table([]))
+    assert figures.coefficient((float("nan"),) * 3) == "–"
     assert "nan" not in str(figures.relation_table(per_image([made_up_evidence(1.0, 0)])))

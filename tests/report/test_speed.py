@@ -86,7 +86,6 @@ def test_a_file_that_holds_no_measurements_is_refused_with_its_name_and_what_to_
         curves.read_measurements(tmp_path)
 
 
-def test_without_measurements_it_is_said_and_numbers_have_three_digits(tmp_path):
-    assert curves.read_measurements(tmp_path) == []
+def test_without_measurements_it_is_said_and_numbers_have_three_digits():
     assert [curves.three_digits(value) for value in (1234.5, 100.0, 64.52, 0.66312)] == ["1234", "100", "64.5", "0.663"]
     assert "0 records yet" in str(curves.against_the_reference([]))

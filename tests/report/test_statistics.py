@@ -20,10 +20,9 @@ SCORES = st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, -0.95])
-@pytest.mark.parametrize("pairs", [0, 1, 3])
-def test_an_interval_that_cannot_be_is_refused_with_its_numbers(confidence, pairs):
+def test_an_interval_that_cannot_be_is_refused_with_its_numbers(confidence):
     with pytest.raises(ValueError, match=f"confidence={confidence}: expected"):
-        mean_interval(dict.fromkeys(range(pairs), 0.5), confidence)
+        mean_interval({}, confidence)
 
 
 @settings(deadline=None)
@@ -51,21 +50,20 @@ def test_one_value_has_no_deviation_no_value_no_mean_and_equal_ones_no_doubt():
 
 
 @pytest.mark.parametrize(
-    ("differences", "verdict"),
+    ("differences", "significant"),
     [
-        ([0.02, 0.03, 0.025], "significantly above"),
-        ([-0.02, -0.03, -0.025], "significantly below"),
-        ([0.02, -0.03, 0.01], "not significantly different from"),
-        ([0.0, 0.0, 0.0], "not significantly different from"),
-        ([0.1], "not yet comparable with"),
-        ([], "not yet comparable with"),
+        ([0.02, 0.03, 0.025], True),
+        ([-0.02, -0.03, -0.025], True),
+        ([0.02, -0.03, 0.01], False),
+        ([0.0, 0.0, 0.0], False),
+        ([0.1], False),
+        ([], False),
     ],
 )
-def test_a_difference_is_significant_only_when_the_interval_leaves_out_zero(differences, verdict):
+def test_a_difference_is_significant_only_when_the_interval_leaves_out_zero(differences, significant):
     values = {seed: 0.5 + difference for seed, difference in enumerate(differences)}
     found = paired_difference(values, dict.fromkeys(values, 0.5))
-    assert found.verdict == verdict
-    assert found.significant == verdict.startswith("significantly")
+    assert found.significant == significant
 
 
 def test_pairing_takes_the_seeds_that_both_have_and_takes_out_what_they_share():
@@ -138,7 +136,6 @@ def test_variants_stand_beside_methods_in_one_comparison_in_the_order_of_their_n
     records = [r for n in ("scenes-rivals", "scenes-tiny") for r in made_up_campaign(n, keep=lambda e: e.seed < 2)]
     (comparison,) = compare([r for r in records if r.experiment.data.context_shift], METHOD_NAMES | variant_names())
     assert list(comparison.variants) == [*METHOD_NAMES, *OTHER_METHODS]
-    assert comparison.names["cwd"] == "CWD"
     assert list(comparison.only(["cwd", "apd", "terms_a"]).variants) == ["cwd", "apd"]
     with pytest.raises(ComparisonError, match=r"fitnet-context1-seed0.*names none of"):
         compare(records)

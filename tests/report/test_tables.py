@@ -8,11 +8,9 @@ from statistics import fmean
 
 import pytest
 from chapter_cells import run_cells
-from made_up_evidence import made_up_evidence
 from made_up_records import made_up_campaign, made_up_record, method_in
 
-from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, pairs_of, sweep
-from apd.report.correlations import per_image
+from apd.report.comparisons import corrected_gains, holm_corrected, pairs_of
 from apd.report.figures import tables
 from apd.report.figures import trials as reading
 from apd.report.figures.answers import detectable
@@ -118,17 +116,6 @@ def test_where_the_numbers_come_from_is_counted_over_the_records(campaigns):
     assert 'tabindex="0" role="region" aria-label="' in tables.provenance_table(campaigns).html
 
 
-def test_the_table_of_a_sweep_holds_the_images_numbers():
-    made = [r for name in ("scenes-tiny", "scenes-dial") for r in made_up_campaign(name, right)]
-    comparisons = by_context_shift(made)
-    found = sweep(comparisons)
-    images = per_image([made_up_evidence(1.0, seed) for seed in range(2)])
-    shown = cells_of(tables.sweep_table(comparisons, [found, sweep(comparisons, "scope_batch")], images))
-    assert shown["context shift 1"]["distance"] == f"{images[0].numbers['distance'].mean():.3f}"
-    assert shown["context shift 0"]["distance"] == "–"
-    assert "0 records" in tables.sweep_table({}, [found], []).description
-
-
 def test_the_table_of_pairs_has_a_row_for_every_pair_with_its_teacher():
     (pairs,) = pairs_of(made_up_campaign("scenes-pairs", right))
     shown = tables.pairs_table(pairs)
@@ -151,7 +138,7 @@ def test_each_rows_best_trial_is_marked_and_other_seeds_and_lengths_are_left_out
     shown = cells_of(trials_table(reading.learning_rate_trials(records), "learning rate {:g}", "made up"))
     marked = {row: [name for name, text in cells.items() if "◂" in text] for row, cells in shown.items() if row}
     assert marked == {"baseline": ["learning rate 0.1"], "+ APD": ["learning rate 0.02"]}
-    assert reading.validation_miou(records[0]) == records[0].scores.miou
+    assert reading.validation_score(records[0]) == records[0].scores.miou
     early = replace(records[0], content={**records[0].content, "evaluations": records[0].content["evaluations"][:1]})
     assert "0 trials have a score" in trials_table(reading.learning_rate_trials([early]), "{:g}", "made up").description
 
@@ -189,7 +176,7 @@ def test_the_weights_and_learning_rates_of_the_study_are_the_best_of_the_committ
 def test_the_best_other_methods_are_those_of_the_records():
     found = {}
     for record in (r for name in ("scenes-rivals", "scenes-tuned") for r in read_records(records_folder(name))):
-        found.setdefault(method_of(record.experiment, variant_names()), []).append(reading.validation_miou(record))
+        found.setdefault(method_of(record.experiment, variant_names()), []).append(reading.validation_score(record))
     means = {key: fmean(found[at_best(key)]) for key in OTHER_METHODS}
     assert set(BEST_OTHER_METHODS) == set(sorted(means, key=means.get)[-3:])
     assert BEST_OTHER_METHODS[0] == max(means, key=means.get)
@@ -202,7 +189,7 @@ def test_learning_rates_on_labelmefacade_are_the_best_of_their_records_and_the_l
         of.setdefault(method_of(record.experiment), {})[record.experiment.training.learning_rate] = record
     for method, tried in of.items():
         if set(tried) == set(study.TRIED_LEARNING_RATES):  # until then the middle of the grid stands
-            best = max(tried, key=lambda rate: reading.validation_miou(tried[rate]))
+            best = max(tried, key=lambda rate: reading.validation_score(tried[rate]))
             assert LEARNING_RATES[method] == best
             assert min(tried) < best < max(tried)
     assert LEARNING_RATES["student_equal_seconds"] == LEARNING_RATES["student"]

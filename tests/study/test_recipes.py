@@ -20,7 +20,7 @@ from apd.config.inference_options import InferenceOptions
 from apd.cost import dry_run as module
 from apd.distillers.base import build_distiller
 from apd.fields import ExperimentError
-from apd.report.figures.boxes import validation_box_ap
+from apd.report.figures.trials import validation_score
 from apd.study import coco_recipes as coco
 from apd.study import recipes as study
 from apd.study.campaigns import experiments_of
@@ -184,7 +184,7 @@ def box_ap_on_val(name, labels):
     """Box AP on val after the last step, by label; every one of the runs must have a record."""
     planned = {fingerprint(experiment) for experiment in experiments_of(name)}
     records = [r for r in read_records(records_folder(name)) if r.content["fingerprint"] in planned]
-    found = {record.experiment.name: validation_box_ap(record) for record in records}
+    found = {record.experiment.name: validation_score(record) for record in records}
     assert set(labels) <= set(found)
     return found
 

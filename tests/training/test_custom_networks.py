@@ -10,7 +10,7 @@ import torch
 from bad_input import refused
 from every_method import METHODS
 from PIL import Image
-from small_experiments import TEACHER, Thrown, copied, equal, outcome, prepared_run, thrown_at, tiny, undisturbed
+from small_experiments import TEACHER, copied, equal, outcome, prepared_run, stopped, tiny, undisturbed
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -19,7 +19,6 @@ from apd.config.experiment import Experiment, NetworkConfig
 from apd.distillers.base import DISTILLERS
 from apd.fields import ExperimentError
 from apd.models.custom_network import CustomSegmenter, build_custom
-from apd.training import trainer as loop
 from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network
 from apd.training.task import TeacherError
@@ -73,9 +72,7 @@ def test_a_pair_is_trained_stopped_and_resumed_bit_equal_scored_drawn_measured_a
 ):
     teacher, training = PAIRS[student]
     experiment = pair(nets, student, teacher, **training)
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(Thrown):
-        train(experiment, on_step=thrown_at(3))
+    stopped(experiment, 3)
     options = [f"--network.builder={nets}:{student}", f"--teacher.network.builder={nets}:{teacher}"]
     options += [f"--training.{name.replace('_', '-')}={value}" for name, value in training.items()]
     assert main(["train", *options]) == 0

@@ -37,7 +37,10 @@ OBJECTIVES = {
     "logits": (PixelKDConfig(), DKDConfig(), CWDConfig(), DISTConfig(intra=0.0), LSKDConfig()),
     "features": (FitNetConfig(), AttentionTransferConfig(), SKDConfig(), IFVDConfig(), MGDConfig(masked=0.0)),
     "prototypes": (I2CKDConfig(), IDDConfig()),
+    "weighted": (),
 }
+WEIGHTS = (3.0, 0.0, 1e-3, 2.0, 0.5, 1.0, 1.0, 0.25, 8.0, 1.0)
+TRAINING = {"weighted": {"class_weights": WEIGHTS, "label_smoothing": 0.1, "added_loss": "focal"}}
 # ReviewKD's heads have batch norms, which torch does not synchronise on a CPU
 OF_DETECTORS = {"detector": ("student",), "roi_apd": ("roi_apd",)}
 OF_DETECTORS["others_between_detectors"] = ("roi_kd", "roi_dkd", "pyramid_matching", "dense_apd")
@@ -54,7 +57,7 @@ def experiment_of(name, accumulation=1):
         distillers = tuple(config for method in OF_DETECTORS[name] for config in boxes.METHODS[method])
         return replace(boxes.small("roi_apd", batch_size=4, clip_norm=5.0), distillers=distillers)
     network = replace(NETWORK, dropout=0.0)
-    start = tiny(batch_size=8, accumulation=accumulation, clip_norm=5.0)
+    start = tiny(batch_size=8, accumulation=accumulation, clip_norm=5.0, **TRAINING.get(name, {}))
     teacher = replace(TEACHER, network=replace(TEACHER.network, head_width=network.head_width))
     return replace(start, network=network, teacher=teacher, distillers=OBJECTIVES[name])
 
@@ -98,6 +101,7 @@ def without_chance(network):
 def step_of(name, job, accumulation=1):
     experiment, classes = experiment_of(name, accumulation), 3 if name in OF_DETECTORS else CLASSES
     task, networks = task_of(experiment), (experiment.network, experiment.teacher.network)
+    task.splits()
     student, teacher = (task.network(network, classes, CPU, seed) for seed, network in enumerate(networks))
     return TrainStep(task, without_chance(student), teacher.eval().requires_grad_(False), job)
 

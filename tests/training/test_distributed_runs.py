@@ -140,15 +140,6 @@ def test_two_ranks_leave_one_record_of_a_detector_on_all_images(tmp_path, monkey
     assert (first.count("teacher box AP"), second) == (1, "")
 
 
-def test_a_killed_rank_ends_the_others_with_a_message(tmp_path):
-    before, kill = time.monotonic(), KillAt(3, rank=1)
-    first, _ = run_ranks(often, shared("student"), tmp_path / "runs", kill, outputs=tmp_path, expected=(1, -9))
-    assert time.monotonic() - before < 90
-    (message,) = [line for line in first.splitlines() if line.startswith("apd: ")]
-    assert re.match("apd: another process of this run has gone .*Start the same command again", message)
-    assert "Traceback" not in first
-
-
 def without_data(experiment, runs, rank):
     def missing(*_):
         raise DataError(f"no data on rank {ranks.started_rank()}")

@@ -8,7 +8,7 @@ import pytest
 from bad_input import refused
 from own_folders import leave, make
 from small_detection import small
-from small_experiments import DATA, Thrown, thrown_at, tiny
+from small_experiments import DATA, stopped, tiny
 
 from apd.data.images import DataError
 from apd.data.scenes import Scenes
@@ -41,10 +41,8 @@ def test_a_run_goes_on_and_is_used_with_what_it_was_begun_with_alone(changed, ru
         refused(lambda: train(experiment), CheckpointError, names=(begun, words))
         prepare(change=False)
 
-    monkeypatch.setattr("apd.training.trainer.CHECKPOINT_SECONDS", 0.0)
     prepare(change=False)
-    with pytest.raises(Thrown):
-        train(experiment, on_step=thrown_at(3))
+    stopped(experiment, 3)
     refuse("begun with other data")
     assert list(train(experiment).identities) == ["train", "val", "test"]
     refuse("other images or labels")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_experiments import Thrown, exit_code, outcome, run_as_a_command, start, thrown_at, tiny, undisturbed
+from small_experiments import exit_code, outcome, run_as_a_command, start, stopped, tiny, undisturbed
 
 from apd.cli import app as cli
 from apd.training import checkpoint
@@ -53,15 +53,6 @@ def refused(capsys):
     return call
 
 
-def interrupted_run(step, monkeypatch):
-    """A run that has a checkpoint after each of its first `step` steps. Returns the folder of the checkpoints."""
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-        with pytest.raises(Thrown):
-            train(tiny(), on_step=thrown_at(step))
-    return run_folder(tiny()) / "checkpoints"
-
-
 def test_missing_and_half_extracted_data_say_what_to_set_and_what_is_there(runs, refused, monkeypatch, tmp_path):
     command = ("train", "--data.name", "camvid")
     monkeypatch.delenv("APD_DATA", raising=False)
@@ -78,8 +69,8 @@ def test_missing_and_half_extracted_data_say_what_to_set_and_what_is_there(runs,
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_of_damaged_checkpoints_the_newest_whole_one_is_used_if_any(both, monkeypatch, capsys):
-    checkpoints = interrupted_run(4, monkeypatch)
+def test_of_damaged_checkpoints_the_newest_whole_one_is_used_if_any(both, capsys):
+    checkpoints = stopped(tiny(), 4) / "checkpoints"
     newest = checkpoints / "step-00000004" / "optimisers.pt"
     newest.write_bytes(newest.read_bytes()[:100])
     if both:
@@ -164,7 +155,7 @@ def test_a_stop_is_honoured_after_the_step_and_loses_nothing(number):
 
 
 def test_a_gpu_without_enough_memory_is_reported_and_the_run_goes_on(refused, monkeypatch):
-    interrupted_run(3, monkeypatch)
+    stopped(tiny(), 3)
     with monkeypatch.context() as patch:
         full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
         patch.setattr(loop.TrainStep, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError(full)))
@@ -362,5 +353,5 @@ def test_a_file_system_without_locks_is_named_and_what_to_do(tmp_path, monkeypat
     hold(tmp_path / "before")
     monkeypatch.setattr("fcntl.flock", partial(full, error=errno.ENOSYS))
     for folder in ("before", "new", "new"):
-        with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; have the file sys"):
+        with pytest.raises(CheckpointError, match=r"cannot lock .*lock: Function not implemented; mount it with locks"):
             hold(tmp_path / folder)

@@ -18,7 +18,7 @@ import pytest
 from bad_input import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_experiments import Thrown, outcome, thrown_at, tiny, undisturbed
+from small_experiments import outcome, stopped, tiny, undisturbed
 
 from apd.config.experiment import ExperimentError
 from apd.data.batches import BatchStream
@@ -32,15 +32,6 @@ from apd.training.run_log import RunLog
 from apd.training.task import TeacherError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-def stopped(experiment):
-    """The folder of a run that was thrown out of its loop after step 4, with a checkpoint after each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-        with pytest.raises(Thrown):
-            train(experiment, on_step=thrown_at(4))
-    return run_folder(experiment)
 
 
 NASTY = [*b'NaN "1" [2] true null {} {"step":2}'.split(), b"1" * 5000, b"[" * 99999, b"\n", b"\0\xff", b""]
@@ -70,7 +61,7 @@ LOST = (str, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: 
 
 @pytest.mark.parametrize("put", LOST)
 def test_a_log_that_is_lost_costs_no_training(put, runs):
-    path = stopped(tiny()) / "log.jsonl"
+    path = stopped(tiny(), 4) / "log.jsonl"
     content = train(tiny(), on_step=lambda step: step == 6 and [path.unlink(), put(path)]).content
     assert (content["curves"], content["log_damaged"]["steps"]) == ({"iteration": []}, 6)
     assert content["confusion"] == undisturbed(tiny())["confusion"]
@@ -84,7 +75,7 @@ OLD = ("checksum", "begun_with", "history", "identities", "log_parts")  # what t
 
 
 def test_a_manifest_in_which_anything_was_changed_is_refused_and_one_of_before_checksums_is_not(runs):
-    path = stopped(tiny()) / "checkpoints" / "step-00000004" / "manifest.json"
+    path = stopped(tiny(), 4) / "checkpoints" / "step-00000004" / "manifest.json"
     whole = json.loads(path.read_text())
     old = {name: value for name, value in whole.items() if name not in OLD}
     old["facts"] = {name: value for name, value in whole["facts"].items() if name not in OLD}
@@ -119,7 +110,7 @@ def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_
     weights, file = run_folder(of_teacher) / "weights.safetensors", runs / "mine.safetensors"
     shutil.copy(weights, file)
     experiment = replace(tiny("apd"), teacher=replace(tiny("apd").teacher, weights_file=str(file)))
-    begun = stopped(experiment) / "checkpoints"
+    begun = stopped(experiment, 4) / "checkpoints"
     flip(file)
     names = ("other weights of the teacher", f"restore them, or delete {begun}")
     refused(lambda: train(experiment, on_step=pytest.fail), CheckpointError, names=names)
@@ -137,7 +128,7 @@ def test_a_run_goes_on_with_the_teacher_and_the_settings_that_it_was_begun_with_
         change(weights)
         refused(lambda: train(tiny("apd")), TeacherError, names=(said, f"delete {weights.with_name('record.json')}"))
     run_folder(tiny()).mkdir()
-    shutil.copytree(stopped(other) / "checkpoints", run_folder(tiny()) / "checkpoints")
+    shutil.copytree(stopped(other, 4) / "checkpoints", run_folder(tiny()) / "checkpoints")
     refused(lambda: train(tiny(), on_step=pytest.fail), CheckpointError, names=("other settings", "begin anew"))
     shutil.rmtree(run_folder(tiny()))
     train(other)

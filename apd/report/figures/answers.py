@@ -91,7 +91,8 @@ def tally(rows: Iterable[Corrected], method: str, reference: str) -> str:
 def time_given(comparisons: Iterable[Comparison]) -> str:
     """How much of APD's training time the equal-time baseline had, such as "95.1 to 98.0 % of APD’s training time"."""
     known = [one for one in comparisons if LONGER in one.variants and "apd" in one.variants]
-    return f"{_range([one.run_seconds(LONGER) / one.run_seconds('apd') for one in known])} % of APD’s training time"
+    shares = [one.run_seconds(LONGER) / one.run_seconds("apd") for one in known]
+    return f"{_range(shares) if shares else '–'} % of APD’s training time"
 
 
 def _range(parts: Sequence[float]) -> str:

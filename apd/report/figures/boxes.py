@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.rle import decode, encode
-from apd.evaluation.average_precision import Detections, ap_scores, tables_of
+from apd.evaluation.average_precision import Detections
 from apd.evaluation.predict import colours_of, drawn
 from apd.report.detections import (
     DETECTION_NAMES,
@@ -21,11 +21,11 @@ from apd.report.detections import (
     count_in_image,
     counted,
     parts_of_ap,
-    parts_of_variant,
+    variant_name,
 )
 from apd.report.figures.method import at_quantiles, image_pixels
 from apd.report.figures.style import Drawing, Panel, key, panels, rows_table, table
-from apd.report.figures.trials import last_on_val, per_cent, trials_table
+from apd.report.figures.trials import per_cent, trials_table
 from apd.report.statistics import Comparison, spread
 from apd.study.coco_recipes import STUDENT_LEARNING_RATE
 from apd.training.record import Record
@@ -54,12 +54,6 @@ def parts_table(comparison: Comparison) -> Drawing:
     return rows_table(rows, caption)
 
 
-def validation_box_ap(record: Record) -> float:
-    """Box AP on val after the last step; NaN where the run was not scored there."""
-    found = last_on_val(record)
-    return ap_scores(tables_of(found["ap"])["boxes"]).ap if found else math.nan
-
-
 def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
     """Box AP on val of each method, by learning rate or by factor on its weights; the best of a row is marked."""
     found = []
@@ -74,7 +68,7 @@ def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawi
     names = {"teacher": "teacher"} | DETECTION_NAMES
     named = [(name, value, record) for key, name in names.items() for whose, value, record in found if whose == key]
     column = "weights × {:g}" if weights else "learning rate {:g}"
-    return trials_table(named, column, "box AP", score=validation_box_ap)
+    return trials_table(named, column, "box AP")
 
 
 def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec, name: str) -> Panel:
@@ -111,8 +105,7 @@ def images_side_by_side(findings: Findings) -> Drawing:
 
 def network_names(findings: Findings) -> dict[str, str]:
     """What the networks of a file are called."""
-    parts = {network: parts_of_variant(network) for network in findings.content["runs"]}
-    return {network: " + ".join(DETECTION_NAMES.get(part, part) for part in each) for network, each in parts.items()}
+    return {network: variant_name(network) for network in findings.content["runs"]}
 
 
 def counts_table(findings: Findings) -> Drawing:

@@ -1,39 +1,42 @@
 """Curves over steps, seconds and context shift, and what losses and steps cost by `tests/measure_*.py`."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from apd.evaluation.inference import scores
+import apd.report.figures.style as page
 from apd.report.comparisons import ShiftSweep
 from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.forest import POINTS, signed
-from apd.report.figures.style import INK, Drawing, colour_of, drawing, figure, nothing, quiet_axes, rows_table
+from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
+from apd.report.figures.trials import on_val, validation_score
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
 from apd.training.schema import read_json
 
-TERMS = {"task": "student", "pixel_kd": "pixel_kd", "observation": "apd", "alignment": "apd_without_kd"}
-TERMS |= {"regularisation": "student_equal_seconds"}
-"""Terms of a loss, each with the method whose colour it has."""
+TERMS = ("task", "pixel_kd", "observation", "alignment", "regularisation", "learning_rate")
+RUN_COLOURS = ("#0e9384", "#c9742a", "#4c86c9", "#9a6bd0", "#7d8796", "#8c7a5b")  # of runs that are no methods, in turn
+TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 
-Line = tuple[Sequence[float], Sequence[float], str]
-"""Steps, values and a colour."""
 Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small", "coco": "COCO"}
 CLASS_BY_CLASS = ", class by class"
 COMMANDS = {"speed": "python -m book.figures.speed", "detection-speed": "python -m book.figures.detection_speed"}
+
+
+def line_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each line: a method's own, else one of RUN_COLOURS."""
+    return {name: METHOD_COLOURS.get(name, RUN_COLOURS[i % len(RUN_COLOURS)]) for i, name in enumerate(names)}
 
 
 def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> None:
@@ -41,8 +44,41 @@ def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> No
     fig.legend(loc="outside upper left", ncols=ncols, handlelength=1.4, labelcolor="linecolor", **handles)
 
 
-def labelled_lines(lines: Mapping[str, Line], ylabel: str, digits: int) -> Drawing:
-    """Lines over the steps by name, with the name and the last value beside the end of each."""
+def term_curves(records: Mapping[str, Record], terms: Sequence[str] = TERMS) -> Drawing:
+    """Loss terms and the learning rate over the steps, one panel each, one line for each method or run."""
+    # a term by its bare name, whichever distiller it belongs to, unless its whole name is asked for
+    curves = {
+        name: {term if term in terms else term.split(".")[-1]: v for term, v in record.content["curves"].items()}
+        for name, record in records.items()
+    }
+    shown, colours = [term for term in terms if any(term in of for of in curves.values())], line_colours(records)
+    names = {name: METHOD_NAMES.get(name, name) for name in records}
+    rows = -(-len(shown) // 2)
+    with figure(height=1.95 * rows) as fig:
+        fig.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+        said = []
+        for axes, term in zip(fig.subplots(rows, 2, squeeze=False, sharex=True).flat, shown, strict=False):
+            having = {method: of for method, of in curves.items() if term in of}
+            for method, of in having.items():
+                axes.plot(of["iteration"], of[term], color=colours[method], linewidth=1.6)
+            axes.set_title(TITLES.get(term, term), fontsize=10, fontweight="normal")
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            quiet_axes(axes, grid="y")
+            said.append(f"{term}: {', '.join(f'{names[m]} {of[term][-1]:.3g}' for m, of in having.items())}")
+        for axes in fig.axes[len(shown) :]:
+            axes.set_axis_off()
+        fig.supxlabel("steps", fontsize=11)
+        marks = [Line2D([], [], color=colours[m], linewidth=3, label=name) for m, name in names.items()]
+        legend_above(fig, handles=marks)
+        return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))
+
+
+def labelled_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float], str]], ylabel: str, digits: int
+) -> Drawing:
+    """Lines over the steps (steps, values, colour), each with its name and last value beside its end."""
     last = {name: values[-1] for name, (_, values, _) in lines.items()}
     with figure(height=3.3) as fig:
         axes = fig.subplots()
@@ -64,27 +100,21 @@ def labelled_lines(lines: Mapping[str, Line], ylabel: str, digits: int) -> Drawi
             style = {"color": lines[name][2], "arrowprops": {"color": lines[name][2], **arrow}, **beside}
             axes.annotate(f"{name} {last[name]:.{digits}f}", (1, last[name]), (1.06, height), **style)
         said = ", ".join(f"{name} {value:.{digits}f}" for name, value in last.items())
-        return drawing(fig, f"{ylabel} over the steps; last values: {said}")
+        return drawing(fig, f"{ylabel}; after the last step: {said}")
 
 
-def term_curves(record: Record) -> Drawing:
-    """The task's loss and every term of the distillers over the steps of one run."""
-    curves = {name.split(".")[-1]: values for name, values in record.content["curves"].items()}
-    lines = {t: (curves["iteration"], curves[t], colour_of(of)) for t, of in TERMS.items() if t in curves}
-    return labelled_lines(lines, "loss, unweighted", 2)
-
-
-def validation_curves(records: Mapping[str, Record]) -> Drawing:
-    """mIoU on the validation split over the steps, a line for each method; a teacher's last score as a dashed line."""
+def validation_curves(records: Mapping[str, Record], teacher: Record | None = None) -> Drawing:
+    """The score on val on the way, one line for each method or run, the finished teacher as a dashed line."""
     lines = {}
-    for method, record in records.items():
-        noted = [e for e in record.content["evaluations"] if e["split"] == "val"]
-        values = [POINTS * scores(torch.tensor(e["confusion"])).miou for e in noted]
-        lines[METHOD_NAMES.get(method, method)] = [e["step"] for e in noted], values, colour_of(method)
-    end = max(steps[-1] for name, (steps, _, _) in lines.items() if name != "teacher")
-    if "teacher" in lines:
-        lines["teacher"] = [0, end], lines["teacher"][1][-1:] * 2, INK
-    return labelled_lines(lines, "mIoU on the validation split, %", 1)
+    for (name, record), colour in zip(records.items(), line_colours(records).values(), strict=True):
+        if found := on_val(record):
+            lines[METHOD_NAMES.get(name, name)] = [*found], [POINTS * value for value in found.values()], colour
+    if not lines:
+        return nothing("No score can be drawn: 0 of the runs were scored on val on the way.")
+    if teacher is not None:
+        end = max(steps[-1] for steps, _, _ in lines.values())
+        lines["teacher"] = [0, end], [POINTS * validation_score(teacher)] * 2, INK
+    return labelled_lines(lines, f"{next(iter(records.values())).headline[0]} on val, %", 1)
 
 
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
@@ -184,7 +214,7 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
         f"{SHAPE_NAMES[shape]}: {s['batch']} × {s['channels']} × {s['grid']} × {s['grid']}, {s['classes']} classes, "
         f"labels {s['labels']} × {s['labels']}; forward and backward"
     )
-    return rows_table(rows, caption)
+    return page.rows_table(rows, caption)
 
 
 def against_the_reference(measurements: Sequence[Measurement]) -> Drawing:
@@ -198,7 +228,7 @@ def against_the_reference(measurements: Sequence[Measurement]) -> Drawing:
                 "times as fast": f"{slow['milliseconds'][1] / ours['milliseconds'][1]:.1f}",
                 "of its memory": f"{100 * ours['peak_bytes'] / slow['peak_bytes']:.0f} %",
             }
-    return rows_table(frame, "compared with the same terms written class by class")
+    return page.rows_table(frame, "compared with the same terms written class by class")
 
 
 def step_cost_table(measurement: Measurement, row: Mapping[str, Any]) -> Drawing:
@@ -215,4 +245,4 @@ def step_cost_table(measurement: Measurement, row: Mapping[str, Any]) -> Drawing
         f"{shape['width']}, Mask R-CNN {shape['student']['backbone']} ← {shape['teacher']['backbone']}, on "
         f"{measurement['device']['name']}: forward and backward; {measurement['repeats']} repeats"
     )
-    return rows_table(rows, caption)
+    return page.rows_table(rows, caption)

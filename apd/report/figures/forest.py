@@ -142,10 +142,9 @@ def forest(
     axis: str,
     groups: Mapping[Any, str] | None = None,
 ) -> Drawing:
-    """Differences with their intervals: a panel for each title, a row for each key, bold where significant.
+    """Differences (fractions of what `axis` says) with their intervals: a panel for each title, bold where significant.
 
-    Rows far outside and intervals that leave the figure end in an arrowhead. Differences are fractions, `axis` says of
-    what, and `groups` are headings, each above neighbouring rows of one group.
+    `groups` are headings, each above neighbouring rows of one group. What leaves the figure ends in an arrowhead.
     """
     columns = {title: rows for title, rows in columns.items() if rows}
     if not columns:

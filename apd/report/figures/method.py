@@ -1,6 +1,7 @@
 """The method in images: samples, predictions, cosines inside a perspective, and what is observed from it."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apd.data.specs import DatasetSpec, Sample
-from apd.report.figures.style import Drawing, ImageHW3, Panel, colour_scale, drawing, figure, key, panels
+from apd.report.figures.style import Drawing, ImageHW3, Panel, drawing, figure, key, panels
 
 RIGHT, WRONG = (196, 202, 210), (226, 58, 78)
 ERROR_KEY = key([("right", RIGHT), ("wrong", WRONG)])
@@ -43,7 +44,9 @@ def mapped(values: Tensor, low: float, high: float, colours: str) -> ImageHW3:
 
 def scale(colours: str, low: str, high: str) -> str:
     """HTML of a colour map's bar between two words."""
-    return colour_scale(mapped(torch.linspace(0, 1, 9), 0, 1, colours), low, high)
+    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in mapped(torch.linspace(0, 1, 9), 0, 1, colours).tolist())
+    bar = f'<span class="apd-scale" style="background:linear-gradient(90deg,{stops})"></span>'
+    return f'<div class="apd-key"><span>{escape(low)}</span>{bar}<span>{escape(high)}</span></div>'
 
 
 def cells(pixels: ImageHW3) -> ImageHW3:
@@ -65,12 +68,26 @@ def share_right(prediction_HW: Tensor, labels_HW: Tensor, ignore_index: int) -> 
 
 
 def at_quantiles(gains_N: Tensor, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> list[int]:
-    """Indices of the images at these quantiles of a score: a choice by rule."""
-    order = torch.argsort(gains_N, stable=True)
+    """Indices of the images at these quantiles of a score, NaN left out: a choice by rule."""
+    order = torch.argsort(gains_N, stable=True)[: int((~gains_N.isnan()).sum())]
     return [int(order[round(q * (len(order) - 1))]) for q in quantiles]
 
 
-def show_predictions(rows: Sequence[tuple[Sample, Mapping[str, Tensor]]], spec: DatasetSpec) -> Drawing:
+def show_predictions(
+    sample: Sample, predictions: Mapping[str, Tensor], spec: DatasetSpec, *, key_below: bool = True
+) -> Drawing:
+    """An image with its labels, and each prediction (H, W) beside its errors."""
+    labels_HW = sample.labels_HW
+    shown = [Panel([image_pixels(sample.image_3HW), label_pixels(labels_HW, spec)], "image and labels", sample.name)]
+    for name, prediction_HW in predictions.items():
+        both = [label_pixels(prediction_HW, spec), error_pixels(prediction_HW, labels_HW, spec.ignore_index)]
+        right = share_right(prediction_HW, labels_HW, spec.ignore_index)
+        shown.append(Panel(both, name, f"{right} of pixels right"))
+    columns = 2 if len(shown) == 4 else 3
+    return panels(shown, columns=columns, least="11rem", below=class_key(spec) + ERROR_KEY if key_below else "")
+
+
+def prediction_strips(rows: Sequence[tuple[Sample, Mapping[str, Tensor]]], spec: DatasetSpec) -> Drawing:
     """A strip for each image: the image, its labels, and its predictions (H, W) by name."""
     html, said = [], []
     for sample, predictions in rows:
@@ -94,6 +111,26 @@ def cosine_matrices(
     shown = {title: matrix_KK.detach().cpu()[kept][:, kept] for title, matrix_KK in matrices.items()}
     others = ~torch.eye(len(names), dtype=torch.bool)
     said = "; ".join(f"{title}: {value_KK[others].nanmean():+.2f}" for title, value_KK in shown.items())
+    said = f"Cosines between classes, mean over pairs of different ones. {said}"
+    return squares(shown, names, said, colours=COSINES, least=-1, bar="cosine")
+
+
+def confusions(counts: Mapping[str, Tensor], class_names: Sequence[str], most: int = 24) -> Drawing:
+    """What the pixels of each class (a row) are called, as shares of the row, for the most frequent classes."""
+    kept = sorted(next(iter(counts.values())).sum(1).argsort(descending=True, stable=True)[:most].tolist())
+    shares = {title: matrix_KK.double() / matrix_KK.sum(1, keepdim=True) for title, matrix_KK in counts.items()}
+    said = "; ".join(f"{title}: {share_KK.diagonal().nanmean():.2f}" for title, share_KK in shares.items())
+    said = f"Shares of each class's pixels by what they are called, mean over classes of those that are right. {said}"
+    shown = {title: share_KK[kept][:, kept] for title, share_KK in shares.items()}
+    return squares(
+        shown, [class_names[k] for k in kept], said, colours=SCORES, least=0, bar="share of a class’s pixels"
+    )
+
+
+def squares(
+    shown: Mapping[str, Tensor], names: Sequence[str], said: str, *, colours: str, least: float, bar: str
+) -> Drawing:
+    """A square for each matrix from `least` to 1, two beside each other: few classes hold numbers, many have a bar."""
     wide, numbers = min(2, len(shown)), len(names) < 7
     tall = -(-len(shown) // wide)
     with figure(height=2.3 * tall + 0.08 * max(map(len, names)) + (0.5 if numbers else 0.8)) as fig:
@@ -102,7 +139,7 @@ def cosine_matrices(
             frame = pd.DataFrame(value_KK.numpy(), names, names)
             texts = (frame.round(2) + 0.0).map(lambda value: f"{value:.2f}".replace("-", "−")) if numbers else None
             style = {"square": True, "cbar": False, "xticklabels": True, "yticklabels": True, "fmt": ""}
-            sns.heatmap(frame, ax=axes, cmap=COSINES, vmin=-1, vmax=1, annot=texts, **style)
+            sns.heatmap(frame, ax=axes, cmap=colours, vmin=least, vmax=1, annot=texts, **style)
             axes.set_title(title, fontweight="normal", loc="center")
             axes.tick_params(axis="y", rotation=0)
             axes.grid(visible=False)
@@ -110,9 +147,9 @@ def cosine_matrices(
             axes.set_axis_off()
         if not numbers:
             mesh = fig.axes[0].collections[0]
-            bar = fig.colorbar(mesh, ax=fig.axes, location="bottom", shrink=0.45, aspect=30, pad=0.02, label="cosine")
-            bar.outline.set_visible(False)
-        return drawing(fig, f"Cosines between classes, mean over pairs of different ones. {said}")
+            drawn = fig.colorbar(mesh, ax=fig.axes, location="bottom", shrink=0.45, aspect=30, pad=0.02, label=bar)
+            drawn.outline.set_visible(False)
+        return drawing(fig, said)
 
 
 def observation_maps(teacher_KHW: Tensor, student_KHW: Tensor, present_K: Tensor, spec: DatasetSpec) -> Drawing:

@@ -31,8 +31,7 @@ def shared_and_own(
 ) -> Drawing:
     """One image through the shared and the own perspective of teacher and student (in eval mode, by these names).
 
-    What each view calls the cells, choosing among the image's classes, where it errs, and the probability of the class
-    `label`. A pointer on a cell reads what all views call it.
+    What each view calls the cells, where it errs, and its probability of `label`; a pointer on a cell reads all views.
     """
     device, ignored, name = next(distiller.parameters()).device, spec.ignore_index, spec.class_names[label]
     outputs = [network(sample.image_3HW[None].to(device) / 255) for network in networks.values()]
@@ -62,14 +61,12 @@ def shared_and_own(
 
 
 def plane_of(prototypes_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The mean (D,) of present prototypes, their two principal directions (D, 2), and the share of variance these keep.
-
-    A direction's largest component is positive, so that the same prototypes give the same figure anywhere.
-    """
+    """The mean (D,) of present prototypes, their two principal directions (D, 2), and the share of variance kept."""
     rows_ND = prototypes_BKD[present_BK].double()
     mean_D = rows_ND.mean(0)
     _, lengths_N, directions_ND = torch.linalg.svd(rows_ND - mean_D, full_matrices=False)
     directions_D2 = directions_ND[:2].T
+    # a direction's largest component is positive: the same prototypes give the same figure anywhere
     largest_2 = directions_D2.gather(0, directions_D2.abs().argmax(0, keepdim=True))
     kept = float(lengths_N[:2].square().sum() / lengths_N.square().sum().clamp(min=1e-12))
     return mean_D, directions_D2 * largest_2.sign(), kept

@@ -213,13 +213,6 @@ def key(entries: Sequence[tuple[str, tuple[int, int, int]]]) -> str:
     return f'<div class="apd-key">{"".join(spans)}</div>'
 
 
-def colour_scale(colours_N3: NDArray[np.uint8], low: str, high: str) -> str:
-    """HTML of a colour bar between two words or numbers."""
-    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colours_N3.tolist())
-    bar = f'<span class="apd-scale" style="background:linear-gradient(90deg,{stops})"></span>'
-    return f'<div class="apd-key"><span>{escape(low)}</span>{bar}<span>{escape(high)}</span></div>'
-
-
 class View(NamedTuple):
     """What the cells of a grid are called in one view: classes, and their probabilities where there are any."""
 
@@ -272,3 +265,29 @@ def view_of(name: str, logits_KHW: Tensor, present_K: Tensor) -> View:
     absent_K11 = ~present_K.cpu()[:, None, None]
     best = logits_KHW.detach().float().cpu().masked_fill(absent_K11, ABSENT_LOGIT).softmax(0).max(0)
     return View(name, best.indices, best.values)
+
+
+def slider(frames: Sequence[tuple[str, Drawing | Sequence[Panel]]], caption: str, *, label: str = "Shown") -> Drawing:
+    """Drawings, or images as of :func:`panels`, of which a slider shows one; in print and without a script, all.
+
+    `frames` are each what the slider says and what it then shows, in order; `label` names what it changes.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"a slider over {len(frames)} frames: expected at least two")
+    parts, said = [], []
+    for name, one in frames:
+        shown = one if isinstance(one, Drawing) else panels(one, columns=len(one))
+        parts.append(f'<div class="apd-frame"><p class="apd-frame-name">{escape(name)}</p>{shown.html}</div>')
+        said.append(f"{name}: {shown.description}")
+    ends = f'min="0" max="{len(frames) - 1}" value="0" step="1"'
+    # a browser brings a slider back where it was before a reload, but not what depends on it
+    control = (
+        f'<label class="apd-range">{escape(label)}: <span></span><input type="range" autocomplete="off" {ends}></label>'
+    )
+    inside = f'{control}<div class="apd-frames">{"".join(parts)}</div><figcaption>{escape(caption)}</figcaption>'
+    name = f"apd-slider-{hashlib.sha256(inside.encode()).hexdigest()[:12]}"
+    html = (
+        f'<style>{_beside("slider.css")}</style><figure class="apd-figure apd-slider" id="{name}">{inside}'
+        f"<script>{_beside('slider.js').replace('NAME', name)}</script></figure>"
+    )
+    return Drawing(html, "\n".join([caption, *said]))

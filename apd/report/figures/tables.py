@@ -5,12 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from apd.config.experiment import NetworkConfig
-from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, ShiftSweep, holm_corrected
-from apd.report.correlations import PerImage
+from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, holm_corrected
 from apd.report.figures.answers import POWER, detectable
 from apd.report.figures.style import Drawing, nothing, rows_table, table
 from apd.report.figures.trials import interval, number, per_cent
@@ -20,7 +18,7 @@ from apd.training.record import Record
 
 QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("apd", "student", "as many steps, without a teacher"),
-    ("apd", "student_equal_seconds", "as many seconds, without a teacher"),
+    ("apd", "student_equal_seconds", "as much time, without a teacher"),
     ("apd", "pixel_kd", "as many steps, with the teacher’s ordinary logits"),
     ("apd_without_kd", "student", "the perspective’s terms alone, as many steps"),
     ("pixel_kd", "student", "ordinary distillation alone, as many steps"),
@@ -42,10 +40,7 @@ def scores_table(
     confidence: float = 0.95,
     groups: Mapping[str, str] | None = None,
 ) -> Drawing:
-    """The reference, then each variant: score with its standard error, and paired difference to the reference.
-
-    `rows` are the differences, Holm-corrected together; `groups` says, by a variant's key, what it varies.
-    """
+    """The reference, then each variant: score, standard error, and paired difference of `rows`, by what it varies."""
     names, lines = comparison.names, {}
     for key in (key for key in (reference, *rows) if key in comparison.variants):
         values, row, runs = spread(comparison.values(key).values()), rows.get(key), comparison.variants[key].values()
@@ -125,11 +120,10 @@ def setup_table(comparisons: Sequence[Comparison]) -> Drawing:
     """The set-up of each comparison: data, networks, schedules, and the teacher's own score."""
     rows = {}
     for one in comparisons:
-        experiment = next(r.experiment for runs in one.variants.values() for r in runs.values() if r.experiment.teacher)
-        data, parts = one.data, {"student": experiment, "teacher": experiment.teacher}
-        networks = {who: _network(part.network) for who, part in parts.items()}
-        rows[one.title] = networks | {
-            "steps of each": " and ".join(str(part.training.iterations) for part in parts.values()),
+        experiment, data = one.any_record.experiment, one.data
+        parts = {"student": experiment, "teacher": experiment.teacher}
+        rows[one.title] = {who: _network(part.network) for who, part in parts.items() if part} | {
+            "steps of each": " and ".join(str(part.training.iterations) for part in parts.values() if part),
             "batch, crop": f"{experiment.training.batch_size}, {data.crop_height} × {data.crop_width}",
             "teacher’s score, %": number(100 * one.teacher_score, 1),
             "test images": str(one.any_record.content["data"]["images"]),
@@ -213,25 +207,3 @@ def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:
         }
     caption = "mean ± standard deviation over seeds; gains over the baseline in points of mIoU, with their"
     return rows_table(rows, f"{pairs[0].runs.title}: {caption} {100 * confidence:g} % intervals")
-
-
-def sweep_table(
-    comparisons: Mapping[float, Comparison],
-    sweeps: Sequence[ShiftSweep],
-    images: Sequence[PerImage],
-    confidence: float = 0.95,
-) -> Drawing:
-    """One row for each context shift: the teacher, how far own perspectives are from the shared one, and the gains."""
-    measured = {one.context_shift: one.numbers for one in images}
-    rows = {}
-    for shift, comparison in comparisons.items():
-        means = {name: float(np.nanmean(values)) for name, values in measured.get(shift, {}).items()}
-        row = rows[f"context shift {shift:g}"] = {
-            "teacher’s mIoU, %": f"{100 * comparison.teacher_score:.1f}",
-            "distance": number(means.get("distance", math.nan), 3),
-            "views disagree, %": number(100 * means.get("disagreement", math.nan), 1),
-        }
-        for one in sweeps:
-            row[one.name] = interval(one.gains[shift]) if shift in one.gains else "–"
-    caption = f"means over test images, and gains in points of mIoU with their {100 * confidence:g} % intervals"
-    return rows_table(rows, caption)

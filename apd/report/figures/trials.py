@@ -1,15 +1,12 @@
 """Campaigns and trials of learning rates and weights as a notebook reads them, and numbers as text."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import torch
 
 from apd.config.identity import fingerprint
-from apd.evaluation.inference import scores
 from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES
 from apd.report.figures.style import Drawing, Markdown, nothing, table
 from apd.report.statistics import Comparison, Difference, Spread, compare
@@ -17,7 +14,7 @@ from apd.study.ablations import FACTORS, plain_variants, variant_names, variant_
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, STUDENT_LEARNING_RATES, TEACHER_LEARNING_RATES
 from apd.training.record import Record, read_record
-from apd.training.run import records_folder
+from apd.training.run import records_folder, task_of
 
 _FIXED = "\u00a0"  # a space at which no line is broken
 
@@ -100,36 +97,28 @@ Trial = tuple[str, float, Record]
 """Whose trial it is, the value that was tried, and its record."""
 
 
-def last_on_val(record: Record) -> dict[str, Any] | None:
-    """What was found on val after the last step; None where the run was not scored there."""
-    last = record.experiment.training.iterations
-    found = (e for e in record.content["evaluations"] if e["step"] == last and e["split"] == "val")
-    return next(found, None)
+def on_val(record: Record) -> dict[int, float]:
+    """The run's headline score on val, mIoU or box AP, by the step after which it was measured."""
+    task, noted = task_of(record.experiment), record.content["evaluations"]
+    return {e["step"]: task.headline(e)[1] for e in noted if e["split"] == "val"}
 
 
-def validation_miou(record: Record) -> float:
-    """mIoU on val after the last step; NaN where the run was not scored there."""
-    found = last_on_val(record)
-    return scores(torch.tensor(found["confusion"])).miou if found else math.nan
+def validation_score(record: Record) -> float:
+    """The score on val after the last step; NaN where the run was not scored there."""
+    return on_val(record).get(record.experiment.training.iterations, math.nan)
 
 
-def trials(found: Iterable[Trial], score: Callable[[Record], float] = validation_miou) -> pd.DataFrame:
+def trials(found: Iterable[Trial]) -> pd.DataFrame:
     """Mean score by whose trial (rows) and the value tried (columns); NaN with fewer records than another value."""
-    rows = [(whose, value, score(record)) for whose, value, record in found]
+    rows = [(whose, value, validation_score(record)) for whose, value, record in found]
     grouped = pd.DataFrame(rows, columns=["whose", "value", "score"]).dropna().groupby(["whose", "value"], sort=False)
     mean, count = (grouped["score"].agg(how).unstack() for how in ("mean", "count"))
     return mean.where(count.eq(count.max(axis=1), axis=0)).sort_index(axis=1)
 
 
-def trials_table(
-    found: Iterable[Trial],
-    name: str,
-    caption: str,
-    used: Mapping[str, float] | None = None,
-    score: Callable[[Record], float] = validation_miou,
-) -> Drawing:
+def trials_table(found: Iterable[Trial], name: str, caption: str, used: Mapping[str, float] | None = None) -> Drawing:
     """What was tried, a column's `name` with a place for the value, best of a row marked; `used` by the study."""
-    mean = trials(found, score)
+    mean = trials(found)
     if mean.empty:
         return nothing(f"{caption}: 0 trials have a score on val yet.")
     text = mean.map(lambda value: number(100 * value, 1))

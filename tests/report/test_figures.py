@@ -259,6 +259,9 @@ def test_predictions_have_the_share_of_valid_pixels_that_is_right():
     said = method.show_predictions(SAMPLE, both, SCENES).description
     for name, expected in (("all", "100"), ("half", f"{share:.0f}"), ("none", "0")):
         assert f"{name} ({expected} % of pixels right)" in said
+    strips = method.prediction_strips([(SAMPLE, both)] * 2, SCENES)
+    assert (strips.html.count("<img"), strips.description.count("ground truth")) == (10, 2)
+    assert f"half ({share:.0f} % right)" in strips.description
 
 
 def test_observation_maps_show_present_classes_only():

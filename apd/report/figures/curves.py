@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 import apd.report.figures.style as page
 from apd.report.comparisons import ShiftSweep
@@ -70,29 +72,46 @@ def term_curves(records: Mapping[str, Record], terms: Sequence[str] = TERMS) -> 
         return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))
 
 
+def labelled_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float], str]], ylabel: str, digits: int
+) -> Drawing:
+    """Lines over the steps (steps, values, colour), each with its name and last value beside its end."""
+    last = {name: values[-1] for name, (_, values, _) in lines.items()}
+    with figure(height=3.3) as fig:
+        axes = fig.subplots()
+        for steps, values, colour in lines.values():
+            marker = "o" if len(steps) < 20 and colour != INK else ""
+            style = {"linewidth": 1.6, "linestyle": "--" if colour == INK else "-", "markersize": 5, "clip_on": False}
+            axes.plot(steps, values, color=colour, marker=marker, **style)
+        axes.margins(y=0.08)
+        axes.set(xlabel="steps", ylabel=ylabel, xlim=(0, max(steps[-1] for steps, _, _ in lines.values())))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        quiet_axes(axes, grid="y")
+        names = sorted(last, key=last.get)
+        # as near to the ends as labels can be that keep their order and this distance
+        apart = 0.08 * (axes.get_ylim()[1] - axes.get_ylim()[0]) * np.arange(len(names))
+        heights = isotonic_regression([last[name] for name in names] - apart).x + apart
+        beside = {"xycoords": axes.get_yaxis_transform(), "textcoords": axes.get_yaxis_transform(), "va": "center"}
+        arrow = {"arrowstyle": "-", "linewidth": 0.8, "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 4}
+        for name, height in zip(names, heights, strict=True):
+            style = {"color": lines[name][2], "arrowprops": {"color": lines[name][2], **arrow}, **beside}
+            axes.annotate(f"{name} {last[name]:.{digits}f}", (1, last[name]), (1.06, height), **style)
+        said = ", ".join(f"{name} {value:.{digits}f}" for name, value in last.items())
+        return drawing(fig, f"{ylabel}; after the last step: {said}")
+
+
 def validation_curves(records: Mapping[str, Record], teacher: Record | None = None) -> Drawing:
     """The score on val on the way, one line for each method or run, the finished teacher as a dashed line."""
-    found = {name: {s: POINTS * v for s, v in on_val(record).items()} for name, record in records.items()}
-    if not any(found.values()):
+    lines = {}
+    for (name, record), colour in zip(records.items(), line_colours(records).values(), strict=True):
+        if found := on_val(record):
+            lines[METHOD_NAMES.get(name, name)] = [*found], [POINTS * value for value in found.values()], colour
+    if not lines:
         return nothing("No score can be drawn: 0 of the runs were scored on val on the way.")
-    score = next(iter(records.values())).headline[0]
-    with figure(height=3.6) as fig:
-        axes = fig.subplots()
-        said = []
-        for (name, values), colour in zip(found.items(), line_colours(found).values(), strict=True):
-            if values:
-                said.append(f"{METHOD_NAMES.get(name, name)} {[*values.values()][-1]:.1f}")
-                style = {"color": colour, "marker": "o", "markersize": 5, "label": said[-1]}
-                axes.plot([*values], [*values.values()], **style)
-        if teacher is not None:
-            last = POINTS * validation_score(teacher)
-            said.append(f"teacher {last:.1f}")
-            axes.axhline(last, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=said[-1])
-        axes.margins(y=0.08)
-        axes.set(xlabel="steps", ylabel=f"{score} on val, %", xlim=(0, None))
-        quiet_axes(axes, grid="y")
-        legend_above(fig)
-        return drawing(fig, f"{score} on the validation split after the last step: " + ", ".join(said))
+    if teacher is not None:
+        end = max(steps[-1] for steps, _, _ in lines.values())
+        lines["teacher"] = [0, end], [POINTS * validation_score(teacher)] * 2, INK
+    return labelled_lines(lines, f"{next(iter(records.values())).headline[0]} on val, %", 1)
 
 
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:

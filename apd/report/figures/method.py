@@ -67,17 +67,6 @@ def share_right(prediction_HW: Tensor, labels_HW: Tensor, ignore_index: int) -> 
     return f"{100 * float(((prediction_HW.cpu() == labels_HW) & valid_HW).sum() / valid_HW.sum()):.0f} %"
 
 
-def show_sample(sample: Sample, labels_hw: Tensor, spec: DatasetSpec) -> Drawing:
-    """An image, its labels, and the labels on the feature grid."""
-    present = [k for k in range(spec.num_classes) if bool((sample.labels_HW == k).any())]
-    shown = [
-        Panel([image_pixels(sample.image_3HW)], "image", sample.name),
-        Panel([label_pixels(sample.labels_HW, spec)], "labels", "{} × {} pixels".format(*sample.labels_HW.shape)),
-        Panel([label_pixels(labels_hw, spec)], "labels on the feature grid", "{} × {} cells".format(*labels_hw.shape)),
-    ]
-    return panels(shown, columns=3, least="9.5rem", below=class_key(spec, present))
-
-
 def at_quantiles(gains_N: Tensor, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> list[int]:
     """Indices of the images at these quantiles of a score, NaN left out: a choice by rule."""
     order = torch.argsort(gains_N, stable=True)[: int((~gains_N.isnan()).sum())]
@@ -96,6 +85,21 @@ def show_predictions(
         shown.append(Panel(both, name, f"{right} of pixels right"))
     columns = 2 if len(shown) == 4 else 3
     return panels(shown, columns=columns, least="11rem", below=class_key(spec) + ERROR_KEY if key_below else "")
+
+
+def prediction_strips(rows: Sequence[tuple[Sample, Mapping[str, Tensor]]], spec: DatasetSpec) -> Drawing:
+    """A strip for each image: the image, its labels, and its predictions (H, W) by name."""
+    html, said = [], []
+    for sample, predictions in rows:
+        shown = [Panel([image_pixels(sample.image_3HW)], "image", sample.name)]
+        shown.append(Panel([label_pixels(sample.labels_HW, spec)], "ground truth"))
+        for name, prediction_HW in predictions.items():
+            right = share_right(prediction_HW, sample.labels_HW, spec.ignore_index)
+            shown.append(Panel([label_pixels(prediction_HW, spec)], name, f"{right} right"))
+        drawn = panels(shown, columns=len(shown), least="6.4rem")
+        html, said = [*html, drawn.html], [*said, drawn.description]
+    html = '<p style="margin:.7rem"></p>'.join(html)
+    return Drawing(html + class_key(spec), "; ".join(said) + "; right: share of pixels")
 
 
 def cosine_matrices(

@@ -33,21 +33,6 @@ def _p(row: Corrected) -> str:
     return "< 0.001" if row.corrected < 0.0005 else number(row.corrected, 3)
 
 
-def run_table(records: Mapping[str, Record]) -> Drawing:
-    """One run of each method: scores, agreement with the teacher, and what a step costs."""
-    rows = {
-        METHOD_NAMES.get(method, method): {
-            **{f"{name}, %": f"{100 * getattr(record.scores, name.lower()):.1f}" for name in ("mIoU", "mAcc", "aAcc")},
-            "agrees with teacher, %": "–" if record.agreement is None else f"{100 * record.agreement:.1f}",
-            "steps": str(record.experiment.training.iterations),
-            "seconds a step": f"{record.content['seconds_per_iteration']:.3f}",
-        }
-        for method, record in records.items()
-    }
-    data = next(iter(records.values())).content["data"]
-    return rows_table(rows, f"scores on {data['images']} images of {data['split']}")
-
-
 def scores_table(
     comparison: Comparison,
     rows: Mapping[str, Corrected],

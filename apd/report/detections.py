@@ -10,9 +10,7 @@ from torchvision.ops import box_area, box_iou
 from apd.data.instances import InstanceSample
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import APScores, Detections
-from apd.report.comparisons import Corrected, holm_corrected
 from apd.report.statistics import Comparison, Measured, Score, compare
-from apd.study.campaigns import CAMPAIGNS
 from apd.training.record import Record
 
 LEAST_OVERLAP = 0.5
@@ -155,14 +153,6 @@ DETECTION_NAMES = {
     "dense_apd": "APD of masks",
 }
 """What stands in figures and tables for the distillers between detectors."""
-REFERENCES = ("student", "roi_kd")
-"""What every variant is compared with: no teacher, and the plainest use of one."""
-
-
-def detection_campaigns() -> list[str]:
-    """The campaigns whose experiments are of detection, in their order."""
-    firsts = {name: next(iter(experiments()), None) for name, experiments in CAMPAIGNS.items()}
-    return [name for name, first in firsts.items() if getattr(first, "task", "") == "detection"]
 
 
 def parts_of_variant(variant: str) -> list[str]:
@@ -192,9 +182,3 @@ def counted(comparison: Comparison, scores: Iterable[Score]) -> list[Score]:
     """Those of some scores that the runs have: not of masks where there are none, nor of sizes that do not occur."""
     runs = [record for records in comparison.variants.values() for record in records.values()]
     return [score for score in scores if any(not math.isnan(score.of(record)) for record in runs)]
-
-
-def added_to(comparison: Comparison, confidence: float = 0.95) -> dict[tuple[str, str], Corrected]:
-    """Each combination minus each of its parts alone, corrected together: by the combination and that part."""
-    pairs = [(v, part) for v in comparison.variants for part in parts_of_variant(v) if part != v]
-    return holm_corrected({pair: comparison.difference(*pair, confidence) for pair in pairs}, confidence)

@@ -117,8 +117,8 @@ def page(found: Sequence[Result]) -> str:
     caption = f"{read} Below a data set stands the teacher’s score. Detectors have box KD in the place of pixel KD."
     return "\n".join(
         [
-            "::::{div} apd-answer",
-            "**Should I use APD?** It depends on what you would do instead.",
+            "::::{admonition} Should I use APD? It depends on what you would do instead.",
+            ":class: apd-answer",
             "",
             *advice(found),
             "::::",

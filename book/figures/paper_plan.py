@@ -12,8 +12,14 @@ from typing import get_args
 from apd.config.experiment import Experiment
 from apd.cost.count import step_cost
 from apd.data.specs import COCO_STUFF
-from apd.study.coco_recipes import CocoSize, detection_methods_of, detection_recipe
-from apd.study.published_recipes import PROCESSES, PUBLISHED, paper_recipe
+from apd.study.published_recipes import (
+    PROCESSES,
+    PUBLISHED,
+    CocoSize,
+    detection_methods_of,
+    detection_recipe,
+    paper_recipe,
+)
 
 PEAK = 35.6e12
 """Floating-point operations a second of a GeForce RTX 3090 at its best, in fp32 and TF32 (NVIDIA's paper on GA102). The

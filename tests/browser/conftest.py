@@ -118,7 +118,7 @@ LAYOUT = """() => {  // what is folded away, or meant for the other mode, does n
   const inScroller = e => e != article && (scrolls(e) || inScroller(e.parentElement));
   const beyond = e => e.matches("pre, .text_html") ? e.scrollWidth - e.clientWidth
     : inScroller(e) ? 0 : e.getBoundingClientRect().right - edge;
-  const figures = all("figure, .apd-figure:not(:has(table)), img, svg.apd-drawing, canvas")
+  const figures = all("figure, .apd-figure:not(:has(table, .apd-answer)), img, svg.apd-drawing, canvas")
     .filter(e => !e.parentElement.closest("figure, .apd-figure") && e.getBoundingClientRect().height > 50);  // no icon
   const tops = [...figures, ...all("table")].map(e => e.getBoundingClientRect().top + scrollY);
   const [first, screens] = [Math.min(...tops), document.documentElement.scrollHeight / 900];

@@ -24,15 +24,11 @@ APART = {LONG: REFERENCE, LATE: REFERENCE + HOW_TO}
 NOT_YET = {
     "api.html": WIDE,
     "intro.html": (LATE,),
-    "notebooks/01_method.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/02_train.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/03_does_it_work.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/04_ablations.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/05_rivals.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/06_perspectives.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/07_pairs.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/08_speed.html": (LATE, BARE, *WIDE),
-    "notebooks/09_detection.html": (LATE, LONG, BARE, *WIDE),
     "own_loop.html": (LONG, *WIDE),
 }
 """By page, what it has all the same: a page that is mended has to leave this list."""

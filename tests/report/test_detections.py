@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from made_up_findings import FOUND, SCENES, detections, made_up_findings, maker
 
 from apd.config.experiment import ExperimentError
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import decode
+from apd.data.instances import InstanceSample, InstanceSpec, decode
 from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.models.detector import build_detector
 from apd.report import detections as counting
@@ -93,7 +92,6 @@ def test_the_table_of_parts_has_every_variant_and_the_teacher(comparison):
         mean = 100 * spread(masks.values(variant).values()).mean
         assert re.search(rf"^{re.escape(name)} +{mean:.1f}\s", table, re.MULTILINE)
     assert re.search(rf"^teacher +{100 * masks.teacher_score:.1f}\s", table, re.MULTILINE)
-    assert set(counting.added_to(comparison)) == {("roi_apd_and_roi_dkd", part) for part in ("roi_apd", "roi_dkd")}
 
 
 KEPT = {
@@ -106,8 +104,6 @@ KEPT = {
 @pytest.mark.parametrize("kept", KEPT)
 def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch, records, kept):
     there = [record for place, record in enumerate(records) if KEPT[kept](place, record.experiment)]
-    assert {"scenes-detection", "tiny-coco"} <= set(counting.detection_campaigns())
-    assert "scenes-tiny" not in counting.detection_campaigns()
     found = {"scenes-detection": there, "scenes-detection-tuning": []}
     monkeypatch.setattr(reading, "read_campaigns", lambda names, folder: (found, "so many"))
     if kept != "none":
@@ -116,7 +112,7 @@ def test_the_chapter_works_with_the_records_that_are_there(tmp_path, monkeypatch
     assert not re.search(r"\bnan\b", said)
     assert "0 trials have a score on val yet" in said
     assert ("greatest difference, image" in said) == (kept != "none")
-    assert ("box AP minus that of “" in said) == (kept == "half of the first seed")
+    assert ("box AP, difference from " in said) == (kept == "half of the first seed")
 
 
 def test_tables_of_trials_hold_every_scored_trial_and_mark_the_best_of_each_row(trials):

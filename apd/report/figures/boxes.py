@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import decode, encode
+from apd.data.instances import InstanceSample, InstanceSpec, decode
 from apd.evaluation.average_precision import Detections
-from apd.evaluation.predict import colours_of, drawn
+from apd.evaluation.predict import colours_of
 from apd.report.detections import (
     DETECTION_NAMES,
     LEAST_SCORE,
@@ -27,7 +26,7 @@ from apd.report.figures.method import at_quantiles, image_pixels
 from apd.report.figures.style import Drawing, Panel, key, panels, rows_table, table
 from apd.report.figures.trials import per_cent, trials_table
 from apd.report.statistics import Comparison, spread
-from apd.study.coco_recipes import STUDENT_LEARNING_RATE
+from apd.study.published_recipes import STUDENT_LEARNING_RATE
 from apd.training.record import Record
 
 TRIAL = re.compile(r"(\w+?)(?:-rate|_x)([\d.]+)(?:-seed0)?")
@@ -75,18 +74,20 @@ def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec,
     """The detections that are sure enough, three times as large; None: the objects that have to be found."""
     if found is None:
         kept = ~sample.crowd_N
-        masks, note = encode(sample.masks_NHW[kept].numpy()), f"{int(kept.sum())} objects"
-        found = Detections(sample.boxes_N4[kept], torch.ones(len(masks)), sample.labels_N[kept], masks)
+        boxes_N4, labels_N, masks_NHW = sample.boxes_N4[kept], sample.labels_N[kept], sample.masks_NHW[kept]
+        note = f"{len(boxes_N4)} objects"
     else:
+        kept = found.scores_N >= LEAST_SCORE
+        boxes_N4, labels_N = found.boxes_N4[kept], found.labels_N[kept]
+        masks = [decode(found.masks[place], *sample.image_3HW.shape[1:]) for place in kept.nonzero().flatten()]
+        masks_NHW = torch.tensor(np.array(masks), dtype=torch.bool)
         note = "{} right, {} false, {} missed".format(*count_in_image(sample, found))
-
-    def large(values: NDArray, first: int) -> NDArray:
-        return values.repeat(3, axis=first).repeat(3, axis=first + 1)
-
-    size, masks = sample.image_3HW.shape[1:], found.masks
-    masks = masks and encode(large(np.stack([decode(mask, *size) for mask in masks]), 1))
-    found = found._replace(boxes_N4=3 * found.boxes_N4, masks=masks)
-    return Panel([np.asarray(drawn(large(image_pixels(sample.image_3HW), 0), found, spec, LEAST_SCORE))], name, note)
+    canvas_3HW, colours = sample.image_3HW.repeat_interleave(3, 1).repeat_interleave(3, 2), colours_of(spec)
+    if own := [colours[k] for k in labels_N.tolist()]:
+        large_NHW = masks_NHW.repeat_interleave(3, 1).repeat_interleave(3, 2)
+        canvas_3HW = draw_segmentation_masks(canvas_3HW, large_NHW, alpha=0.4, colors=own)
+        canvas_3HW = draw_bounding_boxes(canvas_3HW, 3 * boxes_N4, colors=own, width=3)
+    return Panel([image_pixels(canvas_3HW)], name, note)
 
 
 def images_side_by_side(findings: Findings) -> Drawing:
@@ -98,9 +99,13 @@ def images_side_by_side(findings: Findings) -> Drawing:
         seen = {name: findings.found(network)[place] for network, name in names.items()} | {"ground truth": None}
         each = [_panel(sample, found, dataset.spec, name) for name, found in seen.items()]
         shown += [Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)]
-        shown += [panels(each, columns=2, least="13rem")]
+        shown += [panels(each, columns=len(each), least="8.5rem")]
     below = key(list(zip(dataset.spec.class_names, colours_of(dataset.spec), strict=True)))
-    return Drawing("\n".join([d.html for d in shown] + [below]), "\n".join(d.description for d in shown))
+    drawn = Drawing("\n".join([d.html for d in shown] + [below]), "\n".join(d.description for d in shown))
+    return drawn.captioned(
+        "Detections of two students of one seed and of their teacher, in the images with the greatest, the median and "
+        "the least gain over the baseline; of objects detected minus false detections."
+    )
 
 
 def network_names(findings: Findings) -> dict[str, str]:

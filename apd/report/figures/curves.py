@@ -1,13 +1,11 @@
 """Curves over steps, seconds and context shift, and what losses and steps cost by `tests/measure_*.py`."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +13,6 @@ from scipy.optimize import isotonic_regression
 
 import apd.report.figures.style as page
 from apd.report.comparisons import ShiftSweep
-from apd.report.detections import DETECTION_NAMES
 from apd.report.figures.forest import POINTS, signed
 from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
 from apd.report.figures.trials import on_val, validation_score
@@ -29,7 +26,7 @@ RUN_COLOURS = ("#0e9384", "#c9742a", "#4c86c9", "#9a6bd0", "#7d8796", "#8c7a5b")
 TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 
 Measurement = Mapping[str, Any]
-SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small", "coco": "COCO"}
+SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small"}
 CLASS_BY_CLASS = ", class by class"
 COMMANDS = {"speed": "python -m book.figures.speed", "detection-speed": "python -m book.figures.detection_speed"}
 
@@ -131,11 +128,12 @@ def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
             x, colour = [shift + aside for shift in one.gains], colour_of(one.method)
             means, lows, highs = ([POINTS * gain[part] for gain in one.gains.values()] for part in range(3))
             axes.vlines(x, lows, highs, color=colour, linewidth=3, alpha=0.45)
-            dashes = "--" if one.remark else "-"
-            axes.plot(x, means, dashes, color=colour, label=name, marker="s", markersize=6, linewidth=1.4)
-            for place, gain in zip(x, one.gains.values(), strict=True):
+            axes.plot(
+                x, means, ("-", "--", ":")[place % 3], color=colour, label=name, marker="s", markersize=6, linewidth=1.4
+            )
+            for at, gain in zip(x, one.gains.values(), strict=True):
                 seeds = [POINTS * value for value in gain.pairs.values()]
-                axes.plot([place + step / 2] * len(seeds), seeds, "o", color=colour, markersize=4, alpha=0.75)
+                axes.plot([at + step / 2] * len(seeds), seeds, "o", color=colour, markersize=4, alpha=0.75)
             gains = ", ".join(f"{POINTS * gain.mean:+.1f} at {shift:g}" for shift, gain in one.gains.items())
             said.append(f"{name}: {gains}")
         axes.axhline(0, color=INK, linewidth=1.2, zorder=1)
@@ -173,25 +171,38 @@ def rows_of(measurement: Measurement, shape: str, dtype: str = "fp32", way: str 
     return {r["loss"]: r for r in measurement["rows"] if (r["shape"], r["dtype"], r["way"]) == wanted}
 
 
-def milliseconds_by_loss(measurement: Measurement, shape: str) -> Drawing:
-    """Median milliseconds of a forward and backward pass, fastest at the top, on a logarithmic axis."""
-    rows = rows_of(measurement, shape).items()
-    medians = pd.Series({name: row["milliseconds"][1] for name, row in rows}).sort_values()
-    colours = [colour_of("apd" if name.startswith("APD") else "") for name in medians.index]
-    with figure(height=0.9 + 0.27 * len(medians)) as fig:
-        axes = fig.subplots()
-        left = medians.min() / 2  # bars from zero have no finite length on this axis, and an SVG loses them
-        bars = axes.barh(medians.index, medians - left, left=left, color=colours)
-        axes.bar_label(bars, [three_digits(median) for median in medians], padding=4)
-        axes.set_xscale("log")
-        axes.set_xlim(left)
-        for label in axes.get_xticklabels():  # powers of ten
-            label.set_parse_math(True)
-        axes.invert_yaxis()
-        axes.set(xlabel="ms of a forward and backward pass", ylabel="", title=SHAPE_NAMES[shape])
-        quiet_axes(axes, grid="x")
-        said = ", ".join(f"{name} {three_digits(value)}" for name, value in medians.items())
-        return drawing(fig, f"{SHAPE_NAMES[shape]}, median milliseconds of a forward and backward pass: {said}")
+def bars(
+    columns: Mapping[str, Mapping[str, float]],
+    axis: str,
+    *,
+    text: Callable[[float], str] = "× {:.2f}".format,
+    log: bool = False,
+) -> Drawing:
+    """Numbers as bars with their `text` beside them, a panel for each title, a row for each name, APD's in colour."""
+    columns = {title: of for title, of in columns.items() if of}
+    if not columns:
+        return nothing(f"{axis}: 0 measurements yet.")
+    names = list(dict.fromkeys(name for of in columns.values() for name in of))
+    values = [value for of in columns.values() for value in of.values()]
+    left = min(values) / 2 if log else 0.0  # bars from zero have no finite length on such an axis
+    with figure(width=page.WIDTH + 1.2 * (len(columns) - 1), height=1.0 + 0.27 * len(names)) as fig:
+        panels = fig.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (title, of) in zip(panels, columns.items(), strict=True):
+            colours = [colour_of("apd" if "APD" in f"{title} {name}" else "student") for name in of]
+            places, lengths = [names.index(name) for name in of], [value - left for value in of.values()]
+            drawn = axes.barh(places, lengths, 0.7, left, color=colours, linewidth=0)
+            axes.bar_label(drawn, [text(value) for value in of.values()], padding=4)
+            axes.set_xscale("log" if log else "linear")
+            axes.set_xlim(left, max(values) * (10 if log else 1.1 + 0.15 * len(columns)))
+            for label in axes.get_xticklabels():  # powers of ten
+                label.set_parse_math(log)
+            axes.set_title(textwrap.fill(title, 20))
+            quiet_axes(axes, grid="x")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        fig.supxlabel(axis, fontsize="medium")
+        said = (f"{t}: {', '.join(f'{name} {text(value)}' for name, value in of.items())}" for t, of in columns.items())
+        return drawing(fig, f"{axis}. {'. '.join(said)}")
 
 
 def _timed(quartiles: Sequence[float]) -> dict[str, str]:
@@ -213,36 +224,5 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
     caption = (
         f"{SHAPE_NAMES[shape]}: {s['batch']} × {s['channels']} × {s['grid']} × {s['grid']}, {s['classes']} classes, "
         f"labels {s['labels']} × {s['labels']}; forward and backward"
-    )
-    return page.rows_table(rows, caption)
-
-
-def against_the_reference(measurements: Sequence[Measurement]) -> Drawing:
-    """How many times faster than class by class, and at which share of its memory."""
-    frame = {}
-    for measurement in measurements:
-        for shape, name in product(measurement["shapes"], ("APD, no heads", "APD")):
-            rows = rows_of(measurement, shape)
-            ours, slow = rows[name], rows[name + CLASS_BY_CLASS]
-            frame[f"{measurement['device']['name']}, {SHAPE_NAMES[shape]}: {name}"] = {
-                "times as fast": f"{slow['milliseconds'][1] / ours['milliseconds'][1]:.1f}",
-                "of its memory": f"{100 * ours['peak_bytes'] / slow['peak_bytes']:.0f} %",
-            }
-    return page.rows_table(frame, "compared with the same terms written class by class")
-
-
-def step_cost_table(measurement: Measurement, row: Mapping[str, Any]) -> Drawing:
-    """Milliseconds of the parts of a detector's step, and what each distiller adds to the teacher's forward pass."""
-    shape = measurement["shapes"][row["shape"]]
-    rows = {}
-    for key, found in {"student": row["student"], "teacher’s forward pass": row["teacher"], **row["steps"]}.items():
-        line = rows[DETECTION_NAMES.get(key, key)] = _timed(found)
-        line["of the baseline"] = f"{100 * found[1] / row['student'][1]:.0f} %"
-        added = row["added"].get(key)
-        line["added by the distiller"] = f"{round(100 * added[1])} %".replace("-", "−") if added else "–"
-    caption = (
-        f"{SHAPE_NAMES.get(row['shape'], row['shape'])}, {shape['batch']} images of {shape['height']} × "
-        f"{shape['width']}, Mask R-CNN {shape['student']['backbone']} ← {shape['teacher']['backbone']}, on "
-        f"{measurement['device']['name']}: forward and backward; {measurement['repeats']} repeats"
     )
     return page.rows_table(rows, caption)

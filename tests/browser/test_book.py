@@ -24,8 +24,6 @@ APART = {LONG: REFERENCE, LATE: REFERENCE + HOW_TO}
 NOT_YET = {
     "api.html": WIDE,
     "intro.html": (LATE,),
-    "notebooks/01_method.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/02_train.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/03_does_it_work.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/04_ablations.html": (LATE, LONG, BARE, *WIDE),
     "notebooks/05_rivals.html": (LATE, LONG, BARE, *WIDE),

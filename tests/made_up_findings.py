@@ -3,7 +3,7 @@
 import torch
 from chapter_cells import book_script
 
-from apd.data.rle import encode
+from apd.data.instances import encode
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import Detections
 from apd.report.detections import Findings

@@ -30,10 +30,8 @@ class Augmentation:
     crop: tuple[int, int]  #: (height, width) in pixels of every augmented sample; smaller images are padded
     scale: tuple[float, float] = (0.5, 2.0)  #: least and greatest factor of size, drawn uniformly
     flip: float = 0.5  #: probability of a horizontal flip
-    #: strength c in [0, 1) of jitter: brightness, contrast and saturation times factors drawn uniformly from 1-c to 1+c
-    colour: float = 0.0
-    #: greatest angle in degrees, 0 to 180, to either side, by which half of the images are turned about their centre
-    rotation: float = 0.0
+    colour: float = 0.0  #: strength c in [0, 1): brightness, contrast and saturation times uniform factors in 1-c..1+c
+    rotation: float = 0.0  #: greatest angle in degrees, 0 to 180, by which half of the images are turned, either way
     blur: float = 0.0  #: probability of a Gaussian blur, 5×5 pixels with a standard deviation of 1.1
 
     def __post_init__(self) -> None:
@@ -141,10 +139,7 @@ def _taken_from(
     image_3HW: Tensor, labels_HW: Tensor, taken: Region, angle: float, blurred: bool
 ) -> tuple[Tensor, Tensor]:
     wider = _grown(taken, BLUR_SIZE // 2 if blurred else 0, labels_HW.shape)
-    if angle:
-        image, labels = _rotated(image_3HW, wider, angle), _rotated(labels_HW, wider, angle)
-    else:
-        image, labels = image_3HW[:, *wider], labels_HW[wider]
+    image, labels = (_rotated(pixels, wider, angle) for pixels in (image_3HW, labels_HW))
     if blurred:
         # a kernel reaches over the edge into the mirrored image, so it cannot be wider than that
         kernel = [min(BLUR_SIZE, 2 * side - 1) for side in reversed(image.shape[1:])]
@@ -165,6 +160,8 @@ def _within(region: Region, wider: Region) -> Region:
 
 def _rotated(pixels: Tensor, region: Region, angle: float) -> Tensor:
     """A region of an image (3, H, W) or labels (H, W) turned about its centre, counter-clockwise by `angle` degrees."""
+    if not angle:
+        return pixels[..., *region]
     size = pixels.shape[-2:]
     source = _source_of(region, angle, size)
     centre = [length / 2 - side.start for length, side in zip(size, source, strict=True)][::-1]

@@ -4,7 +4,8 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from itertools import groupby, islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 from apd.data.augment import Augmentation, augment, augment_instances, check_sample, colour_factors, placement
 from apd.data.images import DataError
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
-from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, Sample, SegmentationDataset
+from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, SegmentationDataset
 
+T = TypeVar("T")
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
 GREY = (0.2989, 0.587, 0.114)  # torchvision's
 FREE_SHARE = 0.5  # own choice: the other half of a GPU's free memory is for the networks
+
+
+def _pinned(batch: T) -> T:
+    """The batch in page-locked memory, from which a GPU copies without being waited for."""
+    return tree_map(Tensor.pin_memory, batch)
 
 
 class Batch(NamedTuple):
@@ -28,9 +35,7 @@ class Batch(NamedTuple):
     images_B3HW: Tensor
     labels_BHW: Tensor
 
-    def pinned(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies without being waited for."""
-        return Batch(self.images_B3HW.pin_memory(), self.labels_BHW.pin_memory())
+    pinned = _pinned
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with their names, as they are kept in a file."""
@@ -64,6 +69,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return order
 
 
+def _at_least(least: int, **number: int) -> None:
+    ((name, value),) = number.items()
+    if value < least:
+        raise ValueError(f"{name}={value}; expected a whole number of at least {least}")
+
+
 class BatchStream(Dataset):
     """Batch t as ``stream[t]``, a pure function of the settings and t. See `training_batches`."""
 
@@ -72,21 +83,19 @@ class BatchStream(Dataset):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the data set is empty; training needs at least one sample")
-        for field, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ValueError(f"{field}={value}; expected a whole number of at least {least}")
+        _at_least(1, batch_size=batch_size)
+        _at_least(0, seed=seed)
         number, parts = part
         if not 0 <= number < parts or batch_size % parts:
             raise ValueError(f"part={part}: expected (r, n) with 0 <= r < n, n a divisor of batch_size={batch_size}")
         self.dataset, self.batch_size, self.augmentation, self.seed = dataset, batch_size, augmentation, seed
-        self._count = len(dataset)
         self.slots = range(number * batch_size // parts, (number + 1) * batch_size // parts)
 
     def slots_of(self, iteration: int) -> Iterator[tuple[int, np.random.Generator]]:
         """Which samples this part of batch `iteration` has, each with the source of its random numbers."""
         for slot in self.slots:
-            epoch, place = divmod(iteration * self.batch_size + slot, self._count)
-            index = int(epoch_order(self.seed, epoch, self._count)[place])
+            epoch, place = divmod(iteration * self.batch_size + slot, len(self.dataset))
+            index = int(epoch_order(self.seed, epoch, len(self.dataset))[place])
             yield index, generator_for(self.seed, _SAMPLE, iteration, slot)
 
     def __getitem__(self, iteration: int) -> Batch:
@@ -120,8 +129,7 @@ def training_batches(
     it; `stream` makes a batch (default: `Batch` on the CPU). A number out of its range, or no data, is a ValueError.
     """
     made = stream(dataset, batch_size, augmentation, seed, part)
-    if workers < 0:
-        raise ValueError(f"workers={workers}; expected a whole number of at least 0")
+    _at_least(0, workers=workers)
     if not 0 <= start_iteration <= iterations:
         raise ValueError(f"start_iteration={start_iteration}; expected 0 to iterations={iterations}")
     order = range(start_iteration, iterations)
@@ -155,17 +163,12 @@ def _leave_stopping_to_the_trainer(_worker: int) -> None:
 
 def evaluation_batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[EvaluationBatch]:
     """The whole data set once, in order, not augmented, in batches of one size and of at most `batch_size` images."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
-    together: list[Sample] = []
-    for index in range(len(dataset) + 1):
-        sample = dataset[index] if index < len(dataset) else None
-        same = sample and together and all(a.shape == b.shape for a, b in zip(sample[:2], together[0][:2], strict=True))
-        if together and (len(together) == batch_size or not same):
+    _at_least(1, batch_size=batch_size)
+    samples = map(dataset.__getitem__, range(len(dataset)))
+    for _, alike in groupby(samples, lambda sample: (sample.image_3HW.shape, sample.labels_HW.shape)):
+        while together := list(islice(alike, batch_size)):
             images, labels, names = zip(*together, strict=True)
             yield EvaluationBatch(unit_range(torch.stack(images)), torch.stack(labels).long(), names)
-            together = []
-        together.append(sample)
 
 
 class DeviceStream(BatchStream):
@@ -280,9 +283,7 @@ class InstanceBatch(NamedTuple):
         """The batch on a device."""
         return tree_map(lambda value: value.to(device, non_blocking=True), self)
 
-    def pinned(self) -> "InstanceBatch":
-        """The batch in page-locked memory, from which a GPU copies without being waited for."""
-        return tree_map(Tensor.pin_memory, self)
+    pinned = _pinned
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors with names, as they are kept in a file: `image.0`, `target.0.boxes` and so on."""
@@ -305,8 +306,7 @@ def evaluation_instance_batches(
     dataset: InstanceDataset, batch_size: int
 ) -> Iterator[tuple[list[Tensor], list[InstanceSample]]]:
     """The whole data set once, in order, not augmented: images, float32 in [0, 1], with their samples."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; expected a whole number of at least 1")
-    for first in range(0, len(dataset), batch_size):
-        samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
-        yield [unit_range(sample.image_3HW) for sample in samples], samples
+    _at_least(1, batch_size=batch_size)
+    samples = map(dataset.__getitem__, range(len(dataset)))
+    while together := list(islice(samples, batch_size)):
+        yield [unit_range(sample.image_3HW) for sample in together], together

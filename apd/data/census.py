@@ -1,6 +1,6 @@
 """How many pixels, or objects, of each class the splits of a data set hold, and what of that cannot be meant."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -67,10 +67,9 @@ class Census(NamedTuple):
 def require_labels(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> None:
     """Raise DataError for a split that is ignored, or crowd, as a whole; reading ends at a label that counts."""
     for split, dataset in splits.items():
-        in_memory, spec, lack = isinstance(dataset, CocoInstances), dataset.spec, "no annotation"
-        found = [_counts(dataset, split)] if in_memory else _of_samples(dataset, range(len(dataset)))
-        if any(counts[:-1].any() for counts in found):
+        if any(counts[:-1].any() for counts in _counts(dataset)):
             continue
+        spec, lack = dataset.spec, "no annotation"
         if isinstance(spec, DatasetSpec):
             values = " or ".join(map(str, sorted({*spec.void_values, spec.ignore_index})))
             ignored = "colours of `ignore`" if spec.file_colours else f"value {values:.80}"
@@ -81,28 +80,23 @@ def require_labels(splits: Mapping[str, SegmentationDataset | InstanceDataset]) 
 def census_of(splits: Mapping[str, SegmentationDataset | InstanceDataset]) -> Census:
     """Count the labels of every split, by name and in the order of training; each must have some that count."""
     require_labels(splits)
-    first = next(iter(splits.values()))
-    counts = {name: _counts(dataset, name) for name, dataset in splits.items()}
+    spec = next(iter(splits.values())).spec
+    counts = {name: sum(_counts(dataset, name)) for name, dataset in splits.items()}
     images = {name: getattr(dataset, "labelled", len(dataset)) for name, dataset in splits.items()}
-    return Census(first.spec, images, counts, tuple(len(dataset) - images[name] for name, dataset in splits.items()))
+    return Census(spec, images, counts, tuple(len(dataset) - images[name] for name, dataset in splits.items()))
 
 
-def _counts(dataset: SegmentationDataset | InstanceDataset, name: str) -> np.ndarray:
-    if isinstance(dataset, CocoInstances):  # whose annotations are in memory: no image is read
-        crowd = dataset.spec.num_classes
-        labels = [crowd if entry["crowd"] else entry["label"] for entries in dataset.objects for entry in entries]
-        return np.bincount(np.array(labels, dtype=np.int64), minlength=crowd + 1)
-    dataset = getattr(dataset, "dataset", dataset)  # labels alone: a LongSide would resize images for nothing
-    indices = range(getattr(dataset, "labelled", len(dataset)))
-    counts = _of_samples(dataset, tqdm(indices, desc=f"labels of {name}", leave=False, disable=None))
-    return sum(counts, start=np.zeros(dataset.spec.num_classes + 1, dtype=np.int64))
-
-
-def _of_samples(dataset: SegmentationDataset | InstanceDataset, indices: Iterable[int]) -> Iterator[np.ndarray]:
+def _counts(dataset: SegmentationDataset | InstanceDataset, name: str = "") -> Iterator[np.ndarray]:
     """Of each sample the number of pixels, or objects, of each class and, last, of what is ignored, or crowd."""
     classes, of_pixels = dataset.spec.num_classes, isinstance(dataset.spec, DatasetSpec)
+    if isinstance(dataset, CocoInstances):  # whose annotations are in memory: no image is read
+        labels = [classes if entry["crowd"] else entry["label"] for entries in dataset.objects for entry in entries]
+        yield np.bincount(np.array(labels, dtype=np.int64), minlength=classes + 1)
+        return
     ignored = dataset.spec.ignore_index if of_pixels else classes
-    for index in indices:
+    dataset = getattr(dataset, "dataset", dataset)  # labels alone: a LongSide would resize images for nothing
+    indices = range(getattr(dataset, "labelled", len(dataset)))
+    for index in tqdm(indices, desc=f"labels of {name}", leave=False, disable=None if name else True):
         sample = dataset[index]
         labels = sample.labels_HW.ravel() if of_pixels else sample.labels_N.masked_fill(sample.crowd_N, ignored)
         counts = np.bincount(labels.numpy(), minlength=ignored + 1)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 import torch
 
 from apd.data.image_folder import find_data, names_of
-from apd.data.images import DataError, MissingData, read_image
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import coco_library, decode, is_number
+from apd.data.images import DataError, MissingData, read_image, size_of
+from apd.data.instances import InstanceSample, InstanceSpec, coco_library, decode, is_number
+from apd.fields import CONTROLS
 
 _ANNOTATIONS = "annotations/instances_{split}.json"
 _FIELDS: dict[str, dict[str, type]] = {
@@ -26,32 +25,25 @@ _FIELDS: dict[str, dict[str, type]] = {
     "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
 }
 _BYTES = 2 << 30  # most of a file, and of one image's masks (own choice): LVIS's file has 1.1 GB, COCO's 0.45
-_NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|^.{4096}|^$", re.DOTALL)  # of a file or class
+_NO_NAME = re.compile(f"{CONTROLS}|^.{{4096}}|^$", re.DOTALL)  # of a file or class
 
 
 class CocoInstances:
     """Images and their objects, from an instances JSON `annotations` and a folder of `images`.
 
-    Images without an object stay. Categories get the labels 0..K-1 in the order of their ids. Objects whose box is
-    empty, or outside the image, are left out and counted in `dropped`; those whose mask has no pixel become crowd. What
-    is wrong is a DataError at construction. `name` is for records (default: the file's stem), `masks=False` for files
-    with boxes only or Faster R-CNN, and `cache=False` reads images at access, where a fault shows late.
+    Categories get the labels 0..K-1 in the order of their ids. Objects whose box is empty, or outside the image, are
+    left out; those whose mask has no pixel become crowd. What is wrong is a DataError. `name` is for records (default:
+    the file's stem), `masks=False` for boxes only, and `cache=False` reads images at access, where a fault shows late.
     """
 
     def __init__(
-        self,
-        annotations: Path | str,
-        images: Path | str,
-        *,
-        name: str | None = None,
-        masks: bool = True,
-        cache: bool = True,
+        self, annotations: Path | str, images: Path | str, *, name: str = "", masks: bool = True, cache: bool = True
     ) -> None:
         self._file, self._with_masks = Path(annotations), masks
         self._digest, content = _read_json(self._file)
         self.spec = _categories(content, name or self._file.stem, self._file)
         self._images = _images(content, Path(images), self._file)
-        self.objects, self.dropped = _objects(content, self._images, self.spec, masks, self._file)
+        self.objects = _objects(content, self._images, self.spec, masks, self._file)
         if masks and any(isinstance(entry["segmentation"], list) for entries in self.objects for entry in entries):
             coco_library(f"drawing the polygons of {self._file.name}")
         self._names = names_of([Path(image["file_name"]) for image in self._images])
@@ -133,10 +125,7 @@ def _in_the_tree(name: str, split: str, *wanted: str) -> list[Path]:
 def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
     """The file's sha256 and content, whose three lists have all their fields, of their kinds, and differing ids."""
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _BYTES:  # a pipe would be waited for, or a log
-            raise ValueError(f"expected a file, no folder, pipe or device, of at most {_BYTES >> 30} GiB")
-        data = file.read_bytes()
+        data = file.read_bytes() if size_of(file, _BYTES) else b""
         content = json.loads(data, object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise MissingData(f"annotation file {file} is missing") from error
@@ -181,8 +170,6 @@ def _images(content: dict[str, Any], folder: Path, file: Path) -> list[dict[str,
     images = content["images"]
     if not images:
         raise DataError(f"{file} lists no image")
-    if not os.path.isdir(folder):
-        raise MissingData(f"image folder {folder} is missing")
     for image in images:
         name, height, width = image["file_name"], image["height"], image["width"]
         if min(height, width) < 1 or {"", ".", ".."} & set(name.split("/")):
@@ -197,8 +184,8 @@ def _images(content: dict[str, Any], folder: Path, file: Path) -> list[dict[str,
 
 def _objects(
     content: dict[str, Any], images: list[dict], spec: InstanceSpec, masks: bool, file: Path
-) -> tuple[list[list[dict[str, Any]]], int]:
-    """The objects of each image, with label and box x0, y0, x1, y1 cut off at its edge; and how many are left out."""
+) -> list[list[dict[str, Any]]]:
+    """The objects of each image, with label and box x0, y0, x1, y1 cut off at its edge."""
     place_of = {image["id"]: place for place, image in enumerate(images)}
     label_of = {category: label for label, category in enumerate(spec.category_ids)}
     objects: list[list[dict[str, Any]]] = [[] for _ in images]
@@ -228,4 +215,4 @@ def _objects(
     for image, own in zip(images, objects, strict=True):
         if masks and len(own) * image["height"] * image["width"] > _BYTES:
             raise DataError(f"{image['path']} has {len(own)} masks, over {_BYTES >> 30} GiB: cut it, or masks=False")
-    return objects, len(content["annotations"]) - sum(map(len, objects))
+    return objects

@@ -39,44 +39,22 @@ def _check_split(split: str, spec: DatasetSpec) -> None:
 
 
 class CamVid(FolderDataset):
-    """CamVid in the SegNet tutorial's form: 11 classes, 360×480, 367/101/233 pairs, in the order of its list files.
+    """CamVid in the SegNet tutorial's form: 11 classes, 360×480, 367/101/233 pairs, by name, the order of its lists.
 
     `root` holds ``train/``, ``trainannot/`` and so on; `options` are those of `FolderDataset`. Too few or too many
-    images, and a list ``<split>.txt`` that does not name each pair once, are a DataError (without one: by name).
+    images are a DataError.
     """
 
     def __init__(self, root: Path | str, split: str, **options: int | bool | None) -> None:
         _check_split(split, CAMVID)
-        self.root, self.split = Path(root), split
-        advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
-        if not os.path.isdir(root):
-            raise MissingData(f"CamVid folder {root} is missing; {advice}")
+        root = Path(root)
         expected = {folder: n for split, n in CAMVID.splits for folder in (split, f"{split}annot")}
-        there = {folder: self.root / folder for folder in expected if os.path.isdir(self.root / folder)}
-        found = dict.fromkeys(expected, 0) | {folder: len(images_below(path)) for folder, path in there.items()}
+        found = {folder: len(images_below(root / folder)) if os.path.isdir(root / folder) else 0 for folder in expected}
         if found != expected:
             counts = ", ".join(f"{folder}/ {found[folder]} of {n}" for folder, n in expected.items())
-            kind = DataError if any(found.values()) else MissingData
-            raise kind(f"CamVid in {root} is not complete: {counts} images; {advice}")
-        pairs = pair_folders(self.root / split, self.root / f"{split}annot")
-        super().__init__(CAMVID, _in_list_order(pairs, self.root / f"{split}.txt"), **options)
-
-
-def _in_list_order(pairs: list[tuple[Path, Path]], file: Path) -> list[tuple[Path, Path]]:
-    """The pairs in the order of a list whose lines are "image mask", of which only the stems are used."""
-    if not file.exists():
-        return pairs
-    left, ordered = {image.stem: (image, mask) for image, mask in pairs}, []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        stems = [Path(part).stem for part in line.split()]
-        if stems and (len(stems) != 2 or stems[0] != stems[1] or stems[0] not in left):
-            expected = "an image and its mask that are there, and no pair twice"
-            raise DataError(f"{file} line {number}: {line!r:.200}; expected {expected}")
-        if stems:
-            ordered.append(left.pop(stems[0]))
-    if left:
-        raise DataError(f"{file} does not name {next(iter(left))} ({len(left)} such pairs); expected every pair once")
-    return ordered
+            advice = "extract it again, or run `python data_scripts/camvid.py fetch DEST` and set APD_DATA to DEST"
+            raise MissingData(f"CamVid in {root} is not complete: {counts} images; {advice}")
+        super().__init__(CAMVID, pair_folders(root / split, root / f"{split}annot"), **options)
 
 
 @cache
@@ -85,45 +63,41 @@ def listed_splits() -> dict[str, tuple[str, ...]]:
 
     `train`, `val` and `test` share places, but no house; `test_out_of_place` is Spain by day, `night` by night.
     """
-    splits: dict[str, list[str]] = {split: [] for split, _ in LABELMEFACADE.splits}
-    for line in Path(__file__).with_name("labelmefacade_splits.txt").read_text(encoding="utf-8").splitlines():
-        split, stem = line.split()
-        splits[split].append(stem)
-    return {split: tuple(stems) for split, stems in splits.items()}
+    lines = Path(__file__).with_name("labelmefacade_splits.txt").read_text(encoding="utf-8").splitlines()
+    named = [line.split() for line in lines]
+    return {split: tuple(stem for of, stem in named if of == split) for split, _ in LABELMEFACADE.splits}
 
 
 class LabelMeFacade(FolderDataset):
     """One split of LabelMeFacade (see `listed_splits`), written by ``data_scripts/labelmefacade.py convert``.
 
-    `root` holds ``images/`` and ``labels/``; `options` are those of `FolderDataset`. Short sides have 320 pixels.
+    `options` are those of `FolderDataset`. Short sides have 320 pixels.
     """
 
-    def __init__(self, split: str, *, root: Path | str | None = None, **options: int | bool | None) -> None:
+    def __init__(self, split: str, **options: int | bool | None) -> None:
         _check_split(split, LABELMEFACADE)
-        self.root, self.split = find_data("LabelMeFacade") if root is None else Path(root), split
-        pairs = {image.stem: (image, mask) for image, mask in pair_folders(self.root / "images", self.root / "labels")}
+        root = find_data("LabelMeFacade")
+        pairs = {image.stem: (image, mask) for image, mask in pair_folders(root / "images", root / "labels")}
         wanted = listed_splits()[split]
         if missing := [stem for stem in wanted if stem not in pairs]:
             lack = f"{missing[0]} and {len(missing) - 1} more of the {len(wanted)} images of {split}"
-            raise MissingData(f"{self.root} lacks {lack}; run `python data_scripts/labelmefacade.py convert` again")
+            raise MissingData(f"{root} lacks {lack}; run `python data_scripts/labelmefacade.py convert` again")
         super().__init__(LABELMEFACADE, [pairs[stem] for stem in wanted], **options)
 
 
 class ConvertedDataset(FolderDataset):
     """One split, "train" or "val", of a published data set, from the ``apd_labels/`` that its script has made.
 
-    `root` is the data set's folder, `options` are those of `FolderDataset`. Maps of other classes are a DataError.
+    `options` are those of `FolderDataset`. Maps of other classes are a DataError.
     """
 
-    def __init__(
-        self, spec: DatasetSpec, split: str, *, root: Path | str | None = None, **options: int | bool | None
-    ) -> None:
+    def __init__(self, spec: DatasetSpec, split: str, **options: int | bool | None) -> None:
         _check_split(split, spec)
         folder, script = PUBLISHED_FOLDERS[spec.name]
-        self.root, self.split = find_data(folder, script=script) if root is None else Path(root), split
-        advice = f"run `python data_scripts/{script} convert {self.root}`"
-        _demand_classes(self.root / CONVERTED / "classes.json", spec, advice)
-        pairs = list(_listed_pairs(self.root, self.root / CONVERTED / f"{split}.txt", advice))
+        root = find_data(folder, script=script)
+        advice = f"run `python data_scripts/{script} convert {root}`"
+        _demand_classes(root / CONVERTED / "classes.json", spec, advice)
+        pairs = list(_listed_pairs(root, root / CONVERTED / f"{split}.txt", advice))
         super().__init__(spec, pairs, **{"cache": None} | options)
 
 

@@ -1,6 +1,5 @@
 """A folder of images and masks of one's own as a data set, described by a file ``dataset.yaml`` in it."""
 
-import difflib
 import glob
 import os
 import re
@@ -16,6 +15,7 @@ import yaml
 from apd.data.image_folder import IMAGE_SUFFIXES, STEM, FolderDataset, PairedFolders, images_below, stem_of
 from apd.data.images import DataError, DataWarning, MissingData, image_size, read_text
 from apd.data.specs import RGB, DatasetSpec, distinct_colours
+from apd.fields import did_you_mean
 
 DESCRIPTION = "dataset.yaml"
 SPLITS = ("train", "val", "test")
@@ -48,14 +48,12 @@ def _is_place(value: Any) -> bool:
 # entry -> (what is expected, whether a value is that)
 _PLACE = (f"a path, in whose last part {STEM} may stand for the name of an image", _is_place)
 _COLOURS, _NUMBERS = "a list of [red, green, blue]", "a list of whole numbers"
+_OF_CLASSES = f"{_COLOURS}, or a table of class: [red, green, blue]"
 _ENTRIES = {
     "classes": ("a list of names, in quotes where they are such as no or 1", lambda v: _is_list(v, str)),
     "name": ("a text", lambda v: isinstance(v, str) and bool(v)),
     "values": (_NUMBERS, lambda v: _is_list(v, int)),
-    "colours": (
-        f"{_COLOURS}, or a table of class: [red, green, blue]",
-        lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v),
-    ),
+    "colours": (_OF_CLASSES, lambda v: _is_colours(list(v.values()) if isinstance(v, dict) else v)),
     "ignore": (f"{_NUMBERS}, or of colours [red, green, blue]", lambda v: _is_list(v, int) or _is_colours(v)),
     "palette": (_COLOURS, _is_colours),
     "images": _PLACE,
@@ -183,9 +181,8 @@ def _demand(content: dict[str, Any], kinds: dict[str, Any], file: Path, above: s
     for name, value in content.items():
         if name not in kinds:
             alias = _ALIASES.get(str(name).lower())
-            near = [alias] if alias in kinds else difflib.get_close_matches(str(name), list(kinds), n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kinds)}"
-            raise DataError(f"{file} has the unknown entry {above}{name!s:.80}; {hint}")
+            hint = did_you_mean(alias if alias in kinds else str(name), kinds) or f"; known are {', '.join(kinds)}"
+            raise DataError(f"{file} has the unknown entry {above}{name!s:.80}{hint}")
         expected, fits = kinds[name]
         if not fits(value):
             raise DataError(f"{file}: {above}{name} = {value!r:.80}; expected {expected}")

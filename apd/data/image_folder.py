@@ -4,7 +4,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ def find_data(name: str, *, script: str | None = None) -> Path:
     fetch = f", or run `python data_scripts/{script} fetch DEST` and set APD_DATA to DEST" if script else ""
     advice = f"Set APD_DATA to the folder that contains {name}/{fetch}."
     parent = os.environ.get("APD_DATA")
-    if not parent:
-        raise MissingData(f"the data set {name} is needed, and the environment variable APD_DATA is not set. {advice}")
-    root = Path(os.path.expanduser(parent)) / name  # unlike Path, it takes a user who is not there
-    if not os.path.isdir(root):  # False, unlike Path's own, of a name too long
-        held = "is not a folder" if not os.path.isdir(root.parent) else f"holds no folder {name}/"
-        raise MissingData(f"the data set {name} is needed, and APD_DATA={parent} {held}. {advice}")
-    return root
+    root = Path(os.path.expanduser(parent or "")) / name  # unlike Path, it takes a user who is not there
+    if parent and os.path.isdir(root):  # False, unlike Path's own, of a name too long
+        return root
+    held = f"holds no folder {name}/" if os.path.isdir(root.parent) else "is not a folder"
+    found = f"APD_DATA={parent} {held}" if parent else "the environment variable APD_DATA is not set"
+    raise MissingData(f"the data set {name} is needed, and {found}. {advice}")
 
 
 def _nfc(text: str) -> str:
@@ -68,16 +67,14 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def images_below(
-    folder: Path, *, name: str = STEM, leave: Callable[[Path], bool] = lambda _path: False
-) -> dict[str, Path]:
-    """The images below a folder that fit a pattern, sorted, by path in it with the stem as name; `leave` skips some."""
+def images_below(folder: Path, name: str = STEM, without: frozenset[Path] = frozenset()) -> dict[str, Path]:
+    """Images below a folder that fit a pattern, sorted, by path in it with the stem as name; none of `without`."""
     before, after = _nfc(name).split(STEM)
     if with_suffix := after.lower().endswith(IMAGE_SUFFIXES):
         after = after[: after.rindex(".")] + after[after.rindex(".") :].lower()
     found: dict[str, Path] = {}
     for path in _files_below(folder):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or leave(path):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not without.isdisjoint((path, *path.parents)):
             continue
         try:
             str(path).encode()
@@ -102,16 +99,12 @@ class PairedFolders:
         if image_dir == mask_dir and image_name == mask_name:
             advice = 'say how masks are named, as in masks: "{stem}_mask.png"'
             raise DataError(f"{image_dir} is given for images and for masks; {advice}")
-
-        def inside(inner: Path, outer: Path) -> Callable[[Path], bool]:
-            return lambda path: outer in inner.parents and inner in path.parents
-
         if not os.path.isdir(image_dir):  # the masks' is found out below
             raise MissingData(f"data folder {image_dir} is missing; expected a folder with images")
         self.image_dir, self.mask_dir = image_dir, mask_dir
-        self.masks = images_below(mask_dir, name=mask_name, leave=inside(image_dir, mask_dir))
-        taken, in_masks = set(self.masks.values()), inside(mask_dir, image_dir)
-        self.images = images_below(image_dir, name=image_name, leave=lambda path: path in taken or in_masks(path))
+        self.masks = images_below(mask_dir, mask_name, frozenset({image_dir} if mask_dir in image_dir.parents else ()))
+        inside = {mask_dir} if image_dir in mask_dir.parents else set()
+        self.images = images_below(image_dir, image_name, frozenset(inside.union(self.masks.values())))
 
     def pairs(self) -> list[tuple[Path, Path]]:
         """(image, mask) paths; DataError where there is none or one has no partner."""
@@ -160,8 +153,7 @@ class FolderDataset:
     """Image/mask pairs on disk, as of `pair_folders`, checked when read, by default kept in memory; a mask may be None.
 
     `height` and `width` are of every pair in pixels (default: as on disk); bilinear, of masks the nearest. `cache`
-    reads all at construction, where every fault shows, and keeps 4·height·width bytes a pair; False reads at access;
-    None keeps what takes at most 2 GiB (own choice). What `read_image` or `read_mask` refuses is a DataError.
+    reads all at construction, where every fault shows; False reads at access; None keeps at most 2 GiB (own choice).
     """
 
     def __init__(

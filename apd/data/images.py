@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from apd.data.specs import DatasetSpec, Sample, SegmentationDataset
-from apd.fields import one_line
+from apd.data.specs import RGB, DatasetSpec, Sample, SegmentationDataset
+from apd.fields import UserError, one_line
 
 _ORIENTATION = 0x0112
 _FEWEST_UPPER = 64  # an image of 16 bits with no value above 2^14 may hold 10, 12 or 14 bits
@@ -27,7 +27,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 _MOST_BYTES, _BESIDE_PIXELS = 64 << 20, 16 << 20  # own choice, of a text, and of all that is no pixel in an image
 
 
-class DataError(Exception):
+class DataError(UserError):
     """Data on disk are not what they should be; one line of bounded length names the file, and says what to do."""
 
     def __init__(self, message: str) -> None:
@@ -42,7 +42,7 @@ class DataWarning(UserWarning):
     """Something about data on disk that a user should know, such as files that are left out."""
 
 
-def _size_of(path: Path, most: float = math.inf) -> int:
+def size_of(path: Path, most: float = math.inf) -> int:
     """Bytes of a file, or OSError: nothing else is to be opened, since reading a pipe would wait for ever."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -55,7 +55,7 @@ def _size_of(path: Path, most: float = math.inf) -> int:
 def read_text(file: Path, most: int = _MOST_BYTES) -> str:
     """A text of at most so many bytes in UTF-8, or in UTF-16 with its mark; else a DataError, where it can by line."""
     try:
-        content = file.read_bytes() if _size_of(file, most) else b""
+        content = file.read_bytes() if size_of(file, most) else b""
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -73,7 +73,7 @@ def read_text(file: Path, most: int = _MOST_BYTES) -> str:
 def _errors_naming(path: Path) -> Iterator[None]:
     """Whatever is raised while an image is read becomes a DataError that names its file; only files are read."""
     try:
-        if not _size_of(path):  # so says a system's log too, and reading it would wait
+        if not size_of(path):  # so says a system's log too, and reading it would wait
             raise OSError("it is empty")
         yield
     except DataError:
@@ -117,7 +117,7 @@ def image_bytes(path: Path) -> bytes:
             pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
         if pixels > (limit or pixels):  # pillow itself only warns, up to twice as many
             raise Image.DecompressionBombError(f"it has {pixels} pixels, and pillow's limit is {limit}")
-        _size_of(path, 16 * pixels + _BESIDE_PIXELS)  # as of four channels of 32 bits
+        size_of(path, 16 * pixels + _BESIDE_PIXELS)  # as of four channels of 32 bits
         return path.read_bytes()
 
 
@@ -154,58 +154,50 @@ def read_mask(path: Path, spec: DatasetSpec) -> NDArray[np.uint8]:
         image, stored = _opened(path)
         if stored.lossy:
             raise DataError(f"{path}: is compressed as JPEG, which changes label values; save masks as PNG instead")
-        if spec.file_colours:
-            return _by_colour(path, image, stored, spec)
-        if stored.white_is_zero and image.mode != "1":
-            raise DataError(f"{path}: stores white as 0, so its values have two meanings; save the mask as PNG")
-        if image.mode in ("L", "P", "1"):
-            values_HW = np.asarray(image).astype(np.uint8)
-            white = 255 if 255 in spec.file_values and 1 not in spec.file_values else 1
-            values_HW = values_HW * white if image.mode == "1" else values_HW // (255 // (stored.levels - 1))
-        elif image.mode.startswith("I"):
-            values_HW = np.asarray(image)
-        else:
-            fix = "or else, in dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]"
-            needed = f"a mask needs one 8-bit channel of labels (grey or palette), {fix}{_colours_in(image)}"
-            raise DataError(f"{path} has mode {image.mode}; {needed}")
+        codes_HW = _colour_codes(path, image, stored) if spec.file_colours else _values(path, image, stored, spec)
         table = _label_table(spec)
-        labels_HW = np.where((values_HW >= 0) & (values_HW <= 255), table[values_HW.clip(0, 255)], -1)
+        labels_HW = table[codes_HW.clip(-1, len(table) - 1)]
         if (labels_HW < 0).any():
-            values, counts = np.unique(values_HW[labels_HW < 0], return_counts=True)
-            named = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:8], counts, strict=False))
-            more = f" and {len(values) - 8} more values" if len(values) > 8 else ""
-            raise DataError(f"{path} holds the label values {named}{more}; expected {_expected(spec)}")
+            raise DataError(f"{path} holds the {_unknown(codes_HW[labels_HW < 0], spec)}")
         return labels_HW.astype(np.uint8)
 
 
-def _by_colour(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec) -> NDArray[np.uint8]:
+def _values(path: Path, image: Image.Image, stored: Stored, spec: DatasetSpec) -> NDArray[np.int32]:
+    if stored.white_is_zero and image.mode != "1":
+        raise DataError(f"{path}: stores white as 0, so its values have two meanings; save the mask as PNG")
+    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+        fix = "or else, in dataset.yaml, the colour of each class as in colours: [[0, 0, 0], [255, 0, 0]]"
+        needed = f"a mask needs one 8-bit channel of labels (grey or palette), {fix}{_colours_in(image)}"
+        raise DataError(f"{path} has mode {image.mode}; {needed}")
+    values_HW = np.asarray(image).astype(np.int32)
+    white = 255 if 255 in spec.file_values and 1 not in spec.file_values else 1
+    return values_HW * white if image.mode == "1" else values_HW // (255 // (stored.levels - 1))
+
+
+def _colour_codes(path: Path, image: Image.Image, stored: Stored) -> NDArray[np.int32]:
+    """Red, green and blue of each pixel as the bytes of a number, the lowest first."""
     if stored.deep or image.mode in ("I", "F", "LAB", "HSV"):
         raise DataError(f"{path}: has 16 bits a channel or more; expected the colours of a mask with 8")
-    labels = dict.fromkeys(spec.void_colours, spec.ignore_index)
-    labels |= {colour: label for label, colour in enumerate(spec.file_colours)}
-    known_N, labels_N = _packed(np.array(list(labels))), np.array(list(labels.values()), dtype=np.uint8)
-    order_N = known_N.argsort()
-    pixels_HW3, found, strange = np.asarray(image.convert("RGB")), [], []
-    for part_HW3 in np.array_split(pixels_HW3, pixels_HW3.size // 2**22 + 1):  # the codes take ten times their memory
-        codes_HW = _packed(part_HW3)
-        place_HW = np.searchsorted(known_N[order_N], codes_HW).clip(max=len(known_N) - 1)
-        found.append(labels_N[order_N][place_HW])
-        strange.append(codes_HW[known_N[order_N][place_HW] != codes_HW])
-    codes, counts = np.unique(np.concatenate(strange), return_counts=True)
-    if len(codes):
-        most = counts.argmax()
-        colour = [int(codes[most]) >> shift & 255 for shift in (16, 8, 0)]
-        nearest = min(labels, key=lambda entry: sum((a - b) ** 2 for a, b in zip(entry, colour, strict=True)))
-        whose = "ignore" if labels[nearest] == spec.ignore_index else spec.class_names[labels[nearest]]
-        more = f" and {len(codes) - 1} more unknown colours" if len(codes) > 1 else ""
-        known = f"the nearest entry is {list(nearest)} of {whose}"
-        raise DataError(f"{path} holds the colour {colour} ({counts[most]} pixels){more}; {known}")
-    return np.concatenate(found)
+    return np.asarray(image.convert("RGB").convert("RGBX")).view("<i4")[..., 0] & 0xFFFFFF
 
 
-def _packed(colours_X3: NDArray) -> NDArray[np.uint32]:
-    red, green, blue = np.moveaxis(colours_X3.astype(np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
+def _labels_of_colours(spec: DatasetSpec) -> dict[RGB, int]:
+    of_classes = {colour: label for label, colour in enumerate(spec.file_colours)}
+    return dict.fromkeys(spec.void_colours, spec.ignore_index) | of_classes
+
+
+def _unknown(codes_N: NDArray[np.int32], spec: DatasetSpec) -> str:
+    """What values or colours are none of the spec's, for a message."""
+    codes, counts = np.unique(codes_N, return_counts=True)
+    if not spec.file_colours:
+        named = ", ".join(f"{value} ({count} pixels)" for value, count in zip(codes[:8], counts, strict=False))
+        more = f" and {len(codes) - 8} more values" if len(codes) > 8 else ""
+        return f"label values {named}{more}; expected {_expected(spec)}"
+    colour, labels = [*int(codes[counts.argmax()]).to_bytes(3, "little")], _labels_of_colours(spec)
+    nearest = min(labels, key=lambda entry: math.dist(entry, colour))
+    whose = "ignore" if labels[nearest] == spec.ignore_index else spec.class_names[labels[nearest]]
+    more = f" and {len(codes) - 1} more unknown colours" if len(codes) > 1 else ""
+    return f"colour {colour} ({counts.max()} pixels){more}; the nearest entry is {list(nearest)} of {whose}"
 
 
 def _colours_in(image: Image.Image) -> str:
@@ -225,12 +217,15 @@ def _expected(spec: DatasetSpec) -> str:
     return classes + (f", or {' or '.join(map(str, ignored))} for pixels to be ignored" if ignored else "")
 
 
-@cache
+@lru_cache(maxsize=2)  # of colours 32 MiB
 def _label_table(spec: DatasetSpec) -> NDArray[np.int16]:
-    """(256,) int16: the label of each value on disk, -1 where the value is refused."""
-    table = np.full(256, -1, dtype=np.int16)
-    table[[spec.ignore_index, *spec.void_values]] = spec.ignore_index
-    table[list(spec.file_values) or slice(spec.num_classes)] = np.arange(spec.num_classes)
+    """The label of each value on disk or colour code; -1 where it is refused, as the last entry always is."""
+    table = np.full((1 << 24 if spec.file_colours else 256) + 1, -1, dtype=np.int16)
+    for colour, label in _labels_of_colours(spec).items():
+        table[int.from_bytes(bytes(colour), "little")] = label
+    if not spec.file_colours:
+        table[[spec.ignore_index, *spec.void_values]] = spec.ignore_index
+        table[list(spec.file_values) or slice(spec.num_classes)] = np.arange(spec.num_classes)
     return table
 
 
@@ -275,10 +270,7 @@ def long_side_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 
 class LongSide:
-    """A data set whose images have one longest side, in pixels, for evaluation, as the released code tests.
-
-    They are resized bilinearly with antialiasing. Labels keep their size, to which logits are to be resized for scores.
-    """
+    """A data set whose images get one longest side, in pixels, as the released code tests; labels keep theirs."""
 
     def __init__(self, dataset: SegmentationDataset, long_side: int) -> None:
         self.dataset, self.long_side, self.spec = dataset, long_side, dataset.spec

@@ -1,16 +1,25 @@
-"""Images with objects: what a data set for detection hands out, its objects as a map of classes, and noise for both."""
+"""Images with objects: what a data set for detection hands out, as a map of classes, and masks as COCO stores them."""
 
+import re
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from reprlib import repr as shortened  # unlike `{value!r:.60}` it never builds the text of a whole list
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from apd.data.specs import DatasetSpec, Sample, require_names
+from apd.fields import UserError
 
 IGNORED = -1  # label of what is neither background nor class; not 255, as some detection data have more classes
 BACKGROUND = 0  # a detector's label of what is no object; class k is its label k + 1
 THINNEST = 0.01  # pixels (own choice): float32 keeps the ends of such a side apart in images of thousands of pixels
+MOST = 2**53  # up to here float64 holds every integer; no id, side, coordinate or area means more
+# of each character of packed run lengths the lower five bits
+_BASE_32 = {48 + value: "0123456789abcdefghijklmnopqrstuv"[value % 32] for value in range(64)}
 
 
 @dataclass(frozen=True)
@@ -62,19 +71,13 @@ def class_map(masks_NHW: Tensor, labels_N: Tensor, crowd_N: Tensor) -> Tensor:
     """An image's objects as one map of classes, for losses that want a label at every pixel.
 
     Int64 (H, W): 0 for background, k + 1 for class k, -1 for crowd regions where nothing else is. Where objects overlap
-    the smaller is on top, since the larger would hide it altogether. Memory: one int32 (N, H, W).
+    the smaller is on top, since the larger would hide it altogether.
     """
-    count = len(masks_NHW)
-    if count == 0:
-        return torch.zeros(masks_NHW.shape[1:], dtype=torch.int64, device=masks_NHW.device)
-    pixels_N = masks_NHW.flatten(1).sum(1)
-    # crowds at the bottom, then from large to small; place 0 is the background
-    order_N = torch.argsort(torch.where(crowd_N, -pixels_N.max() - 1, -pixels_N), stable=True)
-    place_N = torch.empty_like(order_N)
-    place_N[order_N] = torch.arange(1, count + 1, device=order_N.device)
-    top_HW = (masks_NHW * place_N.int()[:, None, None]).amax(0).long()
-    labels_N = torch.where(crowd_N, IGNORED, labels_N.long() + 1)
-    return torch.cat([labels_N.new_tensor([BACKGROUND]), labels_N[order_N]])[top_HW]
+    map_HW = torch.full(masks_NHW.shape[1:], BACKGROUND, dtype=torch.int64, device=masks_NHW.device)
+    pixels, crowd = masks_NHW.flatten(1).sum(1).tolist(), crowd_N.tolist()
+    for place in sorted(range(len(pixels)), key=lambda place: (not crowd[place], -pixels[place])):
+        map_HW.masked_fill_(masks_NHW[place], IGNORED if crowd[place] else int(labels_N[place]) + 1)
+    return map_HW
 
 
 def as_target(sample: InstanceSample) -> dict[str, Tensor]:
@@ -118,6 +121,85 @@ class Noise:
         objects = torch.tensor(boxes).float(), labels_N, torch.stack(masks) if self._masks else None, crowd_N, areas_N
         return InstanceSample(image_3HW, *objects, "noise")
 
-    def fingerprint(self) -> str:
-        """A text that no data have."""
-        return "noise"
+
+class DetectionExtraMissing(UserError, ImportError):
+    """faster-coco-eval is not installed."""
+
+
+def coco_library(purpose: str) -> ModuleType:
+    """The package faster_coco_eval, or DetectionExtraMissing with what it is wanted for and how to get it."""
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        fix = "`pip install -e '.[detection]'` in the project's folder, or `pip install faster-coco-eval` anywhere"
+        raise DetectionExtraMissing(f"{purpose} needs the package faster-coco-eval: install it with {fix}") from error
+    return faster_coco_eval
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that can be meant; NaN is none, nor is a bool."""
+    return type(value) in (int, float) and abs(value) <= MOST
+
+
+# own code, since libraries write past the end of a short mask and believe every polygon
+def decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels (height, width) of one annotation's `segmentation`; a ValueError says what is wrong with it.
+
+    That is a list of polygons [x, y, x, y, ...] (for which faster-coco-eval is needed), or a mapping with `size` [rows,
+    columns] and `counts`, the lengths of the runs of 0 and 1 in turn, column by column, as numbers or packed in a text.
+    Polygons may lead out of the image; their points, their outline and each coordinate are bounded by its pixels.
+    """
+    if isinstance(segmentation, dict):
+        return _from_runs(segmentation, height, width)
+    if not segmentation or not isinstance(segmentation, list):
+        raise ValueError(f"segmentation is {shortened(segmentation):.80}: expected polygons, or size and counts")
+    # the library takes 80 bytes for each pixel of the outline, and ends the process where they are not to be had
+    most, outline = min(height * width, 2**22) + 2**16, 0.0
+    for polygon in segmentation:
+        plain = isinstance(polygon, list) and len(polygon) >= 6 and all(map(is_number, polygon))
+        if not plain or len(polygon) % 2:
+            raise ValueError(f"segmentation holds {shortened(polygon):.80}: expected three or more points, as numbers")
+        points_X2 = np.array(polygon[: 2 * most], dtype=np.float64).reshape(-1, 2)  # more would be refused anyway
+        outline += len(polygon) + np.abs(points_X2 - np.roll(points_X2, 1, axis=0)).max(1).sum()
+        if max(outline, np.abs(points_X2).max()) > most:
+            raise ValueError(f"segmentation holds polygons too long for, or far out of, its image {height}×{width}")
+    library = coco_library("drawing the polygons of a COCO annotation").mask
+    return library.decode(library.merge(library.frPyObjects(segmentation, height, width))).astype(bool)
+
+
+def encode(masks_NHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Masks (N, H, W) as COCO's packed run lengths, one mapping with `size` and `counts` each; needs the extra."""
+    columns_HWN = np.asfortranarray(np.moveaxis(masks_NHW, 0, -1).astype(np.uint8))
+    return coco_library("packing masks").mask.encode(columns_HWN)
+
+
+def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    whole = isinstance(size, list | tuple) and len(size) == 2 and all(map(is_number, size))
+    if not whole or not isinstance(counts, list | str | bytes):
+        raise ValueError(f"segmentation is {shortened(segmentation):.80}: expected size [rows, columns] and counts")
+    if tuple(size) != (height, width):
+        raise ValueError(f"segmentation has size {size[0]}×{size[1]}, its image {height}×{width}")
+    pixels = height * width
+    # lengths first, so that little is unpacked in vain; then Python's sum, which unlike NumPy's never wraps round
+    runs = counts if len(counts) <= 12 * (2 * pixels + 1) else []
+    runs = unpack(runs) if isinstance(runs, str | bytes) else runs
+    if len(runs) > 2 * pixels + 1 or set(map(type, runs)) != {int} or min(runs) < 0 or sum(runs) != pixels:
+        raise ValueError(f"segmentation's counts do not fill its size {height}×{width}: damaged")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def unpack(text: str | bytes) -> list[int]:
+    """The run lengths in COCO's packed form; ValueError where it is not that.
+
+    Numbers are groups of five bits, the lowest first, as characters from "0" on; the sixth bit says that it goes on,
+    the highest of the last group is the sign. From the fourth on, a number is the difference from that before the last.
+    """
+    text = text.decode("latin-1") if isinstance(text, bytes) else text
+    words, runs = re.findall("[P-o]{0,11}[0-O]", text), list[int]()
+    if "".join(words) != text:
+        raise ValueError("segmentation's counts are no packed run lengths, or hold one of more than 60 bits: damaged")
+    for word in words:
+        number = int(word.translate(_BASE_32)[::-1], 32) - (word[-1] >= "@") * 32 ** len(word)
+        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+    return runs

@@ -43,8 +43,9 @@ CLASS_COLOURS = _coloured("street")
 def require_names(owner: object, names: tuple[object, ...]) -> None:
     """Raise ValueError for a name that is no text or could steer a terminal, and for classes that are none or twice."""
     for name in (owner, *names):
-        if not isinstance(name, str) or re.search(CONTROLS, name):
-            raise ValueError(f"the name {name!r:.80}: expected a text without control characters")
+        if not isinstance(name, str) or re.search(CONTROLS, name) or not 0 < len(name.strip()) <= 100:
+            fault = "expected a text without control characters, not blank and of at most 100 characters"
+            raise ValueError(f"the name {name!r:.80}: {fault}")
     if not names or len(set(names)) != len(names):
         fault = f"{names!r:.80} names a class twice" if names else "is empty"
         raise ValueError(f"{owner:.80}: class_names {fault}; expected at least one, and all different")
@@ -66,31 +67,25 @@ class DatasetSpec:
     splits: tuple[tuple[str, int], ...] = ()  #: number of images per split where the data set fixes it
 
     def __post_init__(self) -> None:
-        names, values, colours = self.class_names, self.file_values, self.file_colours
+        names, values, colours, count = self.class_names, self.file_values, self.file_colours, len(self.class_names)
         require_names(self.name, names)
-        count = len(names)
-        void_clash = [value for value in self.void_values if value in (values or range(count))]
-        void_wrong = [value for value in self.void_values if not 0 <= value <= 255]
+        values_used = values or range(count)
+        odd = values and (not len(values) == len(set(values)) == count or min(values) < 0 or max(values) > 255)
+        odd_void = [value for value in self.void_values if not 0 <= value <= 255]
+        void_clash = [value for value in self.void_values if value in values_used]
         colour_clash = [colour for colour in self.void_colours if colour in colours or not colours]
+        against = "those of classes" if colours else "given without file_colours"
+        every_colour = (*self.palette, *colours, *self.void_colours)
+        no_colours = [c for c in every_colour if len(c) != 3 or min(c) < 0 or max(c) > 255]
         unknown = [name for name in self.thing_names if name not in names]
-        odd_names = [name for name in (self.name, *names) if not 0 < len(name.strip()) <= 100]
         checks = {
-            f"the name {odd_names[:1]!r:.80} is blank or has more than 100 characters": odd_names,
             f"file_colours {colours!r:.80}; expected {count} different colours": colours and len(set(colours)) != count,
             f"palette has {len(self.palette)} colours for {count} classes; give one each": len(self.palette) != count,
-        }
-        for field in ("palette", "file_colours", "void_colours"):
-            for colour in getattr(self, field):
-                right = len(colour) == 3 and all(0 <= value <= 255 for value in colour)
-                checks[f"{field} holds {colour!r:.80}; expected three values from 0 to 255"] = not right
-        out_of_range, used = [v for v in values if not 0 <= v <= 255], not count <= self.ignore_index <= 255
-        odd_values = values and (not len(values) == len(set(values)) == count or out_of_range)
-        against = "those of classes" if colours else "given without file_colours"
-        checks |= {
-            f"ignore_index={self.ignore_index}; expected {count}..255, a label no class uses": used,
-            f"file_values {values!r:.80}; expected {count} different values from 0 to 255": odd_values,
-            f"void_values {void_clash!r:.80} are labels of classes: {values or range(count)!r:.80}": void_clash,
-            f"void_values {void_wrong!r:.80}; a label file holds values from 0 to 255": void_wrong,
+            f"palette or colours {no_colours[:1]!r:.80}; expected three values from 0 to 255": no_colours,
+            f"ignore_index={self.ignore_index}; expected {count}..255": not count <= self.ignore_index <= 255,
+            f"file_values {values!r:.80}; expected {count} different values from 0 to 255": odd,
+            f"void_values {void_clash!r:.80} are labels of classes: {values_used!r:.80}": void_clash,
+            f"void_values {odd_void!r:.80}; a label file holds values from 0 to 255": odd_void,
             "file_values and file_colours are both given; label files hold one of them": values and colours,
             f"void_colours {colour_clash!r:.80} are {against}": colour_clash,
             f"thing_names {unknown!r:.80} are not classes; classes are {names!r:.80}": unknown,

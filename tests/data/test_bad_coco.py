@@ -7,7 +7,6 @@ import re
 import tracemalloc
 from contextlib import suppress
 
-import numpy as np
 import pytest
 from bad_input import refused
 from hypothesis import given
@@ -16,7 +15,7 @@ from miniatures import COCO_CONTENT, write_shapes
 
 from apd.data.coco import CocoInstances, coco_split
 from apd.data.images import DataError
-from apd.data.rle import decode, unpack
+from apd.data.instances import decode, unpack
 
 HUGE, NAN, INF, ALL = 10**400, float("nan"), float("inf"), [12, 20]
 # fmt: off
@@ -125,7 +124,6 @@ def packed(runs):
 
 LENGTHS = st.integers(-3, 40) | st.sampled_from([2**31, 2**32 + 1, 2**62, 2**63 - 1, 2**63, -(2**63), 2**64 + 4, HUGE])
 SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
-POINTS = st.tuples(st.integers(-36, 80), st.integers(-36, 80))
 
 
 @given(SIDES, st.lists(LENGTHS, max_size=8), st.booleans())
@@ -137,19 +135,6 @@ def test_run_lengths_are_read_pixel_by_pixel_or_refused_as_numbers_and_packed(si
             continue
         pixels = [place % 2 == 1 for place, run in enumerate(runs) for _ in range(run)]
         assert decode({"size": [*sides], "counts": counts}, *sides).T.ravel().tolist() == pixels
-
-
-@given(SIDES, st.lists(POINTS, min_size=3, max_size=7))
-def test_a_pixel_lies_in_a_polygon_where_a_line_from_its_centre_leaves_over_an_odd_number_of_edges(sides, points):
-    centre_YX2 = np.moveaxis(np.indices(sides)[::-1], 0, -1) + 0.5
-    inside_YX, clear_YX = np.zeros(sides, bool), np.ones(sides, bool)
-    for a, b in zip(np.array(points) / 4, np.roll(points, -1, 0) / 4, strict=True):
-        along_YX = np.dot(centre_YX2 - a, b - a) / max(np.dot(b - a, b - a), 1e-12)
-        nearest_YX2 = a + along_YX.clip(0, 1)[..., None] * (b - a)
-        clear_YX &= np.linalg.norm(centre_YX2 - nearest_YX2, axis=-1) > 0.8  # drawing rounds to fifths of a pixel
-        x_YX = a[0] + (centre_YX2[..., 1] - a[1]) / (b[1] - a[1] or 1) * (b[0] - a[0])
-        inside_YX ^= ((a[1] > centre_YX2[..., 1]) != (b[1] > centre_YX2[..., 1])) & (x_YX > centre_YX2[..., 0])
-    assert (decode([(np.ravel(points) / 4).tolist()], *sides) == inside_YX)[clear_YX].all()
 
 
 JSON = st.recursive(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bad_input import refused
-from image_files import GREY, KINDS, LABELS, MASKS, NO_IMAGES, NO_MASKS, SPEC, TURNED, exif, saved
+from image_files import GREY, KINDS, MASKS, NO_IMAGES, NO_MASKS, SPEC, saved
 from miniatures import write_camvid
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
@@ -71,16 +71,6 @@ def test_what_is_no_mask_is_refused_by_name(tmp_path, kind):
     assert str(path) in str(caught.value)
 
 
-def test_image_and_mask_must_agree_as_they_are_seen(tmp_path):
-    saved(exif=exif(6))(tmp_path / "image.png")
-    saved(LABELS)(tmp_path / "raw.png")
-    saved(LABELS, exif=exif(6))(tmp_path / "same.png")
-    with pytest.raises(DataError, match=r"image.png is 16×24 pixels and its mask .*raw.png 24×16.*as EXIF says"):
-        FolderDataset(SPEC, [(tmp_path / "image.png", tmp_path / "raw.png")])
-    sample = FolderDataset(SPEC, [(tmp_path / "image.png", tmp_path / "same.png")])[0]
-    assert np.array_equal(sample.labels_HW, TURNED[6](LABELS))
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_text_is_read_in_the_encodings_of_usual_editors(tmp_path, encoding):
     (tmp_path / "list.txt").write_bytes("tür\na\r\nb\rc".encode(encoding))
@@ -104,8 +94,11 @@ def test_images_get_the_longest_side_and_labels_keep_their_size():
         assert other.image_3HW.shape == (3, 72, 96)
         assert torch.equal(one.labels_HW, other.labels_HW)
         assert one.name == other.name
-    for size, side, expected in (((512, 683), 512, (384, 512)), ((8, 8), 32, (32, 32)), ((1, 3000), 512, (1, 512))):
-        assert long_side_size(*size, side) == expected
+    assert [long_side_size(*size, 512) for size in ((512, 683), (8, 8), (1, 3000))] == [
+        (384, 512),
+        (512, 512),
+        (1, 512),
+    ]
     refused(lambda: long_side_size(0, 4, 512), ValueError, names=("height=0, width=4, long_side=512", "at least 1"))
     refused(lambda: LongSide(plain, 0)[0], ValueError, names=("long_side=0",))
 
@@ -156,7 +149,10 @@ def test_the_cache_changes_no_pixel_cannot_be_damaged_by_a_caller_and_holds_no_m
         assert torch.equal(one.image_3HW, other.image_3HW)
         assert torch.equal(one.labels_HW, other.labels_HW)
     monkeypatch.setattr("apd.data.image_folder.CACHE_BYTES", 4 * 40 * 64 * 2)  # two of the three
-    read, small = (FolderDataset(CAMVID, pairs, **size, cache=None) for size in ({}, {"height": 20, "width": 32}))
+    read, small = (
+        FolderDataset(CAMVID, pairs, cache=None),
+        FolderDataset(CAMVID, pairs, height=20, width=32, cache=None),
+    )
     for path, _ in pairs:
         path.write_bytes(b"")
     assert len(list(small)) == 3
@@ -184,12 +180,9 @@ def test_what_cannot_be_meant_is_refused_by_file_even_where_resizing_would_drop_
     Image.fromarray(mask).save(pairs[1][1])
     message = ("_000030.png holds the label values 12 (6 pixels), 254 (1 ", "0..10")
     refused(lambda: FolderDataset(CAMVID, pairs, height=4, width=6), DataError, names=message)
-    read_later = FolderDataset(CAMVID, pairs, cache=False)
-    assert read_later[0].name == pairs[0][0].stem
-    refused(lambda: read_later[1], DataError, names=("254",))
     Image.new("L", (32, 40)).save(pairs[1][1])
-    with pytest.raises(DataError, match=rf"{pairs[1][0].name} is 64×40 .* {pairs[1][1]} 32×40; .*same size"):
-        FolderDataset(CAMVID, pairs, height=20, width=32)
+    message = (f"{pairs[1][0].name} is 64×40 ", f"{pairs[1][1]} 32×40; ")
+    refused(lambda: FolderDataset(CAMVID, pairs, height=20, width=32), DataError, names=message)
     refused(lambda: FolderDataset(CAMVID, []), DataError, names=("no image/mask pairs for camvid",))
     for height, width in ((20, None), (None, 20), (0, 20), (20, -1)):
         with pytest.raises(ValueError, match=f"height={height} and width={width}"):

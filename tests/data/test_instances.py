@@ -19,6 +19,7 @@ from torchvision.ops import masks_to_boxes
 
 from apd.data.augment import InstanceAugmentation, augment_instances
 from apd.data.batches import InstanceStream, evaluation_instance_batches, training_batches
+from apd.data.census import require_labels
 from apd.data.coco import CocoInstances, coco_split
 from apd.data.images import DataError, MissingData
 from apd.data.instances import InstanceDataset, InstanceSample, InstanceSpec, as_target, class_map
@@ -42,11 +43,11 @@ def read(folder, **options):
     return CocoInstances(shapes / "annotations" / "instances_train.json", shapes / "train", **options)
 
 
-def test_categories_are_numbered_densely_in_the_order_of_their_ids_and_degenerate_boxes_counted(folder):
+def test_categories_are_numbered_densely_in_the_order_of_their_ids_and_degenerate_boxes_left_out(folder):
     data = read(folder)
     assert isinstance(data, InstanceDataset)
     assert data.spec == InstanceSpec("instances_train", ("square", "disc", "bar"), (2, 18, 44))
-    assert data.dropped == 1
+    refused(lambda: InstanceSpec("pets", ("cat", "dog"), (17,)), ValueError, names=("1 category_ids for 2 class_",))
     assert [sample.name for sample in data] == ["wide", "tall", "empty"]
     wide, tall, empty = data
     assert wide.labels_N.tolist() == [2, 0]
@@ -106,6 +107,8 @@ def test_samples_are_the_callers_own_read_at_once_or_later_and_the_fingerprint_f
     assert before != read(folder, masks=False).fingerprint()
     write(folder, {**CONTENT, "annotations": CONTENT["annotations"][1:]})
     assert before != read(folder).fingerprint()
+    write(folder, {**CONTENT, "annotations": []})
+    refused(lambda: require_labels({"val": read(folder)}), DataError, names=("the split val has no annotation;",))
     write(folder, CONTENT)
     Image.new("RGB", (20, 12)).save(folder / "shapes" / "train" / "wide.png")
     assert before != read(folder).fingerprint()
@@ -114,7 +117,7 @@ def test_samples_are_the_callers_own_read_at_once_or_later_and_the_fingerprint_f
 def test_a_split_is_found_below_the_data_folder_and_files_that_are_no_json_or_not_there_are_named(folder, monkeypatch):
     file = write(folder, CONTENT)
     refused(lambda: CocoInstances(folder / "nothing.json", folder), MissingData, names=("nothing.json is missing",))
-    refused(lambda: CocoInstances(file, folder / "nowhere"), MissingData, names=("image folder", "nowhere is missing"))
+    refused(lambda: CocoInstances(file, folder / "nowhere"), MissingData, names=("nowhere/wide.png is missing",))
     monkeypatch.setenv("APD_DATA", str(folder))
     data = coco_split("shapes", "train")
     assert (len(data), data.spec.name) == (3, "shapes")
@@ -183,17 +186,6 @@ def test_small_objects_lie_on_large_ones_and_crowds_below_all_and_a_target_leave
     assert sorted(as_target(sample._replace(masks_NHW=None))) == ["boxes", "labels"]
 
 
-def test_wrong_specs_and_settings_are_named():
-    refused(lambda: InstanceSpec("pets", ()), ValueError, names=("class_names is empty",))
-    refused(lambda: InstanceSpec("pets", ("cat", "cat")), ValueError, names=("names a class twice",))
-    refused(
-        lambda: InstanceSpec("pets", ("cat", "dog"), (17,)), ValueError, names=("1 category_ids for 2 class_names",)
-    )
-    for field, value in (("flip", 1.5), ("scale", (0, 1)), ("scale", (2, 1)), ("colour", 1.0), ("colour", -0.1)):
-        with pytest.raises(ValueError, match=rf"{field}="):
-            InstanceAugmentation(**{field: value})
-
-
 def test_a_scenes_objects_are_those_of_the_scene_with_boxes_around_their_masks_and_settings_change_the_fingerprint():
     objects, scenes = SceneInstances(4, **SIZE, least_pixels=9), Scenes(4, **SIZE)
     assert isinstance(objects, InstanceDataset)
@@ -227,6 +219,7 @@ def test_a_flip_mirrors_image_masks_and_boxes_and_twice_is_nothing_and_an_image_
     assert torch.equal(boxes_around(once.masks_NHW), once.boxes_N4)
     assert all(torch.equal(a, b) for a, b in zip(sample[:-1], made_up()[:-1], strict=True)), "never changed"
     assert not torch.equal(once.boxes_N4, sample.boxes_N4)
+    refused(lambda: InstanceAugmentation(flip=1.5), ValueError, names=("flip=1.5",))
     twice = augment_instances(once, InstanceAugmentation(flip=1.0), np.random.default_rng(1))
     assert all(torch.equal(a, b) for a, b in zip(twice[:-1], sample[:-1], strict=True))
 

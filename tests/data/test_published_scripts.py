@@ -96,8 +96,6 @@ def altered(mask, unknown):
 FAULTS = {
     "no mask": (lambda mask, image, _: mask.unlink(), "no label map|is missing"),
     "no image": (lambda mask, image, _: image.unlink(), "no image|is missing"),
-    "cut mask": (lambda mask, image, _: mask.write_bytes(mask.read_bytes()[:-20]), "damaged or truncated"),
-    "cut image": (lambda mask, image, _: image.write_bytes(image.read_bytes()[:500]), "truncated|cannot be read"),
     "value": (lambda mask, image, unknown: altered(mask, unknown), r"label values \d+ \(6 pixels\)"),
     "rgb mask": (lambda mask, image, _: Image.open(mask).convert("RGB").save(mask), "mode RGB; expected one channel"),
     "size": (lambda m, image, _: Image.open(m).crop((0, 0, 32, 31)).save(m), r"is \d+×\d+, its image \S+ \d+×\d+"),
@@ -110,7 +108,7 @@ def test_the_first_wrong_file_is_named_the_exit_code_is_1_and_a_conversion_leave
     spoil, message = FAULTS[fault]
     mask, image = first(tree, KINDS[name][0]), first(tree, KINDS[name][1])
     spoil(mask, image, KINDS[name][2])
-    for command in ("check", "convert") if fault not in ("cut image", "16 bits") else ("check",):
+    for command in ("check", "convert") if fault != "16 bits" else ("check",):
         output = run(name, command, tree, says=message, code=1)
         assert re.split("_gtFine|_leftImg8bit", mask.stem)[0] in output
         assert not re.search("^complete:", output, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -69,18 +70,14 @@ def test_a_class_has_one_colour_in_all_data_sets_in_which_it_is_shown_and_ignore
             SCENES.colourise(np.array([[0, label]]))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_a_spec_that_contradicts_itself_is_refused():
+    for change, message in (
         ({"class_names": (), "palette": ()}, "class_names is empty"),
         ({"class_names": ("sky", "sky"), "palette": ((0, 0, 0), (1, 1, 1)), "thing_names": ()}, "names a class twice"),
-        ({"thing_names": ("car", "cat")}, r"thing_names \['cat'\]"),
-        ({"file_values": tuple(range(20, 30)), "void_values": (25,)}, r"void_values \[25\] are labels"),
-    ],
-)
-def test_a_spec_that_contradicts_itself_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(SCENES, **change)
+        ({"thing_names": ("car", "cat")}, "thing_names ['cat']"),
+        ({"file_values": tuple(range(20, 30)), "void_values": (25,)}, "void_values [25] are labels"),
+    ):
+        refused(partial(replace, SCENES, **change), ValueError, names=(message,))
 
 
 def test_cityscapes_has_torchvisions_table_pascal_context_a_background_before_and_coco_80_things_before_its_stuff():

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from made_up_findings import FOUND, SCENES, detections, made_up_findings, maker
 
 from apd.config.experiment import ExperimentError
-from apd.data.instances import InstanceSample, InstanceSpec
-from apd.data.rle import decode
+from apd.data.instances import InstanceSample, InstanceSpec, decode
 from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.models.detector import build_detector
 from apd.report import detections as counting

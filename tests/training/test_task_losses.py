@@ -140,7 +140,7 @@ def test_what_cannot_be_trained_so_is_refused_before_training(runs, net, monkeyp
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     cases = {
         "class_weights = (1.0, 2.0): expected 10 numbers, one for each class": tiny(class_weights=(1, 2)),
-        "needs the package segmentation-models-pytorch (in the project's folder: pip": tiny(added_loss="dice"),
+        "needs the package segmentation_models_pytorch: install it with": tiny(added_loss="dice"),
         "gradient_checkpointing = True: expected False": replace(tiny(gradient_checkpointing=True), network=flat),
         "auxiliary 'few' have 2 channels: expected 10": replace(tiny(), network=replace(net, auxiliary=("few",))),
         "no module 'on'": replace(tiny(), network=replace(net, auxiliary=("on",))),

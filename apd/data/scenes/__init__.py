@@ -50,8 +50,7 @@ def draw_scene(
     `context_shift` 0 gives every image the same light, palette and textures, 1 each its own; labels do not change.
     `split` is "train", "val" or "test"; the splits of one seed share no random numbers.
     """
-    _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
-    _check_integer("index", index, 0)
+    _check(context_shift, split, height=height, width=width, seed=seed, index=index)
     origin = (seed, get_args(Split).index(split), index)
     layout = draw_layout(Dice(*origin, 0))
     view = begin(layout, _CELLS * height, _CELLS * width)
@@ -107,8 +106,7 @@ class Scenes:
     def __init__(
         self, count: int, *, height: int, width: int, context_shift: float, seed: int, split: Split = "train"
     ) -> None:
-        _check(height=height, width=width, context_shift=context_shift, seed=seed, split=split)
-        _check_integer("count", count, 1)
+        _check(context_shift, split, height=height, width=width, seed=seed, count=count)
         self.count, self.height, self.width = int(count), int(height), int(width)
         self.context_shift, self.seed, self.split = float(context_shift), int(seed), split
 
@@ -153,7 +151,7 @@ class SceneInstances(Scenes):
 
     def __init__(self, count: int, *, least_pixels: int = LEAST_PIXELS, **settings: Any) -> None:
         super().__init__(count, **settings)
-        _check_integer("least_pixels", least_pixels, 1)
+        _check(least_pixels=least_pixels)
         self.least_pixels = int(least_pixels)
 
     def __getitem__(self, index: int) -> InstanceSample:
@@ -168,14 +166,11 @@ class SceneInstances(Scenes):
         return InstanceSample(image_of(scene), *objects, self.name(index))
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}; expected an integer from {least}")
-
-
-def _check(*, height: int, width: int, context_shift: float, seed: int, split: str) -> None:
-    for name, value, least in (("height", height, SMALLEST), ("width", width, SMALLEST), ("seed", seed, 0)):
-        _check_integer(name, value, least)
+def _check(context_shift: float = 0.0, split: str = "train", **integers: int) -> None:
+    for name, value in integers.items():
+        least = {"height": SMALLEST, "width": SMALLEST, "seed": 0, "index": 0}.get(name, 1)
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}; expected an integer from {least}")
     if isinstance(context_shift, bool) or not isinstance(context_shift, Real) or not 0 <= context_shift <= 1:
         expected = "a number from 0 (one appearance for all images) to 1 (each image its own)"
         raise ValueError(f"context_shift={context_shift!r}; expected {expected}")

@@ -7,7 +7,6 @@ maps show. Only sums, products, quotients and square roots decide what is inside
 from collections.abc import Sequence
 from enum import IntEnum
 from math import ceil, inf, sqrt
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +23,17 @@ Surface = IntEnum("Surface", "FLAT GROUND WALL", start=0)
 Detail = IntEnum("Detail", "NONE GLASS RUBBER PAPER SKIN BARK RED LAMP LIT", start=0)
 
 
-class Parts(NamedTuple):
-    """The appearance of every part (N of them), relative to the colour of its class."""
-
-    class_N: NDArray[np.uint8]
-    lab_N3: NDArray[np.float64]  # is added in OkLab to the colour of the class
-    shade_N: NDArray[np.float64]  # how much of that is lightness
-    detail_N: NDArray[np.intp]  # a material that replaces ...
-    share_N: NDArray[np.float64]  # ... so much of the colour, as much darker as `shade_N` says
-    depth_N: Floats  # metres, for the haze (0: none)
-    surface_N: NDArray[np.uint8]
-
-
 class Canvas:
-    """Part numbers per cell (`parts_HW`) and what each number means (`parts()`, `regions`)."""
+    """Part numbers per cell (`parts_HW`) and what each number means (`parts`, `regions`)."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self.parts_HW = np.zeros((height, width), dtype=np.uint16)
         self.rows = np.arange(height, dtype=np.float32) + np.float32(0.5)
         self.columns = np.arange(width, dtype=np.float32) + np.float32(0.5)
-        self._parts: list[tuple[float, ...]] = []
+        # what is added in OkLab to the colour of a class, how much lighter that makes it, the class, a detail that
+        # replaces a share of the colour, as much darker, the share, metres for the haze (0: none), and the surface
+        self.parts: list[tuple[float, ...]] = []
         self.region_of_part: list[int] = []
         self.regions: list[tuple[int, bool]] = []  # (class, is it a counted object)
 
@@ -66,16 +55,8 @@ class Canvas:
     ) -> int:
         """Start a part and return its number, to be handed to the drawing functions."""
         self.region_of_part.append(region)
-        self._parts.append((*tint, lightness, self.regions[region][0], detail, share, depth, surface))
-        return len(self._parts) - 1
-
-    def parts(self) -> Parts:
-        """All parts started so far, as arrays; row n describes part n of `parts_HW`."""
-        table_N9 = np.array(self._parts)
-        lab_N3, (shade_N, class_N, detail_N, share_N, depth_N, surface_N) = table_N9[:, :3], table_N9[:, 3:].T
-        lab_N3[:, 0] += shade_N
-        class_N, surface_N = class_N.astype(np.uint8), surface_N.astype(np.uint8)
-        return Parts(class_N, lab_N3, shade_N, detail_N.astype(np.intp), share_N, depth_N.astype(np.float32), surface_N)
+        self.parts.append((*tint, lightness, self.regions[region][0], detail, share, depth, surface))
+        return len(self.parts) - 1
 
     def rectangle(self, part: int, left: float, top: float, right: float, bottom: float) -> None:
         """Fill left <= x < right, top <= y < bottom."""

@@ -2,12 +2,11 @@
 
 from collections import namedtuple
 from collections.abc import Sequence
-from itertools import chain, count, islice
-from typing import TypeVar
+from itertools import chain, count
+from typing import Any
 
 import numpy as np
 
-Choice = TypeVar("Choice")
 # an object's own deviation from the colour of its class, in OkLab (lightness, green-red, blue-yellow)
 Tint = tuple[float, float, float]
 
@@ -53,10 +52,6 @@ class Dice:
         """A number from low up to, not including, high."""
         return low + (high - low) * next(self._stream)
 
-    def numbers(self, how_many: int) -> list[float]:
-        """Several numbers from 0 up to, not including, 1."""
-        return list(islice(self._stream, how_many))
-
     def chance(self, probability: float) -> bool:
         """True with this probability."""
         return next(self._stream) < probability
@@ -65,7 +60,7 @@ class Dice:
         """An integer from low to high, both included."""
         return low + int(next(self._stream) * (high - low + 1))
 
-    def choose(self, options: Sequence[Choice]) -> Choice:
+    def choose(self, options: Sequence[Any]) -> Any:
         """One of the options, all equally likely."""
         return options[int(next(self._stream) * len(options))]
 
@@ -136,7 +131,7 @@ def _building(dice: Dice, side: int, near: float, far: float, town: float) -> Bu
         roof=dice.uniform(1.6, 3.0) if pitched else 0.0,
         gable=dice.chance(0.5),
         shop=dice.chance(0.4),
-        windows=tuple(int(4 * number) for number in dice.numbers(15)),
+        windows=tuple(dice.integer(0, 3) for _ in range(15)),
         end_seen=True,
         tint=dice.tint(0.09, 0.045),
     )

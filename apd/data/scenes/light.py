@@ -6,6 +6,7 @@ standard colours in another order, turned in hue, under a light of their own; be
 
 from functools import lru_cache
 from math import cos, pi, sin, sqrt
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,34 +17,9 @@ from apd.data.scenes.layout import Dice
 from apd.data.scenes.street import SKY, View
 from apd.data.specs import SCENES
 
-# The common appearance, in label order: the colour in OkLab (lightness, green-red, blue-yellow), a clear day, and the
-# texture (which tile, its side in metres, its strength). Own choice.
-_STANDARD = (
-    ((0.85, -0.035, -0.050), (1, 14.0, 0.02)),  # sky
-    ((0.73, 0.045, 0.055), (4, 2.4, 0.05)),  # building
-    ((0.40, -0.005, -0.030), (0, 4.0, 0.03)),  # pole
-    ((0.55, 0.000, -0.015), (0, 5.0, 0.06)),  # road
-    ((0.80, 0.005, 0.020), (5, 6.0, 0.05)),  # pavement
-    ((0.60, -0.080, 0.065), (1, 4.0, 0.13)),  # tree
-    ((0.82, 0.005, 0.145), (0, 4.0, 0.02)),  # sign
-    ((0.50, 0.040, 0.065), (3, 4.0, 0.08)),  # fence
-    ((0.52, -0.030, -0.110), (0, 6.0, 0.02)),  # car
-    ((0.54, 0.150, 0.030), (6, 3.0, 0.05)),  # pedestrian
-)
-_STANDARD_LAB = np.array([lab for lab, _ in _STANDARD])
-_DETAIL_LAB = np.array(  # in the order of Detail
-    [
-        (0.5, 0.0, 0.0),
-        (0.47, -0.02, -0.035),  # glass
-        (0.24, 0.0, -0.01),  # rubber
-        (0.96, 0.0, 0.01),  # paper
-        (0.72, 0.04, 0.05),  # skin
-        (0.38, 0.025, 0.04),  # bark
-        (0.55, 0.19, 0.09),  # red
-        (0.95, -0.01, 0.07),  # lamp
-        (0.85, 0.01, 0.08),  # lit
-    ]
-)
+_TABLE_N6 = np.loadtxt(Path(__file__).with_name("appearance.txt"), usecols=range(1, 7))
+_STANDARD_LAB, _DETAIL_LAB = np.split(_TABLE_N6[:, :3], [SCENES.num_classes])
+_TEXTURES = _TABLE_N6[: SCENES.num_classes, 3:].tolist()
 _CALM = (0.4, *(1.0,) * (SCENES.num_classes - 1))  # share of a drawn texture's strength: skies have little
 _TILE = 256
 _CANDIDATES = 8  # orders of the palette to choose from
@@ -65,9 +41,9 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
     """Draw an image's own appearance and mix it with the common one; every context shift draws the same numbers."""
     # eased in, so that what colour alone says of the class falls about evenly (tests/data/test_scenes.py measures it)
     own = context_shift * (1 + context_shift) / 2
-    turn, places = dice.uniform(-pi, pi), dice.numbers(_CANDIDATES * SCENES.num_classes)
-    orders_NK = np.argsort(np.array(places).reshape(_CANDIDATES, SCENES.num_classes), axis=1)
-    jitter = np.array([dice.tint(0.05, 0.02) for _ in range(SCENES.num_classes)])
+    turn, count = dice.uniform(-pi, pi), SCENES.num_classes
+    orders_NK = np.argsort([[dice.uniform(0.0, 1.0) for _ in range(count)] for _ in range(_CANDIDATES)], axis=1)
+    jitter = np.array([dice.tint(0.05, 0.02) for _ in range(count)])
     class_lab_K3 = _mix_palettes(orders_NK, turn, jitter, own)
     warmth, tinge, exposure = dice.uniform(-1, 1), dice.uniform(-1, 1), dice.uniform(0.5, 1.15)
     cast = (1 + 0.28 * warmth, 1 + 0.10 * tinge, 1 - 0.28 * warmth)
@@ -77,7 +53,7 @@ def draw_appearance(dice: Dice, context_shift: float) -> Appearance:
     )
     return Appearance(
         class_lab_K3=class_lab_K3,
-        textures=(tuple((tile, side, (1 - own) * by) for _, (tile, side, by) in _STANDARD), own_textures),
+        textures=(tuple((tile, side, (1 - own) * by) for tile, side, by in _TEXTURES), own_textures),
         cast_3=np.array([1 + own * (value * exposure - 1) for value in cast], dtype=np.float32),
         contrast=1 + own * (contrast - 1),
         haze=220.0 + own * (haze - 220.0),
@@ -153,11 +129,14 @@ def _texture_tiles() -> NDArray[np.int8]:
 def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     """Colour a painted canvas: (2H, 2W) part numbers -> (H, W, 3) image. Each pixel averages its four cells."""
     canvas = view.canvas
-    parts = canvas.parts()
-    detail_N3 = _DETAIL_LAB[parts.detail_N]
-    detail_N3[:, 0] += np.minimum(parts.shade_N, 0.0)
-    lab_N3 = appearance.class_lab_K3[parts.class_N] + parts.lab_N3
-    lab_N3 += (detail_N3 - lab_N3) * parts.share_N[:, None]
+    table_N9 = np.array(canvas.parts)
+    lab_N3, (shade_N, class_N, detail_N, share_N, depth_N, surface_N) = table_N9[:, :3], table_N9[:, 3:].T
+    class_N, surface_N = class_N.astype(np.uint8), surface_N.astype(np.uint8)
+    lab_N3[:, 0] += shade_N
+    detail_N3 = _DETAIL_LAB[detail_N.astype(np.intp)]
+    detail_N3[:, 0] += np.minimum(shade_N, 0.0)
+    lab_N3 = appearance.class_lab_K3[class_N] + lab_N3
+    lab_N3 += (detail_N3 - lab_N3) * share_N[:, None]
     air_13 = appearance.class_lab_K3[SKY : SKY + 1] + (0.04, 0.0, 0.0)
     colour_3N = _linear_rgb(np.concatenate([lab_N3, air_13]))
     air_311 = colour_3N[:, -1:, None] * np.float32(1 + 0.5 * appearance.glow)
@@ -168,14 +147,13 @@ def develop(view: View, appearance: Appearance) -> NDArray[np.uint8]:
     for i, j in ((0, 1), (1, 0), (1, 1)):
         image_3HW += colour_3N.take(cells_HW[i::2, j::2], axis=1)
 
-    surface_HW = parts.surface_N.take(part_HW)
-    class_HW = parts.class_N.take(part_HW)
+    surface_HW, class_HW = surface_N.take(part_HW), class_N.take(part_HW)
     rows, columns = canvas.rows[0::2] + np.float32(0.5), canvas.columns[0::2] + np.float32(0.5)  # of pixels' centres
     below = np.maximum(rows - np.float32(view.horizon), np.float32(0.5))
     beside = np.maximum(np.abs(columns - np.float32(view.centre)), np.float32(0.5))
     focal, height = np.float32(view.focal), np.float32(view.camera.height)
     on_ground, on_wall = surface_HW == Surface.GROUND.value, surface_HW == Surface.WALL.value
-    depth_HW = parts.depth_N.take(part_HW)
+    depth_HW = depth_N.astype(np.float32).take(part_HW)
     ground_z, wall_z = focal * height / below, focal * np.float32(6.5) / beside
     depth_HW = np.where(on_ground, ground_z[:, None], np.where(on_wall, wall_z, depth_HW))
 

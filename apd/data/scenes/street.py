@@ -69,8 +69,7 @@ def paint_street(view: View, layout: Layout) -> None:
 
 def _paint_sky(view: View, layout: Layout) -> None:
     canvas = view.canvas
-    sky = canvas.new_part(SKY, PLAIN, depth=0.0)
-    canvas.parts_HW[:] = sky
+    canvas.parts_HW[:] = canvas.new_part(SKY, PLAIN, depth=0.0)
     bright = canvas.new_part(SKY, PLAIN, 0.07, depth=0.0, detail=Detail.PAPER, share=0.25)
     for cloud in layout.clouds:
         size = cloud.size * sqrt(canvas.height * canvas.width)

@@ -1,25 +1,31 @@
-"""Archives, downloads and trees that are damaged or made to do harm are refused, leave nothing and take little."""
+"""Archives are fetched and unpacked whole; what is damaged or would do harm is refused and takes little."""
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import re
+import shutil
 import tarfile
 import tempfile
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from bad_input import refused
+from file_server import packed
 from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import FEW, WRITERS, data_script, files_of, for_counts
 
 fetching, unpacking = data_script("fetching"), data_script("unpacking")
+FetchError, Archive, unpack = fetching.FetchError, unpacking.Archive, unpacking.unpack
+FOLDERS = {"top/a/1.txt": b"one", "top/a/2.txt": b"two" * 50000, "top/b/3.txt": b"", "README": b"read me"}
 CONTENT = {"top/a": b"a" * 700, "top/b": bytes(range(256)) * 8, "top/c/d": b""}
 
 
@@ -84,8 +90,7 @@ def test_a_bad_archive_is_refused_with_little_memory_and_leaves_nothing(tmp_path
     monkeypatch.setattr(unpacking, "MEMBER_BYTES", 1 << 20)
     (tmp_path / "x.bin").write_bytes(content)
     tracemalloc.start()
-    unpack = partial(unpacking.unpack, tmp_path / "x.bin", tmp_path / "top")
-    refused(unpack, fetching.FetchError, names=("x.bin", words))
+    refused(partial(unpack, tmp_path / "x.bin", tmp_path / "top"), FetchError, names=("x.bin", words))
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
     assert os.listdir(tmp_path) == ["x.bin"]
@@ -103,8 +108,8 @@ def test_an_archive_that_was_changed_anywhere_is_refused_or_gives_what_was_packe
     with tempfile.TemporaryDirectory() as folder:
         (archive := Path(folder, "x")).write_bytes(data)
         try:
-            unpacking.unpack(archive, Path(folder, "out"))
-        except fetching.FetchError:
+            unpack(archive, Path(folder, "out"))
+        except FetchError:
             assert os.listdir(folder) == ["x"]
         else:
             assert files_of(Path(folder, "out")).keys() == CONTENT.keys()  # of plain tar, content has no checksum
@@ -115,7 +120,7 @@ def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
     inner = tarfile.TarInfo("top/inner.zip")
     inner.size = len(ZIP)
     (tmp_path / "x").write_bytes(TAR[:-1024] + inner.tobuf() + ZIP + bytes(-len(ZIP) % 512) + bytes(1024))
-    assert unpacking.unpack(tmp_path / "x", tmp_path / "out") == 4
+    assert unpack(tmp_path / "x", tmp_path / "out") == 4
 
 
 DOUBTED = {  # what a script says of the archives that nobody can verify
@@ -141,15 +146,15 @@ def test_what_nobody_can_verify_is_downloaded_with_a_persons_consent_only(tmp_pa
 
 def test_a_download_neither_leaves_https_nor_takes_more_than_was_said(server, tmp_path, monkeypatch):
     server.content, opened = bytes(5000), fetching.urllib.request.urlopen
-    refused(lambda: fetching.download(server.url, tmp_path / "x", 4999), fetching.FetchError, names=("4999",))
+    refused(lambda: fetching.download(server.url, tmp_path / "x", 4999), FetchError, names=("4999",))
     with monkeypatch.context() as slow:  # a minute is over at once
         slow.setattr(fetching, "TIMEOUT_SECONDS", 0.0)
         slow.setattr(fetching, "SLOWEST", 10**12)
         slow.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: opened(server.url))
         late = ("fewer than 1000000000000 bytes arrive in a second", "run the same command again")
-        refused(lambda: fetching.download(server.url, tmp_path / "late"), fetching.FetchError, names=late)
+        refused(lambda: fetching.download(server.url, tmp_path / "late"), FetchError, names=late)
     monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: opened(server.url))
-    refused(lambda: fetching.download("https://a.org/x", tmp_path / "x"), fetching.FetchError, names=(server.url,))
+    refused(lambda: fetching.download("https://a.org/x", tmp_path / "x"), FetchError, names=(server.url,))
     assert not (tmp_path / "x").exists()
 
 
@@ -186,3 +191,133 @@ def test_a_tree_with_a_bad_file_is_refused_in_one_line(tmp_path, capsys, name, f
         said = capsys.readouterr().err
         assert re.search(f"{name}.py: .{{,300}}{bad.stem[:10]}.{{,600}}\n$", said)
         assert not re.search(r"\x1b\[[^A]", said)
+
+
+@pytest.fixture(params=["zip", "tar", "tar.gz"])
+def form(request):
+    return request.param
+
+
+@pytest.fixture
+def place(tmp_path):
+    """The folder that may be written to; beside it lies nothing but the archive."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+def test_a_folder_of_an_archive_becomes_the_target_and_nothing_else_is_left(form, tmp_path, place):
+    archive = packed(tmp_path / f"x.{form}", FOLDERS)
+    assert unpack(archive, place / "all") == 4
+    assert files_of(place / "all") == FOLDERS
+    assert unpack(archive, place / "top", inside="top") == 3
+    assert unpack(archive, place / "any", inside="*/a") == 2
+    assert files_of(place / "any") == {"1.txt": b"one", "2.txt": FOLDERS["top/a/2.txt"]}
+    assert unpack(archive, place / "only", inside="top", only=("b/", "a/1")) == 2
+    assert set(files_of(place / "only")) == {"a/1.txt", "b/3.txt"}
+    assert {path.name for path in place.iterdir()} == {"all", "top", "any", "only"}
+
+
+@pytest.mark.parametrize("above", ["", "one/", "./one/two/"])
+def test_the_folder_above_all_files_is_found_whatever_it_is(form, tmp_path, place, above):
+    content = {f"{above}1.png": b"1", f"{above}2.png": b"2", f"{above}._1.png": b"junk"}
+    if form == "zip":
+        content = {name.removeprefix("./"): data for name, data in content.items()} | {"__MACOSX/1.png": b"junk"}
+    unpack(packed(tmp_path / f"x.{form}", content), place / "maps", inside=None)
+    assert files_of(place / "maps") == {"1.png": b"1", "2.png": b"2"}
+
+
+def test_nothing_of_an_interrupted_or_a_killed_call_gets_into_the_folder(form, tmp_path, place, monkeypatch):
+    content = {f"top/{number:02d}": bytes([number]) * 1000 for number in range(20)}
+    archive, write, written = packed(tmp_path / f"x.{form}", content), unpacking._write, []
+
+    def until_interrupted(member, target, archive):
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        written.append(member.name)
+        write(member, target, archive)
+
+    monkeypatch.setattr(unpacking, "_write", until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(archive, place / "top", inside="top")
+    assert list(place.iterdir()) == []
+    (place / ".top-unfinished").mkdir()
+    for name in ("00", "foreign"):  # one of the right size, and one that the archive does not have
+        (place / ".top-unfinished" / name).write_bytes(b"s" * 1000)
+    monkeypatch.setattr(unpacking, "_write", write)
+    assert unpack(archive, place / "top", inside="top") == 20
+    assert files_of(place) == content
+
+
+def test_what_is_there_is_kept_and_what_an_archive_lacks_or_has_no_room_is_named(form, tmp_path, place, monkeypatch):
+    archive, usage = packed(tmp_path / f"x.{form}", FOLDERS), shutil.disk_usage(place)
+    (place / "top").mkdir()
+    refused(lambda: unpack(archive, place / "top", inside="top"), FileExistsError, names=("top exists",))
+    other = "no files in its folder other (it holds top/a/1.txt"
+    refused(lambda: unpack(archive, place / "new", inside="other"), FetchError, names=(other,))
+    assert list(place.iterdir()) == [place / "top"]
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    room = ("takes 0.0 GB and ", " has 0.0 GB left; make room")
+    refused(lambda: unpack(archive, place / "new", inside="top"), FetchError, names=room)
+    assert not files_of(place)
+
+
+@pytest.fixture
+def offered(server, tmp_path):
+    """An archive that the server offers, with everything that is known of it but its hash."""
+    server.content = packed(tmp_path / "made.zip", FOLDERS).read_bytes()
+    return Archive("x.zip", "set/top", url=server.url, inside="top", size=len(server.content), witness="as listed here")
+
+
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_fetching_makes_a_folder_once_and_refuses_content_of_other_size_or_hash(server, offered, place, capsys, kind):
+    content, digest = server.content, hashlib.new(kind, server.content).hexdigest()
+    offered = replace(offered, digest=f"{kind}:{digest}")
+    for _ in range(2):
+        unpacking.fetch_all(place, [offered], unverified=True)
+        assert len(server.requests) == 1
+        assert set(files_of(place)) == {"set/top/a/1.txt", "set/top/a/2.txt", "set/top/b/3.txt"}
+    assert "already there" in capsys.readouterr().out
+    unpacking.fetch_all(place, [Archive("labels.txt", "set/labels.txt", url=server.url, plain=True)], unverified=True)
+    assert files_of(place)["set/labels.txt"] == content
+    assert "labels.txt: no checksum of this file is published" in capsys.readouterr().out
+    shutil.rmtree(place / "set")
+    other_hash = rf"has {kind} .*expected {digest[:16]}… \(as listed here\): delete it"
+    for other, found in ((content + b" ", rf"has {len(content) + 1} bytes"), (content[:-1] + b" ", other_hash)):
+        place.joinpath("x.zip").write_bytes(other)
+        with pytest.raises(FetchError, match=found):
+            unpacking.fetch_all(place, [offered])
+        assert [path.name for path in place.iterdir()] == ["x.zip"]
+    place.joinpath("x.zip").write_bytes(content)  # an archive that lies there is used and kept
+    unpacking.fetch_all(place, [offered])
+    assert len(server.requests) == 2
+    assert {path.name for path in place.iterdir()} == {"set", "x.zip"}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_a_script_fetches_becomes_what_it_checks(name, tmp_path, place, run, monkeypatch):
+    """Archives in the published form, made from a miniature, lie where a person has put them."""
+    script, (write, folder) = data_script(name), WRITERS[name]
+    made = write(tmp_path / "made")
+    for archive in script.ARCHIVES:
+        source = made / archive.becomes.removeprefix(folder).lstrip("/")
+        if archive.plain:
+            shutil.copy(source, place / archive.file)
+            continue
+        above = "59_context_labels" if archive.inside is None else archive.inside
+        content = {f"{above}/{path}".lstrip("/"): data for path, data in files_of(source).items()}
+        packed(place / archive.file, {**content, "README": b"", "license.txt": b""} if archive.inside else content)
+    known = [replace(archive, size=0, digest="", url="") for archive in script.ARCHIVES]
+    monkeypatch.setattr(script, "ARCHIVES", known)
+    run(name, "fetch", place)
+    assert files_of(place / folder) == files_of(made)
+    with for_counts(name, FEW):
+        run(name, "check", place)
+    assert run(name, "fetch", place).count("already there") == len(known)
+
+
+def test_cityscapes_prints_the_steps_to_the_files_that_are_missing(place, run):
+    for lacking in ("gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip", "leftImg8bit_trainvaltest.zip"):
+        output = run("cityscapes", "fetch", place, code=1)
+        assert "register at https://www.cityscapes-dataset.com/register/" in output
+        assert f"{place} lacks {lacking}" in output
+        packed(place / "gtFine_trainvaltest.zip", {"gtFine/train/aachen/x.png": b""})

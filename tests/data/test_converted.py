@@ -142,13 +142,11 @@ def test_a_run_on_each_published_set_ends_with_its_record_and_a_missing_one_is_n
     assert record.content["data"]["images"] == FEW["val"]
     valid = sum(int((sample.labels_HW != 255).sum()) for sample in build_split(data, "val"))
     assert sum(map(sum, record.content["confusion"])) == valid
-    refused(
-        lambda: ConvertedDataset(spec, "test"), ValueError, names=("split='test'", f"val, for which {spec.name} has")
-    )
+    message = ("split='test'", f"val, for which {spec.name} has")
+    refused(lambda: ConvertedDataset(spec, "test"), ValueError, names=message)
     with pytest.raises(ExperimentError, match=f"the labels of {spec.name}'s test are not public, so use val"):
         build_splits(DataConfig(name=spec.name, evaluation_split="test"))
     monkeypatch.setenv("APD_DATA", str(tmp_path))
     folder, script = PUBLISHED_FOLDERS[spec.name]
-    refused(
-        lambda: build_split(DataConfig(name=spec.name), "train"), MissingData, names=(f"no folder {folder}/", script)
-    )
+    message = (f"no folder {folder}/", script)
+    refused(lambda: build_split(DataConfig(name=spec.name), "train"), MissingData, names=message)

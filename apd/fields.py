@@ -1,6 +1,7 @@
 """Checks of a configuration's fields: against their annotations, and against what a run can use."""
 
 import difflib
+import importlib
 import re
 import reprlib
 import types
@@ -11,7 +12,11 @@ from numbers import Integral, Rational, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-class ExperimentError(ValueError):
+class UserError(Exception):
+    """What a user can mend: a command ends with its message, of one line, and without a traceback."""
+
+
+class ExperimentError(UserError, ValueError):
     """A configuration that cannot be run; the message names the field, the value and what was expected."""
 
 
@@ -42,6 +47,15 @@ def one_line(message: str) -> str:
     """A message without ends of lines or other control characters, in at most 903 characters."""
     line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
     return line if len(line) <= 900 else f"{line[:450]} … {line[-450:]}"
+
+
+def imported(package: str, purpose: str, extra: str, error: type[Exception]) -> Any:
+    """A package that an extra of this project brings; where it is missing, an `error` names `purpose` and extra."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as missing:
+        name, fix = package.rpartition(".")[2], f"install it with `pip install -e '.[{extra}]'` in the project's folder"
+        raise error(f"{purpose} needs the package {name}: {fix}") from missing
 
 
 def require(condition: bool, owner: object, name: str, expected: str) -> None:

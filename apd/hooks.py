@@ -3,15 +3,11 @@
 import difflib
 import math
 import operator
-import sys
 from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointFunction
-
-from apd.validation import check_count
 
 
 def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, prefix_tokens: int = 0) -> Tensor:
@@ -24,9 +20,8 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     >>> tokens_to_map(torch.zeros(2, 1 + 4 + 8 * 12, 384), (64, 96), prefix_tokens=5).shape
     torch.Size([2, 384, 8, 12])
     """
-    if not isinstance(tokens_BNC, Tensor) or tokens_BNC.ndim != 3:
-        shape = f"of shape {tuple(tokens_BNC.shape)}" if isinstance(tokens_BNC, Tensor) else type(tokens_BNC).__name__
-        raise ValueError(f"tokens is {shape}: expected a tensor (batch, tokens, channels)")
+    if tokens_BNC.ndim != 3:
+        raise ValueError(f"tokens is of shape {tuple(tokens_BNC.shape)}: expected a tensor (batch, tokens, channels)")
     height, width = grid or (1, 1)
     patches = tokens_BNC.shape[1] - prefix_tokens
     h = height if height * width == patches else round(math.sqrt(max(patches, 0) * height / width))
@@ -79,7 +74,8 @@ class FeatureTap:
     """Remembers the last output of one module of a model: a context manager, or :meth:`open` and :meth:`close`.
 
     Open it once around a training loop; the model is as it was when the block is left, and copies of it made meanwhile
-    are not tapped. It may be compiled before or after. What checkpointing computes again does not count.
+    are not tapped. It may be compiled before or after. What checkpointing computes again does not count, and with
+    ``use_reentrant=True`` the features inside have no gradient: distillers refuse them in training.
 
     Args:
         model: any module but TorchScript.
@@ -109,14 +105,11 @@ class FeatureTap:
                 f"{path!r} is TorchScript, which runs outside Python, where nothing sees its output: tap the model "
                 "that was traced or scripted, or let it return its features"
             )
-        if prefix_tokens:
-            check_count("prefix_tokens", prefix_tokens)
         self.path, self.grid = path, grid
         self.prefix_tokens = 0 if prefix_tokens is None and grid is not None else prefix_tokens
         self._module = modules[path]
         self._features: Tensor | None = None
         self._version: int | None = None
-        self._checkpointed = False
         self._tapped: _Tapped | None = None
 
     def open(self) -> Self:
@@ -151,11 +144,6 @@ class FeatureTap:
                 f"{self.path!r} has not run: {state}. A module that the model contains and never calls, as in an "
                 "exported or fused model, has no output: tap the model that it was made from"
             )
-        if self._checkpointed and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{self.path!r} ran inside torch.utils.checkpoint(use_reentrant=True), which computes without gradient "
-                "and again in the backward pass: use_reentrant=False, or tap a module outside the checkpoint"
-            )
         if self._version is not None and self._features._version != self._version:
             raise RuntimeError(
                 f"the output of {self.path!r} was changed in place after it was returned: "
@@ -180,18 +168,7 @@ class FeatureTap:
                 "tap a module inside it that returns one tensor"
             )
         if compiling:  # a version cannot be read there, so what changes the output in place changes another tensor
-            self._features, self._version, self._checkpointed = output.clone(), None, False
+            self._features, self._version = output.clone(), None
             return
         self._features = output
         self._version = None if output.is_inference() else output._version
-        self._checkpointed = not torch.is_grad_enabled() and _inside_reentrant_checkpoint()
-
-
-def _inside_reentrant_checkpoint() -> bool:
-    """Whether the call comes from re-entrant checkpointing of something that has a gradient outside."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is CheckpointFunction.forward.__code__:
-            return any(frame.f_locals["ctx"].needs_input_grad)
-        frame = frame.f_back
-    return False

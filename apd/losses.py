@@ -22,6 +22,7 @@ from apd.validation import (
     check_map,
     check_positive,
     check_present,
+    check_same_grid,
     without_infinities,
 )
 
@@ -105,22 +106,14 @@ def observation_loss(
     _check_same_shape("observations", student_observations_BKhw, teacher_observations_BKhw)
     batch, num_classes = student_observations_BKhw.shape[:2]
     check_present(present_BK, (batch, num_classes))
-    check_labels(labels_Bhw, batch)
-    if labels_Bhw.shape[1:] != student_observations_BKhw.shape[2:]:
-        raise ValueError(
-            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but observations on "
-            f"{tuple(student_observations_BKhw.shape[2:])}: call resize_labels(labels, observations.shape[2:]) first"
-        )
+    check_same_grid("observations", student_observations_BKhw, labels_Bhw)
     valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
     absent_BK11 = ~present_BK[:, :, None, None]
     divergence_BKhw = _divergence(
         student_observations_BKhw.masked_fill(absent_BK11, ABSENT_LOGIT),
         teacher_observations_BKhw.masked_fill(absent_BK11, ABSENT_LOGIT),
     )
-    if reduction == "element":
-        elements = present_BK.sum() * labels_Bhw[0].numel()
-        return divergence_BKhw.sum() / global_count(elements)
-    return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
+    return _reduced(divergence_BKhw, valid_Bhw, present_BK.sum() * labels_Bhw[0].numel(), reduction)
 
 
 @full_precision
@@ -166,10 +159,8 @@ def pixel_kd_loss(
     valid_BHW = valid_pixels(labels_BHW, num_classes, ignore_index=ignore_index)
     valid_Bhw = resize_labels(valid_BHW.to(torch.uint8), student_logits_BKhw.shape[2:]).bool()
     divergence_BKhw = temperature**2 * _divergence(student_logits_BKhw / temperature, teacher_logits_BKhw / temperature)
-    if reduction == "element":
-        elements = torch.full((), divergence_BKhw.numel(), device=divergence_BKhw.device)
-        return divergence_BKhw.sum() / global_count(elements)
-    return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
+    elements = torch.full((), divergence_BKhw.numel(), device=divergence_BKhw.device)
+    return _reduced(divergence_BKhw, valid_Bhw, elements, reduction)
 
 
 def two_channel_logits(logits_B1hw: Tensor) -> Tensor:
@@ -188,6 +179,13 @@ def _divergence(student_BKhw: Tensor, teacher_BKhw: Tensor) -> Tensor:
     student_log_BKhw = F.log_softmax(student_BKhw, dim=1)
     teacher_log_BKhw = F.log_softmax(teacher_BKhw.detach(), dim=1)
     return F.kl_div(student_log_BKhw, teacher_log_BKhw, reduction="none", log_target=True)
+
+
+def _reduced(divergence_BKhw: Tensor, valid_Bhw: Tensor, elements: Tensor, reduction: Reduction) -> Tensor:
+    """Summed over classes, and averaged over valid pixels or over the number of ``elements``."""
+    if reduction == "element":
+        return divergence_BKhw.sum() / global_count(elements)
+    return masked_mean(divergence_BKhw.sum(1), valid_Bhw)
 
 
 def checked_weights(given: Mapping[str, float], *, has_heads: bool) -> dict[str, float]:

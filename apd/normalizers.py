@@ -43,8 +43,6 @@ def across_processes() -> Iterator[None]:
     For a loop of your own under ``DistributedDataParallel``, around the forward pass that computes the losses. Every
     process must come here, and compute the same terms, in every step: one all-reduce of a number for each term.
     """
-    if not distributed.is_initialized():
-        raise RuntimeError("across_processes() needs a process group: call torch.distributed.init_process_group first")
     size = distributed.get_world_size()
 
     def rule(count: Tensor) -> Tensor:
@@ -60,11 +58,10 @@ class AccumulatedCounts:
     """The divisors of a batch whose parts are computed one after the other, as in gradient accumulation.
 
     Count every part, then compute every part, asking for the same counts in the same order: its losses and gradients
-    *add up* to those of the whole batch. With ``over_processes`` the counts are those of all processes.
+    *add up* to those of the whole batch. Computed inside :func:`across_processes`, it is that of all processes.
     """
 
-    def __init__(self, *, over_processes: bool = False) -> None:
-        self._over_processes = over_processes
+    def __init__(self) -> None:
         self._counts: list[Tensor] = []  # of each part, stacked
         self._divisors: list[Tensor] | None = None
 
@@ -85,11 +82,7 @@ class AccumulatedCounts:
     def computing(self) -> Iterator[None]:
         """Inside, sums are divided by the counts of all parts together, which must be those asked for before."""
         if self._divisors is None:
-            totals, processes = torch.stack(self._counts).sum(0), 1
-            if self._over_processes:
-                distributed.all_reduce(totals)
-                processes = distributed.get_world_size()
-            self._divisors = list((totals.clamp(min=1) / processes).unbind())
+            self._divisors = list(global_count(torch.stack(self._counts).sum(0)).unbind())
         left = list(self._divisors)
 
         def rule(_count: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apd.validation import BINARY, check_choice, check_labels, check_map, check_present
+from apd.validation import BINARY, check_choice, check_labels, check_map, check_present, check_same_grid
 
 Scope = Literal["image", "batch"]
 Absent = Literal["mask", "zero"]
@@ -100,13 +100,8 @@ def class_members(
 ) -> tuple[Tensor, Tensor]:
     """Which pixels belong to which class, ``member_BKN``, and which classes have a prototype, ``present_BK``."""
     check_map("features", features_BDhw)
-    check_labels(labels_Bhw, features_BDhw.shape[0])
     check_choice("scope", scope, ("image", "batch"))
-    if labels_Bhw.shape[1:] != features_BDhw.shape[2:]:
-        raise ValueError(
-            f"labels are on a grid of {tuple(labels_Bhw.shape[1:])} but features on {tuple(features_BDhw.shape[2:])}: "
-            "call resize_labels(labels, features.shape[2:]) first"
-        )
+    check_same_grid("features", features_BDhw, labels_Bhw)
     valid_Bhw = valid_pixels(labels_Bhw, num_classes, ignore_index=ignore_index)
     labels_BN = torch.where(valid_Bhw, labels_Bhw.long(), -1).flatten(1)
     member_BKN = labels_BN[:, None] == torch.arange(num_classes, device=labels_BN.device)[:, None]

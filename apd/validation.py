@@ -33,10 +33,8 @@ def check_choice(name: str, value: object, choices: tuple[str | bool, ...]) -> N
 
 def check_count(name: str, value: int, most: int = MOST) -> int:
     """``value`` as an int; ``ValueError`` naming it unless it is an integer, Python's or NumPy's, in 1 .. ``most``."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={shown(value)}: expected a positive integer")
-    if value > most:
-        raise ValueError(f"{name}={shown(value)}: expected at most {most}")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ValueError(f"{name}={shown(value)}: expected a positive integer, at most {most}")
     return int(value)
 
 
@@ -68,12 +66,10 @@ def check_map(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}: expected a tensor (batch, channels, height, width)")
     if value.ndim != 4 or 0 in value.shape:
-        hint = (
-            "; tokens (batch, tokens, channels) become a map by tokens[:, prefix:].mT.unflatten(2, (h, w)), or by "
-            "apd.tokens_to_map(tokens, (H, W), prefix_tokens=prefix), where prefix counts the CLS and register tokens"
-        )
         expected = "expected four non-empty axes (batch, channels, height, width)"
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: {expected}{hint if value.ndim == 3 else ''}")
+        if value.ndim == 3:
+            expected += "; apd.tokens_to_map(tokens, (H, W), prefix_tokens=…) makes a map of (batch, tokens, channels)"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: {expected}")
     if not value.is_floating_point() or value.element_size() == 1:
         raise TypeError(f"{name} has dtype {value.dtype}: expected a floating dtype of 16 bits or more")
 
@@ -93,12 +89,19 @@ def check_labels(labels_BHW: Tensor, batch: int) -> None:
         raise ValueError(f"labels holds {labels_BHW.shape[0]} images but the maps hold {batch}: the batches must agree")
 
 
+def check_same_grid(name: str, maps_BChw: Tensor, labels_Bhw: Tensor) -> None:
+    """Raise unless ``labels_Bhw`` are labels of the same images, on the grid of the maps of that name."""
+    check_labels(labels_Bhw, maps_BChw.shape[0])
+    if labels_Bhw.shape[1:] != maps_BChw.shape[2:]:
+        grids = f"a grid of {tuple(labels_Bhw.shape[1:])} but {name} on {tuple(maps_BChw.shape[2:])}"
+        raise ValueError(f"labels are on {grids}: call resize_labels(labels, {name}.shape[2:]) first")
+
+
 def check_present(present_BK: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless ``present_BK`` is boolean and of that shape."""
     if present_BK.dtype != torch.bool or present_BK.shape != shape:
-        raise ValueError(
-            f"present is {present_BK.dtype} of shape {tuple(present_BK.shape)}: expected torch.bool of {tuple(shape)}"
-        )
+        found = f"{present_BK.dtype} of shape {tuple(present_BK.shape)}"
+        raise ValueError(f"present is {found}: expected torch.bool of {tuple(shape)}")
 
 
 def _of_one_image(first: tuple[int, int], second: tuple[int, int], *, is_image: bool = False) -> bool:

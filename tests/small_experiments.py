@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -86,6 +87,20 @@ def prepared_run(experiment, folder):
     if experiment.teacher is not None:
         teacher = task.network(experiment.teacher.network, classes, device, 100).eval().requires_grad_(False)
     return Trainer(task, folder, splits, student, teacher)
+
+
+class Convolution(torch.nn.Module):
+    """Images to logits by one convolution; keeps the shapes of what it was shown, and the last of it."""
+
+    def __init__(self, kernel=1, classes=3):
+        super().__init__()
+        self.layer, self.shapes = torch.nn.Conv2d(3, classes, kernel, padding=kernel // 2, bias=False), []
+        self.layer.weight.data.normal_(generator=torch.Generator().manual_seed(0)).mul_(4)
+
+    def forward(self, images):
+        self.last = images
+        self.shapes.append(tuple(images.shape))
+        return SimpleNamespace(logits=self.layer(images))
 
 
 class Thrown(Exception):

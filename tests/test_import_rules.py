@@ -34,7 +34,7 @@ ARROWS = {
     "models": ((*METHOD, "fields"), BARE),
     "data": (("fields",), BARE | {"yaml"}),  # which timm needs itself
     "config": (("fields", "data", "distillers"), BARE),
-    "evaluation": ((*METHOD, "models", "data", "config"), BARE),
+    "evaluation": ((*METHOD, "models", "data", "fields", "config"), BARE),
     "training": (BELOW_TRAINING, BARE | {"filelock"}),  # which torch needs itself
     "cost": ((*BELOW_TRAINING, "training"), BARE),
     "study": ((*BELOW_TRAINING, "training", "cost"), BARE),

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, get_args
 
 from apd.fields import UsageError, did_you_mean
-from apd.training.streams import printing_safely
+from apd.training.exit_codes import exit_code_of, printing_safely
 
 COMMANDS = {
     "train": "Train one experiment: a recipe, by name or size and method, and any of its fields changed.",
@@ -33,10 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = (f"  {name:10s} {sentence}" for name, sentence in COMMANDS.items())
-        print("usage: apd COMMAND [OPTIONS]", "", *lines, "", "apd COMMAND --help tells the options.", sep="\n")
+        print("usage: apd COMMAND [OPTIONS]", "", *lines, "", "apd COMMAND --help lists the options.", sep="\n")
         return 0 if arguments else 2
-    from apd.training.exit_codes import exit_code_of
-
     return exit_code_of(lambda: _run(*arguments), "apd")
 
 
@@ -48,7 +46,7 @@ def _run(name: str, *arguments: str) -> int:
         place = "report" if name == "report" else "using" if name in _OF_A_RUN else "training"
         module = import_module(f"apd.cli.{place}")
     except ModuleNotFoundError as error:
-        if error.name != "tyro":
+        if str(error.name).partition(".")[0] != "tyro":
             raise
         fix = "(in the project's folder: pip install -e '.[cli]'); without it, `python -m apd.study.campaign NAME` runs"
         print(f"apd: the command line needs tyro {fix} campaigns", file=sys.stderr)

@@ -8,26 +8,23 @@ from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
+from tyro.conf import Positional, arg
 
 from apd.cli.app import parse
 from apd.cli.using import record_of
 from apd.evaluation.export import ExportError
-from apd.fields import UsageError
+from apd.fields import UsageError, imported
 from apd.training.checkpoint import write_atomically
 from apd.training.run import finished_folder
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "10_your_run.ipynb"
-"""It lies in a clone of the project, beside the package, and not in a wheel."""
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "10_your_run.ipynb"  # in a clone, not in a wheel
 
 
 @dataclass(frozen=True)
 class _Report:
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
-    """Folders of finished runs, or their record.json; two or more are compared."""
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]  #: Folders of finished runs, to be compared.
     to: Path = Path("report.html")  #: File to write. One that is there is replaced.
-    images: int = 200
-    """Images of the evaluation split, from its first, among which best and worst are looked for; 0 shows none."""
+    images: int = 200  #: Images of the evaluation split among which best and worst are looked for; 0 shows none.
 
 
 def report(arguments: list[str], sentence: str) -> int:
@@ -43,8 +40,6 @@ def report(arguments: list[str], sentence: str) -> int:
     for run, folder in zip(chosen.runs, folders, strict=True):
         if folders.count(folder) > 1:
             raise UsageError(f"{run} is named more than once: name each run once")
-        if (folder / "checkpoints").is_dir() and not (folder / "record.json").is_file():
-            raise UsageError(f"{run} has not finished: the `apd train` that began it goes on from its last checkpoint")
         first, record = record_of(folders[0]), record_of(folder)
         if (record.experiment.task, record.class_names) != (first.experiment.task, first.class_names):
             fix = "their scores cannot be compared, so write a report of each"
@@ -60,12 +55,7 @@ def executed(parameters: dict[str, Any]) -> Any:
     if not NOTEBOOK.is_file():
         fix = "install a clone of the project with `pip install -e '.[book]'`"
         raise ExportError(f"apd report needs {NOTEBOOK}, which lies in a clone only: {fix}")
-    try:
-        import markdown_it  # noqa: F401
-        import papermill
-    except ImportError as error:
-        fix = "`pip install -e '.[book]'` in the project's folder"
-        raise ExportError(f"apd report needs the package {error.name}: install it with {fix}") from error
+    papermill, _ = (imported(package, "apd report", "book", ExportError) for package in ("papermill", "markdown_it"))
     with tempfile.TemporaryDirectory() as folder:
         options = {"kernel_name": "python3", "progress_bar": sys.stderr.isatty(), "parameters": parameters}
         options |= {"extra_arguments": ["--log-level=CRITICAL"]}  # of a kernel that is shut down
@@ -95,7 +85,6 @@ def page_of(notebook: Any, title: str) -> str:
                 parts.append(markdown.render(data["text/markdown"]))
             elif output.get("name") != "stderr":
                 parts.append(f"<pre>{escape(output.get('text', data.get('text/plain', '')).strip())}</pre>")
-    head, tail = Path(__file__).with_suffix(".html").read_text(encoding="utf-8").split("BODY\n")
-    return "\n".join(
-        [head.replace("TITLE", escape(title)), *parts[:1], f"<nav>{' '.join(links)}</nav>", *parts[1:], tail]
-    )
+    body = "\n".join([*parts[:1], f"<nav>{' '.join(links)}</nav>", *parts[1:]])
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return page.replace("TITLE", escape(title)).replace("BODY", body)

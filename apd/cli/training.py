@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import torch
-import tyro
+from tyro.conf import AvoidSubcommands, Positional, arg
 
 from apd.cli.app import only, parse, recipe_parts, with_recipe
 from apd.cli.using import record_of, split_described
@@ -34,7 +34,7 @@ from apd.study.recipes import AnyMethod, Size, default_method
 from apd.training import run as runs
 from apd.training.distributed import choose_device, join, of_every_rank, started_rank
 from apd.training.record import Record, differences, provenance, read_record
-from apd.training.run_log import StoppedError, in_this_output
+from apd.training.run_log import StoppedError
 from apd.training.segmentation import build_network
 
 DATA_SETS = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
@@ -44,8 +44,7 @@ MOST_LINES = 20  # Differences that `apd replay` prints; the rest is counted (ow
 
 @dataclass(frozen=True)
 class _Check:
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A folder that holds a dataset.yaml, or the name of a data set."""
+    data: Annotated[Positional[str], arg(metavar="DATA")]  #: Folder with a dataset.yaml, or name of a data set.
 
 
 def check(arguments: list[str], sentence: str) -> int:
@@ -102,9 +101,7 @@ def cost(arguments: list[str], sentence: str) -> int:
         return 0
     experiment = record_of(chosen.run).experiment if chosen.run is not None else known.recipe(chosen.size)
     if experiment.task == "detection":
-        fix = (
-            f"`apd train --size {chosen.size} --dry-run` tells a detector's parameters, multiply-adds, memory and time"
-        )
+        fix = f"`apd train --size {chosen.size} --dry-run` counts a detector's parameters, multiply-adds and memory"
         raise UsageError(f"--size {chosen.size}: apd cost measures segmentation; {fix}")
     data, classes = experiment.data, len(spec_of(experiment.data).class_names)
     height, width = data.height or data.crop_height, data.width or data.crop_width
@@ -119,8 +116,7 @@ def cost(arguments: list[str], sentence: str) -> int:
 
 @dataclass(frozen=True)
 class _Recipes:
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = ""
-    """Recipe to show (`apd recipes show NAME` is the same); empty lists all."""
+    name: Annotated[Positional[str], arg(metavar="NAME")] = ""  #: Recipe to show; empty lists all.
 
 
 def recipes(arguments: list[str], sentence: str) -> int:
@@ -145,24 +141,16 @@ class _Base:
     """Recipe to start from: tiny (built-in scenes), small (CamVid, CPU), full (CamVid, GPU), or one of the paper's, as
     released or corrected; of detection: scenes_detection, tiny_coco (CPU), or COCO at the paper's scale. Without it
     --data.name folder gets a recipe that is chosen for the folder's images."""
-    method: AnyMethod = "apd"
-    """What the recipe adds to the student's task loss: one of `apd recipes` at this size."""
+    method: AnyMethod = "apd"  #: What the recipe adds to the student's task loss, as in `apd recipes`.
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Train(_Base):
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    dry_run: bool = False
-    """Build everything, check the data, tell sizes, memory and time, and stop: 1 where something is missing."""
+    experiment: Annotated[Experiment, arg(name="")]
+    dry_run: bool = False  #: Build everything, estimate memory and time, and stop: 1 where something is missing.
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
     workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
-    tensorboard: bool = False
-    """Write curves and some predictions for `tensorboard --logdir runs`; needs the extra `tensorboard`."""
-
-
-def _require_workers(workers: int) -> None:
-    if not 0 <= workers <= 256:
-        raise UsageError(f"--workers {shown(workers)}: expected a whole number of at least 0 and at most 256")
+    tensorboard: bool = False  #: Write curves and predictions for `tensorboard --logdir runs`; needs that extra.
 
 
 def train(arguments: list[str], sentence: str) -> int:
@@ -185,13 +173,12 @@ def train(arguments: list[str], sentence: str) -> int:
         prog="apd train",
         description="Train one experiment and print where its record lies. `apd train NAME` starts from the recipe of "
         "that name, which `apd recipes` lists; every field below can be changed.",
-        config=(tyro.conf.AvoidSubcommands,),
+        config=(AvoidSubcommands,),
     )
     experiment, device = runs.in_steps(chosen.experiment), chosen.device or None
     if experiment.name == start.name:
         label = f"{base.size}-{base.method}" if own is None else start.name.rpartition("-seed")[0]
         experiment = replace(experiment, name=f"{label}-seed{experiment.seed}")
-    _require_workers(chosen.workers)
     data = experiment.data
     if experiment.task == "segmentation" and data.folder and data.name != "folder":
         raise UsageError(f"--data.folder {data.folder}: --data.name is {data.name}, so give --data.name folder with it")
@@ -201,7 +188,7 @@ def train(arguments: list[str], sentence: str) -> int:
         if missing := dry_run(experiment, device=device):
             print(f"apd: training cannot start: {len(missing)} missing, named above", file=sys.stderr)
         return 1 if missing else 0
-    options = dict(progress=in_this_output(), workers=chosen.workers, tensorboard=chosen.tensorboard)
+    options = dict(progress="lines", workers=chosen.workers, tensorboard=chosen.tensorboard)
     record = runs.train(experiment, device=device, **options)
     if not started_rank():
         print(summary(record), flush=True)
@@ -225,11 +212,11 @@ def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
     base = parse(_Base, only(wanted, ("--size", "--method")), default=default, prog="apd train")
     if not folder or last("--data.name") != "folder" or size:
         return known.recipe(base.size, base.method), base, None
-    sides = [last(flag) for flag in ("--data.height", "--data.width")]
-    height, width = (int(side) if side.isdecimal() and len(side) < 9 else -1 for side in sides)
-    sensible = min(height, width) > 0 or height == width == 0  # else the fields' own checks say what is wrong
+    sides = map(last, ("--data.height", "--data.width"))
+    sides = tuple(int(side) if side.isdecimal() and len(side) < 9 else -1 for side in sides)
+    sides = sides if min(sides) > 0 or sides == (0, 0) else None  # the fields' own checks say what is wrong
     networks = {"student": last("--network.backbone"), "teacher": last("--teacher.network.backbone")}
-    own = own_recipe(folder, base.method, size=(height, width) if sensible else None, **networks)
+    own = own_recipe(folder, base.method, size=sides, **networks)
     if base.method == "student" and not any(argument.startswith("--teacher.") for argument in wanted):
         # a teacher that nobody asked for and nothing is learned from would take half of the time
         own = own._replace(experiment=replace(own.experiment, teacher=None))
@@ -238,8 +225,7 @@ def _start(arguments: list[str]) -> tuple[Experiment, _Base, OwnRecipe | None]:
 
 @dataclass(frozen=True)
 class _Replay:
-    record: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECORD")]
-    """A record, such as those below book/results, or the folder of a finished run."""
+    record: Annotated[Positional[Path], arg(metavar="RECORD")]  #: A record, or the folder of a finished run.
     device: str = ""  #: Torch device; empty is the kind that the record names.
     workers: int = 0  #: Processes that prepare batches ahead; any number gives the same batches.
 
@@ -247,7 +233,6 @@ class _Replay:
 def replay(arguments: list[str], sentence: str) -> int:
     """Train what a record describes in a temporary folder, and compare: 0 where all is equal, 1 where not."""
     chosen = parse(_Replay, arguments, prog="apd replay", description=sentence)
-    _require_workers(chosen.workers)
     record = read_record(chosen.record / "record.json" if chosen.record.is_dir() else chosen.record)
     recorded, name = record.content, chosen.device or record.content["device"].get("type", "")
     device, task, ranks = choose_device(name), runs.task_of(record.experiment), join()
@@ -265,7 +250,7 @@ def replay(arguments: list[str], sentence: str) -> int:
         found_in = runs.run_folder(record.experiment.teacher_experiment())
         ranks.print(f"note: the teacher is not trained again: its finished run lies in {found_in}")
     with tempfile.TemporaryDirectory() as folder:
-        options = dict(device=name, progress=in_this_output(), workers=chosen.workers)
+        options = dict(device=name, progress="lines", workers=chosen.workers)
         try:
             again = runs.train(record.experiment, folder=Path(folder), **options)
         except StoppedError as error:
@@ -275,9 +260,8 @@ def replay(arguments: list[str], sentence: str) -> int:
     for line in found[:MOST_LINES]:
         ranks.print(line)
     if not found:
-        ranks.print(
-            f"equal: {score} {value:.4f}; weights, scores, curves, teacher and data are the record's, bit by bit"
-        )
+        same = "weights, scores, curves, teacher and data are the record's, bit by bit"
+        ranks.print(f"equal: {score} {value:.4f}; {same}")
         return 0
     why = "; bits repeat with the same code, libraries and kind of processor only, see the notes" if notes else ""
     scores = f"{score} {record.headline[1]:.4f} in the record and {value:.4f} here"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
+from torch import nn
 from tqdm import tqdm
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from apd.cli.app import parse
 from apd.config.datasets import meaning_of, spec_of, what_changed
@@ -17,7 +18,7 @@ from apd.config.experiment import Experiment
 from apd.config.inference_options import InferenceOptions, require_sides, require_split_sides
 from apd.data.coco import coco_spec
 from apd.data.images import DataError
-from apd.data.instances import InstanceSample, InstanceSpec, coco_library
+from apd.data.instances import InstanceSample, InstanceSpec
 from apd.data.scenes import OBJECTS
 from apd.data.specs import DatasetSpec
 from apd.evaluation import inference as segmentation
@@ -31,21 +32,18 @@ from apd.training.record import Record, RecordError, read_record
 from apd.training.run import finished_folder, records_folder, task_of, trained_network
 from apd.training.schema import read_json
 
-Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-FLAGS = (tyro.conf.FlagCreatePairsOff,)  # a switch that is off by default needs no --no- form
-SCORED = "scoring and drawing what a detector finds"
+Run = Annotated[Positional[Path], arg(metavar="RUN")]
+FLAGS = (FlagCreatePairsOff,)  # a switch that is off by default needs no --no- form
 
 
 @dataclass(frozen=True, kw_only=True)
 class _OfARun:
-    run: Run
-    """Folder of a finished run, or its record.json, whose path `apd train` prints."""
+    run: Run  #: Folder of a finished run, or its record.json, whose path `apd train` prints.
     sliding_window: float | None = None
     """Predict windows of the training crop's size; the number is the step from one to the next, as a part of a window
     (released code: 0.667)."""
     flip: bool = False  #: Average each prediction with that of the mirror image.
-    scales: tuple[float, ...] = ()
-    """Average over these sizes, as multiples of the image's own; --scales 1 alone shows the whole image once."""
+    scales: tuple[float, ...] = ()  #: Average over these multiples of the image's size; 1 alone: once, as a whole.
     device: str = ""  #: Torch device; empty is cuda where there is one, else cpu.
 
     def inference(self, experiment: Experiment) -> InferenceOptions:
@@ -79,30 +77,33 @@ def evaluate(arguments: list[str], sentence: str) -> int:
     """Print scores of every class and of all; write a table and images where asked for."""
     chosen = parse(_Evaluate, arguments, prog="apd evaluate", description=sentence, config=FLAGS)
     record = record_of(chosen.run)
+    data, detection = record.experiment.data, record.experiment.task == "detection"
     options = chosen.inference(record.experiment)
     # before minutes go into scores that could not be written
     if chosen.csv is not None and (chosen.csv.is_dir() or not os.access(chosen.csv.parent, os.W_OK)):
         raise UsageError(f"--csv {chosen.csv}: expected a file in a folder that is there and can be written")
     if chosen.pictures is not None and chosen.pictures.exists() and not chosen.pictures.is_dir():
         raise UsageError(f"--pictures {chosen.pictures}: expected a folder, and this is a file")
-    if record.experiment.task == "detection" and chosen.csv is not None:
+    if detection and chosen.csv is not None:
         raise UsageError("--csv is for segmentation; a detector's AP of every class is printed")
-    (_evaluate_detector if record.experiment.task == "detection" else _evaluate_segmenter)(chosen, record, options)
+    if data.name == "coco" and chosen.split == "test":
+        raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
+    dataset = task_of(record.experiment).split(chosen.split)
+    _compare(record, dataset.spec, chosen.split, dataset)
+    model = trained_network(chosen.run, device=chosen.device or None)
+    (_evaluate_detector if detection else _evaluate_segmenter)(chosen, record, dataset, model, options)
     return 0
 
 
-def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOptions) -> None:
-    experiment, dataset = record.experiment, task_of(record.experiment).split(chosen.split)
-    _compare(record, dataset.spec, chosen.split, dataset)
-    require_split_sides(experiment.data, dataset, options)
+def _evaluate_segmenter(chosen: _Evaluate, record: Record, dataset: Any, model: nn.Module, options: Any) -> None:
+    require_split_sides(record.experiment.data, dataset, options)
 
     def write(predictions_BHW: torch.Tensor, names: tuple[str, ...]) -> None:
         for labels_HW, name in zip(predictions_BHW.byte().numpy(), names, strict=True):
             predictions.write_label_map(labels_HW, chosen.pictures / f"{name}-labels.png", dataset.spec)
 
-    how = dict(precision=experiment.precision, inference=options, progress=chosen.split)
-    model, on_batch = trained_network(chosen.run, device=chosen.device or None), write if chosen.pictures else None
-    matrix_KK = segmentation.confusion_of(model, dataset, on_batch=on_batch, **how)
+    how = dict(precision=record.experiment.precision, inference=options, progress=chosen.split)
+    matrix_KK = segmentation.confusion_of(model, dataset, on_batch=write if chosen.pictures else None, **how)
     result, names = scores(matrix_KK), dataset.spec.class_names
     for name, iou, accuracy in zip(names, result.iou, result.accuracy, strict=True):
         print(f"{name:12s} IoU {iou:.4f}  accuracy {accuracy:.4f}")
@@ -114,37 +115,27 @@ def _evaluate_segmenter(chosen: _Evaluate, record: Record, options: InferenceOpt
         chosen.csv.write_text(class_csv(matrix_KK, names), encoding="utf-8")
 
 
-def _evaluate_detector(chosen: _Evaluate, record: Record, _options: InferenceOptions) -> None:
-    coco_library(SCORED)
-    data, task = record.experiment.data, task_of(record.experiment)
-    if data.name == "coco" and chosen.split == "test":
-        raise UsageError(f"--split test: this run's data have train ({data.train_part}) and val ({data.val_part}) only")
-    dataset = task.split(chosen.split)
-    _compare(record, dataset.spec, chosen.split, dataset)
-    model = trained_network(chosen.run, device=chosen.device or None)
-
+def _evaluate_detector(chosen: _Evaluate, record: Record, dataset: Any, model: nn.Module, _options: Any) -> None:
     def write(sample: InstanceSample, found: Detections) -> None:
         image = predictions.drawn(sample.image_3HW.permute(1, 2, 0).numpy(), found, dataset.spec)
         predictions.save_image(image, chosen.pictures / f"{sample.name}-found.png")
 
-    how = dict(batch_size=task.at_a_time, progress=chosen.split, on_image=write if chosen.pictures else None)
-    tables = scored(model, dataset, **how).tables()
+    how = dict(batch_size=task_of(record.experiment).at_a_time, progress=chosen.split)
+    tables = scored(model, dataset, on_image=write if chosen.pictures else None, **how).tables()
     counted = f"{len(dataset)} images of {split_described(record, chosen.split)}"
     print(*ap_lines(tables, dataset.spec.class_names), counted, sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Predict(_OfARun):
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
-    """Images of any size, in any format that training reads; videos; folders of both; patterns such as '*.png'."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE")]  #: Images, videos, folders, or '*.png'.
     to: Path = Path("predictions")
     """Folder for NAME-labels.png (class numbers, with the class colours as palette) and NAME-overlay.png, of a detector
     for NAME-found.png and detections.json (COCO's results format), and for predictions.csv. Where stems repeat, NAME
     begins with folders; frames are NAME-000123."""
     batch: int = 8  #: Images of equal size that are predicted at a time.
-    every: int = 1  #: Of a video, or an image of several frames, predict every n-th.
-    least_score: float | None = None
-    """Detectors only: detections below this score are not drawn (0.5 if it is not given)."""
+    every: int = 1  #: Of a video, predict every n-th frame.
+    least_score: float = predictions.LEAST_SCORE  #: Detectors only: detections below this score are not drawn.
 
 
 def predict(arguments: list[str], sentence: str) -> int:
@@ -158,23 +149,24 @@ def predict(arguments: list[str], sentence: str) -> int:
     record, least, to = record_of(chosen.run), chosen.least_score, chosen.to
     options, data = chosen.inference(record.experiment), record.experiment.data
     detection = record.experiment.task == "detection"
-    if least is not None and not (detection and 0 <= least <= 1):
-        wrong = "expected a number from 0 to 1" if detection else "this run is of segmentation, which has no detections"
-        raise UsageError(f"--least-score {least}: {wrong}")
-    if detection and record.experiment.network.kind == "mask_rcnn":
-        coco_library(SCORED)
+    if not 0 <= least <= 1 or (least != predictions.LEAST_SCORE and not detection):
+        raise UsageError(f"--least-score {least}: expected a number from 0 to 1, for a run of detection")
     files, failed = predictions.files_of(chosen.images, to), []
 
     def note(error: DataError) -> None:
         failed.append(error)
         bar.write(f"apd: {error}", file=sys.stderr)
 
-    model, spec = trained_network(chosen.run, device=chosen.device or None), _spec_of_run(record)
+    if not detection:
+        spec = spec_of(data)
+    else:
+        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
+    _compare(record, spec)
+    model = trained_network(chosen.run, device=chosen.device or None)
     with tqdm(unit=" images", disable=None, leave=False) as bar:
         frames = predictions.read_frames(files, note, chosen.every, None if detection else data, options)
         groups = predictions.batches(frames, chosen.batch)
         if detection:
-            least = predictions.LEAST_SCORE if least is None else least
             written = predictions.detect_files(model, groups, to, spec, dict(zip(files, image_ids(files))), least)
         else:
             written = predictions.segment_files(model, groups, to, spec, data, options)
@@ -186,11 +178,8 @@ def predict(arguments: list[str], sentence: str) -> int:
 
 @dataclass(frozen=True)
 class _Export:
-    run: Run
-    """Folder of a finished run."""
-    to: str
-    """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export; one that is there is replaced. Or FOLDER/, for the
-    layout of the Hugging Face hub."""
+    run: Run  #: Folder of a finished run.
+    to: str  #: NAME.onnx, NAME.pt2 (torch.export) or FOLDER/ (as on the Hugging Face hub); a file is replaced.
 
 
 def export(arguments: list[str], sentence: str) -> int:
@@ -202,14 +191,11 @@ def export(arguments: list[str], sentence: str) -> int:
     record = record_of(chosen.run)
     experiment, data = record.experiment, record.experiment.data
     if experiment.task == "detection":
-        fix = "take apd.training.run.trained_network(RUN), torchvision's own, and export it as its documentation tells"
-        reason = "this run's is a detector, whose detections vary in number"
-        raise UsageError(f"apd export writes networks of segmentation: {reason}; {fix}")
+        fix = "apd.training.run.trained_network(RUN) is torchvision's own, to be exported as torchvision describes"
+        raise UsageError(f"apd export writes networks of segmentation, and this run's is a detector: {fix}")
     if as_folder and experiment.network.builder:
         reason = f"this run's is made by {experiment.network.builder}, whose code the folder would lack"
-        raise UsageError(
-            f"--to {to}/: a folder holds networks of this package: {reason}; write {' or '.join(SUFFIXES)}"
-        )
+        raise UsageError(f"--to {to}/: {reason}; write {' or '.join(SUFFIXES)}")
     size = (data.height, data.width) if data.height else (data.crop_height, data.crop_width)
     model, names = trained_network(chosen.run), record.class_names
     if not as_folder:
@@ -224,9 +210,8 @@ def export(arguments: list[str], sentence: str) -> int:
 
 @dataclass(frozen=True)
 class _Records:
-    what: Annotated[tyro.conf.Positional[Literal["check"]], tyro.conf.arg(metavar="check")]
-    """What to do with them."""
-    folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[FOLDER]")] = None
+    what: Annotated[Positional[Literal["check"]], arg(metavar="check")]  #: What to do with them.
+    folder: Annotated[Positional[Path | None], arg(metavar="[FOLDER]")] = None
     """Folder of records, or of folders of them such as those of runs; default is book/results, the committed ones."""
 
 
@@ -271,16 +256,6 @@ def split_described(record: Record, split: str) -> str:
     data = record.experiment.data
     trained_on = split == "val" and data.name == "coco" and data.val_part == data.train_part
     return f"{split}, which are the images that were trained on" if trained_on else split
-
-
-def _spec_of_run(record: Record) -> DatasetSpec | InstanceSpec:
-    data = record.experiment.data
-    if record.experiment.task == "segmentation":
-        spec = spec_of(data)
-    else:
-        spec = OBJECTS if data.name == "scenes" else coco_spec(data.folder, data.val_part, annotations=data.annotations)
-    _compare(record, spec)
-    return spec
 
 
 def _compare(record: Record, spec: DatasetSpec | InstanceSpec, split: str = "val", dataset: Any = None) -> None:

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from itertools import zip_longest
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from apd.config.detection_config import DetectorConfig, InstanceDataConfig
 from apd.config.experiment import DataConfig, ExperimentError
 from apd.config.identity import to_dict
 from apd.data import specs
-from apd.data.augment import Augmentation
 from apd.data.converted import LABELMEFACADE, CamVid, ConvertedDataset, LabelMeFacade
 from apd.data.dataset_yaml import folder_spec, open_folder, unlabelled_images
 from apd.data.image_folder import FolderDataset, PartlyLabelled, find_data
@@ -29,7 +27,7 @@ class Splits(NamedTuple):
     train: SegmentationDataset | InstanceDataset
     val: SegmentationDataset | InstanceDataset
     evaluation: SegmentationDataset | InstanceDataset
-    others: Mapping[str, SegmentationDataset] = MappingProxyType({})
+    others: Mapping[str, SegmentationDataset] = {}
 
     def by_name(self, evaluation: str) -> dict[str, SegmentationDataset | InstanceDataset]:
         """All of them by the names of splits; `evaluation` is that of the experiment's."""
@@ -109,9 +107,3 @@ def build_splits(data: DataConfig) -> Splits:
     others = {name: build_split(data, name) for name in ("test_out_of_place", "night") if is_tested}
     named = {name: build_split(data, name) for name in {"val": 0, data.evaluation_split: 0, "train": 0}}
     return Splits(named["train"], named["val"], named[data.evaluation_split], others)
-
-
-def build_augmentation(data: DataConfig) -> Augmentation:
-    """How training images are augmented."""
-    crop, scale = (data.crop_height, data.crop_width), (data.scale_min, data.scale_max)
-    return Augmentation(crop, scale, flip=data.flip, colour=data.jitter, rotation=data.rotation, blur=data.blur)

@@ -36,8 +36,7 @@ class InstanceDataConfig:
     val_part: str = "val2017"  #: COCO only: name of the split that is scored; `train_part` again tests the fit alone.
     masks: bool = True  #: COCO only: read the objects' masks; False where the file has boxes alone.
     height: int = 96
-    """Rows of a scene. A detector brings an image's shorter side to the smaller of `height` and `width`, unless the
-    longer would exceed the greater (COCO: 800 and 1333)."""
+    """Rows of a scene. An image's shorter side becomes the smaller of both, unless the longer exceeds the greater."""
     width: int = 128  #: Columns of a scene; see `height`.
     evaluation_split: Literal["val", "test"] = "val"  #: Split of the final scores; COCO has val only.
     flip: float = 0.5  #: Probability of a horizontal flip (torchvision, Detectron2: 0.5).
@@ -86,20 +85,6 @@ class DetectorConfig:
         require_range(1, MOST, self, "proposals", "rois", "detections")
 
 
-def _require_one_task(experiment: Any) -> None:
-    data, detection = type(experiment.data).__name__, experiment.task == "detection"
-    segmentation = "a NetworkConfig; detection wants an InstanceDataConfig as data"
-    wanted = "a DetectorConfig; segmentation wants a DataConfig as data" if detection else segmentation
-    for name, owner in {"network": experiment, "teacher.network": experiment.teacher}.items():
-        if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
-            found = f"Experiment.{name} is a {type(owner.network).__name__} beside data = {data}"
-            raise ExperimentError(f"{found}: expected {wanted}")
-    known = sorted(name for name, kind in DISTILLERS.items() if kind.task == experiment.task)
-    for method in [d.method for d in experiment.distillers if d.method not in known]:
-        wrong = f"{method} is none for {experiment.task}, the task of data = {data}"
-        raise ExperimentError(f"Experiment.distillers: {wrong}: expected some of {', '.join(known)}")
-
-
 _NOT_IN_DETECTION = {
     "accumulation": "1 in detection: torchvision's losses are means over the boxes of a part, not of the batch",
     **dict.fromkeys(("compile", "cuda_graph"), "False in detection: its number of boxes varies"),
@@ -113,8 +98,18 @@ _NOT_IN_DETECTION = {
 
 def require_fit(experiment: Any) -> None:
     """Raise ExperimentError where an experiment's parts are of two tasks, or its task is asked for what it lacks."""
-    _require_one_task(experiment)
     data, teacher, detection = experiment.data, experiment.teacher, experiment.task == "detection"
+    kind = type(data).__name__
+    segmentation = "a NetworkConfig; detection wants an InstanceDataConfig as data"
+    wanted = "a DetectorConfig; segmentation wants a DataConfig as data" if detection else segmentation
+    for name, owner in {"network": experiment, "teacher.network": teacher}.items():
+        if owner is not None and isinstance(owner.network, DetectorConfig) != detection:
+            found = f"Experiment.{name} is a {type(owner.network).__name__} beside data = {kind}"
+            raise ExperimentError(f"{found}: expected {wanted}")
+    known = sorted(name for name, of in DISTILLERS.items() if of.task == experiment.task)
+    for method in [d.method for d in experiment.distillers if d.method not in known]:
+        wrong = f"{method} is none for {experiment.task}, the task of data = {kind}"
+        raise ExperimentError(f"Experiment.distillers: {wrong}: expected some of {', '.join(known)}")
     for owner in filter(None, (experiment, teacher)):
         training, custom = owner.training, getattr(owner.network, "builder", "")
         if getattr(owner.network, "auxiliary", ()):

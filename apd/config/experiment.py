@@ -25,10 +25,8 @@ class DataConfig:
     height: int = 96  #: Rows of an image after loading; with height and width 0 every image keeps its own size.
     width: int = 128  #: Columns of an image after loading.
     long_side: int = 0
-    """Not scenes: longest side of an image in evaluation, whose labels keep their size (released recipes: 512 or 2048);
-    0 leaves it as loaded."""
-    labelled_share: float = 1.0
-    """Share of the training images that keep their labels, evenly spaced in the data's order, whatever the seed."""
+    """Longest side of an image in evaluation, whose labels keep their size (released: 512 or 2048); 0 leaves it."""
+    labelled_share: float = 1.0  #: Share of the training images that keep their labels, evenly spaced in their order.
     unlabelled: bool = False
     """Train, by the teacher alone, on images without labels too: those that dataset.yaml names, and those whose labels
     labelled_share takes away, which are left out otherwise. The teacher itself learns from the labelled ones."""
@@ -80,8 +78,7 @@ class NetworkConfig:
     aspp_reach: int = 288  #: Head aspp only: pixels to the outermost taps (released code: 36 cells of stride 8).
     weights_file: str = ""  #: With a builder: initial weights; deep-stem ResNets of imagenet: in place of timm's.
     builder: str = ""
-    """package.module:function or nets.py:function, which is called with the number of classes and returns any network;
-    the fields above but weights_file and an auxiliary_weight are not for it."""
+    """package.module:function or nets.py:function: called with the number of classes, it returns any network."""
     features: str = ""  #: Builder only: path of the module whose map the classifier reads; empty where it is known.
     logits: str = ""  #: Builder only: path of the module that returns logits, on any grid; empty where it is known.
     auxiliary: tuple[str, ...] = ()  #: Builder only: paths of further logits in training, each at auxiliary_weight.
@@ -191,8 +188,7 @@ class TeacherConfig:
     """The teacher: its network, and either the training that makes it or a file with its weights."""
 
     network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    """How the teacher is trained on the same data when `weights_file` is empty."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)  #: On the same data, without a `weights_file`.
     seed: int = 0
     weights_file: str = ""  #: To load strictly instead of training: weights of a run, or a released checkpoint.
     expected_miou: float = 0.0  #: Least mIoU of the teacher on the evaluation split, a fraction; below it, no run.
@@ -201,9 +197,8 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require(0 <= self.seed < 2**63, self, "seed", "an integer from 0 to 2^63 - 1")
-        own, other = "expected_miou", "expected_ap"
-        if isinstance(self.network, DetectorConfig):
-            own, other = other, own
+        detects = isinstance(self.network, DetectorConfig)
+        own, other = ("expected_ap", "expected_miou") if detects else ("expected_miou", "expected_ap")
         require(0 <= getattr(self, own) <= 1, self, own, "a fraction between 0 and 1")
         expected = f"0, the default: for a {type(self.network).__name__} set {own}"
         require(getattr(self, other) == 0, self, other, expected)
@@ -215,8 +210,7 @@ class Experiment:
 
     name: str = "experiment"  #: Label of the run's folder.
     seed: int = 0  #: Initial weights, order of images, augmentation and dropout.
-    data: DataConfig | InstanceDataConfig = field(default_factory=DataConfig)
-    """Its class decides the task; networks and distillers must be of the same."""
+    data: DataConfig | InstanceDataConfig = field(default_factory=DataConfig)  #: Its class decides the task.
     network: NetworkConfig | DetectorConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

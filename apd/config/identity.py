@@ -68,8 +68,7 @@ def from_dict(content: dict[str, Any], kind: type = Experiment) -> Any:
 
 def _distillers_from_list(content: Any) -> tuple[DistillerConfig, ...]:
     if not isinstance(content, list | tuple) or not all(isinstance(entry, dict) for entry in content):
-        expected = "expected a list of mappings with a method each"
-        raise ExperimentError(f"Experiment.distillers = {content!r:.80}: {expected}")
+        raise ExperimentError(f"Experiment.distillers = {content!r:.80}: expected a list of mappings with a method")
     for method in [entry.get("method") for entry in content]:
         if method not in tuple(DISTILLERS):
             known = f"{', '.join(sorted(DISTILLERS))}{did_you_mean(method, DISTILLERS)}"

@@ -18,15 +18,13 @@ from apd.cost.count import StepCost, step_cost
 from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
 from apd.data.instances import IGNORED, InstanceSpec, Noise
-from apd.data.scenes import OBJECTS
 from apd.data.specs import COCO_STUFF, UNLABELLED, DatasetSpec
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import run_folder, task_of
 from apd.training.task import TeacherError, described, load_teacher
 from apd.training.trainer import TrainStep
 
-CHECKED = 20
-"""Images of each split that are read, spread evenly over it (own choice); the script of a data set checks all."""
+CHECKED = 20  # images of each split that are read, spread evenly (own choice); the script of a data set checks all
 PATIENCE = 20.0  # seconds; a machine whose first step takes longer is not asked for more of them
 MACS_ON_A_CPU = 10**11  # a larger step is measured with two images there: nobody trains it on a CPU
 
@@ -47,12 +45,10 @@ def dry_run(
     """Build and check all that a run needs, report what it will take, and return what is missing; nothing is written.
 
     Reported to `tell` are the data (:data:`CHECKED` images of each split are read), parameters, multiply-accumulates,
-    memory, the number of steps, and time, from `steps` (at least 1) that are measured after one at the real crop: on
+    memory, the number of steps, and time, from `steps` that are measured after one at the real crop: on
     noise where data are missing, with random weights where files of weights are. ExperimentError where `device`
     (default: cuda where there is one, else cpu) is not there, or a network cannot be built whatever its weights.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least 1")
     run = _DryRun(experiment, choose_device(device), tell)
     run.report(steps)
     for number, message in enumerate(run.missing, start=1):
@@ -151,9 +147,8 @@ class _DryRun:
         for ranks in (1, 2, 4):
             count, rest = divmod(batch, ranks)
             if not rest and count >= (1 if self.detection else 2):  # as a run asks for
-                images = f"{count} images" if count > 1 else "an image"
                 where = f"in each of {ranks} processes" if ranks > 1 else "in one process"
-                self.tell(f"  {_size(cost.memory_bytes(count))} for {images} {where}")
+                self.tell(f"  {_size(cost.memory_bytes(count))} for {count} image{'s' * (count > 1)} {where}")
 
     def tell_time(
         self, measured: Measured, cost: StepCost, spec: DatasetSpec | InstanceSpec, *, on_noise: bool
@@ -163,17 +158,15 @@ class _DryRun:
         steps = f"{measured.steps} steps of {measured.images} images"
         self.tell(f"measured on {'noise' if on_noise else 'the data'}: {steps}; an image takes {of_an_image}")
         if not on_noise:
-            in_one, in_all = measured.classes_seen
-            one, several = ("an image", "images") if self.detection else ("a crop", "crops")
-            seen = f"{in_one:.1f} in {one}, {in_all:.1f} in {measured.images} {several}, of {spec.num_classes}"
+            (in_one, in_all), kind = measured.classes_seen, "image" if self.detection else "crop"
+            seen = f"{in_one:.1f} in one {kind}, {in_all:.1f} in {measured.images} {kind}s, of {spec.num_classes}"
             self.tell(f"classes in sight: {seen}")
         seconds = training.iterations * training.batch_size * (measured.load_seconds + measured.step_seconds)
         self.tell(f"time, in one process on this machine: {_duration(seconds)}, without scoring")
         if teacher is not None and not teacher.weights_file:
             alone = step_cost(self.experiment.teacher_experiment(), spec.num_classes)
-            images = teacher.training.iterations * teacher.training.batch_size
-            share = alone.macs_per_image / cost.macs_per_image
-            seconds = images * (measured.load_seconds + measured.step_seconds * share)
+            an_image = measured.load_seconds + measured.step_seconds * alone.macs_per_image / cost.macs_per_image
+            seconds = teacher.training.iterations * teacher.training.batch_size * an_image
             self.tell(f"the teacher's training before it, by its share of multiply-accumulates: {_duration(seconds)}")
 
 
@@ -182,8 +175,7 @@ def _noise(experiment: Experiment) -> Noise:
     data = experiment.data
     if experiment.task == "segmentation":
         return Noise(spec_of(data), (data.crop_height, data.crop_width))
-    spec = OBJECTS if data.name == "scenes" else InstanceSpec("coco", COCO_STUFF.thing_names)
-    return Noise(spec, (data.height, data.width), masks=data.masks)
+    return Noise(InstanceSpec("coco", COCO_STUFF.thing_names), (data.height, data.width), masks=data.masks)
 
 
 def _size(count: int) -> str:

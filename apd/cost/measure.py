@@ -61,7 +61,6 @@ class Cost:
     macs: int  #: Multiply-accumulates of convolutions and matrix products for one image, as in published figures.
     latency_ms: Latency  #: For the whole batch.
     peak_memory_bytes: int  #: The network, its input and the most that was alive beside them in one forward pass.
-    memory_method: str  #: How that peak was found, in words.
     threads: int  #: Of the CPU.
 
 
@@ -99,13 +98,11 @@ def cost_of(
         forward()
     latency = latency_of(forward, seconds)
     own = (*network.parameters(), *network.buffers(), images)
-    peak_by = "CUDA's caching allocator" if place.type == "cuda" else "torch's CPU allocations (profiler)"
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         macs=counter.get_total_flops() // 2 // batch,
         latency_ms=latency,
         peak_memory_bytes=peak_of(forward, place) + sum(tensor.numel() * tensor.element_size() for tensor in own),
-        memory_method=f"peak of {peak_by} in one forward pass, plus parameters, buffers and input",
         threads=torch.get_num_threads(),
     )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from apd.data.specs import RGB, DatasetSpec, Sample, SegmentationDataset
-from apd.fields import one_line
+from apd.fields import UserError, one_line
 
 _ORIENTATION = 0x0112
 _FEWEST_UPPER = 64  # an image of 16 bits with no value above 2^14 may hold 10, 12 or 14 bits
@@ -27,7 +27,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 _MOST_BYTES, _BESIDE_PIXELS = 64 << 20, 16 << 20  # own choice, of a text, and of all that is no pixel in an image
 
 
-class DataError(Exception):
+class DataError(UserError):
     """Data on disk are not what they should be; one line of bounded length names the file, and says what to do."""
 
     def __init__(self, message: str) -> None:

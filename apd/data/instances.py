@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apd.data.specs import DatasetSpec, Sample, require_names
+from apd.fields import UserError
 
 IGNORED = -1  # label of what is neither background nor class; not 255, as some detection data have more classes
 BACKGROUND = 0  # a detector's label of what is no object; class k is its label k + 1
@@ -121,7 +122,7 @@ class Noise:
         return InstanceSample(image_3HW, *objects, "noise")
 
 
-class DetectionExtraMissing(ImportError):
+class DetectionExtraMissing(UserError, ImportError):
     """faster-coco-eval is not installed."""
 
 

@@ -4,7 +4,6 @@ The paper reports gains for detection and neither says nor released how, so both
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,18 +11,16 @@ from torch import Tensor, nn
 
 from apd.distill import APDLoss
 from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig
-from apd.distillers.on_detectors import OnPyramid
+from apd.distillers.on_detectors import OnPyramid, boxes_of
 from apd.fields import require, shown
 from apd.losses import observation_loss
 from apd.perspective import CompactLabels
 from apd.validation import check_count
 
 BACKGROUND = 0
-HEAD_TERMS = ("regularisation", "alignment", "observation")
-"""The terms that need projection heads."""
+HEAD_TERMS = ("regularisation", "alignment", "observation")  # which need projection heads
 
 
-@dataclass(frozen=True, kw_only=True)
 class HeadsConfig(DistillerConfig):
     """What all forms of APD have: projection heads, the terms that need them, and the optimiser of the teacher's."""
 
@@ -53,7 +50,6 @@ class HeadsConfig(DistillerConfig):
         return {n: v for n, v in self.settings.items() if n not in others} | {"weights": self.weights}
 
 
-@dataclass(frozen=True, kw_only=True)
 class APDConfig(HeadsConfig):
     """Adaptive perspective distillation: every choice of `apd.APDLoss`, and the learning rate of the teacher's head."""
 
@@ -71,11 +67,9 @@ class APDConfig(HeadsConfig):
     detach_prototypes: bool = False
     #: Whether pixel_kd compares logits on the labels' grid (released code) instead of their own.
     upsample_logits: bool = False
-
     terms = (*HEAD_TERMS, "pixel_kd")
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         sizes = (student.feature_channels, teacher.feature_channels, student.num_classes)
         return APDLoss(*sizes, ignore_index=ignore_index, **self.for_loss)
 
@@ -107,7 +101,6 @@ def dense_apd(
     return OnPyramid(lambda: APDLoss(*sizes, **options), levels=levels)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DenseAPDConfig(HeadsConfig, task="detection"):
     """Settings of :func:`dense_apd`."""
 
@@ -115,7 +108,6 @@ class DenseAPDConfig(HeadsConfig, task="detection"):
     levels: tuple[str, ...] = ("1",)  #: Levels of the pyramid: "0" (stride 4) to "3" (stride 32), and "pool".
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""
         sizes = (student.backbone.out_channels, teacher.backbone.out_channels)
         classes = student.roi_heads.box_predictor.cls_score.out_features - 1  # without the background
         return dense_apd(*sizes, classes, **self.for_loss)
@@ -144,14 +136,7 @@ class RoIAPD(APDLoss):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum."""
-        student, teacher = pair.student, pair.teacher
-        return super().forward(
-            student_features=student.vectors_BC1N,
-            teacher_features=teacher.vectors_BC1N,
-            student_logits=student.logits_BK1N,
-            teacher_logits=teacher.logits_BK1N,
-            labels=pair.labels_B1N,
-        )
+        return super().forward(**boxes_of(pair))
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
         """All of them: the background keeps its number."""
@@ -168,7 +153,6 @@ class RoIAPD(APDLoss):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class RoIAPDConfig(HeadsConfig, task="detection"):
     """Settings of :class:`RoIAPD`."""
 
@@ -178,7 +162,6 @@ class RoIAPDConfig(HeadsConfig, task="detection"):
     terms = (*HEAD_TERMS, "pixel_kd")
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`; the ignored label is a detector's."""
         ours, theirs = (network.roi_heads.box_predictor.cls_score for network in (student, teacher))
         classes = ours.out_features - 1  # without the background
         return RoIAPD(ours.in_features, theirs.in_features, classes, **self.for_loss)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from inspect import Parameter, Signature, signature
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,15 @@ DISTILLERS: dict[str, type["DistillerConfig"]] = {}
 """The configuration of every method by its name, segmentation's and detection's: :class:`DistillerConfig` fills it."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
 class DistillerConfig:
     """The settings of a distillation method: a frozen, validated part of an experiment, known by its `method`.
 
     Integers are at least 1 and numbers positive; weights of several `terms` may be 0, but not all. The default of a
-    field is never changed: fingerprints leave it out. A subclass for detectors is defined with `task="detection"`. A
-    wrong field is an `ExperimentError`; a second subclass of one `method`, a `TypeError`.
+    field is never changed: fingerprints leave it out. A subclass becomes a dataclass without a decorator, and is for
+    detectors, whose ignored label is their own, with `task="detection"`. A wrong field is an `ExperimentError`; a
+    second subclass of one `method`, a `TypeError`.
     """
 
     task: ClassVar[str]
@@ -37,10 +39,10 @@ class DistillerConfig:
         cls.task = task
         if method := cls.__dict__.get("method"):
             if (other := DISTILLERS.get(method)) is not None:
-                raise TypeError(
-                    f"{cls.__name__}.method = {method!r}: {other.__module__}.{other.__name__} has this name"
-                )
+                where = f"{other.__module__}.{other.__name__}"
+                raise TypeError(f"{cls.__name__}.method = {method!r}: {where} has this name")
             DISTILLERS[method] = cls
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -3,7 +3,6 @@
 Shape letters as in :mod:`apd.perspective`; further M pixels of a pooled grid, S samples from a memory.
 """
 
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
@@ -87,7 +86,6 @@ class RelationHead(nn.Module):
         return self.out((centred * (variance + 1e-5).rsqrt() * self.scale + self.shift).relu())
 
 
-@dataclass(frozen=True, kw_only=True)
 class CIRKDConfig(DistillerConfig):
     """Settings of :class:`apd.CIRKD`, with queues a tenth as long as published, since every checkpoint holds them."""
 
@@ -116,10 +114,9 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
     pixels are in no pair and no queue (the released code counts them in ``batch_pixels``, and queues an image's first
     pixels for a class whatever their labels).
 
-    Defaults are released ones but for ``most_pixels`` (own choice; released: all): those of the weights are the
-    Cityscapes scripts' (the authors advise 0.01 for the memories on VOC; at 0 there is no queue), and the queues of the
-    class, 20 000 and 2000 long, are ten times those of its configuration. Slots are counted a class, samples of all
-    classes together for a call, new pixels a class, image and call.
+    Defaults are released ones but for ``most_pixels`` (released: all): those of the weights are the Cityscapes scripts'
+    (the authors advise 0.01 for the memories on VOC; at 0 there is no queue), and the queues of the class, 20 000 and
+    2000 long, are ten times those of its configuration.
     """
 
     def __init__(
@@ -143,20 +140,16 @@ class CIRKD(FeatureDistiller, config=CIRKDConfig):
                 self.memories[f"{kind}_memory"] = ClassMemory(self.num_classes, self.teacher_channels, **sizes)
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
-        valid_Bhw = labels_Bhw != IGNORED
-        terms = {}
+        valid_Bhw, terms = labels_Bhw != IGNORED, {}
         if self.weights["batch_pixels"]:
             terms["batch_pixels"] = cross_image_loss(
                 student, teacher, valid_Bhw, temperature=self.temperature, most_pixels=self.most_pixels
             )
         if self.training:
             self._remember(teacher, labels_Bhw)
-        if self.head is not None:
-            student = self.head(student, valid_Bhw)
-            for name, module in self.memories.items():
-                samples = module.sample()
-                terms[name] = memory_loss(student, teacher, samples, valid_Bhw, temperature=self.temperature)
+        headed = student if self.head is None else self.head(student, valid_Bhw)
+        for name, memory in self.memories.items():
+            terms[name] = memory_loss(headed, teacher, memory.sample(), valid_Bhw, temperature=self.temperature)
         return terms
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 Pixels of ``ignore_index`` are left out of all (the published codes, none of which reads labels, count them).
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,13 +26,12 @@ def feature_loss(adapted_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor) 
 @full_precision
 def attention_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
     """Squared distance of two maps of mean squared features, each of unit length over an image's valid pixels."""
-    student_BN, teacher_BN = (
-        torch.where(valid_Bhw, features_BChw.square().mean(1), 0.0).flatten(1)
-        for features_BChw in (student_BChw, teacher_BChw)
-    )
-    student_BN = student_BN * inverse_length(student_BN, dim=1)
-    teacher_BN = teacher_BN * inverse_length(teacher_BN, dim=1)
-    return masked_mean((student_BN - teacher_BN).square(), valid_Bhw.flatten(1))
+
+    def attention(features_BChw: Tensor) -> Tensor:
+        strength_BN = torch.where(valid_Bhw, features_BChw.square().mean(1), 0.0).flatten(1)
+        return strength_BN * inverse_length(strength_BN, dim=1)
+
+    return masked_mean((attention(student_BChw) - attention(teacher_BChw)).square(), valid_Bhw.flatten(1))
 
 
 @full_precision
@@ -64,7 +62,6 @@ def channel_loss(student_BChw: Tensor, teacher_BChw: Tensor, valid_Bhw: Tensor, 
     return temperature**2 * masked_mean(divergence_BC.mean(1), valid_B1N.any(2)[:, 0])
 
 
-@dataclass(frozen=True, kw_only=True)
 class FitNetConfig(DistillerConfig):
     """Settings of :class:`apd.FitNet`."""
 
@@ -82,11 +79,9 @@ class FitNet(FeatureDistiller, config=FitNetConfig):
     adapted = True
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return {"fitnet": feature_loss(convolved(self.adapter, student), teacher, labels_Bhw != IGNORED)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class AttentionTransferConfig(DistillerConfig):
     """Settings of :class:`apd.AttentionTransfer`."""
 
@@ -101,11 +96,9 @@ class AttentionTransfer(FeatureDistiller, config=AttentionTransferConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return {"attention_transfer": attention_loss(student, teacher, labels_Bhw != IGNORED)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class MGDConfig(DistillerConfig):
     """Settings of :class:`apd.MGD`."""
 
@@ -124,8 +117,7 @@ class MGD(FeatureDistiller, config=MGDConfig):
 
     They go through a 1×1 convolution where the channels differ; a share of their pixels, drawn from the global
     generator, and the ignored ones become zero, and two 3×3 convolutions with a ReLU between them regenerate the
-    teacher's map. Defaults are the released segmentation configuration's; the weight is that of a sum over pixels and
-    channels.
+    teacher's map. Defaults are the released segmentation configuration's.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int, **settings: Any) -> None:
@@ -136,7 +128,6 @@ class MGD(FeatureDistiller, config=MGDConfig):
         self.out = nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1)
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         valid_Bhw = labels_Bhw != IGNORED
         kept_Bhw = valid_Bhw & (torch.rand(valid_Bhw.shape, device=student.device) < 1 - self.masked)
         adapted = student if self.adapter is None else convolved(self.adapter, student)
@@ -145,7 +136,6 @@ class MGD(FeatureDistiller, config=MGDConfig):
         return {"mgd": generation_loss(generated, teacher, valid_Bhw)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class CWDConfig(DistillerConfig):
     """Settings of :class:`apd.CWD`."""
 

@@ -1,6 +1,5 @@
 """Methods that compare the two nets' logits: ordinary, standardised and decoupled distillation, and DIST."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -79,7 +78,6 @@ def dist_losses(
     return {n: temperature**2 * correlation_loss(student_KM, teacher_KM, counted_KM, dim) for n, dim in dims.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
 class PixelKDConfig(DistillerConfig):
     """Settings of :class:`apd.PixelKD`."""
 
@@ -95,24 +93,14 @@ class PixelKDConfig(DistillerConfig):
 class PixelKD(Distiller, config=PixelKDConfig):
     """Ordinary pixel-wise knowledge distillation of the logits (Hinton et al. 2015), by :func:`apd.pixel_kd_loss`."""
 
-    def forward(
-        self,
-        *,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        student_features: Tensor | None = None,
-        teacher_features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``{"pixel_kd": the term, "loss": weight × term}``; features are accepted and not read."""
-        logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
-        logits = check_call(self, logits, labels, self.ignore_index, trained=["student_logits"])
+    def _terms_of(self, maps: dict[str, tuple[Tensor | None, Tensor | None]], labels_BHW: Tensor) -> dict[str, Tensor]:
+        logits = dict(zip(("student_logits", "teacher_logits"), maps["logits"], strict=True))
+        logits = check_call(self, logits, labels_BHW, self.ignore_index, trained=["student_logits"])
         options = {"temperature": self.temperature, "upsample_logits": self.upsample_logits}
         options |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
-        return self._with_loss({"pixel_kd": pixel_kd_loss(*logits.values(), labels, **options)})
+        return {"pixel_kd": pixel_kd_loss(*logits.values(), labels_BHW, **options)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class LSKDConfig(DistillerConfig):
     """Settings of :class:`apd.LSKD`."""
 
@@ -135,18 +123,14 @@ class LSKD(Distiller, config=LSKDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         if teacher.is_cpu and has_values(teacher) and (teacher.amin(1)[labels_Bhw != IGNORED] <= RULED_OUT / 2).any():
-            raise ValueError(
-                "teacher_logits holds -inf, with which a pixel's logits have no standard deviation: use PixelKD, or "
-                "give the class that is ruled out a finite logit"
-            )
+            fix = "use PixelKD, or give the class that is ruled out a finite logit"
+            raise ValueError(f"teacher_logits holds -inf, so a pixel's logits have no standard deviation: {fix}")
         logits = standardised(student), standardised(teacher)
         term = pixel_kd_loss(*logits, labels_Bhw, temperature=self.temperature, ignore_index=IGNORED)
         return {"lskd": term}
 
 
-@dataclass(frozen=True, kw_only=True)
 class DKDConfig(DistillerConfig):
     """Settings of :class:`apd.DKD`."""
 
@@ -165,11 +149,9 @@ class DKD(Distiller, config=DKDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return decoupled_losses(student, teacher, labels_Bhw, temperature=self.temperature)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DISTConfig(DistillerConfig):
     """Settings of :class:`apd.DIST`."""
 
@@ -190,5 +172,4 @@ class DIST(Distiller, config=DISTConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return dist_losses(student, teacher, labels_Bhw != IGNORED, temperature=self.temperature)

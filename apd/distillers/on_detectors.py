@@ -5,7 +5,6 @@ is a feature map with the objects' masks as its labels. Anything that is called 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,23 +20,25 @@ from apd.validation import check_choice, check_count, check_maps, check_trained,
 
 
 def _check_ignored(distiller: nn.Module) -> None:
-    ignored = getattr(distiller, "ignore_index", NO_BOX)
-    if ignored != NO_BOX:
-        raise ValueError(
-            f"{type(distiller).__name__} has ignore_index={ignored}: construct it with ignore_index={NO_BOX}, the "
-            "label of places without a box and of ignored pixels"
-        )
+    if (ignored := getattr(distiller, "ignore_index", NO_BOX)) != NO_BOX:
+        expected = f"construct it with ignore_index={NO_BOX}, the label of places without a box and of ignored pixels"
+        raise ValueError(f"{type(distiller).__name__} has ignore_index={ignored}: {expected}")
+
+
+def boxes_of(pair: DetectorPair) -> dict[str, Tensor]:
+    """The boxes as keywords of a distiller of pixels."""
+    views = {"student": pair.student, "teacher": pair.teacher}
+    features = {f"{side}_features": view.vectors_BC1N for side, view in views.items()}
+    return features | {f"{side}_logits": view.logits_BK1N for side, view in views.items()} | {"labels": pair.labels_B1N}
 
 
 class _OnDetectors(nn.Module):
     """Hands out the parameters of the distillers inside it, by side."""
 
     def student_parameters(self) -> list[nn.Parameter]:
-        """Those of all distillers inside."""
         return [parameter for distiller in self._inside for parameter in distiller.student_parameters()]
 
     def teacher_parameters(self) -> list[nn.Parameter]:
-        """Those of all distillers inside."""
         return [parameter for distiller in self._inside for parameter in distiller.teacher_parameters()]
 
     @property
@@ -59,10 +60,7 @@ class OnRoIs(_OnDetectors):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The distiller's terms and ``"loss"``."""
-        views = {"student": pair.student, "teacher": pair.teacher}
-        features = {f"{side}_features": view.vectors_BC1N for side, view in views.items()}
-        logits = {f"{side}_logits": view.logits_BK1N for side, view in views.items()}
-        return self.distiller(**features, **logits, labels=pair.labels_B1N)
+        return self.distiller(**boxes_of(pair))
 
 
 class OnPyramid(_OnDetectors):
@@ -91,18 +89,12 @@ class OnPyramid(_OnDetectors):
         check_aligned(pair, self.levels)
         labels_BHW = pair.class_map_BHW if self.labels == "classes" else pair.inside_BHW
         if labels_BHW is None:
-            raise ValueError(
-                "the targets have no class_map, which this distiller takes its labels from: make them with "
-                "apd.data.instances.as_target, or paint one with apd.data.instances.class_map"
-            )
-        outputs = [
-            distiller(
-                student_features=pair.student.pyramid[level],
-                teacher_features=pair.teacher.pyramid[level],
-                labels=labels_BHW,
-            )
-            for level, distiller in self.distillers.items()
-        ]
+            fix = "make them with apd.data.instances.as_target, or paint one with apd.data.instances.class_map"
+            raise ValueError(f"the targets have no class_map, which this distiller takes its labels from: {fix}")
+        outputs = []
+        for level, distiller in self.distillers.items():
+            maps = {"student_features": pair.student.pyramid[level], "teacher_features": pair.teacher.pyramid[level]}
+            outputs.append(distiller(**maps, labels=labels_BHW))
         return {name: sum(output[name] for output in outputs) / len(outputs) for name in outputs[0]}
 
 
@@ -110,16 +102,12 @@ def check_aligned(pair: DetectorPair, levels: Sequence[str]) -> None:
     """Raise ``ValueError`` unless both networks see the images at one size and have these levels."""
     for side, view in (("student", pair.student), ("teacher", pair.teacher)):
         if lacking := [level for level in levels if level not in view.pyramid]:
-            raise ValueError(
-                f"the {side}'s pyramid has no level {', '.join(lacking)}: it has {', '.join(view.pyramid)}; choose "
-                "levels that both have"
-            )
+            levels = f"{', '.join(lacking)}: it has {', '.join(view.pyramid)}; choose levels that both have"
+            raise ValueError(f"the {side}'s pyramid has no level {levels}")
     ours, theirs = pair.student.image_sizes, pair.teacher.image_sizes
     if list(map(tuple, ours)) != list(map(tuple, theirs)):
-        raise ValueError(
-            f"the student resizes the images to {ours[:3]} and the teacher to {theirs[:3]}: their maps do not lie on "
-            "one another; build both with the same min_size and max_size"
-        )
+        sizes = f"the student resizes the images to {ours[:3]} and the teacher to {theirs[:3]}"
+        raise ValueError(f"{sizes}: build both with the same min_size and max_size, so that their maps have one grid")
 
 
 def roi_kd(**settings: Any) -> OnRoIs:
@@ -127,7 +115,6 @@ def roi_kd(**settings: Any) -> OnRoIs:
     return OnRoIs(PixelKD(ignore_index=NO_BOX, **settings))
 
 
-@dataclass(frozen=True, kw_only=True)
 class RoIKDConfig(DistillerConfig, task="detection"):
     """Settings of :func:`roi_kd`."""
 
@@ -136,7 +123,6 @@ class RoIKDConfig(DistillerConfig, task="detection"):
     temperature: float = 1.0
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`; here and below the ignored label is a detector's."""
         return roi_kd(**self.settings)
 
 
@@ -145,14 +131,12 @@ def roi_dkd(**settings: Any) -> OnRoIs:
     return OnRoIs(DKD(ignore_index=NO_BOX, **settings))
 
 
-@dataclass(frozen=True, kw_only=True)
 class RoIDKDConfig(DKDConfig, task="detection"):
     """Settings of :func:`roi_dkd`."""
 
     method: Literal["roi_dkd"] = "roi_dkd"
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         return roi_dkd(**self.settings)
 
 
@@ -164,7 +148,6 @@ def pyramid_matching(
     return OnPyramid(lambda: FitNet(*sizes, weight=weight, ignore_index=NO_BOX), levels=levels, labels="inside")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PyramidMatchingConfig(DistillerConfig, task="detection"):
     """Settings of :func:`pyramid_matching`."""
 
@@ -173,7 +156,6 @@ class PyramidMatchingConfig(DistillerConfig, task="detection"):
     weight: float = 1.0  #: Own choice; no published one is known.
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         return pyramid_matching(student.backbone.out_channels, teacher.backbone.out_channels, **self.settings)
 
 
@@ -184,16 +166,13 @@ def hierarchical_context_loss(student_BChw: Tensor, teacher_BChw: Tensor) -> Ten
     Each weighs half as much as the one before it; a pooled side that the map's height does not exceed is left out. The
     teacher's map is a constant here, and padding counts, as published.
     """
-    if student_BChw.shape != teacher_BChw.shape:
-        raise ValueError(
-            f"student has shape {tuple(student_BChw.shape)} but teacher {tuple(teacher_BChw.shape)}: they must be equal"
-        )
+    if (ours := tuple(student_BChw.shape)) != (theirs := tuple(teacher_BChw.shape)):
+        raise ValueError(f"student has shape {ours} but teacher {theirs}: they must be equal")
     difference_BChw = student_BChw - teacher_BChw.detach()  # averaging is linear: one map to pool, not two
     sides = [side for side in (4, 2, 1) if side < difference_BChw.shape[2]]
-    weights = [0.5**place for place in range(1 + len(sides))]
-    distances = [difference_BChw.square().mean()]
-    distances += [F.adaptive_avg_pool2d(difference_BChw, side).square().mean() for side in sides]
-    return sum(weight * distance for weight, distance in zip(weights, distances, strict=True)) / sum(weights)
+    maps = [difference_BChw, *(F.adaptive_avg_pool2d(difference_BChw, side) for side in sides)]
+    weights = [0.5**place for place in range(len(maps))]
+    return sum(weight * each.square().mean() for weight, each in zip(weights, maps, strict=True)) / sum(weights)
 
 
 class _Review(nn.Module):
@@ -220,7 +199,6 @@ def _convolution(channels: int, width: int, side: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(width))
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReviewKDConfig(DistillerConfig, task="detection"):
     """Settings of :class:`ReviewKD`."""
 
@@ -231,7 +209,6 @@ class ReviewKDConfig(DistillerConfig, task="detection"):
     in_order = True
 
     def build(self, student: nn.Module, teacher: nn.Module, *, ignore_index: int) -> nn.Module:
-        """See :meth:`DistillerConfig.build`."""
         return ReviewKD(student.backbone.out_channels, teacher.backbone.out_channels, **self.settings)
 
 
@@ -247,12 +224,10 @@ class ReviewKD(Distiller, config=ReviewKDConfig):
         super().__init__(ignore_index=NO_BOX, **settings)
         self.student_channels = check_count("student_channels", student_channels)
         self.teacher_channels = check_count("teacher_channels", teacher_channels)
-        self.reviews = nn.ModuleDict(
-            {
-                level: _Review(student_channels, teacher_channels, self.width, topmost=level == self.levels[-1])
-                for level in reversed(self.levels)
-            }
-        )
+        self.reviews = nn.ModuleDict()
+        for level in reversed(self.levels):
+            topmost = level == self.levels[-1]
+            self.reviews[level] = _Review(student_channels, teacher_channels, self.width, topmost=topmost)
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """``{"review_kd": the term, "loss": weight × term}``."""

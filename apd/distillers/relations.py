@@ -4,7 +4,6 @@ Those of prototypes (:func:`apd.class_prototypes` of one image) compare all pair
 operations, whatever the number of pixels. Pixels of ``ignore_index`` are left out.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -81,7 +80,6 @@ def inter_class_loss(student_BKD: Tensor, teacher_BKd: Tensor, pairs_BKK: Tensor
     return masked_mean(differences_BKK.square(), pairs_BKK)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SKDConfig(DistillerConfig):
     """Settings of :class:`apd.PairwiseSimilarity`."""
 
@@ -102,12 +100,10 @@ class PairwiseSimilarity(FeatureDistiller, config=SKDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         window = (max(1, int(self.pool * student.shape[2])), max(1, int(self.pool * student.shape[3])))
         return {"skd": pairwise_loss(student, teacher, labels_Bhw != IGNORED, window=window)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class IFVDConfig(DistillerConfig):
     """Settings of :class:`apd.IFVD`."""
 
@@ -124,11 +120,9 @@ class IFVD(FeatureDistiller, config=IFVDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return {"ifvd": variation_loss(student, teacher, labels_Bhw, self.num_classes)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class I2CKDConfig(DistillerConfig):
     """Settings of :class:`apd.I2CKD`."""
 
@@ -142,19 +136,16 @@ class I2CKD(FeatureDistiller, config=I2CKDConfig):
 
     A triplet loss between the class prototypes of the two networks. Only the abstract could be read, so the rest is own
     choice: a triplet is the student's prototype of a class (anchor), the teacher's of that class (positive) and the
-    teacher's of another class of the image (negative); the term is max(0, ‖s_k - t_k‖ - ‖s_k - t_j‖ + margin), mean
-    over triplets. The student's features go through a 1×1 convolution without bias.
+    teacher's of another class of the image (negative). The student's go through a 1×1 convolution without bias.
     """
 
     adapted = True
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         prototypes = prototypes_of_both(convolved(self.adapter, student), teacher, labels_Bhw, self.num_classes)
         return {"i2ckd": triplet_loss(*prototypes, margin=self.margin)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class IDDConfig(DistillerConfig):
     """Settings of :class:`apd.InterClassDistance`."""
 
@@ -170,7 +161,6 @@ class InterClassDistance(FeatureDistiller, config=IDDConfig):
     """
 
     def terms(self, student: Tensor, teacher: Tensor, labels_Bhw: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Distiller.terms`."""
         return {"idd": inter_class_loss(*prototypes_of_both(student, teacher, labels_Bhw, self.num_classes))}
 
 
@@ -178,15 +168,8 @@ class InterClassDistance(FeatureDistiller, config=IDDConfig):
 
 BLOCK_ELEMENTS = 2**20
 """Logits in a block on a CPU, of both nets: 128 pixels at 4096 samples, 4 MiB in float32 (own choice, measured)."""
-
 BLOCK_ELEMENTS_BESIDE_A_CPU = 2**25
 """The same on any other device, where each block costs a dozen launches (own choice, not measured): 128 MiB."""
-
-
-def block_of_pixels(samples_SD: Tensor) -> int:
-    """How many pixels are compared with those samples at a time."""
-    elements = BLOCK_ELEMENTS if samples_SD.device.type == "cpu" else BLOCK_ELEMENTS_BESIDE_A_CPU
-    return max(1, elements // (2 * len(samples_SD)))
 
 
 class _RelationDivergence(torch.autograd.Function):
@@ -195,7 +178,8 @@ class _RelationDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_ND: Tensor, teacher_ND: Tensor, samples_SD: Tensor) -> Tensor:
         divergences, gradients = [], []
-        step = block_of_pixels(samples_SD)
+        elements = BLOCK_ELEMENTS if samples_SD.device.type == "cpu" else BLOCK_ELEMENTS_BESIDE_A_CPU
+        step = max(1, elements // (2 * len(samples_SD)))
         for student_nD, teacher_nD in zip(student_ND.split(step), teacher_ND.split(step), strict=True):
             # One product for both nets: the samples are packed once.
             logits_2nS = torch.stack([student_nD, teacher_nD]) @ samples_SD.mT

@@ -64,24 +64,18 @@ class DetectionScorer:
 
     def __init__(self, spec: InstanceSpec, kinds: Sequence[Kind] = ("boxes", "masks")) -> None:
         coco_library(_PURPOSE)
-        if not kinds or not set(kinds) <= set(NAMES):
-            raise ValueError(f"kinds={tuple(kinds)!r}: expected 'boxes', 'masks' or both")
         self.spec, self.kinds = spec, tuple(kinds)
         # of each image its size, instances and detections by kind, as the library wants them but for their numbers
         self._images: list[tuple[dict[str, int], list[dict[str, Any]], dict[str, list[dict[str, Any]]]]] = []
 
     def update(self, sample: InstanceSample, found: Detections) -> None:
         """Add an image; a ValueError names missing masks, wrong labels and what is not finite."""
-        classes = self.spec.num_classes
-        for source, labels_N, masks in (
-            (f"sample of {sample.name!r}", sample.labels_N, sample.masks_NHW),
-            (f"detections of {sample.name!r}", found.labels_N, found.masks),
-        ):
+        for source, masks in (("sample", sample.masks_NHW), ("detections", found.masks)):
             if "masks" in self.kinds and masks is None:
-                raise ValueError(f"{source} have no masks: give kinds=('boxes',)")
-            if len(labels_N) and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < classes:
-                got = f"{int(labels_N.min())} to {int(labels_N.max())}"
-                raise ValueError(f"{source} hold labels from {got}: expected 0..{classes - 1}")
+                raise ValueError(f"{source} of {sample.name!r} have no masks: give kinds=('boxes',)")
+        if unknown := set(found.labels_N.tolist()) - set(range(self.spec.num_classes)):
+            expected = f"expected 0..{self.spec.num_classes - 1}"
+            raise ValueError(f"detections of {sample.name!r} hold the labels {sorted(unknown)}: {expected}")
         if not (found.scores_N.isfinite().all() and found.boxes_N4.isfinite().all()):
             raise ValueError(f"detections of {sample.name!r} hold a score or box that is not finite: has it diverged?")
         boxes, labels = _as_coco(sample.boxes_N4), (sample.labels_N + 1).tolist()
@@ -138,11 +132,10 @@ def _as_coco(boxes_N4: Tensor) -> list[list[float]]:
 def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[dict[str, Any]]:
     """Detections in COCO's results format, the surest first; a class has its file's number, else its place from 1."""
     numbers = spec.category_ids or range(1, spec.num_classes + 1)
-    entries = []
+    boxes, entries = _as_coco(found.boxes_N4), list[dict[str, Any]]()
     for place in found.scores_N.argsort(descending=True, stable=True).tolist():
-        box = box_convert(found.boxes_N4[place].double(), "xyxy", "xywh").tolist()
-        entry: dict[str, Any] = {"image_id": image_id, "category_id": numbers[int(found.labels_N[place])]}
-        entry |= {"bbox": [round(value, 2) for value in box], "score": round(float(found.scores_N[place]), 5)}
+        entry = {"image_id": image_id, "category_id": numbers[int(found.labels_N[place])]}
+        entry |= {"bbox": [round(value, 2) for value in boxes[place]], "score": round(float(found.scores_N[place]), 5)}
         if found.masks is not None:
             mask = found.masks[place]
             entry["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
@@ -152,10 +145,8 @@ def coco_results(found: Detections, image_id: int, spec: InstanceSpec) -> list[d
 
 def image_ids(images: Sequence[Path]) -> list[int]:
     """A number for each image: its name where all names are different numbers, as COCO's are, else its place from 1."""
-    stems = [image.stem for image in images]
-    if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
-        return [int(stem) for stem in stems]
-    return list(range(1, len(stems) + 1))
+    numbers = [int(image.stem) for image in images if image.stem.isascii() and image.stem.isdigit()]
+    return numbers if len(set(numbers)) == len(images) else list(range(1, len(images) + 1))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """A network as one file for other programs, ONNX or a program of `torch.export`, kept only if it computes the same."""
 
 import copy
-import importlib
 import json
 import os
 import tempfile
@@ -17,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from apd.config.inference_options import SMALLEST_SIDE
+from apd.fields import UserError, imported
 
 SUFFIXES = (".onnx", ".pt2")
 # by what sides must be multiples of, the shortest; a single multiple would be traced as an axis that is always 1
@@ -26,15 +26,14 @@ _LEAST = {1: SMALLEST_SIDE, SMALLEST_SIDE: 2 * SMALLEST_SIDE}
 TOLERANCE = 1e-3
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """A network that cannot be written for other programs; the message says why and what to do."""
 
 
 class Exported(NamedTuple):
-    """What was written: a file of `size` bytes, and the largest `difference` of its logits at both `sizes` tried.
+    """What was written, `size` in bytes, and the largest difference of its logits at both sizes tried.
 
-    `multiple` is 1 for any sides from 32 on. Where padding follows the size (timm's `tf_`, EfficientNet-Lite) it is 32:
-    sides are multiples of 32 from 64 on, and the file fails at any other.
+    `multiple` is 1 for any sides from 32 on, or 32, for its multiples from 64 on, where a padding follows the size.
     """
 
     path: Path
@@ -58,26 +57,16 @@ def export_network(
     `logits`, float32 (batch, classes, height, width), resized bilinearly (align_corners, as published). Batch, height
     and width are free, see :class:`Exported`; metadata in ONNX, or `about.json` in `.pt2`, say what the file expects.
 
-    Of `model`, whose output has `logits` (B, K, h, w), a copy in eval mode, in float32 on the CPU, is written. It is
-    tried at `size` (height, width) and at about 3/4 of the height and 5/4 of the width, and replaces a file that is
-    there only where it passes; else an ExportError says what is missing, cannot be traced, differs or is not writable.
+    Of `model`, whose output has `logits` (B, K, h, w), a copy in eval mode is written. It is tried at `size` (height,
+    width) and at about 3/4 by 5/4 of it, and replaces a file that is there only where it passes; else an ExportError.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path: got {path.name!r}, expected a name that ends with {' or '.join(SUFFIXES)}")
-    if min(size) < SMALLEST_SIDE:
-        raise ValueError(f"size: got {size[0]}×{size[1]} pixels, expected sides of at least {SMALLEST_SIDE}")
     for package in ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ():
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            fix = "in the project's folder, pip install -e '.[export]'; a .pt2 file needs none of them"
-            needed = "an .onnx file needs the packages onnx, onnxscript and onnxruntime"
-            raise ExportError(f"{needed}, and {error.name} is not installed: {fix}") from error
+        imported(package, "an .onnx file, unlike a .pt2,", "export", ExportError)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:  # before the minute of tracing
             part, network = Path(folder) / path.name, _Inference(model)
             program, multiple = _traced(network, size)
@@ -99,22 +88,19 @@ def model_card(record: Any, size: tuple[int, int]) -> str:
     """A README for the Hugging Face hub of a record's network, trained at `size`: metadata, use and scores."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    experiment, found, names, data = record.experiment, record.scores, record.class_names, record.content["data"]
-    where = f"{data['name']} {data['split']}"
+    experiment, found, data = record.experiment, record.scores, record.content["data"]
     means = {"mIoU": found.miou, "mAcc": found.macc, "aAcc": found.aacc}
-    of = ("image-segmentation", data["name"], where)
+    of = ("image-segmentation", data["name"], f"{data['name']} {data['split']}")
     results = [EvalResult(*of, metric, round(value, 6)) for metric, value in means.items()]
     about = dict(library_name="pytorch", pipeline_tag="image-segmentation", tags=["knowledge-distillation"])
     methods = " and ".join(type(one).__name__.removesuffix("Config") for one in experiment.distillers) or "labels alone"
-    rows = zip(names, found.iou.tolist(), found.accuracy.tolist(), strict=True)
-    table = "\n".join(f"| {name.replace('|', ' ')} | {iou:.4f} | {accuracy:.4f} |" for name, iou, accuracy in rows)
     return f"""---
 {ModelCardData(model_name=experiment.name, eval_results=results, **about).to_yaml().strip()}
 ---
 
 # {experiment.name}
 
-{experiment.network.head.upper()} head on {experiment.network.backbone}, {len(names)} classes, trained with `apd` at
+{experiment.network.head.upper()} head on {experiment.network.backbone}, {len(found.iou)} classes, trained with `apd` at
 {size[0]}×{size[1]} pixels (height × width), taught by {methods}. Images come in [0, 1] and are normalised inside. No
 licence is stated: whoever publishes the weights adds `license:` above.
 
@@ -123,11 +109,7 @@ model = apd.models.Segmenter.from_pretrained("FOLDER_OR_NAME")
 labels_BHW = apd.evaluation.inference.predict_labels(model, images_B3HW)
 ```
 
-On {where}: {", ".join(f"{metric} {value:.4f}" for metric, value in means.items())}.
-
-| class | IoU | accuracy |
-| --- | --- | --- |
-{table}
+On {of[-1]}: {", ".join(f"{metric} {value:.4f}" for metric, value in means.items())}.
 """
 
 
@@ -163,14 +145,10 @@ def _traced(network: _Inference, size: tuple[int, int]) -> tuple[ExportedProgram
         try:
             with _Traceable(multiple > 1), torch.no_grad(), warnings.catch_warnings(action="ignore"):
                 return torch.export.export(network, (images,), dynamic_shapes=shapes), multiple
-        except _PaddingFollowsSizeError:
-            continue
-        except Exception as error:  # whatever a foreign network does that cannot be traced
-            if multiple == 1:  # and may be where its sides are halved without a rest
-                continue
-            reason = str(error).strip().split("\n")[0]
-            raise ExportError(f"the network cannot be traced by torch.export: {reason}") from error
-    raise AssertionError("the last of these is returned or refused")
+        except Exception as error:  # what a foreign network does that cannot be traced, or only at halved sides
+            last = error
+    reason = str(last).strip().split("\n")[0]
+    raise ExportError(f"the network cannot be traced by torch.export: {reason}") from last
 
 
 def _sides(multiple: int) -> str:
@@ -181,10 +159,6 @@ def _rounded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     return tuple(max(-(-side // multiple) * multiple, _LEAST[multiple]) for side in size)
 
 
-class _PaddingFollowsSizeError(Exception):
-    """A padding whose width is computed from the image's size."""
-
-
 class _Traceable(TorchFunctionMode):
     """While tracing, replaces two operations that a graph with free height and width cannot hold."""
 
@@ -193,16 +167,14 @@ class _Traceable(TorchFunctionMode):
         self.paddings_are_fixed = paddings_are_fixed
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.adaptive_avg_pool2d:
-            return pool_by_matrices(*args, **kwargs)
-        return self._pad(*args, **kwargs) if func is F.pad else func(*args, **kwargs)
+        replaced = {F.adaptive_avg_pool2d: pool_by_matrices, F.pad: self._pad}
+        return replaced.get(func, func)(*args, **(kwargs or {}))
 
     def _pad(self, input: Tensor, pad: Sequence[int], *rest: Any, **options: Any) -> Tensor:
         # timm's rule for TensorFlow's padding: traced at a free size, its ONNX pads by other widths
         if any(isinstance(width, torch.SymInt) for width in pad):
             if not self.paddings_are_fixed:
-                raise _PaddingFollowsSizeError
+                raise ValueError("a padding follows the image's size")
             pad = [int(width) for width in pad]
         return F.pad(input, pad, *rest, **options)
 
@@ -264,16 +236,12 @@ def _compared(
     other = _rounded((size[0] * 3 // 4, size[1] * 5 // 4), multiple)
     sizes, worst = ((1, *_rounded(size, multiple)), (3, *other)), 0.0
     for batch, *sides in sizes:
-        tried = f"{batch}×{sides[0]}×{sides[1]}"
         images = torch.rand(batch, 3, *sides, generator=torch.Generator().manual_seed(1))
-        try:
-            with torch.no_grad():
-                wanted, found = network(images), run(images)
-        except Exception as error:  # onnxruntime has types of its own
-            raise ExportError(f"the file does not run at {tried}: {error}") from error
+        with torch.no_grad():
+            wanted, found = network(images), run(images)
         difference, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
         if not difference <= TOLERANCE * scale:
-            found = f"logits differ by {difference:.3g} at {tried}, where the largest is {scale:.3g}"
+            found = f"logits differ by {difference:.3g} of {scale:.3g} at {batch}×{sides[0]}×{sides[1]}"
             raise ExportError(f"the file does not compute what the network does: {found}; nothing was written")
         worst = max(worst, difference)
     return sizes, worst

@@ -5,7 +5,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,27 +13,25 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFont, ImageSequence
+from PIL import Image, ImageFont
 from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from apd.config.inference_options import WHOLE_IMAGE, InferenceOptions, require_sides, shown_size
 from apd.data.batches import unit_range
 from apd.data.image_folder import IMAGE_SUFFIXES, _files_below, names_of
-from apd.data.images import _FORMATS, DataError, _errors_naming, read_image
+from apd.data.images import DataError, read_image, size_of
 from apd.data.instances import InstanceSpec, decode
 from apd.data.specs import RGB, SCENES, DatasetSpec, distinct_colours
 from apd.evaluation.average_precision import Detections, coco_results, detect
 from apd.evaluation.inference import csv_row, predict_labels, resized, window_strips
+from apd.fields import imported
 
 LEAST_SCORE = 0.5  # detections below are not drawn (Detectron2's demo: 0.5); files of results hold all of them
 TABLE, RESULTS = "predictions.csv", "detections.json"
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-IN_FOLDERS = (*IMAGE_SUFFIXES, ".gif", *VIDEOS)
-LARGE, MOST_PIXELS = (
-    Image.MAX_IMAGE_PIXELS,
-    2**30,
-)  # from pillow's limit on in windows alone, then (own choice) not at all
+IN_FOLDERS = (*IMAGE_SUFFIXES, *VIDEOS)
+LARGE, MOST_PIXELS = Image.MAX_IMAGE_PIXELS, 2**30  # beyond, in windows alone; and not at all (own choice)
 _ANEW = dict(mode="w", encoding="utf-8", errors="replace")
 AT_ONCE = 2**24  # pixels of the images in a batch, but for a single one (own choice)
 
@@ -51,16 +48,15 @@ class Frame(NamedTuple):
 def files_of(given: Sequence[Path], folder: Path) -> list[Path]:
     """The files that are named, once each: themselves, by folders of images and videos, or by patterns such as `*.png`.
 
-    What lies below `folder`, where predictions are written, is left out of folders. A DataError says which argument
-    names no file, and which file would be overwritten.
+    Predictions below `folder` are left out. A DataError: an argument names no file, or one would be overwritten.
     """
     found, folder = dict[Path, Path](), folder.absolute()
     for path in given:
         files = [path]
         if os.path.isdir(path):
-            left_out = folder if path.absolute() in folder.parents else None
-            files = [file for file in _files_below(path) if left_out not in file.absolute().parents]
-            files = [file for file in files if file.suffix.lower() in IN_FOLDERS]
+            files = [file for file in _files_below(path) if file.suffix.lower() in IN_FOLDERS]
+            if path.absolute() in folder.parents:
+                files = [file for file in files if folder not in file.absolute().parents]
         elif glob.has_magic(str(path)) and not os.path.lexists(path):
             files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not files:
@@ -78,15 +74,17 @@ def read_frames(
 ) -> Iterator[Frame]:
     """Images, and every n-th frame of videos, in turn; `failed` gets the error of a file that cannot be predicted.
 
-    Names are those of `names_of`, and NAME-000123 of a frame. `data` are the run's, None of detectors. Images beyond
-    pillow's limit of pixels are read where the network sees windows of one size.
+    A frame's name is NAME-000123. `data` are the run's, None of detectors. Beyond pillow's limit windows are needed.
     """
     names, windows = names_of(files), data and inference.window and inference.scales == (1.0,)
     for path, name in zip(files, names, strict=True):
         try:
-            for number, image in (
-                _of_video(path, every) if path.suffix.lower() in VIDEOS else _of_image(path, every, windows)
-            ):
+            if path.suffix.lower() in VIDEOS:
+                found = _of_video(path, every)
+            else:
+                with patch.object(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS if windows else LARGE):
+                    found = [(None, read_image(path))]
+            for number, image in found:
                 own = name if number is None else f"{name}-{number:06d}"
                 if number is not None and own in names:
                     raise DataError(f"{path}: another file is named as its frame {number}, {own}; rename one of them")
@@ -98,36 +96,11 @@ def read_frames(
             failed(DataError(f"{error}, or give --sliding-window 0.667 and no --scales") if large else error)
 
 
-def _of_image(path: Path, every: int, large: bool) -> Iterator[tuple[int | None, Image.Image]]:
-    """The image, without a number, or every n-th frame of a file with several."""
-    limit = patch.object(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS if large else LARGE)
-    with limit, _errors_naming(path):
-        opened = Image.open(path, formats=_FORMATS)
-    with opened, _errors_naming(path):
-        # a JPEG with further images is a photograph with its depth or its brightness
-        several = getattr(opened, "is_animated", False) and opened.format != "MPO"
-        for number, frame in enumerate(ImageSequence.Iterator(opened) if several else ()):
-            if frame.mode[0] in "IF":
-                raise DataError(f"{path}: has frames of mode {frame.mode}; expected 8 bits a channel")
-            if number % every == 0:
-                yield number, frame.convert("RGB")
-    if not several:
-        with limit:
-            image = read_image(path)
-        yield None, image
-
-
 def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
     """Every n-th frame, decoded one by one and turned as a player does."""
+    av, number, reason = imported("av", f"{path}: a video", "video", DataError), None, "it has no frames"
     try:
-        import av
-    except ModuleNotFoundError as error:
-        fix = "in the project's folder, pip install -e '.[video]'"
-        raise DataError(f"{path}: videos need the package av, which is not installed: {fix}") from error
-    number, reason = None, "it has no frames"
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, "it is a folder, a pipe or a device")
+        size_of(path)  # else a pipe would be waited for
         # nothing but this file, whatever a playlist in it may name
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
             for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
@@ -136,7 +109,7 @@ def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
             if number is not None:
                 return
     except (av.FFmpegError, OSError) as error:
-        reason = error.strerror
+        reason = error.strerror or error
     after = "" if number is None else f" after frame {number}"
     raise DataError(f"{path}: cannot be read as a video{after} ({reason}); damaged, or no video")
 
@@ -152,34 +125,28 @@ def _pixels(images: Sequence[Image.Image]) -> Tensor:
     return unit_range(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DataError(f"{path.parent}: cannot write predictions ({error})") from error
-
-
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image file; its folder is made if it is not there. A DataError says that it cannot be written."""
-    with _writing(path):
-        image.save(path)
+    """Write an image file; its folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def _palette_image(labels_HW: np.ndarray, spec: DatasetSpec) -> Image.Image:
+    image = Image.fromarray(labels_HW, mode="P")
+    image.putpalette([channel for colour in spec.palette for channel in colour])
+    return image
 
 
 def write_label_map(labels_HW: np.ndarray, path: Path, spec: DatasetSpec) -> None:
     """Write class numbers (uint8) as a palette PNG: its pixels are the numbers, shown in the classes' colours."""
-    label_map = Image.fromarray(labels_HW, mode="P")
-    label_map.putpalette([channel for colour in spec.palette for channel in colour])
-    save_image(label_map, path)
+    save_image(_palette_image(labels_HW, spec), path)
 
 
-def overlay(image_HW3: np.ndarray, labels_HW: np.ndarray, spec: DatasetSpec, opacity: float = 0.55) -> np.ndarray:
-    """The image with its classes' colours laid over it, uint8 (H, W, 3); ignored pixels keep the image."""
-    colours_K3 = np.zeros((256, 3), dtype=np.float32)
-    colours_K3[: len(spec.palette)] = spec.palette
-    weight_HW1 = np.where(labels_HW == spec.ignore_index, 0.0, opacity)[..., None]
-    return (image_HW3 * (1 - weight_HW1) + colours_K3[labels_HW] * weight_HW1).round().astype(np.uint8)
+def overlay(image: Image.Image, labels_HW: np.ndarray, spec: DatasetSpec, opacity: float = 0.55) -> Image.Image:
+    """Lay the classes' colours over an RGB image, in place, and return it; ignored pixels keep the image."""
+    weight_HW = (labels_HW != spec.ignore_index) * np.uint8(round(255 * opacity))
+    image.paste(_palette_image(labels_HW, spec).convert("RGB"), mask=Image.fromarray(weight_HW))
+    return image
 
 
 @torch.no_grad()
@@ -218,7 +185,8 @@ def segment_files(
     Yields each path once it is written, and last that of `predictions.csv`: a row an image, with file, frame, height,
     width and each class's share of the pixels. The network is in eval mode and sees images as the run's `data` say.
     """
-    with _writing(folder / TABLE), (folder / TABLE).open(**_ANEW) as table:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / TABLE).open(**_ANEW) as table:
         table.write(csv_row("file", "frame", "height", "width", *spec.class_names))
         for group in groups:
             width, height = group[0].image.size
@@ -226,14 +194,9 @@ def segment_files(
             for (path, number, name, image), labels_HW in zip(group, found, strict=True):
                 labels, over = (folder / f"{name}-{kind}.png" for kind in ("labels", "overlay"))
                 write_label_map(labels_HW, labels, spec)
-                counts, step = np.zeros(256, dtype=np.int64), max(1, AT_ONCE // width // 64)
-                for top in range(0, height, step):  # what an overlay takes in between is many times the image
-                    part_HW = labels_HW[top : top + step]
-                    counts += np.bincount(part_HW.ravel(), minlength=256)
-                    part_HW3 = np.asarray(image.crop((0, top, width, top + len(part_HW))))
-                    image.paste(Image.fromarray(overlay(part_HW3, part_HW, spec)), (0, top))
-                save_image(image, over)
-                table.write(csv_row(path, number, height, width, *(counts / (height * width))[: spec.num_classes]))
+                save_image(overlay(image, labels_HW, spec), over)
+                shares = (count / labels_HW.size for count in Image.fromarray(labels_HW).histogram())
+                table.write(csv_row(path, number, height, width, *islice(shares, spec.num_classes)))
                 yield from (labels, over)
     yield folder / TABLE
 
@@ -282,7 +245,8 @@ def detect_files(
     `ids` are the files' numbers in it. The table has a row for each that is drawn, of at least the `least` score.
     """
     device, further, separator = next(detector.parameters()).device, count(max(ids.values()) + 1), "["
-    with _writing(folder / TABLE), (folder / TABLE).open(**_ANEW) as table, (folder / RESULTS).open(**_ANEW) as results:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / TABLE).open(**_ANEW) as table, (folder / RESULTS).open(**_ANEW) as results:
         table.write(csv_row("file", "frame", "class", "score", "x0", "y0", "x1", "y1"))
         for group in groups:
             images = _pixels([frame.image for frame in group]).to(device)

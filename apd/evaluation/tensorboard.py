@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from apd.config.experiment import ExperimentError
@@ -15,26 +16,18 @@ from apd.data.instances import InstanceSample
 from apd.evaluation.average_precision import detect
 from apd.evaluation.inference import predict_labels
 from apd.evaluation.predict import drawn, overlay
+from apd.fields import imported
 
 IMAGES, LONGEST = 3, 1024  # predictions that are shown each time, and pixels of their longer side (own choice)
 
 
 def require_tensorboard() -> Any:
     """The module torch.utils.tensorboard; ExperimentError says how to install what it needs."""
-    try:
-        import torch.utils.tensorboard
-    except ImportError as error:
-        fix = "`pip install -e '.[tensorboard]'` in the project's folder, or `pip install tensorboard` anywhere"
-        raise ExperimentError(f"--tensorboard needs the package tensorboard: install it with {fix}") from error
-    return torch.utils.tensorboard
+    return imported("torch.utils.tensorboard", "--tensorboard", "tensorboard", ExperimentError)
 
 
 class Board:
-    """Writes into `folder`, from where `step` steps are done: what was written of later ones is no longer shown.
-
-    Example:
-        >>> Board(Path("runs/mine/tensorboard"), step=0).log_line({"step": 0, "task": 1.25})  # doctest: +SKIP
-    """
+    """Writes into `folder`, from where `step` steps are done: what was written of later ones is no longer shown."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.writer = require_tensorboard().SummaryWriter(folder, purge_step=step + 1)
@@ -68,8 +61,7 @@ def shown(network: nn.Module, dataset: Any) -> Iterator[tuple[str, NDArray[np.ui
         if isinstance(sample, InstanceSample):
             found_HW3 = np.asarray(drawn(pixels_HW3, detect(network, [image_3HW])[0], dataset.spec))
         else:
-            both = sample.labels_HW, predict_labels(network, image_3HW[None])[0].cpu()
-            maps = [overlay(pixels_HW3, labels_HW.byte().numpy(), dataset.spec) for labels_HW in both]
-            found_HW3 = np.concatenate(maps, axis=1)
+            both = torch.cat([sample.labels_HW, predict_labels(network, image_3HW[None])[0].cpu()], 1).byte().numpy()
+            found_HW3 = np.asarray(overlay(Image.fromarray(np.tile(pixels_HW3, (1, 2, 1))), both, dataset.spec))
         every = -(-max(found_HW3.shape) // LONGEST)
         yield sample.name, found_HW3[::every, ::every]

@@ -1,6 +1,5 @@
 """Dilated feature extractors: timm's networks and the published deep-stem ResNets, last stages at stride 4, 8 or 16."""
 
-import difflib
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -9,7 +8,9 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from apd.fields import did_you_mean
 from apd.models import pretrained
+from apd.validation import check_choice
 
 Dilation = Literal["one_conv", "all_convs"]
 Weights = Literal["none", "imagenet", "torchvision"]
@@ -20,21 +21,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 
 
-class DeepResNet(NamedTuple):
-    """Blocks of the four stages, timm's class of them, its nearest network, and the released ImageNet file's name."""
-
-    blocks: tuple[int, int, int, int]
-    block: type[nn.Module]
-    relative: str
-    file: str
-
-
 DEEP_RESNETS = {
-    "resnet18_deep": DeepResNet((2, 2, 2, 2), BasicBlock, "resnet50s", "resnet18-imagenet.pth"),
-    "resnet50_deep": DeepResNet((3, 4, 6, 3), Bottleneck, "resnet50s", "resnet50_v2.pth"),
-    "resnet101_deep": DeepResNet((3, 4, 23, 3), Bottleneck, "resnet101s", "resnet101_v2.pth"),
+    "resnet18_deep": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
+    "resnet50_deep": {"block": Bottleneck, "layers": (3, 4, 6, 3)},
+    "resnet101_deep": {"block": Bottleneck, "layers": (3, 4, 23, 3)},
 }
-"""The deep-stem ResNets by name."""
+"""The deep-stem ResNets by name: timm's class of their blocks, and how many the four stages have."""
 
 _STEM = {"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2", "conv1.6": "conv3", "bn1": "bn3"}
 
@@ -54,17 +46,16 @@ def create_deep_resnet(
     `weights_file`, a classifier with the names of the semseg code line, or from timm's `resnet50s` or `resnet101s`,
     which are the same networks (the released code's own files are published nowhere); a RuntimeError without.
     """
-    known = DEEP_RESNETS[name]
     arguments = {"features_only": True, "out_indices": (3, 4), "zero_init_last": False}
     if imagenet and not weights_file:
-        if known.block is not Bottleneck:  # timm has no such network with this stem
+        if DEEP_RESNETS[name]["block"] is not Bottleneck:  # timm has no such network with this stem
             why = f"weights='imagenet' for backbone '{name}': no package and no hub is known to have them"
-            fix = f"a file as weights_file (--network.weights-file), which the semseg code line calls {known.file}"
+            fix = "a file as weights_file (--network.weights-file), the semseg code line's resnet18-imagenet.pth"
             other = "weights='none' (--network.weights none), resnet50_deep or resnet18"
             raise RuntimeError(f"{why}. Give {fix}, or use {other}")
-        network = pretrained.create_with_timm_weights(known.relative, **arguments)
+        network = pretrained.create_with_timm_weights(name.replace("_deep", "s"), **arguments)
     else:
-        network = timm.create_model(known.relative, block=known.block, layers=known.blocks, **arguments)
+        network = timm.create_model("resnet50s", **DEEP_RESNETS[name], **arguments)
     if weights_file:
         try:
             tensors, _ = pretrained.read_tensors(weights_file)
@@ -142,31 +133,29 @@ def create_backbone(
 
     What a backbone cannot have is a ValueError; weights that cannot be obtained or do not fit are a RuntimeError.
     """
-    choices = (("weights", weights, get_args(Weights)), ("dilation", dilation, get_args(Dilation)))
-    for option, value, allowed in (("output_stride", output_stride, (4, 8, 16)), *choices):
-        if value not in allowed:
-            expected = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
-            raise ValueError(f"{option}: got {value!r}, expected {expected}")
+    check_choice("output_stride", output_stride, (4, 8, 16))
+    check_choice("weights", weights, get_args(Weights))
+    check_choice("dilation", dilation, get_args(Dilation))
     if weights_file and weights != "imagenet":
         raise ValueError(f"weights_file: got {str(weights_file)!r} beside weights={weights!r}, expected 'imagenet'")
-    mean, std, offline = IMAGENET_MEAN, IMAGENET_STD, pretrained.OFFLINE_WEIGHTS.get(name)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
     if name in DEEP_RESNETS:
         if weights == "torchvision":
             raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, whose stem torchvision does not have")
         arguments = dict(dilation=dilation, imagenet=weights == "imagenet", weights_file=weights_file)
         network = create_deep_resnet(name, output_stride=output_stride, **arguments)
-        _check_stride(network, name, output_stride)
     else:
         ours = ", ".join(DEEP_RESNETS)
         if not isinstance(name, str) or not timm.is_model(name):
-            nearest = difflib.get_close_matches(str(name), [*DEEP_RESNETS, *timm.list_models()], n=3, cutoff=0.5)
-            hint = f"nearest: {', '.join(nearest)}" if nearest else "timm.list_models() lists all"
-            raise ValueError(f"backbone: got {name!r}, expected {ours} or a network of timm {timm.__version__}; {hint}")
+            expected = f"{ours} or a network of timm {timm.__version__}, as timm.list_models() lists them"
+            hint = did_you_mean(name, [*DEEP_RESNETS, *timm.list_models()])
+            raise ValueError(f"backbone: got {name!r}, expected {expected}{hint}")
         for option, value, default in (("dilation", dilation, "one_conv"), ("weights_file", str(weights_file), "")):
             if value != default:
                 raise ValueError(f"{option}: got {value!r} for backbone {name!r}, but only {ours} take it")
         arguments = {"features_only": True, "output_stride": output_stride, "out_indices": (-2, -1)}
-        structure = offline.structure if offline else name
+        offline = name in pretrained.OFFLINE_WEIGHTS
+        structure = f"tf_{name}" if offline else name
         try:
             network = timm.create_model(structure, pretrained=False, **arguments)
         except Exception as error:  # networks without the option fail in many ways, some with a bare assertion
@@ -180,8 +169,9 @@ def create_backbone(
             pretrained.load_offline_weights(network, name)
         elif weights == "imagenet":
             network = pretrained.create_with_timm_weights(structure, **arguments)
-        known = offline or timm.get_pretrained_cfg(name)
-        if known and weights != "torchvision":
+        if offline:
+            mean, std = pretrained.OFFLINE_MEAN, pretrained.OFFLINE_STD
+        elif (known := timm.get_pretrained_cfg(name)) and weights != "torchvision":
             mean, std = tuple(known.mean), tuple(known.std)
     aux_channels, channels = network.feature_info.channels()
     return Backbone(network, channels, aux_channels, mean, std)
@@ -190,9 +180,8 @@ def create_backbone(
 @torch.no_grad()
 def _check_stride(network: nn.Module, name: str, output_stride: int) -> None:
     """Run once on zeros: what a network declares about its maps is not always what it gives."""
-    device = next(network.parameters()).device
     network.eval()
-    maps = network(torch.zeros(1, 3, 64, 96, device=device))
+    maps = network(torch.zeros(1, 3, 64, 96))
     network.train()
     got = tuple(maps[-1].shape[1:])
     expected = (network.feature_info.channels()[-1], 64 // output_stride, 96 // output_stride)

@@ -1,6 +1,5 @@
 """torchvision's Faster R-CNN and Mask R-CNN, untouched, at any size from a thumbnail to COCO's, and their weights."""
 
-import re
 from typing import Literal, NamedTuple, get_args
 
 from torch import nn
@@ -13,7 +12,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from apd.distillers.base import LEVELS
-from apd.models.pretrained import hub_tensors, wrong_values
+from apd.models.pretrained import COUNTER, hub_tensors, match_tensors
+from apd.validation import check_choice, check_count
 
 DetectorWeights = Literal["none", "imagenet"]
 # side of a box that is pooled from level "2", in smallest anchors: torchvision's 224 pixels for its 32
@@ -71,15 +71,12 @@ def build_detector(
     An unknown name, a size or count below 1, or weights that it has none of, is a ValueError; weights that cannot be
     had or do not fit, a RuntimeError.
     """
-    if backbone not in BODIES:
-        raise ValueError(f"backbone={backbone!r}: expected one of {', '.join(BODIES)}")
-    if weights not in get_args(DetectorWeights):
-        raise ValueError(f"weights={weights!r}: expected 'none' or 'imagenet'")
+    check_choice("backbone", backbone, tuple(BODIES))
+    check_choice("weights", weights, get_args(DetectorWeights))
     sizes = dict(num_classes=num_classes, min_size=min_size, max_size=max_size, width=width, box_width=box_width)
     sizes |= dict(smallest_anchor=smallest_anchor, proposals=proposals, rois=rois, detections=detections)
     for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a positive integer")
+        check_count(name, value)
     if max_size < min_size:
         raise ValueError(f"max_size={max_size}: expected min_size={min_size} or more")
 
@@ -129,15 +126,10 @@ def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:
     """Fill the detector's backbone, below its pyramid, with torchvision's ImageNet classifier, strictly."""
     state = hub_tensors(get_model_weights(backbone)["IMAGENET1K_V1"], f"weights='imagenet' for backbone {backbone!r}")
     body = detector.backbone.body
-    frozen = not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
-    # of the classifier, its last layers are not in a pyramid; everything else must be
-    left_out = re.compile(r"fc\.|classifier\." + (r"|.*num_batches_tracked$" if frozen else ""))
-    state = {name.removeprefix("features."): value for name, value in state.items() if not left_out.match(name)}
+    # frozen norms count no batches
+    state = {name.removeprefix("features."): value for name, value in state.items() if not name.endswith(COUNTER)}
     try:
-        body.load_state_dict(state, strict=True)  # torchvision renames keys of older files while loading
+        matched = match_tensors(state, body.state_dict(), left_out=("fc.", "classifier."))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise RuntimeError(f"torchvision's ImageNet weights of {backbone} do not fit: {reason:.300}") from error
-    for name, value in body.state_dict().items():
-        if why := wrong_values(name, value):
-            raise RuntimeError(f"torchvision's ImageNet weights of {backbone}: {name} {why}")
+        raise RuntimeError(f"torchvision's ImageNet weights of {backbone} do not fit: {error}") from error
+    body.load_state_dict(matched, strict=True)

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from apd.distillers.base import NO_BOX, DetectorPair, DetectorView
+from apd.perspective import resize_labels
 
 
 class DetectorTap:
@@ -48,11 +50,6 @@ class DetectorTap:
         for hook in hooks:
             self._undo.enter_context(hook)
         sample, select = detector.rpn.fg_bg_sampler, heads.select_training_samples
-        self._undo.callback(setattr, detector.rpn, "fg_bg_sampler", sample)
-        if "select_training_samples" in heads.__dict__:  # an outer tap's
-            self._undo.callback(setattr, heads, "select_training_samples", select)
-        else:
-            self._undo.callback(delattr, heads, "select_training_samples")
 
         def sample_and_keep(labels: list[Tensor]) -> tuple:
             sampled = sample(labels)
@@ -64,8 +61,9 @@ class DetectorTap:
             self._seen.update(boxes=selected[0], labels=selected[2])
             return selected
 
-        # no modules, so they have no hooks: the instance's attribute comes before its class's
-        detector.rpn.fg_bg_sampler, heads.select_training_samples = sample_and_keep, select_and_keep
+        # no modules, so they have no hooks
+        self._undo.enter_context(patch.object(detector.rpn, "fg_bg_sampler", sample_and_keep))
+        self._undo.enter_context(patch.object(heads, "select_training_samples", select_and_keep))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,8 +161,7 @@ def pad_maps(maps: list[Tensor], image_sizes: list[tuple[int, int]], padded_size
     """Label maps (H, W) resized by the nearest rule to where images are in a padded batch, :data:`NO_BOX` around."""
     padded_BHW = maps[0].new_full((len(maps), *padded_size), NO_BOX)
     for own_HW, map_HW, size in zip(padded_BHW, maps, image_sizes, strict=True):
-        (height, width), (rows, columns) = map_HW.shape, (torch.arange(side, device=map_HW.device) for side in size)
-        own_HW[: size[0], : size[1]] = map_HW[rows * height // size[0]][:, columns * width // size[1]]
+        own_HW[: size[0], : size[1]] = resize_labels(map_HW[None], size)[0]
     return padded_BHW
 
 

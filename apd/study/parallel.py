@@ -2,14 +2,12 @@
 
 import multiprocessing
 import os
-import re
 import signal
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -18,12 +16,12 @@ import torch
 
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint
+from apd.fields import UserError
 from apd.study.campaigns import steps_done, untrained_teacher
 from apd.training.checkpoint import RunBusyError
-from apd.training.exit_codes import USER_ERRORS, out_of_memory
+from apd.training.exit_codes import out_of_memory, printing_safely
 from apd.training.run import train
 from apd.training.run_log import NonFiniteLossError, StoppedError, StopRequest
-from apd.training.streams import printing_safely
 
 START = "spawn"  # a GPU's context does not survive a fork
 REPORT_SECONDS = 0.5  # a running worker reports its step no more often
@@ -40,10 +38,11 @@ def kind_of(run: Experiment) -> tuple[object, ...]:
 
 
 @printing_safely
-def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> None:
-    """A worker: take an experiment, answer with what became of it, until the pipe is closed."""
+def work(pipe: Connection, device: str | None, loaders: int, share: int) -> None:
+    """A worker on a share of the cores: take an experiment, answer with its outcome, until the pipe is closed."""
     os.setpgid(0, 0)  # Ctrl-C in a terminal is the upper process's, which asks for a checkpoint
-    torch.set_num_threads(threads)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(share)
     reported = 0.0
 
     def on_step(step: int) -> None:
@@ -67,7 +66,7 @@ def work(pipe: Connection, device: str | None, loaders: int, threads: int) -> No
                 answer = "diverged", str(error)
             except torch.OutOfMemoryError as error:
                 answer = "memory", out_of_memory(error)
-            except USER_ERRORS as error:
+            except UserError as error:
                 answer = "failed", error
             pipe.send(answer)
             if answer[0] in ("stopped", "memory"):  # memory goes back to the device with the process
@@ -83,14 +82,7 @@ class Worker:
     run: Experiment | None = None
     queued: bool = False  #: Whether the run was queued; else it is a teacher that others wait for.
     first: tuple[float, int] | None = None  #: The first report of the run, as (seconds, step).
-    newest: tuple[float, int] | None = None
-
-    @property
-    def speed(self) -> float:
-        """Steps a second of the run, without its start; 0 where that is not known yet."""
-        if self.first is None or self.newest is None or self.newest[0] <= self.first[0]:
-            return 0.0
-        return (self.newest[1] - self.first[1]) / (self.newest[0] - self.first[0])
+    speed: float = 0.0  #: Steps a second of the run, without its start; 0 where that is not known yet.
 
 
 class SideBySide:
@@ -141,15 +133,14 @@ class SideBySide:
         while len(self.busy) < self.processes and (run := self.next_run()) is not None:
             if len(self.busy) == len(self.workers):
                 context = multiprocessing.get_context(START)
-                given = re.match(r"[1-9]\d{0,3}\b", os.environ.get("OMP_NUM_THREADS", ""))  # may be a list
-                threads = int(given[0]) if given else max(1, (os.cpu_count() or 1) // self.processes)
                 ours, theirs = context.Pipe()
-                process = context.Process(target=work, args=(theirs, self.device, self.loaders, threads))
+                share = max(1, (os.cpu_count() or 1) // self.processes)
+                process = context.Process(target=work, args=(theirs, self.device, self.loaders, share))
                 process.start()
                 theirs.close()
                 self.workers.append(Worker(process, ours))
             worker = next(worker for worker in self.workers if worker.run is None)
-            worker.run, worker.queued, worker.first, worker.newest = run, run in self.queue, None, None
+            worker.run, worker.queued, worker.first, worker.speed = run, run in self.queue, None, 0.0
             if worker.queued:
                 self.queue.remove(run)
             with suppress(ConnectionError):  # it died; `listen` finds that
@@ -190,14 +181,15 @@ class SideBySide:
     # what a worker may answer
 
     def _step(self, worker: Worker, _: Experiment, step: int) -> None:
-        worker.newest = (time.monotonic(), step)
-        worker.first = worker.first or worker.newest
+        worker.first = worker.first or (time.monotonic(), step)
+        if (seconds := time.monotonic() - worker.first[0]) and step > worker.first[1]:
+            worker.speed = (step - worker.first[1]) / seconds
 
     def _done(self, worker: Worker, run: Experiment, content: dict[str, Any]) -> None:
         if worker.first is not None and (steps := run.training.iterations - worker.first[1]):
             self.paces[kind_of(run)] = (time.monotonic() - worker.first[0]) / steps
-        pace = f"{self.speed:.1f} steps/s, {len(self.busy)} at a time"
-        outlook = f"{pace}, about {self.seconds_left() / 60:.0f} min left"
+        left = f"about {self.seconds_left() / 60:.0f} min left"
+        outlook = f"{self.speed:.1f} steps/s, {len(self.busy)} at a time, {left}"
         worker.run = None
         if worker.queued:
             self.ledger.finished(run, content, outlook)
@@ -291,10 +283,6 @@ def side_by_side(
     if minutes is not None:
         state.deadline = time.monotonic() + 60 * minutes
     speed = 0.0
-    if hangup := getattr(signal, "SIGHUP", None):  # the helper of all processes must outlive it, as it does others
-        signal.pthread_sigmask(signal.SIG_BLOCK, {hangup})
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {hangup})
     with StopRequest() as stop:
         try:
             while not stop.requested and (now := time.monotonic()) < state.deadline:
@@ -312,9 +300,8 @@ def side_by_side(
         done = [(run, steps_done(run)) for run in state.left().values()]
         begun = ",".join(f"{run.name} at step {steps} of {run.training.iterations}" for run, steps in done if steps)
         left = f"{len(state.queue)} experiments are left, about {state.seconds_left() / 60:.0f} min"
-        begun = f"begun: {begun}" if begun else "none is begun"
         pace = f"{speed:.1f} steps/s, {state.processes} at a time"
-        ledger.tell(f"{left}; {begun}. The same command goes on from there ({pace})")
+        ledger.tell(f"{left}; begun: {begun or 'none'}. The same command goes on from there ({pace})")
     if stop.requested:
         raise StoppedError(f"{ledger.name}: stopped; the same command goes on from there")
     return speed

@@ -9,15 +9,14 @@ from apd.config.experiment import DataConfig, Experiment, NetworkConfig, Teacher
 from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.logits import PixelKDConfig
-from apd.fields import ExperimentError
-from apd.study import coco_recipes as coco
+from apd.fields import ExperimentError, did_you_mean
 from apd.study import published_recipes as published
 
 RealSize = Literal["facade-small", "facade-full", "camvid-small", "camvid-full"]
 REAL_SIZES: tuple[RealSize, ...] = get_args(RealSize)
-Size = Literal["tiny", "small", "full", RealSize, published.PaperSize, coco.DetectionSize]
+Size = Literal["tiny", "small", "full", RealSize, published.PaperSize, published.DetectionSize]
 Method = Literal["student", "student_equal_seconds", "pixel_kd", "apd", "apd_without_kd"]
-AnyMethod = Literal[Method, coco.DetectionMethod]
+AnyMethod = Literal[Method, published.DetectionMethod]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {
     "student": "baseline",
@@ -26,13 +25,14 @@ METHOD_NAMES: dict[str, str] = {
     "apd_without_kd": "+ APD without pixel KD",
     "apd": "+ APD",
 }
-_DISTILLERS: dict[Method, tuple[DistillerConfig, ...]] = {
+DISTILLERS_OF: dict[Method, tuple[DistillerConfig, ...]] = {
     "student": (),
     "student_equal_seconds": (),
     "pixel_kd": (PixelKDConfig(),),
     "apd": (APDConfig(),),
     "apd_without_kd": (APDConfig(pixel_kd=0.0),),
 }
+"""The distillers a method adds to the task loss, with the weights that all sizes but the paper's share."""
 
 SECONDS_OF_APD = {"facade-small": 2.09, "facade-full": 1.5, "camvid-small": 1.96, "camvid-full": 1.5}
 SECONDS_OF_APD |= {"tiny": 1.6, "small": 1.45, "full": 1.45}
@@ -42,11 +42,11 @@ run with them. facade-small and camvid-small: the ratio of core seconds (a test 
 SMALL_LEARNING_RATES = dict.fromkeys(METHODS, 0.04) | {"pixel_kd": 0.02, "apd": 0.02}
 """Of each method on CamVid with small networks: the best of three on val (`camvid-small-rates`; a test holds it). The
 gradient grows with every loss that is added, so one learning rate would not be fair to all."""
-LEARNING_RATES = dict.fromkeys(METHODS, 2e-4)
-"""Of each method at REAL_SIZES, with AdamW: the best on val in `facade-learning-rates` (a test holds it)."""
+LEARNING_RATES = dict.fromkeys(METHODS, 8e-4)
+"""Of each method at REAL_SIZES, with AdamW: the baseline's best on val in `facade-tuning`; of the others that of
+`facade-learning-rates`, which is not complete (a test holds it)."""
 
-ADAMW = TrainingConfig(optimiser="adamw", learning_rate=2e-4, weight_decay=0.01)
-TEACHER_ADAMW = replace(ADAMW, learning_rate=8e-4)  # not tuned: the only one that was trained to the end
+ADAMW = TrainingConfig(optimiser="adamw", learning_rate=8e-4, weight_decay=0.01)
 STUDENT = NetworkConfig(backbone="mobilenetv2_100", weights="torchvision")
 TEACHER = NetworkConfig(backbone="efficientnet_lite2", weights="imagenet", head_width=256, output_stride=8)
 SECOND_STUDENT = NetworkConfig(backbone="mobilenetv2_050")  # Half as wide, and from random weights.
@@ -83,7 +83,7 @@ _FACADE = {**_CAMVID, "name": "labelmefacade", "height": 0, "width": 0}
 _CROP, _LARGE_CROP = {"crop_height": 160, "crop_width": 224}, {"crop_height": 320, "crop_width": 320}
 _REAL: dict[RealSize, tuple[DataConfig, int, int, int]] = {
     # tested at six tenths of that for most shapes, and so trained from 0.75 to 1.75 of what is seen then
-    "facade-small": (DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05), 1200, 1200, 8),
+    "facade-small": (DataConfig(**_FACADE, **_CROP, long_side=256, scale_min=0.45, scale_max=1.05), 2400, 2400, 8),
     "facade-full": (DataConfig(**_FACADE, **_LARGE_CROP, scale_min=0.75, scale_max=1.75), 3000, 6000, 16),
     "camvid-small": (DataConfig(**_CAMVID, **_CROP, height=180, width=240), 2400, 1200, 8),
     "camvid-full": (_WHOLE, 3000, 6000, 16),
@@ -100,7 +100,7 @@ _BASES: dict[Size, Experiment] = {
             STUDENT,
             TEACHER,
             replace(ADAMW, iterations=student, batch_size=batch),
-            replace(TEACHER_ADAMW, iterations=teacher, batch_size=batch),
+            replace(ADAMW, iterations=teacher, batch_size=batch),
         )
         for size, (data, student, teacher, batch) in _REAL.items()
     },
@@ -109,21 +109,14 @@ _BASES: dict[Size, Experiment] = {
 
 def methods_of(size: Size) -> tuple[AnyMethod, ...]:
     """The methods that a size has: all of its task, but at the paper's none that needs a step's measured seconds."""
-    if size in get_args(coco.DetectionSize):
-        return coco.detection_methods_of(size)
+    if size in get_args(published.DetectionSize):
+        return published.detection_methods_of(size)
     return published.PAPER_METHODS if size in get_args(published.PaperSize) else METHODS
 
 
 def default_method(size: Size) -> AnyMethod:
     """APD, in the form that is for the size's task: "apd", or "roi_apd" of boxes."""
-    return "roi_apd" if size in get_args(coco.DetectionSize) else "apd"
-
-
-def distillers_of(method: Method) -> tuple[DistillerConfig, ...]:
-    """The distillers a method adds to the task loss, with the weights that all sizes but the paper's share."""
-    if method not in _DISTILLERS:
-        raise ExperimentError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
-    return _DISTILLERS[method]
+    return "roi_apd" if size in get_args(published.DetectionSize) else "apd"
 
 
 def recipe(
@@ -132,21 +125,24 @@ def recipe(
     """The experiment of one method at one size. ExperimentError for an unknown one.
 
     `size` is tiny (built-in scenes, under a minute on a CPU), small and full (CamVid on a CPU or on a GPU), one of
-    REAL_SIZES (networks from ImageNet), of :func:`apd.study.published_recipes.paper_recipe` (four GPUs), or of
-    :func:`apd.study.coco_recipes.detection_recipe`; `method` one of :func:`methods_of` it (default: its APD). `seed` is
-    the student's, data and teacher stay the same. `context_shift` is for the tiny recipe's scenes.
+    REAL_SIZES (networks from ImageNet), or of `paper_recipe` (four GPUs) or `detection_recipe` of
+    :mod:`apd.study.published_recipes`; `method` one of :func:`methods_of` it (default: its APD). `seed` is the
+    student's, data and teacher stay the same. `context_shift` is for the tiny recipe's scenes.
 
     >>> recipe("tiny", "pixel_kd", seed=3).name
     'tiny-pixel_kd-seed3'
     """
     method = method or default_method(size)
-    if size in get_args(coco.DetectionSize):
-        return coco.detection_recipe(size, method, seed=seed)
+    if size not in get_args(Size):
+        raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(Size))}")
+    if method not in (methods := methods_of(size)):
+        there_are = f"{', '.join(methods)} at size {size}{did_you_mean(method, methods)}"
+        raise ExperimentError(f"method = {method!r}: expected one of {there_are}")
+    if size in get_args(published.DetectionSize):
+        return published.detection_recipe(size, method, seed=seed)
     if size in get_args(published.PaperSize):
         return published.paper_recipe(size, method, seed=seed)
-    if size not in _BASES:
-        raise ExperimentError(f"size = {size!r}: expected one of {', '.join(get_args(Size))}")
-    base = replace(_BASES[size], name=f"{size}-{method}-seed{seed}", seed=seed, distillers=distillers_of(method))
+    base = replace(_BASES[size], name=f"{size}-{method}-seed{seed}", seed=seed, distillers=DISTILLERS_OF[method])
     training = base.training
     if size == "tiny":
         base = replace(base, data=replace(base.data, context_shift=context_shift))
@@ -208,7 +204,7 @@ def scenes_pair(teacher_head: Head, student_head: Head, backbone: str, method: M
         network=network(student_head, backbone, base.network.head_width),
         training=replace(base.training, learning_rate=STUDENT_LEARNING_RATES[backbone], evaluations=1),
         teacher=teacher,
-        distillers=distillers_of(method),
+        distillers=DISTILLERS_OF[method],
     )
 
 
@@ -227,10 +223,10 @@ def value_sources(section: str) -> dict[str, str]:
 def sourced_lines(name: str) -> Iterator[str]:
     """The recipe of a name such as "coco-roi_apd", a field a line with its value's source; none where all are ours."""
     size, method = name.rsplit("-", 1)
-    sources = value_sources("coco" if size in get_args(coco.CocoSize) else "released")
+    sources = value_sources("coco" if size in get_args(published.CocoSize) else "released")
     if size.endswith(published.CORRECTED):
         sources |= value_sources("corrected")
-    ours = size not in get_args(Literal[coco.CocoSize, published.PaperSize])
+    ours = size not in get_args(Literal[published.CocoSize, published.PaperSize])
     for field, value, default in () if ours else published.leaves(recipe(size, method)):
         known = [name for name in sources if f"{field}.".startswith(f"{name}.")]
         source = sources[max(known, key=len)] if known and (value != default or field in known) else ""

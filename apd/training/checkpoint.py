@@ -16,20 +16,21 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from apd.fields import UserError
+
 KEPT = 2
 GO_ON = (
     "Nothing that was finished is lost: free space or make the folder writable, then start the same command again; it "
     "goes on from the last checkpoint"
 )
 _FILES = ("weights.safetensors", "state.safetensors", "optimisers.pt")
-_FACTS = {"seconds": float, "log_lines": int, "evaluations": list, "started": str, "teacher": dict | None}
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written or read; the message names the file and what to do."""
 
 
-class RunBusyError(RuntimeError):
+class RunBusyError(UserError, RuntimeError):
     """Another process works on this run; the message says which."""
 
 
@@ -53,12 +54,13 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
+def replacing(path: Path, advice: str) -> Iterator[Path]:
     """A file to write beside the final one, whose place it takes whole, or not at all: a reader never sees a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # workers of a campaign may write the same record
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # a pipe of that name would be waited for
-        yield
+        yield temporary
         temporary.replace(path)
         _flush(path.parent)
     except Exception as error:  # safetensors wraps the OSError in a type of its own
@@ -70,8 +72,7 @@ def replacing(path: Path, temporary: Path, advice: str) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old content or the new. CheckpointError when the disk refuses it."""
-    own = path.with_name(f".{path.name}.{os.getpid()}.part")  # workers of a campaign may write the same record
-    with replacing(path, own, " or choose another folder"), own.open("w", encoding="utf-8") as file:
+    with replacing(path, " or choose another folder") as own, own.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -79,9 +80,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically. CheckpointError when the disk refuses it."""
-    # one name: what a kill leaves is overwritten when the run goes on
-    with replacing(path, partial := path.with_suffix(".part"), ", then start the same command again"):
-        save_tensors(weights, partial)
+    with replacing(path, ", then start the same command again") as own:
+        save_tensors(weights, own)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
@@ -134,10 +134,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if missing := [name for name in ("manifest.json", *_FILES) if not (path / name).is_file()]:  # or a pipe
             raise CheckpointError(f"{path / missing[0]} is missing or no file")
         manifest = json.loads((path / "manifest.json").read_text())
-        facts, checksum = manifest["facts"], manifest.pop("checksum", None)
-        old = checksum is None and all(isinstance(facts[name], kind) for name, kind in _FACTS.items())  # had none
-        old = old and facts["log_lines"] == manifest["step"] and 0 <= facts["seconds"] < 1e12 and "history" not in facts
-        if not old and checksum != checksum_of(manifest):
+        if manifest.pop("checksum", None) != checksum_of(manifest):
             raise CheckpointError(f"{path / 'manifest.json'} is damaged: its checksum is not that of what it says")
         if path.name != f"step-{manifest['step']:08d}":
             raise CheckpointError(f"{path / 'manifest.json'} is damaged: it says step {manifest['step']}")
@@ -146,7 +143,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in manifest.json")
         optimisers = torch.load(path / _FILES[2], weights_only=True)
         found = dict(zip(("weights", "state"), map(load_file, (path / name for name in _FILES[:2])), strict=True))
-        return {"step": manifest["step"], "facts": facts, "optimisers": optimisers, **found}
+        return {"step": manifest["step"], "facts": manifest["facts"], "optimisers": optimisers, **found}
     except Exception as error:  # json, safetensors and the unpickler each raise types of their own
         if isinstance(error, CheckpointError):
             raise
@@ -168,11 +165,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[Callable[[], None]]:
-    """Hold a run's folder, which is made if it is not there, by the operating system's lock on `folder/lock`.
-
-    RunBusyError names the holder; CheckpointError where there can be no lock. What this gives is called before what
-    counts is written: RunBusyError where the lock's file was deleted or replaced.
-    """
+    """Hold a run's folder, which may have to be made, by a lock on `folder/lock`; what this gives is called before what
+    counts is written. RunBusyError: another holds it, or the lock is gone; CheckpointError: there can be none."""
     path, name, held = folder / "lock", folder / "holder", list[os.stat_result]()
 
     def require_held() -> None:
@@ -187,10 +181,7 @@ def only_process(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         name.touch()  # not the lock: where Python has no fcntl, a file of that name is the lock
-        wrong, fix = (
-            f"cannot lock {path}",
-            "mount it with locks (Lustre: option flock), or set APD_RUNS to another folder",
-        )
+        wrong, fix = f"cannot lock {path}", "mount it with locks (Lustre: option flock), or set APD_RUNS to another"
         with contextlib.suppress(Timeout):
             lock.acquire(blocking=False)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Detection and instance segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,10 +10,10 @@ from torchvision.models.detection import FasterRCNN
 
 from apd.config.datasets import Splits
 from apd.config.detection_config import DetectorConfig
-from apd.config.experiment import Experiment, ExperimentError
+from apd.config.experiment import ExperimentError
 from apd.config.inference_options import InferenceOptions
 from apd.data.augment import InstanceAugmentation
-from apd.data.batches import InstanceBatch, InstanceStream, training_batches
+from apd.data.batches import InstanceBatch, InstanceStream
 from apd.data.census import Census, census_of, require_labels
 from apd.data.coco import coco_split
 from apd.data.image_folder import DataError
@@ -27,7 +27,6 @@ from apd.training.distributed import Ranks
 from apd.training.task import RunTask
 
 _KEPT_IMAGES = 200  # of a data set that is kept in memory: with masks about 3 MB each at COCO's size
-_SCENES_AT_A_TIME = 8
 
 
 class DetectionTask(RunTask):
@@ -39,11 +38,10 @@ class DetectionTask(RunTask):
     expected, kind = "expected_ap", "detector"
     libraries = ("faster-coco-eval",)
 
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
-        # images of several sizes are scored one by one: padded to a larger one, an image would be seen otherwise, and
-        # scores depend on its neighbours
-        self.at_a_time = _SCENES_AT_A_TIME if experiment.data.name == "scenes" else 1
+    @property
+    def at_a_time(self) -> int:
+        """Images that are scored together: one where they differ in size, and scores would depend on its neighbours."""
+        return 8 if self.experiment.data.name == "scenes" else 1
 
     def split(self, name: str) -> InstanceDataset:
         """One split of the data; COCO's "val" is the part that the configuration names."""
@@ -79,14 +77,10 @@ class DetectionTask(RunTask):
         data = self.experiment.data
         return census_of({data.train_part: splits.train, data.val_part: splits.val}) if data.name == "coco" else None
 
-    def batches(
-        self, dataset: InstanceDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
-    ) -> Iterator[InstanceBatch]:
-        """Images of any sizes with their instances."""
+    def _supply(self, workers: int, device: torch.device) -> dict[str, Any]:
         data = self.experiment.data
         augmentation = InstanceAugmentation(data.flip, (data.scale_min, data.scale_max), data.jitter)
-        options = self._of_batches(start, ranks)
-        return training_batches(dataset, augmentation=augmentation, workers=workers, **options, stream=InstanceStream)
+        return {"augmentation": augmentation, "workers": workers, "stream": InstanceStream}
 
     def _build(self, config: DetectorConfig, num_classes: int, weights_follow: bool) -> Any:
         sides, shape = (self.experiment.data.height, self.experiment.data.width), asdict(config)

@@ -18,20 +18,17 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Subset
 
-from apd.data.instances import InstanceDataset
-from apd.data.specs import SegmentationDataset
-from apd.fields import ExperimentError
+from apd.fields import ExperimentError, UserError
 from apd.training.checkpoint import RunBusyError, only_process
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
-D = TypeVar("D", bound=SegmentationDataset | InstanceDataset)
 ASK_AGAIN_SECONDS = 0.5  # whether a run that another process holds is free
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 _SEND_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _ARGUMENTS)
 
 
-class LostRankError(RuntimeError):
+class LostRankError(UserError, RuntimeError):
     """Another process of the same run has gone, so that this one cannot go on."""
 
 
@@ -96,7 +93,7 @@ class Ranks:
             distributed.all_reduce(counts)
         return counts
 
-    def part(self, dataset: D) -> D | Subset:
+    def part(self, dataset: Any) -> Any:
         """This rank's samples of a data set: each sample is one rank's; spec and fingerprint are the whole's."""
         if self.size == 1:
             return dataset
@@ -187,21 +184,15 @@ def _of_torchrun(name: str, alone: int) -> int:
     return int(given)
 
 
-def own_gpu() -> str:
-    """The default GPU, or of several ranks that of its number on its machine. ExperimentError without one for each."""
-    number, gpus = _of_torchrun("LOCAL_RANK", 0), torch.cuda.device_count()
-    if _of_torchrun("WORLD_SIZE", 1) == 1:
-        return "cuda"
-    if number < gpus:
-        return f"cuda:{number}"
-    fix = "start one process for each GPU (torchrun --nproc-per-node), or give --device cpu"
-    raise ExperimentError(f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs: {fix}")
-
-
 def choose_device(name: str | None = None) -> torch.device:
     """The torch device of that name, or else cuda, each rank's own, or else cpu; ExperimentError: it is not here."""
     if (name or "cuda") == "cuda" and torch.cuda.is_available():
-        name = own_gpu()
+        number, gpus = _of_torchrun("LOCAL_RANK", 0), torch.cuda.device_count()
+        name = "cuda" if _of_torchrun("WORLD_SIZE", 1) == 1 else f"cuda:{number}"
+        if name != "cuda" and number >= gpus:
+            where = f"rank {started_rank()} is process {number} of its machine, which has {gpus} GPUs"
+            fix = "start one process for each GPU (torchrun --nproc-per-node), or give --device cpu"
+            raise ExperimentError(f"{where}: {fix}")
     try:
         device = torch.device(name or "cpu")
         torch.ones(1, device=device).item()  # a device that torch knows may still not be in this machine

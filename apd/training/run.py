@@ -48,7 +48,7 @@ def train(
 
     Args:
         device: torch device; default is cuda where there is one, else cpu; of several ranks each takes its own GPU.
-        progress: show a bar; None shows it on a terminal only, "lines" prints at most two lines a minute for a log.
+        progress: show a bar; None: on a terminal only; "lines": elsewhere at most two lines a minute, and scores.
         wait: when another process works on this run, wait for it instead of raising.
         workers: processes that prepare batches ahead; any number gives the same batches.
         on_step: called with the number of steps done after each one.
@@ -56,9 +56,8 @@ def train(
         check_labels: count the labels of data of one's own first.
         tensorboard: write every term, the scores on val and some predictions into the folder `tensorboard` of the run.
 
-    Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible here; TeacherError;
-    NonFiniteLossError, with the batch saved; CheckpointError, where the disk is full or the finished run is of other
-    data than today's; StoppedError, with a checkpoint; LostRankError.
+    Raises RunBusyError; DataError or ExperimentError, for what is missing or not possible; TeacherError; LostRankError;
+    NonFiniteLossError; CheckpointError, for a full disk or a run of other data; StoppedError, with a checkpoint.
     """
     ranks, given = join(), experiment
     if tensorboard:

@@ -7,28 +7,28 @@ import math
 import os
 import signal
 import statistics
-import sys
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from apd.data.batches import Batch, InstanceBatch
+from tqdm import tqdm
+
 from apd.evaluation.tensorboard import Board
-from apd.training.checkpoint import GO_ON, CheckpointError, replacing, save_tensors
+from apd.fields import UserError
+from apd.training.checkpoint import GO_ON, CheckpointError, replacing
 
 CURVE_POINTS = 100
 MOST_BYTES, LONGEST_LINE = 2**24, 2**12  # of a log: beyond its lines, and of one of them (own choice)
 LINE_SECONDS = 30.0  # Between two lines of progress in a log (own choice).
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """A loss term became infinite or NaN; the message names it and the file with the batch."""
 
 
-class UnfinishedRunsError(RuntimeError):
+class UnfinishedRunsError(UserError, RuntimeError):
     """Some runs of a campaign were given up; the message names them."""
 
 
@@ -44,11 +44,11 @@ class RunLog:
         self.board: Board | None = None
         self.parts, self._part = list[list[Any]](), hashlib.sha256()
 
-    def start_over(self, lines: int, parts: list[list[Any]] | None = None) -> None:
-        """Keep the lines of so many steps: a resumed run writes the rest anew. None: they have no checksums."""
-        self.lines, self.parts, self._part = lines, [[lines, None]] if parts is None else parts, hashlib.sha256()
-        with replacing(self.path, partial := self.path.with_suffix(".part"), f". {GO_ON}"):
-            partial.write_text(_lines_of(self._whole().values()), encoding="utf-8")
+    def start_over(self, parts: list[list[Any]]) -> None:
+        """Keep the lines of these parts, those of a checkpoint: a resumed run writes the rest anew."""
+        self.lines, self.parts, self._part = parts[-1][0] if parts else 0, parts, hashlib.sha256()
+        with replacing(self.path, f". {GO_ON}") as own:
+            own.write_text(_lines_of(self._whole().values()), encoding="utf-8")
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of the log."""
@@ -57,7 +57,7 @@ class RunLog:
         if self.lines > (self.parts[-1][0] if self.parts else 0):
             self.parts.append([self.lines, self._part.hexdigest()])
             self._part = hashlib.sha256()
-        return {"log_lines": self.lines, "log_parts": self.parts}
+        return {"log_parts": self.parts}
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line. CheckpointError when the disk refuses it."""
@@ -87,23 +87,19 @@ class RunLog:
     def _whole(self) -> dict[int, dict[str, Any]]:
         """By step, what the lines hold that are as they were written; what is damaged is printed."""
         entries, whole, first = {entry["step"]: entry for entry in self.read()}, {}, 0
-        for part in self.parts:
-            found = {step: entries[step] for step in range(first, part[0]) if step in entries}
-            digest = hashlib.sha256(_lines_of(found.values()).encode()).hexdigest()
-            part[1] = part[1] or digest  # of a checkpoint of before there were checksums
-            if part[1] == digest:
+        for end, digest in self.parts:
+            found = {step: entries[step] for step in range(first, end) if step in entries}
+            if digest == hashlib.sha256(_lines_of(found.values()).encode()).hexdigest():
                 whole |= found
-            first = part[0]
+            first = end
         if missing := [step for step in range(self.lines) if step not in whole]:
             self.damaged = {"log_damaged": {"first": missing[0], "last": missing[-1], "steps": len(missing)}}
             print(f"{self.path} is damaged: the curves lack {len(missing)} steps from {missing[0]} on", flush=True)
         return whole
 
     def summary(self) -> dict[str, Any]:
-        """The record's medians of (core) seconds over steps, and `curves`, of means over at most 100 equal stretches.
-
-        Steps whose lines are not as they were written have no part in this: `log_damaged` says which.
-        """
+        """The record's medians of (core) seconds over steps, `curves`, of means over at most 100 equal stretches of the
+        steps whose lines are as they were written, and `log_damaged`, which says where others are."""
         self.facts()  # closes the last stretch
         entries = [*self._whole().values()]
         stretch = -(-len(entries) // CURVE_POINTS)
@@ -126,42 +122,17 @@ def _lines_of(entries: Iterable[dict[str, Any]]) -> str:
     return "".join(f"{json.dumps(entry)}\n" for entry in entries)
 
 
-def save_batch(path: Path, batch: Batch | InstanceBatch) -> str:
-    """Keep a batch for inspection, its tensors as safetensors; the sentence says where, or why not."""
-    try:
-        save_tensors(batch.by_name(), path)
-    except Exception as error:  # safetensors wraps the OSError in a type of its own; the loss is the greater news
-        return f"the batch could not be saved in {path} ({error})"
-    return f"the batch is saved in {path}"
+class LogLines(tqdm):
+    """A bar for a log: in place of drawing itself anew it prints a line, at most every :data:`LINE_SECONDS`."""
 
+    def __init__(self, **options: Any) -> None:
+        line = "{desc}: step {n} of {total}{postfix}, {elapsed}<{remaining}, {rate_inv_fmt}"
+        super().__init__(**options, mininterval=LINE_SECONDS, miniters=1, ncols=1000, leave=False, bar_format=line)
 
-class ProgressLines:
-    """Lines on standard output, in place of a bar, for the run `name`; nothing is printed unless `shown`."""
-
-    def __init__(self, name: str, step: int, steps: int, *, shown: bool = True) -> None:
-        self.name, self.first, self.steps, self.shown = name, step, steps, shown
-        self.begun = self.printed_at = time.monotonic()
-        self.print(f"step {step} of {steps}")
-
-    def print(self, text: str) -> None:
-        """Print a line at once."""
-        if self.shown:
-            print(f"{self.name}: {text}", flush=True)
-
-    def step_done(self, step: int, loss: float) -> None:
-        """Print how far the run is, unless the last such line is newer than :data:`LINE_SECONDS`."""
-        now = time.monotonic()
-        if not self.shown or now - self.printed_at < LINE_SECONDS or math.isnan(loss):  # the first is known a step late
-            return
-        self.printed_at, seconds = now, (now - self.begun) / (step - self.first)
-        left = seconds * (self.steps - step)
-        remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-        self.print(f"step {step} of {self.steps}, loss {loss:.4f}, {seconds:.2g} s a step, about {remaining} left")
-
-
-def in_this_output() -> Literal["lines"] | None:
-    """How a command shows its progress: a bar on a terminal, lines in a file."""
-    return None if sys.stderr.isatty() else "lines"
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print the line; at the end, tqdm asks for an empty one."""
+        if msg is None:
+            print(self, flush=True)
 
 
 class StopRequest:

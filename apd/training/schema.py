@@ -15,7 +15,7 @@ from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import fingerprint, from_dict
 from apd.data.scenes import OBJECTS
 from apd.evaluation.average_precision import AREAS, IOU_THRESHOLDS
-from apd.fields import CONTROLS, one_line
+from apd.fields import CONTROLS, UserError, one_line
 
 SCHEMA = 1
 MOST_BYTES = 2**24  # of a file; the largest committed record has 137 kB
@@ -32,7 +32,7 @@ _ENTRIES: tuple[tuple[type, str, str], ...] = (
 _OPTIONAL = {"core_seconds_per_iteration": 0.0, "other_splits": {}, "kept": {}}
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A record that does not follow the schema; the message, of one line, names the file and the entry."""
 
     def __init__(self, message: str) -> None:

@@ -1,7 +1,7 @@
 """Semantic segmentation as the task of a run: its data, its networks, its loss and its scores."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apd.config.datasets import Splits, build_augmentation, build_split, build_splits, require_segmentation, spec_of
-from apd.config.experiment import NetworkConfig
+from apd.config.datasets import Splits, build_split, build_splits, require_segmentation, spec_of
+from apd.config.experiment import Experiment, NetworkConfig
 from apd.config.inference_options import InferenceOptions, require_split_sides
-from apd.data.batches import Batch, DeviceStream, training_batches
+from apd.data.augment import Augmentation
+from apd.data.batches import Batch, DeviceStream
 from apd.data.census import Census, census_of, require_labels
 from apd.data.dataset_yaml import unlabelled_images
 from apd.data.images import DataWarning
@@ -27,7 +28,7 @@ from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
 from apd.training import task_losses
 from apd.training.distributed import Ranks
-from apd.training.task import RunTask, built, recomputing
+from apd.training.task import RunTask, recomputing
 from apd.validation import without_infinities
 
 
@@ -36,7 +37,8 @@ def build_network(
 ) -> Segmenter | CustomSegmenter:
     """A network whose initial weights depend on the seed alone; with `weights_follow` the caller loads others."""
     require_segmentation(network)
-    return built(partial(_segmenter, network, num_classes, weights_follow), "network", device, seed)
+    task = SegmentationTask(Experiment())
+    return task.network(network, num_classes, device, seed, weights_follow=weights_follow)
 
 
 def _segmenter(network: NetworkConfig, num_classes: int, weights_follow: bool) -> Segmenter | CustomSegmenter:
@@ -113,14 +115,12 @@ class SegmentationTask(RunTask):
         counts = (self.known_census or census_of({"train": train})).counts["train"]
         return task_losses.balanced_weights(counts[:-1].tolist())
 
-    def batches(
-        self, dataset: SegmentationDataset, *, start: int, ranks: Ranks, workers: int, device: torch.device
-    ) -> Iterator[Batch]:
-        """This rank's parts of the training batches from iteration `start` on, made by the loader or on the device."""
-        there = self.experiment.training.device_augmentation
+    def _supply(self, workers: int, device: torch.device) -> dict[str, Any]:
+        data, there = self.experiment.data, self.experiment.training.device_augmentation
         how = {"stream": partial(DeviceStream, device=device)} if there else {"workers": workers}
-        how |= {"augmentation": build_augmentation(self.experiment.data)}
-        return training_batches(dataset, **how, **self._of_batches(start, ranks))
+        crop, scale = (data.crop_height, data.crop_width), (data.scale_min, data.scale_max)
+        more = dict(flip=data.flip, colour=data.jitter, rotation=data.rotation, blur=data.blur)
+        return {**how, "augmentation": Augmentation(crop, scale, **more)}
 
     def precision(self, device: torch.device) -> str:
         """What the experiment asks for; auto is bf16 where the device multiplies it natively."""
@@ -173,7 +173,7 @@ class SegmentationTask(RunTask):
         labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
         training, seen = self.experiment.training, (labels_BHW, self.ignore_index)
         how = self._weights_K, training.label_smoothing
-        logits_BKHW = task_losses.upsampled(student.logits, labels_BHW)
+        logits_BKHW = upsample(student.logits.float(), labels_BHW.shape[1:])
         loss = task_losses.task_loss(logits_BKHW, *seen, *how)
         terms, kind = {"task": loss}, training.added_loss
         if kind != "none":

@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from apd.config.datasets import Splits
 from apd.config.experiment import Experiment, ExperimentError, TrainingConfig
+from apd.data.batches import training_batches
 from apd.distillers.base import DistillerConfig, build_distiller
+from apd.fields import UserError
 from apd.models.checkpoints import load_weights
 from apd.training.distributed import ALONE, Ranks, of_every_rank
 from apd.training.record import read_record
@@ -88,7 +90,7 @@ class CapturedStep:
             return graph, self._compute(self._batch)
 
 
-class TeacherError(RuntimeError):
+class TeacherError(UserError, RuntimeError):
     """Teacher weights that do not fit, or that score below what the experiment states."""
 
 
@@ -105,11 +107,12 @@ class RunTask(nn.Module):
         super().__init__()
         self.experiment = experiment
 
-    def _of_batches(self, start: int, ranks: Ranks) -> dict[str, Any]:
-        """What every supply of this rank's batches from iteration `start` on is asked for."""
+    def batches(self, dataset: Any, *, start: int, ranks: Ranks, workers: int, device: torch.device) -> Iterator[Any]:
+        """This rank's parts of the training batches from iteration `start` on, made by the loader or on the device."""
         training, part = self.experiment.training, (ranks.rank, ranks.size)
-        steps = {"start_iteration": start, "iterations": training.iterations}
-        return {"batch_size": training.batch_size, "seed": self.experiment.seed, "part": part, **steps}
+        options = {"batch_size": training.batch_size, "seed": self.experiment.seed, "part": part}
+        options |= {"start_iteration": start, "iterations": training.iterations}
+        return training_batches(dataset, **options, **self._supply(workers, device))
 
     def distiller(self, config: DistillerConfig, student: nn.Module, teacher: nn.Module) -> nn.Module:
         """The loss module of one distiller, on the student's device, its heads initialised from the seed alone."""
@@ -128,8 +131,14 @@ class RunTask(nn.Module):
     def network(
         self, config: Any, classes: int, device: torch.device, seed: int, *, weights_follow: bool = False
     ) -> Any:
-        """A network with initial weights (`weights_follow`: the caller loads others). ExperimentError: not possible."""
-        return built(partial(self._build, config, classes, weights_follow), self.kind, device, seed)
+        """A network, its initial weights by `seed` or the caller's to `follow`. ExperimentError: not possible."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                network = self._build(config, classes, weights_follow)
+            except (ValueError, RuntimeError) as error:
+                raise ExperimentError(f"this {self.kind} cannot be built: {error}") from error
+        return network.to(device, memory_format=torch.channels_last)
 
     def precision(self, device: torch.device) -> str:
         """fp32 or bf16, of the networks' forward passes."""
@@ -179,22 +188,10 @@ def _other_buffers(block: nn.Module) -> Iterator[None]:
             module._buffers.update(buffers)
 
 
-def built(build: Callable[[], nn.Module], kind: str, device: torch.device, seed: int) -> Any:
-    """A network whose initial weights depend on the seed alone. ExperimentError where it cannot be built."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            network = build()
-        except (ValueError, RuntimeError) as error:
-            raise ExperimentError(f"this {kind} cannot be built: {error}") from error
-    return network.to(device, memory_format=torch.channels_last)
-
-
 def load_teacher(task: Any, path: Path, num_classes: int, device: torch.device) -> nn.Module:
     """The task's teacher with strictly loaded weights, in eval mode, without gradients; else TeacherError.
 
-    `path` is a run's, whose record must know these weights, or as :func:`~apd.models.load_weights` takes it. The digest
-    of what was loaded is then the task's `teacher_sha256`.
+    `path` is a run's, whose record must know them, or any that can be read; its digest becomes `task.teacher_sha256`.
     """
     path = Path(os.path.expanduser(path))
     record, given = path.with_name("record.json"), task.experiment.teacher.weights_file

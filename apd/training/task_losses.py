@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apd.fields import ExperimentError
+from apd.fields import ExperimentError, imported
+from apd.losses import upsample
 from apd.normalizers import global_count
 
 
@@ -26,14 +27,6 @@ def scaled_weights(weights_K: list[float], device: torch.device) -> Tensor:
     return (weights / weights[weights > 0].min()).float().to(device)
 
 
-def upsampled(logits_BKhw: Tensor, labels_BHW: Tensor) -> Tensor:
-    """The logits in float32 on the labels' grid."""
-    size = labels_BHW.shape[-2:]
-    if logits_BKhw.shape[-2:] == size and logits_BKhw.dtype == torch.float32:
-        return logits_BKhw
-    return F.interpolate(logits_BKhw.float(), size, mode="bilinear", align_corners=True)
-
-
 def valid_weight(labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None = None) -> Tensor:
     """The number of valid pixels, or the sum of their classes' weights: what the sum of a loss is divided by."""
     valid = labels_BHW != ignore_index
@@ -45,17 +38,18 @@ def task_loss(
 ) -> Tensor:
     """Mean cross-entropy over valid pixels after upsampling, as torch's with weights; a connected zero without any."""
     options = {"ignore_index": ignore_index, "reduction": "sum", "label_smoothing": smoothing}
-    total = F.cross_entropy(upsampled(logits_BKhw, labels_BHW), labels_BHW, weights_K, **options)
+    logits_BKHW = upsample(logits_BKhw.float(), labels_BHW.shape[1:])
+    total = F.cross_entropy(logits_BKHW, labels_BHW, weights_K, **options)
     return total / global_count(valid_weight(labels_BHW, ignore_index, weights_K))
 
 
 def added_loss(kind: str, logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
     """The loss "focal", "dice" or "lovasz" of segmentation-models-pytorch; a connected zero when no pixel is valid.
 
-    Focal is a mean over the valid pixels of the whole batch. Dice and Lovász are no means: of a batch in parts (ranks,
-    micro-batches) each part has its own, weighed by its valid pixels.
+    Dice and Lovász are no means: of a batch in parts (ranks, micro-batches) each has its own, by its valid pixels.
     """
-    losses, logits_BKHW, valid = library(), upsampled(logits_BKhw, labels_BHW), valid_weight(labels_BHW, ignore_index)
+    losses, logits_BKHW = library(), upsample(logits_BKhw.float(), labels_BHW.shape[1:])
+    valid = valid_weight(labels_BHW, ignore_index)
     options = {"mode": "multiclass", "ignore_index": ignore_index}
     if kind == "focal":
         return losses.FocalLoss(**options, reduction="sum")(logits_BKHW, labels_BHW) / global_count(valid)
@@ -65,9 +59,4 @@ def added_loss(kind: str, logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index:
 
 def library() -> Any:
     """The losses of segmentation-models-pytorch; ExperimentError without the package."""
-    try:
-        from segmentation_models_pytorch import losses
-    except ModuleNotFoundError as error:
-        fix = "in the project's folder: pip install -e '.[losses]'"
-        raise ExperimentError(f"training.added_loss needs the package segmentation-models-pytorch ({fix})") from error
-    return losses
+    return imported("segmentation_models_pytorch", "training.added_loss", "losses", ExperimentError).losses

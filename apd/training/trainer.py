@@ -1,5 +1,6 @@
 """The training step, and the loop around it. On a CPU an interrupted run ends bit-equal to an uninterrupted one."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -21,10 +22,10 @@ from apd.data.batches import InstanceBatch
 from apd.data.images import DataError
 from apd.evaluation.tensorboard import Board
 from apd.normalizers import AccumulatedCounts, across_processes
-from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint
+from apd.training.checkpoint import CheckpointError, load_newest, save_checkpoint, save_tensors
 from apd.training.detection import DetectionTask
 from apd.training.distributed import ALONE, Ranks, of_every_rank
-from apd.training.run_log import NonFiniteLossError, ProgressLines, RunLog, StoppedError, StopRequest, save_batch
+from apd.training.run_log import LogLines, NonFiniteLossError, RunLog, StoppedError, StopRequest
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import CapturedStep, build_optimisers, measure_teacher
 from apd.validation import values_unchecked
@@ -32,8 +33,7 @@ from apd.validation import values_unchecked
 CHECKPOINT_SECONDS = 60.0
 Task = SegmentationTask | DetectionTask
 Batch = PixelBatch | InstanceBatch
-Progress = bool | Literal["lines"] | None
-"""Whether a run shows a bar; None shows it on a terminal only, "lines" prints lines for a log in its place."""
+Progress = bool | Literal["lines"] | None  # see `apd.training.run.train`
 
 
 class TrainStep:
@@ -75,12 +75,13 @@ class TrainStep:
     def gradients(self, *micro_batches: Batch) -> dict[str, Tensor]:
         """Forward of teacher and student, and backward, a micro-batch at a time; returns the terms of them together."""
         teachers = [self.task.teacher_outputs(batch) for batch in micro_batches]
-        counts_of_the_batch = self._global_counts(micro_batches, teachers)
+        of_all_ranks = across_processes if self.ranks.size > 1 else nullcontext
+        of_all_parts = self._global_counts(micro_batches, teachers)
         shares: list[dict[str, Tensor]] = []
         for number, (batch, teacher) in enumerate(zip(micro_batches, teachers, strict=True), start=1):
             # DistributedDataParallel averages gradients over ranks with the last micro-batch
             alone = self.ranks.size == 1 or number == len(micro_batches)
-            with counts_of_the_batch(), nullcontext() if alone else self.losses.no_sync():
+            with of_all_ranks(), of_all_parts(), nullcontext() if alone else self.losses.no_sync():
                 terms = self.losses(*batch, teacher)
                 terms["loss"].backward()
             shares.append({name: value.detach() for name, value in terms.items()})
@@ -89,10 +90,10 @@ class TrainStep:
         return {name: torch.stack([share[name] for share in shares]).sum(0) for name in shares[0]}
 
     def _global_counts(self, micro_batches: tuple[Batch, ...], teachers: list) -> Callable[[], AbstractContextManager]:
-        """In this context the losses divide by the counts of the whole batch, not of the part that is computed."""
+        """In this context the losses divide by the counts of all micro-batches, not of the one that is computed."""
         if len(micro_batches) == 1:
-            return across_processes if self.ranks.size > 1 else nullcontext
-        counts = AccumulatedCounts(over_processes=self.ranks.size > 1)
+            return nullcontext
+        counts = AccumulatedCounts()
         for batch, teacher in zip(micro_batches, teachers, strict=True):
             with counts.counting():
                 self.task.count(*batch, teacher)
@@ -108,11 +109,6 @@ def learning_rate_factors(training: TrainingConfig, step: int) -> dict[str, floa
     if training.schedule == "steps":
         scheduled = 0.1 ** sum(milestone <= step for milestone in training.milestones)
     return {"student": scheduled * min(1.0, (step + 1) / max(training.warmup, 1)), "teacher_heads": poly}
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a state dict whose names begin so, without that."""
-    return {name.removeprefix(f"{prefix}."): v for name, v in state.items() if name.startswith(f"{prefix}.")}
 
 
 class Trainer:
@@ -139,11 +135,13 @@ class Trainer:
         self.device, self.distillers = self.step.device, self.step.distillers
         self.optimisers, self.average = self.step.optimisers, self.step.average
         self.evaluated = student if self.average is None else self.average.module  # the network that is scored
+        average = {} if self.average is None else {"average": self.average}
+        self.beside = nn.ModuleDict({"distillers": self.distillers} | average)  # the student, in a checkpoint
         self.log, self.checkpoints = RunLog(folder / "log.jsonl"), folder / "checkpoints"
         self.tensorboard = tensorboard and ranks.first
-        self.origin, self.require_held, self._loss = origin or {}, require_held, float("nan")
+        self.origin, self.require_held = origin or {}, require_held
         self.best: dict[str, Tensor] = {}  # weights at the best score on val so far, where those are kept
-        self.facts: dict[str, Any] = {"seconds": 0.0, "log_lines": 0, "evaluations": [], "teacher": None}
+        self.facts: dict[str, Any] = {"seconds": 0.0, "evaluations": [], "teacher": None}
         self.begun_with = {"settings": fingerprint(self.experiment), "weights of the teacher": task.teacher_sha256}
 
     def execute(self, on_step: Callable[[int], None] | None = None) -> None:
@@ -156,10 +154,9 @@ class Trainer:
         options = dict(start=step, ranks=ranks, workers=self.workers, device=self.device)
         batches = () if self.ended_early() else self.task.batches(self.splits.train, **options)
         milestones = {training.iterations * (i + 1) // training.evaluations for i in range(training.evaluations)}
-        hidden = not ranks.first or (None if self.progress is None else self.progress is not True)
-        bar = tqdm(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
-        shown = self.progress == "lines" and ranks.first
-        lines = ProgressLines(self.experiment.name, step, training.iterations, shown=shown)
+        hidden, on_val = not ranks.first or (None if self.progress is None else not self.progress), ""
+        make = LogLines if self.progress == "lines" and not sys.stderr.isatty() else tqdm
+        bar = make(total=training.iterations, initial=step, desc=self.experiment.name, disable=hidden)
         pending: list[tuple[int, dict[str, float], dict[str, Tensor], Batch]] = []
 
         def available() -> Iterator[Batch]:
@@ -183,13 +180,12 @@ class Trainer:
                     taken["core_seconds"] = time.process_time() - core_tick
                 pending.append((step, taken, terms, batch))
                 step += 1
-                bar.update()
                 stopping, late = ranks.any(stop.requested, tick - saved_at > CHECKPOINT_SECONDS)
                 ended = step == training.iterations
                 # terms are looked at one step late, so that a GPU with work to do is never waited for
                 while len(pending) > (0 if stopping or ended or late or step in milestones else 1):
-                    self._note(*pending.pop(0))
-                lines.step_done(step, self._loss)
+                    bar.set_postfix_str(f"loss {self._note(*pending.pop(0)):.4f}{on_val}", refresh=False)
+                bar.update()
                 if step in milestones:
                     measured = self.measured(self.splits.val)
                     self.facts["evaluations"].append({"step": step, "split": "val", **measured})
@@ -197,8 +193,8 @@ class Trainer:
                         self.best = {name: value.cpu().clone() for name, value in self.evaluated.state_dict().items()}
                     ended = ended or self.ended_early()
                     score, value = self.task.headline(measured)
-                    bar.set_postfix_str(f"{score} {value:.4f} on val")
-                    lines.print(f"step {step} of {training.iterations}, {score} {value:.4f} on val")
+                    on_val = f", {score} {value:.4f} on val"
+                    bar.set_postfix_str(f"{bar.postfix.partition(', ')[0]}{on_val}")
                     if self.log.board is not None:
                         self.log.board.validation(step, score, value, self.evaluated.eval(), self.splits.val)
                     self.student.train()
@@ -236,21 +232,25 @@ class Trainer:
                 if "base_rate" in group:
                     group["lr"] = group["base_rate"] * factors[name]
 
-    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> None:
-        """Log the terms of a step; stop the run if one of them is not a finite number."""
+    def _note(self, step: int, taken: dict[str, float], terms: dict[str, Tensor], batch: Batch) -> float:
+        """Log the terms of a step, and return its loss; stop the run if one of them is not a finite number."""
         values = dict(zip(terms, torch.stack([t.float() for t in terms.values()]).tolist(), strict=True))
         wrong = [f"{name} = {value}" for name, value in values.items() if value - value != 0]  # inf - inf, nan: not 0
         if wrong:
             number = "" if self.ranks.first else f"-rank{self.ranks.rank}"  # each rank has a part of the batch
-            saved = save_batch(self.folder / f"non-finite-batch{number}.safetensors", batch)
+            saved = f"the batch is saved in {(path := self.folder / f'non-finite-batch{number}.safetensors')}"
+            try:
+                save_tensors(batch.by_name(), path)
+            except Exception as error:  # safetensors has a type of its own; the loss is the greater news
+                saved = f"the batch could not be saved in {path} ({error})"
             fix = "Lower --training.learning-rate, set --training.clip-norm or use --precision fp32, then start again"
             raise of_every_rank(NonFiniteLossError(f"step {step}: {', '.join(wrong)}; {saved}. {fix}"))
-        self._loss = values["loss"]
         if self.ranks.rank == 0:
             training = self.experiment.training
             learning_rate = training.learning_rate * learning_rate_factors(training, step)["student"]
             taken = {name: round(seconds, 6) for name, seconds in taken.items()}
             self.log.write({"step": step, **taken, "learning_rate": learning_rate, **values})
+        return values["loss"]
 
     def measured(self, dataset: Any, inference: InferenceOptions = WHOLE_IMAGE) -> dict[str, Any]:
         """What the task measures of the network that is scored, each rank looking at its part of the images."""
@@ -258,9 +258,7 @@ class Trainer:
         return self.task.evaluate(self.evaluated, dataset, inference, self.ranks)
 
     def _save(self, step: int) -> None:
-        modules = {prefix: module.state_dict() for prefix, module in self._modules().items()}
-        kept = (modules | {"best": self.best}).items()
-        state = {f"{prefix}.{name}": value for prefix, values in kept for name, value in values.items()}
+        state = self.beside.state_dict() | {f"best.{name}": value for name, value in self.best.items()}
         state |= self.ranks.generators(self.device)
         self.facts |= self.log.facts()
         self.facts["history"][-1]["steps"][1] = step
@@ -268,52 +266,42 @@ class Trainer:
         parts = {"weights": self.student.state_dict(), "state": state, "optimisers": optimisers, "facts": self.facts}
         self.ranks.on_rank_zero(lambda: [self.require_held(), save_checkpoint(self.checkpoints, step, **parts)])
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"distillers": self.distillers} | ({} if self.average is None else {"average": self.average})
-
     def _resume(self) -> int:
         """Load the newest whole checkpoint, if there is one, cut the log to its length, and return the steps done."""
 
         def newest() -> dict[str, Any] | None:
             checkpoint, passed_over = load_newest(self.checkpoints)
             self.facts["identities"] = today = self.splits.identities(self.experiment.data.evaluation_split)
-            if checkpoint and (found := what_changed(checkpoint["facts"].get("identities", {}), today)):
+            if checkpoint and (found := what_changed(checkpoint["facts"]["identities"], today)):
                 raise CheckpointError(f"{self.folder} was begun with other data: {found}; restore them or delete it")
             for sentence in passed_over:
                 print(f"{self.experiment.name}: {sentence}", flush=True)
-            facts = checkpoint["facts"] if checkpoint else {"log_lines": 0}
-            for name, began in facts.get("begun_with", {}).items():
+            facts = checkpoint["facts"] if checkpoint else {"begun_with": {}, "log_parts": []}
+            for name, began in facts["begun_with"].items():
                 if began != (now := self.begun_with.get(name)):
                     changed = f"other {name} than this run was begun with (sha256 {now!s:.12}, then {began!s:.12})"
                     raise CheckpointError(f"{changed}: restore them, or delete {self.checkpoints} to begin anew")
-            self.log.start_over(facts["log_lines"], facts.get("log_parts"))
+            self.log.start_over(facts["log_parts"])
             return checkpoint
 
         checkpoint = self.ranks.on_rank_zero(newest)
         step = checkpoint["step"] if checkpoint else 0
         self.ranks.seed(self.experiment.seed, step)  # dropout; everything else has generators of its own
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.facts = checkpoint["facts"] if checkpoint else {**self.facts, "started": now}
-        before = self.facts.get("history", [{"steps": [0, step]}] if step else [])  # whose: not known of the older kind
-        self.facts["history"] = [*before, {"started": now, **self.origin, "steps": [step, step]}]
-        self.facts["begun_with"] = self.begun_with
+        begun = {"started": now, "history": [], "begun_with": self.begun_with}
+        self.facts = checkpoint["facts"] if checkpoint else self.facts | begun
+        self.facts["history"].append({"started": now, **self.origin, "steps": [step, step]})
         if checkpoint is None:
             return 0
         state = checkpoint["state"]
         try:
-            if step > self.experiment.training.iterations:
-                raise ValueError(f"step {step} is beyond the last one")
             self.student.load_state_dict(checkpoint["weights"])
-            for prefix, module in self._modules().items():
-                module.load_state_dict(_below(prefix, state))
-            self.best = _below("best", state)
+            self.beside.load_state_dict({name: state[name] for name in self.beside.state_dict()})
+            self.best = {name[5:]: value for name, value in state.items() if name.startswith("best.")}
             for name, optimiser in self.optimisers.items():
-                saved = checkpoint["optimisers"][name]
-                if ("betas" in saved["param_groups"][0]) != ("betas" in optimiser.defaults):
-                    raise ValueError(f"{name} was trained by another optimiser")
-                optimiser.load_state_dict(saved)
-        except (KeyError, RuntimeError, ValueError) as error:  # of the older kind, which does not say whose it is
-            other = f"{self.checkpoints} hold another experiment's; delete them to begin anew"
+                optimiser.load_state_dict(checkpoint["optimisers"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            other = f"{self.checkpoints} are of another version of this package; delete them to begin anew"
             raise of_every_rank(CheckpointError(other)) from error
         self.ranks.set_generators(state, self.device)
         self.ranks.print(f"{self.experiment.name}: resumed at step {step}")

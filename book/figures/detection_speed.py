@@ -29,7 +29,7 @@ from apd.distillers.apd import RoIAPD, dense_apd
 from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi_kd
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
-from apd.study.coco_recipes import HEAD_WIDTH, scenes_detection_experiment
+from apd.study.published_recipes import HEAD_WIDTH, scenes_detection_experiment
 from apd.training.run import records_folder
 from book.figures.speed import header, rounded, shown, write
 

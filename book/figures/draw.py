@@ -1,8 +1,8 @@
-"""Draw the figures of the book's pages into `book/_static`.
+"""Draw the figures of the book's pages into `book/_static`, with the sentences and tables that come from records.
 
     python book/figures/draw.py
 
-They are committed; this is run again when a drawing or the scenes' generator changes.
+They are committed; this is run again when a drawing, the scenes' generator or the records change.
 """
 
 from pathlib import Path
@@ -10,17 +10,25 @@ from pathlib import Path
 import batch
 import colours
 import perspectives
+import published
 from svg import MODES
 
 STATIC = Path(__file__).resolve().parents[1] / "_static"
 
 
+DRAWN = {
+    "batch": batch.draw,
+    "perspectives": perspectives.draw,
+    "class-colours": colours.draw,
+    "published": published.draw,
+}
+
+
 def drawings() -> dict[str, str]:
-    """Content of every SVG by file name: one for light pages and one for dark ones of each drawing."""
-    return {
-        f"{name}-{mode}.svg": draw(inks).render()
-        for name, draw in (("batch", batch.draw), ("perspectives", perspectives.draw), ("class-colours", colours.draw))
-        for mode, inks in MODES.items()
+    """Content of every text by file name: of each drawing an SVG for light pages and one for dark ones; Markdown."""
+    texts = {"published-answer.md": published.answer(), "published-table.md": "\n".join(published.table())}
+    return {name: f"{text}\n" for name, text in texts.items()} | {
+        f"{name}-{mode}.svg": draw(inks).render() for name, draw in DRAWN.items() for mode, inks in MODES.items()
     }
 
 

@@ -26,8 +26,8 @@ from apd.distillers.base import build_distiller
 from apd.study.recipes import recipe
 from apd.training.distributed import ALONE, choose_device
 from apd.training.run import records_folder, task_of
-from apd.training.run_log import in_this_output
-from apd.training.segmentation import distilled_of, task_loss
+from apd.training.segmentation import distilled_of
+from apd.training.task_losses import task_loss
 from apd.training.trainer import Trainer
 from book.figures.speed import header, rounded, shown, write
 
@@ -110,7 +110,7 @@ def compared(experiment: Experiment, device: torch.device, *, pairs: int, tensor
 
     with tempfile.TemporaryDirectory() as folder:
         student, teacher = networks(experiment, task, device)
-        run = Trainer(task, Path(folder), data, student, teacher, progress=in_this_output(), **options)
+        run = Trainer(task, Path(folder), data, student, teacher, progress="lines", **options)
         run.facts["teacher"] = {}  # not scored first
         run.execute(on_step)
     return found[1:]

@@ -12,8 +12,14 @@ from typing import get_args
 from apd.config.experiment import Experiment
 from apd.cost.count import step_cost
 from apd.data.specs import COCO_STUFF
-from apd.study.coco_recipes import CocoSize, detection_methods_of, detection_recipe
-from apd.study.published_recipes import PROCESSES, PUBLISHED, paper_recipe
+from apd.study.published_recipes import (
+    PROCESSES,
+    PUBLISHED,
+    CocoSize,
+    detection_methods_of,
+    detection_recipe,
+    paper_recipe,
+)
 
 PEAK = 35.6e12
 """Floating-point operations a second of a GeForce RTX 3090 at its best, in fp32 and TF32 (NVIDIA's paper on GA102). The
@@ -24,18 +30,19 @@ SIZES: tuple[CocoSize, ...] = get_args(CocoSize)
 
 
 def plan_table() -> Iterator[str]:
-    """Teacher, student and student with APD for each data set, as released, with the published scores."""
-    yield f"| data | run | mIoU | read in | steps × images | operations, 10¹⁵ | GPU-hours | hours on {PROCESSES} |"
-    yield "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |"
+    """Teacher, student and student with APD for each data set, as released, with the published scores (READMEs of APD
+    and, for the teachers, of semseg)."""
+    yield f"| data | run | mIoU | steps × images | operations, 10¹⁵ | GPU-hours | hours on {PROCESSES} |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for name, published in PUBLISHED.items():
         experiment, student, classes = paper_recipe(name), paper_recipe(name, "student"), published.spec.num_classes
-        for role, miou, source, cost in (
-            ("teacher", published.near_teacher, "semseg, README", step_cost(experiment.teacher_experiment(), classes)),
-            ("student", published.alone, "APD, README", step_cost(student, classes)),
-            ("apd", published.with_apd, "APD, README", step_cost(experiment, classes)),
+        for role, miou, cost in (
+            ("teacher", published.near_teacher, step_cost(experiment.teacher_experiment(), classes)),
+            ("student", published.alone, step_cost(student, classes)),
+            ("apd", published.with_apd, step_cost(experiment, classes)),
         ):
-            score = "|  | not known" if miou is None else f"| {miou:.2f} | {source}"
-            yield f"| {name} | {role} {score} | {_hours(experiment, cost.macs_per_image)}"
+            score = "–" if miou is None else f"{miou:.2f}"
+            yield f"| {name} | {role} | {score} | {_hours(experiment, cost.macs_per_image)}"
 
 
 def detection_plan_table(sizes: Sequence[CocoSize] = SIZES) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The command `apd`: its commands and options, training, lists, and what is said to a mistyped command line."""
 
-import ast
 import contextlib
 import json
 import os
@@ -66,12 +65,11 @@ def test_train_prints_steps_scores_and_where_the_record_lies(runs, tiny_recipes,
     assert summary.startswith(f"tiny-apd-seed0: mIoU {record.scores.miou:.4f}, mAcc {record.scores.macc:.4f}")
     assert f"teacher mIoU {record.teacher_scores.miou:.4f}, agreement {record.agreement:.4f}" in summary
     for name, steps in (("scenes-teacher", 4), ("tiny-apd-seed0", 6)):
-        assert f"{name}: step 0 of {steps}" in lines
-        pattern = rf"{name}: step (\d) of {steps}, loss \d+\.\d{{4}}, \S+ s a step, about \d+ s left"
-        assert re.findall(pattern, "\n".join(lines)) == [str(step) for step in range(2, steps + 1)]
+        pattern = rf"{name}: step (\d) of {steps}, (?:loss \d+\.\d{{4}}, )?(?:mIoU 0.\d+ on val, )?\d\d:\d\d<"
+        assert {*re.findall(pattern, "\n".join(lines))} == {str(step) for step in range(steps + 1)}
     for one in record.content["evaluations"]:
         value = scores(torch.tensor(one["confusion"])).miou
-        assert f"tiny-apd-seed0: step {one['step']} of 6, mIoU {value:.4f} on val" in lines
+        assert re.search(rf"tiny-apd-seed0: step {one['step']} of 6, .*, mIoU {value:.4f} on val", "\n".join(lines))
     assert all(line.startswith("warning: the ") for line in captured.err.splitlines()), "no bar of progress"
     assert leave("train", "--method=apd") == 0
     assert capsys.readouterr().out.splitlines() == [summary, path], "a finished run is found again"
@@ -138,7 +136,6 @@ def test_recipes_are_listed_and_shown_as_they_are_run(arguments, capsys):
         (["train", "--training.lerning-rate", "1"], ["--training.lerning-rate", "--training.learning-rate FLOAT"]),
         (["train", "--training.learning-rate", "fast"], ["--training.learning-rate", "'fast'"]),
         (["train", "--training.batch-size", "1"], ["TrainingConfig.batch_size = 1", "at least 2"]),
-        (["train", "--workers", "-1", "--dry-run"], ["--workers -1: expected a whole number of at least 0"]),
         (["evaluate"], ["Missing", "RUN"]),
         (["evaluate", "here", "--split", "tset"], ["'tset'", "did you mean 'test'?"]),
         (["predict", "here"], ["at least one image"]),
@@ -182,21 +179,10 @@ def test_a_bare_machine_runs_campaigns_and_says_what_the_command_line_lacks(tmp_
 ADVICE = re.compile(r"(?i)(?:use|set|with|ask for|give|lower) ([a-z_]+=(?:False|True|None|'\w+')|[a-z]+\.[a-z]+_\w+)")
 
 
-def messages(path):
-    """Every text of a module that is not a docstring; what is filled in stands as {}."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-        if not {id(node)} & (inside | alone) and isinstance(node, ast.JoinedStr | ast.Constant):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
-
-
-def test_advice_that_names_a_field_names_the_option_too(tmp_path):
+def test_advice_that_names_a_field_names_the_option_too():
     rooms = ("data", "models", "config", "evaluation", "training", "cost", "study", "cli")
     files = [path for room in rooms for path in (Path(cli.__file__).parents[1] / room).rglob("*.py")]
-    advising = [text for path in files for text in messages(path) if ADVICE.search(text)]
-    assert [text for text in advising if "--" not in text] == []
-    (tmp_path / "a.py").write_text('"""use masks=False"""\nraise ValueError(f"{1}: read with masks=False")\n')
-    assert [text for text in messages(tmp_path / "a.py") if ADVICE.search(text)] == ["{}: read with masks=False"]
+    lines = [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    advice = [line for line in lines if ADVICE.search(line) and not line.startswith("with ")]
+    assert advice != []
+    assert [line for line in advice if "--" not in line] == []

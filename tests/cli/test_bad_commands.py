@@ -37,9 +37,7 @@ COMMANDS += [[LONG], [ANSI], ["replay", LONG], ["export", LONG, "--to", ANSI], [
 COMMANDS += [["campaign", "scenes-tiny", option, DIGITS] for option in ("--workers", "--processes", "--minutes")]
 
 
-@pytest.fixture(autouse=True)
-def _runs(monkeypatch, tmp_path):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path / "runs"))
+pytestmark = pytest.mark.usefixtures("runs")
 
 
 def line_of(code: int | None, capsys) -> str:

@@ -82,7 +82,6 @@ def test_a_detectors_page_has_its_average_precision(tmp_path, capsys):
 BAD = {
     "no run": ([], "needs at least one run"),
     "no record": (["{empty}"], "is not the folder of a finished run"),
-    "unfinished": (["{unfinished}"], "has not finished: the `apd train` that began it goes on"),
     "twice": (["{one}", "{one}/record.json"], "is named more than once"),
     "other classes": (["{one}", "{camvid}"], "have other tasks or classes"),
     "no page": (["{one}", "--to", "{empty}"], r"expected NAME\.html in a folder"),
@@ -93,10 +92,9 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_what_cannot_be_reported_is_refused_in_one_line(kind, runs, tmp_path, capsys):
-    for name in ("empty", "unfinished/checkpoints"):
-        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
     made_up_record(recipe("small", "apd")).save(tmp_path / "camvid" / "record.json")
-    places = {name: tmp_path / name for name in ("empty", "unfinished", "camvid")}
+    places = {name: tmp_path / name for name in ("empty", "camvid")}
     ((places["one"], _), _) = runs.values()
     arguments, message = BAD[kind]
     assert main(["report", *(argument.format(**places) for argument in arguments)]) == 2

@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +11,8 @@ from miniatures import write_coco
 from own_folders import leave
 from pandas import read_csv
 from PIL import Image
-from pycocotools.coco import COCO as Annotations
-from pycocotools.cocoeval import COCOeval
 from small_detection import NETWORK, small
 from small_experiments import dry_run_report, tiny
-from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
 from apd.cli.training import summary
@@ -27,7 +23,7 @@ from apd.cost.count import step_cost
 from apd.data.coco import coco_spec
 from apd.data.instances import InstanceSpec, Noise, encode
 from apd.distillers.apd import RoIAPDConfig
-from apd.evaluation.average_precision import Detections, coco_results, detect
+from apd.evaluation.average_precision import Detections, detect
 from apd.evaluation.inference import confusion_of, predict_labels, scores
 from apd.evaluation.predict import RESULTS, TABLE, colours_of, drawn
 from apd.training.distributed import ALONE
@@ -41,15 +37,6 @@ CPU = torch.device("cpu")
 COCO = InstanceDataConfig(name="coco", folder="coco", train_part="val2017", val_part="val2017", height=64, width=80)
 BOXES = {"iterations": 2, "evaluations": 1}
 STUDENT, ROI_APD = (small(method, data=COCO, **BOXES) for method in ("student", "roi_apd"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished run; tests must not change it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APD_RUNS", str(tmp_path_factory.mktemp("runs")))
-        train(tiny())
-        return run_folder(tiny())
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +63,14 @@ def detector(place):
     return run_folder(STUDENT)
 
 
-@pytest.mark.parametrize("file", ["", "record.json", "weights.safetensors"])
-def test_evaluate_prints_what_the_record_says_and_scores_other_splits(file, finished, capsys):
-    record, run = read_record(finished / "record.json"), str(finished / file)
-    assert leave("evaluate", run) == 0
+def test_evaluate_prints_and_writes_what_the_record_says_and_scores_other_splits(finished, tmp_path, capsys):
+    table, maps, record = tmp_path / "classes.csv", tmp_path / "new" / "maps", read_record(finished / "record.json")
+    assert leave("evaluate", finished, "--csv", table, "--pictures", maps) == 0
     *classes, total = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in classes] == record.class_names
     assert all(f"IoU {iou:.4f}" in line for line, iou in zip(classes, record.scores.iou, strict=True))
     assert total.startswith(f"mIoU {record.scores.miou:.4f} over {record.scores.classes_counted} classes")
     assert total.endswith("3 images of val")
-    assert leave("evaluate", run, "--split", "train") == 0
-    assert capsys.readouterr().out.endswith("6 images of train\n")
-
-
-def test_evaluate_writes_a_table_of_classes_and_a_label_map_of_every_image(finished, tmp_path):
-    table, maps = tmp_path / "classes.csv", tmp_path / "new" / "maps"
-    assert leave("evaluate", str(finished), "--csv", str(table), "--pictures", str(maps)) == 0
-    record = read_record(finished / "record.json")
     rows = read_csv(table)
     assert rows["class"].tolist() == record.class_names
     assert rows["pixels"].tolist() == np.array(record.content["confusion"]).sum(1).tolist()
@@ -104,6 +82,9 @@ def test_evaluate_writes_a_table_of_classes_and_a_label_map_of_every_image(finis
         with Image.open(maps / f"{name}-labels.png") as written:
             assert written.getpalette()[:30] == [channel for colour in data.spec.palette for channel in colour]
             assert np.array_equal(np.asarray(written), predict_labels(model, image[None] / 255)[0])
+    for file in ("record.json", "weights.safetensors"):
+        assert leave("evaluate", finished / file, "--split", "train") == 0
+        assert capsys.readouterr().out.endswith("6 images of train\n")
 
 
 def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp_path, capsys):
@@ -124,40 +105,13 @@ def test_evaluate_and_predict_take_windows_mirror_images_and_sizes(finished, tmp
             assert np.array_equal(written, predict_labels(model, image[None] / 255, inference=options)[0])
 
 
-def test_without_switches_a_run_is_evaluated_as_its_experiment_says(tiny_recipes, capsys):
-    assert leave("train", "--method", "student", "--inference.flip", "--inference.window", "32", "32") == 0
-    path = Path(capsys.readouterr().out.splitlines()[-1])
-    record = read_record(path)
-    assert record.experiment.inference == InferenceOptions(window=(32, 32), flip=True)
-    assert leave("evaluate", str(path.parent)) == 0
-    assert f"mIoU {record.scores.miou:.4f} over" in capsys.readouterr().out
-    whole = record.content["evaluations"][-1]["confusion"]
-    assert whole != record.content["confusion"]
-    assert leave("evaluate", str(path.parent), "--scales", "1") == 0
-    assert f"mIoU {scores(torch.tensor(whole)).miou:.4f} over" in capsys.readouterr().out
-
-
-@pytest.mark.filterwarnings("error")
-def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path, capsys):
-    path = tmp_path / "models" / "student.pt2"
-    assert leave("export", str(finished), "--to", str(path)) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    assert captured.out.startswith(f"{path}: ")
-    assert "height and width any from 32; largest difference" in captured.out
-    program, images = torch.export.load(path), torch.rand(1, 3, 45, 37)
-    expected = interpolate(trained_network(finished)(images).logits, (45, 37), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-4)
-    assert not [name for name in program.state_dict if "aux" in name]
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
         (["evaluate", "RUN", "--sliding-window", "1.5"], 2, ["--sliding-window: ", "= 1.5", "above 0 and at most 1"]),
         (["evaluate", "RUN", "--scales", "1", "0"], 2, ["--scales 1.0 0.0: ", "at least one number above 0"]),
         (["evaluate", "RUN", "--scales", "0.5"], 2, ["--scales 0.5: ", "a side of 16 pixels", "32×48", "use larger"]),
-        (["predict", "RUN", "FILE", "--least-score", "0.5"], 2, ["--least-score 0.5: this run is of segmentation"]),
+        (["predict", "RUN", "FILE", "--least-score", "0.4"], 2, ["--least-score 0.4: ", "for a run of detection"]),
         (["evaluate", "RUN", "--csv", "FOLDER"], 2, ["--csv", "expected a file in a folder that is there"]),
         (["evaluate", "RUN", "--pictures", "FILE"], 2, ["--pictures", "expected a folder, and this is a file"]),
         (["evaluate", "FOLDER"], 2, ["holds no record.json"]),
@@ -166,7 +120,6 @@ def test_export_writes_the_student_and_tells_what_was_checked(finished, tmp_path
         (["export", "RUN", "--to", "FILE/net/"], 1, ["Not a directory"]),
         (["evaluate", "DETECTOR", "--flip"], 2, ["for segmentation", "a detector sees the whole image once"]),
         (["evaluate", "DETECTOR", "--split", "test"], 2, ["--split test", "train (val2017) and val (val2017) only"]),
-        (["predict", "DETECTOR", "a.png", "--scales", "0.5"], 2, ["--scales are for segmentation"]),
         (["predict", "DETECTOR", "a.png", "--least-score", "2"], 2, ["--least-score 2.0", "from 0 to 1"]),
         (["export", "DETECTOR", "--to", "a.onnx"], 2, ["this run's is a detector", "trained_network(RUN)"]),
         (["cost", "--size", "tiny_coco"], 2, ["apd train --size tiny_coco --dry-run"]),
@@ -296,24 +249,6 @@ def test_predict_draws_each_image_and_writes_cocos_results(detector, place, tmp_
         with Image.open(drawing) as image:
             assert image.size == pixels.shape[1::-1]
             assert not np.array_equal(np.asarray(image), pixels)
-
-
-def test_cocos_own_code_reads_the_results_and_gives_the_ground_truth_an_ap_of_1(place, tmp_path):
-    dataset, spec = task_of(STUDENT).split("val"), coco_spec("coco", "val2017")
-    truth = Annotations(str(place / "coco" / "annotations" / "instances_val2017.json"))
-    entries = []
-    for image_id, sample in zip(sorted(truth.imgs), (dataset[i] for i in range(len(dataset))), strict=True):
-        assert int(sample.name) == image_id
-        masks = encode(sample.masks_NHW.numpy())
-        found = Detections(sample.boxes_N4, torch.ones(len(sample.labels_N)), sample.labels_N, masks)
-        entries += coco_results(found, image_id, spec)
-    (tmp_path / "results.json").write_text(json.dumps(entries))
-    for kind in ("bbox", "segm"):
-        judged = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), kind)
-        judged.evaluate()
-        judged.accumulate()
-        judged.summarize()
-        assert judged.stats[0] == pytest.approx(1.0)
 
 
 def test_drawn_are_masks_boxes_and_names_of_what_is_sure_enough():

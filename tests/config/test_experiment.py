@@ -31,6 +31,7 @@ PARTS = (DataConfig, NetworkConfig, TrainingConfig, TeacherConfig, Experiment, I
 LEVELS = "some of 0, 1, 2, 3, pool, each once"
 SIDES = "scales and a window with sides of at least 32 pixels"
 COCO = {"name": "coco", "folder": "coco"}
+IN_ORDER = "at least one iteration, increasing, above 0 and below iterations 1000"
 
 WRONG = [  # the configuration, the field, its value, what was expected, and fields beside it
     (DataConfig, "name", "camvd", "folder; did you mean 'camvid'?"),
@@ -62,6 +63,7 @@ WRONG = [  # the configuration, the field, its value, what was expected, and fie
     (TrainingConfig, "clip_norm", 0.0, "None or a number > 0"),
     (TrainingConfig, "ema_decay", 1.0, "None or a number in (0, 1)"),
     (TrainingConfig, "schedule", "step", "one of poly, steps; did you mean 'steps'?"),
+    *((TrainingConfig, "milestones", wrong, IN_ORDER, {"schedule": "steps"}) for wrong in ((), (0,), (1000,), (8, 6))),
     (TrainingConfig, "milestones", (600,), "(), the default: the schedule poly has none"),
     (TrainingConfig, "class_weights", "balance", "one of none, balanced or a tuple of finite numbers; did you mean"),
     (TrainingConfig, "class_weights", (0.0, 0.0), "none, balanced, or a number >= 0 for each class, one of them above"),
@@ -109,19 +111,6 @@ def test_no_field_takes_a_value_of_a_foreign_type(kind):
     for field in dataclasses.fields(kind):
         with pytest.raises(ExperimentError, match=rf"{kind.__name__}\.{field.name} = "):
             kind(**{field.name: object()})
-
-
-@pytest.mark.parametrize("milestones", [(), (0,), (1000,), (600, 600), (800, 600)])
-def test_milestones_stand_in_order_between_the_first_and_the_last_iteration(milestones):
-    expected = "at least one iteration, increasing, above 0 and below iterations 1000"
-    with pytest.raises(ExperimentError, match=re.escape(f"milestones = {milestones}: expected {expected}")):
-        TrainingConfig(schedule="steps", milestones=milestones)
-    assert TrainingConfig(schedule="steps", milestones=[1, 999]).milestones == (1, 999)
-
-
-def test_an_experiment_cannot_be_changed_after_its_checks():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        tiny().seed = 1
 
 
 @pytest.mark.parametrize("kind", [APDConfig, RoIDKDConfig, DenseAPDConfig])
@@ -229,10 +218,9 @@ def test_heads_and_networks_depend_on_the_seed_alone_and_leave_the_random_state(
 
 
 def test_what_is_there_for_segmentation_only_says_so():
-    with pytest.raises(ExperimentError, match="InstanceDataConfig belongs to detection, and what was asked for is"):
-        spec_of(boxes.small().data)
-    with pytest.raises(ExperimentError, match="DetectorConfig belongs to detection, and what was asked for is"):
-        build_network(boxes.NETWORK, 3, CPU, 0)
+    for call in (lambda: spec_of(boxes.small().data), lambda: build_network(boxes.NETWORK, 3, CPU, 0)):
+        with pytest.raises(ExperimentError, match="belongs to detection, and what was asked for is"):
+            call()
 
 
 def test_a_detector_brings_images_to_the_size_of_the_data():
@@ -243,5 +231,5 @@ def test_a_detector_brings_images_to_the_size_of_the_data():
 
 def test_a_network_that_cannot_be_built_is_an_error_of_the_experiment(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", mock.Mock(side_effect=OSError("no route")))
-    with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*could not be fetched"):
+    with pytest.raises(ExperimentError, match=r"this detector cannot be built: .*failed: OSError: no route"):
         task_of(boxes.small()).network(DetectorConfig(weights="imagenet"), 1, CPU, 0)

@@ -8,8 +8,7 @@ from chapter_cells import ROOT, book_script
 from page_blocks import commands
 
 from apd.cli.app import with_recipe
-from apd.study.coco_recipes import CocoSize, detection_methods_of
-from apd.study.published_recipes import PUBLISHED
+from apd.study.published_recipes import PUBLISHED, CocoSize, detection_methods_of
 from apd.study.recipes import recipe
 
 plan = book_script("paper_plan")

@@ -87,6 +87,7 @@ def test_a_run_scored_on_test_is_scored_out_of_place_as_well():
     damaged = {**record.content, "other_splits": {"night": {**others["night"], "confusion": [[1]]}}}
     refused(lambda: Record(damaged), RecordError, names=("other_splits.night.confusion must be a 8 x 8 matrix",))
     refused(lambda: DataConfig(name="camvid", evaluation_split="night"), ExperimentError, names=("val or test: cam",))
+    assert build_splits(replace(data, evaluation_split="val")).others == {}
 
 
 @each_set

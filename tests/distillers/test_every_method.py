@@ -11,7 +11,7 @@ from every_method import METHODS, OF_LOGITS, SIZES, call, every_method, gradient
 from torch.nn import functional as F
 
 import apd
-from apd import CIRKD, CWD, LSKD, MGD, APDLoss, FitNet, PairwiseSimilarity, PixelKD
+from apd import CIRKD, CWD, MGD, APDLoss, FitNet, PairwiseSimilarity, PixelKD
 from apd.losses import DEFAULT_WEIGHTS as TERMS
 
 every_other_method = pytest.mark.parametrize("name", [name for name in METHODS if name != "apd"])
@@ -166,14 +166,11 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
         (lambda: APDLoss(6, 8, 5, weights=dict.fromkeys(TERMS, 0)), "weights are all 0"),
         (lambda: APDLoss(6, 8, 5, width=None), "width=None needs equal channels, got student_channels=6 and teacher_"),
         (lambda: APDLoss(6, 6, 5, width=None, weights={"regularisation": 1.0}), r"'\]=1.0 with width=None"),
-        (lambda: APDLoss(6, 8, 5, width=10**9), "width=1000000000: expected at most 16384"),
+        (lambda: APDLoss(6, 8, 5, width=10**9), "width=1000000000: expected a positive integer, at most 16384"),
         (lambda: APDLoss(6, 8, 5, scope="images"), "scope='images': expected one of 'image', 'batch'"),
         (lambda: APDLoss(6, 8, 5, scale=0.0), "scale=0.0: expected a positive number"),
         (lambda: APDLoss(6, 8, 1), r"num_classes=1: .*apd\.two_channel_logits\(z\).*masks > 0"),
-        (lambda: APDLoss(6, 8, 5, ignore_index=255.0), "ignore_index=255.0 is a float: expected an integer"),
         (lambda: PixelKD(weight=0.0), r"weight = 0\.0: expected a number > 0; to leave the term out, leave the"),
-        (lambda: FitNet(6, 8, 5, weight=np.float64(-1)), r"weight = -1\.0: expected a number > 0"),
-        (lambda: FitNet(0, 8, 5), "student_channels=0: expected a positive integer"),
         (lambda: FitNet(6, 8, True), "num_classes=True: expected a positive integer"),
         (lambda: PairwiseSimilarity(6, 8, 5, pool=1.5), r"pool = 1\.5: expected 0 < pool <= 1"),
         (lambda: MGD(6, 8, 5, masked=1.0), r"masked = 1\.0: expected 0 <= masked < 1"),
@@ -250,20 +247,9 @@ def test_masked_generation_hides_the_stated_share_of_the_pixels_anew_at_each_cal
     assert module.adapter is None  # as published, only where the channels differ
 
 
-def test_at_temperature_one_the_parts_of_decoupled_distillation_make_up_the_whole():
-    """KL = target + (1 - teacher's probability of the label) × non-target, pixel by pixel (Zhao et al. 2022)."""
-    batch = random_batch(batch=1, grid=(1, 1), labels=(1, 1), ignored=0)
-    out, whole = apd.DKD()(**batch), PixelKD()(**batch)["pixel_kd"]
-    probability = batch["teacher_logits"].softmax(1)[0, batch["labels"].item(), 0, 0]
-    torch.testing.assert_close(out["target"] + (1 - probability) * out["non_target"], whole)
-
-
-def test_correlations_see_no_class_in_which_the_teacher_does_not_vary_nor_lskd_a_shift_and_a_scale_of_a_pixels_logits():
-    batch, (scale, shift) = random_batch(), torch.rand(2, 2, 1, 5, 4, dtype=torch.float64) + 0.5
+def test_correlations_see_no_class_in_which_the_teacher_does_not_vary():
+    batch = random_batch()
     assert apd.DIST()(**batch | {"teacher_logits": torch.zeros_like(batch["teacher_logits"])})["loss"] == 0
-    changed = batch | {"student_logits": scale * batch["student_logits"] + shift}
-    torch.testing.assert_close(LSKD()(**changed), LSKD()(**batch))
-    assert LSKD().eval()(**batch | {"student_logits": scale * batch["teacher_logits"] + shift})["loss"] < 1e-12
 
 
 def test_settings_may_be_numbers_of_numpy():

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from PIL import Image
 from timm.layers import create_conv2d
 from torch import nn
 
@@ -29,10 +30,6 @@ from apd.models import build_segmenter
 
 SIDES = st.integers(1, 30)
 OTHER_SIZES = ((1, 32, 32), (2, 75, 41), (5, 33, 130))
-
-
-class Output(NamedTuple):
-    logits: torch.Tensor
 
 
 class Small(nn.Module):
@@ -48,7 +45,7 @@ class Small(nn.Module):
         maps = self.stem(images)
         pooled = [F.adaptive_avg_pool2d(maps, 1), nn.AdaptiveAvgPool2d((3, 2))(maps)]
         wide = [F.interpolate(part, maps.shape[-2:], mode="bilinear", align_corners=True) for part in pooled]
-        return Output(self.classifier(torch.cat([maps, *wide], 1)))
+        return SimpleNamespace(logits=self.classifier(torch.cat([maps, *wide], 1)))
 
 
 def at_full_size(model, images):
@@ -172,22 +169,20 @@ def test_a_file_that_computes_something_else_or_branches_on_values_is_not_kept(t
 def test_what_cannot_be_written_is_refused_before_anything_is_traced(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_traced", lambda *_: pytest.fail("traced"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    (tmp_path / "file").touch(), (tmp_path / "folder.pt2").mkdir()
-    advice = r"onnxruntime is not installed: in the project's folder, pip install -e '\.\[export\]'"
-    for name, height, message in (
-        ("file/net.pt2", 32, "cannot be written"),
-        ("folder.pt2", 32, "cannot be written"),
-        ("net.txt", 32, r"path: got '.*net\.txt', expected a name that ends with \.onnx or \.pt2"),
-        ("net.pt2", 16, "size: got 16×64 pixels"),
-        ("net.onnx", 32, advice),
+    (tmp_path / "file").touch()
+    advice = r"needs the package onnxruntime: install it with `pip install -e '\.\[export\]'`"
+    for name, message in (
+        ("file/net.pt2", "cannot be written"),
+        ("net.txt", r"path: got '.*net\.txt', expected a name that ends with \.onnx or \.pt2"),
+        ("net.onnx", advice),
     ):
         with pytest.raises((ExportError, ValueError), match=message):
-            export_network(Small(), tmp_path / name, size=(height, 64))
+            export_network(Small(), tmp_path / name, size=(32, 64))
 
 
 def test_an_overlay_mixes_image_and_colours_and_keeps_ignored_pixels():
-    image = np.full((1, 3, 3), 100, dtype=np.uint8)
-    mixed = overlay(image, np.array([[0, 9, 255]], dtype=np.uint8), SCENES, opacity=0.5)
+    labels = np.array([[0, 9, 255]], dtype=np.uint8)
+    mixed = np.asarray(overlay(Image.new("RGB", (3, 1), (100, 100, 100)), labels, SCENES, opacity=0.5))
     expected = [[round(50 + channel / 2) for channel in SCENES.palette[k]] for k in (0, 9)]
     assert np.abs(mixed[0, :2].astype(int) - expected).max() <= 1
     assert mixed[0, 2].tolist() == [100, 100, 100]

@@ -4,7 +4,7 @@ confusion matrix and its scores against torchmetrics and scikit-learn."""
 import math
 from dataclasses import replace
 from itertools import pairwise, product
-from typing import NamedTuple
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_folders import leave
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
-from small_experiments import DATA, NETWORK, copied, equal, tiny
+from small_experiments import DATA, NETWORK, Convolution, copied, equal, tiny
 from torch import nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -25,14 +26,10 @@ from apd.data.image_folder import DataError
 from apd.data.specs import IMAGE_PADDING, SCENES, Sample
 from apd.evaluation import inference
 from apd.evaluation.inference import ConfusionMatrix, agreement_of, class_probabilities, confusion_of, scores
-from apd.training.run import train, trained_network
+from apd.training.run import run_folder, train, trained_network
 from apd.training.segmentation import build_network
 
 LENGTHS, STRIDES = st.integers(1, 60), st.floats(0.01, 1)
-
-
-class Output(NamedTuple):
-    logits: torch.Tensor
 
 
 class ByRed(nn.Module):
@@ -44,7 +41,7 @@ class ByRed(nn.Module):
 
     def forward(self, images):
         classes = (images[:, 0] * 255).round().long() + self.shift
-        return Output(F.one_hot(classes % 10, 10).permute(0, 3, 1, 2).float())
+        return SimpleNamespace(logits=F.one_hot(classes % 10, 10).permute(0, 3, 1, 2).float())
 
 
 class Noise:
@@ -65,20 +62,6 @@ class Noise:
         return Sample(self.labels[index][None].repeat(3, 1, 1), marked, f"noise-{index}")
 
 
-class Network(nn.Module):
-    """A convolution of images to logits of three classes; remembers the shapes of what it was shown, and the last."""
-
-    def __init__(self, kernel=1):
-        super().__init__()
-        self.layer, self.shapes = nn.Conv2d(3, 3, kernel, padding=kernel // 2), []
-        self.layer.weight.data.normal_().mul_(4)
-
-    def forward(self, images):
-        self.last = images
-        self.shapes.append(tuple(images.shape))
-        return Output(self.layer(images))
-
-
 def random_images(height, width, batch=2):
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -92,7 +75,7 @@ def close(found, expected):
 
 
 def test_logits_are_brought_to_the_wanted_grid_before_the_arg_max():
-    model, images = nn.Sequential(nn.AvgPool2d(3), Network()).eval(), random_images(9, 13)
+    model, images = nn.Sequential(nn.AvgPool2d(3), Convolution()).eval(), random_images(9, 13)
     for size in ((9, 13), (4, 6)):
         expected = F.interpolate(model(images).logits, size, mode="bilinear", align_corners=True).argmax(1)
         assert torch.equal(inference.predict_labels(model, images, size), expected)
@@ -178,13 +161,13 @@ def test_windows_cover_a_side_without_a_gap_and_none_leaves_it(length, window, s
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(LENGTHS, LENGTHS), st.tuples(LENGTHS, LENGTHS), st.floats(0.15, 1), st.booleans(), st.integers(1, 3))
 def test_windows_of_any_size_and_stride_give_every_pixel_its_own_answer(size, window, stride, flip, batch):
-    model, images = Network(kernel=1), random_images(*size, batch)  # it sees one pixel at a time
+    model, images = Convolution(kernel=1), random_images(*size, batch)  # it sees one pixel at a time
     options = InferenceOptions(window=window, stride=stride, flip=flip)
     close(class_probabilities(model, images, options), whole(model, images))
 
 
 def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_is_averaged():
-    model, images = Network(kernel=5), random_images(17, 23, batch=3)
+    model, images = Convolution(kernel=5), random_images(17, 23, batch=3)
     found = class_probabilities(model, images, InferenceOptions(window=(8, 9), stride=0.5))
     sums, counts = torch.zeros(3, 3, 17, 23), torch.zeros(17, 23)
     for top, left in product(inference.window_starts(17, 8, 0.5), inference.window_starts(23, 9, 0.5)):
@@ -200,7 +183,7 @@ def test_the_mean_over_windows_is_that_of_a_loop_over_pixels_and_a_mirror_image_
 
 
 def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
-    model, images = Network(kernel=3), random_images(20, 30)
+    model, images = Convolution(kernel=3), random_images(20, 30)
     found = class_probabilities(model, images, InferenceOptions(scales=(0.5, 1, 1.5)))
     sizes = [(10, 15), (20, 30), (30, 45)]
     assert model.shapes == [(2, 3, *size) for size in sizes]
@@ -211,7 +194,7 @@ def test_sizes_are_averaged_as_probabilities_on_the_grid_of_the_answer():
 
 
 def test_an_image_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
-    images, network = random_images(5, 30, batch=1), Network()
+    images, network = random_images(5, 30, batch=1), Convolution()
     class_probabilities(network, images, InferenceOptions(window=(12, 20), stride=1))
     colour = torch.tensor(IMAGE_PADDING)[:, None, None] / 255
     for part, left in zip(network.last, (0, 10), strict=True):  # both windows at once
@@ -222,7 +205,7 @@ def test_an_image_smaller_than_a_window_lies_in_its_middle_on_mean_colour():
 def test_memory_grows_with_the_pixels_and_not_with_the_windows():
     def peak(side, stride):
         options, images = InferenceOptions(window=(32, 32), stride=stride, flip=True), random_images(side, side, 1)
-        return peak_of(lambda: class_probabilities(Network(), images, options), torch.device("cpu"))
+        return peak_of(lambda: class_probabilities(Convolution(), images, options), torch.device("cpu"))
 
     least = peak(128, 0.5)
     assert peak(256, 0.5) < 4.1 * least
@@ -232,21 +215,19 @@ def test_memory_grows_with_the_pixels_and_not_with_the_windows():
 @pytest.mark.parametrize(
     ("field", "values", "expected"),
     [
-        ("window", (713, (713,)), "None or .height, width."),
-        ("window", ((0, 8), (8.0, 8), (True, 8)), "two whole numbers of at least 1 pixel"),
-        ("stride", (0, 1.5, math.nan, "2/3"), "above 0 and at most 1: windows may not leave gaps"),
-        ("flip", (1,), "True or False"),
-        ("scales", ((), 1.0, (1, -1), (math.inf,)), "at least one number above 0"),
+        ("window", (713, (713,), (0, 8), (8.0, 8), (True, 8)), "two whole numbers|a tuple of whole numbers or None"),
+        ("stride", (0, 1.5, math.nan, "2/3"), "above 0 and at most 1: windows may not leave gaps|a finite number"),
+        ("flip", (1,), "a bool"),
+        ("scales", ((), 1.0, (1, -1), (math.inf,)), "at least one number above 0|a tuple of finite numbers"),
     ],
 )
 def test_wrong_options_are_refused_by_name(field, values, expected):
     for value in values:
-        with pytest.raises(ValueError, match=rf"^InferenceOptions\.{field} = .*: expected .*{expected}"):
+        with pytest.raises(ValueError, match=rf"^InferenceOptions\.{field} = .*: expected .*({expected})"):
             InferenceOptions(**{field: value})
 
 
-def test_a_runs_final_scores_are_those_of_its_inference_and_the_ones_on_the_way_of_whole_images(tmp_path, monkeypatch):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+def test_a_runs_final_scores_are_those_of_its_inference_and_the_ones_on_the_way_of_whole_images(runs, capsys):
     options = InferenceOptions(window=(32, 32), flip=True, scales=(1.0, 1.25))
     experiment = replace(tiny("apd"), inference=options)
     record = train(experiment)
@@ -258,6 +239,9 @@ def test_a_runs_final_scores_are_those_of_its_inference_and_the_ones_on_the_way_
     assert record.content["evaluations"][-1]["confusion"] == confusion_of(student, data).tolist()
     assert record.content["confusion"] != confusion_of(student, data).tolist()
     assert record.experiment.inference == options
+    for switches, miou in (((), record.scores.miou), (("--scales", "1"), scores(confusion_of(student, data)).miou)):
+        assert leave("evaluate", run_folder(experiment), *switches) == 0
+        assert f"mIoU {miou:.4f} over" in capsys.readouterr().out
 
 
 CASES = st.tuples(st.integers(2, 7), st.integers(0, 2**31 - 1), st.floats(0, 0.9))

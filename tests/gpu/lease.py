@@ -116,8 +116,7 @@ def needed(experiments):
             yield path, Path("weights", "hub", "checkpoints", path.name)
     for network in networks:
         if network.weights == "imagenet" and network.backbone in OFFLINE_WEIGHTS:
-            offline_file(network.backbone)  # imports the package and checks the file's hash
-            package = Path(str(sys.modules[OFFLINE_WEIGHTS[network.backbone].module].__file__)).parent
+            package = offline_file(network.backbone).parents[1]  # of the package's folder of models
             for path in sorted(package.rglob("*")):
                 if path.is_file() and "__pycache__" not in path.parts:
                     yield path, Path("site", package.name) / path.relative_to(package)

@@ -1,5 +1,5 @@
-"""The four terms (`test_distill` compares them with the slow reference): properties, wrong arguments; and means over
-a batch in parts: sums and counts of all parts together."""
+"""The four terms (`test_distill` compares them with the slow reference): properties, wrong arguments, also of
+perspectives; and means over a batch in parts: sums and counts of all parts together."""
 
 import pytest
 import slow_reference as slow
@@ -46,7 +46,8 @@ def test_order_and_names_of_pixels_and_classes_ignored_pixels_and_lengths_of_fea
         torch.testing.assert_close(all_terms(batch | changed), all_terms(batch))
 
 
-MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()
+MAPS, LABELS, PRESENT = torch.ones(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3).bool()
+PROTOTYPES, SMALL = torch.ones(2, 3, 3), LABELS[:, :4, :4]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,15 @@ MAPS, LABELS, PRESENT = torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torc
         (lambda: regularisation_loss(MAPS, LABELS, PRESENT[:, :2]), ValueError, r"present .*\(2, 2\).* of \(2, 3\)"),
         (lambda: observation_loss(MAPS, MAPS, PRESENT, LABELS), ValueError, r"\(8, 8\) .* \(4, 4\): call resize"),
         (lambda: alignment_loss(MAPS[0], MAPS[0, :2], PRESENT), ValueError, "student_prototypes has shape"),
-        (lambda: alignment_loss(MAPS[:, :, 0], MAPS[:, :, 0], PRESENT.long()), ValueError, "present is torch.int64"),
+        (lambda: alignment_loss(PROTOTYPES, PROTOTYPES, PRESENT.long()), ValueError, "present is torch.int64"),
+        (lambda: class_prototypes(MAPS[0], SMALL, 3), ValueError, r"features has shape \(3, 4, 4\): .*apd.tokens_to"),
+        (lambda: class_prototypes(MAPS, SMALL[:, None], 3), ValueError, r"labels has shape .* labels\.squeeze\(1\)"),
+        (lambda: class_prototypes(MAPS, SMALL[:, :3], 3), ValueError, r"\(3, 4\) but features on \(4, 4\): call"),
+        (lambda: class_prototypes(MAPS, SMALL, 3, scope="world"), ValueError, "scope='world': expected one of 'ima"),
+        (lambda: class_prototypes(MAPS[:, :, :0], SMALL, 3), ValueError, "non-empty"),
+        (lambda: observe(MAPS, torch.ones(2, 3, 4), PRESENT), ValueError, r"prototypes has shape \(2, 3, 4\): exp"),
+        (lambda: observe(MAPS, PROTOTYPES, PRESENT[:, :2]), ValueError, "present is torch.bool of shape"),
+        (lambda: observe(MAPS, PROTOTYPES, PRESENT, absent="drop"), ValueError, "absent='drop'"),
     ],
 )
 def test_wrong_arguments_are_named(call, error, message):
@@ -104,5 +113,5 @@ def test_a_mean_that_was_not_counted_or_not_computed_or_has_no_process_group_is_
             global_count(torch.tensor(1))
     with pytest.raises(RuntimeError, match="1 counted means were not computed"), turns.computing():
         pass
-    with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group first"), across_processes():
+    with pytest.raises(ValueError, match="process group has not been initialized"), across_processes():
         pass

@@ -108,25 +108,3 @@ def test_leaving_absent_classes_out_changes_no_term_and_no_gradient(scope):
     torch.testing.assert_close(few, all_of_them)
     wanted = [*module.parameters(), batch["student_features"]]
     torch.testing.assert_close(*(torch.autograd.grad(out["loss"], wanted) for out in (few, all_of_them)))
-
-
-FEATURES, LABELS, PRESENT = torch.ones(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long), torch.ones(2, 5).bool()
-PROTOTYPES = torch.ones(2, 5, 3)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: class_prototypes(FEATURES[0], LABELS, 3), r"features has shape \(3, 4, 4\): .*apd.tokens_to_map"),
-        (lambda: class_prototypes(FEATURES, LABELS[:, None], 3), r"labels has shape .* use labels\.squeeze\(1\)"),
-        (lambda: class_prototypes(FEATURES, LABELS[:, :3], 3), r"grid of \(3, 4\) but features on \(4, 4\): call"),
-        (lambda: class_prototypes(FEATURES, LABELS, 3, scope="world"), "scope='world': expected one of 'image', 'b"),
-        (lambda: class_prototypes(FEATURES[:, :, :0], LABELS, 3), "non-empty"),
-        (lambda: observe(FEATURES, torch.ones(2, 5, 4), PRESENT), r"prototypes has shape \(2, 5, 4\): expected \(2"),
-        (lambda: observe(FEATURES, PROTOTYPES, PRESENT[:, :4]), "present is torch.bool of shape"),
-        (lambda: observe(FEATURES, PROTOTYPES, PRESENT, absent="drop"), "absent='drop'"),
-    ],
-)
-def test_wrong_arguments_are_named(call, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        call()

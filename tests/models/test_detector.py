@@ -74,8 +74,8 @@ def test_wrong_settings_and_weights_that_cannot_be_fetched_are_named(monkeypatch
     lost = r"weights='imagenet' .*resnet18-.* failed: OSError: no route to host.*checkpoints/.*weights='none'"
     for arguments, error, message in (
         ({"weights": "imagenet"}, RuntimeError, lost),
-        ({"backbone": "resnet19"}, ValueError, "backbone='resnet19': expected one of resnet18, resnet50"),
-        ({"weights": "imagnet"}, ValueError, "weights='imagnet': expected 'none' or 'imagenet'"),
+        ({"backbone": "resnet19"}, ValueError, "backbone='resnet19': expected one of 'resnet18', 'resnet50'"),
+        ({"weights": "imagnet"}, ValueError, "weights='imagnet': expected one of 'none', 'imagenet'"),
         ({"rois": 0}, ValueError, "rois=0: expected a positive integer"),
         ({"num_classes": True}, ValueError, "num_classes=True: expected a positive integer"),
         ({"max_size": 700}, ValueError, "max_size=700: expected min_size=800 or more"),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from apd.models import build_segmenter
-from apd.models.backbones import DEEP_RESNETS, create_backbone, create_deep_resnet
+from apd.models.backbones import create_backbone, create_deep_resnet
 from apd.models.segmenter import AtrousPooling, PyramidPooling
 
 TINY = "test_efficientnet"
@@ -147,20 +147,20 @@ ONLY = "but only resnet18_deep, resnet50_deep, resnet101_deep take it"
 @pytest.mark.parametrize(
     ("backbone", "choices", "message"),
     [
-        ("mobilnetv2_50", {}, "nearest: mobilenetv2_050"),
+        ("mobilnetv2_50", {}, "did you mean 'mobilenetv2_050'?"),
         (7, {}, "backbone: got 7"),
-        (TINY, {"output_stride": 32}, "output_stride: got 32, expected 4, 8 or 16"),
-        (TINY, {"weights": "imgnet"}, "weights: got 'imgnet', expected 'none', 'imagenet' or 'torchvision'"),
+        (TINY, {"output_stride": 32}, "output_stride=32: expected one of 4, 8, 16"),
+        (TINY, {"weights": "imgnet"}, "weights='imgnet': expected one of 'none', 'imagenet', 'torchvision'"),
         (TINY, {"head": "asp"}, "head: got 'asp', expected 'psp' or 'aspp'"),
         (TINY, {"head": "aspp", "aspp_reach": 23}, "aspp_reach: got 23, expected at least three times output_stride=8"),
         (TINY, {"num_classes": 1}, "num_classes: got 1, expected at least 2"),
         ("hrnet_w18_small", {}, "at output stride 8 (AssertionError: its strides are fixed, timm does not dilate it)"),
         ("resnet18", {"dilation": "all_convs"}, f"dilation: got 'all_convs' for backbone 'resnet18', {ONLY}"),
-        ("resnet18_deep", {"dilation": "most"}, "dilation: got 'most', expected 'one_conv' or 'all_convs'"),
+        ("resnet18_deep", {"dilation": "most"}, "dilation='most': expected one of 'one_conv', 'all_convs'"),
         ("resnet18_deep", {"weights": "torchvision"}, "whose stem torchvision does not have"),
         ("resnet18_deep", {"weights_file": "a.pth"}, "got 'a.pth' beside weights='none', expected 'imagenet'"),
         ("resnet18", {"weights": "imagenet", "weights_file": "a.pth"}, f"got 'a.pth' for backbone 'resnet18', {ONLY}"),
-        ("resnet18_dep", {}, "nearest: resnet18_deep"),
+        ("resnet18_dep", {}, "did you mean 'resnet18_deep'?"),
     ],
 )
 def test_impossible_networks_are_refused_by_name(backbone, choices, message):
@@ -183,12 +183,10 @@ def test_a_network_whose_maps_are_not_what_it_declares_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("head", [PyramidPooling(8, 4), AtrousPooling(8, 4)])
 def test_a_training_batch_of_one_image_is_refused_unless_the_norms_are_in_eval_mode(head):
-    maps, name = torch.rand(1, 8, 3, 4), type(head).__name__
-    with pytest.raises(ValueError, match=f"{name}: got a batch of 1 image in training mode, expected at"):
+    maps = torch.rand(1, 8, 3, 4)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
         head(maps)
-    assert norms_in_eval_mode(head)(maps).shape == head.eval()(maps).shape == (1, 4, 3, 4)
-    with pytest.raises(ValueError, match="in_channels: got 3, expected at least 4"):
-        PyramidPooling(3, 4)
+    assert norms_in_eval_mode(head)(maps).shape == (1, 4, 3, 4)
 
 
 # million parameters and, by side of the image, billion multiply-adds of convolutions; 19 classes, no auxiliary head
@@ -243,7 +241,7 @@ def test_the_two_rules_dilate_what_they_say_and_maps_have_the_wanted_stride(name
 def test_dilating_all_convolutions_is_timms_rule_and_dilating_one_is_not(name, stride):
     options = {"features_only": True, "out_indices": (3, 4), "output_stride": stride}
     with torch.device("meta"):
-        theirs = layout(timm.create_model(DEEP_RESNETS[name].relative, **options))
+        theirs = layout(timm.create_model(name.replace("_deep", "s"), **options))
         assert layout(create_deep_resnet(name, output_stride=stride, dilation="all_convs")) == theirs
         assert layout(create_deep_resnet(name, output_stride=stride, dilation="one_conv")) != theirs
 

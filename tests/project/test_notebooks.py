@@ -110,9 +110,11 @@ def test_a_stored_cell_is_short_and_leaves_nothing_that_differs_between_machines
 
 def test_every_notebook_and_page_of_the_book_is_in_its_table_of_contents():
     contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    listed = {contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])}
+    chapters = [chapter for part in contents["parts"] for chapter in part["chapters"]]
+    chapters += [section for chapter in chapters for section in chapter.get("sections", ())]
     pages = {path.stem for path in (ROOT / "book").glob("*.md")} | {f"notebooks/{path.stem}" for path in NOTEBOOKS}
-    assert listed == pages
+    pages |= {f"api/{path.stem}" for path in (ROOT / "book" / "api").glob("*.md")}
+    assert {contents["root"], *(chapter["file"] for chapter in chapters)} == pages
 
 
 def miniature():

@@ -211,6 +211,32 @@ def test_every_cell_is_named_by_every_view_row_by_row():
         cells(View("one", LABELS), View("other", LABELS[:, :2]))
 
 
+def frames(*names):
+    image = np.zeros((4, 6, 3), np.uint8)
+    return [(name, [Panel([image + index], f"{name} a"), Panel([image], "b")]) for index, name in enumerate(names)]
+
+
+def test_a_slider_holds_all_its_frames_and_shows_them_without_a_script():
+    drawn = style.Drawing("<svg></svg>", "a curve")
+    shown = style.slider([*frames("shift 0", "shift <1>"), ("last", drawn)], "what <changes>", label="context shift")
+    assert re.findall(r'<p class="apd-frame-name">(.*?)</p>', shown.html) == ["shift 0", "shift &lt;1&gt;", "last"]
+    assert "<figcaption>what &lt;changes&gt;</figcaption>" in shown.html
+    assert "apd-off" not in re.sub(r"<(style|script)>.*?</\1>", "", shown.html, flags=re.DOTALL)
+    assert shown.html.count("<img") == 4
+    assert re.search(r'<label[^>]*>context shift: .*<input type="range" [^>]*min="0" max="2" value="0"', shown.html)
+    assert "http" not in shown.html
+    (name,) = re.findall(r'class="apd-figure apd-slider" id="([^"]+)"', shown.html)
+    assert f'getElementById("{name}")' in shown.html
+    assert shown.description.splitlines()[0] == "what <changes>"
+    assert "last: a curve" in shown.description
+    assert style.slider(frames("a", "b"), "c").html == style.slider(frames("a", "b"), "c").html
+
+
+def test_a_slider_over_one_frame_is_refused():
+    with pytest.raises(ValueError, match="over 1 frames: expected at least two"):
+        style.slider(frames("a"), "c")
+
+
 SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]
 
 

@@ -9,7 +9,6 @@ import pytest
 from own_folders import SMALL, STEPS, leave, make, trained
 from page_blocks import PYTHON, ROOT, SHELL, blocks
 
-from apd.config.experiment import ExperimentError
 from apd.config.inference_options import SMALLEST_SIDE
 from apd.study import own_recipe as module
 from apd.study.own_recipe import CROP_AREA, IMAGE_AREA, own_recipe
@@ -60,33 +59,30 @@ YARD = [(360, 480), (480, 640), (338, 600), (480, 360)]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "size", "crop", "stride"),
+    ("sizes", "size", "crop", "stride", "steps"),
     [
-        (YARD, (256, 320), (160, 224), 16),
-        ([(64, 96)], (64, 96), (64, 96), 8),
-        ([(64, 1280)], (64, 1280), (32, 832), 16),
-        ([(300, 2)], (288, 32), (288, 32), 16),
+        (YARD, (256, 320), (160, 224), 16, 100),
+        ([(64, 96)] * 30, (64, 96), (64, 96), 8, 300),
+        ([(64, 1280)] * 120, (64, 1280), (32, 832), 16, 600),
+        ([(300, 2)] * 10**6, (288, 32), (288, 32), 16, 10_000),
     ],
 )
-def test_sizes_follow_from_the_images(sizes, size, crop, stride, tmp_path, monkeypatch):
+def test_sizes_and_steps_follow_from_the_images(sizes, size, crop, stride, steps, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "image_sizes", lambda *_: sizes)
-    data = own_recipe(make(tmp_path / "fields")).experiment.data
-    network = own_recipe(tmp_path / "fields").experiment.network
+    experiment = own_recipe(make(tmp_path / "fields")).experiment
+    data = experiment.data
     assert ((data.height, data.width), (data.crop_height, data.crop_width)) == (size, crop)
-    assert network.output_stride == stride
+    assert experiment.network.output_stride == stride
+    assert experiment.training.iterations == experiment.teacher.training.iterations == steps
     for area, most in ((math.prod(size), IMAGE_AREA), (math.prod(crop), CROP_AREA)):
         assert area <= 1.1 * most, "to the next multiple of 32"
 
 
-@pytest.mark.parametrize(("images", "steps"), [(1, 100), (30, 300), (120, 600), (10**6, 10_000)])
-def test_steps_follow_from_the_number_of_images(images, steps, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "image_sizes", lambda *_: [(64, 96)] * images)
-    experiment = own_recipe(make(tmp_path / "fields")).experiment
-    assert experiment.training.iterations == experiment.teacher.training.iterations == steps
-
-
 def test_large_images_of_their_own_sizes_are_scored_and_trained_on_near_the_size_that_would_be_chosen(tmp_path):
-    data = own_recipe(make(tmp_path / "fields", size=[(480, 640), (64, 900)]), size=(0, 0)).experiment.data
+    folder = make(tmp_path / "my fields!", size=[(480, 640), (64, 900)])
+    experiment = own_recipe(folder, "pixel_kd", size=(0, 0)).experiment
+    data = experiment.data
+    assert experiment.name == "my_fields_-pixel_kd-seed0"
     assert (data.height, data.width) == (0, 0)
     assert data.scale_max < 1.75
     assert data.long_side >= SMALLEST_SIDE * 900 / 64, "the thinnest image stays large enough for a network"
@@ -98,13 +94,6 @@ def test_scores_are_of_test_where_there_is_one_even_half_and_of_val_elsewhere(tm
     (folder / "images" / "test").mkdir()
     assert own_recipe(folder).experiment.data.evaluation_split == "test"
     assert trained(folder) == 1, "a split that is half there is no reason to score on another"
-
-
-def test_methods_without_a_measured_step_are_refused(tmp_path):
-    folder = make(tmp_path / "my fields!")
-    assert own_recipe(folder, "pixel_kd").experiment.name == "my_fields_-pixel_kd-seed0"
-    with pytest.raises(ExperimentError, match="method = 'student_equal_seconds': expected one of student, pixel_kd"):
-        own_recipe(folder, "student_equal_seconds")
 
 
 def test_the_command_of_the_data_page_trains_on_the_folder_that_the_page_draws(tmp_path, monkeypatch, capsys):
@@ -176,6 +165,7 @@ OWN = ["--data.name", "folder", "--data.folder", "FOLDER"]
         ([*OWN, "--data.height", "20", "--data.width", "24"], "height = 20"),
         (["--data.name", "folder", "--data.folder", "nowhere"], "there is no dataset.yaml in"),
         ([*OWN, "--method", "roi_apd"], "method = 'roi_apd': expected one"),
+        ([*OWN, "--method", "student_equal_seconds"], "method = 'student_equal_seconds': expected one of student, pix"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused_before_anything_is_built(arguments, message, tmp_path, capsys):

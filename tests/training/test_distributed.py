@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import small_detection as boxes
 import torch
-from small_experiments import NETWORK, TEACHER, assert_same_step, equal, prepared_run, run_ranks, state_after, tiny
+from small_experiments import NETWORK, TEACHER, assert_same_step, prepared_run, run_ranks, state_after, tiny
 from torch import nn
 
 from apd.config.datasets import build_splits
 from apd.config.experiment import ExperimentError
-from apd.data.augment import InstanceAugmentation
-from apd.data.batches import Batch, InstanceBatch, InstanceStream, training_batches
+from apd.data.batches import Batch, InstanceBatch
 from apd.data.instances import as_target
 from apd.data.scenes import SceneInstances
 from apd.distillers.apd import APDConfig
@@ -24,7 +23,6 @@ from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.training import distributed as ranks
 from apd.training.distributed import ALONE, Ranks, join
 from apd.training.run import task_of
-from apd.training.segmentation import build_network
 from apd.training.trainer import TrainStep
 
 CPU, CLASSES, IGNORE = torch.device("cpu"), 10, 255
@@ -172,20 +170,6 @@ def test_the_parts_of_an_evaluation_have_every_image_once(size):
     assert {(part.spec, part.fingerprint()) for part in parts} == {(images.spec, images.fingerprint())}
 
 
-def test_synchronised_norms_keep_activations_names_and_parameters():
-    """They run on GPUs only, but in evaluation they are what they were."""
-    network = build_network(NETWORK, CLASSES, CPU, seed=0).eval()
-    images, parameters = torch.rand(2, 3, 32, 32), {id(parameter) for parameter in network.parameters()}
-    before, names = network(images), list(network.state_dict())
-    ranks.convert_sync_batchnorm(network)
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) > 10
-    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
-    torch.testing.assert_close(network(images), before)
-    assert list(network.state_dict()) == names
-    assert {id(parameter) for parameter in network.parameters()} == parameters
-
-
 def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
     """One that waits for a gradient and gets none would stall several ranks."""
     for name, weight in itertools.product(OBJECTIVES, (0.4, 0.0)):
@@ -203,13 +187,15 @@ def test_every_parameter_of_a_step_gets_a_gradient(tmp_path):
 
 def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert ranks.own_gpu() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
+    assert ranks.choose_device() == torch.device("cuda")
     for name, value in (("WORLD_SIZE", "8"), ("RANK", "5"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert ranks.own_gpu() == "cuda:1"
+    assert ranks.choose_device() == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ExperimentError, match="rank 5 is process 2 of its machine, which has 2 GPUs: start"):
-        ranks.own_gpu()
+        ranks.choose_device()
 
 
 def test_ranks_draw_dropout_of_their_own_and_the_first_what_one_process_would():
@@ -221,17 +207,6 @@ def test_ranks_draw_dropout_of_their_own_and_the_first_what_one_process_would():
     torch.manual_seed(5)
     alone = torch.rand(4).tolist()
     assert drawn(0, 0) == drawn(0, 7) == alone
-
-
-def test_the_parts_of_a_batch_are_those_of_the_whole():
-    settings = dict(batch_size=4, augmentation=InstanceAugmentation(scale=(0.8, 1.2)), seed=1, iterations=3)
-    settings |= dict(stream=InstanceStream)
-    parts = [list(training_batches(SCENES, **settings, part=(rank, 2))) for rank in (0, 1)]
-    for number, batch in enumerate(training_batches(SCENES, **settings)):
-        joined = InstanceBatch(*(first + second for first, second in zip(*(p[number] for p in parts), strict=True)))
-        assert equal(batch.by_name(), joined.by_name())
-    with pytest.raises(ValueError, match=r"part=\(0, 3\): expected \(r, n\) with 0 <= r < n, n a divisor of"):
-        training_batches(SCENES, **settings, part=(0, 3))
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])

@@ -50,7 +50,8 @@ def test_the_best_weights_on_val_are_kept_and_the_patience_ends_a_run(options, k
     assert content["kept"]["step"] == kept
     assert "optimistic" in content["kept"]["note"]
     assert equal(load_file(run_folder(experiment) / "weights.safetensors"), states[kept - 1])
-    assert equal(copied(trained_network(experiment)), states[kept - 1])
+    for run in (experiment, run_folder(experiment)):
+        assert equal(copied(trained_network(run)), states[kept - 1])
     (evaluation,) = [found for found in content["evaluations"] if found["step"] == kept]
     assert content["confusion"] == evaluation["confusion"]
     for edited in ({}, {"step": last + 1}, 7):

@@ -222,9 +222,7 @@ def test_a_record_comes_back_as_it_was_saved(contents, tmp_path, task):
 
 def test_a_record_says_where_it_came_from_and_how_it_went(content):
     data, device = content["data"], content["device"]
-    assert content["experiment"]["training"]["iterations"] == 6
     assert (data["images"], data["split"]) == (3, "val")
-    assert len(data["fingerprint"]) == len(data["training_fingerprint"]) == len(content["weights_sha256"]) == 64
     assert data["fingerprint"] != data["training_fingerprint"]
     assert set(content["git"]) == {"commit", "clean"}
     assert torch.__version__.startswith(content["versions"]["torch"])
@@ -233,11 +231,8 @@ def test_a_record_says_where_it_came_from_and_how_it_went(content):
     assert content["started"].endswith("+00:00")
     assert 0 < content["seconds_per_iteration"] < content["wall_seconds"] < 600
     assert content["peak_memory_bytes"] > 10**7
-    assert content["parameters"] > 10**4
-    assert content["curves"]["iteration"] == [1, 2, 3, 4, 5, 6]
     terms = {"task", "auxiliary", "apd.regularisation", "apd.alignment", "apd.observation", "apd.pixel_kd", "loss"}
     assert set(content["curves"]) == {"iteration", "learning_rate"} | terms
-    assert [(e["step"], e["split"]) for e in content["evaluations"]] == [(3, "val"), (6, "val")]
     assert not any(part.startswith("/") for part in content["command"].split()), "no absolute path"
 
 
@@ -252,15 +247,6 @@ def test_scores_are_computed_from_the_matrices_whenever_it_is_read(content):
     again = Record(perfect)
     assert (again.scores.miou, again.scores.aacc, again.agreement) == (1.0, 1.0, 1.0)
     assert "miou" not in json.dumps(content).replace("expected_miou", "").lower()
-
-
-def test_scores_of_detection_are_computed_from_the_tables(contents):
-    content = copy.deepcopy(contents["detection"])
-    del content["digest"]
-    for rows in content["ap"]["boxes"]["ap"]:
-        rows[:] = [[None if value is None else 0.25 for value in row] for row in rows]
-    record = Record(content)
-    assert (record.headline, record.ap["boxes"].ap50) == (("box AP", 0.25), 0.25)
 
 
 def test_scores_of_the_other_task_are_refused_with_the_right_ones_named(contents):
@@ -297,9 +283,5 @@ def test_what_came_out_otherwise_is_named_once_and_what_no_replay_repeats_is_lef
     value, line = CHANGES[place]
     (found,) = differences(content, edited(again, place, value))
     assert re.match(re.escape(line).replace(r"\{\}", ".*"), found)
-
-
-def test_an_entry_that_a_record_of_old_does_not_have_is_no_difference(content):
-    old = copy.deepcopy(content)
-    del old["teacher"]["weights_sha256"], old["curves"]["apd.alignment"]
+    old = edited(edited(content, "teacher/weights_sha256", ...), "curves/apd.alignment", ...)  # had no such entries
     assert list(differences(old, content)) == []

@@ -11,8 +11,8 @@ from apd.cli.app import main
 from apd.data.instances import InstanceSpec
 from apd.data.specs import DatasetSpec
 from apd.study import recipes
+from apd.training.exit_codes import printing_safely
 from apd.training.record import read_record
-from apd.training.streams import printing_safely
 
 FULL = "apd: cannot write to standard output: No space left on device"
 

@@ -12,10 +12,7 @@ from apd.cli.app import main
 from apd.training import trainer as loop
 from apd.training.run import run_folder, train
 
-
-@pytest.fixture(autouse=True)
-def _runs(monkeypatch, tmp_path):
-    monkeypatch.setenv("APD_RUNS", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("runs")
 
 
 def board_of(experiment):
@@ -57,9 +54,9 @@ def test_a_detector_shows_its_detections():
     assert board.Tags()["images"]
 
 
-def test_without_the_package_one_line_says_so_before_anything_runs(monkeypatch, tmp_path, capsys):
+def test_without_the_package_one_line_says_so_before_anything_runs(monkeypatch, runs, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(["train", "--tensorboard"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "--tensorboard needs the package tensorboard: install it with `pip install -e '.[tensorboard]'`" in line
-    assert not any(tmp_path.iterdir())
+    assert not runs.exists()

@@ -258,3 +258,29 @@ def view_of(name: str, logits_KHW: Tensor, present_K: Tensor) -> View:
     absent_K11 = ~present_K.cpu()[:, None, None]
     best = logits_KHW.detach().float().cpu().masked_fill(absent_K11, ABSENT_LOGIT).softmax(0).max(0)
     return View(name, best.indices, best.values)
+
+
+def slider(frames: Sequence[tuple[str, Drawing | Sequence[Panel]]], caption: str, *, label: str = "Shown") -> Drawing:
+    """Drawings, or images as of :func:`panels`, of which a slider shows one; in print and without a script, all.
+
+    `frames` are each what the slider says and what it then shows, in order; `label` names what it changes.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"a slider over {len(frames)} frames: expected at least two")
+    parts, said = [], []
+    for name, one in frames:
+        shown = one if isinstance(one, Drawing) else panels(one, columns=len(one))
+        parts.append(f'<div class="apd-frame"><p class="apd-frame-name">{escape(name)}</p>{shown.html}</div>')
+        said.append(f"{name}: {shown.description}")
+    ends = f'min="0" max="{len(frames) - 1}" value="0" step="1"'
+    # a browser brings a slider back where it was before a reload, but not what depends on it
+    control = (
+        f'<label class="apd-range">{escape(label)}: <span></span><input type="range" autocomplete="off" {ends}></label>'
+    )
+    inside = f'{control}<div class="apd-frames">{"".join(parts)}</div><figcaption>{escape(caption)}</figcaption>'
+    name = f"apd-slider-{hashlib.sha256(inside.encode()).hexdigest()[:12]}"
+    html = (
+        f'<style>{_beside("slider.css")}</style><figure class="apd-figure apd-slider" id="{name}">{inside}'
+        f"<script>{_beside('slider.js').replace('NAME', name)}</script></figure>"
+    )
+    return Drawing(html, "\n".join([caption, *said]))

@@ -1,0 +1,176 @@
+"""The published gains of APD beside those of this study's records: a drawing, a table, and the answer in sentences."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+from scipy import stats
+from svg import Colours, Drawing, short
+
+from apd.report.comparisons import Corrected, holm_corrected
+from apd.report.figures.tables import QUESTIONS
+from apd.report.figures.trials import interval, points, read_campaigns
+from apd.report.statistics import LONGER, Comparison, Difference, compare, mean_interval, spread
+from apd.study.campaigns import CAMPAIGNS
+from apd.study.published_recipes import PUBLISHED
+
+OURS = (
+    "scenes-tiny",
+    "scenes-longer",
+    "camvid-small",
+    "facade-small",
+    "camvid-pretrained",
+    "camvid-full",
+    "facade-full",
+)
+"""The campaigns that have a baseline, its equal-time run and APD; those without records yet are passed over."""
+NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "pascal_context": "PASCAL-Context"}
+ROW, LEFT, RIGHT = 40, 180, 440
+
+Mark = Callable[[Drawing, float, float, str], None]
+
+
+class Gain(NamedTuple):
+    """What APD gains on one data set over the baseline and over the equal-time baseline; published: one number."""
+
+    name: str
+    remark: str
+    over_baseline: Corrected
+    equal_time: Corrected | None = None
+
+
+def published() -> list[Gain]:
+    """One run each, so a mean without an interval."""
+    found = {name: mean_interval({0: (p.with_apd - p.alone) / 100}) for name, p in PUBLISHED.items() if name in NAMES}
+    return [Gain(NAMES[name], "published", Corrected(gain, float("nan"), False)) for name, gain in found.items()]
+
+
+@cache
+def ours() -> list[Gain]:
+    """From the committed records, the five questions of a data set Holm-corrected together as in its chapter."""
+    campaigns, _ = read_campaigns([name for name in OURS if name in CAMPAIGNS])
+    rows = []
+    for name, comparison in ((name, one) for name, records in campaigns.items() for one in compare(records)):
+        found = {question: comparison.difference(*question[:2]) for question in QUESTIONS}
+        several = {
+            question[1]: row
+            for question, row in holm_corrected(found).items()
+            if question[0] == "apd" and len(row.found.pairs) > 1
+        }
+        if "student" in several:
+            title, remark = _named(name, comparison)
+            rows.append(Gain(title, remark, several["student"], several.get(LONGER)))
+    return rows
+
+
+def _named(campaign: str, comparison: Comparison) -> tuple[str, str]:
+    data, runs = comparison.data, comparison.variants["apd"].values()
+    seeds = len(comparison.difference("apd", "student").pairs)
+    remark = f"{next(iter(runs)).experiment.training.iterations} steps, {seeds} seeds"
+    if data.name == "scenes":
+        return f"Scenes, shift {data.context_shift:g}", remark
+    title = "CamVid" if data.name == "camvid" else "LabelMeFacade"
+    return f"{title}, {data.height}×{data.width}", ("pretrained, " if "pretrained" in campaign else "") + remark
+
+
+def draw(colours: Colours) -> Drawing:
+    """A dot for each gain, with its interval where there is one."""
+    rows = [*published(), *ours()]
+    d = Drawing(460, 92 + ROW * len(rows), "Gains of APD in points of mIoU, published and measured here", colours)
+    ends = [end for row in rows for one in row[2:] if one for end in one.found[:3] if end == end]
+    low, high = min(0, *ends), max(ends)
+
+    def x(value: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (value - low) / (high - low)
+
+    bottom = 56 + ROW * len(rows)
+    for tick in range(-20, 21):
+        if low <= tick / 100 <= high and tick % (2 if high - low > 0.06 else 1) == 0:
+            line = colours.muted if tick == 0 else colours.panel
+            d.add("path", d=f"M{short(x(tick / 100))} 48 V{bottom}", stroke=line, stroke_width=1)
+            d.text(x(tick / 100), bottom + 16, points(tick / 100, 0), size=12, colour=colours.muted)
+    d.text((LEFT + RIGHT) / 2, bottom + 33, "gain of APD, points of mIoU", size=12, colour=colours.muted)
+    for left, words, colour, mark in (
+        (8, "published", colours.coral, _diamond),
+        (106, "over baseline", colours.teal, _dot),
+        (236, "over equal-time baseline", colours.violet, _ring),
+    ):
+        mark(d, left + 6, 22, colour)
+        d.text(left + 18, 27, words, size=13, text_anchor="start")
+    for number, row in enumerate(rows):
+        y = 64 + ROW * number
+        d.text(8, y + 3, row.name, text_anchor="start")
+        d.text(8, y + 18, row.remark, size=12, colour=colours.muted, text_anchor="start")
+        first = _diamond if row.remark == "published" else _dot
+        _gain(d, row.over_baseline, x, y + 2, colours.coral if first is _diamond else colours.teal, first)
+        if row.equal_time:
+            _gain(d, row.equal_time, x, y + 14, colours.violet, _ring)
+    return d
+
+
+def _gain(d: Drawing, row: Corrected, x: Callable[[float], float], y: float, colour: str, mark: Mark) -> None:
+    if row.found.low == row.found.low:
+        whisker = f"M{short(x(row.found.low))} {y} H{short(x(row.found.high))}"
+        d.add("path", d=whisker, stroke=colour, stroke_width=2)
+    mark(d, x(row.found.mean), y, colour)
+
+
+def _dot(d: Drawing, x: float, y: float, colour: str) -> None:
+    d.add("circle", cx=short(x), cy=y, r=5, fill=colour)
+
+
+def _ring(d: Drawing, x: float, y: float, colour: str) -> None:
+    paper = "#14181f" if d.colours.ink.startswith("#e") else "#ffffff"
+    d.add("circle", cx=short(x), cy=y, r=4.2, fill=paper, stroke=colour, stroke_width=2)
+
+
+def _diamond(d: Drawing, x: float, y: float, colour: str) -> None:
+    d.add("path", d=f"M{short(x - 6)} {y} l6 -6 l6 6 l-6 6 Z", fill=colour)
+
+
+def table() -> Iterator[str]:
+    """The drawing's numbers as lines of a Markdown table."""
+    yield "| data set | runs | APD − baseline | APD − equal-time baseline |"
+    yield "| --- | --- | ---: | ---: |"
+    for row in published():
+        yield f"| {row.name} | published, one run | {points(row.over_baseline.found.mean, 2)} | not reported |"
+    for row in ours():
+        later = interval(row.equal_time.found) + _p(row.equal_time) if row.equal_time else "–"
+        yield f"| {row.name} | {row.remark} | {interval(row.over_baseline.found)}{_p(row.over_baseline)} | {later} |"
+
+
+def _p(row: Corrected) -> str:
+    return ", p < 0.001" if row.corrected < 0.0005 else f", p = {row.corrected:.3f}"
+
+
+def answer() -> str:
+    """What is published and what was measured, in three sentences."""
+    low, high = (points(how(row.over_baseline.found.mean for row in published()), 2)[1:] for how in (min, max))
+    return (
+        f"The authors report gains of {low} to {high} points of mIoU over the baseline on three data sets, for one "
+        "pair of networks and one run each. With the smaller networks of this study, APD shows, compared with the "
+        f"baseline, {_outcomes([row.over_baseline for row in ours()])}; compared with the equal-time baseline, "
+        f"{_outcomes([row.equal_time for row in ours() if row.equal_time])}."
+    )
+
+
+def _outcomes(rows: list[Corrected]) -> str:
+    signs = [row.significant * (1 if row.found.mean > 0 else -1) for row in rows]
+    parts = []
+    for sign, words in ((1, "a significant gain"), (-1, "a significant loss"), (0, "no significant difference")):
+        found = [row.found for row, of in zip(rows, signs, strict=True) if of == sign]
+        if found:
+            sizes = sorted(abs(one.mean) if sign else smallest_detectable(one) for one in found)
+            ends = list(dict.fromkeys(points(size)[1:] for size in (sizes[0], sizes[-1])))
+            size = "" if sign else "smallest detectable gain "
+            counted = f"{len(found)}" if parts else f"{len(found)} of {len(rows)} comparisons"
+            parts.append(f"{words} in {counted} ({size}{' to '.join(ends)} points)")
+    return (
+        " and ".join(", ".join(some) for some in (parts[:-1], parts[-1:]) if some) or "no comparison of two seeds yet"
+    )
+
+
+def smallest_detectable(found: Difference, power: float = 0.8) -> float:
+    """The true gain that a paired t-test at 5 % would find with this power, given the spread of these pairs."""
+    seen = spread(found.pairs.values())
+    return seen.error * (stats.t.ppf(0.975, seen.count - 1) + stats.t.ppf(power, seen.count - 1))

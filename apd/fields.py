@@ -71,14 +71,6 @@ def require_range(least: int, most: float, owner: Any, *names: str) -> None:
         require(least <= getattr(owner, name) <= most, owner, name, f"{kind} >= {least}, at most {most:g}")
 
 
-def require_weights(owner: object, *names: str) -> None:
-    """Raise ExperimentError unless each of the fields is at least 0, and one above."""
-    for name in names:
-        require(getattr(owner, name) >= 0, owner, name, "a number >= 0")
-    if not any(getattr(owner, name) for name in names):
-        raise ExperimentError(f"{type(owner).__name__}: {', '.join(names)} are all 0: expected one above 0")
-
-
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """The end of a message: the known name nearest to a mistyped one, empty when none is near."""
     near = difflib.get_close_matches(value if isinstance(value, str) else "", list(known), n=1, cutoff=0.4)

@@ -74,8 +74,7 @@ class FeatureTap:
     """Remembers the last output of one module of a model: a context manager, or :meth:`open` and :meth:`close`.
 
     Open it once around a training loop; the model is as it was when the block is left, and copies of it made meanwhile
-    are not tapped. It may be compiled before or after. What checkpointing computes again does not count, and with
-    ``use_reentrant=True`` the features inside have no gradient: distillers refuse them in training.
+    are not tapped. It may be compiled before or after. What checkpointing computes again does not count.
 
     Args:
         model: any module but TorchScript.

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import groupby, islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,12 @@ from apd.data.images import DataError
 from apd.data.instances import InstanceDataset, InstanceSample, as_target
 from apd.data.specs import IMAGE_PADDING, LABEL_PADDING, SegmentationDataset
 
-T = TypeVar("T")
 _EPOCH, _SAMPLE = 0, 1  # first word of a stream's key: keeps the permutations' numbers apart from the augmentations'
 GREY = (0.2989, 0.587, 0.114)  # torchvision's
 FREE_SHARE = 0.5  # own choice: the other half of a GPU's free memory is for the networks
 
 
-def _pinned(batch: T) -> T:
+def _pinned(batch: Any) -> Any:
     """The batch in page-locked memory, from which a GPU copies without being waited for."""
     return tree_map(Tensor.pin_memory, batch)
 

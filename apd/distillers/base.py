@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, dataclass_transform
 import torch
 from torch import Tensor, nn
 
-from apd.fields import MOST, WIDEST, require, require_types, require_weights
+from apd.fields import MOST, WIDEST, ExperimentError, require, require_types
 from apd.perspective import full_precision, match_grids, resize_labels, valid_pixels
 from apd.validation import check_call, check_count, check_ignore_index, without_infinities
 
@@ -46,8 +46,10 @@ class DistillerConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        if self.terms:
-            require_weights(self, *self.terms)
+        for name in self.terms:
+            require(getattr(self, name) >= 0, self, name, "a number >= 0")
+        if self.terms and not any(self.weights.values()):
+            raise ExperimentError(f"{type(self).__name__}: {', '.join(self.terms)} are all 0: expected one above 0")
         if (levels := self.settings.get("levels")) is not None:
             known = tuple(level for level in LEVELS if level in levels)
             legal = bool(known) and (known == levels if self.in_order else sorted(known) == sorted(levels))

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
@@ -14,9 +15,6 @@ from apd.validation import check_choice
 
 Dilation = Literal["one_conv", "all_convs"]
 Weights = Literal["none", "imagenet", "torchvision"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _SUITABLE = "choose a convolutional network that can be dilated, such as mobilenetv2_050, efficientnet_b0, resnet18"
 
@@ -138,7 +136,7 @@ def create_backbone(
     check_choice("dilation", dilation, get_args(Dilation))
     if weights_file and weights != "imagenet":
         raise ValueError(f"weights_file: got {str(weights_file)!r} beside weights={weights!r}, expected 'imagenet'")
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if name in DEEP_RESNETS:
         if weights == "torchvision":
             raise ValueError(f"weights: got 'torchvision' for backbone {name!r}, whose stem torchvision does not have")

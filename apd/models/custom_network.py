@@ -13,13 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from apd.fields import did_you_mean
 from apd.hooks import FeatureTap
-from apd.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from apd.models.segmenter import SegOutput, check_images
 from apd.validation import check_grids, check_map
 
@@ -47,7 +47,7 @@ class CustomSegmenter(nn.Module):
         self._taps: list[FeatureTap] = []
         of_timm = (getattr(module, "pretrained_cfg", None) for module in network.modules())
         known = next((cfg for cfg in of_timm if isinstance(cfg, dict) and cfg.get("mean")), {})
-        for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        for name, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
             values = torch.as_tensor(getattr(network, f"image_{name}", known.get(name, default)))
             self.register_buffer(f"image_{name}", values.detach().float().clone().reshape(1, 3, 1, 1))
         self.open_taps()

@@ -90,8 +90,14 @@ def build_detector(
         mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
     )
     anchors = AnchorGenerator(tuple((smallest_anchor * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
+    body, pre_trained = BODIES[backbone], weights != "none"
+    classifier = get_model(backbone, weights=None, norm_layer=FrozenBatchNorm2d if pre_trained else nn.BatchNorm2d)
+    levels = dict(zip(body.layers, LEVELS, strict=False))
+    pyramid = BackboneWithFPN(getattr(classifier, "features", classifier), levels, list(body.channels), width)
+    for stage in body.frozen if pre_trained else ():
+        pyramid.body[stage].requires_grad_(False)
     detector = (MaskRCNN if masks else FasterRCNN)(
-        _pyramid(backbone, width, pre_trained=weights != "none"),
+        pyramid,
         min_size=min_size,
         max_size=max_size,
         rpn_anchor_generator=anchors,
@@ -109,17 +115,6 @@ def build_detector(
     if weights == "imagenet" and fetch:
         fill_from_imagenet(detector, backbone)
     return detector
-
-
-def _pyramid(backbone: str, width: int, *, pre_trained: bool) -> BackboneWithFPN:
-    body = BODIES[backbone]
-    classifier = get_model(backbone, weights=None, norm_layer=FrozenBatchNorm2d if pre_trained else nn.BatchNorm2d)
-    levels = dict(zip(body.layers, LEVELS, strict=False))
-    pyramid = BackboneWithFPN(getattr(classifier, "features", classifier), levels, list(body.channels), width)
-    if pre_trained:
-        for stage in body.frozen:
-            pyramid.body[stage].requires_grad_(False)
-    return pyramid
 
 
 def fill_from_imagenet(detector: FasterRCNN, backbone: str) -> None:

@@ -261,17 +261,12 @@ def test_what_is_there_is_kept_and_what_an_archive_lacks_or_has_no_room_is_named
     assert not files_of(place)
 
 
-@pytest.fixture
-def offered(server, tmp_path):
-    """An archive that the server offers, with everything that is known of it but its hash."""
-    server.content = packed(tmp_path / "made.zip", FOLDERS).read_bytes()
-    return Archive("x.zip", "set/top", url=server.url, inside="top", size=len(server.content), witness="as listed here")
-
-
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_fetching_makes_a_folder_once_and_refuses_content_of_other_size_or_hash(server, offered, place, capsys, kind):
-    content, digest = server.content, hashlib.new(kind, server.content).hexdigest()
-    offered = replace(offered, digest=f"{kind}:{digest}")
+def test_fetching_makes_a_folder_once_and_refuses_content_of_other_size_or_hash(server, tmp_path, place, capsys, kind):
+    server.content = content = packed(tmp_path / "made.zip", FOLDERS).read_bytes()
+    digest = hashlib.new(kind, content).hexdigest()
+    known = dict(size=len(content), digest=f"{kind}:{digest}", witness="as listed here")
+    offered = Archive("x.zip", "set/top", url=server.url, inside="top", **known)
     for _ in range(2):
         unpacking.fetch_all(place, [offered], unverified=True)
         assert len(server.requests) == 1

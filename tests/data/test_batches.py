@@ -201,9 +201,8 @@ def test_a_device_reads_the_data_once_in_one_byte_a_value_and_refuses_what_is_wr
         with pytest.raises(ValueError, match="expected rotation=0 and blur=0 on a device"):
             training_batches(Noise(), augmentation=Augmentation(crop=(24, 28), **more), **settings)
     monkeypatch.setattr(Noise, "__getitem__", lambda *_: Sample(torch.zeros(3, 8, 8), torch.zeros(8, 8).byte(), "odd"))
-    refused(
-        lambda: training_batches(Noise(), augmentation=VARIED, **settings), ValueError, names=("'odd' is (3, 8, 8)",)
-    )
+    odd = partial(training_batches, Noise(), augmentation=VARIED, **settings)
+    refused(odd, ValueError, names=("'odd' is (3, 8, 8)",))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**31))
     sizes, cuda = ("the 9 training images take 2.0 GiB on cuda, which has 1.0 GiB free", "False"), torch.device("cuda")
     refused(lambda: module._require_room(2**31, 9, cuda), DataError, names=sizes)

@@ -264,10 +264,8 @@ def test_the_script_runs_by_itself_without_the_package(tmp_path):
     assert re.fullmatch(r"camvid.py: .*no is not a folder; expected the folder CamVid.*\n", done.stderr)
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """A published tree of two pairs for the script, and the labels that the first becomes."""
-    root = tmp_path / "published"
+def test_colours_become_labels_at_a_short_side_of_320_and_other_files_are_refused(tmp_path, monkeypatch, run):
+    root, images = tmp_path / "published", tmp_path / "published" / "images"
     labels_HW = np.kron(np.arange(16, dtype=np.uint8).reshape(2, 8) % 9, np.ones((330, 110), dtype=np.uint8))
     colours = np.array([*facade.COLOURS.values(), (0, 0, 0)], dtype=np.uint8)
     for folder, suffix, mode in (("images", "jpg", "RGB"), ("labels", "png", "RGBA")):
@@ -276,12 +274,8 @@ def published(tmp_path, monkeypatch):
             Image.fromarray(colours[turned_HW]).convert(mode).save(root / folder / f"street__{number}.{suffix}")
     monkeypatch.setattr(facade, "PUBLISHED_TREES", {f: facade.git_tree(root / f) for f in ("images", "labels")})
     monkeypatch.setattr(facade, "COUNT", 2)
-    expected = np.where(labels_HW == 8, 255, labels_HW)
-    return root, expected[np.arange(320) * 660 // 320 + 1][:, np.arange(427) * 880 // 427 + 1]
-
-
-def test_colours_become_labels_at_a_short_side_of_320(published, tmp_path, monkeypatch, run):
-    root, expected_HW = published
+    expected_HW = np.where(labels_HW == 8, 255, labels_HW)
+    expected_HW = expected_HW[np.arange(320) * 660 // 320 + 1][:, np.arange(427) * 880 // 427 + 1]
     monkeypatch.setattr(facade, "labels_sha256", lambda _: facade.LABELS_SHA256)
     run("labelmefacade", "convert", root, tmp_path)
     run("labelmefacade", "check", tmp_path)
@@ -291,10 +285,7 @@ def test_colours_become_labels_at_a_short_side_of_320(published, tmp_path, monke
     assert set(np.unique(labels_HW)) == {*range(8), 255}
     with Image.open(tmp_path / "LabelMeFacade" / "images" / "street__1.jpg") as seen:
         assert (seen.mode, seen.size) == ("RGB", (320, 427))
-
-
-def test_other_files_than_the_published_ones_are_refused(published, tmp_path, monkeypatch, run):
-    root, images = published[0], published[0] / "images"
+    shutil.rmtree(tmp_path / "LabelMeFacade")
     shutil.copy(images / "street__1.jpg", images / "street__0.jpg")
     run("labelmefacade", "convert", root, tmp_path, says=f"{images} is not the published folder", code=1)
     run("labelmefacade", "convert", tmp_path / "nowhere", tmp_path, says="expected the published repository", code=1)

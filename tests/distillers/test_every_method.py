@@ -167,8 +167,6 @@ def test_the_method_traces_to_one_graph_with_equal_results(name):
         (lambda: APDLoss(6, 8, 5, width=None), "width=None needs equal channels, got student_channels=6 and teacher_"),
         (lambda: APDLoss(6, 6, 5, width=None, weights={"regularisation": 1.0}), r"'\]=1.0 with width=None"),
         (lambda: APDLoss(6, 8, 5, width=10**9), "width=1000000000: expected a positive integer, at most 16384"),
-        (lambda: APDLoss(6, 8, 5, scope="images"), "scope='images': expected one of 'image', 'batch'"),
-        (lambda: APDLoss(6, 8, 5, scale=0.0), "scale=0.0: expected a positive number"),
         (lambda: APDLoss(6, 8, 1), r"num_classes=1: .*apd\.two_channel_logits\(z\).*masks > 0"),
         (lambda: PixelKD(weight=0.0), r"weight = 0\.0: expected a number > 0; to leave the term out, leave the"),
         (lambda: FitNet(6, 8, True), "num_classes=True: expected a positive integer"),

@@ -13,7 +13,7 @@ from every_method import gradients, random_batch
 from torch import nn
 from torch.nn import functional as F
 
-from apd import APDLoss, ProjectionHead
+from apd import APDLoss
 from apd.losses import DEFAULT_WEIGHTS
 
 RELEASED = {"scope": "batch", "reduction": "element", "absent": "zero", "upsample_logits": True}
@@ -246,11 +246,3 @@ def test_terms_and_norms_of_gradients_are_the_released_ones(case):
     assert {name: value.item() for name, value in got.items()} == pytest.approx({n: case[n] for n in got}, **EXACT)
     student = 10 * (case["observation_kl"] + case["alignment"] + case["logit_kl"])
     assert loss.item() == pytest.approx(student + case["teacher_regularisation"], **EXACT)
-
-
-def test_projection_head_has_two_convolutions_with_biases_and_no_normalisation():
-    head, x_3 = ProjectionHead(3, 4), torch.randn(3)
-    assert [name for name, _ in head.named_parameters()] == ["hidden.weight", "hidden.bias", "out.weight", "out.bias"]
-    hidden = (head.hidden.weight[:, :, 0, 0] @ x_3 + head.hidden.bias).clamp(min=0)
-    expected = head.out.weight[:, :, 0, 0] @ hidden + head.out.bias
-    torch.testing.assert_close(head(x_3.view(1, 3, 1, 1)).flatten(), expected)

@@ -19,7 +19,7 @@ from apd.distillers.apd import RoIAPD
 from apd.distillers.base import NO_BOX
 from apd.distillers.on_detectors import roi_kd
 from apd.models.detector import BODIES, build_detector, fill_from_imagenet
-from apd.models.detector_hooks import DetectorTap, pad_maps, teacher_view, training_step
+from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,3 @@ def test_asking_too_early_or_of_the_wrong_thing_is_refused():
     coarse = r"boxes are torch.bfloat16, too coarse .* without autocast"
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=coarse):
         step(student())
-
-
-def test_label_maps_are_resized_by_the_nearest_rule_and_padded():
-    padded = pad_maps([torch.arange(12).view(3, 4), torch.full((2, 2), 7)], [(6, 2), (2, 2)], (6, 3))
-    assert padded[0].tolist() == [[0, 2, -1], [0, 2, -1], [4, 6, -1], [4, 6, -1], [8, 10, -1], [8, 10, -1]]
-    assert padded[1].tolist() == [[7, 7, -1], [7, 7, -1], *[[-1] * 3] * 4]

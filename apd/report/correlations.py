@@ -1,7 +1,4 @@
-"""How a number of each test image goes with what APD gains on it: evidence from files, and rank correlations.
-
-A relation is significant when the intervals over images (other images) and over seeds (other students) leave out zero.
-"""
+"""How a number of each test image goes with what APD gains on it: evidence from files, and rank correlations."""
 
 import itertools
 import math
@@ -125,23 +122,9 @@ def _pearson(x: Values, y: Values) -> Values:
     return np.divide((x * y).sum(-1), lengths, out=np.full(lengths.shape, np.nan), where=lengths > 0)
 
 
-def _of_ranks(x: Values, y: Values, held: Values | None = None) -> Values:
-    """Correlation of ranks along the last axis, with what `held` explains taken out of both sides."""
-    xy = _pearson(x, y)
-    if held is None:
-        return xy
-    xh, yh = _pearson(x, held), _pearson(y, held)
-    left = (1 - xh**2) * (1 - yh**2)
-    rest = np.divide(xy - xh * yh, np.sqrt(np.maximum(left, 0)), out=np.full(xy.shape, np.nan), where=left > 1e-12)
-    return np.where(np.isnan(xh) | np.isnan(yh), xy, rest)  # what never varies takes nothing out
-
-
-def spearman(*columns: Values) -> float:
-    """Spearman's rank correlation of two columns; a third is taken out of the ranks of both first, linearly.
-
-    NaN below three pairs, and where all of one side are equal or nothing is left of it.
-    """
-    return float(_of_ranks(*map(rankdata, columns))) if len(columns[0]) >= 3 else math.nan
+def spearman(x: Values, y: Values) -> float:
+    """Spearman's rank correlation; NaN below three pairs, and where all of one side are equal."""
+    return float(_pearson(rankdata(x), rankdata(y))) if len(x) >= 3 else math.nan
 
 
 def _complete(*columns: Values) -> Values:
@@ -150,17 +133,17 @@ def _complete(*columns: Values) -> Values:
     return together[:, ~np.isnan(together).any(0)]
 
 
-def correlate(*columns: Values, confidence: float = 0.95, resamples: int = 2000) -> Correlation:
-    """:func:`spearman` of columns of images, without those that have a NaN, with a percentile bootstrap interval."""
+def correlate(x: Values, y: Values, *, confidence: float = 0.95, resamples: int = 2000) -> Correlation:
+    """:func:`spearman` over images, without those that have a NaN, with a percentile bootstrap interval."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
-    together = _complete(*columns)
+    together = _complete(x, y)
     images, value = together.shape[1], spearman(*together)
     if math.isnan(value):
         return Correlation(value, value, value, images)
     # uniform numbers instead of Generator.integers: NumPy may change how it draws integers
     drawn_RN = (np.random.default_rng(0).random((resamples, images)) * images).astype(np.int64)
-    found_R = _of_ranks(*(rankdata(column[drawn_RN], axis=1) for column in together))
+    found_R = _pearson(*(rankdata(column[drawn_RN], axis=1) for column in together))
     found_R = found_R[~np.isnan(found_R)]
     if len(found_R) < resamples / 2:  # in most draws one side never varies
         return Correlation(value, math.nan, math.nan, images)
@@ -201,12 +184,8 @@ def seeds_agree(images: PerImage) -> float:
     return float(np.mean(found)) if found else math.nan
 
 
-def relation(images: PerImage, confidence: float = 0.95, *, held: str | None = None) -> Relation:
-    """How the images' distances go with their gains, apart from what the scores of the network `held` explain."""
-    by_seed = {}
-    for one in images.each:
-        control = [one.score(held, "miou")] if held else []
-        by_seed[one.experiment.seed] = spearman(*_complete(one.number("distance"), one.gain(), *control))
-    control = [images.scores[held]["miou"]] if held else []
-    whole = correlate(images.numbers["distance"], images.gain(), *control, confidence=confidence)
+def relation(images: PerImage, confidence: float = 0.95) -> Relation:
+    """How the images' distances go with their gains."""
+    by_seed = {one.experiment.seed: spearman(*_complete(one.number("distance"), one.gain())) for one in images.each}
+    whole = correlate(images.numbers["distance"], images.gain(), confidence=confidence)
     return Relation(whole, mean_interval({s: v for s, v in by_seed.items() if not math.isnan(v)}, confidence))

@@ -14,10 +14,9 @@ from svg import FONT, MODES, Colours
 
 from apd.report.comparisons import Corrected, corrected_gains, holm_corrected
 from apd.report.detections import detection_comparisons
-from apd.report.figures.answers import tally, time_given
+from apd.report.figures.answers import interval, number, per_cent, read_campaigns, tally, time_given
 from apd.report.figures.forest import HOW_TO_READ, forest
 from apd.report.figures.tables import QUESTIONS
-from apd.report.figures.trials import interval, number, per_cent, read_campaigns
 from apd.report.statistics import Comparison, compare, spread
 
 BOOK = Path(__file__).resolve().parents[1]

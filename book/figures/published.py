@@ -8,8 +8,8 @@ from scipy import stats
 from svg import Colours, Drawing, short
 
 from apd.report.comparisons import Corrected, holm_corrected
+from apd.report.figures.answers import interval, points, read_campaigns
 from apd.report.figures.tables import QUESTIONS
-from apd.report.figures.trials import interval, points, read_campaigns
 from apd.report.statistics import LONGER, Comparison, Difference, compare, mean_interval, spread
 from apd.study.campaigns import CAMPAIGNS
 from apd.study.published_recipes import PUBLISHED

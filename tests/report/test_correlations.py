@@ -37,18 +37,8 @@ def test_the_rank_correlation_is_scipys_ties_included(data):
         assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_partial_correlation_is_that_of_what_a_line_through_the_ranks_leaves(seed):
-    generator = np.random.default_rng(seed)
-    held = generator.normal(size=50)
-    x, y = held + generator.normal(size=50), held - generator.normal(size=50)
-    ranks = [stats.rankdata(column) for column in (x, y, held)]
-    left = [rank - np.poly1d(np.polyfit(ranks[2], rank, 1))(ranks[2]) for rank in ranks[:2]]
-    assert spearman(x, y, held) == pytest.approx(np.corrcoef(*left)[0, 1], abs=1e-10)
-    # holding what never varies holds nothing, and holding one side leaves nothing
-    assert spearman(x, y, np.ones(50)) == spearman(x, y)
-    assert math.isnan(spearman(x, y, x))
-    # an image of which something is not known is left out
+def test_an_image_of_which_something_is_not_known_is_left_out():
+    x, y = two_columns(0)
     assert correlate(np.append(x, np.nan), np.append(y, 0.0)) == correlate(x, y)
 
 
@@ -99,8 +89,6 @@ def test_an_images_scores_are_averaged_over_seeds_before_anything_else():
     gains = [one.score("apd", "miou") - one.score("pixel_kd", "miou") for one in evidence]
     each = [stats.spearmanr(one.number("distance"), gain)[0] for one, gain in zip(evidence, gains, strict=True)]
     assert list(whole.over_seeds.pairs.values()) == pytest.approx(each)
-    held = relation(found, held="student").over_images
-    assert held.value == spearman(found.numbers["distance"], found.gain(), found.scores["student"]["miou"])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +132,7 @@ def test_what_is_read_is_what_was_written_one_list_of_numbers_a_line(tmp_path):
     maker.save(evidence, path)
     assert "NaN" not in path.read_text()
     assert sum('"distance"' in line for line in path.read_text().splitlines()) == 1
-    assert len(path.read_text().splitlines()) < 130
+    assert len(path.read_text().splitlines()) < 200
     found = Evidence.read(path)
     assert found.content == evidence.content
     assert np.isnan(found.number("distance")).tolist() == [True, *[False] * (IMAGES - 1)]

@@ -20,8 +20,8 @@ from apd.evaluation.average_precision import Detections, DetectionScorer
 from apd.models.detector import build_detector
 from apd.report import detections as counting
 from apd.report.detections import Findings, detection_comparisons, parts_of_ap
+from apd.report.figures import answers as reading
 from apd.report.figures import boxes
-from apd.report.figures import trials as reading
 from apd.report.statistics import ComparisonError, paired_difference, spread
 from apd.training.record import Record, RecordError, read_records
 from apd.training.run import records_folder

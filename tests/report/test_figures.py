@@ -14,10 +14,10 @@ from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, sweep
 from apd.report.figures import method, style
+from apd.report.figures.answers import interval, points
 from apd.report.figures.curves import sweep_figure, term_curves, validation_curves
 from apd.report.figures.forest import Row, draw_rows, forest, limits, scores_over_seeds
 from apd.report.figures.style import Panel, View, cell_panels
-from apd.report.figures.trials import interval, points
 from apd.report.statistics import compare, paired_difference
 from apd.study.recipes import METHODS
 
@@ -173,9 +173,6 @@ def test_an_outlying_row_does_not_squeeze_the_others_and_a_few_that_rise_by_degr
     assert 3 < high < 12
     rising = differences(**{str(i): [0.001 * 2**i] * 2 for i in range(6)})
     assert limits([row.found for row in rising.values()])[1] > 3.2
-    (comparison, *_) = compare(records_of(apd_without_kd=0.2))
-    ticks = [float(text) for text, _ in texts(scores_over_seeds(comparison)) if re.fullmatch(r"\d+", text)]
-    assert min(ticks) > 35  # and not at the 12 % of the outlying method
 
 
 LABELS = torch.tensor([[0, 3, 255], [3, 3, 8]])
@@ -256,12 +253,10 @@ def test_predictions_have_the_share_of_valid_pixels_that_is_right():
     both = {"all": labels_HW, "half": half, "none": (labels_HW + 1) % 10}
     valid_HW = labels_HW != 255
     share = 100 * float(((half == labels_HW) & valid_HW).sum() / valid_HW.sum())
-    said = method.show_predictions(SAMPLE, both, SCENES).description
-    for name, expected in (("all", "100"), ("half", f"{share:.0f}"), ("none", "0")):
-        assert f"{name} ({expected} % of pixels right)" in said
     strips = method.prediction_strips([(SAMPLE, both)] * 2, SCENES)
     assert (strips.html.count("<img"), strips.description.count("ground truth")) == (10, 2)
-    assert f"half ({share:.0f} % right)" in strips.description
+    for name, expected in (("all", "100"), ("half", f"{share:.0f}"), ("none", "0")):
+        assert f"{name} ({expected} % right)" in strips.description
 
 
 def test_observation_maps_show_present_classes_only():

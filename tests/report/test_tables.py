@@ -11,10 +11,18 @@ from chapter_cells import run_cells
 from made_up_records import made_up_campaign, made_up_record, method_in
 
 from apd.report.comparisons import corrected_gains, holm_corrected, pairs_of
+from apd.report.figures import answers as reading
 from apd.report.figures import tables
-from apd.report.figures import trials as reading
-from apd.report.figures.answers import detectable
-from apd.report.figures.trials import PAIR_RATES, beside_methods, interval, pair_trials, points, trials, trials_table
+from apd.report.figures.answers import (
+    PAIR_RATES,
+    beside_methods,
+    detectable,
+    interval,
+    pair_trials,
+    points,
+    trials,
+    trials_table,
+)
 from apd.report.statistics import compare, method_of, paired_difference
 from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names

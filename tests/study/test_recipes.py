@@ -17,7 +17,7 @@ from apd.config.identity import fingerprint
 from apd.config.inference_options import InferenceOptions
 from apd.distillers.base import build_distiller
 from apd.fields import ExperimentError
-from apd.report.figures.trials import validation_score
+from apd.report.figures.answers import validation_score
 from apd.study import published_recipes as published
 from apd.study import recipes as study
 from apd.study.campaigns import experiments_of

@@ -22,9 +22,9 @@ from apd.report.detections import (
     parts_of_ap,
     variant_name,
 )
+from apd.report.figures.answers import per_cent, trials_table
 from apd.report.figures.method import at_quantiles, image_pixels
 from apd.report.figures.style import Drawing, Panel, key, panels, rows_table, table
-from apd.report.figures.trials import per_cent, trials_table
 from apd.report.statistics import Comparison, spread
 from apd.study.published_recipes import STUDENT_LEARNING_RATE
 from apd.training.record import Record

@@ -13,9 +13,9 @@ from scipy.optimize import isotonic_regression
 
 import apd.report.figures.style as page
 from apd.report.comparisons import ShiftSweep
+from apd.report.figures.answers import on_val, validation_score
 from apd.report.figures.forest import POINTS, signed
 from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
-from apd.report.figures.trials import on_val, validation_score
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
 from apd.training.run import records_folder
@@ -205,11 +205,6 @@ def bars(
         return drawing(fig, f"{axis}. {'. '.join(said)}")
 
 
-def _timed(quartiles: Sequence[float]) -> dict[str, str]:
-    low, median, high = map(three_digits, quartiles)
-    return {"ms": median, "quartiles": f"{low} to {high}"}
-
-
 def speed_table(measurement: Measurement, shape: str) -> Drawing:
     """Time and memory of every loss at a shape; bf16 and compiled where they were measured."""
     others = {
@@ -218,7 +213,9 @@ def speed_table(measurement: Measurement, shape: str) -> Drawing:
     }
     rows = {}
     for name, row in rows_of(measurement, shape).items():
-        rows[name] = _timed(row["milliseconds"]) | {"peak, MiB": three_digits(row["peak_bytes"] / 2**20)}
+        low, median, high = map(three_digits, row["milliseconds"])
+        peak = three_digits(row["peak_bytes"] / 2**20)
+        rows[name] = {"ms": median, "quartiles": f"{low} to {high}", "peak, MiB": peak}
         rows[name] |= {key: three_digits(of[name]["milliseconds"][1]) for key, of in others.items() if name in of}
     s = measurement["shapes"][shape]
     caption = (

@@ -1,7 +1,6 @@
 """Figures of rows: a bar at the mean, a line for its interval, a point for each seed; scores and paired differences."""
 
 import math
-import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from apd.report.comparisons import Corrected
+from apd.report.figures.answers import digits_of, interval, points
 from apd.report.figures.style import (
     INK,
     METHOD_COLOURS,
@@ -21,7 +21,6 @@ from apd.report.figures.style import (
     nothing,
     quiet_axes,
 )
-from apd.report.figures.trials import digits_of, interval, points
 from apd.report.statistics import Comparison, Difference, spread
 
 POINTS = 100.0
@@ -38,10 +37,7 @@ BEYOND = 0.45
 
 
 class Row(NamedTuple):
-    """One row: where it stands, a value for each seed, its colour, and what stands at the right, bold if significant.
-
-    `ends` are those of the interval of the mean, or quartiles about a median; NaN where there is none.
-    """
+    """A row: its place, a value for each seed, the ends of its interval (NaN: none), and its text at the right."""
 
     place: float
     seeds: Sequence[float]
@@ -52,10 +48,7 @@ class Row(NamedTuple):
 
 
 def draw_rows(axes: Axes, rows: Sequence[Row], aside: float) -> None:
-    """Each row's mean as a bar and its interval as a line, its seeds as points `aside` below, its text at the right.
-
-    Set the limits first where something may lie outside: an arrowhead at the edge says that a row goes on.
-    """
+    """Means as bars, intervals as lines, seeds as points `aside` below; arrowheads at limits that were set before."""
     for row in rows:
         seeds = {"linestyle": "none", "marker": "o", "markersize": 5, "markeredgewidth": 0, "alpha": 0.75}
         axes.plot(row.ends, [row.place] * len(row.ends), color=row.colour, linewidth=2.2)
@@ -204,18 +197,14 @@ def scores_over_seeds(*comparisons: Comparison) -> Drawing:
 
 def _scores(comparison: Comparison) -> tuple[Column, str]:
     """One comparison's panel, and what it shows."""
-    rows, means, said = {}, {}, []
+    rows, said = {}, []
     for method in comparison.variants:
         values = [POINTS * value for value in comparison.values(method).values()]
         mean, deviation, _ = spread(values)
         text = f"{mean:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation:.1f}")
-        rows[method], means[method] = Row(0, values, colour_of(method), text=text), mean
+        rows[method] = Row(0, values, colour_of(method), text=text)
         said.append(f"{comparison.names[method]} {mean:.1f}")
-    # a method five times as far from the middle one as methods are in the middle goes on beyond the edge
-    middle = statistics.median(means.values())
-    usual = max(statistics.median(abs(mean - middle) for mean in means.values()), 1.0)
-    shown = [method for method, mean in means.items() if abs(mean - middle) <= 5 * usual]
-    near = [POINTS * value for method in shown for value in comparison.values(method).values()]
+    near = [value for row in rows.values() for value in row.seeds]
     teacher, low, high = POINTS * comparison.teacher_score, min(near), max(near)
     room = max(high - low, 0.5)
     if low - 1.5 * room <= teacher <= high + 1.5 * room:  # elsewhere it would press the methods into a corner

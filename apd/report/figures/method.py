@@ -73,20 +73,6 @@ def at_quantiles(gains_N: Tensor, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) 
     return [int(order[round(q * (len(order) - 1))]) for q in quantiles]
 
 
-def show_predictions(
-    sample: Sample, predictions: Mapping[str, Tensor], spec: DatasetSpec, *, key_below: bool = True
-) -> Drawing:
-    """An image with its labels, and each prediction (H, W) beside its errors."""
-    labels_HW = sample.labels_HW
-    shown = [Panel([image_pixels(sample.image_3HW), label_pixels(labels_HW, spec)], "image and labels", sample.name)]
-    for name, prediction_HW in predictions.items():
-        both = [label_pixels(prediction_HW, spec), error_pixels(prediction_HW, labels_HW, spec.ignore_index)]
-        right = share_right(prediction_HW, labels_HW, spec.ignore_index)
-        shown.append(Panel(both, name, f"{right} of pixels right"))
-    columns = 2 if len(shown) == 4 else 3
-    return panels(shown, columns=columns, least="11rem", below=class_key(spec) + ERROR_KEY if key_below else "")
-
-
 def prediction_strips(rows: Sequence[tuple[Sample, Mapping[str, Tensor]]], spec: DatasetSpec) -> Drawing:
     """A strip for each image: the image, its labels, and its predictions (H, W) by name."""
     html, said = [], []

@@ -17,9 +17,9 @@ from apd.distill import APDLoss
 from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, match_grids, observe, resize_labels
 from apd.report.correlations import PerImage, relation, seeds_agree
+from apd.report.figures.answers import points
 from apd.report.figures.curves import legend_above
 from apd.report.figures.style import INK, METHOD_COLOURS, Drawing
-from apd.report.figures.trials import points
 from apd.report.perspectives import Trace, pairwise_cosine
 
 MARKERS = {"teacher": "o", "student": "^"}
@@ -138,12 +138,11 @@ def relation_table(images: Sequence[PerImage], confidence: float = 0.95) -> Draw
     """Rank correlations of the images' distances with their gains of APD over pixel KD, at each context shift."""
     rows = {}
     for one in images:
-        plain, held = relation(one, confidence), relation(one, confidence, held="teacher")
+        plain = relation(one, confidence)
         rows[f"context shift {one.context_shift:g}"] = {
             "the gain": plain.verdict,
             "over images": coefficient(plain.over_images),
             "over seeds": coefficient(plain.over_seeds),
-            "over images, difficulty held": coefficient(held.over_images),
             "gains of two seeds": coefficient((seeds_agree(one), math.nan, math.nan)),
         }
     caption = f"rank correlation of distance and gain of APD over pixel KD, {100 * confidence:g} % intervals"

@@ -1,7 +1,4 @@
-"""How figures and tables look: HTML and SVG that fit a light, a dark and a narrow page, and say what they show.
-
-An interactive figure is a static one with a small script beside it (`live/`): nothing is loaded from anywhere.
-"""
+"""How figures and tables look: HTML and SVG for light, dark and narrow pages, with small scripts (`live/`) beside."""
 
 import base64
 import hashlib
@@ -268,10 +265,7 @@ def view_of(name: str, logits_KHW: Tensor, present_K: Tensor) -> View:
 
 
 def slider(frames: Sequence[tuple[str, Drawing | Sequence[Panel]]], caption: str, *, label: str = "Shown") -> Drawing:
-    """Drawings, or images as of :func:`panels`, of which a slider shows one; in print and without a script, all.
-
-    `frames` are each what the slider says and what it then shows, in order; `label` names what it changes.
-    """
+    """Drawings, or images as of :func:`panels`, by what a slider says of each; in print and without a script, all."""
     if len(frames) < 2:
         raise ValueError(f"a slider over {len(frames)} frames: expected at least two")
     parts, said = [], []

@@ -9,9 +9,8 @@ import pandas as pd
 
 from apd.config.experiment import NetworkConfig
 from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected, Pair, holm_corrected
-from apd.report.figures.answers import POWER, detectable
+from apd.report.figures.answers import POWER, detectable, interval, number, per_cent
 from apd.report.figures.style import Drawing, nothing, rows_table, table
-from apd.report.figures.trials import interval, number, per_cent
 from apd.report.statistics import LONGER, MIOU, Comparison, paired_difference, spread
 from apd.study.recipes import METHOD_NAMES, PAIR_METHODS
 from apd.training.record import Record

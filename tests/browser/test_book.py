@@ -21,16 +21,7 @@ REFERENCE = ("api", "genindex", "references", "search")
 HOW_TO = ("command_line", "data", "design_notes", "networks", "own_loop", "paper_and_code", "reproduce")
 """And of pages without results."""
 APART = {LONG: REFERENCE, LATE: REFERENCE + HOW_TO}
-NOT_YET = {
-    "api.html": WIDE,
-    "intro.html": (LATE,),
-    "notebooks/03_does_it_work.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/04_ablations.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/05_rivals.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/06_perspectives.html": (LATE, LONG, BARE, *WIDE),
-    "notebooks/07_pairs.html": (LATE, LONG, BARE, *WIDE),
-    "own_loop.html": (LONG, *WIDE),
-}
+NOT_YET: dict[str, tuple[str, ...]] = {}
 """By page, what it has all the same: a page that is mended has to leave this list."""
 
 

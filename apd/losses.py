@@ -1,4 +1,4 @@
-"""The four terms of Adaptive Perspective Distillation, as pure functions.
+"""The four terms of Adaptive Perspective Distillation and the task's cross-entropy, as pure functions.
 
 ``reduction="pixel"`` (own choice) sums over classes and averages over valid pixels; ``"element"`` (released code)
 averages over every element of the map, ignored pixels included. Every term is a connected zero when it has nothing to
@@ -161,6 +161,22 @@ def pixel_kd_loss(
     divergence_BKhw = temperature**2 * _divergence(student_logits_BKhw / temperature, teacher_logits_BKhw / temperature)
     elements = torch.full((), divergence_BKhw.numel(), device=divergence_BKhw.device)
     return _reduced(divergence_BKhw, valid_Bhw, elements, reduction)
+
+
+def valid_weight(labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None = None) -> Tensor:
+    """The number of valid pixels, or the sum of their classes' weights: what the sum of a loss is divided by."""
+    valid = labels_BHW != ignore_index
+    return valid.sum() if weights_K is None else (weights_K[labels_BHW.where(valid, 0)] * valid).sum()
+
+
+def task_loss(
+    logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int, weights_K: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy over valid pixels after upsampling, as torch's with weights; a connected zero without any."""
+    options = {"ignore_index": ignore_index, "reduction": "sum", "label_smoothing": smoothing}
+    logits_BKHW = upsample(logits_BKhw.float(), labels_BHW.shape[1:])
+    total = F.cross_entropy(logits_BKHW, labels_BHW, weights_K, **options)
+    return total / global_count(valid_weight(labels_BHW, ignore_index, weights_K))
 
 
 def two_channel_logits(logits_B1hw: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torchvision.models.detection import FasterRCNN
 
 from apd.config.experiment import Experiment
 from apd.distillers.base import DetectorPair, DetectorView
+from apd.losses import task_loss
 from apd.models.segmenter import SegOutput
 from apd.training.run import task_of
 from apd.training.segmentation import auxiliary_logits, distilled_of
-from apd.training.task_losses import task_loss
 from apd.validation import values_unchecked
 
 FAKE_DEVICE = "cuda"  # what the code sees; no GPU is needed. As on a CPU, it would look into the labels, which are none

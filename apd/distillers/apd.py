@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apd.distill import APDLoss
 from apd.distillers.base import NO_BOX, DetectorPair, DistillerConfig
-from apd.distillers.on_detectors import OnPyramid, boxes_of
+from apd.distillers.on_detectors import OnPyramid
 from apd.fields import require, shown
 from apd.losses import observation_loss
 from apd.perspective import CompactLabels
@@ -136,7 +136,13 @@ class RoIAPD(APDLoss):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The terms of positive weight, unweighted and by name, and ``"loss"``, their weighted sum."""
-        return super().forward(**boxes_of(pair))
+        return super().forward(
+            student_features=pair.student.vectors_BC1N,
+            teacher_features=pair.teacher.vectors_BC1N,
+            student_logits=pair.student.logits_BK1N,
+            teacher_logits=pair.teacher.logits_BK1N,
+            labels=pair.labels_B1N,
+        )
 
     def _classes_at_hand(self, labels_BHW: Tensor, labels_Bhw: Tensor) -> CompactLabels:
         """All of them: the background keeps its number."""

@@ -25,13 +25,6 @@ def _check_ignored(distiller: nn.Module) -> None:
         raise ValueError(f"{type(distiller).__name__} has ignore_index={ignored}: {expected}")
 
 
-def boxes_of(pair: DetectorPair) -> dict[str, Tensor]:
-    """The boxes as keywords of a distiller of pixels."""
-    views = {"student": pair.student, "teacher": pair.teacher}
-    features = {f"{side}_features": view.vectors_BC1N for side, view in views.items()}
-    return features | {f"{side}_logits": view.logits_BK1N for side, view in views.items()} | {"labels": pair.labels_B1N}
-
-
 class _OnDetectors(nn.Module):
     """Hands out the parameters of the distillers inside it, by side."""
 
@@ -60,7 +53,13 @@ class OnRoIs(_OnDetectors):
 
     def forward(self, pair: DetectorPair) -> dict[str, Tensor]:
         """The distiller's terms and ``"loss"``."""
-        return self.distiller(**boxes_of(pair))
+        return self.distiller(
+            student_features=pair.student.vectors_BC1N,
+            teacher_features=pair.teacher.vectors_BC1N,
+            student_logits=pair.student.logits_BK1N,
+            teacher_logits=pair.teacher.logits_BK1N,
+            labels=pair.labels_B1N,
+        )
 
 
 class OnPyramid(_OnDetectors):

@@ -228,7 +228,7 @@ def build_segmenter(
         num_classes: classes K, at least 2.
         head: "psp" (PSPNet) or "aspp" (DeepLabV3).
         head_width: channels of the features before the classifier, at least 2 (512 as published).
-        dropout: channel dropout before both classifiers, a probability (0.1 as published).
+        dropout: channel dropout before both classifiers, in [0, 1) (0.1 as published).
         aspp_reach: of the head "aspp", in pixels of the image; see :func:`~apd.models.segmenter.aspp_dilations`.
 
     An argument out of its range is a ValueError, ImageNet weights that cannot be obtained or do not fit a RuntimeError.
@@ -244,6 +244,7 @@ def build_segmenter(
         ("num_classes", num_classes, num_classes >= 2, "at least 2"),
         ("head", head, head in get_args(Head), "'psp' or 'aspp'"),
         ("head_width", head_width, head_width >= 2, "at least 2"),
+        ("dropout", dropout, 0 <= dropout < 1, "a probability in [0, 1)"),
         ("aspp_reach", aspp_reach, head == "psp" or aspp_reach >= 3 * output_stride, three),
     ):
         if not allowed:

@@ -20,13 +20,12 @@ from apd.data.dataset_yaml import unlabelled_images
 from apd.data.images import DataWarning
 from apd.data.specs import UNLABELLED, SegmentationDataset
 from apd.evaluation.inference import agreement_of, confusion_of, resolve_precision, scores
-from apd.fields import require
-from apd.losses import upsample
+from apd.fields import ExperimentError, imported, require
+from apd.losses import task_loss, upsample, valid_weight
 from apd.models.checkpoints import load_weights
 from apd.models.custom_network import CustomSegmenter, build_custom
 from apd.models.segmenter import Segmenter, SegOutput, build_segmenter
 from apd.normalizers import global_count
-from apd.training import task_losses
 from apd.training.distributed import Ranks
 from apd.training.task import RunTask, recomputing
 from apd.validation import without_infinities
@@ -65,6 +64,41 @@ def auxiliary_logits(output: SegOutput) -> tuple[Tensor, ...]:
     return (output.aux,) if isinstance(output.aux, Tensor) else output.aux or ()
 
 
+def balanced_weights(counts_K: list[int]) -> list[float]:
+    """Weight N / (K n) of a class with n of N pixels, where K classes occur (scikit-learn's "balanced"); 0 of none.
+
+    >>> balanced_weights([300, 100, 0])
+    [0.6666666666666666, 2.0, 0.0]
+    """
+    occurring = sum(count > 0 for count in counts_K)
+    return [sum(counts_K) / (occurring * count) if count else 0.0 for count in counts_K]
+
+
+def scaled_weights(weights_K: list[float], device: torch.device) -> Tensor:
+    """The weights over the smallest above 0, so that those of any pixels sum to at least 1, or to 0: means stay."""
+    weights = torch.tensor(weights_K, dtype=torch.float64)
+    return (weights / weights[weights > 0].min()).float().to(device)
+
+
+def added_loss(kind: str, logits_BKhw: Tensor, labels_BHW: Tensor, ignore_index: int) -> Tensor:
+    """The loss "focal", "dice" or "lovasz" of segmentation-models-pytorch; a connected zero when no pixel is valid.
+
+    Dice and Lovász are no means: of a batch in parts (ranks, micro-batches) each has its own, by its valid pixels.
+    """
+    losses, logits_BKHW = loss_library(), upsample(logits_BKhw.float(), labels_BHW.shape[1:])
+    valid = valid_weight(labels_BHW, ignore_index)
+    options = {"mode": "multiclass", "ignore_index": ignore_index}
+    if kind == "focal":
+        return losses.FocalLoss(**options, reduction="sum")(logits_BKHW, labels_BHW) / global_count(valid)
+    loss = (losses.DiceLoss if kind == "dice" else losses.LovaszLoss)(**options)(logits_BKHW, labels_BHW)
+    return loss.sum() * (valid / global_count(valid))  # Lovász of no pixel is an empty tensor
+
+
+def loss_library() -> Any:
+    """The losses of segmentation-models-pytorch; ExperimentError without the package."""
+    return imported("segmentation_models_pytorch", "training.added_loss", "losses", ExperimentError).losses
+
+
 class SegmentationTask(RunTask):
     """A class for every pixel, judged by a confusion matrix."""
 
@@ -89,7 +123,7 @@ class SegmentationTask(RunTask):
         require_labels(splits.by_name(data.evaluation_split))
         training, classes = self.experiment.training, splits.train.spec.num_classes
         if training.added_loss != "none":
-            task_losses.library()
+            loss_library()
         right = isinstance(training.class_weights, str) or len(training.class_weights) == classes
         require(right, training, "class_weights", f"{classes} numbers, one for each class of the data")
         unused = data.name == "folder" and not data.unlabelled and self.experiment.distillers
@@ -113,7 +147,7 @@ class SegmentationTask(RunTask):
         if asked != "balanced":
             return list(asked)
         counts = (self.known_census or census_of({"train": train})).counts["train"]
-        return task_losses.balanced_weights(counts[:-1].tolist())
+        return balanced_weights(counts[:-1].tolist())
 
     def _supply(self, workers: int, device: torch.device) -> dict[str, Any]:
         data, there = self.experiment.data, self.experiment.training.device_augmentation
@@ -141,7 +175,7 @@ class SegmentationTask(RunTask):
         elif not training.auxiliary_weight:  # a parameter that waits for a gradient and gets none stalls several ranks
             student.aux_head.requires_grad_(False)
         self.used_weights = self.class_weights()
-        self._weights_K = self.used_weights and task_losses.scaled_weights(self.used_weights, device)
+        self._weights_K = self.used_weights and scaled_weights(self.used_weights, device)
         bf16 = self.precision(device) == "bf16"
         self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
         # bound methods, since a module would become a part of this one
@@ -174,14 +208,14 @@ class SegmentationTask(RunTask):
         training, seen = self.experiment.training, (labels_BHW, self.ignore_index)
         how = self._weights_K, training.label_smoothing
         logits_BKHW = upsample(student.logits.float(), labels_BHW.shape[1:])
-        loss = task_losses.task_loss(logits_BKHW, *seen, *how)
+        loss = task_loss(logits_BKHW, *seen, *how)
         terms, kind = {"task": loss}, training.added_loss
         if kind != "none":
-            terms[kind] = task_losses.added_loss(kind, logits_BKHW, *seen)
+            terms[kind] = added_loss(kind, logits_BKHW, *seen)
             loss = loss + training.added_loss_weight * terms[kind]
         for number, logits in enumerate(auxiliary_logits(student) if training.auxiliary_weight else ()):
             name = f"auxiliary_{number}" if isinstance(student.aux, tuple) else "auxiliary"
-            terms[name] = task_losses.task_loss(logits, *seen, *how)
+            terms[name] = task_loss(logits, *seen, *how)
             loss = loss + training.auxiliary_weight * terms[name]
         for name, of_one in self._distil(student, teacher, distilled_BHW).items():
             loss = loss + of_one.pop("loss")
@@ -206,8 +240,8 @@ class SegmentationTask(RunTask):
         """Ask for the divisors that `forward` will ask for, in its order; zeros stand for the student's output."""
         labels_BHW, distilled_BHW = self._labels(labels_BHW, teacher)
         training, labels, student = self.experiment.training, (labels_BHW, self.ignore_index), self.student
-        weights = task_losses.valid_weight(*labels, self._weights_K)
-        added = [] if training.added_loss == "none" else [task_losses.valid_weight(*labels)]
+        weights = valid_weight(*labels, self._weights_K)
+        added = [] if training.added_loss == "none" else [valid_weight(*labels)]
         heads = len(student.paths) - 2 if isinstance(student, CustomSegmenter) else 1
         for count in (weights, *added, *[weights] * (heads if training.auxiliary_weight else 0)):
             global_count(count)

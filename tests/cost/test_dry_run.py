@@ -17,9 +17,9 @@ from apd.cost import dry_run as module
 from apd.cost.count import step_cost
 from apd.cost.dry_run import measure_steps
 from apd.cost.measure import cost_of, peak_of
+from apd.losses import task_loss
 from apd.study.recipes import recipe
 from apd.training.segmentation import build_network
-from apd.training.task_losses import task_loss
 
 CPU = torch.device("cpu")
 

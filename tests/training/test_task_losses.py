@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from apd.config.experiment import NetworkConfig
 from apd.cost.measure import peak_of
 from apd.fields import ExperimentError
+from apd.losses import task_loss
 from apd.training.record import read_record
 from apd.training.run import run_folder, train
+from apd.training.segmentation import added_loss, balanced_weights, scaled_weights
 from apd.training.task import recomputing
-from apd.training.task_losses import added_loss, balanced_weights, scaled_weights, task_loss
 
 IGNORE, LIST = 255, tuple(0.5 * n for n in range(10))
 LIBRARY = {"focal": losses.FocalLoss, "dice": losses.DiceLoss, "lovasz": losses.LovaszLoss}

@@ -26,7 +26,7 @@ CPU, PACKAGE = torch.device("cpu"), Path(loop.__file__).parents[1]
 EXPERIMENTS = {"segmentation": tiny("apd"), "detection": small("roi_apd")}
 
 
-@pytest.mark.parametrize(("task", "most"), [("segmentation", 13), ("detection", 15)])
+@pytest.mark.parametrize(("task", "most"), [("segmentation", 12), ("detection", 14)])
 def test_one_batch_from_disk_to_the_log_walks_through_few_files(tmp_path, task, most):
     run, walked = prepared_run(EXPERIMENTS[task], tmp_path), set()
     batches = run.task.batches(run.splits.train, start=0, ranks=run.ranks, workers=0, device=run.device)

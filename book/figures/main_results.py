@@ -97,14 +97,14 @@ def advice(found: Sequence[Result]) -> list[str]:
 def table(found: Sequence[Result]) -> list[str]:
     """The scores behind the figure, as Markdown."""
     lines = [
-        "| test score, % | baseline | equal-time baseline | pixel KD | **APD** | teacher | seeds |",
+        "| test score, % | baseline | equal-time baseline | pixel KD | APD | teacher | seeds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in found:
         kd = "pixel_kd" if one.apd == "apd" else "roi_kd"
         means = [one.mean(method) for method in ("student", "student_equal_seconds", kd)]
         teacher, seeds = number(100 * one.comparison.teacher_score, 1), len(one.comparison.values(one.apd))
-        lines.append(f"| {one.name} | {' | '.join(means)} | **{one.mean(one.apd)}** | {teacher} | {seeds} |")
+        lines.append(f"| {one.name} | {' | '.join(means)} | {one.mean(one.apd)} | {teacher} | {seeds} |")
     return lines
 
 

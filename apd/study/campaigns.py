@@ -243,7 +243,7 @@ CAMPAIGNS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "facade-few-labels": _facade_few_labels,
     "camvid-pretrained": partial(_methods, "camvid-small", seeds=3),
     "facade-full": partial(_methods, "facade-full", seeds=3),
-    "camvid-full": partial(_methods, "camvid-full", seeds=3),
+    "camvid-full": partial(_methods, "camvid-full", seeds=5),
     "scenes-detection": _scenes_detection,
     "scenes-detection-tuning": _scenes_detection_tuning,
     "tiny-coco": _tiny_coco,

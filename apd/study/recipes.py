@@ -89,6 +89,8 @@ _REAL: dict[RealSize, tuple[DataConfig, int, int, int]] = {
     "camvid-full": (_WHOLE, 3000, 6000, 16),
 }
 """Data, steps of the student and of the teacher, and their batch size, of networks that start from ImageNet."""
+_ON_GPU = {"device_augmentation": True, "cuda_graph": True, "fused": True}
+"""What a GPU needs that shall not wait for the host; the small sizes are for a CPU."""
 _BASES: dict[Size, Experiment] = {
     "tiny": _TINY,
     # half the size for minutes a run on one CPU core; the distillers' weights were not tuned
@@ -99,8 +101,10 @@ _BASES: dict[Size, Experiment] = {
             data,
             STUDENT,
             TEACHER,
-            replace(ADAMW, iterations=student, batch_size=batch),
-            replace(ADAMW, iterations=teacher, batch_size=batch),
+            *(
+                replace(ADAMW, iterations=steps, batch_size=batch, **(_ON_GPU if size.endswith("full") else {}))
+                for steps in (student, teacher)
+            ),
         )
         for size, (data, student, teacher, batch) in _REAL.items()
     },

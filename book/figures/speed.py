@@ -113,7 +113,10 @@ def step_latency(experiment: Experiment, device: torch.device, *, seconds: float
     student, teacher = build(experiment.network).train(), of_teacher and build(of_teacher.network).eval()
     if teacher is not None:
         teacher.requires_grad_(False)
-    step = partial(TrainStep(SegmentationTask(experiment), student, teacher), random_batch(experiment, classes))
+    batch = random_batch(experiment, classes)
+    if experiment.training.device_augmentation:
+        batch = Batch(*(value.to(device) for value in batch))
+    step = partial(TrainStep(SegmentationTask(experiment), student, teacher), batch)
     for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
         step()
     return latency_of(step, seconds)

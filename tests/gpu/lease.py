@@ -35,8 +35,8 @@ QUALITY = 95  # of the JPEG files in place of CamVid's PNG files, which are four
 LAST_SECONDS = 35.0  # kept for the last checkpoints and for packing what goes back
 DATA_FOLDERS = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 TOY = bool(os.environ.get("LEASE_TOY"))
-SECONDS = 0.001 if TOY else 1.0  # of every measurement
-TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (40.0, (1, 2, 4))
+SECONDS = 0.001 if TOY else float(os.environ.get("LEASE_MEASURE", "0.5"))  # of every measurement
+TRIAL_SECONDS, PROCESSES = (2.0, (1, 2)) if TOY else (25.0, (1, 2, 4))
 
 
 # before the lease
@@ -101,14 +101,10 @@ def needed(experiments):
             place = Path("data") / root.name / path.relative_to(root)
             image = name == "camvid" and path.suffix == ".png" and not path.parent.name.endswith("annot")
             yield path, place.with_suffix(".jpg") if image else place
+    taught = [e for e in experiments if e.teacher is not None]
     networks = {e.network for e in experiments}
-    for experiment in {fingerprint(e): e for e in experiments}.values():
-        if experiment.teacher is None:
-            continue
-        if untrained_teacher(experiment) is not None:
-            networks.add(experiment.teacher.network)
-            continue
-        folder = run_folder(experiment.teacher_experiment())
+    networks |= {e.teacher.network for e in taught if untrained_teacher(e) is not None}
+    for folder in sorted({run_folder(e.teacher_experiment()) for e in taught if untrained_teacher(e) is None}):
         for file in ("record.json", "weights.safetensors"):
             yield folder / file, Path("runs") / folder.name / file
     if any(network.weights == "torchvision" for network in networks):
@@ -154,15 +150,18 @@ def speed():
 
 
 def switches(name):
-    """What a CUDA graph is worth in a step of the campaign, and of its teacher's training."""
-    distilled = [e for e in experiments_of(name) if e.distillers]
-    device = choose_device(os.environ["LEASE_DEVICE"])
-    for experiment in (distilled[-1], distilled[-1].teacher_experiment()):
+    """What switches are worth in a step of the baseline, of APD, and of their teacher's training."""
+    experiments, device = experiments_of(name), choose_device(os.environ["LEASE_DEVICE"])
+    baseline, apd = (next(e for e in experiments if e.name.startswith(f"{label}-")) for label in ("student", "apd"))
+    ways = ((False, False, True), (True, False, True), (True, True, True), (True, True, False))
+    for experiment in (baseline, apd, apd.teacher_experiment()):
         print(f"{experiment.name}, batch of {experiment.training.batch_size}")
-        for graph in (False, True) if device.type == "cuda" else (False,):
-            switched = replace(experiment, training=replace(experiment.training, cuda_graph=graph))
-            took = speed_table.step_latency(switched, device, seconds=SECONDS).median
-            print(f"  cuda_graph = {graph}: {took:.2f} ms", flush=True)
+        for graph, benchmark, channels_last in ways if device.type == "cuda" else ways[:1]:
+            torch.backends.cudnn.benchmark = benchmark
+            training = replace(experiment.training, cuda_graph=graph, channels_last=channels_last)
+            took = speed_table.step_latency(replace(experiment, training=training), device, seconds=SECONDS).median
+            how = f"cuda_graph = {graph}, cudnn.benchmark = {benchmark}, channels_last = {channels_last}"
+            print(f"  {how}: {took:.2f} ms", flush=True)
 
 
 def run(label, experiments, folder, processes, seconds):
@@ -189,7 +188,8 @@ def campaign(name):
     teachers = {fingerprint(t): t for e in experiments if (t := untrained_teacher(e)) is not None}
     run("teachers", teachers.values(), runs_folder() / "teachers", len(teachers), seconds_left() - LAST_SECONDS)
     trial = min(TRIAL_SECONDS, (seconds_left() - LAST_SECONDS) / (2 * len(PROCESSES)))
-    speeds = {number: run(f"trial-{number}", experiments, folder, number, trial) for number in PROCESSES}
+    alike = [e for e in experiments if e.distillers]  # whose steps take about the same time
+    speeds = {number: run(f"trial-{number}", alike, folder, number, trial) for number in PROCESSES}
     best = max(speeds, key=lambda number: speeds[number])
     (Path(os.environ["OUT"]) / "throughput.json").write_text(json.dumps({"steps_per_second": speeds, "best": best}))
     run(name, experiments, folder, best, seconds_left() - LAST_SECONDS)

@@ -107,7 +107,12 @@ def random_batch(experiment: Experiment, classes: int) -> Batch:
 
 
 def step_latency(experiment: Experiment, device: torch.device, *, seconds: float = 1.0) -> Latency:
-    """Time an optimiser step in segmentation, teacher and distillers included, on random weights and a random batch."""
+    """Time an optimiser step in segmentation, teacher and distillers included."""
+    return latency_of(training_step(experiment, device), seconds)
+
+
+def training_step(experiment: Experiment, device: torch.device) -> Callable[[], dict[str, Tensor]]:
+    """An optimiser step, on random weights and a random batch, that was called before."""
     classes, of_teacher = spec_of(experiment.data).num_classes, experiment.teacher
     build = partial(build_network, num_classes=classes, device=device, seed=0, weights_follow=True)
     student, teacher = build(experiment.network).train(), of_teacher and build(of_teacher.network).eval()
@@ -119,7 +124,7 @@ def step_latency(experiment: Experiment, device: torch.device, *, seconds: float
     step = partial(TrainStep(SegmentationTask(experiment), student, teacher), batch)
     for _ in range(1 + EAGER_STEPS):  # a CUDA graph is recorded in the last of these
         step()
-    return latency_of(step, seconds)
+    return step
 
 
 def published(device: torch.device, *, seconds: float) -> Iterator[dict[str, Any]]:

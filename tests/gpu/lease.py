@@ -162,6 +162,22 @@ def switches(name):
             took = speed_table.step_latency(replace(experiment, training=training), device, seconds=SECONDS).median
             how = f"cuda_graph = {graph}, cudnn.benchmark = {benchmark}, channels_last = {channels_last}"
             print(f"  {how}: {took:.2f} ms", flush=True)
+    for number in PROCESSES:
+        command = [sys.executable, "-m", "tests.gpu.lease", "pace", name]
+        paces = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
+        steps = sum(float(process.communicate()[0].split()[-1]) for process in paces)
+        print(f"{number} processes: {steps:.1f} steps/s of APD", flush=True)
+
+
+def pace(name):
+    """Print the steps a second of a distilled run of the campaign, while others are measured at the same time."""
+    distilled = next(e for e in experiments_of(name) if e.distillers)
+    device, count = choose_device(os.environ["LEASE_DEVICE"]), 0
+    step, begun = speed_table.training_step(distilled, device), time.monotonic()
+    while not count or time.monotonic() < begun + 10 * SECONDS:
+        terms, count = step(), count + 1
+    assert torch.isfinite(terms["loss"])  # and waits for the GPU
+    print(count / (time.monotonic() - begun))
 
 
 def run(label, experiments, folder, processes, seconds):
@@ -187,12 +203,14 @@ def campaign(name):
     experiments, folder = experiments_of(name), records_folder(name)
     teachers = {fingerprint(t): t for e in experiments if (t := untrained_teacher(e)) is not None}
     run("teachers", teachers.values(), runs_folder() / "teachers", len(teachers), seconds_left() - LAST_SECONDS)
+    if fixed := os.environ.get("LEASE_PROCESSES"):
+        return run(name, experiments, folder, int(fixed), seconds_left() - LAST_SECONDS)
     trial = min(TRIAL_SECONDS, (seconds_left() - LAST_SECONDS) / (2 * len(PROCESSES)))
     alike = [e for e in experiments if e.distillers]  # whose steps take about the same time
     speeds = {number: run(f"trial-{number}", alike, folder, number, trial) for number in PROCESSES}
     best = max(speeds, key=lambda number: speeds[number])
     (Path(os.environ["OUT"]) / "throughput.json").write_text(json.dumps({"steps_per_second": speeds, "best": best}))
-    run(name, experiments, folder, best, seconds_left() - LAST_SECONDS)
+    return run(name, experiments, folder, best, seconds_left() - LAST_SECONDS)
 
 
 def collect(name):
@@ -236,7 +254,7 @@ def unpack(folder, name):
     print(f"lease: {len(existing_records(records_folder(name)))} records are in {records_folder(name)}")
 
 
-PARTS = {part.__name__: part for part in (pack, machine, speed, switches, campaign, collect, unpack)}
+PARTS = {part.__name__: part for part in (pack, machine, speed, switches, pace, campaign, collect, unpack)}
 
 
 def main():

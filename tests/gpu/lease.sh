@@ -4,13 +4,15 @@
 #
 #   tests/gpu/lease.sh pack NAME            here: pack data and weights of campaign NAME into .lease/1, .lease/2, ...,
 #                                           each small enough to travel in one call beside the working tree
-#   tests/gpu/lease.sh checks NAME          there: the tests of a GPU, the speed table, a step's CUDA graph
+#   tests/gpu/lease.sh checks NAME          there: a step's switches, the tests of a GPU, the speed table
 #   tests/gpu/lease.sh campaign NAME        there: teachers, a trial of 1, 2 and 4 processes, then runs until time is up
 #   tests/gpu/lease.sh unpack FOLDER NAME   here: put records and runs that came back where they belong
 #
 # What a part cannot do, it says, and the next one goes on. Results go to OUT. Settings, by the environment:
 #   LEASE_SECONDS  of the whole call, from its start to the last file in OUT (default 570)
 #   LEASE_DEVICE   (default cuda)          LEASE_TESTS  which tests, as of pytest -k (default: all)
+#   LEASE_MEASURE  seconds of a measurement (default 0.5)
+#   LEASE_PROCESSES  of the campaign, without the trial
 #   LEASE_TOY=1    tiny networks and shapes, as the rehearsal on a CPU has them
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -37,11 +39,11 @@ case $phase in
     spread
     : "${OUT:?a folder for the results}"
     lease machine | tee "$OUT/machine.txt"
+    lease switches "$2" 2>&1 | tee "$OUT/switches.txt" || echo "lease: the CUDA graph was not measured"
     timeout 200 "$python" -m pytest -c /dev/null --rootdir . -q -p no:cacheprovider -rs \
       -k "${LEASE_TESTS:-}" tests/gpu/test_on_a_gpu.py 2>&1 |
       tee "$OUT/gpu-tests.txt" || echo "lease: some GPU tests failed, see above"
     lease speed 2>&1 | tee "$OUT/speed.txt" || echo "lease: the speed table is not complete"
-    lease switches "$2" 2>&1 | tee "$OUT/switches.txt" || echo "lease: the CUDA graph was not measured"
     ;;
   campaign)
     spread

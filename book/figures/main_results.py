@@ -122,6 +122,8 @@ def page(found: Sequence[Result]) -> str:
             ":class: apd-answer",
             "",
             *advice(found),
+            "",
+            "Each data set has one pair of networks; the tests cover the student’s seed, not other teachers.",
             "::::",
             "",
             f'<figure class="align-center" id="main-results">\n<div>\n{images}\n</div>',

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
-from scipy import stats
 from svg import Colours, Drawing, short
 
 from apd.report.comparisons import Corrected, holm_corrected
-from apd.report.figures.answers import interval, points, read_campaigns
+from apd.report.figures.answers import interval, points, read_campaigns, tally
 from apd.report.figures.tables import QUESTIONS
-from apd.report.statistics import LONGER, Comparison, Difference, compare, mean_interval, spread
+from apd.report.statistics import LONGER, Comparison, compare, mean_interval
 from apd.study.campaigns import CAMPAIGNS
 from apd.study.published_recipes import PUBLISHED
 
@@ -146,31 +145,10 @@ def _p(row: Corrected) -> str:
 def answer() -> str:
     """What is published and what was measured, in three sentences."""
     low, high = (points(how(row.over_baseline.found.mean for row in published()), 2)[1:] for how in (min, max))
+    given = [row.equal_time for row in ours() if row.equal_time]
     return (
         f"The authors report gains of {low} to {high} points of mIoU over the baseline on three data sets, for one "
-        "pair of networks and one run each. With the smaller networks of this study, APD shows, compared with the "
-        f"baseline, {_outcomes([row.over_baseline for row in ours()])}; compared with the equal-time baseline, "
-        f"{_outcomes([row.equal_time for row in ours() if row.equal_time])}."
+        "pair of networks and one run each. With the smaller networks of this study, short and long runs on scenes "
+        f"counted apart, {tally([row.over_baseline for row in ours()], 'APD', 'the baseline')}; "
+        f"{tally(given, 'it', 'the equal-time baseline')}."
     )
-
-
-def _outcomes(rows: list[Corrected]) -> str:
-    signs = [row.significant * (1 if row.found.mean > 0 else -1) for row in rows]
-    parts = []
-    for sign, words in ((1, "a significant gain"), (-1, "a significant loss"), (0, "no significant difference")):
-        found = [row.found for row, of in zip(rows, signs, strict=True) if of == sign]
-        if found:
-            sizes = sorted(abs(one.mean) if sign else smallest_detectable(one) for one in found)
-            ends = list(dict.fromkeys(points(size)[1:] for size in (sizes[0], sizes[-1])))
-            size = "" if sign else "smallest detectable gain "
-            counted = f"{len(found)}" if parts else f"{len(found)} of {len(rows)} comparisons"
-            parts.append(f"{words} in {counted} ({size}{' to '.join(ends)} points)")
-    return (
-        " and ".join(", ".join(some) for some in (parts[:-1], parts[-1:]) if some) or "no comparison of two seeds yet"
-    )
-
-
-def smallest_detectable(found: Difference, power: float = 0.8) -> float:
-    """The true gain that a paired t-test at 5 % would find with this power, given the spread of these pairs."""
-    seen = spread(found.pairs.values())
-    return seen.error * (stats.t.ppf(0.975, seen.count - 1) + stats.t.ppf(power, seen.count - 1))

@@ -27,7 +27,7 @@ def test_a_significant_difference_is_worded_with_its_direction_size_and_interval
 def test_one_that_is_not_significant_names_what_could_have_been_detected_and_one_seed_compares_nothing():
     missed = f"{100 * detectable(mean_interval(OPEN)):.1f}"
     assert "do not differ significantly" in worded(OPEN)
-    assert f"detect a difference of {missed} or more" in worded(OPEN)
+    assert f"detectable with {len(OPEN)} seeds: {missed})" in worded(OPEN)
     assert "cannot be compared yet" in worded({0: 0.01})
     assert math.isnan(detectable(mean_interval({0: 0.01})))
 

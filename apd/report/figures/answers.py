@@ -215,10 +215,7 @@ def statement(row: Corrected, method: str, reference: str, score: str = "mIoU", 
     ends = confidence_interval(found, confidence)
     missed = number(100 * detectable(found, confidence), 1)
     difference = f"{points(found.mean)} points of {score}, {ends}"
-    return (
-        f"{method} and {reference} do not differ significantly ({difference}; "
-        f"{seeds} detect a difference of {missed} or more)"
-    )
+    return f"{method} and {reference} do not differ significantly ({difference}; detectable with {seeds}: {missed})"
 
 
 def tally(rows: Iterable[Corrected], method: str, reference: str) -> str:
@@ -241,7 +238,7 @@ def tally(rows: Iterable[Corrected], method: str, reference: str) -> str:
     if missed:
         of = f"the other {len(missed)}" if parts else f"any{whole}"
         none = f"does not differ significantly from {'it' if parts else reference} in {of}"
-        parts.append(f"{none} (differences of {_range(missed)} points or more would have been detected)")
+        parts.append(f"{none} (detectable: {_range(missed)} points)")
     return f"{method} {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1] if parts else 'has no runs yet'}"
 
 

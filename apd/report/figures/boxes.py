@@ -104,7 +104,7 @@ def images_side_by_side(findings: Findings) -> Drawing:
     drawn = Drawing("\n".join([d.html for d in shown] + [below]), "\n".join(d.description for d in shown))
     return drawn.captioned(
         "Detections of two students of one seed and of their teacher, in the images with the greatest, the median and "
-        "the least gain over the baseline; of objects detected minus false detections."
+        "the least gain over the baseline. Gain: in objects detected minus false detections."
     )
 
 

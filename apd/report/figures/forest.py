@@ -31,7 +31,10 @@ OUTLYING = 3.0
 """Rows this many times as far out as the nearest three quarters are arrows at the edge."""
 FURTHER = 1.5
 """Inches that each further panel adds to the width."""
-HOW_TO_READ = "{}. Bar: mean; line: confidence interval; point: one seed; coloured and bold: significant after Holm."
+HOW_TO_READ = (
+    "{}. Bar: mean; line: its confidence interval, uncorrected; point: one seed; coloured and bold: significant after "
+    "Holm’s correction."
+)
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
 

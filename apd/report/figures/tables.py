@@ -104,7 +104,7 @@ def answers_table(
             row = corrected.get((method, reference, remark))
             line = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
             if math.isnan(difference.low):
-                answer = f"too few runs {interval(difference)}"
+                answer = f"too few runs {interval(difference)}" if difference.pairs else "not run"
             elif row and row.significant:
                 answer = f"{'outperforms' if difference.mean > 0 else 'underperforms'} {interval(difference)}"
             else:

@@ -58,7 +58,7 @@ class ProjectionHead(nn.Module):
 
 
 class APDLoss(nn.Module):
-    """Adaptive Perspective Distillation between any teacher and any student, in five lines of a training loop.
+    """Adaptive Perspective Distillation between any teacher and any student, in a few lines of a training loop.
 
     Each net's features pass through its own head to a common width, each image gets one perspective per net
     (:func:`apd.class_prototypes`), and its pixels are observed through it (:func:`apd.observe`). Of the four terms of

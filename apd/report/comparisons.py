@@ -18,6 +18,7 @@ from apd.report.statistics import (
     compare,
     mean_interval,
     method_of,
+    paired_difference,
     spread,
     stripped,
 )
@@ -122,12 +123,12 @@ SHIFT_NAMES = METHOD_NAMES | {v.key: f"+ APD, {v.name}" for v in option_variants
 
 
 class ShiftSweep(NamedTuple):
-    """What `method` gains over `reference` at each context shift, and the seeds' least-squares slopes, mIoU a unit."""
+    """What `method` gains over `reference` at each context shift, and its change from the least to the largest."""
 
     method: str
     reference: str
     gains: dict[float, Difference]
-    slopes: Difference
+    change: Difference
     remark: str = ""
 
     @property
@@ -157,12 +158,8 @@ def sweep(
     """The gain of one method over another (keys of SHIFT_NAMES) in the comparisons of :func:`by_context_shift`."""
     found = {shift: one.difference(method, reference, confidence) for shift, one in comparisons.items()}
     gains = {shift: difference for shift, difference in found.items() if difference.pairs}
-    complete = set.intersection(*(set(gain.pairs) for gain in gains.values())) if len(gains) > 1 else set()
-    slopes = {
-        seed: float(stats.linregress(list(gains), [gain.pairs[seed] for gain in gains.values()]).slope)
-        for seed in sorted(complete)
-    }
-    return ShiftSweep(method, reference, gains, mean_interval(slopes, confidence), remark)
+    ends = (gains[max(gains)].pairs, gains[min(gains)].pairs) if len(gains) > 1 else ({}, {})
+    return ShiftSweep(method, reference, gains, paired_difference(*ends, confidence), remark)
 
 
 # Pairs of networks: what each student gains from each teacher, and whether it matters that both have the same head.

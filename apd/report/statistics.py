@@ -148,9 +148,10 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The data in a few words, and the remark."""
+        """The data in a few words, of scenes the steps as well (not of the equal-time runs), and the remark."""
         if self.data.name == "scenes":
-            data = f"scenes, context shift {self.data.context_shift:g}"
+            steps = min(next(iter(runs.values())).experiment.training.iterations for runs in self.variants.values())
+            data = f"scenes, context shift {self.data.context_shift:g}, {steps} steps"
         else:
             data = "CamVid" if self.data.name == "camvid" else self.any_record.content["data"]["name"]
             data += f" at {self.data.height} × {self.data.width}" if self.data.height else ""

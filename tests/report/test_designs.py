@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import replace
 from itertools import product
 
-import numpy as np
 import pytest
 from made_up_records import made_up_campaign, made_up_record, method_in
 from small_experiments import digest, tiny
@@ -95,26 +94,25 @@ def shifted(rise=0.1, seeds=5, shifts=(0.0, 0.25, 0.5, 0.75, 1.0), wobble=0.004)
     return [r for name in ("scenes-tiny", "scenes-dial") for r in made_up_campaign(name, right, keep)]
 
 
-def test_gains_are_paired_by_seed_and_slopes_are_each_seeds_own():
+def test_gains_and_their_change_between_the_ends_are_paired_by_seed():
     comparisons = by_context_shift(shifted())
     found = sweep(comparisons)
     assert list(found.gains) == [0.0, 0.25, 0.5, 0.75, 1.0]
     for shift, comparison in comparisons.items():
         assert found.gains[shift] == paired_difference(comparison.miou("apd"), comparison.miou("pixel_kd"))
-    gains = {seed: [gain.pairs[seed] for gain in found.gains.values()] for seed in range(5)}
-    by_hand = {seed: np.polyfit(list(found.gains), values, 1)[0] for seed, values in gains.items()}
-    assert dict(found.slopes.pairs) == pytest.approx(by_hand)
-    assert sweep(comparisons, "scope_batch").slopes.mean == pytest.approx(0.0, abs=1e-9)
-    lacking = [r for r in shifted() if (r.experiment.seed, r.experiment.data.context_shift) != (2, 0.5)]
-    assert sorted(sweep(by_context_shift(lacking)).slopes.pairs) == [0, 1, 3, 4]
+    by_hand = {seed: found.gains[1.0].pairs[seed] - found.gains[0.0].pairs[seed] for seed in range(5)}
+    assert dict(found.change.pairs) == pytest.approx(by_hand)
+    assert sweep(comparisons, "scope_batch").change.mean == pytest.approx(0.0, abs=1e-9)
+    lacking = [r for r in shifted() if (r.experiment.seed, r.experiment.data.context_shift) != (2, 1.0)]
+    assert sorted(sweep(by_context_shift(lacking)).change.pairs) == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("settings", "sign"),
     [({}, 1), ({"rise": -0.1}, -1), ({"rise": 0.0, "wobble": 0.1}, 0), ({"seeds": 1}, 0), ({"shifts": (0.5,)}, 0)],
 )
-def test_a_gain_changes_with_the_context_shift_when_the_seeds_slopes_say_so(settings, sign):
-    found = sweep(by_context_shift(shifted(**settings))).slopes
+def test_a_gain_changes_with_the_context_shift_when_the_seeds_say_so(settings, sign):
+    found = sweep(by_context_shift(shifted(**settings))).change
     assert (found.low > 0) - (found.high < 0) == sign
 
 

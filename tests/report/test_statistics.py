@@ -129,7 +129,7 @@ def test_a_campaign_becomes_one_comparison_for_each_data_configuration():
         assert list(comparison.variants) == ["student", "student_equal_seconds", "pixel_kd", "apd_without_kd", "apd"]
         assert all(list(runs) == [0, 1, 2, 3, 4] for runs in comparison.variants.values())
     assert compare([]) == []
-    assert replace(found[0], remark="longer").title == "scenes, context shift 0, longer"
+    assert replace(found[0], remark="longer").title == "scenes, context shift 0, 400 steps, longer"
 
 
 def test_variants_stand_beside_methods_in_one_comparison_in_the_order_of_their_names():

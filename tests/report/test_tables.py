@@ -110,8 +110,8 @@ def test_questions_are_answered_by_what_the_records_say(ahead, answer):
     level = {"student": 0.6, "apd": 0.6 + ahead}
     records = [made_up_record(recipe("tiny", m, seed=s), level[m] + wobble[m][s]) for m, s in runs]
     first, second, *_ = cells_of(tables.answers_table(compare(records))).values()
-    assert first["scenes, context shift 0.5"].startswith(f"{answer} ")
-    assert second["scenes, context shift 0.5"] == "not run"
+    assert first["scenes, context shift 0.5, 200 steps"].startswith(f"{answer} ")
+    assert second["scenes, context shift 0.5, 200 steps"] == "not run"
     many = tables.answers_table(compare(records), questions=[("apd", "student", f"asked {i} times") for i in range(6)])
     assert "performs" not in many.html  # p of 0.009 alone is 0.055 among six
     assert "0 records" in tables.answers_table([]).description

@@ -221,11 +221,14 @@ def statement(row: Corrected, method: str, reference: str, score: str = "mIoU", 
 def tally(rows: Iterable[Corrected], method: str, reference: str) -> str:
     """In how many comparisons a method is better than a reference, worse, or neither, and by how much.
 
+    What stands before the last comma of `method` opens the sentence.
+
     >>> from apd.report.comparisons import holm_corrected
     >>> from apd.report.statistics import mean_interval
     >>> tally(holm_corrected({"scenes": mean_interval({0: 0.020, 1: 0.021, 2: 0.022})}).values(), "APD", "pixel KD")
     'APD outperforms pixel KD in 1 of 1 comparisons (by 2.1 points)'
     """
+    given, comma, method = method.rpartition(", ")
     rows = [row for row in rows if not math.isnan(row.found.low)]
     better = [row.found.mean for row in rows if row.significant and row.found.mean > 0]
     worse = [-row.found.mean for row in rows if row.significant and row.found.mean < 0]
@@ -235,11 +238,14 @@ def tally(rows: Iterable[Corrected], method: str, reference: str) -> str:
         if sizes:
             parts.append(f"{verb} {'it' if parts else reference} in {len(sizes)}{whole} (by {_range(sizes)} points)")
             whole = ""
-    if missed:
-        of = f"the other {len(missed)}" if parts else f"any{whole}"
-        none = f"does not differ significantly from {'it' if parts else reference} in {of}"
-        parts.append(f"{none} (detectable: {_range(missed)} points)")
-    return f"{method} {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1] if parts else 'has no runs yet'}"
+    said = f"{method} {' and '.join(parts) or 'has no runs yet'}"
+    if missed and parts:
+        others = "the other" if len(missed) == 1 else f"the other {len(missed)}"
+        said += f"; in {others} there is no significant difference"
+    elif missed:
+        none = f"in none{whole} does" if len(missed) > 1 else "in the one comparison"
+        said = f"{none} {method} {'differ' if len(missed) > 1 else 'does not differ'} significantly from {reference}"
+    return f"{given}{comma}{said}" + (f" (detectable: {_range(missed)} points)" if missed else "")
 
 
 def time_given(comparisons: Iterable[Comparison]) -> str:

@@ -92,16 +92,23 @@ def change_of_gains(
 
 
 def answers_table(
-    comparisons: Sequence[Comparison], confidence: float = 0.95, questions: Sequence[tuple[str, str, str]] = QUESTIONS
+    comparisons: Sequence[Comparison],
+    confidence: float = 0.95,
+    questions: Sequence[tuple[str, str, str]] = QUESTIONS,
+    among: Sequence[tuple[str, str]] = (),
 ) -> Drawing:
-    """Whether each question's paired difference is significant, with its interval, a column for each comparison."""
+    """Whether each question's paired difference is significant, with its interval, a column for each comparison.
+
+    `among`: further pairs of a method and its reference that are corrected together with the questions.
+    """
+    asked = [*questions, *((*pair, "") for pair in among)]
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for comparison in comparisons:
         names = comparisons[0].names
-        found = {q: comparison.difference(*q[:2], confidence) for q in questions}
+        found = {q: comparison.difference(*q[:2], confidence) for q in asked}
         corrected = holm_corrected(found, confidence)
-        for (method, reference, remark), difference in found.items():
-            row = corrected.get((method, reference, remark))
+        for method, reference, remark in questions:
+            difference, row = found[method, reference, remark], corrected.get((method, reference, remark))
             line = rows.setdefault((remark, f"{names[method]} against {names[reference]}"), {})
             if math.isnan(difference.low):
                 answer = f"too few runs {interval(difference)}" if difference.pairs else "not run"
@@ -112,7 +119,7 @@ def answers_table(
                 answer = f"not significant {interval(difference)}, detectable {missed}"
             line[comparison.title] = answer
     caption = f"mean difference in mIoU, percentage points, with its {100 * confidence:g} % interval"
-    return rows_table(rows, f"{caption}; answers Holm-corrected by column; {DETECTABLE}")
+    return rows_table(rows, f"{caption}; Holm-corrected by column, of {len(asked)} comparisons; {DETECTABLE}")
 
 
 def setup_table(comparisons: Sequence[Comparison]) -> Drawing:

@@ -18,6 +18,7 @@ from apd.training.schema import read_json
 
 LONGER = "student_equal_seconds"
 """The one method whose runs may have another number of iterations."""
+DATA_NAMES = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 
 
 class ComparisonError(ValueError):
@@ -153,7 +154,7 @@ class Comparison:
             steps = min(next(iter(runs.values())).experiment.training.iterations for runs in self.variants.values())
             data = f"scenes, context shift {self.data.context_shift:g}, {steps} steps"
         else:
-            data = "CamVid" if self.data.name == "camvid" else self.any_record.content["data"]["name"]
+            data = DATA_NAMES.get(self.data.name) or self.any_record.content["data"]["name"]
             data += f" at {self.data.height} × {self.data.width}" if self.data.height else ""
         return f"{data}, {self.remark}" if self.remark else data
 

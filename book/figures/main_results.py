@@ -17,12 +17,11 @@ from apd.report.detections import detection_comparisons
 from apd.report.figures.answers import interval, number, per_cent, read_campaigns, tally, time_given
 from apd.report.figures.forest import HOW_TO_READ, forest
 from apd.report.figures.tables import QUESTIONS
-from apd.report.statistics import Comparison, compare, spread
+from apd.report.statistics import DATA_NAMES, Comparison, compare, spread
 
 BOOK = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- main results: by book/figures/main_results.py -->", "<!-- end of the main results -->"
 SEGMENTATION = ("scenes-longer", "camvid-small", "facade-small")
-NAMES = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 PANELS = {
     "student": ("the baseline", "Without a teacher, for as many steps"),
     "pixel_kd": ("pixel KD", "With the same teacher, for as many steps"),
@@ -54,7 +53,7 @@ def results() -> list[Result]:
         corrected = holm_corrected({asked[:2]: comparison.difference(*asked[:2]) for asked in QUESTIONS})
         gains = {other: corrected["apd", other] for other in PANELS if ("apd", other) in corrected}
         data = comparison.data
-        name = NAMES.get(data.name, f"Scenes, context shift {data.context_shift:g}")
+        name = DATA_NAMES.get(data.name, f"Scenes, context shift {data.context_shift:g}")
         found.append(Result(name, comparison, "apd", gains))
     for comparison in detection_comparisons(campaigns["scenes-detection"]):
         gains = {

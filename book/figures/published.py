@@ -9,7 +9,7 @@ from svg import Colours, Drawing, short
 from apd.report.comparisons import Corrected, holm_corrected
 from apd.report.figures.answers import interval, points, read_campaigns
 from apd.report.figures.tables import QUESTIONS
-from apd.report.statistics import LONGER, Comparison, compare, mean_interval
+from apd.report.statistics import DATA_NAMES, LONGER, Comparison, compare, mean_interval
 from apd.study.campaigns import CAMPAIGNS
 from apd.study.published_recipes import PUBLISHED
 
@@ -68,8 +68,8 @@ def _named(campaign: str, comparison: Comparison) -> tuple[str, str]:
     remark = f"{next(iter(runs)).experiment.training.iterations} steps, {seeds} seeds"
     if data.name == "scenes":
         return f"Scenes, shift {data.context_shift:g}", remark
-    title = "CamVid" if data.name == "camvid" else "LabelMeFacade"
-    return f"{title}, {data.height}×{data.width}", ("pretrained, " if "pretrained" in campaign else "") + remark
+    size = f", {data.height}×{data.width}" if data.height else ""
+    return f"{DATA_NAMES[data.name]}{size}", ("pretrained, " if "pretrained" in campaign else "") + remark
 
 
 def draw(colours: Colours) -> Drawing:

@@ -8,6 +8,9 @@
 #   tests/gpu/lease.sh campaign NAME        there: teachers, a trial of 1, 2 and 4 processes, then runs until time is up
 #   tests/gpu/lease.sh unpack FOLDER NAME   here: put records and runs that came back where they belong
 #
+# Of 15 minutes: `checks` first, with LEASE_MEASURE=0.3, which needs nothing packed. Its steps give SECONDS_OF_APD of the
+# recipes and LEASE_PROCESSES; commit and pack, carry all pieces but the last in calls of `true`, and end with `campaign`.
+#
 # What a part cannot do, it says, and the next one goes on. Results go to OUT. Settings, by the environment:
 #   LEASE_SECONDS  of the whole call, from its start to the last file in OUT (default 570)
 #   LEASE_DEVICE   (default cuda)          LEASE_TESTS  which tests, as of pytest -k (default: all)

@@ -1,4 +1,4 @@
-"""The fenced blocks of the book's pages: their Python, and their shell commands line by line; the data in an interactive figure."""
+"""The fenced blocks of the book's pages: their Python, their shell commands by line; and what its scripts read."""
 
 import json
 import re

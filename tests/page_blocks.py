@@ -1,5 +1,6 @@
-"""The fenced blocks of the book's pages: their Python, and their shell commands line by line."""
+"""The fenced blocks of the book's pages: their Python, their shell commands by line; and what its scripts read."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -26,3 +27,8 @@ def commands():
                     if arguments[0] == "torchrun" and "-m" in arguments:  # checked as what one process runs
                         arguments = ["python", *arguments[arguments.index("-m") :]]
                     yield f"{page.name}:{number}", arguments
+
+
+def data_of(shown):
+    """What the script of a drawing reads."""
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', shown.html, re.DOTALL)[1])

@@ -10,8 +10,9 @@ from torchvision.ops import box_area, box_iou
 from apd.data.instances import InstanceSample
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import APScores, Detections
-from apd.report.statistics import Comparison, Measured, Score, compare
+from apd.report.statistics import Comparison, Score, compare
 from apd.training.record import Record
+from apd.training.run import Measured
 
 LEAST_OVERLAP = 0.5
 """Overlap (intersection over union of boxes) from which a detection is right, that of AP50."""

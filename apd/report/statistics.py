@@ -5,16 +5,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from scipy import stats
 
 from apd.config.experiment import DataConfig, Experiment
 from apd.study.recipes import METHOD_NAMES
-from apd.training.record import Record, RecordError
-from apd.training.run import records_folder
-from apd.training.schema import read_json
+from apd.training.record import Record
 
 LONGER = "student_equal_seconds"
 """The one method whose runs may have another number of iterations."""
@@ -23,42 +20,6 @@ DATA_NAMES = {"camvid": "CamVid", "labelmefacade": "LabelMeFacade"}
 
 class ComparisonError(ValueError):
     """Records that cannot be compared; the message names them and what differs."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a script measured of finished runs, as JSON; RecordError at construction names a wrong entry."""
-
-    content: dict[str, Any]
-    source: str = "a file"
-    maker: ClassVar[str]
-    folder: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        try:
-            if self.content["schema"] != 1:
-                raise ValueError(f"schema {self.content['schema']!r} is not 1, which this code reads")
-            self.check()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise RecordError(f"{self.source}: {what}") from error
-
-    def check(self) -> None:
-        """Raise where an entry is missing or does not fit another."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """One file; RecordError when it is not JSON, or :meth:`check` refuses it."""
-        try:
-            return cls(read_json(path), str(path))
-        except RecordError as error:
-            fix = f"Restore the file, or delete it and run python book/figures/{cls.maker}"
-            raise RecordError(f"{error}. {fix}") from error
-
-    @classmethod
-    def read_all(cls, folder: Path | None = None) -> list[Self]:
-        """Every file of a folder (default: the committed ones); empty where there is none."""
-        return [cls.read(path) for path in sorted((folder or records_folder(cls.folder)).glob("*.json"))]
 
 
 class Score(NamedTuple):

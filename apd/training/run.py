@@ -4,10 +4,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import choose_device, join, lost_rank_errors, of_every_rank
 from apd.training.record import Record, provenance, read_record
-from apd.training.schema import SCHEMA
+from apd.training.schema import SCHEMA, RecordError, read_json
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import RunTask, load_teacher
 from apd.training.trainer import Progress, Task, Trainer
@@ -273,3 +273,39 @@ def finished_folder(run: Path | str) -> Path:
 def records_folder(campaign: str) -> Path:
     """Where the committed records of a campaign lie."""
     return repository() / "book" / "results" / campaign
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a script measured of finished runs, as JSON; RecordError at construction names a wrong entry."""
+
+    content: dict[str, Any]
+    source: str = "a file"
+    maker: ClassVar[str]
+    folder: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        try:
+            if self.content["schema"] != 1:
+                raise ValueError(f"schema {self.content['schema']!r} is not 1, which this code reads")
+            self.check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise RecordError(f"{self.source}: {what}") from error
+
+    def check(self) -> None:
+        """Raise where an entry is missing or does not fit another."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """One file; RecordError when it is not JSON, or :meth:`check` refuses it."""
+        try:
+            return cls(read_json(path), str(path))
+        except RecordError as error:
+            fix = f"Restore the file, or delete it and run python book/figures/{cls.maker}"
+            raise RecordError(f"{error}. {fix}") from error
+
+    @classmethod
+    def read_all(cls, folder: Path | None = None) -> list[Self]:
+        """Every file of a folder (default: the committed ones); empty where there is none."""
+        return [cls.read(path) for path in sorted((folder or records_folder(cls.folder)).glob("*.json"))]

@@ -7,7 +7,6 @@ it finds there on every page.
 import base64
 import importlib
 import io
-import itertools
 import re
 import shutil
 from pathlib import Path
@@ -69,16 +68,6 @@ def tidy_page(app, pagename, templatename, context, doctree):
     body = context.get("body", "")
     for before, after in REPAIRS:
         body = body.replace(before, after)
-    # a counter of CSS stands still in what is folded away: the numbers of captions are set here
-    for counter, opening in (("apd-figure", "<figcaption"), ("apd-table", "<caption")):
-        numbers = itertools.count(1)
-        body = re.sub(
-            rf"{opening}(?=[ >])",
-            lambda found, counter=counter, numbers=numbers: (
-                f'{found[0]} style="counter-set: {counter} {next(numbers)}"'
-            ),
-            body,
-        )
     context["body"] = body
     kept = {}  # Sphinx 7.4 emits inline scripts twice; jupyter-book's thebe names a CDN, for a button not shown
     for script in context["script_files"]:

@@ -2,15 +2,16 @@
 
     python book/figures/main_results.py
 
-writes `book/_static/main-results-{light,dark}.svg` and what stands between the markers of `book/intro.md`. A test
-compares both with the records.
+writes `book/_static/main-results-*.svg`, for either mode and for a phone, and what stands between the markers of
+`book/intro.md`. A test compares both with the records.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from svg import FONT, MODES, Colours
+from svg import FONT, MODES
 
 from apd.report.comparisons import Corrected, corrected_gains, holm_corrected
 from apd.report.detections import detection_comparisons
@@ -64,15 +65,22 @@ def results() -> list[Result]:
     return found
 
 
-def draw(found: Sequence[Result], colours: Colours) -> str:
-    """The figure as an SVG file: a column for each reference, a row for each data set."""
+def drawings(found: Sequence[Result]) -> dict[str, str]:
+    """The figure as SVG files, by name: a panel for each reference, a row for each data set."""
     labels = {one.name: f"{one.name}, teacher {number(100 * one.comparison.teacher_score, 1)} %" for one in found}
     columns = {
         f"over {name}": {one.name: one.gains[reference] for one in found if reference in one.gains}
         for reference, (name, _) in PANELS.items()
     }
-    svg = forest(columns, labels, axis="gain of APD, percentage points").html
-    return svg.replace("currentColor", colours.ink).replace("<svg ", f'<svg font-family="{FONT}" ', 1) + "\n"
+    both = re.findall("<svg.*?</svg>", forest(columns, labels, axis="gain of APD, percentage points").html, re.DOTALL)
+    return {
+        f"main-results{phone}-{mode}.svg": svg.replace("currentColor", colours.ink).replace(
+            "<svg ", f'<svg font-family="{FONT}" ', 1
+        )
+        + "\n"
+        for phone, svg in zip(("", "-narrow"), both, strict=True)
+        for mode, colours in MODES.items()
+    }
 
 
 def described(found: Sequence[Result]) -> str:
@@ -96,21 +104,23 @@ def advice(found: Sequence[Result]) -> list[str]:
 def table(found: Sequence[Result]) -> list[str]:
     """The scores behind the figure, as Markdown."""
     lines = [
-        "| test score, % | baseline | equal-time baseline | pixel KD | APD | teacher | seeds |",
+        "| test score, % | APD | pixel KD | equal-time baseline | baseline | teacher | seeds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in found:
         kd = "pixel_kd" if one.apd == "apd" else "roi_kd"
-        means = [one.mean(method) for method in ("student", "student_equal_seconds", kd)]
+        means = " | ".join(one.mean(method) for method in (one.apd, kd, "student_equal_seconds", "student"))
         teacher, seeds = number(100 * one.comparison.teacher_score, 1), len(one.comparison.values(one.apd))
-        lines.append(f"| {one.name} | {' | '.join(means)} | {one.mean(one.apd)} | {teacher} | {seeds} |")
+        lines.append(f"| {one.name} | {means} | {teacher} | {seeds} |")
     return lines
 
 
 def page(found: Sequence[Result]) -> str:
     """What stands between the markers of the first page."""
     images = "\n".join(
-        f'<img class="only-{mode}" src="_static/main-results-{mode}.svg" width="760" alt="{described(found)}">'
+        '<picture><source media="screen and (max-width: 600px)" '
+        f'srcset="_static/main-results-narrow-{mode}.svg"><img class="only-{mode}" '
+        f'src="_static/main-results-{mode}.svg" width="760" alt="{described(found)}"></picture>'
         for mode in MODES
     )
     read = HOW_TO_READ.format("Gain of APD, paired by seed")
@@ -142,8 +152,8 @@ def with_results(text: str, found: Sequence[Result]) -> str:
 def main() -> None:
     """Write the files and say which."""
     found, intro = results(), BOOK / "intro.md"
-    for mode, colours in MODES.items():
-        (BOOK / "_static" / f"main-results-{mode}.svg").write_text(draw(found, colours), encoding="utf-8")
+    for name, drawn in drawings(found).items():
+        (BOOK / "_static" / name).write_text(drawn, encoding="utf-8")
     intro.write_text(with_results(intro.read_text(encoding="utf-8"), found), encoding="utf-8")
     print(BOOK / "_static" / "main-results-*.svg", intro, sep="\n")
 

@@ -1,7 +1,6 @@
 """Figures say what the records say, are fit for both modes and any page, and answer a pointer without a network; images
 of the method show its labels and matrices."""
 
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -9,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from made_up_records import made_up_campaign, method_in
+from page_blocks import data_of
 
 from apd.data.scenes import Scenes
 from apd.data.specs import SCENES
 from apd.report.comparisons import by_context_shift, corrected_gains, holm_corrected, sweep
 from apd.report.figures import method, style
 from apd.report.figures.answers import interval, points
-from apd.report.figures.curves import sweep_figure, term_curves, validation_curves
+from apd.report.figures.curves import sweep_figure, sweep_table, term_curves, validation_curves
 from apd.report.figures.forest import Row, draw_rows, forest, limits, scores_over_seeds
 from apd.report.figures.style import Panel, View, cell_panels
 from apd.report.statistics import compare, paired_difference
@@ -68,32 +68,37 @@ def texts(drawn):
 
 
 def test_line_figures_are_well_formed_svg_with_the_pages_ink_and_a_description(figures, comparisons):
-    named: dict[str, str] = {}
+    names: list[str] = []
     for figure in figures:
-        svg = ElementTree.fromstring(figure.html)
-        assert svg.tag.endswith("svg")
-        assert svg.get("aria-label") == figure.description
         assert "currentColor" in figure.html
         for wrong in ("#000000", style.INK, style.FAINT, "fill: black", "#ffffff", "<script", "nan"):
             assert wrong not in figure.html
         assert "*{" not in figure.html.replace(".apd-drawing *{", "")  # no rule for the whole page
-        for element in svg.iter():  # drawings that share a page share no name but that of equal elements
-            if name := element.get("id"):
-                assert named.setdefault(name, ElementTree.tostring(element)) == ElementTree.tostring(element)
+        page = ElementTree.fromstring(f"<div>{figure.html}</div>")
+        assert {e.get("aria-label") for e in page.iter() if e.tag.endswith("svg")} == {figure.description}
+        names += [name for element in page.iter() if (name := element.get("id"))]
+    assert len(set(names)) == len(names)  # neither drawings of a page nor arrangements of one share a name
     assert [figure.html for figure in all_figures(comparisons)] == [figure.html for figure in figures]
 
 
-def test_figures_give_the_means_of_the_records(comparisons, figures):
+def test_figures_give_the_means_of_the_records_and_name_their_marks(comparisons, figures, monkeypatch):
     for comparison in comparisons:
         mean = 100 * sum(comparison.miou("apd").values()) / len(comparison.miou("apd"))
         assert f"+ APD {mean:.1f}" in scores_over_seeds(comparison).description
     found = sweep(by_context_shift(records_of()), "apd", "student")
-    assert f"{100 * found.gains[1.0].mean:+.1f} at 1" in figures[-1].description
+    assert f"{interval(found.gains[1.0])} at 1" in figures[-1].description
+    assert interval(found.gains[1.0]) in sweep_table([found]).html
+    for teacher, drawn, not_drawn in ((0.45, "dashed", "arrow"), (0.95, "arrow", "dashed")):
+        monkeypatch.setattr(type(comparisons[0]), "teacher_score", teacher)
+        caption = scores_over_seeds(comparisons[0]).caption
+        assert (drawn in caption, not_drawn in caption) == (True, False)
 
 
-def test_a_figure_without_a_description_is_refused():
+def test_a_figure_without_a_description_and_a_slider_over_one_frame_are_refused():
     with style.figure() as figure, pytest.raises(ValueError, match="description is empty"):
         style.drawing(figure, "")
+    with pytest.raises(ValueError, match="over 1 frames: expected at least two"):
+        style.slider(frames("a"), "c")
 
 
 @pytest.mark.parametrize("colour", [*(style.METHOD_COLOURS[method] for method in METHODS), style.VARIANT_COLOUR])
@@ -167,6 +172,16 @@ def test_a_forest_has_every_row_below_its_group_and_a_mean_is_bold_where_it_is_s
     assert [key for key, found in significant.items() if found] == ["clear", "lost"]
 
 
+def test_panels_stand_a_second_time_below_one_another_for_a_phone_each_with_the_labels_of_its_own_rows():
+    few = {key: ROWS[key] for key in ("single", "lost")}
+    drawn = forest({"all": ROWS, "few": few}, NAMES, axis="mIoU", groups=dict(zip(ROWS, "aabb", strict=True)))
+    beside, below = re.findall("<svg.*?</svg>", drawn.html, re.DOTALL)
+    labels = ["a", NAMES["clear"], NAMES["wide"], "b", NAMES["single"], NAMES["lost"]]
+    for svg, expected in ((beside, labels), (below, labels + labels[3:])):
+        assert [text for text, _ in texts(style.Drawing(svg, "")) if text in labels] == expected
+    assert drawn.caption.startswith("mIoU. Bar")
+
+
 def test_an_outlying_row_does_not_squeeze_the_others_and_a_few_that_rise_by_degrees_are_drawn_to_scale():
     low, high = limits([row.found for row in ROWS.values()])
     assert -12 < low < -1
@@ -182,10 +197,6 @@ def cells(*views):
     views = views or (View("labels", LABELS), View("sure", LABELS, torch.full((2, 3), 0.874)))
     image = Panel([np.zeros((4, 6, 3), np.uint8)], "image")
     return cell_panels([image], views, SCENES.class_names, columns=1, least="9rem")
-
-
-def data_of(shown):
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', shown.html, re.DOTALL)[1])
 
 
 def test_nothing_is_fetched_and_a_reader_without_pointer_or_sight_is_served():
@@ -230,11 +241,6 @@ def test_a_slider_holds_all_its_frames_and_shows_them_without_a_script():
     assert shown.description.splitlines()[0] == "what <changes>"
     assert "last: a curve" in shown.description
     assert style.slider(frames("a", "b"), "c").html == style.slider(frames("a", "b"), "c").html
-
-
-def test_a_slider_over_one_frame_is_refused():
-    with pytest.raises(ValueError, match="over 1 frames: expected at least two"):
-        style.slider(frames("a"), "c")
 
 
 SAMPLE = Scenes(1, height=48, width=64, context_shift=0.5, seed=0, split="val")[0]

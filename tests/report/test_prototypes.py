@@ -1,11 +1,9 @@
 """Figures and tables of own perspectives: what they show is what they were given, and they say when nothing was."""
 
-import json
-import re
-
 import pytest
 import torch
 from made_up_evidence import made_up_evidence
+from page_blocks import data_of
 from torch import nn
 
 from apd import APDLoss, class_prototypes, observe, resize_labels
@@ -31,10 +29,6 @@ def trace():
     teacher, student, aligned = (unit(6, 3, 10, 8, seed=i).masked_fill(absent, 0) for i in range(3))
     untrained = unit(3, 10, 8, seed=4).masked_fill(absent, 0)
     return Trace([0, 10, 20, 30, 40, 50], present_BK, teacher, student, untrained, aligned, None, None)
-
-
-def data_of(shown):
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', shown.html, re.DOTALL)[1])
 
 
 def test_the_plane_keeps_most_of_what_two_directions_can():
@@ -112,7 +106,7 @@ def test_the_table_has_every_correlation_and_what_follows_from_it():
     (line,) = [line for line in table.description.splitlines() if line.startswith("context shift 0 ")]
     for expected in (found.over_images, found.over_seeds, (seeds_agree(images[0]), float("nan"), 0)):
         assert figures.coefficient(expected) in line
-    assert found.verdict in line
+    assert figures.RELATIONS[found.verdict] in line.split()
 
 
 def test_a_coefficient_has_its_sign_and_zero_none_and_one_seed_gives_no_nan():

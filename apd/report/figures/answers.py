@@ -10,7 +10,7 @@ from scipy import optimize, stats
 
 from apd.config.identity import fingerprint
 from apd.report.comparisons import BACKBONE_NAMES, HEAD_NAMES, Corrected
-from apd.report.figures.style import Drawing, Markdown, nothing, table
+from apd.report.figures.style import Drawing, Markdown, capitalised, nothing, table
 from apd.report.statistics import LONGER, Comparison, Difference, Spread, compare, spread
 from apd.study.ablations import FACTORS, plain_variants, variant_names, variant_of_strength
 from apd.study.campaigns import experiments_of
@@ -261,5 +261,5 @@ def _range(parts: Sequence[float]) -> str:
 
 def answer(*sentences: str) -> Drawing:
     """The box that opens a page: its answer in a few sentences, each starting with a capital and given a full stop."""
-    said = " ".join(f"{sentence[0].upper()}{sentence[1:]}".rstrip(".") + "." for sentence in sentences)
+    said = " ".join(capitalised(sentence).rstrip(".") + "." for sentence in sentences)
     return Drawing(f'<div class="apd-answer" role="note"><p>{escape(said)}</p></div>', said)

@@ -49,8 +49,7 @@ def parts_table(comparison: Comparison) -> Drawing:
     }
     if not math.isnan(comparison.teacher_score):
         rows["teacher"] = {name: per_cent(spread([one.teacher_score])) for name, one in by.items()}
-    caption = f"{comparison.title}: AP of {kind} in per cent, mean ± standard deviation over seeds"
-    return rows_table(rows, caption)
+    return rows_table(rows, f"{comparison.title}: AP of {kind} in per cent, mean ± standard deviation over seeds")
 
 
 def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawing:
@@ -66,8 +65,7 @@ def detection_trials_table(records: Sequence[Record], *, weights: bool) -> Drawi
                 found.append((trial[1], rate, record))
     names = {"teacher": "teacher"} | DETECTION_NAMES
     named = [(name, value, record) for key, name in names.items() for whose, value, record in found if whose == key]
-    column = "weights × {:g}" if weights else "learning rate {:g}"
-    return trials_table(named, column, "box AP")
+    return trials_table(named, "weights × {:g}" if weights else "learning rate {:g}", "box AP")
 
 
 def _panel(sample: InstanceSample, found: Detections | None, spec: InstanceSpec, name: str) -> Panel:
@@ -98,8 +96,8 @@ def images_side_by_side(findings: Findings) -> Drawing:
         sample, title = dataset[place], f"{kind} difference, image {place}"
         seen = {name: findings.found(network)[place] for network, name in names.items()} | {"ground truth": None}
         each = [_panel(sample, found, dataset.spec, name) for name, found in seen.items()]
-        shown += [Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)]
-        shown += [panels(each, columns=len(each), least="8.5rem")]
+        above = Drawing(f'<p class="apd-above"><strong>{title}</strong></p>', title)
+        shown += [above, panels(each, columns=len(each))]
     below = key(list(zip(dataset.spec.class_names, colours_of(dataset.spec), strict=True)))
     drawn = Drawing("\n".join([d.html for d in shown] + [below]), "\n".join(d.description for d in shown))
     return drawn.captioned(

@@ -13,8 +13,8 @@ from scipy.optimize import isotonic_regression
 
 import apd.report.figures.style as page
 from apd.report.comparisons import ShiftSweep
-from apd.report.figures.answers import on_val, validation_score
-from apd.report.figures.forest import POINTS, signed
+from apd.report.figures.answers import interval, on_val, validation_score
+from apd.report.figures.forest import MARKS, POINTS, signed
 from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError
@@ -27,6 +27,7 @@ TITLES = {"task": "task: cross-entropy", "learning_rate": "learning rate"}
 
 Measurement = Mapping[str, Any]
 SHAPE_NAMES = {"cityscapes": "Cityscapes", "ade20k": "ADE20K", "camvid": "CamVid, small"}
+SWEPT = "Gain in mIoU, percentage points, by context shift"
 CLASS_BY_CLASS = ", class by class"
 COMMANDS = {of: f"python -m book.figures.{of.replace('-', '_')}" for of in ("speed", "detection-speed", "loop-speed")}
 
@@ -36,9 +37,9 @@ def line_colours(names: Iterable[str]) -> dict[str, str]:
     return {name: METHOD_COLOURS.get(name, RUN_COLOURS[i % len(RUN_COLOURS)]) for i, name in enumerate(names)}
 
 
-def legend_above(fig: Figure, ncols: int = 2, **handles: Sequence[Line2D]) -> None:
+def legend_above(fig: Figure, ncols: int = 2, handlelength: float = 1.4, **handles: Sequence[Line2D]) -> None:
     """A legend over the axes, its names in the colours of their lines."""
-    fig.legend(loc="outside upper left", ncols=ncols, handlelength=1.4, labelcolor="linecolor", **handles)
+    fig.legend(loc="outside upper left", ncols=ncols, handlelength=handlelength, labelcolor="linecolor", **handles)
 
 
 def term_curves(records: Mapping[str, Record], terms: Sequence[str] = TERMS) -> Drawing:
@@ -67,8 +68,7 @@ def term_curves(records: Mapping[str, Record], terms: Sequence[str] = TERMS) -> 
         for axes in fig.axes[len(shown) :]:
             axes.set_axis_off()
         fig.supxlabel("steps", fontsize=11)
-        marks = [Line2D([], [], color=colours[m], linewidth=3, label=name) for m, name in names.items()]
-        legend_above(fig, handles=marks)
+        legend_above(fig, handles=[Line2D([], [], color=colours[m], linewidth=3, label=n) for m, n in names.items()])
         return drawing(fig, "Loss terms over the steps; last values: " + "; ".join(said))
 
 
@@ -115,35 +115,44 @@ def validation_curves(records: Mapping[str, Record], teacher: Record | None = No
 
 
 def sweep_figure(sweeps: Sequence[ShiftSweep]) -> Drawing:
-    """Gain over context shift: a point for each seed, a square at the mean, a bar for its interval."""
+    """Gain over context shift: a point for each seed, a square at the mean, a line for its interval."""
     shown = [one for one in sweeps if one.gains]
     if not shown:
         return nothing("No gain can be drawn: 0 context shifts have records to compare.")
     step = 0.022  # sideways, in units of the context shift
     with figure(height=3.9) as fig:
-        axes = fig.subplots()
-        said = []
+        axes, colours, said = fig.subplots(), [], []
         for place, one in enumerate(shown):
-            aside, name = step * (2 * place - len(shown) + 1), textwrap.fill(one.name, 56)
-            x, colour = [shift + aside for shift in one.gains], colour_of(one.method)
+            aside, name = step * (2 * place - len(shown) + 1), textwrap.fill(one.name, 52)
+            x = [shift + aside for shift in one.gains]
+            # a method that is there twice takes a colour of its own for the second
+            colours += [next(c for c in (colour_of(one.method), *RUN_COLOURS[2:]) if c not in colours)]
+            style = {"color": colours[-1], "linestyle": ("-", "--", ":")[place % 3], "label": name}
             means, lows, highs = ([POINTS * gain[part] for gain in one.gains.values()] for part in range(3))
-            axes.vlines(x, lows, highs, color=colour, linewidth=3, alpha=0.45)
-            axes.plot(
-                x, means, ("-", "--", ":")[place % 3], color=colour, label=name, marker="s", markersize=6, linewidth=1.4
-            )
+            axes.vlines(x, lows, highs, color=colours[-1], linewidth=3, alpha=0.45)
+            axes.plot(x, means, marker="s", markersize=6, linewidth=1.4, **style)
             for at, gain in zip(x, one.gains.values(), strict=True):
                 seeds = [POINTS * value for value in gain.pairs.values()]
-                axes.plot([at + step / 2] * len(seeds), seeds, "o", color=colour, markersize=4, alpha=0.75)
-            gains = ", ".join(f"{POINTS * gain.mean:+.1f} at {shift:g}" for shift, gain in one.gains.items())
-            said.append(f"{name}: {gains}")
+                axes.plot([at + step / 2] * len(seeds), seeds, "o", color=colours[-1], markersize=4, alpha=0.75)
+            gains = (f"{interval(gain)} at {shift:g}" for shift, gain in one.gains.items())
+            said.append(f"{one.name}: {', '.join(gains)}")
         axes.axhline(0, color=INK, linewidth=1.2, zorder=1)
         axes.set_xticks(sorted({shift for one in shown for shift in one.gains}))
         axes.set(xlabel="context shift", ylabel="gain in mIoU, points")
         axes.yaxis.set_major_formatter(signed)
         quiet_axes(axes, grid="y")
-        legend_above(fig, ncols=1)
-        drawn = drawing(fig, "Gain in mIoU, percentage points, by context shift. " + "; ".join(said))
-    return drawn.captioned("Gain by context shift. Square: mean; bar: confidence interval; point: one seed.")
+        legend_above(fig, ncols=1, handlelength=3.6)
+        drawn = drawing(fig, f"{SWEPT}. {'; '.join(said)}")
+    return drawn.captioned(f"{SWEPT}. Square: {MARKS}. Shifted sideways for legibility.")
+
+
+def sweep_table(sweeps: Sequence[ShiftSweep]) -> Drawing:
+    """The means of :func:`sweep_figure` with their intervals: a row for each context shift, a column for each line."""
+    rows = {
+        f"context shift {shift:g}": {one.name: interval(one.gains[shift]) for one in sweeps if shift in one.gains}
+        for shift in sorted({shift for one in sweeps for shift in one.gains})
+    }
+    return page.rows_table(rows, f"{SWEPT}: means with their confidence intervals, uncorrected")
 
 
 def three_digits(value: float) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -15,6 +15,8 @@ from apd.report.figures.style import (
     METHOD_COLOURS,
     WIDTH,
     Drawing,
+    arranged,
+    capitalised,
     colour_of,
     drawing,
     figure,
@@ -29,12 +31,10 @@ LINE, GAP, ASIDE = 0.19, 0.13, 0.09
 """Inches that a line of a label takes, those between rows, and those from a row's line to its seeds."""
 OUTLYING = 3.0
 """Rows this many times as far out as the nearest three quarters are arrows at the edge."""
-FURTHER = 1.5
-"""Inches that each further panel adds to the width."""
-HOW_TO_READ = (
-    "{}. Bar: mean; line: its confidence interval, uncorrected; point: one seed; coloured and bold: significant after "
-    "Holm’s correction."
-)
+FURTHER, NARROW = 1.5, 4.2
+"""Inches that each further panel adds to the width, and the width with all panels below one another, for a phone."""
+MARKS = "mean; line: its confidence interval, uncorrected; point: one seed"
+HOW_TO_READ = f"{{}}. Bar: {MARKS}; coloured and bold: significant after Holm’s correction."
 BEYOND = 0.45
 """How far over the outermost seed an interval is drawn, as a share of the axis; an arrowhead says that it goes on."""
 
@@ -61,10 +61,8 @@ def draw_rows(axes: Axes, rows: Sequence[Row], aside: float) -> None:
     inwards = 0.015 * (high - low)
     for row in rows:
         values = [value for value in (*row.ends, *row.seeds) if not math.isnan(value)]
-        for edge, marker, goes_on in (
-            (low + inwards, "<", min(values) < low),
-            (high - inwards, ">", max(values) > high),
-        ):
+        beyond = {(low + inwards, "<"): min(values) < low, (high - inwards, ">"): max(values) > high}
+        for (edge, marker), goes_on in beyond.items():
             if goes_on:
                 axes.plot([edge], [row.place], marker, color=row.colour, markersize=6, zorder=5)
         where = {"xycoords": axes.get_yaxis_transform(), "xytext": (8, 0), "textcoords": "offset points"}
@@ -88,45 +86,67 @@ class Column(NamedTuple):
 
 
 def row_figure(labels: Mapping[Any, str], columns: Sequence[Column], axis: str, description: str) -> Drawing:
-    """Panels side by side with the labels at the left, from the top; a label without a row in any panel is a heading.
+    """Panels side by side, and for a phone below one another; a label without a row in any panel is a heading."""
+    beside = _panels(labels, [columns], axis, description)
+    if len(columns) == 1:
+        return beside
+    return arranged(beside, _panels(labels, [[column] for column in columns], axis, description))
 
-    Differences have a line at zero, scores a dashed `line` where the teacher is.
-    """
-    texts = {key: textwrap.fill(label, 24) for key, label in labels.items()}
-    heights = [LINE * (1 + text.count("\n")) + GAP for text in texts.values()]
-    places = {key: sum(heights[:i]) + height / 2 for i, (key, height) in enumerate(zip(texts, heights, strict=True))}
-    across = 36 if len(columns) == 1 else 20
-    titles = [textwrap.fill(column.title, across) for column in columns]
-    above = 0.2 * max(len(title.splitlines()) for title in titles) + 0.25 * any(column.line for column in columns)
-    with figure(width=WIDTH + FURTHER * (len(columns) - 1), height=sum(heights) + 0.8 + above) as fig:
-        panels = fig.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-        for axes, column, title in zip(panels, columns, titles, strict=True):
-            low, high = column.limits
-            axes.set_xlim(low, high)
-            axes.set_ylim(sum(heights), 0)
-            draw_rows(axes, [row._replace(place=places[key]) for key, row in column.rows.items()], ASIDE)
-            axes.xaxis.set_major_locator(MaxNLocator(6 if len(columns) == 1 else 4, steps=[1, 2, 5, 10]))
-            axes.set_title(title, pad=22 if column.line else None)
-            if column.line is None:
-                axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
-                axes.xaxis.set_major_formatter(signed)
-            elif not math.isnan(column.line[0]):
-                _dashed(axes, *column.line)
-            quiet_axes(axes, grid="x")
-        panels[0].set_yticks(list(places.values()), list(texts.values()))
-        for key, label in zip(texts, panels[0].get_yticklabels(), strict=True):
-            label.set_fontweight("normal" if any(key in column.rows for column in columns) else "bold")
-        fig.supxlabel(textwrap.fill(axis, 46 + 20 * (len(columns) - 1)), fontsize="medium")
+
+def _panels(labels: Mapping[Any, str], lines: Sequence[Sequence[Column]], axis: str, description: str) -> Drawing:
+    """Lines of panels below one another, each with the labels of its rows at the left, from the top."""
+    stacked, beside = len(lines) > 1, len(lines[0])
+    width, across = NARROW if stacked else WIDTH + FURTHER * (beside - 1), 36 if beside == 1 else 20
+    lines = [[c._replace(title=textwrap.fill(c.title, across)) for c in line] for line in lines]
+    columns = [column for line in lines for column in line]
+    headings = labels.keys() - {key for column in columns for key in column.rows}
+    texts = [_labels_of(line, labels, headings, 16 if stacked else 24) for line in lines]
+    heights = [[LINE * (1 + text.count("\n")) + GAP for text in of.values()] for of in texts]
+    tall, apart = [sum(of) for of in heights], 0.5 if stacked else 0.4
+    above = 0.2 * (1 + max(c.title.count("\n") for c in columns)) + 0.25 * any(c.line for c in columns)
+    with figure(width=width, height=sum(tall) + (above + apart) * len(lines) + 0.4) as fig:
+        fig.get_layout_engine().set(h_pad=apart - 0.36)
+        grid = fig.subplots(len(lines), beside, sharey="row", squeeze=False, height_ratios=tall)
+        for panels, line, of, each in zip(grid, lines, texts, heights, strict=True):
+            places = {key: sum(each[:i]) + each[i] / 2 for i, key in enumerate(of)}
+            for axes, column in zip(panels, line, strict=True):
+                axes.set_xlim(*column.limits)
+                axes.set_ylim(sum(each), 0)
+                draw_rows(axes, [row._replace(place=places[key]) for key, row in column.rows.items()], ASIDE)
+                axes.xaxis.set_major_locator(MaxNLocator(6 if width == WIDTH else 4, steps=[1, 2, 5, 10]))
+                axes.set_title(column.title, pad=22 if column.line else None)
+                if column.line is None:
+                    axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+                    axes.xaxis.set_major_formatter(signed)
+                elif not math.isnan(column.line[0]):
+                    _teacher(axes, *column.line)
+                quiet_axes(axes, grid="x")
+            panels[0].set_yticks(list(places.values()), list(of.values()))
+            for key, label in zip(of, panels[0].get_yticklabels(), strict=True):
+                label.set_fontweight("bold" if key in headings else "normal")
+        fig.supxlabel(textwrap.fill(axis, 46 + 20 * (beside - 1)), fontsize="medium")
         return drawing(fig, description)
 
 
-def _dashed(axes: Axes, value: float, text: str) -> None:
-    """A dashed line with its text above the panel, or an arrow where it lies outside."""
+def _labels_of(line: Sequence[Column], labels: Mapping[Any, str], headings: Set[Any], letters: int) -> dict[Any, str]:
+    """The labels of the rows in a line of panels, each heading that has some of them above its first."""
+    kept, above = {}, {}
+    for key, label in labels.items():
+        text = {key: textwrap.fill(label, letters)}
+        if key in headings:
+            above = text
+        elif any(key in column.rows for column in line):
+            kept, above = kept | above | text, {}
+    return kept
+
+
+def _teacher(axes: Axes, value: float, text: str) -> None:
+    """A dashed line with its text above the panel, or only the text with an arrow where it lies outside."""
     low, high = axes.get_xlim()
-    axes.axvline(value, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_xlim(low, high)
     side, place = ("right", high) if 2 * value > low + high else ("left", low)
-    place = value if low <= value <= high else place
+    if low <= value <= high:
+        place = value
+        axes.axvline(value, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     text = f"{'← ' if value < low else ''}{text}{' →' if value > high else ''}"
     axes.annotate(text, (place, 1.02), xycoords=axes.get_xaxis_transform(), ha=side, va="bottom")
 
@@ -156,7 +176,7 @@ def forest(
         drawn.append(Column(title, {key: _difference(row) for key, row in rows.items()}, limits([*found.values()])))
         gains = "; ".join(f"{names[key]} {interval(one)}" for key, one in found.items())
         said.append(f"{f'{title}, ' if title else ''}{axis}: {gains}")
-    return row_figure(labels, drawn, axis, ". ".join(said)).captioned(HOW_TO_READ.format(axis[0].upper() + axis[1:]))
+    return row_figure(labels, drawn, axis, ". ".join(said)).captioned(HOW_TO_READ.format(capitalised(axis)))
 
 
 def _difference(row: Corrected) -> Row:
@@ -191,11 +211,12 @@ def scores_over_seeds(*comparisons: Comparison) -> Drawing:
         return nothing("No scores can be drawn: there is no record yet.")
     labels = {method: one.names[method] for one in comparisons for method in one.variants}
     columns, said = zip(*map(_scores, comparisons), strict=True)
-    score = comparisons[0].score.name
+    score, ends = comparisons[0].score.name, [(*column.limits, column.line[0]) for column in columns]
     drawn = row_figure(labels, columns, f"{score}, %", ". ".join(said))
-    return drawn.captioned(
-        f"{score}. Bar and number: mean over seeds ± standard deviation; point: one seed; dashed line: the teacher."
-    )
+    outside = [teacher < low or teacher > high for low, high, teacher in ends if not math.isnan(teacher)]
+    caption = f"{score}. Bar and number: mean over seeds ± standard deviation; point: one seed"
+    caption += "; dashed line: the teacher" * (False in outside) + "; arrow: the teacher is further out" * any(outside)
+    return drawn.captioned(f"{caption}.")
 
 
 def _scores(comparison: Comparison) -> tuple[Column, str]:

@@ -108,9 +108,8 @@ def confusions(counts: Mapping[str, Tensor], class_names: Sequence[str], most: i
     said = "; ".join(f"{title}: {share_KK.diagonal().nanmean():.2f}" for title, share_KK in shares.items())
     said = f"Shares of each class's pixels by what they are called, mean over classes of those that are right. {said}"
     shown = {title: share_KK[kept][:, kept] for title, share_KK in shares.items()}
-    return squares(
-        shown, [class_names[k] for k in kept], said, colours=SCORES, least=0, bar="share of a class’s pixels"
-    )
+    names = [class_names[k] for k in kept]
+    return squares(shown, names, said, colours=SCORES, least=0, bar="share of a class’s pixels")
 
 
 def squares(

@@ -22,6 +22,7 @@ from apd.report.figures.curves import legend_above
 from apd.report.figures.style import INK, METHOD_COLOURS, Drawing
 from apd.report.perspectives import Trace, pairwise_cosine
 
+RELATIONS = {"rises with": "rises", "falls with": "falls", "shows no significant relation to": "none"}
 MARKERS = {"teacher": "o", "student": "^"}
 
 
@@ -140,10 +141,10 @@ def relation_table(images: Sequence[PerImage], confidence: float = 0.95) -> Draw
     for one in images:
         plain = relation(one, confidence)
         rows[f"context shift {one.context_shift:g}"] = {
-            "the gain": plain.verdict,
+            "relation": RELATIONS.get(plain.verdict, "–"),
             "over images": coefficient(plain.over_images),
             "over seeds": coefficient(plain.over_seeds),
             "gains of two seeds": coefficient((seeds_agree(one), math.nan, math.nan)),
         }
     caption = f"rank correlation of distance and gain of APD over pixel KD, {100 * confidence:g} % intervals"
-    return page.rows_table(rows, caption)
+    return page.rows_table(rows, f"{caption}; relation: significant where both intervals leave out zero")

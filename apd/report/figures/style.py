@@ -58,7 +58,6 @@ _SETTINGS = {
     "legend.frameon": False,
     "text.parse_math": False,  # a name may hold dollars
     "svg.fonttype": "none",  # text stays text: it takes the page's font and can be searched
-    "svg.hashsalt": "apd",  # the same figure gives the same file
     "figure.constrained_layout.use": True,
 }
 
@@ -94,6 +93,11 @@ class Markdown(str):
     __repr__ = _repr_markdown_ = str.__str__
 
 
+def capitalised(text: str) -> str:
+    """As a sentence starts; mIoU stays as it is written."""
+    return text if text.startswith("mIoU") else text[0].upper() + text[1:]
+
+
 def nothing(reason: str) -> Drawing:
     """What stands where a figure cannot be drawn yet."""
     return Drawing(f"<p><em>{escape(reason)}</em></p>", reason)
@@ -101,13 +105,12 @@ def nothing(reason: str) -> Drawing:
 
 def table(frame: pd.DataFrame, caption: str) -> Drawing:
     """A table of text that is already formatted, its index as the first column; it scrolls inside itself."""
-    shown = frame.style.format(escape="html").set_caption(f"<span>{escape(caption)}</span>")
+    shown = frame.style.format(escape="html").set_caption(f"<span>{escape(capitalised(caption))}</span>")
     for axis in (0, 1):
         shown = shown.format_index(escape="html", axis=axis).hide(names=True, axis=axis)
     text = shown.to_html(exclude_styles=True).replace("<table>", '<table class="dataframe">', 1)
     text = text.replace("&nbsp;", "").replace(" >", ">")  # of its template; cells are escaped
-    name = escape(caption, quote=True)
-    html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{name}">\n{text}</div>'
+    html = f'<div class="apd-table" tabindex="0" role="region" aria-label="{escape(caption)}">\n{text}</div>'
     return Drawing(html, f"{caption}\n{frame.to_string(index_names=False)}")
 
 
@@ -139,6 +142,8 @@ def drawing(fig: Figure, description: str) -> Drawing:
     if not description:
         raise ValueError("description is empty: say in a sentence what the figure shows")
     file = io.StringIO()
+    # the same figure gives the same file, and no two share an id: what is defined in a hidden one is not there
+    mpl.rcParams["svg.hashsalt"] = f"{description} {fig.get_size_inches()}"
     # the metadata's date would differ from run to run
     fig.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = file.getvalue()
@@ -155,6 +160,11 @@ def drawing(fig: Figure, description: str) -> Drawing:
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Drawing(re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, svg, count=1).strip(), description)
+
+
+def arranged(wide: Drawing, narrow: Drawing) -> Drawing:
+    """Two arrangements of the same; the page shows, and reads out, the second on a phone and else the first."""
+    return Drawing(f'<div class="apd-arranged">{wide.html}{narrow.html}</div>', wide.description)
 
 
 def quiet_axes(axes: Axes, *, grid: str) -> None:

@@ -196,8 +196,7 @@ def provenance_table(campaigns: Mapping[str, Sequence[Record]]) -> Drawing:
         for package in sorted({package for c in contents for package in c["versions"]}):
             column[package] = _counted(c["versions"].get(package, "unknown") for c in contents)
         columns[name] = column
-    frame = pd.DataFrame(columns).fillna("–")
-    return table(frame, f"provenance of {sum(map(len, campaigns.values()))} records")
+    return table(pd.DataFrame(columns).fillna("–"), f"provenance of {sum(map(len, campaigns.values()))} records")
 
 
 def pairs_table(pairs: Sequence[Pair], confidence: float = 0.95) -> Drawing:

@@ -28,8 +28,8 @@ from apd.evaluation.export import SUFFIXES, export_network, model_card
 from apd.evaluation.inference import class_csv, scores, too_weak
 from apd.fields import UsageError, shown
 from apd.models.segmenter import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from apd.training.record import Record, RecordError, read_record
-from apd.training.run import finished_folder, records_folder, task_of, trained_network
+from apd.training.record import Record, RecordError, read_record, records_folder
+from apd.training.run import finished_folder, task_of, trained_network
 from apd.training.schema import read_json
 
 Run = Annotated[Positional[Path], arg(metavar="RUN")]

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from apd.config.experiment import Experiment
 from apd.config.identity import fingerprint, from_dict
 from apd.report.statistics import ComparisonError, Difference, mean_interval
-from apd.training.run import Measured
+from apd.training.record import Measured
 
 LARGEST = {"distance": 2.0, "divergence": math.inf, "disagreement": 1.0, "own_right": 1.0, "shared_right": 1.0}
 """Numbers of an image's perspective with their largest possible value."""

@@ -11,8 +11,7 @@ from apd.data.instances import InstanceSample
 from apd.data.scenes import SceneInstances
 from apd.evaluation.average_precision import APScores, Detections
 from apd.report.statistics import Comparison, Score, compare
-from apd.training.record import Record
-from apd.training.run import Measured
+from apd.training.record import Measured, Record
 
 LEAST_OVERLAP = 0.5
 """Overlap (intersection over union of boxes) from which a detection is right, that of AP50."""

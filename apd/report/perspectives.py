@@ -22,7 +22,6 @@ from apd.evaluation.inference import ConfusionMatrix, predict_dataset, scores
 from apd.losses import alignment_loss
 from apd.models.segmenter import Segmenter
 from apd.perspective import ABSENT_LOGIT, class_prototypes, inverse_length, match_grids, observe, resize_labels
-from apd.training.checkpoint import CheckpointError, load_newest
 from apd.training.distributed import choose_device
 from apd.training.run import run_folder, task_of
 from apd.training.segmentation import build_network
@@ -254,20 +253,3 @@ def watch(experiment: Experiment, samples: Sequence[Sample], *, every: int = 10,
     found = {name: torch.stack([moment[name] for moment in noted]) for name in noted[0]}
     prototypes = found["teacher"], found["student"], found["untrained"][-1], found["aligned"]
     return Trace(steps, found["present"][-1], *prototypes, student.eval(), watcher.apd.eval())
-
-
-def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
-    """One of the experiment's distillers after the last step, in eval mode; CheckpointError where there is none."""
-    configs = {config.method: config for config in experiment.distillers}
-    if method not in configs:
-        raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {[*configs]}")
-    folder = run_folder(experiment)
-    checkpoint, _ = load_newest(folder / "checkpoints")
-    if checkpoint is None or checkpoint["step"] != experiment.training.iterations:
-        fix = f"delete {folder} and run train(experiment) again"
-        raise CheckpointError(f"{folder / 'checkpoints'} holds no whole checkpoint of the last step; {fix}")
-    distiller = task_of(experiment).distiller(configs[method], student, teacher)
-    prefix = f"distillers.{method}."
-    state = {name.removeprefix(prefix): v for name, v in checkpoint["state"].items() if name.startswith(prefix)}
-    distiller.load_state_dict(state)
-    return distiller.eval()

@@ -17,8 +17,8 @@ from apd.study.parallel import side_by_side
 from apd.training.checkpoint import RunBusyError, write_atomically
 from apd.training.distributed import Ranks, join, of_every_rank
 from apd.training.exit_codes import exit_code_of, printing_safely
-from apd.training.record import Record, read_record
-from apd.training.run import records_folder, train
+from apd.training.record import Record, read_record, records_folder
+from apd.training.run import train
 from apd.training.run_log import NonFiniteLossError, UnfinishedRunsError
 from apd.training.schema import with_digest
 

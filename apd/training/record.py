@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -205,3 +205,50 @@ def _git_state() -> dict[str, Any]:
         return {"commit": commit, "clean": checkout and bool(commit) and not git("status", "--porcelain", "--", "apd")}
     except (OSError, subprocess.TimeoutExpired):
         return {"commit": "", "clean": False}
+
+
+def repository() -> Path:
+    """The nearest folder above the working one that holds both `apd/` and `pyproject.toml`; else the working one."""
+    above = (Path.cwd(), *Path.cwd().parents)
+    return next((at for at in above if (at / "pyproject.toml").is_file() and (at / "apd").is_dir()), above[0])
+
+
+def records_folder(campaign: str) -> Path:
+    """Where the committed records of a campaign lie."""
+    return repository() / "book" / "results" / campaign
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a script measured of finished runs, as JSON; RecordError at construction names a wrong entry."""
+
+    content: dict[str, Any]
+    source: str = "a file"
+    maker: ClassVar[str]
+    folder: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        try:
+            if self.content["schema"] != 1:
+                raise ValueError(f"schema {self.content['schema']!r} is not 1, which this code reads")
+            self.check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise RecordError(f"{self.source}: {what}") from error
+
+    def check(self) -> None:
+        """Raise where an entry is missing or does not fit another."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """One file; RecordError when it is not JSON, or :meth:`check` refuses it."""
+        try:
+            return cls(read_json(path), str(path))
+        except RecordError as error:
+            fix = f"Restore the file, or delete it and run python book/figures/{cls.maker}"
+            raise RecordError(f"{error}. {fix}") from error
+
+    @classmethod
+    def read_all(cls, folder: Path | None = None) -> list[Self]:
+        """Every file of a folder (default: the committed ones); empty where there is none."""
+        return [cls.read(path) for path in sorted((folder or records_folder(cls.folder)).glob("*.json"))]

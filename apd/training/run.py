@@ -4,10 +4,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +18,11 @@ from apd.config.identity import fingerprint, to_dict
 from apd.data.census import Census
 from apd.evaluation.tensorboard import require_tensorboard
 from apd.models.checkpoints import load_weights
-from apd.training.checkpoint import CheckpointError, save_weights, sha256_of
+from apd.training.checkpoint import CheckpointError, load_newest, save_weights, sha256_of
 from apd.training.detection import DetectionTask
 from apd.training.distributed import choose_device, join, lost_rank_errors, of_every_rank
-from apd.training.record import Record, provenance, read_record
-from apd.training.schema import SCHEMA, RecordError, read_json
+from apd.training.record import Record, provenance, read_record, repository
+from apd.training.schema import SCHEMA
 from apd.training.segmentation import SegmentationTask
 from apd.training.task import RunTask, load_teacher
 from apd.training.trainer import Progress, Task, Trainer
@@ -145,6 +145,23 @@ def trained_network(run: Experiment | Path | str, device: str | None = "cpu") ->
     return model.eval()
 
 
+def trained_distiller(experiment: Experiment, student: nn.Module, teacher: nn.Module, method: str = "apd") -> nn.Module:
+    """One of the experiment's distillers after the last step, in eval mode; CheckpointError where there is none."""
+    configs = {config.method: config for config in experiment.distillers}
+    if method not in configs:
+        raise CheckpointError(f"experiment {experiment.name!r} has no distiller {method!r}: it has {[*configs]}")
+    folder = run_folder(experiment)
+    checkpoint, _ = load_newest(folder / "checkpoints")
+    if checkpoint is None or checkpoint["step"] != experiment.training.iterations:
+        fix = f"delete {folder} and run train(experiment) again"
+        raise CheckpointError(f"{folder / 'checkpoints'} holds no whole checkpoint of the last step; {fix}")
+    distiller = task_of(experiment).distiller(configs[method], student, teacher)
+    prefix = f"distillers.{method}."
+    state = {name.removeprefix(prefix): v for name, v in checkpoint["state"].items() if name.startswith(prefix)}
+    distiller.load_state_dict(state)
+    return distiller.eval()
+
+
 def _record_of(folder: Path, run: Experiment | Path | str) -> Record:
     """The record in a folder; CheckpointError where it was copied there and is another experiment's than `run`."""
     record = read_record(folder / "record.json")
@@ -243,12 +260,6 @@ def _peak_memory(device: torch.device) -> int:
     return 0
 
 
-def repository() -> Path:
-    """The nearest folder above the working one that holds both `apd/` and `pyproject.toml`; else the working one."""
-    above = (Path.cwd(), *Path.cwd().parents)
-    return next((at for at in above if (at / "pyproject.toml").is_file() and (at / "apd").is_dir()), above[0])
-
-
 def runs_folder() -> Path:
     """APD_RUNS where it is set, else `runs/` in the repository."""
     given = os.path.expanduser(os.environ.get("APD_RUNS", ""))
@@ -268,44 +279,3 @@ def finished_folder(run: Path | str) -> Path:
     """The folder of a run, named by itself or by a file in it, such as the ``record.json`` that training prints."""
     run = Path(run).expanduser()
     return run.parent if run.name in ("record.json", "weights.safetensors", "log.jsonl") or run.is_file() else run
-
-
-def records_folder(campaign: str) -> Path:
-    """Where the committed records of a campaign lie."""
-    return repository() / "book" / "results" / campaign
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a script measured of finished runs, as JSON; RecordError at construction names a wrong entry."""
-
-    content: dict[str, Any]
-    source: str = "a file"
-    maker: ClassVar[str]
-    folder: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        try:
-            if self.content["schema"] != 1:
-                raise ValueError(f"schema {self.content['schema']!r} is not 1, which this code reads")
-            self.check()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise RecordError(f"{self.source}: {what}") from error
-
-    def check(self) -> None:
-        """Raise where an entry is missing or does not fit another."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """One file; RecordError when it is not JSON, or :meth:`check` refuses it."""
-        try:
-            return cls(read_json(path), str(path))
-        except RecordError as error:
-            fix = f"Restore the file, or delete it and run python book/figures/{cls.maker}"
-            raise RecordError(f"{error}. {fix}") from error
-
-    @classmethod
-    def read_all(cls, folder: Path | None = None) -> list[Self]:
-        """Every file of a folder (default: the committed ones); empty where there is none."""
-        return [cls.read(path) for path in sorted((folder or records_folder(cls.folder)).glob("*.json"))]

@@ -23,8 +23,8 @@ from apd.training.checkpoint import write_atomically
 from apd.training.detection import DetectionTask
 from apd.training.distributed import choose_device
 from apd.training.exit_codes import exit_code_of
-from apd.training.record import provenance, read_record
-from apd.training.run import records_folder, run_folder, trained_network
+from apd.training.record import provenance, read_record, records_folder
+from apd.training.run import run_folder, trained_network
 
 CAMPAIGN, DISTILLED = "scenes-detection", "roi_apd"
 IMAGES = 60

@@ -30,7 +30,7 @@ from apd.distillers.on_detectors import ReviewKD, pyramid_matching, roi_dkd, roi
 from apd.models.detector import build_detector
 from apd.models.detector_hooks import DetectorTap, teacher_view, training_step
 from apd.study.published_recipes import HEAD_WIDTH, scenes_detection_experiment
-from apd.training.run import records_folder
+from apd.training.record import records_folder
 from book.figures.speed import header, rounded, shown, write
 
 RECIPE = scenes_detection_experiment("student", seed=0)

@@ -26,7 +26,8 @@ from apd.distillers.base import build_distiller
 from apd.losses import task_loss
 from apd.study.recipes import recipe
 from apd.training.distributed import ALONE, choose_device
-from apd.training.run import records_folder, task_of
+from apd.training.record import records_folder
+from apd.training.run import task_of
 from apd.training.segmentation import distilled_of
 from apd.training.trainer import Trainer
 from book.figures.speed import header, rounded, shown, write

@@ -18,13 +18,13 @@ from apd.config.datasets import build_split
 from apd.config.experiment import Experiment, ExperimentError
 from apd.config.identity import to_dict
 from apd.report.correlations import NEEDED, Evidence
-from apd.report.perspectives import own_perspectives, scores_by_image, trained_distiller
+from apd.report.perspectives import own_perspectives, scores_by_image
 from apd.study.campaigns import scenes_experiment
 from apd.training.checkpoint import write_atomically
 from apd.training.distributed import choose_device
 from apd.training.exit_codes import exit_code_of
-from apd.training.record import provenance, read_record
-from apd.training.run import records_folder, run_folder, trained_network
+from apd.training.record import provenance, read_record, records_folder
+from apd.training.run import run_folder, trained_distiller, trained_network
 
 STUDENTS = ("student", "pixel_kd", "apd", "apd_without_kd")
 """Measured students. Those that are not needed have runs at the two extreme context shifts only."""

@@ -31,8 +31,7 @@ from apd.cost.measure import LOSS_SHAPES, Latency, LossShape, latency_of, loss_b
 from apd.data.batches import Batch
 from apd.study.recipes import recipe
 from apd.training.checkpoint import write_atomically
-from apd.training.record import provenance
-from apd.training.run import records_folder
+from apd.training.record import provenance, records_folder
 from apd.training.segmentation import SegmentationTask, build_network
 from apd.training.task import EAGER_STEPS
 from apd.training.trainer import TrainStep

@@ -24,7 +24,8 @@ from apd.study.campaign import Ledger, existing_records
 from apd.study.campaigns import CAMPAIGNS, experiments_of, untrained_teacher
 from apd.study.parallel import side_by_side
 from apd.training.distributed import ALONE, choose_device
-from apd.training.run import records_folder, repository, run_folder, runs_folder
+from apd.training.record import records_folder, repository
+from apd.training.run import run_folder, runs_folder
 from apd.training.run_log import UnfinishedRunsError
 from book.figures import speed as speed_table
 

@@ -23,8 +23,7 @@ from apd.report.detections import Findings, detection_comparisons, parts_of_ap
 from apd.report.figures import answers as reading
 from apd.report.figures import boxes
 from apd.report.statistics import ComparisonError, paired_difference, spread
-from apd.training.record import Record, RecordError, read_records
-from apd.training.run import records_folder
+from apd.training.record import Record, RecordError, read_records, records_folder
 
 
 @pytest.fixture(scope="module")

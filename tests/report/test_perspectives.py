@@ -24,9 +24,9 @@ from apd.distillers.base import build_distiller
 from apd.evaluation.inference import ConfusionMatrix, scores
 from apd.report import perspectives
 from apd.report.correlations import Evidence
-from apd.report.perspectives import compare_views, distance_to_shared, pairwise_cosine, trained_distiller, watch
+from apd.report.perspectives import compare_views, distance_to_shared, pairwise_cosine, watch
 from apd.training.checkpoint import CheckpointError
-from apd.training.run import run_folder, train, trained_network
+from apd.training.run import run_folder, train, trained_distiller, trained_network
 from apd.training.segmentation import build_network
 
 maker = book_script("perspective_evidence")

@@ -28,8 +28,7 @@ from apd.study import campaigns as study
 from apd.study.ablations import BEST, OTHER_METHODS, at_best, option_variants, plain_variants, variant_names
 from apd.study.campaigns import BEST_OTHER_METHODS, TUNED_METHODS, experiments_of
 from apd.study.recipes import LEARNING_RATES, METHOD_NAMES, SECONDS_OF_APD, SMALL_LEARNING_RATES, lengthened, recipe
-from apd.training.record import RecordError, read_records
-from apd.training.run import records_folder
+from apd.training.record import RecordError, read_records, records_folder
 
 VARIANTS = ("scenes-terms", "scenes-options", "scenes-rivals", "scenes-combined", "scenes-tuned")
 METHODS_OF = dict.fromkeys(VARIANTS, "scenes-tiny")

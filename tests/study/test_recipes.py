@@ -24,8 +24,8 @@ from apd.study.campaigns import experiments_of
 from apd.study.published_recipes import CLASSES_SEEN, PAPER_METHODS, PUBLISHED, PaperSize, leaves, paper_recipe
 from apd.study.recipes import METHODS, REAL_SIZES, Size, all_recipes, methods_of, recipe, value_sources
 from apd.training.checkpoint import save_weights
-from apd.training.record import read_records
-from apd.training.run import records_folder, run_folder, train
+from apd.training.record import read_records, records_folder
+from apd.training.run import run_folder, train
 from apd.training.segmentation import build_network
 
 CLASSES = {size: published.spec.num_classes for size, published in PUBLISHED.items()}

@@ -16,8 +16,8 @@ from small_experiments import tiny
 
 from apd.cli.app import main
 from apd.evaluation.inference import scores
-from apd.training.record import Record, RecordError, differences, read_record, read_records
-from apd.training.run import records_folder, train
+from apd.training.record import Record, RecordError, differences, read_record, read_records, records_folder
+from apd.training.run import train
 from apd.training.schema import with_digest
 
 FILES = {"taught": "scenes-tiny/apd-context1-seed0", "alone": "scenes-tiny-tuning/teacher-rate0.03"}

@@ -21,10 +21,9 @@ from apd.config.detection_config import InstanceDataConfig
 from apd.config.experiment import ExperimentError
 from apd.data.image_folder import DataError
 from apd.models.detector_hooks import DetectorTap, training_step
-from apd.report.perspectives import trained_distiller
 from apd.training import trainer as loop
 from apd.training.checkpoint import CheckpointError
-from apd.training.run import run_folder, task_of, train, trained_network
+from apd.training.run import run_folder, task_of, train, trained_distiller, trained_network
 from apd.training.run_log import CURVE_POINTS, LogLines, RunLog
 from apd.training.segmentation import build_network
 from apd.training.task import TeacherError, load_teacher

@@ -15,8 +15,8 @@ from apd.report.statistics import LONGER, Comparison, Difference, Spread, compar
 from apd.study.ablations import FACTORS, plain_variants, variant_names, variant_of_strength
 from apd.study.campaigns import experiments_of
 from apd.study.recipes import METHOD_NAMES, STUDENT_LEARNING_RATES, TEACHER_LEARNING_RATES
-from apd.training.record import Record, read_record
-from apd.training.run import records_folder, task_of
+from apd.training.record import Record, read_record, records_folder
+from apd.training.run import task_of
 
 _FIXED = "\u00a0"  # a space at which no line is broken
 

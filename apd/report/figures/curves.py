@@ -17,8 +17,7 @@ from apd.report.figures.answers import interval, on_val, validation_score
 from apd.report.figures.forest import MARKS, POINTS, signed
 from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
 from apd.study.recipes import METHOD_NAMES
-from apd.training.record import Record, RecordError
-from apd.training.run import records_folder
+from apd.training.record import Record, RecordError, records_folder
 from apd.training.schema import read_json
 
 TERMS = ("task", "pixel_kd", "observation", "alignment", "regularisation", "learning_rate")

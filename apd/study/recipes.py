@@ -20,7 +20,7 @@ AnyMethod = Literal[Method, published.DetectionMethod]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_NAMES: dict[str, str] = {
     "student": "baseline",
-    "student_equal_seconds": "baseline, equal time",
+    "student_equal_seconds": "equal-time baseline",
     "pixel_kd": "+ pixel KD",
     "apd_without_kd": "+ APD without pixel KD",
     "apd": "+ APD",

@@ -19,7 +19,7 @@ PAPER = {"width": 688, "height": 1017}  # A4 without its margins
 
 
 @pytest.mark.parametrize("chapter", ["notebooks/05_rivals.html", "reproduce_paper.html"])
-def test_every_column_fits_on_paper_and_what_is_folded_is_open(opened, chapter):
+def test_every_column_fits_on_paper_and_what_is_folded_is_open_but_code(opened, chapter):
     with opened(chapter, viewport=PAPER, color_scheme="dark") as page:
         page.emulate_media(media="print")
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -29,3 +29,4 @@ def test_every_column_fits_on_paper_and_what_is_folded_is_open(opened, chapter):
         assert page.locator("article details:not([open])").count() == 0
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
         assert not page.locator(".bd-sidebar-primary").is_visible()
+        assert not page.locator(".cell.tag_hide-input > details").first.is_visible()

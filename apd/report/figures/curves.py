@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 import apd.report.figures.style as page
 from apd.report.comparisons import ShiftSweep
 from apd.report.figures.answers import interval, on_val, validation_score
-from apd.report.figures.forest import MARKS, POINTS, signed
+from apd.report.figures.forest import MARKS, NARROW, POINTS, signed
 from apd.report.figures.style import INK, METHOD_COLOURS, Drawing, colour_of, drawing, figure, nothing, quiet_axes
 from apd.study.recipes import METHOD_NAMES
 from apd.training.record import Record, RecordError, records_folder
@@ -190,21 +190,28 @@ def bars(
     columns = {title: of for title, of in columns.items() if of}
     if not columns:
         return nothing(f"{axis}: 0 measurements yet.")
+    beside, *stacked = (_bars(columns, axis, text, log, lines) for lines in dict.fromkeys((1, len(columns))))
+    return page.arranged(beside, *stacked) if stacked else beside
+
+
+def _bars(columns: Mapping[str, Mapping[str, float]], axis: str, text: Callable, log: bool, lines: int) -> Drawing:
+    """Panels side by side, or in so many `lines`, for a phone."""
     names = list(dict.fromkeys(name for of in columns.values() for name in of))
     values = [value for of in columns.values() for value in of.values()]
     left = min(values) / 2 if log else 0.0  # bars from zero have no finite length on such an axis
-    with figure(width=page.WIDTH + 1.2 * (len(columns) - 1), height=1.0 + 0.27 * len(names)) as fig:
-        panels = fig.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, (title, of) in zip(panels, columns.items(), strict=True):
+    width = page.WIDTH + 1.2 * (len(columns) - 1) if lines == 1 else NARROW
+    with figure(width=width, height=0.5 + lines * (0.6 + 0.27 * len(names))) as fig:
+        panels = fig.subplots(lines, len(columns) // lines, sharex=True, sharey=True, squeeze=False)
+        for axes, (title, of) in zip(panels.flat, columns.items(), strict=True):
             colours = [colour_of("apd" if "APD" in f"{title} {name}" else "student") for name in of]
             places, lengths = [names.index(name) for name in of], [value - left for value in of.values()]
             drawn = axes.barh(places, lengths, 0.7, left, color=colours, linewidth=0)
             axes.bar_label(drawn, [text(value) for value in of.values()], padding=4)
             axes.set_xscale("log" if log else "linear")
-            axes.set_xlim(left, max(values) * (10 if log else 1.1 + 0.15 * len(columns)))
+            axes.set_xlim(left, max(values) * (10 if log else 1.1 + 0.15 * len(columns) / lines))
             for label in axes.get_xticklabels():  # powers of ten
                 label.set_parse_math(log)
-            axes.set_title(textwrap.fill(title, 20))
+            axes.set_title(textwrap.fill(title, 20 if lines == 1 else 28))
             quiet_axes(axes, grid="x")
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)

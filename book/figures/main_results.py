@@ -124,7 +124,7 @@ def page(found: Sequence[Result]) -> str:
         for mode in MODES
     )
     read = HOW_TO_READ.format("Gain of APD, paired by seed")
-    caption = f"{read} Below a data set stands the teacher’s score. Detectors have KD of boxes in the place of pixel KD."
+    caption = f"{read} Below a data set stands the teacher’s score. Detectors have KD of boxes in place of pixel KD."
     return "\n".join(
         [
             "::::{admonition} Should I use APD? It depends on what you would do instead.",

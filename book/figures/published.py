@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 from svg import Colours, Drawing, short
 
-from apd.report.comparisons import Corrected, holm_corrected
 from apd.report.figures.answers import interval, points, read_campaigns
-from apd.report.figures.tables import QUESTIONS
-from apd.report.statistics import DATA_NAMES, LONGER, Comparison, compare, mean_interval
+from apd.report.statistics import DATA_NAMES, LONGER, Comparison, Difference, compare, mean_interval
 from apd.study.campaigns import CAMPAIGNS
 from apd.study.published_recipes import PUBLISHED
 
@@ -34,31 +32,25 @@ class Gain(NamedTuple):
 
     name: str
     remark: str
-    over_baseline: Corrected
-    equal_time: Corrected | None = None
+    over_baseline: Difference
+    equal_time: Difference | None = None
 
 
 def published() -> list[Gain]:
-    """One run each, so a mean without an interval."""
+    """One number each, so a mean without an interval."""
     found = {name: mean_interval({0: (p.with_apd - p.alone) / 100}) for name, p in PUBLISHED.items() if name in NAMES}
-    return [Gain(NAMES[name], "published", Corrected(gain, float("nan"), False)) for name, gain in found.items()]
+    return [Gain(NAMES[name], "published", gain) for name, gain in found.items()]
 
 
 @cache
 def ours() -> list[Gain]:
-    """From the committed records, the five questions of a data set Holm-corrected together as in its chapter."""
+    """From the committed records, of every data set that has two seeds of APD."""
     campaigns, _ = read_campaigns([name for name in OURS if name in CAMPAIGNS])
     rows = []
     for name, comparison in ((name, one) for name, records in campaigns.items() for one in compare(records)):
-        found = {question: comparison.difference(*question[:2]) for question in QUESTIONS}
-        several = {
-            question[1]: row
-            for question, row in holm_corrected(found).items()
-            if question[0] == "apd" and len(row.found.pairs) > 1
-        }
-        if "student" in several:
-            title, remark = _named(name, comparison)
-            rows.append(Gain(title, remark, several["student"], several.get(LONGER)))
+        gain, equal = (comparison.difference("apd", other) for other in ("student", LONGER))
+        if len(gain.pairs) > 1:
+            rows.append(Gain(*_named(name, comparison), gain, equal if len(equal.pairs) > 1 else None))
     return rows
 
 
@@ -76,7 +68,7 @@ def draw(colours: Colours) -> Drawing:
     """A dot for each gain, with its interval where there is one."""
     rows = [*published(), *ours()]
     d = Drawing(460, 92 + ROW * len(rows), "Gains of APD in points of mIoU, published and measured here", colours)
-    ends = [end for row in rows for one in row[2:] if one for end in one.found[:3] if end == end]
+    ends = [end for row in rows for one in row[2:] if one for end in one[:3] if end == end]
     low, high = min(0, *ends), max(ends)
 
     def x(value: float) -> float:
@@ -107,11 +99,11 @@ def draw(colours: Colours) -> Drawing:
     return d
 
 
-def _gain(d: Drawing, row: Corrected, x: Callable[[float], float], y: float, colour: str, mark: Mark) -> None:
-    if row.found.low == row.found.low:
-        whisker = f"M{short(x(row.found.low))} {y} H{short(x(row.found.high))}"
+def _gain(d: Drawing, found: Difference, x: Callable[[float], float], y: float, colour: str, mark: Mark) -> None:
+    if found.low == found.low:
+        whisker = f"M{short(x(found.low))} {y} H{short(x(found.high))}"
         d.add("path", d=whisker, stroke=colour, stroke_width=2)
-    mark(d, x(row.found.mean), y, colour)
+    mark(d, x(found.mean), y, colour)
 
 
 def _dot(d: Drawing, x: float, y: float, colour: str) -> None:
@@ -132,18 +124,18 @@ def table() -> Iterator[str]:
     yield "| data set | runs | APD − baseline | APD − equal-time baseline |"
     yield "| --- | --- | ---: | ---: |"
     for row in published():
-        yield f"| {row.name} | published | {points(row.over_baseline.found.mean, 2)} | not reported |"
+        yield f"| {row.name} | published | {points(row.over_baseline.mean, 2)} | not reported |"
     for row in ours():
-        later = interval(row.equal_time.found) if row.equal_time else "–"
-        yield f"| {row.name} | {row.remark} | {interval(row.over_baseline.found)} | {later} |"
+        later = interval(row.equal_time) if row.equal_time else "–"
+        yield f"| {row.name} | {row.remark} | {interval(row.over_baseline)} | {later} |"
 
 
 def answer() -> str:
     """What is published, in a sentence."""
-    low, high = (points(how(row.over_baseline.found.mean for row in published()), 2)[1:] for how in (min, max))
+    low, high = (points(how(row.over_baseline.mean for row in published()), 2)[1:] for how in (min, max))
     return (
         f"The authors report gains of {low} to {high} points of mIoU over the baseline on three data sets, one number "
         "each, for one pair of networks; how many runs stand behind it is not said. No publication that could be read "
-        "compares APD with a baseline of equal training time, or reports a spread over seeds. The figure shows the "
+        "compares APD with a baseline of equal training time, or reports its spread over seeds. The figure shows the "
         "published gains beside those of this study."
     )

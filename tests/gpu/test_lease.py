@@ -67,7 +67,8 @@ def test_the_whole_lease_is_rehearsed_from_packing_to_unpacking(tmp_path):
     assert " passed" in (out / "checks" / "gpu-tests.txt").read_text()
     (table,) = (out / "checks").glob("*.json")
     assert {row["recipe"] for row in json.loads(table.read_text())["published"]} == {"tiny"}
-    assert "cuda_graph = False, " in (out / "checks" / "switches.txt").read_text()
+    switches = (out / "checks" / "switches.txt").read_text()
+    assert ("cuda_graph = False, " in switches, "2 processes: " in switches) == (True, True)
 
     (out / "campaign").mkdir()
     printed = call(there, "campaign", "toy", OUT=out / "campaign")

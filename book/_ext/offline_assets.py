@@ -1,21 +1,19 @@
-"""MathJax and icons from installed wheels, so that no page of the book loads anything from elsewhere, or for nothing.
-
-They are copied into the built book rather than kept under the source's ``_static``: jupyter-book puts every script that
-it finds there on every page.
-"""
+"""Formulas as MathML and fonts from installed wheels: no page loads anything from elsewhere, or for nothing."""
 
 import base64
-import importlib
 import io
 import re
-import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
+from docutils import nodes
 from fontTools import subset
 from fontTools.ttLib import TTFont
+from latex2mathml.converter import convert
+from sphinx.util import logging
 
 VENDOR = "_static/vendor"
-MATHJAX = "tex-chtml-full.js", "output/chtml/fonts/woff-v2"  # one file with all of TeX; a page loads the fonts it needs
+STIX = "STIXTwoMath-Regular.ttf"
 # of 1400 icons: what the theme's pages and admonitions show; another one would still come from the theme's own font
 ICONS = (
     "f002 f00d f010 f015 f019 f03a f03b f042 f04b f053 f054 f057 f058 f05a f062 f064 f06a f071 f078 f0c9 f0eb f0f3 "
@@ -24,6 +22,8 @@ ICONS = (
 FONT = """@font-face {{ font-family: "Font Awesome 6 Free"; font-weight: 900; unicode-range: {ranges};
 src: url(data:font/woff;base64,{data}) format("woff"); }}
 """
+# Latin and Greek, upright and italic, and operators: a formula of other signs would still show, in the reader's font
+LETTERS = "20-7E D7 391-3C9 2016 210E 2190-2193 2200-22FF 2308-230B 27E8-27E9 1D434-1D467 1D6E2-1D71B"
 REPAIRS = (
     # docutils gives its citation list the role of a list without list items: screen readers stumble
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),
@@ -39,26 +39,39 @@ ICON_SCRIPT = re.compile(SCRIPT.format("fontawesome"))
 SEARCH = re.compile(SCRIPT.format("searchtools|language_data|searchindex"))
 
 
-def icon_font(theme_font):
-    font, kept = TTFont(theme_font), io.BytesIO()
-    subsetter = subset.Subsetter()
-    subsetter.populate(unicodes=[int(icon, 16) for icon in ICONS.split()])
+def cut(font, codes, **kept):
+    """A font with these characters alone, as woff."""
+    font, file = TTFont(font), io.BytesIO()
+    subsetter = subset.Subsetter(subset.Options(**kept))
+    subsetter.populate(unicodes=codes)
     subsetter.subset(font)
     font.flavor = "woff"
-    font.save(kept)
-    return FONT.format(
-        ranges=", ".join(f"U+{icon}" for icon in ICONS.split()), data=base64.b64encode(kept.getvalue()).decode()
-    )
+    font.save(file)
+    return file.getvalue()
+
+
+def formula(translator, node):
+    """Browsers set MathML themselves, and screen readers read it."""
+    block = isinstance(node, nodes.math_block)
+    found = convert(node.astext(), display="block" if block else "inline")
+    if "\\" in found or re.search('mathvariant="(?!normal)', found):
+        logging.getLogger(__name__).warning("MathML has no such thing: %s", node.astext(), location=node)
+    tag = 'div tabindex="0"' if block else "span"
+    translator.body.append(f'<{tag} class="math notranslate">{found}</{tag.split()[0]}>')
+    raise nodes.SkipNode
 
 
 def copy_assets(app, exception):
     if exception is not None or app.builder.format != "html":
         return
     folder = Path(app.outdir, VENDOR)
-    mathjax = Path(importlib.import_module("sphinx-mathjax-offline").__file__).parent / "static" / "mathjax"
-    shutil.copytree(mathjax / MATHJAX[1], folder / MATHJAX[1], dirs_exist_ok=True)
-    shutil.copyfile(mathjax / MATHJAX[0], folder / MATHJAX[0])
-    (folder / "icons.css").write_text(icon_font(folder / "fontawesome" / "webfonts" / "fa-solid-900.ttf"))
+    icons = cut(folder / "fontawesome" / "webfonts" / "fa-solid-900.ttf", [int(icon, 16) for icon in ICONS.split()])
+    ranges = ", ".join(f"U+{icon}" for icon in ICONS.split())
+    (folder / "icons.css").write_text(FONT.format(ranges=ranges, data=base64.b64encode(icons).decode()))
+    stix = Path(find_spec("ziamath").origin).parent / "fonts" / STIX
+    spans = [[int(end, 16) for end in part.split("-")] for part in LETTERS.split()]
+    letters = [code for low, *high in spans for code in range(low, (high or [low])[0] + 1)]
+    (folder / "formulas.woff").write_bytes(cut(stix, letters, layout_features=["ssty"]))
     for page in Path(app.outdir).rglob("*.html"):
         text = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")).replace(*UNFOLD)
         page.write_text(text if page.name == "search.html" else SEARCH.sub("", text), encoding="utf-8")
@@ -72,15 +85,14 @@ def tidy_page(app, pagename, templatename, context, doctree):
     kept = {}  # Sphinx 7.4 emits inline scripts twice; jupyter-book's thebe names a CDN, for a button not shown
     for script in context["script_files"]:
         inline = getattr(script, "attributes", {}).get("body") or ""
-        text = f"{getattr(script, 'filename', script)}{inline}".lower()
-        sets_formulas = "mathjax" in text or MATHJAX[0] in text
-        if "thebe" not in text and ('class="math' in body or not sets_formulas):  # Sphinx: or those of its children
+        if "thebe" not in f"{getattr(script, 'filename', script)}{inline}".lower():
             kept.setdefault(inline or str(script), script)
     context["script_files"][:] = kept.values()
 
 
 def setup(app):
-    app.config.mathjax_path = f"vendor/{MATHJAX[0]}"
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+    app.config.html_math_renderer = "mathml"
     app.add_css_file("vendor/icons.css")
     app.connect("build-finished", copy_assets)
     app.connect("html-page-context", tidy_page, priority=900)

@@ -95,8 +95,7 @@ AXE_RUN = """async () => {
 }"""
 IN_PAGE = {  # a selector, and of what is found that which counts and how to name it
     "image that is not shown": ("img", "e.loading != 'lazy' && !e.naturalWidth", "e.src"),
-    "equation that is not set": (".math", "!e.querySelector('mjx-container')", "e.innerText"),
-    "equation in error": ("mjx-merror, [data-mml-node=merror]", "true", "e.outerHTML"),
+    "equation that is not set": (".math", "!e.querySelector('math')?.getBoundingClientRect().width", "e.innerText"),
     "text that leaves its drawing": (
         "svg.apd-drawing text",
         "(([t, d]) => t.left < d.left - 1 || t.right > d.right + 1)"

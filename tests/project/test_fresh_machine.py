@@ -1,6 +1,6 @@
 """On a fresh machine `make` is never silent, advice and CI are right, and all files describe one environment."""
 
-import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -156,10 +156,10 @@ def test_every_installed_version_of_the_lock_admits_the_oldest_and_the_newest_py
 def test_what_the_book_copies_into_its_pages_comes_from_packages_that_are_asked_for(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     assets = importlib.import_module("offline_assets")
-    mathjax = Path(importlib.import_module("sphinx-mathjax-offline").__file__).parent / "static" / "mathjax"
-    assert all((mathjax / part).exists() for part in assets.MATHJAX)
+    assert Path(importlib.util.find_spec("ziamath").origin).with_name("fonts").joinpath(assets.STIX).exists()
     asked = {canonicalize_name(requirement.name) for requirement in direct_requirements()}
-    assert {"sphinx-mathjax-offline", assets.subset.__name__.split(".")[0].lower()} <= asked
+    used = (module.__name__.split(".")[0].lower() for module in (assets.subset, sys.modules[assets.convert.__module__]))
+    assert {"ziamath", *used} <= asked
 
 
 def test_no_file_of_the_environment_names_the_address_of_a_registry():

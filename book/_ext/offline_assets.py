@@ -1,6 +1,7 @@
 """Formulas as MathML and fonts from installed wheels: no page loads anything from elsewhere, or for nothing."""
 
 import base64
+import html
 import io
 import re
 from importlib.util import find_spec
@@ -22,8 +23,7 @@ ICONS = (
 FONT = """@font-face {{ font-family: "Font Awesome 6 Free"; font-weight: 900; unicode-range: {ranges};
 src: url(data:font/woff;base64,{data}) format("woff"); }}
 """
-# Latin and Greek, upright and italic, and operators: a formula of other signs would still show, in the reader's font
-LETTERS = "20-7E D7 391-3C9 2016 210E 2190-2193 2200-22FF 2308-230B 27E8-27E9 1D434-1D467 1D6E2-1D71B"
+ITALIC = {0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)}  # as a browser sets a letter that stands alone
 REPAIRS = (
     # docutils gives its citation list the role of a list without list items: screen readers stumble
     ('<div role="list" class="citation-list">', '<div class="citation-list">'),
@@ -69,12 +69,12 @@ def copy_assets(app, exception):
     ranges = ", ".join(f"U+{icon}" for icon in ICONS.split())
     (folder / "icons.css").write_text(FONT.format(ranges=ranges, data=base64.b64encode(icons).decode()))
     stix = Path(find_spec("ziamath").origin).parent / "fonts" / STIX
-    spans = [[int(end, 16) for end in part.split("-")] for part in LETTERS.split()]
-    letters = [code for low, *high in spans for code in range(low, (high or [low])[0] + 1)]
-    (folder / "formulas.woff").write_bytes(cut(stix, letters, layout_features=["ssty"]))
+    signs = set(ITALIC)
     for page in Path(app.outdir).rglob("*.html"):
         text = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")).replace(*UNFOLD)
         page.write_text(text if page.name == "search.html" else SEARCH.sub("", text), encoding="utf-8")
+        signs.update(map(ord, html.unescape("".join(re.findall("<math.*?</math>", text, re.DOTALL)))))
+    (folder / "formulas.woff").write_bytes(cut(stix, signs, layout_features=["ssty"]))
 
 
 def tidy_page(app, pagename, templatename, context, doctree):

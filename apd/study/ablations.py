@@ -8,8 +8,8 @@ from apd.distillers.apd import APDConfig
 from apd.distillers.base import DistillerConfig
 from apd.distillers.cirkd import CIRKDConfig
 from apd.distillers.features import AttentionTransferConfig, CWDConfig, FitNetConfig, MGDConfig
-from apd.distillers.logits import DISTConfig, DKDConfig, PixelKDConfig
-from apd.distillers.relations import IFVDConfig, SKDConfig
+from apd.distillers.logits import DISTConfig, DKDConfig, LSKDConfig, PixelKDConfig
+from apd.distillers.relations import I2CKDConfig, IDDConfig, IFVDConfig, SKDConfig
 
 
 class Variant(NamedTuple):
@@ -77,13 +77,16 @@ OTHER_METHODS: dict[str, tuple[str, DistillerConfig]] = {
     "attention_transfer": ("AT", AttentionTransferConfig()),
     "skd": ("SKD", SKDConfig()),
     "ifvd": ("IFVD", IFVDConfig()),
+    "i2ckd": ("I2CKD", I2CKDConfig()),
+    "idd": ("IDD", IDDConfig()),
     "cwd": ("CWD", CWDConfig()),
     "cirkd": ("CIRKD", CIRKDConfig()),
     "mgd": ("MGD", MGDConfig()),
     "dist": ("DIST", DISTConfig()),
     "dkd": ("DKD", DKDConfig()),
+    "lskd": ("LSKD", LSKDConfig()),
 }
-"""The other methods at their published weights, by key."""
+"""The other methods at their published weights, by key (those of I2CKD and IDD are own choices)."""
 IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
 """Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
 FACTORS = (0.1, 1.0, 10.0)

@@ -91,7 +91,10 @@ IN_PLACE_OF_KD = ("dist", "dkd", "lskd")
 """Methods on the logits that are published as replacements of pixel KD; the others have it beside them, weight 1."""
 FACTORS = (0.1, 1.0, 10.0)
 """What the weights of a method are multiplied by in its trials: every method gets the same three."""
-BEST: dict[str, float] = {"attention_transfer": 0.1, "skd": 10.0, "ifvd": 0.1, "cwd": 0.1, "cirkd": 0.1, "mgd": 0.1}
+BEST: dict[str, float] = {
+    **dict.fromkeys(("attention_transfer", "ifvd", "idd", "cwd", "cirkd", "mgd", "lskd"), 0.1),
+    **{"skd": 10.0, "i2ckd": 10.0},
+}
 """The factor with which a method's trial was best on val, where that is not 1; a test holds it to the records."""
 WEIGHTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("apd", "roi_apd", "dense_apd"), ("alignment", "observation")),

@@ -21,8 +21,6 @@ REFERENCE = ("api", "genindex", "references", "search")
 HOW_TO = ("command_line", "data", "design_notes", "loops", "networks", "own_loop", "paper_and_code", "reproduce")
 """And of pages without results."""
 APART = {LONG: REFERENCE, LATE: REFERENCE + HOW_TO}
-NOT_YET: dict[str, tuple[str, ...]] = {}
-"""By page, what it has all the same: a page that is mended has to leave this list."""
 
 
 @pytest.mark.parametrize(
@@ -33,9 +31,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {}
         *(LATE, LONG, BARE, *WIDE),
     ],
 )
-def test_a_page_has_no(visit, name, kind, request):
-    if kind in NOT_YET.get(name, ()):
-        request.applymarker(pytest.mark.xfail(strict=True))
+def test_a_page_has_no(visit, name, kind):
     assert name.startswith(APART.get(kind, ())) or visit(name)[kind] == []
 
 
@@ -56,10 +52,6 @@ def test_equations_are_set_in_the_font_that_comes_along(opened):
         loaded = page.evaluate("[...document.fonts].filter(f => f.status == 'loaded').map(f => f.family)")
         assert "STIX Two Math" in " ".join(loaded)
         assert page.locator("div.math math").count() > 0
-
-
-def test_the_pages_of_the_list_are_there(book):
-    assert [page for page in NOT_YET if not (book / page).is_file()] == []
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_a_page_without_interactive_figures_is_light(name, book):
 PAPER = {"width": 688, "height": 1017}  # A4 without its margins
 
 
-@pytest.mark.parametrize("chapter", ["notebooks/05_rivals.html", "reproduce_paper.html"])
+@pytest.mark.parametrize("chapter", ["notebooks/04_ablations.html", "notebooks/05_rivals.html", "reproduce_paper.html"])
 def test_every_column_fits_on_paper_and_what_is_folded_is_open_but_code(opened, chapter):
     with opened(chapter, viewport=PAPER, color_scheme="dark") as page:
         page.emulate_media(media="print")
